@@ -1,0 +1,2 @@
+//! The ringscope daemon.
+fn main() {}

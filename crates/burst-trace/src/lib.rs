@@ -1,0 +1,1 @@
+//! Stages, clock, burst records and the flight recorder.

@@ -1,0 +1,2 @@
+//! The ringscope tool.
+fn main() {}

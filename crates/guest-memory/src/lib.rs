@@ -1,0 +1,1 @@
+//! Guest-physical addresses to checked host bytes.

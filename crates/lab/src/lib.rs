@@ -1,0 +1,1 @@
+//! Guests, namespaces and the agent.

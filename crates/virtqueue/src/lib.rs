@@ -1,0 +1,1 @@
+//! Ring engines, device side.

@@ -1,0 +1,1 @@
+//! The loop that joins rings, datapath and trace.
