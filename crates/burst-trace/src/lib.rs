@@ -1,1 +1,23 @@
-//! Stages, clock, burst records and the flight recorder.
+//! Where the time of every burst of packets goes, and the flight recorder that keeps it.
+//!
+//! A leaf crate: the daemon writes with [`Recorder`] and [`Writer`], tools read with [`Reader`].
+//!
+//! - [`stage`]: the closed list of stages, directions and drop causes.
+//! - [`clock`]: the CPU counter, plainly read, and its relation to `CLOCK_MONOTONIC`.
+//! - [`record`]: the 64 bytes that one burst leaves behind.
+//! - [`file`](mod@file): the layout of `NAME.trace` and the words it is made of.
+//! - [`writer`]: the daemon's end; [`reader`]: everyone else's.
+
+pub mod clock;
+pub mod file;
+pub mod reader;
+pub mod record;
+pub mod stage;
+mod sys;
+pub mod writer;
+
+pub use clock::{Clock, ClockKind};
+pub use reader::{Cursor, ReadError, Reader};
+pub use record::{BurstRecord, RecordKind};
+pub use stage::{Direction, DropCause, Stage};
+pub use writer::{Recorder, RecorderError, RecorderOptions, Writer};

@@ -1,0 +1,210 @@
+//! The closed list of stages, directions and drop causes. STAGE names are the ones that every report
+//! and the command line use.
+
+/// Which way a packet goes, seen from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// Guest to wire: virtio-net's transmit queues (odd virtqueue indices).
+    Tx,
+    /// Wire to guest: virtio-net's receive queues (even virtqueue indices).
+    Rx,
+}
+
+impl Direction {
+    /// The direction of the virtqueue with index `ring` (virtio 1.2, 5.1.2: receiveq1, transmitq1, ...).
+    #[inline]
+    #[must_use]
+    pub const fn of_ring(ring: u16) -> Self {
+        if ring % 2 == 1 { Self::Tx } else { Self::Rx }
+    }
+
+    /// `tx` or `rx`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tx => "tx",
+            Self::Rx => "rx",
+        }
+    }
+
+    /// The daemon's own stages of this direction, in the order a burst goes through them. The position
+    /// in this list is the position in [`BurstRecord::stages`](crate::BurstRecord::stages).
+    #[must_use]
+    pub const fn stages(self) -> &'static [Stage] {
+        use Stage::{Complete, Egress, Gather, Notice, Place, Publish, Queued, Signal, Starved};
+        match self {
+            Self::Tx => &[Notice, Queued, Gather, Egress, Complete, Signal],
+            Self::Rx => &[Notice, Starved, Place, Publish, Signal],
+        }
+    }
+}
+
+/// The most stages that one direction has.
+pub const STAGES_MAX: usize = 6;
+
+/// A time between two neighbouring boundaries that the daemon measures itself (tier D).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Wake (epoll returned, or end of the last empty poll) until the work was seen.
+    Notice,
+    /// TX: seen until this burst was taken: the ring held more than one burst.
+    Queued,
+    /// TX: taken until every chain was copied, checked and translated.
+    Gather,
+    /// TX: gathered until the datapath took the frames.
+    Egress,
+    /// TX: taken by the datapath until the used entries were published.
+    Complete,
+    /// RX: frames in sight until guest buffers were at hand (0 when they were).
+    Starved,
+    /// RX: buffers at hand until header and bytes were in guest memory.
+    Place,
+    /// RX: placed until the used entries were published.
+    Publish,
+    /// Published until the call eventfd was written, or found suppressed.
+    Signal,
+}
+
+impl Stage {
+    /// Every stage, TX's order first.
+    pub const ALL: [Self; 9] = [
+        Self::Notice,
+        Self::Queued,
+        Self::Gather,
+        Self::Egress,
+        Self::Complete,
+        Self::Starved,
+        Self::Place,
+        Self::Publish,
+        Self::Signal,
+    ];
+
+    /// The stage's name in reports and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Notice => "notice",
+            Self::Queued => "queued",
+            Self::Gather => "gather",
+            Self::Egress => "egress",
+            Self::Complete => "complete",
+            Self::Starved => "starved",
+            Self::Place => "place",
+            Self::Publish => "publish",
+            Self::Signal => "signal",
+        }
+    }
+
+    /// The stage called `name`, if there is one.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|stage| stage.name() == name)
+    }
+
+    /// What to tune when this stage is large in `direction`: one line for a person.
+    #[must_use]
+    pub const fn advice(self, direction: Direction) -> &'static str {
+        match (self, direction) {
+            (Self::Notice, _) => {
+                "event-loop work before the ring is looked at; split queues over workers"
+            }
+            (Self::Queued, _) => "the ring held more than a burst: head-of-line wait",
+            (Self::Gather, _) => "indirect and long chains; huge pages",
+            (Self::Egress, _) => "the datapath: tap's writev, AF_XDP's kick",
+            (Self::Complete, _) => "completion batching",
+            (Self::Starved, _) => "guest too slow, ring too small",
+            (Self::Place, _) => "frame size, NUMA, checksum work",
+            (Self::Publish, _) => "mergeable buffers, batching",
+            (Self::Signal, _) => "event index; interrupt suppression",
+        }
+    }
+}
+
+macro_rules! drop_causes {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Why a packet or a buffer chain went no further. Every drop has exactly one cause and is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropCause { $($(#[$doc])* $variant,)* }
+
+        impl DropCause {
+            /// Every cause, in the order of its number in the recorder file.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The cause's name in reports.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+drop_causes! {
+    /// TX: a descriptor points outside guest memory, or its address and length wrap 64 bits.
+    TxUnmapped = "tx_unmapped_buffer",
+    /// TX: a descriptor that the device may write stands where only readable ones may.
+    TxDirection = "tx_wrong_direction",
+    /// TX: more segments than the kernel takes in one system call.
+    TxSegments = "tx_too_many_segments",
+    /// TX: the chain is no longer than the net header.
+    TxTooShort = "tx_too_short",
+    /// TX: the frame is longer than the datapath can take.
+    TxTooLong = "tx_too_long",
+    /// TX: the kernel or the datapath refused the frame's virtio-net header or length.
+    TxRefused = "tx_refused_by_datapath",
+    /// TX: the interface is down or gone.
+    TxLinkDown = "tx_link_down",
+    /// TX: the host had no memory or buffers for the frame.
+    TxNoMemory = "tx_host_out_of_memory",
+    /// TX: any other error of the datapath.
+    TxError = "tx_datapath_error",
+    /// TX: the front end disabled the queue; what the guest still sends is discarded.
+    TxDisabled = "tx_queue_disabled",
+    /// RX: a descriptor points outside guest memory, or its address and length wrap 64 bits.
+    RxUnmapped = "rx_unmapped_buffer",
+    /// RX: a descriptor that the device may only read stands where only writable ones may.
+    RxDirection = "rx_wrong_direction",
+    /// RX: more segments than the kernel takes in one system call.
+    RxSegments = "rx_too_many_segments",
+    /// RX: a buffer chain without any room.
+    RxEmptyChain = "rx_empty_buffer",
+    /// RX: the frame is larger than the guest's buffer (without mergeable buffers).
+    RxTooBig = "rx_frame_larger_than_buffer",
+    /// RX: no more guest buffers came for a frame that needs several.
+    RxNoBuffers = "rx_guest_buffers_ran_out",
+    /// RX: a frame was waiting for buffers when its queue stopped.
+    RxStopped = "rx_queue_stopped",
+    /// RX: any error of the datapath when a frame was read.
+    RxError = "rx_datapath_error",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stage_is_found_by_its_name() {
+        for stage in Stage::ALL {
+            assert_eq!(Stage::from_name(stage.name()), Some(stage));
+        }
+        assert_eq!(Stage::from_name("wakeup"), None);
+    }
+
+    #[test]
+    fn both_directions_fit_a_record_and_cover_every_stage() {
+        let covered: Vec<_> = [Direction::Tx, Direction::Rx]
+            .iter()
+            .flat_map(|direction| direction.stages())
+            .collect();
+        assert!(Stage::ALL.iter().all(|stage| covered.contains(&stage)));
+        assert!(Direction::Tx.stages().len() <= STAGES_MAX);
+    }
+
+    #[test]
+    fn drop_causes_are_numbered_in_their_order() {
+        for (number, cause) in DropCause::ALL.iter().enumerate() {
+            assert_eq!(*cause as usize, number);
+        }
+    }
+}

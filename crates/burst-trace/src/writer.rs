@@ -1,0 +1,278 @@
+//! The daemon's end of the flight recorder: [`Recorder`] makes the file, a [`Writer`] a worker fills it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::clock::{Anchor, Clock};
+use crate::file::{FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, VERSION, Words, word};
+use crate::reader::Reader;
+use crate::record::{BurstRecord, RECORD_WORDS, RecordKind};
+use crate::stage::DropCause;
+
+/// What a recorder is made for.
+#[derive(Clone, Debug)]
+pub struct RecorderOptions {
+    /// The file: `RUN_DIR/NAME.trace`.
+    pub path: PathBuf,
+    /// How many workers write.
+    pub workers: usize,
+    /// How many queue pairs the device has.
+    pub queue_pairs: usize,
+    /// Records a worker; rounded up to a power of two.
+    pub capacity: usize,
+    /// What a report should know of this run, as JSON text.
+    pub facts: String,
+}
+
+/// Why a recorder could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RecorderError {
+    /// The file system refused.
+    #[error(
+        "cannot make the flight recorder {path}: {source}; choose another --run-dir, or --trace off"
+    )]
+    Io {
+        /// The recorder's file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// Another daemon that still runs writes this file.
+    #[error("{path} is being written by process {pid}; choose another --name, or end that daemon")]
+    InUse {
+        /// The recorder's file.
+        path: PathBuf,
+        /// The process that writes it.
+        pid: u64,
+    },
+}
+
+/// The flight recorder file, being written.
+///
+/// Dropping it marks the file as ended in order; the file stays, for those who want to look at it.
+#[derive(Debug)]
+pub struct Recorder {
+    words: Arc<Words>,
+    layout: Layout,
+    path: PathBuf,
+}
+
+impl Recorder {
+    /// Makes the file with all its space reserved, and its header.
+    ///
+    /// What a daemon that crashed left behind is kept beside it as `NAME.trace.crashed`.
+    ///
+    /// # Errors
+    /// When another daemon writes the file, or the system refuses.
+    pub fn create(options: &RecorderOptions, clock: &Clock) -> Result<Self, RecorderError> {
+        let path = &options.path;
+        let io_error = |source| RecorderError::Io { path: path.clone(), source };
+        set_aside_what_is_there(path)?;
+        let layout = Layout {
+            workers: options.workers,
+            queue_pairs: options.queue_pairs,
+            capacity: options.capacity.next_power_of_two(),
+        };
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).map_err(io_error)?;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(path)
+            .map_err(io_error)?;
+        reserve(&file, layout.words() as u64 * 8).map_err(|error| {
+            // Nothing is left behind: a file without its space would end the daemon with SIGBUS.
+            let _ = fs::remove_file(path);
+            io_error(error)
+        })?;
+        let words = Arc::new(Words::map_writable(&file).map_err(io_error)?);
+        let recorder = Self { words, layout, path: path.clone() };
+        recorder.write_header(&options.facts, clock);
+        Ok(recorder)
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The writer of `worker`. Each worker has one, and only one.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    #[must_use]
+    pub fn writer(&self, worker: usize, clock: Clock) -> Writer {
+        assert!(worker < self.layout.workers, "no such worker in the recorder");
+        let anchor = clock.anchor();
+        Writer {
+            words: Arc::clone(&self.words),
+            layout: self.layout,
+            head: 0,
+            head_at: self.layout.head(worker),
+            records_at: self.layout.records(worker),
+            clock,
+            start: anchor,
+            refresh_at: anchor.ticks + clock.ticks_per_second(),
+            keeps_anchor: worker == 0,
+        }
+    }
+
+    fn write_header(&self, facts: &str, clock: &Clock) {
+        let header = self.words.slice(0, crate::file::HEADER_WORDS);
+        let set = |at: usize, value: u64| header[at].store(value, Ordering::Relaxed);
+        set(word::VERSION, VERSION);
+        set(word::WORKERS, self.layout.workers as u64);
+        set(word::QUEUE_PAIRS, self.layout.queue_pairs as u64);
+        set(word::CAPACITY, self.layout.capacity as u64);
+        set(word::CLOCK, clock.kind() as u64);
+        set(word::TICKS_PER_SECOND, clock.ticks_per_second());
+        set(word::PID, u64::from(std::process::id()));
+        set(word::RUNNING, 1);
+        let facts = &facts.as_bytes()[..facts.len().min(FACTS_BYTES_MAX)];
+        set(word::FACTS_LEN, facts.len() as u64);
+        for (n, chunk) in facts.chunks(8).enumerate() {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            set(word::FACTS + n, u64::from_le_bytes(bytes));
+        }
+        let anchor = clock.anchor();
+        store_anchor(&header[word::ANCHOR_START..], anchor);
+        store_anchor(&header[word::ANCHOR_LATEST..], anchor);
+        header[word::MAGIC].store(MAGIC, Ordering::Release);
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.words.at(word::RUNNING).store(0, Ordering::Release);
+    }
+}
+
+/// A worker's end of the recorder: one producer, no lock, no system call.
+#[derive(Debug)]
+pub struct Writer {
+    words: Arc<Words>,
+    layout: Layout,
+    head: u64,
+    head_at: usize,
+    records_at: usize,
+    clock: Clock,
+    start: Anchor,
+    refresh_at: u64,
+    keeps_anchor: bool,
+}
+
+impl Writer {
+    /// Leaves a burst behind and adds it to its ring's totals.
+    #[inline]
+    pub fn burst(&mut self, record: &BurstRecord) {
+        let totals = self.words.slice(self.layout.ring(usize::from(record.ring)), 3);
+        add(&totals[0], u64::from(record.packets));
+        add(&totals[1], u64::from(record.bytes));
+        add(&totals[2], 1);
+        self.push(record);
+        if self.keeps_anchor && record.last >= self.refresh_at {
+            self.refresh_anchor();
+        }
+    }
+
+    /// Counts `packets` of virtqueue `ring` that went no further at time `ticks`, and leaves it in the
+    /// recorder.
+    #[cold]
+    pub fn dropped(&mut self, ring: u16, cause: DropCause, packets: u16, ticks: u64) {
+        self.count_dropped(ring, cause, packets);
+        self.push(&BurstRecord {
+            first: ticks,
+            last: ticks,
+            packets,
+            ring,
+            kind: RecordKind::Drop as u8,
+            cause: cause as u8,
+            ..BurstRecord::default()
+        });
+    }
+
+    /// Counts a drop without a record: for `--trace off`, where only the counters are kept.
+    pub fn count_dropped(&mut self, ring: u16, cause: DropCause, packets: u16) {
+        let at = self.layout.ring(usize::from(ring)) + RING_DROPS + cause as usize;
+        add(self.words.at(at), u64::from(packets));
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "the capacity is far below 2^32")]
+    fn push(&mut self, record: &BurstRecord) {
+        let slot = self.head as usize & (self.layout.capacity - 1);
+        let slot = self.words.slice(self.records_at + slot * RECORD_WORDS, RECORD_WORDS);
+        // The slot is overwritten only after the count that made it the oldest one is visible: a reader
+        // that then sees a changed slot also sees that count, and discards what it copied.
+        fence(Ordering::Release);
+        for (word, value) in slot.iter().zip(record.to_words()) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.head += 1;
+        self.words.at(self.head_at).store(self.head, Ordering::Release);
+    }
+
+    /// Once a second of work: the counter's present relation to the monotonic clock, and its rate over
+    /// all the time since the start.
+    #[cold]
+    #[expect(clippy::cast_possible_truncation, reason = "a rate in Hz fits 64 bits")]
+    fn refresh_anchor(&mut self) {
+        let anchor = self.clock.anchor();
+        self.refresh_at = anchor.ticks + self.clock.ticks_per_second();
+        let version = self.words.at(word::ANCHOR_VERSION);
+        let now = version.load(Ordering::Relaxed);
+        version.store(now + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        store_anchor(self.words.slice(word::ANCHOR_LATEST, 3), anchor);
+        let elapsed_ns = anchor.monotonic_ns - self.start.monotonic_ns;
+        if elapsed_ns > 500_000_000 {
+            let ticks = u128::from(anchor.ticks - self.start.ticks) * 1_000_000_000;
+            let rate = (ticks / u128::from(elapsed_ns)) as u64;
+            self.words.at(word::TICKS_PER_SECOND).store(rate, Ordering::Relaxed);
+        }
+        version.store(now + 2, Ordering::Release);
+    }
+}
+
+/// Adds to a counter that only this thread writes: no locked instruction needed.
+#[inline]
+fn add(counter: &AtomicU64, amount: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+}
+
+fn store_anchor(words: &[AtomicU64], anchor: Anchor) {
+    words[0].store(anchor.ticks, Ordering::Relaxed);
+    words[1].store(anchor.monotonic_ns, Ordering::Relaxed);
+    words[2].store(anchor.realtime_ns, Ordering::Relaxed);
+}
+
+/// Blocks are reserved, not only named: writing to a hole of a full file system is SIGBUS.
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    file.set_len(0)?;
+    crate::sys::fallocate(file.as_raw_fd(), bytes)
+}
+
+fn set_aside_what_is_there(path: &Path) -> Result<(), RecorderError> {
+    let Ok(reader) = Reader::open(path) else { return Ok(()) };
+    if !reader.is_running() {
+        return Ok(());
+    }
+    let pid = reader.pid();
+    if Path::new(&format!("/proc/{pid}")).exists() && pid != u64::from(std::process::id()) {
+        return Err(RecorderError::InUse { path: path.into(), pid });
+    }
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".crashed");
+    fs::rename(path, aside).map_err(|source| RecorderError::Io { path: path.into(), source })
+}
