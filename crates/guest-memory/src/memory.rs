@@ -1,0 +1,234 @@
+//! The region table: where each guest-physical range is mapped in this process.
+#![allow(unsafe_code, reason = "pointers into mappings that `map` keeps alive")]
+
+use std::sync::Arc;
+
+use vm_memory::{
+    Address, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap,
+};
+
+use crate::slice::GuestSlice;
+
+/// The mapping type of the vhost-user framework, without dirty tracking of its own.
+pub type Mapping = GuestMemoryMmap<()>;
+
+/// An address range is not, or not wholly, guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unmapped {
+    /// First byte of the range, guest-physical.
+    pub address: u64,
+    /// Length of the range in bytes.
+    pub len: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Region {
+    start: u64,
+    len: u64,
+    host: *mut u8,
+}
+
+/// The guest's memory as the front end last described it. Immutable: a new table is a new value, and the
+/// old mappings live until the last [`Arc`] of it is dropped.
+#[derive(Debug)]
+pub struct GuestMemory {
+    regions: Box<[Region]>,
+    /// Owns the mappings that `regions` points into.
+    _map: Arc<Mapping>,
+}
+
+// SAFETY: the pointers lead into mappings owned by `_map`, which is Send and Sync; they are only used
+// for volatile and atomic access, which any thread may make while the guest itself writes there too.
+unsafe impl Send for GuestMemory {}
+// SAFETY: as above; no method hands out a reference into guest memory.
+unsafe impl Sync for GuestMemory {}
+
+/// Remembers which region the last translation hit: most buffers of a guest lie in one region.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cursor {
+    region: usize,
+}
+
+impl GuestMemory {
+    /// Takes over a mapping.
+    #[must_use]
+    pub fn new(map: Arc<Mapping>) -> Self {
+        let regions = map
+            .iter()
+            .map(|region: &GuestRegionMmap<()>| Region {
+                start: region.start_addr().raw_value(),
+                len: region.len(),
+                host: region.as_ptr(),
+            })
+            .collect();
+        Self { regions, _map: map }
+    }
+
+    /// The bytes of guest memory in total.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.regions.iter().map(|region| region.len).sum()
+    }
+
+    /// Whether there is no guest memory at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
+    /// Translates the `len` bytes at guest-physical `address`, calling `each` with every contiguous run
+    /// (more than one where the range crosses from one region into an adjacent one).
+    ///
+    /// # Errors
+    /// [`Unmapped`] when a part of the range is not guest memory or the range wraps 64 bits; `each` may
+    /// then have been called for a part of it.
+    #[inline]
+    pub fn translate<'m>(
+        &'m self,
+        address: u64,
+        len: u64,
+        cursor: &mut Cursor,
+        mut each: impl FnMut(GuestSlice<'m>),
+    ) -> Result<(), Unmapped> {
+        if let Some(region) = self.regions.get(cursor.region)
+            && let Some(slice) = region.whole(address, len)
+        {
+            each(slice);
+            return Ok(());
+        }
+        self.translate_slowly(address, len, cursor, &mut each)
+    }
+
+    /// The one contiguous run of the range.
+    ///
+    /// # Errors
+    /// [`Unmapped`] when a part of the range is not guest memory, or it lies in more than one region.
+    pub fn contiguous(&self, address: u64, len: u64) -> Result<GuestSlice<'_>, Unmapped> {
+        self.regions
+            .iter()
+            .find_map(|region| region.whole(address, len))
+            .ok_or(Unmapped { address, len })
+    }
+
+    #[cold]
+    fn translate_slowly<'m>(
+        &'m self,
+        address: u64,
+        len: u64,
+        cursor: &mut Cursor,
+        each: &mut dyn FnMut(GuestSlice<'m>),
+    ) -> Result<(), Unmapped> {
+        let unmapped = Unmapped { address, len };
+        address.checked_add(len).ok_or(unmapped)?;
+        let (mut at, mut left) = (address, len);
+        loop {
+            let (index, part) = self
+                .regions
+                .iter()
+                .enumerate()
+                .find_map(|(index, region)| Some((index, region.front(at, left)?)))
+                .ok_or(unmapped)?;
+            cursor.region = index;
+            let took = part.len() as u64;
+            each(part);
+            if took == left {
+                return Ok(());
+            }
+            at += took;
+            left -= took;
+        }
+    }
+}
+
+impl Region {
+    /// The range as one slice, when it lies in this region with all its bytes.
+    #[inline]
+    fn whole<'m>(&self, address: u64, len: u64) -> Option<GuestSlice<'m>> {
+        let offset = address.wrapping_sub(self.start);
+        if offset >= self.len || len > self.len - offset {
+            return None;
+        }
+        Some(self.slice(offset, len))
+    }
+
+    /// As much of the front of the range as lies in this region: at least one byte, unless the range is
+    /// empty.
+    fn front<'m>(&self, address: u64, len: u64) -> Option<GuestSlice<'m>> {
+        let offset = address.wrapping_sub(self.start);
+        (offset < self.len).then(|| self.slice(offset, len.min(self.len - offset)))
+    }
+
+    #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "a mapping's length fits usize")]
+    fn slice<'m>(&self, offset: u64, len: u64) -> GuestSlice<'m> {
+        // SAFETY: both callers checked that `offset..offset + len` lies in this mapping; the mapping
+        // outlives `'m`, the borrow of the `GuestMemory` that owns it.
+        unsafe { GuestSlice::new(self.host.add(offset as usize), len as usize) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::GuestAddress;
+
+    /// Two adjacent regions, a hole, and one more.
+    fn memory() -> GuestMemory {
+        let ranges = [(0x1000, 0x1000), (0x2000, 0x1000), (0x8000, 0x1000)]
+            .map(|(at, len)| (GuestAddress(at), len));
+        GuestMemory::new(Arc::new(Mapping::from_ranges(&ranges).unwrap()))
+    }
+
+    fn runs(memory: &GuestMemory, address: u64, len: u64) -> Result<Vec<usize>, Unmapped> {
+        let mut runs = Vec::new();
+        memory.translate(address, len, &mut Cursor::default(), |slice| runs.push(slice.len()))?;
+        Ok(runs)
+    }
+
+    #[test]
+    fn a_range_in_one_region_is_one_run_wherever_the_cursor_was() {
+        let memory = memory();
+        for region in 0..4 {
+            let mut cursor = Cursor { region };
+            let mut runs = Vec::new();
+            memory.translate(0x8000, 0x1000, &mut cursor, |slice| runs.push(slice.len())).unwrap();
+            assert_eq!(runs, [0x1000]);
+        }
+    }
+
+    #[test]
+    fn a_range_over_adjacent_regions_is_two_runs() {
+        assert_eq!(runs(&memory(), 0x1ff0, 0x20), Ok(vec![0x10, 0x10]));
+    }
+
+    #[test]
+    fn what_is_not_guest_memory_is_unmapped() {
+        let memory = memory();
+        for (address, len) in [
+            (0, 1),
+            (0xfff, 2),
+            (0x2fff, 2),
+            (0x8fff, 2),
+            (0x7fff, 0),
+            (u64::MAX, 1),
+            (u64::MAX - 4, 16),
+            (0x1000, u64::MAX),
+        ] {
+            assert_eq!(runs(&memory, address, len), Err(Unmapped { address, len }), "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn bytes_written_through_one_run_are_read_through_another() {
+        let memory = memory();
+        let mut whole = Vec::new();
+        memory.translate(0x1ffe, 4, &mut Cursor::default(), |slice| whole.push(slice)).unwrap();
+        assert_eq!(whole[0].write(0, &[1, 2]), 2);
+        assert_eq!(whole[1].write(0, &[3, 4]), 2);
+        let mut bytes = [0; 2];
+        memory.contiguous(0x1fff, 1).unwrap().read(0, &mut bytes[..1]);
+        memory.contiguous(0x2000, 1).unwrap().read(0, &mut bytes[1..]);
+        assert_eq!(bytes, [2, 3]);
+        assert!(memory.contiguous(0x1fff, 2).is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! A checked run of guest bytes.
+#![allow(unsafe_code, reason = "copies to and from guest memory")]
+
+use std::marker::PhantomData;
+use std::ptr;
+
+/// A contiguous run of guest bytes, mapped in this process for as long as `'m`.
+///
+/// It is an `iovec` in memory, so that a list of them goes to `readv` and `writev` as it is.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct GuestSlice<'m> {
+    iovec: libc::iovec,
+    memory: PhantomData<&'m ()>,
+}
+
+// SAFETY: a slice is an address and a length; access through it is volatile or by the kernel, and any
+// thread may make it as long as `'m` lasts.
+unsafe impl Send for GuestSlice<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for GuestSlice<'_> {}
+
+impl std::fmt::Debug for GuestSlice<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "GuestSlice({} bytes)", self.len())
+    }
+}
+
+impl<'m> GuestSlice<'m> {
+    /// # Safety
+    /// The `len` bytes at `base` must stay mapped, readable and writable, for as long as `'m`.
+    pub(crate) const unsafe fn new(base: *mut u8, len: usize) -> Self {
+        Self { iovec: libc::iovec { iov_base: base.cast(), iov_len: len }, memory: PhantomData }
+    }
+
+    /// Host bytes of our own as a slice: the spare room at the end of a scatter list. The exclusive
+    /// borrow makes sure that nothing else looks at the bytes meanwhile.
+    #[must_use]
+    pub const fn from_host(bytes: &'m mut [u8]) -> Self {
+        // SAFETY: the borrow keeps the bytes alive and unaliased for `'m`.
+        unsafe { Self::new(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Length in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.iovec.iov_len
+    }
+
+    /// Whether there are no bytes.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.iovec.iov_len == 0
+    }
+
+    /// Copies bytes from `offset` on out of guest memory into `to`, as many as there are. Returns how
+    /// many.
+    #[inline]
+    pub fn read(&self, offset: usize, to: &mut [u8]) -> usize {
+        let count = self.len().saturating_sub(offset).min(to.len());
+        if count > 0 {
+            // SAFETY: `offset + count <= len`, all of it mapped (constructor); `to` is ours and cannot
+            // overlap guest memory. The guest may write meanwhile: then `to` holds a mix of old and
+            // new bytes, which is data from the guest either way and is checked after this copy.
+            unsafe { ptr::copy_nonoverlapping(self.base().add(offset), to.as_mut_ptr(), count) };
+        }
+        count
+    }
+
+    /// Copies `from` into guest memory from `offset` on, as much as fits. Returns how much.
+    #[inline]
+    pub fn write(&self, offset: usize, from: &[u8]) -> usize {
+        let count = self.len().saturating_sub(offset).min(from.len());
+        if count > 0 {
+            // SAFETY: as in `read`, the other way.
+            unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.base().add(offset), count) };
+        }
+        count
+    }
+
+    /// The slices as the kernel takes them.
+    #[inline]
+    #[must_use]
+    pub const fn as_iovecs(slices: &[Self]) -> &[libc::iovec] {
+        // SAFETY: `repr(transparent)` over `iovec`.
+        unsafe { std::slice::from_raw_parts(slices.as_ptr().cast(), slices.len()) }
+    }
+
+    #[inline]
+    const fn base(&self) -> *mut u8 {
+        self.iovec.iov_base.cast()
+    }
+}
+
+/// Copies up to `len` bytes from the front of `from` to the front of `to`, straight from guest to guest.
+/// Returns how many were copied: the least of `len` and both lengths in total.
+pub fn copy_between(from: &[GuestSlice<'_>], to: &[GuestSlice<'_>], len: usize) -> usize {
+    let (mut source, mut target) = (from.iter(), to.iter());
+    let (mut reading, mut writing) = (source.next(), target.next());
+    let (mut read_at, mut write_at, mut copied) = (0, 0, 0);
+    while let (Some(from), Some(to)) = (reading, writing)
+        && copied < len
+    {
+        let count = (from.len() - read_at).min(to.len() - write_at).min(len - copied);
+        // SAFETY: both ranges were just cut to their slices' lengths. Guests choose the addresses, so
+        // the ranges may overlap: hence `copy`, not `copy_nonoverlapping`.
+        unsafe { ptr::copy(from.base().add(read_at), to.base().add(write_at), count) };
+        copied += count;
+        read_at += count;
+        write_at += count;
+        if read_at == from.len() {
+            (reading, read_at) = (source.next(), 0);
+        }
+        if write_at == to.len() {
+            (writing, write_at) = (target.next(), 0);
+        }
+    }
+    copied
+}

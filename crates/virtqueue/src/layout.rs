@@ -1,0 +1,97 @@
+//! The numbers of the specification: virtio 1.2, 2.7 "Split Virtqueues".
+
+/// A descriptor's length in bytes (2.7.5 `struct virtq_desc`).
+pub const DESCRIPTOR_LEN: usize = 16;
+/// `VIRTQ_DESC_F_NEXT`: the chain goes on at `next` (2.7.5).
+pub const DESC_F_NEXT: u16 = 1;
+/// `VIRTQ_DESC_F_WRITE`: the device may write the buffer, and only write (2.7.5).
+pub const DESC_F_WRITE: u16 = 2;
+/// `VIRTQ_DESC_F_INDIRECT`: the buffer is a table of descriptors (2.7.5.3).
+pub const DESC_F_INDIRECT: u16 = 4;
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no used buffer notification (2.7.6).
+pub const AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// `VIRTQ_USED_F_NO_NOTIFY`: the device wants no available buffer notification (2.7.8).
+pub const USED_F_NO_NOTIFY: u16 = 1;
+
+/// Driver and device area: where `flags` is.
+pub const FLAGS: usize = 0;
+/// Driver and device area: where `idx` is.
+pub const INDEX: usize = 2;
+/// Driver and device area: where the ring of entries begins.
+pub const ENTRIES: usize = 4;
+
+/// A descriptor, as it was copied out of guest memory (2.7.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Guest-physical address of the buffer.
+    pub address: u64,
+    /// Length of the buffer in bytes.
+    pub len: u32,
+    /// `DESC_F_*`.
+    pub flags: u16,
+    /// Where the chain goes on, if `DESC_F_NEXT` is set.
+    pub next: u16,
+}
+
+impl Descriptor {
+    /// The descriptor in these two little-endian words.
+    #[inline]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a packed word")]
+    pub const fn from_words(words: [u64; 2]) -> Self {
+        let (address, rest) = (u64::from_le(words[0]), u64::from_le(words[1]));
+        Self { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+
+    /// The descriptor as two little-endian words.
+    #[must_use]
+    pub const fn to_words(self) -> [u64; 2] {
+        let rest = self.len as u64 | (self.flags as u64) << 32 | (self.next as u64) << 48;
+        [self.address.to_le(), rest.to_le()]
+    }
+}
+
+/// Length in bytes of the descriptor table of a ring of `size`.
+#[must_use]
+pub const fn descriptor_table_len(size: u16) -> usize {
+    size as usize * DESCRIPTOR_LEN
+}
+
+/// Length in bytes of the driver area ("available ring") of a ring of `size`, `used_event` included.
+#[must_use]
+pub const fn driver_area_len(size: u16) -> usize {
+    ENTRIES + 2 * size as usize + 2
+}
+
+/// Length in bytes of the device area ("used ring") of a ring of `size`, `avail_event` included.
+#[must_use]
+pub const fn device_area_len(size: u16) -> usize {
+    ENTRIES + 8 * size as usize + 2
+}
+
+/// Whether an index that moved from `old` to `new` has passed `event` (2.7.10 `vring_need_event`).
+#[inline]
+#[must_use]
+pub const fn event_passed(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_passed_exactly_by_the_step_over_it() {
+        for event in [0_u16, 1, 7, 0xfffe, 0xffff] {
+            for step in 1..100_u16 {
+                for before in 0..200_u16 {
+                    let old = event.wrapping_sub(before).wrapping_add(100);
+                    let new = old.wrapping_add(step);
+                    let passed = (0..step).any(|n| old.wrapping_add(n) == event);
+                    assert_eq!(event_passed(event, new, old), passed, "{event} {old} {new}");
+                }
+            }
+        }
+    }
+}
