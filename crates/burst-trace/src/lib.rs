@@ -19,5 +19,5 @@ pub mod writer;
 pub use clock::{Clock, ClockKind};
 pub use reader::{Cursor, ReadError, Reader};
 pub use record::{BurstRecord, RecordKind};
-pub use stage::{Direction, DropCause, Stage};
+pub use stage::{Direction, DropCause, DropCounts, Stage};
 pub use writer::{Recorder, RecorderError, RecorderOptions, Writer};

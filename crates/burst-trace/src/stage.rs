@@ -179,6 +179,36 @@ drop_causes! {
     RxError = "rx_datapath_error",
 }
 
+/// How many packets of one burst were dropped, by cause.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DropCounts {
+    counts: [u16; DropCause::ALL.len()],
+    any: bool,
+}
+
+impl DropCounts {
+    /// One more packet dropped for `cause`.
+    #[cold]
+    pub fn add(&mut self, cause: DropCause) {
+        let count = &mut self.counts[cause as usize];
+        *count = count.saturating_add(1);
+        self.any = true;
+    }
+
+    /// Whether nothing was dropped.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        !self.any
+    }
+
+    /// The causes that came up and how often.
+    pub fn iter(&self) -> impl Iterator<Item = (DropCause, u16)> + '_ {
+        let counts = self.counts.iter().copied();
+        DropCause::ALL.iter().copied().zip(counts).filter(|(_, count)| *count > 0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

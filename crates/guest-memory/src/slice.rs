@@ -1,6 +1,7 @@
 //! A checked run of guest bytes.
 #![allow(unsafe_code, reason = "copies to and from guest memory")]
 
+use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ptr;
 
@@ -14,12 +15,6 @@ pub struct GuestSlice<'m> {
     memory: PhantomData<&'m ()>,
 }
 
-// SAFETY: a slice is an address and a length; access through it is volatile or by the kernel, and any
-// thread may make it as long as `'m` lasts.
-unsafe impl Send for GuestSlice<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for GuestSlice<'_> {}
-
 impl std::fmt::Debug for GuestSlice<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "GuestSlice({} bytes)", self.len())
@@ -31,14 +26,6 @@ impl<'m> GuestSlice<'m> {
     /// The `len` bytes at `base` must stay mapped, readable and writable, for as long as `'m`.
     pub(crate) const unsafe fn new(base: *mut u8, len: usize) -> Self {
         Self { iovec: libc::iovec { iov_base: base.cast(), iov_len: len }, memory: PhantomData }
-    }
-
-    /// Host bytes of our own as a slice: the spare room at the end of a scatter list. The exclusive
-    /// borrow makes sure that nothing else looks at the bytes meanwhile.
-    #[must_use]
-    pub const fn from_host(bytes: &'m mut [u8]) -> Self {
-        // SAFETY: the borrow keeps the bytes alive and unaliased for `'m`.
-        unsafe { Self::new(bytes.as_mut_ptr(), bytes.len()) }
     }
 
     /// Length in bytes.
@@ -91,6 +78,42 @@ impl<'m> GuestSlice<'m> {
     #[inline]
     const fn base(&self) -> *mut u8 {
         self.iovec.iov_base.cast()
+    }
+}
+
+/// Host bytes of our own that can stand in a scatter list beside guest memory: the spare room at its end.
+///
+/// Like guest memory they are only reached by copies, so a shared borrow is enough to have them written.
+pub struct Spare {
+    bytes: Box<[UnsafeCell<u8>]>,
+}
+
+// SAFETY: the bytes belong to whoever owns the value; nothing refers to them from elsewhere.
+unsafe impl Send for Spare {}
+
+impl std::fmt::Debug for Spare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Spare({} bytes)", self.bytes.len())
+    }
+}
+
+impl Spare {
+    /// Room for `len` bytes. Pages that are never written are never used.
+    #[must_use]
+    pub fn new(len: usize) -> Self {
+        let bytes = vec![0_u8; len].into_boxed_slice();
+        // SAFETY: `UnsafeCell<u8>` has the layout of `u8`, so this is the same allocation.
+        let bytes = unsafe { Box::from_raw(Box::into_raw(bytes) as *mut [UnsafeCell<u8>]) };
+        Self { bytes }
+    }
+
+    /// All the bytes.
+    #[inline]
+    #[must_use]
+    pub fn slice(&self) -> GuestSlice<'_> {
+        // SAFETY: the allocation lives as long as the borrow, and `UnsafeCell` allows writing through it.
+        // `Spare` is not Sync: no other thread reaches the bytes meanwhile.
+        unsafe { GuestSlice::new(self.bytes.as_ptr().cast_mut().cast(), self.bytes.len()) }
     }
 }
 

@@ -1,0 +1,186 @@
+//! Feature bits, and what was negotiated (virtio 1.2, 5.1.3 and 6).
+
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
+    VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MRG_RXBUF,
+};
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+
+/// Length of `virtio_net_hdr` with `num_buffers` (5.1.6).
+pub const HEADER_LEN: usize = 12;
+/// Length of `virtio_net_hdr` of a legacy driver without mergeable buffers (5.1.6.1).
+pub const HEADER_LEN_LEGACY: usize = 10;
+/// Where `num_buffers` is in the header (5.1.6).
+pub const NUM_BUFFERS: usize = 10;
+
+const fn bit(number: u32) -> u64 {
+    1 << number
+}
+
+/// What every datapath can serve: the ring features and mergeable buffers.
+pub const BASE: u64 = bit(VIRTIO_F_VERSION_1)
+    | bit(VIRTIO_RING_F_EVENT_IDX)
+    | bit(VIRTIO_RING_F_INDIRECT_DESC)
+    | bit(VIRTIO_NET_F_MRG_RXBUF);
+/// Several queue pairs.
+pub const MULTI_QUEUE: u64 = bit(VIRTIO_NET_F_MQ);
+/// The device names its address.
+pub const MAC: u64 = bit(VIRTIO_NET_F_MAC);
+
+/// Every feature bit that a device of ours may offer, with its name in the specification.
+pub const NAMES: &[(u32, &str)] = &[
+    (VIRTIO_NET_F_CSUM, "VIRTIO_NET_F_CSUM"),
+    (VIRTIO_NET_F_GUEST_CSUM, "VIRTIO_NET_F_GUEST_CSUM"),
+    (VIRTIO_NET_F_MAC, "VIRTIO_NET_F_MAC"),
+    (VIRTIO_NET_F_GUEST_TSO4, "VIRTIO_NET_F_GUEST_TSO4"),
+    (VIRTIO_NET_F_GUEST_TSO6, "VIRTIO_NET_F_GUEST_TSO6"),
+    (VIRTIO_NET_F_GUEST_ECN, "VIRTIO_NET_F_GUEST_ECN"),
+    (VIRTIO_NET_F_GUEST_UFO, "VIRTIO_NET_F_GUEST_UFO"),
+    (VIRTIO_NET_F_HOST_TSO4, "VIRTIO_NET_F_HOST_TSO4"),
+    (VIRTIO_NET_F_HOST_TSO6, "VIRTIO_NET_F_HOST_TSO6"),
+    (VIRTIO_NET_F_HOST_ECN, "VIRTIO_NET_F_HOST_ECN"),
+    (VIRTIO_NET_F_HOST_UFO, "VIRTIO_NET_F_HOST_UFO"),
+    (VIRTIO_NET_F_MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"),
+    (VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"),
+    (VIRTIO_RING_F_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),
+    (VIRTIO_RING_F_EVENT_IDX, "VIRTIO_F_EVENT_IDX"),
+    (VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1"),
+    (VIRTIO_NET_F_GUEST_USO4, "VIRTIO_NET_F_GUEST_USO4"),
+    (VIRTIO_NET_F_GUEST_USO6, "VIRTIO_NET_F_GUEST_USO6"),
+    (VIRTIO_NET_F_HOST_USO, "VIRTIO_NET_F_HOST_USO"),
+];
+
+/// What one end takes of frames that are not finished: checksums to complete, segments to cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Partial checksums. Everything else needs this one (5.1.3.1).
+    pub checksum: bool,
+    /// TCP over IPv4 segments.
+    pub tso4: bool,
+    /// TCP over IPv6 segments.
+    pub tso6: bool,
+    /// TCP segments with the congestion bits.
+    pub ecn: bool,
+    /// UDP fragments.
+    pub ufo: bool,
+    /// UDP segments over IPv4 and IPv6.
+    pub uso: bool,
+}
+
+impl Offloads {
+    /// Everything there is.
+    pub const ALL: Self =
+        Self { checksum: true, tso4: true, tso6: true, ecn: true, ufo: true, uso: true };
+
+    /// The features that let the guest send such frames (`HOST_*`).
+    #[must_use]
+    pub const fn from_guest(self) -> u64 {
+        pick(self.checksum, VIRTIO_NET_F_CSUM)
+            | pick(self.tso4, VIRTIO_NET_F_HOST_TSO4)
+            | pick(self.tso6, VIRTIO_NET_F_HOST_TSO6)
+            | pick(self.ecn, VIRTIO_NET_F_HOST_ECN)
+            | pick(self.ufo, VIRTIO_NET_F_HOST_UFO)
+            | pick(self.uso, VIRTIO_NET_F_HOST_USO)
+    }
+
+    /// The features that let the guest be sent such frames (`GUEST_*`).
+    #[must_use]
+    pub const fn to_guest(self) -> u64 {
+        pick(self.checksum, VIRTIO_NET_F_GUEST_CSUM)
+            | pick(self.tso4, VIRTIO_NET_F_GUEST_TSO4)
+            | pick(self.tso6, VIRTIO_NET_F_GUEST_TSO6)
+            | pick(self.ecn, VIRTIO_NET_F_GUEST_ECN)
+            | pick(self.ufo, VIRTIO_NET_F_GUEST_UFO)
+            | pick(self.uso, VIRTIO_NET_F_GUEST_USO4)
+            | pick(self.uso, VIRTIO_NET_F_GUEST_USO6)
+    }
+}
+
+const fn pick(wanted: bool, number: u32) -> u64 {
+    if wanted { bit(number) } else { 0 }
+}
+
+/// The features that device and driver agreed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Negotiated(pub u64);
+
+impl Negotiated {
+    /// Whether all of `bits` were agreed on.
+    #[inline]
+    #[must_use]
+    pub const fn has(self, bits: u64) -> bool {
+        self.0 & bits == bits
+    }
+
+    /// Whether a frame may be spread over several receive buffers.
+    #[inline]
+    #[must_use]
+    pub const fn mergeable(self) -> bool {
+        self.has(bit(VIRTIO_NET_F_MRG_RXBUF))
+    }
+
+    /// Length of the header before each frame (5.1.6, 5.1.6.1).
+    #[inline]
+    #[must_use]
+    pub const fn header_len(self) -> usize {
+        if self.has(bit(VIRTIO_F_VERSION_1)) || self.mergeable() {
+            HEADER_LEN
+        } else {
+            HEADER_LEN_LEGACY
+        }
+    }
+
+    /// Whether used buffer notifications follow `used_event`, and kicks `avail_event`.
+    #[must_use]
+    pub const fn event_index(self) -> bool {
+        self.has(bit(VIRTIO_RING_F_EVENT_IDX))
+    }
+
+    /// Whether descriptors may point to tables of descriptors.
+    #[must_use]
+    pub const fn indirect(self) -> bool {
+        self.has(bit(VIRTIO_RING_F_INDIRECT_DESC))
+    }
+
+    /// What the guest takes.
+    #[must_use]
+    pub const fn guest_offloads(self) -> Offloads {
+        Offloads {
+            checksum: self.has(bit(VIRTIO_NET_F_GUEST_CSUM)),
+            tso4: self.has(bit(VIRTIO_NET_F_GUEST_TSO4)),
+            tso6: self.has(bit(VIRTIO_NET_F_GUEST_TSO6)),
+            ecn: self.has(bit(VIRTIO_NET_F_GUEST_ECN)),
+            ufo: self.has(bit(VIRTIO_NET_F_GUEST_UFO)),
+            uso: self.has(bit(VIRTIO_NET_F_GUEST_USO4) | bit(VIRTIO_NET_F_GUEST_USO6)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_header_has_its_length_by_version_and_mergeable_buffers() {
+        let (version_1, mergeable) = (bit(VIRTIO_F_VERSION_1), bit(VIRTIO_NET_F_MRG_RXBUF));
+        assert_eq!(Negotiated(0).header_len(), 10);
+        assert_eq!(Negotiated(mergeable).header_len(), 12);
+        assert_eq!(Negotiated(version_1).header_len(), 12);
+        assert_eq!(Negotiated(version_1 | mergeable).header_len(), 12);
+    }
+
+    #[test]
+    fn offloads_come_back_from_their_features() {
+        let some = Offloads { checksum: true, tso4: true, uso: true, ..Offloads::default() };
+        for offloads in [Offloads::default(), some, Offloads::ALL] {
+            assert_eq!(Negotiated(offloads.to_guest()).guest_offloads(), offloads);
+            assert_eq!(offloads.to_guest() & offloads.from_guest(), 0);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Frames to a guest whose buffers come in every shape.
+
+use std::io;
+use std::sync::Arc;
+
+use burst_trace::DropCause;
+use guest_memory::{GuestMemory, GuestSlice};
+use virtio_net::features::{BASE, HEADER_LEN};
+use virtio_net::receive::Received;
+use virtio_net::{GuestRoom, Negotiated, Placed, ReceiveState};
+use virtqueue::driver::{Buffer, SplitDriver};
+use virtqueue::{Slices, SplitQueue};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+const BUFFERS: u64 = 0x10_0000;
+/// A canary between any two buffers.
+const GAP: u64 = 64;
+
+struct Ring {
+    memory: Arc<GuestMemory>,
+    driver: SplitDriver,
+    queue: SplitQueue,
+    state: ReceiveState,
+    negotiated: Negotiated,
+    next_address: u64,
+}
+
+impl Ring {
+    fn new(size: u16, negotiated: Negotiated) -> Self {
+        let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x80_0000)]).unwrap();
+        let memory = Arc::new(GuestMemory::new(Arc::new(map)));
+        let driver = SplitDriver::new(&memory, 0x1000, size, false, true);
+        let queue = SplitQueue::new(&driver.setup(), &memory).unwrap();
+        let state = ReceiveState::default();
+        Self { memory, driver, queue, state, negotiated, next_address: BUFFERS }
+    }
+
+    fn mergeable(size: u16) -> Self {
+        Self::new(size, Negotiated(BASE))
+    }
+
+    /// Offers a chain of buffers of these lengths; returns their addresses.
+    fn offer(&mut self, lens: &[u32]) -> Vec<u64> {
+        let mut buffers = Vec::new();
+        for &len in lens {
+            buffers.push(Buffer { address: self.next_address, len, writable: true });
+            self.next_address += u64::from(len) + GAP;
+        }
+        self.driver.add(&buffers).unwrap();
+        self.driver.publish();
+        buffers.iter().map(|buffer| buffer.address).collect()
+    }
+
+    fn with_room<T>(&mut self, work: impl FnOnce(&mut GuestRoom<'_, '_>) -> T) -> (T, Received) {
+        let memory = Arc::clone(&self.memory);
+        let mut slices = Slices::new();
+        self.queue.available().unwrap();
+        let mut room = GuestRoom::open(
+            &mut self.queue,
+            &memory,
+            &mut slices,
+            &mut self.state,
+            self.negotiated,
+        );
+        let result = work(&mut room);
+        let received = room.close();
+        self.queue.publish();
+        (result, received)
+    }
+
+    /// Scatters `frames`, each as the kernel would: header of zeroes, then the bytes.
+    fn scatter(&mut self, frames: &[Vec<u8>]) -> (Vec<Placed>, Received) {
+        self.with_room(|room| {
+            frames
+                .iter()
+                .map(|frame| room.scatter(|list| Ok(fill(list, &with_header(frame)))).unwrap())
+                .collect()
+        })
+    }
+
+    fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.contiguous(address, len as u64).unwrap().read(0, &mut bytes);
+        bytes
+    }
+}
+
+fn with_header(frame: &[u8]) -> Vec<u8> {
+    [&[0; HEADER_LEN], frame].concat()
+}
+
+fn fill(list: &[GuestSlice<'_>], mut bytes: &[u8]) -> usize {
+    let len = bytes.len();
+    for slice in list {
+        bytes = &bytes[slice.write(0, bytes)..];
+    }
+    len - bytes.len()
+}
+
+fn frame(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n * 7 + n / 256) as u8).collect()
+}
+
+fn drops(received: &Received) -> Vec<(DropCause, u16)> {
+    received.drops.iter().collect()
+}
+
+#[test]
+fn a_frame_that_fits_one_buffer_is_in_it_with_its_header() {
+    let mut ring = Ring::mergeable(8);
+    let at = ring.offer(&[1526])[0];
+    let (placed, received) = ring.scatter(&[frame(60)]);
+    assert_eq!((placed[0], received.packets, received.bytes), (Placed::Done, 1, 60));
+    let used = ring.driver.used().unwrap();
+    assert_eq!(used.len, 72);
+    let bytes = ring.bytes(at, 72);
+    assert_eq!(bytes[10..12], [1, 0], "num_buffers");
+    assert_eq!(bytes[12..], frame(60));
+}
+
+#[test]
+fn a_frame_over_several_buffers_is_whole_and_says_how_many() {
+    let mut ring = Ring::mergeable(16);
+    let at: Vec<_> = (0..10).map(|_| ring.offer(&[1000])[0]).collect();
+    // The first such frame spills, the second is expected.
+    for round in 0..2 {
+        let (_, received) = ring.scatter(&[frame(4000)]);
+        assert_eq!(received.packets, 1);
+        let lens: Vec<_> = std::iter::from_fn(|| ring.driver.used()).map(|used| used.len).collect();
+        assert_eq!(lens, [1000, 1000, 1000, 1000, 12]);
+        let whole: Vec<u8> =
+            (0..5).flat_map(|n| ring.bytes(at[round * 5 + n], lens[n] as usize)).collect();
+        assert_eq!(whole[10..12], [5, 0]);
+        assert_eq!(whole[12..], frame(4000));
+        assert_eq!(ring.bytes(at[round * 5 + 4] + 12, 900), [0; 900], "past the frame");
+    }
+}
+
+#[test]
+fn a_frame_waits_whole_until_the_guest_has_buffers_for_it() {
+    let mut ring = Ring::mergeable(16);
+    ring.offer(&[1000]);
+    ring.offer(&[1000]);
+    let (placed, received) = ring.scatter(&[frame(3000), frame(60)]);
+    assert_eq!((placed, received.packets), (vec![Placed::NoRoom, Placed::NoRoom], 0));
+    assert!(ring.state.is_holding());
+    assert_eq!(ring.driver.used(), None);
+    let third = ring.offer(&[1000])[0];
+    ring.offer(&[1000]);
+    ring.offer(&[1000]);
+    let (placed, received) = ring.scatter(&[frame(60)]);
+    assert_eq!((placed[0], received.packets), (Placed::Done, 2));
+    assert_eq!(ring.bytes(BUFFERS, 1000), with_header_merged(&frame(3000), 4)[..1000]);
+    assert_eq!(ring.bytes(third, 1000), with_header(&frame(3000))[2000..3000]);
+    assert!(!ring.state.is_holding());
+}
+
+fn with_header_merged(frame: &[u8], buffers: u8) -> Vec<u8> {
+    let mut bytes = with_header(frame);
+    bytes[10] = buffers;
+    bytes
+}
+
+#[test]
+fn a_frame_no_ring_of_this_guest_could_take_is_dropped() {
+    let mut ring = Ring::mergeable(4);
+    for _ in 0..4 {
+        ring.offer(&[100]);
+    }
+    let (_, received) = ring.scatter(&[frame(1000), frame(60)]);
+    assert_eq!(drops(&received), [(DropCause::RxNoBuffers, 1)]);
+    assert_eq!(received.packets, 1);
+}
+
+#[test]
+fn without_mergeable_buffers_a_frame_larger_than_its_buffer_is_dropped_and_the_buffer_kept() {
+    let mut ring = Ring::new(8, Negotiated(1 << 32));
+    let at = ring.offer(&[12, 1514])[0];
+    ring.offer(&[1526]);
+    let (_, received) = ring.scatter(&[frame(1515), frame(1514)]);
+    assert_eq!(drops(&received), [(DropCause::RxTooBig, 1)]);
+    assert_eq!((received.packets, received.bytes), (1, 1514));
+    assert_eq!(ring.bytes(at, 12)[10..], [1, 0], "num_buffers is 1 without mergeable buffers");
+    assert_eq!(ring.bytes(at + 12 + GAP, 1514), frame(1514));
+}
+
+#[test]
+fn a_header_over_one_byte_buffers_is_written_where_it_belongs() {
+    let mut ring = Ring::mergeable(32);
+    let at = ring.offer(&[1; 14]);
+    ring.offer(&[100]);
+    ring.scatter(&[frame(50)]);
+    assert_eq!(at[10..12].iter().map(|&at| ring.bytes(at, 1)[0]).collect::<Vec<_>>(), [2, 0]);
+    assert_eq!(ring.bytes(at[13], 1)[0], frame(2)[1]);
+}
+
+#[test]
+fn buffers_with_faults_come_back_empty_in_their_order() {
+    let mut ring = Ring::mergeable(16);
+    let bad = |address, writable| Buffer { address, len: 100, writable };
+    ring.driver.add(&[bad(0xffff_0000, true)]).unwrap();
+    ring.offer(&[600]);
+    ring.driver.add(&[bad(BUFFERS, false)]).unwrap();
+    ring.offer(&[0]);
+    ring.offer(&[600]);
+    let (_, received) = ring.scatter(&[frame(1000)]);
+    let expected =
+        [(DropCause::RxUnmapped, 1), (DropCause::RxDirection, 1), (DropCause::RxEmptyChain, 1)];
+    assert_eq!(drops(&received), expected);
+    let lens: Vec<_> = std::iter::from_fn(|| ring.driver.used()).map(|used| used.len).collect();
+    assert_eq!(lens, [0, 600, 0, 0, 412]);
+}
+
+#[test]
+fn an_error_of_the_kernel_leaves_every_buffer_with_the_guest() {
+    let mut ring = Ring::mergeable(8);
+    ring.offer(&[1526]);
+    let (result, received) =
+        ring.with_room(|room| room.scatter(|_| Err(io::ErrorKind::WouldBlock.into())));
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!((received.packets, ring.driver.used()), (0, None));
+    assert_eq!(ring.scatter(&[frame(60)]).1.packets, 1);
+}
+
+#[test]
+fn frames_handed_in_are_placed_or_left() {
+    let mut ring = Ring::mergeable(8);
+    let at = ring.offer(&[1526])[0];
+    let (placed, received) = ring.with_room(|room| {
+        let header = [0; HEADER_LEN];
+        [room.place(&header, &frame(64)), room.place(&header, &frame(64))]
+    });
+    assert_eq!((placed, received.packets), ([Placed::Done, Placed::NoRoom], 1));
+    assert_eq!(ring.bytes(at, 76), with_header_merged(&frame(64), 1));
+}
