@@ -1,1 +1,90 @@
-//! One file a wire.
+//! One file a wire: where the guest's frames go to and come from.
+//!
+//! - [`tap`]: a tap interface, straight from and to guest memory.
+//! - [`reflect`]: every frame goes back to the guest that sent it.
+//! - [`null`]: frames go nowhere, or come from nowhere.
+//!
+//! A datapath moves bursts and returns facts. It never reads the clock, and it says of every frame that it
+//! did not carry why.
+
+pub mod null;
+pub mod reflect;
+mod sys;
+pub mod tap;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use burst_trace::DropCounts;
+use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
+
+pub use null::Null;
+pub use reflect::Reflect;
+pub use tap::{Tap, TapError};
+
+/// What a datapath can do, known before any guest attaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The name on the command line: `tap`, `reflect`, `null`.
+    pub name: &'static str,
+    /// What it takes of a guest's unfinished frames.
+    pub from_guest: Offloads,
+    /// What unfinished frames it may deliver to a guest that takes them.
+    pub to_guest: Offloads,
+    /// The largest payload of a link frame, bytes.
+    pub mtu: u16,
+}
+
+/// What became of a burst from the guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Transmitted {
+    /// How many of the frames, from the first on, are done with: carried, or refused and counted. The
+    /// rest comes again when the datapath is writable.
+    pub taken: usize,
+    /// Bytes of the frames that were carried.
+    pub bytes: u32,
+    /// The frames among `taken` that were not carried, by cause.
+    pub drops: DropCounts,
+}
+
+/// What a look for frames to the guest found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// No more frames wait.
+    Drained,
+    /// More may wait: the burst is full, or the guest has no buffers.
+    More,
+}
+
+/// A way from a guest to a wire: one queue of it, owned by the worker that serves the queue pair.
+pub trait Datapath: Send + 'static {
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Takes notice of what a guest negotiated, before its first burst.
+    ///
+    /// # Errors
+    /// What the system answers; the queue pair is not started then.
+    fn configure(&mut self, negotiated: Negotiated) -> io::Result<()>;
+
+    /// Whether the guest takes frames from now on. An inactive queue should get none from the host.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn set_active(&mut self, active: bool) -> io::Result<()>;
+
+    /// Carries frames from the guest, in order.
+    fn transmit(&mut self, frames: Frames<'_>) -> Transmitted;
+
+    /// Places frames into the guest's buffers until there are no more, or the room is used up.
+    ///
+    /// # Errors
+    /// What the system answers, other than that there are no frames now.
+    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
+
+    /// Whether frames for the guest wait, without taking one.
+    fn has_frames(&self) -> bool;
+
+    /// What becomes readable when frames come, and writable when more are taken (edge triggered).
+    fn readiness(&self) -> Option<BorrowedFd<'_>>;
+}

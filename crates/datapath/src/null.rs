@@ -1,0 +1,86 @@
+//! Frames go nowhere, after being copied out as a real back end would; or come from nowhere, as many as
+//! the guest has buffers for.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use virtio_net::features::HEADER_LEN;
+use virtio_net::{FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, Offloads, Placed};
+
+use crate::{Capabilities, Datapath, Look, Transmitted};
+
+/// The shortest Ethernet frame, without its checksum.
+pub const FRAME_LEN_MIN: usize = 14;
+
+/// One queue to and from nowhere.
+#[derive(Debug)]
+pub struct Null {
+    /// The frame that the guest is sent over and over; empty for none.
+    frame: Vec<u8>,
+    copy: Vec<u8>,
+    active: bool,
+}
+
+impl Null {
+    /// A queue that generates frames of `receive` bytes, or none when that is 0.
+    ///
+    /// Lengths are cut to what a frame may have.
+    #[must_use]
+    pub fn new(receive: usize) -> Self {
+        let mut frame = Vec::new();
+        if receive > 0 {
+            frame = vec![0; receive.clamp(FRAME_LEN_MIN, FRAME_LEN_MAX)];
+            frame[..6].fill(0xff);
+            frame[6..12].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 1]);
+            // Local experimental EtherType (IEEE 802): no stack takes it for its own.
+            frame[12..14].copy_from_slice(&0x88b5_u16.to_be_bytes());
+        }
+        Self { frame, copy: vec![0; FRAME_LEN_MAX], active: false }
+    }
+}
+
+impl Datapath for Null {
+    fn capabilities(&self) -> Capabilities {
+        let none = Offloads::default();
+        Capabilities { name: "null", from_guest: none, to_guest: none, mtu: u16::MAX }
+    }
+
+    fn configure(&mut self, _: Negotiated) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        self.active = active;
+        Ok(())
+    }
+
+    #[inline]
+    fn transmit(&mut self, frames: Frames<'_>) -> Transmitted {
+        let mut done = Transmitted::default();
+        for frame in frames.iter() {
+            #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
+            {
+                done.bytes += frame.copy_to(&mut self.copy) as u32;
+            }
+            done.taken += 1;
+        }
+        done
+    }
+
+    #[inline]
+    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        if self.frame.is_empty() {
+            return Ok(Look::Drained);
+        }
+        while room.place(&[0; HEADER_LEN], &self.frame) == Placed::Done {}
+        Ok(Look::More)
+    }
+
+    fn has_frames(&self) -> bool {
+        self.active && !self.frame.is_empty()
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}

@@ -1,0 +1,89 @@
+//! The system calls of the datapaths.
+#![allow(unsafe_code, reason = "ioctl, readv, writev and poll on raw descriptors")]
+
+use std::ffi::c_ulong;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use guest_memory::GuestSlice;
+
+/// `struct ifreq` with a name and flags, as the tun driver reads it (`linux/if.h`).
+#[repr(C)]
+pub struct InterfaceRequest {
+    name: [u8; libc::IFNAMSIZ],
+    flags: i16,
+    rest: [u8; 22],
+}
+
+impl InterfaceRequest {
+    /// A request for the interface `name`, which is shorter than `IFNAMSIZ`.
+    pub fn new(name: &str, flags: i32) -> Self {
+        let mut bytes = [0; libc::IFNAMSIZ];
+        let len = name.len().min(bytes.len() - 1);
+        bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+        #[expect(clippy::cast_possible_truncation, reason = "IFF_* of tun fit 16 bits")]
+        Self { name: bytes, flags: flags as i16, rest: [0; 22] }
+    }
+}
+
+/// An ioctl whose argument is an `ifreq`.
+pub fn ioctl_interface(
+    file: &File,
+    request: c_ulong,
+    argument: &mut InterfaceRequest,
+) -> io::Result<()> {
+    // SAFETY: `argument` is a whole `struct ifreq` (40 bytes) that outlives the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut *argument) })
+}
+
+/// An ioctl whose argument is a pointer to an `int`.
+pub fn ioctl_int(file: &File, request: c_ulong, argument: i32) -> io::Result<()> {
+    // SAFETY: the argument is an int that outlives the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), request, &raw const argument) })
+}
+
+/// An ioctl whose argument is a number.
+pub fn ioctl_number(file: &File, request: c_ulong, argument: u32) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), request, c_ulong::from(argument)) })
+}
+
+/// Reads once into `list`.
+#[inline]
+pub fn readv(file: &File, list: &[GuestSlice<'_>]) -> io::Result<usize> {
+    let list = GuestSlice::as_iovecs(list);
+    // SAFETY: each entry is a checked run of mapped, writable bytes (`GuestSlice`), and nothing in this
+    // process refers to them.
+    count(unsafe { libc::readv(file.as_raw_fd(), list.as_ptr(), len(list)) })
+}
+
+/// Writes `list` at once.
+#[inline]
+pub fn writev(file: &File, list: &[GuestSlice<'_>]) -> io::Result<usize> {
+    let list = GuestSlice::as_iovecs(list);
+    // SAFETY: each entry is a checked run of mapped bytes (`GuestSlice`).
+    count(unsafe { libc::writev(file.as_raw_fd(), list.as_ptr(), len(list)) })
+}
+
+/// Whether there is something to read now.
+pub fn is_readable(file: &File) -> bool {
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd that outlives the call.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0 && poll.revents & libc::POLLIN != 0
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 1024")]
+const fn len(list: &[libc::iovec]) -> i32 {
+    list.len() as i32
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[inline]
+fn count(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
