@@ -80,11 +80,16 @@ impl Recorder {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(io_error)?;
         }
+        // A new file, never the old one anew: a reader that still maps that one would be killed by SIGBUS
+        // between its truncation and the moment its space is back.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
+            _ => {}
+        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o644)
             .open(path)
             .map_err(io_error)?;
@@ -175,14 +180,21 @@ impl Writer {
     /// Leaves a burst behind and adds it to its ring's totals.
     #[inline]
     pub fn burst(&mut self, record: &BurstRecord) {
-        let totals = self.words.slice(self.layout.ring(usize::from(record.ring)), 3);
-        add(&totals[0], u64::from(record.packets));
-        add(&totals[1], u64::from(record.bytes));
-        add(&totals[2], 1);
+        self.count(record);
         self.push(record);
         if self.keeps_anchor && record.last >= self.refresh_at {
             self.refresh_anchor();
         }
+    }
+
+    /// Adds a burst to its ring's totals without leaving a record: for `--trace off`, where only the
+    /// counters are kept.
+    #[inline]
+    pub fn count(&mut self, record: &BurstRecord) {
+        let totals = self.words.slice(self.layout.ring(usize::from(record.ring)), 3);
+        add(&totals[0], u64::from(record.packets));
+        add(&totals[1], u64::from(record.bytes));
+        add(&totals[2], 1);
     }
 
     /// Counts `packets` of virtqueue `ring` that went no further at time `ticks`, and leaves it in the
@@ -201,7 +213,7 @@ impl Writer {
         });
     }
 
-    /// Counts a drop without a record: for `--trace off`, where only the counters are kept.
+    /// Counts a drop without leaving a record.
     pub fn count_dropped(&mut self, ring: u16, cause: DropCause, packets: u16) {
         let at = self.layout.ring(usize::from(ring)) + RING_DROPS + cause as usize;
         add(self.words.at(at), u64::from(packets));
@@ -259,7 +271,6 @@ fn store_anchor(words: &[AtomicU64], anchor: Anchor) {
 /// Blocks are reserved, not only named: writing to a hole of a full file system is SIGBUS.
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    file.set_len(0)?;
     crate::sys::fallocate(file.as_raw_fd(), bytes)
 }
 

@@ -81,22 +81,24 @@ impl TransmitBurst {
 
     /// Gives the chains back to the guest, in order: those of the first `taken` frames and every faulty
     /// one before the next frame. The rest is put back and will be taken again. Faults are counted in
-    /// `drops`.
+    /// `drops`. Returns how many chains were given back.
     #[inline]
-    pub fn complete(&self, queue: &mut SplitQueue, taken: usize, drops: &mut DropCounts) {
+    pub fn complete(&self, queue: &mut SplitQueue, taken: usize, drops: &mut DropCounts) -> u16 {
+        #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
+        let all = self.entries.len() as u16;
         let mut frames = 0;
         for (done, entry) in (0_u16..).zip(&self.entries) {
             match entry.fault {
                 Some(cause) => drops.add(cause),
                 None if frames < taken => frames += 1,
                 None => {
-                    #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
-                    queue.put_back(self.entries.len() as u16 - done);
-                    return;
+                    queue.put_back(all - done);
+                    return done;
                 }
             }
             queue.complete(entry.head, 0);
         }
+        all
     }
 }
 

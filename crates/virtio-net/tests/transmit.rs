@@ -48,7 +48,7 @@ fn a_burst_holds_its_frames_and_gives_faulty_chains_back_in_order() {
 
     // The datapath takes the first frame only; the second comes again.
     let mut drops = DropCounts::default();
-    burst.complete(&mut queue, 1, &mut drops);
+    assert_eq!(burst.complete(&mut queue, 1, &mut drops), 5);
     queue.publish();
     let used: Vec<_> = std::iter::from_fn(|| driver.used()).map(|used| used.head).collect();
     assert_eq!(used, heads[..5]);

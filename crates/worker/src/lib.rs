@@ -1,1 +1,25 @@
-//! The loop that joins rings, datapath and trace.
+//! The loop that joins rings, datapath and trace. Only this crate reads the clock.
+//!
+//! - [`policy`]: when to poll, when to sleep, on which CPU.
+//! - [`mailbox`]: how the control plane starts and stops rings, and waits until the worker has done it.
+//! - `worker`: the loop: commands, a turn for every queue pair, sleep.
+//! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
+//! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
+//! - [`fault`]: delays planted in a stage, to prove that they show there.
+
+pub mod fault;
+pub mod mailbox;
+mod pair;
+pub mod policy;
+mod receive;
+mod ring;
+mod sleep;
+mod sys;
+mod trace;
+mod transmit;
+mod worker;
+
+pub use fault::{Delay, Fault};
+pub use mailbox::{Mailbox, RingStart, StartError, WorkerGone};
+pub use policy::{PollPolicy, Scheduling};
+pub use worker::{Worker, WorkerOptions};

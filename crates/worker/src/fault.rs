@@ -1,0 +1,158 @@
+//! Delays planted in a stage, to prove that they show in that stage and in no other.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use burst_trace::{Clock, Direction, Stage};
+
+/// One delay: `delay:STAGE=USEC[,every=N]`, where STAGE may be given a direction: `tx.signal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delay {
+    /// Only this direction; both where there is none.
+    pub direction: Option<Direction>,
+    /// The stage that grows.
+    pub stage: Stage,
+    /// By how much.
+    pub time: Duration,
+    /// Every how many bursts.
+    pub every: u32,
+}
+
+impl FromStr for Delay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let form = "expected delay:STAGE=USEC[,every=N]";
+        let wrong = || format!("{form}, found '{text}'");
+        let mut parts = text.strip_prefix("delay:").ok_or_else(wrong)?.split(',');
+        let (name, time) = parts.next().and_then(|part| part.split_once('=')).ok_or_else(wrong)?;
+        let (direction, name) = match name.split_once('.') {
+            None => (None, name),
+            Some(("tx", stage)) => (Some(Direction::Tx), stage),
+            Some(("rx", stage)) => (Some(Direction::Rx), stage),
+            Some(_) => return Err(wrong()),
+        };
+        let known = |stage: &Stage| match direction {
+            Some(direction) => direction.stages().contains(stage),
+            None => true,
+        };
+        let stage = Stage::from_name(name).filter(known).ok_or_else(|| {
+            let names: Vec<_> = Stage::ALL.iter().map(|stage| stage.name()).collect();
+            format!("expected one of the stages {}, found '{name}'", names.join(", "))
+        })?;
+        let microseconds: u64 = time.parse().map_err(|_| wrong())?;
+        if microseconds > 1_000_000 {
+            return Err(format!("expected a delay of at most 1000000 us, found {microseconds}"));
+        }
+        let every = match parts.next() {
+            None => 1,
+            Some(part) => part
+                .strip_prefix("every=")
+                .and_then(|number| number.parse().ok())
+                .filter(|&every| every > 0)
+                .ok_or_else(wrong)?,
+        };
+        if parts.next().is_some() {
+            return Err(wrong());
+        }
+        Ok(Self { direction, stage, time: Duration::from_micros(microseconds), every })
+    }
+}
+
+/// The delays of one worker, at work.
+#[derive(Clone, Debug, Default)]
+pub struct Fault {
+    planted: Vec<Planted>,
+}
+
+#[derive(Clone, Debug)]
+struct Planted {
+    delay: Delay,
+    ticks: u64,
+    bursts: u32,
+}
+
+impl Fault {
+    /// Plants `delays`.
+    #[must_use]
+    pub fn new(delays: &[Delay], clock: &Clock) -> Self {
+        let plant =
+            |delay: &Delay| Planted { delay: *delay, ticks: clock.ticks_in(delay.time), bursts: 0 };
+        Self { planted: delays.iter().map(plant).collect() }
+    }
+
+    /// Whether nothing is planted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.planted.is_empty()
+    }
+
+    /// Waits, if a delay is due in this stage now. Returns whether this stage has delays at all.
+    pub(crate) fn wait(&mut self, direction: Direction, stage: Stage, clock: &Clock) -> bool {
+        let mut here = false;
+        for planted in &mut self.planted {
+            let Delay { direction: only, stage: at, every, .. } = planted.delay;
+            if at != stage || only.is_some_and(|only| only != direction) {
+                continue;
+            }
+            here = true;
+            planted.bursts += 1;
+            if planted.bursts == every {
+                planted.bursts = 0;
+                let end = clock.now() + planted.ticks;
+                while clock.now() < end {
+                    std::hint::spin_loop();
+                }
+            }
+        }
+        here
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_are_read() {
+        let delay: Delay = "delay:egress=200,every=10".parse().unwrap();
+        let expected = Delay {
+            direction: None,
+            stage: Stage::Egress,
+            time: Duration::from_micros(200),
+            every: 10,
+        };
+        assert_eq!(delay, expected);
+        let delay: Delay = "delay:rx.signal=5".parse().unwrap();
+        assert_eq!((delay.direction, delay.every), (Some(Direction::Rx), 1));
+        for wrong in [
+            "egress=5",
+            "delay:egress",
+            "delay:egress=x",
+            "delay:wakeup=5",
+            "delay:rx.egress=5",
+            "delay:egress=5,every=0",
+            "delay:egress=5,every=2,every=3",
+            "delay:egress=2000000",
+        ] {
+            assert!(wrong.parse::<Delay>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_delay_is_due_every_so_many_bursts() {
+        let clock = Clock::new();
+        let delay: Delay = "delay:tx.notice=2000,every=3".parse().unwrap();
+        let mut fault = Fault::new(&[delay], &clock);
+        let limit = clock.ticks_in(Duration::from_micros(2000));
+        let mut delayed = Vec::new();
+        for _ in 0..6 {
+            let before = clock.now();
+            assert!(fault.wait(Direction::Tx, Stage::Notice, &clock));
+            delayed.push(clock.now() - before >= limit);
+        }
+        assert_eq!(delayed, [false, false, true, false, false, true]);
+        assert!(!fault.wait(Direction::Rx, Stage::Notice, &clock));
+        assert!(!fault.wait(Direction::Tx, Stage::Signal, &clock));
+    }
+}

@@ -1,0 +1,184 @@
+//! How the control plane talks to a worker.
+//!
+//! Every request is answered only when the worker has done it, between two bursts: when `stop` returns,
+//! the worker no longer touches the ring, and its position is exact.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use guest_memory::GuestMemory;
+use virtio_net::Negotiated;
+use virtqueue::{ConfigError, QueueSetup};
+use vmm_sys_util::eventfd::EventFd;
+
+/// What a worker needs to serve a ring.
+#[derive(Debug)]
+pub struct RingStart {
+    /// Where the ring is and where it goes on.
+    pub setup: QueueSetup,
+    /// The guest's memory.
+    pub memory: Arc<GuestMemory>,
+    /// What the guest agreed on.
+    pub negotiated: Negotiated,
+    /// Readable when the guest added chains; none when the front end wants us to poll.
+    pub kick: Option<File>,
+    /// Written to tell the guest of used chains; none when it polls.
+    pub call: Option<File>,
+    /// Written when the guest broke the ring.
+    pub error: Option<File>,
+    /// Whether frames flow already.
+    pub enabled: bool,
+}
+
+/// Why a ring could not be started.
+#[derive(Debug)]
+pub enum StartError {
+    /// The ring's setup is wrong.
+    Config(ConfigError),
+    /// The system refused: the datapath's configuration, or epoll.
+    System(io::Error),
+    /// The worker has ended.
+    WorkerGone,
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Config(error) => write!(f, "{error}"),
+            Self::System(error) => write!(f, "{error}"),
+            Self::WorkerGone => write!(f, "{WorkerGone}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// The worker has ended, so nothing can be asked of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerGone;
+
+impl std::fmt::Display for WorkerGone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the worker of this queue has ended")
+    }
+}
+
+impl std::error::Error for WorkerGone {}
+
+#[derive(Debug)]
+pub(crate) enum Command {
+    Start { ring: u16, start: Box<RingStart>, done: SyncSender<Result<(), StartError>> },
+    Stop { ring: u16, done: SyncSender<Option<u16>> },
+    Enable { ring: u16, enabled: bool, done: SyncSender<()> },
+    Call { ring: u16, call: Option<File>, done: SyncSender<()> },
+    Error { ring: u16, error: Option<File>, done: SyncSender<()> },
+    Memory { memory: Arc<GuestMemory>, done: SyncSender<()> },
+    End,
+}
+
+/// A worker's mailbox. Rings are named by their virtqueue index.
+#[derive(Debug)]
+pub struct Mailbox {
+    waiting: Mutex<VecDeque<Command>>,
+    /// Whether `waiting` has something: what the worker looks at between bursts.
+    pending: AtomicBool,
+    wake: EventFd,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            waiting: Mutex::default(),
+            pending: AtomicBool::new(false),
+            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
+    }
+
+    /// Starts serving a ring.
+    ///
+    /// # Errors
+    /// See [`StartError`]; the ring is not served then.
+    pub fn start(&self, ring: u16, start: RingStart) -> Result<(), StartError> {
+        let start = Box::new(start);
+        self.ask(|done| Command::Start { ring, start, done }).unwrap_or(Err(StartError::WorkerGone))
+    }
+
+    /// Stops serving a ring. Returns the available index to go on from, or none when the ring was not
+    /// being served.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn stop(&self, ring: u16) -> Result<Option<u16>, WorkerGone> {
+        self.ask(|done| Command::Stop { ring, done })
+    }
+
+    /// Lets frames flow through a ring, or no more. A ring that is not being served is left alone.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn enable(&self, ring: u16, enabled: bool) -> Result<(), WorkerGone> {
+        self.ask(|done| Command::Enable { ring, enabled, done })
+    }
+
+    /// Replaces what is written to tell the guest of used chains.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_call(&self, ring: u16, call: Option<File>) -> Result<(), WorkerGone> {
+        self.ask(|done| Command::Call { ring, call, done })
+    }
+
+    /// Replaces what is written when the guest breaks the ring.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_error(&self, ring: u16, error: Option<File>) -> Result<(), WorkerGone> {
+        self.ask(|done| Command::Error { ring, error, done })
+    }
+
+    /// Moves every ring to a new memory table. When this returns, the worker has let go of the old one.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_memory(&self, memory: Arc<GuestMemory>) -> Result<(), WorkerGone> {
+        self.ask(|done| Command::Memory { memory, done })
+    }
+
+    /// Asks the worker to end, without waiting for it.
+    pub(crate) fn end(&self) {
+        self.post(Command::End);
+    }
+
+    pub(crate) const fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    #[inline]
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn take(&self) -> VecDeque<Command> {
+        // Cleared before the queue is looked at: what is posted after that sets it again.
+        self.pending.store(false, Ordering::SeqCst);
+        let _ = self.wake.read();
+        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, WorkerGone> {
+        let (done, answer) = sync_channel(1);
+        self.post(command(done));
+        answer.recv().map_err(|_| WorkerGone)
+    }
+
+    fn post(&self, command: Command) {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        self.pending.store(true, Ordering::SeqCst);
+        // A full counter is a wake-up that is already on its way.
+        let _ = self.wake.write(1);
+    }
+}

@@ -1,0 +1,224 @@
+//! A queue pair and its datapath.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use burst_trace::{DropCause, DropCounts};
+use datapath::Datapath;
+use guest_memory::GuestMemory;
+use virtio_net::{Negotiated, ReceiveState};
+
+use crate::mailbox::{RingStart, StartError};
+use crate::ring::{Ring, RingState};
+use crate::sleep::{Sleeper, Token};
+use crate::trace::Tracer;
+
+/// A frame waits this long for more guest buffers, then it is dropped: a guest that posts fewer than one
+/// frame needs must not hold up every frame after it.
+pub const HOLD: Duration = Duration::from_millis(100);
+
+/// What both turns of a pair need of the worker.
+pub struct Context<'w> {
+    pub tracer: &'w mut Tracer,
+    pub sleeper: &'w Sleeper,
+    /// When the worker last woke up, ticks.
+    pub woken: u64,
+    /// Whether it looks for frames without having been woken for them.
+    pub polling: bool,
+    /// [`HOLD`] in ticks.
+    pub hold: u64,
+}
+
+impl Context<'_> {
+    /// The boundary `wake` for work that was just found on a ring last looked at at `last_look`: the
+    /// wake-up since then, or that look. Returns it, and whether the worker was polling.
+    #[inline]
+    pub const fn wake(&self, last_look: u64) -> (u64, bool) {
+        if self.woken > last_look { (self.woken, false) } else { (last_look, true) }
+    }
+}
+
+/// Chains that were seen but did not fit the burst: they are taken before the ring is looked at again.
+#[derive(Clone, Copy, Debug)]
+pub struct Backlog {
+    pub wake: u64,
+    pub seen: u64,
+    pub polled: bool,
+    pub chains: u16,
+}
+
+/// Frames wait, and the guest has too few buffers.
+#[derive(Clone, Copy, Debug)]
+pub struct Starved {
+    pub wake: u64,
+    pub seen: u64,
+    pub polled: bool,
+    /// How many chains were there: it goes on when there are more.
+    pub chains: u16,
+    /// When it began, whether or not bursts are stamped.
+    pub since: u64,
+}
+
+/// A queue pair.
+pub struct Pair<D> {
+    pub index: u16,
+    pub datapath: D,
+    pub tx: Option<Ring>,
+    pub rx: Option<Ring>,
+    /// Packets that went through each ring since the daemon started: 0 RX, 1 TX.
+    pub sequences: [u64; 2],
+    pub backlog: Option<Backlog>,
+    /// The datapath took no more frames at the last try.
+    pub blocked: bool,
+    pub starved: Option<Starved>,
+    pub receive: ReceiveState,
+    /// The datapath may have frames: it became readable and was not yet found empty.
+    pub readable: bool,
+    configured: Option<Negotiated>,
+}
+
+impl<D: Datapath> Pair<D> {
+    pub fn new(index: u16, datapath: D) -> Self {
+        Self {
+            index,
+            datapath,
+            tx: None,
+            rx: None,
+            sequences: [0; 2],
+            backlog: None,
+            blocked: false,
+            starved: None,
+            receive: ReceiveState::default(),
+            readable: false,
+            configured: None,
+        }
+    }
+
+    /// The virtqueue indices: receive, transmit (virtio 1.2, 5.1.2).
+    pub const fn rings(&self) -> [u16; 2] {
+        [self.index * 2, self.index * 2 + 1]
+    }
+
+    pub fn listen(&self, sleeper: &Sleeper) -> io::Result<()> {
+        match self.datapath.readiness() {
+            Some(fd) => sleeper.add(&fd, Token::Datapath(self.index)),
+            None => Ok(()),
+        }
+    }
+
+    pub fn ring_mut(&mut self, ring: u16) -> Option<&mut Ring> {
+        self.slot(ring).as_mut()
+    }
+
+    pub fn start(
+        &mut self,
+        ring: u16,
+        start: RingStart,
+        context: &mut Context<'_>,
+    ) -> Result<(), StartError> {
+        self.stop(ring, context);
+        let negotiated = start.negotiated;
+        if self.configured != Some(negotiated) {
+            self.datapath.configure(negotiated).map_err(StartError::System)?;
+            self.configured = Some(negotiated);
+        }
+        let started =
+            Ring::start(ring, start, context.tracer.stamp()).map_err(StartError::Config)?;
+        started.listen(context.sleeper).map_err(StartError::System)?;
+        *self.slot(ring) = Some(started);
+        self.activate();
+        Ok(())
+    }
+
+    pub fn stop(&mut self, ring: u16, context: &mut Context<'_>) -> Option<u16> {
+        let stopped = self.slot(ring).take()?;
+        stopped.ignore(context.sleeper);
+        if ring.is_multiple_of(2) {
+            self.starved = None;
+            self.drop_held(DropCause::RxStopped, context.tracer);
+            self.activate();
+        } else {
+            self.backlog = None;
+            self.blocked = false;
+        }
+        Some(stopped.queue.next_available())
+    }
+
+    pub fn enable(&mut self, ring: u16, enabled: bool) {
+        if let Some(ring) = self.ring_mut(ring) {
+            ring.set_enabled(enabled);
+        }
+        self.activate();
+    }
+
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
+        for ring in [&mut self.rx, &mut self.tx].into_iter().flatten() {
+            ring.set_memory(memory);
+        }
+        self.backlog = None;
+        self.starved = None;
+    }
+
+    /// Gives up the frame that waits for buffers, if there is one.
+    pub fn drop_held(&mut self, cause: DropCause, tracer: &mut Tracer) {
+        if self.receive.drop_held() {
+            let mut drops = DropCounts::default();
+            drops.add(cause);
+            tracer.dropped(self.rings()[0], &drops);
+        }
+    }
+
+    /// Asks for kicks where more chains are work, and says whether there is work already.
+    pub fn arm(&mut self) -> bool {
+        let mut work = false;
+        if let Some(tx) = &mut self.tx
+            && matches!(tx.state, RingState::Enabled | RingState::Disabled)
+        {
+            tx.queue.arm_kick();
+            work |= !self.blocked && tx.queue.available() != Ok(0);
+        }
+        if let Some(rx) = &mut self.rx
+            && rx.state == RingState::Enabled
+        {
+            match self.starved {
+                Some(starved) => {
+                    rx.queue.arm_kick();
+                    work |= rx.queue.available() != Ok(starved.chains);
+                }
+                // A datapath with a descriptor wakes us itself.
+                None => work |= self.datapath.readiness().is_none() && self.datapath.has_frames(),
+            }
+        }
+        work
+    }
+
+    /// Whether a ring is served whose front end gave no kick, so that only polling sees its chains
+    /// (vhost-user, `VHOST_USER_VRING_NOFD_MASK`).
+    pub fn cannot_be_kicked(&self) -> bool {
+        let rings = [&self.rx, &self.tx];
+        rings.into_iter().flatten().any(|ring| ring.state == RingState::Enabled && !ring.has_kick())
+    }
+
+    /// Asks for no kicks while the rings are looked at anyway.
+    pub fn disarm(&mut self) {
+        for ring in [&mut self.rx, &mut self.tx].into_iter().flatten() {
+            ring.queue.disarm_kick();
+        }
+    }
+
+    /// Tells the datapath whether the guest takes frames.
+    fn activate(&mut self) {
+        let active = self.rx.as_ref().is_some_and(|ring| ring.state == RingState::Enabled);
+        if let Err(error) = self.datapath.set_active(active) {
+            let wanted = if active { "attach" } else { "detach" };
+            log::warn!("queue pair {}: the datapath did not {wanted}: {error}", self.index);
+        }
+        // There may be frames from before; the first look finds out.
+        self.readable = active;
+    }
+
+    const fn slot(&mut self, ring: u16) -> &mut Option<Ring> {
+        if ring.is_multiple_of(2) { &mut self.rx } else { &mut self.tx }
+    }
+}

@@ -1,0 +1,166 @@
+//! A pair's turn from the wire to the guest.
+
+use std::io;
+
+use burst_trace::{Direction, DropCause, Stage};
+use datapath::{Datapath, Look};
+use virtio_net::GuestRoom;
+use virtio_net::receive::Received;
+use virtqueue::{Broken, Slices};
+
+use crate::pair::{Context, Pair, Starved};
+use crate::ring::{Ring, RingState};
+use crate::trace::{Journey, Outcome};
+
+impl<D: Datapath> Pair<D> {
+    /// Moves one burst from the wire to the guest. Returns whether there was one.
+    pub fn receive_turn(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(mut ring) = self.rx.take() else { return false };
+        let mut worked = false;
+        if ring.state == RingState::Enabled {
+            worked = self.receive_burst(&mut ring, context).unwrap_or_else(|broken| {
+                ring.break_down(broken);
+                true
+            });
+        }
+        self.rx = Some(ring);
+        worked
+    }
+
+    #[inline]
+    fn receive_burst(
+        &mut self,
+        ring: &mut Ring,
+        context: &mut Context<'_>,
+    ) -> Result<bool, Broken> {
+        let has_descriptor = self.datapath.readiness().is_some();
+        if has_descriptor && !self.readable && !context.polling {
+            return Ok(false);
+        }
+        let chains = ring.queue.available()?;
+        if let Some(starved) = self.starved {
+            if chains == starved.chains {
+                return Ok(self.give_up_held(starved, context));
+            }
+        } else if chains == 0 {
+            return Ok(self.starve(ring, chains, context));
+        } else if context.tracer.has_fault() && !self.datapath.has_frames() {
+            // A planted delay must hit bursts, not looks that find nothing.
+            self.look_found_nothing(ring, context);
+            return Ok(false);
+        }
+        let (mut journey, polled) = self.see_frames(ring, context);
+        let (looked, received) = self.fill(ring);
+        let mut drops = received.drops;
+        let look = looked.unwrap_or_else(|error| {
+            log_error(self.index, &error);
+            drops.add(DropCause::RxError);
+            Look::Drained
+        });
+        self.readable = look == Look::More;
+        if let Some(broken) = received.broken {
+            return Err(broken);
+        }
+        if received.packets == 0 && drops.is_empty() {
+            if look == Look::More {
+                return Ok(self.starve(ring, chains, context));
+            }
+            self.look_found_nothing(ring, context);
+            return Ok(false);
+        }
+        self.starved = None;
+        let tracer = &mut *context.tracer;
+        tracer.cross(&mut journey, Stage::Place);
+        ring.queue.publish();
+        tracer.cross(&mut journey, Stage::Publish);
+        ring.signal();
+        tracer.cross(&mut journey, Stage::Signal);
+        if received.packets > 0 {
+            let (sequence, packets) = (self.sequences[0], received.packets);
+            let outcome =
+                Outcome { ring: ring.index, sequence, packets, bytes: received.bytes, polled };
+            tracer.finish(&journey, outcome);
+            self.sequences[0] += u64::from(packets);
+        }
+        tracer.dropped(ring.index, &drops);
+        Ok(true)
+    }
+
+    /// Has the datapath place frames in the guest's buffers.
+    #[inline]
+    fn fill(&mut self, ring: &mut Ring) -> (io::Result<Look>, Received) {
+        let Ring { queue, memory, negotiated, .. } = ring;
+        let mut slices = Slices::new();
+        let mut room = GuestRoom::open(queue, memory, &mut slices, &mut self.receive, *negotiated);
+        let looked = self.datapath.receive(&mut room);
+        (looked, room.close())
+    }
+
+    /// Crosses the first boundaries. Frames that waited for buffers were in sight long ago.
+    #[inline]
+    fn see_frames(&self, ring: &mut Ring, context: &mut Context<'_>) -> (Journey, bool) {
+        if let Some(starved) = self.starved {
+            let mut journey = Journey::begin(Direction::Rx, starved.wake);
+            context.tracer.cross_at(&mut journey, Stage::Notice, starved.seen);
+            context.tracer.cross(&mut journey, Stage::Starved);
+            ring.last_look = journey.last();
+            return (journey, starved.polled);
+        }
+        let seen = context.tracer.stamp();
+        let last_look = std::mem::replace(&mut ring.last_look, seen);
+        let (wake, polled) = context.wake(last_look);
+        let mut journey = Journey::begin(Direction::Rx, wake);
+        context.tracer.cross_at(&mut journey, Stage::Notice, seen);
+        let seen = journey.last();
+        context.tracer.cross_at(&mut journey, Stage::Starved, seen);
+        (journey, polled)
+    }
+
+    fn look_found_nothing(&mut self, ring: &mut Ring, context: &Context<'_>) {
+        self.readable = false;
+        self.starved = None;
+        ring.last_look = context.tracer.stamp();
+    }
+
+    /// There is no room for a frame now. If one waits, it is `starved` from now on. Returns false: this
+    /// is no burst.
+    #[cold]
+    fn starve(&mut self, ring: &mut Ring, chains: u16, context: &Context<'_>) -> bool {
+        if self.starved.is_some() {
+            self.starved = self.starved.map(|starved| Starved { chains, ..starved });
+            return false;
+        }
+        if !self.receive.is_holding() && !self.datapath.has_frames() {
+            self.look_found_nothing(ring, context);
+            return false;
+        }
+        let seen = context.tracer.stamp();
+        let (wake, polled) = context.wake(ring.last_look);
+        let since = context.tracer.now();
+        self.starved = Some(Starved { wake, seen, polled, chains, since });
+        false
+    }
+
+    /// A frame that has waited too long for more buffers makes way. Returns whether one did.
+    #[cold]
+    fn give_up_held(&mut self, starved: Starved, context: &mut Context<'_>) -> bool {
+        if !self.receive.is_holding() || context.tracer.now() < starved.since + context.hold {
+            return false;
+        }
+        self.drop_held(DropCause::RxNoBuffers, context.tracer);
+        self.starved = None;
+        true
+    }
+}
+
+/// At most one line a second and queue pair is worth reading.
+#[cold]
+fn log_error(pair: u16, error: &std::io::Error) {
+    use std::cell::Cell;
+    use std::time::{Duration, Instant};
+    thread_local!(static LAST: Cell<Option<Instant>> = const { Cell::new(None) });
+    if LAST.get().is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
+        LAST.set(Some(Instant::now()));
+        log::warn!("queue pair {pair}: no frame could be read from the datapath: {error}");
+    }
+}

@@ -1,0 +1,149 @@
+//! A ring in service.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use guest_memory::GuestMemory;
+use virtio_net::Negotiated;
+use virtqueue::{Broken, ConfigError, QueueSetup, SplitQueue};
+
+use crate::mailbox::RingStart;
+use crate::sleep::{Sleeper, Token};
+use crate::sys;
+
+/// A ring that was started and not yet stopped.
+#[derive(Debug)]
+pub struct Ring {
+    pub index: u16,
+    pub queue: SplitQueue,
+    pub memory: Arc<GuestMemory>,
+    pub negotiated: Negotiated,
+    setup: QueueSetup,
+    kick: Option<File>,
+    call: Option<File>,
+    error: Option<File>,
+    pub state: RingState,
+    /// When the ring was last looked at, ticks: whatever a later look finds came after this.
+    pub last_look: u64,
+}
+
+/// Whether a ring is served, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingState {
+    /// The front end has not enabled it yet: it is left alone.
+    Waiting,
+    /// Frames flow.
+    Enabled,
+    /// The front end disabled it: what the guest sends is discarded, and it gets nothing (vhost-user,
+    /// "Ring states").
+    Disabled,
+    /// The guest broke it: it is left alone until it is started anew.
+    Broken,
+}
+
+impl Ring {
+    pub fn start(index: u16, start: RingStart, now: u64) -> Result<Self, ConfigError> {
+        let queue = SplitQueue::new(&start.setup, &start.memory)?;
+        let mut ring = Self {
+            index,
+            queue,
+            memory: start.memory,
+            negotiated: start.negotiated,
+            setup: start.setup,
+            kick: start.kick,
+            call: None,
+            error: None,
+            state: if start.enabled { RingState::Enabled } else { RingState::Waiting },
+            last_look: now,
+        };
+        ring.set_call(start.call);
+        ring.set_error(start.error);
+        Ok(ring)
+    }
+
+    pub fn listen(&self, sleeper: &Sleeper) -> std::io::Result<()> {
+        match &self.kick {
+            Some(kick) => sleeper.add(kick, Token::Kick(self.index)),
+            None => Ok(()),
+        }
+    }
+
+    pub const fn has_kick(&self) -> bool {
+        self.kick.is_some()
+    }
+
+    pub fn ignore(&self, sleeper: &Sleeper) {
+        if let Some(kick) = &self.kick {
+            sleeper.remove(kick);
+        }
+    }
+
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.state = match (self.state, enabled) {
+            (RingState::Broken, _) => RingState::Broken,
+            (_, true) => RingState::Enabled,
+            (RingState::Waiting, false) => RingState::Waiting,
+            (RingState::Enabled | RingState::Disabled, false) => RingState::Disabled,
+        };
+    }
+
+    pub fn set_call(&mut self, call: Option<File>) {
+        self.call = call.and_then(nonblocking);
+    }
+
+    pub fn set_error(&mut self, error: Option<File>) {
+        self.error = error.and_then(nonblocking);
+    }
+
+    /// Goes on in a new memory table.
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
+        self.setup.next_available = self.queue.next_available();
+        match SplitQueue::new(&self.setup, memory) {
+            Ok(queue) => {
+                self.queue = queue;
+                self.memory = Arc::clone(memory);
+            }
+            Err(error) => self.stop_broken(&format!("its memory is gone: {error}")),
+        }
+    }
+
+    /// Tells the guest of published chains, if it wants to be told.
+    #[inline]
+    pub fn signal(&mut self) {
+        if self.queue.wants_signal()
+            && let Some(call) = &mut self.call
+        {
+            // A full counter means that the guest has a signal waiting; any other failure is the front
+            // end's own.
+            let _ = call.write(&1_u64.to_ne_bytes());
+        }
+    }
+
+    #[cold]
+    pub fn break_down(&mut self, broken: Broken) {
+        self.stop_broken(&format!("the guest broke it: {broken}"));
+    }
+
+    fn stop_broken(&mut self, why: &str) {
+        self.state = RingState::Broken;
+        log::error!(
+            "queue {} stops, because {why}; it is served again when the guest's driver resets the device",
+            self.index
+        );
+        if let Some(error) = &mut self.error {
+            let _ = error.write(&1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// An eventfd that cannot make the worker wait.
+fn nonblocking(file: File) -> Option<File> {
+    match sys::set_nonblocking(&file) {
+        Ok(()) => Some(file),
+        Err(error) => {
+            log::warn!("a descriptor from the front end is not used: {error}");
+            None
+        }
+    }
+}

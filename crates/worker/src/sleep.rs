@@ -1,0 +1,102 @@
+//! What a worker sleeps on: kicks, datapaths and its mailbox, all edge triggered.
+//!
+//! Edge triggered, because then a kick need not be read: each new write is a new event, and a system call
+//! a burst is saved.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use epoll::{ControlOptions, Event, Events};
+
+/// Whom an event is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// A command waits.
+    Mailbox,
+    /// The guest kicked this virtqueue.
+    Kick(u16),
+    /// The datapath of this queue pair has frames, or takes some again.
+    Datapath(u16),
+}
+
+impl Token {
+    const fn to_number(self) -> u64 {
+        match self {
+            Self::Mailbox => 0,
+            Self::Kick(ring) => 1 << 32 | ring as u64,
+            Self::Datapath(pair) => 2 << 32 | pair as u64,
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is what was put there")]
+    const fn from_number(number: u64) -> Self {
+        match number >> 32 {
+            0 => Self::Mailbox,
+            1 => Self::Kick(number as u16),
+            _ => Self::Datapath(number as u16),
+        }
+    }
+}
+
+const EVENTS_MAX: usize = 32;
+
+/// An epoll instance.
+#[derive(Debug)]
+pub struct Sleeper {
+    epoll: OwnedFd,
+    events: [Event; EVENTS_MAX],
+}
+
+impl Sleeper {
+    pub fn new() -> io::Result<Self> {
+        let events = [Event::new(Events::empty(), 0); EVENTS_MAX];
+        Ok(Self { epoll: crate::sys::new_epoll()?, events })
+    }
+
+    /// Wakes up for `fd` from now on; at once when it is ready already.
+    pub fn add(&self, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
+        let events = match token {
+            Token::Datapath(_) => Events::EPOLLIN | Events::EPOLLOUT,
+            Token::Mailbox | Token::Kick(_) => Events::EPOLLIN,
+        };
+        let event = Event::new(events | Events::EPOLLET, token.to_number());
+        epoll::ctl(self.epoll.as_raw_fd(), ControlOptions::EPOLL_CTL_ADD, fd.as_raw_fd(), event)
+    }
+
+    /// Wakes up for `fd` no more.
+    pub fn remove(&self, fd: &impl AsRawFd) {
+        let event = Event::new(Events::empty(), 0);
+        // Only fails when it is not there, which is what is wanted.
+        let _ = epoll::ctl(
+            self.epoll.as_raw_fd(),
+            ControlOptions::EPOLL_CTL_DEL,
+            fd.as_raw_fd(),
+            event,
+        );
+    }
+
+    /// Sleeps until something happens or `limit` has passed. Returns what happened.
+    pub fn sleep(&mut self, limit: Option<Duration>) -> impl Iterator<Item = Token> + '_ {
+        let milliseconds =
+            limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
+        let count = epoll::wait(self.epoll.as_raw_fd(), milliseconds, &mut self.events);
+        // An interrupted sleep is one without events: the loop looks around and comes back.
+        self.events.iter().take(count.unwrap_or(0)).map(|event| {
+            let number = event.data;
+            Token::from_number(number)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        for token in [Token::Mailbox, Token::Kick(0), Token::Kick(511), Token::Datapath(255)] {
+            assert_eq!(Token::from_number(token.to_number()), token);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The stamps of a burst.
+
+use burst_trace::stage::STAGES_MAX;
+use burst_trace::{BurstRecord, Clock, Direction, DropCounts, RecordKind, Stage, Writer};
+
+use crate::fault::Fault;
+
+/// A burst on its way: the boundaries it has crossed.
+#[derive(Clone, Copy, Debug)]
+pub struct Journey {
+    direction: Direction,
+    first: u64,
+    last: u64,
+    stages: [u64; STAGES_MAX],
+    crossed: usize,
+}
+
+impl Journey {
+    /// Begins at the boundary `wake`.
+    #[inline]
+    pub const fn begin(direction: Direction, wake: u64) -> Self {
+        Self { direction, first: wake, last: wake, stages: [0; STAGES_MAX], crossed: 0 }
+    }
+
+    /// The last boundary crossed, ticks.
+    pub const fn last(&self) -> u64 {
+        self.last
+    }
+
+    #[inline]
+    fn cross(&mut self, now: u64) {
+        // Stamps of one thread do not go back; a clock that did would give an empty stage, not a huge one.
+        self.stages[self.crossed] = now.saturating_sub(self.last);
+        self.last = self.last.max(now);
+        self.crossed += 1;
+    }
+}
+
+/// What a burst came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// The virtqueue.
+    pub ring: u16,
+    /// Sequence number of the first packet in its ring.
+    pub sequence: u64,
+    /// Packets that went through.
+    pub packets: u16,
+    /// Their bytes.
+    pub bytes: u32,
+    /// Whether the worker was polling.
+    pub polled: bool,
+}
+
+/// A worker's clock, its end of the recorder, and the delays planted in it.
+#[derive(Debug)]
+pub struct Tracer {
+    clock: Clock,
+    writer: Writer,
+    fault: Option<Fault>,
+    records: bool,
+}
+
+impl Tracer {
+    /// With `records` off, packets and drops are still counted, but no burst is stamped.
+    pub fn new(clock: Clock, writer: Writer, fault: Fault, records: bool) -> Self {
+        Self { clock, writer, fault: (!fault.is_empty()).then_some(fault), records }
+    }
+
+    /// The time now, ticks: for the poll policy.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// The time now, for a boundary; 0 when bursts are not stamped.
+    #[inline]
+    pub fn stamp(&self) -> u64 {
+        if self.records { self.clock.now() } else { 0 }
+    }
+
+    /// Whether delays are planted.
+    pub const fn has_fault(&self) -> bool {
+        self.fault.is_some()
+    }
+
+    /// Crosses the boundary that ends `stage`, now.
+    #[inline]
+    pub fn cross(&mut self, journey: &mut Journey, stage: Stage) {
+        self.wait(journey, stage);
+        journey.cross(self.stamp());
+    }
+
+    /// Crosses the boundary that ends `stage` with the stamp `at`, which was taken before.
+    #[inline]
+    pub fn cross_at(&mut self, journey: &mut Journey, stage: Stage, at: u64) {
+        let at = if self.wait(journey, stage) { self.stamp() } else { at };
+        journey.cross(at);
+    }
+
+    /// Leaves a burst behind that has crossed all its boundaries.
+    #[inline]
+    pub fn finish(&mut self, journey: &Journey, outcome: Outcome) {
+        debug_assert_eq!(journey.crossed, journey.direction.stages().len());
+        let record = BurstRecord {
+            first: journey.first,
+            last: journey.last,
+            sequence: outcome.sequence,
+            stages: journey.stages,
+            bytes: outcome.bytes,
+            packets: outcome.packets,
+            ring: outcome.ring,
+            kind: RecordKind::Burst as u8,
+            flags: if outcome.polled { BurstRecord::POLLED } else { 0 },
+            cause: 0,
+        };
+        if self.records {
+            self.writer.burst(&record);
+        } else {
+            self.writer.count(&record);
+        }
+    }
+
+    /// Counts what was dropped of a burst of virtqueue `ring`.
+    #[inline]
+    pub fn dropped(&mut self, ring: u16, drops: &DropCounts) {
+        if !drops.is_empty() {
+            self.dropped_some(ring, drops);
+        }
+    }
+
+    #[cold]
+    fn dropped_some(&mut self, ring: u16, drops: &DropCounts) {
+        let now = self.clock.now();
+        for (cause, packets) in drops.iter() {
+            if self.records {
+                self.writer.dropped(ring, cause, packets, now);
+            } else {
+                self.writer.count_dropped(ring, cause, packets);
+            }
+        }
+    }
+
+    #[inline]
+    fn wait(&mut self, journey: &Journey, stage: Stage) -> bool {
+        debug_assert_eq!(journey.direction.stages().get(journey.crossed), Some(&stage));
+        match &mut self.fault {
+            None => false,
+            Some(fault) => fault.wait(journey.direction, stage, &self.clock),
+        }
+    }
+}
