@@ -81,7 +81,7 @@ impl Breakdown {
         let mut lost_records = 0;
         for worker in 0..reader.workers() {
             let (mut records, mut first) = (0, None);
-            lost_records += reader.read(&mut reader.oldest(worker), |record| {
+            let lost = reader.read(&mut reader.oldest(worker), |record| {
                 records += 1;
                 first.get_or_insert(record.last);
                 let is_within = (bounds.from..=bounds.to).contains(&record.last);
@@ -90,8 +90,9 @@ impl Breakdown {
                     each(record);
                 }
             });
+            lost_records += lost;
             // A worker that filled its part of the recorder has nothing from before its first record.
-            if records + 1 >= reader.capacity() {
+            if records + lost + 1 >= reader.capacity() as u64 {
                 held_from = held_from.max(first.unwrap_or(bounds.from));
             }
         }

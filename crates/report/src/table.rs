@@ -279,6 +279,12 @@ fn round_trip_notes(trip: &RoundTrip) -> String {
             );
         }
     }
+    if trip.parts.is_some_and(|parts| parts.turn_ns < 0.0) {
+        let _ = writeln!(
+            text,
+            "note: a turn below 0 means that the answer's burst began before the request's had ended"
+        );
+    }
     if trip.too_long > 0 {
         let count = grouped(trip.too_long);
         let _ = writeln!(

@@ -1,5 +1,6 @@
 //! A breakdown of recorders whose every burst is known.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use burst_trace::{
@@ -160,6 +161,29 @@ fn a_window_that_the_recorder_no_longer_holds_is_cut() {
     assert!((1.2..1.5).contains(&breakdown.window_s), "{}", breakdown.window_s);
     let text = table::to_table(&breakdown, None);
     assert!(text.contains("100 s were asked for, the recorder holds 1."), "{text}");
+}
+
+#[test]
+fn a_window_is_cut_also_where_records_are_lost_while_it_is_read() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let done = AtomicBool::new(false);
+    let write = |writer: &mut Writer| writer.burst(&burst(1, synthetic.clock.now(), 1, 1));
+    (0..100).for_each(|_| write(&mut writer));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                write(&mut writer);
+            }
+        });
+        let cut: Vec<_> = (0..20)
+            .map(|_| synthetic.read(Window::Last(Duration::from_secs(100))))
+            .filter(|breakdown| breakdown.tx.packets > 0)
+            .map(|breakdown| (breakdown.is_cut, breakdown.lost_records))
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(cut.iter().all(|(is_cut, _)| *is_cut), "{cut:?}");
+    });
 }
 
 #[test]

@@ -90,8 +90,8 @@ fn height(direction: Direction) -> u16 {
 fn status_line(interval: &Interval) -> Line<'static> {
     let lost = format!(
         "records lost: {} now, {} in all",
-        grouped(interval.lost),
-        grouped(interval.lost_in_all)
+        scaled(interval.lost as f64),
+        scaled(interval.lost_in_all as f64)
     );
     let style = if interval.lost > 0 { Style::new().fg(Color::Red) } else { Style::new() };
     Line::from(vec![
