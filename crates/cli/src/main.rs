@@ -38,7 +38,7 @@ enum Command {
 
 const EXAMPLES: &str = "\
 ringscoped writes what every burst of packets went through into a flight recorder, RUN_DIR/NAME.trace; \
-this tool only reads it, and costs the daemon nothing.
+this tool only reads it, and the daemon never waits for it.
 
 Examples:
   ringscope stats                   all that the only recorder of this host still holds
