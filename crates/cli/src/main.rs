@@ -1,2 +1,66 @@
-//! The ringscope tool.
-fn main() {}
+//! `ringscope`: where every packet's time goes between a QEMU guest and the wire.
+//!
+//! One file a subcommand:
+//!
+//! - [`stats`]: the breakdown of a recorder, as tables or as one JSON object.
+//! - [`top`]: the same, live.
+//! - [`recorder`]: which recorder they read.
+//! - [`output`]: standard output that may go away.
+
+mod output;
+mod recorder;
+mod stats;
+mod top;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Shows where every packet's time goes between a QEMU guest and the wire"
+)]
+#[command(after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print where the time went, stage by stage
+    Stats(stats::Arguments),
+    /// Show live where the time goes, stage by stage and queue by queue
+    Top(top::Arguments),
+}
+
+const EXAMPLES: &str = "\
+ringscoped writes what every burst of packets went through into a flight recorder, RUN_DIR/NAME.trace; \
+this tool only reads it, and the daemon never waits for it.
+
+Examples:
+  ringscope stats                   all that the only recorder of this host still holds
+  ringscope stats --last 5 --json   the last 5 seconds, as one JSON object
+  ringscope top --name vm0          live, for the daemon that was started with --name vm0
+
+Exit code: 0, or 1 with one sentence on standard error, or 2 for wrong flags.";
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Stats(arguments) => stats::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringscope: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a subcommand comes to; the error is printed as it is.
+type Outcome = Result<(), Box<dyn Error>>;

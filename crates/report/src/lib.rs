@@ -1,1 +1,32 @@
 //! From recordings to tables.
+//!
+//! - [`figures`]: a distribution of times: exact count, mean, min and max, and percentiles.
+//! - [`stages`]: every stage of every tier in the order of the tables, measured or not.
+//! - [`collect`]: one pass over records, to figures a direction.
+//! - [`breakdown`]: where the time went in one window of a recorder.
+//! - [`follow`]: the same for a recorder that is still being written, interval by interval.
+//! - [`round_trip`]: what of a measured round trip is ours, the guest's and the host's.
+//! - [`rollup`]: the four spans of the receive way that earlier work on this question used.
+//! - [`facts`]: what the daemon said of its run.
+//! - [`units`]: numbers as a person reads them.
+//! - [`table`] and [`json`]: a breakdown in words and as one object.
+
+pub mod breakdown;
+pub mod collect;
+pub mod facts;
+pub mod figures;
+pub mod follow;
+pub mod json;
+pub mod rollup;
+pub mod round_trip;
+pub mod stages;
+pub mod table;
+pub mod units;
+
+pub use breakdown::{Breakdown, Window};
+pub use collect::{Collector, DirectionBreakdown};
+pub use facts::Facts;
+pub use figures::Figures;
+pub use follow::{Follower, Interval, QueueInterval};
+pub use round_trip::{Initiator, RoundTrip, RoundTripError};
+pub use stages::{StageRow, Tier};

@@ -1,0 +1,148 @@
+//! Which recorder is read: `RUN_DIR/NAME.trace`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use burst_trace::{ReadError, Reader};
+
+const EXTENSION: &str = "trace";
+const RUN_DIR_OF_ROOT: &str = "/run/ringscope";
+
+/// The flags that name a recorder.
+#[derive(Debug, clap::Args)]
+pub struct Choice {
+    /// Where the recorders are [default: /run/ringscope, without root $XDG_RUNTIME_DIR/ringscope]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// The daemon's --name; not needed when there is one recorder
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// A recorder, open, and the name it has in its run directory.
+#[derive(Debug)]
+pub struct Found {
+    /// The daemon's name by the file's.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Its reader.
+    pub reader: Reader,
+}
+
+/// Why there is no recorder to read.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// There is no default for the run directory.
+    #[error(
+        "$XDG_RUNTIME_DIR is not set, and without root it is where recorders are expected; \
+             give the daemon's run directory with --run-dir"
+    )]
+    NoRunDir,
+    /// The run directory cannot be listed.
+    #[error(
+        "cannot look for flight recorders in {dir}: {source}; start ringscoped, or give its run \
+             directory with --run-dir"
+    )]
+    RunDir {
+        /// The run directory.
+        dir: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The run directory holds none.
+    #[error(
+        "expected a flight recorder NAME.trace in {dir}, found none; start ringscoped with \
+             --trace on, or give its run directory with --run-dir"
+    )]
+    None {
+        /// The run directory.
+        dir: PathBuf,
+    },
+    /// The run directory holds several.
+    #[error("expected one flight recorder in {dir}, found {}: {}; choose one with --name",
+            names.len(), names.join(", "))]
+    Several {
+        /// The run directory.
+        dir: PathBuf,
+        /// The daemons' names.
+        names: Vec<String>,
+    },
+    /// There is none of that name.
+    #[error(
+        "expected the flight recorder {path}, found {}; give one of the names there with --name, \
+             or another --run-dir",
+        found(names)
+    )]
+    NoSuchName {
+        /// The recorder that was asked for.
+        path: PathBuf,
+        /// The names that are there.
+        names: Vec<String>,
+    },
+    /// The file is there and cannot be read.
+    #[error("{0}; give another recorder with --name or --run-dir")]
+    Unreadable(#[from] ReadError),
+}
+
+fn found(names: &[String]) -> String {
+    if names.is_empty() { "no recorder".into() } else { names.join(", ") }
+}
+
+impl Choice {
+    /// Finds the recorder and opens it.
+    ///
+    /// # Errors
+    /// When there is none, more than one to choose from, or it cannot be read.
+    pub fn open(&self) -> Result<Found, FindError> {
+        let dir = match &self.run_dir {
+            Some(dir) => dir.clone(),
+            None => default_run_dir().ok_or(FindError::NoRunDir)?,
+        };
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None => only_name(&dir)?,
+        };
+        let path = dir.join(format!("{name}.{EXTENSION}"));
+        if !path.exists() {
+            let names = names(&dir)?;
+            return Err(FindError::NoSuchName { path, names });
+        }
+        let reader = Reader::open(&path)?;
+        Ok(Found { name, path, reader })
+    }
+}
+
+/// As the daemon chooses it.
+fn default_run_dir() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(RUN_DIR_OF_ROOT.into());
+    }
+    let base = std::env::var_os("XDG_RUNTIME_DIR").filter(|base| !base.is_empty())?;
+    Some(PathBuf::from(base).join("ringscope"))
+}
+
+fn only_name(dir: &Path) -> Result<String, FindError> {
+    let mut names = names(dir)?;
+    match names.len() {
+        0 => Err(FindError::None { dir: dir.into() }),
+        1 => Ok(names.remove(0)),
+        _ => Err(FindError::Several { dir: dir.into(), names }),
+    }
+}
+
+/// The names of all recorders in `dir`, sorted. What a crashed daemon left (`NAME.trace.crashed`) is none.
+fn names(dir: &Path) -> Result<Vec<String>, FindError> {
+    let error = |source| FindError::RunDir { dir: dir.into(), source };
+    let mut names = Vec::new();
+    for entry in dir.read_dir().map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        if path.extension().is_some_and(|extension| extension == EXTENSION)
+            && let Some(name) = path.file_stem()
+        {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,117 @@
+//! `ringscope stats`: the breakdown of a recorder, as tables or as one JSON object.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use report::figures::TickRate;
+use report::round_trip::{Exchanges, Measured};
+use report::units::grouped;
+use report::{Breakdown, Initiator, RoundTrip, Window, json, table};
+
+use crate::recorder::{Choice, Found};
+use crate::{Outcome, output};
+
+const EXAMPLES: &str = "\
+Examples:
+  ringscope stats                    all that the only recorder of this host still holds
+  ringscope stats --last 5           what ended in the last 5 seconds
+  ringscope stats --json | jq '.tx.stages[] | select(.count > 0) | {stage, p99_ns}'
+  ringscope stats --last 10 --round-trip ping.json
+                                     and what of a round trip is ours, the guest's and the host's
+
+A burst's time in a stage is the time of each of its packets there: `count` is packets. Stages of tier D \
+are the daemon's own and add up to the total; K (host kernel) and G (guest) read n/a, in JSON \
+\"count\": null, where nothing measures them. Drops are since the daemon's start, with --last those of \
+that time.";
+
+/// The flags of `ringscope stats`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    #[command(flatten)]
+    choice: Choice,
+    /// Print one JSON object instead of tables
+    #[arg(long, conflicts_with = "round_trip")]
+    json: bool,
+    /// Only what ended in the last SECONDS: before now, or before the newest record once the daemon
+    /// has ended
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    last: Option<Duration>,
+    /// A round trip that `ringscope agent udp-ping` measured in the same time (JSON): take it apart
+    #[arg(long, value_name = "FILE")]
+    round_trip: Option<PathBuf>,
+    /// Where that round trip was begun
+    #[arg(long, value_name = "SIDE", default_value = "host", requires = "round_trip")]
+    initiator: Side,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Side {
+    Host,
+    Guest,
+}
+
+impl From<Side> for Initiator {
+    fn from(side: Side) -> Self {
+        match side {
+            Side::Host => Self::Host,
+            Side::Guest => Self::Guest,
+        }
+    }
+}
+
+/// A duration given as a number of seconds above 0.
+///
+/// # Errors
+/// When the text is something else.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|&seconds| seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "expected a number of seconds above 0, such as 5 or 0.5".into())
+}
+
+/// Runs `ringscope stats`.
+///
+/// # Errors
+/// When there is no recorder to read, or the output cannot be written.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let found = arguments.choice.open()?;
+    let window = arguments.last.map_or(Window::Held, Window::Last);
+    let text = if arguments.json {
+        let breakdown = Breakdown::read(&found.reader, &found.name, window);
+        warn_of_lost_records(&breakdown);
+        json::to_json(&breakdown) + "\n"
+    } else if let Some(file) = &arguments.round_trip {
+        let (breakdown, trip) = take_apart(&found, window, file, arguments.initiator.into())?;
+        table::to_table(&breakdown, Some(&trip))
+    } else {
+        table::to_table(&Breakdown::read(&found.reader, &found.name, window), None)
+    };
+    Ok(output::print(&text)?)
+}
+
+fn take_apart(
+    found: &Found,
+    window: Window,
+    file: &Path,
+    initiator: Initiator,
+) -> Result<(Breakdown, RoundTrip), report::RoundTripError> {
+    let measured = Measured::read(file)?;
+    let reader = &found.reader;
+    let rate = TickRate::new(reader.ticks_per_second());
+    let mut exchanges = Exchanges::new(initiator, reader.queue_pairs(), rate, measured.max_ns);
+    let breakdown =
+        Breakdown::read_with(reader, &found.name, window, |record| exchanges.add(record));
+    Ok((breakdown, exchanges.explain(measured)))
+}
+
+/// The object has no place for it, and a reader of the object should not miss it.
+fn warn_of_lost_records(breakdown: &Breakdown) {
+    if breakdown.lost_records > 0 {
+        let lost = grouped(breakdown.lost_records);
+        eprintln!("ringscope: {lost} records were overwritten while this was read");
+    }
+}

@@ -1,0 +1,90 @@
+//! The recorder that is followed, also across the daemon's restarts.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use burst_trace::Reader;
+use burst_trace::clock::Anchor;
+use report::breakdown::is_alive;
+use report::{Facts, Follower, Interval};
+
+use crate::recorder::Found;
+
+/// A recorder, and the file it was opened from.
+#[derive(Debug)]
+pub struct Source {
+    name: String,
+    path: PathBuf,
+    file: Option<FileId>,
+    start: Anchor,
+    follower: Follower,
+}
+
+/// What the head of the screen says.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The daemon's name.
+    pub name: String,
+    /// What the daemon said of its run.
+    pub facts: Facts,
+    /// The daemon's process.
+    pub pid: u64,
+    /// Whether that process is there.
+    pub is_alive: bool,
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+impl Source {
+    /// Follows what was found, from now on.
+    #[must_use]
+    pub fn new(found: Found) -> Self {
+        let Found { name, path, reader } = found;
+        let (file, start) = (file_id(&path), reader.anchor_start());
+        Self { name, path, file, start, follower: Follower::new(reader) }
+    }
+
+    /// Reads what came since the last time.
+    pub fn poll(&mut self) {
+        self.follower.poll();
+    }
+
+    /// What there was since the last time; goes over to a new daemon's recorder if there is one.
+    pub fn take(&mut self) -> Interval {
+        let interval = self.follower.take();
+        if self.is_replaced()
+            && let Ok(reader) = Reader::open(&self.path)
+        {
+            self.file = file_id(&self.path);
+            self.start = reader.anchor_start();
+            self.follower = Follower::new(reader);
+        }
+        interval
+    }
+
+    /// A new daemon makes a new file, or writes the old one anew, with its own start in it.
+    fn is_replaced(&self) -> bool {
+        let file = file_id(&self.path);
+        let is_new_file = file.is_some() && file != self.file;
+        is_new_file || self.follower.reader().anchor_start() != self.start
+    }
+
+    /// Whose recorder it is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        let reader = self.follower.reader();
+        let facts = Facts::parse(&reader.facts());
+        Identity {
+            name: facts.name.clone().unwrap_or_else(|| self.name.clone()),
+            facts,
+            pid: reader.pid(),
+            is_alive: is_alive(reader),
+        }
+    }
+}
+
+fn file_id(path: &Path) -> Option<FileId> {
+    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}

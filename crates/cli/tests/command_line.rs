@@ -1,0 +1,144 @@
+//! The tool as its user meets it: what it prints, and what it says when something is not as it should be.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use burst_trace::{BurstRecord, Clock, RecordKind, Recorder, RecorderOptions};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn recorder(dir: &Path, name: &str) -> Recorder {
+    let clock = Clock::new();
+    let options = RecorderOptions {
+        path: dir.join(format!("{name}.trace")),
+        workers: 1,
+        queue_pairs: 1,
+        capacity: 64,
+        facts: String::new(),
+    };
+    let recorder = Recorder::create(&options, &clock).unwrap();
+    let last = clock.now();
+    recorder.writer(0, clock).burst(&BurstRecord {
+        first: last - 600,
+        last,
+        stages: [100; 6],
+        bytes: 64,
+        packets: 1,
+        ring: 1,
+        kind: RecordKind::Burst as u8,
+        ..BurstRecord::default()
+    });
+    recorder
+}
+
+fn command(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringscope"));
+    command.args(arguments).arg("--run-dir").arg(dir).stdin(Stdio::null());
+    command
+}
+
+fn ringscope(dir: &Path, arguments: &[&str]) -> Output {
+    command(dir, arguments).output().unwrap()
+}
+
+/// The command fails with `code`, says `parts`, and prints nothing else.
+fn assert_fails(output: &Output, code: i32, parts: &[&str]) {
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert!(output.stdout.is_empty());
+    for part in parts {
+        assert!(message.contains(part), "no `{part}` in: {message}");
+    }
+    if code == 1 {
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+}
+
+#[test]
+fn the_only_recorder_needs_no_name() {
+    let dir = TempDir::new().unwrap();
+    let _recorder = recorder(dir.path(), "vm0");
+    std::fs::write(dir.path().join("vm0.trace.crashed"), "").unwrap();
+    let output = ringscope(dir.path(), &["stats", "--json"]);
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&object["name"], &object["tx"]["packets"]), (&"vm0".into(), &1.into()));
+    let table = ringscope(dir.path(), &["stats", "--last", "60"]);
+    assert!(table.status.success());
+    assert!(String::from_utf8(table.stdout).unwrap().contains("guest to wire (tx): 1 packets"));
+}
+
+#[test]
+fn without_a_recorder_it_says_where_it_looked_and_what_to_do() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().to_str().unwrap();
+    assert_fails(&ringscope(dir.path(), &["stats"]), 1, &["found none", path, "--run-dir"]);
+    assert_fails(&ringscope(dir.path(), &["top"]), 1, &["found none", path]);
+    let named = ringscope(dir.path(), &["stats", "--name", "vm7"]);
+    assert_fails(&named, 1, &["vm7.trace", "found no recorder"]);
+    let missing = dir.path().join("nowhere");
+    assert_fails(&ringscope(&missing, &["stats"]), 1, &["nowhere", "No such file", "--run-dir"]);
+}
+
+#[test]
+fn among_two_recorders_one_is_chosen_by_name() {
+    let dir = TempDir::new().unwrap();
+    let _recorders = [recorder(dir.path(), "vm1"), recorder(dir.path(), "vm0")];
+    let output = ringscope(dir.path(), &["stats"]);
+    assert_fails(&output, 1, &["found 2: vm0, vm1", "--name"]);
+    assert!(ringscope(dir.path(), &["stats", "--name", "vm1"]).status.success());
+    let other = ringscope(dir.path(), &["stats", "--name", "vm7"]);
+    assert_fails(&other, 1, &["vm7.trace", "found vm0, vm1"]);
+}
+
+#[test]
+fn a_file_that_is_no_recorder_is_refused() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("a.trace"), vec![b'x'; 8192]).unwrap();
+    let output = ringscope(dir.path(), &["stats"]);
+    assert_fails(&output, 1, &["a.trace is no flight recorder", "expected", "found", "--name"]);
+    std::fs::write(dir.path().join("a.trace"), "").unwrap();
+    assert_fails(&ringscope(dir.path(), &["stats"]), 1, &["at least 4096 bytes"]);
+}
+
+#[test]
+fn a_round_trip_file_is_checked() {
+    let dir = TempDir::new().unwrap();
+    let _recorder = recorder(dir.path(), "vm0");
+    let file = dir.path().join("ping.json");
+    let arguments = ["stats", "--round-trip", file.to_str().unwrap()];
+    assert_fails(&ringscope(dir.path(), &arguments), 1, &["ping.json", "udp-ping"]);
+    std::fs::write(&file, "[]").unwrap();
+    assert_fails(&ringscope(dir.path(), &arguments), 1, &["expected a JSON object", "found"]);
+    std::fs::write(&file, r#"{"mean_ns": 31000.5, "p50_ns": 30000}"#).unwrap();
+    let output = ringscope(dir.path(), &arguments);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("round trip from the host: mean 31.0 µs, p50 30.0 µs"), "{text}");
+}
+
+#[test]
+fn wrong_flags_are_told_with_code_2() {
+    let dir = TempDir::new().unwrap();
+    for last in ["0", "-1", "nan", "x", "inf"] {
+        let last = format!("--last={last}");
+        assert_fails(&ringscope(dir.path(), &["stats", &last]), 2, &["seconds above 0"]);
+    }
+    assert_fails(&ringscope(dir.path(), &["stats", "--frob"]), 2, &["--frob"]);
+}
+
+#[test]
+fn without_a_terminal_top_points_to_stats() {
+    let dir = TempDir::new().unwrap();
+    let _recorder = recorder(dir.path(), "vm0");
+    assert_fails(&ringscope(dir.path(), &["top"]), 1, &["expected a terminal", "ringscope stats"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let dir = TempDir::new().unwrap();
+    let _recorder = recorder(dir.path(), "vm0");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command(dir.path(), &["stats"]).stdout(writer).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+}

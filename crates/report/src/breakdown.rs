@@ -1,0 +1,200 @@
+//! Where the time went in one window of a recorder.
+
+use std::path::Path;
+use std::time::Duration;
+
+use burst_trace::{BurstRecord, Clock, Direction, DropCause, Reader};
+
+use crate::collect::{Collector, DirectionBreakdown, list_drops};
+use crate::facts::Facts;
+use crate::figures::TickRate;
+
+/// Which of the records count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// All that the recorder still holds.
+    Held,
+    /// The bursts that ended in this last time: before now while the daemon runs, before the newest
+    /// record once it has ended.
+    Last(Duration),
+}
+
+/// Where the window that was asked for ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowEnd {
+    /// At the newest record.
+    NewestRecord,
+    /// When the recorder was read.
+    Now,
+}
+
+/// Where the time went.
+#[derive(Clone, Debug)]
+pub struct Breakdown {
+    /// The daemon's name.
+    pub name: String,
+    /// The clock: `tsc`, `cntvct` or `monotonic`.
+    pub clock: &'static str,
+    /// The clock's rate.
+    pub ticks_per_second: u64,
+    /// What the daemon said of its run.
+    pub facts: Facts,
+    /// What was asked for.
+    pub window: Window,
+    /// The window's length in seconds: from the oldest record to the newest one, or the time asked for,
+    /// or less than that when [`Breakdown::is_cut`].
+    pub window_s: f64,
+    /// Where the window ended.
+    pub window_end: WindowEnd,
+    /// The time asked for reaches further back than the records that are still held.
+    pub is_cut: bool,
+    /// Records that were overwritten while they were being read.
+    pub lost_records: u64,
+    /// Records of a kind that this version does not know.
+    pub malformed_records: u64,
+    /// Guest to wire.
+    pub tx: DirectionBreakdown,
+    /// Wire to guest.
+    pub rx: DirectionBreakdown,
+}
+
+impl Breakdown {
+    /// Reads the recorder once. `name` counts where the daemon's facts give none.
+    #[must_use]
+    pub fn read(reader: &Reader, name: &str, window: Window) -> Self {
+        Self::read_with(reader, name, window, |_| {})
+    }
+
+    /// As [`Breakdown::read`], and hands every record of the window to `each` as well.
+    #[must_use]
+    pub fn read_with(
+        reader: &Reader,
+        name: &str,
+        window: Window,
+        mut each: impl FnMut(&BurstRecord),
+    ) -> Self {
+        let rate = TickRate::new(reader.ticks_per_second());
+        let bounds = Bounds::of(reader, window, rate);
+        let mut collector = Collector::new(rate);
+        let mut extent = Extent::default();
+        let mut held_from = bounds.from;
+        let mut lost_records = 0;
+        for worker in 0..reader.workers() {
+            let (mut records, mut first) = (0, None);
+            let lost = reader.read(&mut reader.oldest(worker), |record| {
+                records += 1;
+                first.get_or_insert(record.last);
+                let is_within = (bounds.from..=bounds.to).contains(&record.last);
+                if is_within && collector.add(record) {
+                    extent.include(record);
+                    each(record);
+                }
+            });
+            lost_records += lost;
+            // A worker that filled its part of the recorder has nothing from before its first record.
+            if records + lost + 1 >= reader.capacity() as u64 {
+                held_from = held_from.max(first.unwrap_or(bounds.from));
+            }
+        }
+        let facts = Facts::parse(&reader.facts());
+        let is_cut = matches!(window, Window::Last(_)) && held_from > bounds.from;
+        let window_s = match window {
+            Window::Held => rate.seconds(extent.ticks()),
+            Window::Last(_) if is_cut => rate.seconds(bounds.to.saturating_sub(held_from)),
+            Window::Last(time) => time.as_secs_f64(),
+        };
+        let direction = |direction| {
+            let mut part = collector.breakdown(direction);
+            if window == Window::Held {
+                part.drops = drops_since_start(reader, direction);
+            }
+            part
+        };
+        Self {
+            name: facts.name.clone().unwrap_or_else(|| name.to_owned()),
+            clock: reader.clock().name(),
+            ticks_per_second: reader.ticks_per_second(),
+            facts,
+            window,
+            window_s,
+            window_end: bounds.end,
+            is_cut,
+            lost_records,
+            malformed_records: collector.malformed(),
+            tx: direction(Direction::Tx),
+            rx: direction(Direction::Rx),
+        }
+    }
+
+    /// Both directions, TX first.
+    #[must_use]
+    pub const fn directions(&self) -> [&DirectionBreakdown; 2] {
+        [&self.tx, &self.rx]
+    }
+}
+
+/// Whether the process that writes this recorder is still there.
+#[must_use]
+pub fn is_alive(reader: &Reader) -> bool {
+    reader.is_running() && Path::new(&format!("/proc/{}", reader.pid())).exists()
+}
+
+/// The window in ticks; both ends belong to it.
+struct Bounds {
+    from: u64,
+    to: u64,
+    end: WindowEnd,
+}
+
+impl Bounds {
+    fn of(reader: &Reader, window: Window, rate: TickRate) -> Self {
+        let Window::Last(time) = window else {
+            return Self { from: 0, to: u64::MAX, end: WindowEnd::NewestRecord };
+        };
+        let (to, end) = match now(reader) {
+            Some(now) => (now, WindowEnd::Now),
+            None => (newest(reader), WindowEnd::NewestRecord),
+        };
+        Self { from: to.saturating_sub(rate.ticks(time.as_secs_f64())), to, end }
+    }
+}
+
+/// The recorder's clock now. Only a daemon that runs on this machine has the clock that we can read.
+fn now(reader: &Reader) -> Option<u64> {
+    let clock = Clock::new();
+    (is_alive(reader) && clock.kind() == reader.clock()).then(|| clock.now())
+}
+
+fn newest(reader: &Reader) -> u64 {
+    let mut newest = 0;
+    for worker in 0..reader.workers() {
+        reader.read(&mut reader.oldest(worker), |record| newest = newest.max(record.last));
+    }
+    newest
+}
+
+/// Drops since the daemon's start: the counters do not forget what the records no longer hold.
+fn drops_since_start(reader: &Reader, direction: Direction) -> Vec<(DropCause, u64)> {
+    let rings =
+        |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
+    list_drops(direction, |cause| {
+        (0..reader.queue_pairs() * 2).filter(rings).map(|ring| reader.drops(ring, cause)).sum()
+    })
+}
+
+/// From the first boundary of the oldest record to the last boundary of the newest one.
+#[derive(Default)]
+struct Extent {
+    span: Option<(u64, u64)>,
+}
+
+impl Extent {
+    fn include(&mut self, record: &BurstRecord) {
+        let (first, last) = self.span.unwrap_or((record.first, record.last));
+        self.span = Some((first.min(record.first), last.max(record.last)));
+    }
+
+    fn ticks(&self) -> u64 {
+        self.span.map_or(0, |(first, last)| last.saturating_sub(first))
+    }
+}

@@ -1,0 +1,193 @@
+//! One pass over records, to figures a direction. Memory is bounded: it does not grow with the records.
+
+use burst_trace::{BurstRecord, Direction, DropCause, RecordKind};
+
+use crate::figures::{Distribution, TickRate};
+use crate::stages::{Place, StageRow, Tier, places};
+
+/// What went one way in a window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DirectionBreakdown {
+    /// Which way.
+    pub direction: Direction,
+    /// Packets that went through.
+    pub packets: u64,
+    /// Their bytes, without net headers.
+    pub bytes: u64,
+    /// The bursts they came in.
+    pub bursts: u64,
+    /// Packets whose burst was found by polling: their `notice` is an upper bound.
+    pub polled_packets: u64,
+    /// Packets that went no further: every cause of this direction, and its count.
+    pub drops: Vec<(DropCause, u64)>,
+    /// All stages of all tiers, in a packet's order.
+    pub stages: Vec<StageRow>,
+    /// Last boundary minus first: exactly the sum of the daemon's stages.
+    pub total: StageRow,
+}
+
+impl DirectionBreakdown {
+    /// Packets a burst, when there were any.
+    #[must_use]
+    pub fn mean_burst(&self) -> Option<f64> {
+        (self.bursts > 0).then(|| self.packets as f64 / self.bursts as f64)
+    }
+
+    /// The line of the stage called `name`.
+    #[must_use]
+    pub fn stage(&self, name: &str) -> Option<&StageRow> {
+        self.stages.iter().find(|row| row.stage == name)
+    }
+
+    /// All packets that went no further.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// Adds up records; emptied and filled again by who follows a live recorder.
+#[derive(Clone, Debug)]
+pub struct Collector {
+    rate: TickRate,
+    ways: [Way; 2],
+    malformed: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Way {
+    direction: Direction,
+    packets: u64,
+    bytes: u64,
+    bursts: u64,
+    polled_packets: u64,
+    drops: Vec<u64>,
+    stages: Vec<Distribution>,
+    total: Distribution,
+}
+
+impl Collector {
+    /// An empty one for records stamped by a clock of this rate.
+    #[must_use]
+    pub fn new(rate: TickRate) -> Self {
+        Self { rate, ways: [Way::new(Direction::Tx), Way::new(Direction::Rx)], malformed: 0 }
+    }
+
+    /// Adds a record. `false` when it says nothing that this version knows.
+    pub fn add(&mut self, record: &BurstRecord) -> bool {
+        let way = &mut self.ways[usize::from(record.direction() == Direction::Rx)];
+        if record.kind == RecordKind::Burst as u8 && record.packets > 0 {
+            way.add_burst(record, self.rate);
+        } else if let Some(cause) = drop_cause(record) {
+            way.drops[cause as usize] += u64::from(record.packets);
+        } else {
+            self.malformed += 1;
+            return false;
+        }
+        true
+    }
+
+    /// Records that say nothing this version knows: of an unknown kind or drop cause, or without packets.
+    #[must_use]
+    pub const fn malformed(&self) -> u64 {
+        self.malformed
+    }
+
+    /// Empties it, and keeps its memory.
+    pub fn clear(&mut self) {
+        for way in &mut self.ways {
+            way.clear();
+        }
+        self.malformed = 0;
+    }
+
+    /// What was collected of `direction`.
+    #[must_use]
+    pub fn breakdown(&self, direction: Direction) -> DirectionBreakdown {
+        self.ways[usize::from(direction == Direction::Rx)].breakdown(self.rate)
+    }
+}
+
+/// The cause of a drop record that this version knows.
+#[must_use]
+pub fn drop_cause(record: &BurstRecord) -> Option<DropCause> {
+    let is_drop = record.kind == RecordKind::Drop as u8;
+    DropCause::ALL.get(usize::from(record.cause)).copied().filter(|_| is_drop)
+}
+
+impl Way {
+    fn new(direction: Direction) -> Self {
+        Self {
+            direction,
+            packets: 0,
+            bytes: 0,
+            bursts: 0,
+            polled_packets: 0,
+            drops: vec![0; DropCause::ALL.len()],
+            stages: direction.stages().iter().map(|_| Distribution::new()).collect(),
+            total: Distribution::new(),
+        }
+    }
+
+    fn add_burst(&mut self, record: &BurstRecord, rate: TickRate) {
+        self.packets += u64::from(record.packets);
+        self.bytes += u64::from(record.bytes);
+        self.bursts += 1;
+        if record.flags & BurstRecord::POLLED != 0 {
+            self.polled_packets += u64::from(record.packets);
+        }
+        for (stage, &ticks) in self.stages.iter_mut().zip(&record.stages) {
+            stage.add(ticks, record.packets, rate);
+        }
+        self.total.add(record.total(), record.packets, rate);
+    }
+
+    fn clear(&mut self) {
+        (self.packets, self.bytes, self.bursts, self.polled_packets) = (0, 0, 0, 0);
+        self.drops.fill(0);
+        self.stages.iter_mut().for_each(Distribution::clear);
+        self.total.clear();
+    }
+
+    fn breakdown(&self, rate: TickRate) -> DirectionBreakdown {
+        let measured = |stage, times: &Distribution| StageRow {
+            stage,
+            tier: Tier::D,
+            count: Some(times.count()),
+            figures: times.figures(rate),
+        };
+        let mut times = self.stages.iter();
+        let stages = places(self.direction)
+            .iter()
+            .map(|place| match *place {
+                Place::Outside(name, tier) => StageRow::not_measured(name, tier),
+                Place::Daemon(stage) => times.next().map_or_else(
+                    || StageRow::not_measured(stage.name(), Tier::D),
+                    |times| measured(stage.name(), times),
+                ),
+            })
+            .collect();
+        DirectionBreakdown {
+            direction: self.direction,
+            packets: self.packets,
+            bytes: self.bytes,
+            bursts: self.bursts,
+            polled_packets: self.polled_packets,
+            drops: list_drops(self.direction, |cause| self.drops[cause as usize]),
+            stages,
+            total: measured("total", &self.total),
+        }
+    }
+}
+
+/// Every cause that this direction can have, by the name's beginning, and any other that was counted.
+pub(crate) fn list_drops(
+    direction: Direction,
+    count: impl Fn(DropCause) -> u64,
+) -> Vec<(DropCause, u64)> {
+    DropCause::ALL
+        .iter()
+        .map(|&cause| (cause, count(cause)))
+        .filter(|(cause, count)| *count > 0 || cause.name().starts_with(direction.name()))
+        .collect()
+}

@@ -1,0 +1,63 @@
+//! What the daemon said of its run: JSON text in the recorder's header.
+
+use serde_json::Value;
+
+/// The facts that reports show. Each may be missing: an older or newer daemon says less or more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The daemon's `--name`.
+    pub name: Option<String>,
+    /// The datapath, as it was asked for.
+    pub datapath: Option<String>,
+    /// The poll policy.
+    pub poll: Option<String>,
+    /// The daemon's version.
+    pub version: Option<String>,
+}
+
+impl Facts {
+    /// Reads what can be read; text that is no JSON object has no facts.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let facts: Value = serde_json::from_str(text).unwrap_or_default();
+        let fact = |name: &str| match facts.get(name)? {
+            Value::Null => None,
+            Value::String(text) if text.is_empty() => None,
+            Value::String(text) => Some(text.chars().map(printable).collect()),
+            other => Some(other.to_string()),
+        };
+        Self {
+            name: fact("name"),
+            datapath: fact("datapath"),
+            poll: fact("poll"),
+            version: fact("version"),
+        }
+    }
+}
+
+/// A recorder can be anyone's file: its text must not steer the terminal.
+fn printable(character: char) -> char {
+    if character.is_control() { '\u{fffd}' } else { character }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facts_are_taken_as_far_as_they_are_there() {
+        let facts = Facts::parse(r#"{"name":"vm0","poll":{"adaptive":50},"datapath":null}"#);
+        assert_eq!(facts.name.as_deref(), Some("vm0"));
+        assert_eq!(facts.poll.as_deref(), Some(r#"{"adaptive":50}"#));
+        assert_eq!((facts.datapath, facts.version), (None, None));
+        for text in ["", "{", "[1]", "7"] {
+            assert_eq!(Facts::parse(text), Facts::default(), "{text}");
+        }
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        let facts = Facts::parse(r#"{"name":"vm\u001b[2J"}"#);
+        assert_eq!(facts.name.as_deref(), Some("vm\u{fffd}[2J"));
+    }
+}

@@ -1,0 +1,354 @@
+//! What of a measured round trip is ours, the guest's and the host's.
+//!
+//! In ping-pong (one packet in flight) a round trip that the host began is, by the recorder's own stamps:
+//!
+//! ```text
+//! our RX          wake .. signalled of the request's burst
+//! guest's turn    signalled .. wake of the answer's burst, in the same queue pair
+//! our TX          wake .. signalled of the answer's burst
+//! host's share    what is left of the round trip that the sender measured
+//! ```
+//!
+//! Began it in the guest, the roles swap: our TX, the host's turn, our RX, and the guest's share is left.
+//! The turn can be negative where two bursts overlap (one wake served both, or the worker polled): it is
+//! summed with its sign, so the parts always come to the whole.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use burst_trace::{BurstRecord, Direction, RecordKind, Stage};
+use serde::Deserialize;
+
+use crate::figures::TickRate;
+
+/// Who sent the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initiator {
+    /// Something outside of the guest: requests arrive by RX.
+    Host,
+    /// Something in the guest: requests leave by TX.
+    Guest,
+}
+
+impl Initiator {
+    const fn request(self) -> Direction {
+        match self {
+            Self::Host => Direction::Rx,
+            Self::Guest => Direction::Tx,
+        }
+    }
+}
+
+/// Why a file of a round trip could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RoundTripError {
+    /// The file could not be read.
+    #[error("cannot read the round trip {path}: {source}; make it with `ringscope agent udp-ping`")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "{path} holds no round trip: expected a JSON object with a mean_ns above 0, found {found}; \
+         make it with `ringscope agent udp-ping`"
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What was there.
+        found: String,
+    },
+}
+
+/// A round trip as its sender measured it. Fields that are not needed may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub struct Measured {
+    /// The mean.
+    pub mean_ns: f64,
+    /// How many answers came.
+    pub received: Option<u64>,
+    /// The median.
+    pub p50_ns: Option<f64>,
+    /// 99 % took no longer.
+    pub p99_ns: Option<f64>,
+    /// The longest.
+    pub max_ns: Option<f64>,
+}
+
+impl Measured {
+    /// Reads the file that `ringscope agent udp-ping` made.
+    ///
+    /// # Errors
+    /// When it cannot be read or is something else.
+    pub fn read(path: &Path) -> Result<Self, RoundTripError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| RoundTripError::Io { path: path.into(), source })?;
+        let format = |found: String| RoundTripError::Format { path: path.into(), found };
+        let measured: Self =
+            serde_json::from_str(&text).map_err(|error| format(error.to_string()))?;
+        if measured.mean_ns > 0.0 {
+            Ok(measured)
+        } else {
+            Err(format(format!("mean_ns {}", measured.mean_ns)))
+        }
+    }
+}
+
+/// Finds the exchanges among the records.
+#[derive(Debug)]
+pub struct Exchanges {
+    initiator: Initiator,
+    rate: TickRate,
+    longest_ticks: u64,
+    requests: Vec<Option<BurstRecord>>,
+    sums: Sums,
+    too_long: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    count: u64,
+    tx: i128,
+    rx: i128,
+    turn: i128,
+    after_egress: i128,
+}
+
+impl Exchanges {
+    /// A finder for a recorder with that many queue pairs.
+    ///
+    /// An exchange that is longer than the longest round trip that was measured is none of them: some
+    /// other frame and its unrelated successor.
+    #[must_use]
+    pub fn new(
+        initiator: Initiator,
+        queue_pairs: usize,
+        rate: TickRate,
+        longest_ns: Option<f64>,
+    ) -> Self {
+        Self {
+            initiator,
+            rate,
+            longest_ticks: longest_ns.map_or(u64::MAX, |ns| rate.ticks(ns / 1e9)),
+            requests: vec![None; queue_pairs],
+            sums: Sums::default(),
+            too_long: 0,
+        }
+    }
+
+    /// Looks at a record; those of one queue pair come in their order.
+    pub fn add(&mut self, record: &BurstRecord) {
+        let Some(pending) = self.requests.get_mut(usize::from(record.ring / 2)) else { return };
+        if record.kind != RecordKind::Burst as u8 {
+            return;
+        }
+        if record.packets != 1 {
+            *pending = None;
+            return;
+        }
+        if record.direction() == self.initiator.request() {
+            *pending = Some(*record);
+            return;
+        }
+        let Some(request) = pending.take() else { return };
+        if record.last.saturating_sub(request.first) > self.longest_ticks {
+            self.too_long += 1;
+            return;
+        }
+        self.sums.add(&request, record);
+    }
+
+    /// The round trip `measured`, taken apart.
+    #[must_use]
+    pub fn explain(&self, measured: Measured) -> RoundTrip {
+        let sums = &self.sums;
+        let parts = (sums.count > 0).then(|| {
+            let mean_ns = |ticks| self.rate.mean_ns(ticks, sums.count);
+            Parts {
+                tx_ns: mean_ns(sums.tx),
+                rx_ns: mean_ns(sums.rx),
+                turn_ns: mean_ns(sums.turn),
+                rest_ns: measured.mean_ns - mean_ns(sums.tx + sums.rx + sums.turn),
+                after_egress_ns: mean_ns(sums.after_egress),
+            }
+        });
+        RoundTrip {
+            initiator: self.initiator,
+            measured,
+            exchanges: sums.count,
+            too_long: self.too_long,
+            parts,
+        }
+    }
+}
+
+impl Sums {
+    fn add(&mut self, request: &BurstRecord, answer: &BurstRecord) {
+        let (tx, rx) = match request.direction() {
+            Direction::Tx => (request, answer),
+            Direction::Rx => (answer, request),
+        };
+        self.count += 1;
+        self.tx += i128::from(tx.total());
+        self.rx += i128::from(rx.total());
+        self.turn += i128::from(answer.first) - i128::from(request.last);
+        for (stage, &ticks) in Direction::Tx.stages().iter().zip(&tx.stages) {
+            if matches!(stage, Stage::Complete | Stage::Signal) {
+                self.after_egress += i128::from(ticks);
+            }
+        }
+    }
+}
+
+/// A round trip, taken apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RoundTrip {
+    /// Who sent the requests.
+    pub initiator: Initiator,
+    /// What the sender measured.
+    pub measured: Measured,
+    /// How many exchanges the records show.
+    pub exchanges: u64,
+    /// Pairs of records that took longer than any round trip that was measured, and so are not counted.
+    pub too_long: u64,
+    /// The parts, when there was any exchange.
+    pub parts: Option<Parts>,
+}
+
+impl RoundTrip {
+    /// Whether the records hardly show the packets that were measured: more than a tenth off in number.
+    #[must_use]
+    pub fn is_of_other_packets(&self) -> bool {
+        self.measured.received.is_some_and(|sent| sent.abs_diff(self.exchanges) * 10 > sent)
+    }
+}
+
+/// The means that a round trip's mean consists of: their sum is the mean.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Parts {
+    /// Our TX, first boundary to last.
+    pub tx_ns: f64,
+    /// Our RX, first boundary to last.
+    pub rx_ns: f64,
+    /// From the request's last boundary to the answer's first one: the other side's turn.
+    pub turn_ns: f64,
+    /// What is left of the sender's figure: the sender's own side.
+    pub rest_ns: f64,
+    /// Of our TX, the time after the datapath took the frame: the host works on it meanwhile.
+    pub after_egress_ns: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEASURED: Measured = Measured {
+        mean_ns: 50_000.0,
+        received: Some(100),
+        p50_ns: None,
+        p99_ns: None,
+        max_ns: Some(90_000.0),
+    };
+
+    /// A burst of one packet on `ring` with one tick a nanosecond.
+    fn burst(ring: u16, first: u64, total: u64) -> BurstRecord {
+        let stages = [total - 700, 0, 0, 0, 400, 300];
+        BurstRecord {
+            first,
+            last: first + total,
+            stages,
+            packets: 1,
+            bytes: 64,
+            ring,
+            kind: RecordKind::Burst as u8,
+            ..BurstRecord::default()
+        }
+    }
+
+    /// 100 exchanges, 1 ms apart: RX 5 µs, 20 µs, TX 8 µs.
+    fn ping_pong(initiator: Initiator) -> Exchanges {
+        let rate = TickRate::new(1_000_000_000);
+        let mut exchanges = Exchanges::new(initiator, 1, rate, MEASURED.max_ns);
+        for n in 1..=100 {
+            let start = n * 1_000_000;
+            exchanges.add(&burst(0, start, 5_000));
+            exchanges.add(&burst(1, start + 25_000, 8_000));
+        }
+        exchanges
+    }
+
+    #[test]
+    fn a_round_trip_from_the_host_is_ours_the_guests_and_the_rest() {
+        let trip = ping_pong(Initiator::Host).explain(MEASURED);
+        let parts = trip.parts.unwrap();
+        assert_eq!((trip.exchanges, trip.too_long), (100, 0));
+        assert!((parts.rx_ns - 5_000.0).abs() < 1e-6);
+        assert!((parts.tx_ns - 8_000.0).abs() < 1e-6);
+        assert!((parts.turn_ns - 20_000.0).abs() < 1e-6);
+        assert!((parts.rest_ns - 17_000.0).abs() < 1e-6);
+        assert!((parts.after_egress_ns - 700.0).abs() < 1e-6);
+        assert!(!trip.is_of_other_packets());
+    }
+
+    #[test]
+    fn the_pause_between_exchanges_is_nobodys_turn() {
+        // Seen as if the guest had begun: the "host's turn" would be the sender's pause.
+        let trip = ping_pong(Initiator::Guest).explain(MEASURED);
+        assert_eq!((trip.exchanges, trip.too_long), (0, 99));
+        assert_eq!(trip.parts, None);
+        assert!(trip.is_of_other_packets());
+    }
+
+    #[test]
+    fn a_round_trip_from_the_guest_swaps_the_roles() {
+        let rate = TickRate::new(1_000_000_000);
+        let mut exchanges = Exchanges::new(Initiator::Guest, 1, rate, None);
+        exchanges.add(&burst(1, 1_000, 8_000));
+        exchanges.add(&burst(0, 19_000, 5_000));
+        let parts = exchanges.explain(MEASURED).parts.unwrap();
+        assert!((parts.turn_ns - 10_000.0).abs() < 1e-6);
+        assert!((parts.rest_ns - 27_000.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn overlapping_bursts_keep_the_sum() {
+        let rate = TickRate::new(1_000_000_000);
+        let mut exchanges = Exchanges::new(Initiator::Host, 1, rate, None);
+        exchanges.add(&burst(0, 1_000, 5_000));
+        exchanges.add(&burst(1, 4_000, 8_000));
+        let parts = exchanges.explain(MEASURED).parts.unwrap();
+        assert!((parts.turn_ns + 2_000.0).abs() < 1e-6);
+        let sum = parts.rx_ns + parts.turn_ns + parts.tx_ns + parts.rest_ns;
+        assert!((sum - MEASURED.mean_ns).abs() < 1e-6);
+    }
+
+    #[test]
+    fn larger_bursts_and_other_queue_pairs_are_no_exchange() {
+        let rate = TickRate::new(1_000_000_000);
+        let mut exchanges = Exchanges::new(Initiator::Host, 2, rate, None);
+        exchanges.add(&burst(0, 1_000, 5_000));
+        exchanges.add(&burst(3, 10_000, 8_000));
+        exchanges.add(&BurstRecord { packets: 2, ..burst(0, 30_000, 5_000) });
+        exchanges.add(&burst(1, 40_000, 8_000));
+        exchanges.add(&burst(99, 50_000, 8_000));
+        assert_eq!(exchanges.explain(MEASURED).exchanges, 0);
+    }
+
+    #[test]
+    fn a_file_needs_a_mean_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ping.json");
+        std::fs::write(&path, r#"{"mean_ns": 5.5, "more": []}"#).unwrap();
+        let measured = Measured::read(&path).unwrap();
+        assert_eq!((measured.mean_ns, measured.received), (5.5, None));
+        for (text, found) in [("{}", "missing field"), (r#"{"mean_ns":0}"#, "mean_ns 0")] {
+            std::fs::write(&path, text).unwrap();
+            let error = Measured::read(&path).unwrap_err().to_string();
+            assert!(error.contains(found), "{error}");
+        }
+        assert!(matches!(Measured::read(dir.path()), Err(RoundTripError::Io { .. })));
+    }
+}

@@ -1,0 +1,305 @@
+//! A breakdown as tables for a terminal.
+
+use std::fmt::Write;
+
+use burst_trace::Direction;
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::breakdown::{Breakdown, Window, WindowEnd};
+use crate::collect::DirectionBreakdown;
+use crate::rollup::{Span, rollup};
+use crate::round_trip::{Initiator, Parts, RoundTrip};
+use crate::stages::StageRow;
+use crate::units::{grouped, percent, scaled, time};
+
+const NOT_MEASURED: &str = "n/a";
+/// Stands at stages whose times are upper bounds.
+const UPPER_BOUND: &str = "≤";
+
+/// The whole report: header, a table a direction, the roll-up, and the round trip if there is one.
+#[must_use]
+pub fn to_table(breakdown: &Breakdown, round_trip: Option<&RoundTrip>) -> String {
+    let mut text = header(breakdown);
+    for way in breakdown.directions() {
+        text.push('\n');
+        text += &direction(breakdown, way);
+    }
+    text.push('\n');
+    text += &rollup_lines(&breakdown.rx);
+    if let Some(trip) = round_trip {
+        text.push('\n');
+        text += &round_trip_lines(trip);
+    }
+    text
+}
+
+fn header(breakdown: &Breakdown) -> String {
+    let facts = &breakdown.facts;
+    let mut line = vec![breakdown.name.clone()];
+    line.extend(facts.datapath.iter().map(|datapath| format!("datapath {datapath}")));
+    line.extend(facts.poll.iter().map(|poll| format!("poll {poll}")));
+    line.extend(facts.version.iter().map(|version| format!("ringscoped {version}")));
+    let rate = scaled(breakdown.ticks_per_second as f64);
+    line.push(format!("clock {} {rate}Hz", breakdown.clock));
+    let window = match (breakdown.window, breakdown.window_end) {
+        (Window::Held, _) => "all that the recorder still holds".to_owned(),
+        (Window::Last(_), WindowEnd::Now) => "up to now".to_owned(),
+        (Window::Last(_), WindowEnd::NewestRecord) => {
+            "up to the newest record: the daemon has ended".to_owned()
+        }
+    };
+    let mut text = format!("{}\n{:.3} s, {window}\n", line.join(", "), breakdown.window_s);
+    if let (true, Window::Last(time)) = (breakdown.is_cut, breakdown.window) {
+        let asked = time.as_secs_f64();
+        let held = breakdown.window_s;
+        let _ = writeln!(text, "note: {asked} s were asked for, the recorder holds {held:.3} s");
+    }
+    if breakdown.lost_records > 0 {
+        let lost = grouped(breakdown.lost_records);
+        let _ = writeln!(text, "note: {lost} records were overwritten while this was read");
+    }
+    if breakdown.malformed_records > 0 {
+        let count = grouped(breakdown.malformed_records);
+        let _ = writeln!(text, "note: {count} records are of a kind this version does not know");
+    }
+    text
+}
+
+fn direction(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
+    let mut text = format!("{}: {} packets", title(way.direction), grouped(way.packets));
+    if let (true, Some(burst)) = (way.packets > 0, way.mean_burst()) {
+        let (bytes, bursts) = (grouped(way.bytes), grouped(way.bursts));
+        let _ = write!(text, ", {bytes} bytes, {bursts} bursts of {burst:.2} packets");
+        if breakdown.window_s > 0.0 {
+            let rate = scaled(way.packets as f64 / breakdown.window_s);
+            let _ = write!(text, ", {rate} packets/s");
+        }
+    }
+    text.push('\n');
+    text += &stage_table(way);
+    text += &notes(way);
+    text += &drops(way, breakdown.window);
+    text
+}
+
+fn title(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Tx => "guest to wire (tx)",
+        Direction::Rx => "wire to guest (rx)",
+    }
+}
+
+fn stage_table(way: &DirectionBreakdown) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["stage", "tier", "count", "mean", "p50", "p99", "max", "share"]);
+    let total_ns = way.total.figures.map_or(0.0, |figures| figures.mean_ns);
+    for row in way.stages.iter().chain([&way.total]) {
+        table.add_row(cells(row, total_ns, way.polled_packets > 0));
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{}\n", table.trim_fmt())
+}
+
+fn cells(row: &StageRow, total_ns: f64, is_polled: bool) -> Vec<String> {
+    let is_bound = is_polled && matches!(row.stage, "notice" | "total");
+    let mark = if is_bound { format!(" {UPPER_BOUND}") } else { String::new() };
+    let mut cells = vec![format!("{}{mark}", row.stage), row.tier.name().to_owned()];
+    match (row.count, row.figures) {
+        (None, _) => cells.extend([NOT_MEASURED; 6].map(str::to_owned)),
+        (Some(count), None) => {
+            cells.push(grouped(count));
+            cells.extend(["-"; 5].map(str::to_owned));
+        }
+        (Some(count), Some(figures)) => {
+            cells.push(grouped(count));
+            cells.push(time(figures.mean_ns));
+            cells
+                .extend([figures.p50_ns, figures.p99_ns, figures.max_ns].map(|ns| time(ns as f64)));
+            cells.push(percent(figures.mean_ns, total_ns));
+        }
+    }
+    cells
+}
+
+fn notes(way: &DirectionBreakdown) -> String {
+    let mut text = String::new();
+    if way.polled_packets > 0 {
+        let share = percent(way.polled_packets as f64, way.packets as f64);
+        let _ = writeln!(
+            text,
+            "{UPPER_BOUND} upper bound: {share} of the packets were found by polling, where notice \
+             counts from the last look that found nothing"
+        );
+    }
+    if let Some(burst) = way.mean_burst().filter(|&burst| burst > 1.0) {
+        let _ = writeln!(
+            text,
+            "bursts hold {burst:.2} packets: each packet's time is its burst's, although the first \
+             ones of a burst may be through earlier"
+        );
+    }
+    text
+}
+
+fn drops(way: &DirectionBreakdown, window: Window) -> String {
+    if way.dropped() == 0 {
+        return String::new();
+    }
+    let span = match window {
+        Window::Held => "since the daemon's start",
+        Window::Last(_) => "in this time",
+    };
+    let mut text = format!("drops {span}: {}\n", grouped(way.dropped()));
+    for (cause, count) in way.drops.iter().filter(|(_, count)| *count > 0) {
+        let _ = writeln!(text, "  {} {}", cause.name(), grouped(*count));
+    }
+    text
+}
+
+fn rollup_lines(rx: &DirectionBreakdown) -> String {
+    let mut text = String::from("roll-up of the way to the guest (means)\n");
+    for span in rollup(rx) {
+        let _ = writeln!(text, "  ({}) {:<32} {}", span.letter, span.name, span_value(&span));
+    }
+    text
+}
+
+fn span_value(span: &Span) -> String {
+    if let Some(mean_ns) = span.mean_ns {
+        return time(mean_ns);
+    }
+    let missing = span.missing.join(", ");
+    if span.known.is_empty() {
+        return format!("{NOT_MEASURED}: {missing} not known");
+    }
+    let known = span.known.join(" + ");
+    format!("{NOT_MEASURED}: {missing} not known; {known} = {}", time(span.known_ns))
+}
+
+fn round_trip_lines(trip: &RoundTrip) -> String {
+    let measured = &trip.measured;
+    let from = match trip.initiator {
+        Initiator::Host => "host",
+        Initiator::Guest => "guest",
+    };
+    let mut text = format!("round trip from the {from}: mean {}", time(measured.mean_ns));
+    for (name, figure) in [("p50", measured.p50_ns), ("p99", measured.p99_ns)] {
+        if let Some(ns) = figure {
+            let _ = write!(text, ", {name} {}", time(ns));
+        }
+    }
+    if let Some(received) = measured.received {
+        let _ = write!(text, ", {} answers", grouped(received));
+    }
+    text.push('\n');
+    match &trip.parts {
+        Some(parts) => text += &parts_table(trip, parts),
+        None => {
+            let _ = writeln!(
+                text,
+                "  {NOT_MEASURED}: the records show no exchange: a request of one packet, and its \
+                 answer in the same queue pair"
+            );
+        }
+    }
+    text += &round_trip_notes(trip);
+    text
+}
+
+/// Each part in the packet's order, with what it includes.
+fn parts_table(trip: &RoundTrip, parts: &Parts) -> String {
+    let our_tx = ("our TX", parts.tx_ns, "wake to signalled: the stages of tx above");
+    let our_rx = ("our RX", parts.rx_ns, "wake to signalled: the stages of rx above");
+    let rows = match trip.initiator {
+        Initiator::Host => [
+            our_rx,
+            (
+                "guest's turn",
+                parts.turn_ns,
+                "interrupt into the guest, its stack, its program, its kick and our wakeup by it",
+            ),
+            our_tx,
+            (
+                "host's own share",
+                parts.rest_ns,
+                "what is left: the sender's stack both ways, bridge, tap and our wakeup by it",
+            ),
+        ],
+        Initiator::Guest => [
+            our_tx,
+            (
+                "host's turn",
+                parts.turn_ns,
+                "tap, bridge, the far end's stack and program, the way back and our wakeup by it",
+            ),
+            our_rx,
+            (
+                "guest's own share",
+                parts.rest_ns,
+                "what is left: its stack both ways, its kick, our wakeup by it and the interrupt",
+            ),
+        ],
+    };
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    for (name, ns, what) in rows {
+        let share = percent(ns, trip.measured.mean_ns);
+        table.add_row([name.to_owned(), time(ns), share, what.to_owned()]);
+    }
+    let whole = [trip.measured.mean_ns; 2];
+    table.add_row([
+        "round trip".into(),
+        time(whole[0]),
+        percent(whole[0], whole[1]),
+        String::new(),
+    ]);
+    for column in table.column_iter_mut().skip(1).take(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{}\n", table.trim_fmt())
+}
+
+fn round_trip_notes(trip: &RoundTrip) -> String {
+    let mut text = String::new();
+    if let Some(parts) = &trip.parts {
+        let _ = writeln!(
+            text,
+            "means of {} exchanges in the records; of our TX, {} come after the datapath took the \
+             frame, while the host is already at work on it",
+            grouped(trip.exchanges),
+            time(parts.after_egress_ns),
+        );
+        if parts.rest_ns < 0.0 {
+            let _ = writeln!(
+                text,
+                "note: the parts are longer than the whole: the records are of other packets"
+            );
+        }
+    }
+    if trip.parts.is_some_and(|parts| parts.turn_ns < 0.0) {
+        let _ = writeln!(
+            text,
+            "note: a turn below 0 means that the answer's burst began before the request's had ended"
+        );
+    }
+    if trip.too_long > 0 {
+        let count = grouped(trip.too_long);
+        let _ = writeln!(
+            text,
+            "note: {count} pairs of records took longer than the longest round trip and do not count"
+        );
+    }
+    if trip.is_of_other_packets() {
+        let _ = writeln!(
+            text,
+            "note: the records show {} exchanges, the sender counted {}: the window holds other \
+             traffic, or not all of the run; choose it with --last",
+            grouped(trip.exchanges),
+            grouped(trip.measured.received.unwrap_or(0)),
+        );
+    }
+    text
+}

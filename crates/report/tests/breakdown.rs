@@ -1,0 +1,322 @@
+//! A breakdown of recorders whose every burst is known.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use burst_trace::{
+    BurstRecord, Clock, Direction, DropCause, Reader, RecordKind, Recorder, RecorderOptions, Writer,
+};
+use report::breakdown::WindowEnd;
+use report::figures::TickRate;
+use report::round_trip::{Exchanges, Measured};
+use report::{Breakdown, Follower, Initiator, Window, json, table};
+use serde_json::Value;
+
+struct Synthetic {
+    _dir: tempfile::TempDir,
+    recorder: Recorder,
+    clock: Clock,
+}
+
+impl Synthetic {
+    fn new(workers: usize, capacity: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::new();
+        let options = RecorderOptions {
+            path: dir.path().join("vm0.trace"),
+            workers,
+            queue_pairs: 1,
+            capacity,
+            facts: r#"{"name":"vm0","datapath":"tap:ifname=tap0","poll":"never"}"#.into(),
+        };
+        let recorder = Recorder::create(&options, &clock).unwrap();
+        Self { _dir: dir, recorder, clock }
+    }
+
+    fn writer(&self, worker: usize) -> Writer {
+        self.recorder.writer(worker, self.clock)
+    }
+
+    fn reader(&self) -> Reader {
+        Reader::open(self.recorder.path()).unwrap()
+    }
+
+    fn ticks(&self, ns: u64) -> u64 {
+        self.clock.ticks_in(Duration::from_nanos(ns))
+    }
+
+    fn read(&self, window: Window) -> Breakdown {
+        Breakdown::read(&self.reader(), "file-stem", window)
+    }
+}
+
+/// A burst that ends at `last`, its stages being `scale` times 1, 2, 3, ... ticks.
+fn burst(ring: u16, last: u64, packets: u16, scale: u64) -> BurstRecord {
+    let mut stages = [0; 6];
+    for (stage, n) in stages.iter_mut().zip(1..).take(Direction::of_ring(ring).stages().len()) {
+        *stage = n * scale;
+    }
+    BurstRecord {
+        first: last - stages.iter().sum::<u64>(),
+        last,
+        stages,
+        bytes: 100 * u32::from(packets),
+        packets,
+        ring,
+        kind: RecordKind::Burst as u8,
+        ..BurstRecord::default()
+    }
+}
+
+#[test]
+fn known_bursts_give_known_figures() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let start = synthetic.clock.now();
+    let scale = synthetic.ticks(1_000_000);
+    writer.burst(&burst(1, start + 1000, 3, scale));
+    writer.burst(&burst(1, start + 2000, 1, 5 * scale));
+    let breakdown = synthetic.read(Window::Held);
+    let tx = &breakdown.tx;
+    assert_eq!((tx.packets, tx.bytes, tx.bursts), (4, 400, 2));
+    for (n, stage) in (1..).zip(Direction::Tx.stages()) {
+        let row = tx.stage(stage.name()).unwrap();
+        let figures = row.figures.unwrap();
+        let base = f64::from(n) * 1e6;
+        let close = |found: f64, expected: f64| (found / expected - 1.0).abs() < 1e-3;
+        assert_eq!(row.count, Some(4));
+        assert!(close(figures.mean_ns, 2.0 * base), "{figures:?}");
+        assert!(close(figures.min_ns as f64, base), "{figures:?}");
+        assert!(close(figures.p50_ns as f64, base), "{figures:?}");
+        assert!(close(figures.p90_ns as f64, 5.0 * base), "{figures:?}");
+        assert!(close(figures.max_ns as f64, 5.0 * base), "{figures:?}");
+    }
+    assert_eq!(breakdown.rx.total.count, Some(0));
+    assert_eq!(breakdown.rx.total.figures, None);
+}
+
+#[test]
+fn the_stages_means_sum_to_the_totals_mean() {
+    let synthetic = Synthetic::new(2, 4096);
+    let mut writers = [synthetic.writer(0), synthetic.writer(1)];
+    let start = synthetic.clock.now();
+    for n in 0..4000_u64 {
+        let packets = u16::try_from(n % 64 + 1).unwrap();
+        let record = burst(u16::from(n % 3 == 0), start + n * 10_000, packets, n * n % 977);
+        writers[usize::from(n % 2 == 0)].burst(&record);
+    }
+    let breakdown = synthetic.read(Window::Held);
+    for way in breakdown.directions() {
+        let sum: f64 =
+            way.stages.iter().filter_map(|row| row.figures).map(|figures| figures.mean_ns).sum();
+        let total = way.total.figures.unwrap().mean_ns;
+        assert!((sum - total).abs() < total * 1e-12, "{sum} against {total}");
+        assert!(way.stages.iter().all(|row| row.count.is_none_or(|count| count == way.packets)));
+    }
+}
+
+#[test]
+fn a_window_holds_what_ended_in_it_and_its_own_drops() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let now = synthetic.clock.now();
+    let ago = |seconds: u64| now - seconds * synthetic.clock.ticks_per_second();
+    writer.burst(&burst(0, ago(100), 1, 10));
+    writer.dropped(0, DropCause::RxNoBuffers, 5, ago(90));
+    writer.burst(&burst(0, ago(2), 2, 10));
+    writer.dropped(0, DropCause::RxNoBuffers, 7, ago(1));
+
+    let held = synthetic.read(Window::Held);
+    assert_eq!((held.rx.packets, held.rx.dropped()), (3, 12));
+    assert!((held.window_s - 99.0).abs() < 0.1, "{}", held.window_s);
+    let last = synthetic.read(Window::Last(Duration::from_secs(10)));
+    assert_eq!((last.rx.packets, last.rx.dropped()), (2, 7));
+    assert_eq!((last.window_end, last.is_cut), (WindowEnd::Now, false));
+    assert!((last.window_s - 10.0).abs() < f64::EPSILON);
+}
+
+#[test]
+fn after_the_daemons_end_the_window_ends_with_the_newest_record() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let second = synthetic.clock.ticks_per_second();
+    writer.burst(&burst(1, 1000 * second, 1, 10));
+    writer.burst(&burst(1, 1005 * second, 2, 10));
+    let reader = synthetic.reader();
+    drop(synthetic);
+    let breakdown = Breakdown::read(&reader, "vm0", Window::Last(Duration::from_secs(1)));
+    assert_eq!((breakdown.tx.packets, breakdown.window_end), (2, WindowEnd::NewestRecord));
+}
+
+#[test]
+fn a_window_that_the_recorder_no_longer_holds_is_cut() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let (now, second) = (synthetic.clock.now(), synthetic.clock.ticks_per_second());
+    for n in 0..200 {
+        writer.burst(&burst(1, now - 2 * second + n * second / 200, 1, 1));
+    }
+    let breakdown = synthetic.read(Window::Last(Duration::from_secs(100)));
+    assert!(breakdown.is_cut);
+    assert!((1.2..1.5).contains(&breakdown.window_s), "{}", breakdown.window_s);
+    let text = table::to_table(&breakdown, None);
+    assert!(text.contains("100 s were asked for, the recorder holds 1."), "{text}");
+}
+
+#[test]
+fn a_window_is_cut_also_where_records_are_lost_while_it_is_read() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let done = AtomicBool::new(false);
+    let write = |writer: &mut Writer| writer.burst(&burst(1, synthetic.clock.now(), 1, 1));
+    (0..100).for_each(|_| write(&mut writer));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                write(&mut writer);
+            }
+        });
+        let cut: Vec<_> = (0..20)
+            .map(|_| synthetic.read(Window::Last(Duration::from_secs(100))))
+            .filter(|breakdown| breakdown.tx.packets > 0)
+            .map(|breakdown| (breakdown.is_cut, breakdown.lost_records))
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(cut.iter().all(|(is_cut, _)| *is_cut), "{cut:?}");
+    });
+}
+
+#[test]
+fn the_object_has_the_fields_that_are_promised() {
+    let synthetic = Synthetic::new(1, 64);
+    synthetic.writer(0).burst(&burst(1, synthetic.clock.now(), 4, 100));
+    let text = json::to_json(&synthetic.read(Window::Held));
+    let object: Value = serde_json::from_str(&text).unwrap();
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&object), ["clock", "name", "rx", "tx", "window_s"]);
+    assert_eq!(object["name"], "vm0");
+    for way in [&object["tx"], &object["rx"]] {
+        assert_eq!(keys(way), ["bursts", "bytes", "drops", "packets", "stages", "total"]);
+    }
+    let names = |way: &str| -> Vec<String> {
+        let stages = object[way]["stages"].as_array().unwrap();
+        stages.iter().map(|stage| stage["stage"].as_str().unwrap().to_owned()).collect()
+    };
+    let tx = "guest-send wakeup notice queued gather egress complete signal host-tx";
+    let rx = "host-rx wakeup notice starved place publish signal inject guest-receive";
+    assert_eq!(names("tx").join(" "), tx);
+    assert_eq!(names("rx").join(" "), rx);
+    let figures = ["max_ns", "mean_ns", "min_ns", "p50_ns", "p90_ns", "p999_ns", "p99_ns"];
+    let measured: Vec<_> =
+        ["count"].iter().chain(&figures).chain(&["stage", "tier"]).copied().collect();
+    assert_eq!(keys(&object["tx"]["stages"][2]), measured);
+    assert_eq!(keys(&object["tx"]["total"]), measured);
+    assert_eq!(object["tx"]["total"]["count"], 4);
+    assert_eq!(object["tx"]["drops"]["tx_too_short"], 0);
+    assert_eq!(object["tx"]["drops"]["rx_datapath_error"], Value::Null);
+
+    let not_measured = &object["tx"]["stages"][0];
+    assert_eq!(keys(not_measured), ["count", "stage", "tier"]);
+    assert_eq!((&not_measured["count"], &not_measured["tier"]), (&Value::Null, &"G".into()));
+    let without_packets = &object["rx"]["stages"][2];
+    assert_eq!(keys(without_packets), ["count", "stage", "tier"]);
+    assert_eq!(without_packets["count"], 0);
+}
+
+#[test]
+fn the_table_says_what_is_known_and_what_is_not() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let start = synthetic.clock.now();
+    writer.burst(&burst(1, start, 8, synthetic.ticks(1000)));
+    let polled = burst(0, start + 9000, 1, synthetic.ticks(500));
+    writer.burst(&BurstRecord { flags: BurstRecord::POLLED, ..polled });
+    writer.dropped(1, DropCause::TxLinkDown, 3, start);
+    let text = table::to_table(&synthetic.read(Window::Held), None);
+    let line = |begin: &str| {
+        let found = text.lines().find(|line| line.trim_start().starts_with(begin));
+        found.unwrap_or_else(|| panic!("no line {begin} in\n{text}"))
+    };
+    assert!(line("vm0").contains("tap:ifname=tap0") && line("vm0").contains("poll never"));
+    assert_eq!(line("guest-send").matches("n/a").count(), 6);
+    assert!(line("egress").contains("4.00 µs"), "{text}");
+    assert!(line("bursts hold").contains("8.00 packets"));
+    assert!(line("notice ≤").contains("500 ns"));
+    assert!(line("≤ upper bound").contains("100.0 %"));
+    assert!(line("tx_link_down").ends_with(" 3"));
+    assert!(line("(a)").ends_with("n/a: host-rx not known"));
+    assert!(line("(b)").ends_with("n/a: wakeup not known; notice = 500 ns"));
+    assert!(line("(c)").contains("n/a: inject not known; starved + place + publish + signal ="));
+    assert!(!text.contains("round trip"));
+}
+
+#[test]
+fn the_round_trip_is_taken_apart_below_the_table() {
+    let synthetic = Synthetic::new(1, 256);
+    let mut writer = synthetic.writer(0);
+    let start = synthetic.clock.now();
+    for n in 1..=100 {
+        let at = start + n * synthetic.ticks(1_000_000);
+        writer.burst(&burst(0, at, 1, synthetic.ticks(1_000)));
+        writer.burst(&burst(1, at + synthetic.ticks(60_000), 1, synthetic.ticks(1_000)));
+    }
+    let measured: Measured =
+        serde_json::from_str(r#"{"mean_ns": 100000, "max_ns": 200000, "received": 50}"#).unwrap();
+    let reader = synthetic.reader();
+    let rate = TickRate::new(reader.ticks_per_second());
+    let mut exchanges = Exchanges::new(Initiator::Host, 1, rate, measured.max_ns);
+    let breakdown =
+        Breakdown::read_with(&reader, "vm0", Window::Held, |record| exchanges.add(record));
+    let text = table::to_table(&breakdown, Some(&exchanges.explain(measured)));
+    for part in [
+        "round trip from the host: mean 100 µs, 50 answers",
+        "our RX            15.0 µs   15.0 %",
+        "guest's turn      39.0 µs   39.0 %",
+        "our TX            21.0 µs   21.0 %",
+        "host's own share  25.0 µs   25.0 %",
+        "the records show 100 exchanges, the sender counted 50",
+    ] {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+}
+
+#[test]
+fn records_of_unknown_kinds_are_counted_and_nothing_else() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let known = burst(1, 1_000_000, 1, 10);
+    writer.burst(&BurstRecord { kind: 77, first: 0, ..known });
+    writer.burst(&BurstRecord { packets: 0, ..known });
+    writer.burst(&BurstRecord { kind: RecordKind::Drop as u8, cause: 200, ..known });
+    let breakdown = synthetic.read(Window::Held);
+    assert_eq!((breakdown.malformed_records, breakdown.tx.packets), (3, 0));
+    assert!(breakdown.window_s.abs() < f64::EPSILON);
+}
+
+#[test]
+fn a_follower_tells_each_interval_once_and_what_it_lost() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let start = synthetic.clock.now();
+    writer.burst(&burst(1, start, 9, 1));
+    let mut follower = Follower::new(synthetic.reader());
+    writer.burst(&burst(1, start + 100, 2, 1));
+    writer.dropped(1, DropCause::TxTooLong, 4, start + 150);
+    follower.poll();
+    writer.burst(&burst(0, start + 200, 3, 1));
+    let interval = follower.take();
+    assert_eq!((interval.tx.totals.packets, interval.rx.totals.packets), (2, 3));
+    assert_eq!((interval.tx.records.packets, interval.tx.dropped), (2, 4));
+    assert_eq!(interval.queues[1].totals.bytes, 200);
+    assert!(interval.queues[1].total.is_some());
+
+    for n in 0..1000 {
+        writer.burst(&burst(1, start + 300 + n * 100, 1, 1));
+    }
+    let interval = follower.take();
+    assert_eq!(interval.tx.totals.packets, 1000);
+    assert_eq!(interval.tx.records.packets + interval.lost, 1000);
+    assert!(interval.lost > 900);
+    assert_eq!(follower.take().tx.totals.packets, 0);
+    assert_eq!(follower.take().lost_in_all, interval.lost);
+}
