@@ -1,2 +1,58 @@
-//! The ringscope daemon.
-fn main() {}
+//! `ringscoped`: a vhost-user network back end that shows where every packet's time goes.
+//!
+//! `args` (raw flags) -> `plan` (validated, touches nothing) -> `assemble` (opens things, picks the datapath
+//! once, serves).
+
+mod args;
+mod assemble;
+mod plan;
+mod sys;
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+
+use crate::args::Args;
+use crate::plan::Plan;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.print_capabilities {
+        println!("{}", capabilities());
+        return ExitCode::SUCCESS;
+    }
+    let plan = Plan::new(args)
+        .unwrap_or_else(|error| Args::command().error(ErrorKind::ArgumentConflict, error).exit());
+    let level = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(level).format_target(false).init();
+    match stop_signals()
+        .map_err(|error| format!("signals cannot be handled: {error}"))
+        .and_then(|stop| assemble::run(&plan, stop.as_fd()).map_err(|error| error.to_string()))
+    {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringscoped: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Becomes readable when the daemon is asked to end.
+fn stop_signals() -> io::Result<UnixStream> {
+    let (stop, signalled) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        pipe::register(signal, signalled.try_clone()?)?;
+    }
+    Ok(stop)
+}
+
+/// `--print-capabilities` (QEMU, docs/interop/vhost-user.json): what management tools look for.
+fn capabilities() -> String {
+    serde_json::json!({ "type": "net", "features": [] }).to_string()
+}

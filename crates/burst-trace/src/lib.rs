@@ -6,10 +6,12 @@
 //! - [`clock`]: the CPU counter, plainly read, and its relation to `CLOCK_MONOTONIC`.
 //! - [`record`]: the 64 bytes that one burst leaves behind.
 //! - [`file`](mod@file): the layout of `NAME.trace` and the words it is made of.
+//! - [`location`]: where recorders are.
 //! - [`writer`]: the daemon's end; [`reader`]: everyone else's.
 
 pub mod clock;
 pub mod file;
+pub mod location;
 pub mod reader;
 pub mod record;
 pub mod stage;

@@ -3,10 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use burst_trace::location::{EXTENSION, default_run_dir, recorder_path};
 use burst_trace::{ReadError, Reader};
-
-const EXTENSION: &str = "trace";
-const RUN_DIR_OF_ROOT: &str = "/run/ringscope";
 
 /// The flags that name a recorder.
 #[derive(Debug, clap::Args)]
@@ -103,7 +101,7 @@ impl Choice {
             Some(name) => name.clone(),
             None => only_name(&dir)?,
         };
-        let path = dir.join(format!("{name}.{EXTENSION}"));
+        let path = recorder_path(&dir, &name);
         if !path.exists() {
             let names = names(&dir)?;
             return Err(FindError::NoSuchName { path, names });
@@ -111,15 +109,6 @@ impl Choice {
         let reader = Reader::open(&path)?;
         Ok(Found { name, path, reader })
     }
-}
-
-/// As the daemon chooses it.
-fn default_run_dir() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Some(RUN_DIR_OF_ROOT.into());
-    }
-    let base = std::env::var_os("XDG_RUNTIME_DIR").filter(|base| !base.is_empty())?;
-    Some(PathBuf::from(base).join("ringscope"))
 }
 
 fn only_name(dir: &Path) -> Result<String, FindError> {

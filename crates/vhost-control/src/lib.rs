@@ -1,1 +1,28 @@
-//! The conversation with the front end.
+//! The conversation with the front end, on `vhost-user-backend`.
+//!
+//! What the framework does for us: the messages, their checks and replies, memory mapping, address
+//! translation. What it does not, and how that is solved here:
+//!
+//! - Its event loop takes the kicks of every ring. Ours must go to the worker that serves the ring, so
+//!   `vring::Vring` keeps kick and call for itself and the framework runs no event loop at all
+//!   (`queues_per_thread` is empty).
+//! - It has no hook for the end of a ring but `GET_VRING_BASE`. [`ring::RingControl`] is told of every
+//!   setter, starts and stops the ring at its worker, and returns when the worker has done so.
+//! - A daemon of it serves one connection. [`server`] makes one a connection; datapath, workers and
+//!   recorder outlive them.
+//!
+//! - [`device`]: what is offered to front ends; [`ring`]: the life of a ring; [`sharing`]: whether the
+//!   guest's memory is really shared; [`socket`]: making, finding and cleaning up the socket;
+//!   [`server`]: connections one after the other.
+
+pub mod device;
+pub mod ring;
+pub mod server;
+pub mod sharing;
+pub mod socket;
+mod sys;
+mod vring;
+
+pub use device::Device;
+pub use server::{ServeError, serve};
+pub use socket::{Endpoint, SocketError};

@@ -1,0 +1,169 @@
+//! Opens what the plan names, picks the datapath once, and puts the daemon together.
+//!
+//! The order matters for leaving nothing behind: datapath first, then the socket, the recorder last of what
+//! has a name in the file system.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use burst_trace::{Clock, Recorder, RecorderError, RecorderOptions};
+use datapath::{Capabilities, Datapath, Null, Reflect, Tap, TapError};
+use vhost_control::socket::Server;
+use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
+use virtio_net::ConfigSpace;
+use worker::{Worker, WorkerOptions};
+
+use crate::args::DatapathSpec;
+use crate::plan::{EndpointPlan, Plan};
+use crate::sys;
+
+/// Bursts that the recorder keeps of each worker: 4 MiB, minutes of a quiet guest's traffic and a good
+/// second of a busy one's.
+const RECORDS: usize = 1 << 16;
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tap.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The recorder.
+    #[error(transparent)]
+    Recorder(#[from] RecorderError),
+    /// A worker.
+    #[error(
+        "worker {index} cannot run{}: {source}",
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            " with --sched (it needs root or CAP_SYS_NICE)"
+        } else {
+            " (do all CPUs of --cpus exist?)"
+        }
+    )]
+    Worker {
+        /// Its number.
+        index: usize,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// Serving ended.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// Runs the daemon until `stop` becomes readable.
+///
+/// # Errors
+/// See [`Error`].
+pub fn run(plan: &Plan, stop: BorrowedFd<'_>) -> Result<(), Error> {
+    let pairs = usize::from(plan.queue_pairs);
+    match &plan.datapath {
+        DatapathSpec::Tap { ifname } => run_on(plan, Tap::open(ifname, pairs)?, stop),
+        DatapathSpec::Reflect => {
+            run_on(plan, (0..pairs).map(|_| Reflect::default()).collect(), stop)
+        }
+        DatapathSpec::Null { receive } => {
+            run_on(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), stop)
+        }
+    }
+}
+
+fn run_on<D: Datapath>(plan: &Plan, datapaths: Vec<D>, stop: BorrowedFd<'_>) -> Result<(), Error> {
+    let capabilities = datapaths[0].capabilities();
+    let endpoint = meet(&plan.endpoint)?;
+    let clock = Clock::new();
+    let recorder = Recorder::create(
+        &RecorderOptions {
+            path: plan.recorder.clone(),
+            workers: plan.workers.len(),
+            queue_pairs: plan.queue_pairs.into(),
+            capacity: RECORDS,
+            facts: facts(plan),
+        },
+        &clock,
+    )?;
+    let workers = spawn(plan, datapaths, clock, &recorder).inspect_err(|_| {
+        // Nothing was recorded, so nothing is left behind.
+        let _ = std::fs::remove_file(recorder.path());
+    })?;
+    let device = Arc::new(device(plan, &capabilities, &workers));
+    log::info!(
+        "{}: {} with {} queue pair(s), polling {}, recording to {}",
+        plan.name,
+        plan.datapath,
+        plan.queue_pairs,
+        plan.poll,
+        recorder.path().display()
+    );
+    serve(&endpoint, &device, stop)?;
+    Ok(())
+}
+
+fn meet(endpoint: &EndpointPlan) -> Result<Endpoint, SocketError> {
+    Ok(match endpoint {
+        EndpointPlan::Listen(path) => Endpoint::Server(Server::bind(path)?),
+        EndpointPlan::Connect(path) => Endpoint::Client(path.clone()),
+        EndpointPlan::Descriptor(fd) => Endpoint::Server(Server::from_fd(sys::take_fd(*fd)?)?),
+    })
+}
+
+/// Deals the queue pairs out among the workers.
+fn spawn<D: Datapath>(
+    plan: &Plan,
+    datapaths: Vec<D>,
+    clock: Clock,
+    recorder: &Recorder,
+) -> Result<Vec<Worker>, Error> {
+    let mut hands: Vec<Vec<(u16, D)>> = plan.workers.iter().map(|_| Vec::new()).collect();
+    for (pair, datapath) in (0..).zip(datapaths) {
+        hands[worker_of(plan, pair)].push((pair, datapath));
+    }
+    let spawn_one = |(index, pairs)| {
+        let options = WorkerOptions {
+            index,
+            scheduling: plan.workers[index],
+            poll: plan.poll,
+            delays: plan.delays.clone(),
+            trace: plan.trace,
+        };
+        Worker::spawn(options, pairs, clock, recorder.writer(index, clock))
+            .map_err(|source| Error::Worker { index, source })
+    };
+    hands.into_iter().enumerate().map(spawn_one).collect()
+}
+
+fn worker_of(plan: &Plan, pair: u16) -> usize {
+    usize::from(pair) % plan.workers.len()
+}
+
+fn device(plan: &Plan, capabilities: &Capabilities, workers: &[Worker]) -> Device {
+    let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
+    let mailbox = |pair| Arc::clone(workers[worker_of(plan, pair)].mailbox());
+    Device {
+        features: Device::features(offloads, plan.queue_pairs, plan.mac.is_some()),
+        config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu),
+        queue_pairs: plan.queue_pairs,
+        queue_size: plan.queue_size,
+        workers: (0..plan.queue_pairs).map(mailbox).collect(),
+    }
+}
+
+/// What a report should know of this run.
+fn facts(plan: &Plan) -> String {
+    let cpus: Vec<_> = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
+    serde_json::json!({
+        "name": plan.name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "datapath": plan.datapath.to_string(),
+        "queue_pairs": plan.queue_pairs,
+        "poll": plan.poll.to_string(),
+        "cpus": cpus,
+        "sched": plan.workers[0].fifo.map(|priority| format!("fifo:{priority}")),
+        "trace": if plan.trace { "on" } else { "off" },
+        "faults": plan.delays.len(),
+    })
+    .to_string()
+}

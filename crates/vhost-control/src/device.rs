@@ -1,0 +1,167 @@
+//! What is offered to front ends, and what one connection has made of it.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use guest_memory::GuestMemory;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::VhostUserBackend;
+use virtio_net::{ConfigSpace, Negotiated, features};
+use vm_memory::{GuestAddressSpace as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
+use vmm_sys_util::epoll::EventSet;
+use worker::Mailbox;
+
+use crate::ring::RingControl;
+use crate::sharing::{self, PrivateMemory};
+use crate::vring::{Memory, Vring};
+
+/// The device, for as long as the daemon runs.
+#[derive(Debug)]
+pub struct Device {
+    /// The virtio features offered.
+    pub features: u64,
+    /// The configuration space, for front ends that ask for it.
+    pub config: ConfigSpace,
+    /// How many queue pairs there are.
+    pub queue_pairs: u16,
+    /// The largest ring a driver may choose.
+    pub queue_size: u16,
+    /// For each queue pair, the worker that serves it.
+    pub workers: Vec<Arc<Mailbox>>,
+}
+
+impl Device {
+    /// The most queue pairs: the protocol names rings by one byte.
+    pub const QUEUE_PAIRS_MAX: u16 = 128;
+
+    /// A device with everything that `datapath` features and `queue_pairs` allow.
+    #[must_use]
+    pub fn features(datapath: u64, queue_pairs: u16, has_mac: bool) -> u64 {
+        let multi_queue = if queue_pairs > 1 { features::MULTI_QUEUE } else { 0 };
+        let mac = if has_mac { features::MAC } else { 0 };
+        features::BASE | datapath | multi_queue | mac
+    }
+}
+
+/// One front end's view of the device, from its connection to its end.
+#[derive(Debug)]
+pub struct Session {
+    device: Arc<Device>,
+    /// The socket's path, to find who is at its other end.
+    socket: String,
+    rings: Vec<Arc<RingControl>>,
+    refused: Mutex<Option<PrivateMemory>>,
+}
+
+impl Session {
+    /// A new connection's view.
+    #[must_use]
+    pub fn new(device: &Arc<Device>, socket: String) -> Self {
+        let ring = |index: u16| {
+            let mailbox = &device.workers[usize::from(index / 2)];
+            Arc::new(RingControl::new(index, Arc::clone(mailbox)))
+        };
+        let rings = (0..device.queue_pairs * 2).map(ring).collect();
+        Self { device: Arc::clone(device), socket, rings, refused: Mutex::default() }
+    }
+
+    /// The rings by index.
+    #[must_use]
+    pub fn rings(&self) -> &[Arc<RingControl>] {
+        &self.rings
+    }
+
+    /// Why this front end cannot be served at all, if that came up.
+    #[must_use]
+    pub fn refused(&self) -> Option<PrivateMemory> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The front end is gone: every worker lets go of its rings and memory.
+    pub fn end(&self) {
+        self.rings.iter().for_each(|ring| ring.reset());
+    }
+}
+
+impl VhostUserBackend for Session {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.rings.len()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        self.device.queue_size.into()
+    }
+
+    fn features(&self) -> u64 {
+        self.device.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        log::debug!("the front end acknowledged the features {features:#x}");
+        self.rings.iter().for_each(|ring| ring.set_negotiated(Negotiated(features)));
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let mut offered = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        // QEMU warns of a configuration space that it does not ask for; it is of use for the address only.
+        offered.set(VhostUserProtocolFeatures::CONFIG, self.device.features & features::MAC != 0);
+        offered
+    }
+
+    fn set_event_idx(&self, _: bool) {
+        // Comes with the features.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        self.device.config.read(offset as usize, size as usize)
+    }
+
+    fn set_config(&self, _: u32, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the configuration space of a network device is read-only (virtio 1.2, 5.1.4)",
+        ))
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        let map = memory.memory().clone().into_inner();
+        for region in map.iter() {
+            let Some(file) = region.file_offset() else { continue };
+            if let Some(private) = sharing::find_private(file.file(), &self.socket) {
+                let refusal = io::Error::new(io::ErrorKind::InvalidInput, private.to_string());
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(private);
+                return Err(refusal);
+            }
+        }
+        let memory = Arc::new(GuestMemory::new(map));
+        log::debug!("the guest has {} MiB of memory", memory.len() >> 20);
+        let mut told: Vec<&Arc<Mailbox>> = Vec::new();
+        for mailbox in &self.device.workers {
+            if !told.iter().any(|other| Arc::ptr_eq(other, mailbox)) {
+                mailbox.set_memory(Arc::clone(&memory)).map_err(io::Error::other)?;
+                told.push(mailbox);
+            }
+        }
+        self.rings.iter().for_each(|ring| ring.set_memory(&memory));
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // No event loop of the framework: each ring's worker sleeps on its kick itself.
+        Vec::new()
+    }
+
+    fn reset_device(&self) {
+        self.end();
+    }
+
+    fn handle_event(&self, _: u16, _: EventSet, _: &[Vring], _: usize) -> io::Result<()> {
+        // Never called without an event loop; an error would end one.
+        Ok(())
+    }
+}

@@ -1,0 +1,209 @@
+//! The life of a ring: what the front end has said of it, and whether its worker serves it.
+//!
+//! A ring is started as soon as its size, addresses and kick are known and there is memory, whatever the
+//! order of messages; it is stopped by `GET_VRING_BASE`, a reset, or the end of the connection. Every
+//! method that starts, stops, enables or disables returns after the worker has done it.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use guest_memory::GuestMemory;
+use virtio_net::Negotiated;
+use virtqueue::QueueSetup;
+use worker::{Mailbox, RingStart};
+
+/// One virtqueue of a connection.
+#[derive(Debug)]
+pub struct RingControl {
+    index: u16,
+    mailbox: Arc<Mailbox>,
+    said: Mutex<Said>,
+}
+
+/// What the front end has said.
+#[derive(Debug, Default)]
+struct Said {
+    size: u16,
+    /// Guest-physical: descriptor table, driver area, device area.
+    addresses: Option<[u64; 3]>,
+    next_available: u16,
+    kick: Kick,
+    call: Option<File>,
+    error: Option<File>,
+    enabled: bool,
+    negotiated: Negotiated,
+    memory: Option<Arc<GuestMemory>>,
+    running: bool,
+}
+
+/// What the front end has said of the kick.
+#[derive(Debug, Default)]
+enum Kick {
+    /// Nothing: the ring must not start.
+    #[default]
+    Unset,
+    /// `SET_VRING_KICK`, with a descriptor or without one (then the worker polls).
+    Set(Option<File>),
+    /// The ring was stopped; the framework clears the descriptor next, and that is no message.
+    Stopped,
+}
+
+impl RingControl {
+    /// The virtqueue `index`, served by the worker behind `mailbox`.
+    #[must_use]
+    pub fn new(index: u16, mailbox: Arc<Mailbox>) -> Self {
+        Self { index, mailbox, said: Mutex::default() }
+    }
+
+    /// `SET_VRING_NUM`.
+    pub fn set_size(&self, size: u16) {
+        self.said().size = size;
+    }
+
+    /// `SET_VRING_ADDR`. Front ends send it again for a ring that runs, to switch dirty logging on or off;
+    /// the ring itself does not move then.
+    pub fn set_addresses(&self, addresses: [u64; 3]) {
+        let mut said = self.said();
+        if said.running && said.addresses != Some(addresses) {
+            log::warn!(
+                "queue {}: new addresses while it runs count from its next start",
+                self.index
+            );
+        }
+        said.addresses = Some(addresses);
+        self.start_if_ready(&mut said);
+    }
+
+    /// `SET_VRING_BASE`.
+    pub fn set_next_available(&self, index: u16) {
+        let mut said = self.said();
+        if !said.running {
+            said.next_available = index;
+        }
+    }
+
+    /// `GET_VRING_BASE`: where the ring goes on. Exact once it was stopped.
+    pub fn next_available(&self) -> u16 {
+        self.said().next_available
+    }
+
+    /// `SET_VRING_KICK`, or the framework's clearing after a stop.
+    pub fn set_kick(&self, kick: Option<File>) {
+        let mut said = self.said();
+        if kick.is_none() && matches!(said.kick, Kick::Stopped) {
+            said.kick = Kick::Unset;
+            return;
+        }
+        // A new kick for a ring that runs: it goes on where it is, with the new one.
+        self.stop_if_running(&mut said);
+        said.kick = Kick::Set(kick);
+        self.start_if_ready(&mut said);
+    }
+
+    /// `SET_VRING_CALL`, or the framework's clearing after a stop.
+    pub fn set_call(&self, call: Option<File>) {
+        let mut said = self.said();
+        if said.running {
+            let _ = self.mailbox.set_call(self.index, call);
+        } else {
+            said.call = call;
+        }
+    }
+
+    /// `SET_VRING_ERR`.
+    pub fn set_error(&self, error: Option<File>) {
+        let mut said = self.said();
+        if said.running {
+            let _ = self.mailbox.set_error(self.index, error);
+        } else {
+            said.error = error;
+        }
+    }
+
+    /// `SET_VRING_ENABLE`.
+    pub fn set_enabled(&self, enabled: bool) {
+        let mut said = self.said();
+        said.enabled = enabled;
+        if said.running {
+            let _ = self.mailbox.enable(self.index, enabled);
+        }
+    }
+
+    /// `SET_FEATURES`: counts from the next start.
+    pub fn set_negotiated(&self, negotiated: Negotiated) {
+        self.said().negotiated = negotiated;
+    }
+
+    /// A new memory table. The worker of a ring that runs is told by the device, once for all its rings.
+    pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
+        let mut said = self.said();
+        said.memory = Some(Arc::clone(memory));
+        self.start_if_ready(&mut said);
+    }
+
+    /// `GET_VRING_BASE`: the worker lets go of the ring.
+    pub fn stop(&self) {
+        let mut said = self.said();
+        self.stop_if_running(&mut said);
+        said.kick = Kick::Stopped;
+    }
+
+    /// A reset or the end of the connection: the worker lets go of the ring, and all is forgotten.
+    pub fn reset(&self) {
+        let mut said = self.said();
+        self.stop_if_running(&mut said);
+        *said = Said::default();
+    }
+
+    fn start_if_ready(&self, said: &mut Said) {
+        let (Some(memory), Some([descriptor_table, driver_area, device_area])) =
+            (&said.memory, said.addresses)
+        else {
+            return;
+        };
+        let Kick::Set(kick) = &said.kick else { return };
+        if said.running || said.size == 0 {
+            return;
+        }
+        let setup = QueueSetup {
+            size: said.size,
+            descriptor_table,
+            driver_area,
+            device_area,
+            next_available: said.next_available,
+            event_index: said.negotiated.event_index(),
+            indirect: said.negotiated.indirect(),
+        };
+        let clone = |file: &Option<File>| file.as_ref().and_then(|file| file.try_clone().ok());
+        let start = RingStart {
+            setup,
+            memory: Arc::clone(memory),
+            negotiated: said.negotiated,
+            kick: clone(kick),
+            call: clone(&said.call),
+            error: clone(&said.error),
+            enabled: said.enabled,
+        };
+        match self.mailbox.start(self.index, start) {
+            Ok(()) => {
+                said.running = true;
+                log::debug!("queue {} starts at {}: {setup:x?}", self.index, setup.next_available);
+            }
+            Err(error) => log::error!("queue {} cannot be served: {error}", self.index),
+        }
+    }
+
+    fn stop_if_running(&self, said: &mut Said) {
+        if !std::mem::take(&mut said.running) {
+            return;
+        }
+        if let Ok(Some(next_available)) = self.mailbox.stop(self.index) {
+            said.next_available = next_available;
+        }
+        log::debug!("queue {} stopped at {}", self.index, said.next_available);
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
