@@ -1,19 +1,16 @@
 //! A QEMU guest with a shell on its serial line, started by `qemu-scripts/launch`.
 
-use crate::agent::{READY_PREFIX, REPLY_PREFIX};
+use crate::console::{self, Console};
 use crate::process::{Process, tail};
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+pub use crate::console::Output;
+
 /// How much of a log an error shows.
 const TAIL_BYTES: usize = 2000;
-
-/// How often the console is asked whether it is there. A serial line has no connection, so what
-/// was sent before the guest opened it may be lost.
-const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// What the guest's network device is attached to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,7 +140,8 @@ pub enum Error {
     },
     /// QEMU, or the script that starts it, has ended.
     #[error(
-        "expected a running guest, found QEMU ended ({status}); it said:\n{log}\nserial line:\n{serial}"
+        "expected a running guest, found QEMU ended ({status}); it said:\n{log}\n\
+         the end of the serial line:\n{serial}"
     )]
     Ended {
         /// How it ended.
@@ -153,25 +151,11 @@ pub enum Error {
         /// The end of the guest's serial console.
         serial: String,
     },
-    /// The guest did not answer in time.
-    #[error(
-        "expected {what} within {limit:?}, found nothing; the end of the serial line:\n{serial}"
-    )]
-    Timeout {
-        /// What was waited for.
-        what: String,
-        /// How long it had.
-        limit: Duration,
-        /// The end of the guest's serial console.
-        serial: String,
-    },
-    /// The guest booted anew while a command ran.
-    #[error(
-        "expected an answer to `{command}`, found that the guest had rebooted; the end of the serial line:\n{serial}"
-    )]
-    Rebooted {
-        /// The command that got no answer.
-        command: String,
+    /// The console did not answer.
+    #[error("{source}; the end of the serial line:\n{serial}")]
+    Console {
+        /// What is wrong with it.
+        source: console::Error,
         /// The end of the guest's serial console.
         serial: String,
     },
@@ -187,24 +171,11 @@ pub enum Error {
     },
 }
 
-/// What a command in the guest gave.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// Exit status; 124 when it was ended for taking too long, 128 and more for a signal.
-    pub status: i32,
-    /// Standard output and standard error, in the order they were written.
-    pub text: String,
-}
-
 /// A running guest. Dropping it kills QEMU.
 #[derive(Debug)]
 pub struct Guest {
     process: Process,
-    console: UnixStream,
-    /// Bytes that came from the console and were not looked at yet.
-    pending: Vec<u8>,
-    boot_id: String,
-    sequence: u64,
+    console: Console,
     options: GuestOptions,
 }
 
@@ -213,7 +184,6 @@ impl Guest {
     pub fn launch(options: GuestOptions) -> Result<Self, Error> {
         let dir = &options.dir;
         std::fs::create_dir_all(dir).map_err(io_error(format!("make {}", dir.display())))?;
-        let log = dir.join("qemu.log");
         // What an earlier guest left here would be taken for this one's.
         for name in ["qemu.log", "serial.log", "console.sock"] {
             match std::fs::remove_file(dir.join(name)) {
@@ -223,22 +193,17 @@ impl Guest {
                 _ => {}
             }
         }
-        let mut process = Process::spawn(
-            Command::new(scripts().join("launch")).args(options.to_args()),
-            &log,
-        )
-        .map_err(io_error("start qemu-scripts/launch".into()))?;
-        let end = Instant::now() + options.boot_timeout;
-        let console = connect(&mut process, &options, end)?;
+        let mut command = Command::new(scripts().join("launch"));
+        command.args(options.to_args());
+        let mut process = Process::spawn(&mut command, &dir.join("qemu.log"))
+            .map_err(io_error("start qemu-scripts/launch".into()))?;
+        let console = connect(&mut process, &options)?;
         let mut guest = Self {
             process,
             console,
-            pending: Vec::new(),
-            boot_id: String::new(),
-            sequence: 0,
             options,
         };
-        guest.await_boot(end)?;
+        guest.await_boot()?;
         Ok(guest)
     }
 
@@ -273,50 +238,21 @@ impl Guest {
         self.run_for(command, Duration::from_secs(60))
     }
 
-    /// Runs a shell command in the guest, which ends it when it takes longer than `limit`.
+    /// Runs a shell command of one line in the guest, which ends it when it takes longer than
+    /// `limit`.
     pub fn run_for(&mut self, command: &str, limit: Duration) -> Result<Output, Error> {
-        assert!(!command.contains('\n'), "a command is one line");
-        self.sequence += 1;
-        let line = format!(
-            "run {} {} {command}\n",
-            self.sequence,
-            limit.as_secs().max(1)
-        );
-        self.write(line.as_bytes())?;
-        // The guest keeps the limit; the margin is for a busy machine and a slow serial line.
-        let end = Instant::now() + limit + Duration::from_secs(20);
-        loop {
-            let Some(line) = self.read_line(end)? else {
-                return Err(self.timeout(format!("an answer to `{command}`"), limit));
-            };
-            if let Some(boot_id) = between(&line, READY_PREFIX)
-                && boot_id != self.boot_id
-            {
-                let serial = serial(&self.options.dir);
-                return Err(Error::Rebooted {
-                    command: command.into(),
-                    serial,
-                });
-            }
-            let Some((sequence, status, length)) = parse_reply(&line) else {
-                continue;
-            };
-            if sequence != self.sequence {
-                continue;
-            }
-            let Some(text) = self.read_bytes(length, end)? else {
-                return Err(self.timeout(format!("{length} bytes from `{command}`"), limit));
-            };
-            return Ok(Output {
-                status,
-                text: String::from_utf8_lossy(&text).into_owned(),
-            });
-        }
+        let result = self.console.run(command, limit);
+        self.explain(result)
     }
 
     /// Runs a shell command that has to succeed, and returns what it printed.
     pub fn check(&mut self, command: &str) -> Result<String, Error> {
-        let Output { status, text } = self.run(command)?;
+        self.check_for(command, Duration::from_secs(60))
+    }
+
+    /// As [`Guest::check`], with a limit.
+    pub fn check_for(&mut self, command: &str, limit: Duration) -> Result<String, Error> {
+        let Output { status, text } = self.run_for(command, limit)?;
         if status == 0 {
             return Ok(text);
         }
@@ -331,14 +267,17 @@ impl Guest {
     pub fn reboot(&mut self) -> Result<(), Error> {
         // In the background, so that the answer comes before the reboot.
         self.check("(sleep 0.2; reboot -f) >/dev/null 2>&1 &")?;
-        let end = Instant::now() + self.options.boot_timeout;
-        self.await_boot(end)
+        self.await_boot()
     }
 
     /// Sends a signal such as STOP or CONT to QEMU.
     pub fn signal(&self, signal: rustix::process::Signal) -> io::Result<()> {
-        let pid = rustix::process::Pid::from_raw(self.pid() as i32).expect("a child has a pid");
-        Ok(rustix::process::kill_process(pid, signal)?)
+        self.process.signal(signal)
+    }
+
+    /// How QEMU ended, or `None` while it runs.
+    pub fn ended(&mut self) -> io::Result<Option<std::process::ExitStatus>> {
+        self.process.ended()
     }
 
     /// Ends QEMU and waits for it.
@@ -346,95 +285,28 @@ impl Guest {
         self.process.kill().map(|_| ())
     }
 
-    /// Asks until a boot other than the one known answers.
-    fn await_boot(&mut self, end: Instant) -> Result<(), Error> {
-        while Instant::now() < end {
-            self.write(b"\n")?;
-            let ask_again = (Instant::now() + ASK_EVERY).min(end);
-            while let Some(line) = self.read_line(ask_again)? {
-                match between(&line, READY_PREFIX) {
-                    Some(boot_id) if boot_id != self.boot_id => {
-                        self.boot_id = boot_id.to_owned();
-                        return Ok(());
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Err(self.timeout("the guest's console".into(), self.options.boot_timeout))
+    fn await_boot(&mut self) -> Result<(), Error> {
+        let result = self.console.await_boot(self.options.boot_timeout);
+        self.explain(result)
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        match self.console.write_all(bytes) {
-            Ok(()) => Ok(()),
-            Err(source) => Err(ended(&mut self.process, &self.options.dir)
-                .unwrap_or_else(|| io_error("write to the console".into())(source))),
+    /// A console that fails because QEMU has ended is told as that.
+    fn explain<T>(&mut self, result: Result<T, console::Error>) -> Result<T, Error> {
+        let source = match result {
+            Ok(value) => return Ok(value),
+            Err(source) => source,
+        };
+        let dir = &self.options.dir;
+        if matches!(source, console::Error::Io { .. }) {
+            // The socket closes a moment before the process can be waited for.
+            let _ = self.process.wait(Duration::from_secs(2));
         }
-    }
-
-    /// The next line, without its end; `None` when none came by `end`.
-    fn read_line(&mut self, end: Instant) -> Result<Option<String>, Error> {
-        loop {
-            if let Some(length) = self.pending.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = self.pending.drain(..=length).collect();
-                return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
-            }
-            if !self.fill(end)? {
-                return Ok(None);
-            }
-        }
-    }
-
-    fn read_bytes(&mut self, length: usize, end: Instant) -> Result<Option<Vec<u8>>, Error> {
-        while self.pending.len() < length {
-            if !self.fill(end)? {
-                return Ok(None);
-            }
-        }
-        Ok(Some(self.pending.drain(..length).collect()))
-    }
-
-    /// Waits for more bytes from the console; false when none came by `end`.
-    fn fill(&mut self, end: Instant) -> Result<bool, Error> {
-        let mut block = [0; 4096];
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            // Never long, because QEMU's end is to be seen as well.
-            let wait = left.min(Duration::from_secs(1));
-            let failed = io_error("read from the console".into());
-            if let Err(error) = self.console.set_read_timeout(Some(wait)) {
-                return Err(failed(error));
-            }
-            let found = self.console.read(&mut block);
-            match found {
-                Ok(length) if length > 0 => {
-                    self.pending.extend_from_slice(&block[..length]);
-                    return Ok(true);
-                }
-                Ok(_) => {
-                    let status = self.process.wait(Duration::from_secs(2));
-                    drop(status);
-                    let closed = || failed(io::ErrorKind::UnexpectedEof.into());
-                    return Err(ended(&mut self.process, &self.options.dir).unwrap_or_else(closed));
-                }
-                Err(error) if is_passing(&error) => {}
-                Err(error) => return Err(failed(error)),
-            }
-            if let Some(error) = ended(&mut self.process, &self.options.dir) {
-                return Err(error);
-            }
-        }
-    }
-
-    fn timeout(&self, what: String, limit: Duration) -> Error {
-        Error::Timeout {
-            what,
-            limit,
-            serial: serial(&self.options.dir),
-        }
+        Err(
+            ended(&mut self.process, dir).unwrap_or_else(|| Error::Console {
+                source,
+                serial: serial(dir),
+            }),
+        )
     }
 }
 
@@ -444,27 +316,22 @@ pub fn scripts() -> PathBuf {
     std::env::var_os("RINGSCOPE_QEMU_SCRIPTS").map_or_else(beside, PathBuf::from)
 }
 
-fn connect(
-    process: &mut Process,
-    options: &GuestOptions,
-    end: Instant,
-) -> Result<UnixStream, Error> {
+fn connect(process: &mut Process, options: &GuestOptions) -> Result<Console, Error> {
     let path = options.dir.join("console.sock");
+    let end = Instant::now() + options.boot_timeout;
     loop {
         // The socket's file is there a moment before QEMU listens.
-        if let Ok(stream) = UnixStream::connect(&path) {
-            return Ok(stream);
-        }
+        let source = match Console::connect(&path) {
+            Ok(console) => return Ok(console),
+            Err(source) => source,
+        };
         if let Some(error) = ended(process, &options.dir) {
             return Err(error);
         }
         if Instant::now() > end {
-            let what = format!("QEMU to make {}", path.display());
-            let serial = process.log_tail(TAIL_BYTES);
-            return Err(Error::Timeout {
-                what,
-                limit: options.boot_timeout,
-                serial,
+            return Err(Error::Console {
+                source,
+                serial: process.log_tail(TAIL_BYTES),
             });
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -495,27 +362,6 @@ fn io_error(what: String) -> impl Fn(io::Error) -> Error {
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
-    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
-    matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
-}
-
-/// The part of a marker line between its prefix and its closing `=`.
-fn between<'line>(line: &'line str, prefix: &str) -> Option<&'line str> {
-    line.strip_prefix(prefix)?.strip_suffix('=')
-}
-
-/// Sequence, status and length of a reply's header.
-fn parse_reply(line: &str) -> Option<(u64, i32, usize)> {
-    let mut words = between(line, REPLY_PREFIX)?.split(' ');
-    let reply = (
-        words.next()?.parse().ok()?,
-        words.next()?.parse().ok()?,
-        words.next()?.parse().ok()?,
-    );
-    words.next().is_none().then_some(reply)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -543,23 +389,6 @@ mod tests {
         assert!(
             tap.contains("--tap tap7") && !tap.contains("--server"),
             "{tap}"
-        );
-    }
-
-    #[test]
-    fn marker_lines_are_read() {
-        assert_eq!(parse_reply("=ringscope done 3 0 17="), Some((3, 0, 17)));
-        for line in [
-            "=ringscope done 3 0=",
-            "=ringscope done 3 0 17",
-            "ringscope done 3 0 17=",
-            "",
-        ] {
-            assert_eq!(parse_reply(line), None, "{line}");
-        }
-        assert_eq!(
-            between("=ringscope ready ab-c=", READY_PREFIX),
-            Some("ab-c")
         );
     }
 

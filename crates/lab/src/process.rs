@@ -1,5 +1,6 @@
 //! A child process with a log file, ended when its handle goes.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -61,13 +62,17 @@ impl Process {
         }
     }
 
+    /// Sends it a signal, such as STOP or CONT.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a child's pid is not 0");
+        Ok(kill_process(pid, signal)?)
+    }
+
     /// Asks it to end (SIGTERM), and kills it when it has not after `limit`.
     pub fn terminate(&mut self, limit: Duration) -> io::Result<ExitStatus> {
-        use rustix::process::{Pid, Signal, kill_process};
-        if let Some(pid) = Pid::from_raw(self.child.id() as i32)
-            && self.child.try_wait()?.is_none()
-        {
-            kill_process(pid, Signal::TERM)?;
+        // Once waited for, its number may be another process's.
+        if self.child.try_wait()?.is_none() {
+            self.signal(Signal::TERM)?;
         }
         match self.wait(limit)? {
             Some(status) => Ok(status),

@@ -8,6 +8,7 @@ mod clock;
 mod console;
 mod pattern;
 mod probe;
+mod shell;
 mod tcp;
 mod udp_echo;
 mod udp_ping;
@@ -33,6 +34,8 @@ pub struct Args {
 enum Command {
     /// Serve a shell on a serial line, for programs to drive.
     Console(console::Args),
+    /// Run a command in a guest, through the console socket of qemu-scripts/launch.
+    Shell(shell::Args),
     /// Send every UDP packet back to where it came from.
     UdpEcho(udp_echo::Args),
     /// Measure round trips against a udp-echo.
@@ -141,6 +144,17 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A guest's console did not answer.
+    #[error(transparent)]
+    Console(#[from] crate::console::Error),
+    /// A command in a guest failed.
+    #[error("`{command}` ended with status {status} in the guest")]
+    Command {
+        /// The command.
+        command: String,
+        /// Its exit status.
+        status: i32,
+    },
     /// Standard output is gone, or a thread could not be started.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -150,6 +164,7 @@ pub enum Error {
 pub fn run(args: Args) -> Result<(), Error> {
     match args.command {
         Command::Console(args) => console::run(&args),
+        Command::Shell(args) => shell::run(&args),
         Command::UdpEcho(args) => udp_echo::run(&args),
         Command::UdpPing(args) => print_json(&udp_ping::run(&args)?),
         Command::TcpServe(args) => tcp::serve(&args),
