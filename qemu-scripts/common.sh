@@ -29,3 +29,50 @@ find_cargo() {
     done
     die "expected cargo, found none: install Rust (https://rustup.rs, the default profile) and run this again"
 }
+
+# The outside host: a namespace with 10.77.0.1, a bridge, and a tap for the guest's back end.
+# Sets their names; outside_down takes away what there is of them.
+outside_up() {
+    local queues=${1:-1} link multi_queue=
+    namespace=ringscope-$$ bridge=rb$$ tap=rt$$ veth=rv$$
+    if [ "$queues" -gt 1 ]; then multi_queue=multi_queue; fi
+    ip netns add "$namespace"
+    ip link add "$bridge" type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+    ip link add "$veth" type veth peer name eth0 netns "$namespace"
+    ip tuntap add dev "$tap" mode tap $multi_queue vnet_hdr
+    for link in "$veth" "$tap"; do ip link set "$link" master "$bridge"; done
+    # No packets but the experiment's: no neighbour discovery, no multicast reports.
+    for link in "$bridge" "$veth" "$tap"; do
+        [ ! -e "/proc/sys/net/ipv6/conf/$link" ] || echo 1 >"/proc/sys/net/ipv6/conf/$link/disable_ipv6"
+        ip link set "$link" up
+    done
+    ip netns exec "$namespace" sh -c '[ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6'
+    ip -n "$namespace" link set lo up
+    ip -n "$namespace" address add 10.77.0.1/24 dev eth0
+    ip -n "$namespace" link set eth0 up
+}
+
+outside_down() {
+    local link
+    for link in "${tap:-}" "${bridge:-}" "${veth:-}"; do
+        [ -z "$link" ] || ip link delete "$link" 2>/dev/null || true
+    done
+    [ -z "${namespace:-}" ] || ip netns delete "$namespace" 2>/dev/null || true
+}
+
+outside() { ip netns exec "$namespace" "$@"; }
+
+# end_process PID: politely, and after two seconds not.
+end_process() {
+    local i
+    kill "$1" 2>/dev/null || return 0
+    for ((i = 0; i < 40; i++)); do
+        kill -0 "$1" 2>/dev/null || break
+        sleep 0.05
+    done
+    kill -9 "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+}
+
+# json_field NAME: the first number or string of that name in the JSON on standard input.
+json_field() { grep -o "\"$1\": *\"\?[^,\"}]*" | head -1 | sed 's/.*: *"\?//'; }

@@ -27,6 +27,7 @@ pub struct Error {
 pub struct Outside {
     namespace: String,
     bridge: String,
+    veth: String,
     taps: Vec<String>,
 }
 
@@ -43,14 +44,20 @@ impl Outside {
         let outside = Self {
             namespace: format!("ringscope-{name}-{unique}"),
             bridge: link_name("rb", &unique),
+            veth: link_name("rv", &unique),
             taps: Vec::new(),
         };
-        outside.build(&link_name("rv", &unique))?;
+        outside.build()?;
         Ok(outside)
     }
 
-    fn build(&self, veth: &str) -> Result<(), Error> {
-        let (namespace, bridge) = (&self.namespace, &self.bridge);
+    fn build(&self) -> Result<(), Error> {
+        let Self {
+            namespace,
+            bridge,
+            veth,
+            ..
+        } = self;
         ip(&format!("netns add {namespace}"))?;
         ip(&format!(
             "link add {bridge} type bridge stp_state 0 mcast_snooping 0 forward_delay 0"
@@ -59,7 +66,7 @@ impl Outside {
             "link add {veth} type veth peer name eth0 netns {namespace}"
         ))?;
         ip(&format!("link set {veth} master {bridge}"))?;
-        for link in [bridge.as_str(), veth] {
+        for link in [bridge, veth] {
             quieten(&[], link);
             ip(&format!("link set {link} up"))?;
         }
@@ -118,12 +125,14 @@ impl Outside {
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        // The veth goes with the namespace; failures mean that something was never made.
+        // Failures mean that something was never made. The veth would go with the namespace, but
+        // that one lives on while a process is left in it.
         for tap in &self.taps {
             let _ = ip(&format!("tuntap del dev {tap} mode tap"))
                 .or_else(|_| ip(&format!("link del {tap}")));
         }
         let _ = ip(&format!("link del {}", self.bridge));
+        let _ = ip(&format!("link del {}", self.veth));
         let _ = ip(&format!("netns del {}", self.namespace));
     }
 }
