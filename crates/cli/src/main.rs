@@ -34,6 +34,8 @@ enum Command {
     Stats(stats::Arguments),
     /// Show live where the time goes, stage by stage and queue by queue
     Top(top::Arguments),
+    /// The end point of measurements, in guests and on the far host
+    Agent(lab::agent::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
+        Command::Agent(arguments) => lab::agent::run(arguments).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

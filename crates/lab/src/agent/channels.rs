@@ -1,0 +1,42 @@
+//! `channels`: what `ethtool -l` and `ethtool -L` do, in guests that have no ethtool.
+
+use super::{Error, print_json};
+use crate::sys;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The network interface.
+    interface: String,
+    /// How many queue pairs to use; without it they are shown only.
+    combined: Option<u32>,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Error> {
+    let failed = |doing| {
+        let interface = args.interface.clone();
+        move |source| Error::Channels {
+            doing,
+            interface,
+            source,
+        }
+    };
+    let mut found = sys::channels(&args.interface).map_err(failed("read"))?;
+    if let Some(combined) = args.combined {
+        if combined == 0 || combined > found.max_combined {
+            return Err(Error::Usage {
+                flag: "COMBINED",
+                expected: format!("1 to {}, which the device has", found.max_combined),
+                found: combined.to_string(),
+            });
+        }
+        if combined != found.combined_count {
+            sys::set_combined(&args.interface, found, combined).map_err(failed("set"))?;
+            found = sys::channels(&args.interface).map_err(failed("read"))?;
+        }
+    }
+    print_json(&serde_json::json!({
+        "interface": args.interface,
+        "combined": found.combined_count,
+        "max_combined": found.max_combined,
+    }))
+}

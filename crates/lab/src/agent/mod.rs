@@ -1,0 +1,189 @@
+//! The end point that runs inside guests and on the far host, as `ringscope agent`.
+//!
+//! It sends, answers and measures; results are one JSON object on standard output. Every
+//! subcommand ends by itself: after its work, or after `--timeout`.
+
+mod channels;
+mod clock;
+mod console;
+mod pattern;
+mod probe;
+mod shell;
+mod tcp;
+mod udp_echo;
+mod udp_ping;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub use probe::{PROBE_BYTES, Probe};
+pub use tcp::{TcpReport, TransferHalf};
+pub use udp_ping::PingReport;
+
+pub(crate) use console::{READY_PREFIX, REPLY_PREFIX};
+
+/// `ringscope agent`: the end point of measurements, in guests and on the far host.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Serve a shell on a serial line, for programs to drive.
+    Console(console::Args),
+    /// Run a command in a guest, through the console socket of qemu-scripts/launch.
+    Shell(shell::Args),
+    /// Send every UDP packet back to where it came from.
+    UdpEcho(udp_echo::Args),
+    /// Measure round trips against a udp-echo.
+    UdpPing(udp_ping::Args),
+    /// Serve tcp-send and tcp-receive.
+    TcpServe(tcp::ServeArgs),
+    /// Send bytes made from a seed to a tcp-serve; both ends hash them.
+    TcpSend(tcp::TransferArgs),
+    /// Have a tcp-serve send bytes made from a seed; both ends hash them.
+    TcpReceive(tcp::TransferArgs),
+    /// Measure how fast this machine makes and hashes the bytes of tcp-send.
+    HashSpeed(tcp::HashSpeedArgs),
+    /// Show or set how many queue pairs a network interface uses.
+    Channels(channels::Args),
+}
+
+/// Why a subcommand of the agent stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or device could not be used.
+    #[error("cannot use {path}: {source}; check that it exists and that you may open it")]
+    File {
+        /// Which one.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A local address could not be bound.
+    #[error(
+        "cannot bind {address}: {source}; choose an address of this machine and a port not in use"
+    )]
+    Bind {
+        /// Which one.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The peer could not be reached or went away.
+    #[error("expected to {doing} {peer}, found: {source}; is the other end's agent running there?")]
+    Peer {
+        /// What was being done, such as "connect to".
+        doing: &'static str,
+        /// The other end.
+        peer: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The time given by `--timeout` is over.
+    #[error(
+        "{what} not finished after {limit:?}: {found}; raise --timeout if this machine is slow"
+    )]
+    Timeout {
+        /// What should have been done.
+        what: &'static str,
+        /// How long it had.
+        limit: Duration,
+        /// How far it came.
+        found: String,
+    },
+    /// Nothing at all came back.
+    #[error(
+        "expected replies from {target}, found none to {sent} packets; is `ringscope agent \
+         udp-echo` running there, and does `ping` reach it?"
+    )]
+    NoReply {
+        /// Where the packets went.
+        target: SocketAddr,
+        /// How many were sent.
+        sent: u64,
+    },
+    /// The other end does not speak our protocol.
+    #[error("expected {expected} from {peer}, found {found:?}; run the same version on both ends")]
+    Protocol {
+        /// The other end.
+        peer: SocketAddr,
+        /// What should have come.
+        expected: &'static str,
+        /// What came.
+        found: String,
+    },
+    /// The two ends hashed different bytes.
+    #[error("SHA-256 sent {sent}, received {received}: the bytes were changed on their way")]
+    Corrupted {
+        /// The sender's digest.
+        sent: String,
+        /// The receiver's digest.
+        received: String,
+    },
+    /// A value on the command line cannot be used.
+    #[error("{flag}: expected {expected}, found {found}")]
+    Usage {
+        /// Which flag.
+        flag: &'static str,
+        /// What it takes.
+        expected: String,
+        /// What it was given.
+        found: String,
+    },
+    /// The interface's queues could not be read or set.
+    #[error("cannot {doing} the queues of {interface}: {source}; does its driver have channels?")]
+    Channels {
+        /// "read" or "set".
+        doing: &'static str,
+        /// The interface.
+        interface: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A guest's console did not answer.
+    #[error(transparent)]
+    Console(#[from] crate::console::Error),
+    /// A command in a guest failed.
+    #[error("`{command}` ended with status {status} in the guest")]
+    Command {
+        /// The command.
+        command: String,
+        /// Its exit status.
+        status: i32,
+    },
+    /// Standard output is gone, or a thread could not be started.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Runs what the command line asks for; results go to standard output.
+pub fn run(args: Args) -> Result<(), Error> {
+    match args.command {
+        Command::Console(args) => console::run(&args),
+        Command::Shell(args) => shell::run(&args),
+        Command::UdpEcho(args) => udp_echo::run(&args),
+        Command::UdpPing(args) => print_json(&udp_ping::run(&args)?),
+        Command::TcpServe(args) => tcp::serve(&args),
+        Command::TcpSend(args) => finish_transfer(&tcp::send(&args)?),
+        Command::TcpReceive(args) => finish_transfer(&tcp::receive(&args)?),
+        Command::HashSpeed(args) => print_json(&tcp::hash_speed(&args)),
+        Command::Channels(args) => channels::run(&args),
+    }
+}
+
+/// The report is printed in either case: what was received tells more than that it was wrong.
+fn finish_transfer(report: &TcpReport) -> Result<(), Error> {
+    print_json(report)?;
+    report.check()
+}
+
+fn print_json<T: serde::Serialize>(report: &T) -> Result<(), Error> {
+    use std::io::Write;
+    let mut line = serde_json::to_string(report).map_err(io::Error::from)?;
+    line.push('\n');
+    Ok(io::stdout().lock().write_all(line.as_bytes())?)
+}

@@ -1,0 +1,457 @@
+//! `tcp-serve`, `tcp-send`, `tcp-receive`: bytes made from a seed, over one connection.
+//!
+//! The client opens with one line, `ringscope-tcp DIRECTION BYTES SEED hash|plain`. Whoever sends
+//! makes the bytes, whoever receives hashes what came; the server closes with its half of the
+//! result as one JSON line, so the client can print both and compare.
+
+use super::Error;
+use super::pattern::Pattern;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+const BLOCK_BYTES: usize = 256 << 10;
+/// The longest opening line we accept.
+const OPENING_BYTES_MAX: u64 = 128;
+const OPENING: &str = "ringscope-tcp";
+/// A connection on which nothing moves for this long is given up, on the server.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ServeArgs {
+    /// Address and port to listen on.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7008")]
+    bind: SocketAddr,
+    /// End after this many seconds; 0 means when killed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    timeout: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct TransferArgs {
+    /// The tcp-serve.
+    target: SocketAddr,
+    /// How many bytes to move.
+    #[arg(long, value_name = "N", default_value_t = 256 << 20)]
+    bytes: u64,
+    /// What the bytes are made from.
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// Move the same block again and again and hash nothing, to measure throughput alone.
+    #[arg(long)]
+    no_hash: bool,
+    /// Give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct HashSpeedArgs {
+    /// How many bytes to make and to hash.
+    #[arg(long, value_name = "N", default_value_t = 64 << 20)]
+    bytes: u64,
+}
+
+/// One end's view of a transfer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransferHalf {
+    /// How many bytes went through this end.
+    pub bytes: u64,
+    /// Their SHA-256 in hexadecimal; absent with `--no-hash`.
+    pub sha256: Option<String>,
+    /// From the first byte's turn to the last's.
+    pub seconds: f64,
+}
+
+/// What `tcp-send` and `tcp-receive` print.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TcpReport {
+    /// `tcp-send` or `tcp-receive`.
+    pub kind: String,
+    /// The end that made the bytes.
+    pub sent: TransferHalf,
+    /// The end that received them.
+    pub received: TransferHalf,
+    /// By the client's clock, until the receiver had the last byte.
+    pub seconds: f64,
+    /// Payload over these seconds.
+    pub bits_per_second: f64,
+}
+
+impl TcpReport {
+    /// Whether what was received is what was sent.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.sent.bytes == self.received.bytes && self.sent.sha256 == self.received.sha256 {
+            return Ok(());
+        }
+        let digest = |half: &TransferHalf| {
+            format!(
+                "{} of {} bytes",
+                half.sha256.as_deref().unwrap_or("(not hashed)"),
+                half.bytes
+            )
+        };
+        Err(Error::Corrupted {
+            sent: digest(&self.sent),
+            received: digest(&self.received),
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// Client to server.
+    Send,
+    /// Server to client.
+    Receive,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Order {
+    direction: Direction,
+    bytes: u64,
+    seed: u64,
+    hash: bool,
+}
+
+impl Order {
+    fn line(self) -> String {
+        let direction = match self.direction {
+            Direction::Send => "send",
+            Direction::Receive => "receive",
+        };
+        let hash = if self.hash { "hash" } else { "plain" };
+        format!(
+            "{OPENING} {direction} {} {} {hash}\n",
+            self.bytes, self.seed
+        )
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        if words.next()? != OPENING {
+            return None;
+        }
+        let direction = match words.next()? {
+            "send" => Direction::Send,
+            "receive" => Direction::Receive,
+            _ => return None,
+        };
+        let bytes = words.next()?.parse().ok()?;
+        let seed = words.next()?.parse().ok()?;
+        let hash = match words.next()? {
+            "hash" => true,
+            "plain" => false,
+            _ => return None,
+        };
+        words.next().is_none().then_some(Self {
+            direction,
+            bytes,
+            seed,
+            hash,
+        })
+    }
+}
+
+/// Makes the bytes and writes them. Without hashing one block is written again and again, so that
+/// making bytes does not limit what is measured.
+fn transmit(to: &mut impl Write, order: Order, end: Instant) -> io::Result<TransferHalf> {
+    let start = Instant::now();
+    let mut pattern = Pattern::new(order.seed);
+    let mut digest = order.hash.then(Sha256::new);
+    let mut block = vec![0; BLOCK_BYTES];
+    pattern.fill(&mut block);
+    let mut left = order.bytes;
+    while left > 0 {
+        in_time(end)?;
+        let part = &block[..left.min(BLOCK_BYTES as u64) as usize];
+        if let Some(digest) = &mut digest {
+            digest.update(part);
+        }
+        to.write_all(part)?;
+        left -= part.len() as u64;
+        if order.hash {
+            pattern.fill(&mut block);
+        }
+    }
+    Ok(half(order.bytes, digest, start))
+}
+
+fn take(from: &mut impl Read, order: Order, end: Instant) -> io::Result<TransferHalf> {
+    let start = Instant::now();
+    let mut digest = order.hash.then(Sha256::new);
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut left = order.bytes;
+    while left > 0 {
+        in_time(end)?;
+        let room = left.min(BLOCK_BYTES as u64) as usize;
+        let length = match from.read(&mut block[..room]) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        if let Some(digest) = &mut digest {
+            digest.update(&block[..length]);
+        }
+        left -= length as u64;
+    }
+    Ok(half(order.bytes - left, digest, start))
+}
+
+fn in_time(end: Instant) -> io::Result<()> {
+    if Instant::now() < end {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::TimedOut.into())
+    }
+}
+
+fn half(bytes: u64, digest: Option<Sha256>, start: Instant) -> TransferHalf {
+    let seconds = start.elapsed().as_secs_f64();
+    TransferHalf {
+        bytes,
+        sha256: digest.map(|digest| hex(&digest.finalize())),
+        seconds,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn serve(args: &ServeArgs) -> Result<(), Error> {
+    let listener = TcpListener::bind(args.bind).map_err(|source| Error::Bind {
+        address: args.bind,
+        source,
+    })?;
+    if args.timeout == 0 {
+        return accept_all(&listener);
+    }
+    std::thread::spawn(move || accept_all(&listener));
+    std::thread::sleep(Duration::from_secs(args.timeout));
+    Ok(())
+}
+
+fn accept_all(listener: &TcpListener) -> Result<(), Error> {
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                std::thread::spawn(move || {
+                    if let Err(error) = answer(&stream) {
+                        eprintln!("tcp-serve: {peer}: {error}");
+                    }
+                });
+            }
+            // The connection was gone before it was taken.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn answer(stream: &TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(IDLE_MAX))?;
+    stream.set_write_timeout(Some(IDLE_MAX))?;
+    let mut from = BufReader::with_capacity(BLOCK_BYTES, stream);
+    let mut to = stream;
+    let mut line = String::new();
+    (&mut from).take(OPENING_BYTES_MAX).read_line(&mut line)?;
+    let Some(order) = Order::parse(&line) else {
+        let text = format!("expected `{OPENING} ...`, found {line:?}");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    };
+    // The client has a limit of its own; this one only keeps a server's threads from piling up.
+    let end = Instant::now() + Duration::from_secs(3600);
+    let half = match order.direction {
+        Direction::Send => take(&mut from, order, end)?,
+        Direction::Receive => transmit(&mut to, order, end)?,
+    };
+    let mut reply = serde_json::to_string(&half)?;
+    reply.push('\n');
+    to.write_all(reply.as_bytes())
+}
+
+pub(super) fn send(args: &TransferArgs) -> Result<TcpReport, Error> {
+    transfer(args, Direction::Send)
+}
+
+pub(super) fn receive(args: &TransferArgs) -> Result<TcpReport, Error> {
+    transfer(args, Direction::Receive)
+}
+
+fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Error> {
+    let order = Order {
+        direction,
+        bytes: args.bytes,
+        seed: args.seed,
+        hash: !args.no_hash,
+    };
+    let limit = Duration::from_secs(args.timeout.max(1));
+    let start = Instant::now();
+    let failed = |doing| {
+        move |source: io::Error| match source.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Error::Timeout {
+                what: "the TCP transfer",
+                limit,
+                found: format!("it waited to {doing} {}", args.target),
+            },
+            _ => Error::Peer {
+                doing,
+                peer: args.target,
+                source,
+            },
+        }
+    };
+    let stream = TcpStream::connect_timeout(&args.target, limit.min(Duration::from_secs(10)))
+        .map_err(failed("connect to"))?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    let mut to = &stream;
+    let mut from = BufReader::with_capacity(BLOCK_BYTES, &stream);
+    to.write_all(order.line().as_bytes())
+        .map_err(failed("send to"))?;
+    let begin = Instant::now();
+    let end = start + limit;
+    let ours = match direction {
+        Direction::Send => transmit(&mut to, order, end).map_err(failed("send to"))?,
+        Direction::Receive => take(&mut from, order, end).map_err(failed("receive from"))?,
+    };
+    let received_after = begin.elapsed();
+    let mut line = String::new();
+    from.read_line(&mut line)
+        .map_err(failed("receive the result from"))?;
+    let theirs: TransferHalf = serde_json::from_str(&line).map_err(|_| Error::Protocol {
+        peer: args.target,
+        expected: "its half of the result",
+        found: line.chars().take(80).collect(),
+    })?;
+    let (kind, sent, received, seconds) = match direction {
+        Direction::Send => ("tcp-send", ours, theirs, begin.elapsed()),
+        Direction::Receive => ("tcp-receive", theirs, ours, received_after),
+    };
+    let seconds = seconds.as_secs_f64();
+    let bits_per_second = received.bytes as f64 * 8.0 / seconds;
+    Ok(TcpReport {
+        kind: kind.into(),
+        sent,
+        received,
+        seconds,
+        bits_per_second,
+    })
+}
+
+/// What `hash-speed` prints.
+#[derive(Debug, Serialize)]
+pub(super) struct HashSpeed {
+    kind: &'static str,
+    bytes: u64,
+    make_bytes_per_second: f64,
+    sha256_bytes_per_second: f64,
+}
+
+pub(super) fn hash_speed(args: &HashSpeedArgs) -> HashSpeed {
+    let rounds = args.bytes.div_ceil(BLOCK_BYTES as u64).max(1);
+    let bytes = rounds * BLOCK_BYTES as u64;
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut pattern = Pattern::new(1);
+    let start = Instant::now();
+    for _ in 0..rounds {
+        pattern.fill(std::hint::black_box(&mut block));
+    }
+    let make_bytes_per_second = bytes as f64 / start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    let mut digest = Sha256::new();
+    for _ in 0..rounds {
+        digest.update(std::hint::black_box(&block));
+    }
+    std::hint::black_box(digest.finalize());
+    let sha256_bytes_per_second = bytes as f64 / start.elapsed().as_secs_f64();
+    HashSpeed {
+        kind: "hash-speed",
+        bytes,
+        make_bytes_per_second,
+        sha256_bytes_per_second,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || accept_all(&listener));
+        address
+    }
+
+    fn args(target: SocketAddr, bytes: u64, no_hash: bool) -> TransferArgs {
+        TransferArgs {
+            target,
+            bytes,
+            seed: 5,
+            no_hash,
+            timeout: 20,
+        }
+    }
+
+    #[test]
+    fn both_directions_carry_the_same_bytes() {
+        let target = server();
+        // Not a multiple of the block, so the last part is short.
+        let bytes = 3 * BLOCK_BYTES as u64 + 1001;
+        let sent = send(&args(target, bytes, false)).unwrap();
+        let received = receive(&args(target, bytes, false)).unwrap();
+        sent.check().unwrap();
+        received.check().unwrap();
+        assert_eq!(sent.received.bytes, bytes);
+        assert_eq!(sent.received.sha256, received.received.sha256);
+        assert_eq!(sent.received.sha256.unwrap().len(), 64);
+    }
+
+    #[test]
+    fn without_hash_there_is_no_digest() {
+        let report = send(&args(server(), 1 << 20, true)).unwrap();
+        report.check().unwrap();
+        assert_eq!((report.sent.sha256, report.received.bytes), (None, 1 << 20));
+    }
+
+    #[test]
+    fn a_changed_byte_is_told() {
+        let mut report = receive(&args(server(), 1000, false)).unwrap();
+        report.received.sha256 = Some("00".into());
+        assert!(matches!(report.check(), Err(Error::Corrupted { .. })));
+    }
+
+    #[test]
+    fn orders_survive_the_wire_and_garbage_is_refused() {
+        let order = Order {
+            direction: Direction::Receive,
+            bytes: 7,
+            seed: 8,
+            hash: false,
+        };
+        assert_eq!(Order::parse(&order.line()), Some(order));
+        for line in [
+            "",
+            "GET / HTTP/1.1",
+            "ringscope-tcp send x 1 hash",
+            "ringscope-tcp send 1 1",
+        ] {
+            assert_eq!(Order::parse(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_says_nothing_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let args = TransferArgs {
+            timeout: 1,
+            ..args(listener.local_addr().unwrap(), 10, false)
+        };
+        assert!(matches!(receive(&args), Err(Error::Timeout { .. })));
+    }
+}

@@ -1,0 +1,457 @@
+//! `udp-ping`: round trips against a udp-echo.
+//!
+//! Open loop sends on an absolute timetable, whether replies come or not, and counts latency from
+//! the intended time: a stall then shows in every packet it delayed, not only in the one that was
+//! in flight. Closed loop keeps one packet in flight and counts from its sending.
+
+use super::Error;
+use super::clock::{now_ns, sharpen_timers, sleep_until};
+use super::probe::{Figures, PROBE_BYTES, Probe};
+use serde::Serialize;
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Samples are kept in memory, 24 bytes each.
+const COUNT_MAX: u64 = 10_000_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Mode {
+    /// Send on an absolute timetable; latency counts from the intended time.
+    Open,
+    /// One packet in flight; latency counts from its sending.
+    Closed,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The udp-echo.
+    target: SocketAddr,
+    /// Packets to count.
+    #[arg(long, default_value_t = 1000)]
+    count: u64,
+    /// Packets sent before these, to warm up, and not counted.
+    #[arg(long, default_value_t = 20)]
+    warmup: u64,
+    /// Time from one send to the next; the default is prime to the kernel's timer tick.
+    #[arg(long, value_name = "US", default_value_t = 1006)]
+    interval_us: u64,
+    /// UDP payload in bytes, 32 to 65507.
+    #[arg(long, default_value_t = 64)]
+    size: usize,
+    #[arg(long, value_enum, default_value_t = Mode::Open)]
+    mode: Mode,
+    /// A packet sent later than this after its intended time is counted as late.
+    #[arg(long, value_name = "US", default_value_t = 100)]
+    late_us: u64,
+    /// A packet not back after this time is lost.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    wait_ms: u64,
+    /// Stop sending after this many seconds and report what there is; 0 means after COUNT only.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    timeout: u64,
+    /// Write every packet as `sequence,intended_ns,sent_ns,received_ns`; empty where lost.
+    #[arg(long, value_name = "FILE")]
+    samples: Option<String>,
+}
+
+/// What `udp-ping` prints; times are nanoseconds, absent when nothing came back.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PingReport {
+    kind: &'static str,
+    mode: Mode,
+    target: SocketAddr,
+    size: usize,
+    interval_us: u64,
+    warmup: u64,
+    /// Packets sent and counted, without warm-up.
+    pub sent: u64,
+    /// How many of these came back in time.
+    pub received: u64,
+    /// How many did not.
+    pub lost: u64,
+    /// How many were sent more than `late_us` after their intended time.
+    pub late: u64,
+    late_us: u64,
+    /// Replies that came a second time.
+    pub duplicates: u64,
+    #[serde(flatten)]
+    figures: Option<Figures>,
+}
+
+/// One packet's times; 0 where there is none.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sample {
+    intended_ns: u64,
+    sent_ns: u64,
+    received_ns: u64,
+}
+
+pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
+    validate(args)?;
+    sharpen_timers();
+    let local: SocketAddr = if args.target.is_ipv4() {
+        ([0; 4], 0).into()
+    } else {
+        ([0u16; 8], 0).into()
+    };
+    let socket = UdpSocket::bind(local).map_err(|source| Error::Bind {
+        address: local,
+        source,
+    })?;
+    let peer = |doing| {
+        move |source| Error::Peer {
+            doing,
+            peer: args.target,
+            source,
+        }
+    };
+    socket.connect(args.target).map_err(peer("send to"))?;
+    let (samples, duplicates) = match args.mode {
+        Mode::Open => open_loop(args, &socket),
+        Mode::Closed => closed_loop(args, &socket),
+    }
+    .map_err(peer("exchange packets with"))?;
+    if let Some(path) = &args.samples {
+        write_samples(path, &samples).map_err(|source| Error::File {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    let report = summarise(args, &samples, duplicates);
+    if report.received == 0 {
+        return Err(Error::NoReply {
+            target: args.target,
+            sent: report.sent,
+        });
+    }
+    Ok(report)
+}
+
+fn validate(args: &Args) -> Result<(), Error> {
+    let usage = |flag, expected: &str, found: String| {
+        Err(Error::Usage {
+            flag,
+            expected: expected.into(),
+            found,
+        })
+    };
+    if !(PROBE_BYTES..=65507).contains(&args.size) {
+        return usage("--size", "32 to 65507 bytes", args.size.to_string());
+    }
+    if args.count == 0 || args.count.saturating_add(args.warmup) > COUNT_MAX {
+        return usage(
+            "--count",
+            "1 to 10000000 packets, with --warmup",
+            args.count.to_string(),
+        );
+    }
+    if args.wait_ms == 0 {
+        return usage("--wait-ms", "at least 1", args.wait_ms.to_string());
+    }
+    Ok(())
+}
+
+fn total(args: &Args) -> u64 {
+    args.count + args.warmup
+}
+
+/// When to stop sending even though packets are left.
+fn deadline(args: &Args, start: u64) -> u64 {
+    if args.timeout == 0 {
+        u64::MAX
+    } else {
+        start + args.timeout * 1_000_000_000
+    }
+}
+
+/// Something to tell this run's packets from an earlier run's.
+fn run_number() -> u32 {
+    (now_ns() as u32) ^ std::process::id().rotate_left(16)
+}
+
+fn open_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, u64)> {
+    let run = run_number();
+    let replies = socket.try_clone()?;
+    let finished = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(|| collect(args, &replies, run, &finished));
+        let sent = send_timetable(args, socket, run);
+        finished.store(true, Ordering::Release);
+        let (received, duplicates) = receiver.join().expect("the receiver does not panic")?;
+        let mut samples = sent?;
+        for (sample, received_ns) in samples.iter_mut().zip(received) {
+            sample.received_ns = received_ns;
+        }
+        Ok((samples, duplicates))
+    })
+}
+
+fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<Sample>> {
+    sharpen_timers();
+    let mut packet = vec![0; args.size];
+    let mut samples = Vec::with_capacity(total(args) as usize);
+    // The first send is a little off, so that the receiver is waiting by then.
+    let start = now_ns() + 1_000_000;
+    let end = deadline(args, start);
+    for sequence in 0..total(args) {
+        let intended_ns = start + sequence * args.interval_us * 1000;
+        sleep_until(intended_ns);
+        let sent_ns = now_ns();
+        if sent_ns > end {
+            break;
+        }
+        Probe {
+            run,
+            sequence,
+            intended_ns,
+            sent_ns,
+        }
+        .write(&mut packet);
+        send(socket, &packet)?;
+        samples.push(Sample {
+            intended_ns,
+            sent_ns,
+            received_ns: 0,
+        });
+    }
+    Ok(samples)
+}
+
+/// A packet that the local stack refuses for now is lost like any other, and shows as such.
+fn send(socket: &UdpSocket, packet: &[u8]) -> io::Result<()> {
+    match socket.send(packet) {
+        Err(error) if !is_passing(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    use ErrorKind::{ConnectionRefused, HostUnreachable, Interrupted, TimedOut, WouldBlock};
+    matches!(
+        error.kind(),
+        ConnectionRefused | HostUnreachable | Interrupted | TimedOut | WouldBlock
+    ) || error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+/// The receiver of the open loop: reception times by sequence, and the count of duplicates.
+fn collect(
+    args: &Args,
+    socket: &UdpSocket,
+    run: u32,
+    finished: &AtomicBool,
+) -> io::Result<(Vec<u64>, u64)> {
+    let mut received = vec![0; total(args) as usize];
+    let (mut missing, mut duplicates) = (received.len(), 0);
+    let mut packet = vec![0; 1 << 16];
+    // Short, because it is also how soon the end of sending is noticed.
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let mut end = u64::MAX;
+    while missing > 0 {
+        let result = socket.recv(&mut packet);
+        let now = now_ns();
+        match result {
+            Ok(length) => {
+                let probe = Probe::read(&packet[..length]).filter(|probe| probe.run == run);
+                match probe.and_then(|probe| received.get_mut(probe.sequence as usize)) {
+                    Some(slot) if *slot == 0 => {
+                        *slot = now;
+                        missing -= 1;
+                    }
+                    Some(_) => duplicates += 1,
+                    None => {}
+                }
+            }
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(error),
+        }
+        if end == u64::MAX && finished.load(Ordering::Acquire) {
+            end = now + args.wait_ms * 1_000_000;
+        }
+        if now > end {
+            break;
+        }
+    }
+    Ok((received, duplicates))
+}
+
+fn closed_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, u64)> {
+    let run = run_number();
+    let mut packet = vec![0; args.size];
+    let mut samples: Vec<Sample> = Vec::with_capacity(total(args) as usize);
+    let mut duplicates = 0;
+    let mut intended_ns = now_ns();
+    let end = deadline(args, intended_ns);
+    for sequence in 0..total(args) {
+        sleep_until(intended_ns);
+        let sent_ns = now_ns();
+        if sent_ns > end {
+            break;
+        }
+        Probe {
+            run,
+            sequence,
+            intended_ns: sent_ns,
+            sent_ns,
+        }
+        .write(&mut packet);
+        send(socket, &packet)?;
+        let mut sample = Sample {
+            intended_ns: sent_ns,
+            sent_ns,
+            received_ns: 0,
+        };
+        let limit = sent_ns + args.wait_ms * 1_000_000;
+        sample.received_ns = await_reply(socket, run, sequence, limit, &mut duplicates)?;
+        samples.push(sample);
+        intended_ns = sent_ns + args.interval_us * 1000;
+    }
+    Ok((samples, duplicates))
+}
+
+/// The time of this sequence's reply; 0 when it did not come by `limit`.
+fn await_reply(
+    socket: &UdpSocket,
+    run: u32,
+    sequence: u64,
+    limit: u64,
+    duplicates: &mut u64,
+) -> io::Result<u64> {
+    let mut packet = vec![0; 1 << 16];
+    loop {
+        let left = limit.saturating_sub(now_ns());
+        if left == 0 {
+            return Ok(0);
+        }
+        socket.set_read_timeout(Some(Duration::from_nanos(left)))?;
+        let result = socket.recv(&mut packet);
+        let now = now_ns();
+        match result {
+            Ok(length) => match Probe::read(&packet[..length]).filter(|probe| probe.run == run) {
+                Some(probe) if probe.sequence == sequence => return Ok(now),
+                Some(_) => *duplicates += 1,
+                None => {}
+            },
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn summarise(args: &Args, samples: &[Sample], duplicates: u64) -> PingReport {
+    let counted = samples.get(args.warmup as usize..).unwrap_or_default();
+    let round_trips: Vec<u64> = counted
+        .iter()
+        .filter(|sample| sample.received_ns != 0)
+        .map(|sample| sample.received_ns - sample.intended_ns)
+        .collect();
+    let is_late = |sample: &&Sample| sample.sent_ns - sample.intended_ns > args.late_us * 1000;
+    PingReport {
+        kind: "udp-ping",
+        mode: args.mode,
+        target: args.target,
+        size: args.size,
+        interval_us: args.interval_us,
+        warmup: args.warmup,
+        sent: counted.len() as u64,
+        received: round_trips.len() as u64,
+        lost: (counted.len() - round_trips.len()) as u64,
+        late: counted.iter().filter(is_late).count() as u64,
+        late_us: args.late_us,
+        duplicates,
+        figures: Figures::of(round_trips),
+    }
+}
+
+fn write_samples(path: &str, samples: &[Sample]) -> io::Result<()> {
+    let mut file = BufWriter::new(File::create(path)?);
+    writeln!(file, "sequence,intended_ns,sent_ns,received_ns")?;
+    for (sequence, sample) in samples.iter().enumerate() {
+        write!(
+            file,
+            "{sequence},{},{},",
+            sample.intended_ns, sample.sent_ns
+        )?;
+        match sample.received_ns {
+            0 => writeln!(file)?,
+            received_ns => writeln!(file, "{received_ns}")?,
+        }
+    }
+    file.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::udp_echo::echo;
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn ping(line: &str) -> Result<PingReport, Error> {
+        run(&Line::parse_from(line.split_whitespace()).args)
+    }
+
+    fn echo_server() -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        std::thread::spawn(move || echo(&socket, Some(Duration::from_secs(10))));
+        address
+    }
+
+    #[test]
+    fn both_loops_count_every_packet() {
+        for mode in ["open", "closed"] {
+            let line = format!("ping {} --count 50 --warmup 5 --mode {mode}", echo_server());
+            let report = ping(&line).unwrap();
+            assert_eq!(
+                (report.sent, report.received, report.lost),
+                (50, 50, 0),
+                "{mode}"
+            );
+            assert_eq!(report.duplicates, 0);
+            assert!(report.figures.unwrap().min_ns > 0);
+        }
+    }
+
+    #[test]
+    fn a_silent_peer_is_told_in_bounded_time() {
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let target = silent.local_addr().unwrap();
+        for mode in ["open", "closed"] {
+            let line = format!("ping {target} --count 3 --warmup 0 --wait-ms 30 --mode {mode}");
+            assert!(
+                matches!(ping(&line), Err(Error::NoReply { sent: 3, .. })),
+                "{mode}"
+            );
+        }
+    }
+
+    #[test]
+    fn samples_hold_one_line_a_packet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("samples.csv");
+        let target = echo_server();
+        ping(&format!(
+            "ping {target} --count 4 --warmup 1 --samples {}",
+            path.display()
+        ))
+        .unwrap();
+        assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 6);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for flag in ["--size 31", "--count 0", "--wait-ms 0"] {
+            let error = ping(&format!("ping 127.0.0.1:9 {flag}")).unwrap_err();
+            assert!(error.to_string().contains("expected"), "{error}");
+        }
+    }
+}

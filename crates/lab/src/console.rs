@@ -1,0 +1,303 @@
+//! The host's end of a guest's console: commands go in, their output comes back.
+//!
+//! The guest's end, and the protocol, is `agent console`. A serial line has no connection, and what
+//! was sent before the guest opened it is lost; so the host asks with empty lines until it is
+//! answered, and knows one boot from the next by the kernel's boot id.
+
+use crate::agent::{READY_PREFIX, REPLY_PREFIX};
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
+/// The guest keeps a command's limit; this margin is for a busy machine and a slow serial line.
+const ANSWER_MARGIN: Duration = Duration::from_secs(20);
+
+/// What a command in the guest gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Exit status; 124 when it was ended for taking too long, 128 and more for a signal.
+    pub status: i32,
+    /// Standard output and standard error, in the order they were written.
+    pub text: String,
+}
+
+/// Why a command was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket could not be connected to, read or written.
+    #[error("cannot use the console {path}: {source}; does QEMU run, with this socket?")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The guest did not answer in time.
+    #[error("expected {what} within {limit:?}, found nothing")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// The guest booted anew while a command ran.
+    #[error("expected an answer to `{command}`, found that the guest had rebooted")]
+    Rebooted {
+        /// The command that got no answer.
+        command: String,
+    },
+}
+
+/// A connection to a guest's console.
+#[derive(Debug)]
+pub struct Console {
+    path: PathBuf,
+    stream: UnixStream,
+    /// Bytes that came and were not looked at yet.
+    pending: Vec<u8>,
+    boot_id: String,
+    sequence: u64,
+}
+
+impl Console {
+    /// Connects to QEMU's socket; the guest may not listen yet.
+    pub fn connect(path: &Path) -> Result<Self, Error> {
+        let stream = UnixStream::connect(path).map_err(|source| Error::Io {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            stream,
+            pending: Vec::new(),
+            boot_id: String::new(),
+            sequence: 0,
+        })
+    }
+
+    /// Asks until a boot other than the one known answers.
+    pub fn await_boot(&mut self, limit: Duration) -> Result<(), Error> {
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            self.write(b"\n")?;
+            let ask_again = (Instant::now() + ASK_EVERY).min(end);
+            while let Some(line) = self.read_line(ask_again)? {
+                match between(&line, READY_PREFIX) {
+                    Some(boot_id) if boot_id != self.boot_id => {
+                        self.boot_id = boot_id.to_owned();
+                        return Ok(());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Err(Error::Timeout {
+            what: "the guest's console to answer".into(),
+            limit,
+        })
+    }
+
+    /// Runs a shell command, which the guest ends when it takes longer than `limit`.
+    ///
+    /// # Panics
+    ///
+    /// When the command is more than one line.
+    pub fn run(&mut self, command: &str, limit: Duration) -> Result<Output, Error> {
+        assert!(!command.contains('\n'), "a command is one line");
+        self.sequence += 1;
+        let line = format!(
+            "run {} {} {command}\n",
+            self.sequence,
+            limit.as_secs().max(1)
+        );
+        self.write(line.as_bytes())?;
+        let end = Instant::now() + limit + ANSWER_MARGIN;
+        let timeout = || Error::Timeout {
+            what: format!("an answer to `{command}`"),
+            limit,
+        };
+        loop {
+            let line = self.read_line(end)?.ok_or_else(timeout)?;
+            if between(&line, READY_PREFIX).is_some_and(|boot_id| boot_id != self.boot_id) {
+                return Err(Error::Rebooted {
+                    command: command.into(),
+                });
+            }
+            if let Some((sequence, status, length)) = parse_reply(&line)
+                && sequence == self.sequence
+            {
+                let text = self.read_bytes(length, end)?.ok_or_else(timeout)?;
+                return Ok(Output {
+                    status,
+                    text: String::from_utf8_lossy(&text).into_owned(),
+                });
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.stream
+            .write_all(bytes)
+            .map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        Error::Io {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    /// The next line, without its end; `None` when none came by `end`.
+    fn read_line(&mut self, end: Instant) -> Result<Option<String>, Error> {
+        loop {
+            if let Some(length) = self.pending.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=length).collect();
+                return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
+            }
+            if !self.fill(end)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn read_bytes(&mut self, length: usize, end: Instant) -> Result<Option<Vec<u8>>, Error> {
+        while self.pending.len() < length {
+            if !self.fill(end)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.pending.drain(..length).collect()))
+    }
+
+    /// Waits for more bytes; false when none came by `end`.
+    fn fill(&mut self, end: Instant) -> Result<bool, Error> {
+        let mut block = [0; 4096];
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            self.stream
+                .set_read_timeout(Some(left))
+                .map_err(|source| self.failed(source))?;
+            match self.stream.read(&mut block) {
+                Ok(0) => return Err(self.failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(length) => {
+                    self.pending.extend_from_slice(&block[..length]);
+                    return Ok(true);
+                }
+                Err(error) if is_passing(&error) => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+    }
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
+    matches!(error.kind(), Interrupted | TimedOut | WouldBlock)
+}
+
+/// The part of a marker line between its prefix and its closing `=`.
+fn between<'line>(line: &'line str, prefix: &str) -> Option<&'line str> {
+    line.strip_prefix(prefix)?.strip_suffix('=')
+}
+
+/// Sequence, status and length of a reply's header.
+fn parse_reply(line: &str) -> Option<(u64, i32, usize)> {
+    let mut words = between(line, REPLY_PREFIX)?.split(' ');
+    let reply = (
+        words.next()?.parse().ok()?,
+        words.next()?.parse().ok()?,
+        words.next()?.parse().ok()?,
+    );
+    words.next().is_none().then_some(reply)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::BufRead;
+    use std::os::unix::net::UnixListener;
+
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    /// A guest that answers each line by `answer`, until the host has gone.
+    fn guest(answer: impl Fn(&str) -> String + Send + 'static) -> (tempfile::TempDir, Console) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            for line in io::BufReader::new(&stream).lines() {
+                let Ok(line) = line else { return };
+                if (&stream).write_all(answer(&line).as_bytes()).is_err() {
+                    return;
+                }
+            }
+        });
+        let console = Console::connect(&path).unwrap();
+        (dir, console)
+    }
+
+    #[test]
+    fn marker_lines_are_read() {
+        assert_eq!(parse_reply("=ringscope done 3 0 17="), Some((3, 0, 17)));
+        for line in [
+            "=ringscope done 3 0=",
+            "=ringscope done 3 0 17",
+            "ringscope done 3 0 17=",
+            "",
+        ] {
+            assert_eq!(parse_reply(line), None, "{line}");
+        }
+        assert_eq!(
+            between("=ringscope ready ab-c=", READY_PREFIX),
+            Some("ab-c")
+        );
+    }
+
+    #[test]
+    fn an_old_reply_is_passed_over_and_text_may_look_like_a_marker() {
+        let (_dir, mut console) = guest(|line| match line {
+            "" => "\n=ringscope ready A=\n".into(),
+            _ => "\n=ringscope done 0 9 1=\nx\n=ringscope done 1 3 17=\n=ringscope done \n".into(),
+        });
+        console.await_boot(LIMIT).unwrap();
+        let output = console.run("anything", LIMIT).unwrap();
+        assert_eq!(
+            output,
+            Output {
+                status: 3,
+                text: "=ringscope done \n".into()
+            }
+        );
+    }
+
+    #[test]
+    fn a_reboot_in_the_middle_is_told() {
+        let (_dir, mut console) = guest(|line| match line {
+            "" => "=ringscope ready A=\n".into(),
+            _ => "=ringscope ready B=\n".into(),
+        });
+        console.await_boot(LIMIT).unwrap();
+        assert!(matches!(
+            console.run("anything", LIMIT),
+            Err(Error::Rebooted { .. })
+        ));
+    }
+
+    #[test]
+    fn a_silent_guest_is_given_up() {
+        let (_dir, mut console) = guest(|_| String::new());
+        let limit = Duration::from_millis(300);
+        assert!(matches!(
+            console.await_boot(limit),
+            Err(Error::Timeout { .. })
+        ));
+    }
+}

@@ -1,0 +1,402 @@
+//! A QEMU guest with a shell on its serial line, started by `qemu-scripts/launch`.
+
+use crate::console::{self, Console};
+use crate::process::{Process, tail};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+pub use crate::console::Output;
+
+/// How much of a log an error shows.
+const TAIL_BYTES: usize = 2000;
+
+/// What the guest's network device is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attachment {
+    /// A vhost-user socket.
+    Socket(PathBuf),
+    /// A vhost-user socket that QEMU makes, and the back end connects to.
+    ServerSocket(PathBuf),
+    /// QEMU's own tap back end, on this interface.
+    Tap(String),
+}
+
+/// How a guest is started; each field is an option of `qemu-scripts/launch`.
+#[derive(Debug, Clone)]
+pub struct GuestOptions {
+    /// What the network device is attached to.
+    pub attachment: Attachment,
+    /// Where its logs and sockets go; made when missing.
+    pub dir: PathBuf,
+    /// Address and prefix length of its eth0.
+    pub address: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Queue pairs of the device, all of which the guest uses.
+    pub queue_pairs: u16,
+    /// Virtual CPUs; as many as queue pairs when `None`.
+    pub vcpus: Option<u16>,
+    /// Packed rather than split rings.
+    pub packed: bool,
+    /// Receive ring size.
+    pub rx_queue_size: u16,
+    /// Transmit ring size; QEMU allows more than 256 with vhost-user only.
+    pub tx_queue_size: u16,
+    /// Mergeable receive buffers.
+    pub mrg_rxbuf: bool,
+    /// Checksum and segmentation offloads, both ways.
+    pub offloads: bool,
+    /// Notification suppression by index.
+    pub event_idx: bool,
+    /// Indirect descriptors.
+    pub indirect: bool,
+    /// Shared guest memory, which vhost-user needs.
+    pub share: bool,
+    /// Time between attempts to connect again when the back end goes.
+    pub reconnect_ms: Option<u32>,
+    /// CPUs that QEMU may use, as taskset writes them.
+    pub cpu_list: Option<String>,
+    /// How long it may take to boot.
+    pub boot_timeout: Duration,
+}
+
+impl GuestOptions {
+    /// The defaults of `qemu-scripts/launch`: one queue pair, rings of 256, every feature on.
+    pub fn new(attachment: Attachment, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            attachment,
+            dir: dir.into(),
+            address: "10.77.0.2/24".into(),
+            memory_mib: 512,
+            queue_pairs: 1,
+            vcpus: None,
+            packed: false,
+            rx_queue_size: 256,
+            tx_queue_size: 256,
+            mrg_rxbuf: true,
+            offloads: true,
+            event_idx: true,
+            indirect: true,
+            share: true,
+            reconnect_ms: None,
+            cpu_list: None,
+            boot_timeout: Duration::from_secs(60),
+        }
+    }
+
+    /// The command line of `qemu-scripts/launch`, its name left out.
+    pub fn to_args(&self) -> Vec<String> {
+        let switch = |on: bool| if on { "on" } else { "off" }.to_owned();
+        let mut args = Vec::new();
+        let mut push = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+        match &self.attachment {
+            Attachment::Socket(path) | Attachment::ServerSocket(path) => {
+                push("--socket", path.display().to_string());
+            }
+            Attachment::Tap(interface) => push("--tap", interface.clone()),
+        }
+        push("--dir", self.dir.display().to_string());
+        push("--address", self.address.clone());
+        push("--memory", format!("{}M", self.memory_mib));
+        push("--queue-pairs", self.queue_pairs.to_string());
+        push("--rx-queue-size", self.rx_queue_size.to_string());
+        push("--tx-queue-size", self.tx_queue_size.to_string());
+        push("--mrg-rxbuf", switch(self.mrg_rxbuf));
+        push("--offloads", switch(self.offloads));
+        push("--event-idx", switch(self.event_idx));
+        push("--indirect", switch(self.indirect));
+        push("--share", switch(self.share));
+        if let Some(vcpus) = self.vcpus {
+            push("--vcpus", vcpus.to_string());
+        }
+        if let Some(reconnect_ms) = self.reconnect_ms {
+            push("--reconnect-ms", reconnect_ms.to_string());
+        }
+        if let Some(cpu_list) = &self.cpu_list {
+            push("--cpu-list", cpu_list.clone());
+        }
+        if self.packed {
+            args.push("--packed".into());
+        }
+        if matches!(self.attachment, Attachment::ServerSocket(_)) {
+            args.push("--server".into());
+        }
+        args
+    }
+}
+
+/// Why a guest could not be started or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Files, sockets or the process itself.
+    #[error("guest: {what}: {source}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// QEMU, or the script that starts it, has ended.
+    #[error(
+        "expected a running guest, found QEMU ended ({status}); it said:\n{log}\n\
+         the end of the serial line:\n{serial}"
+    )]
+    Ended {
+        /// How it ended.
+        status: String,
+        /// The end of QEMU's output.
+        log: String,
+        /// The end of the guest's serial console.
+        serial: String,
+    },
+    /// The console did not answer.
+    #[error("{source}; the end of the serial line:\n{serial}")]
+    Console {
+        /// What is wrong with it.
+        source: console::Error,
+        /// The end of the guest's serial console.
+        serial: String,
+    },
+    /// A command that had to succeed did not.
+    #[error("expected `{command}` to succeed in the guest, found status {status}: {text}")]
+    Failed {
+        /// The command.
+        command: String,
+        /// Its exit status.
+        status: i32,
+        /// What it printed.
+        text: String,
+    },
+}
+
+/// A running guest. Dropping it kills QEMU.
+#[derive(Debug)]
+pub struct Guest {
+    process: Process,
+    console: Console,
+    options: GuestOptions,
+}
+
+impl Guest {
+    /// Starts a guest and waits until its console answers.
+    pub fn launch(options: GuestOptions) -> Result<Self, Error> {
+        let dir = &options.dir;
+        std::fs::create_dir_all(dir).map_err(io_error(format!("make {}", dir.display())))?;
+        // What an earlier guest left here would be taken for this one's.
+        for name in ["qemu.log", "serial.log", "console.sock"] {
+            match std::fs::remove_file(dir.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_error(format!("remove old {name}"))(error));
+                }
+                _ => {}
+            }
+        }
+        let mut command = Command::new(scripts().join("launch"));
+        command.args(options.to_args());
+        let mut process = Process::spawn(&mut command, &dir.join("qemu.log"))
+            .map_err(io_error("start qemu-scripts/launch".into()))?;
+        let console = connect(&mut process, &options)?;
+        let mut guest = Self {
+            process,
+            console,
+            options,
+        };
+        guest.await_boot()?;
+        Ok(guest)
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// `kvm` or `tcg`: every figure taken with this guest should carry it.
+    pub fn accelerator(&self) -> String {
+        let text = std::fs::read_to_string(self.options.dir.join("accel")).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    /// The options it was started with.
+    pub fn options(&self) -> &GuestOptions {
+        &self.options
+    }
+
+    /// The end of QEMU's own output.
+    pub fn qemu_log(&self) -> String {
+        self.process.log_tail(TAIL_BYTES)
+    }
+
+    /// The end of the kernel's console.
+    pub fn serial_log(&self) -> String {
+        serial(&self.options.dir)
+    }
+
+    /// Runs a shell command in the guest, for up to a minute.
+    pub fn run(&mut self, command: &str) -> Result<Output, Error> {
+        self.run_for(command, Duration::from_secs(60))
+    }
+
+    /// Runs a shell command of one line in the guest, which ends it when it takes longer than
+    /// `limit`.
+    pub fn run_for(&mut self, command: &str, limit: Duration) -> Result<Output, Error> {
+        let result = self.console.run(command, limit);
+        self.explain(result)
+    }
+
+    /// Runs a shell command that has to succeed, and returns what it printed.
+    pub fn check(&mut self, command: &str) -> Result<String, Error> {
+        self.check_for(command, Duration::from_secs(60))
+    }
+
+    /// As [`Guest::check`], with a limit.
+    pub fn check_for(&mut self, command: &str, limit: Duration) -> Result<String, Error> {
+        let Output { status, text } = self.run_for(command, limit)?;
+        if status == 0 {
+            return Ok(text);
+        }
+        Err(Error::Failed {
+            command: command.into(),
+            status,
+            text,
+        })
+    }
+
+    /// Reboots the guest inside the same QEMU, and waits until its console answers again.
+    pub fn reboot(&mut self) -> Result<(), Error> {
+        // In the background, so that the answer comes before the reboot.
+        self.check("(sleep 0.2; reboot -f) >/dev/null 2>&1 &")?;
+        self.await_boot()
+    }
+
+    /// Sends a signal such as STOP or CONT to QEMU.
+    pub fn signal(&self, signal: rustix::process::Signal) -> io::Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// How QEMU ended, or `None` while it runs.
+    pub fn ended(&mut self) -> io::Result<Option<std::process::ExitStatus>> {
+        self.process.ended()
+    }
+
+    /// Ends QEMU and waits for it.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.process.kill().map(|_| ())
+    }
+
+    fn await_boot(&mut self) -> Result<(), Error> {
+        let result = self.console.await_boot(self.options.boot_timeout);
+        self.explain(result)
+    }
+
+    /// A console that fails because QEMU has ended is told as that.
+    fn explain<T>(&mut self, result: Result<T, console::Error>) -> Result<T, Error> {
+        let source = match result {
+            Ok(value) => return Ok(value),
+            Err(source) => source,
+        };
+        let dir = &self.options.dir;
+        if matches!(source, console::Error::Io { .. }) {
+            // The socket closes a moment before the process can be waited for.
+            let _ = self.process.wait(Duration::from_secs(2));
+        }
+        Err(
+            ended(&mut self.process, dir).unwrap_or_else(|| Error::Console {
+                source,
+                serial: serial(dir),
+            }),
+        )
+    }
+}
+
+/// Where `launch` is: beside this crate's sources, or where `RINGSCOPE_QEMU_SCRIPTS` says.
+pub fn scripts() -> PathBuf {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../qemu-scripts");
+    std::env::var_os("RINGSCOPE_QEMU_SCRIPTS").map_or_else(beside, PathBuf::from)
+}
+
+fn connect(process: &mut Process, options: &GuestOptions) -> Result<Console, Error> {
+    let path = options.dir.join("console.sock");
+    let end = Instant::now() + options.boot_timeout;
+    loop {
+        // The socket's file is there a moment before QEMU listens.
+        let source = match Console::connect(&path) {
+            Ok(console) => return Ok(console),
+            Err(source) => source,
+        };
+        if let Some(error) = ended(process, &options.dir) {
+            return Err(error);
+        }
+        if Instant::now() > end {
+            return Err(Error::Console {
+                source,
+                serial: process.log_tail(TAIL_BYTES),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn ended(process: &mut Process, dir: &Path) -> Option<Error> {
+    let status = match process.ended() {
+        Ok(None) => return None,
+        Ok(Some(status)) => status.to_string(),
+        Err(error) => error.to_string(),
+    };
+    Some(Error::Ended {
+        status,
+        log: process.log_tail(TAIL_BYTES),
+        serial: serial(dir),
+    })
+}
+
+fn serial(dir: &Path) -> String {
+    tail(&dir.join("serial.log"), TAIL_BYTES)
+}
+
+fn io_error(what: String) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Io {
+        what: what.clone(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_become_the_command_line() {
+        let mut options =
+            GuestOptions::new(Attachment::ServerSocket("/run/a.sock".into()), "/run/a");
+        options.packed = true;
+        options.mrg_rxbuf = false;
+        options.queue_pairs = 2;
+        let line = options.to_args().join(" ");
+        for part in [
+            "--socket /run/a.sock",
+            "--server",
+            "--packed",
+            "--mrg-rxbuf off",
+            "--queue-pairs 2",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+        let tap = GuestOptions::new(Attachment::Tap("tap7".into()), "/run/a")
+            .to_args()
+            .join(" ");
+        assert!(
+            tap.contains("--tap tap7") && !tap.contains("--server"),
+            "{tap}"
+        );
+    }
+
+    #[test]
+    fn a_script_that_fails_is_told_with_its_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = GuestOptions::new(Attachment::Socket("/no/such.sock".into()), dir.path());
+        let error = Guest::launch(options).unwrap_err().to_string();
+        assert!(error.contains("/no/such.sock"), "{error}");
+    }
+}

@@ -1,0 +1,78 @@
+# What the scripts of this folder share; sourced, not run.
+# shellcheck shell=bash
+
+RINGSCOPE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+RINGSCOPE_CACHE=${RINGSCOPE_CACHE:-$RINGSCOPE_ROOT/target/guest-image}
+QEMU=qemu-system-x86_64
+QEMU_MAJOR_MIN=8
+
+# Everything but results goes to standard error, so that results can be captured.
+note() { printf '%s\n' "${0##*/}: $*" >&2; }
+die() { note "$*"; exit 1; }
+usage_error() { note "$*; see --help"; exit 2; }
+
+# A script's --help is its head: the comment from line 2 to the first line that is none.
+print_help() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
+
+# "10.0" of "QEMU emulator version 10.0.2 (Debian ...)"; nothing when QEMU is not there.
+qemu_version() { "$QEMU" --version 2>/dev/null | sed -n '1s/.*version \([0-9]*\.[0-9]*\).*/\1/p'; }
+
+# ldd fails on a plain static program and says so of a position-independent one.
+is_static() { [[ $(ldd "$1" 2>&1) =~ 'not a dynamic executable'|'statically linked' ]]; }
+
+# Rust may be installed for a user whose PATH does not show it, as under sudo.
+find_cargo() {
+    command -v cargo >/dev/null && return
+    local home
+    for home in "${CARGO_HOME:-}" "$HOME/.cargo" ${SUDO_USER:+"$(getent passwd "$SUDO_USER" | cut -d: -f6)/.cargo"}; do
+        if [ -n "$home" ] && [ -x "$home/bin/cargo" ]; then PATH=$home/bin:$PATH; return; fi
+    done
+    die "expected cargo, found none: install Rust (https://rustup.rs, the default profile) and run this again"
+}
+
+# The outside host: a namespace with 10.77.0.1, a bridge, and a tap for the guest's back end.
+# Sets their names; outside_down takes away what there is of them.
+outside_up() {
+    local queues=${1:-1} link multi_queue=
+    namespace=ringscope-$$ bridge=rb$$ tap=rt$$ veth=rv$$
+    if [ "$queues" -gt 1 ]; then multi_queue=multi_queue; fi
+    ip netns add "$namespace"
+    ip link add "$bridge" type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+    ip link add "$veth" type veth peer name eth0 netns "$namespace"
+    ip tuntap add dev "$tap" mode tap $multi_queue vnet_hdr
+    for link in "$veth" "$tap"; do ip link set "$link" master "$bridge"; done
+    # No packets but the experiment's: no neighbour discovery, no multicast reports.
+    for link in "$bridge" "$veth" "$tap"; do
+        [ ! -e "/proc/sys/net/ipv6/conf/$link" ] || echo 1 >"/proc/sys/net/ipv6/conf/$link/disable_ipv6"
+        ip link set "$link" up
+    done
+    ip netns exec "$namespace" sh -c '[ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6'
+    ip -n "$namespace" link set lo up
+    ip -n "$namespace" address add 10.77.0.1/24 dev eth0
+    ip -n "$namespace" link set eth0 up
+}
+
+outside_down() {
+    local link
+    for link in "${tap:-}" "${bridge:-}" "${veth:-}"; do
+        [ -z "$link" ] || ip link delete "$link" 2>/dev/null || true
+    done
+    [ -z "${namespace:-}" ] || ip netns delete "$namespace" 2>/dev/null || true
+}
+
+outside() { ip netns exec "$namespace" "$@"; }
+
+# end_process PID: politely, and after two seconds not.
+end_process() {
+    local i
+    kill "$1" 2>/dev/null || return 0
+    for ((i = 0; i < 40; i++)); do
+        kill -0 "$1" 2>/dev/null || break
+        sleep 0.05
+    done
+    kill -9 "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+}
+
+# json_field NAME: the first number or string of that name in the JSON on standard input.
+json_field() { grep -o "\"$1\": *\"\?[^,\"}]*" | head -1 | sed 's/.*: *"\?//'; }
