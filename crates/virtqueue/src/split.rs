@@ -205,13 +205,16 @@ impl SplitQueue {
         }
     }
 
-    /// Asks the driver to kick when it adds a chain. Check [`available`](Self::available) once more
-    /// before going to sleep: what came before this call may have come without a kick.
+    /// Asks the driver to kick when it adds a chain to those that [`available`](Self::available) saw
+    /// last. Look once more before going to sleep: what came before this call may have come without a
+    /// kick.
     #[inline]
     pub fn arm_kick(&mut self) {
         if self.event_index {
+            // Not `next_available`: a queue that sleeps on chains too few for its next frame has seen
+            // the index pass that already, and the driver would not kick for the missing ones.
             let at = ENTRIES + 8 * usize::from(self.size);
-            self.device.store(at, self.next_available, Ordering::Relaxed);
+            self.device.store(at, self.seen_available, Ordering::Relaxed);
         } else {
             self.device.store(FLAGS, 0, Ordering::Relaxed);
         }
