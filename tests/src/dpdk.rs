@@ -101,7 +101,19 @@ impl Testpmd {
     /// # Errors
     /// As [`guest`](Self::guest).
     pub fn reflector(socket: &Path, queue_pairs: u16, cpu: u16) -> io::Result<Self> {
-        let device = format!("net_vhost0,iface={},queues={queue_pairs}", socket.display());
+        Self::reflect(socket, "", queue_pairs, cpu)
+    }
+
+    /// The same as a client: it connects to the front end that listens at `socket`, now or later.
+    ///
+    /// # Errors
+    /// As [`guest`](Self::guest).
+    pub fn connecting_reflector(socket: &Path, queue_pairs: u16, cpu: u16) -> io::Result<Self> {
+        Self::reflect(socket, ",client=1", queue_pairs, cpu)
+    }
+
+    fn reflect(socket: &Path, more: &str, queue_pairs: u16, cpu: u16) -> io::Result<Self> {
+        let device = format!("net_vhost0,iface={},queues={queue_pairs}{more}", socket.display());
         let mut testpmd = Self::spawn(&device, queue_pairs, 512, cpu)?;
         testpmd.start()?;
         Ok(testpmd)

@@ -9,10 +9,17 @@ use ringscope_tests::dpdk::{GuestShape, Testpmd};
 #[test]
 fn dpdk_reflects_the_frames_of_dpdk_on_one_and_two_queue_pairs() {
     let directory = tempfile::tempdir().unwrap();
-    for queue_pairs in [1, 2] {
-        let socket = directory.path().join(format!("reflect{queue_pairs}"));
+    let base = GuestShape::default();
+    let shapes = [
+        base,
+        GuestShape { queue_pairs: 2, mrg_rxbuf: false, ..base },
+        GuestShape { queue_size: 1024, in_order: true, ..base },
+        GuestShape { packed: true, ..base },
+    ];
+    for (n, shape) in shapes.into_iter().enumerate() {
+        let queue_pairs = shape.queue_pairs;
+        let socket = directory.path().join(format!("reflect{n}"));
         let reflector = Testpmd::reflector(&socket, queue_pairs, 1).unwrap();
-        let shape = GuestShape { queue_pairs, ..GuestShape::default() };
         let mut guest = Testpmd::guest(&socket, &shape).unwrap();
         guest.start_with_bursts(1).unwrap();
         guest.statistics().unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use frontend::{Guest, GuestOptions, RegionOptions};
+use frontend::{Guest, GuestOptions, Listener, RegionOptions};
 use ringscope_tests::dpdk::Testpmd;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -100,10 +100,30 @@ fn a_guest_stops_reboots_and_reconnects_on_two_queue_pairs() {
 }
 
 #[test]
+fn a_back_end_that_is_the_client_comes_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("guest");
+    let listener = Listener::bind(&socket).unwrap();
+    let _reflector = Testpmd::connecting_reflector(&socket, 1, 1).unwrap();
+    let mut guest = listener.accept(GuestOptions::default()).unwrap();
+    frames_come_back(&mut guest, 6000);
+    guest.disconnect();
+    guest.reconnect_over(listener.stream(SOON).unwrap()).unwrap();
+    frames_come_back(&mut guest, 6000);
+    drop(listener);
+    assert!(!socket.exists());
+}
+
+#[test]
 fn where_nobody_listens_the_guest_says_so() {
     let patience = Duration::from_millis(50);
     let options = GuestOptions { patience, ..GuestOptions::default() };
     let refused = Guest::connect(Path::new("/nonexistent/socket"), options).unwrap_err();
     let text = refused.to_string();
     assert!(text.starts_with("no vhost-user back end at /nonexistent/socket"), "{text}");
+    let directory = tempfile::tempdir().unwrap();
+    let options = GuestOptions { patience, ..GuestOptions::default() };
+    let refused = Guest::listen(directory.path().join("socket"), options).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.starts_with("no vhost-user back end connected to"), "{text}");
 }
