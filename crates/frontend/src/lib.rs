@@ -17,6 +17,8 @@ pub mod link;
 pub mod memory;
 pub mod options;
 pub mod pair;
+#[cfg(test)]
+mod pair_tests;
 pub mod ring;
 mod signal;
 
