@@ -1,1 +1,29 @@
-//! A guest in software.
+//! A guest in software: vhost-user front end and virtio-net driver in one process, over a socket to any
+//! vhost-user network back end.
+//!
+//! - [`guest`]: the guest as a whole: connects, negotiates, sets rings up, stops and starts them.
+//! - [`options`]: what the guest is to be like.
+//! - [`pair`]: a queue pair: frames out and in.
+//! - [`ring`]: one ring of a pair: driver, kick and call, counters.
+//! - [`buffers`]: the buffers of a ring, with canaries between them.
+//! - [`memory`]: guest memory that the back end can map.
+//! - [`link`](mod@link): the conversation over the socket.
+//! - [`error`]: what can go wrong, and whose doing it is.
+
+pub mod buffers;
+pub mod error;
+pub mod guest;
+pub mod link;
+pub mod memory;
+pub mod options;
+pub mod pair;
+#[cfg(test)]
+mod pair_tests;
+pub mod ring;
+mod signal;
+
+pub use error::Error;
+pub use guest::{Guest, Listener};
+pub use options::{GuestOptions, RegionOptions};
+pub use pair::{Frame, Pair};
+pub use ring::{Counters, Ring};

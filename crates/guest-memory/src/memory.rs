@@ -110,6 +110,29 @@ impl GuestMemory {
             .ok_or(Unmapped { address, len })
     }
 
+    /// Copies guest memory from guest-physical `address` on into `bytes`: what a guest does with its own
+    /// memory, for the driver's side. The device's side translates once and keeps the slices.
+    ///
+    /// # Errors
+    /// [`Unmapped`] when a part of the range is not guest memory.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Unmapped> {
+        let mut at = 0;
+        self.translate(address, bytes.len() as u64, &mut Cursor::default(), |run| {
+            at += run.read(0, &mut bytes[at..]);
+        })
+    }
+
+    /// Copies `bytes` into guest memory from guest-physical `address` on; see [`read`](Self::read).
+    ///
+    /// # Errors
+    /// [`Unmapped`] when a part of the range is not guest memory; what lies before it may be written.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Unmapped> {
+        let mut at = 0;
+        self.translate(address, bytes.len() as u64, &mut Cursor::default(), |run| {
+            at += run.write(0, &bytes[at..]);
+        })
+    }
+
     #[cold]
     fn translate_slowly<'m>(
         &'m self,
@@ -229,6 +252,10 @@ mod tests {
         memory.contiguous(0x1fff, 1).unwrap().read(0, &mut bytes[..1]);
         memory.contiguous(0x2000, 1).unwrap().read(0, &mut bytes[1..]);
         assert_eq!(bytes, [2, 3]);
+        memory.write(0x1fff, &[8, 9]).unwrap();
+        memory.read(0x1fff, &mut bytes).unwrap();
+        assert_eq!(bytes, [8, 9]);
+        assert!(memory.write(0x2fff, &[0; 2]).is_err() && memory.read(0, &mut bytes).is_err());
         assert!(memory.contiguous(0x1fff, 2).is_err());
     }
 }

@@ -4,6 +4,7 @@
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ptr;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// A contiguous run of guest bytes, mapped in this process for as long as `'m`.
 ///
@@ -52,6 +53,9 @@ impl<'m> GuestSlice<'m> {
             // overlap guest memory. The guest may write meanwhile: then `to` holds a mix of old and
             // new bytes, which is data from the guest either way and is checked after this copy.
             unsafe { ptr::copy_nonoverlapping(self.base().add(offset), to.as_mut_ptr(), count) };
+            // The copy is what gets checked: the compiler must not fetch from guest memory again when
+            // it is used. No instruction comes of this.
+            compiler_fence(Ordering::SeqCst);
         }
         count
     }

@@ -190,7 +190,8 @@ impl<'m> Walk<'_, 'm> {
         #[expect(clippy::cast_possible_truncation, reason = "a u32 length divided by 16")]
         let size = (bytes.len() / DESCRIPTOR_LEN) as u32;
         let mut index = 0_u32;
-        let mut left = size;
+        // `next` has 16 bits: a longer walk goes in circles, however large the guest made the table.
+        let mut left = size.min(1 << 16);
         loop {
             if index >= size {
                 return Err(Broken::Index { index, size });

@@ -196,9 +196,22 @@ impl SplitDriver {
         }
     }
 
+    /// The used index as the device last wrote it. A front end whose back end went away without a word
+    /// goes on from here.
+    #[must_use]
+    pub fn used_index(&self) -> u16 {
+        self.device.load(INDEX, Ordering::Acquire)
+    }
+
+    /// Whether there is a used entry to take.
+    #[must_use]
+    pub fn has_used(&self) -> bool {
+        self.used_index() != self.next_used
+    }
+
     /// Takes the next used entry, and frees the descriptors of its chain.
     pub fn used(&mut self) -> Option<Used> {
-        if self.device.load(INDEX, Ordering::Acquire) == self.next_used {
+        if !self.has_used() {
             return None;
         }
         let slot = usize::from(self.next_used & (self.setup.size - 1));

@@ -64,8 +64,9 @@ pub struct SplitQueue {
     seen_available: u16,
     /// The entry of the used ring that is written next.
     next_used: u16,
-    /// The used index when the driver was last told, or found not to want to be.
-    signalled_used: u16,
+    /// The used index when the driver was last told, or found not to want to be. `None` after a start:
+    /// whoever served the ring before may have published without telling.
+    signalled_used: Option<u16>,
     event_index: bool,
     indirect: bool,
     cursor: Cursor,
@@ -99,7 +100,7 @@ impl SplitQueue {
             next_available: setup.next_available,
             seen_available: setup.next_available,
             next_used,
-            signalled_used: next_used,
+            signalled_used: None,
             event_index: setup.event_index,
             indirect: setup.indirect,
             cursor: Cursor::default(),
@@ -190,28 +191,32 @@ impl SplitQueue {
     }
 
     /// Whether the driver wants to be told of what was published since it was last told (2.7.7, 2.7.10).
+    /// With the event index, the first answer after a start is always yes: ask once then.
     #[inline]
     pub fn wants_signal(&mut self) -> bool {
-        let old = std::mem::replace(&mut self.signalled_used, self.next_used);
+        let old = self.signalled_used.replace(self.next_used);
         // The used index must be visible before the driver's wish is read: the driver writes its wish
         // and then looks at the used index, so one of the two sees the other.
         fence(Ordering::SeqCst);
         if self.event_index {
             let used_event =
                 self.driver.load(ENTRIES + 2 * usize::from(self.size), Ordering::Relaxed);
-            event_passed(used_event, self.next_used, old)
+            old.is_none_or(|old| event_passed(used_event, self.next_used, old))
         } else {
             self.driver.load(FLAGS, Ordering::Relaxed) & AVAIL_F_NO_INTERRUPT == 0
         }
     }
 
-    /// Asks the driver to kick when it adds a chain. Check [`available`](Self::available) once more
-    /// before going to sleep: what came before this call may have come without a kick.
+    /// Asks the driver to kick when it adds a chain to those that [`available`](Self::available) saw
+    /// last. Look once more before going to sleep: what came before this call may have come without a
+    /// kick.
     #[inline]
     pub fn arm_kick(&mut self) {
         if self.event_index {
+            // Not `next_available`: a queue that sleeps on chains too few for its next frame has seen
+            // the index pass that already, and the driver would not kick for the missing ones.
             let at = ENTRIES + 8 * usize::from(self.size);
-            self.device.store(at, self.next_available, Ordering::Relaxed);
+            self.device.store(at, self.seen_available, Ordering::Relaxed);
         } else {
             self.device.store(FLAGS, 0, Ordering::Relaxed);
         }

@@ -1,0 +1,307 @@
+//! The guest as a whole: connects, negotiates, sets rings up, stops and starts them.
+
+use std::io::ErrorKind;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use virtio_net::Negotiated;
+
+use crate::buffers::Buffers;
+use crate::link::Link;
+use crate::memory::SharedMemory;
+use crate::{Error, GuestOptions, Pair, RegionOptions, Ring};
+
+/// A guest in software.
+#[derive(Debug)]
+pub struct Guest {
+    options: GuestOptions,
+    memory: SharedMemory,
+    features: Negotiated,
+    /// `None` while no back end is there.
+    link: Option<Link>,
+    pairs: Vec<Pair>,
+}
+
+impl Guest {
+    /// Connects to the back end that listens at `path`, and starts all rings with receive buffers in
+    /// them.
+    ///
+    /// # Errors
+    /// When no back end is there in time, it refuses, or the options do not fit together.
+    pub fn connect(path: impl AsRef<Path>, options: GuestOptions) -> Result<Self, Error> {
+        let stream = connect(path.as_ref(), options.patience)?;
+        Self::over(stream, options)
+    }
+
+    /// Listens at `path` for a back end that is the client; see [`Listener`].
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn listen(path: impl AsRef<Path>, options: GuestOptions) -> Result<Self, Error> {
+        Listener::bind(path)?.accept(options)
+    }
+
+    /// Starts over a socket that is connected already.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn over(stream: UnixStream, options: GuestOptions) -> Result<Self, Error> {
+        options.check()?;
+        let link = Link::negotiate(stream, &options)?;
+        let features = link.features();
+        let mut memory = if options.regions.is_empty() {
+            let len = bytes_wanted(&options).next_multiple_of(1 << 21);
+            SharedMemory::new(&[RegionOptions { address: 0, len }])?
+        } else {
+            SharedMemory::new(&options.regions)?
+        };
+        let mut ring = |index| {
+            let (events, indirect) = (features.event_index(), features.indirect());
+            Ring::new(index, &mut memory, &options, events, indirect)
+        };
+        let rings = (0..options.queue_pairs).map(|n| Ok((ring(2 * n)?, ring(2 * n + 1)?)));
+        let rings = rings.collect::<Result<Vec<_>, Error>>()?;
+        let pieces = options.receive_pieces;
+        let pairs = rings.into_iter().map(|(receive, transmit)| {
+            Pair::new(memory.guest(), features, receive, transmit, pieces)
+        });
+        let pairs = pairs.collect();
+        let mut guest = Self { options, memory, features, link: Some(link), pairs };
+        guest.start()?;
+        Ok(guest)
+    }
+
+    /// The features that guest and back end agreed on.
+    #[must_use]
+    pub const fn features(&self) -> Negotiated {
+        self.features
+    }
+
+    /// What the guest was made with.
+    #[must_use]
+    pub const fn options(&self) -> &GuestOptions {
+        &self.options
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub const fn memory(&self) -> &SharedMemory {
+        &self.memory
+    }
+
+    /// The connection.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn link(&mut self) -> Result<&mut Link, Error> {
+        self.link.as_mut().ok_or_else(|| Error::Options("no back end is connected".into()))
+    }
+
+    /// Queue pair `n`.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn pair(&mut self, n: usize) -> &mut Pair {
+        &mut self.pairs[n]
+    }
+
+    /// All queue pairs: threads can have one each.
+    pub fn pairs(&mut self) -> &mut [Pair] {
+        &mut self.pairs
+    }
+
+    /// Ring `index` as vhost-user counts: receive and transmit rings in turn.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn ring(&mut self, index: u16) -> &mut Ring {
+        let [receive, transmit] = self.pairs[usize::from(index / 2)].rings();
+        if index.is_multiple_of(2) { receive } else { transmit }
+    }
+
+    /// Stops ring `index`. Returns the available index where it stopped.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn stop_ring(&mut self, index: u16) -> Result<u16, Error> {
+        let base = self.link()?.stop(index)?;
+        self.ring(index).stopped_at(base);
+        Ok(base)
+    }
+
+    /// Starts ring `index` where it stopped.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn start_ring(&mut self, index: u16) -> Result<(), Error> {
+        let Self { link: Some(link), pairs, memory, .. } = self else {
+            return self.link().map(drop);
+        };
+        let [receive, transmit] = pairs[usize::from(index / 2)].rings();
+        let ring = if index.is_multiple_of(2) { receive } else { transmit };
+        link.start(ring, memory)?;
+        // What was offered while nobody looked was not heard either.
+        ring.kick_anyway()
+    }
+
+    /// Stops all rings and starts them again.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn restart(&mut self) -> Result<(), Error> {
+        for index in 0..self.options.rings() {
+            self.stop_ring(index)?;
+        }
+        for index in 0..self.options.rings() {
+            self.start_ring(index)?;
+        }
+        Ok(())
+    }
+
+    /// Stops all rings and begins anew with empty ones, as a guest that reboots.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn reboot(&mut self) -> Result<(), Error> {
+        for index in 0..self.options.rings() {
+            self.stop_ring(index)?;
+        }
+        for pair in &mut self.pairs {
+            for ring in pair.rings() {
+                ring.reset(&self.memory);
+            }
+            pair.all_idle();
+        }
+        self.start()
+    }
+
+    /// Ends the connection without a word. The rings stay as they are.
+    pub fn disconnect(&mut self) {
+        self.link = None;
+    }
+
+    /// Connects again, to this back end or another, and goes on behind what was used last.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), and when the back end does not offer the same features.
+    pub fn reconnect(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let stream = connect(path.as_ref(), self.options.patience)?;
+        self.reconnect_over(stream)
+    }
+
+    /// As [`reconnect`](Self::reconnect), over a socket that is connected already.
+    ///
+    /// # Errors
+    /// As [`reconnect`](Self::reconnect).
+    pub fn reconnect_over(&mut self, stream: UnixStream) -> Result<(), Error> {
+        self.link = None;
+        let link = Link::negotiate(stream, &self.options)?;
+        if link.features() != self.features {
+            let (found, expected) = (link.features().0, self.features.0);
+            let text = format!("features {found:#x} after reconnecting; expected {expected:#x}");
+            return Err(Error::Options(text));
+        }
+        self.link = Some(link);
+        for ring in self.pairs.iter_mut().flat_map(Pair::rings) {
+            ring.abandoned();
+        }
+        self.start()
+    }
+
+    /// Looks at every byte between all buffers.
+    ///
+    /// # Errors
+    /// With the first byte that somebody wrote.
+    pub fn check_canaries(&self) -> Result<(), Error> {
+        self.pairs.iter().try_for_each(Pair::check_canaries)
+    }
+
+    fn start(&mut self) -> Result<(), Error> {
+        let Self { link: Some(link), pairs, memory, .. } = self else { return Ok(()) };
+        link.set_memory(memory)?;
+        for ring in pairs.iter_mut().flat_map(Pair::rings) {
+            link.start(ring, memory)?;
+            ring.kick_anyway()?;
+        }
+        self.pairs.iter_mut().try_for_each(Pair::refill)
+    }
+}
+
+/// A socket at which a back end may connect that is the client.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Listens at `path`; the socket file is removed in the end.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn bind(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref().to_owned();
+        let listener = UnixListener::bind(&path).map_err(Error::system("listening"))?;
+        Ok(Self { listener, path })
+    }
+
+    /// Waits for a back end, and starts a guest with it.
+    ///
+    /// # Errors
+    /// As [`Guest::connect`].
+    pub fn accept(&self, options: GuestOptions) -> Result<Guest, Error> {
+        let stream = self.stream(options.patience)?;
+        Guest::over(stream, options)
+    }
+
+    /// Waits for a back end to connect.
+    ///
+    /// # Errors
+    /// When none comes in time, or the system refuses.
+    pub fn stream(&self, patience: Duration) -> Result<UnixStream, Error> {
+        let seconds = patience.as_secs();
+        let timeout = Timespec {
+            tv_sec: seconds.try_into().unwrap_or(i64::MAX),
+            tv_nsec: patience.subsec_nanos().into(),
+        };
+        let mut fds = [PollFd::new(&self.listener, PollFlags::IN)];
+        let ready = poll(&mut fds, Some(&timeout)).map_err(Error::system("waiting"))?;
+        if ready == 0 {
+            return Err(Error::NobodyCame { path: self.path.clone(), seconds });
+        }
+        let (stream, _) = self.listener.accept().map_err(Error::system("accepting"))?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Nothing to be done about a file that somebody else removed.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Connects, waiting for a back end that has not opened its socket yet.
+fn connect(path: &Path, patience: Duration) -> Result<UnixStream, Error> {
+    let until = Instant::now() + patience;
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return Ok(stream),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+                    && Instant::now() < until =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(source) => return Err(Error::Connect { path: path.to_owned(), source }),
+        }
+    }
+}
+
+fn bytes_wanted(options: &GuestOptions) -> u64 {
+    let buffers = Buffers::bytes(options.queue_size.into(), options.buffer_len, options.canary_len);
+    // A page each for rounding up: ring, tables, buffers.
+    u64::from(options.rings()) * (Ring::bytes(options) + buffers + 3 * 4096)
+}

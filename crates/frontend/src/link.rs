@@ -1,0 +1,210 @@
+//! The conversation over the socket.
+
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
+use vhost::{VhostBackend as _, VringConfigData};
+use virtio_net::Negotiated;
+use virtio_net::features::MAC;
+
+use crate::memory::SharedMemory;
+use crate::{Error, GuestOptions, Ring};
+
+/// A connection to a back end, with features negotiated.
+pub struct Link {
+    frontend: Frontend,
+    offered: u64,
+    features: Negotiated,
+    protocol: VhostUserProtocolFeatures,
+    queue_pairs: Option<u64>,
+    mac: Option<[u8; 6]>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("fd", &self.frontend.as_raw_fd())
+            .field("features", &self.features)
+            .field("protocol", &self.protocol)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Takes ownership of the back end and agrees with it on features.
+    ///
+    /// # Errors
+    /// When the back end refuses, or offers too few queue pairs.
+    pub fn negotiate(stream: UnixStream, options: &GuestOptions) -> Result<Self, Error> {
+        let other = stream.try_clone().map_err(Error::system("copying the socket"))?;
+        let frontend = Frontend::from_stream(stream, options.rings().into());
+        frontend.set_owner().map_err(Error::refused("SET_OWNER"))?;
+        let offered = frontend.get_features().map_err(Error::refused("GET_FEATURES"))?;
+        let mut link = Self {
+            frontend,
+            offered,
+            features: options.accepted(offered),
+            protocol: VhostUserProtocolFeatures::empty(),
+            queue_pairs: None,
+            mac: None,
+        };
+        if link.has_protocol_features() {
+            link.agree_on_protocol(other)?;
+        }
+        let pairs = link.queue_pairs.unwrap_or(1);
+        if u64::from(options.queue_pairs) > pairs {
+            return Err(Error::QueuePairs { offered: pairs, wanted: options.queue_pairs });
+        }
+        let protocol_bit = offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let acked = link.features.0 | protocol_bit;
+        link.frontend.set_features(acked).map_err(Error::refused("SET_FEATURES"))?;
+        link.read_mac()?;
+        Ok(link)
+    }
+
+    /// The features that the back end offers.
+    #[must_use]
+    pub const fn offered(&self) -> u64 {
+        self.offered
+    }
+
+    /// The features that both agreed on.
+    #[must_use]
+    pub const fn features(&self) -> Negotiated {
+        self.features
+    }
+
+    /// The protocol features that both agreed on.
+    #[must_use]
+    pub const fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        self.protocol
+    }
+
+    /// How many queue pairs the back end says it can serve.
+    #[must_use]
+    pub const fn queue_pairs(&self) -> Option<u64> {
+        self.queue_pairs
+    }
+
+    /// The address that the back end gave, if it gives one.
+    #[must_use]
+    pub const fn mac(&self) -> Option<[u8; 6]> {
+        self.mac
+    }
+
+    /// The front end itself, for messages that no honest guest sends.
+    pub const fn frontend(&mut self) -> &mut Frontend {
+        &mut self.frontend
+    }
+
+    /// Shares guest memory.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_memory(&mut self, memory: &SharedMemory) -> Result<(), Error> {
+        let shared = self.frontend.set_mem_table(&memory.regions());
+        shared.map(drop).map_err(Error::refused("SET_MEM_TABLE"))
+    }
+
+    /// Sets a ring up, starts it at its base and enables it.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn start(&mut self, ring: &mut Ring, memory: &SharedMemory) -> Result<(), Error> {
+        let index = usize::from(ring.index());
+        let setup = ring.driver().setup();
+        let user =
+            |address, len| memory.user_address(address).ok_or(Error::Unmapped { address, len });
+        let config = VringConfigData {
+            queue_max_size: setup.size,
+            queue_size: setup.size,
+            flags: 0,
+            desc_table_addr: user(setup.descriptor_table, 1)?,
+            used_ring_addr: user(setup.device_area, 1)?,
+            avail_ring_addr: user(setup.driver_area, 1)?,
+            log_addr: None,
+        };
+        let frontend = &self.frontend;
+        frontend.set_vring_num(index, setup.size).map_err(Error::refused("SET_VRING_NUM"))?;
+        frontend.set_vring_base(index, ring.base()).map_err(Error::refused("SET_VRING_BASE"))?;
+        frontend.set_vring_addr(index, &config).map_err(Error::refused("SET_VRING_ADDR"))?;
+        frontend
+            .set_vring_err(index, ring.err.eventfd())
+            .map_err(Error::refused("SET_VRING_ERR"))?;
+        frontend
+            .set_vring_call(index, ring.call.eventfd())
+            .map_err(Error::refused("SET_VRING_CALL"))?;
+        frontend.set_vring_kick(index, &ring.kick).map_err(Error::refused("SET_VRING_KICK"))?;
+        self.enable(ring.index(), true)
+    }
+
+    /// Enables or disables a ring. Without protocol features a ring is enabled when it starts.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn enable(&mut self, ring: u16, enable: bool) -> Result<(), Error> {
+        if !self.has_protocol_features() {
+            return Ok(());
+        }
+        let enabled = self.frontend.set_vring_enable(ring.into(), enable);
+        enabled.map_err(Error::refused("SET_VRING_ENABLE"))
+    }
+
+    /// Stops a ring. Returns where it stopped.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn stop(&mut self, ring: u16) -> Result<u16, Error> {
+        let base = self.frontend.get_vring_base(ring.into());
+        let base = base.map_err(Error::refused("GET_VRING_BASE"))?;
+        u16::try_from(base).map_err(|_| Error::Options(format!("ring {ring} stopped at {base}")))
+    }
+
+    const fn has_protocol_features(&self) -> bool {
+        self.offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0
+    }
+
+    fn agree_on_protocol(&mut self, stream: UnixStream) -> Result<(), Error> {
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG;
+        let offered = self.frontend.get_protocol_features();
+        let offered = offered.map_err(Error::refused("GET_PROTOCOL_FEATURES"))?;
+        self.protocol = offered & wanted;
+        let set = self.frontend.set_protocol_features(self.protocol);
+        set.map_err(Error::refused("SET_PROTOCOL_FEATURES"))?;
+        if self.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            // From here on every message is answered, and a refusal is seen where it happens.
+            self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        if self.protocol.contains(VhostUserProtocolFeatures::MQ) {
+            self.queue_pairs = Some(ask_queue_num(stream, self.protocol)?);
+        }
+        Ok(())
+    }
+
+    fn read_mac(&mut self) -> Result<(), Error> {
+        if !self.features.has(MAC) || !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            return Ok(());
+        }
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let config = self.frontend.get_config(0, 6, flags, &[0; 6]);
+        let (_, bytes) = config.map_err(Error::refused("GET_CONFIG"))?;
+        self.mac = bytes.try_into().ok();
+        Ok(())
+    }
+}
+
+/// Asks for the number of queue pairs. `Frontend` takes the answer for a number of rings and refuses all
+/// later ones itself, so it is asked through one of its own, on the same socket.
+fn ask_queue_num(stream: UnixStream, protocol: VhostUserProtocolFeatures) -> Result<u64, Error> {
+    let mut frontend = Frontend::from_stream(stream, 0);
+    frontend.get_features().map_err(Error::refused("GET_FEATURES"))?;
+    let set = frontend.set_protocol_features(protocol);
+    set.map_err(Error::refused("SET_PROTOCOL_FEATURES"))?;
+    frontend.get_queue_num().map_err(Error::refused("GET_QUEUE_NUM"))
+}

@@ -1,0 +1,166 @@
+//! Guest memory that the back end can map: a memory file, mapped shared.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use guest_memory::GuestMemory;
+use guest_memory::memory::Mapping;
+use rustix::fs::{MemfdFlags, memfd_create};
+use vhost::VhostUserMemoryRegionInfo;
+use vm_memory::{
+    Address as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _,
+};
+
+use crate::{Error, RegionOptions};
+
+/// Guest memory in one memory file, region after region.
+#[derive(Debug)]
+pub struct SharedMemory {
+    map: Arc<Mapping>,
+    memory: Arc<GuestMemory>,
+    file: Arc<File>,
+    /// What is not given out yet, by region.
+    free: Vec<Range<u64>>,
+}
+
+impl SharedMemory {
+    /// Makes these regions, which may be adjacent but not overlap.
+    ///
+    /// # Errors
+    /// When the system has no memory, or the regions are not as they must be.
+    pub fn new(regions: &[RegionOptions]) -> Result<Self, Error> {
+        let mut regions = regions.to_vec();
+        regions.sort_by_key(|region| region.address);
+        let file = memfd_create("ringscope-guest", MemfdFlags::CLOEXEC)
+            .map_err(Error::system("making a memory file"))?;
+        let file = Arc::new(File::from(file));
+        file.set_len(regions.iter().map(|region| region.len).sum())
+            .map_err(Error::system("sizing guest memory"))?;
+        let mut offset = 0;
+        let ranges: Vec<_> = regions
+            .iter()
+            .map(|region| {
+                let place = FileOffset::from_arc(Arc::clone(&file), offset);
+                offset += region.len;
+                (GuestAddress(region.address), region.len as usize, Some(place))
+            })
+            .collect();
+        let map = Mapping::from_ranges_with_files(ranges)
+            .map_err(|error| Error::Options(format!("guest memory: {error}")))?;
+        let map = Arc::new(map);
+        let memory = Arc::new(GuestMemory::new(Arc::clone(&map)));
+        let free = regions.iter().map(|region| region.address..region.address + region.len);
+        Ok(Self { map, memory, file, free: free.collect() })
+    }
+
+    /// The memory, for the driver's side of rings and for what a test wants to write there.
+    #[must_use]
+    pub const fn guest(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// The file behind it.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The regions as a front end describes them.
+    ///
+    /// # Panics
+    /// Never: every region has a file.
+    #[must_use]
+    pub fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
+        let info = VhostUserMemoryRegionInfo::from_guest_region;
+        self.map.iter().map(|region| info(region).expect("a region with a file")).collect()
+    }
+
+    /// A guest-physical address as the front end knows it: in messages, ring addresses are of this kind.
+    #[must_use]
+    pub fn user_address(&self, address: u64) -> Option<u64> {
+        let region = self.map.find_region(GuestAddress(address))?;
+        Some(region.as_ptr().addr() as u64 + (address - region.start_addr().raw_value()))
+    }
+
+    /// Gives out `len` bytes in one region, at a multiple of 4096.
+    ///
+    /// # Errors
+    /// When no region has as much left.
+    pub fn allocate(&mut self, len: u64) -> Result<u64, Error> {
+        let full = Error::MemoryFull { wanted: len };
+        let rounded = len.next_multiple_of(4096);
+        let region = self.free.iter_mut().find(|free| free.end - free.start >= rounded);
+        let region = region.ok_or(full)?;
+        let address = region.start;
+        region.start += rounded;
+        Ok(address)
+    }
+
+    /// Gives out `len` bytes that may cross from one region into adjacent ones.
+    ///
+    /// # Errors
+    /// When there are not as many in one piece.
+    pub fn allocate_across(&mut self, len: u64) -> Result<u64, Error> {
+        let rounded = len.next_multiple_of(4096);
+        for first in 0..self.free.len() {
+            let start = self.free[first].start;
+            let mut end = start;
+            for last in first..self.free.len() {
+                // The next region's rest must begin where this one's ends.
+                if self.free[last].start != end {
+                    break;
+                }
+                end = self.free[last].end;
+                if end - start >= rounded {
+                    for taken in &mut self.free[first..last] {
+                        taken.start = taken.end;
+                    }
+                    self.free[last].start = start + rounded;
+                    return Ok(start);
+                }
+            }
+        }
+        Err(Error::MemoryFull { wanted: len })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn region(address: u64, len: u64) -> RegionOptions {
+        RegionOptions { address, len }
+    }
+
+    #[test]
+    fn rings_stay_in_a_region_and_buffers_cross_into_adjacent_ones() {
+        let regions = [region(0x8000, 0x2000), region(0, 0x2000), region(0x2000, 0x3000)];
+        let mut memory = SharedMemory::new(&regions).unwrap();
+        assert_eq!(memory.allocate(1).unwrap(), 0);
+        assert_eq!(memory.allocate(0x2000).unwrap(), 0x2000);
+        assert!(memory.allocate(0x3000).is_err());
+        assert_eq!(memory.allocate_across(0x1000).unwrap(), 0x1000);
+        assert_eq!(memory.allocate_across(0x1001).unwrap(), 0x8000);
+        assert!(memory.allocate_across(0x1001).is_err());
+        assert_eq!(memory.allocate_across(0x1000).unwrap(), 0x4000);
+        let mut memory = SharedMemory::new(&regions).unwrap();
+        assert_eq!(memory.allocate_across(0x4001).unwrap(), 0);
+        assert_eq!(memory.allocate(0x2000).unwrap(), 0x8000);
+    }
+
+    #[test]
+    fn the_file_holds_the_regions_one_after_the_other() {
+        use std::os::unix::fs::FileExt as _;
+        let memory = SharedMemory::new(&[region(0x4000, 0x1000), region(0, 0x2000)]).unwrap();
+        memory.guest().write(0x4001, b"second").unwrap();
+        let mut bytes = [0; 6];
+        memory.file().read_exact_at(&mut bytes, 0x2001).unwrap();
+        assert_eq!(&bytes, b"second");
+        let offsets: Vec<u64> = memory.regions().iter().map(|info| info.mmap_offset).collect();
+        assert_eq!(offsets, [0, 0x2000]);
+        let user = memory.user_address(0x4001).unwrap();
+        assert_eq!(user, memory.regions()[1].userspace_addr + 1);
+        assert_eq!(memory.user_address(0x3000), None);
+    }
+}

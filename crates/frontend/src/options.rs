@@ -1,0 +1,157 @@
+//! What the guest is to be like.
+
+use std::time::Duration;
+
+use virtio_net::features::{BASE, MAC, MULTI_QUEUE, Negotiated, Offloads};
+
+use crate::Error;
+
+/// `VIRTIO_F_RING_EVENT_IDX` (virtio 1.2, 6).
+const EVENT_IDX: u64 = 1 << 29;
+/// `VIRTIO_F_INDIRECT_DESC` (virtio 1.2, 6).
+const INDIRECT_DESC: u64 = 1 << 28;
+/// `VIRTIO_NET_F_MRG_RXBUF` (virtio 1.2, 5.1.3).
+const MRG_RXBUF: u64 = 1 << 15;
+/// `VIRTIO_F_VERSION_1` (virtio 1.2, 6).
+const VERSION_1: u64 = 1 << 32;
+
+/// A region of guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionOptions {
+    /// Guest-physical address: a multiple of 4096.
+    pub address: u64,
+    /// Length in bytes: a multiple of 4096.
+    pub len: u64,
+}
+
+/// What the guest is to be like.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    /// Queue pairs; each has a receive and a transmit ring.
+    pub queue_pairs: u16,
+    /// Descriptors of each ring: a power of two.
+    pub queue_size: u16,
+    /// The features that are accepted when they are offered. Without `VIRTIO_F_VERSION_1` the guest is a
+    /// legacy one.
+    pub features: u64,
+    /// Guest memory. Empty: one region at 0 that is large enough. Rings do not cross from one region to
+    /// the next; buffers do, where two are adjacent.
+    pub regions: Vec<RegionOptions>,
+    /// Length of each buffer, net header included.
+    pub buffer_len: u32,
+    /// How many buffers a receive chain has, one descriptor each.
+    pub receive_pieces: u16,
+    /// Bytes between buffers that nobody may write; [`Guest::check_canaries`](crate::Guest::check_canaries)
+    /// looks.
+    pub canary_len: u32,
+    /// The index at which rings start.
+    pub start_index: u16,
+    /// How long to wait for the back end to be there.
+    pub patience: Duration,
+}
+
+impl Default for GuestOptions {
+    fn default() -> Self {
+        Self {
+            queue_pairs: 1,
+            queue_size: 256,
+            features: BASE | MAC | MULTI_QUEUE,
+            regions: Vec::new(),
+            buffer_len: 2048,
+            receive_pieces: 1,
+            canary_len: 4096,
+            start_index: 0,
+            patience: Duration::from_secs(5),
+        }
+    }
+}
+
+impl GuestOptions {
+    /// With this many queue pairs.
+    #[must_use]
+    pub const fn queue_pairs(mut self, count: u16) -> Self {
+        self.queue_pairs = count;
+        self
+    }
+
+    /// With rings of this size.
+    #[must_use]
+    pub const fn queue_size(mut self, size: u16) -> Self {
+        self.queue_size = size;
+        self
+    }
+
+    /// Accepting `VIRTIO_F_RING_EVENT_IDX` or not.
+    #[must_use]
+    pub const fn event_index(self, accept: bool) -> Self {
+        self.accept(EVENT_IDX, accept)
+    }
+
+    /// Accepting `VIRTIO_F_INDIRECT_DESC` or not.
+    #[must_use]
+    pub const fn indirect(self, accept: bool) -> Self {
+        self.accept(INDIRECT_DESC, accept)
+    }
+
+    /// Accepting `VIRTIO_NET_F_MRG_RXBUF` or not.
+    #[must_use]
+    pub const fn mergeable(self, accept: bool) -> Self {
+        self.accept(MRG_RXBUF, accept)
+    }
+
+    /// Accepting `VIRTIO_F_VERSION_1` or not.
+    #[must_use]
+    pub const fn version_1(self, accept: bool) -> Self {
+        self.accept(VERSION_1, accept)
+    }
+
+    /// Accepting all checksum and segmentation offloads, in both directions. Receive buffers must then
+    /// hold 64 KiB in one chain, unless they are mergeable.
+    #[must_use]
+    pub const fn offloads(self) -> Self {
+        self.accept(Offloads::ALL.from_guest() | Offloads::ALL.to_guest(), true)
+    }
+
+    const fn accept(mut self, bits: u64, accept: bool) -> Self {
+        self.features = if accept { self.features | bits } else { self.features & !bits };
+        self
+    }
+
+    /// How many rings there are.
+    pub(crate) const fn rings(&self) -> u16 {
+        2 * self.queue_pairs
+    }
+
+    /// Refuses what cannot be.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let wrong = |text: String| Err(Error::Options(text));
+        if self.queue_pairs == 0 || self.queue_pairs > 128 {
+            return wrong(format!("{} queue pairs; expected 1 to 128", self.queue_pairs));
+        }
+        if !self.queue_size.is_power_of_two() {
+            return wrong(format!("queue size {}; expected a power of two", self.queue_size));
+        }
+        if self.receive_pieces == 0 || self.receive_pieces > self.queue_size {
+            let pieces = self.receive_pieces;
+            return wrong(format!("{pieces} buffers a chain; expected 1 to the queue size"));
+        }
+        if self.buffer_len < 64 {
+            return wrong(format!("buffers of {} bytes; expected 64 or more", self.buffer_len));
+        }
+        let paged = |n: u64| n.is_multiple_of(4096);
+        if let Some(region) = self.regions.iter().find(|r| !paged(r.address) || !paged(r.len)) {
+            let RegionOptions { address, len } = region;
+            return wrong(format!("region {address:#x} of {len:#x} bytes; expected whole pages"));
+        }
+        Ok(())
+    }
+
+    /// What of `offered` is taken.
+    pub(crate) fn accepted(&self, offered: u64) -> Negotiated {
+        let mut features = self.features & offered;
+        if self.queue_pairs == 1 {
+            features &= !MULTI_QUEUE;
+        }
+        Negotiated(features)
+    }
+}

@@ -1,0 +1,299 @@
+//! One ring of a pair: driver, kick and call, counters.
+
+use std::time::{Duration, Instant};
+
+use virtqueue::driver::{Buffer, SplitDriver};
+use virtqueue::layout::DESCRIPTOR_LEN;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::buffers::Buffers;
+use crate::memory::SharedMemory;
+use crate::signal::{Signal, eventfd};
+use crate::{Error, GuestOptions};
+
+/// The most descriptors of an indirect table; longer chains are direct.
+const TABLE_MAX: usize = 64;
+/// How long a signal may be under way.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// What happened on a ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Chains offered.
+    pub offered: u64,
+    /// Chains that came back.
+    pub used: u64,
+    /// Chains that came back with length 0 although they were there to be written.
+    pub unwritten: u64,
+    /// Times the back end was kicked.
+    pub kicks: u64,
+    /// Times a kick was not wanted.
+    pub kicks_saved: u64,
+    /// Signals that came.
+    pub calls: u64,
+    /// Times that a wait ran out although chains had come back: a signal was due and did not come.
+    pub calls_missed: u64,
+}
+
+/// A chain that came back.
+#[derive(Debug)]
+pub struct UsedChain {
+    /// Its buffers.
+    pub buffers: Vec<Buffer>,
+    /// How many bytes the back end wrote.
+    pub len: u32,
+    table: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Offered {
+    buffers: Vec<Buffer>,
+    table: Option<u64>,
+}
+
+/// One ring of a pair.
+#[derive(Debug)]
+pub struct Ring {
+    index: u16,
+    driver: SplitDriver,
+    /// Where the driver lies; it can be laid out anew.
+    address: u64,
+    base: u16,
+    start_index: u16,
+    buffers: Buffers,
+    /// Indirect tables that are not in use; none without the feature.
+    tables: Vec<u64>,
+    /// By head: what the back end has.
+    offered: Vec<Offered>,
+    /// Whether chains were published since the back end's wish was last looked at.
+    unannounced: bool,
+    pub(crate) kick: EventFd,
+    pub(crate) call: Signal,
+    pub(crate) err: Signal,
+    counters: Counters,
+}
+
+impl Ring {
+    /// Bytes of guest memory that a ring of these options needs, its buffers not counted.
+    pub(crate) fn bytes(options: &GuestOptions) -> u64 {
+        SplitDriver::bytes(options.queue_size)
+            + u64::from(options.queue_size) * (TABLE_MAX * DESCRIPTOR_LEN) as u64
+    }
+
+    pub(crate) fn new(
+        index: u16,
+        memory: &mut SharedMemory,
+        options: &GuestOptions,
+        event_index: bool,
+        indirect: bool,
+    ) -> Result<Self, Error> {
+        let size = options.queue_size;
+        let address = memory.allocate(SplitDriver::bytes(size))?;
+        let driver = SplitDriver::new(memory.guest(), address, size, event_index, indirect)
+            .starting_at(options.start_index);
+        let mut tables = Vec::new();
+        if indirect {
+            let len = (TABLE_MAX * DESCRIPTOR_LEN) as u64;
+            let base = memory.allocate(u64::from(size) * len)?;
+            tables = (0..u64::from(size)).rev().map(|n| base + n * len).collect();
+        }
+        Ok(Self {
+            index,
+            driver,
+            address,
+            base: options.start_index,
+            start_index: options.start_index,
+            buffers: Buffers::new(memory, size.into(), options.buffer_len, options.canary_len)?,
+            tables,
+            offered: (0..size).map(|_| Offered::default()).collect(),
+            unannounced: false,
+            kick: eventfd()?,
+            call: Signal::new()?,
+            err: Signal::new()?,
+            counters: Counters::default(),
+        })
+    }
+
+    /// The ring's index in vhost-user messages.
+    #[must_use]
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The available index at which the back end goes on.
+    #[must_use]
+    pub const fn base(&self) -> u16 {
+        self.base
+    }
+
+    /// The ring's buffers.
+    #[must_use]
+    pub const fn buffers(&self) -> &Buffers {
+        &self.buffers
+    }
+
+    /// The driver itself, for what no honest guest does. Chains that are offered through it come back
+    /// through it too.
+    pub const fn driver(&mut self) -> &mut SplitDriver {
+        &mut self.driver
+    }
+
+    /// Whether a chain of so many buffers can be offered now.
+    #[must_use]
+    pub fn has_room(&self, buffers: usize) -> bool {
+        let descriptors = if self.goes_indirect(buffers) { 1 } else { buffers };
+        self.driver.free() >= descriptors && self.buffers.free() >= buffers
+    }
+
+    /// Takes a buffer of `len` bytes out of the ring's.
+    pub(crate) fn take_buffer(&mut self, len: u32, writable: bool) -> Option<Buffer> {
+        self.buffers.take(len, writable)
+    }
+
+    /// Offers a chain. The caller has made sure of the room; [`publish`](Self::publish) shows it.
+    pub(crate) fn offer(&mut self, buffers: Vec<Buffer>) {
+        let table = if self.goes_indirect(buffers.len()) { self.tables.pop() } else { None };
+        let head = match table {
+            Some(table) => self.driver.add_indirect(&buffers, table),
+            None => self.driver.add(&buffers),
+        };
+        let head = head.expect("room for the chain");
+        self.offered[usize::from(head)] = Offered { buffers, table };
+        self.counters.offered += 1;
+    }
+
+    /// Shows what was offered to the back end.
+    pub fn publish(&mut self) {
+        self.driver.publish();
+        self.unannounced = true;
+    }
+
+    /// Kicks the back end, if chains were published that it has not been told of and it wants to be.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kick(&mut self) -> Result<(), Error> {
+        if std::mem::take(&mut self.unannounced) {
+            if self.driver.wants_kick() {
+                self.kick_anyway()?;
+            } else {
+                self.counters.kicks_saved += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kicks the back end, wanted or not.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kick_anyway(&mut self) -> Result<(), Error> {
+        self.counters.kicks += 1;
+        self.kick.write(1).map_err(Error::system("kicking the back end"))
+    }
+
+    /// Takes the next chain that came back. Give it back to the ring when done, with
+    /// [`recycle`](Self::recycle).
+    ///
+    /// # Errors
+    /// When the back end returns what it has not.
+    pub(crate) fn next_used(&mut self) -> Result<Option<UsedChain>, Error> {
+        let Some(used) = self.driver.used() else { return Ok(None) };
+        let not_offered = Error::NotOffered { ring: self.index, head: used.head };
+        let offered = match self.offered.get_mut(usize::from(used.head)) {
+            Some(offered) if !offered.buffers.is_empty() => std::mem::take(offered),
+            _ => return Err(not_offered),
+        };
+        self.counters.used += 1;
+        let room = offered.buffers.iter().filter(|b| b.writable).map(|b| b.len).sum();
+        if used.len > room {
+            return Err(Error::UsedTooLong { ring: self.index, len: used.len, room });
+        }
+        if used.len == 0 && room > 0 {
+            self.counters.unwritten += 1;
+        }
+        Ok(Some(UsedChain { buffers: offered.buffers, len: used.len, table: offered.table }))
+    }
+
+    /// Makes a chain's buffers free again.
+    pub(crate) fn recycle(&mut self, chain: UsedChain) {
+        chain.buffers.iter().for_each(|buffer| self.buffers.give_back(buffer));
+        self.tables.extend(chain.table);
+    }
+
+    /// Waits until a chain has come back, asleep until the back end signals. Returns whether one has.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn wait_call(&mut self, timeout: Duration) -> Result<bool, Error> {
+        let until = Instant::now() + timeout;
+        loop {
+            self.driver.arm_signal();
+            if self.driver.has_used() {
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let mut signalled = self.call.wait(left)?;
+            if !signalled && self.driver.has_used() {
+                // It may have come at the very end: then its signal is under way.
+                signalled = self.call.wait(GRACE)?;
+                self.counters.calls_missed += u64::from(!signalled);
+            }
+            self.drain_calls();
+            if self.driver.has_used() || left.is_zero() {
+                break;
+            }
+        }
+        self.driver.disarm_signal();
+        Ok(self.driver.has_used())
+    }
+
+    /// Counts the signals that came and were not waited for. Returns how many there are in all.
+    pub fn drain_calls(&mut self) -> u64 {
+        self.counters.calls += self.call.take();
+        self.counters.calls
+    }
+
+    /// Whether the back end says, within this time, that it gave the ring up.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn gave_up(&self, timeout: Duration) -> Result<bool, Error> {
+        Ok(self.err.wait(timeout)? && self.err.take() > 0)
+    }
+
+    /// The back end stopped here.
+    pub(crate) const fn stopped_at(&mut self, base: u16) {
+        self.base = base;
+    }
+
+    /// The back end went away without a word: it goes on behind what it used last.
+    pub(crate) fn abandoned(&mut self) {
+        self.base = self.driver.used_index();
+    }
+
+    /// Begins anew, as after a reboot: nothing is offered, all buffers are free.
+    pub(crate) fn reset(&mut self, memory: &SharedMemory) {
+        let setup = self.driver.setup();
+        let (size, events, indirect) = (setup.size, setup.event_index, setup.indirect);
+        self.driver = SplitDriver::new(memory.guest(), self.address, size, events, indirect)
+            .starting_at(self.start_index);
+        self.base = self.start_index;
+        self.unannounced = false;
+        for offered in &mut self.offered {
+            let Offered { buffers, table } = std::mem::take(offered);
+            buffers.iter().for_each(|buffer| self.buffers.give_back(buffer));
+            self.tables.extend(table);
+        }
+    }
+
+    fn goes_indirect(&self, buffers: usize) -> bool {
+        buffers > 1 && buffers <= TABLE_MAX && !self.tables.is_empty()
+    }
+}
