@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long, requires = "socket_path")]
     pub client: bool,
 
-    /// A listening unix socket that was handed over as this file descriptor
+    /// A unix socket that was handed over as this file descriptor: listening, or connected to a front end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub fd: Option<RawFd>,
 

@@ -98,7 +98,7 @@ fn run_on<D: Datapath>(plan: &Plan, datapaths: Vec<D>, stop: BorrowedFd<'_>) -> 
         plan.poll,
         recorder.path().display()
     );
-    serve(&endpoint, &device, stop)?;
+    serve(endpoint, &device, stop)?;
     Ok(())
 }
 
@@ -106,7 +106,7 @@ fn meet(endpoint: &EndpointPlan) -> Result<Endpoint, SocketError> {
     Ok(match endpoint {
         EndpointPlan::Listen(path) => Endpoint::Server(Server::bind(path)?),
         EndpointPlan::Connect(path) => Endpoint::Client(path.clone()),
-        EndpointPlan::Descriptor(fd) => Endpoint::Server(Server::from_fd(sys::take_fd(*fd)?)?),
+        EndpointPlan::Descriptor(fd) => Endpoint::from_fd(sys::take_fd(*fd)?)?,
     })
 }
 

@@ -47,8 +47,8 @@ impl Device {
 #[derive(Debug)]
 pub struct Session {
     device: Arc<Device>,
-    /// The socket's path, to find who is at its other end.
-    socket: String,
+    /// The front end's process, where it is known.
+    peer: Option<u32>,
     rings: Vec<Arc<RingControl>>,
     refused: Mutex<Option<PrivateMemory>>,
 }
@@ -56,13 +56,13 @@ pub struct Session {
 impl Session {
     /// A new connection's view.
     #[must_use]
-    pub fn new(device: &Arc<Device>, socket: String) -> Self {
+    pub fn new(device: &Arc<Device>, peer: Option<u32>) -> Self {
         let ring = |index: u16| {
             let mailbox = &device.workers[usize::from(index / 2)];
             Arc::new(RingControl::new(index, Arc::clone(mailbox)))
         };
         let rings = (0..device.queue_pairs * 2).map(ring).collect();
-        Self { device: Arc::clone(device), socket, rings, refused: Mutex::default() }
+        Self { device: Arc::clone(device), peer, rings, refused: Mutex::default() }
     }
 
     /// The rings by index.
@@ -131,8 +131,8 @@ impl VhostUserBackend for Session {
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let map = memory.memory().clone().into_inner();
         for region in map.iter() {
-            let Some(file) = region.file_offset() else { continue };
-            if let Some(private) = sharing::find_private(file.file(), &self.socket) {
+            let (Some(file), Some(peer)) = (region.file_offset(), self.peer) else { continue };
+            if let Some(private) = sharing::find_private(file.file(), peer) {
                 let refusal = io::Error::new(io::ErrorKind::InvalidInput, private.to_string());
                 *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(private);
                 return Err(refusal);

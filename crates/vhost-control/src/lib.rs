@@ -10,17 +10,18 @@
 //!   setter, starts and stops the ring at its worker, and returns when the worker has done so.
 //! - A daemon of it serves one connection. [`server`] makes one a connection; datapath, workers and
 //!   recorder outlive them.
+//! - It refuses QEMU's virtio-net: see `relay`.
 //!
 //! - [`device`]: what is offered to front ends; [`ring`]: the life of a ring; [`sharing`]: whether the
 //!   guest's memory is really shared; [`socket`]: making, finding and cleaning up the socket;
 //!   [`server`]: connections one after the other.
 
 pub mod device;
+mod relay;
 pub mod ring;
 pub mod server;
 pub mod sharing;
 pub mod socket;
-mod sys;
 mod vring;
 
 pub use device::Device;

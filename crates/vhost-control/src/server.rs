@@ -1,21 +1,23 @@
 //! Connections, one after the other.
 //!
-//! The calling thread waits for three things at once: a front end, the end of the one that is there, and
-//! being asked to stop. The framework's own thread handles the messages meanwhile.
+//! The calling thread waits for all at once: a front end, what it and the framework say to each other, and
+//! being asked to stop. The framework's own thread handles the messages.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_peercred;
 use vhost::vhost_user::{Error as ProtocolError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::device::{Device, Session};
+use crate::relay::{Passed, Relay};
 use crate::sharing::PrivateMemory;
 use crate::socket::{Endpoint, Server};
 use crate::vring::with_rings;
@@ -41,18 +43,20 @@ pub enum ServeError {
 
 type Daemon = VhostUserDaemon<Arc<Session>>;
 
-/// Serves front ends at `endpoint` until `stop` becomes readable.
+/// Serves front ends at `endpoint` until `stop` becomes readable, or until the one front end of a socket
+/// that was handed over connected is gone.
 ///
 /// # Errors
 /// When the guest's memory is not shared, or the system refuses what serving needs.
 pub fn serve(
-    endpoint: &Endpoint,
+    endpoint: Endpoint,
     device: &Arc<Device>,
     stop: BorrowedFd<'_>,
 ) -> Result<(), ServeError> {
     match endpoint {
-        Endpoint::Server(server) => serve_as_server(server, device, stop),
-        Endpoint::Client(path) => serve_as_client(path, device, stop),
+        Endpoint::Server(server) => serve_as_server(&server, device, stop),
+        Endpoint::Client(path) => serve_as_client(&path, device, stop),
+        Endpoint::Connected(stream) => converse(device, stream, stop, None).map(|_| ()),
     }
 }
 
@@ -61,19 +65,17 @@ fn serve_as_server(
     device: &Arc<Device>,
     stop: BorrowedFd<'_>,
 ) -> Result<(), ServeError> {
-    let clone = server.listener.try_clone().map_err(system("cloning the listener"))?;
-    let mut listener = Listener::from(clone);
     loop {
         if wait([stop, server.listener.as_fd()], None)?[0] {
             return Ok(());
         }
-        let mut connection = Connection::new(device, server.path())?;
-        if let Err(error) = connection.daemon.start(&mut listener) {
-            log::warn!("a front end could not be accepted: {error}");
-            continue;
-        }
-        if connection.run(stop, Some(server))? {
-            return Ok(());
+        match server.listener.accept() {
+            Err(error) => log::warn!("a front end could not be accepted: {error}"),
+            Ok((stream, _)) => {
+                if converse(device, stream, stop, Some(server))? == End::Stopped {
+                    return Ok(());
+                }
+            }
         }
     }
 }
@@ -83,20 +85,19 @@ fn serve_as_client(
     device: &Arc<Device>,
     stop: BorrowedFd<'_>,
 ) -> Result<(), ServeError> {
-    let name = path.to_string_lossy();
     let mut is_waiting = false;
     loop {
-        let mut connection = Connection::new(device, &name)?;
-        match connection.daemon.start_client(&name) {
-            Ok(()) => {
+        match UnixStream::connect(path) {
+            Ok(stream) => {
                 is_waiting = false;
-                if connection.run(stop, None)? {
+                if converse(device, stream, stop, None)? == End::Stopped {
                     return Ok(());
                 }
             }
             Err(error) => {
                 if !is_waiting {
-                    log::info!("waiting for a front end to listen on {name} ({error})");
+                    let path = path.display();
+                    log::info!("waiting for a front end to listen on {path} ({error})");
                 }
                 is_waiting = true;
             }
@@ -107,71 +108,101 @@ fn serve_as_client(
     }
 }
 
-/// A connection with a front end, or one about to be made.
-struct Connection {
-    session: Arc<Session>,
-    daemon: Daemon,
+/// How a conversation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The front end is gone, or was sent away.
+    Gone,
+    /// The daemon was asked to stop.
+    Stopped,
 }
 
-impl Connection {
-    fn new(device: &Arc<Device>, path: &str) -> Result<Self, ServeError> {
-        let session = Arc::new(Session::new(device, path.to_owned()));
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let daemon = with_rings(session.rings(), || {
-            Daemon::new("vhost-user".into(), Arc::clone(&session), memory)
-        });
-        let daemon = daemon.map_err(|error| ServeError::System {
-            step: "setting up a connection",
-            source: io::Error::other(error.to_string()),
-        })?;
-        Ok(Self { session, daemon })
+/// Stays with a front end until it goes, or `stop` becomes readable.
+fn converse(
+    device: &Arc<Device>,
+    front: UnixStream,
+    stop: BorrowedFd<'_>,
+    server: Option<&Server>,
+) -> Result<End, ServeError> {
+    let peer = socket_peercred(&front)
+        .ok()
+        .and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
+    log::info!(
+        "a front end is connected{}",
+        peer.map_or(String::new(), |pid| format!(": process {pid}"))
+    );
+    let session = Arc::new(Session::new(device, peer));
+    let (mut daemon, framework) = connect_framework(&session)?;
+    let relay = Relay::new(front, framework).map_err(system("relaying messages"))?;
+    let end = relay_until_end(&relay, stop, server);
+    // Both sockets close: the framework's thread sees that and ends.
+    drop(relay);
+    let result = daemon.wait();
+    session.end();
+    match result {
+        Err(error) if !is_goodbye(&error) => {
+            log::warn!("the connection to the front end was ended: {error}");
+        }
+        _ => log::info!("the front end is gone"),
     }
+    match session.refused() {
+        Some(private) => Err(private.into()),
+        None => end,
+    }
+}
 
-    /// Stays with the front end until it goes, or `stop` becomes readable. Returns whether it was `stop`.
-    fn run(self, stop: BorrowedFd<'_>, server: Option<&Server>) -> Result<bool, ServeError> {
-        log::info!("a front end is connected");
-        let Self { session, mut daemon } = self;
-        let shutdown = daemon.shutdown_handle();
-        let ended = eventfd(0, EventfdFlags::CLOEXEC).map_err(|error| ServeError::System {
-            step: "making an eventfd",
-            source: error.into(),
-        })?;
-        let mut stopped = false;
-        let result = thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
-                let result = daemon.wait();
-                let _ = rustix::io::write(&ended, &1_u64.to_ne_bytes());
-                result
-            });
-            loop {
-                let ready = match server {
-                    Some(server) => wait([stop, ended.as_fd(), server.listener.as_fd()], None),
-                    None => wait([stop, ended.as_fd(), ended.as_fd()], None),
-                };
-                match ready {
-                    Ok([false, false, true]) => server.into_iter().for_each(refuse_second),
-                    Ok([true, ..]) | Err(_) => {
-                        stopped = true;
-                        shutdown.iter().for_each(|handle| handle.shutdown());
-                        break;
-                    }
-                    Ok(_) => break,
+fn relay_until_end(
+    relay: &Relay,
+    stop: BorrowedFd<'_>,
+    server: Option<&Server>,
+) -> Result<End, ServeError> {
+    let [front, framework] = relay.ends();
+    loop {
+        let listener = server.map_or(stop, |server| server.listener.as_fd());
+        let [stopped, front_said, framework_said, second] =
+            wait([stop, front, framework, listener], None)?;
+        if stopped {
+            return Ok(End::Stopped);
+        }
+        // Answers first: the last one before the framework hangs up must not be lost.
+        let directions: [(bool, &dyn Fn() -> io::Result<Passed>); 2] =
+            [(framework_said, &|| relay.to_front()), (front_said, &|| relay.to_framework())];
+        for (_, pass) in directions.iter().filter(|(said, _)| *said) {
+            match pass() {
+                Ok(Passed::Some) => {}
+                Ok(Passed::Closed) => return Ok(End::Gone),
+                Err(error) => {
+                    log::warn!("the front end is sent away: {error}");
+                    return Ok(End::Gone);
                 }
             }
-            waiter.join()
-        });
-        session.end();
-        match result {
-            Ok(Ok(())) => log::info!("the front end is gone"),
-            Ok(Err(error)) if is_goodbye(&error) => log::info!("the front end is gone"),
-            Ok(Err(error)) => log::warn!("the connection to the front end ended: {error}"),
-            Err(_) => log::error!("the connection's thread ended by a fault of its own"),
         }
-        match session.refused() {
-            Some(private) => Err(private.into()),
-            None => Ok(stopped),
+        if second {
+            server.into_iter().for_each(refuse_second);
         }
     }
+}
+
+/// A daemon of the framework for one conversation, and our end of its socket.
+///
+/// It only takes connections that it accepts itself, so one is made for it, in a directory that nobody else
+/// can enter.
+fn connect_framework(session: &Arc<Session>) -> Result<(Daemon, UnixStream), ServeError> {
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let daemon = with_rings(session.rings(), || {
+        Daemon::new("vhost-user".into(), Arc::clone(session), memory)
+    });
+    let refused = |error: DaemonError| io::Error::other(error.to_string());
+    let connect = || -> io::Result<(Daemon, UnixStream)> {
+        let mut daemon = daemon.map_err(refused)?;
+        let directory = tempfile::Builder::new().prefix("ringscope-").tempdir()?;
+        let path = directory.path().join("framework.sock");
+        let mut listener = Listener::from(UnixListener::bind(&path)?);
+        let ours = UnixStream::connect(&path)?;
+        daemon.start(&mut listener).map_err(refused)?;
+        Ok((daemon, ours))
+    };
+    connect().map_err(system("setting up a connection"))
 }
 
 /// One device has one front end.

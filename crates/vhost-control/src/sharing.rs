@@ -8,8 +8,6 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::socket::peer_pid;
-
 /// The front end maps its guest's memory privately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -22,11 +20,10 @@ pub struct PrivateMemory {
     pub pid: u32,
 }
 
-/// Looks how the process at the other end of the socket at `path` maps `file`. None when it maps it shared,
-/// or when this cannot be found out.
+/// Looks how the front end's process `pid` maps `file`. None when it maps it shared, or when this cannot
+/// be found out.
 #[must_use]
-pub fn find_private(file: &File, path: &str) -> Option<PrivateMemory> {
-    let pid = peer_pid(path)?;
+pub fn find_private(file: &File, pid: u32) -> Option<PrivateMemory> {
     let metadata = file.metadata().ok()?;
     let maps = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("maps")).ok()?;
     is_private(&maps, metadata.dev(), metadata.ino()).then_some(PrivateMemory { pid })
