@@ -65,10 +65,8 @@ pub struct Console {
 impl Console {
     /// Connects to QEMU's socket; the guest may not listen yet.
     pub fn connect(path: &Path) -> Result<Self, Error> {
-        let stream = UnixStream::connect(path).map_err(|source| Error::Io {
-            path: path.to_path_buf(),
-            source,
-        })?;
+        let stream = UnixStream::connect(path)
+            .map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
         Ok(Self {
             path: path.to_path_buf(),
             stream,
@@ -94,10 +92,7 @@ impl Console {
                 }
             }
         }
-        Err(Error::Timeout {
-            what: "the guest's console to answer".into(),
-            limit,
-        })
+        Err(Error::Timeout { what: "the guest's console to answer".into(), limit })
     }
 
     /// Runs a shell command, which the guest ends when it takes longer than `limit`.
@@ -108,47 +103,30 @@ impl Console {
     pub fn run(&mut self, command: &str, limit: Duration) -> Result<Output, Error> {
         assert!(!command.contains('\n'), "a command is one line");
         self.sequence += 1;
-        let line = format!(
-            "run {} {} {command}\n",
-            self.sequence,
-            limit.as_secs().max(1)
-        );
+        let line = format!("run {} {} {command}\n", self.sequence, limit.as_secs().max(1));
         self.write(line.as_bytes())?;
         let end = Instant::now() + limit + ANSWER_MARGIN;
-        let timeout = || Error::Timeout {
-            what: format!("an answer to `{command}`"),
-            limit,
-        };
+        let timeout = || Error::Timeout { what: format!("an answer to `{command}`"), limit };
         loop {
             let line = self.read_line(end)?.ok_or_else(timeout)?;
             if between(&line, READY_PREFIX).is_some_and(|boot_id| boot_id != self.boot_id) {
-                return Err(Error::Rebooted {
-                    command: command.into(),
-                });
+                return Err(Error::Rebooted { command: command.into() });
             }
             if let Some((sequence, status, length)) = parse_reply(&line)
                 && sequence == self.sequence
             {
                 let text = self.read_bytes(length, end)?.ok_or_else(timeout)?;
-                return Ok(Output {
-                    status,
-                    text: String::from_utf8_lossy(&text).into_owned(),
-                });
+                return Ok(Output { status, text: String::from_utf8_lossy(&text).into_owned() });
             }
         }
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.stream
-            .write_all(bytes)
-            .map_err(|source| self.failed(source))
+        self.stream.write_all(bytes).map_err(|source| self.failed(source))
     }
 
     fn failed(&self, source: io::Error) -> Error {
-        Error::Io {
-            path: self.path.clone(),
-            source,
-        }
+        Error::Io { path: self.path.clone(), source }
     }
 
     /// The next line, without its end; `None` when none came by `end`.
@@ -181,9 +159,7 @@ impl Console {
             if left.is_zero() {
                 return Ok(false);
             }
-            self.stream
-                .set_read_timeout(Some(left))
-                .map_err(|source| self.failed(source))?;
+            self.stream.set_read_timeout(Some(left)).map_err(|source| self.failed(source))?;
             match self.stream.read(&mut block) {
                 Ok(0) => return Err(self.failed(io::ErrorKind::UnexpectedEof.into())),
                 Ok(length) => {
@@ -210,11 +186,8 @@ fn between<'line>(line: &'line str, prefix: &str) -> Option<&'line str> {
 /// Sequence, status and length of a reply's header.
 fn parse_reply(line: &str) -> Option<(u64, i32, usize)> {
     let mut words = between(line, REPLY_PREFIX)?.split(' ');
-    let reply = (
-        words.next()?.parse().ok()?,
-        words.next()?.parse().ok()?,
-        words.next()?.parse().ok()?,
-    );
+    let reply =
+        (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?);
     words.next().is_none().then_some(reply)
 }
 
@@ -247,18 +220,11 @@ mod tests {
     #[test]
     fn marker_lines_are_read() {
         assert_eq!(parse_reply("=ringscope done 3 0 17="), Some((3, 0, 17)));
-        for line in [
-            "=ringscope done 3 0=",
-            "=ringscope done 3 0 17",
-            "ringscope done 3 0 17=",
-            "",
-        ] {
+        for line in ["=ringscope done 3 0=", "=ringscope done 3 0 17", "ringscope done 3 0 17=", ""]
+        {
             assert_eq!(parse_reply(line), None, "{line}");
         }
-        assert_eq!(
-            between("=ringscope ready ab-c=", READY_PREFIX),
-            Some("ab-c")
-        );
+        assert_eq!(between("=ringscope ready ab-c=", READY_PREFIX), Some("ab-c"));
     }
 
     #[test]
@@ -269,13 +235,7 @@ mod tests {
         });
         console.await_boot(LIMIT).unwrap();
         let output = console.run("anything", LIMIT).unwrap();
-        assert_eq!(
-            output,
-            Output {
-                status: 3,
-                text: "=ringscope done \n".into()
-            }
-        );
+        assert_eq!(output, Output { status: 3, text: "=ringscope done \n".into() });
     }
 
     #[test]
@@ -285,19 +245,13 @@ mod tests {
             _ => "=ringscope ready B=\n".into(),
         });
         console.await_boot(LIMIT).unwrap();
-        assert!(matches!(
-            console.run("anything", LIMIT),
-            Err(Error::Rebooted { .. })
-        ));
+        assert!(matches!(console.run("anything", LIMIT), Err(Error::Rebooted { .. })));
     }
 
     #[test]
     fn a_silent_guest_is_given_up() {
         let (_dir, mut console) = guest(|_| String::new());
         let limit = Duration::from_millis(300);
-        assert!(matches!(
-            console.await_boot(limit),
-            Err(Error::Timeout { .. })
-        ));
+        assert!(matches!(console.await_boot(limit), Err(Error::Timeout { .. })));
     }
 }

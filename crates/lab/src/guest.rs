@@ -198,11 +198,7 @@ impl Guest {
         let mut process = Process::spawn(&mut command, &dir.join("qemu.log"))
             .map_err(io_error("start qemu-scripts/launch".into()))?;
         let console = connect(&mut process, &options)?;
-        let mut guest = Self {
-            process,
-            console,
-            options,
-        };
+        let mut guest = Self { process, console, options };
         guest.await_boot()?;
         Ok(guest)
     }
@@ -256,11 +252,7 @@ impl Guest {
         if status == 0 {
             return Ok(text);
         }
-        Err(Error::Failed {
-            command: command.into(),
-            status,
-            text,
-        })
+        Err(Error::Failed { command: command.into(), status, text })
     }
 
     /// Reboots the guest inside the same QEMU, and waits until its console answers again.
@@ -301,12 +293,8 @@ impl Guest {
             // The socket closes a moment before the process can be waited for.
             let _ = self.process.wait(Duration::from_secs(2));
         }
-        Err(
-            ended(&mut self.process, dir).unwrap_or_else(|| Error::Console {
-                source,
-                serial: serial(dir),
-            }),
-        )
+        Err(ended(&mut self.process, dir)
+            .unwrap_or_else(|| Error::Console { source, serial: serial(dir) }))
     }
 }
 
@@ -329,10 +317,7 @@ fn connect(process: &mut Process, options: &GuestOptions) -> Result<Console, Err
             return Err(error);
         }
         if Instant::now() > end {
-            return Err(Error::Console {
-                source,
-                serial: process.log_tail(TAIL_BYTES),
-            });
+            return Err(Error::Console { source, serial: process.log_tail(TAIL_BYTES) });
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -344,11 +329,7 @@ fn ended(process: &mut Process, dir: &Path) -> Option<Error> {
         Ok(Some(status)) => status.to_string(),
         Err(error) => error.to_string(),
     };
-    Some(Error::Ended {
-        status,
-        log: process.log_tail(TAIL_BYTES),
-        serial: serial(dir),
-    })
+    Some(Error::Ended { status, log: process.log_tail(TAIL_BYTES), serial: serial(dir) })
 }
 
 fn serial(dir: &Path) -> String {
@@ -356,10 +337,7 @@ fn serial(dir: &Path) -> String {
 }
 
 fn io_error(what: String) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Io {
-        what: what.clone(),
-        source,
-    }
+    move |source| Error::Io { what: what.clone(), source }
 }
 
 #[cfg(test)]
@@ -374,22 +352,13 @@ mod tests {
         options.mrg_rxbuf = false;
         options.queue_pairs = 2;
         let line = options.to_args().join(" ");
-        for part in [
-            "--socket /run/a.sock",
-            "--server",
-            "--packed",
-            "--mrg-rxbuf off",
-            "--queue-pairs 2",
-        ] {
+        for part in
+            ["--socket /run/a.sock", "--server", "--packed", "--mrg-rxbuf off", "--queue-pairs 2"]
+        {
             assert!(line.contains(part), "{part} is not in {line}");
         }
-        let tap = GuestOptions::new(Attachment::Tap("tap7".into()), "/run/a")
-            .to_args()
-            .join(" ");
-        assert!(
-            tap.contains("--tap tap7") && !tap.contains("--server"),
-            "{tap}"
-        );
+        let tap = GuestOptions::new(Attachment::Tap("tap7".into()), "/run/a").to_args().join(" ");
+        assert!(tap.contains("--tap tap7") && !tap.contains("--server"), "{tap}");
     }
 
     #[test]

@@ -52,19 +52,10 @@ impl Outside {
     }
 
     fn build(&self) -> Result<(), Error> {
-        let Self {
-            namespace,
-            bridge,
-            veth,
-            ..
-        } = self;
+        let Self { namespace, bridge, veth, .. } = self;
         ip(&format!("netns add {namespace}"))?;
-        ip(&format!(
-            "link add {bridge} type bridge stp_state 0 mcast_snooping 0 forward_delay 0"
-        ))?;
-        ip(&format!(
-            "link add {veth} type veth peer name eth0 netns {namespace}"
-        ))?;
+        ip(&format!("link add {bridge} type bridge stp_state 0 mcast_snooping 0 forward_delay 0"))?;
+        ip(&format!("link add {veth} type veth peer name eth0 netns {namespace}"))?;
         ip(&format!("link set {veth} master {bridge}"))?;
         for link in [bridge, veth] {
             quieten(&[], link);
@@ -72,10 +63,7 @@ impl Outside {
         }
         quieten(&["netns", "exec", namespace], "eth0");
         ip(&format!("-n {namespace} link set lo up"))?;
-        ip(&format!(
-            "-n {namespace} address add {}/24 dev eth0",
-            Self::ADDRESS
-        ))?;
+        ip(&format!("-n {namespace} address add {}/24 dev eth0", Self::ADDRESS))?;
         ip(&format!("-n {namespace} link set eth0 up"))
     }
 
@@ -84,9 +72,7 @@ impl Outside {
     pub fn add_tap(&mut self, queues: u16) -> Result<String, Error> {
         let tap = link_name("rt", &format!("{}x{}", &self.bridge[2..], self.taps.len()));
         let multi_queue = if queues == 1 { "" } else { " multi_queue" };
-        ip(&format!(
-            "tuntap add dev {tap} mode tap{multi_queue} vnet_hdr"
-        ))?;
+        ip(&format!("tuntap add dev {tap} mode tap{multi_queue} vnet_hdr"))?;
         self.taps.push(tap.clone());
         ip(&format!("link set {tap} master {}", self.bridge))?;
         quieten(&[], &tap);
@@ -114,11 +100,7 @@ impl Outside {
     /// Runs a shell command inside the namespace and returns what it printed; an error when it
     /// fails.
     pub fn exec(&self, script: &str) -> Result<String, Error> {
-        let output = self
-            .command("/bin/sh")
-            .args(["-c", script])
-            .stdin(Stdio::null())
-            .output();
+        let output = self.command("/bin/sh").args(["-c", script]).stdin(Stdio::null()).output();
         text_of(script, output)
     }
 }
@@ -159,18 +141,12 @@ fn quieten(prefix: &[&str], link: &str) {
 }
 
 fn ip(line: &str) -> Result<(), Error> {
-    let output = Command::new("ip")
-        .args(line.split_whitespace())
-        .stdin(Stdio::null())
-        .output();
+    let output = Command::new("ip").args(line.split_whitespace()).stdin(Stdio::null()).output();
     text_of(&format!("ip {line}"), output).map(|_| ())
 }
 
 fn text_of(command: &str, output: std::io::Result<Output>) -> Result<String, Error> {
-    let failed = |found: String| Error {
-        command: command.into(),
-        found,
-    };
+    let failed = |found: String| Error { command: command.into(), found };
     let output = output.map_err(|error| failed(error.to_string()))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     if output.status.success() {
@@ -193,13 +169,8 @@ mod tests {
 
     #[test]
     fn a_failed_command_says_which_and_why() {
-        let output = Command::new("sh")
-            .args(["-c", "echo no >&2; exit 2"])
-            .output();
+        let output = Command::new("sh").args(["-c", "echo no >&2; exit 2"]).output();
         let error = text_of("sh", output).unwrap_err().to_string();
-        assert!(
-            error.contains("`sh` failed") && error.contains("no"),
-            "{error}"
-        );
+        assert!(error.contains("`sh` failed") && error.contains("no"), "{error}");
     }
 }

@@ -18,19 +18,14 @@ impl Process {
     /// Starts `command` with standard output and error appended to `log`, and no input.
     pub fn spawn(command: &mut Command, log: &Path) -> io::Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .spawn()
-            .map_err(|error| {
-                let program = command.get_program().to_string_lossy();
-                io::Error::new(error.kind(), format!("cannot start {program}: {error}"))
-            })?;
-        Ok(Self {
-            child,
-            log: log.to_path_buf(),
-        })
+        let child =
+            command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).spawn().map_err(
+                |error| {
+                    let program = command.get_program().to_string_lossy();
+                    io::Error::new(error.kind(), format!("cannot start {program}: {error}"))
+                },
+            )?;
+        Ok(Self { child, log: log.to_path_buf() })
     }
 
     /// The child's process id.
@@ -114,10 +109,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut process = shell("echo said; exit 4", &dir.path().join("log"));
         let status = process.wait(Duration::from_secs(5)).unwrap().unwrap();
-        assert_eq!(
-            (status.code(), process.log_tail(100).as_str()),
-            (Some(4), "said")
-        );
+        assert_eq!((status.code(), process.log_tail(100).as_str()), (Some(4), "said"));
     }
 
     #[test]
@@ -133,18 +125,9 @@ mod tests {
     #[test]
     fn what_ignores_the_polite_way_is_killed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut process = shell(
-            "trap '' TERM; while :; do sleep 1; done",
-            &dir.path().join("log"),
-        );
+        let mut process = shell("trap '' TERM; while :; do sleep 1; done", &dir.path().join("log"));
         std::thread::sleep(Duration::from_millis(100));
-        assert_eq!(
-            process
-                .terminate(Duration::from_millis(200))
-                .unwrap()
-                .code(),
-            None
-        );
+        assert_eq!(process.terminate(Duration::from_millis(200)).unwrap().code(), None);
     }
 
     #[test]

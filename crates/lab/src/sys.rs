@@ -1,8 +1,5 @@
 //! The one system call that no safe crate offers: `ioctl(SIOCETHTOOL)`.
-#![allow(
-    unsafe_code,
-    reason = "ETHTOOL_GCHANNELS and ETHTOOL_SCHANNELS are reached by ioctl only"
-)]
+#![allow(unsafe_code, reason = "ETHTOOL_GCHANNELS and ETHTOOL_SCHANNELS are reached by ioctl only")]
 
 use std::ffi::c_char;
 use std::io;
@@ -33,31 +30,18 @@ pub(crate) struct Channels {
 
 /// How many queues the interface has and could have.
 pub(crate) fn channels(interface: &str) -> io::Result<Channels> {
-    ethtool(
-        interface,
-        Channels {
-            cmd: ETHTOOL_GCHANNELS,
-            ..Channels::default()
-        },
-    )
+    ethtool(interface, Channels { cmd: ETHTOOL_GCHANNELS, ..Channels::default() })
 }
 
 /// Sets the number of combined queues, and leaves the other kinds as `current` has them.
 pub(crate) fn set_combined(interface: &str, current: Channels, combined: u32) -> io::Result<()> {
-    let wanted = Channels {
-        cmd: ETHTOOL_SCHANNELS,
-        combined_count: combined,
-        ..current
-    };
+    let wanted = Channels { cmd: ETHTOOL_SCHANNELS, combined_count: combined, ..current };
     ethtool(interface, wanted).map(|_| ())
 }
 
 fn ethtool(interface: &str, mut channels: Channels) -> io::Result<Channels> {
     if interface.len() >= libc::IFNAMSIZ {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "interface name over 15 bytes",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name over 15 bytes"));
     }
     // SAFETY: ifreq is plain integers, arrays and unions of these; all zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -70,9 +54,5 @@ fn ethtool(interface: &str, mut channels: Channels) -> io::Result<Channels> {
     // a pointer to `channels`, which lives past the call and has the layout that both commands
     // read and write.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(channels)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(channels) }
 }

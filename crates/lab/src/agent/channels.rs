@@ -14,11 +14,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let failed = |doing| {
         let interface = args.interface.clone();
-        move |source| Error::Channels {
-            doing,
-            interface,
-            source,
-        }
+        move |source| Error::Channels { doing, interface, source }
     };
     let mut found = sys::channels(&args.interface).map_err(failed("read"))?;
     if let Some(combined) = args.combined {

@@ -40,11 +40,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
     /// Where commands' output is kept while they run.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/tmp/ringscope-console.out"
-    )]
+    #[arg(long, value_name = "FILE", default_value = "/tmp/ringscope-console.out")]
     scratch: String,
 }
 
@@ -52,11 +48,7 @@ pub(super) struct Args {
 #[derive(Debug, PartialEq, Eq)]
 enum Request<'line> {
     Hello,
-    Run {
-        sequence: u64,
-        limit: Duration,
-        command: &'line str,
-    },
+    Run { sequence: u64, limit: Duration, command: &'line str },
 }
 
 impl<'line> Request<'line> {
@@ -76,24 +68,13 @@ impl<'line> Request<'line> {
         let mut words = line.strip_prefix("run ")?.splitn(3, ' ');
         let sequence = words.next()?.parse().ok()?;
         let limit = Duration::from_secs(words.next()?.parse().ok()?);
-        Some(Self::Run {
-            sequence,
-            limit,
-            command: words.next()?,
-        })
+        Some(Self::Run { sequence, limit, command: words.next()? })
     }
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let failed = |source| Error::File {
-        path: args.device.clone(),
-        source,
-    };
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&args.device)
-        .map_err(failed)?;
+    let failed = |source| Error::File { path: args.device.clone(), source };
+    let device = OpenOptions::new().read(true).write(true).open(&args.device).map_err(failed)?;
     make_raw(&device).map_err(failed)?;
     let mut output = device.try_clone()?;
     let mut input = BufReader::new(device);
@@ -109,11 +90,9 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
         let text = String::from_utf8_lossy(&line);
         let reply = match Request::parse(&text, Duration::from_secs(args.timeout)) {
             Request::Hello => hello.clone().into_bytes(),
-            Request::Run {
-                sequence,
-                limit,
-                command,
-            } => reply_to(sequence, shell(command, limit, &args.scratch)),
+            Request::Run { sequence, limit, command } => {
+                reply_to(sequence, shell(command, limit, &args.scratch))
+            }
         };
         output.write_all(&reply).map_err(failed)?;
     }
@@ -127,12 +106,8 @@ fn make_raw(device: &File) -> io::Result<()> {
 }
 
 fn reply_to(sequence: u64, outcome: io::Result<(i32, Vec<u8>)>) -> Vec<u8> {
-    let (status, text) = outcome.unwrap_or_else(|error| {
-        (
-            127,
-            format!("agent: cannot run a command: {error}\n").into(),
-        )
-    });
+    let (status, text) = outcome
+        .unwrap_or_else(|error| (127, format!("agent: cannot run a command: {error}\n").into()));
     let mut reply = format!("\n{REPLY_PREFIX}{sequence} {status} {}=\n", text.len()).into_bytes();
     reply.extend_from_slice(&text);
     reply
@@ -141,12 +116,8 @@ fn reply_to(sequence: u64, outcome: io::Result<(i32, Vec<u8>)>) -> Vec<u8> {
 /// Output goes through a file and not a pipe, so that a command may leave a process behind in the
 /// background without the reader waiting for that one's end as well.
 fn shell(command: &str, limit: Duration, scratch: &str) -> io::Result<(i32, Vec<u8>)> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(scratch)?;
+    let mut file =
+        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(scratch)?;
     // Unlinked, so that the next command starts with a file of its own.
     std::fs::remove_file(scratch)?;
     let child = Command::new("/bin/sh")
@@ -169,12 +140,7 @@ fn shell(command: &str, limit: Duration, scratch: &str) -> io::Result<(i32, Vec<
         return Ok((STATUS_TIMEOUT, text));
     };
     // The shell's convention for "ended by a signal".
-    Ok((
-        status
-            .code()
-            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
-        text,
-    ))
+    Ok((status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)), text))
 }
 
 /// `None` when the command had to be ended.
@@ -214,38 +180,21 @@ mod tests {
         let parse = |line| Request::parse(line, LIMIT);
         assert_eq!(parse("\r\n"), Request::Hello);
         let limit = Duration::from_secs(3);
-        assert_eq!(
-            parse("run 7 3 a  b\n"),
-            Request::Run {
-                sequence: 7,
-                limit,
-                command: "a  b"
-            }
-        );
-        let by_hand = Request::Run {
-            sequence: 0,
-            limit: LIMIT,
-            command: "run fast",
-        };
+        assert_eq!(parse("run 7 3 a  b\n"), Request::Run { sequence: 7, limit, command: "a  b" });
+        let by_hand = Request::Run { sequence: 0, limit: LIMIT, command: "run fast" };
         assert_eq!(parse("run fast\n"), by_hand);
     }
 
     #[test]
     fn output_and_status_come_back() {
-        assert_eq!(
-            run_here("echo out; echo err >&2; exit 3", LIMIT),
-            (3, "out\nerr\n".into())
-        );
+        assert_eq!(run_here("echo out; echo err >&2; exit 3", LIMIT), (3, "out\nerr\n".into()));
         assert_eq!(run_here("kill -9 $$", LIMIT).0, 128 + 9);
     }
 
     #[test]
     fn a_process_left_behind_is_not_waited_for() {
         let before = Instant::now();
-        assert_eq!(
-            run_here("sleep 3 & echo started", LIMIT),
-            (0, "started\n".into())
-        );
+        assert_eq!(run_here("sleep 3 & echo started", LIMIT), (0, "started\n".into()));
         assert!(before.elapsed() < Duration::from_secs(2));
     }
 
@@ -253,10 +202,7 @@ mod tests {
     fn a_command_that_takes_too_long_is_ended() {
         let (status, text) = run_here("echo first; sleep 60", Duration::from_millis(200));
         assert_eq!(status, STATUS_TIMEOUT);
-        assert!(
-            text.starts_with("first\n") && text.contains("ended after"),
-            "{text}"
-        );
+        assert!(text.starts_with("first\n") && text.contains("ended after"), "{text}");
     }
 
     #[test]

@@ -72,10 +72,7 @@ impl Figures {
         let (&min_ns, &max_ns) = (samples.first()?, samples.last()?);
         let count = samples.len() as f64;
         let mean_ns = samples.iter().map(|&sample| sample as f64).sum::<f64>() / count;
-        let squares: f64 = samples
-            .iter()
-            .map(|&sample| (sample as f64 - mean_ns).powi(2))
-            .sum();
+        let squares: f64 = samples.iter().map(|&sample| (sample as f64 - mean_ns).powi(2)).sum();
         // Nearest rank: the smallest sample that at least this share of samples does not exceed.
         let rank =
             |share: f64| samples[((share * count).ceil() as usize).clamp(1, samples.len()) - 1];
@@ -99,12 +96,7 @@ mod tests {
 
     #[test]
     fn a_probe_survives_the_wire() {
-        let probe = Probe {
-            run: 7,
-            sequence: 1 << 40,
-            intended_ns: 3,
-            sent_ns: u64::MAX,
-        };
+        let probe = Probe { run: 7, sequence: 1 << 40, intended_ns: 3, sent_ns: u64::MAX };
         let mut packet = [0; 64];
         probe.write(&mut packet);
         assert_eq!(Probe::read(&packet), Some(probe));
@@ -117,10 +109,7 @@ mod tests {
     fn figures_are_nearest_rank() {
         let figures = Figures::of((1..=1000).rev().collect()).unwrap();
         assert_eq!((figures.min_ns, figures.max_ns), (1, 1000));
-        assert_eq!(
-            (figures.p50_ns, figures.p90_ns, figures.p99_ns),
-            (500, 900, 990)
-        );
+        assert_eq!((figures.p50_ns, figures.p90_ns, figures.p99_ns), (500, 900, 990));
         assert_eq!((figures.p999_ns, figures.p9999_ns), (999, 1000));
         assert!((figures.mean_ns - 500.5).abs() < 1e-9);
         assert!((figures.stddev_ns - 288.675).abs() < 1e-3);

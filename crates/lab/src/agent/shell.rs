@@ -23,11 +23,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let command = args.command.join(" ");
     if command.contains('\n') {
         let (expected, found) = ("one line".to_owned(), format!("{command:?}"));
-        return Err(Error::Usage {
-            flag: "COMMAND",
-            expected,
-            found,
-        });
+        return Err(Error::Usage { flag: "COMMAND", expected, found });
     }
     let mut console = Console::connect(&args.socket)?;
     console.await_boot(limit)?;

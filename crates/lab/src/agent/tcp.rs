@@ -87,16 +87,9 @@ impl TcpReport {
             return Ok(());
         }
         let digest = |half: &TransferHalf| {
-            format!(
-                "{} of {} bytes",
-                half.sha256.as_deref().unwrap_or("(not hashed)"),
-                half.bytes
-            )
+            format!("{} of {} bytes", half.sha256.as_deref().unwrap_or("(not hashed)"), half.bytes)
         };
-        Err(Error::Corrupted {
-            sent: digest(&self.sent),
-            received: digest(&self.received),
-        })
+        Err(Error::Corrupted { sent: digest(&self.sent), received: digest(&self.received) })
     }
 }
 
@@ -123,10 +116,7 @@ impl Order {
             Direction::Receive => "receive",
         };
         let hash = if self.hash { "hash" } else { "plain" };
-        format!(
-            "{OPENING} {direction} {} {} {hash}\n",
-            self.bytes, self.seed
-        )
+        format!("{OPENING} {direction} {} {} {hash}\n", self.bytes, self.seed)
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -146,12 +136,7 @@ impl Order {
             "plain" => false,
             _ => return None,
         };
-        words.next().is_none().then_some(Self {
-            direction,
-            bytes,
-            seed,
-            hash,
-        })
+        words.next().is_none().then_some(Self { direction, bytes, seed, hash })
     }
 }
 
@@ -202,20 +187,12 @@ fn take(from: &mut impl Read, order: Order, end: Instant) -> io::Result<Transfer
 }
 
 fn in_time(end: Instant) -> io::Result<()> {
-    if Instant::now() < end {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::TimedOut.into())
-    }
+    if Instant::now() < end { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
 fn half(bytes: u64, digest: Option<Sha256>, start: Instant) -> TransferHalf {
     let seconds = start.elapsed().as_secs_f64();
-    TransferHalf {
-        bytes,
-        sha256: digest.map(|digest| hex(&digest.finalize())),
-        seconds,
-    }
+    TransferHalf { bytes, sha256: digest.map(|digest| hex(&digest.finalize())), seconds }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -223,10 +200,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 pub(super) fn serve(args: &ServeArgs) -> Result<(), Error> {
-    let listener = TcpListener::bind(args.bind).map_err(|source| Error::Bind {
-        address: args.bind,
-        source,
-    })?;
+    let listener = TcpListener::bind(args.bind)
+        .map_err(|source| Error::Bind { address: args.bind, source })?;
     if args.timeout == 0 {
         return accept_all(&listener);
     }
@@ -283,12 +258,7 @@ pub(super) fn receive(args: &TransferArgs) -> Result<TcpReport, Error> {
 }
 
 fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Error> {
-    let order = Order {
-        direction,
-        bytes: args.bytes,
-        seed: args.seed,
-        hash: !args.no_hash,
-    };
+    let order = Order { direction, bytes: args.bytes, seed: args.seed, hash: !args.no_hash };
     let limit = Duration::from_secs(args.timeout.max(1));
     let start = Instant::now();
     let failed = |doing| {
@@ -298,11 +268,7 @@ fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Erro
                 limit,
                 found: format!("it waited to {doing} {}", args.target),
             },
-            _ => Error::Peer {
-                doing,
-                peer: args.target,
-                source,
-            },
+            _ => Error::Peer { doing, peer: args.target, source },
         }
     };
     let stream = TcpStream::connect_timeout(&args.target, limit.min(Duration::from_secs(10)))
@@ -311,8 +277,7 @@ fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Erro
     stream.set_write_timeout(Some(limit))?;
     let mut to = &stream;
     let mut from = BufReader::with_capacity(BLOCK_BYTES, &stream);
-    to.write_all(order.line().as_bytes())
-        .map_err(failed("send to"))?;
+    to.write_all(order.line().as_bytes()).map_err(failed("send to"))?;
     let begin = Instant::now();
     let end = start + limit;
     let ours = match direction {
@@ -321,8 +286,7 @@ fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Erro
     };
     let received_after = begin.elapsed();
     let mut line = String::new();
-    from.read_line(&mut line)
-        .map_err(failed("receive the result from"))?;
+    from.read_line(&mut line).map_err(failed("receive the result from"))?;
     let theirs: TransferHalf = serde_json::from_str(&line).map_err(|_| Error::Protocol {
         peer: args.target,
         expected: "its half of the result",
@@ -334,13 +298,7 @@ fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Erro
     };
     let seconds = seconds.as_secs_f64();
     let bits_per_second = received.bytes as f64 * 8.0 / seconds;
-    Ok(TcpReport {
-        kind: kind.into(),
-        sent,
-        received,
-        seconds,
-        bits_per_second,
-    })
+    Ok(TcpReport { kind: kind.into(), sent, received, seconds, bits_per_second })
 }
 
 /// What `hash-speed` prints.
@@ -369,12 +327,7 @@ pub(super) fn hash_speed(args: &HashSpeedArgs) -> HashSpeed {
     }
     std::hint::black_box(digest.finalize());
     let sha256_bytes_per_second = bytes as f64 / start.elapsed().as_secs_f64();
-    HashSpeed {
-        kind: "hash-speed",
-        bytes,
-        make_bytes_per_second,
-        sha256_bytes_per_second,
-    }
+    HashSpeed { kind: "hash-speed", bytes, make_bytes_per_second, sha256_bytes_per_second }
 }
 
 #[cfg(test)]
@@ -389,13 +342,7 @@ mod tests {
     }
 
     fn args(target: SocketAddr, bytes: u64, no_hash: bool) -> TransferArgs {
-        TransferArgs {
-            target,
-            bytes,
-            seed: 5,
-            no_hash,
-            timeout: 20,
-        }
+        TransferArgs { target, bytes, seed: 5, no_hash, timeout: 20 }
     }
 
     #[test]
@@ -428,19 +375,10 @@ mod tests {
 
     #[test]
     fn orders_survive_the_wire_and_garbage_is_refused() {
-        let order = Order {
-            direction: Direction::Receive,
-            bytes: 7,
-            seed: 8,
-            hash: false,
-        };
+        let order = Order { direction: Direction::Receive, bytes: 7, seed: 8, hash: false };
         assert_eq!(Order::parse(&order.line()), Some(order));
-        for line in [
-            "",
-            "GET / HTTP/1.1",
-            "ringscope-tcp send x 1 hash",
-            "ringscope-tcp send 1 1",
-        ] {
+        for line in ["", "GET / HTTP/1.1", "ringscope-tcp send x 1 hash", "ringscope-tcp send 1 1"]
+        {
             assert_eq!(Order::parse(line), None, "{line}");
         }
     }
@@ -448,10 +386,7 @@ mod tests {
     #[test]
     fn a_peer_that_says_nothing_is_given_up() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let args = TransferArgs {
-            timeout: 1,
-            ..args(listener.local_addr().unwrap(), 10, false)
-        };
+        let args = TransferArgs { timeout: 1, ..args(listener.local_addr().unwrap(), 10, false) };
         assert!(matches!(receive(&args), Err(Error::Timeout { .. })));
     }
 }

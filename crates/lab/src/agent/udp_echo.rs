@@ -16,10 +16,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
-    let socket = UdpSocket::bind(args.bind).map_err(|source| Error::Bind {
-        address: args.bind,
-        source,
-    })?;
+    let socket =
+        UdpSocket::bind(args.bind).map_err(|source| Error::Bind { address: args.bind, source })?;
     let limit = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
     echo(&socket, limit)
 }

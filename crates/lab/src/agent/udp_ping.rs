@@ -93,22 +93,10 @@ struct Sample {
 pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
     validate(args)?;
     sharpen_timers();
-    let local: SocketAddr = if args.target.is_ipv4() {
-        ([0; 4], 0).into()
-    } else {
-        ([0u16; 8], 0).into()
-    };
-    let socket = UdpSocket::bind(local).map_err(|source| Error::Bind {
-        address: local,
-        source,
-    })?;
-    let peer = |doing| {
-        move |source| Error::Peer {
-            doing,
-            peer: args.target,
-            source,
-        }
-    };
+    let local: SocketAddr =
+        if args.target.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(local).map_err(|source| Error::Bind { address: local, source })?;
+    let peer = |doing| move |source| Error::Peer { doing, peer: args.target, source };
     socket.connect(args.target).map_err(peer("send to"))?;
     let (samples, duplicates) = match args.mode {
         Mode::Open => open_loop(args, &socket),
@@ -116,38 +104,25 @@ pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
     }
     .map_err(peer("exchange packets with"))?;
     if let Some(path) = &args.samples {
-        write_samples(path, &samples).map_err(|source| Error::File {
-            path: path.clone(),
-            source,
-        })?;
+        write_samples(path, &samples)
+            .map_err(|source| Error::File { path: path.clone(), source })?;
     }
     let report = summarise(args, &samples, duplicates);
     if report.received == 0 {
-        return Err(Error::NoReply {
-            target: args.target,
-            sent: report.sent,
-        });
+        return Err(Error::NoReply { target: args.target, sent: report.sent });
     }
     Ok(report)
 }
 
 fn validate(args: &Args) -> Result<(), Error> {
     let usage = |flag, expected: &str, found: String| {
-        Err(Error::Usage {
-            flag,
-            expected: expected.into(),
-            found,
-        })
+        Err(Error::Usage { flag, expected: expected.into(), found })
     };
     if !(PROBE_BYTES..=65507).contains(&args.size) {
         return usage("--size", "32 to 65507 bytes", args.size.to_string());
     }
     if args.count == 0 || args.count.saturating_add(args.warmup) > COUNT_MAX {
-        return usage(
-            "--count",
-            "1 to 10000000 packets, with --warmup",
-            args.count.to_string(),
-        );
+        return usage("--count", "1 to 10000000 packets, with --warmup", args.count.to_string());
     }
     if args.wait_ms == 0 {
         return usage("--wait-ms", "at least 1", args.wait_ms.to_string());
@@ -161,11 +136,7 @@ fn total(args: &Args) -> u64 {
 
 /// When to stop sending even though packets are left.
 fn deadline(args: &Args, start: u64) -> u64 {
-    if args.timeout == 0 {
-        u64::MAX
-    } else {
-        start + args.timeout * 1_000_000_000
-    }
+    if args.timeout == 0 { u64::MAX } else { start + args.timeout * 1_000_000_000 }
 }
 
 /// Something to tell this run's packets from an earlier run's.
@@ -204,19 +175,9 @@ fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<S
         if sent_ns > end {
             break;
         }
-        Probe {
-            run,
-            sequence,
-            intended_ns,
-            sent_ns,
-        }
-        .write(&mut packet);
+        Probe { run, sequence, intended_ns, sent_ns }.write(&mut packet);
         send(socket, &packet)?;
-        samples.push(Sample {
-            intended_ns,
-            sent_ns,
-            received_ns: 0,
-        });
+        samples.push(Sample { intended_ns, sent_ns, received_ns: 0 });
     }
     Ok(samples)
 }
@@ -291,19 +252,9 @@ fn closed_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, u64)
         if sent_ns > end {
             break;
         }
-        Probe {
-            run,
-            sequence,
-            intended_ns: sent_ns,
-            sent_ns,
-        }
-        .write(&mut packet);
+        Probe { run, sequence, intended_ns: sent_ns, sent_ns }.write(&mut packet);
         send(socket, &packet)?;
-        let mut sample = Sample {
-            intended_ns: sent_ns,
-            sent_ns,
-            received_ns: 0,
-        };
+        let mut sample = Sample { intended_ns: sent_ns, sent_ns, received_ns: 0 };
         let limit = sent_ns + args.wait_ms * 1_000_000;
         sample.received_ns = await_reply(socket, run, sequence, limit, &mut duplicates)?;
         samples.push(sample);
@@ -370,11 +321,7 @@ fn write_samples(path: &str, samples: &[Sample]) -> io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
     writeln!(file, "sequence,intended_ns,sent_ns,received_ns")?;
     for (sequence, sample) in samples.iter().enumerate() {
-        write!(
-            file,
-            "{sequence},{},{},",
-            sample.intended_ns, sample.sent_ns
-        )?;
+        write!(file, "{sequence},{},{},", sample.intended_ns, sample.sent_ns)?;
         match sample.received_ns {
             0 => writeln!(file)?,
             received_ns => writeln!(file, "{received_ns}")?,
@@ -411,11 +358,7 @@ mod tests {
         for mode in ["open", "closed"] {
             let line = format!("ping {} --count 50 --warmup 5 --mode {mode}", echo_server());
             let report = ping(&line).unwrap();
-            assert_eq!(
-                (report.sent, report.received, report.lost),
-                (50, 50, 0),
-                "{mode}"
-            );
+            assert_eq!((report.sent, report.received, report.lost), (50, 50, 0), "{mode}");
             assert_eq!(report.duplicates, 0);
             assert!(report.figures.unwrap().min_ns > 0);
         }
@@ -427,10 +370,7 @@ mod tests {
         let target = silent.local_addr().unwrap();
         for mode in ["open", "closed"] {
             let line = format!("ping {target} --count 3 --warmup 0 --wait-ms 30 --mode {mode}");
-            assert!(
-                matches!(ping(&line), Err(Error::NoReply { sent: 3, .. })),
-                "{mode}"
-            );
+            assert!(matches!(ping(&line), Err(Error::NoReply { sent: 3, .. })), "{mode}");
         }
     }
 
@@ -439,11 +379,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("samples.csv");
         let target = echo_server();
-        ping(&format!(
-            "ping {target} --count 4 --warmup 1 --samples {}",
-            path.display()
-        ))
-        .unwrap();
+        ping(&format!("ping {target} --count 4 --warmup 1 --samples {}", path.display())).unwrap();
         assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 6);
     }
 
