@@ -1,6 +1,7 @@
 //! The daemon under test.
 
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ impl Daemon {
     pub fn start(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
         let socket = directory.join(format!("{name}.sock"));
         let log = directory.join(format!("{name}.log"));
+        // One that was killed leaves its socket file, which the new one has to replace.
+        let stale = inode(&socket);
         let child = Command::new(program()?)
             .arg("--socket-path")
             .arg(&socket)
@@ -35,7 +38,7 @@ impl Daemon {
             .spawn()?;
         let daemon = Self { child, socket, log };
         let until = Instant::now() + Duration::from_secs(5);
-        while !daemon.socket.exists() {
+        while matches!(inode(&daemon.socket), found if found.is_none() || found == stale) {
             if Instant::now() > until {
                 let text = format!("ringscoped opened no socket:\n{}", daemon.log());
                 return Err(io::Error::other(text));
@@ -69,6 +72,12 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn inode(path: &Path) -> Option<(u64, i64, i64)> {
+    let found = std::fs::metadata(path).ok()?;
+    // Inode numbers are used again: the time tells the files apart.
+    Some((found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
 /// The daemon that was built with these tests: in the same target directory, two levels above them.

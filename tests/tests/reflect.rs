@@ -48,6 +48,24 @@ fn guests_stop_reboot_and_come_back_on_two_queue_pairs() {
 }
 
 #[test]
+fn a_guest_goes_on_with_a_daemon_that_was_killed_and_started_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "reflect"];
+    for event_index in [false, true] {
+        let mut daemon = Daemon::start(directory.path(), "again", &arguments).unwrap();
+        let options = GuestOptions::default().event_index(event_index);
+        let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+        for _ in 0..5 {
+            frames::come_back(&mut guest).unwrap();
+            drop(daemon);
+            daemon = Daemon::start(directory.path(), "again", &arguments).unwrap();
+            guest.reconnect(daemon.socket()).unwrap();
+        }
+        frames::come_back(&mut guest).unwrap();
+    }
+}
+
+#[test]
 fn dpdk_is_served_with_all_its_kinds_of_split_rings() {
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--datapath", "reflect", "--queue-pairs", "2"];
