@@ -8,7 +8,7 @@ use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,8 @@ pub struct Testpmd {
 #[derive(Debug, Default)]
 struct Output {
     text: Mutex<String>,
+    /// What is on standard error stands apart: in between it would cut the prompt in two.
+    errors: Mutex<String>,
     /// There will be no more.
     ended: AtomicBool,
     more: Condvar,
@@ -129,7 +131,8 @@ impl Testpmd {
             .args(["-oL", "dpdk-testpmd", "--no-pci", "--no-huge", "--no-telemetry", "-m", "128"])
             .args(["-n", "1", "--lcores", &format!("(0)@0,(1)@{cpu}")])
             .args(["--file-prefix", &prefix, "--vdev", device, "--", "-i"])
-            .args(["--total-num-mbufs=16384", "--forward-mode=io"])
+            // No events: they too are printed at any time.
+            .args(["--total-num-mbufs=16384", "--forward-mode=io", "--mask-event=all"])
             .args([format!("--rxq={queues}"), format!("--txq={queues}")])
             .args([format!("--rxd={ring}"), format!("--txd={ring}")])
             .stdin(Stdio::piped())
@@ -143,8 +146,8 @@ impl Testpmd {
             let output = Arc::clone(&output);
             move || {
                 std::thread::scope(|scope| {
-                    scope.spawn(|| output.append_from(&mut stderr));
-                    output.append_from(&mut stdout);
+                    scope.spawn(|| output.append_from(&mut stderr, &output.errors));
+                    output.append_from(&mut stdout, &output.text);
                 });
                 output.end();
             }
@@ -258,18 +261,20 @@ impl Drop for Testpmd {
 }
 
 impl Output {
-    fn text(&self) -> std::sync::MutexGuard<'_, String> {
-        self.text.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn text(&self) -> MutexGuard<'_, String> {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn len(&self) -> usize {
         self.text().len()
     }
 
-    fn append_from(&self, from: &mut dyn Read) {
+    fn append_from(&self, from: &mut dyn Read, to: &Mutex<String>) {
         let mut bytes = [0; 4096];
         while let Ok(count @ 1..) = from.read(&mut bytes) {
-            self.text().push_str(&String::from_utf8_lossy(&bytes[..count]));
+            let mut text = to.lock().unwrap_or_else(PoisonError::into_inner);
+            text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            drop(text);
             self.more.notify_all();
         }
     }
@@ -289,11 +294,16 @@ impl Output {
             .wait_timeout_while(self.text(), PATIENCE, |text| {
                 missing(text) && !self.ended.load(Ordering::Relaxed)
             })
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner);
         if missing(&text) {
-            let lines: Vec<&str> = text.lines().collect();
-            return Err(lines[lines.len().saturating_sub(15)..].join("\n"));
+            let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+            return Err(format!("{}\n{}", end_of(&text), end_of(&errors)));
         }
         Ok(text[from..].to_owned())
     }
+}
+
+fn end_of(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
 }

@@ -1,5 +1,9 @@
 //! End to end: the parts that tests put together.
 //!
+//! - [`daemon`]: the daemon under test.
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
+//! - [`frames`]: frames that a reflecting back end must return.
 
+pub mod daemon;
 pub mod dpdk;
+pub mod frames;

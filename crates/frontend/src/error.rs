@@ -114,6 +114,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the back end closed the connection before it had answered anything.
+    pub(crate) const fn is_closed_at_once(&self) -> bool {
+        use vhost::vhost_user::Error::{Disconnected, PartialMessage, SocketBroken};
+        let Self::Refused { message, source: vhost::Error::VhostUserProtocol(source) } = self
+        else {
+            return false;
+        };
+        let first = matches!(message.as_bytes(), b"SET_OWNER" | b"GET_FEATURES");
+        first && matches!(source, Disconnected | PartialMessage | SocketBroken(_))
+    }
+
     /// For `map_err`: a system call failed.
     pub(crate) fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::System { what, source: source.into() }

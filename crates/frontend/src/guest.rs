@@ -182,13 +182,22 @@ impl Guest {
         self.link = None;
     }
 
-    /// Connects again, to this back end or another, and goes on behind what was used last.
+    /// Connects again, to this back end or another, and goes on behind what was used last. A back end
+    /// that has not noticed yet that its last connection ended, and closes this one, is asked again.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), and when the back end does not offer the same features.
     pub fn reconnect(&mut self, path: impl AsRef<Path>) -> Result<(), Error> {
-        let stream = connect(path.as_ref(), self.options.patience)?;
-        self.reconnect_over(stream)
+        let until = Instant::now() + self.options.patience;
+        loop {
+            let stream = connect(path.as_ref(), self.options.patience)?;
+            match self.reconnect_over(stream) {
+                Err(error) if error.is_closed_at_once() && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                result => return result,
+            }
+        }
     }
 
     /// As [`reconnect`](Self::reconnect), over a socket that is connected already.

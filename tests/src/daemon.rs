@@ -1,0 +1,91 @@
+//! The daemon under test.
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running `ringscoped`. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Daemon {
+    /// Starts the daemon with its socket, its log and its run directory in `directory`, and waits for the
+    /// socket.
+    ///
+    /// # Errors
+    /// When it is not built, or does not open its socket; the message has its log.
+    pub fn start(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
+        let socket = directory.join(format!("{name}.sock"));
+        let log = directory.join(format!("{name}.log"));
+        // One that was killed leaves its socket file, which the new one has to replace.
+        let stale = inode(&socket);
+        let child = Command::new(program()?)
+            .arg("--socket-path")
+            .arg(&socket)
+            .arg("--run-dir")
+            .arg(directory)
+            .args(["--name", name])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log)?)
+            .spawn()?;
+        let daemon = Self { child, socket, log };
+        let until = Instant::now() + Duration::from_secs(5);
+        while matches!(inode(&daemon.socket), found if found.is_none() || found == stale) {
+            if Instant::now() > until {
+                let text = format!("ringscoped opened no socket:\n{}", daemon.log());
+                return Err(io::Error::other(text));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(daemon)
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Whether it is still running.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // If it has ended already there is nothing more to be done.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn inode(path: &Path) -> Option<(u64, i64, i64)> {
+    let found = std::fs::metadata(path).ok()?;
+    // Inode numbers are used again: the time tells the files apart.
+    Some((found.ino(), found.ctime(), found.ctime_nsec()))
+}
+
+/// The daemon that was built with these tests: in the same target directory, two levels above them.
+fn program() -> io::Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let program = test.ancestors().nth(2).map(|profile| profile.join("ringscoped"));
+    program.filter(|program| program.exists()).ok_or_else(|| {
+        let text = format!("no ringscoped beside {}; build the workspace first", test.display());
+        io::Error::other(text)
+    })
+}

@@ -1,0 +1,74 @@
+//! Frames that say where they belong, sent in chains of all shapes.
+
+use std::time::Duration;
+
+use frontend::{Error, Guest, GuestOptions, Pair};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Bytes that differ from frame to frame and from place to place.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a pattern of bytes")]
+pub fn frame(seed: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (seed * 37 + at * 5 + at / 253) as u8).collect()
+}
+
+/// Guests with every combination of event index, indirect descriptors, mergeable buffers and version 1,
+/// close to the wrap of the rings' indices.
+pub fn guests() -> impl Iterator<Item = GuestOptions> {
+    (0..16).map(|bits| {
+        let has = |bit: u32| bits & 1 << bit != 0;
+        let options = GuestOptions { start_index: 65500, ..GuestOptions::default() };
+        options.event_index(has(0)).indirect(has(1)).mergeable(has(2)).version_1(has(3))
+    })
+}
+
+/// Sends frames of many lengths, in chains of many shapes, to a back end that reflects them. Each must
+/// come back as it was, in order, and no byte may be written beside the buffers.
+///
+/// # Errors
+/// When the back end misbehaves.
+///
+/// # Panics
+/// When a frame does not come back as it was.
+pub fn come_back(guest: &mut Guest) -> Result<(), Error> {
+    let longest = if guest.features().mergeable() { 6000 } else { 1900 };
+    for pair in guest.pairs() {
+        one_by_one(pair, longest)?;
+        all_at_once(pair)?;
+        assert_eq!(pair.receive_ring().counters().calls_missed, 0, "signals were due");
+    }
+    guest.check_canaries()
+}
+
+fn one_by_one(pair: &mut Pair, longest: usize) -> Result<(), Error> {
+    let header = vec![0; pair.header_len()];
+    for (n, len) in [60, 61, 1000, 1514, 64, longest].into_iter().enumerate() {
+        let sent = frame(n, len);
+        let (head, tail) = sent.split_at(len / 3);
+        let (byte, rest) = header.split_at(1);
+        let queued = match n % 3 {
+            0 => pair.send(&sent)?,
+            1 => pair.send_chain(&header, &[head, tail])?,
+            _ => pair.send_chain(byte, &[rest, &head[..1], &head[1..], tail])?,
+        };
+        assert!(queued, "no room for frame {n}");
+        let came = pair.receive_within(SOON)?.expect("the frame comes back");
+        assert!(came.bytes == sent, "frame {n} of {len} bytes: {} came", came.bytes.len());
+        let room = pair.receive_ring().buffers().len() as usize;
+        assert_eq!(usize::from(came.buffers), (len + header.len()).div_ceil(room));
+    }
+    Ok(())
+}
+
+fn all_at_once(pair: &mut Pair) -> Result<(), Error> {
+    for n in 0..100 {
+        assert!(pair.queue(&frame(n, 60 + 10 * n))?, "no room for frame {n}");
+    }
+    pair.flush()?;
+    for n in 0..100 {
+        let came = pair.receive_within(SOON)?.expect("the frame comes back");
+        assert!(came.bytes == frame(n, 60 + 10 * n), "frame {n} of a burst");
+    }
+    Ok(())
+}
