@@ -8,7 +8,9 @@
 //! counts it as negotiated from `GET_FEATURES` on).
 //!
 //! Neither crate lets anything in between, so the framework gets a socket of ours: the relay tells it what
-//! QEMU takes as said, and passes everything else through, bytes and descriptors, as it comes.
+//! QEMU takes as said, and passes every other message through, bytes and descriptors, as it comes. Message
+//! by message, because descriptors belong to the message that they came with, and the kernel joins what
+//! was written in several pieces.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -26,8 +28,10 @@ use vhost::vhost_user::message::VhostUserVirtioFeatures;
 const SET_FEATURES_HEADER: [u32; 3] = [2, 1, 8];
 /// The most descriptors of one message: a memory table of 32 regions would need 32.
 const DESCRIPTORS_MAX: usize = 64;
-/// Longer than any message.
-const CHUNK: usize = 8192;
+/// Every message begins with request, flags and the length of what follows, 4 bytes each.
+const HEADER_LEN: usize = 12;
+/// The longest payload that the framework takes.
+const PAYLOAD_LEN_MAX: usize = 4096;
 /// A front end that does not take its answers in this time is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,11 +44,19 @@ pub enum Passed {
     Closed,
 }
 
-/// The two ends.
+/// The two ends, and what has arrived at each of a message that is not whole yet.
 #[derive(Debug)]
 pub struct Relay {
     front: UnixStream,
     framework: UnixStream,
+    from_front: Message,
+    from_framework: Message,
+}
+
+#[derive(Debug, Default)]
+struct Message {
+    bytes: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Relay {
@@ -61,7 +73,8 @@ impl Relay {
         SET_FEATURES_HEADER.iter().for_each(|word| message.extend(word.to_ne_bytes()));
         message.extend(features.to_ne_bytes());
         send(&framework, &message, &[])?;
-        Ok(Self { front, framework })
+        let (from_front, from_framework) = Default::default();
+        Ok(Self { front, framework, from_front, from_framework })
     }
 
     /// The ends to wait for: the front end's, the framework's.
@@ -74,51 +87,68 @@ impl Relay {
     ///
     /// # Errors
     /// What the sockets answer, and a message with more descriptors than any may have.
-    pub fn to_framework(&self) -> io::Result<Passed> {
-        pass(&self.front, &self.framework)
+    pub fn pass_request(&mut self) -> io::Result<Passed> {
+        self.from_front.pass(&self.front, &self.framework)
     }
 
     /// Passes on what the framework answered.
     ///
     /// # Errors
-    /// As [`Relay::to_framework`].
-    pub fn to_front(&self) -> io::Result<Passed> {
-        pass(&self.framework, &self.front)
+    /// As [`Relay::pass_request`].
+    pub fn pass_answer(&mut self) -> io::Result<Passed> {
+        self.from_framework.pass(&self.framework, &self.front)
     }
 }
 
-/// Passes on one chunk. Descriptors stay with the bytes they came with: the kernel does not return bytes
-/// of two messages that carry descriptors at once.
-fn pass(from: &UnixStream, to: &UnixStream) -> io::Result<Passed> {
-    let mut bytes = [0; CHUNK];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let mut list = [IoSliceMut::new(&mut bytes)];
-    let received = match recvmsg(from, &mut list, &mut ancillary, flags) {
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Passed::Some),
-        other => other?,
-    };
-    let descriptors: Vec<OwnedFd> = ancillary
-        .drain()
-        .filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    if received.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a message with more than {DESCRIPTORS_MAX} file descriptors"),
-        ));
+impl Message {
+    /// Reads what has come of the message, and passes it on when it is whole.
+    fn pass(&mut self, from: &UnixStream, to: &UnixStream) -> io::Result<Passed> {
+        let mut buffer = [0; HEADER_LEN + PAYLOAD_LEN_MAX];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let missing = self.len()? - self.bytes.len();
+        let mut list = [IoSliceMut::new(&mut buffer[..missing])];
+        let received = match recvmsg(from, &mut list, &mut ancillary, flags) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Passed::Some),
+            other => other?,
+        };
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        let too_many = self.descriptors.len() > DESCRIPTORS_MAX;
+        if too_many || received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(invalid(format!("more than {DESCRIPTORS_MAX} file descriptors")));
+        }
+        if received.bytes == 0 {
+            return Ok(Passed::Closed);
+        }
+        self.bytes.extend_from_slice(&buffer[..received.bytes]);
+        if self.bytes.len() >= HEADER_LEN && self.bytes.len() == self.len()? {
+            let borrowed: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
+            send(to, &self.bytes, &borrowed)?;
+            *self = Self::default();
+        }
+        Ok(Passed::Some)
     }
-    if received.bytes == 0 {
-        return Ok(Passed::Closed);
+
+    /// How long the message is, as far as that is known: its header first, then all of it.
+    fn len(&self) -> io::Result<usize> {
+        let Some(size) = self.bytes.get(8..HEADER_LEN).and_then(|size| size.try_into().ok()) else {
+            return Ok(HEADER_LEN);
+        };
+        let size = u32::from_ne_bytes(size) as usize;
+        if size > PAYLOAD_LEN_MAX {
+            return Err(invalid(format!("{size} bytes; expected at most {PAYLOAD_LEN_MAX}")));
+        }
+        Ok(HEADER_LEN + size)
     }
-    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-    send(to, &bytes[..received.bytes], &borrowed)?;
-    Ok(Passed::Some)
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("a message with {what}"))
 }
 
 fn send(to: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -142,37 +172,77 @@ mod tests {
     use super::*;
     use std::io::{Read as _, Write as _};
 
-    #[test]
-    fn bytes_and_descriptors_pass_as_they_came() {
-        let (mut qemu, front) = UnixStream::pair().unwrap();
+    fn relay() -> (UnixStream, Relay, UnixStream) {
+        let (qemu, front) = UnixStream::pair().unwrap();
         let (framework, mut daemon) = UnixStream::pair().unwrap();
         let relay = Relay::new(front, framework).unwrap();
         let mut first = [0; 20];
         daemon.read_exact(&mut first).unwrap();
         assert_eq!(first[..12], [2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0]);
         assert_eq!(u64::from_ne_bytes(first[12..].try_into().unwrap()), 1 << 30);
+        (qemu, relay, daemon)
+    }
 
+    fn message(payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap();
+        [7_u32, 1, len].iter().flat_map(|word| word.to_ne_bytes()).chain(payload.to_vec()).collect()
+    }
+
+    #[test]
+    fn a_descriptor_stays_with_its_message() {
+        let (qemu, mut relay, daemon) = relay();
         let (mut here, there) = UnixStream::pair().unwrap();
-        send(&qemu, b"twelve bytes", &[there.as_fd()]).unwrap();
+        // Without and with a descriptor, one after the other: the kernel would read both at once.
+        send(&qemu, &message(b"plain"), &[]).unwrap();
+        send(&qemu, &message(b"with descriptor"), &[there.as_fd()]).unwrap();
         drop(there);
-        assert_eq!(relay.to_framework().unwrap(), Passed::Some);
-        let mut bytes = [0; 64];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let mut list = [IoSliceMut::new(&mut bytes)];
-        let received = recvmsg(&daemon, &mut list, &mut ancillary, RecvFlags::empty()).unwrap();
-        assert_eq!(received.bytes, 12);
-        let Some(RecvAncillaryMessage::ScmRights(mut passed)) = ancillary.drain().next() else {
-            panic!("no descriptor came through")
-        };
-        UnixStream::from(passed.next().unwrap()).write_all(b"x").unwrap();
-        here.read_exact(&mut bytes[..1]).unwrap();
+        for _ in 0..4 {
+            assert_eq!(relay.pass_request().unwrap(), Passed::Some);
+        }
+        for (payload, count) in [(&b"plain"[..], 0), (b"with descriptor", 1)] {
+            let mut bytes = vec![0; HEADER_LEN + payload.len()];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut list = [IoSliceMut::new(&mut bytes)];
+            recvmsg(&daemon, &mut list, &mut ancillary, RecvFlags::empty()).unwrap();
+            assert_eq!(bytes, message(payload));
+            let mut descriptors = Vec::new();
+            for message in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(passed) = message {
+                    descriptors.extend(passed);
+                }
+            }
+            assert_eq!(descriptors.len(), count);
+            for descriptor in descriptors {
+                UnixStream::from(descriptor).write_all(b"x").unwrap();
+            }
+        }
+        here.read_exact(&mut [0]).unwrap();
+    }
 
-        daemon.write_all(b"answer").unwrap();
-        relay.to_front().unwrap();
-        qemu.read_exact(&mut bytes[..6]).unwrap();
-        assert_eq!(&bytes[..6], b"answer");
+    #[test]
+    fn answers_pass_and_a_byte_at_a_time_does_too() {
+        let (mut qemu, mut relay, mut daemon) = relay();
+        daemon.write_all(&message(b"answer")).unwrap();
+        (0..2).for_each(|_| assert_eq!(relay.pass_answer().unwrap(), Passed::Some));
+        let mut bytes = [0; HEADER_LEN + 6];
+        qemu.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes[HEADER_LEN..], *b"answer");
+        for byte in message(b"slowly") {
+            qemu.write_all(&[byte]).unwrap();
+            assert_eq!(relay.pass_request().unwrap(), Passed::Some);
+        }
+        daemon.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes[HEADER_LEN..], *b"slowly");
         drop(qemu);
-        assert_eq!(relay.to_framework().unwrap(), Passed::Closed);
+        assert_eq!(relay.pass_request().unwrap(), Passed::Closed);
+    }
+
+    #[test]
+    fn a_message_that_is_too_long_is_refused_by_its_header() {
+        let (mut qemu, mut relay, _daemon) = relay();
+        let header = [7_u32, 1, 5000].map(u32::to_ne_bytes).concat();
+        qemu.write_all(&header).unwrap();
+        assert!(relay.pass_request().is_err());
     }
 }

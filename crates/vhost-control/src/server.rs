@@ -133,8 +133,8 @@ fn converse(
     );
     let session = Arc::new(Session::new(device, peer));
     let (mut daemon, framework) = connect_framework(&session)?;
-    let relay = Relay::new(front, framework).map_err(system("relaying messages"))?;
-    let end = relay_until_end(&relay, stop, server);
+    let mut relay = Relay::new(front, framework).map_err(system("relaying messages"))?;
+    let end = relay_until_end(&mut relay, stop, server);
     // Both sockets close: the framework's thread sees that and ends.
     drop(relay);
     let result = daemon.wait();
@@ -152,12 +152,12 @@ fn converse(
 }
 
 fn relay_until_end(
-    relay: &Relay,
+    relay: &mut Relay,
     stop: BorrowedFd<'_>,
     server: Option<&Server>,
 ) -> Result<End, ServeError> {
-    let [front, framework] = relay.ends();
     loop {
+        let [front, framework] = relay.ends();
         let listener = server.map_or(stop, |server| server.listener.as_fd());
         let [stopped, front_said, framework_said, second] =
             wait([stop, front, framework, listener], None)?;
@@ -165,19 +165,18 @@ fn relay_until_end(
             return Ok(End::Stopped);
         }
         // Answers first: the last one before the framework hangs up must not be lost.
-        let directions: [(bool, &dyn Fn() -> io::Result<Passed>); 2] =
-            [(framework_said, &|| relay.to_front()), (front_said, &|| relay.to_framework())];
-        for (_, pass) in directions.iter().filter(|(said, _)| *said) {
-            match pass() {
-                Ok(Passed::Some) => {}
-                Ok(Passed::Closed) => return Ok(End::Gone),
-                Err(error) => {
-                    log::warn!("the front end is sent away: {error}");
-                    return Ok(End::Gone);
-                }
+        let answered = if framework_said { relay.pass_answer() } else { Ok(Passed::Some) };
+        let asked = if front_said { relay.pass_request() } else { Ok(Passed::Some) };
+        match (answered, asked) {
+            (Ok(Passed::Some), Ok(Passed::Some)) => {}
+            (Err(error), _) | (_, Err(error)) => {
+                log::warn!("the front end is sent away: {error}");
+                return Ok(End::Gone);
             }
+            _ => return Ok(End::Gone),
         }
-        if second {
+        // A front end that has just gone may leave messages to read before its end shows.
+        if second && !has_hung_up(relay.ends()[0]) {
             server.into_iter().for_each(refuse_second);
         }
     }
@@ -222,6 +221,13 @@ const fn is_goodbye(error: &DaemonError) -> bool {
                 | ProtocolError::SocketBroken(_)
         )
     )
+}
+
+/// Whether the other end of `fd` is closed.
+fn has_hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 /// Waits until one of `fds` is readable, or `limit` has passed. Returns which are.

@@ -59,6 +59,8 @@ impl Ring {
         };
         ring.set_call(start.call);
         ring.set_error(start.error);
+        // Whoever served the ring before may have ended between publishing and telling.
+        ring.signal();
         Ok(ring)
     }
 
