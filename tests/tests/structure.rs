@@ -1,0 +1,179 @@
+//! The shape of the workspace: which crate may use which, how long files are, where `unsafe` is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Who may use whom, in the order a packet meets them: arrows point to what stands further up. Whoever
+/// adds an edge says in its commit why the layers need it.
+const EDGES: &[(&str, &[&str])] = &[
+    ("guest-memory", &[]),
+    ("virtqueue", &["guest-memory"]),
+    ("burst-trace", &[]),
+    // Every drop has a cause that the recorder knows.
+    ("virtio-net", &["guest-memory", "virtqueue", "burst-trace"]),
+    ("datapath", &["guest-memory", "virtio-net", "burst-trace"]),
+    ("worker", &["guest-memory", "virtqueue", "virtio-net", "burst-trace", "datapath"]),
+    ("vhost-control", &["guest-memory", "virtqueue", "virtio-net", "worker"]),
+    ("ringscoped", &["virtio-net", "burst-trace", "datapath", "worker", "vhost-control"]),
+    ("report", &["burst-trace"]),
+    ("lab", &[]),
+    ("ringscope", &["burst-trace", "report", "lab"]),
+    ("frontend", &["guest-memory", "virtqueue", "virtio-net"]),
+    ("ringscope-tests", &["burst-trace", "report", "lab", "frontend"]),
+];
+
+/// The same for what only tests, examples and benches use.
+const DEV_EDGES: &[(&str, &[&str])] = &[
+    // With the feature `driver`: the guest's side of the rings.
+    ("virtqueue", &["virtqueue"]),
+    ("virtio-net", &["virtqueue"]),
+];
+
+/// The files that may hold `unsafe` blocks: one or few a crate, each with the reason at its top.
+const UNSAFE_FILES: &[&str] = &[
+    "backend/src/sys.rs",
+    "crates/burst-trace/src/clock.rs",
+    "crates/burst-trace/src/file.rs",
+    "crates/burst-trace/src/sys.rs",
+    "crates/datapath/src/sys.rs",
+    "crates/guest-memory/src/area.rs",
+    "crates/guest-memory/src/memory.rs",
+    "crates/guest-memory/src/slice.rs",
+    "crates/lab/src/sys.rs",
+    "crates/worker/src/sys.rs",
+];
+
+const LINES_MAX: usize = 500;
+
+#[test]
+fn every_edge_between_crates_is_in_the_table() {
+    let packages = packages();
+    let members: Vec<&str> = packages.iter().map(name).collect();
+    let mut wrong = Vec::new();
+    for package in &packages {
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let (from, to) = (name(package), name(dependency));
+            if !members.contains(&to) {
+                continue;
+            }
+            let (table, kind) = match dependency["kind"].as_str() {
+                None => (EDGES, "EDGES"),
+                Some(_) => (DEV_EDGES, "DEV_EDGES"),
+            };
+            let allowed = table.iter().find(|(crate_name, _)| *crate_name == from);
+            if !allowed.is_some_and(|(_, all)| all.contains(&to)) {
+                wrong.push(format!(
+                    "{from} uses {to}, which {kind} does not allow: use it from another layer, or add it \
+                     to {kind} in tests/tests/structure.rs and say in the commit why"
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_table_points_one_way_and_has_no_crates_that_are_gone() {
+    let packages = packages();
+    for (n, (from, all)) in EDGES.iter().enumerate() {
+        assert!(packages.iter().any(|package| name(package) == *from), "{from} is no crate");
+        let above: Vec<&str> = EDGES[..n].iter().map(|(above, _)| *above).collect();
+        for to in *all {
+            assert!(above.contains(to), "{from} uses {to}, which does not stand above it in EDGES");
+        }
+    }
+    for package in &packages {
+        let listed = EDGES.iter().any(|(from, _)| *from == name(package));
+        assert!(listed, "{} is not in EDGES in tests/tests/structure.rs", name(package));
+    }
+}
+
+#[test]
+fn every_crate_has_the_licence_and_the_lints_of_the_workspace() {
+    for package in packages() {
+        let manifest = package["manifest_path"].as_str().unwrap();
+        assert_eq!(package["license"], "Apache-2.0 OR BSD-3-Clause", "license in {manifest}");
+        assert_eq!(package["publish"], Value::Array(Vec::new()), "publish in {manifest}");
+        let text = fs::read_to_string(manifest).unwrap();
+        assert!(text.contains("[lints]\nworkspace = true"), "no workspace lints in {manifest}");
+    }
+}
+
+#[test]
+fn files_are_short_finished_and_unsafe_only_where_it_is_named() {
+    // Put together, so that this file is not found itself.
+    let unfinished = [["TO", "DO"].concat(), ["FIX", "ME"].concat()];
+    let unlocked = ["allow(un", "safe_code"].concat();
+    let mut wrong = Vec::new();
+    let mut used = Vec::new();
+    for path in rust_files() {
+        let text = fs::read_to_string(root().join(&path)).unwrap();
+        let lines = text.lines().count();
+        if lines > LINES_MAX {
+            wrong.push(format!("{path}: {lines} lines; split it, at most {LINES_MAX} are allowed"));
+        }
+        for mark in unfinished.iter().filter(|mark| text.contains(mark.as_str())) {
+            wrong.push(format!("{path}: finish it or make it an issue, no {mark} is allowed"));
+        }
+        if text.contains(&unlocked) {
+            if !UNSAFE_FILES.contains(&path.as_str()) {
+                wrong.push(format!(
+                    "{path}: unsafe code; move it into its crate's module for that, or name the file in \
+                     UNSAFE_FILES in tests/tests/structure.rs and say in the commit why"
+                ));
+            }
+            used.push(path);
+        }
+    }
+    for path in UNSAFE_FILES {
+        if !used.iter().any(|found| found == path) {
+            wrong.push(format!("{path}: no unsafe code; take it out of UNSAFE_FILES"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn packages() -> Vec<Value> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+fn name(of: &Value) -> &str {
+    of["name"].as_str().unwrap()
+}
+
+/// Every Rust file of ours, its path from the root.
+fn rust_files() -> Vec<String> {
+    let mut directories: Vec<PathBuf> =
+        ["backend", "crates", "tests"].iter().map(|name| root().join(name)).collect();
+    let mut files = Vec::new();
+    while let Some(directory) = directories.pop() {
+        for entry in directory.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                // A crate that is built on its own has a target directory of its own.
+                if !path.ends_with("target") {
+                    directories.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    assert!(!files.is_empty());
+    files.sort();
+    files
+}
