@@ -25,7 +25,7 @@ impl Daemon {
         let log = directory.join(format!("{name}.log"));
         // One that was killed leaves its socket file, which the new one has to replace.
         let stale = inode(&socket);
-        let child = Command::new(program()?)
+        let child = Command::new(program("ringscoped")?)
             .arg("--socket-path")
             .arg(&socket)
             .arg("--run-dir")
@@ -80,12 +80,20 @@ fn inode(path: &Path) -> Option<(u64, i64, i64)> {
     Some((found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
-/// The daemon that was built with these tests: in the same target directory, two levels above them.
-fn program() -> io::Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let program = test.ancestors().nth(2).map(|profile| profile.join("ringscoped"));
-    program.filter(|program| program.exists()).ok_or_else(|| {
-        let text = format!("no ringscoped beside {}; build the workspace first", test.display());
-        io::Error::other(text)
-    })
+/// A program of this workspace: in `RINGSCOPE_BIN_DIR`, or built with these tests, in the same target
+/// directory, two levels above them.
+///
+/// # Errors
+/// When it is not built.
+pub fn program(name: &str) -> io::Result<PathBuf> {
+    let directory = match std::env::var_os("RINGSCOPE_BIN_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => std::env::current_exe()?.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned(),
+    };
+    let program = directory.join(name);
+    if program.exists() {
+        return Ok(program);
+    }
+    let text = format!("no {}; build the workspace first", program.display());
+    Err(io::Error::other(text))
 }
