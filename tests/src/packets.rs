@@ -1,0 +1,75 @@
+//! Packets that a kernel answers: ARP and ICMP echo (RFC 826, RFC 792).
+
+use std::net::Ipv4Addr;
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+const ARP: [u8; 2] = [0x08, 0x06];
+const IPV4: [u8; 2] = [0x08, 0x00];
+
+/// Asks who has `target`.
+#[must_use]
+pub fn arp_request(mac: Mac, own: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    // Ethernet, IPv4, lengths of their addresses, request.
+    let fixed = [0, 1, 8, 0, 6, 4, 0, 1];
+    let sender = [&mac[..], &own.octets()].concat();
+    let body = [&fixed[..], &sender, &[0; 6], &target.octets()].concat();
+    [&[0xff; 6], &mac[..], &ARP, &body].concat()
+}
+
+/// The address that an ARP reply tells.
+#[must_use]
+pub fn arp_reply(frame: &[u8]) -> Option<Mac> {
+    (frame.get(12..14)? == ARP && frame.get(20..22)? == [0, 2])
+        .then(|| frame.get(22..28)?.try_into().ok())?
+}
+
+/// An echo request with this sequence number and payload.
+#[must_use]
+pub fn echo_request(
+    macs: (Mac, Mac),
+    addresses: (Ipv4Addr, Ipv4Addr),
+    sequence: u16,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut icmp = vec![8, 0, 0, 0, 0x52, 0x53];
+    icmp.extend(sequence.to_be_bytes());
+    icmp.extend(payload);
+    let sum = checksum(&icmp);
+    icmp[2..4].copy_from_slice(&sum);
+    let len = u16::try_from(20 + icmp.len()).unwrap_or(u16::MAX).to_be_bytes();
+    // Version and header length, no service class, length; not to be fragmented; 64 hops, ICMP.
+    let mut ip = vec![0x45, 0, len[0], len[1], 0, 0, 0x40, 0, 64, 1, 0, 0];
+    ip.extend(addresses.0.octets());
+    ip.extend(addresses.1.octets());
+    let sum = checksum(&ip);
+    ip[10..12].copy_from_slice(&sum);
+    [&macs.1[..], &macs.0, &IPV4, &ip, &icmp].concat()
+}
+
+/// The sequence number and payload of an echo reply.
+#[must_use]
+pub fn echo_reply(frame: &[u8]) -> Option<(u16, &[u8])> {
+    let icmp = frame.get(34..)?;
+    if frame[12..14] != IPV4 || frame[23] != 1 || icmp.first() != Some(&0) {
+        return None;
+    }
+    let len = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
+    let sequence = u16::from_be_bytes([*icmp.get(6)?, *icmp.get(7)?]);
+    Some((sequence, frame.get(42..14 + len)?))
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let pairs = bytes.chunks(2).map(|pair| {
+        let low = pair.get(1).copied().unwrap_or(0);
+        u32::from(u16::from_be_bytes([pair[0], low]))
+    });
+    let mut sum: u32 = pairs.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [.., high, low] = (!sum).to_be_bytes();
+    [high, low]
+}

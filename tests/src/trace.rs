@@ -1,0 +1,92 @@
+//! What the daemon under test recorded, and what must hold of it whatever happened.
+
+use std::path::Path;
+
+use burst_trace::location::recorder_path;
+use burst_trace::reader::Totals;
+use burst_trace::{BurstRecord, Direction, Reader, RecordKind, Stage};
+
+/// A recorder of a daemon, open.
+#[derive(Debug)]
+pub struct Trace {
+    reader: Reader,
+}
+
+impl Trace {
+    /// Opens the recorder of the daemon `name` with the run directory `directory`.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    #[must_use]
+    pub fn open(directory: &Path, name: &str) -> Self {
+        let reader = Reader::open(&recorder_path(directory, name));
+        Self { reader: reader.expect("a recorder") }
+    }
+
+    /// All bursts that went through virtqueue `ring` since the daemon's start, in order.
+    ///
+    /// # Panics
+    /// When the recorder does not hold all of them any more.
+    #[must_use]
+    pub fn bursts(&self, ring: u16) -> Vec<BurstRecord> {
+        let mut bursts = Vec::new();
+        for worker in 0..self.reader.workers() {
+            let mut cursor = self.reader.oldest(worker);
+            let lost = self.reader.read(&mut cursor, |record| {
+                if record.ring == ring && record.kind == RecordKind::Burst as u8 {
+                    bursts.push(*record);
+                }
+            });
+            assert_eq!(lost, 0, "the recorder is too small for this test");
+        }
+        bursts
+    }
+
+    /// Checks every burst of virtqueue `ring`: its stages add up to its total to the tick, and sequence
+    /// numbers and totals cover every packet exactly once. Returns the totals.
+    ///
+    /// # Panics
+    /// When that does not hold.
+    #[must_use]
+    pub fn check(&self, ring: u16) -> Totals {
+        let mut sum = Totals::default();
+        let mut last = 0;
+        for burst in self.bursts(ring) {
+            assert_eq!(burst.stages.iter().sum::<u64>(), burst.last - burst.first, "{burst:?}");
+            assert_eq!(burst.sequence, sum.packets, "{burst:?}");
+            assert!(burst.packets > 0 && burst.last >= last, "{burst:?} ends after {last}");
+            last = burst.last;
+            sum.packets += u64::from(burst.packets);
+            sum.bytes += u64::from(burst.bytes);
+            sum.bursts += 1;
+        }
+        assert_eq!(sum, self.reader.totals(usize::from(ring)), "records and totals of ring {ring}");
+        sum
+    }
+
+    /// Ticks as microseconds.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "times of a test")]
+    pub fn us(&self, ticks: u64) -> f64 {
+        ticks as f64 * 1e6 / self.reader.ticks_per_second() as f64
+    }
+
+    /// What a burst spent in `stage`, microseconds.
+    ///
+    /// # Panics
+    /// When its direction does not have that stage.
+    #[must_use]
+    pub fn stage_us(&self, burst: &BurstRecord, stage: Stage) -> f64 {
+        let at = position(burst.direction(), stage);
+        self.us(burst.stages[at])
+    }
+}
+
+/// Where `stage` stands among those of `direction`.
+///
+/// # Panics
+/// When it has no such stage.
+#[must_use]
+pub fn position(direction: Direction, stage: Stage) -> usize {
+    direction.stages().iter().position(|&it| it == stage).expect("a stage of this direction")
+}
