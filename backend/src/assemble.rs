@@ -4,7 +4,7 @@
 //! has a name in the file system.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use burst_trace::{Clock, Recorder, RecorderError, RecorderOptions};
@@ -54,26 +54,43 @@ pub enum Error {
     Serve(#[from] ServeError),
 }
 
+/// The descriptor that the plan names, if it names one. To be called before anything is opened: it could
+/// get that number, and be taken for what was handed over.
+///
+/// # Errors
+/// When there is no such descriptor.
+pub fn handed_over(plan: &Plan) -> Result<Option<OwnedFd>, Error> {
+    match plan.endpoint {
+        EndpointPlan::Descriptor(fd) => Ok(Some(sys::take_fd(fd)?)),
+        EndpointPlan::Listen(_) | EndpointPlan::Connect(_) => Ok(None),
+    }
+}
+
 /// Runs the daemon until `stop` becomes readable.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn run(plan: &Plan, stop: BorrowedFd<'_>) -> Result<(), Error> {
+pub fn run(plan: &Plan, socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result<(), Error> {
     let pairs = usize::from(plan.queue_pairs);
     match &plan.datapath {
-        DatapathSpec::Tap { ifname } => run_on(plan, Tap::open(ifname, pairs)?, stop),
+        DatapathSpec::Tap { ifname } => run_on(plan, Tap::open(ifname, pairs)?, socket, stop),
         DatapathSpec::Reflect => {
-            run_on(plan, (0..pairs).map(|_| Reflect::default()).collect(), stop)
+            run_on(plan, (0..pairs).map(|_| Reflect::default()).collect(), socket, stop)
         }
         DatapathSpec::Null { receive } => {
-            run_on(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), stop)
+            run_on(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), socket, stop)
         }
     }
 }
 
-fn run_on<D: Datapath>(plan: &Plan, datapaths: Vec<D>, stop: BorrowedFd<'_>) -> Result<(), Error> {
+fn run_on<D: Datapath>(
+    plan: &Plan,
+    datapaths: Vec<D>,
+    socket: Option<OwnedFd>,
+    stop: BorrowedFd<'_>,
+) -> Result<(), Error> {
     let capabilities = datapaths[0].capabilities();
-    let endpoint = meet(&plan.endpoint)?;
+    let endpoint = meet(&plan.endpoint, socket)?;
     let clock = Clock::new();
     let recorder = Recorder::create(
         &RecorderOptions {
@@ -102,12 +119,15 @@ fn run_on<D: Datapath>(plan: &Plan, datapaths: Vec<D>, stop: BorrowedFd<'_>) -> 
     Ok(())
 }
 
-fn meet(endpoint: &EndpointPlan) -> Result<Endpoint, SocketError> {
-    Ok(match endpoint {
-        EndpointPlan::Listen(path) => Endpoint::Server(Server::bind(path)?),
-        EndpointPlan::Connect(path) => Endpoint::Client(path.clone()),
-        EndpointPlan::Descriptor(fd) => Endpoint::from_fd(sys::take_fd(*fd)?)?,
-    })
+fn meet(endpoint: &EndpointPlan, socket: Option<OwnedFd>) -> Result<Endpoint, SocketError> {
+    match (endpoint, socket) {
+        (_, Some(socket)) => Endpoint::from_fd(socket),
+        (EndpointPlan::Listen(path), None) => Ok(Endpoint::Server(Server::bind(path)?)),
+        (EndpointPlan::Connect(path), None) => Ok(Endpoint::Client(path.clone())),
+        (EndpointPlan::Descriptor(fd), None) => {
+            Err(SocketError::Descriptor { fd: *fd, found: "not open".into() })
+        }
+    }
 }
 
 /// Deals the queue pairs out among the workers.

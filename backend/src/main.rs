@@ -31,16 +31,19 @@ fn main() -> ExitCode {
         .unwrap_or_else(|error| Args::command().error(ErrorKind::ArgumentConflict, error).exit());
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level).format_target(false).init();
-    match stop_signals()
-        .map_err(|error| format!("signals cannot be handled: {error}"))
-        .and_then(|stop| assemble::run(&plan, stop.as_fd()).map_err(|error| error.to_string()))
-    {
+    match run(&plan) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ringscoped: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(plan: &Plan) -> Result<(), String> {
+    let socket = assemble::handed_over(plan).map_err(|error| error.to_string())?;
+    let stop = stop_signals().map_err(|error| format!("signals cannot be handled: {error}"))?;
+    assemble::run(plan, socket, stop.as_fd()).map_err(|error| error.to_string())
 }
 
 /// Becomes readable when the daemon is asked to end.

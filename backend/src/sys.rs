@@ -14,6 +14,6 @@ pub fn take_fd(fd: RawFd) -> Result<OwnedFd, SocketError> {
         return Err(SocketError::Descriptor { fd, found });
     }
     // SAFETY: it is open (just asked), above standard error (the flag's range), and called for the one
-    // descriptor of the command line before anything of ours is opened under that number.
+    // descriptor of the command line before anything of ours is opened under that number (`main::run`).
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
