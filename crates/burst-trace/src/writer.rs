@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::clock::{Anchor, Clock};
 use crate::file::{FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, VERSION, Words, word};
 use crate::reader::Reader;
@@ -56,6 +58,8 @@ pub enum RecorderError {
 /// Dropping it marks the file as ended in order; the file stays, for those who want to look at it.
 #[derive(Debug)]
 pub struct Recorder {
+    /// Locked as long as the daemon lives: a process number may be another process's by the time it is read.
+    _file: File,
     words: Arc<Words>,
     layout: Layout,
     path: PathBuf,
@@ -93,13 +97,15 @@ impl Recorder {
             .mode(0o644)
             .open(path)
             .map_err(io_error)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| io_error(error.into()))?;
         reserve(&file, layout.words() as u64 * 8).map_err(|error| {
             // Nothing is left behind: a file without its space would end the daemon with SIGBUS.
             let _ = fs::remove_file(path);
             io_error(error)
         })?;
         let words = Arc::new(Words::map_writable(&file).map_err(io_error)?);
-        let recorder = Self { words, layout, path: path.clone() };
+        let recorder = Self { _file: file, words, layout, path: path.clone() };
         recorder.write_header(&options.facts, clock);
         Ok(recorder)
     }
@@ -279,11 +285,15 @@ fn set_aside_what_is_there(path: &Path) -> Result<(), RecorderError> {
     if !reader.is_running() {
         return Ok(());
     }
-    let pid = reader.pid();
-    if Path::new(&format!("/proc/{pid}")).exists() && pid != u64::from(std::process::id()) {
-        return Err(RecorderError::InUse { path: path.into(), pid });
+    let io_error = |source| RecorderError::Io { path: path.into(), source };
+    let file = File::open(path).map_err(io_error)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            return Err(RecorderError::InUse { path: path.into(), pid: reader.pid() });
+        }
+        result => result.map_err(|error| io_error(error.into()))?,
     }
     let mut aside = path.as_os_str().to_owned();
     aside.push(".crashed");
-    fs::rename(path, aside).map_err(|source| RecorderError::Io { path: path.into(), source })
+    fs::rename(path, aside).map_err(io_error)
 }

@@ -1,5 +1,6 @@
 //! The recorder as its two users see it: one thread writes, another follows.
 
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use burst_trace::{
@@ -98,7 +99,14 @@ fn a_crashed_daemons_recorder_is_kept_aside() {
     let clock = Clock::new();
     let options = options(&dir, 64);
     let recorder = Recorder::create(&options, &clock).unwrap();
-    std::mem::forget(recorder);
+    let Err(RecorderError::InUse { pid, .. }) = Recorder::create(&options, &clock) else {
+        panic!("it is being written");
+    };
+    assert_eq!(pid, u64::from(std::process::id()));
+    drop(recorder);
+    // What a daemon that was killed leaves: its process is gone, and nobody marked the end.
+    let file = std::fs::OpenOptions::new().write(true).open(&options.path).unwrap();
+    file.write_all_at(&1_u64.to_le_bytes(), 8 * burst_trace::file::word::RUNNING as u64).unwrap();
     let _second = Recorder::create(&options, &clock).unwrap();
     assert!(dir.path().join("vm0.trace.crashed").exists());
 }
