@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
 use virtio_net::Negotiated;
@@ -83,7 +83,8 @@ pub(crate) enum Command {
 /// A worker's mailbox. Rings are named by their virtqueue index.
 #[derive(Debug)]
 pub struct Mailbox {
-    waiting: Mutex<VecDeque<Command>>,
+    /// None once the worker has ended: whoever asks is told so instead of waiting for ever.
+    waiting: Mutex<Option<VecDeque<Command>>>,
     /// Whether `waiting` has something: what the worker looks at between bursts.
     pending: AtomicBool,
     wake: EventFd,
@@ -92,7 +93,7 @@ pub struct Mailbox {
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            waiting: Mutex::default(),
+            waiting: Mutex::new(Some(VecDeque::new())),
             pending: AtomicBool::new(false),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         })
@@ -166,7 +167,13 @@ impl Mailbox {
         // Cleared before the queue is looked at: what is posted after that sets it again.
         self.pending.store(false, Ordering::SeqCst);
         let _ = self.wake.read();
-        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        self.waiting().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The worker has ended. Requests that nobody will answer any more are dropped, and with them the ends
+    /// that their senders wait for.
+    pub(crate) fn close(&self) {
+        self.waiting().take();
     }
 
     fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, WorkerGone> {
@@ -176,9 +183,36 @@ impl Mailbox {
     }
 
     fn post(&self, command: Command) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        match self.waiting().as_mut() {
+            Some(waiting) => waiting.push_back(command),
+            None => return,
+        }
         self.pending.store(true, Ordering::SeqCst);
         // A full counter is a wake-up that is already on its way.
         let _ = self.wake.write(1);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<VecDeque<Command>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asks_a_worker_that_has_ended_is_told_so() {
+        let mailbox = Mailbox::new().unwrap();
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| mailbox.stop(0));
+            while !mailbox.is_pending() {
+                std::thread::yield_now();
+            }
+            mailbox.close();
+            assert_eq!(asked.join().unwrap(), Err(WorkerGone));
+        });
+        assert_eq!(mailbox.enable(1, true), Err(WorkerGone));
+        assert!(mailbox.take().is_empty());
     }
 }

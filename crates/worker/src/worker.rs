@@ -54,6 +54,7 @@ impl Worker {
         let inside = Arc::clone(&mailbox);
         let name = format!("worker-{}", options.index);
         let thread = Builder::new().name(name).spawn(move || {
+            let _closing = Closing(Arc::clone(&inside));
             match Loop::new(options, pairs, clock, writer, inside) {
                 Ok(mut work) => {
                     let _ = ready.send(Ok(()));
@@ -84,6 +85,15 @@ impl Drop for Worker {
         {
             log::error!("a worker ended by a fault of its own; see the message above");
         }
+    }
+}
+
+/// Closes the mailbox when the thread ends, by a panic too.
+struct Closing(Arc<Mailbox>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
