@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::net::AddressFamily;
-use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 
 /// Where front ends are met.
 #[derive(Debug)]
@@ -110,11 +110,14 @@ impl Endpoint {
             Ok(domain) if domain != AddressFamily::UNIX => return Err(wrong("no unix socket")),
             Ok(_) => {}
         }
+        if socket_type(&fd) != Ok(SocketType::STREAM) {
+            return Err(wrong("a unix socket of another type"));
+        }
         if socket_acceptconn(&fd) == Ok(true) {
             return Ok(Self::Server(Server { listener: fd.into(), made: None }));
         }
         let stream = UnixStream::from(fd);
-        if stream.peer_addr().is_err() {
+        if stream.peer_addr().is_err() || stream.set_nonblocking(false).is_err() {
             return Err(wrong("a socket that neither listens nor is connected"));
         }
         Ok(Self::Connected(stream))
