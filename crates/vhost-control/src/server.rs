@@ -70,9 +70,15 @@ fn serve_as_server(
             return Ok(());
         }
         match server.listener.accept() {
-            Err(error) => log::warn!("a front end could not be accepted: {error}"),
+            Err(error) => {
+                log::warn!("a front end could not be accepted: {error}");
+                // It still waits there: without a pause this would be a busy loop.
+                if wait([stop], Some(RETRY))?[0] {
+                    return Ok(());
+                }
+            }
             Ok((stream, _)) => {
-                if converse(device, stream, stop, Some(server))? == End::Stopped {
+                if outlive(converse(device, stream, stop, Some(server)))? == End::Stopped {
                     return Ok(());
                 }
             }
@@ -90,7 +96,7 @@ fn serve_as_client(
         match UnixStream::connect(path) {
             Ok(stream) => {
                 is_waiting = false;
-                if converse(device, stream, stop, None)? == End::Stopped {
+                if outlive(converse(device, stream, stop, None))? == End::Stopped {
                     return Ok(());
                 }
             }
@@ -115,6 +121,17 @@ enum End {
     Gone,
     /// The daemon was asked to stop.
     Stopped,
+}
+
+/// A front end that the system has no room for now, such as descriptors, is refused; the next one may do.
+fn outlive(end: Result<End, ServeError>) -> Result<End, ServeError> {
+    match end {
+        Err(error @ ServeError::System { .. }) => {
+            log::error!("a front end was refused: {error}");
+            Ok(End::Gone)
+        }
+        end => end,
+    }
 }
 
 /// Stays with a front end until it goes, or `stop` becomes readable.
