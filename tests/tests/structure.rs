@@ -43,6 +43,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/guest-memory/src/memory.rs",
     "crates/guest-memory/src/slice.rs",
     "crates/lab/src/sys.rs",
+    "crates/vhost-control/src/sys.rs",
     "crates/worker/src/sys.rs",
 ];
 

@@ -22,6 +22,7 @@ pub mod ring;
 pub mod server;
 pub mod sharing;
 pub mod socket;
+mod sys;
 mod vring;
 
 pub use device::Device;

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::socket_peercred;
 use vhost::vhost_user::{Error as ProtocolError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -20,6 +19,7 @@ use crate::device::{Device, Session};
 use crate::relay::{Passed, Relay};
 use crate::sharing::PrivateMemory;
 use crate::socket::{Endpoint, Server};
+use crate::sys::peer_process;
 use crate::vring::with_rings;
 
 /// How often a client tries to reach its server.
@@ -141,9 +141,7 @@ fn converse(
     stop: BorrowedFd<'_>,
     server: Option<&Server>,
 ) -> Result<End, ServeError> {
-    let peer = socket_peercred(&front)
-        .ok()
-        .and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
+    let peer = peer_process(front.as_fd());
     log::info!(
         "a front end is connected{}",
         peer.map_or(String::new(), |pid| format!(": process {pid}"))
