@@ -38,10 +38,15 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)
             .spawn()?;
-        let daemon = Self { child, socket, log };
+        let mut daemon = Self { child, socket, log };
         let until = Instant::now() + Duration::from_secs(5);
-        while matches!(inode(&daemon.socket), found if found.is_none() || found == stale) {
-            if Instant::now() > until {
+        let waits = |daemon: &Self| {
+            let found = inode(&daemon.socket);
+            // It opens the socket first; the recorder can still fail.
+            found.is_none() || found == stale || !daemon.log().contains("recording to")
+        };
+        while waits(&daemon) {
+            if Instant::now() > until || !daemon.is_alive() {
                 let text = format!("ringscoped opened no socket:\n{}", daemon.log());
                 return Err(io::Error::other(text));
             }

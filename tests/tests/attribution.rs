@@ -181,8 +181,9 @@ fn a_guest_that_posts_no_buffers_shows_as_starved() {
         let bursts = trace.bursts(RX);
         let longest = bursts.iter().max_by_key(|burst| burst.total()).unwrap();
         let starved = trace.stage_us(longest, Stage::Starved);
-        let total = trace.us(longest.total());
-        assert!(starved > 45_000.0 && starved >= 0.95 * total, "{poll}: {starved} of {total} us");
+        // A worker that polls may be off its CPU when the frame comes: that is `notice`, and not the guest.
+        let total = trace.us(longest.total()) - trace.stage_us(longest, Stage::Notice);
+        assert!(starved > 30_000.0 && starved >= 0.95 * total, "{poll}: {starved} of {total} us");
         let others = bursts.iter().filter(|burst| burst.sequence != longest.sequence);
         let most = others.map(|burst| trace.stage_us(burst, Stage::Starved)).fold(0.0, f64::max);
         assert!(most < 20_000.0, "{poll}: only one burst waited, another one {most} us");
