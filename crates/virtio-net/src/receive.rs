@@ -90,6 +90,9 @@ pub struct GuestRoom<'r, 'm> {
     /// Bytes of the chains from `next` on.
     window: usize,
     packets: u16,
+    /// Frames that were not placed: they too make a burst full, or a wire that brings nothing else would
+    /// never let go of the worker.
+    dropped: u16,
     bytes: u32,
     drops: DropCounts,
     broken: Option<Broken>,
@@ -135,6 +138,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             next: 0,
             window: 0,
             packets: 0,
+            dropped: 0,
             bytes: 0,
             drops: DropCounts::default(),
             broken: None,
@@ -145,7 +149,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     #[inline]
     #[must_use]
     pub const fn is_full(&self) -> bool {
-        self.packets as usize >= BURST_MAX
+        self.packets as usize + self.dropped as usize >= BURST_MAX
     }
 
     /// Reads one frame, net header first, straight into guest buffers: `read` is handed the scatter list
@@ -212,8 +216,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     #[inline]
     fn settle(&mut self, len: usize, room: usize) -> Placed {
         if len < self.negotiated.header_len() {
-            self.drops.add(DropCause::RxError);
-            return Placed::Done;
+            return self.drop_frame(DropCause::RxError);
         }
         if len > room {
             return self.settle_spilled(len, room);
@@ -229,8 +232,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     fn settle_spilled(&mut self, len: usize, room: usize) -> Placed {
         let spare = self.spare.slice();
         if !self.negotiated.mergeable() || len >= room + spare.len() {
-            self.drops.add(DropCause::RxTooBig);
-            return Placed::Done;
+            return self.drop_frame(DropCause::RxTooBig);
         }
         *self.window_bytes = len.max(WINDOW_BYTES_MIN);
         let mut spilled = vec![0; len - room];
@@ -276,7 +278,13 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             return Placed::NoRoom;
         };
         *self.held = Vec::new();
+        self.drop_frame(cause)
+    }
+
+    #[cold]
+    fn drop_frame(&mut self, cause: DropCause) -> Placed {
         self.drops.add(cause);
+        self.dropped += 1;
         Placed::Done
     }
 

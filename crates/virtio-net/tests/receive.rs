@@ -7,7 +7,7 @@ use burst_trace::DropCause;
 use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::features::{BASE, HEADER_LEN};
 use virtio_net::receive::Received;
-use virtio_net::{GuestRoom, Negotiated, Placed, ReceiveState};
+use virtio_net::{BURST_MAX, GuestRoom, Negotiated, Placed, ReceiveState};
 use virtqueue::driver::{Buffer, SplitDriver};
 use virtqueue::{Slices, SplitQueue};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -232,4 +232,17 @@ fn frames_handed_in_are_placed_or_left() {
     });
     assert_eq!((placed, received.packets), ([Placed::Done, Placed::NoRoom], 1));
     assert_eq!(ring.bytes(at, 76), with_header_merged(&frame(64), 1));
+}
+
+#[test]
+fn a_burst_of_frames_that_do_not_fit_ends() {
+    let mut ring = Ring::new(8, Negotiated(BASE & !(1 << 15)));
+    ring.offer(&[2048]);
+    let (tries, received) = ring.with_room(|room| {
+        let frame = [0x55; 4000];
+        (0..10_000).take_while(|_| room.place(&[0; HEADER_LEN], &frame) == Placed::Done).count()
+    });
+    assert_eq!((tries, received.packets), (BURST_MAX, 0));
+    assert_eq!(received.drops.iter().collect::<Vec<_>>(), [(DropCause::RxTooBig, 32)]);
+    assert_eq!(ring.scatter(&[vec![1; 60]]).1.packets, 1, "the buffer is still there");
 }
