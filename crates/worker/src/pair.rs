@@ -75,6 +75,8 @@ pub struct Pair<D> {
     pub receive: ReceiveState,
     /// The datapath may have frames: it became readable and was not yet found empty.
     pub readable: bool,
+    /// The datapath could not be read: nobody looks there again before it shows a sign of life.
+    pub failed: bool,
     configured: Option<Negotiated>,
 }
 
@@ -91,6 +93,7 @@ impl<D: Datapath> Pair<D> {
             starved: None,
             receive: ReceiveState::default(),
             readable: false,
+            failed: false,
             configured: None,
         }
     }
@@ -145,9 +148,14 @@ impl<D: Datapath> Pair<D> {
         Some(stopped.queue.next_available())
     }
 
-    pub fn enable(&mut self, ring: u16, enabled: bool) {
+    pub fn enable(&mut self, ring: u16, enabled: bool, tracer: &mut Tracer) {
         if let Some(ring) = self.ring_mut(ring) {
             ring.set_enabled(enabled);
+        }
+        if ring.is_multiple_of(2) && !enabled {
+            // Nothing waits any more: not the frame that is held, and not for the guest.
+            self.starved = None;
+            self.drop_held(DropCause::RxStopped, tracer);
         }
         self.activate();
     }
@@ -216,6 +224,7 @@ impl<D: Datapath> Pair<D> {
         }
         // There may be frames from before; the first look finds out.
         self.readable = active;
+        self.failed = false;
     }
 
     const fn slot(&mut self, ring: u16) -> &mut Option<Ring> {

@@ -20,6 +20,8 @@ impl<D: Datapath> Pair<D> {
         if ring.state == RingState::Enabled {
             worked = self.receive_burst(&mut ring, context).unwrap_or_else(|broken| {
                 ring.break_down(broken);
+                self.starved = None;
+                self.drop_held(DropCause::RxStopped, context.tracer);
                 true
             });
         }
@@ -34,7 +36,7 @@ impl<D: Datapath> Pair<D> {
         context: &mut Context<'_>,
     ) -> Result<bool, Broken> {
         let has_descriptor = self.datapath.readiness().is_some();
-        if has_descriptor && !self.readable && !context.polling {
+        if self.failed || has_descriptor && !self.readable && !context.polling {
             return Ok(false);
         }
         let chains = ring.queue.available()?;
@@ -55,6 +57,7 @@ impl<D: Datapath> Pair<D> {
         let look = looked.unwrap_or_else(|error| {
             log_error(self.index, &error);
             drops.add(DropCause::RxError);
+            self.failed = true;
             Look::Drained
         });
         self.readable = look == Look::More;

@@ -204,7 +204,7 @@ impl<D: Datapath> Loop<D> {
                 if let Token::Datapath(index) = token
                     && let Some(pair) = self.pairs.iter_mut().find(|pair| pair.index == index)
                 {
-                    (pair.readable, pair.blocked) = (true, false);
+                    (pair.readable, pair.blocked, pair.failed) = (true, false, false);
                 }
             }
             // Poll anew only if there was a reason to wake up.
@@ -227,8 +227,8 @@ impl<D: Datapath> Loop<D> {
                     let _ = done.send(self.on_pair(ring, |pair, context| pair.stop(ring, context)));
                 }
                 Command::Enable { ring, enabled, done } => {
-                    self.on_pair(ring, |pair, _| {
-                        pair.enable(ring, enabled);
+                    self.on_pair(ring, |pair, context| {
+                        pair.enable(ring, enabled, context.tracer);
                         Some(())
                     });
                     let _ = done.send(());

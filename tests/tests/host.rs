@@ -1,0 +1,87 @@
+//! What the host may do to the daemon while a guest is attached.
+
+use std::fs;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use burst_trace::{DropCause, Reader, location::recorder_path};
+use frontend::{Guest, GuestOptions};
+use lab::Signal;
+use lab::outside::Outside;
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::frames;
+
+/// Time on the CPU, in hundredths of a second (proc_pid_stat(5), fields 14 and 15).
+fn cpu_time(daemon: &Daemon) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn an_interface_that_is_removed_costs_frames_with_a_cause_and_no_cpu() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("removed").unwrap();
+    for poll in ["never", "adaptive"] {
+        let tap = outside.add_tap(1).unwrap();
+        let arguments = ["--datapath", &format!("tap:ifname={tap}"), "--poll", poll];
+        let mut daemon = Daemon::start(directory.path(), poll, &arguments).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        assert!(guest.pair(0).send(&frames::frame(1, 100)).unwrap());
+        assert!(Command::new("ip").args(["link", "del", &tap]).status().unwrap().success());
+        sleep(Duration::from_millis(100));
+        assert!(guest.pair(0).send(&frames::frame(2, 100)).unwrap());
+        sleep(Duration::from_millis(100));
+        let before = cpu_time(&daemon);
+        sleep(Duration::from_secs(1));
+        assert!(cpu_time(&daemon) - before <= 2, "--poll {poll}: it spins");
+        let reader = Reader::open(&recorder_path(directory.path(), poll)).unwrap();
+        assert!((1..10).contains(&reader.drops(0, DropCause::RxError)), "--poll {poll}");
+        assert_eq!(reader.drops(1, DropCause::TxLinkDown), 1, "--poll {poll}");
+        guest.stop_ring(0).unwrap();
+        daemon.signal(Signal::TERM).unwrap();
+        let ended = daemon.ended_within(Duration::from_secs(1)).unwrap();
+        assert!(ended.is_some_and(|status| status.success()), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn at_rest_with_a_guest_it_uses_no_cpu() {
+    let directory = tempfile::tempdir().unwrap();
+    for poll in ["never", "adaptive"] {
+        let arguments = ["--datapath", "reflect", "--poll", poll];
+        let daemon = Daemon::start(directory.path(), poll, &arguments).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        frames::come_back(&mut guest).unwrap();
+        sleep(Duration::from_millis(50));
+        let (time, switches) = (cpu_time(&daemon), wake_ups(&daemon));
+        sleep(Duration::from_secs(1));
+        assert_eq!(cpu_time(&daemon), time, "--poll {poll}");
+        assert_eq!(wake_ups(&daemon), switches, "--poll {poll}");
+    }
+}
+
+/// How often its threads have gone to sleep.
+fn wake_ups(daemon: &Daemon) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+    let of = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    tasks.map(|task| of(task.unwrap())).sum()
+}
+
+#[test]
+fn frames_larger_than_every_buffer_do_not_keep_the_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "big", &["--datapath", "null:rx=9000"]).unwrap();
+    let options = GuestOptions::default().mergeable(false);
+    let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+    sleep(Duration::from_millis(100));
+    guest.stop_ring(0).unwrap();
+    let reader = Reader::open(&recorder_path(directory.path(), "big")).unwrap();
+    assert!(reader.drops(0, DropCause::RxTooBig) > 0);
+    assert_eq!(reader.totals(0).packets, 0);
+}
