@@ -54,6 +54,7 @@ impl Worker {
         let inside = Arc::clone(&mailbox);
         let name = format!("worker-{}", options.index);
         let thread = Builder::new().name(name).spawn(move || {
+            let _closed_at_the_end = CloseAtTheEnd(Arc::clone(&inside));
             match Loop::new(options, pairs, clock, writer, inside) {
                 Ok(mut work) => {
                     let _ = ready.send(Ok(()));
@@ -84,6 +85,15 @@ impl Drop for Worker {
         {
             log::error!("a worker ended by a fault of its own; see the message above");
         }
+    }
+}
+
+/// However a worker's thread ends, nobody is left waiting for it.
+struct CloseAtTheEnd(Arc<Mailbox>);
+
+impl Drop for CloseAtTheEnd {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
