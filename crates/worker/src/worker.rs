@@ -10,7 +10,7 @@ use datapath::Datapath;
 
 use crate::fault::{Delay, Fault};
 use crate::mailbox::{Command, Mailbox, RingStart, StartError};
-use crate::pair::{Context, HOLD, Pair};
+use crate::pair::{Context, HOLD, Pair, RETRY};
 use crate::policy::{PollPolicy, Scheduling};
 use crate::sleep::{Sleeper, Token};
 use crate::sys;
@@ -107,6 +107,8 @@ struct Loop<D> {
     spin: u64,
     /// [`HOLD`] in ticks.
     hold: u64,
+    /// [`RETRY`] in ticks.
+    retry: u64,
     /// When the worker last woke up, ticks.
     woken: u64,
     /// Since when it has found nothing, ticks.
@@ -142,6 +144,7 @@ impl<D: Datapath> Loop<D> {
             poll: options.poll,
             spin,
             hold: clock.ticks_in(HOLD),
+            retry: clock.ticks_in(RETRY),
             woken: 0,
             idle_since: None,
         })
@@ -274,6 +277,7 @@ impl<D: Datapath> Loop<D> {
             woken: self.woken,
             polling: self.poll != PollPolicy::Never,
             hold: self.hold,
+            retry: self.retry,
         };
         (&mut self.pairs, context)
     }
