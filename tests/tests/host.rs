@@ -37,7 +37,7 @@ fn an_interface_that_is_removed_costs_frames_with_a_cause_and_no_cpu() {
         sleep(Duration::from_secs(1));
         assert!(cpu_time(&daemon) - before <= 2, "--poll {poll}: it spins");
         let reader = Reader::open(&recorder_path(directory.path(), poll)).unwrap();
-        assert!((1..10).contains(&reader.drops(0, DropCause::RxError)), "--poll {poll}");
+        assert!((1..1000).contains(&reader.drops(0, DropCause::RxError)), "--poll {poll}");
         assert_eq!(reader.drops(1, DropCause::TxLinkDown), 1, "--poll {poll}");
         guest.stop_ring(0).unwrap();
         daemon.signal(Signal::TERM).unwrap();

@@ -16,6 +16,8 @@ use virtio_bindings::bindings::virtio_ring::{
 pub const HEADER_LEN: usize = 12;
 /// Length of `virtio_net_hdr` of a legacy driver without mergeable buffers (5.1.6.1).
 pub const HEADER_LEN_LEGACY: usize = 10;
+/// Where `flags` is in the header (5.1.6).
+pub const FLAGS: usize = 0;
 /// Where `num_buffers` is in the header (5.1.6).
 pub const NUM_BUFFERS: usize = 10;
 

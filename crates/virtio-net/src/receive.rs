@@ -11,7 +11,7 @@ use guest_memory::{GuestMemory, GuestSlice, Spare};
 use virtqueue::chain::CHAIN_SLICES_MAX;
 use virtqueue::{Access, Broken, Chain, ChainFault, Slices, SplitQueue, Taken};
 
-use crate::features::{HEADER_LEN, NUM_BUFFERS, Negotiated};
+use crate::features::{FLAGS, HEADER_LEN, NUM_BUFFERS, Negotiated};
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
 /// The most buffers that are taken for one burst.
@@ -363,8 +363,13 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             left -= used;
             buffers += 1;
         }
+        let frame = &self.slices[start..];
         if self.negotiated.header_len() == HEADER_LEN {
-            write_at(&self.slices[start..], NUM_BUFFERS, &buffers.to_le_bytes());
+            write_at(frame, NUM_BUFFERS, &buffers.to_le_bytes());
+        }
+        if !self.negotiated.guest_offloads().checksum {
+            // The kernel may say that it has checked the checksum; this guest must not be told (5.1.6.4).
+            write_at(frame, FLAGS, &[0]);
         }
         self.packets += 1;
         #[expect(clippy::cast_possible_truncation, reason = "frames are shorter than 2^17")]

@@ -223,6 +223,18 @@ fn an_error_of_the_kernel_leaves_every_buffer_with_the_guest() {
 }
 
 #[test]
+fn a_guest_without_checksum_offload_is_told_nothing_of_checksums() {
+    for (offload, flags) in [(0, 0), (1 << 1, 2)] {
+        let mut ring = Ring::new(8, Negotiated(BASE | offload));
+        let at = ring.offer(&[1526])[0];
+        let data_valid = [&[2][..], &with_header(&frame(60))[1..]].concat();
+        let (placed, _) = ring.with_room(|room| room.scatter(|list| Ok(fill(list, &data_valid))));
+        assert_eq!(placed.unwrap(), Placed::Done);
+        assert_eq!(ring.bytes(at, 1), [flags]);
+    }
+}
+
+#[test]
 fn frames_handed_in_are_placed_or_left() {
     let mut ring = Ring::mergeable(8);
     let at = ring.offer(&[1526])[0];

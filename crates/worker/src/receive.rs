@@ -36,7 +36,10 @@ impl<D: Datapath> Pair<D> {
         context: &mut Context<'_>,
     ) -> Result<bool, Broken> {
         let has_descriptor = self.datapath.readiness().is_some();
-        if self.failed || has_descriptor && !self.readable && !context.polling {
+        if has_descriptor && !self.readable && !context.polling {
+            return Ok(false);
+        }
+        if self.retry_at.is_some_and(|at| context.tracer.now() < at) {
             return Ok(false);
         }
         let chains = ring.queue.available()?;
@@ -46,7 +49,10 @@ impl<D: Datapath> Pair<D> {
             }
         } else if chains == 0 {
             return Ok(self.starve(ring, chains, context));
-        } else if context.tracer.has_fault() && !self.datapath.has_frames() {
+        } else if context.tracer.has_fault()
+            && !self.datapath.has_frames()
+            && !self.receive.is_holding()
+        {
             // A planted delay must hit bursts, not looks that find nothing.
             self.look_found_nothing(ring, context);
             return Ok(false);
@@ -57,9 +63,10 @@ impl<D: Datapath> Pair<D> {
         let look = looked.unwrap_or_else(|error| {
             log_error(self.index, &error);
             drops.add(DropCause::RxError);
-            self.failed = true;
             Look::Drained
         });
+        let failed = drops.of(DropCause::RxError) > 0;
+        self.retry_at = failed.then(|| context.tracer.now() + context.retry);
         self.readable = look == Look::More;
         if let Some(broken) = received.broken {
             return Err(broken);

@@ -10,7 +10,7 @@ use datapath::Datapath;
 
 use crate::fault::{Delay, Fault};
 use crate::mailbox::{Command, Mailbox, RingStart, StartError};
-use crate::pair::{Context, HOLD, Pair};
+use crate::pair::{Context, HOLD, Pair, RETRY};
 use crate::policy::{PollPolicy, Scheduling};
 use crate::sleep::{Sleeper, Token};
 use crate::sys;
@@ -54,7 +54,7 @@ impl Worker {
         let inside = Arc::clone(&mailbox);
         let name = format!("worker-{}", options.index);
         let thread = Builder::new().name(name).spawn(move || {
-            let _closing = Closing(Arc::clone(&inside));
+            let _closed_at_the_end = CloseAtTheEnd(Arc::clone(&inside));
             match Loop::new(options, pairs, clock, writer, inside) {
                 Ok(mut work) => {
                     let _ = ready.send(Ok(()));
@@ -88,10 +88,10 @@ impl Drop for Worker {
     }
 }
 
-/// Closes the mailbox when the thread ends, by a panic too.
-struct Closing(Arc<Mailbox>);
+/// However a worker's thread ends, nobody is left waiting for it.
+struct CloseAtTheEnd(Arc<Mailbox>);
 
-impl Drop for Closing {
+impl Drop for CloseAtTheEnd {
     fn drop(&mut self) {
         self.0.close();
     }
@@ -107,6 +107,8 @@ struct Loop<D> {
     spin: u64,
     /// [`HOLD`] in ticks.
     hold: u64,
+    /// [`RETRY`] in ticks.
+    retry: u64,
     /// When the worker last woke up, ticks.
     woken: u64,
     /// Since when it has found nothing, ticks.
@@ -142,6 +144,7 @@ impl<D: Datapath> Loop<D> {
             poll: options.poll,
             spin,
             hold: clock.ticks_in(HOLD),
+            retry: clock.ticks_in(RETRY),
             woken: 0,
             idle_since: None,
         })
@@ -204,7 +207,7 @@ impl<D: Datapath> Loop<D> {
                 if let Token::Datapath(index) = token
                     && let Some(pair) = self.pairs.iter_mut().find(|pair| pair.index == index)
                 {
-                    (pair.readable, pair.blocked, pair.failed) = (true, false, false);
+                    (pair.readable, pair.blocked) = (true, false);
                 }
             }
             // Poll anew only if there was a reason to wake up.
@@ -274,6 +277,7 @@ impl<D: Datapath> Loop<D> {
             woken: self.woken,
             polling: self.poll != PollPolicy::Never,
             hold: self.hold,
+            retry: self.retry,
         };
         (&mut self.pairs, context)
     }
