@@ -3,8 +3,11 @@
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use burst_trace::{Reader, location};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A running `ringscoped`. It ends when this is dropped.
 #[derive(Debug)]
@@ -12,6 +15,7 @@ pub struct Daemon {
     child: Child,
     socket: PathBuf,
     log: PathBuf,
+    recorder: PathBuf,
 }
 
 impl Daemon {
@@ -21,11 +25,32 @@ impl Daemon {
     /// # Errors
     /// When it is not built, or does not open its socket; the message has its log.
     pub fn start(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
-        let socket = directory.join(format!("{name}.sock"));
-        let log = directory.join(format!("{name}.log"));
         // One that was killed leaves its socket file, which the new one has to replace.
-        let stale = inode(&socket);
-        let child = Command::new(program()?)
+        let stale = inode(&socket_path(directory, name));
+        let daemon = Self::spawn(directory, name, arguments)?;
+        let until = Instant::now() + Duration::from_secs(5);
+        while matches!(inode(&daemon.socket), found if found.is_none() || found == stale) {
+            if Instant::now() > until {
+                let text = format!("ringscoped opened no socket:\n{}", daemon.log());
+                return Err(io::Error::other(text));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(daemon)
+    }
+
+    /// The same as a client: it connects to the front end that listens at its socket, now or later.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn start_as_client(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
+        Self::spawn(directory, name, &[&["--client"], arguments].concat())
+    }
+
+    fn spawn(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
+        let socket = socket_path(directory, name);
+        let log = directory.join(format!("{name}.log"));
+        let child = Command::new(program("ringscoped")?)
             .arg("--socket-path")
             .arg(&socket)
             .arg("--run-dir")
@@ -36,16 +61,7 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)
             .spawn()?;
-        let daemon = Self { child, socket, log };
-        let until = Instant::now() + Duration::from_secs(5);
-        while matches!(inode(&daemon.socket), found if found.is_none() || found == stale) {
-            if Instant::now() > until {
-                let text = format!("ringscoped opened no socket:\n{}", daemon.log());
-                return Err(io::Error::other(text));
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(daemon)
+        Ok(Self { child, socket, log, recorder: location::recorder_path(directory, name) })
     }
 
     /// Where it listens.
@@ -64,6 +80,60 @@ impl Daemon {
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its flight recorder's file.
+    #[must_use]
+    pub fn recorder(&self) -> &Path {
+        &self.recorder
+    }
+
+    /// Its flight recorder, open.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn reader(&self) -> io::Result<Reader> {
+        Reader::open(&self.recorder).map_err(io::Error::other)
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`; the message has its log.
+    pub fn wait(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > until {
+                let text = format!("ringscoped still runs after {limit:?}:\n{}", self.log());
+                return Err(io::Error::other(text));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to end (SIGTERM), and waits until it has.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn terminate(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        let pid = Pid::from_child(&self.child);
+        if self.is_alive() {
+            kill_process(pid, Signal::TERM)?;
+        }
+        self.wait(limit)
+    }
+}
+
+fn socket_path(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.sock"))
 }
 
 impl Drop for Daemon {
@@ -80,12 +150,20 @@ fn inode(path: &Path) -> Option<(u64, i64, i64)> {
     Some((found.ino(), found.ctime(), found.ctime_nsec()))
 }
 
-/// The daemon that was built with these tests: in the same target directory, two levels above them.
-fn program() -> io::Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let program = test.ancestors().nth(2).map(|profile| profile.join("ringscoped"));
-    program.filter(|program| program.exists()).ok_or_else(|| {
-        let text = format!("no ringscoped beside {}; build the workspace first", test.display());
-        io::Error::other(text)
-    })
+/// A program of this workspace: in `RINGSCOPE_BIN_DIR`, or built with these tests, in the same target
+/// directory, two levels above them.
+///
+/// # Errors
+/// When it is not built.
+pub fn program(name: &str) -> io::Result<PathBuf> {
+    let directory = match std::env::var_os("RINGSCOPE_BIN_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => std::env::current_exe()?.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned(),
+    };
+    let program = directory.join(name);
+    if program.exists() {
+        return Ok(program);
+    }
+    let text = format!("no {}; build the workspace first", program.display());
+    Err(io::Error::other(text))
 }

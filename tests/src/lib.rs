@@ -3,7 +3,11 @@
 //! - [`daemon`]: the daemon under test.
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`frames`]: frames that a reflecting back end must return.
+//! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
+//! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
 
 pub mod daemon;
 pub mod dpdk;
 pub mod frames;
+pub mod qemu;
+pub mod traffic;
