@@ -1,5 +1,6 @@
 //! Traffic between the guest and the outside host, by the agents at both ends.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use lab::agent::TcpReport;
@@ -13,6 +14,9 @@ use crate::qemu::{Failure, GUEST, Place, said};
 
 /// How long a bulk transfer may take.
 const BULK: Duration = Duration::from_secs(180);
+
+/// More than a transfer's report.
+const LOG_BYTES_MAX: usize = 1 << 16;
 
 /// Who sends first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,24 +61,118 @@ pub fn udp(place: &mut Place, from: From) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A TCP transfer on its way. It is ended when this is dropped.
+#[derive(Debug)]
+pub struct Transfer {
+    process: Process,
+    bytes: u64,
+    hashed: bool,
+}
+
 /// Sends `bytes` over TCP; both ends hash them, and the digests have to be the same.
 ///
 /// # Errors
 /// When they are not, or the transfer fails.
-pub fn tcp(place: &mut Place, from: From, bytes: u64) -> Result<TcpReport, Failure> {
-    // The guest serves in either case: it sends what `tcp-receive` asks for.
-    let order = match from {
-        From::Outside => "tcp-send",
-        From::Guest => "tcp-receive",
+pub fn tcp(place: &Place, from: From, bytes: u64) -> Result<TcpReport, Failure> {
+    Transfer::start(place, from, bytes, true)?.finish()
+}
+
+/// The same both ways at once.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn tcp_both_ways(place: &Place, bytes: u64) -> Result<[TcpReport; 2], Failure> {
+    let start = |from| Transfer::start(place, from, bytes, true);
+    let [mut one, mut other] = [start(From::Outside)?, start(From::Guest)?];
+    Ok([one.finish()?, other.finish()?])
+}
+
+/// Many connections at once, half of them each way, so that every queue pair gets some.
+///
+/// # Errors
+/// When a transfer fails.
+pub fn flows(place: &Place, bytes: u64) -> Result<(), Failure> {
+    let start = |n| {
+        let from = if n % 2 == 0 { From::Outside } else { From::Guest };
+        Transfer::start(place, from, bytes, false)
     };
-    let line = format!("{order} --bytes {bytes} --timeout {}", BULK.as_secs());
-    let report: TcpReport = agent(place, From::Outside, &line, 7008)?;
-    report.check()?;
-    let hashed = report.received.sha256.as_ref().is_some_and(|digest| digest.len() == 64);
-    if report.received.bytes != bytes || !hashed {
-        return Err(format!("{order} of {bytes} bytes: {report:?}").into());
+    let mut all = (0..16).map(start).collect::<Result<Vec<_>, _>>()?;
+    all.iter_mut().try_for_each(|transfer| transfer.finish().map(drop))
+}
+
+impl Transfer {
+    /// Starts to send `bytes`, with or without digests.
+    ///
+    /// # Errors
+    /// When the agent cannot be started.
+    pub fn start(place: &Place, from: From, bytes: u64, hashed: bool) -> Result<Self, Failure> {
+        // The guest serves in either case: it sends what `tcp-receive` asks for.
+        let order = match from {
+            From::Outside => "tcp-send",
+            From::Guest => "tcp-receive",
+        };
+        let mut command = place.outside.command(&program("ringscope")?.to_string_lossy());
+        command.args(["agent", order, &format!("{GUEST}:7008"), "--bytes", &bytes.to_string()]);
+        command.args(["--timeout", &BULK.as_secs().to_string()]);
+        if !hashed {
+            command.arg("--no-hash");
+        }
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let log = place.directory().join(format!("{order}-{number}.log"));
+        Ok(Self { process: Process::spawn(&mut command, &log)?, bytes, hashed })
     }
-    Ok(report)
+
+    /// Whether it goes on.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn is_running(&mut self) -> Result<bool, Failure> {
+        Ok(self.process.ended()?.is_none())
+    }
+
+    /// Waits for its end; every byte has to have arrived as it was sent.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn finish(&mut self) -> Result<TcpReport, Failure> {
+        let status = self.process.wait(BULK + Duration::from_secs(10))?;
+        let text = self.process.log_tail(LOG_BYTES_MAX);
+        if !status.is_some_and(|status| status.success()) {
+            return Err(format!("TCP transfer ended with {status:?}: {text}").into());
+        }
+        let report: TcpReport = serde_json::from_str(&text)?;
+        report.check()?;
+        let digest = report.received.sha256.as_ref().map(String::len);
+        if report.received.bytes != self.bytes || digest != self.hashed.then_some(64) {
+            return Err(format!("TCP transfer of {} bytes: {report:?}", self.bytes).into());
+        }
+        Ok(report)
+    }
+}
+
+/// A little of everything, both ways: whether the guest is on the network.
+///
+/// # Errors
+/// When something does not come through.
+pub fn everything_a_little(place: &mut Place) -> Result<(), Failure> {
+    place.outside.exec(&format!("ping -q -c 3 -i 0.2 -W 5 {GUEST}"))?;
+    tcp_both_ways(place, 8 << 20)?;
+    let report: Value = agent(place, From::Outside, "udp-ping --mode closed --count 50", 7007)?;
+    if report["received"] != report["sent"] {
+        return Err(format!("UDP: {report}").into());
+    }
+    Ok(())
+}
+
+/// One packet in flight, `count` times, from the outside host.
+///
+/// # Errors
+/// When one is lost.
+pub fn ping_pong(place: &mut Place, count: u32) -> Result<(), Failure> {
+    let line = format!("udp-ping --mode closed --interval-us 1006 --count {count}");
+    let report: Value = agent(place, From::Outside, &line, 7007)?;
+    if report["lost"] == 0 { Ok(()) } else { Err(format!("UDP: {report}").into()) }
 }
 
 /// Runs the agent at one end against the other, and reads its report.
