@@ -33,7 +33,7 @@ pub enum From {
 /// When a ping is not answered.
 pub fn ping(place: &mut Place) -> Result<(), Failure> {
     for size in [56, 1472, 1473, 8000, 65000] {
-        let line = format!("ping -q -c 3 -i 0.2 -W 5 -s {size}");
+        let line = format!("ping -q -c 3 -i 0.01 -W 5 -s {size}");
         place.outside.exec(&format!("{line} {GUEST}"))?;
         place.guest().check(&format!("{line} {}", Outside::ADDRESS))?;
     }
@@ -156,7 +156,7 @@ impl Transfer {
 /// # Errors
 /// When something does not come through.
 pub fn everything_a_little(place: &mut Place) -> Result<(), Failure> {
-    place.outside.exec(&format!("ping -q -c 3 -i 0.2 -W 5 {GUEST}"))?;
+    place.outside.exec(&format!("ping -q -c 3 -i 0.01 -W 5 {GUEST}"))?;
     tcp_both_ways(place, 8 << 20)?;
     let report: Value = agent(place, From::Outside, "udp-ping --mode closed --count 50", 7007)?;
     if report["received"] != report["sent"] {
