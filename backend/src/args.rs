@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long)]
     pub mac: Option<MacAddress>,
 
-    /// What to do without work: sleep at once, poll a while first (USEC, 50 if not given), or never sleep
+    /// What to do without work: sleep at once, poll a while first (USEC, 200 if not given), or never sleep
     #[arg(long, value_name = "never|adaptive[:USEC]|always", default_value_t)]
     pub poll: PollPolicy,
 

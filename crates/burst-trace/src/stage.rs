@@ -202,6 +202,20 @@ impl DropCounts {
         !self.any
     }
 
+    /// How many packets were dropped, whatever the cause.
+    #[inline]
+    #[must_use]
+    pub fn total(&self) -> u16 {
+        if self.any { self.counts.iter().sum() } else { 0 }
+    }
+
+    /// How many packets were dropped for `cause`.
+    #[inline]
+    #[must_use]
+    pub const fn of(&self, cause: DropCause) -> u16 {
+        self.counts[cause as usize]
+    }
+
     /// The causes that came up and how often.
     pub fn iter(&self) -> impl Iterator<Item = (DropCause, u16)> + '_ {
         let counts = self.counts.iter().copied();

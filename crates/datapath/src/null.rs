@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use virtio_net::features::HEADER_LEN;
-use virtio_net::{FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, Offloads, Placed};
+use virtio_net::{FRAME_LEN_MAX, Frames, GuestRoom, Offloads, Placed};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
 
@@ -43,10 +43,6 @@ impl Datapath for Null {
     fn capabilities(&self) -> Capabilities {
         let none = Offloads::default();
         Capabilities { name: "null", from_guest: none, to_guest: none, mtu: u16::MAX }
-    }
-
-    fn configure(&mut self, _: Negotiated) -> io::Result<()> {
-        Ok(())
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use virtio_net::features::HEADER_LEN;
-use virtio_net::{BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, Offloads, Placed};
+use virtio_net::{BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Offloads, Placed};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
 
@@ -25,10 +25,6 @@ impl Datapath for Reflect {
         // No offloads: what comes back must be whole, whatever the guest takes.
         let none = Offloads::default();
         Capabilities { name: "reflect", from_guest: none, to_guest: none, mtu: u16::MAX }
-    }
-
-    fn configure(&mut self, _: Negotiated) -> io::Result<()> {
-        Ok(())
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {

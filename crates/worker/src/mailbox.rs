@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
 use virtio_net::Negotiated;
@@ -83,7 +83,8 @@ pub(crate) enum Command {
 /// A worker's mailbox. Rings are named by their virtqueue index.
 #[derive(Debug)]
 pub struct Mailbox {
-    waiting: Mutex<VecDeque<Command>>,
+    /// Commands to come; none once the worker has ended.
+    waiting: Mutex<Option<VecDeque<Command>>>,
     /// Whether `waiting` has something: what the worker looks at between bursts.
     pending: AtomicBool,
     wake: EventFd,
@@ -92,7 +93,7 @@ pub struct Mailbox {
 impl Mailbox {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            waiting: Mutex::default(),
+            waiting: Mutex::new(Some(VecDeque::new())),
             pending: AtomicBool::new(false),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         })
@@ -166,7 +167,16 @@ impl Mailbox {
         // Cleared before the queue is looked at: what is posted after that sets it again.
         self.pending.store(false, Ordering::SeqCst);
         let _ = self.wake.read();
-        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+        self.waiting().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// The worker has ended: whoever waits for an answer, or asks from now on, is told so.
+    pub(crate) fn close(&self) {
+        *self.waiting() = None;
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<VecDeque<Command>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, WorkerGone> {
@@ -176,9 +186,29 @@ impl Mailbox {
     }
 
     fn post(&self, command: Command) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        let Some(waiting) = &mut *self.waiting() else { return };
+        waiting.push_back(command);
         self.pending.store(true, Ordering::SeqCst);
         // A full counter is a wake-up that is already on its way.
         let _ = self.wake.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_worker_that_has_ended() {
+        let mailbox = Mailbox::new().unwrap();
+        std::thread::scope(|scope| {
+            let before = scope.spawn(|| mailbox.stop(0));
+            while !mailbox.is_pending() {
+                std::thread::yield_now();
+            }
+            mailbox.close();
+            assert_eq!(before.join().unwrap(), Err(WorkerGone));
+        });
+        assert_eq!(mailbox.enable(0, true), Err(WorkerGone));
     }
 }

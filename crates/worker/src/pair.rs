@@ -18,6 +18,9 @@ use crate::trace::Tracer;
 /// frame needs must not hold up every frame after it.
 pub const HOLD: Duration = Duration::from_millis(100);
 
+/// A datapath that failed is left alone this long: an interface that is gone must not keep a worker busy.
+pub const RETRY: Duration = Duration::from_millis(10);
+
 /// What both turns of a pair need of the worker.
 pub struct Context<'w> {
     pub tracer: &'w mut Tracer,
@@ -28,6 +31,8 @@ pub struct Context<'w> {
     pub polling: bool,
     /// [`HOLD`] in ticks.
     pub hold: u64,
+    /// [`RETRY`] in ticks.
+    pub retry: u64,
 }
 
 impl Context<'_> {
@@ -64,8 +69,8 @@ pub struct Starved {
 pub struct Pair<D> {
     pub index: u16,
     pub datapath: D,
-    pub tx: Option<Ring>,
-    pub rx: Option<Ring>,
+    pub tx: Option<Box<Ring>>,
+    pub rx: Option<Box<Ring>>,
     /// Packets that went through each ring since the daemon started: 0 RX, 1 TX.
     pub sequences: [u64; 2],
     pub backlog: Option<Backlog>,
@@ -75,6 +80,8 @@ pub struct Pair<D> {
     pub receive: ReceiveState,
     /// The datapath may have frames: it became readable and was not yet found empty.
     pub readable: bool,
+    /// After an error of the datapath: when it is looked at again, ticks.
+    pub retry_at: Option<u64>,
     configured: Option<Negotiated>,
 }
 
@@ -91,6 +98,7 @@ impl<D: Datapath> Pair<D> {
             starved: None,
             receive: ReceiveState::default(),
             readable: false,
+            retry_at: None,
             configured: None,
         }
     }
@@ -108,7 +116,7 @@ impl<D: Datapath> Pair<D> {
     }
 
     pub fn ring_mut(&mut self, ring: u16) -> Option<&mut Ring> {
-        self.slot(ring).as_mut()
+        self.slot(ring).as_deref_mut()
     }
 
     pub fn start(
@@ -126,7 +134,7 @@ impl<D: Datapath> Pair<D> {
         let started =
             Ring::start(ring, start, context.tracer.stamp()).map_err(StartError::Config)?;
         started.listen(context.sleeper).map_err(StartError::System)?;
-        *self.slot(ring) = Some(started);
+        *self.slot(ring) = Some(Box::new(started));
         self.activate();
         Ok(())
     }
@@ -218,7 +226,7 @@ impl<D: Datapath> Pair<D> {
         self.readable = active;
     }
 
-    const fn slot(&mut self, ring: u16) -> &mut Option<Ring> {
+    const fn slot(&mut self, ring: u16) -> &mut Option<Box<Ring>> {
         if ring.is_multiple_of(2) { &mut self.rx } else { &mut self.tx }
     }
 }

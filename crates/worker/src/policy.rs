@@ -16,9 +16,10 @@ pub enum PollPolicy {
 }
 
 impl PollPolicy {
-    /// How long `adaptive` polls when no time is given: longer than a guest on another CPU takes to
-    /// answer, shorter than anyone's power budget notices.
-    pub const ADAPTIVE_DEFAULT: Duration = Duration::from_micros(50);
+    /// How long `adaptive` polls when no time is given: as long as KVM polls for a halted vCPU
+    /// (`halt_poll_ns`, virt/kvm/kvm_main.c), for the same reason: a guest mostly answers within it, and a
+    /// sleep would cost both sides a wake-up.
+    pub const ADAPTIVE_DEFAULT: Duration = Duration::from_micros(200);
     const ADAPTIVE_MAX: Duration = Duration::from_secs(1);
 }
 

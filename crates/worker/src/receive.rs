@@ -37,6 +37,9 @@ impl<D: Datapath> Pair<D> {
         if has_descriptor && !self.readable && !context.polling {
             return Ok(false);
         }
+        if self.retry_at.is_some_and(|at| context.tracer.now() < at) {
+            return Ok(false);
+        }
         let chains = ring.queue.available()?;
         if let Some(starved) = self.starved {
             if chains == starved.chains {
@@ -44,7 +47,10 @@ impl<D: Datapath> Pair<D> {
             }
         } else if chains == 0 {
             return Ok(self.starve(ring, chains, context));
-        } else if context.tracer.has_fault() && !self.datapath.has_frames() {
+        } else if context.tracer.has_fault()
+            && !self.datapath.has_frames()
+            && !self.receive.is_holding()
+        {
             // A planted delay must hit bursts, not looks that find nothing.
             self.look_found_nothing(ring, context);
             return Ok(false);
@@ -57,6 +63,8 @@ impl<D: Datapath> Pair<D> {
             drops.add(DropCause::RxError);
             Look::Drained
         });
+        let failed = drops.of(DropCause::RxError) > 0;
+        self.retry_at = failed.then(|| context.tracer.now() + context.retry);
         self.readable = look == Look::More;
         if let Some(broken) = received.broken {
             return Err(broken);

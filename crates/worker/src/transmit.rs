@@ -82,9 +82,8 @@ impl<D: Datapath> Pair<D> {
         self.blocked = taken < frames.len();
         tracer.cross(journey, Stage::Egress);
 
-        let refused: u16 = drops.iter().map(|(_, count)| count).sum();
         #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
-        let packets = taken as u16 - refused;
+        let packets = taken as u16 - drops.total();
         let chains = burst.complete(queue, taken, &mut drops);
         queue.publish();
         Ok(Sent { chains, packets, bytes, drops })

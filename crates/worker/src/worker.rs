@@ -10,7 +10,7 @@ use datapath::Datapath;
 
 use crate::fault::{Delay, Fault};
 use crate::mailbox::{Command, Mailbox, RingStart, StartError};
-use crate::pair::{Context, HOLD, Pair};
+use crate::pair::{Context, HOLD, Pair, RETRY};
 use crate::policy::{PollPolicy, Scheduling};
 use crate::sleep::{Sleeper, Token};
 use crate::sys;
@@ -54,6 +54,7 @@ impl Worker {
         let inside = Arc::clone(&mailbox);
         let name = format!("worker-{}", options.index);
         let thread = Builder::new().name(name).spawn(move || {
+            let _closed_at_the_end = CloseAtTheEnd(Arc::clone(&inside));
             match Loop::new(options, pairs, clock, writer, inside) {
                 Ok(mut work) => {
                     let _ = ready.send(Ok(()));
@@ -87,6 +88,15 @@ impl Drop for Worker {
     }
 }
 
+/// However a worker's thread ends, nobody is left waiting for it.
+struct CloseAtTheEnd(Arc<Mailbox>);
+
+impl Drop for CloseAtTheEnd {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 struct Loop<D> {
     mailbox: Arc<Mailbox>,
     sleeper: Sleeper,
@@ -97,6 +107,8 @@ struct Loop<D> {
     spin: u64,
     /// [`HOLD`] in ticks.
     hold: u64,
+    /// [`RETRY`] in ticks.
+    retry: u64,
     /// When the worker last woke up, ticks.
     woken: u64,
     /// Since when it has found nothing, ticks.
@@ -132,6 +144,7 @@ impl<D: Datapath> Loop<D> {
             poll: options.poll,
             spin,
             hold: clock.ticks_in(HOLD),
+            retry: clock.ticks_in(RETRY),
             woken: 0,
             idle_since: None,
         })
@@ -264,6 +277,7 @@ impl<D: Datapath> Loop<D> {
             woken: self.woken,
             polling: self.poll != PollPolicy::Never,
             hold: self.hold,
+            retry: self.retry,
         };
         (&mut self.pairs, context)
     }
