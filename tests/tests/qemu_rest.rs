@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use lab::outside::Outside;
 use ringscope_tests::qemu::{Failure, GUEST, Place};
-use ringscope_tests::traffic::{From, Transfer};
 
 const MIB: u64 = 1 << 20;
 
@@ -58,17 +57,15 @@ fn own_memory(pid: u32) -> Result<u64, Failure> {
     if guests == 0 { Err(format!("no guest memory in {smaps}").into()) } else { Ok(own) }
 }
 
-/// Moves bytes until every place in the recorder was written to.
+/// Floods the guest until every place in the recorder was written to.
 fn fill_recorder(place: &Place) -> Result<(), Failure> {
     let reader = place.reader()?;
     let bursts = || (0..2).map(|ring| reader.totals(ring).bursts).sum::<u64>();
-    for _ in 0..8 {
+    for _ in 0..20 {
         if bursts() > reader.capacity() as u64 {
             return Ok(());
         }
-        for from in [From::Outside, From::Guest] {
-            Transfer::start(place, from, 256 * MIB, false)?.finish()?;
-        }
+        place.outside.exec(&format!("ping -q -f -c 10000 {GUEST}"))?;
     }
     Err(format!("expected a full recorder, found {} bursts", bursts()).into())
 }
@@ -85,10 +82,7 @@ fn fix_neighbours(place: &mut Place) -> Result<(), Failure> {
 fn rest(poll: &str) -> Result<(), Failure> {
     let mut place = Place::new(1)?;
     place.spawn(&["--poll", poll])?;
-    let mut options = place.options()?;
-    // Small frames: more bursts, and the recorder is full sooner.
-    options.offloads = false;
-    place.attach(options)?;
+    place.attach(place.options()?)?;
     fill_recorder(&place)?;
     fix_neighbours(&mut place)?;
 

@@ -12,6 +12,9 @@
 //! | 6 | off | 2 | off | never | no EVENT_IDX, no indirect descriptors |
 //!
 //! (adaptive and mergeable: the guests of the other stories.)
+//!
+//! Where software emulates the guest, 1 GiB without offloads takes a minute, which guests 3 and 6 do not
+//! have: they move 256 MiB.
 
 use std::time::Instant;
 
@@ -102,7 +105,7 @@ fn guest_3_two_pairs_without_offloads_always_polling() -> Result<(), Failure> {
             guest.offloads = false;
             (guest.rx_queue_size, guest.tx_queue_size) = (1024, 1024);
         },
-        bytes: GIB,
+        bytes: 256 * MIB,
     })
 }
 
@@ -135,6 +138,6 @@ fn guest_6_two_pairs_without_anything_never_polling() -> Result<(), Failure> {
             (guest.offloads, guest.mrg_rxbuf) = (false, false);
             (guest.event_idx, guest.indirect) = (false, false);
         },
-        bytes: GIB,
+        bytes: 256 * MIB,
     })
 }
