@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use burst_trace::{Clock, Recorder, RecorderError, RecorderOptions};
+use burst_trace::{Clock, Reader, Recorder, RecorderError, RecorderOptions};
 use datapath::{Capabilities, Datapath, Null, Reflect, Tap, TapError};
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
@@ -115,8 +115,18 @@ fn run_on<D: Datapath>(
         plan.poll,
         recorder.path().display()
     );
-    serve(endpoint, &device, stop)?;
+    serve(endpoint, &device, stop).inspect_err(|_| remove_if_empty(&recorder))?;
     Ok(())
+}
+
+/// A daemon that fails before it served anyone leaves nothing behind; what was recorded stays.
+fn remove_if_empty(recorder: &Recorder) {
+    let is_empty = Reader::open(recorder.path()).is_ok_and(|reader| {
+        (0..reader.queue_pairs() * 2).all(|ring| reader.totals(ring).bursts == 0)
+    });
+    if is_empty {
+        let _ = std::fs::remove_file(recorder.path());
+    }
 }
 
 fn meet(endpoint: &EndpointPlan, socket: Option<OwnedFd>) -> Result<Endpoint, SocketError> {

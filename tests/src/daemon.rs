@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use burst_trace::{Reader, location};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A running `ringscoped`. It ends when this is dropped.
@@ -14,6 +15,7 @@ pub struct Daemon {
     child: Child,
     socket: PathBuf,
     log: PathBuf,
+    recorder: PathBuf,
 }
 
 impl Daemon {
@@ -23,22 +25,9 @@ impl Daemon {
     /// # Errors
     /// When it is not built, or does not open its socket; the message has its log.
     pub fn start(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
-        let socket = directory.join(format!("{name}.sock"));
-        let log = directory.join(format!("{name}.log"));
         // One that was killed leaves its socket file, which the new one has to replace.
-        let stale = inode(&socket);
-        let child = Command::new(program("ringscoped")?)
-            .arg("--socket-path")
-            .arg(&socket)
-            .arg("--run-dir")
-            .arg(directory)
-            .args(["--name", name])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(&log)?)
-            .spawn()?;
-        let mut daemon = Self { child, socket, log };
+        let stale = inode(&socket_path(directory, name));
+        let mut daemon = Self::spawn(directory, name, arguments)?;
         let until = Instant::now() + Duration::from_secs(5);
         let waits = |daemon: &Self| {
             let found = inode(&daemon.socket);
@@ -53,6 +42,31 @@ impl Daemon {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(daemon)
+    }
+
+    /// The same as a client: it connects to the front end that listens at its socket, now or later.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn start_as_client(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
+        Self::spawn(directory, name, &[&["--client"], arguments].concat())
+    }
+
+    fn spawn(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
+        let socket = socket_path(directory, name);
+        let log = directory.join(format!("{name}.log"));
+        let child = Command::new(program("ringscoped")?)
+            .arg("--socket-path")
+            .arg(&socket)
+            .arg("--run-dir")
+            .arg(directory)
+            .args(["--name", name])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log)?)
+            .spawn()?;
+        Ok(Self { child, socket, log, recorder: location::recorder_path(directory, name) })
     }
 
     /// Where it listens.
@@ -100,6 +114,54 @@ impl Daemon {
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
+
+    /// Its flight recorder's file.
+    #[must_use]
+    pub fn recorder(&self) -> &Path {
+        &self.recorder
+    }
+
+    /// Its flight recorder, open.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn reader(&self) -> io::Result<Reader> {
+        Reader::open(&self.recorder).map_err(io::Error::other)
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`; the message has its log.
+    pub fn wait(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > until {
+                let text = format!("ringscoped still runs after {limit:?}:\n{}", self.log());
+                return Err(io::Error::other(text));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to end (SIGTERM), and waits until it has.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn terminate(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+        let pid = Pid::from_child(&self.child);
+        if self.is_alive() {
+            kill_process(pid, Signal::TERM)?;
+        }
+        self.wait(limit)
+    }
+}
+
+fn socket_path(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.sock"))
 }
 
 impl Drop for Daemon {

@@ -5,9 +5,13 @@
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`packets`]: packets that a kernel answers.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
+//! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
+//! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
 
 pub mod daemon;
 pub mod dpdk;
 pub mod frames;
 pub mod packets;
+pub mod qemu;
 pub mod trace;
+pub mod traffic;

@@ -58,6 +58,8 @@ pub struct GuestOptions {
     pub reconnect_ms: Option<u32>,
     /// CPUs that QEMU may use, as taskset writes them.
     pub cpu_list: Option<String>,
+    /// Kernel and initramfs; what `launch` finds or builds when `None`.
+    pub image: Option<PathBuf>,
     /// How long it may take to boot.
     pub boot_timeout: Duration,
 }
@@ -82,6 +84,7 @@ impl GuestOptions {
             share: true,
             reconnect_ms: None,
             cpu_list: None,
+            image: None,
             boot_timeout: Duration::from_secs(60),
         }
     }
@@ -116,6 +119,9 @@ impl GuestOptions {
         }
         if let Some(cpu_list) = &self.cpu_list {
             push("--cpu-list", cpu_list.clone());
+        }
+        if let Some(image) = &self.image {
+            push("--image", image.display().to_string());
         }
         if self.packed {
             args.push("--packed".into());

@@ -94,6 +94,14 @@ impl Ring {
         self.call = call.and_then(nonblocking);
     }
 
+    /// A new descriptor for a ring in service. The guest is told at once, wanted or not: QEMU starts a ring
+    /// with a descriptor that nobody listens to and gives the guest's own one just after it, and what was
+    /// told in between is lost. With the event index, the guest would then never be told again.
+    pub fn change_call(&mut self, call: Option<File>) {
+        self.set_call(call);
+        self.tell();
+    }
+
     pub fn set_error(&mut self, error: Option<File>) {
         self.error = error.and_then(nonblocking);
     }
@@ -113,9 +121,14 @@ impl Ring {
     /// Tells the guest of published chains, if it wants to be told.
     #[inline]
     pub fn signal(&mut self) {
-        if self.queue.wants_signal()
-            && let Some(call) = &mut self.call
-        {
+        if self.queue.wants_signal() {
+            self.tell();
+        }
+    }
+
+    #[inline]
+    fn tell(&mut self) {
+        if let Some(call) = &mut self.call {
             // A full counter means that the guest has a signal waiting; any other failure is the front
             // end's own.
             let _ = call.write(&1_u64.to_ne_bytes());

@@ -237,7 +237,9 @@ impl<D: Datapath> Loop<D> {
                     let _ = done.send(());
                 }
                 Command::Call { ring, call, done } => {
-                    self.on_pair(ring, |pair, _| pair.ring_mut(ring).map(|it| it.set_call(call)));
+                    self.on_pair(ring, |pair, _| {
+                        pair.ring_mut(ring).map(|it| it.change_call(call))
+                    });
                     let _ = done.send(());
                 }
                 Command::Error { ring, error, done } => {

@@ -6,6 +6,7 @@
 
 use super::Error;
 use super::clock::{now_ns, sharpen_timers, sleep_until};
+use super::pattern::Pattern;
 use super::probe::{Figures, PROBE_BYTES, Probe};
 use serde::Serialize;
 use std::fs::File;
@@ -78,8 +79,26 @@ pub struct PingReport {
     late_us: u64,
     /// Replies that came a second time.
     pub duplicates: u64,
+    /// Replies whose length or payload was not what was sent; they count as lost.
+    pub changed: u64,
     #[serde(flatten)]
     figures: Option<Figures>,
+}
+
+/// What came back besides the replies that were waited for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Strays {
+    duplicates: u64,
+    changed: u64,
+}
+
+/// A packet without its probe: every byte different from its neighbours, so that one that was lost,
+/// doubled or moved shows.
+fn blank_packet(size: usize) -> Vec<u8> {
+    let mut packet = vec![0; size.next_multiple_of(8)];
+    Pattern::new(size as u64).fill(&mut packet);
+    packet.truncate(size);
+    packet
 }
 
 /// One packet's times; 0 where there is none.
@@ -98,7 +117,7 @@ pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
     let socket = UdpSocket::bind(local).map_err(|source| Error::Bind { address: local, source })?;
     let peer = |doing| move |source| Error::Peer { doing, peer: args.target, source };
     socket.connect(args.target).map_err(peer("send to"))?;
-    let (samples, duplicates) = match args.mode {
+    let (samples, strays) = match args.mode {
         Mode::Open => open_loop(args, &socket),
         Mode::Closed => closed_loop(args, &socket),
     }
@@ -107,7 +126,7 @@ pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
         write_samples(path, &samples)
             .map_err(|source| Error::File { path: path.clone(), source })?;
     }
-    let report = summarise(args, &samples, duplicates);
+    let report = summarise(args, &samples, strays);
     if report.received == 0 {
         return Err(Error::NoReply { target: args.target, sent: report.sent });
     }
@@ -144,7 +163,7 @@ fn run_number() -> u32 {
     (now_ns() as u32) ^ std::process::id().rotate_left(16)
 }
 
-fn open_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, u64)> {
+fn open_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, Strays)> {
     let run = run_number();
     let replies = socket.try_clone()?;
     let finished = AtomicBool::new(false);
@@ -152,18 +171,18 @@ fn open_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, u64)> 
         let receiver = scope.spawn(|| collect(args, &replies, run, &finished));
         let sent = send_timetable(args, socket, run);
         finished.store(true, Ordering::Release);
-        let (received, duplicates) = receiver.join().expect("the receiver does not panic")?;
+        let (received, strays) = receiver.join().expect("the receiver does not panic")?;
         let mut samples = sent?;
         for (sample, received_ns) in samples.iter_mut().zip(received) {
             sample.received_ns = received_ns;
         }
-        Ok((samples, duplicates))
+        Ok((samples, strays))
     })
 }
 
 fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<Sample>> {
     sharpen_timers();
-    let mut packet = vec![0; args.size];
+    let mut packet = blank_packet(args.size);
     let mut samples = Vec::with_capacity(total(args) as usize);
     // The first send is a little off, so that the receiver is waiting by then.
     let start = now_ns() + 1_000_000;
@@ -204,9 +223,11 @@ fn collect(
     socket: &UdpSocket,
     run: u32,
     finished: &AtomicBool,
-) -> io::Result<(Vec<u64>, u64)> {
+) -> io::Result<(Vec<u64>, Strays)> {
     let mut received = vec![0; total(args) as usize];
-    let (mut missing, mut duplicates) = (received.len(), 0);
+    let mut missing = received.len();
+    let mut strays = Strays::default();
+    let blank = blank_packet(args.size);
     let mut packet = vec![0; 1 << 16];
     // Short, because it is also how soon the end of sending is noticed.
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
@@ -218,11 +239,14 @@ fn collect(
             Ok(length) => {
                 let probe = Probe::read(&packet[..length]).filter(|probe| probe.run == run);
                 match probe.and_then(|probe| received.get_mut(probe.sequence as usize)) {
+                    Some(_) if packet[PROBE_BYTES..length] != blank[PROBE_BYTES..] => {
+                        strays.changed += 1;
+                    }
                     Some(slot) if *slot == 0 => {
                         *slot = now;
                         missing -= 1;
                     }
-                    Some(_) => duplicates += 1,
+                    Some(_) => strays.duplicates += 1,
                     None => {}
                 }
             }
@@ -236,14 +260,14 @@ fn collect(
             break;
         }
     }
-    Ok((received, duplicates))
+    Ok((received, strays))
 }
 
-fn closed_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, u64)> {
+fn closed_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, Strays)> {
     let run = run_number();
-    let mut packet = vec![0; args.size];
+    let mut packet = blank_packet(args.size);
     let mut samples: Vec<Sample> = Vec::with_capacity(total(args) as usize);
-    let mut duplicates = 0;
+    let mut strays = Strays::default();
     let mut intended_ns = now_ns();
     let end = deadline(args, intended_ns);
     for sequence in 0..total(args) {
@@ -256,20 +280,19 @@ fn closed_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, u64)
         send(socket, &packet)?;
         let mut sample = Sample { intended_ns: sent_ns, sent_ns, received_ns: 0 };
         let limit = sent_ns + args.wait_ms * 1_000_000;
-        sample.received_ns = await_reply(socket, run, sequence, limit, &mut duplicates)?;
+        sample.received_ns = await_reply(socket, &packet, limit, &mut strays)?;
         samples.push(sample);
         intended_ns = sent_ns + args.interval_us * 1000;
     }
-    Ok((samples, duplicates))
+    Ok((samples, strays))
 }
 
-/// The time of this sequence's reply; 0 when it did not come by `limit`.
+/// The time of the reply to `sent`; 0 when it did not come by `limit`.
 fn await_reply(
     socket: &UdpSocket,
-    run: u32,
-    sequence: u64,
+    sent: &[u8],
     limit: u64,
-    duplicates: &mut u64,
+    strays: &mut Strays,
 ) -> io::Result<u64> {
     let mut packet = vec![0; 1 << 16];
     loop {
@@ -281,10 +304,11 @@ fn await_reply(
         let result = socket.recv(&mut packet);
         let now = now_ns();
         match result {
-            Ok(length) => match Probe::read(&packet[..length]).filter(|probe| probe.run == run) {
-                Some(probe) if probe.sequence == sequence => return Ok(now),
-                Some(_) => *duplicates += 1,
-                None => {}
+            Ok(length) if packet[..length] == *sent => return Ok(now),
+            Ok(length) => match Probe::read(&packet[..length]).zip(Probe::read(sent)) {
+                Some((came, ours)) if came.run != ours.run => {}
+                Some((came, ours)) if came.sequence != ours.sequence => strays.duplicates += 1,
+                _ => strays.changed += 1,
             },
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
@@ -292,7 +316,7 @@ fn await_reply(
     }
 }
 
-fn summarise(args: &Args, samples: &[Sample], duplicates: u64) -> PingReport {
+fn summarise(args: &Args, samples: &[Sample], strays: Strays) -> PingReport {
     let counted = samples.get(args.warmup as usize..).unwrap_or_default();
     let round_trips: Vec<u64> = counted
         .iter()
@@ -312,7 +336,8 @@ fn summarise(args: &Args, samples: &[Sample], duplicates: u64) -> PingReport {
         lost: (counted.len() - round_trips.len()) as u64,
         late: counted.iter().filter(is_late).count() as u64,
         late_us: args.late_us,
-        duplicates,
+        duplicates: strays.duplicates,
+        changed: strays.changed,
         figures: Figures::of(round_trips),
     }
 }
@@ -359,8 +384,27 @@ mod tests {
             let line = format!("ping {} --count 50 --warmup 5 --mode {mode}", echo_server());
             let report = ping(&line).unwrap();
             assert_eq!((report.sent, report.received, report.lost), (50, 50, 0), "{mode}");
-            assert_eq!(report.duplicates, 0);
+            assert_eq!((report.duplicates, report.changed), (0, 0));
             assert!(report.figures.unwrap().min_ns > 0);
+        }
+    }
+
+    #[test]
+    fn a_changed_payload_is_no_reply() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let target = socket.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut packet = [0; 2048];
+            while let Ok((length, from)) = socket.recv_from(&mut packet) {
+                let sequence = Probe::read(&packet[..length]).unwrap().sequence;
+                packet[length - 1] ^= u8::from(sequence % 2 == 1);
+                socket.send_to(&packet[..length], from).unwrap();
+            }
+        });
+        for mode in ["open", "closed"] {
+            let line = format!("ping {target} --count 4 --warmup 0 --wait-ms 50 --mode {mode}");
+            let report = ping(&line).unwrap();
+            assert_eq!((report.received, report.lost, report.changed), (2, 2, 2), "{mode}");
         }
     }
 

@@ -1,0 +1,132 @@
+//! Where a real guest's packets spend their time: every stage measured, and a delay found where it is.
+
+use burst_trace::{BurstRecord, Direction, Reader, RecordKind, Stage};
+use ringscope_tests::qemu::{Failure, Place};
+use ringscope_tests::traffic;
+use serde_json::Value;
+
+/// Round trips of one packet.
+const ROUND_TRIPS: u32 = 1000;
+
+/// The planted delay, and in which of the bursts.
+const DELAY_NS: f64 = 200_000.0;
+const EVERY: usize = 10;
+
+/// All bursts of the recorder that went one way.
+fn bursts(reader: &Reader, direction: Direction) -> Vec<BurstRecord> {
+    let mut found = Vec::new();
+    let lost = reader.read(&mut reader.oldest(0), |record| {
+        if record.kind == RecordKind::Burst as u8 && record.direction() == direction {
+            found.push(*record);
+        }
+    });
+    assert_eq!(lost, 0, "the guest is quiet");
+    found
+}
+
+/// Every burst's stages add up to its whole time, exactly.
+fn expect_exact_sums(reader: &Reader) {
+    for direction in [Direction::Tx, Direction::Rx] {
+        let bursts = bursts(reader, direction);
+        assert!(bursts.len() >= ROUND_TRIPS as usize, "{direction:?}: {} bursts", bursts.len());
+        for burst in bursts {
+            assert_eq!(burst.stages.iter().sum::<u64>(), burst.last - burst.first, "{burst:?}");
+        }
+    }
+}
+
+/// Every stage of the daemon has figures, and they add up; the others say that they are not measured.
+fn expect_all_stages(stats: &Value) {
+    for way in ["tx", "rx"] {
+        let way = &stats[way];
+        let total = &way["total"];
+        assert!(way["packets"].as_u64() >= Some(ROUND_TRIPS.into()), "{stats:#}");
+        let mut sum = 0.0;
+        for stage in way["stages"].as_array().expect("stages") {
+            if stage["tier"] == "D" {
+                assert_eq!(stage["count"], way["packets"], "{stage}");
+                sum += stage["mean_ns"].as_f64().expect("a mean");
+            } else {
+                assert!(stage["count"].is_null(), "{stage}");
+                assert!(stage.get("mean_ns").is_none(), "{stage}");
+            }
+        }
+        let mean = total["mean_ns"].as_f64().expect("a mean");
+        assert!((sum - mean).abs() <= 1.0 + mean * 1e-6, "stages {sum}, total {total}");
+    }
+}
+
+/// The median of a stage, or of the total without one, over some bursts.
+fn median_ns(reader: &Reader, bursts: &[BurstRecord], stage: Option<usize>) -> f64 {
+    let time = |burst: &BurstRecord| stage.map_or(burst.total(), |stage| burst.stages[stage]);
+    let mut times: Vec<_> = bursts.iter().map(time).collect();
+    times.sort_unstable();
+    times[times.len() / 2] as f64 * 1e9 / reader.ticks_per_second() as f64
+}
+
+#[test]
+fn every_stage_is_measured_and_a_delay_shows_where_it_was_planted() -> Result<(), Failure> {
+    let mut place = Place::new(1)?;
+    place.spawn(&["--poll", "never"])?;
+    let mut options = place.options()?;
+    options.reconnect_ms = Some(100);
+    place.attach(options)?;
+    traffic::ping_pong(&mut place, ROUND_TRIPS)?;
+    let without = place.stats(None)?;
+    expect_all_stages(&without);
+    expect_exact_sums(&place.reader()?);
+
+    place.daemon = None;
+    place.spawn(&["--poll", "never", "--fault", "delay:egress=200,every=10"])?;
+    traffic::ping_pong(&mut place, ROUND_TRIPS)?;
+    let with = place.stats(None)?;
+    expect_all_stages(&with);
+    let reader = place.reader()?;
+    expect_exact_sums(&reader);
+    expect_delay(&reader);
+    show_rise(&without, &with);
+    Ok(())
+}
+
+/// Bursts of one run are compared, the delayed ones with the others: what else goes on in the machine
+/// comes to both. Medians, because an emulated guest's outliers are longer than the delay.
+fn expect_delay(reader: &Reader) {
+    let all = bursts(reader, Direction::Tx);
+    let pick = |wanted: bool| -> Vec<_> {
+        let is_delayed = |n: usize| n % EVERY == EVERY - 1;
+        let of = |(n, burst): (usize, &BurstRecord)| (is_delayed(n) == wanted).then_some(*burst);
+        all.iter().enumerate().filter_map(of).collect()
+    };
+    let (delayed, others) = (pick(true), pick(false));
+    let stages = Direction::Tx.stages();
+    let added = |stage| median_ns(reader, &delayed, stage) - median_ns(reader, &others, stage);
+    // To tell QEMU takes longer when it has gone to sleep in the meantime. That is the delay's doing, but
+    // not the delay, and the table rightly shows it where it is.
+    let total = added(None) - added(Some(stages.len() - 1));
+    for (n, stage) in stages.iter().enumerate() {
+        let here = added(Some(n));
+        eprintln!("{}: {here:.0} ns added", stage.name());
+        match stage {
+            Stage::Egress => {
+                assert!(here >= 0.95 * total, "{here} of {total} ns");
+                assert!((here - DELAY_NS).abs() < 0.1 * DELAY_NS, "{here} ns");
+            }
+            Stage::Signal => {}
+            _ => assert!(here.abs() < 5000.0, "{}: {here} ns", stage.name()),
+        }
+    }
+}
+
+/// The mean rises by a tenth of the delay; how much else it moves is up to the machine.
+fn show_rise(without: &Value, with: &Value) {
+    let egress = |stats: &Value| {
+        let stages = stats["tx"]["stages"].as_array().expect("stages");
+        let stage = stages.iter().find(|stage| stage["stage"] == "egress").expect("egress");
+        let figure = |name: &str| stage[name].as_f64().expect("a figure");
+        (figure("mean_ns"), figure("p50_ns"), figure("p99_ns"))
+    };
+    let ((before, ..), (after, p50, p99)) = (egress(without), egress(with));
+    eprintln!("egress: mean {before:.0} ns without the delay, {after:.0} ns with it");
+    assert!(p50 < DELAY_NS && p99 >= DELAY_NS, "p50 {p50}, p99 {p99}");
+    assert!(after > before, "{before} ns without the delay, {after} ns with it");
+}

@@ -1,0 +1,129 @@
+//! Guests and daemons come and go; traffic comes back each time.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use lab::guest::Attachment;
+use ringscope_tests::qemu::{Failure, Place, SOON};
+use ringscope_tests::traffic::{self, From, Transfer};
+
+/// The daemon ends within this time when it is asked to, whatever goes on.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Asks the daemon to end, and expects that it does, in time and in order.
+fn terminate(place: &mut Place) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let status = place.daemon().terminate(SOON)?;
+    let took = begun.elapsed();
+    assert_eq!(status.code(), Some(0), "{}", place.daemon().log());
+    assert!(took < SECOND, "it took {took:?}:\n{}", place.daemon().log());
+    Ok(())
+}
+
+#[test]
+fn a_guest_reboots_and_another_qemu_attaches() -> Result<(), Failure> {
+    let mut place = Place::new(1)?;
+    place.spawn(&[])?;
+    place.attach(place.options()?)?;
+    traffic::everything_a_little(&mut place)?;
+
+    place.guest().reboot()?;
+    traffic::everything_a_little(&mut place)?;
+
+    // In the middle of traffic, and without a word.
+    let mut cut_off = Transfer::start(&place, From::Guest, 1 << 40, false)?;
+    sleep(Duration::from_millis(300));
+    assert!(cut_off.is_running()?);
+    place.guest().kill()?;
+    drop(cut_off);
+
+    // The next one is of another kind.
+    let mut options = place.options()?;
+    (options.offloads, options.mrg_rxbuf, options.event_idx) = (false, false, false);
+    place.attach(options)?;
+    traffic::everything_a_little(&mut place)?;
+    assert!(place.daemon().is_alive(), "{}", place.daemon().log());
+
+    terminate(&mut place)?;
+    assert!(!place.socket().exists());
+    assert!(!place.reader()?.is_running(), "the recorder says that it ended in order");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_comes_back_under_a_qemu_that_connects_again() -> Result<(), Failure> {
+    let mut place = Place::new(2)?;
+    place.spawn(&[])?;
+    let mut options = place.options()?;
+    options.reconnect_ms = Some(100);
+    place.attach(options)?;
+    traffic::everything_a_little(&mut place)?;
+
+    // Killed under load: the connections live on, and every byte arrives.
+    let start = |from| Transfer::start(&place, from, 128 << 20, true);
+    let mut transfers = [start(From::Outside)?, start(From::Guest)?];
+    for _ in 0..2 {
+        sleep(Duration::from_millis(700));
+        place.daemon = None;
+        place.spawn(&[])?;
+    }
+    for transfer in &mut transfers {
+        assert!(transfer.is_running()?, "it ended before the daemon was killed");
+        transfer.finish()?;
+    }
+    traffic::everything_a_little(&mut place)?;
+
+    // Asked to end under load.
+    let mut transfer = Transfer::start(&place, From::Guest, 128 << 20, true)?;
+    sleep(Duration::from_millis(700));
+    terminate(&mut place)?;
+    assert!(!place.socket().exists());
+    place.spawn(&["--poll", "never"])?;
+    assert!(transfer.is_running()?, "it ended before the daemon did");
+    transfer.finish()?;
+    traffic::everything_a_little(&mut place)
+}
+
+#[test]
+fn qemu_is_the_server_and_either_side_starts_again() -> Result<(), Failure> {
+    let mut place = Place::new(1)?;
+    place.spawn_client(&[])?;
+    let mut options = place.options()?;
+    options.attachment = Attachment::ServerSocket(place.socket());
+    place.attach(options.clone())?;
+    traffic::everything_a_little(&mut place)?;
+
+    place.daemon = None;
+    place.spawn_client(&[])?;
+    traffic::everything_a_little(&mut place)?;
+
+    terminate(&mut place)?;
+    assert!(place.socket().exists(), "the socket is QEMU's");
+    place.spawn_client(&[])?;
+    traffic::everything_a_little(&mut place)?;
+
+    place.guest().kill()?;
+    place.attach(options)?;
+    traffic::everything_a_little(&mut place)?;
+    terminate(&mut place)
+}
+
+#[test]
+fn memory_that_is_not_shared_is_refused_with_what_to_do() -> Result<(), Failure> {
+    let mut place = Place::new(1)?;
+    place.spawn(&[])?;
+    let mut options = place.options()?;
+    options.share = false;
+    // What becomes of QEMU is not ours to say: it may end, or its guest may have no network.
+    options.boot_timeout = SOON;
+    let _ = place.attach(options);
+
+    let status = place.daemon().wait(SOON)?;
+    let log = place.daemon().log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let said: Vec<_> = log.lines().filter(|line| line.starts_with("ringscoped: ")).collect();
+    assert!(said.len() == 1 && said[0].contains("share=on"), "{log}");
+    assert!(!place.socket().exists(), "its socket is left behind");
+    assert!(!place.daemon().recorder().exists(), "its recorder is left behind");
+    Ok(())
+}
