@@ -134,17 +134,10 @@ impl Daemon {
     /// # Errors
     /// When it still runs after `limit`; the message has its log.
     pub fn wait(&mut self, limit: Duration) -> io::Result<ExitStatus> {
-        let until = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            if Instant::now() > until {
-                let text = format!("ringscoped still runs after {limit:?}:\n{}", self.log());
-                return Err(io::Error::other(text));
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.ended_within(limit)?.ok_or_else(|| {
+            let text = format!("ringscoped still runs after {limit:?}:\n{}", self.log());
+            io::Error::other(text)
+        })
     }
 
     /// Asks it to end (SIGTERM), and waits until it has.
