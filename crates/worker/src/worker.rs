@@ -160,7 +160,9 @@ impl<D: Datapath> Loop<D> {
             } else if self.should_sleep() {
                 self.sleep();
             } else {
-                std::hint::spin_loop();
+                // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine with
+                // few of them, a worker that spins would hold up the answer that it spins for.
+                std::thread::yield_now();
             }
         }
     }
