@@ -171,6 +171,7 @@ fn relay_until_end(
     stop: BorrowedFd<'_>,
     server: Option<&Server>,
 ) -> Result<End, ServeError> {
+    let mut refused = false;
     loop {
         let [front, framework] = relay.ends();
         let listener = server.map_or(stop, |server| server.listener.as_fd());
@@ -192,7 +193,7 @@ fn relay_until_end(
         }
         // A front end that has just gone may leave messages to read before its end shows.
         if second && !has_hung_up(relay.ends()[0]) {
-            server.into_iter().for_each(refuse_second);
+            server.into_iter().for_each(|server| refuse_second(server, &mut refused));
         }
     }
 }
@@ -219,9 +220,9 @@ fn connect_framework(session: &Arc<Session>) -> Result<(Daemon, UnixStream), Ser
     connect().map_err(system("setting up a connection"))
 }
 
-/// One device has one front end.
-fn refuse_second(server: &Server) {
-    if server.listener.accept().is_ok() {
+/// One device has one front end. Said once for each that is served, however many others try.
+fn refuse_second(server: &Server, refused: &mut bool) {
+    if server.listener.accept().is_ok() && !std::mem::replace(refused, true) {
         log::warn!("a second front end was refused: the first one is still connected");
     }
 }
