@@ -235,18 +235,23 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             return self.drop_frame(DropCause::RxTooBig);
         }
         *self.window_bytes = len.max(WINDOW_BYTES_MIN);
-        let mut spilled = vec![0; len - room];
-        spare.read(0, &mut spilled);
         if self.open_window(len) && self.window >= len {
             let first = self.window_slices_start();
-            write_at(&self.slices[first..], room, &spilled);
+            let mut at = room;
+            while at < len {
+                let mut piece = [0; 4096];
+                let count = piece.len().min(len - at);
+                spare.read(at - room, &mut piece[..count]);
+                write_at(&self.slices[first..], at, &piece[..count]);
+                at += count;
+            }
             self.take_frame(len);
             return Placed::Done;
         }
         // The guest has too few buffers now: all of the frame moves out of guest memory until it has.
-        let mut frame = vec![0; room];
-        read_front(&self.slices[self.window_slices_start()..], &mut frame);
-        frame.append(&mut spilled);
+        let mut frame = vec![0; len];
+        read_front(&self.slices[self.window_slices_start()..], &mut frame[..room]);
+        spare.read(0, &mut frame[room..]);
         *self.held = frame;
         self.no_room_for(len)
     }
