@@ -48,6 +48,26 @@ fn guests_stop_reboot_and_come_back_on_two_queue_pairs() {
 }
 
 #[test]
+fn a_ring_that_its_guest_breaks_is_given_up_alone_and_served_again_after_a_reset() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "reflect", "--queue-pairs", "2"];
+    let daemon = Daemon::start(directory.path(), "broken", &arguments).unwrap();
+    let options = GuestOptions::default().queue_pairs(2).queue_size(128);
+    let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+    // The first pair's transmit ring: a head that is no descriptor.
+    let ring = guest.ring(1);
+    ring.driver().offer_raw(128);
+    ring.driver().publish();
+    ring.kick_anyway().unwrap();
+    assert!(ring.gave_up(Duration::from_secs(2)).unwrap(), "{}", daemon.log());
+    assert!(daemon.log().contains("descriptor index 128 in a table of 128"), "{}", daemon.log());
+    assert!(!guest.ring(3).gave_up(Duration::from_millis(50)).unwrap());
+    guest.check_canaries().unwrap();
+    guest.reboot().unwrap();
+    frames::come_back(&mut guest).unwrap();
+}
+
+#[test]
 fn a_guest_goes_on_with_a_daemon_that_was_killed_and_started_again() {
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--datapath", "reflect"];
