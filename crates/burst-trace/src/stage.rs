@@ -100,24 +100,6 @@ impl Stage {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|stage| stage.name() == name)
     }
-
-    /// What to tune when this stage is large in `direction`: one line for a person.
-    #[must_use]
-    pub const fn advice(self, direction: Direction) -> &'static str {
-        match (self, direction) {
-            (Self::Notice, _) => {
-                "event-loop work before the ring is looked at; split queues over workers"
-            }
-            (Self::Queued, _) => "the ring held more than a burst: head-of-line wait",
-            (Self::Gather, _) => "indirect and long chains; huge pages",
-            (Self::Egress, _) => "the datapath: tap's writev, AF_XDP's kick",
-            (Self::Complete, _) => "completion batching",
-            (Self::Starved, _) => "guest too slow, ring too small",
-            (Self::Place, _) => "frame size, NUMA, checksum work",
-            (Self::Publish, _) => "mergeable buffers, batching",
-            (Self::Signal, _) => "event index; interrupt suppression",
-        }
-    }
 }
 
 macro_rules! drop_causes {

@@ -46,6 +46,8 @@ fn what_was_written_is_read_with_its_totals_and_drops() {
     let reader = Reader::open(recorder.path()).unwrap();
     assert_eq!(reader.facts(), r#"{"name":"vm0"}"#);
     assert!(reader.is_running());
+    assert!(reader.anchor_latest().realtime_ns > 0);
+    assert!(reader.anchor_latest().ticks >= reader.anchor_start().ticks);
     let mut read = Vec::new();
     assert_eq!(reader.read(&mut reader.oldest(1), |record| read.push(*record)), 0);
     assert_eq!(read.len(), 11);

@@ -17,4 +17,4 @@ pub mod slice;
 
 pub use area::{Area, AreaError};
 pub use memory::{Cursor, GuestMemory, Unmapped};
-pub use slice::{GuestSlice, Spare, copy_between};
+pub use slice::{GuestSlice, Spare};

@@ -120,29 +120,3 @@ impl Spare {
         unsafe { GuestSlice::new(self.bytes.as_ptr().cast_mut().cast(), self.bytes.len()) }
     }
 }
-
-/// Copies up to `len` bytes from the front of `from` to the front of `to`, straight from guest to guest.
-/// Returns how many were copied: the least of `len` and both lengths in total.
-pub fn copy_between(from: &[GuestSlice<'_>], to: &[GuestSlice<'_>], len: usize) -> usize {
-    let (mut source, mut target) = (from.iter(), to.iter());
-    let (mut reading, mut writing) = (source.next(), target.next());
-    let (mut read_at, mut write_at, mut copied) = (0, 0, 0);
-    while let (Some(from), Some(to)) = (reading, writing)
-        && copied < len
-    {
-        let count = (from.len() - read_at).min(to.len() - write_at).min(len - copied);
-        // SAFETY: both ranges were just cut to their slices' lengths. Guests choose the addresses, so
-        // the ranges may overlap: hence `copy`, not `copy_nonoverlapping`.
-        unsafe { ptr::copy(from.base().add(read_at), to.base().add(write_at), count) };
-        copied += count;
-        read_at += count;
-        write_at += count;
-        if read_at == from.len() {
-            (reading, read_at) = (source.next(), 0);
-        }
-        if write_at == to.len() {
-            (writing, write_at) = (target.next(), 0);
-        }
-    }
-    copied
-}

@@ -225,16 +225,6 @@ impl Guest {
         &self.options
     }
 
-    /// The end of QEMU's own output.
-    pub fn qemu_log(&self) -> String {
-        self.process.log_tail(TAIL_BYTES)
-    }
-
-    /// The end of the kernel's console.
-    pub fn serial_log(&self) -> String {
-        serial(&self.options.dir)
-    }
-
     /// Runs a shell command in the guest, for up to a minute.
     pub fn run(&mut self, command: &str) -> Result<Output, Error> {
         self.run_for(command, Duration::from_secs(60))
