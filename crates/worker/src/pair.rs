@@ -103,6 +103,22 @@ impl<D: Datapath> Pair<D> {
         }
     }
 
+    /// One burst each way. Returns whether there was any.
+    ///
+    /// That a burst was sent is told last: the answer to it often waits already (a tap carries a frame
+    /// to a socket of the same host, and the acknowledgement back, within one write). Told one right
+    /// after the other, the two wake whoever waits for them once instead of twice.
+    #[inline]
+    pub fn turn(&mut self, context: &mut Context<'_>) -> bool {
+        let sent = self.transmit_turn(context);
+        let mut worked = self.receive_turn(context);
+        if let Some(untold) = sent {
+            self.tell_transmitted(untold, context);
+            worked = true;
+        }
+        worked
+    }
+
     /// The virtqueue indices: receive, transmit (virtio 1.2, 5.1.2).
     pub const fn rings(&self) -> [u16; 2] {
         [self.index * 2, self.index * 2 + 1]

@@ -18,22 +18,46 @@ struct Sent {
     drops: DropCounts,
 }
 
+/// A burst whose chains were given back to the guest, who was not told yet.
+pub struct Untold {
+    journey: Journey,
+    packets: u16,
+    bytes: u32,
+    polled: bool,
+}
+
 impl<D: Datapath> Pair<D> {
-    /// Moves one burst from the guest to the wire. Returns whether there was one.
-    pub fn transmit_turn(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(mut ring) = self.tx.take() else { return false };
-        let worked = match ring.state {
+    /// Moves one burst from the guest to the wire, if there is one. Tell the guest afterwards, with
+    /// [`tell_transmitted`](Self::tell_transmitted).
+    pub fn transmit_turn(&mut self, context: &mut Context<'_>) -> Option<Untold> {
+        let mut ring = self.tx.take()?;
+        let untold = match ring.state {
             RingState::Enabled => self.transmit_burst(&mut ring, context),
-            RingState::Disabled => discard_burst(&mut ring, context),
-            RingState::Waiting | RingState::Broken => Ok(false),
+            RingState::Disabled => discard_burst(&mut ring, context).map(|()| None),
+            RingState::Waiting | RingState::Broken => Ok(None),
         };
-        let worked = worked.unwrap_or_else(|broken| {
+        let untold = untold.unwrap_or_else(|broken| {
             ring.break_down(broken);
             self.backlog = None;
-            true
+            None
         });
         self.tx = Some(ring);
-        worked
+        untold
+    }
+
+    /// Tells the guest of the burst that it got back, if it wants to be told.
+    #[inline]
+    pub fn tell_transmitted(&mut self, untold: Untold, context: &mut Context<'_>) {
+        let Some(ring) = &mut self.tx else { return };
+        let Untold { mut journey, packets, bytes, polled } = untold;
+        ring.signal();
+        context.tracer.cross(&mut journey, Stage::Signal);
+        if packets > 0 {
+            let sequence = self.sequences[1];
+            let ring = ring.index;
+            context.tracer.finish(&journey, Outcome { ring, sequence, packets, bytes, polled });
+            self.sequences[1] += u64::from(packets);
+        }
     }
 
     #[inline]
@@ -41,26 +65,17 @@ impl<D: Datapath> Pair<D> {
         &mut self,
         ring: &mut Ring,
         context: &mut Context<'_>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<Option<Untold>, Broken> {
         let Some((mut journey, backlog)) = self.see_chains(ring, context)? else {
-            return Ok(false);
+            return Ok(None);
         };
         let tracer = &mut *context.tracer;
-        let sent = self.send(ring, &mut journey, tracer)?;
+        let Sent { chains, packets, bytes, drops } = self.send(ring, &mut journey, tracer)?;
         tracer.cross(&mut journey, Stage::Complete);
-        ring.signal();
-        tracer.cross(&mut journey, Stage::Signal);
-
-        let Sent { chains, packets, bytes, drops } = sent;
-        if packets > 0 {
-            let (sequence, polled) = (self.sequences[1], backlog.polled);
-            tracer.finish(&journey, Outcome { ring: ring.index, sequence, packets, bytes, polled });
-            self.sequences[1] += u64::from(packets);
-        }
         tracer.dropped(ring.index, &drops);
         let left = backlog.chains.saturating_sub(chains);
         self.backlog = (left > 0).then_some(Backlog { chains: left, ..backlog });
-        Ok(chains > 0)
+        Ok((chains > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled }))
     }
 
     /// Takes chains, has the datapath carry their frames, and publishes those that are done with.
@@ -122,22 +137,23 @@ impl<D: Datapath> Pair<D> {
 
 /// Takes one burst from a disabled ring and drops it.
 #[cold]
-fn discard_burst(ring: &mut Ring, context: &mut Context<'_>) -> Result<bool, Broken> {
+fn discard_burst(ring: &mut Ring, context: &mut Context<'_>) -> Result<(), Broken> {
     if ring.queue.available()? == 0 {
-        return Ok(false);
+        return Ok(());
     }
     let Ring { queue, memory, negotiated, .. } = ring;
-    let (chains, drops) = {
+    let drops = {
         let mut slices = Slices::new();
         let mut burst = TransmitBurst::default();
         burst.gather(queue, memory, *negotiated, &mut slices)?;
         let frames = burst.frames(&slices, *negotiated).len();
         let mut drops = DropCounts::default();
         (0..frames).for_each(|_| drops.add(DropCause::TxDisabled));
-        (burst.complete(queue, frames, &mut drops), drops)
+        burst.complete(queue, frames, &mut drops);
+        drops
     };
     queue.publish();
     ring.signal();
     context.tracer.dropped(ring.index, &drops);
-    Ok(chains > 0)
+    Ok(())
 }

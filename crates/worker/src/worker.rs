@@ -173,8 +173,7 @@ impl<D: Datapath> Loop<D> {
         let mut worked = false;
         let (pairs, mut context) = self.split();
         for pair in pairs {
-            worked |= pair.transmit_turn(&mut context);
-            worked |= pair.receive_turn(&mut context);
+            worked |= pair.turn(&mut context);
         }
         worked
     }
