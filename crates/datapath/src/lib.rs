@@ -76,7 +76,16 @@ pub trait Datapath: Send + 'static {
     fn set_active(&mut self, active: bool) -> io::Result<()>;
 
     /// Carries frames from the guest, in order.
-    fn transmit(&mut self, frames: Frames<'_>) -> Transmitted;
+    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted;
+
+    /// Whether frames go straight from the buffers of the guest that sends into those of the guest that
+    /// receives. Then the worker calls [`forward`](Self::forward) in place of transmitting and receiving.
+    const FORWARDS: bool = false;
+
+    /// Carries frames from a guest into the receive buffers of one, in order, with one copy.
+    fn forward(&mut self, frames: Frames<'_, '_>, _room: &mut GuestRoom<'_, '_>) -> Transmitted {
+        self.transmit(frames)
+    }
 
     /// Places frames into the guest's buffers until there are no more, or the room is used up.
     ///

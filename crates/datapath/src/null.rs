@@ -4,8 +4,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use virtio_net::features::HEADER_LEN;
-use virtio_net::{FRAME_LEN_MAX, Frames, GuestRoom, Offloads, Placed};
+use virtio_net::{BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Offloads, Placed};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
 
@@ -51,7 +50,7 @@ impl Datapath for Null {
     }
 
     #[inline]
-    fn transmit(&mut self, frames: Frames<'_>) -> Transmitted {
+    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
         for frame in frames.iter() {
             #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
@@ -68,7 +67,8 @@ impl Datapath for Null {
         if self.frame.is_empty() {
             return Ok(Look::Drained);
         }
-        while room.place(&[0; HEADER_LEN], &self.frame) == Placed::Done {}
+        room.expect(BURST_MAX);
+        while room.place(&self.frame) == Placed::Done {}
         Ok(Look::More)
     }
 

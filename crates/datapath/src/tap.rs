@@ -153,7 +153,7 @@ impl Datapath for Tap {
     }
 
     #[inline]
-    fn transmit(&mut self, frames: Frames<'_>) -> Transmitted {
+    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
         for frame in frames.iter() {
             match sys::writev(&self.file, frame.slices()) {

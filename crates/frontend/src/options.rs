@@ -12,6 +12,10 @@ const EVENT_IDX: u64 = 1 << 29;
 const INDIRECT_DESC: u64 = 1 << 28;
 /// `VIRTIO_NET_F_MRG_RXBUF` (virtio 1.2, 5.1.3).
 const MRG_RXBUF: u64 = 1 << 15;
+/// `VIRTIO_F_RING_PACKED` (virtio 1.2, 6).
+const RING_PACKED: u64 = 1 << 34;
+/// `VIRTIO_F_IN_ORDER` (virtio 1.2, 6).
+const IN_ORDER: u64 = 1 << 35;
 /// `VIRTIO_F_VERSION_1` (virtio 1.2, 6).
 const VERSION_1: u64 = 1 << 32;
 
@@ -55,7 +59,7 @@ impl Default for GuestOptions {
         Self {
             queue_pairs: 1,
             queue_size: 256,
-            features: BASE | MAC | MULTI_QUEUE,
+            features: BASE & !(RING_PACKED | IN_ORDER) | MAC | MULTI_QUEUE,
             regions: Vec::new(),
             buffer_len: 2048,
             receive_pieces: 1,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use virtqueue::driver::{Buffer, SplitDriver};
+use virtqueue::driver::{Buffer, RingOptions, SplitDriver};
 use virtqueue::layout::DESCRIPTOR_LEN;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -89,8 +89,12 @@ impl Ring {
     ) -> Result<Self, Error> {
         let size = options.queue_size;
         let address = memory.allocate(SplitDriver::bytes(size))?;
-        let driver = SplitDriver::new(memory.guest(), address, size, event_index, indirect)
-            .starting_at(options.start_index);
+        let driver = SplitDriver::new(
+            memory.guest(),
+            address,
+            RingOptions { event_index, indirect, ..RingOptions::of(size) },
+        )
+        .starting_at(options.start_index);
         let mut tables = Vec::new();
         if indirect {
             let len = (TABLE_MAX * DESCRIPTOR_LEN) as u64;
@@ -205,8 +209,8 @@ impl Ring {
     /// When the back end returns what it has not.
     pub(crate) fn next_used(&mut self) -> Result<Option<UsedChain>, Error> {
         let Some(used) = self.driver.used() else { return Ok(None) };
-        let not_offered = Error::NotOffered { ring: self.index, head: used.head };
-        let offered = match self.offered.get_mut(usize::from(used.head)) {
+        let not_offered = Error::NotOffered { ring: self.index, head: used.id };
+        let offered = match self.offered.get_mut(usize::from(used.id)) {
             Some(offered) if !offered.buffers.is_empty() => std::mem::take(offered),
             _ => return Err(not_offered),
         };
@@ -275,15 +279,19 @@ impl Ring {
 
     /// The back end went away without a word: it goes on behind what it used last.
     pub(crate) fn abandoned(&mut self) {
-        self.base = self.driver.used_index();
+        self.base = self.driver.position();
     }
 
     /// Begins anew, as after a reboot: nothing is offered, all buffers are free.
     pub(crate) fn reset(&mut self, memory: &SharedMemory) {
         let setup = self.driver.setup();
         let (size, events, indirect) = (setup.size, setup.event_index, setup.indirect);
-        self.driver = SplitDriver::new(memory.guest(), self.address, size, events, indirect)
-            .starting_at(self.start_index);
+        self.driver = SplitDriver::new(
+            memory.guest(),
+            self.address,
+            RingOptions { event_index: events, indirect, ..RingOptions::of(size) },
+        )
+        .starting_at(self.start_index);
         self.base = self.start_index;
         self.unannounced = false;
         for offered in &mut self.offered {

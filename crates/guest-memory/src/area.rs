@@ -3,7 +3,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::memory::GuestMemory;
 
@@ -51,6 +51,8 @@ pub unsafe trait Plain: Copy + 'static {}
 unsafe impl Plain for u16 {}
 // SAFETY: integers.
 unsafe impl Plain for u32 {}
+// SAFETY: integers.
+unsafe impl Plain for u64 {}
 // SAFETY: an array of integers.
 unsafe impl Plain for [u64; 2] {}
 // SAFETY: an array of integers.
@@ -130,11 +132,48 @@ impl Area {
         self.atomic(offset).store(value.to_le(), order);
     }
 
+    /// Reads two little-endian fields at once that the guest writes one after the other.
+    ///
+    /// # Panics
+    /// As [`Area::read`].
+    #[inline]
+    #[must_use]
+    pub fn load_u32(&self, offset: usize, order: Ordering) -> u32 {
+        // SAFETY: as in `atomic`.
+        u32::from_le(unsafe { AtomicU32::from_ptr(self.at::<u32>(offset)) }.load(order))
+    }
+
+    /// Reads the little-endian half of a descriptor that says whose it is.
+    ///
+    /// # Panics
+    /// As [`Area::read`].
+    #[inline]
+    #[must_use]
+    pub fn load_u64(&self, offset: usize, order: Ordering) -> u64 {
+        u64::from_le(self.atomic_u64(offset).load(order))
+    }
+
+    /// Writes the little-endian half of a descriptor that says whose it is.
+    ///
+    /// # Panics
+    /// As [`Area::read`].
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
+        self.atomic_u64(offset).store(value.to_le(), order);
+    }
+
     #[inline]
     fn atomic(&self, offset: usize) -> &AtomicU16 {
         // SAFETY: in bounds and aligned (`at`); the memory lives as long as `self`, and the guest's
         // accesses to indices are atomic by the virtio specification (and by hardware).
         unsafe { AtomicU16::from_ptr(self.at::<u16>(offset)) }
+    }
+
+    #[inline]
+    fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: as in `atomic`. The guest's driver may access the fields in it one by one: on every
+        // machine that runs guests, naturally aligned accesses of different sizes are atomic together.
+        unsafe { AtomicU64::from_ptr(self.at::<u64>(offset)) }
     }
 
     #[inline]

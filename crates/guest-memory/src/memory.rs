@@ -90,13 +90,30 @@ impl GuestMemory {
         cursor: &mut Cursor,
         mut each: impl FnMut(GuestSlice<'m>),
     ) -> Result<(), Unmapped> {
-        if let Some(region) = self.regions.get(cursor.region)
-            && let Some(slice) = region.whole(address, len)
-        {
+        if let Some(slice) = self.near(address, len, cursor) {
             each(slice);
             return Ok(());
         }
         self.translate_slowly(address, len, cursor, &mut each)
+    }
+
+    /// The range as one run, if it lies in one region: the common case of [`translate`](Self::translate).
+    #[inline]
+    #[must_use]
+    pub fn near(&self, address: u64, len: u64, cursor: &mut Cursor) -> Option<GuestSlice<'_>> {
+        let hit = self.regions.get(cursor.region).and_then(|region| region.whole(address, len));
+        if hit.is_some() { hit } else { self.elsewhere(address, len, cursor) }
+    }
+
+    #[cold]
+    fn elsewhere(&self, address: u64, len: u64, cursor: &mut Cursor) -> Option<GuestSlice<'_>> {
+        for (index, region) in self.regions.iter().enumerate() {
+            if let Some(slice) = region.whole(address, len) {
+                cursor.region = index;
+                return Some(slice);
+            }
+        }
+        None
     }
 
     /// The one contiguous run of the range.

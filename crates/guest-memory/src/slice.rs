@@ -71,6 +71,61 @@ impl<'m> GuestSlice<'m> {
         count
     }
 
+    /// Writes `bytes` at `offset`, all of which must fit, only where they are not there already: a cache
+    /// line that is only read stays where the guest has it, too. Returns whether they did fit.
+    #[inline]
+    pub fn write_differing<const N: usize>(&self, offset: usize, bytes: &[u8; N]) -> bool {
+        let mut there = [0; N];
+        if self.read(offset, &mut there) < N {
+            return false;
+        }
+        // Should the guest write in between, it reads what it wrote itself: its own loss.
+        if there != *bytes {
+            self.write(offset, bytes);
+        }
+        true
+    }
+
+    /// Copies `from`, from its `from_offset` on, to `offset` of this slice, as much as there is and
+    /// fits. Returns how much.
+    #[inline]
+    pub fn copy_from(&self, offset: usize, from: &GuestSlice<'_>, from_offset: usize) -> usize {
+        let room = self.len().saturating_sub(offset);
+        let count = from.len().saturating_sub(from_offset).min(room);
+        if count > 0 {
+            // SAFETY: both ranges are in bounds and mapped (constructor). They may be the same bytes, if a
+            // guest offers one buffer twice: `copy` allows that.
+            unsafe {
+                ptr::copy(from.base().add(from_offset), self.base().add(offset), count);
+            }
+        }
+        count
+    }
+
+    /// Has the CPU fetch the first cache line, and the second one if it is to be written. The first
+    /// one is not asked for to be written: a header that is there already is not (see
+    /// [`write_differing`](Self::write_differing)), and then the guest can keep its copy of that line.
+    #[inline]
+    pub fn prefetch(&self, for_writing: bool) {
+        const LINE: usize = 64;
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+            let (first, second) = (self.base().cast_const(), self.base().wrapping_add(LINE));
+            // SAFETY: a prefetch has no effect but on time, whatever the address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(first.cast());
+                if for_writing {
+                    _mm_prefetch::<_MM_HINT_ET0>(second.cast());
+                } else {
+                    _mm_prefetch::<_MM_HINT_T0>(second.cast());
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (for_writing, LINE);
+    }
+
     /// The slices as the kernel takes them.
     #[inline]
     #[must_use]

@@ -171,6 +171,8 @@ impl RingControl {
             driver_area,
             device_area,
             next_available: said.next_available,
+            packed: said.negotiated.packed(),
+            in_order: said.negotiated.in_order(),
             event_index: said.negotiated.event_index(),
             indirect: said.negotiated.indirect(),
         };

@@ -116,7 +116,10 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_size(&self, num: u16) {
-        self.state.set_queue_size(num);
+        if num.is_power_of_two() {
+            // The framework's own queue is a split one and takes no other size.
+            self.state.set_queue_size(num);
+        }
         self.control.set_size(num);
     }
 

@@ -1,6 +1,8 @@
 //! Feature bits, and what was negotiated (virtio 1.2, 5.1.3 and 6).
 
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_config::{
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+};
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
@@ -29,6 +31,8 @@ const fn bit(number: u32) -> u64 {
 pub const BASE: u64 = bit(VIRTIO_F_VERSION_1)
     | bit(VIRTIO_RING_F_EVENT_IDX)
     | bit(VIRTIO_RING_F_INDIRECT_DESC)
+    | bit(VIRTIO_F_RING_PACKED)
+    | bit(VIRTIO_F_IN_ORDER)
     | bit(VIRTIO_NET_F_MRG_RXBUF);
 /// Several queue pairs.
 pub const MULTI_QUEUE: u64 = bit(VIRTIO_NET_F_MQ);
@@ -53,6 +57,8 @@ pub const NAMES: &[(u32, &str)] = &[
     (VIRTIO_RING_F_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),
     (VIRTIO_RING_F_EVENT_IDX, "VIRTIO_F_EVENT_IDX"),
     (VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1"),
+    (VIRTIO_F_RING_PACKED, "VIRTIO_F_RING_PACKED"),
+    (VIRTIO_F_IN_ORDER, "VIRTIO_F_IN_ORDER"),
     (VIRTIO_NET_F_GUEST_USO4, "VIRTIO_NET_F_GUEST_USO4"),
     (VIRTIO_NET_F_GUEST_USO6, "VIRTIO_NET_F_GUEST_USO6"),
     (VIRTIO_NET_F_HOST_USO, "VIRTIO_NET_F_HOST_USO"),
@@ -142,6 +148,19 @@ impl Negotiated {
     #[must_use]
     pub const fn event_index(self) -> bool {
         self.has(bit(VIRTIO_RING_F_EVENT_IDX))
+    }
+
+    /// Whether rings are packed.
+    #[must_use]
+    pub const fn packed(self) -> bool {
+        self.has(bit(VIRTIO_F_RING_PACKED))
+    }
+
+    /// Whether chains are given back in the order in which they were made available, which allows
+    /// shortcuts.
+    #[must_use]
+    pub const fn in_order(self) -> bool {
+        self.has(bit(VIRTIO_F_IN_ORDER))
     }
 
     /// Whether descriptors may point to tables of descriptors.

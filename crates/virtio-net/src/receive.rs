@@ -8,14 +8,15 @@
 
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::{GuestMemory, GuestSlice, Spare};
-use virtqueue::chain::CHAIN_SLICES_MAX;
-use virtqueue::{Access, Broken, Chain, ChainFault, Slices, SplitQueue, Taken};
+use virtqueue::chain::{CHAIN_SLICES_MAX, CHAINS_MAX};
+use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
 
 use crate::features::{FLAGS, HEADER_LEN, NUM_BUFFERS, Negotiated};
+use crate::transmit::Frame;
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
 /// The most buffers that are taken for one burst.
-pub const BUFFERS_MAX: usize = 1024;
+pub const BUFFERS_MAX: usize = CHAINS_MAX;
 /// The scatter list begins with guest buffers of at least this many bytes: a full Ethernet frame.
 const WINDOW_BYTES_MIN: usize = 2048;
 
@@ -27,8 +28,6 @@ pub struct ReceiveState {
     held: Vec<u8>,
     /// How many bytes of guest buffers the next scatter list begins with.
     window_bytes: usize,
-    /// Room for the chains of one burst, so that a burst allocates nothing.
-    entries: Vec<Entry>,
 }
 
 impl Default for ReceiveState {
@@ -37,7 +36,6 @@ impl Default for ReceiveState {
             spare: Spare::new(HEADER_LEN + FRAME_LEN_MAX),
             held: Vec::new(),
             window_bytes: WINDOW_BYTES_MIN,
-            entries: Vec::with_capacity(BUFFERS_MAX),
         }
     }
 }
@@ -67,28 +65,32 @@ pub enum Placed {
     NoRoom,
 }
 
-/// A chain of guest buffers in the window; one with a fault is given back when its turn comes.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    chain: Chain,
-    fault: Option<DropCause>,
-}
+/// The header of a frame that is finished, in one buffer.
+const PLAIN_HEADER: [u8; HEADER_LEN] = {
+    let mut header = [0; HEADER_LEN];
+    header[NUM_BUFFERS] = 1;
+    header
+};
 
 /// Room for frames in the guest's receive buffers, for the length of one burst.
 #[derive(Debug)]
 pub struct GuestRoom<'r, 'm> {
-    queue: &'r mut SplitQueue,
+    queue: &'r mut Queue,
     memory: &'m GuestMemory,
-    slices: &'r mut Slices<'m>,
+    chains: &'r mut Chains<'m>,
     spare: &'m Spare,
     held: &'r mut Vec<u8>,
     window_bytes: &'r mut usize,
     negotiated: Negotiated,
-    /// Chains taken from the ring; those before `next` are used up.
-    entries: &'r mut Vec<Entry>,
-    next: usize,
-    /// Bytes of the chains from `next` on.
+    /// How many of the chains, from the first on, go back to the guest.
+    done: usize,
+    /// Where the window ends: the chains before were opened for the next frame, those from here on were
+    /// taken for the ones after it.
+    end: usize,
+    /// Bytes of the chains in the window.
     window: usize,
+    /// How many chains to take from the ring at a time.
+    ahead: usize,
     packets: u16,
     /// Frames that were not placed: they too make a burst full, or a wire that brings nothing else would
     /// never let go of the worker.
@@ -112,37 +114,43 @@ pub struct Received {
 }
 
 impl<'r, 'm> GuestRoom<'r, 'm> {
-    /// Opens the room. Call [`SplitQueue::available`] before, and [`GuestRoom::close`] after.
+    /// Opens the room, with no chains yet. Call [`Queue::look`] before, and [`GuestRoom::close`] after.
     #[inline]
     pub fn open(
-        queue: &'r mut SplitQueue,
+        queue: &'r mut Queue,
         memory: &'m GuestMemory,
-        slices: &'r mut Slices<'m>,
+        chains: &'r mut Chains<'m>,
         state: &'m mut ReceiveState,
         negotiated: Negotiated,
     ) -> Self
     where
         'm: 'r,
     {
-        let ReceiveState { spare, held, window_bytes, entries } = state;
-        entries.clear();
+        let ReceiveState { spare, held, window_bytes } = state;
         Self {
             queue,
             memory,
-            slices,
+            chains,
             spare,
             held,
             window_bytes,
             negotiated,
-            entries,
-            next: 0,
+            done: 0,
+            end: 0,
             window: 0,
+            ahead: 1,
             packets: 0,
             dropped: 0,
             bytes: 0,
             drops: DropCounts::default(),
             broken: None,
         }
+    }
+
+    /// Says that so many frames will be placed: their buffers are taken from the ring together.
+    #[inline]
+    pub fn expect(&mut self, frames: usize) {
+        self.ahead = frames.clamp(1, BURST_MAX);
     }
 
     /// Whether the burst has as many frames as it may.
@@ -168,42 +176,102 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         if self.is_full() || !self.open_window(*self.window_bytes) {
             return Ok(Placed::NoRoom);
         }
+        // The list must end where the window does.
+        let ahead = self.chains.truncate(self.end);
+        self.queue.put_back(ahead);
         let room = self.window;
-        let first = self.window_slices_start();
-        if self.slices.try_push(self.spare.slice()).is_err() {
-            return Ok(Placed::NoRoom);
+        match self.chains.with_spare(self.done, self.spare.slice(), read) {
+            Some(read) => Ok(self.settle(read?, room)),
+            None => Ok(Placed::NoRoom),
         }
-        let list = &self.slices[first..];
-        debug_assert!(list.len() <= CHAIN_SLICES_MAX + 1);
-        let read = read(list);
-        self.slices.pop();
-        Ok(self.settle(read?, room))
     }
 
     /// Places one frame of ours: `header` is what the guest gets before it (without `num_buffers`),
     /// `payload` the frame.
     #[inline]
-    pub fn place(&mut self, header: &[u8; HEADER_LEN], payload: &[u8]) -> Placed {
-        let header = &header[..self.negotiated.header_len()];
-        let len = header.len() + payload.len();
-        if self.is_full() || !self.open_window(len) {
+    pub fn place(&mut self, payload: &[u8]) -> Placed {
+        self.place_with(payload.len(), |slices, offset| match slices {
+            [slice] => _ = slice.write(offset, payload),
+            many => write_at(many, offset, payload),
+        })
+    }
+
+    /// Places a frame that another ring's guest sent, with one copy.
+    #[inline]
+    pub fn forward(&mut self, frame: &Frame<'_, '_>) -> Placed {
+        self.place_with(frame.len(), |slices, offset| match (slices, frame.slices()) {
+            ([to], [from]) => _ = to.copy_from(offset, from, frame.header_len()),
+            (to, from) => copy_run(to, offset, from, frame.header_len()),
+        })
+    }
+
+    /// Makes room for a finished frame of `payload_len` bytes, which `write` then writes behind the
+    /// header: it is handed the buffers and the offset.
+    #[inline]
+    fn place_with(
+        &mut self,
+        payload_len: usize,
+        write: impl FnOnce(&[GuestSlice<'_>], usize),
+    ) -> Placed {
+        if self.is_full() {
+            return Placed::NoRoom;
+        }
+        let len = HEADER_LEN + payload_len;
+        if let Some(slice) = self.next_buffer()
+            && slice.len() >= len
+            && self.negotiated.header_len() == HEADER_LEN
+        {
+            write(&[slice], HEADER_LEN);
+            slice.write_differing(0, &PLAIN_HEADER);
+            #[expect(clippy::cast_possible_truncation, reason = "at most the buffer's length")]
+            self.chains.set_written(self.done, len as u32);
+            self.done += 1;
+            self.end = self.done;
+            self.count_frame(payload_len);
+            return Placed::Done;
+        }
+        self.place_slowly(payload_len, write)
+    }
+
+    /// The buffer whose turn it is, if it is the only one of its chain, and no window is open.
+    #[inline]
+    fn next_buffer(&mut self) -> Option<GuestSlice<'m>> {
+        if self.window > 0 || (self.end == self.chains.len() && !self.take_more()) {
+            return None;
+        }
+        self.chains.only_buffer(self.done)
+    }
+
+    /// As [`place_with`](Self::place_with), over several buffers, or where there is no room.
+    #[inline(never)]
+    fn place_slowly(
+        &mut self,
+        payload_len: usize,
+        write: impl FnOnce(&[GuestSlice<'_>], usize),
+    ) -> Placed {
+        let header_len = self.negotiated.header_len();
+        let len = header_len + payload_len;
+        if !self.open_window(len) {
             return Placed::NoRoom;
         }
         if self.window < len {
             return self.no_room_for(len);
         }
-        let first = self.window_slices_start();
-        write_at(&self.slices[first..], 0, header);
-        write_at(&self.slices[first..], header.len(), payload);
-        self.take_frame(len);
+        let slices = self.window_slices();
+        write(slices, header_len);
+        write_at(slices, 0, &PLAIN_HEADER[..header_len]);
+        self.take_chains(len);
+        self.count_frame(payload_len);
         Placed::Done
     }
 
-    /// Puts back what was not needed, and says what the burst came to.
+    /// Gives back what was used and puts back what was not, and says what the burst came to. The guest
+    /// sees it after [`Queue::publish`].
     #[inline]
     pub fn close(self) -> Received {
-        #[expect(clippy::cast_possible_truncation, reason = "at most BUFFERS_MAX")]
-        self.queue.put_back((self.entries.len() - self.next) as u16);
+        self.queue.complete_written(&self.chains.all()[..self.done]);
+        let unused = self.chains.truncate(self.done);
+        self.queue.put_back(unused);
         Received {
             packets: self.packets,
             bytes: self.bytes,
@@ -236,13 +304,13 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         }
         *self.window_bytes = len.max(WINDOW_BYTES_MIN);
         if self.open_window(len) && self.window >= len {
-            let first = self.window_slices_start();
+            let slices = self.window_slices();
             let mut at = room;
             while at < len {
                 let mut piece = [0; 4096];
                 let count = piece.len().min(len - at);
                 spare.read(at - room, &mut piece[..count]);
-                write_at(&self.slices[first..], at, &piece[..count]);
+                write_at(slices, at, &piece[..count]);
                 at += count;
             }
             self.take_frame(len);
@@ -250,7 +318,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         }
         // The guest has too few buffers now: all of the frame moves out of guest memory until it has.
         let mut frame = vec![0; len];
-        read_front(&self.slices[self.window_slices_start()..], &mut frame[..room]);
+        read_front(self.window_slices(), &mut frame[..room]);
         spare.read(0, &mut frame[room..]);
         *self.held = frame;
         self.no_room_for(len)
@@ -263,9 +331,8 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         if !self.open_window(len) || self.window < len {
             return self.no_room_for(len);
         }
-        let first = self.window_slices_start();
         let frame = std::mem::take(self.held);
-        write_at(&self.slices[first..], 0, &frame);
+        write_at(self.window_slices(), 0, &frame);
         self.take_frame(len);
         Placed::Done
     }
@@ -276,8 +343,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     fn no_room_for(&mut self, len: usize) -> Placed {
         let cause = if !self.negotiated.mergeable() && self.window < len {
             DropCause::RxTooBig
-        } else if self.entries.len() - self.next >= usize::from(self.queue.size()).min(BUFFERS_MAX)
-        {
+        } else if self.end - self.done >= usize::from(self.queue.size()).min(BUFFERS_MAX) {
             DropCause::RxNoBuffers
         } else {
             return Placed::NoRoom;
@@ -297,103 +363,110 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     /// whether it has any.
     #[inline]
     fn open_window(&mut self, bytes: usize) -> bool {
-        while self.window < bytes && self.entries.len() < BUFFERS_MAX {
-            if !self.negotiated.mergeable() && self.window > 0 {
+        while self.window < bytes && (self.window == 0 || self.negotiated.mergeable()) {
+            if self.end == self.chains.len() && !self.take_more() {
                 break;
             }
-            let before = self.slices.len();
-            match self.queue.take(self.memory, Access::Write, self.slices) {
-                Err(broken) => {
-                    self.broken = Some(broken);
-                    break;
-                }
-                Ok(None | Some(Taken::Full)) => break,
-                Ok(Some(taken)) => self.push(taken),
-            }
-            if self.slices.len() - self.window_slices_start() > CHAIN_SLICES_MAX {
-                // One system call takes no more: the last chain comes again later.
-                self.window -= self.entries.pop().map_or(0, |entry| entry.chain.len as usize);
-                self.slices.truncate(before);
-                self.queue.put_back(1);
+            let first = self.done;
+            if self.chains.buffers_between(first, self.end + 1).len() > CHAIN_SLICES_MAX {
+                // One system call takes no more: the last chain's turn is later.
                 break;
+            }
+            let chain = self.chains.all()[self.end];
+            self.end += 1;
+            self.window += chain.len as usize;
+            if self.window == 0 {
+                // Nothing before it waits for a frame, so its turn is now.
+                self.give_back_faulty(chain);
             }
         }
         self.window > 0
     }
 
+    /// Takes chains from the ring. Returns whether there were any.
     #[inline]
-    fn push(&mut self, taken: Taken) {
-        let (chain, fault) = match taken {
-            Taken::Chain(chain) if chain.len > 0 => (chain, None),
-            Taken::Chain(chain) => (chain, Some(DropCause::RxEmptyChain)),
-            Taken::Refused { head, fault } => {
-                #[expect(clippy::cast_possible_truncation, reason = "SLICES_MAX fits 16 bits")]
-                let first = self.slices.len() as u16;
-                (Chain { head, first, count: 0, len: 0 }, Some(cause(fault)))
-            }
-            Taken::Full => return,
-        };
-        self.entries.push(Entry { chain, fault });
-        if self.window == 0 && fault.is_some() {
-            // Nothing before it waits for a frame, so its turn is now.
-            self.give_back_faulty();
+    fn take_more(&mut self) -> bool {
+        let before = self.chains.len();
+        if let Err(broken) = self.queue.take(self.memory, Access::Write, self.ahead, self.chains) {
+            self.broken = Some(broken);
+            // Of a ring that is given up nothing more is used.
+            return false;
         }
-        self.window += chain.len as usize;
+        self.chains.len() > before
     }
 
-    /// Gives the chain whose turn it is back, if it is a faulty one. Returns whether it was.
-    fn give_back_faulty(&mut self) -> bool {
-        let Entry { chain, fault: Some(cause) } = self.entries[self.next] else { return false };
-        self.next += 1;
-        self.drops.add(cause);
-        self.queue.complete(chain.head, 0);
-        true
+    /// Gives the chain whose turn it is back, because it has no room, or a fault.
+    #[cold]
+    fn give_back_faulty(&mut self, chain: Chain) {
+        self.drops.add(match chain.fault {
+            None => DropCause::RxEmptyChain,
+            Some(ChainFault::Unmapped) => DropCause::RxUnmapped,
+            Some(ChainFault::WrongDirection) => DropCause::RxDirection,
+            Some(ChainFault::TooManySlices) => DropCause::RxSegments,
+        });
+        self.chains.set_written(self.done, 0);
+        self.done += 1;
     }
 
-    /// Hands the front of the window, `len` bytes, to the guest as one frame.
+    /// Hands the front of the window, `len` bytes, to the guest as one frame that was read with its
+    /// header.
     #[inline]
     fn take_frame(&mut self, len: usize) {
-        let start = self.window_slices_start();
-        let (mut left, mut buffers) = (len, 0_u16);
-        while left > 0 {
-            if self.give_back_faulty() {
-                continue;
-            }
-            let chain = self.entries[self.next].chain;
-            self.next += 1;
-            let used = left.min(chain.len as usize);
-            #[expect(clippy::cast_possible_truncation, reason = "at most the chain's own length")]
-            self.queue.complete(chain.head, used as u32);
-            self.window -= chain.len as usize;
-            left -= used;
-            buffers += 1;
-        }
-        let frame = &self.slices[start..];
-        if self.negotiated.header_len() == HEADER_LEN {
-            write_at(frame, NUM_BUFFERS, &buffers.to_le_bytes());
-        }
+        let first = self.done;
+        self.take_chains(len);
+        let frame = self.chains.buffers_between(first, self.done);
         if !self.negotiated.guest_offloads().checksum {
             // The kernel may say that it has checked the checksum; this guest must not be told (5.1.6.4).
             write_at(frame, FLAGS, &[0]);
         }
+        self.count_frame(len - self.negotiated.header_len());
+    }
+
+    /// Uses up chains of the window for a frame of `len` bytes with its header, and says there how many
+    /// they are.
+    fn take_chains(&mut self, len: usize) {
+        let first = self.done;
+        let (mut left, mut buffers) = (len, 0_u16);
+        while left > 0 {
+            let chain = self.chains.all()[self.done];
+            if chain.len == 0 {
+                self.give_back_faulty(chain);
+                continue;
+            }
+            let used = left.min(chain.len as usize);
+            self.take_chain(used);
+            left -= used;
+            buffers += 1;
+        }
+        if self.negotiated.header_len() == HEADER_LEN {
+            let frame = self.chains.buffers_between(first, self.done);
+            write_at(frame, NUM_BUFFERS, &buffers.to_le_bytes());
+        }
+    }
+
+    /// Uses up the first chain of the window, of which `len` bytes were written.
+    #[inline]
+    fn take_chain(&mut self, len: usize) {
+        let chain = self.chains.all()[self.done];
+        #[expect(clippy::cast_possible_truncation, reason = "at most the chain's own length")]
+        self.chains.set_written(self.done, len as u32);
+        self.window -= chain.len as usize;
+        self.done += 1;
+    }
+
+    #[inline]
+    fn count_frame(&mut self, payload_len: usize) {
         self.packets += 1;
         #[expect(clippy::cast_possible_truncation, reason = "frames are shorter than 2^17")]
-        let frame_len = (len - self.negotiated.header_len()) as u32;
-        self.bytes = self.bytes.saturating_add(frame_len);
+        {
+            self.bytes = self.bytes.saturating_add(payload_len as u32);
+        }
     }
 
-    /// Where the slices of the window begin.
+    /// The buffers in the window.
     #[inline]
-    fn window_slices_start(&self) -> usize {
-        self.entries.get(self.next).map_or(self.slices.len(), |entry| entry.chain.first.into())
-    }
-}
-
-const fn cause(fault: ChainFault) -> DropCause {
-    match fault {
-        ChainFault::Unmapped => DropCause::RxUnmapped,
-        ChainFault::WrongDirection => DropCause::RxDirection,
-        ChainFault::TooManySlices => DropCause::RxSegments,
+    fn window_slices(&self) -> &[GuestSlice<'m>] {
+        self.chains.buffers_between(self.done, self.end)
     }
 }
 
@@ -419,4 +492,31 @@ fn read_front(slices: &[GuestSlice<'_>], bytes: &mut [u8]) {
     for slice in slices {
         read += slice.read(0, &mut bytes[read..]);
     }
+}
+
+/// Copies the run that `from` makes, from its `skip` on, to `offset` of the run that `to` makes.
+fn copy_run(to: &[GuestSlice<'_>], mut offset: usize, from: &[GuestSlice<'_>], mut skip: usize) {
+    for from in from {
+        while skip < from.len() {
+            let Some((at, slice)) = slice_at(to, offset) else { return };
+            let count = slice.copy_from(at, from, skip);
+            offset += count;
+            skip += count;
+        }
+        skip -= from.len();
+    }
+}
+
+/// The slice that holds byte `offset` of the run that `slices` make together, and where in it.
+fn slice_at<'s, 'm>(
+    slices: &'s [GuestSlice<'m>],
+    mut offset: usize,
+) -> Option<(usize, &'s GuestSlice<'m>)> {
+    for slice in slices {
+        if offset < slice.len() {
+            return Some((offset, slice));
+        }
+        offset -= slice.len();
+    }
+    None
 }

@@ -1,170 +1,149 @@
 //! A burst of frames from the guest.
 
-use arrayvec::ArrayVec;
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::{GuestMemory, GuestSlice};
-use virtqueue::{Access, Broken, Chain, ChainFault, Slices, SplitQueue, Taken};
+use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
 
 use crate::features::Negotiated;
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
-/// A chain of the burst: a frame, or one that cannot be sent.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    head: u16,
-    fault: Option<DropCause>,
-}
-
 /// The chains of one burst, in the order the guest offered them.
-#[derive(Debug, Default)]
-pub struct TransmitBurst {
-    entries: ArrayVec<Entry, BURST_MAX>,
-    frames: ArrayVec<Chain, BURST_MAX>,
+#[derive(Debug)]
+pub struct TransmitBurst<'b, 'm> {
+    chains: &'b Chains<'m>,
+    header_len: usize,
+    /// How many of the chains are frames.
+    frames: usize,
 }
 
-impl TransmitBurst {
+impl<'b, 'm> TransmitBurst<'b, 'm> {
     /// Takes up to [`BURST_MAX`] of the chains that are available, checks them and translates them.
+    /// `chains` is empty before.
     ///
     /// # Errors
     /// When the guest broke the ring. What was taken before must not be completed.
     #[inline]
-    pub fn gather<'m>(
-        &mut self,
-        queue: &mut SplitQueue,
+    pub fn gather(
+        queue: &mut Queue,
         memory: &'m GuestMemory,
         negotiated: Negotiated,
-        slices: &mut Slices<'m>,
-    ) -> Result<(), Broken> {
+        chains: &'b mut Chains<'m>,
+    ) -> Result<Self, Broken> {
+        queue.take(memory, Access::Read, BURST_MAX, chains)?;
         let header_len = negotiated.header_len();
-        while !self.entries.is_full() {
-            match queue.take(memory, Access::Read, slices)? {
-                None | Some(Taken::Full) => break,
-                Some(Taken::Chain(chain)) => {
-                    let fault = check_length(chain.len as usize, header_len);
-                    if fault.is_none() {
-                        self.frames.push(chain);
-                    }
-                    self.entries.push(Entry { head: chain.head, fault });
-                }
-                Some(Taken::Refused { head, fault }) => {
-                    self.entries.push(Entry { head, fault: Some(cause(fault)) });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// How many chains were taken, frames and faulty ones.
-    #[inline]
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether no chain was taken.
-    #[inline]
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        let frames = chains.all().iter().filter(|chain| fault(chain, header_len).is_none()).count();
+        Ok(Self { chains, header_len, frames })
     }
 
     /// The frames, as a datapath takes them.
     #[inline]
     #[must_use]
-    pub fn frames<'b>(
-        &'b self,
-        slices: &'b [GuestSlice<'b>],
-        negotiated: Negotiated,
-    ) -> Frames<'b> {
-        Frames { slices, chains: &self.frames, header_len: negotiated.header_len() }
+    pub const fn frames(&self) -> Frames<'b, 'm> {
+        Frames { chains: self.chains, header_len: self.header_len, count: self.frames }
     }
 
     /// Gives the chains back to the guest, in order: those of the first `taken` frames and every faulty
     /// one before the next frame. The rest is put back and will be taken again. Faults are counted in
-    /// `drops`. Returns how many chains were given back.
+    /// `drops`. Returns how many entries of the ring went back to the guest.
     #[inline]
-    pub fn complete(&self, queue: &mut SplitQueue, taken: usize, drops: &mut DropCounts) -> u16 {
-        #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
-        let all = self.entries.len() as u16;
+    pub fn complete(&self, queue: &mut Queue, taken: usize, drops: &mut DropCounts) -> u16 {
+        let chains = self.chains.all();
+        let done =
+            if self.frames == chains.len() { taken } else { self.count_faults(taken, drops) };
+        let (done, rest) = chains.split_at(done);
+        queue.complete_read(done);
+        if !rest.is_empty() {
+            queue.put_back(slots(rest));
+        }
+        slots(done)
+    }
+
+    /// How many chains there are before the frame that comes after the first `taken` ones.
+    #[cold]
+    fn count_faults(&self, taken: usize, drops: &mut DropCounts) -> usize {
         let mut frames = 0;
-        for (done, entry) in (0_u16..).zip(&self.entries) {
-            match entry.fault {
+        for (before, chain) in self.chains.all().iter().enumerate() {
+            match fault(chain, self.header_len) {
                 Some(cause) => drops.add(cause),
                 None if frames < taken => frames += 1,
-                None => {
-                    queue.put_back(all - done);
-                    return done;
-                }
+                None => return before,
             }
-            queue.complete(entry.head, 0);
         }
-        all
+        self.chains.len()
     }
 }
 
-fn check_length(len: usize, header_len: usize) -> Option<DropCause> {
-    if len <= header_len {
-        Some(DropCause::TxTooShort)
-    } else if len - header_len > FRAME_LEN_MAX {
-        Some(DropCause::TxTooLong)
-    } else {
-        None
-    }
+#[inline]
+fn slots(chains: &[Chain]) -> u16 {
+    chains.iter().map(|chain| chain.slots).sum()
 }
 
-const fn cause(fault: ChainFault) -> DropCause {
-    match fault {
-        ChainFault::Unmapped => DropCause::TxUnmapped,
-        ChainFault::WrongDirection => DropCause::TxDirection,
-        ChainFault::TooManySlices => DropCause::TxSegments,
+/// Why a chain is no frame that can be sent.
+#[inline]
+const fn fault(chain: &Chain, header_len: usize) -> Option<DropCause> {
+    let len = chain.len as usize;
+    match chain.fault {
+        Some(ChainFault::Unmapped) => Some(DropCause::TxUnmapped),
+        Some(ChainFault::WrongDirection) => Some(DropCause::TxDirection),
+        Some(ChainFault::TooManySlices) => Some(DropCause::TxSegments),
+        None if len <= header_len => Some(DropCause::TxTooShort),
+        None if len - header_len > FRAME_LEN_MAX => Some(DropCause::TxTooLong),
+        None => None,
     }
 }
 
 /// The frames of a burst, each with its net header before it.
 #[derive(Clone, Copy, Debug)]
-pub struct Frames<'b> {
-    slices: &'b [GuestSlice<'b>],
-    chains: &'b [Chain],
+pub struct Frames<'b, 'm> {
+    chains: &'b Chains<'m>,
     header_len: usize,
+    count: usize,
 }
 
-impl<'b> Frames<'b> {
+impl<'b, 'm> Frames<'b, 'm> {
     /// How many frames there are.
+    #[inline]
     #[must_use]
     pub const fn len(&self) -> usize {
-        self.chains.len()
+        self.count
     }
 
     /// Whether there is none.
+    #[inline]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.chains.is_empty()
+        self.count == 0
     }
 
     /// The frames in order.
-    pub fn iter(&self) -> impl Iterator<Item = Frame<'b>> + use<'b> {
-        let Self { slices, chains, header_len } = *self;
-        chains.iter().map(move |chain| Frame {
-            slices: chain.of(slices),
-            len: chain.len as usize,
-            header_len,
-        })
+    #[inline]
+    pub fn iter(&self) -> impl Iterator<Item = Frame<'b, 'm>> + use<'b, 'm> {
+        let Self { chains, header_len, count } = *self;
+        let all = chains.all();
+        let has_faults = count < all.len();
+        all.iter().filter(move |chain| !has_faults || fault(chain, header_len).is_none()).map(
+            move |chain| Frame {
+                slices: chains.buffers(chain),
+                len: chain.len as usize,
+                header_len,
+            },
+        )
     }
 }
 
 /// A frame from the guest: net header, then the bytes for the wire. All of it is guest memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Frame<'b> {
-    slices: &'b [GuestSlice<'b>],
+pub struct Frame<'b, 'm> {
+    slices: &'b [GuestSlice<'m>],
     len: usize,
     header_len: usize,
 }
 
-impl<'b> Frame<'b> {
+impl<'b, 'm> Frame<'b, 'm> {
     /// Header and frame as they lie in guest memory.
     #[inline]
     #[must_use]
-    pub const fn slices(&self) -> &'b [GuestSlice<'b>] {
+    pub const fn slices(&self) -> &'b [GuestSlice<'m>] {
         self.slices
     }
 
@@ -176,8 +155,16 @@ impl<'b> Frame<'b> {
         self.len - self.header_len
     }
 
+    /// Length of the net header in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn header_len(&self) -> usize {
+        self.header_len
+    }
+
     /// Copies the frame, without its header, to the front of `to`, which must hold it. Returns its
     /// length.
+    #[inline]
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
         let (mut skip, mut copied) = (self.header_len, 0);
         for slice in self.slices {

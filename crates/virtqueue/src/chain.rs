@@ -1,18 +1,17 @@
-//! A descriptor chain, copied, checked and translated; and how a guest can get it wrong.
+//! Descriptor chains, copied, checked and translated; and how a guest can get them wrong.
 
 use arrayvec::ArrayVec;
 use guest_memory::{Cursor, GuestMemory, GuestSlice};
 
-use crate::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor};
+use crate::layout::DESC_F_WRITE;
 
 /// The most slices that the chains of one burst may have together.
 pub const SLICES_MAX: usize = 2048;
+/// The most chains of one burst.
+pub const CHAINS_MAX: usize = 1024;
 /// The most slices of one chain: what one `readv` or `writev` takes (`UIO_MAXIOV` is 1024), less one for
 /// the spare room that receiving adds.
 pub const CHAIN_SLICES_MAX: usize = 1023;
-
-/// The checked buffers of a burst's chains, one after the other.
-pub type Slices<'m> = ArrayVec<GuestSlice<'m>, SLICES_MAX>;
 
 /// What the device wants to do with a chain's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,42 +22,138 @@ pub enum Access {
     Write,
 }
 
-/// A chain that may be used: `slices[first..first + count]` are its buffers, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chain {
-    /// The descriptor index that goes back to the driver in the used ring.
-    pub head: u16,
-    /// Where its slices begin.
-    pub first: u16,
-    /// How many slices it has.
-    pub count: u16,
-    /// Their bytes in total.
-    pub len: u32,
-}
-
-impl Chain {
-    /// The chain's part of `slices`.
+impl Access {
+    /// What `DESC_F_WRITE` of every descriptor must be.
     #[inline]
-    #[must_use]
-    pub fn of<'s, 'm>(&self, slices: &'s [GuestSlice<'m>]) -> &'s [GuestSlice<'m>] {
-        &slices[usize::from(self.first)..usize::from(self.first) + usize::from(self.count)]
+    pub(crate) const fn write_flag(self) -> u16 {
+        match self {
+            Self::Read => 0,
+            Self::Write => DESC_F_WRITE,
+        }
     }
 }
 
-/// What taking the next available chain gave.
+/// A chain that was taken from a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// A chain that may be used.
-    Chain(Chain),
-    /// A chain that may not: give `head` back with length 0 and count the fault.
-    Refused {
-        /// The chain's head.
-        head: u16,
-        /// What is wrong with it.
-        fault: ChainFault,
-    },
-    /// No room for its slices in this burst. It was not taken.
-    Full,
+pub struct Chain {
+    /// What goes back to the driver with it: the head's index (split), or the buffer id (packed).
+    pub id: u16,
+    /// How many entries of the ring it fills: 1 (split), or the length of its list (packed).
+    pub slots: u16,
+    /// Where its slices begin.
+    first: u16,
+    /// How many slices it has.
+    count: u16,
+    /// The bytes of its buffers in total; after [`Chains::set_written`], how many of them were written.
+    pub len: u32,
+    /// Why it cannot be used. It goes back with length 0; it has no slices then.
+    pub fault: Option<ChainFault>,
+}
+
+/// A burst's chains and their checked buffers, one after the other.
+#[derive(Debug, Default)]
+pub struct Chains<'m> {
+    chains: ArrayVec<Chain, CHAINS_MAX>,
+    slices: ArrayVec<GuestSlice<'m>, SLICES_MAX>,
+}
+
+impl<'m> Chains<'m> {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The chains in the order in which they were taken.
+    #[inline]
+    #[must_use]
+    pub fn all(&self) -> &[Chain] {
+        &self.chains
+    }
+
+    /// The buffers of a chain, in order.
+    #[inline]
+    #[must_use]
+    pub fn buffers(&self, chain: &Chain) -> &[GuestSlice<'m>] {
+        &self.slices[usize::from(chain.first)..][..usize::from(chain.count)]
+    }
+
+    /// The only buffer of chain number `n`, if it has but one.
+    #[inline]
+    #[must_use]
+    pub fn only_buffer(&self, n: usize) -> Option<GuestSlice<'m>> {
+        let chain = self.chains.get(n)?;
+        (chain.count == 1).then(|| self.slices[usize::from(chain.first)])
+    }
+
+    /// Notes how many bytes were written to the buffers of chain number `n`, for when it is completed.
+    #[inline]
+    pub fn set_written(&mut self, n: usize, len: u32) {
+        self.chains[n].len = len;
+    }
+
+    /// The buffers of the chains from number `first` to before number `end`, in order.
+    #[inline]
+    #[must_use]
+    pub fn buffers_between(&self, first: usize, end: usize) -> &[GuestSlice<'m>] {
+        let start = |n: usize| self.chains.get(n).map_or(self.slices.len(), |it| it.first.into());
+        &self.slices[start(first)..start(end)]
+    }
+
+    /// The buffers of the chains from number `first` on with `spare` behind them, handed to `with`;
+    /// `None` if there is no room for the spare one.
+    #[inline]
+    pub fn with_spare<T>(
+        &mut self,
+        first: usize,
+        spare: GuestSlice<'m>,
+        with: impl FnOnce(&[GuestSlice<'m>]) -> T,
+    ) -> Option<T> {
+        let start = self.chains.get(first).map_or(self.slices.len(), |it| it.first.into());
+        self.slices.try_push(spare).ok()?;
+        let done = with(&self.slices[start..]);
+        self.slices.pop();
+        Some(done)
+    }
+
+    /// Forgets the chains from number `len` on. Returns how many entries of the ring they fill: put them
+    /// back ([`Queue::put_back`](crate::Queue::put_back)).
+    #[inline]
+    pub fn truncate(&mut self, len: usize) -> u16 {
+        let Some(first) = self.chains.get(len) else { return 0 };
+        self.slices.truncate(first.first.into());
+        self.chains.drain(len..).map(|chain| chain.slots).sum()
+    }
+
+    /// Adds a chain of one buffer. Returns whether there was room.
+    #[inline]
+    pub(crate) fn push_one(&mut self, id: u16, slice: GuestSlice<'m>) -> bool {
+        if self.chains.is_full() || self.slices.is_full() {
+            return false;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "SLICES_MAX fits 16 bits; a u32 length"
+        )]
+        let (first, len) = (self.slices.len() as u16, slice.len() as u32);
+        self.slices.push(slice);
+        self.chains.push(Chain { id, slots: 1, first, count: 1, len, fault: None });
+        true
+    }
+
+    /// How many chains there are.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.chains.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty()
+    }
 }
 
 /// The guest is at fault with one chain: it is given back with length 0, and the ring goes on.
@@ -127,156 +222,96 @@ pub enum Broken {
     },
 }
 
-/// Follows one chain and collects its buffers.
-pub(crate) struct Walk<'w, 'm> {
-    pub(crate) memory: &'m GuestMemory,
-    pub(crate) cursor: &'w mut Cursor,
-    pub(crate) slices: &'w mut Slices<'m>,
-    pub(crate) access: Access,
-    pub(crate) indirect_negotiated: bool,
-}
-
-impl<'m> Walk<'_, 'm> {
-    /// Follows the chain that begins at `head` of a direct table of `size`, of which `read` copies a
-    /// descriptor.
-    #[inline]
-    pub(crate) fn follow(
-        mut self,
-        head: u16,
-        size: u16,
-        read: impl Fn(u16) -> Descriptor,
-    ) -> Result<Taken, Broken> {
-        let first = self.slices.len();
-        let mut state = State { len: 0, fault: None };
-        let mut index = head;
-        let mut left = size;
-        loop {
-            if index >= size {
-                return Err(Broken::Index { index: index.into(), size: size.into() });
-            }
-            if left == 0 {
-                return Err(Broken::Loop { size: size.into() });
-            }
-            left -= 1;
-            let descriptor = read(index);
-            if descriptor.flags & DESC_F_INDIRECT != 0 {
-                self.follow_indirect(descriptor, &mut state)?;
-                break;
-            }
-            self.buffer(descriptor, &mut state)?;
-            if descriptor.flags & DESC_F_NEXT == 0 {
-                break;
-            }
-            index = descriptor.next;
-        }
-        Ok(self.finish(head, first, &state))
-    }
-
-    /// Follows an indirect table (2.7.5.3). The table is read where it lies: each descriptor is copied
-    /// once, checked and used.
-    fn follow_indirect(&mut self, table: Descriptor, state: &mut State) -> Result<(), Broken> {
-        if !self.indirect_negotiated {
-            return Err(Broken::IndirectNotNegotiated);
-        }
-        if table.flags & DESC_F_NEXT != 0 {
-            return Err(Broken::IndirectNested);
-        }
-        if table.len == 0 || !(table.len as usize).is_multiple_of(DESCRIPTOR_LEN) {
-            return Err(Broken::IndirectLength { len: table.len });
-        }
-        let unmapped = Broken::IndirectUnmapped { address: table.address, len: table.len };
-        let bytes =
-            self.memory.contiguous(table.address, table.len.into()).map_err(|_| unmapped)?;
-        #[expect(clippy::cast_possible_truncation, reason = "a u32 length divided by 16")]
-        let size = (bytes.len() / DESCRIPTOR_LEN) as u32;
-        let mut index = 0_u32;
-        // `next` has 16 bits: a longer walk goes in circles, however large the guest made the table.
-        let mut left = size.min(1 << 16);
-        loop {
-            if index >= size {
-                return Err(Broken::Index { index, size });
-            }
-            if left == 0 {
-                return Err(Broken::Loop { size });
-            }
-            left -= 1;
-            let mut copy = [0; DESCRIPTOR_LEN];
-            bytes.read(index as usize * DESCRIPTOR_LEN, &mut copy);
-            let descriptor = descriptor_of(copy);
-            if descriptor.flags & DESC_F_INDIRECT != 0 {
-                return Err(Broken::IndirectNested);
-            }
-            self.buffer(descriptor, state)?;
-            if descriptor.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            index = descriptor.next.into();
-        }
-    }
-
-    /// Takes one buffer into account. A chain with a fault is followed to its end all the same, because
-    /// it may turn out to loop.
-    #[inline]
-    fn buffer(&mut self, descriptor: Descriptor, state: &mut State) -> Result<(), Broken> {
-        state.len += u64::from(descriptor.len);
-        if state.len > u64::from(u32::MAX) {
-            return Err(Broken::TooLong { len: state.len });
-        }
-        if state.fault.is_some() {
-            return Ok(());
-        }
-        if (descriptor.flags & DESC_F_WRITE != 0) != (self.access == Access::Write) {
-            state.fault = Some(ChainFault::WrongDirection);
-            return Ok(());
-        }
-        let slices = &mut *self.slices;
-        let mut overflow = false;
-        let translated = self.memory.translate(
-            descriptor.address,
-            descriptor.len.into(),
-            self.cursor,
-            |slice| {
-                if !slice.is_empty() {
-                    overflow |= slices.try_push(slice).is_err();
-                }
-            },
-        );
-        if translated.is_err() {
-            state.fault = Some(ChainFault::Unmapped);
-        } else if overflow {
-            state.fault = Some(ChainFault::TooManySlices);
-        }
-        Ok(())
-    }
-
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "SLICES_MAX fits 16 bits, len was checked")]
-    fn finish(self, head: u16, first: usize, state: &State) -> Taken {
-        let count = self.slices.len() - first;
-        let fault = match state.fault {
-            None if count <= CHAIN_SLICES_MAX => {
-                let (first, count) = (first as u16, count as u16);
-                return Taken::Chain(Chain { head, first, count, len: state.len as u32 });
-            }
-            None => ChainFault::TooManySlices,
-            Some(fault) => fault,
-        };
-        self.slices.truncate(first);
-        // The burst's earlier chains may be what filled the list: then this one comes again, alone.
-        if fault == ChainFault::TooManySlices && first > 0 && count <= CHAIN_SLICES_MAX {
-            return Taken::Full;
-        }
-        Taken::Refused { head, fault }
-    }
-}
-
-struct State {
+/// Collects the buffers of one chain, whatever its format, off the fast path.
+pub(crate) struct Collect<'w, 'm> {
+    memory: &'m GuestMemory,
+    cursor: &'w mut Cursor,
+    chains: &'w mut Chains<'m>,
+    access: Access,
+    first: usize,
     len: u64,
     fault: Option<ChainFault>,
 }
 
-fn descriptor_of(bytes: [u8; DESCRIPTOR_LEN]) -> Descriptor {
-    let [a, b, c, d, e, f, g, h, rest @ ..] = bytes;
-    let words = [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes(rest)];
-    Descriptor::from_words(words)
+impl<'w, 'm> Collect<'w, 'm> {
+    pub(crate) const fn new(
+        memory: &'m GuestMemory,
+        cursor: &'w mut Cursor,
+        chains: &'w mut Chains<'m>,
+        access: Access,
+    ) -> Self {
+        let first = chains.slices.len();
+        Self { memory, cursor, chains, access, first, len: 0, fault: None }
+    }
+
+    /// The bytes of an indirect table of descriptors of 16 bytes, and how many they are.
+    pub(crate) fn table(&self, address: u64, len: u32) -> Result<(GuestSlice<'m>, u32), Broken> {
+        if len == 0 || !len.is_multiple_of(16) {
+            return Err(Broken::IndirectLength { len });
+        }
+        let unmapped = Broken::IndirectUnmapped { address, len };
+        let bytes = self.memory.contiguous(address, len.into()).map_err(|_| unmapped)?;
+        Ok((bytes, len / 16))
+    }
+
+    /// Takes one buffer into account. A chain with a fault is followed to its end all the same, because
+    /// it may turn out to loop.
+    pub(crate) fn buffer(&mut self, address: u64, len: u32, flags: u16) -> Result<(), Broken> {
+        self.len += u64::from(len);
+        if self.len > u64::from(u32::MAX) {
+            return Err(Broken::TooLong { len: self.len });
+        }
+        if self.fault.is_some() {
+            return Ok(());
+        }
+        if flags & DESC_F_WRITE != self.access.write_flag() {
+            self.fault = Some(ChainFault::WrongDirection);
+            return Ok(());
+        }
+        let slices = &mut self.chains.slices;
+        let mut overflow = false;
+        let translated = self.memory.translate(address, len.into(), self.cursor, |slice| {
+            if !slice.is_empty() {
+                overflow |= slices.try_push(slice).is_err();
+            }
+        });
+        if translated.is_err() {
+            self.fault = Some(ChainFault::Unmapped);
+        } else if overflow {
+            self.fault = Some(ChainFault::TooManySlices);
+        }
+        Ok(())
+    }
+
+    /// Adds the chain. Returns whether it was taken: not, if there is no room for it in this burst.
+    #[expect(clippy::cast_possible_truncation, reason = "SLICES_MAX fits 16 bits, len was checked")]
+    pub(crate) fn finish(self, id: u16, slots: u16) -> bool {
+        let Self { chains, first, len, mut fault, .. } = self;
+        let mut count = chains.slices.len() - first;
+        if fault.is_none() && count > CHAIN_SLICES_MAX {
+            fault = Some(ChainFault::TooManySlices);
+        }
+        if chains.chains.is_full()
+            // The burst's earlier chains may be what filled the list: then this one comes again, alone.
+            || (fault == Some(ChainFault::TooManySlices) && first > 0 && count <= CHAIN_SLICES_MAX)
+        {
+            chains.slices.truncate(first);
+            return false;
+        }
+        if fault.is_some() {
+            chains.slices.truncate(first);
+            count = 0;
+        }
+        let (first, count, len) = (first as u16, count as u16, len as u32);
+        let len = if fault.is_some() { 0 } else { len };
+        chains.chains.push(Chain { id, slots, first, count, len, fault });
+        true
+    }
+}
+
+/// Copies descriptor `index` of an indirect table out of guest memory, as two words.
+pub(crate) fn table_entry(table: &GuestSlice<'_>, index: u32) -> [u64; 2] {
+    let mut copy = [[0; 8]; 2];
+    table.read(index as usize * 16, copy.as_flattened_mut());
+    copy.map(u64::from_ne_bytes)
 }

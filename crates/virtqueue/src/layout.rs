@@ -1,4 +1,4 @@
-//! The numbers of the specification: virtio 1.2, 2.7 "Split Virtqueues".
+//! The numbers of the specification: virtio 1.2, 2.7 "Split Virtqueues" and 2.8 "Packed Virtqueues".
 
 /// A descriptor's length in bytes (2.7.5 `struct virtq_desc`).
 pub const DESCRIPTOR_LEN: usize = 16;
@@ -8,6 +8,27 @@ pub const DESC_F_NEXT: u16 = 1;
 pub const DESC_F_WRITE: u16 = 2;
 /// `VIRTQ_DESC_F_INDIRECT`: the buffer is a table of descriptors (2.7.5.3).
 pub const DESC_F_INDIRECT: u16 = 4;
+
+/// `VIRTQ_DESC_F_AVAIL`: a packed descriptor is available when this bit is the driver's wrap counter and
+/// [`DESC_F_USED`] is not (2.8.1).
+pub const DESC_F_AVAIL: u16 = 1 << 7;
+/// `VIRTQ_DESC_F_USED`: a packed descriptor is used when both bits are the device's wrap counter (2.8.1).
+pub const DESC_F_USED: u16 = 1 << 15;
+
+/// `RING_EVENT_FLAGS_ENABLE`: notify always (2.8.10).
+pub const EVENT_ENABLE: u16 = 0;
+/// `RING_EVENT_FLAGS_DISABLE`: notify never (2.8.10).
+pub const EVENT_DISABLE: u16 = 1;
+/// `RING_EVENT_FLAGS_DESC`: notify when the descriptor named beside it changes hands (2.8.10). Only with
+/// `VIRTIO_F_EVENT_IDX`.
+pub const EVENT_DESC: u16 = 2;
+/// Length in bytes of an event suppression structure: `off_wrap`, then flags (2.8.14
+/// `struct pvirtq_event_suppress`).
+pub const EVENT_LEN: usize = 4;
+/// Event suppression structure: where `off_wrap` is.
+pub const EVENT_OFF_WRAP: usize = 0;
+/// Event suppression structure: where the flags are.
+pub const EVENT_FLAGS: usize = 2;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver wants no used buffer notification (2.7.6).
 pub const AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -51,6 +72,41 @@ impl Descriptor {
         [self.address.to_le(), rest.to_le()]
     }
 }
+
+/// A packed descriptor, as it was copied out of guest memory (2.8.13 `struct pvirtq_desc`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedDescriptor {
+    /// Guest-physical address of the buffer.
+    pub address: u64,
+    /// Length of the buffer in bytes; of a used one: how many bytes the device wrote.
+    pub len: u32,
+    /// What the driver calls the chain; of its last descriptor only.
+    pub id: u16,
+    /// `DESC_F_*`.
+    pub flags: u16,
+}
+
+impl PackedDescriptor {
+    /// The descriptor with this address and this [`tail`](Self::tail).
+    #[inline]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of a packed word")]
+    pub const fn new(address: u64, tail: u64) -> Self {
+        Self { address, len: tail as u32, id: (tail >> 32) as u16, flags: (tail >> 48) as u16 }
+    }
+
+    /// All but the address, as one number: it is written and read in one go.
+    #[inline]
+    #[must_use]
+    pub const fn tail(self) -> u64 {
+        self.len as u64 | (self.id as u64) << 32 | (self.flags as u64) << 48
+    }
+}
+
+/// Where the address is in a packed descriptor.
+pub const PACKED_ADDRESS: usize = 0;
+/// Where the rest is in a packed descriptor ([`PackedDescriptor::tail`]).
+pub const PACKED_TAIL: usize = 8;
 
 /// Length in bytes of the descriptor table of a ring of `size`.
 #[must_use]

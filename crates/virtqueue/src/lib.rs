@@ -1,7 +1,9 @@
 //! Ring engines, device side. They know nothing of networks.
 //!
+//! - [`queue`]: a ring of either format.
 //! - [`split`]: the split ring (virtio 1.2, 2.7).
-//! - [`chain`]: a descriptor chain, copied, checked and translated; how a guest can get it wrong.
+//! - [`packed`]: the packed ring (virtio 1.2, 2.8).
+//! - [`chain`]: descriptor chains, copied, checked and translated; how a guest can get them wrong.
 //! - [`layout`]: the numbers of the specification.
 //! - [`driver`] (feature `driver`): the guest's side of the same rings.
 //!
@@ -12,7 +14,11 @@ pub mod chain;
 #[cfg(feature = "driver")]
 pub mod driver;
 pub mod layout;
+pub mod packed;
+pub mod queue;
 pub mod split;
 
-pub use chain::{Access, Broken, Chain, ChainFault, SLICES_MAX, Slices, Taken};
-pub use split::{ConfigError, QueueSetup, SplitQueue};
+pub use chain::{Access, Broken, Chain, ChainFault, Chains};
+pub use packed::PackedQueue;
+pub use queue::{ConfigError, Queue, QueueSetup};
+pub use split::SplitQueue;

@@ -1,55 +1,22 @@
 //! The split ring, device side (virtio 1.2, 2.7).
 //!
-//! The order of things, once a burst: [`available`](SplitQueue::available) (one acquire load),
-//! [`take`](SplitQueue::take) for each chain, [`complete`](SplitQueue::complete) for each,
-//! [`publish`](SplitQueue::publish) (one release store), [`wants_signal`](SplitQueue::wants_signal) (one
-//! full fence).
+//! The order of things, once a burst: [`look`](crate::Queue::look) (one acquire load),
+//! [`take`](crate::Queue::take), [`complete_written`](crate::Queue::complete_written),
+//! [`publish`](crate::Queue::publish) (one release store), [`wants_signal`](crate::Queue::wants_signal)
+//! (one full fence).
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use guest_memory::{Area, AreaError, Cursor, GuestMemory};
+use guest_memory::{Area, Cursor, GuestMemory, GuestSlice};
 
-use crate::chain::{Access, Broken, Slices, Taken, Walk};
+use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
 use crate::layout::{
-    AVAIL_F_NO_INTERRUPT, DESCRIPTOR_LEN, Descriptor, ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY,
-    descriptor_table_len, device_area_len, driver_area_len, event_passed,
+    AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor,
+    ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, descriptor_table_len, device_area_len,
+    driver_area_len, event_passed,
 };
-
-/// What the front end tells of a ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueSetup {
-    /// Number of descriptors: a power of two, at most 32768.
-    pub size: u16,
-    /// Guest-physical address of the descriptor table.
-    pub descriptor_table: u64,
-    /// Guest-physical address of the driver area ("available ring").
-    pub driver_area: u64,
-    /// Guest-physical address of the device area ("used ring").
-    pub device_area: u64,
-    /// The available index to go on from.
-    pub next_available: u16,
-    /// Whether `VIRTIO_F_EVENT_IDX` was negotiated.
-    pub event_index: bool,
-    /// Whether `VIRTIO_F_INDIRECT_DESC` was negotiated.
-    pub indirect: bool,
-}
-
-/// The front end set a ring up wrongly.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// A split ring's size must be a power of two (2.7).
-    #[error("queue size {0}; expected a power of two from 1 to 32768")]
-    Size(u16),
-    /// A part of the ring is not usable.
-    #[error("the {part}: {source}")]
-    Area {
-        /// `descriptor table`, `driver area` or `device area`.
-        part: &'static str,
-        /// What is wrong with it.
-        source: AreaError,
-    },
-}
+use crate::queue::{ConfigError, Parts, QueueSetup};
 
 /// A split ring in use.
 #[derive(Debug)]
@@ -67,30 +34,26 @@ pub struct SplitQueue {
     /// The used index when the driver was last told, or found not to want to be. `None` after a start:
     /// whoever served the ring before may have published without telling.
     signalled_used: Option<u16>,
+    in_order: bool,
     event_index: bool,
     indirect: bool,
     cursor: Cursor,
 }
 
+/// The methods are described at [`Queue`](crate::Queue).
 impl SplitQueue {
-    /// Translates the three parts of the ring once. The used index goes on from where the device area
-    /// says.
-    ///
-    /// # Errors
-    /// When the size is not a power of two, or a part is misaligned or not in one region of memory.
-    pub fn new(setup: &QueueSetup, memory: &Arc<GuestMemory>) -> Result<Self, ConfigError> {
+    pub(crate) fn new(setup: &QueueSetup, memory: &Arc<GuestMemory>) -> Result<Self, ConfigError> {
         let size = setup.size;
         if !size.is_power_of_two() {
-            return Err(ConfigError::Size(size));
+            return Err(ConfigError::SplitSize(size));
         }
-        let area = |part, address, len, align| {
-            Area::new(memory, address, len, align)
-                .map_err(|source| ConfigError::Area { part, source })
-        };
-        let descriptors =
-            area("descriptor table", setup.descriptor_table, descriptor_table_len(size), 16)?;
-        let driver = area("driver area", setup.driver_area, driver_area_len(size), 2)?;
-        let device = area("device area", setup.device_area, device_area_len(size), 4)?;
+        let lens = [
+            (descriptor_table_len(size), 16),
+            (driver_area_len(size), 2),
+            (device_area_len(size), 4),
+        ];
+        let Parts { descriptors, driver, device } = Parts::new(setup, memory, lens)?;
+        // The used index goes on from where the device area says.
         let next_used = device.load(INDEX, Ordering::Acquire);
         Ok(Self {
             descriptors,
@@ -101,30 +64,23 @@ impl SplitQueue {
             seen_available: setup.next_available,
             next_used,
             signalled_used: None,
+            in_order: setup.in_order,
             event_index: setup.event_index,
             indirect: setup.indirect,
             cursor: Cursor::default(),
         })
     }
 
-    /// The ring's size.
-    #[must_use]
-    pub const fn size(&self) -> u16 {
+    pub(crate) const fn size(&self) -> u16 {
         self.size
     }
 
-    /// The available index to go on from after a stop.
-    #[must_use]
-    pub const fn next_available(&self) -> u16 {
+    pub(crate) const fn next_available(&self) -> u16 {
         self.next_available
     }
 
-    /// How many chains can be taken, with one acquire load.
-    ///
-    /// # Errors
-    /// When the index jumped by more than the ring's size.
     #[inline]
-    pub fn available(&mut self) -> Result<u16, Broken> {
+    pub(crate) fn look(&mut self) -> Result<u16, Broken> {
         let index = self.driver.load(INDEX, Ordering::Acquire);
         let ahead = index.wrapping_sub(self.next_available);
         if ahead > self.size {
@@ -134,66 +90,164 @@ impl SplitQueue {
         Ok(ahead)
     }
 
-    /// Takes the next chain that [`available`](Self::available) saw: copies its descriptors, checks the
-    /// copies and appends its buffers to `slices`. `None` when there is no more.
-    ///
-    /// `memory` is the memory that the ring was set up with.
-    ///
-    /// # Errors
-    /// When the guest broke the ring.
     #[inline]
-    pub fn take<'m>(
+    pub(crate) fn take<'m>(
         &mut self,
         memory: &'m GuestMemory,
         access: Access,
-        slices: &mut Slices<'m>,
-    ) -> Result<Option<Taken>, Broken> {
-        if self.next_available == self.seen_available {
-            return Ok(None);
-        }
-        let slot = usize::from(self.next_available & (self.size - 1));
-        let head = u16::from_le(self.driver.read(ENTRIES + 2 * slot));
-        let walk = Walk {
-            memory,
-            cursor: &mut self.cursor,
-            slices,
-            access,
-            indirect_negotiated: self.indirect,
-        };
-        let descriptors = &self.descriptors;
-        let taken = walk.follow(head, self.size, |index| {
-            Descriptor::from_words(descriptors.read(usize::from(index) * DESCRIPTOR_LEN))
-        })?;
-        if taken != Taken::Full {
+        max: usize,
+        chains: &mut Chains<'m>,
+    ) -> Result<(), Broken> {
+        let mask = self.size - 1;
+        let ahead = self.seen_available.wrapping_sub(self.next_available);
+        for _ in 0..max.min(ahead.into()) {
+            let slot = usize::from(self.next_available & mask);
+            let head = u16::from_le(self.driver.read(ENTRIES + 2 * slot));
+            let descriptor = self.descriptor(head)?;
+            let flags = descriptor.flags & (DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE);
+            let taken = if flags == access.write_flag()
+                && let Some(slice) =
+                    memory.near(descriptor.address, descriptor.len.into(), &mut self.cursor)
+                && !slice.is_empty()
+            {
+                slice.prefetch(access == Access::Write);
+                chains.push_one(head, slice)
+            } else {
+                self.take_list(memory, access, head, descriptor, chains)?
+            };
+            if !taken {
+                break;
+            }
             self.next_available = self.next_available.wrapping_add(1);
         }
-        Ok(Some(taken))
+        Ok(())
     }
 
-    /// Puts the last `count` chains that were taken back: they come again, in the same order.
     #[inline]
-    pub const fn put_back(&mut self, count: u16) {
-        self.next_available = self.next_available.wrapping_sub(count);
+    fn descriptor(&self, index: u16) -> Result<Descriptor, Broken> {
+        if index >= self.size {
+            return Err(Broken::Index { index: index.into(), size: self.size.into() });
+        }
+        Ok(Descriptor::from_words(self.descriptors.read(usize::from(index) * DESCRIPTOR_LEN)))
     }
 
-    /// Writes a used entry. The driver sees it after [`publish`](Self::publish).
+    /// Follows the chain that begins with `descriptor` at `head`. Returns whether it was taken.
+    fn take_list<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        head: u16,
+        mut descriptor: Descriptor,
+        chains: &mut Chains<'m>,
+    ) -> Result<bool, Broken> {
+        let mut cursor = self.cursor;
+        let mut collect = Collect::new(memory, &mut cursor, chains, access);
+        let mut left = self.size;
+        loop {
+            left -= 1;
+            if descriptor.flags & DESC_F_INDIRECT != 0 {
+                self.follow_indirect(descriptor, &mut collect)?;
+                break;
+            }
+            collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
+            if descriptor.flags & DESC_F_NEXT == 0 {
+                break;
+            }
+            let next = descriptor.next;
+            if next < self.size && left == 0 {
+                return Err(Broken::Loop { size: self.size.into() });
+            }
+            descriptor = self.descriptor(next)?;
+        }
+        let taken = collect.finish(head, 1);
+        self.cursor = cursor;
+        Ok(taken)
+    }
+
+    /// Follows an indirect table (2.7.5.3). The table is read where it lies: each descriptor is copied
+    /// once, checked and used.
+    fn follow_indirect(
+        &self,
+        table: Descriptor,
+        collect: &mut Collect<'_, '_>,
+    ) -> Result<(), Broken> {
+        if !self.indirect {
+            return Err(Broken::IndirectNotNegotiated);
+        }
+        if table.flags & DESC_F_NEXT != 0 {
+            return Err(Broken::IndirectNested);
+        }
+        let (table, size): (GuestSlice<'_>, u32) = collect.table(table.address, table.len)?;
+        let mut index = 0_u32;
+        // `next` has 16 bits: a longer walk goes in circles, however large the guest made the table.
+        let mut left = size.min(1 << 16);
+        loop {
+            if index >= size {
+                return Err(Broken::Index { index, size });
+            }
+            if left == 0 {
+                return Err(Broken::Loop { size });
+            }
+            left -= 1;
+            let descriptor = Descriptor::from_words(table_entry(&table, index));
+            if descriptor.flags & DESC_F_INDIRECT != 0 {
+                return Err(Broken::IndirectNested);
+            }
+            collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
+            if descriptor.flags & DESC_F_NEXT == 0 {
+                return Ok(());
+            }
+            index = descriptor.next.into();
+        }
+    }
+
     #[inline]
-    pub fn complete(&mut self, head: u16, len: u32) {
+    pub(crate) const fn put_back(&mut self, slots: u16) {
+        self.next_available = self.next_available.wrapping_sub(slots);
+    }
+
+    #[inline]
+    pub(crate) fn complete_read(&mut self, chains: &[Chain]) {
+        match chains {
+            // One entry, with the last chain's head, stands for all (2.7.9).
+            [.., last] if self.in_order => {
+                self.write_used(last.id, 0);
+                #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
+                {
+                    self.next_used = self.next_used.wrapping_add(chains.len() as u16);
+                }
+            }
+            _ => {
+                for chain in chains {
+                    self.write_used(chain.id, 0);
+                    self.next_used = self.next_used.wrapping_add(1);
+                }
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn complete_written(&mut self, chains: &[Chain]) {
+        for chain in chains {
+            self.write_used(chain.id, chain.len);
+            self.next_used = self.next_used.wrapping_add(1);
+        }
+    }
+
+    #[inline]
+    fn write_used(&self, head: u16, len: u32) {
         let slot = usize::from(self.next_used & (self.size - 1));
         self.device.write(ENTRIES + 8 * slot, [u32::from(head).to_le(), len.to_le()]);
-        self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Shows all completed entries to the driver, with one release store.
     #[inline]
-    pub fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         self.device.store(INDEX, self.next_used, Ordering::Release);
     }
 
-    /// Whether the driver wants to be told of what was published since it was last told (2.7.7, 2.7.10).
-    /// With the event index, the first answer after a start is always yes: ask once then.
+    /// 2.7.7, 2.7.10.
     #[inline]
-    pub fn wants_signal(&mut self) -> bool {
+    pub(crate) fn wants_signal(&mut self) -> bool {
         let old = self.signalled_used.replace(self.next_used);
         // The used index must be visible before the driver's wish is read: the driver writes its wish
         // and then looks at the used index, so one of the two sees the other.
@@ -207,11 +261,13 @@ impl SplitQueue {
         }
     }
 
-    /// Asks the driver to kick when it adds a chain to those that [`available`](Self::available) saw
-    /// last. Look once more before going to sleep: what came before this call may have come without a
-    /// kick.
     #[inline]
-    pub fn arm_kick(&mut self) {
+    pub(crate) fn has_grown(&self) -> bool {
+        self.driver.load(INDEX, Ordering::Acquire) != self.seen_available
+    }
+
+    #[inline]
+    pub(crate) fn arm_kick(&mut self) {
         if self.event_index {
             // Not `next_available`: a queue that sleeps on chains too few for its next frame has seen
             // the index pass that already, and the driver would not kick for the missing ones.
@@ -224,9 +280,9 @@ impl SplitQueue {
         fence(Ordering::SeqCst);
     }
 
-    /// Tells the driver that it need not kick. With the event index, not moving it on is enough.
+    /// With the event index, not moving it on is enough.
     #[inline]
-    pub fn disarm_kick(&mut self) {
+    pub(crate) fn disarm_kick(&mut self) {
         if !self.event_index {
             self.device.store(FLAGS, USED_F_NO_NOTIFY, Ordering::Relaxed);
         }

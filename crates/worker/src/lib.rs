@@ -8,6 +8,7 @@
 //! - [`fault`]: delays planted in a stage, to prove that they show there.
 
 pub mod fault;
+mod forward;
 pub mod mailbox;
 mod pair;
 pub mod policy;

@@ -13,6 +13,7 @@ use crate::mailbox::{RingStart, StartError};
 use crate::ring::{Ring, RingState};
 use crate::sleep::{Sleeper, Token};
 use crate::trace::Tracer;
+use crate::transmit::Untold;
 
 /// A frame waits this long for more guest buffers, then it is dropped: a guest that posts fewer than one
 /// frame needs must not hold up every frame after it.
@@ -44,13 +45,14 @@ impl Context<'_> {
     }
 }
 
-/// Chains that were seen but did not fit the burst: they are taken before the ring is looked at again.
+/// What was seen of the ring and did not fit the burst: the next burst was in sight since then.
 #[derive(Clone, Copy, Debug)]
 pub struct Backlog {
     pub wake: u64,
     pub seen: u64,
     pub polled: bool,
-    pub chains: u16,
+    /// How many entries of the ring there were left.
+    pub slots: u16,
 }
 
 /// Frames wait, and the guest has too few buffers.
@@ -59,8 +61,6 @@ pub struct Starved {
     pub wake: u64,
     pub seen: u64,
     pub polled: bool,
-    /// How many chains were there: it goes on when there are more.
-    pub chains: u16,
     /// When it began, whether or not bursts are stamped.
     pub since: u64,
 }
@@ -77,6 +77,8 @@ pub struct Pair<D> {
     /// The datapath took no more frames at the last try.
     pub blocked: bool,
     pub starved: Option<Starved>,
+    /// What this turn forwarded into the receive ring.
+    pub forwarded: Option<Untold>,
     pub receive: ReceiveState,
     /// The datapath may have frames: it became readable and was not yet found empty.
     pub readable: bool,
@@ -96,6 +98,7 @@ impl<D: Datapath> Pair<D> {
             backlog: None,
             blocked: false,
             starved: None,
+            forwarded: None,
             receive: ReceiveState::default(),
             readable: false,
             retry_at: None,
@@ -205,15 +208,15 @@ impl<D: Datapath> Pair<D> {
             && matches!(tx.state, RingState::Enabled | RingState::Disabled)
         {
             tx.queue.arm_kick();
-            work |= !self.blocked && tx.queue.available() != Ok(0);
+            work |= !self.blocked && tx.queue.look() != Ok(0);
         }
         if let Some(rx) = &mut self.rx
             && rx.state == RingState::Enabled
         {
             match self.starved {
-                Some(starved) => {
+                Some(_) => {
                     rx.queue.arm_kick();
-                    work |= rx.queue.available() != Ok(starved.chains);
+                    work |= rx.queue.has_grown();
                 }
                 // A datapath with a descriptor wakes us itself.
                 None => work |= self.datapath.readiness().is_none() && self.datapath.has_frames(),

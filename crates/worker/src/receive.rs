@@ -6,7 +6,7 @@ use burst_trace::{Direction, DropCause, Stage};
 use datapath::{Datapath, Look};
 use virtio_net::GuestRoom;
 use virtio_net::receive::Received;
-use virtqueue::{Broken, Slices};
+use virtqueue::{Broken, Chains};
 
 use crate::pair::{Context, Pair, Starved};
 use crate::ring::{Ring, RingState};
@@ -15,6 +15,9 @@ use crate::trace::{Journey, Outcome};
 impl<D: Datapath> Pair<D> {
     /// Moves one burst from the wire to the guest. Returns whether there was one.
     pub fn receive_turn(&mut self, context: &mut Context<'_>) -> bool {
+        if D::FORWARDS {
+            return self.tell_forwarded(context);
+        }
         let Some(mut ring) = self.rx.take() else { return false };
         let mut worked = false;
         if ring.state == RingState::Enabled {
@@ -42,13 +45,16 @@ impl<D: Datapath> Pair<D> {
         if self.retry_at.is_some_and(|at| context.tracer.now() < at) {
             return Ok(false);
         }
-        let chains = ring.queue.available()?;
-        if let Some(starved) = self.starved {
-            if chains == starved.chains {
-                return Ok(self.give_up_held(starved, context));
-            }
-        } else if chains == 0 {
-            return Ok(self.starve(ring, chains, context));
+        if let Some(starved) = self.starved
+            && !ring.queue.has_grown()
+        {
+            return Ok(self.give_up_held(starved, context));
+        }
+        let has_buffers = ring.queue.look()? > 0;
+        if self.starved.is_some() {
+            // More buffers came.
+        } else if !has_buffers {
+            return Ok(self.starve(ring, context));
         } else if context.tracer.has_fault()
             && !self.datapath.has_frames()
             && !self.receive.is_holding()
@@ -73,7 +79,7 @@ impl<D: Datapath> Pair<D> {
         }
         if received.packets == 0 && drops.is_empty() {
             if look == Look::More {
-                return Ok(self.starve(ring, chains, context));
+                return Ok(self.starve(ring, context));
             }
             self.look_found_nothing(ring, context);
             return Ok(false);
@@ -100,8 +106,8 @@ impl<D: Datapath> Pair<D> {
     #[inline]
     fn fill(&mut self, ring: &mut Ring) -> (io::Result<Look>, Received) {
         let Ring { queue, memory, negotiated, .. } = ring;
-        let mut slices = Slices::new();
-        let mut room = GuestRoom::open(queue, memory, &mut slices, &mut self.receive, *negotiated);
+        let mut chains = Chains::new();
+        let mut room = GuestRoom::open(queue, memory, &mut chains, &mut self.receive, *negotiated);
         let looked = self.datapath.receive(&mut room);
         (looked, room.close())
     }
@@ -135,9 +141,8 @@ impl<D: Datapath> Pair<D> {
     /// There is no room for a frame now. If one waits, it is `starved` from now on. Returns false: this
     /// is no burst.
     #[cold]
-    fn starve(&mut self, ring: &mut Ring, chains: u16, context: &Context<'_>) -> bool {
+    fn starve(&mut self, ring: &mut Ring, context: &Context<'_>) -> bool {
         if self.starved.is_some() {
-            self.starved = self.starved.map(|starved| Starved { chains, ..starved });
             return false;
         }
         if !self.receive.is_holding() && !self.datapath.has_frames() {
@@ -147,7 +152,7 @@ impl<D: Datapath> Pair<D> {
         let seen = context.tracer.stamp();
         let (wake, polled) = context.wake(ring.last_look);
         let since = context.tracer.now();
-        self.starved = Some(Starved { wake, seen, polled, chains, since });
+        self.starved = Some(Starved { wake, seen, polled, since });
         false
     }
 

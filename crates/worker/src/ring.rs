@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use guest_memory::GuestMemory;
 use virtio_net::Negotiated;
-use virtqueue::{Broken, ConfigError, QueueSetup, SplitQueue};
+use virtqueue::{Broken, ConfigError, Queue, QueueSetup};
 
 use crate::mailbox::RingStart;
 use crate::sleep::{Sleeper, Token};
@@ -16,7 +16,7 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Ring {
     pub index: u16,
-    pub queue: SplitQueue,
+    pub queue: Queue,
     pub memory: Arc<GuestMemory>,
     pub negotiated: Negotiated,
     setup: QueueSetup,
@@ -44,7 +44,7 @@ pub enum RingState {
 
 impl Ring {
     pub fn start(index: u16, start: RingStart, now: u64) -> Result<Self, ConfigError> {
-        let queue = SplitQueue::new(&start.setup, &start.memory)?;
+        let queue = Queue::new(&start.setup, &start.memory)?;
         let mut ring = Self {
             index,
             queue,
@@ -59,6 +59,8 @@ impl Ring {
         };
         ring.set_call(start.call);
         ring.set_error(start.error);
+        // The ring is looked at anyway until the worker goes to sleep.
+        ring.queue.disarm_kick();
         // Whoever served the ring before may have ended between publishing and telling.
         ring.signal();
         Ok(ring)
@@ -109,7 +111,7 @@ impl Ring {
     /// Goes on in a new memory table.
     pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
         self.setup.next_available = self.queue.next_available();
-        match SplitQueue::new(&self.setup, memory) {
+        match Queue::new(&self.setup, memory) {
             Ok(queue) => {
                 self.queue = queue;
                 self.memory = Arc::clone(memory);

@@ -3,27 +3,28 @@
 use burst_trace::{Direction, DropCause, DropCounts, Stage};
 use datapath::{Datapath, Transmitted};
 use virtio_net::TransmitBurst;
-use virtqueue::{Broken, Slices};
+use virtqueue::{Broken, Chains};
 
 use crate::pair::{Backlog, Context, Pair};
 use crate::ring::{Ring, RingState};
-use crate::trace::{Journey, Outcome, Tracer};
+use crate::trace::{Journey, Outcome};
 
 /// A burst that the datapath is done with.
 struct Sent {
-    /// Chains given back to the guest.
-    chains: u16,
+    /// Entries of the ring that went back to the guest.
+    slots: u16,
     packets: u16,
     bytes: u32,
     drops: DropCounts,
 }
 
-/// A burst whose chains were given back to the guest, who was not told yet.
+/// A burst that was published to its guest, who was not told yet.
+#[derive(Debug)]
 pub struct Untold {
-    journey: Journey,
-    packets: u16,
-    bytes: u32,
-    polled: bool,
+    pub journey: Journey,
+    pub packets: u16,
+    pub bytes: u32,
+    pub polled: bool,
 }
 
 impl<D: Datapath> Pair<D> {
@@ -66,16 +67,24 @@ impl<D: Datapath> Pair<D> {
         ring: &mut Ring,
         context: &mut Context<'_>,
     ) -> Result<Option<Untold>, Broken> {
+        if D::FORWARDS {
+            // Whoever lets it go on wakes the worker up: a command, or a kick of the receive ring.
+            self.blocked = self.holds_back();
+            if self.blocked {
+                return Ok(None);
+            }
+        }
         let Some((mut journey, backlog)) = self.see_chains(ring, context)? else {
             return Ok(None);
         };
+        let Sent { slots, packets, bytes, drops } =
+            self.send(ring, &mut journey, backlog.polled, context)?;
         let tracer = &mut *context.tracer;
-        let Sent { chains, packets, bytes, drops } = self.send(ring, &mut journey, tracer)?;
         tracer.cross(&mut journey, Stage::Complete);
         tracer.dropped(ring.index, &drops);
-        let left = backlog.chains.saturating_sub(chains);
-        self.backlog = (left > 0).then_some(Backlog { chains: left, ..backlog });
-        Ok((chains > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled }))
+        let left = backlog.slots.saturating_sub(slots);
+        self.backlog = (left > 0).then_some(Backlog { slots: left, ..backlog });
+        Ok((slots > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled }))
     }
 
     /// Takes chains, has the datapath carry their frames, and publishes those that are done with.
@@ -84,24 +93,28 @@ impl<D: Datapath> Pair<D> {
         &mut self,
         ring: &mut Ring,
         journey: &mut Journey,
-        tracer: &mut Tracer,
+        polled: bool,
+        context: &mut Context<'_>,
     ) -> Result<Sent, Broken> {
         let Ring { queue, memory, negotiated, .. } = ring;
-        let mut slices = Slices::new();
-        let mut burst = TransmitBurst::default();
-        burst.gather(queue, memory, *negotiated, &mut slices)?;
-        tracer.cross(journey, Stage::Gather);
+        let mut chains = Chains::new();
+        let burst = TransmitBurst::gather(queue, memory, *negotiated, &mut chains)?;
+        context.tracer.cross(journey, Stage::Gather);
 
-        let frames = burst.frames(&slices, *negotiated);
-        let Transmitted { taken, bytes, mut drops } = self.datapath.transmit(frames);
+        let frames = burst.frames();
+        let Transmitted { taken, bytes, mut drops } = if D::FORWARDS {
+            self.forward(frames, journey.last(), polled, context)
+        } else {
+            self.datapath.transmit(frames)
+        };
         self.blocked = taken < frames.len();
-        tracer.cross(journey, Stage::Egress);
+        context.tracer.cross(journey, Stage::Egress);
 
         #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
         let packets = taken as u16 - drops.total();
-        let chains = burst.complete(queue, taken, &mut drops);
+        let slots = burst.complete(queue, taken, &mut drops);
         queue.publish();
-        Ok(Sent { chains, packets, bytes, drops })
+        Ok(Sent { slots, packets, bytes, drops })
     }
 
     /// Crosses the first boundaries: what an earlier look saw and could not take comes first; else the
@@ -119,10 +132,10 @@ impl<D: Datapath> Pair<D> {
             tracer.cross(&mut journey, Stage::Queued);
             return Ok(Some((journey, backlog)));
         }
-        let chains = ring.queue.available()?;
+        let slots = ring.queue.look()?;
         let seen = tracer.stamp();
         let last_look = std::mem::replace(&mut ring.last_look, seen);
-        if chains == 0 {
+        if slots == 0 {
             return Ok(None);
         }
         let (wake, polled) = context.wake(last_look);
@@ -131,28 +144,26 @@ impl<D: Datapath> Pair<D> {
         tracer.cross_at(&mut journey, Stage::Notice, seen);
         let seen = journey.last();
         tracer.cross_at(&mut journey, Stage::Queued, seen);
-        Ok(Some((journey, Backlog { wake, seen, polled, chains })))
+        Ok(Some((journey, Backlog { wake, seen, polled, slots })))
     }
 }
 
 /// Takes one burst from a disabled ring and drops it.
 #[cold]
 fn discard_burst(ring: &mut Ring, context: &mut Context<'_>) -> Result<(), Broken> {
-    if ring.queue.available()? == 0 {
+    if ring.queue.look()? == 0 {
         return Ok(());
     }
-    let Ring { queue, memory, negotiated, .. } = ring;
-    let drops = {
-        let mut slices = Slices::new();
-        let mut burst = TransmitBurst::default();
-        burst.gather(queue, memory, *negotiated, &mut slices)?;
-        let frames = burst.frames(&slices, *negotiated).len();
-        let mut drops = DropCounts::default();
+    let mut drops = DropCounts::default();
+    {
+        let Ring { queue, memory, negotiated, .. } = &mut *ring;
+        let mut chains = Chains::new();
+        let burst = TransmitBurst::gather(queue, memory, *negotiated, &mut chains)?;
+        let frames = burst.frames().len();
         (0..frames).for_each(|_| drops.add(DropCause::TxDisabled));
         burst.complete(queue, frames, &mut drops);
-        drops
-    };
-    queue.publish();
+    }
+    ring.queue.publish();
     ring.signal();
     context.tracer.dropped(ring.index, &drops);
     Ok(())

@@ -1,39 +1,18 @@
-//! The guest's side of a split ring: what a driver does, and what a hostile one may do.
-//!
-//! Shared by unit tests, fuzzing, benches and the software front end. It places the ring's parts itself
-//! and leaves buffers to the caller.
+//! The driver of a split ring.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use guest_memory::{Area, GuestMemory};
 
+use crate::driver::{Buffer, Returned, RingOptions, forget};
 use crate::layout::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor,
     ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, descriptor_table_len, device_area_len,
     driver_area_len, event_passed,
 };
-use crate::split::QueueSetup;
-
-/// A buffer of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Guest-physical address.
-    pub address: u64,
-    /// Length in bytes.
-    pub len: u32,
-    /// Whether the device may write it (and only write), or read it (and only read).
-    pub writable: bool,
-}
-
-/// A used entry, as the device wrote it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// The head of the chain that comes back.
-    pub head: u16,
-    /// How many bytes the device wrote.
-    pub len: u32,
-}
+use crate::queue::QueueSetup;
 
 /// A driver of a split ring.
 #[derive(Debug)]
@@ -43,10 +22,15 @@ pub struct SplitDriver {
     descriptors: Area,
     driver: Area,
     device: Area,
-    /// Descriptors that are in no chain.
-    free: Vec<u16>,
+    /// Descriptors that are in no chain, the next one first: with `VIRTIO_F_IN_ORDER` they are used
+    /// round and round.
+    free: VecDeque<u16>,
     /// By head: the descriptors of the chain that the device has.
     outstanding: Vec<Vec<u16>>,
+    /// The heads that the device has, oldest first.
+    order: VecDeque<u16>,
+    /// With `VIRTIO_F_IN_ORDER`: what came back as one, up to this head, with this length.
+    batch: Option<Returned>,
     next_available: u16,
     kicked_available: u16,
     next_used: u16,
@@ -61,28 +45,16 @@ impl SplitDriver {
         end
     }
 
-    /// Lays an empty ring of `size` out at guest-physical `address`, a multiple of 4096.
+    /// Lays an empty ring out at guest-physical `address`, a multiple of 4096.
     ///
     /// # Panics
     /// When it does not fit guest memory: this is the test's own mistake.
     #[must_use]
-    pub fn new(
-        memory: &Arc<GuestMemory>,
-        address: u64,
-        size: u16,
-        event_index: bool,
-        indirect: bool,
-    ) -> Self {
+    pub fn new(memory: &Arc<GuestMemory>, address: u64, options: RingOptions) -> Self {
+        let size = options.size;
         let table_len = descriptor_table_len(size) as u64;
-        let setup = QueueSetup {
-            size,
-            descriptor_table: address,
-            driver_area: address + table_len,
-            device_area: address + Self::offsets(size).0,
-            next_available: 0,
-            event_index,
-            indirect,
-        };
+        let parts = [address, address + table_len, address + Self::offsets(size).0];
+        let setup = options.setup(parts, 0);
         let area =
             |at, len, align| Area::new(memory, at, len, align).expect("ring in guest memory");
         let driver = Self {
@@ -91,8 +63,10 @@ impl SplitDriver {
             descriptors: area(setup.descriptor_table, descriptor_table_len(size), 16),
             driver: area(setup.driver_area, driver_area_len(size), 2),
             device: area(setup.device_area, device_area_len(size), 4),
-            free: (0..size).rev().collect(),
+            free: (0..size).collect(),
             outstanding: vec![Vec::new(); usize::from(size)],
+            order: VecDeque::new(),
+            batch: None,
             next_available: 0,
             kicked_available: 0,
             next_used: 0,
@@ -132,7 +106,7 @@ impl SplitDriver {
         if buffers.is_empty() || self.free.len() < buffers.len() {
             return None;
         }
-        let chain = self.free.split_off(self.free.len() - buffers.len());
+        let chain: Vec<u16> = self.free.drain(..buffers.len()).collect();
         for (n, buffer) in buffers.iter().enumerate() {
             let next = chain.get(n + 1).copied();
             self.write_descriptor(chain[n], descriptor(buffer, next));
@@ -146,7 +120,7 @@ impl SplitDriver {
     /// # Panics
     /// When the table is not in guest memory.
     pub fn add_indirect(&mut self, buffers: &[Buffer], table: u64) -> Option<u16> {
-        let head = self.free.pop()?;
+        let head = self.free.pop_front()?;
         let len = descriptor_table_len(u16::try_from(buffers.len()).ok()?);
         let area = Area::new(&self.memory, table, len, 16).expect("table in guest memory");
         for (n, buffer) in (0_u16..).zip(buffers) {
@@ -196,32 +170,45 @@ impl SplitDriver {
         }
     }
 
-    /// The used index as the device last wrote it. A front end whose back end went away without a word
-    /// goes on from here.
+    /// As [`Driver::position`](crate::driver::Driver::position).
     #[must_use]
-    pub fn used_index(&self) -> u16 {
+    pub fn position(&self) -> u16 {
         self.device.load(INDEX, Ordering::Acquire)
     }
 
     /// Whether there is a used entry to take.
     #[must_use]
     pub fn has_used(&self) -> bool {
-        self.used_index() != self.next_used
+        self.position() != self.next_used
     }
 
     /// Takes the next used entry, and frees the descriptors of its chain.
-    pub fn used(&mut self) -> Option<Used> {
+    pub fn used(&mut self) -> Option<Returned> {
         if !self.has_used() {
             return None;
         }
+        let last = self.batch.take().unwrap_or_else(|| self.entry());
+        let mut returned = last;
+        if self.setup.in_order
+            && let Some(&oldest) = self.order.front()
+            && oldest != last.id
+        {
+            // One used entry stands for all chains up to its own (2.7.9).
+            returned = Returned { id: oldest, len: 0 };
+            self.batch = Some(last);
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+        if let Some(chain) = self.outstanding.get_mut(usize::from(returned.id)) {
+            self.free.extend(chain.drain(..));
+            forget(&mut self.order, returned.id);
+        }
+        Some(returned)
+    }
+
+    fn entry(&self) -> Returned {
         let slot = usize::from(self.next_used & (self.setup.size - 1));
         let [head, len] = self.device.read::<[u32; 2]>(ENTRIES + 8 * slot).map(u32::from_le);
-        self.next_used = self.next_used.wrapping_add(1);
-        let head = u16::try_from(head).unwrap_or(u16::MAX);
-        if let Some(chain) = self.outstanding.get_mut(usize::from(head)) {
-            self.free.append(chain);
-        }
-        Some(Used { head, len })
+        Returned { id: u16::try_from(head).unwrap_or(u16::MAX), len }
     }
 
     /// Hostile: writes a descriptor of the table as it is.
@@ -244,6 +231,7 @@ impl SplitDriver {
     fn offer(&mut self, chain: Vec<u16>) -> u16 {
         let head = chain[0];
         self.outstanding[usize::from(head)] = chain;
+        self.order.push_back(head);
         self.offer_raw(head);
         head
     }

@@ -1,0 +1,427 @@
+//! The packed ring, device side (virtio 1.2, 2.8).
+//!
+//! One table holds what is available and what is used. Whose a descriptor is, is said by two bits of its
+//! flags, compared with a counter that turns over with each lap. Flags, length and id of a descriptor are
+//! one aligned word of 8 bytes: they are read, and written, in one go, and the address is read after.
+//!
+//! Chains are given back in the order in which they were taken, so whenever nothing is under way what is
+//! used ends where what is available begins: one position says where the ring goes on.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use guest_memory::{Area, Cursor, GuestMemory};
+
+use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
+use crate::layout::{
+    DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, DESCRIPTOR_LEN,
+    EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, EVENT_LEN, EVENT_OFF_WRAP,
+    PACKED_ADDRESS, PACKED_TAIL, PackedDescriptor, descriptor_table_len,
+};
+use crate::queue::{ConfigError, Parts, QueueSetup};
+
+/// The largest ring (2.8.10.1: `off_wrap` has 15 bits for the offset).
+const SIZE_MAX: u16 = 1 << 15;
+/// How far ahead a look reaches: a burst.
+const LOOK_AHEAD: u16 = 32;
+/// The bits that say whose a descriptor is.
+const OWNER: u16 = DESC_F_AVAIL | DESC_F_USED;
+
+/// A descriptor of a ring, and the lap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position {
+    slot: u16,
+    /// The wrap counter of this lap (2.8.1).
+    wrap: bool,
+}
+
+impl Position {
+    /// From `off_wrap` of the specification (2.8.14): the wrap counter is bit 15.
+    const fn from_bits(bits: u16) -> Self {
+        Self { slot: bits & 0x7fff, wrap: bits & 0x8000 != 0 }
+    }
+
+    const fn bits(self) -> u16 {
+        self.slot | if self.wrap { 0x8000 } else { 0 }
+    }
+
+    /// `count` descriptors on, at most a lap.
+    #[inline]
+    const fn after(self, count: u16, size: u16) -> Self {
+        let slot = self.slot as u32 + count as u32;
+        if slot >= size as u32 {
+            #[expect(clippy::cast_possible_truncation, reason = "below `size`")]
+            return Self { slot: (slot - size as u32) as u16, wrap: !self.wrap };
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "below `size`")]
+        Self { slot: slot as u16, wrap: self.wrap }
+    }
+
+    /// `count` descriptors back, at most a lap.
+    #[inline]
+    const fn before(self, count: u16, size: u16) -> Self {
+        if count > self.slot {
+            return Self { slot: size - (count - self.slot), wrap: !self.wrap };
+        }
+        Self { slot: self.slot - count, wrap: self.wrap }
+    }
+
+    /// How far it is from `earlier` to here, of two laps.
+    #[inline]
+    const fn distance_from(self, earlier: Self, size: u16) -> u32 {
+        let laps = if self.wrap == earlier.wrap { 0 } else { size as u32 };
+        (self.slot as u32 + laps + 2 * size as u32 - earlier.slot as u32) % (2 * size as u32)
+    }
+
+    /// What [`OWNER`] bits an available descriptor has here.
+    #[inline]
+    const fn available(self) -> u16 {
+        if self.wrap { DESC_F_AVAIL } else { DESC_F_USED }
+    }
+
+    /// What [`OWNER`] bits a used descriptor has here.
+    #[inline]
+    const fn used(self) -> u16 {
+        if self.wrap { OWNER } else { 0 }
+    }
+}
+
+/// A packed ring in use.
+#[derive(Debug)]
+pub struct PackedQueue {
+    descriptors: Area,
+    driver: Area,
+    device: Area,
+    size: u16,
+    /// The descriptor that is taken next.
+    next: Position,
+    /// The first descriptor that was seen not to be available, or that nobody looked at yet.
+    frontier: Position,
+    /// The descriptor that is written as used next.
+    next_used: Position,
+    /// How many descriptors are taken and not completed.
+    held: u16,
+    /// The first used descriptor since the last publication: written last, because it shows the rest.
+    first_used: Option<(u16, u64)>,
+    /// How many descriptors were used since the driver was last told, or found not to want to be. `None`
+    /// after a start: whoever served the ring before may have published without telling.
+    unsignalled: Option<u16>,
+    /// The flags in the device area, as this side last wrote them.
+    event_flags: u16,
+    in_order: bool,
+    event_index: bool,
+    indirect: bool,
+    cursor: Cursor,
+}
+
+/// The methods are described at [`Queue`](crate::Queue).
+impl PackedQueue {
+    pub(crate) fn new(setup: &QueueSetup, memory: &Arc<GuestMemory>) -> Result<Self, ConfigError> {
+        let size = setup.size;
+        if size == 0 || size > SIZE_MAX {
+            return Err(ConfigError::PackedSize(size));
+        }
+        let lens = [(descriptor_table_len(size), 16), (EVENT_LEN, 4), (EVENT_LEN, 4)];
+        let Parts { descriptors, driver, device } = Parts::new(setup, memory, lens)?;
+        let next = Position::from_bits(setup.next_available);
+        if next.slot >= size {
+            return Err(ConfigError::Position { index: next.slot, size });
+        }
+        let event_flags = device.load(EVENT_FLAGS, Ordering::Relaxed);
+        Ok(Self {
+            descriptors,
+            driver,
+            device,
+            size,
+            next,
+            frontier: next,
+            next_used: next,
+            held: 0,
+            first_used: None,
+            unsignalled: None,
+            event_flags,
+            in_order: setup.in_order,
+            event_index: setup.event_index,
+            indirect: setup.indirect,
+            cursor: Cursor::default(),
+        })
+    }
+
+    pub(crate) const fn size(&self) -> u16 {
+        self.size
+    }
+
+    pub(crate) const fn next_available(&self) -> u16 {
+        self.next.bits()
+    }
+
+    #[inline]
+    pub(crate) fn look(&mut self) -> Result<u16, Broken> {
+        if self.held == self.size || !self.is_available(self.next) {
+            self.frontier = self.next;
+            return Ok(0);
+        }
+        let room = self.size - self.held;
+        let known =
+            if room > LOOK_AHEAD && self.is_available(self.next.after(LOOK_AHEAD, self.size)) {
+                LOOK_AHEAD + 1
+            } else {
+                1
+            };
+        self.saw(self.next.after(known, self.size));
+        Ok(known)
+    }
+
+    #[inline]
+    pub(crate) fn take<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains<'m>,
+    ) -> Result<(), Broken> {
+        let wanted = access.write_flag();
+        for _ in 0..max {
+            if self.held == self.size {
+                break;
+            }
+            let at = usize::from(self.next.slot) * DESCRIPTOR_LEN;
+            let tail = self.descriptors.load_u64(at + PACKED_TAIL, Ordering::Acquire);
+            let address = u64::from_le(self.descriptors.read(at + PACKED_ADDRESS));
+            let descriptor = PackedDescriptor::new(address, tail);
+            let flags = descriptor.flags;
+            if flags & OWNER != self.next.available() {
+                self.frontier = self.next;
+                return Ok(());
+            }
+            let slots = if flags & (DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE) == wanted
+                && let Some(slice) = memory.near(address, descriptor.len.into(), &mut self.cursor)
+                && !slice.is_empty()
+            {
+                slice.prefetch(access == Access::Write);
+                u16::from(chains.push_one(descriptor.id, slice))
+            } else {
+                self.take_list(memory, access, descriptor, chains)?
+            };
+            if slots == 0 {
+                break;
+            }
+            self.next = self.next.after(slots, self.size);
+            self.held += slots;
+        }
+        self.saw(self.next);
+        Ok(())
+    }
+
+    /// Follows the chain that begins with `descriptor`. Returns how many descriptors it fills: 0 if it
+    /// was not taken.
+    fn take_list<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        mut descriptor: PackedDescriptor,
+        chains: &mut Chains<'m>,
+    ) -> Result<u16, Broken> {
+        let mut cursor = self.cursor;
+        let mut collect = Collect::new(memory, &mut cursor, chains, access);
+        let (mut at, mut slots) = (self.next, 1);
+        loop {
+            if descriptor.flags & DESC_F_INDIRECT != 0 {
+                if slots > 1 || descriptor.flags & DESC_F_NEXT != 0 {
+                    return Err(Broken::IndirectNested);
+                }
+                self.follow_indirect(descriptor, &mut collect)?;
+                break;
+            }
+            collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
+            if descriptor.flags & DESC_F_NEXT == 0 {
+                break;
+            }
+            if slots == self.size - self.held {
+                return Err(Broken::Loop { size: self.size.into() });
+            }
+            slots += 1;
+            at = at.after(1, self.size);
+            descriptor = self.descriptor(at);
+        }
+        let taken = collect.finish(descriptor.id, slots);
+        self.cursor = cursor;
+        Ok(if taken { slots } else { 0 })
+    }
+
+    /// Follows an indirect table (2.8.7): its descriptors stand in order, and only their WRITE flags
+    /// count.
+    fn follow_indirect(
+        &self,
+        table: PackedDescriptor,
+        collect: &mut Collect<'_, '_>,
+    ) -> Result<(), Broken> {
+        if !self.indirect {
+            return Err(Broken::IndirectNotNegotiated);
+        }
+        let (table, size) = collect.table(table.address, table.len)?;
+        if size > u32::from(SIZE_MAX) {
+            // A driver must not make a chain longer than the ring (2.8.19); no ring is as long as this.
+            return Err(Broken::Loop { size });
+        }
+        for index in 0..size {
+            let [address, tail] = table_entry(&table, index).map(u64::from_le);
+            let descriptor = PackedDescriptor::new(address, tail);
+            if descriptor.flags & DESC_F_INDIRECT != 0 {
+                return Err(Broken::IndirectNested);
+            }
+            collect.buffer(address, descriptor.len, descriptor.flags)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn descriptor(&self, at: Position) -> PackedDescriptor {
+        let at = usize::from(at.slot) * DESCRIPTOR_LEN;
+        let tail = self.descriptors.load_u64(at + PACKED_TAIL, Ordering::Acquire);
+        PackedDescriptor::new(u64::from_le(self.descriptors.read(at + PACKED_ADDRESS)), tail)
+    }
+
+    #[inline]
+    fn is_available(&self, at: Position) -> bool {
+        // The flags alone would do; one width for all accesses to a word suits the CPU's store buffer.
+        let tail = usize::from(at.slot) * DESCRIPTOR_LEN + PACKED_TAIL;
+        let tail = self.descriptors.load_u64(tail, Ordering::Acquire);
+        PackedDescriptor::new(0, tail).flags & OWNER == at.available()
+    }
+
+    /// Everything before `position` is known to be available.
+    #[inline]
+    fn saw(&mut self, position: Position) {
+        let ahead = position.distance_from(self.frontier, self.size);
+        if ahead <= self.size.into() {
+            self.frontier = position;
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn put_back(&mut self, slots: u16) {
+        self.next = self.next.before(slots, self.size);
+        self.held -= slots;
+    }
+
+    #[inline]
+    pub(crate) fn complete_read(&mut self, chains: &[Chain]) {
+        match chains {
+            // One descriptor, with the last chain's id, stands for all (2.8.9).
+            [.., last] if self.in_order => {
+                let slots = chains.iter().map(|chain| chain.slots).sum();
+                self.write_used(last.id, 0, slots);
+            }
+            _ => chains.iter().for_each(|chain| self.write_used(chain.id, 0, chain.slots)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn complete_written(&mut self, chains: &[Chain]) {
+        chains.iter().for_each(|chain| self.write_used(chain.id, chain.len, chain.slots));
+    }
+
+    #[inline]
+    fn write_used(&mut self, id: u16, len: u32, slots: u16) {
+        // Set where the device has written (2.8.4).
+        let write = if len > 0 { DESC_F_WRITE } else { 0 };
+        let flags = self.next_used.used() | write;
+        let word = PackedDescriptor { address: 0, len, id, flags }.tail();
+        let slot = self.next_used.slot;
+        if self.first_used.is_none() {
+            self.first_used = Some((slot, word));
+        } else {
+            self.store(slot, word, Ordering::Relaxed);
+        }
+        self.next_used = self.next_used.after(slots, self.size);
+        self.held -= slots;
+        self.unsignalled = self.unsignalled.map(|count| count.saturating_add(slots));
+    }
+
+    #[inline]
+    fn store(&self, slot: u16, word: u64, order: Ordering) {
+        let at = usize::from(slot) * DESCRIPTOR_LEN + PACKED_TAIL;
+        self.descriptors.store_u64(at, word, order);
+    }
+
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        if let Some((slot, word)) = self.first_used.take() {
+            self.store(slot, word, Ordering::Release);
+        }
+    }
+
+    /// 2.8.10, 2.8.14.
+    #[inline]
+    pub(crate) fn wants_signal(&mut self) -> bool {
+        let used = self.unsignalled.replace(0);
+        // As in the split ring: what is used must be visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let wish = self.driver.load_u32(0, Ordering::Relaxed);
+        #[expect(clippy::cast_possible_truncation, reason = "two fields of 16 bits")]
+        let (off_wrap, flags) = (wish as u16, (wish >> 16) as u16);
+        match flags {
+            EVENT_DISABLE => false,
+            EVENT_DESC if self.event_index => used.is_none_or(|used| {
+                let event = Position::from_bits(off_wrap);
+                let back = self.next_used.distance_from(event, self.size);
+                // The descriptor is among those used since: told of, however the guest means it.
+                event.slot < self.size && (1..=u32::from(used)).contains(&back)
+            }),
+            // Also what is reserved: rather a signal too many than one that is waited for in vain.
+            _ => used != Some(0),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn has_grown(&self) -> bool {
+        self.is_available(self.frontier)
+    }
+
+    #[inline]
+    pub(crate) fn arm_kick(&mut self) {
+        let flags = if self.event_index {
+            self.device.store(EVENT_OFF_WRAP, self.frontier.bits(), Ordering::Relaxed);
+            EVENT_DESC
+        } else {
+            EVENT_ENABLE
+        };
+        self.write_event_flags(flags);
+        // The wish must be visible before the descriptors are read again (see `wants_signal`).
+        fence(Ordering::SeqCst);
+    }
+
+    #[inline]
+    pub(crate) fn disarm_kick(&mut self) {
+        self.write_event_flags(EVENT_DISABLE);
+    }
+
+    #[inline]
+    fn write_event_flags(&mut self, flags: u16) {
+        if self.event_flags != flags {
+            self.event_flags = flags;
+            self.device.store(EVENT_FLAGS, flags, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_go_round_in_two_laps() {
+        for size in [1_u16, 2, 3, 7, 32, 1000, SIZE_MAX] {
+            let mut position = Position { slot: 0, wrap: true };
+            for step in (0..=size).step_by(usize::from(size / 7).max(1)) {
+                let after = position.after(step, size);
+                assert!(after.slot < size);
+                assert_eq!(after.before(step, size), position);
+                assert_eq!(after.distance_from(position, size), u32::from(step));
+                assert_eq!(Position::from_bits(after.bits()), after);
+                position = after;
+            }
+        }
+    }
+}
