@@ -7,19 +7,21 @@ use burst_trace::DropCause;
 use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::features::{BASE, HEADER_LEN};
 use virtio_net::receive::Received;
-use virtio_net::{BURST_MAX, GuestRoom, Negotiated, Placed, ReceiveState};
-use virtqueue::driver::{Buffer, SplitDriver};
-use virtqueue::{Slices, SplitQueue};
+use virtio_net::{BURST_MAX, GuestRoom, Negotiated, Placed, ReceiveState, TransmitBurst};
+use virtqueue::driver::{Buffer, Driver, RingOptions};
+use virtqueue::{Chains, Queue};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+/// `VIRTIO_F_RING_PACKED`.
+const PACKED: u64 = 1 << 34;
 const BUFFERS: u64 = 0x10_0000;
 /// A canary between any two buffers.
 const GAP: u64 = 64;
 
 struct Ring {
     memory: Arc<GuestMemory>,
-    driver: SplitDriver,
-    queue: SplitQueue,
+    driver: Driver,
+    queue: Queue,
     state: ReceiveState,
     negotiated: Negotiated,
     next_address: u64,
@@ -29,14 +31,17 @@ impl Ring {
     fn new(size: u16, negotiated: Negotiated) -> Self {
         let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x80_0000)]).unwrap();
         let memory = Arc::new(GuestMemory::new(Arc::new(map)));
-        let driver = SplitDriver::new(&memory, 0x1000, size, false, true);
-        let queue = SplitQueue::new(&driver.setup(), &memory).unwrap();
+        let packed = negotiated.packed();
+        let options = RingOptions { packed, in_order: packed, ..RingOptions::of(size) };
+        let driver = Driver::new(&memory, 0x1000, options, if packed { 0x8000 } else { 0 });
+        let queue = Queue::new(&driver.setup(), &memory).unwrap();
         let state = ReceiveState::default();
         Self { memory, driver, queue, state, negotiated, next_address: BUFFERS }
     }
 
-    fn mergeable(size: u16) -> Self {
-        Self::new(size, Negotiated(BASE))
+    /// A split ring and a packed one.
+    fn mergeable(size: u16) -> [Self; 2] {
+        [Self::new(size, Negotiated(BASE & !PACKED)), Self::new(size, Negotiated(BASE))]
     }
 
     /// Offers a chain of buffers of these lengths; returns their addresses.
@@ -53,12 +58,12 @@ impl Ring {
 
     fn with_room<T>(&mut self, work: impl FnOnce(&mut GuestRoom<'_, '_>) -> T) -> (T, Received) {
         let memory = Arc::clone(&self.memory);
-        let mut slices = Slices::new();
-        self.queue.available().unwrap();
+        let mut chains = Chains::new();
+        self.queue.look().unwrap();
         let mut room = GuestRoom::open(
             &mut self.queue,
             &memory,
-            &mut slices,
+            &mut chains,
             &mut self.state,
             self.negotiated,
         );
@@ -107,52 +112,56 @@ fn drops(received: &Received) -> Vec<(DropCause, u16)> {
 
 #[test]
 fn a_frame_that_fits_one_buffer_is_in_it_with_its_header() {
-    let mut ring = Ring::mergeable(8);
-    let at = ring.offer(&[1526])[0];
-    let (placed, received) = ring.scatter(&[frame(60)]);
-    assert_eq!((placed[0], received.packets, received.bytes), (Placed::Done, 1, 60));
-    let used = ring.driver.used().unwrap();
-    assert_eq!(used.len, 72);
-    let bytes = ring.bytes(at, 72);
-    assert_eq!(bytes[10..12], [1, 0], "num_buffers");
-    assert_eq!(bytes[12..], frame(60));
+    for mut ring in Ring::mergeable(8) {
+        let at = ring.offer(&[1526])[0];
+        let (placed, received) = ring.scatter(&[frame(60)]);
+        assert_eq!((placed[0], received.packets, received.bytes), (Placed::Done, 1, 60));
+        let used = ring.driver.used().unwrap();
+        assert_eq!(used.len, 72);
+        let bytes = ring.bytes(at, 72);
+        assert_eq!(bytes[10..12], [1, 0], "num_buffers");
+        assert_eq!(bytes[12..], frame(60));
+    }
 }
 
 #[test]
 fn a_frame_over_several_buffers_is_whole_and_says_how_many() {
-    let mut ring = Ring::mergeable(16);
-    let at: Vec<_> = (0..10).map(|_| ring.offer(&[1000])[0]).collect();
-    // The first such frame spills, the second is expected.
-    for round in 0..2 {
-        let (_, received) = ring.scatter(&[frame(4000)]);
-        assert_eq!(received.packets, 1);
-        let lens: Vec<_> = std::iter::from_fn(|| ring.driver.used()).map(|used| used.len).collect();
-        assert_eq!(lens, [1000, 1000, 1000, 1000, 12]);
-        let whole: Vec<u8> =
-            (0..5).flat_map(|n| ring.bytes(at[round * 5 + n], lens[n] as usize)).collect();
-        assert_eq!(whole[10..12], [5, 0]);
-        assert_eq!(whole[12..], frame(4000));
-        assert_eq!(ring.bytes(at[round * 5 + 4] + 12, 900), [0; 900], "past the frame");
+    for mut ring in Ring::mergeable(16) {
+        let at: Vec<_> = (0..10).map(|_| ring.offer(&[1000])[0]).collect();
+        // The first such frame spills, the second is expected.
+        for round in 0..2 {
+            let (_, received) = ring.scatter(&[frame(4000)]);
+            assert_eq!(received.packets, 1);
+            let lens: Vec<_> =
+                std::iter::from_fn(|| ring.driver.used()).map(|used| used.len).collect();
+            assert_eq!(lens, [1000, 1000, 1000, 1000, 12]);
+            let whole: Vec<u8> =
+                (0..5).flat_map(|n| ring.bytes(at[round * 5 + n], lens[n] as usize)).collect();
+            assert_eq!(whole[10..12], [5, 0]);
+            assert_eq!(whole[12..], frame(4000));
+            assert_eq!(ring.bytes(at[round * 5 + 4] + 12, 900), [0; 900], "past the frame");
+        }
     }
 }
 
 #[test]
 fn a_frame_waits_whole_until_the_guest_has_buffers_for_it() {
-    let mut ring = Ring::mergeable(16);
-    ring.offer(&[1000]);
-    ring.offer(&[1000]);
-    let (placed, received) = ring.scatter(&[frame(3000), frame(60)]);
-    assert_eq!((placed, received.packets), (vec![Placed::NoRoom, Placed::NoRoom], 0));
-    assert!(ring.state.is_holding());
-    assert_eq!(ring.driver.used(), None);
-    let third = ring.offer(&[1000])[0];
-    ring.offer(&[1000]);
-    ring.offer(&[1000]);
-    let (placed, received) = ring.scatter(&[frame(60)]);
-    assert_eq!((placed[0], received.packets), (Placed::Done, 2));
-    assert_eq!(ring.bytes(BUFFERS, 1000), with_header_merged(&frame(3000), 4)[..1000]);
-    assert_eq!(ring.bytes(third, 1000), with_header(&frame(3000))[2000..3000]);
-    assert!(!ring.state.is_holding());
+    for mut ring in Ring::mergeable(16) {
+        ring.offer(&[1000]);
+        ring.offer(&[1000]);
+        let (placed, received) = ring.scatter(&[frame(3000), frame(60)]);
+        assert_eq!((placed, received.packets), (vec![Placed::NoRoom, Placed::NoRoom], 0));
+        assert!(ring.state.is_holding());
+        assert_eq!(ring.driver.used(), None);
+        let third = ring.offer(&[1000])[0];
+        ring.offer(&[1000]);
+        ring.offer(&[1000]);
+        let (placed, received) = ring.scatter(&[frame(60)]);
+        assert_eq!((placed[0], received.packets), (Placed::Done, 2));
+        assert_eq!(ring.bytes(BUFFERS, 1000), with_header_merged(&frame(3000), 4)[..1000]);
+        assert_eq!(ring.bytes(third, 1000), with_header(&frame(3000))[2000..3000]);
+        assert!(!ring.state.is_holding());
+    }
 }
 
 fn with_header_merged(frame: &[u8], buffers: u8) -> Vec<u8> {
@@ -163,13 +172,14 @@ fn with_header_merged(frame: &[u8], buffers: u8) -> Vec<u8> {
 
 #[test]
 fn a_frame_no_ring_of_this_guest_could_take_is_dropped() {
-    let mut ring = Ring::mergeable(4);
-    for _ in 0..4 {
-        ring.offer(&[100]);
+    for mut ring in Ring::mergeable(4) {
+        for _ in 0..4 {
+            ring.offer(&[100]);
+        }
+        let (_, received) = ring.scatter(&[frame(1000), frame(60)]);
+        assert_eq!(drops(&received), [(DropCause::RxNoBuffers, 1)]);
+        assert_eq!(received.packets, 1);
     }
-    let (_, received) = ring.scatter(&[frame(1000), frame(60)]);
-    assert_eq!(drops(&received), [(DropCause::RxNoBuffers, 1)]);
-    assert_eq!(received.packets, 1);
 }
 
 #[test]
@@ -186,40 +196,43 @@ fn without_mergeable_buffers_a_frame_larger_than_its_buffer_is_dropped_and_the_b
 
 #[test]
 fn a_header_over_one_byte_buffers_is_written_where_it_belongs() {
-    let mut ring = Ring::mergeable(32);
-    let at = ring.offer(&[1; 14]);
-    ring.offer(&[100]);
-    ring.scatter(&[frame(50)]);
-    assert_eq!(at[10..12].iter().map(|&at| ring.bytes(at, 1)[0]).collect::<Vec<_>>(), [2, 0]);
-    assert_eq!(ring.bytes(at[13], 1)[0], frame(2)[1]);
+    for mut ring in Ring::mergeable(32) {
+        let at = ring.offer(&[1; 14]);
+        ring.offer(&[100]);
+        ring.scatter(&[frame(50)]);
+        assert_eq!(at[10..12].iter().map(|&at| ring.bytes(at, 1)[0]).collect::<Vec<_>>(), [2, 0]);
+        assert_eq!(ring.bytes(at[13], 1)[0], frame(2)[1]);
+    }
 }
 
 #[test]
 fn buffers_with_faults_come_back_empty_in_their_order() {
-    let mut ring = Ring::mergeable(16);
-    let bad = |address, writable| Buffer { address, len: 100, writable };
-    ring.driver.add(&[bad(0xffff_0000, true)]).unwrap();
-    ring.offer(&[600]);
-    ring.driver.add(&[bad(BUFFERS, false)]).unwrap();
-    ring.offer(&[0]);
-    ring.offer(&[600]);
-    let (_, received) = ring.scatter(&[frame(1000)]);
-    let expected =
-        [(DropCause::RxUnmapped, 1), (DropCause::RxDirection, 1), (DropCause::RxEmptyChain, 1)];
-    assert_eq!(drops(&received), expected);
-    let lens: Vec<_> = std::iter::from_fn(|| ring.driver.used()).map(|used| used.len).collect();
-    assert_eq!(lens, [0, 600, 0, 0, 412]);
+    for mut ring in Ring::mergeable(16) {
+        let bad = |address, writable| Buffer { address, len: 100, writable };
+        ring.driver.add(&[bad(0xffff_0000, true)]).unwrap();
+        ring.offer(&[600]);
+        ring.driver.add(&[bad(BUFFERS, false)]).unwrap();
+        ring.offer(&[0]);
+        ring.offer(&[600]);
+        let (_, received) = ring.scatter(&[frame(1000)]);
+        let expected =
+            [(DropCause::RxUnmapped, 1), (DropCause::RxDirection, 1), (DropCause::RxEmptyChain, 1)];
+        assert_eq!(drops(&received), expected);
+        let lens: Vec<_> = std::iter::from_fn(|| ring.driver.used()).map(|used| used.len).collect();
+        assert_eq!(lens, [0, 600, 0, 0, 412]);
+    }
 }
 
 #[test]
 fn an_error_of_the_kernel_leaves_every_buffer_with_the_guest() {
-    let mut ring = Ring::mergeable(8);
-    ring.offer(&[1526]);
-    let (result, received) =
-        ring.with_room(|room| room.scatter(|_| Err(io::ErrorKind::WouldBlock.into())));
-    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WouldBlock);
-    assert_eq!((received.packets, ring.driver.used()), (0, None));
-    assert_eq!(ring.scatter(&[frame(60)]).1.packets, 1);
+    for mut ring in Ring::mergeable(8) {
+        ring.offer(&[1526]);
+        let (result, received) =
+            ring.with_room(|room| room.scatter(|_| Err(io::ErrorKind::WouldBlock.into())));
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!((received.packets, ring.driver.used()), (0, None));
+        assert_eq!(ring.scatter(&[frame(60)]).1.packets, 1);
+    }
 }
 
 #[test]
@@ -236,14 +249,13 @@ fn a_guest_without_checksum_offload_is_told_nothing_of_checksums() {
 
 #[test]
 fn frames_handed_in_are_placed_or_left() {
-    let mut ring = Ring::mergeable(8);
-    let at = ring.offer(&[1526])[0];
-    let (placed, received) = ring.with_room(|room| {
-        let header = [0; HEADER_LEN];
-        [room.place(&header, &frame(64)), room.place(&header, &frame(64))]
-    });
-    assert_eq!((placed, received.packets), ([Placed::Done, Placed::NoRoom], 1));
-    assert_eq!(ring.bytes(at, 76), with_header_merged(&frame(64), 1));
+    for mut ring in Ring::mergeable(8) {
+        let at = ring.offer(&[1526])[0];
+        let (placed, received) =
+            ring.with_room(|room| [room.place(&frame(64)), room.place(&frame(64))]);
+        assert_eq!((placed, received.packets), ([Placed::Done, Placed::NoRoom], 1));
+        assert_eq!(ring.bytes(at, 76), with_header_merged(&frame(64), 1));
+    }
 }
 
 #[test]
@@ -252,9 +264,52 @@ fn a_burst_of_frames_that_do_not_fit_ends() {
     ring.offer(&[2048]);
     let (tries, received) = ring.with_room(|room| {
         let frame = [0x55; 4000];
-        (0..10_000).take_while(|_| room.place(&[0; HEADER_LEN], &frame) == Placed::Done).count()
+        (0..10_000).take_while(|_| room.place(&frame) == Placed::Done).count()
     });
     assert_eq!((tries, received.packets), (BURST_MAX, 0));
     assert_eq!(received.drops.iter().collect::<Vec<_>>(), [(DropCause::RxTooBig, 32)]);
     assert_eq!(ring.scatter(&[vec![1; 60]]).1.packets, 1, "the buffer is still there");
+}
+
+#[test]
+fn a_frame_goes_from_the_buffers_of_one_ring_into_those_of_another_however_they_are_cut() {
+    for (sent, received) in [
+        (vec![12, 400], vec![2000]),
+        (vec![412], vec![412]),
+        (vec![1, 12, 99, 300], vec![5, 6, 1, 100, 1, 299]),
+    ] {
+        for mut ring in Ring::mergeable(16) {
+            let (header, bytes) = (vec![0; HEADER_LEN], frame(400));
+            let mut whole = [header, bytes.clone()].concat();
+            let mut sender = Ring::new(16, Negotiated(BASE));
+            let mut buffers = Vec::new();
+            for len in sent.iter().copied() {
+                let address = sender.next_address;
+                let rest = whole.split_off(whole.len().min(len));
+                sender.memory.write(address, &whole).unwrap();
+                whole = rest;
+                let len = u32::try_from(len).unwrap();
+                buffers.push(Buffer { address, len, writable: false });
+                sender.next_address += u64::from(len) + GAP;
+            }
+            sender.driver.add(&buffers).unwrap();
+            sender.driver.publish();
+            sender.queue.look().unwrap();
+            let mut chains = Chains::new();
+            let negotiated = sender.negotiated;
+            let burst =
+                TransmitBurst::gather(&mut sender.queue, &sender.memory, negotiated, &mut chains);
+            let at: Vec<_> = received.iter().flat_map(|&len| ring.offer(&[len])).collect();
+            let (placed, done) = ring.with_room(|room| {
+                burst.unwrap().frames().iter().map(|frame| room.forward(&frame)).collect::<Vec<_>>()
+            });
+            assert_eq!((placed, done.packets, done.bytes), (vec![Placed::Done], 1, 400));
+            let lens: Vec<_> =
+                std::iter::from_fn(|| ring.driver.used()).map(|used| used.len as usize).collect();
+            let came: Vec<u8> =
+                at.iter().zip(lens).flat_map(|(&at, len)| ring.bytes(at, len)).collect();
+            let count = u8::try_from(received.len()).unwrap();
+            assert_eq!(came, with_header_merged(&bytes, count));
+        }
+    }
 }

@@ -6,17 +6,18 @@ use burst_trace::{DropCause, DropCounts};
 use guest_memory::GuestMemory;
 use virtio_net::features::BASE;
 use virtio_net::{Negotiated, TransmitBurst};
-use virtqueue::driver::{Buffer, SplitDriver};
-use virtqueue::{Slices, SplitQueue};
+use virtqueue::driver::{Buffer, Driver, RingOptions};
+use virtqueue::{Chains, Queue};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 const NEGOTIATED: Negotiated = Negotiated(BASE);
 
-fn ring(size: u16) -> (Arc<GuestMemory>, SplitDriver, SplitQueue) {
+fn ring(options: RingOptions) -> (Arc<GuestMemory>, Driver, Queue) {
     let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
     let memory = Arc::new(GuestMemory::new(Arc::new(map)));
-    let driver = SplitDriver::new(&memory, 0x1000, size, false, true);
-    let queue = SplitQueue::new(&driver.setup(), &memory).unwrap();
+    let start = if options.packed { 0x8000 } else { 0 };
+    let driver = Driver::new(&memory, 0x1000, options, start);
+    let queue = Queue::new(&driver.setup(), &memory).unwrap();
     (memory, driver, queue)
 }
 
@@ -26,7 +27,13 @@ fn readable(address: u64, len: u32) -> Buffer {
 
 #[test]
 fn a_burst_holds_its_frames_and_gives_faulty_chains_back_in_order() {
-    let (memory, mut driver, mut queue) = ring(64);
+    for (packed, in_order) in [(false, false), (false, true), (true, false), (true, true)] {
+        faulty_chains_come_back(RingOptions { packed, in_order, ..RingOptions::of(64) });
+    }
+}
+
+fn faulty_chains_come_back(options: RingOptions) {
+    let (memory, mut driver, mut queue) = ring(options);
     memory.contiguous(0x1_0000, 64).unwrap().write(0, &[9; 64]);
     let heads = [
         driver.add(&[readable(0x1_0000, 12), readable(0x1_0000, 60)]).unwrap(),
@@ -37,10 +44,11 @@ fn a_burst_holds_its_frames_and_gives_faulty_chains_back_in_order() {
         driver.add(&[readable(0x1_0000, 72)]).unwrap(),
     ];
     driver.publish();
-    let (mut burst, mut slices) = (TransmitBurst::default(), Slices::new());
-    assert_eq!(queue.available(), Ok(6));
-    burst.gather(&mut queue, &memory, NEGOTIATED, &mut slices).unwrap();
-    let frames = burst.frames(&slices, NEGOTIATED);
+    let mut chains = Chains::new();
+    // A packed ring has no index: a look knows of one entry at least, or of more than a burst.
+    assert_eq!(queue.look(), Ok(if options.packed { 1 } else { 6 }));
+    let burst = TransmitBurst::gather(&mut queue, &memory, NEGOTIATED, &mut chains).unwrap();
+    let frames = burst.frames();
     assert_eq!(frames.iter().map(|frame| frame.len()).collect::<Vec<_>>(), [60, 60]);
     let mut copy = [0; 100];
     assert_eq!(frames.iter().next().unwrap().copy_to(&mut copy), 60);
@@ -48,9 +56,11 @@ fn a_burst_holds_its_frames_and_gives_faulty_chains_back_in_order() {
 
     // The datapath takes the first frame only; the second comes again.
     let mut drops = DropCounts::default();
-    assert_eq!(burst.complete(&mut queue, 1, &mut drops), 5);
+    // The first chain has two descriptors, each of which is an entry of a packed ring.
+    let slots = if options.packed { 6 } else { 5 };
+    assert_eq!(burst.complete(&mut queue, 1, &mut drops), slots);
     queue.publish();
-    let used: Vec<_> = std::iter::from_fn(|| driver.used()).map(|used| used.head).collect();
+    let used: Vec<_> = std::iter::from_fn(|| driver.used()).map(|used| used.id).collect();
     assert_eq!(used, heads[..5]);
     let expected = [
         (DropCause::TxUnmapped, 1),
@@ -59,9 +69,8 @@ fn a_burst_holds_its_frames_and_gives_faulty_chains_back_in_order() {
         (DropCause::TxTooLong, 1),
     ];
     assert_eq!(drops.iter().collect::<Vec<_>>(), expected);
-    assert_eq!(queue.available(), Ok(1));
-    let mut again = TransmitBurst::default();
-    let mut slices = Slices::new();
-    again.gather(&mut queue, &memory, NEGOTIATED, &mut slices).unwrap();
-    assert_eq!(again.frames(&slices, NEGOTIATED).len(), 1);
+    assert_eq!(queue.look(), Ok(1));
+    let mut chains = Chains::new();
+    let again = TransmitBurst::gather(&mut queue, &memory, NEGOTIATED, &mut chains).unwrap();
+    assert_eq!(again.frames().len(), 1);
 }
