@@ -26,6 +26,8 @@ const SIZE_MAX: u16 = 1 << 15;
 const LOOK_AHEAD: u16 = 32;
 /// The bits that say whose a descriptor is.
 const OWNER: u16 = DESC_F_AVAIL | DESC_F_USED;
+/// All bits that must be right in a descriptor that is a chain of one buffer.
+const ONE_BUFFER: u16 = OWNER | DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE;
 
 /// A descriptor of a ring, and the lap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,36 +182,38 @@ impl PackedQueue {
         max: usize,
         chains: &mut Chains<'m>,
     ) -> Result<(), Broken> {
-        let wanted = access.write_flag();
+        let size = self.size;
+        // Kept apart from `self`, so that they stay in registers.
+        let (mut next, mut held) = (self.next, self.held);
         for _ in 0..max {
-            if self.held == self.size {
+            if held == size {
                 break;
             }
-            let at = usize::from(self.next.slot) * DESCRIPTOR_LEN;
+            let at = usize::from(next.slot) * DESCRIPTOR_LEN;
             let tail = self.descriptors.load_u64(at + PACKED_TAIL, Ordering::Acquire);
             let address = u64::from_le(self.descriptors.read(at + PACKED_ADDRESS));
             let descriptor = PackedDescriptor::new(address, tail);
-            let flags = descriptor.flags;
-            if flags & OWNER != self.next.available() {
-                self.frontier = self.next;
-                return Ok(());
-            }
-            let slots = if flags & (DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE) == wanted
+            let slots = if descriptor.flags & ONE_BUFFER == next.available() | access.write_flag()
                 && let Some(slice) = memory.near(address, descriptor.len.into(), &mut self.cursor)
                 && !slice.is_empty()
             {
                 slice.prefetch(access == Access::Write);
                 u16::from(chains.push_one(descriptor.id, slice))
-            } else {
+            } else if descriptor.flags & OWNER == next.available() {
+                (self.next, self.held) = (next, held);
                 self.take_list(memory, access, descriptor, chains)?
+            } else {
+                (self.next, self.held, self.frontier) = (next, held, next);
+                return Ok(());
             };
             if slots == 0 {
                 break;
             }
-            self.next = self.next.after(slots, self.size);
-            self.held += slots;
+            next = next.after(slots, size);
+            held += slots;
         }
-        self.saw(self.next);
+        (self.next, self.held) = (next, held);
+        self.saw(next);
         Ok(())
     }
 
@@ -311,32 +315,38 @@ impl PackedQueue {
             // One descriptor, with the last chain's id, stands for all (2.8.9).
             [.., last] if self.in_order => {
                 let slots = chains.iter().map(|chain| chain.slots).sum();
-                self.write_used(last.id, 0, slots);
+                self.write_used(std::iter::once((last.id, slots, 0)));
             }
-            _ => chains.iter().for_each(|chain| self.write_used(chain.id, 0, chain.slots)),
+            _ => self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, 0))),
         }
     }
 
     #[inline]
     pub(crate) fn complete_written(&mut self, chains: &[Chain]) {
-        chains.iter().for_each(|chain| self.write_used(chain.id, chain.len, chain.slots));
+        self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, chain.len)));
     }
 
+    /// Writes used descriptors, all but the first one since the last publication: ids, how many
+    /// descriptors they fill, and bytes written.
     #[inline]
-    fn write_used(&mut self, id: u16, len: u32, slots: u16) {
-        // Set where the device has written (2.8.4).
-        let write = if len > 0 { DESC_F_WRITE } else { 0 };
-        let flags = self.next_used.used() | write;
-        let word = PackedDescriptor { address: 0, len, id, flags }.tail();
-        let slot = self.next_used.slot;
-        if self.first_used.is_none() {
-            self.first_used = Some((slot, word));
-        } else {
-            self.store(slot, word, Ordering::Relaxed);
+    fn write_used(&mut self, chains: impl Iterator<Item = (u16, u16, u32)>) {
+        let (size, mut next, mut all) = (self.size, self.next_used, 0);
+        for (id, slots, len) in chains {
+            // Set where the device has written (2.8.4).
+            let write = if len > 0 { DESC_F_WRITE } else { 0 };
+            let flags = next.used() | write;
+            let word = PackedDescriptor { address: 0, len, id, flags }.tail();
+            if self.first_used.is_none() {
+                self.first_used = Some((next.slot, word));
+            } else {
+                self.store(next.slot, word, Ordering::Relaxed);
+            }
+            next = next.after(slots, size);
+            all += slots;
         }
-        self.next_used = self.next_used.after(slots, self.size);
-        self.held -= slots;
-        self.unsignalled = self.unsignalled.map(|count| count.saturating_add(slots));
+        self.next_used = next;
+        self.held -= all;
+        self.unsignalled = self.unsignalled.map(|count| count.saturating_add(all));
     }
 
     #[inline]

@@ -1,0 +1,197 @@
+//! The ring engines alone: nanoseconds a packet, one thread, everything in cache.
+//!
+//!     cargo bench -p virtqueue                      all of it
+//!     cargo bench -p virtqueue -- 'packed/.*/64'    what matches
+//!
+//! A packet is a chain of one buffer. `send`: it is taken, its bytes are copied out, it is given back.
+//! `receive`: it is taken, bytes are copied in, it is given back. Each burst is looked for, published, and
+//! ends with the question whether to signal. The driver's own work is not timed: it fills the ring, the
+//! engine empties it, and only that counts.
+//!
+//! Beside the engines stands the `virtio-queue` crate's `Queue`, doing the same by its own interface.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+use guest_memory::memory::Mapping;
+use guest_memory::{GuestMemory, GuestSlice};
+use virtio_queue::{Queue as Oracle, QueueT as _};
+use virtqueue::driver::{Buffer, Driver, RingOptions};
+use virtqueue::{Access, Chains, Queue};
+use vm_memory::{Bytes as _, GuestAddress};
+
+const SIZE: u16 = 256;
+/// Bytes from one region of guest memory to the next; the last region holds the ring.
+const STRIDE: u64 = 1 << 24;
+const REGION: u64 = 1 << 20;
+/// Bytes from one buffer to the next.
+const BUFFER: u64 = 2048;
+
+/// What is measured.
+#[derive(Clone, Copy)]
+struct Case {
+    options: RingOptions,
+    access: Access,
+    len: u32,
+    regions: u64,
+    burst: usize,
+}
+
+impl Case {
+    fn name(&self, engine: &str) -> String {
+        let Self { options, access, len, regions, burst } = self;
+        let order = if options.in_order { "-inorder" } else { "" };
+        let way = if *access == Access::Read { "send" } else { "receive" };
+        format!("{engine}{order}/{way}/{len}B/{regions} regions/bursts of {burst}")
+    }
+}
+
+/// A ring, its driver, and memory in so many regions.
+struct Bench {
+    map: Arc<Mapping>,
+    memory: Arc<GuestMemory>,
+    driver: Driver,
+    case: Case,
+    frame: Vec<u8>,
+}
+
+impl Bench {
+    fn new(case: Case) -> Self {
+        let ranges: Vec<_> = (0..=case.regions)
+            .map(|n| (GuestAddress(n * STRIDE), usize::try_from(REGION).expect("64 bits")))
+            .collect();
+        let map = Arc::new(Mapping::from_ranges(&ranges).expect("memory"));
+        let memory = Arc::new(GuestMemory::new(Arc::clone(&map)));
+        let ring = case.regions * STRIDE;
+        let start = if case.options.packed { 0x8000 } else { 0 };
+        let driver = Driver::new(&memory, ring, case.options, start);
+        Self { map, memory, driver, case, frame: vec![0; 2048] }
+    }
+
+    /// Fills the ring, buffers taken from the regions in turn.
+    fn fill(&mut self) {
+        while self.driver.used().is_some() {}
+        for n in 0..u64::from(SIZE) {
+            let address = n % self.case.regions * STRIDE + n / self.case.regions * BUFFER;
+            let writable = self.case.access == Access::Write;
+            let buffer = Buffer { address, len: self.case.len, writable };
+            self.driver.add(&[buffer]).expect("room in the ring");
+        }
+        self.driver.publish();
+    }
+
+    /// The time that the engine needs for `packets`, and more to fill the last ring.
+    fn ours(&mut self, packets: u64) -> Duration {
+        let memory = Arc::clone(&self.memory);
+        let mut queue = Queue::new(&self.driver.setup(), &memory).expect("a good ring");
+        let (mut done, mut spent) = (0, Duration::ZERO);
+        while done < packets {
+            self.fill();
+            let start = Instant::now();
+            while queue.look().expect("an honest guest") > 0 {
+                done += burst(&mut queue, &memory, &self.case, &mut self.frame);
+            }
+            spent += start.elapsed();
+        }
+        per(spent, packets, done)
+    }
+
+    fn theirs(&mut self, packets: u64) -> Duration {
+        let setup = self.driver.setup();
+        let mut queue = Oracle::new(SIZE).expect("a good size");
+        queue.set_size(SIZE);
+        queue.try_set_desc_table_address(GuestAddress(setup.descriptor_table)).expect("table");
+        queue.try_set_avail_ring_address(GuestAddress(setup.driver_area)).expect("driver area");
+        queue.try_set_used_ring_address(GuestAddress(setup.device_area)).expect("device area");
+        queue.set_ready(true);
+        let (mut done, mut spent) = (0, Duration::ZERO);
+        let map = Arc::clone(&self.map);
+        while done < packets {
+            self.fill();
+            let start = Instant::now();
+            let mut left = u64::from(SIZE);
+            while left > 0 {
+                for _ in 0..self.case.burst {
+                    let Some(chain) = queue.pop_descriptor_chain(&*map) else { break };
+                    let head = chain.head_index();
+                    let mut written = 0;
+                    for descriptor in chain {
+                        let frame = &mut self.frame[..descriptor.len() as usize];
+                        if descriptor.is_write_only() {
+                            written += descriptor.len();
+                            map.write_slice(frame, descriptor.addr()).expect("in memory");
+                        } else {
+                            map.read_slice(frame, descriptor.addr()).expect("in memory");
+                        }
+                    }
+                    queue.add_used(&*map, head, written).expect("a used entry");
+                    left -= 1;
+                }
+                queue.needs_notification(&*map).expect("the driver's wish");
+            }
+            spent += start.elapsed();
+            done += u64::from(SIZE);
+        }
+        per(spent, packets, done)
+    }
+}
+
+/// What `packets` of the `done` ones took.
+#[expect(clippy::cast_precision_loss, reason = "a measurement")]
+fn per(spent: Duration, packets: u64, done: u64) -> Duration {
+    spent.mul_f64(packets as f64 / done as f64)
+}
+
+/// One burst, as the worker does it. Returns its packets.
+#[inline]
+fn burst(queue: &mut Queue, memory: &GuestMemory, case: &Case, frame: &mut [u8]) -> u64 {
+    let mut chains = Chains::new();
+    queue.take(memory, case.access, case.burst, &mut chains).expect("an honest guest");
+    for n in 0..chains.len() {
+        let slice: GuestSlice<'_> = chains.only_buffer(n).expect("one buffer");
+        let len = slice.len();
+        match case.access {
+            Access::Read => _ = slice.read(0, &mut frame[..len]),
+            Access::Write => _ = slice.write(0, &frame[..len]),
+        }
+    }
+    match case.access {
+        Access::Read => queue.complete_read(chains.all()),
+        Access::Write => queue.complete_written(chains.all()),
+    }
+    queue.publish();
+    std::hint::black_box(queue.wants_signal());
+    chains.len() as u64
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(300))
+        .sample_size(20)
+        .configure_from_args();
+    let mut group = criterion.benchmark_group("engines");
+    group.throughput(Throughput::Elements(1));
+    for (packed, in_order) in [(false, false), (true, false), (false, true), (true, true)] {
+        for access in [Access::Read, Access::Write] {
+            for (len, regions, burst) in
+                [(64, 1, 32), (64, 1, 1), (64, 4, 32), (1500, 1, 32), (1500, 4, 1)]
+            {
+                let options = RingOptions { packed, in_order, ..RingOptions::of(SIZE) };
+                let case = Case { options, access, len, regions, burst };
+                let engine = if packed { "packed" } else { "split" };
+                group.bench_function(case.name(engine), |bencher| {
+                    bencher.iter_custom(|packets| Bench::new(case).ours(packets));
+                });
+                if !packed && !in_order {
+                    group.bench_function(case.name("virtio-queue"), |bencher| {
+                        bencher.iter_custom(|packets| Bench::new(case).theirs(packets));
+                    });
+                }
+            }
+        }
+    }
+    group.finish();
+    criterion.final_summary();
+}
