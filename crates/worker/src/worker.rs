@@ -97,6 +97,10 @@ impl Drop for CloseAtTheEnd {
     }
 }
 
+/// A worker that polls gives way once in so many looks that found nothing: to give way is a system call, and
+/// costs as much as ten looks at a ring.
+const LOOKS_A_YIELD: u32 = 8;
+
 struct Loop<D> {
     mailbox: Arc<Mailbox>,
     sleeper: Sleeper,
@@ -113,6 +117,8 @@ struct Loop<D> {
     woken: u64,
     /// Since when it has found nothing, ticks.
     idle_since: Option<u64>,
+    /// How often it has looked and found nothing since it last found something.
+    idle_looks: u32,
 }
 
 impl<D: Datapath> Loop<D> {
@@ -147,6 +153,7 @@ impl<D: Datapath> Loop<D> {
             retry: clock.ticks_in(RETRY),
             woken: 0,
             idle_since: None,
+            idle_looks: 0,
         })
     }
 
@@ -156,13 +163,18 @@ impl<D: Datapath> Loop<D> {
                 return;
             }
             if self.turn() {
-                self.idle_since = None;
+                (self.idle_since, self.idle_looks) = (None, 0);
             } else if self.should_sleep() {
                 self.sleep();
             } else {
-                // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine with
-                // few of them, a worker that spins would hold up the answer that it spins for.
-                std::thread::yield_now();
+                self.idle_looks += 1;
+                if self.idle_looks.is_multiple_of(LOOKS_A_YIELD) {
+                    // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine
+                    // with few of them, a worker that spins would hold up the answer that it spins for.
+                    std::thread::yield_now();
+                } else {
+                    std::hint::spin_loop();
+                }
             }
         }
     }
