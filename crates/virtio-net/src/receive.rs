@@ -222,7 +222,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             && self.negotiated.header_len() == HEADER_LEN
         {
             write(&[slice], HEADER_LEN);
-            slice.write_differing(0, &PLAIN_HEADER);
+            slice.write_differing(&PLAIN_HEADER);
             #[expect(clippy::cast_possible_truncation, reason = "at most the buffer's length")]
             self.chains.set_written(self.done, len as u32);
             self.done += 1;
