@@ -365,9 +365,10 @@ impl PackedQueue {
             EVENT_DISABLE => false,
             EVENT_DESC if self.event_index => used.is_none_or(|used| {
                 let event = Position::from_bits(off_wrap);
-                let back = self.next_used.distance_from(event, self.size);
-                // The descriptor is among those used since: told of, however the guest means it.
-                event.slot < self.size && (1..=u32::from(used)).contains(&back)
+                // Among those used since. One that the ring does not have is not.
+                event.slot < self.size
+                    && (1..=u32::from(used))
+                        .contains(&self.next_used.distance_from(event, self.size))
             }),
             // Also what is reserved: rather a signal too many than one that is waited for in vain.
             _ => used != Some(0),
