@@ -168,7 +168,9 @@ impl PackedQueue {
             } else {
                 1
             };
-        self.saw(self.next.after(known, self.size));
+        // Not `known`: of a batch that is being written, the descriptors behind the first look available
+        // before it is. Whoever goes to sleep must be kicked for that batch.
+        self.saw(self.next.after(1, self.size));
         Ok(known)
     }
 
