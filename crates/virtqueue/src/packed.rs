@@ -221,18 +221,36 @@ impl PackedQueue {
         &mut self,
         memory: &'m GuestMemory,
         access: Access,
-        mut descriptor: PackedDescriptor,
+        descriptor: PackedDescriptor,
         chains: &mut Chains<'m>,
     ) -> Result<u16, Broken> {
         let mut cursor = self.cursor;
         let mut collect = Collect::new(memory, &mut cursor, chains, access);
+        let (id, slots) = match self.follow(descriptor, &mut collect) {
+            Ok(followed) => followed,
+            Err(broken) => {
+                collect.forget();
+                return Err(broken);
+            }
+        };
+        let taken = collect.finish(id, slots);
+        self.cursor = cursor;
+        Ok(if taken { slots } else { 0 })
+    }
+
+    /// Returns the buffer id, which is that of the last descriptor, and how many there are.
+    fn follow(
+        &self,
+        mut descriptor: PackedDescriptor,
+        collect: &mut Collect<'_, '_>,
+    ) -> Result<(u16, u16), Broken> {
         let (mut at, mut slots) = (self.next, 1);
         loop {
             if descriptor.flags & DESC_F_INDIRECT != 0 {
                 if slots > 1 || descriptor.flags & DESC_F_NEXT != 0 {
                     return Err(Broken::IndirectNested);
                 }
-                self.follow_indirect(descriptor, &mut collect)?;
+                self.follow_indirect(descriptor, collect)?;
                 break;
             }
             collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
@@ -246,9 +264,7 @@ impl PackedQueue {
             at = at.after(1, self.size);
             descriptor = self.descriptor(at);
         }
-        let taken = collect.finish(descriptor.id, slots);
-        self.cursor = cursor;
-        Ok(if taken { slots } else { 0 })
+        Ok((descriptor.id, slots))
     }
 
     /// Follows an indirect table (2.8.7): its descriptors stand in order, and only their WRITE flags
