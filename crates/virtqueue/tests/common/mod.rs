@@ -7,7 +7,10 @@ use std::sync::Arc;
 use guest_memory::memory::Mapping;
 use guest_memory::{GuestMemory, GuestSlice};
 use virtqueue::driver::{Buffer, Driver, PackedDriver, Returned, RingOptions, SplitDriver};
-use virtqueue::layout::{DESC_F_INDIRECT, DESC_F_NEXT, Descriptor, PackedDescriptor};
+use virtqueue::layout::{
+    DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, Descriptor, PackedDescriptor,
+    device_area_len,
+};
 use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue, QueueSetup};
 use vm_memory::GuestAddress;
 
@@ -282,6 +285,65 @@ impl Ring {
         self.queue.publish();
         assert_eq!(self.driver.used(), Some(Returned { id: chain.id, len }));
         assert_eq!(self.driver.used(), None);
+    }
+
+    /// What becomes of the one chain that a hostile driver offered. Checks that guest memory is as before
+    /// but for what says that a refused chain is given back with length 0, and that the ring goes on then.
+    pub fn hostile_outcome(&mut self, access: Access) -> Result<Outcome, Broken> {
+        self.driver.publish();
+        let before = snapshot(&self.memory);
+        let at = self.queue.next_available();
+        let outcome = self.outcome_and_chain(access);
+        assert_unchanged_but(&self.memory, &before, &[]);
+        let (outcome, chain) = outcome?;
+        if let Outcome::Refused(_) = outcome {
+            self.queue.complete_written(&[chain]);
+            self.queue.publish();
+            assert_unchanged_but(&self.memory, &before, &[self.used_words(at)]);
+            self.serves_a_good_chain(chain.slots);
+        }
+        Ok(outcome)
+    }
+
+    /// Where the device writes that the chain that began at this position is used.
+    pub fn used_words(&self, at: u16) -> Range<u64> {
+        let setup = self.driver.setup();
+        if setup.packed {
+            let word = setup.descriptor_table + u64::from(at & 0x7fff) * 16 + 8;
+            return word..word + 8;
+        }
+        setup.device_area..setup.device_area + device_area_len(setup.size) as u64
+    }
+
+    /// A chain that was refused is seen to be used with length 0, and the next, good one is served.
+    fn serves_a_good_chain(&mut self, slots: u16) {
+        match &mut self.driver {
+            Driver::Split(driver) => {
+                assert_eq!(driver.used().map(|used| used.len), Some(0));
+                driver.write_descriptor(7, last(DATA, 3));
+                driver.offer_raw(7);
+            }
+            Driver::Packed(driver) => {
+                assert_eq!(driver.used().map(|used| used.len), Some(0));
+                // The driver knows nothing of raw lists: it goes on at the second descriptor.
+                (1..slots).for_each(|_| assert_eq!(driver.used(), None));
+                driver.offer_raw(packed(DATA, 3, 0));
+            }
+        }
+        let at = self.queue.next_available();
+        let (outcome, chain) = self.outcome_and_chain(Access::Read).unwrap();
+        assert_eq!(outcome, Outcome::Bytes(read(&self.memory, DATA, 3)));
+        self.queue.complete_read(&[chain]);
+        self.queue.publish();
+        match &mut self.driver {
+            Driver::Split(driver) => assert_eq!(driver.used(), Some(Returned { id: 7, len: 0 })),
+            Driver::Packed(_) => {
+                let used = if at & 0x8000 != 0 { DESC_F_AVAIL | DESC_F_USED } else { 0 };
+                let tail = PackedDescriptor { id: chain.id, ..packed(0, 0, used) }.tail();
+                let word = read(&self.memory, self.used_words(at).start, 8);
+                assert_eq!(word, tail.to_le_bytes());
+            }
+        }
     }
 
     /// The driver takes back all that is used.
