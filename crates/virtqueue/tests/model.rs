@@ -299,7 +299,7 @@ fn shape() -> impl Strategy<Value = Shape> {
         ],
         any::<u16>(),
     )
-        .prop_map(|(size, start)| Shape::packed(size).starting_at(start % size | start & 0x8000));
+        .prop_map(|(size, start)| Shape::packed(size).starting_at((start % size) | start & 0x8000));
     (prop_oneof![split, packed], any::<bool>(), any::<bool>()).prop_map(
         |(mut shape, in_order, event_index)| {
             (shape.options.in_order, shape.options.event_index) = (in_order, event_index);

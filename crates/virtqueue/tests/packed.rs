@@ -24,7 +24,7 @@ fn lists_of_every_length_go_over_the_end_of_the_ring() {
     for size in SIZES {
         let shape = Shape::packed(size);
         for before in [0, 1, 2, size / 2, size - 1] {
-            for start in [before % size, before % size | 0x8000] {
+            for start in [before % size, (before % size) | 0x8000] {
                 let mut ring = Ring::new(shape.starting_at(start));
                 for count in [1, 2, size / 2 + 1, size] {
                     let count = count.min(size).min(1000);

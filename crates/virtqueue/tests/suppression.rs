@@ -14,7 +14,7 @@ use virtqueue::{Access, Chains};
 fn shapes() -> impl Iterator<Item = Shape> {
     let starts = (0..20).flat_map(|n| {
         [8, 7].into_iter().map(move |size| {
-            Shape::packed(size).starting_at(n % size | if n & 1 == 0 { 0x8000 } else { 0 })
+            Shape::packed(size).starting_at((n % size) | if n & 1 == 0 { 0x8000 } else { 0 })
         })
     });
     let around_the_wrap = (0..40).map(|n| Shape::split(8).starting_at(65516_u16.wrapping_add(n)));
