@@ -10,10 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{
-    DATA, END, RING, Ring, SEAM, Shape, assert_unchanged_but, gather, memory, scatter, snapshot,
-    write,
+    DATA, END, RING, Ring, SEAM, Shape, assert_unchanged_but, gather, memory, snapshot, write,
 };
-use guest_memory::{Area, GuestMemory};
+use guest_memory::{Area, GuestMemory, GuestSlice};
 use virtqueue::driver::Driver;
 use virtqueue::layout::{
     DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, Descriptor, EVENT_LEN,
@@ -74,20 +73,11 @@ impl Random {
         next | indirect | write
     }
 
-    /// A descriptor for this slot of the ring or of the indirect table, as two words.
-    fn descriptor(&mut self, shape: Shape, access: Access, area: u64, slot: usize) -> [u64; 2] {
-        let mut flags = self.flags(area);
-        let writes = access == Access::Write;
-        let for_table = area == RING && slot >= 6;
-        if writes {
-            flags ^= DESC_F_WRITE;
-            // The table must not become a buffer, by halves of two descriptors: the device would write into
-            // half a descriptor there, and make a length that is none of those above.
-            flags |= if for_table { DESC_F_INDIRECT } else { 0 };
-        }
+    /// A descriptor of the ring or of the indirect table, as two words.
+    fn descriptor(&mut self, shape: Shape, access: Access, area: u64) -> [u64; 2] {
+        let flags = self.flags(area) ^ if access == Access::Write { DESC_F_WRITE } else { 0 };
         let (mut address, mut len) = (self.address(), self.len());
-        let names_table = for_table || !writes;
-        if names_table && flags & DESC_F_INDIRECT != 0 && !self.next().is_multiple_of(4) {
+        if flags & DESC_F_INDIRECT != 0 && !self.next().is_multiple_of(4) {
             (address, len) = (TABLE, 16 * (1 + self.next() as u32 % u32::from(SIZE)));
         }
         if shape.options.packed {
@@ -108,7 +98,7 @@ fn flip(memory: &Arc<GuestMemory>, shape: Shape, access: Access, stop: &AtomicBo
     let mut flips = 0;
     while !stop.load(Ordering::Relaxed) {
         let (area, slot) = (random.one_of(&[0, 1]), random.next() as usize % usize::from(SIZE));
-        let words = random.descriptor(shape, access, [RING, TABLE][area], slot);
+        let words = random.descriptor(shape, access, [RING, TABLE][area]);
         let (area, at) = (&areas[area], slot * 16);
         match random.next() % 3 {
             0 => area.store_u64(at, u64::from_le(words[0]), Ordering::Relaxed),
@@ -138,6 +128,17 @@ fn offer(ring: &mut Ring, offered: &mut u16) {
     }
 }
 
+/// Writes over a buffer. Returns its length. The halves of two descriptors may make the indirect table one:
+/// it stays as it is, or it would soon name what no descriptor here did.
+fn overwrite(memory: &GuestMemory, buffer: &GuestSlice<'_>) -> usize {
+    let table = memory.contiguous(TABLE, 16).unwrap();
+    let [at, table] = [*buffer, table].map(|slice| GuestSlice::as_iovecs(&[slice])[0].iov_base);
+    if at == table {
+        return buffer.len();
+    }
+    buffer.write(0, &[WRITTEN; 2 * TARGET_LEN as usize])
+}
+
 /// Takes a burst, uses its buffers, and gives it back.
 fn serve(ring: &mut Ring, access: Access, outcomes: &mut Outcomes) -> Result<(), Broken> {
     let memory = Arc::clone(&ring.memory);
@@ -145,17 +146,20 @@ fn serve(ring: &mut Ring, access: Access, outcomes: &mut Outcomes) -> Result<(),
     if ring.queue.look()? > 0 {
         ring.queue.take(&memory, access, 2, &mut chains)?;
     }
-    for chain in chains.all() {
-        let buffers = chains.buffers(chain);
+    for n in 0..chains.len() {
+        let chain = chains.all()[n];
+        let buffers = chains.buffers(&chain);
         let bytes = match access {
             Access::Read => gather(buffers).len(),
-            Access::Write => scatter(buffers, &[WRITTEN; 64 * TARGET_LEN as usize]),
+            Access::Write => buffers.iter().map(|buffer| overwrite(&memory, buffer)).sum(),
         };
         assert_eq!(bytes, chain.len as usize, "the slices are what was counted");
         assert!(chain.fault.is_none() || bytes == 0);
         outcomes.chains += u64::from(chain.fault.is_none());
         outcomes.several += u64::from(buffers.len() > 1);
         outcomes.refused += u64::from(chain.fault.is_some());
+        // In a packed ring it becomes the length of a descriptor, which may be followed as a list's next.
+        chains.set_written(n, chain.len.min(TARGET_LEN));
     }
     // Now and then one is put back, which may have become another chain meanwhile.
     if outcomes.chains.is_multiple_of(7) {
