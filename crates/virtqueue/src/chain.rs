@@ -283,6 +283,11 @@ impl<'w, 'm> Collect<'w, 'm> {
         Ok(())
     }
 
+    /// Forgets the buffers of a chain that broke the ring: nobody may take them for another chain's.
+    pub(crate) fn forget(self) {
+        self.chains.slices.truncate(self.first);
+    }
+
     /// Adds the chain. Returns whether it was taken: not, if there is no room for it in this burst.
     #[expect(clippy::cast_possible_truncation, reason = "SLICES_MAX fits 16 bits, len was checked")]
     pub(crate) fn finish(self, id: u16, slots: u16) -> bool {

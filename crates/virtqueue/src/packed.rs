@@ -170,7 +170,9 @@ impl PackedQueue {
             } else {
                 1
             };
-        self.saw(self.next.after(known, self.size));
+        // Not `known`: of a batch that is being written, the descriptors behind the first look available
+        // before it is. Whoever goes to sleep must be kicked for that batch.
+        self.saw(self.next.after(1, self.size));
         Ok(known)
     }
 
@@ -223,18 +225,36 @@ impl PackedQueue {
         &mut self,
         memory: &'m GuestMemory,
         access: Access,
-        mut descriptor: PackedDescriptor,
+        descriptor: PackedDescriptor,
         chains: &mut Chains<'m>,
     ) -> Result<u16, Broken> {
         let mut cursor = self.cursor;
         let mut collect = Collect::new(memory, &mut cursor, chains, access);
+        let (id, slots) = match self.follow(descriptor, &mut collect) {
+            Ok(followed) => followed,
+            Err(broken) => {
+                collect.forget();
+                return Err(broken);
+            }
+        };
+        let taken = collect.finish(id, slots);
+        self.cursor = cursor;
+        Ok(if taken { slots } else { 0 })
+    }
+
+    /// Returns the buffer id, which is that of the last descriptor, and how many there are.
+    fn follow(
+        &self,
+        mut descriptor: PackedDescriptor,
+        collect: &mut Collect<'_, '_>,
+    ) -> Result<(u16, u16), Broken> {
         let (mut at, mut slots) = (self.next, 1);
         loop {
             if descriptor.flags & DESC_F_INDIRECT != 0 {
                 if slots > 1 || descriptor.flags & DESC_F_NEXT != 0 {
                     return Err(Broken::IndirectNested);
                 }
-                self.follow_indirect(descriptor, &mut collect)?;
+                self.follow_indirect(descriptor, collect)?;
                 break;
             }
             collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
@@ -248,9 +268,7 @@ impl PackedQueue {
             at = at.after(1, self.size);
             descriptor = self.descriptor(at);
         }
-        let taken = collect.finish(descriptor.id, slots);
-        self.cursor = cursor;
-        Ok(if taken { slots } else { 0 })
+        Ok((descriptor.id, slots))
     }
 
     /// Follows an indirect table (2.8.7): its descriptors stand in order, and only their WRITE flags
@@ -375,9 +393,10 @@ impl PackedQueue {
             EVENT_DISABLE => false,
             EVENT_DESC if self.event_index => used.is_none_or(|used| {
                 let event = Position::from_bits(off_wrap);
-                let back = self.next_used.distance_from(event, self.size);
-                // The descriptor is among those used since: told of, however the guest means it.
-                event.slot < self.size && (1..=u32::from(used)).contains(&back)
+                // Among those used since. One that the ring does not have is not.
+                event.slot < self.size
+                    && (1..=u32::from(used))
+                        .contains(&self.next_used.distance_from(event, self.size))
             }),
             // Also what is reserved: rather a signal too many than one that is waited for in vain.
             _ => used != Some(0),

@@ -137,21 +137,34 @@ impl SplitQueue {
         memory: &'m GuestMemory,
         access: Access,
         head: u16,
-        mut descriptor: Descriptor,
+        descriptor: Descriptor,
         chains: &mut Chains<'m>,
     ) -> Result<bool, Broken> {
         let mut cursor = self.cursor;
         let mut collect = Collect::new(memory, &mut cursor, chains, access);
+        if let Err(broken) = self.follow(descriptor, &mut collect) {
+            collect.forget();
+            return Err(broken);
+        }
+        let taken = collect.finish(head, 1);
+        self.cursor = cursor;
+        Ok(taken)
+    }
+
+    fn follow(
+        &self,
+        mut descriptor: Descriptor,
+        collect: &mut Collect<'_, '_>,
+    ) -> Result<(), Broken> {
         let mut left = self.size;
         loop {
             left -= 1;
             if descriptor.flags & DESC_F_INDIRECT != 0 {
-                self.follow_indirect(descriptor, &mut collect)?;
-                break;
+                return self.follow_indirect(descriptor, collect);
             }
             collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
             if descriptor.flags & DESC_F_NEXT == 0 {
-                break;
+                return Ok(());
             }
             let next = descriptor.next;
             if next < self.size && left == 0 {
@@ -159,9 +172,6 @@ impl SplitQueue {
             }
             descriptor = self.descriptor(next)?;
         }
-        let taken = collect.finish(head, 1);
-        self.cursor = cursor;
-        Ok(taken)
     }
 
     /// Follows an indirect table (2.7.5.3). The table is read where it lies: each descriptor is copied

@@ -5,14 +5,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{DATA, END, RING, SEAM, mapping, read, readable, writable};
+use common::{DATA, END, RING, SEAM, Shape, buffer, mapping, read};
 use guest_memory::memory::Mapping;
 use guest_memory::{GuestMemory, GuestSlice};
 use proptest::prelude::*;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use virtqueue::driver::{Buffer, SplitDriver};
+use virtio_queue::{Queue as Oracle, QueueOwnedT, QueueT};
+use virtqueue::driver::{Buffer, Driver};
 use virtqueue::layout::{descriptor_table_len, device_area_len, driver_area_len};
-use virtqueue::{Access, Slices, SplitQueue, Taken};
+use virtqueue::{Access, Chains, Queue};
 use vm_memory::{
     Address as _, Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _,
 };
@@ -64,9 +64,9 @@ struct Pair {
     map: Arc<Mapping>,
     memory: Arc<GuestMemory>,
     access: Access,
-    driver: SplitDriver,
-    ours: SplitQueue,
-    oracle: Queue,
+    driver: Driver,
+    ours: Queue,
+    oracle: Oracle,
     /// How many tables were made: each chain has one to itself.
     tables: u64,
     reaped: u16,
@@ -76,11 +76,13 @@ impl Pair {
     fn new(start: u16, event_index: bool, access: Access) -> Self {
         let map = mapping();
         let memory = Arc::new(GuestMemory::new(Arc::clone(&map)));
-        let driver = SplitDriver::new(&memory, RING, SIZE, event_index, true).starting_at(start);
-        let mut ours = SplitQueue::new(&driver.setup(), &memory).unwrap();
+        let mut shape = Shape::split(SIZE);
+        shape.options.event_index = event_index;
+        let driver = Driver::new(&memory, RING, shape.options, start);
+        let mut ours = Queue::new(&driver.setup(), &memory).unwrap();
         let at = |address: u64| GuestAddress(address - RING + ORACLE_RING);
         let setup = driver.setup();
-        let mut oracle = Queue::new(SIZE).unwrap();
+        let mut oracle = Oracle::new(SIZE).unwrap();
         oracle.try_set_desc_table_address(at(setup.descriptor_table)).unwrap();
         oracle.try_set_avail_ring_address(at(setup.driver_area)).unwrap();
         oracle.try_set_used_ring_address(at(setup.device_area)).unwrap();
@@ -111,11 +113,8 @@ impl Pair {
     }
 
     fn offer(&mut self, is_indirect: bool, buffers: &[(u64, u32)]) {
-        let to_buffer = match self.access {
-            Access::Read => readable,
-            Access::Write => writable,
-        };
-        let buffers: Vec<Buffer> = buffers.iter().map(|&(at, len)| to_buffer(at, len)).collect();
+        let buffers: Vec<Buffer> =
+            buffers.iter().map(|&(at, len)| buffer(self.access, at, len)).collect();
         if is_indirect {
             let table = TABLES + self.tables % 1024 * 128;
             self.tables += 1;
@@ -144,42 +143,39 @@ impl Pair {
 
     fn serve(&mut self, take: usize, put_back: usize, lens: u32) -> Result<(), TestCaseError> {
         let memory = Arc::clone(&self.memory);
-        let available = usize::from(self.ours.available().unwrap());
-        let mut slices = Slices::new();
-        let mut heads = Vec::new();
+        let available = usize::from(self.ours.look().unwrap());
+        let mut chains = Chains::new();
+        self.ours.take(&memory, self.access, take, &mut chains).unwrap();
+        prop_assert_eq!(chains.len(), take.min(available));
         for n in 0..take {
-            let ours = self.ours.take(&memory, self.access, &mut slices).unwrap();
             let oracle = self.oracle.pop_descriptor_chain(&*self.map);
-            let (ours, oracle) = match (ours, oracle) {
-                (Some(Taken::Chain(ours)), Some(oracle)) => (ours, oracle),
-                (None, None) => {
-                    prop_assert_eq!(n, available);
-                    break;
-                }
+            let (ours, oracle) = match (chains.all().get(n), oracle) {
+                (Some(ours), Some(oracle)) => (ours, oracle),
+                (None, None) => break,
                 (ours, oracle) => panic!("{ours:?} here, {:?} there", oracle.is_some()),
             };
-            prop_assert_eq!(ours.head, oracle.head_index());
+            prop_assert_eq!((ours.id, ours.fault), (oracle.head_index(), None));
             let writes = self.access == Access::Write;
             let descriptors: Vec<(u64, u32)> = oracle
                 .inspect(|descriptor| assert_eq!(descriptor.is_write_only(), writes))
                 .map(|descriptor| (descriptor.addr().0, descriptor.len()))
                 .collect();
             prop_assert_eq!(ours.len, descriptors.iter().map(|(_, len)| len).sum::<u32>());
-            let runs: Vec<(usize, usize)> = GuestSlice::as_iovecs(ours.of(&slices))
+            let runs: Vec<(usize, usize)> = GuestSlice::as_iovecs(chains.buffers(ours))
                 .iter()
                 .map(|iovec| (iovec.iov_base.addr(), iovec.iov_len))
                 .collect();
             prop_assert_eq!(runs, self.expected(&descriptors));
-            heads.push(ours.head);
         }
-        let put_back = put_back.min(heads.len());
-        self.ours.put_back(put_back as u16);
-        (0..put_back).for_each(|_| self.oracle.go_to_previous_position());
+        let done = chains.len().saturating_sub(put_back);
+        (done..chains.len()).for_each(|_| self.oracle.go_to_previous_position());
+        self.ours.put_back(chains.truncate(done));
         prop_assert_eq!(self.ours.next_available(), self.oracle.next_avail());
-        for (n, &head) in (0..).zip(&heads[..heads.len() - put_back]) {
-            self.ours.complete(head, lens + n);
-            self.oracle.add_used(&*self.map, head, lens + n).unwrap();
+        for (n, len) in (0..chains.len()).zip(lens..) {
+            self.oracle.add_used(&*self.map, chains.all()[n].id, len).unwrap();
+            chains.set_written(n, len);
         }
+        self.ours.complete_written(chains.all());
         self.ours.publish();
         let signal = self.ours.wants_signal();
         prop_assert_eq!(signal, self.oracle.needs_notification(&*self.map).unwrap());
@@ -197,12 +193,12 @@ impl Pair {
     }
 
     fn arm(&mut self) {
-        if self.ours.available().unwrap() > 0 {
+        if self.ours.look().unwrap() > 0 {
             return;
         }
         self.ours.arm_kick();
         let news = self.oracle.enable_notification(&*self.map).unwrap();
-        assert_eq!(self.ours.available().unwrap() > 0, news);
+        assert_eq!(self.ours.look().unwrap() > 0, news);
     }
 
     fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {
