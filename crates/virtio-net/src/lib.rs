@@ -8,6 +8,7 @@
 pub mod config;
 pub mod features;
 pub mod receive;
+mod run;
 pub mod transmit;
 
 pub use config::{ConfigSpace, MacAddress};
