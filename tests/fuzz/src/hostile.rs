@@ -160,6 +160,8 @@ struct Ring {
     driver: Driver,
     device: Device,
     canaries: Canaries,
+    /// How many descriptors were offered past the driver's own count of those that are free.
+    offered: usize,
 }
 
 impl Ring {
@@ -181,10 +183,11 @@ impl Ring {
             canaries.allow(setup.descriptor_table, u64::from(size) * 16);
         }
         let device = Device::new(queue, guest, access);
-        Self { guest, options, position, access, driver, device, canaries }
+        Self { guest, options, position, access, driver, device, canaries, offered: 0 }
     }
 
     fn reset(&mut self) {
+        self.offered = 0;
         self.driver = Driver::new(&self.guest.memory, RING, self.options, self.position);
         let queue = Queue::new(&self.driver.setup(), &self.guest.memory).unwrap();
         self.device = Device::new(queue, self.guest, self.access);
@@ -208,6 +211,7 @@ impl Ring {
             }
             Step::Offer { place, flags, head } => {
                 self.allow(place, flags);
+                self.offered += 1;
                 match &mut self.driver {
                     Driver::Split(driver) => driver.offer_raw(head % (self.options.size + 1)),
                     Driver::Packed(driver) => {
@@ -239,6 +243,9 @@ impl Ring {
             Step::DisarmSignal => self.driver.disarm_signal(),
             _ => return false,
         }
+        // A packed descriptor is written in two steps: over one that the device has yet to take, the
+        // new address goes with the old length and direction.
+        self.canaries.off |= self.options.packed && self.offered > self.driver.free();
         true
     }
 
@@ -264,6 +271,8 @@ impl Ring {
                 self.device.put_back(usize::MAX / 2);
                 self.device.queue.publish();
                 let mut setup = self.driver.setup();
+                // At the wrong place, old descriptors are new ones.
+                self.canaries.off |= position.is_some();
                 setup.next_available = position.unwrap_or(self.device.queue.next_available());
                 if let Ok(queue) = Queue::new(&setup, &self.guest.memory) {
                     self.device = Device::new(queue, self.guest, self.access);
