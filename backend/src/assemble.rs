@@ -75,7 +75,7 @@ pub fn run(plan: &Plan, socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result
     match &plan.datapath {
         DatapathSpec::Tap { ifname } => run_on(plan, Tap::open(ifname, pairs)?, socket, stop),
         DatapathSpec::Reflect => {
-            run_on(plan, (0..pairs).map(|_| Reflect::default()).collect(), socket, stop)
+            run_on(plan, (0..pairs).map(|_| Reflect).collect(), socket, stop)
         }
         DatapathSpec::Null { receive } => {
             run_on(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), socket, stop)

@@ -10,11 +10,25 @@
 //! - [`memory`]: the region table and translation.
 //! - [`slice`](mod@slice): a checked run of guest bytes; what the kernel takes as an `iovec`.
 //! - [`area`]: long-lived access to ring structures.
+//! - `modelled`: the same under loom (`--cfg loom`), for tests of notification.
 
 pub mod area;
 pub mod memory;
+#[cfg(loom)]
+mod modelled;
 pub mod slice;
 
-pub use area::{Area, AreaError};
+#[cfg(not(loom))]
+pub use area::Area;
+pub use area::AreaError;
 pub use memory::{Cursor, GuestMemory, Unmapped};
+#[cfg(loom)]
+pub use modelled::ModelledArea as Area;
 pub use slice::{GuestSlice, Spare};
+
+/// The fence between what one side shows and what it reads of the other's wishes.
+#[cfg(loom)]
+pub use loom::sync::atomic::fence;
+/// The fence between what one side shows and what it reads of the other's wishes.
+#[cfg(not(loom))]
+pub use std::sync::atomic::fence;

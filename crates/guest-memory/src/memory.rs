@@ -33,6 +33,10 @@ struct Region {
 #[derive(Debug)]
 pub struct GuestMemory {
     regions: Box<[Region]>,
+    /// The parts of rings that were set up, by address.
+    #[cfg(loom)]
+    pub(crate) modelled:
+        std::sync::Mutex<std::collections::BTreeMap<u64, Arc<crate::modelled::Words>>>,
     /// Owns the mappings that `regions` points into.
     _map: Arc<Mapping>,
 }
@@ -61,7 +65,12 @@ impl GuestMemory {
                 host: region.as_ptr(),
             })
             .collect();
-        Self { regions, _map: map }
+        Self {
+            regions,
+            #[cfg(loom)]
+            modelled: std::sync::Mutex::default(),
+            _map: map,
+        }
     }
 
     /// The bytes of guest memory in total.

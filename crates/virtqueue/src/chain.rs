@@ -5,10 +5,10 @@ use guest_memory::{Cursor, GuestMemory, GuestSlice};
 
 use crate::layout::DESC_F_WRITE;
 
-/// The most slices that the chains of one burst may have together.
-pub const SLICES_MAX: usize = 2048;
+/// The most slices that the chains of one burst may have together. (Loom's threads have small stacks.)
+pub const SLICES_MAX: usize = if cfg!(loom) { 16 } else { 2048 };
 /// The most chains of one burst.
-pub const CHAINS_MAX: usize = 1024;
+pub const CHAINS_MAX: usize = if cfg!(loom) { 8 } else { 1024 };
 /// The most slices of one chain: what one `readv` or `writev` takes (`UIO_MAXIOV` is 1024), less one for
 /// the spare room that receiving adds.
 pub const CHAIN_SLICES_MAX: usize = 1023;

@@ -8,9 +8,9 @@
 //! used ends where what is available begins: one position says where the ring goes on.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use guest_memory::{Area, Cursor, GuestMemory};
+use guest_memory::{Area, Cursor, GuestMemory, fence};
 
 use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
 use crate::layout::{

@@ -6,9 +6,9 @@
 //! (one full fence).
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use guest_memory::{Area, Cursor, GuestMemory, GuestSlice};
+use guest_memory::{Area, Cursor, GuestMemory, GuestSlice, fence};
 
 use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
 use crate::layout::{

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use guest_memory::{Area, GuestMemory};
+use guest_memory::{Area, GuestMemory, fence};
 
 use crate::driver::{Buffer, Returned, RingOptions, forget};
 use crate::layout::{

@@ -1,0 +1,405 @@
+//! A driver that does as the specification says, held against a model and a second opinion: target
+//! `oracle`.
+//!
+//! The model is a queue of chains with their contents. The second opinion, for split rings, is the
+//! `virtio-queue` crate, which pops the same chains from the same ring.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use arbitrary::Arbitrary;
+use virtio_queue::{Queue as OtherQueue, QueueT};
+use virtqueue::driver::{Buffer, Driver, RingOptions};
+use virtqueue::{Access, Chain, Chains, Queue};
+use vm_memory::Address as _;
+
+use crate::burst::Device;
+use crate::memory::{Guest, HONEST_SEAM, RING};
+
+/// Where chains may lie, each of them at most [`CHAIN_LEN_MAX`] long, one after the other and round again:
+/// as many as a ring holds have room beside each other.
+const CHAINS: Range<u64> = 0x3000..2 * HONEST_SEAM;
+const CHAIN_LEN_MAX: u64 = 0xc00;
+const BUFFERS_MAX: usize = 10;
+const BUFFER_LEN_MAX: u16 = 280;
+/// Before a chain's buffers: its indirect table, if it has one.
+const TABLE_LEN: u64 = 16 * BUFFERS_MAX as u64;
+const STEPS_MAX: usize = 128;
+
+/// The story of one ring.
+#[derive(Arbitrary, Debug)]
+pub struct Story {
+    packed: bool,
+    size: u8,
+    in_order: bool,
+    event_index: bool,
+    device_writes: bool,
+    position: u16,
+    start: u16,
+    steps: Vec<Step>,
+}
+
+/// What one side does next.
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Add {
+        lens: Vec<u16>,
+        indirect: bool,
+    },
+    /// The driver shows what it added, and kicks if the device wants that.
+    Publish {
+        kick: bool,
+    },
+    /// The driver takes what came back, up to so many, and no more signals if it says so.
+    Used {
+        max: u8,
+        disarm: bool,
+    },
+    /// The driver goes to sleep, unless something came back.
+    DriverSleep,
+    /// The device takes up to `max`, puts some back, gives some back.
+    Take {
+        max: u8,
+    },
+    PutBack {
+        count: u8,
+    },
+    Complete {
+        count: u8,
+        written: u16,
+    },
+    /// The device shows what it gave back, and signals if the driver wants that.
+    Tell {
+        signal: bool,
+    },
+    /// The device goes to sleep, unless there is more than it saw.
+    DeviceSleep,
+    /// Stopped, and started where it was.
+    Restart,
+}
+
+/// A chain on its way through the ring.
+#[derive(Debug)]
+struct Sent {
+    id: u16,
+    buffers: Vec<Buffer>,
+    /// The first byte of its contents; the others count on from there.
+    first: u8,
+    /// How many bytes the device says it wrote.
+    written: u32,
+}
+
+/// Plays `story`.
+pub fn play(story: &Story) {
+    let mut ring = Ring::new(story);
+    for step in story.steps.iter().take(STEPS_MAX) {
+        ring.play(step);
+    }
+    ring.finish();
+}
+
+struct Ring {
+    guest: &'static Guest,
+    driver: Driver,
+    device: Device,
+    other: Option<OtherQueue>,
+    next_chain: u64,
+    count: u8,
+    /// Added, not yet published.
+    added: VecDeque<Sent>,
+    /// The device may take these, in this order.
+    published: VecDeque<Sent>,
+    /// The device holds these.
+    taken: VecDeque<Sent>,
+    /// The device gave these back, and has not shown them yet.
+    completed: VecDeque<Sent>,
+    /// The driver may take these, in this order.
+    shown: VecDeque<Sent>,
+    /// Published since the device was last kicked or found awake.
+    unkicked: bool,
+    device_sleeps: bool,
+    untold: bool,
+    driver_sleeps: bool,
+}
+
+impl Ring {
+    fn new(story: &Story) -> Self {
+        let &Story { packed, in_order, event_index, device_writes, .. } = story;
+        let guest = Guest::honest();
+        let size = if packed { u16::from(story.size % 67) + 1 } else { 1 << (story.size % 7) };
+        let options = RingOptions { size, packed, in_order, event_index, indirect: true };
+        let slot = (story.position & 0x7fff) % size;
+        let position = if packed { slot | story.position & 0x8000 } else { story.position };
+        let driver = Driver::new(&guest.memory, RING, options, position);
+        let queue = Queue::new(&driver.setup(), &guest.memory).unwrap();
+        let access = if device_writes { Access::Write } else { Access::Read };
+        let other = (!packed).then(|| other_queue(&driver));
+        // Some begin just before the seam.
+        let near_seam = HONEST_SEAM - u64::from(story.start) % CHAIN_LEN_MAX;
+        Self {
+            guest,
+            driver,
+            device: Device::new(queue, guest, access),
+            other,
+            next_chain: if story.start & 1 == 1 { near_seam } else { CHAINS.start },
+            count: 0,
+            added: VecDeque::new(),
+            published: VecDeque::new(),
+            taken: VecDeque::new(),
+            completed: VecDeque::new(),
+            shown: VecDeque::new(),
+            unkicked: false,
+            device_sleeps: false,
+            untold: false,
+            driver_sleeps: false,
+        }
+    }
+
+    fn play(&mut self, step: &Step) {
+        match *step {
+            Step::Add { ref lens, indirect } => self.add(lens, indirect),
+            Step::Publish { kick } => self.publish(kick),
+            Step::Used { max, disarm } => {
+                self.driver_sleeps = false;
+                if disarm {
+                    self.driver.disarm_signal();
+                }
+                (0..max).for_each(|_| self.used());
+            }
+            Step::DriverSleep => {
+                self.driver.arm_signal();
+                self.driver_sleeps = !self.driver.has_used();
+                assert_eq!(self.driver_sleeps, self.shown.is_empty(), "what came back is not seen");
+                // Asleep or not, it knows of all that was shown until now.
+                self.untold = false;
+            }
+            Step::Take { max } => self.take(max.into()),
+            Step::PutBack { count } => self.put_back(count.into()),
+            Step::Complete { count, written } => self.complete(count.into(), written),
+            Step::Tell { signal } => self.tell(signal),
+            Step::DeviceSleep => {
+                self.device.queue.arm_kick();
+                self.device_sleeps = !self.device.queue.has_grown();
+                self.unkicked = false;
+            }
+            Step::Restart => {
+                self.put_back(usize::MAX / 2);
+                self.tell(true);
+                let mut setup = self.driver.setup();
+                setup.next_available = self.device.queue.next_available();
+                let queue = Queue::new(&setup, &self.guest.memory).unwrap();
+                self.device = Device::new(queue, self.guest, self.device.access);
+                (self.device_sleeps, self.unkicked) = (false, false);
+                self.device.queue.disarm_kick();
+                assert!(self.device.queue.wants_signal() || !self.driver_sleeps);
+            }
+        }
+    }
+
+    fn add(&mut self, lens: &[u16], indirect: bool) {
+        let lens = &lens[..lens.len().min(BUFFERS_MAX)];
+        if lens.is_empty() {
+            return;
+        }
+        if self.next_chain + CHAIN_LEN_MAX > CHAINS.end {
+            self.next_chain = CHAINS.start;
+        }
+        let table = self.next_chain.next_multiple_of(16);
+        let mut address = table + TABLE_LEN;
+        // A table must lie in one region.
+        let indirect = indirect && !(table..address).contains(&HONEST_SEAM);
+        let writable = self.device.access == Access::Write;
+        let mut buffers = Vec::new();
+        for len in lens {
+            let len = u32::from(len % BUFFER_LEN_MAX);
+            buffers.push(Buffer { address, len, writable });
+            address += u64::from(len);
+        }
+        let id = if indirect {
+            self.driver.add_indirect(&buffers, table)
+        } else {
+            self.driver.add(&buffers)
+        };
+        let Some(id) = id else { return };
+        self.count = self.count.wrapping_add(1);
+        let sent = Sent { id, buffers, first: self.count.wrapping_mul(37), written: 0 };
+        if !writable {
+            self.guest.memory.write(table + TABLE_LEN, &sent.contents(sent.len())).unwrap();
+        }
+        self.next_chain = address;
+        self.added.push_back(sent);
+    }
+
+    fn publish(&mut self, kick: bool) {
+        self.driver.publish();
+        self.unkicked |= !self.added.is_empty();
+        self.published.append(&mut self.added);
+        if kick {
+            let kicks = self.driver.wants_kick();
+            assert!(kicks || !(self.device_sleeps && self.unkicked), "a kick is lost");
+            self.device_sleeps &= !kicks;
+            self.unkicked = false;
+        }
+    }
+
+    fn used(&mut self) {
+        let Some(returned) = self.driver.used() else {
+            assert!(self.shown.is_empty(), "chains do not come back");
+            return;
+        };
+        let sent = self.shown.pop_front().expect("a chain that was not given back");
+        assert_eq!((returned.id, returned.len), (sent.id, sent.written), "not what was given back");
+        let mut bytes = vec![0; sent.written as usize];
+        self.guest.memory.read(sent.buffers[0].address, &mut bytes).unwrap();
+        assert_eq!(bytes, sent.contents(bytes.len()), "not what the device wrote");
+    }
+
+    fn take(&mut self, max: usize) {
+        if self.device.held() == 0 {
+            self.device.queue.disarm_kick();
+        }
+        self.device_sleeps = false;
+        let before = if self.device.held() == 0 { 0 } else { self.device.chains.len() };
+        let count = self.device.take(max).expect("an honest driver").len();
+        let expected = self.published.len().min(max);
+        assert_eq!(count, expected, "chains are not seen, or seen too early");
+        for n in before..before + count {
+            let chain = self.device.chains.all()[n];
+            let sent = self.published.pop_front().unwrap();
+            self.check(&chain, &sent);
+            self.taken.push_back(sent);
+        }
+    }
+
+    /// The chain that was taken is the one that was sent; so says the other crate.
+    fn check(&mut self, chain: &Chain, sent: &Sent) {
+        assert_eq!((chain.id, chain.fault), (sent.id, None));
+        let buffers = self.device.chains.buffers(chain);
+        let ours = joined(buffers.iter().map(|slice| self.guest.range(slice)));
+        let theirs = sent.buffers.iter().map(|it| it.address..it.address + u64::from(it.len));
+        assert_eq!(ours, joined(theirs));
+        if self.device.access == Access::Read {
+            let mut bytes = vec![0; sent.len()];
+            let mut at = 0;
+            for slice in buffers {
+                at += slice.read(0, &mut bytes[at..]);
+            }
+            assert_eq!(bytes, sent.contents(sent.len()), "not what the driver wrote");
+        }
+        let Some(other) = &mut self.other else { return };
+        let popped = other.pop_descriptor_chain(&*self.guest.mapping).expect("a chain there, too");
+        assert_eq!(popped.head_index(), chain.id);
+        let writable = self.device.access == Access::Write;
+        let theirs = popped.map(|descriptor| {
+            assert_eq!(descriptor.is_write_only(), writable);
+            let start = descriptor.addr().raw_value();
+            start..start + u64::from(descriptor.len())
+        });
+        assert_eq!(ours, joined(theirs));
+    }
+
+    fn put_back(&mut self, count: usize) {
+        let count = self.device.put_back(count);
+        for _ in 0..count {
+            self.published.push_front(self.taken.pop_back().unwrap());
+        }
+        if let Some(other) = &mut self.other {
+            other.set_next_avail(self.device.queue.next_available());
+        }
+    }
+
+    fn complete(&mut self, count: usize, written: u16) {
+        let mut firsts = self.taken.iter().map(|sent| sent.first);
+        let mut lens = Vec::new();
+        let count = self.device.complete(count, |chains, chain| {
+            let len = chain.len.min(written.into());
+            lens.push(len);
+            write(chains, chain, &contents(firsts.next().unwrap(), len as usize));
+            len
+        });
+        for n in 0..count {
+            let mut sent = self.taken.pop_front().unwrap();
+            sent.written = lens.get(n).copied().unwrap_or(0);
+            self.completed.push_back(sent);
+        }
+    }
+
+    fn tell(&mut self, signal: bool) {
+        self.device.queue.publish();
+        self.untold |= !self.completed.is_empty();
+        self.shown.append(&mut self.completed);
+        if signal {
+            let signals = self.device.queue.wants_signal();
+            assert!(signals || !(self.driver_sleeps && self.untold), "a signal is lost");
+            self.driver_sleeps &= !signals;
+            self.untold = false;
+        }
+    }
+
+    /// Everything that was added comes back.
+    fn finish(&mut self) {
+        self.publish(true);
+        while !self.published.is_empty() || !self.taken.is_empty() || !self.completed.is_empty() {
+            self.take(usize::MAX);
+            self.complete(usize::MAX / 2, u16::MAX);
+            self.tell(true);
+        }
+        while !self.shown.is_empty() {
+            self.used();
+        }
+        assert!(!self.driver.has_used());
+        assert_eq!(self.driver.free(), usize::from(self.driver.setup().size));
+    }
+}
+
+impl Sent {
+    fn len(&self) -> usize {
+        self.buffers.iter().map(|buffer| buffer.len as usize).sum()
+    }
+
+    fn contents(&self, len: usize) -> Vec<u8> {
+        contents(self.first, len)
+    }
+}
+
+fn contents(first: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|n| first.wrapping_add(n as u8)).collect()
+}
+
+fn write(chains: &Chains<'_>, chain: &Chain, bytes: &[u8]) {
+    let mut at = 0;
+    for slice in chains.buffers(chain) {
+        at += slice.write(0, &bytes[at..]);
+    }
+    assert_eq!(at, bytes.len());
+}
+
+/// Adjacent ranges as one, without empty ones: how a chain is cut in pieces does not matter.
+fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut all: Vec<Range<u64>> = Vec::new();
+    for range in ranges.filter(|range| !range.is_empty()) {
+        match all.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => all.push(range),
+        }
+    }
+    all
+}
+
+/// The same ring in the other crate's hands. It only ever reads.
+fn other_queue(driver: &Driver) -> OtherQueue {
+    let setup = driver.setup();
+    let halves = |address: u64| (Some(address as u32), Some((address >> 32) as u32));
+    let mut other = OtherQueue::new(setup.size).unwrap();
+    other.set_size(setup.size);
+    let (low, high) = halves(setup.descriptor_table);
+    other.set_desc_table_address(low, high);
+    let (low, high) = halves(setup.driver_area);
+    other.set_avail_ring_address(low, high);
+    let (low, high) = halves(setup.device_area);
+    other.set_used_ring_address(low, high);
+    other.set_next_avail(setup.next_available);
+    other.set_next_used(setup.next_available);
+    other.set_ready(true);
+    other
+}

@@ -1,0 +1,11 @@
+//! What the fuzz targets share: a guest's memory, a hostile driver's story, and an honest one's.
+//!
+//! - [`memory`]: the guest's memory, and which of its bytes the device may have changed.
+//! - [`burst`]: the device's side, one burst after the other, as a worker would.
+//! - [`hostile`]: targets `split` and `packed`.
+//! - [`honest`]: target `oracle`.
+
+pub mod burst;
+pub mod honest;
+pub mod hostile;
+pub mod memory;

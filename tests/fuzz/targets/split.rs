@@ -1,0 +1,7 @@
+//! The split ring's engine against a driver that does anything at all.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ringscope_fuzz::hostile::{Story, play};
+
+fuzz_target!(|story: Story| play(&story, false));
