@@ -51,16 +51,14 @@ impl Guest {
         options.check()?;
         let link = Link::negotiate(stream, &options)?;
         let features = link.features();
+        options.check_rings(features)?;
         let mut memory = if options.regions.is_empty() {
-            let len = bytes_wanted(&options).next_multiple_of(1 << 21);
+            let len = bytes_wanted(&options, features).next_multiple_of(1 << 21);
             SharedMemory::new(&[RegionOptions { address: 0, len }])?
         } else {
             SharedMemory::new(&options.regions)?
         };
-        let mut ring = |index| {
-            let (events, indirect) = (features.event_index(), features.indirect());
-            Ring::new(index, &mut memory, &options, events, indirect)
-        };
+        let mut ring = |index| Ring::new(index, &mut memory, &options, features);
         let rings = (0..options.queue_pairs).map(|n| Ok((ring(2 * n)?, ring(2 * n + 1)?)));
         let rings = rings.collect::<Result<Vec<_>, Error>>()?;
         let pieces = options.receive_pieces;
@@ -121,7 +119,7 @@ impl Guest {
         if index.is_multiple_of(2) { receive } else { transmit }
     }
 
-    /// Stops ring `index`. Returns the available index where it stopped.
+    /// Stops ring `index`. Returns where it stopped ([`Ring::base`]).
     ///
     /// # Errors
     /// When the back end refuses.
@@ -309,8 +307,8 @@ fn connect(path: &Path, patience: Duration) -> Result<UnixStream, Error> {
     }
 }
 
-fn bytes_wanted(options: &GuestOptions) -> u64 {
+fn bytes_wanted(options: &GuestOptions, features: Negotiated) -> u64 {
     let buffers = Buffers::bytes(options.queue_size.into(), options.buffer_len, options.canary_len);
     // A page each for rounding up: ring, tables, buffers.
-    u64::from(options.rings()) * (Ring::bytes(options) + buffers + 3 * 4096)
+    u64::from(options.rings()) * (Ring::bytes(options, features) + buffers + 3 * 4096)
 }
