@@ -11,6 +11,7 @@ use virtio_net::Negotiated;
 use crate::buffers::Buffers;
 use crate::link::Link;
 use crate::memory::SharedMemory;
+use crate::signal::eventfd;
 use crate::{Error, GuestOptions, Pair, RegionOptions, Ring};
 
 /// A guest in software.
@@ -142,6 +143,22 @@ impl Guest {
         link.start(ring, memory)?;
         // What was offered while nobody looked was not heard either.
         ring.kick_anyway()
+    }
+
+    /// Gives the back end a call descriptor for ring `index` that nobody listens to, as QEMU does for a
+    /// moment when it starts a ring; or the ring's own one again.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_deaf(&mut self, index: u16, deaf: bool) -> Result<(), Error> {
+        let Self { link: Some(link), pairs, .. } = self else { return self.link().map(drop) };
+        let [receive, transmit] = pairs[usize::from(index / 2)].rings();
+        let ring = if index.is_multiple_of(2) { receive } else { transmit };
+        if deaf {
+            link.set_call(index, &eventfd()?)
+        } else {
+            link.set_call(index, ring.call.eventfd())
+        }
     }
 
     /// Stops all rings and starts them again.

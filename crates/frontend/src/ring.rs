@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use virtio_net::Negotiated;
-use virtqueue::driver::{Buffer, Driver, RingOptions};
+use virtqueue::driver::{Buffer, Driver, Returned, RingOptions};
 use virtqueue::layout::DESCRIPTOR_LEN;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -68,6 +68,9 @@ pub struct Ring {
     tables: Vec<u64>,
     /// By id: what the back end has.
     offered: Vec<Offered>,
+    /// By id: chains of buffers that are not the ring's own.
+    foreign: Vec<u16>,
+    foreign_used: Vec<Returned>,
     /// What had come back when the back end went away, and was not taken yet.
     left_over: VecDeque<Result<UsedChain, Error>>,
     /// Whether chains were published since the back end's wish was last looked at.
@@ -110,6 +113,8 @@ impl Ring {
             buffers: Buffers::new(memory, size.into(), guest.buffer_len, guest.canary_len)?,
             tables,
             offered: (0..size).map(|_| Offered::default()).collect(),
+            foreign: Vec::new(),
+            foreign_used: Vec::new(),
             left_over: VecDeque::new(),
             unannounced: false,
             kick: eventfd()?,
@@ -174,6 +179,19 @@ impl Ring {
         self.counters.offered += 1;
     }
 
+    /// Offers a chain of any buffers whatever, as no honest guest does. What comes back of such chains goes
+    /// to [`foreign_used`](Self::foreign_used). Returns whether there was room.
+    pub fn offer_foreign(&mut self, buffers: &[Buffer]) -> bool {
+        let id = self.driver.add(buffers);
+        self.foreign.extend(id);
+        id.is_some()
+    }
+
+    /// Takes what has come back, among what the ring's pair took, of chains of foreign buffers.
+    pub fn foreign_used(&mut self) -> Vec<Returned> {
+        std::mem::take(&mut self.foreign_used)
+    }
+
     /// Shows what was offered to the back end.
     pub fn publish(&mut self) {
         self.driver.publish();
@@ -217,7 +235,16 @@ impl Ring {
     }
 
     fn take_used(&mut self) -> Result<Option<UsedChain>, Error> {
-        let Some(used) = self.driver.used() else { return Ok(None) };
+        let used = loop {
+            let Some(used) = self.driver.used() else { return Ok(None) };
+            match self.foreign.iter().position(|id| *id == used.id) {
+                Some(at) => {
+                    self.foreign.swap_remove(at);
+                    self.foreign_used.push(used);
+                }
+                None => break used,
+            }
+        };
         let not_offered = Error::NotOffered { ring: self.index, head: used.id };
         let offered = match self.offered.get_mut(usize::from(used.id)) {
             Some(offered) if !offered.buffers.is_empty() => std::mem::take(offered),
@@ -304,6 +331,7 @@ impl Ring {
         self.driver = Driver::new(memory.guest(), self.address, self.options, self.start);
         self.base = self.start;
         self.unannounced = false;
+        self.foreign.clear();
         for chain in std::mem::take(&mut self.left_over).into_iter().flatten() {
             self.recycle(chain);
         }
