@@ -174,7 +174,8 @@ fn forwards(daemon: &Daemon, shape: &GuestShape) {
     guest.statistics().unwrap();
     sleep(Duration::from_millis(500));
     let statistics = guest.statistics().unwrap();
-    assert!(statistics.rx_pps > 10_000, "{shape:?} {statistics:?}");
+    // One burst of 32 a time slice where both have to share a CPU.
+    assert!(statistics.rx_pps > 1000, "{shape:?} {statistics:?}");
     let flying = statistics.tx_packets - statistics.rx_packets;
     assert!(flying <= 64 * u64::from(shape.queue_pairs), "{shape:?} {statistics:?}");
 }

@@ -14,7 +14,8 @@ fn dpdk_returns_every_frame_whatever_was_negotiated() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("dpdk");
     let _reflector = Testpmd::reflector(&socket, 1, 1).unwrap();
-    for options in frames::guests() {
+    let packed = frames::guests().step_by(5).flat_map(|options| frames::formats(&options));
+    for options in frames::guests().chain(packed) {
         let mut guest = Guest::connect(&socket, options.clone()).unwrap();
         let features = guest.features();
         assert_eq!(features.event_index(), options.features & 1 << 29 != 0);
@@ -28,7 +29,13 @@ fn a_guest_stops_reboots_and_reconnects_on_two_queue_pairs() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("dpdk");
     let _reflector = Testpmd::reflector(&socket, 2, 1).unwrap();
-    let mut options = GuestOptions::default().queue_pairs(2).queue_size(128);
+    for packed in [false, true] {
+        stop_reboot_and_reconnect(&socket, packed);
+    }
+}
+
+fn stop_reboot_and_reconnect(socket: &Path, packed: bool) {
+    let mut options = GuestOptions::default().queue_pairs(2).queue_size(128).packed(packed);
     // Buffers lie across the seam of two regions that are adjacent.
     let mib = 1 << 20;
     options.regions = vec![
@@ -44,7 +51,7 @@ fn a_guest_stops_reboots_and_reconnects_on_two_queue_pairs() {
     frames::come_back(&mut guest).unwrap();
     guest.disconnect();
     assert!(guest.stop_ring(0).is_err(), "nobody is there");
-    guest.reconnect(&socket).unwrap();
+    guest.reconnect(socket).unwrap();
     frames::come_back(&mut guest).unwrap();
 }
 

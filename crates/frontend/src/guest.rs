@@ -145,6 +145,15 @@ impl Guest {
         ring.kick_anyway()
     }
 
+    /// Starts ring `index` at any place whatever ([`Ring::base`]).
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn start_ring_at(&mut self, index: u16, base: u16) -> Result<(), Error> {
+        self.ring(index).stopped_at(base);
+        self.start_ring(index)
+    }
+
     /// Gives the back end a call descriptor for ring `index` that nobody listens to, as QEMU does for a
     /// moment when it starts a ring; or the ring's own one again.
     ///
