@@ -247,3 +247,90 @@ fn error_answer(code: u32) -> Vec<u8> {
     let header = [code, flags, ANSWER_LEN].map(u32::to_ne_bytes).concat();
     [&header[..], &1_u64.to_ne_bytes()].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEED_REPLY: u32 = 1 << 3;
+
+    fn message(request: FrontendReq, flags: u32, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap();
+        let header = [request as u32, VERSION | flags, len].map(u32::to_ne_bytes).concat();
+        [&header[..], payload].concat()
+    }
+
+    fn words(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    /// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
+    fn gate(features: u64) -> Gate {
+        let mut gate = Gate { sizes: vec![64; 2], ..Gate::new(&[], 256) };
+        let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
+        let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));
+        gate.judge(&table).unwrap();
+        gate.judge(&message(FrontendReq::SET_FEATURES, 0, &words(&[features]))).unwrap();
+        gate
+    }
+
+    fn addresses(index: u64, parts: [u64; 3]) -> Vec<u8> {
+        let [table, driver, device] = parts;
+        words(&[index, table, device, driver, 0])
+    }
+
+    #[test]
+    fn each_part_of_a_ring_lies_in_one_region_and_is_aligned() {
+        // A split ring of 64 has 1024, 134 and 518 bytes, a packed one 1024, 4 and 4.
+        let ends = |features| {
+            let mut gate = gate(features);
+            let mut may = |parts| {
+                let parts = addresses(1, parts);
+                gate.judge(&message(FrontendReq::SET_VRING_ADDR, NEED_REPLY, &parts)).is_ok()
+            };
+            assert!(may([0x10000, 0x11000, 0x12000]));
+            assert!(!may([0x10008, 0x11000, 0x12000]));
+            assert!(!may([0x10000, 0x11001, 0x12000]));
+            assert!(!may([0x10000, 0x11000, 0x12002]));
+            assert!(may([0x20000 - 1024, 0x11000, 0x12000]));
+            assert!(!may([0x20000 - 1008, 0x11000, 0x12000]));
+            assert!(!may([0x28000, 0x11000, 0x12000]));
+            assert!(!may([u64::MAX - 15, 0x11000, 0x12000]));
+            [134_u64, 518].map(|len| {
+                let address = 0x20000 - len.next_multiple_of(4) + 4;
+                may([0x10000, address, 0x12000]) && may([0x10000, 0x11000, address])
+            })
+        };
+        assert_eq!(ends(0), [false, false]);
+        assert_eq!(ends(1 << 34), [true, true]);
+    }
+
+    #[test]
+    fn who_asks_for_an_answer_gets_one_if_it_was_agreed_on() {
+        let mut gate = gate(0);
+        let wrong = addresses(2, [0x10000, 0x11000, 0x12000]);
+        let mut judge = |flags, payload: &[u8]| {
+            gate.judge(&message(FrontendReq::SET_VRING_ADDR, flags, payload))
+        };
+        assert_eq!(judge(NEED_REPLY, &wrong), Err(Refused { answer: None }));
+        // What has the wrong length is for the framework.
+        assert_eq!(judge(NEED_REPLY, &wrong[..39]), Ok(()));
+        gate.judge(&message(FrontendReq::SET_PROTOCOL_FEATURES, 0, &words(&[1 << 3]))).unwrap();
+        let mut judge = |flags| gate.judge(&message(FrontendReq::SET_VRING_ADDR, flags, &wrong));
+        assert_eq!(judge(0), Err(Refused { answer: None }));
+        assert_eq!(judge(NEED_REPLY), Err(Refused { answer: Some(error_answer(9)) }));
+    }
+
+    #[test]
+    fn memory_that_was_taken_away_holds_no_ring() {
+        let mut gate = gate(0);
+        let parts = addresses(0, [0x20000, 0x21000, 0x22000]);
+        let judge = |gate: &mut Gate| gate.judge(&message(FrontendReq::SET_VRING_ADDR, 0, &parts));
+        assert!(judge(&mut gate).is_ok());
+        let region = words(&[0, 0x10000, 0x8000, 0x20000, 0]);
+        gate.judge(&message(FrontendReq::REM_MEM_REG, 0, &region)).unwrap();
+        assert!(judge(&mut gate).is_err());
+        gate.judge(&message(FrontendReq::ADD_MEM_REG, 0, &region)).unwrap();
+        assert!(judge(&mut gate).is_ok());
+    }
+}
