@@ -37,14 +37,17 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// With this guest; its queue pairs, rings and memory are the scene's.
+    /// With this guest; its queue pairs, rings and memory are the scene's. Whether the daemon polls depends
+    /// on the rings, so that it does and does not with either format.
     ///
     /// # Panics
     /// When daemon and guest do not come together.
     #[must_use]
     pub fn new(options: GuestOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let arguments = ["--datapath", "reflect", "--queue-pairs", "2"];
+        let has = |bit: u32| options.features & 1 << bit != 0;
+        let poll = if has(34) == has(35) { "never" } else { "adaptive" };
+        let arguments = ["--datapath", "reflect", "--queue-pairs", "2", "--poll", poll];
         let daemon = Daemon::start(directory.path(), "hostile", &arguments).unwrap();
         let mut options = options.queue_pairs(2).queue_size(SIZE).mergeable(false);
         options.receive_pieces = 3;

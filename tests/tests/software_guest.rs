@@ -42,7 +42,7 @@ fn stop_reboot_and_reconnect(socket: &Path, packed: bool) {
         RegionOptions { address: 0, len: 2 * mib },
         RegionOptions { address: 2 * mib, len: 8 * mib },
     ];
-    let mut guest = Guest::connect(&socket, options).unwrap();
+    let mut guest = Guest::connect(socket, options).unwrap();
     assert!(guest.link().unwrap().queue_pairs() >= Some(2));
     frames::come_back(&mut guest).unwrap();
     guest.restart().unwrap();
