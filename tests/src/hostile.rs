@@ -152,6 +152,15 @@ impl Scene {
             let other = self.guest.ring(other).gave_up(Duration::ZERO).unwrap();
             assert!(!other, "{why}: another ring is given up too: {log}");
         }
+        if index == 0 {
+            // What was sent to a receiver that is gone is lost, not kept: without another kick.
+            let pair = self.guest.pair(0);
+            let all = within_soon(|| {
+                pair.reap().unwrap();
+                (pair.transmit_ring().driver().free() == usize::from(SIZE)).then_some(())
+            });
+            assert!(all.is_some(), "{why}: the other ring stands still");
+        }
         frames::come_back_on(&mut self.guest, 1).unwrap();
         self.guest.check_canaries().unwrap();
         self.guest.reboot().unwrap();

@@ -154,7 +154,9 @@ fn indirect_tables_that_are_wrong_break_the_ring() {
 
 #[test]
 fn descriptors_that_change_while_they_are_read_hurt_only_their_guest() {
-    for mut scene in Scene::all() {
+    // An indirect table that is nowhere breaks the ring: without them, all that goes wrong is a chain.
+    for options in frames::formats(&GuestOptions::default().indirect(false)) {
+        let mut scene = Scene::new(options);
         let memory = Arc::clone(scene.guest.memory().guest());
         let table =
             |ring: u16, guest: &mut Guest| guest.ring(ring).driver().setup().descriptor_table;
