@@ -14,8 +14,9 @@ fn dpdk_returns_every_frame_whatever_was_negotiated() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("dpdk");
     let _reflector = Testpmd::reflector(&socket, 1, 1).unwrap();
-    let packed = frames::guests().step_by(5).flat_map(|options| frames::formats(&options));
-    for options in frames::guests().chain(packed) {
+    // Those with version 1: without it DPDK's packed rings have no header that anybody knows.
+    let modern = frames::guests().skip(8).flat_map(|options| frames::formats(&options));
+    for options in frames::guests().chain(modern) {
         let mut guest = Guest::connect(&socket, options.clone()).unwrap();
         let features = guest.features();
         assert_eq!(features.event_index(), options.features & 1 << 29 != 0);
