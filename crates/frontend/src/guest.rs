@@ -125,7 +125,12 @@ impl Guest {
     /// # Errors
     /// When the back end refuses.
     pub fn stop_ring(&mut self, index: u16) -> Result<u16, Error> {
-        let base = self.link()?.stop(index)?;
+        let told = self.link()?.stop(index)?;
+        #[expect(clippy::cast_possible_truncation, reason = "two halves")]
+        let (base, used) = (told as u16, (told >> 16) as u16);
+        if used != 0 && !(self.features.packed() && used == base) {
+            return Err(Error::Options(format!("ring {index} stopped at {told:#x}")));
+        }
         self.ring(index).stopped_at(base);
         Ok(base)
     }

@@ -188,14 +188,13 @@ impl Link {
         enabled.map_err(Error::refused("SET_VRING_ENABLE"))
     }
 
-    /// Stops a ring. Returns where it stopped.
+    /// Stops a ring. Returns where it stopped: [`Ring::base`], and of a packed ring in the upper half the
+    /// used position, if the back end tells it.
     ///
     /// # Errors
     /// When the back end refuses.
-    pub fn stop(&mut self, ring: u16) -> Result<u16, Error> {
-        let base = self.frontend.get_vring_base(ring.into());
-        let base = base.map_err(Error::refused("GET_VRING_BASE"))?;
-        u16::try_from(base).map_err(|_| Error::Options(format!("ring {ring} stopped at {base}")))
+    pub fn stop(&mut self, ring: u16) -> Result<u32, Error> {
+        self.frontend.get_vring_base(ring.into()).map_err(Error::refused("GET_VRING_BASE"))
     }
 
     const fn has_protocol_features(&self) -> bool {

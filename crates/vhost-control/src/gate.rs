@@ -1,4 +1,4 @@
-//! What is refused before the framework sees it.
+//! What is refused before the framework sees it, and what its answers lack.
 //!
 //! A message that the framework refuses ends the connection: it answers with an error, or with nothing at all
 //! when the message itself is not as it should be (`vhost` 0.18, `backend_req_handler.rs`), and its thread
@@ -99,6 +99,24 @@ impl Gate {
         self.log(request, &why);
         let wants_answer = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
         Err(Refused { answer: (self.answers && wants_answer).then(|| error_answer(code)) })
+    }
+
+    /// Completes an answer of the framework's. It knows 16 bits of a position; of a packed ring the used
+    /// position stands in the other 16 (vhost-user, "Vring descriptor indices for packed virtqueues"). A ring
+    /// that is stopped has nothing under way, so the two are the same.
+    pub fn complete(&self, answer: &mut [u8]) {
+        let words = Words(answer);
+        let is_base = words.u32(0) == Some(FrontendReq::GET_VRING_BASE as u32);
+        if is_base
+            && self.features.is_some_and(Negotiated::packed)
+            && let Some((available, used)) = answer
+                .split_at_mut_checked(HEADER_LEN + 4)
+                .and_then(|(_, base)| base.split_at_mut_checked(2))
+            && available.len() == used.len()
+        {
+            // Little-endian, as every machine that this runs on.
+            used.copy_from_slice(available);
+        }
     }
 
     fn take_note(&mut self, request: FrontendReq, payload: Words<'_>) {
@@ -319,6 +337,16 @@ mod tests {
         let mut judge = |flags| gate.judge(&message(FrontendReq::SET_VRING_ADDR, flags, &wrong));
         assert_eq!(judge(0), Err(Refused { answer: None }));
         assert_eq!(judge(NEED_REPLY), Err(Refused { answer: Some(error_answer(9)) }));
+    }
+
+    #[test]
+    fn the_position_of_a_packed_ring_is_told_twice() {
+        for (features, expected) in [(0, 0x8005_u32), (1 << 34, 0x8005_8005)] {
+            let base = [1, 0x8005_u32].map(u32::to_ne_bytes).concat();
+            let mut answer = message(FrontendReq::GET_VRING_BASE, 1 << 2, &base);
+            gate(features).complete(&mut answer);
+            assert_eq!(answer[16..], expected.to_ne_bytes());
+        }
     }
 
     #[test]

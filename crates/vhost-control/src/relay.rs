@@ -110,7 +110,8 @@ impl Relay {
     /// As [`Relay::pass_request`].
     pub fn pass_answer(&mut self) -> io::Result<Passed> {
         let passed = self.from_framework.read(&self.framework)?;
-        if let Some(message) = self.from_framework.take_whole()? {
+        if let Some(mut message) = self.from_framework.take_whole()? {
+            self.gate.complete(&mut message.bytes);
             message.send(&self.front)?;
         }
         Ok(passed)
