@@ -3,6 +3,7 @@
 //! - [`daemon`]: the daemon under test.
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`frames`]: frames that a reflecting back end must return.
+//! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`packets`]: packets that a kernel answers.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
@@ -11,6 +12,7 @@
 pub mod daemon;
 pub mod dpdk;
 pub mod frames;
+pub mod hostile;
 pub mod packets;
 pub mod qemu;
 pub mod trace;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burst_trace::location::recorder_path;
 use burst_trace::reader::Totals;
-use burst_trace::{BurstRecord, Direction, Reader, RecordKind, Stage};
+use burst_trace::{BurstRecord, Direction, DropCause, Reader, RecordKind, Stage};
 
 /// A recorder of a daemon, open.
 #[derive(Debug)]
@@ -40,6 +40,18 @@ impl Trace {
             assert_eq!(lost, 0, "the recorder is too small for this test");
         }
         bursts
+    }
+
+    /// How many packets or buffers of virtqueue `ring` were dropped for this reason.
+    #[must_use]
+    pub fn drops(&self, ring: u16, cause: DropCause) -> u64 {
+        self.reader.drops(ring.into(), cause)
+    }
+
+    /// How many packets went through virtqueue `ring`.
+    #[must_use]
+    pub fn packets(&self, ring: u16) -> u64 {
+        self.reader.totals(ring.into()).packets
     }
 
     /// Checks every burst of virtqueue `ring`: its stages add up to its total to the tick, and sequence

@@ -11,6 +11,7 @@ use virtio_net::Negotiated;
 use crate::buffers::Buffers;
 use crate::link::Link;
 use crate::memory::SharedMemory;
+use crate::signal::eventfd;
 use crate::{Error, GuestOptions, Pair, RegionOptions, Ring};
 
 /// A guest in software.
@@ -51,16 +52,14 @@ impl Guest {
         options.check()?;
         let link = Link::negotiate(stream, &options)?;
         let features = link.features();
+        options.check_rings(features)?;
         let mut memory = if options.regions.is_empty() {
-            let len = bytes_wanted(&options).next_multiple_of(1 << 21);
+            let len = bytes_wanted(&options, features).next_multiple_of(1 << 21);
             SharedMemory::new(&[RegionOptions { address: 0, len }])?
         } else {
             SharedMemory::new(&options.regions)?
         };
-        let mut ring = |index| {
-            let (events, indirect) = (features.event_index(), features.indirect());
-            Ring::new(index, &mut memory, &options, events, indirect)
-        };
+        let mut ring = |index| Ring::new(index, &mut memory, &options, features);
         let rings = (0..options.queue_pairs).map(|n| Ok((ring(2 * n)?, ring(2 * n + 1)?)));
         let rings = rings.collect::<Result<Vec<_>, Error>>()?;
         let pieces = options.receive_pieces;
@@ -121,12 +120,17 @@ impl Guest {
         if index.is_multiple_of(2) { receive } else { transmit }
     }
 
-    /// Stops ring `index`. Returns the available index where it stopped.
+    /// Stops ring `index`. Returns where it stopped ([`Ring::base`]).
     ///
     /// # Errors
     /// When the back end refuses.
     pub fn stop_ring(&mut self, index: u16) -> Result<u16, Error> {
-        let base = self.link()?.stop(index)?;
+        let told = self.link()?.stop(index)?;
+        #[expect(clippy::cast_possible_truncation, reason = "two halves")]
+        let (base, used) = (told as u16, (told >> 16) as u16);
+        if used != 0 && !(self.features.packed() && used == base) {
+            return Err(Error::Options(format!("ring {index} stopped at {told:#x}")));
+        }
         self.ring(index).stopped_at(base);
         Ok(base)
     }
@@ -144,6 +148,31 @@ impl Guest {
         link.start(ring, memory)?;
         // What was offered while nobody looked was not heard either.
         ring.kick_anyway()
+    }
+
+    /// Starts ring `index` at any place whatever ([`Ring::base`]).
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn start_ring_at(&mut self, index: u16, base: u16) -> Result<(), Error> {
+        self.ring(index).stopped_at(base);
+        self.start_ring(index)
+    }
+
+    /// Gives the back end a call descriptor for ring `index` that nobody listens to, as QEMU does for a
+    /// moment when it starts a ring; or the ring's own one again.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_deaf(&mut self, index: u16, deaf: bool) -> Result<(), Error> {
+        let Self { link: Some(link), pairs, .. } = self else { return self.link().map(drop) };
+        let [receive, transmit] = pairs[usize::from(index / 2)].rings();
+        let ring = if index.is_multiple_of(2) { receive } else { transmit };
+        if deaf {
+            link.set_call(index, &eventfd()?)
+        } else {
+            link.set_call(index, ring.call.eventfd())
+        }
     }
 
     /// Stops all rings and starts them again.
@@ -309,8 +338,8 @@ fn connect(path: &Path, patience: Duration) -> Result<UnixStream, Error> {
     }
 }
 
-fn bytes_wanted(options: &GuestOptions) -> u64 {
+fn bytes_wanted(options: &GuestOptions, features: Negotiated) -> u64 {
     let buffers = Buffers::bytes(options.queue_size.into(), options.buffer_len, options.canary_len);
     // A page each for rounding up: ring, tables, buffers.
-    u64::from(options.rings()) * (Ring::bytes(options) + buffers + 3 * 4096)
+    u64::from(options.rings()) * (Ring::bytes(options, features) + buffers + 3 * 4096)
 }

@@ -27,3 +27,5 @@ pub use guest::{Guest, Listener};
 pub use options::{GuestOptions, RegionOptions};
 pub use pair::{Frame, Pair};
 pub use ring::{Counters, Ring};
+/// The driver's side of a ring and the numbers of its format, for guests that misbehave.
+pub use virtqueue::{driver, layout};

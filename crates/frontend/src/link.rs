@@ -10,6 +10,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::{VhostBackend as _, VringConfigData};
 use virtio_net::Negotiated;
 use virtio_net::features::MAC;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::SharedMemory;
 use crate::{Error, GuestOptions, Ring};
@@ -119,27 +120,60 @@ impl Link {
         let setup = ring.driver().setup();
         let user =
             |address, len| memory.user_address(address).ok_or(Error::Unmapped { address, len });
-        let config = VringConfigData {
-            queue_max_size: setup.size,
-            queue_size: setup.size,
-            flags: 0,
-            desc_table_addr: user(setup.descriptor_table, 1)?,
-            used_ring_addr: user(setup.device_area, 1)?,
-            avail_ring_addr: user(setup.driver_area, 1)?,
-            log_addr: None,
-        };
+        let parts = [
+            user(setup.descriptor_table, 1)?,
+            user(setup.driver_area, 1)?,
+            user(setup.device_area, 1)?,
+        ];
+        self.set_size(ring.index(), setup.size)?;
         let frontend = &self.frontend;
-        frontend.set_vring_num(index, setup.size).map_err(Error::refused("SET_VRING_NUM"))?;
         frontend.set_vring_base(index, ring.base()).map_err(Error::refused("SET_VRING_BASE"))?;
-        frontend.set_vring_addr(index, &config).map_err(Error::refused("SET_VRING_ADDR"))?;
+        self.set_addresses(ring.index(), parts)?;
+        let frontend = &self.frontend;
         frontend
             .set_vring_err(index, ring.err.eventfd())
             .map_err(Error::refused("SET_VRING_ERR"))?;
-        frontend
-            .set_vring_call(index, ring.call.eventfd())
-            .map_err(Error::refused("SET_VRING_CALL"))?;
+        self.set_call(ring.index(), ring.call.eventfd())?;
         frontend.set_vring_kick(index, &ring.kick).map_err(Error::refused("SET_VRING_KICK"))?;
         self.enable(ring.index(), true)
+    }
+
+    /// Tells what to write when chains come back.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub(crate) fn set_call(&self, ring: u16, call: &EventFd) -> Result<(), Error> {
+        let set = self.frontend.set_vring_call(ring.into(), call);
+        set.map_err(Error::refused("SET_VRING_CALL"))
+    }
+
+    /// Tells a ring's size, right or wrong.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_size(&mut self, ring: u16, size: u16) -> Result<(), Error> {
+        let set = self.frontend.set_vring_num(ring.into(), size);
+        set.map_err(Error::refused("SET_VRING_NUM"))
+    }
+
+    /// Tells where a ring's parts are, right or wrong: descriptor table, driver area and device area, as
+    /// the front end knows them ([`SharedMemory::user_address`]).
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_addresses(&mut self, ring: u16, parts: [u64; 3]) -> Result<(), Error> {
+        let [desc_table_addr, avail_ring_addr, used_ring_addr] = parts;
+        let config = VringConfigData {
+            queue_max_size: u16::MAX,
+            queue_size: 0,
+            flags: 0,
+            desc_table_addr,
+            used_ring_addr,
+            avail_ring_addr,
+            log_addr: None,
+        };
+        let set = self.frontend.set_vring_addr(ring.into(), &config);
+        set.map_err(Error::refused("SET_VRING_ADDR"))
     }
 
     /// Enables or disables a ring. Without protocol features a ring is enabled when it starts.
@@ -154,14 +188,13 @@ impl Link {
         enabled.map_err(Error::refused("SET_VRING_ENABLE"))
     }
 
-    /// Stops a ring. Returns where it stopped.
+    /// Stops a ring. Returns where it stopped: [`Ring::base`], and of a packed ring in the upper half the
+    /// used position, if the back end tells it.
     ///
     /// # Errors
     /// When the back end refuses.
-    pub fn stop(&mut self, ring: u16) -> Result<u16, Error> {
-        let base = self.frontend.get_vring_base(ring.into());
-        let base = base.map_err(Error::refused("GET_VRING_BASE"))?;
-        u16::try_from(base).map_err(|_| Error::Options(format!("ring {ring} stopped at {base}")))
+    pub fn stop(&mut self, ring: u16) -> Result<u32, Error> {
+        self.frontend.get_vring_base(ring.into()).map_err(Error::refused("GET_VRING_BASE"))
     }
 
     const fn has_protocol_features(&self) -> bool {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use virtio_net::features::{BASE, MAC, MULTI_QUEUE, Negotiated, Offloads};
+use virtqueue::driver::RingOptions;
 
 use crate::Error;
 
@@ -33,7 +34,7 @@ pub struct RegionOptions {
 pub struct GuestOptions {
     /// Queue pairs; each has a receive and a transmit ring.
     pub queue_pairs: u16,
-    /// Descriptors of each ring: a power of two.
+    /// Descriptors of each ring: of a split one a power of two, of a packed one any number to 32768.
     pub queue_size: u16,
     /// The features that are accepted when they are offered. Without `VIRTIO_F_VERSION_1` the guest is a
     /// legacy one.
@@ -48,7 +49,7 @@ pub struct GuestOptions {
     /// Bytes between buffers that nobody may write; [`Guest::check_canaries`](crate::Guest::check_canaries)
     /// looks.
     pub canary_len: u32,
-    /// The index at which rings start.
+    /// How many descriptors went through each ring before it starts, as its position shows it.
     pub start_index: u16,
     /// How long to wait for the back end to be there.
     pub patience: Duration,
@@ -109,6 +110,18 @@ impl GuestOptions {
         self.accept(VERSION_1, accept)
     }
 
+    /// Accepting `VIRTIO_F_RING_PACKED` or not.
+    #[must_use]
+    pub const fn packed(self, accept: bool) -> Self {
+        self.accept(RING_PACKED, accept)
+    }
+
+    /// Accepting `VIRTIO_F_IN_ORDER` or not.
+    #[must_use]
+    pub const fn in_order(self, accept: bool) -> Self {
+        self.accept(IN_ORDER, accept)
+    }
+
     /// Accepting all checksum and segmentation offloads, in both directions. Receive buffers must then
     /// hold 64 KiB in one chain, unless they are mergeable.
     #[must_use]
@@ -132,9 +145,6 @@ impl GuestOptions {
         if self.queue_pairs == 0 || self.queue_pairs > 128 {
             return wrong(format!("{} queue pairs; expected 1 to 128", self.queue_pairs));
         }
-        if !self.queue_size.is_power_of_two() {
-            return wrong(format!("queue size {}; expected a power of two", self.queue_size));
-        }
         if self.receive_pieces == 0 || self.receive_pieces > self.queue_size {
             let pieces = self.receive_pieces;
             return wrong(format!("{pieces} buffers a chain; expected 1 to the queue size"));
@@ -150,6 +160,39 @@ impl GuestOptions {
         Ok(())
     }
 
+    /// Refuses rings that cannot be of the format that was negotiated.
+    pub(crate) fn check_rings(&self, features: Negotiated) -> Result<(), Error> {
+        let size = self.queue_size;
+        let (fits, expected) = if features.packed() {
+            ((1..=1 << 15).contains(&size), "1 to 32768")
+        } else {
+            (size.is_power_of_two(), "a power of two")
+        };
+        let wrong = || Error::Options(format!("queue size {size}; expected {expected}"));
+        if fits { Ok(()) } else { Err(wrong()) }
+    }
+
+    /// Each ring, as it was negotiated.
+    pub(crate) const fn ring(&self, features: Negotiated) -> RingOptions {
+        RingOptions {
+            size: self.queue_size,
+            packed: features.packed(),
+            in_order: features.in_order(),
+            event_index: features.event_index(),
+            indirect: features.indirect(),
+        }
+    }
+
+    /// Where each ring starts: the wrap counter of a packed one begins at 1 and turns over with each lap
+    /// (virtio 1.2, 2.8.1).
+    pub(crate) const fn start_position(&self, features: Negotiated) -> u16 {
+        if !features.packed() {
+            return self.start_index;
+        }
+        let (lap, slot) = (self.start_index / self.queue_size, self.start_index % self.queue_size);
+        if lap.is_multiple_of(2) { slot | 1 << 15 } else { slot }
+    }
+
     /// What of `offered` is taken.
     pub(crate) fn accepted(&self, offered: u64) -> Negotiated {
         let mut features = self.features & offered;
@@ -157,5 +200,46 @@ impl GuestOptions {
             features &= !MULTI_QUEUE;
         }
         Negotiated(features)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_ring_starts_in_the_lap_of_its_index() {
+        let start = |size, index, packed| {
+            let options = GuestOptions { start_index: index, ..GuestOptions::default() };
+            let options = options.queue_size(size).packed(packed);
+            options.start_position(Negotiated(options.features))
+        };
+        assert_eq!(start(7, 0, true), 0x8000);
+        assert_eq!(start(7, 6, true), 0x8006);
+        assert_eq!(start(7, 7, true), 0);
+        assert_eq!(start(7, 15, true), 0x8001);
+        assert_eq!(start(1 << 15, 0xffff, true), 0x7fff);
+        assert_eq!(start(256, 0xffff, false), 0xffff);
+    }
+
+    #[test]
+    fn a_ring_has_a_size_that_its_format_allows() {
+        for (size, split, packed) in
+            [(0, false, false), (1, true, true), (7, false, true), (256, true, true)]
+        {
+            let options = GuestOptions::default().queue_size(size);
+            let check = |packed| {
+                let options = options.clone().packed(packed);
+                options.check_rings(Negotiated(options.features)).is_ok()
+            };
+            assert_eq!((check(false), check(true)), (split, packed), "{size}");
+        }
+        assert!(
+            GuestOptions::default()
+                .queue_size(40_000)
+                .packed(true)
+                .check_rings(Negotiated(RING_PACKED))
+                .is_err()
+        );
     }
 }

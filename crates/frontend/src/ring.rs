@@ -1,8 +1,10 @@
 //! One ring of a pair: driver, kick and call, counters.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use virtqueue::driver::{Buffer, RingOptions, SplitDriver};
+use virtio_net::Negotiated;
+use virtqueue::driver::{Buffer, Driver, Returned, RingOptions};
 use virtqueue::layout::DESCRIPTOR_LEN;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -55,16 +57,22 @@ struct Offered {
 #[derive(Debug)]
 pub struct Ring {
     index: u16,
-    driver: SplitDriver,
-    /// Where the driver lies; it can be laid out anew.
+    driver: Driver,
+    /// Where the driver lies, and how; it can be laid out anew.
     address: u64,
+    options: RingOptions,
+    start: u16,
     base: u16,
-    start_index: u16,
     buffers: Buffers,
     /// Indirect tables that are not in use; none without the feature.
     tables: Vec<u64>,
-    /// By head: what the back end has.
+    /// By id: what the back end has.
     offered: Vec<Offered>,
+    /// By id: chains of buffers that are not the ring's own.
+    foreign: Vec<u16>,
+    foreign_used: Vec<Returned>,
+    /// What had come back when the back end went away, and was not taken yet.
+    left_over: VecDeque<Result<UsedChain, Error>>,
     /// Whether chains were published since the back end's wish was last looked at.
     unannounced: bool,
     pub(crate) kick: EventFd,
@@ -75,41 +83,39 @@ pub struct Ring {
 
 impl Ring {
     /// Bytes of guest memory that a ring of these options needs, its buffers not counted.
-    pub(crate) fn bytes(options: &GuestOptions) -> u64 {
-        SplitDriver::bytes(options.queue_size)
+    pub(crate) fn bytes(options: &GuestOptions, features: Negotiated) -> u64 {
+        Driver::bytes(&options.ring(features))
             + u64::from(options.queue_size) * (TABLE_MAX * DESCRIPTOR_LEN) as u64
     }
 
     pub(crate) fn new(
         index: u16,
         memory: &mut SharedMemory,
-        options: &GuestOptions,
-        event_index: bool,
-        indirect: bool,
+        guest: &GuestOptions,
+        features: Negotiated,
     ) -> Result<Self, Error> {
-        let size = options.queue_size;
-        let address = memory.allocate(SplitDriver::bytes(size))?;
-        let driver = SplitDriver::new(
-            memory.guest(),
-            address,
-            RingOptions { event_index, indirect, ..RingOptions::of(size) },
-        )
-        .starting_at(options.start_index);
+        let (options, start) = (guest.ring(features), guest.start_position(features));
+        let size = options.size;
+        let address = memory.allocate(Driver::bytes(&options))?;
         let mut tables = Vec::new();
-        if indirect {
+        if options.indirect {
             let len = (TABLE_MAX * DESCRIPTOR_LEN) as u64;
             let base = memory.allocate(u64::from(size) * len)?;
             tables = (0..u64::from(size)).rev().map(|n| base + n * len).collect();
         }
         Ok(Self {
             index,
-            driver,
+            driver: Driver::new(memory.guest(), address, options, start),
             address,
-            base: options.start_index,
-            start_index: options.start_index,
-            buffers: Buffers::new(memory, size.into(), options.buffer_len, options.canary_len)?,
+            options,
+            start,
+            base: start,
+            buffers: Buffers::new(memory, size.into(), guest.buffer_len, guest.canary_len)?,
             tables,
             offered: (0..size).map(|_| Offered::default()).collect(),
+            foreign: Vec::new(),
+            foreign_used: Vec::new(),
+            left_over: VecDeque::new(),
             unannounced: false,
             kick: eventfd()?,
             call: Signal::new()?,
@@ -130,7 +136,8 @@ impl Ring {
         self.counters
     }
 
-    /// The available index at which the back end goes on.
+    /// Where the back end goes on: the available index of a split ring, slot and wrap counter (bit 15) of
+    /// a packed one.
     #[must_use]
     pub const fn base(&self) -> u16 {
         self.base
@@ -144,7 +151,7 @@ impl Ring {
 
     /// The driver itself, for what no honest guest does. Chains that are offered through it come back
     /// through it too.
-    pub const fn driver(&mut self) -> &mut SplitDriver {
+    pub const fn driver(&mut self) -> &mut Driver {
         &mut self.driver
     }
 
@@ -163,13 +170,26 @@ impl Ring {
     /// Offers a chain. The caller has made sure of the room; [`publish`](Self::publish) shows it.
     pub(crate) fn offer(&mut self, buffers: Vec<Buffer>) {
         let table = if self.goes_indirect(buffers.len()) { self.tables.pop() } else { None };
-        let head = match table {
+        let id = match table {
             Some(table) => self.driver.add_indirect(&buffers, table),
             None => self.driver.add(&buffers),
         };
-        let head = head.expect("room for the chain");
-        self.offered[usize::from(head)] = Offered { buffers, table };
+        let id = id.expect("room for the chain");
+        self.offered[usize::from(id)] = Offered { buffers, table };
         self.counters.offered += 1;
+    }
+
+    /// Offers a chain of any buffers whatever, as no honest guest does. What comes back of such chains goes
+    /// to [`foreign_used`](Self::foreign_used). Returns whether there was room.
+    pub fn offer_foreign(&mut self, buffers: &[Buffer]) -> bool {
+        let id = self.driver.add(buffers);
+        self.foreign.extend(id);
+        id.is_some()
+    }
+
+    /// Takes what has come back, among what the ring's pair took, of chains of foreign buffers.
+    pub fn foreign_used(&mut self) -> Vec<Returned> {
+        std::mem::take(&mut self.foreign_used)
     }
 
     /// Shows what was offered to the back end.
@@ -208,7 +228,23 @@ impl Ring {
     /// # Errors
     /// When the back end returns what it has not.
     pub(crate) fn next_used(&mut self) -> Result<Option<UsedChain>, Error> {
-        let Some(used) = self.driver.used() else { return Ok(None) };
+        match self.left_over.pop_front() {
+            Some(chain) => chain.map(Some),
+            None => self.take_used(),
+        }
+    }
+
+    fn take_used(&mut self) -> Result<Option<UsedChain>, Error> {
+        let used = loop {
+            let Some(used) = self.driver.used() else { return Ok(None) };
+            match self.foreign.iter().position(|id| *id == used.id) {
+                Some(at) => {
+                    self.foreign.swap_remove(at);
+                    self.foreign_used.push(used);
+                }
+                None => break used,
+            }
+        };
         let not_offered = Error::NotOffered { ring: self.index, head: used.id };
         let offered = match self.offered.get_mut(usize::from(used.id)) {
             Some(offered) if !offered.buffers.is_empty() => std::mem::take(offered),
@@ -225,6 +261,10 @@ impl Ring {
         Ok(Some(UsedChain { buffers: offered.buffers, len: used.len, table: offered.table }))
     }
 
+    fn has_used(&self) -> bool {
+        !self.left_over.is_empty() || self.driver.has_used()
+    }
+
     /// Makes a chain's buffers free again.
     pub(crate) fn recycle(&mut self, chain: UsedChain) {
         chain.buffers.iter().for_each(|buffer| self.buffers.give_back(buffer));
@@ -239,23 +279,23 @@ impl Ring {
         let until = Instant::now() + timeout;
         loop {
             self.driver.arm_signal();
-            if self.driver.has_used() {
+            if self.has_used() {
                 break;
             }
             let left = until.saturating_duration_since(Instant::now());
             let mut signalled = self.call.wait(left)?;
-            if !signalled && self.driver.has_used() {
+            if !signalled && self.has_used() {
                 // It may have come at the very end: then its signal is under way.
                 signalled = self.call.wait(GRACE)?;
                 self.counters.calls_missed += u64::from(!signalled);
             }
             self.drain_calls();
-            if self.driver.has_used() || left.is_zero() {
+            if self.has_used() || left.is_zero() {
                 break;
             }
         }
         self.driver.disarm_signal();
-        Ok(self.driver.has_used())
+        Ok(self.has_used())
     }
 
     /// Counts the signals that came and were not waited for. Returns how many there are in all.
@@ -277,23 +317,24 @@ impl Ring {
         self.base = base;
     }
 
-    /// The back end went away without a word: it goes on behind what it used last.
+    /// The back end went away without a word: it goes on behind what it used last. Where that is, a
+    /// packed ring shows only when all that came back was taken.
     pub(crate) fn abandoned(&mut self) {
+        while let Some(chain) = self.take_used().transpose() {
+            self.left_over.push_back(chain);
+        }
         self.base = self.driver.position();
     }
 
     /// Begins anew, as after a reboot: nothing is offered, all buffers are free.
     pub(crate) fn reset(&mut self, memory: &SharedMemory) {
-        let setup = self.driver.setup();
-        let (size, events, indirect) = (setup.size, setup.event_index, setup.indirect);
-        self.driver = SplitDriver::new(
-            memory.guest(),
-            self.address,
-            RingOptions { event_index: events, indirect, ..RingOptions::of(size) },
-        )
-        .starting_at(self.start_index);
-        self.base = self.start_index;
+        self.driver = Driver::new(memory.guest(), self.address, self.options, self.start);
+        self.base = self.start;
         self.unannounced = false;
+        self.foreign.clear();
+        for chain in std::mem::take(&mut self.left_over).into_iter().flatten() {
+            self.recycle(chain);
+        }
         for offered in &mut self.offered {
             let Offered { buffers, table } = std::mem::take(offered);
             buffers.iter().for_each(|buffer| self.buffers.give_back(buffer));

@@ -11,12 +11,14 @@
 //! - A daemon of it serves one connection. [`server`] makes one a connection; datapath, workers and
 //!   recorder outlive them.
 //! - It refuses QEMU's virtio-net: see `relay`.
+//! - It ends the connection over what is wrong with a single ring: see `gate`.
 //!
 //! - [`device`]: what is offered to front ends; [`ring`]: the life of a ring; [`sharing`]: whether the
 //!   guest's memory is really shared; [`socket`]: making, finding and cleaning up the socket;
 //!   [`server`]: connections one after the other.
 
 pub mod device;
+mod gate;
 mod relay;
 pub mod ring;
 pub mod server;

@@ -8,7 +8,8 @@
 //! counts it as negotiated from `GET_FEATURES` on).
 //!
 //! Neither crate lets anything in between, so the framework gets a socket of ours: the relay tells it what
-//! QEMU takes as said, and passes every other message through, bytes and descriptors, as it comes. Message
+//! QEMU takes as said, and passes every message through that the [gate](crate::gate) does not refuse, bytes
+//! and descriptors, as it comes. Message
 //! by message, because descriptors belong to the message that they came with, and the kernel joins what
 //! was written in several pieces.
 
@@ -23,6 +24,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
+
+use crate::gate::Gate;
 
 /// `SET_FEATURES`, protocol version 1, 8 bytes of payload.
 const SET_FEATURES_HEADER: [u32; 3] = [2, 1, 8];
@@ -50,6 +53,7 @@ pub enum Passed {
 pub struct Relay {
     front: UnixStream,
     framework: UnixStream,
+    gate: Gate,
     from_front: Message,
     from_framework: Message,
 }
@@ -65,7 +69,7 @@ impl Relay {
     ///
     /// # Errors
     /// What the sockets answer.
-    pub fn new(front: UnixStream, framework: UnixStream) -> io::Result<Self> {
+    pub fn new(front: UnixStream, framework: UnixStream, gate: Gate) -> io::Result<Self> {
         for stream in [&front, &framework] {
             stream.set_write_timeout(Some(PATIENCE))?;
         }
@@ -75,7 +79,7 @@ impl Relay {
         message.extend(features.to_ne_bytes());
         send(&framework, &message, &[])?;
         let (from_front, from_framework) = Default::default();
-        Ok(Self { front, framework, from_front, from_framework })
+        Ok(Self { front, framework, gate, from_front, from_framework })
     }
 
     /// The ends to wait for: the front end's, the framework's.
@@ -84,12 +88,20 @@ impl Relay {
         [self.front.as_fd(), self.framework.as_fd()]
     }
 
-    /// Passes on what the front end said.
+    /// Passes on what the front end said, or refuses it.
     ///
     /// # Errors
     /// What the sockets answer, and a message with more descriptors than any may have.
     pub fn pass_request(&mut self) -> io::Result<Passed> {
-        self.from_front.pass(&self.front, &self.framework)
+        let passed = self.from_front.read(&self.front)?;
+        let Some(message) = self.from_front.take_whole()? else { return Ok(passed) };
+        match self.gate.judge(&message.bytes) {
+            Ok(()) => message.send(&self.framework)?,
+            Err(refused) => {
+                refused.answer.map_or(Ok(()), |answer| send(&self.front, &answer, &[]))?;
+            }
+        }
+        Ok(passed)
     }
 
     /// Passes on what the framework answered.
@@ -97,13 +109,18 @@ impl Relay {
     /// # Errors
     /// As [`Relay::pass_request`].
     pub fn pass_answer(&mut self) -> io::Result<Passed> {
-        self.from_framework.pass(&self.framework, &self.front)
+        let passed = self.from_framework.read(&self.framework)?;
+        if let Some(mut message) = self.from_framework.take_whole()? {
+            self.gate.complete(&mut message.bytes);
+            message.send(&self.front)?;
+        }
+        Ok(passed)
     }
 }
 
 impl Message {
-    /// Reads what has come of the message, and passes it on when it is whole.
-    fn pass(&mut self, from: &UnixStream, to: &UnixStream) -> io::Result<Passed> {
+    /// Reads what has come of the message.
+    fn read(&mut self, from: &UnixStream) -> io::Result<Passed> {
         let mut buffer = [0; HEADER_LEN + PAYLOAD_LEN_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -127,12 +144,18 @@ impl Message {
             return Ok(Passed::Closed);
         }
         self.bytes.extend_from_slice(&buffer[..received.bytes]);
-        if self.bytes.len() >= HEADER_LEN && self.bytes.len() == self.len()? {
-            let borrowed: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
-            send(to, &self.bytes, &borrowed)?;
-            *self = Self::default();
-        }
         Ok(Passed::Some)
+    }
+
+    /// The message, if all of it has come.
+    fn take_whole(&mut self) -> io::Result<Option<Self>> {
+        let is_whole = self.bytes.len() >= HEADER_LEN && self.bytes.len() == self.len()?;
+        Ok(is_whole.then(|| std::mem::take(self)))
+    }
+
+    fn send(&self, to: &UnixStream) -> io::Result<()> {
+        let borrowed: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
+        send(to, &self.bytes, &borrowed)
     }
 
     /// How long the message is, as far as that is known: its header first, then all of it.
@@ -176,7 +199,7 @@ mod tests {
     fn relay() -> (UnixStream, Relay, UnixStream) {
         let (qemu, front) = UnixStream::pair().unwrap();
         let (framework, mut daemon) = UnixStream::pair().unwrap();
-        let relay = Relay::new(front, framework).unwrap();
+        let relay = Relay::new(front, framework, Gate::new(&[], 256)).unwrap();
         let mut first = [0; 20];
         daemon.read_exact(&mut first).unwrap();
         assert_eq!(first[..12], [2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0]);
@@ -237,6 +260,27 @@ mod tests {
         assert_eq!(bytes[HEADER_LEN..], *b"slowly");
         drop(qemu);
         assert_eq!(relay.pass_request().unwrap(), Passed::Closed);
+    }
+
+    #[test]
+    fn a_message_that_is_refused_is_answered_and_goes_no_further() {
+        let (mut qemu, mut relay, mut daemon) = relay();
+        let send = |qemu: &mut UnixStream, request: u32, payload: &[u8; 8]| {
+            let header = [request, 1 | 1 << 3, 8].map(u32::to_ne_bytes).concat();
+            qemu.write_all(&[&header[..], payload].concat()).unwrap();
+        };
+        send(&mut qemu, 16, &(1_u64 << 3).to_ne_bytes());
+        // There is no ring at all.
+        send(&mut qemu, 8, &[0; 8]);
+        send(&mut qemu, 7, b"the next");
+        (0..6).for_each(|_| assert_eq!(relay.pass_request().unwrap(), Passed::Some));
+        let mut passed = [0; 40];
+        daemon.read_exact(&mut passed).unwrap();
+        assert_eq!((passed[0], passed[20], &passed[32..]), (16, 7, &b"the next"[..]));
+        let mut answer = [0; 20];
+        qemu.read_exact(&mut answer).unwrap();
+        let words = answer.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
+        assert_eq!(words.collect::<Vec<_>>(), [8, 1 | 1 << 2, 8, 1, 0]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! method that starts, stops, enables or disables returns after the worker has done it.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
@@ -55,9 +56,18 @@ impl RingControl {
         Self { index, mailbox, said: Mutex::default() }
     }
 
-    /// `SET_VRING_NUM`.
+    /// `SET_VRING_NUM`. A ring that runs keeps its size.
     pub fn set_size(&self, size: u16) {
-        self.said().size = size;
+        let mut said = self.said();
+        if !said.running {
+            said.size = size;
+        }
+    }
+
+    /// The ring's size, if it runs.
+    pub fn running_size(&self) -> Option<u16> {
+        let said = self.said();
+        said.running.then_some(said.size)
     }
 
     /// `SET_VRING_ADDR`. Front ends send it again for a ring that runs, to switch dirty logging on or off;
@@ -191,7 +201,10 @@ impl RingControl {
                 said.running = true;
                 log::debug!("queue {} starts at {}: {setup:x?}", self.index, setup.next_available);
             }
-            Err(error) => log::error!("queue {} cannot be served: {error}", self.index),
+            Err(error) => {
+                log::error!("queue {} cannot be served: {error}", self.index);
+                tell_error(said.error.as_ref());
+            }
         }
     }
 
@@ -207,5 +220,14 @@ impl RingControl {
 
     fn said(&self) -> MutexGuard<'_, Said> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the front end that a ring is not served. It must not make us wait.
+fn tell_error(error: Option<&File>) {
+    let Some(mut error) = error else { return };
+    if rustix::io::ioctl_fionbio(error, true).is_ok() {
+        // A full counter is a message that is already there.
+        let _ = error.write(&1_u64.to_ne_bytes());
     }
 }

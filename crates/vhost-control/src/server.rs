@@ -16,6 +16,7 @@ use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::device::{Device, Session};
+use crate::gate::Gate;
 use crate::relay::{Passed, Relay};
 use crate::sharing::PrivateMemory;
 use crate::socket::{Endpoint, Server};
@@ -148,7 +149,8 @@ fn converse(
     );
     let session = Arc::new(Session::new(device, peer));
     let (mut daemon, framework) = connect_framework(&session)?;
-    let mut relay = Relay::new(front, framework).map_err(system("relaying messages"))?;
+    let gate = Gate::new(session.rings(), device.queue_size);
+    let mut relay = Relay::new(front, framework, gate).map_err(system("relaying messages"))?;
     let end = relay_until_end(&mut relay, stop, server);
     // Both sockets close: the framework's thread sees that and ends.
     drop(relay);

@@ -58,7 +58,8 @@ impl<D: Datapath> Pair<D> {
         };
         if let Some(broken) = received.broken {
             ring.break_down(broken);
-            return Transmitted::default();
+            // Not kept for later: nothing would wake the worker up for them.
+            return self.datapath.transmit(frames);
         }
         if received.packets == 0 && received.drops.is_empty() {
             starve(&mut self.starved, gathered, polled, context);

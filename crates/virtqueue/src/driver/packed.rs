@@ -236,6 +236,8 @@ impl PackedDriver {
         let tail = self.descriptors.load_u64(at, Ordering::Acquire);
         let PackedDescriptor { len, id, flags, .. } = PackedDescriptor::new(0, tail);
         let bits = [flags & DESC_F_AVAIL != 0, flags & DESC_F_USED != 0];
+        // Without the flag the length is nothing to go by, and DPDK leaves the driver's own there (2.8.5).
+        let len = if flags & DESC_F_WRITE != 0 { len } else { 0 };
         (bits == [wrap, wrap]).then_some(Returned { id, len })
     }
 

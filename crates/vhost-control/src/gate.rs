@@ -1,0 +1,364 @@
+//! What is refused before the framework sees it, and what its answers lack.
+//!
+//! A message that the framework refuses ends the connection: it answers with an error, or with nothing at all
+//! when the message itself is not as it should be (`vhost` 0.18, `backend_req_handler.rs`), and its thread
+//! returns. What a guest's driver can get wrong, a ring's size and where its parts are, must not cost the
+//! other rings their connection. So those messages are judged here, on the way: one that is refused is
+//! answered with an error, is never passed on, and changes nothing.
+//!
+//! The verdict rests on what the front end said itself, in the order in which it said it: what it does not
+//! ask an answer to may not have reached the framework yet. A front end that asks for answers waits for each,
+//! so an answer from here does not overtake another one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use virtio_net::Negotiated;
+use virtqueue::layout::{EVENT_LEN, descriptor_table_len, device_area_len, driver_area_len};
+
+use crate::ring::RingControl;
+
+/// A header: request, flags and the length of what follows.
+const HEADER_LEN: usize = 12;
+/// In a header's flags: the version of the protocol.
+const VERSION: u32 = 1;
+/// The length of an answer that says whether a message was accepted.
+const ANSWER_LEN: u32 = 8;
+/// At most one line in this time, whatever the front end sends.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A message that goes no further.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What the front end is to be told, if it asked for an answer.
+    pub answer: Option<Vec<u8>>,
+}
+
+/// What one front end has said, as far as verdicts rest on it.
+#[derive(Debug)]
+pub struct Gate {
+    rings: Vec<Arc<RingControl>>,
+    size_max: u16,
+    /// `None` before `SET_FEATURES`.
+    features: Option<Negotiated>,
+    /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was negotiated.
+    answers: bool,
+    regions: Vec<Region>,
+    /// By ring, 0 where nothing was said.
+    sizes: Vec<u16>,
+    logged: Option<Instant>,
+}
+
+/// A region of guest memory.
+#[derive(Clone, Copy, Debug)]
+struct Region {
+    guest_address: u64,
+    len: u64,
+    /// Where it is in the front end's own memory: ring addresses are of this kind.
+    user_address: u64,
+}
+
+impl Gate {
+    /// For a front end that has said nothing yet.
+    #[must_use]
+    pub fn new(rings: &[Arc<RingControl>], size_max: u16) -> Self {
+        Self {
+            rings: rings.to_vec(),
+            size_max,
+            features: None,
+            answers: false,
+            regions: Vec::new(),
+            sizes: vec![0; rings.len()],
+            logged: None,
+        }
+    }
+
+    /// Whether `message`, header and payload, may be passed on.
+    ///
+    /// # Errors
+    /// When not.
+    pub fn judge(&mut self, message: &[u8]) -> Result<(), Refused> {
+        let Some((header, payload)) = message.split_at_checked(HEADER_LEN) else { return Ok(()) };
+        let words = Words(header);
+        let (Some(code), Some(flags)) = (words.u32(0), words.u32(4)) else { return Ok(()) };
+        let Ok(request) = FrontendReq::try_from(code) else { return Ok(()) };
+        // A payload of the wrong length is for the framework to refuse.
+        let payload = Words(payload);
+        let verdict = match request {
+            FrontendReq::SET_VRING_NUM => payload.vring_state().map(|it| self.set_size(it)),
+            FrontendReq::SET_VRING_ADDR => payload.vring_address().map(|it| self.check_parts(&it)),
+            _ => {
+                self.take_note(request, payload);
+                None
+            }
+        };
+        let Some(Err(why)) = verdict else { return Ok(()) };
+        self.log(request, &why);
+        let wants_answer = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
+        Err(Refused { answer: (self.answers && wants_answer).then(|| error_answer(code)) })
+    }
+
+    /// Completes an answer of the framework's. It knows 16 bits of a position; of a packed ring the used
+    /// position stands in the other 16 (vhost-user, "Vring descriptor indices for packed virtqueues"). A ring
+    /// that is stopped has nothing under way, so the two are the same.
+    pub fn complete(&self, answer: &mut [u8]) {
+        let words = Words(answer);
+        let is_base = words.u32(0) == Some(FrontendReq::GET_VRING_BASE as u32);
+        if is_base
+            && self.features.is_some_and(Negotiated::packed)
+            && let Some((available, used)) = answer
+                .split_at_mut_checked(HEADER_LEN + 4)
+                .and_then(|(_, base)| base.split_at_mut_checked(2))
+            && available.len() == used.len()
+        {
+            // Little-endian, as every machine that this runs on.
+            used.copy_from_slice(available);
+        }
+    }
+
+    fn take_note(&mut self, request: FrontendReq, payload: Words<'_>) {
+        match request {
+            FrontendReq::SET_FEATURES => {
+                let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+                self.features = payload.u64(0).map(|bits| Negotiated(bits & !protocol));
+            }
+            FrontendReq::SET_PROTOCOL_FEATURES => {
+                let answers = VhostUserProtocolFeatures::REPLY_ACK.bits();
+                self.answers = payload.u64(0).is_some_and(|bits| bits & answers != 0);
+            }
+            FrontendReq::SET_MEM_TABLE => {
+                let count = payload.u32(0).unwrap_or(0);
+                self.regions =
+                    (0..count as usize).map_while(|n| payload.region(8 + 32 * n)).collect();
+            }
+            FrontendReq::ADD_MEM_REG => self.regions.extend(payload.region(8)),
+            FrontendReq::REM_MEM_REG => {
+                let removed = payload.region(8).map(|region| region.guest_address);
+                self.regions.retain(|region| Some(region.guest_address) != removed);
+            }
+            _ => {}
+        }
+    }
+
+    fn set_size(&mut self, (index, size): (usize, u32)) -> Result<(), String> {
+        let ring = self.rings.get(index).ok_or_else(|| self.no_such_ring(index))?;
+        let max = self.size_max;
+        let size =
+            u16::try_from(size).ok().filter(|size| (1..=max).contains(size)).ok_or_else(|| {
+                format!("queue {index} cannot have {size} descriptors; expected 1 to {max}")
+            })?;
+        let is_split = self.features.is_some_and(|features| !features.packed());
+        if is_split && !size.is_power_of_two() {
+            return Err(format!(
+                "queue {index} cannot have {size} descriptors; expected a power of two in a split ring"
+            ));
+        }
+        if let Some(running) = ring.running_size()
+            && size != running
+        {
+            return Err(format!(
+                "queue {index} runs with {running} descriptors, not {size}; stop it first"
+            ));
+        }
+        self.sizes[index] = size;
+        Ok(())
+    }
+
+    fn check_parts(&self, addresses: &VringAddress) -> Result<(), String> {
+        let VringAddress { index, table, driver, device } = *addresses;
+        // Where the size is not known yet, the ring's start has the last word.
+        let size = (*self.sizes.get(index).ok_or_else(|| self.no_such_ring(index))?).max(1);
+        let packed = self.features.is_some_and(Negotiated::packed);
+        let parts = if packed {
+            [(descriptor_table_len(size), 16), (EVENT_LEN, 4), (EVENT_LEN, 4)]
+        } else {
+            [
+                (descriptor_table_len(size), 16),
+                (driver_area_len(size), 2),
+                (device_area_len(size), 4),
+            ]
+        };
+        let names = ["descriptor table", "driver area", "device area"];
+        for ((name, address), (len, align)) in names.iter().zip([table, driver, device]).zip(parts)
+        {
+            if !address.is_multiple_of(align) {
+                return Err(format!("queue {index}: the {name} is not aligned to {align} bytes"));
+            }
+            if !self.regions.iter().any(|region| region.holds(address, len as u64)) {
+                return Err(format!(
+                    "queue {index}: the {name}, {len} bytes, is not in one region of guest memory"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn no_such_ring(&self, index: usize) -> String {
+        format!("there is no queue {index}; expected one below {}", self.rings.len())
+    }
+
+    fn log(&mut self, request: FrontendReq, why: &str) {
+        if self.logged.is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
+            self.logged = Some(Instant::now());
+            log::warn!("{request:?} of the front end was refused: {why}");
+        }
+    }
+}
+
+impl Region {
+    fn holds(&self, address: u64, len: u64) -> bool {
+        address
+            .checked_sub(self.user_address)
+            .and_then(|offset| offset.checked_add(len))
+            .is_some_and(|end| end <= self.len)
+    }
+}
+
+/// `VhostUserVringAddr`.
+#[derive(Clone, Copy, Debug)]
+struct VringAddress {
+    index: usize,
+    table: u64,
+    driver: u64,
+    device: u64,
+}
+
+/// Numbers of the front end's byte order, which is ours.
+#[derive(Clone, Copy)]
+struct Words<'m>(&'m [u8]);
+
+impl Words<'_> {
+    fn u32(self, at: usize) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.0.get(at..at + 4)?.try_into().ok()?))
+    }
+
+    fn u64(self, at: usize) -> Option<u64> {
+        Some(u64::from_ne_bytes(self.0.get(at..at + 8)?.try_into().ok()?))
+    }
+
+    /// Ring and number.
+    fn vring_state(self) -> Option<(usize, u32)> {
+        (self.0.len() == 8).then_some(())?;
+        Some((self.u32(0)? as usize, self.u32(4)?))
+    }
+
+    fn vring_address(self) -> Option<VringAddress> {
+        (self.0.len() == 40).then_some(())?;
+        let index = self.u32(0)? as usize;
+        // Flags stand before them, and the log's address behind.
+        let (table, device, driver) = (self.u64(8)?, self.u64(16)?, self.u64(24)?);
+        Some(VringAddress { index, table, driver, device })
+    }
+
+    fn region(self, at: usize) -> Option<Region> {
+        let (guest_address, len) = (self.u64(at)?, self.u64(at + 8)?);
+        Some(Region { guest_address, len, user_address: self.u64(at + 16)? })
+    }
+}
+
+/// "Not accepted" (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
+fn error_answer(code: u32) -> Vec<u8> {
+    let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
+    let header = [code, flags, ANSWER_LEN].map(u32::to_ne_bytes).concat();
+    [&header[..], &1_u64.to_ne_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEED_REPLY: u32 = 1 << 3;
+
+    fn message(request: FrontendReq, flags: u32, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap();
+        let header = [request as u32, VERSION | flags, len].map(u32::to_ne_bytes).concat();
+        [&header[..], payload].concat()
+    }
+
+    fn words(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    /// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
+    fn gate(features: u64) -> Gate {
+        let mut gate = Gate { sizes: vec![64; 2], ..Gate::new(&[], 256) };
+        let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
+        let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));
+        gate.judge(&table).unwrap();
+        gate.judge(&message(FrontendReq::SET_FEATURES, 0, &words(&[features]))).unwrap();
+        gate
+    }
+
+    fn addresses(index: u64, parts: [u64; 3]) -> Vec<u8> {
+        let [table, driver, device] = parts;
+        words(&[index, table, device, driver, 0])
+    }
+
+    #[test]
+    fn each_part_of_a_ring_lies_in_one_region_and_is_aligned() {
+        // A split ring of 64 has 1024, 134 and 518 bytes, a packed one 1024, 4 and 4.
+        let ends = |features| {
+            let mut gate = gate(features);
+            let mut may = |parts| {
+                let parts = addresses(1, parts);
+                gate.judge(&message(FrontendReq::SET_VRING_ADDR, NEED_REPLY, &parts)).is_ok()
+            };
+            assert!(may([0x10000, 0x11000, 0x12000]));
+            assert!(!may([0x10008, 0x11000, 0x12000]));
+            assert!(!may([0x10000, 0x11001, 0x12000]));
+            assert!(!may([0x10000, 0x11000, 0x12002]));
+            assert!(may([0x20000 - 1024, 0x11000, 0x12000]));
+            assert!(!may([0x20000 - 1008, 0x11000, 0x12000]));
+            assert!(!may([0x28000, 0x11000, 0x12000]));
+            assert!(!may([u64::MAX - 15, 0x11000, 0x12000]));
+            [134_u64, 518].map(|len| {
+                let address = 0x20000 - len.next_multiple_of(4) + 4;
+                may([0x10000, address, 0x12000]) && may([0x10000, 0x11000, address])
+            })
+        };
+        assert_eq!(ends(0), [false, false]);
+        assert_eq!(ends(1 << 34), [true, true]);
+    }
+
+    #[test]
+    fn who_asks_for_an_answer_gets_one_if_it_was_agreed_on() {
+        let mut gate = gate(0);
+        let wrong = addresses(2, [0x10000, 0x11000, 0x12000]);
+        let mut judge = |flags, payload: &[u8]| {
+            gate.judge(&message(FrontendReq::SET_VRING_ADDR, flags, payload))
+        };
+        assert_eq!(judge(NEED_REPLY, &wrong), Err(Refused { answer: None }));
+        // What has the wrong length is for the framework.
+        assert_eq!(judge(NEED_REPLY, &wrong[..39]), Ok(()));
+        gate.judge(&message(FrontendReq::SET_PROTOCOL_FEATURES, 0, &words(&[1 << 3]))).unwrap();
+        let mut judge = |flags| gate.judge(&message(FrontendReq::SET_VRING_ADDR, flags, &wrong));
+        assert_eq!(judge(0), Err(Refused { answer: None }));
+        assert_eq!(judge(NEED_REPLY), Err(Refused { answer: Some(error_answer(9)) }));
+    }
+
+    #[test]
+    fn the_position_of_a_packed_ring_is_told_twice() {
+        for (features, expected) in [(0, 0x8005_u32), (1 << 34, 0x8005_8005)] {
+            let base = [1, 0x8005_u32].map(u32::to_ne_bytes).concat();
+            let mut answer = message(FrontendReq::GET_VRING_BASE, 1 << 2, &base);
+            gate(features).complete(&mut answer);
+            assert_eq!(answer[16..], expected.to_ne_bytes());
+        }
+    }
+
+    #[test]
+    fn memory_that_was_taken_away_holds_no_ring() {
+        let mut gate = gate(0);
+        let parts = addresses(0, [0x20000, 0x21000, 0x22000]);
+        let judge = |gate: &mut Gate| gate.judge(&message(FrontendReq::SET_VRING_ADDR, 0, &parts));
+        assert!(judge(&mut gate).is_ok());
+        let region = words(&[0, 0x10000, 0x8000, 0x20000, 0]);
+        gate.judge(&message(FrontendReq::REM_MEM_REG, 0, &region)).unwrap();
+        assert!(judge(&mut gate).is_err());
+        gate.judge(&message(FrontendReq::ADD_MEM_REG, 0, &region)).unwrap();
+        assert!(judge(&mut gate).is_ok());
+    }
+}
