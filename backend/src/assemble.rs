@@ -74,9 +74,7 @@ pub fn run(plan: &Plan, socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result
     let pairs = usize::from(plan.queue_pairs);
     match &plan.datapath {
         DatapathSpec::Tap { ifname } => run_on(plan, Tap::open(ifname, pairs)?, socket, stop),
-        DatapathSpec::Reflect => {
-            run_on(plan, (0..pairs).map(|_| Reflect).collect(), socket, stop)
-        }
+        DatapathSpec::Reflect => run_on(plan, (0..pairs).map(|_| Reflect).collect(), socket, stop),
         DatapathSpec::Null { receive } => {
             run_on(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), socket, stop)
         }

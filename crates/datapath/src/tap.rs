@@ -121,6 +121,10 @@ impl Tap {
     }
 }
 
+/// The most frames of one look: each costs a system call, and the guest sees the first one only when the
+/// last one is there.
+const RECEIVE_BURST: usize = 32;
+
 impl Datapath for Tap {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
@@ -169,16 +173,17 @@ impl Datapath for Tap {
 
     #[inline]
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
-        loop {
+        for _ in 0..RECEIVE_BURST {
             match room.scatter(|list| sys::readv(&self.file, list)) {
                 Ok(Placed::Done) => {}
-                Ok(Placed::NoRoom) => return Ok(Look::More),
+                Ok(Placed::NoRoom) => break,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Look::Drained);
                 }
                 Err(error) => return Err(error),
             }
         }
+        Ok(Look::More)
     }
 
     fn has_frames(&self) -> bool {

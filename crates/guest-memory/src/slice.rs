@@ -78,12 +78,13 @@ impl<'m> GuestSlice<'m> {
         if self.len() < N {
             return false;
         }
-        let front = self.base().cast::<[u8; N]>();
-        // SAFETY: the first `N` bytes are in bounds and mapped (constructor), and an array of bytes has no
-        // alignment. Should the guest write in between, it reads what it wrote itself: its own loss.
+        let mut there = [0; N];
+        // SAFETY: the first `N` bytes are in bounds and mapped (constructor). Should the guest write in
+        // between, it reads what it wrote itself: its own loss.
         unsafe {
-            if front.read_volatile() != *bytes {
-                front.write_volatile(*bytes);
+            ptr::copy_nonoverlapping(self.base(), there.as_mut_ptr(), N);
+            if there != *bytes {
+                ptr::copy_nonoverlapping(bytes.as_ptr(), self.base(), N);
             }
         }
         true

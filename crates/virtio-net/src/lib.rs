@@ -17,7 +17,7 @@ pub use receive::{GuestRoom, Placed, ReceiveState};
 pub use transmit::{Frame, Frames, TransmitBurst};
 
 /// The most packets in one burst.
-pub const BURST_MAX: usize = 32;
+pub const BURST_MAX: usize = 64;
 /// The longest frame that is carried, net header not counted: a 64 KiB segment with its link header and
 /// some room for tags.
 pub const FRAME_LEN_MAX: usize = 65_536 + 64;

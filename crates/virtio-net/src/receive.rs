@@ -66,6 +66,9 @@ pub enum Placed {
     NoRoom,
 }
 
+/// So many chains are completed together: the descriptors that fill a cache line of a packed ring.
+const COMPLETED_TOGETHER: usize = 4;
+
 /// The header of a frame that is finished, in one buffer.
 const PLAIN_HEADER: [u8; HEADER_LEN] = {
     let mut header = [0; HEADER_LEN];
@@ -85,6 +88,8 @@ pub struct GuestRoom<'r, 'm> {
     negotiated: Negotiated,
     /// How many of the chains, from the first on, go back to the guest.
     done: usize,
+    /// How many of them were completed already.
+    completed: usize,
     /// Where the window ends: the chains before were opened for the next frame, those from here on were
     /// taken for the ones after it.
     end: usize,
@@ -137,6 +142,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             window_bytes,
             negotiated,
             done: 0,
+            completed: 0,
             end: 0,
             window: 0,
             ahead: 1,
@@ -228,10 +234,21 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             self.chains.set_written(self.done, len as u32);
             self.done += 1;
             self.end = self.done;
+            if self.done - self.completed >= COMPLETED_TOGETHER {
+                self.complete();
+            }
             self.count_frame(payload_len);
             return Placed::Done;
         }
         self.place_slowly(payload_len, write)
+    }
+
+    /// Gives back what was used. A packed ring shows it to the guest by and by, which goes on with the
+    /// first frames while the last ones are still copied.
+    #[inline]
+    fn complete(&mut self) {
+        self.queue.complete_written(&self.chains.all()[self.completed..self.done]);
+        self.completed = self.done;
     }
 
     /// The buffer whose turn it is, if it is the only one of its chain, and no window is open.
@@ -269,8 +286,8 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     /// Gives back what was used and puts back what was not, and says what the burst came to. The guest
     /// sees it after [`Queue::publish`].
     #[inline]
-    pub fn close(self) -> Received {
-        self.queue.complete_written(&self.chains.all()[..self.done]);
+    pub fn close(mut self) -> Received {
+        self.complete();
         let unused = self.chains.truncate(self.done);
         self.queue.put_back(unused);
         Received {

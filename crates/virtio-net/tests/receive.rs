@@ -267,7 +267,7 @@ fn a_burst_of_frames_that_do_not_fit_ends() {
         (0..10_000).take_while(|_| room.place(&frame) == Placed::Done).count()
     });
     assert_eq!((tries, received.packets), (BURST_MAX, 0));
-    assert_eq!(received.drops.iter().collect::<Vec<_>>(), [(DropCause::RxTooBig, 32)]);
+    assert_eq!(received.drops.iter().collect::<Vec<_>>(), [(DropCause::RxTooBig, 64)]);
     assert_eq!(ring.scatter(&[vec![1; 60]]).1.packets, 1, "the buffer is still there");
 }
 

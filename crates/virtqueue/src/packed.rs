@@ -23,7 +23,11 @@ use crate::queue::{ConfigError, Parts, QueueSetup};
 /// The largest ring (2.8.10.1: `off_wrap` has 15 bits for the offset).
 const SIZE_MAX: u16 = 1 << 15;
 /// How far ahead a look reaches: a burst.
-const LOOK_AHEAD: u16 = 32;
+const LOOK_AHEAD: u16 = 64;
+/// Descriptors in a cache line. The guest is shown what is used line by line, not all of a burst at once:
+/// so it works on the first frames of a burst while the last ones are under way, and no line changes
+/// hands twice.
+const LINE: u16 = 4;
 /// The bits that say whose a descriptor is.
 const OWNER: u16 = DESC_F_AVAIL | DESC_F_USED;
 /// All bits that must be right in a descriptor that is a chain of one buffer.
@@ -103,7 +107,7 @@ pub struct PackedQueue {
     next_used: Position,
     /// How many descriptors are taken and not completed.
     held: u16,
-    /// The first used descriptor since the last publication: written last, because it shows the rest.
+    /// The first used descriptor of those not published yet: written last, because it shows the rest.
     first_used: Option<(u16, u64)>,
     /// How many descriptors were used since the driver was last told, or found not to want to be. `None`
     /// after a start: whoever served the ring before may have published without telling.
@@ -354,6 +358,9 @@ impl PackedQueue {
             let write = if len > 0 { DESC_F_WRITE } else { 0 };
             let flags = next.used() | write;
             let word = PackedDescriptor { address: 0, len, id, flags }.tail();
+            if next.slot.is_multiple_of(LINE) {
+                self.publish();
+            }
             if self.first_used.is_none() {
                 self.first_used = Some((next.slot, word));
             } else {

@@ -178,20 +178,21 @@ impl Queue {
     }
 
     /// Gives chains back, in the order in which they were taken, that the device has not written to. The
-    /// driver sees them after [`publish`](Self::publish).
+    /// driver sees them at the latest after [`publish`](Self::publish).
     #[inline]
     pub fn complete_read(&mut self, chains: &[Chain]) {
         engine!(self, engine => engine.complete_read(chains));
     }
 
     /// Gives chains back, in the order in which they were taken, with [`Chain::len`] bytes written. The
-    /// driver sees them after [`publish`](Self::publish).
+    /// driver sees them at the latest after [`publish`](Self::publish).
     #[inline]
     pub fn complete_written(&mut self, chains: &[Chain]) {
         engine!(self, engine => engine.complete_written(chains));
     }
 
-    /// Shows all completed chains to the driver, with one release store.
+    /// Shows all completed chains to the driver, with one release store. In a packed ring those in earlier
+    /// cache lines are shown already, a line at a time, when the next line is begun.
     #[inline]
     pub fn publish(&mut self) {
         engine!(self, engine => engine.publish());

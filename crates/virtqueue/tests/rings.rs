@@ -211,7 +211,7 @@ fn what_is_put_back_comes_again_in_order() {
 }
 
 #[test]
-fn nothing_is_seen_before_it_is_published() {
+fn the_last_of_a_burst_is_not_seen_before_it_is_published() {
     for shape in shapes(8) {
         let mut ring = Ring::new(shape.ending_in(2));
         let memory = Arc::clone(&ring.memory);
@@ -227,16 +227,19 @@ fn nothing_is_seen_before_it_is_published() {
         assert!(ring.queue.has_grown());
         let chains = ring.take_all(&memory, Access::Read).unwrap();
         assert_eq!(chains.len(), 3);
+        let mut early = Vec::new();
         for complete in [1, 2] {
             match complete {
                 1 => ring.queue.complete_read(&chains.all()[..1]),
                 _ => ring.queue.complete_written(&chains.all()[1..]),
             }
-            assert!(!ring.driver.has_used());
-            assert_eq!(ring.driver.used(), None);
+            early.extend(ring.reap());
+            // A packed ring shows full cache lines, but never the last one.
+            assert!(early.len() < if shape.options.packed { 3 } else { 1 });
         }
         ring.queue.publish();
-        let lens: Vec<u32> = ring.reap().iter().map(|used| used.len).collect();
+        early.extend(ring.reap());
+        let lens: Vec<u32> = early.iter().map(|used| used.len).collect();
         assert_eq!(lens, [0, 3, 4]);
         assert_eq!(ring.driver.free(), 8);
     }
