@@ -193,8 +193,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         }
     }
 
-    /// Places one frame of ours: `header` is what the guest gets before it (without `num_buffers`),
-    /// `payload` the frame.
+    /// Places one finished frame of ours, behind a net header that says so.
     #[inline]
     pub fn place(&mut self, payload: &[u8]) -> Placed {
         self.place_with(payload.len(), |slices, offset| match slices {
@@ -284,7 +283,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     }
 
     /// Gives back what was used and puts back what was not, and says what the burst came to. The guest
-    /// sees it after [`Queue::publish`].
+    /// sees all of it after [`Queue::publish`].
     #[inline]
     pub fn close(mut self) -> Received {
         self.complete();

@@ -167,7 +167,7 @@ impl<D: Datapath> Loop<D> {
             } else if self.should_sleep() {
                 self.sleep();
             } else {
-                self.idle_looks += 1;
+                self.idle_looks = self.idle_looks.wrapping_add(1);
                 if self.idle_looks.is_multiple_of(LOOKS_A_YIELD) {
                     // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine
                     // with few of them, a worker that spins would hold up the answer that it spins for.
