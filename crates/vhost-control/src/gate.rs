@@ -17,7 +17,7 @@ use vhost::vhost_user::message::{
     FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use virtio_net::Negotiated;
-use virtqueue::layout::{EVENT_LEN, descriptor_table_len, device_area_len, driver_area_len};
+use virtqueue::layout::part_lens;
 
 use crate::ring::RingControl;
 
@@ -172,19 +172,11 @@ impl Gate {
         // Where the size is not known yet, the ring's start has the last word.
         let size = (*self.sizes.get(index).ok_or_else(|| self.no_such_ring(index))?).max(1);
         let packed = self.features.is_some_and(Negotiated::packed);
-        let parts = if packed {
-            [(descriptor_table_len(size), 16), (EVENT_LEN, 4), (EVENT_LEN, 4)]
-        } else {
-            [
-                (descriptor_table_len(size), 16),
-                (driver_area_len(size), 2),
-                (device_area_len(size), 4),
-            ]
-        };
+        let parts = part_lens(packed, size);
         let names = ["descriptor table", "driver area", "device area"];
         for ((name, address), (len, align)) in names.iter().zip([table, driver, device]).zip(parts)
         {
-            if !address.is_multiple_of(align) {
+            if !address.is_multiple_of(align as u64) {
                 return Err(format!("queue {index}: the {name} is not aligned to {align} bytes"));
             }
             if !self.regions.iter().any(|region| region.holds(address, len as u64)) {

@@ -126,6 +126,15 @@ pub const fn device_area_len(size: u16) -> usize {
     ENTRIES + 8 * size as usize + 2
 }
 
+/// Length and alignment in bytes of descriptor table, driver area and device area (2.7, 2.8.10.1).
+#[must_use]
+pub const fn part_lens(packed: bool, size: u16) -> [(usize, usize); 3] {
+    if packed {
+        return [(descriptor_table_len(size), 16), (EVENT_LEN, 4), (EVENT_LEN, 4)];
+    }
+    [(descriptor_table_len(size), 16), (driver_area_len(size), 2), (device_area_len(size), 4)]
+}
+
 /// Whether an index that moved from `old` to `new` has passed `event` (2.7.10 `vring_need_event`).
 #[inline]
 #[must_use]

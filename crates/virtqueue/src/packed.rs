@@ -15,8 +15,8 @@ use guest_memory::{Area, Cursor, GuestMemory, fence};
 use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
 use crate::layout::{
     DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, DESCRIPTOR_LEN,
-    EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, EVENT_LEN, EVENT_OFF_WRAP,
-    PACKED_ADDRESS, PACKED_TAIL, PackedDescriptor, descriptor_table_len,
+    EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, EVENT_OFF_WRAP, PACKED_ADDRESS,
+    PACKED_TAIL, PackedDescriptor,
 };
 use crate::queue::{ConfigError, Parts, QueueSetup};
 
@@ -127,8 +127,7 @@ impl PackedQueue {
         if size == 0 || size > SIZE_MAX {
             return Err(ConfigError::PackedSize(size));
         }
-        let lens = [(descriptor_table_len(size), 16), (EVENT_LEN, 4), (EVENT_LEN, 4)];
-        let Parts { descriptors, driver, device } = Parts::new(setup, memory, lens)?;
+        let Parts { descriptors, driver, device } = Parts::new(setup, memory)?;
         let next = Position::from_bits(setup.next_available);
         if next.slot >= size {
             return Err(ConfigError::Position { index: next.slot, size });
@@ -348,7 +347,7 @@ impl PackedQueue {
         self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, chain.len)));
     }
 
-    /// Writes used descriptors, all but the first one since the last publication: ids, how many
+    /// Writes used descriptors, all but the first one of a cache line: ids, how many
     /// descriptors they fill, and bytes written.
     #[inline]
     fn write_used(&mut self, chains: impl Iterator<Item = (u16, u16, u32)>) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use guest_memory::{Area, AreaError, GuestMemory};
 
 use crate::chain::{Access, Broken, Chain, Chains};
+use crate::layout::part_lens;
 use crate::packed::PackedQueue;
 use crate::split::SplitQueue;
 
@@ -30,16 +31,6 @@ pub struct QueueSetup {
     pub event_index: bool,
     /// Whether `VIRTIO_F_INDIRECT_DESC` was negotiated.
     pub indirect: bool,
-}
-
-impl QueueSetup {
-    /// Whether a ring of this setup can be served in `memory`.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn check(&self, memory: &Arc<GuestMemory>) -> Result<(), ConfigError> {
-        Queue::new(self, memory).map(|_| ())
-    }
 }
 
 /// The front end set a ring up wrongly.
@@ -77,12 +68,9 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    /// Translates them, given their lengths and alignments in bytes.
-    pub(crate) fn new(
-        setup: &QueueSetup,
-        memory: &Arc<GuestMemory>,
-        [table, driver, device]: [(usize, usize); 3],
-    ) -> Result<Self, ConfigError> {
+    /// Translates them.
+    pub(crate) fn new(setup: &QueueSetup, memory: &Arc<GuestMemory>) -> Result<Self, ConfigError> {
+        let [table, driver, device] = part_lens(setup.packed, setup.size);
         let area = |part, address, (len, align)| {
             Area::new(memory, address, len, align)
                 .map_err(|source| ConfigError::Area { part, source })

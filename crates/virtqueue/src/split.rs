@@ -13,8 +13,7 @@ use guest_memory::{Area, Cursor, GuestMemory, GuestSlice, fence};
 use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
 use crate::layout::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor,
-    ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, descriptor_table_len, device_area_len,
-    driver_area_len, event_passed,
+    ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, event_passed,
 };
 use crate::queue::{ConfigError, Parts, QueueSetup};
 
@@ -47,12 +46,7 @@ impl SplitQueue {
         if !size.is_power_of_two() {
             return Err(ConfigError::SplitSize(size));
         }
-        let lens = [
-            (descriptor_table_len(size), 16),
-            (driver_area_len(size), 2),
-            (device_area_len(size), 4),
-        ];
-        let Parts { descriptors, driver, device } = Parts::new(setup, memory, lens)?;
+        let Parts { descriptors, driver, device } = Parts::new(setup, memory)?;
         // The used index goes on from where the device area says.
         let next_used = device.load(INDEX, Ordering::Acquire);
         Ok(Self {

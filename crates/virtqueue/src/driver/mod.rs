@@ -190,6 +190,21 @@ impl Driver {
     }
 }
 
+/// The chain to return now, and what is left for later, when the device gave back `last`: with
+/// `VIRTIO_F_IN_ORDER` that stands for all chains up to its own (2.7.9, 2.8.9).
+fn first_of_batch(
+    in_order: bool,
+    order: &VecDeque<u16>,
+    last: Returned,
+) -> (Returned, Option<Returned>) {
+    match order.front() {
+        Some(&oldest) if in_order && oldest != last.id => {
+            (Returned { id: oldest, len: 0 }, Some(last))
+        }
+        _ => (last, None),
+    }
+}
+
 /// Takes `id` out of the chains that the device has, where it mostly is the oldest.
 fn forget(order: &mut VecDeque<u16>, id: u16) {
     if order.front() == Some(&id) {

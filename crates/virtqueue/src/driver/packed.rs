@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use guest_memory::{Area, GuestMemory, fence};
 
-use crate::driver::{Buffer, Returned, RingOptions, forget};
+use crate::driver::{Buffer, Returned, RingOptions, first_of_batch, forget};
 use crate::layout::{
     DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, DESCRIPTOR_LEN,
     EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, EVENT_LEN, EVENT_OFF_WRAP,
@@ -211,15 +211,8 @@ impl PackedDriver {
             Some(batch) => batch,
             None => self.used_here()?,
         };
-        let mut returned = last;
-        if self.setup.in_order
-            && let Some(&oldest) = self.order.front()
-            && oldest != last.id
-        {
-            // One used descriptor stands for all chains up to its own (2.8.9).
-            returned = Returned { id: oldest, len: 0 };
-            self.batch = Some(last);
-        }
+        let (returned, left) = first_of_batch(self.setup.in_order, &self.order, last);
+        self.batch = left;
         let slots = self.outstanding.get_mut(usize::from(returned.id)).map_or(0, std::mem::take);
         if slots > 0 {
             self.free += usize::from(slots);

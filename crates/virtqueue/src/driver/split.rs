@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use guest_memory::{Area, GuestMemory, fence};
 
-use crate::driver::{Buffer, Returned, RingOptions, forget};
+use crate::driver::{Buffer, Returned, RingOptions, first_of_batch, forget};
 use crate::layout::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor,
     ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, descriptor_table_len, device_area_len,
@@ -188,15 +188,8 @@ impl SplitDriver {
             return None;
         }
         let last = self.batch.take().unwrap_or_else(|| self.entry());
-        let mut returned = last;
-        if self.setup.in_order
-            && let Some(&oldest) = self.order.front()
-            && oldest != last.id
-        {
-            // One used entry stands for all chains up to its own (2.7.9).
-            returned = Returned { id: oldest, len: 0 };
-            self.batch = Some(last);
-        }
+        let (returned, left) = first_of_batch(self.setup.in_order, &self.order, last);
+        self.batch = left;
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(chain) = self.outstanding.get_mut(usize::from(returned.id)) {
             self.free.extend(chain.drain(..));
