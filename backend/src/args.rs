@@ -69,7 +69,8 @@ pub struct Args {
     #[arg(long)]
     pub mac: Option<MacAddress>,
 
-    /// What to do without work: sleep at once, poll a while first (USEC, 200 if not given), or never sleep
+    /// What to do without work: sleep at once; poll a while first (USEC, 200 if not given), and again when the
+    /// next packet of a beat is due; or never sleep
     #[arg(long, value_name = "never|adaptive[:USEC]|always", default_value_t)]
     pub poll: PollPolicy,
 

@@ -1,5 +1,6 @@
 //! The daemon under test.
 
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -108,6 +109,20 @@ impl Daemon {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its time on the CPUs so far, in whole clock ticks of 10 ms (`proc_pid_stat(5)`, fields 14 and 15).
+    ///
+    /// # Panics
+    /// When it is gone.
+    #[must_use]
+    pub fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("its stat");
+        // Behind the program's name, which may hold anything, the first field is number 3.
+        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
+        let times = fields.split(' ').skip(11).take(2);
+        let ticks: u64 = times.map(|field| field.parse::<u64>().expect("a number")).sum();
+        Duration::from_millis(10 * ticks)
     }
 
     /// Whether it is still running.

@@ -91,6 +91,14 @@ impl Clock {
         (duration.as_nanos() * u128::from(self.ticks_per_second) / 1_000_000_000) as u64
     }
 
+    /// How long `ticks` last.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "64 bits of nanoseconds are centuries")]
+    pub fn duration_of(&self, ticks: u64) -> Duration {
+        let nanoseconds = u128::from(ticks) * 1_000_000_000 / u128::from(self.ticks_per_second);
+        Duration::from_nanos(nanoseconds as u64)
+    }
+
     /// One instant on three clocks: ticks, `CLOCK_MONOTONIC` and `CLOCK_REALTIME` in nanoseconds.
     #[must_use]
     pub fn anchor(&self) -> Anchor {

@@ -3,12 +3,15 @@
 //! - [`policy`]: when to poll, when to sleep, on which CPU.
 //! - [`mailbox`]: how the control plane starts and stops rings, and waits until the worker has done it.
 //! - `worker`: the loop: commands, a turn for every queue pair, sleep.
+//! - `idle`: what it does without work; `forecast`: when a pair's next work is due.
 //! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
 //! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
 //! - [`fault`]: delays planted in a stage, to prove that they show there.
 
 pub mod fault;
+mod forecast;
 mod forward;
+mod idle;
 pub mod mailbox;
 mod pair;
 pub mod policy;

@@ -9,6 +9,7 @@ use datapath::Datapath;
 use guest_memory::GuestMemory;
 use virtio_net::{Negotiated, ReceiveState};
 
+use crate::forecast::{Forecast, Worked};
 use crate::mailbox::{RingStart, StartError};
 use crate::ring::{Ring, RingState};
 use crate::sleep::{Sleeper, Token};
@@ -84,6 +85,9 @@ pub struct Pair<D> {
     pub readable: bool,
     /// After an error of the datapath: when it is looked at again, ticks.
     pub retry_at: Option<u64>,
+    /// What it did since there was last nothing to do.
+    worked: Worked,
+    pub forecast: Forecast,
     configured: Option<Negotiated>,
 }
 
@@ -102,6 +106,8 @@ impl<D: Datapath> Pair<D> {
             receive: ReceiveState::default(),
             readable: false,
             retry_at: None,
+            worked: Worked::default(),
+            forecast: Forecast::default(),
             configured: None,
         }
     }
@@ -115,11 +121,30 @@ impl<D: Datapath> Pair<D> {
     pub fn turn(&mut self, context: &mut Context<'_>) -> bool {
         let sent = self.transmit_turn(context);
         let mut worked = self.receive_turn(context);
+        if worked {
+            self.worked.add(Worked::RECEIVED);
+        }
         if let Some(untold) = sent {
             self.tell_transmitted(untold, context);
+            self.worked.add(Worked::TRANSMITTED);
             worked = true;
         }
         worked
+    }
+
+    /// There is nothing to do since `now`.
+    pub fn rest(&mut self, now: u64) {
+        let worked = std::mem::take(&mut self.worked);
+        if worked != Worked::default() {
+            self.forecast.rest(worked, now);
+        }
+    }
+
+    /// A long rest of the worker is over at `now`; perhaps it was this pair that ended it.
+    pub fn learn(&mut self, now: u64) {
+        if self.worked != Worked::default() {
+            self.forecast.learn(now);
+        }
     }
 
     /// The virtqueue indices: receive, transmit (virtio 1.2, 5.1.2).

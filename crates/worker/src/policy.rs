@@ -9,7 +9,8 @@ use std::time::Duration;
 pub enum PollPolicy {
     /// Sleep at once: the guest kicks for every first packet.
     Never,
-    /// Poll for this long after the last packet, without kicks; then sleep.
+    /// Poll for this long after the last packet, without kicks; then sleep, and poll again around the moment
+    /// that the next one is due (`forecast`), for no longer than this before and after it.
     Adaptive(Duration),
     /// Never sleep.
     Always,

@@ -1,4 +1,4 @@
-//! What a worker sleeps on: kicks, datapaths and its mailbox, all edge triggered.
+//! What a worker sleeps on: kicks, datapaths, its mailbox and a timer, all edge triggered.
 //!
 //! Edge triggered, because then a kick need not be read: each new write is a new event, and a system call
 //! a burst is saved.
@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use epoll::{ControlOptions, Event, Events};
+use vmm_sys_util::timerfd::TimerFd;
 
 /// Whom an event is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,9 @@ impl Token {
     }
 }
 
+/// The timer's number: no token's.
+const TIMER: u64 = u64::MAX;
+
 const EVENTS_MAX: usize = 32;
 
 /// An epoll instance.
@@ -46,12 +50,22 @@ const EVENTS_MAX: usize = 32;
 pub struct Sleeper {
     epoll: OwnedFd,
     events: [Event; EVENTS_MAX],
+    timer: TimerFd,
+    /// Whether the timer may still fire.
+    is_timed: bool,
 }
 
 impl Sleeper {
     pub fn new() -> io::Result<Self> {
         let events = [Event::new(Events::empty(), 0); EVENTS_MAX];
-        Ok(Self { epoll: crate::sys::new_epoll()?, events })
+        let sleeper = Self {
+            epoll: crate::sys::new_epoll()?,
+            events,
+            timer: TimerFd::new()?,
+            is_timed: false,
+        };
+        sleeper.add_number(&sleeper.timer, Events::EPOLLIN, TIMER)?;
+        Ok(sleeper)
     }
 
     /// Wakes up for `fd` from now on; at once when it is ready already.
@@ -60,7 +74,11 @@ impl Sleeper {
             Token::Datapath(_) => Events::EPOLLIN | Events::EPOLLOUT,
             Token::Mailbox | Token::Kick(_) => Events::EPOLLIN,
         };
-        let event = Event::new(events | Events::EPOLLET, token.to_number());
+        self.add_number(fd, events, token.to_number())
+    }
+
+    fn add_number(&self, fd: &impl AsRawFd, events: Events, number: u64) -> io::Result<()> {
+        let event = Event::new(events | Events::EPOLLET, number);
         epoll::ctl(self.epoll.as_raw_fd(), ControlOptions::EPOLL_CTL_ADD, fd.as_raw_fd(), event)
     }
 
@@ -78,14 +96,25 @@ impl Sleeper {
 
     /// Sleeps until something happens or `limit` has passed. Returns what happened.
     pub fn sleep(&mut self, limit: Option<Duration>) -> impl Iterator<Item = Token> + '_ {
-        let milliseconds =
-            limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
-        let count = epoll::wait(self.epoll.as_raw_fd(), milliseconds, &mut self.events);
+        self.set_timer(limit);
+        let count = epoll::wait(self.epoll.as_raw_fd(), -1, &mut self.events);
         // An interrupted sleep is one without events: the loop looks around and comes back.
-        self.events.iter().take(count.unwrap_or(0)).map(|event| {
+        self.events.iter().take(count.unwrap_or(0)).filter_map(|event| {
             let number = event.data;
-            Token::from_number(number)
+            (number != TIMER).then(|| Token::from_number(number))
         })
+    }
+
+    /// A timer, because the timeout of `epoll_wait` counts milliseconds.
+    fn set_timer(&mut self, limit: Option<Duration>) {
+        let set = match limit {
+            Some(limit) => self.timer.reset(limit, None),
+            None if self.is_timed => self.timer.clear(),
+            None => return,
+        };
+        // Linux refuses only what is no timer and what is no time.
+        debug_assert!(set.is_ok(), "{set:?}");
+        self.is_timed = limit.is_some();
     }
 }
 

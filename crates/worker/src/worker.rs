@@ -4,11 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use burst_trace::{Clock, Writer};
 use datapath::Datapath;
 
 use crate::fault::{Delay, Fault};
+use crate::idle::{Idle, Pause};
 use crate::mailbox::{Command, Mailbox, RingStart, StartError};
 use crate::pair::{Context, HOLD, Pair, RETRY};
 use crate::policy::{PollPolicy, Scheduling};
@@ -97,28 +99,20 @@ impl Drop for CloseAtTheEnd {
     }
 }
 
-/// A worker that polls gives way once in so many looks that found nothing: to give way is a system call, and
-/// costs as much as ten looks at a ring.
-const LOOKS_A_YIELD: u32 = 8;
-
 struct Loop<D> {
     mailbox: Arc<Mailbox>,
     sleeper: Sleeper,
     tracer: Tracer,
     pairs: Vec<Pair<D>>,
-    poll: PollPolicy,
-    /// How long `adaptive` polls, ticks.
-    spin: u64,
+    pause: Pause,
+    /// Whether it ever looks for frames without having been woken for them.
+    polls: bool,
     /// [`HOLD`] in ticks.
     hold: u64,
     /// [`RETRY`] in ticks.
     retry: u64,
     /// When the worker last woke up, ticks.
     woken: u64,
-    /// Since when it has found nothing, ticks.
-    idle_since: Option<u64>,
-    /// How often it has looked and found nothing since it last found something.
-    idle_looks: u32,
 }
 
 impl<D: Datapath> Loop<D> {
@@ -137,23 +131,17 @@ impl<D: Datapath> Loop<D> {
         for pair in &pairs {
             pair.listen(&sleeper)?;
         }
-        let spin = match options.poll {
-            PollPolicy::Adaptive(time) => clock.ticks_in(time),
-            PollPolicy::Never | PollPolicy::Always => 0,
-        };
         let fault = Fault::new(&options.delays, &clock);
         Ok(Self {
             mailbox,
             sleeper,
             tracer: Tracer::new(clock, writer, fault, options.trace),
             pairs,
-            poll: options.poll,
-            spin,
+            pause: Pause::new(options.poll, clock),
+            polls: options.poll != PollPolicy::Never,
             hold: clock.ticks_in(HOLD),
             retry: clock.ticks_in(RETRY),
             woken: 0,
-            idle_since: None,
-            idle_looks: 0,
         })
     }
 
@@ -163,18 +151,15 @@ impl<D: Datapath> Loop<D> {
                 return;
             }
             if self.turn() {
-                (self.idle_since, self.idle_looks) = (None, 0);
-            } else if self.should_sleep() {
-                self.sleep();
-            } else {
-                self.idle_looks = self.idle_looks.wrapping_add(1);
-                if self.idle_looks.is_multiple_of(LOOKS_A_YIELD) {
-                    // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine
-                    // with few of them, a worker that spins would hold up the answer that it spins for.
-                    std::thread::yield_now();
-                } else {
-                    std::hint::spin_loop();
-                }
+                self.pause.end(&mut self.pairs);
+                continue;
+            }
+            match self.pause.next(&mut self.pairs) {
+                Idle::Look => std::hint::spin_loop(),
+                // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine with
+                // few of them, a worker that spins would hold up the answer that it spins for.
+                Idle::GiveWay => std::thread::yield_now(),
+                Idle::Sleep(limit) => self.sleep(limit),
             }
         }
     }
@@ -190,30 +175,17 @@ impl<D: Datapath> Loop<D> {
         worked
     }
 
-    #[inline]
-    fn should_sleep(&mut self) -> bool {
-        if self.pairs.iter().any(Pair::cannot_be_kicked) {
-            return false;
-        }
-        match self.poll {
-            PollPolicy::Never => true,
-            PollPolicy::Always => false,
-            PollPolicy::Adaptive(_) => {
-                let now = self.tracer.now();
-                now.saturating_sub(*self.idle_since.get_or_insert(now)) >= self.spin
-            }
-        }
-    }
-
-    /// Asks for kicks, looks once more, and sleeps until something happens.
-    fn sleep(&mut self) {
+    /// Asks for kicks, looks once more, and sleeps until something happens or `limit` has passed.
+    fn sleep(&mut self, limit: Option<Duration>) {
         let mut work = false;
         for pair in &mut self.pairs {
             work |= pair.arm();
         }
         if !work {
             let holding = self.pairs.iter().any(|pair| pair.receive.is_holding());
-            let mut asleep = self.sleeper.sleep(holding.then_some(HOLD)).peekable();
+            let hold = holding.then_some(HOLD);
+            let limit = limit.into_iter().chain(hold).min();
+            let mut asleep = self.sleeper.sleep(limit).peekable();
             self.woken = self.tracer.stamp();
             let woken = asleep.peek().is_some();
             for token in asleep {
@@ -223,8 +195,7 @@ impl<D: Datapath> Loop<D> {
                     (pair.readable, pair.blocked) = (true, false);
                 }
             }
-            // Poll anew only if there was a reason to wake up.
-            self.idle_since = if woken { None } else { self.idle_since };
+            self.pause.slept(woken);
         }
         for pair in &mut self.pairs {
             pair.disarm();
@@ -290,7 +261,7 @@ impl<D: Datapath> Loop<D> {
             tracer: &mut self.tracer,
             sleeper: &self.sleeper,
             woken: self.woken,
-            polling: self.poll != PollPolicy::Never,
+            polling: self.polls,
             hold: self.hold,
             retry: self.retry,
         };

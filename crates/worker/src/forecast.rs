@@ -1,0 +1,187 @@
+//! When a queue pair's next work is due, learned from the pauses before.
+//!
+//! Traffic that cares for latency often keeps a beat: a control cycle, a stream's frame interval, questions and
+//! their answers. A worker that sleeps through the pauses is woken up for every packet; one that polls
+//! through them burns a CPU. With a forecast it sleeps until shortly before the next packet is due, and
+//! polls around that moment only.
+//!
+//! What a pause follows says how long it is: the guest answers soon after a question went in, and the next
+//! question comes long after the answer. So pauses are learned apart for the directions of the work before
+//! them. Pauses within the time that is polled anyway are not learned: nobody slept through them.
+
+use std::ops::Range;
+
+/// The directions in which a pair worked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Worked(u8);
+
+impl Worked {
+    pub const RECEIVED: Self = Self(1);
+    pub const TRANSMITTED: Self = Self(2);
+    const KINDS: usize = 4;
+
+    #[inline]
+    pub const fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// The forecast of one queue pair. Times and lengths in ticks.
+#[derive(Debug, Default)]
+pub struct Forecast {
+    pauses: [Lengths; Worked::KINDS],
+    after: Worked,
+    since: u64,
+}
+
+impl Forecast {
+    /// The pair worked, and rests since `now`.
+    pub const fn rest(&mut self, worked: Worked, now: u64) {
+        (self.after, self.since) = (worked, now);
+    }
+
+    /// The pair's rest is over at `now`.
+    pub fn learn(&mut self, now: u64) {
+        if self.after != Worked::default() {
+            self.pauses[usize::from(self.after.0)].learn(now.saturating_sub(self.since));
+        }
+    }
+
+    /// From when to when the end of the rest is worth polling for, if so much is known about it that polling
+    /// no more than `budget` before and after the likely moment will mostly find it.
+    pub fn due(&self, budget: u64) -> Option<Range<u64>> {
+        let pauses = &self.pauses[usize::from(self.after.0)];
+        if pauses.learned < Lengths::ENOUGH || pauses.deviation >= budget {
+            return None;
+        }
+        let likely = self.since + pauses.mean;
+        let around = budget.min(4 * pauses.deviation);
+        Some(likely.saturating_sub(around)..likely + around)
+    }
+}
+
+/// How long something that happens again and again takes: mean and mean deviation, followed as RFC 6298
+/// (section 2) follows a round trip. Ticks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lengths {
+    mean: u64,
+    deviation: u64,
+    learned: u32,
+}
+
+impl Lengths {
+    /// How many are learned before any is forecast.
+    const ENOUGH: u32 = 4;
+
+    /// It took `length` this time.
+    pub fn learn(&mut self, length: u64) {
+        let error = length.abs_diff(self.mean);
+        if self.learned == 0 {
+            (self.mean, self.deviation) = (length, length / 2);
+        } else {
+            // One that is far out must not undo what many have shown: it counts as four deviations. A beat
+            // that really changes is followed all the same, for each of these almost doubles the deviation.
+            let error = error.min(4 * self.deviation + self.mean / 64);
+            self.deviation = self.deviation - self.deviation / 4 + error / 4;
+            let step = error / 8;
+            self.mean = if length < self.mean { self.mean - step } else { self.mean + step };
+        }
+        self.learned = self.learned.saturating_add(1);
+    }
+
+    /// It mostly takes no longer than this, if so much is known.
+    pub fn most(&self) -> Option<u64> {
+        (self.learned >= Self::ENOUGH).then_some(self.mean + 4 * self.deviation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BUDGET: u64 = 200;
+
+    /// A pair that receives after each of these pauses: which of the pauses ended while it was awake.
+    fn awake(pauses: impl IntoIterator<Item = u64>) -> Vec<bool> {
+        let mut forecast = Forecast::default();
+        let mut now = 1_000_000;
+        pauses
+            .into_iter()
+            .map(|pause| {
+                forecast.rest(Worked::RECEIVED, now);
+                now += pause;
+                let awake = forecast.due(BUDGET).is_some_and(|due| due.contains(&now));
+                forecast.learn(now);
+                awake
+            })
+            .collect()
+    }
+
+    fn share(awake: &[bool]) -> f64 {
+        awake.iter().filter(|&&it| it).count() as f64 / awake.len() as f64
+    }
+
+    /// Evenly spread over 0 .. `below`, the same each run.
+    fn noise(below: u64) -> impl Iterator<Item = u64> {
+        let mut state = 1_u64;
+        std::iter::repeat_with(move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % below
+        })
+    }
+
+    #[test]
+    fn a_beat_is_met_also_when_it_jitters() {
+        for (jitter, least) in [(1, 1.0), (100, 0.98), (300, 0.95), (600, 0.5)] {
+            let awake = awake(noise(jitter).map(|extra| 3000 + extra).take(1000));
+            assert!(share(&awake[50..]) >= least, "jitter {jitter}: {}", share(&awake[50..]));
+        }
+    }
+
+    #[test]
+    fn pauses_without_a_beat_are_slept_through() {
+        let mut forecast = Forecast::default();
+        let mut polled = 0;
+        for pause in noise(20_000).take(1000) {
+            forecast.rest(Worked::TRANSMITTED, 0);
+            polled += usize::from(forecast.due(BUDGET).is_some());
+            forecast.learn(200 + pause);
+        }
+        assert!(polled < 10, "{polled} of 1000");
+    }
+
+    #[test]
+    fn one_late_packet_does_not_lose_the_beat() {
+        let beat = |late| std::iter::repeat_n(3000, 50).chain([late]).chain([3000; 20]);
+        for late in [300, 6000, 3_000_000] {
+            let awake = awake(beat(late));
+            assert!(awake[49] && !awake[50], "{late}");
+            assert!(share(&awake[51..]) > 0.9, "{late}: {:?}", &awake[51..]);
+        }
+    }
+
+    #[test]
+    fn another_beat_is_learned() {
+        for next in [600, 1000, 2900, 50_000] {
+            let awake = awake([3000; 100].into_iter().chain([next; 200]));
+            assert!(share(&awake[240..]) >= 1.0, "{next}: {:?}", &awake[240..]);
+        }
+    }
+
+    #[test]
+    fn question_and_answer_are_learned_apart() {
+        let mut forecast = Forecast::default();
+        let mut now = 0;
+        for _ in 0..50 {
+            for (worked, pause) in [(Worked::RECEIVED, 300), (Worked::TRANSMITTED, 2700)] {
+                forecast.rest(worked, now);
+                now += pause;
+                forecast.learn(now);
+            }
+        }
+        forecast.rest(Worked::RECEIVED, 0);
+        assert!(forecast.due(BUDGET).is_some_and(|due| due.contains(&300)));
+        forecast.rest(Worked::TRANSMITTED, 0);
+        assert!(forecast.due(BUDGET).is_some_and(|due| due.contains(&2700)));
+    }
+}

@@ -1,0 +1,143 @@
+//! What a worker does while there is no work: look again, give way, or sleep, and until when.
+
+use std::time::Duration;
+
+use burst_trace::Clock;
+use datapath::Datapath;
+
+use crate::forecast::Lengths;
+use crate::pair::Pair;
+use crate::policy::PollPolicy;
+
+/// A worker that polls gives way once in so many looks that found nothing: to give way is a system call, and
+/// costs as much as ten looks at a ring.
+const LOOKS_A_YIELD: u32 = 8;
+
+/// What a thread takes to run again once its timer has fired, before that was seen.
+const LATENESS: Duration = Duration::from_micros(50);
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// Look for work.
+    Look,
+    /// Look for work once others had this CPU.
+    GiveWay,
+    /// Sleep, at most so long.
+    Sleep(Option<Duration>),
+}
+
+/// A pause in a worker's work.
+#[derive(Debug)]
+pub struct Pause {
+    policy: PollPolicy,
+    clock: Clock,
+    /// How long `adaptive` polls, ticks.
+    spin: u64,
+    /// [`LATENESS`] in ticks.
+    lateness: u64,
+    /// By how much sleeps lasted longer than they should.
+    late: Lengths,
+    /// When the sleep that was last asked for should end, ticks.
+    wake_at: Option<u64>,
+    /// Since when there has been neither work nor a wake-up, ticks.
+    since: Option<u64>,
+    /// How many looks have found nothing.
+    looks: u32,
+    /// Whether it has lasted longer than [`Self::spin`].
+    is_long: bool,
+}
+
+impl Pause {
+    pub fn new(policy: PollPolicy, clock: Clock) -> Self {
+        let spin = match policy {
+            PollPolicy::Adaptive(time) => clock.ticks_in(time),
+            PollPolicy::Never | PollPolicy::Always => 0,
+        };
+        Self {
+            policy,
+            clock,
+            spin,
+            lateness: clock.ticks_in(LATENESS),
+            late: Lengths::default(),
+            wake_at: None,
+            since: None,
+            looks: 0,
+            is_long: false,
+        }
+    }
+
+    /// There was work: the pause is over.
+    #[inline]
+    pub fn end<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) {
+        if self.is_long {
+            self.learn(pairs);
+        }
+        (self.since, self.looks) = (None, 0);
+    }
+
+    /// A sleep is over. `woken`: something ended it, not the time; then the worker polls anew, whether or not it
+    /// finds work.
+    pub fn slept(&mut self, woken: bool) {
+        if let Some(wake_at) = self.wake_at.take()
+            && let Some(late) = self.clock.now().checked_sub(wake_at)
+        {
+            self.late.learn(late);
+        }
+        if woken {
+            self.since = None;
+        }
+    }
+
+    /// What to do after a look that found nothing.
+    #[inline]
+    pub fn next<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) -> Idle {
+        let sleep = match self.policy {
+            _ if pairs.iter().any(Pair::cannot_be_kicked) => None,
+            PollPolicy::Never => Some(Idle::Sleep(None)),
+            PollPolicy::Always => None,
+            PollPolicy::Adaptive(_) => self.adapt(pairs),
+        };
+        sleep.unwrap_or_else(|| {
+            self.looks = self.looks.wrapping_add(1);
+            if self.looks.is_multiple_of(LOOKS_A_YIELD) { Idle::GiveWay } else { Idle::Look }
+        })
+    }
+
+    /// Polls at the pause's beginning and around the moment that a pair's forecast names; sleeps otherwise.
+    #[inline]
+    fn adapt<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) -> Option<Idle> {
+        let now = self.clock.now();
+        let since = *self.since.get_or_insert_with(|| {
+            pairs.iter_mut().for_each(|pair| pair.rest(now));
+            now
+        });
+        if now.saturating_sub(since) < self.spin {
+            return None;
+        }
+        self.is_long = true;
+        self.wait(pairs, now)
+    }
+
+    /// How long to sleep at `now`, if not so little that it is not worth it.
+    #[cold]
+    fn wait<D: Datapath>(&mut self, pairs: &[Pair<D>], now: u64) -> Option<Idle> {
+        let due = pairs.iter().filter_map(|pair| pair.forecast.due(self.spin));
+        let next = due.filter(|due| now < due.end).map(|due| due.start).min();
+        self.wake_at = None;
+        let Some(next) = next else { return Some(Idle::Sleep(None)) };
+        let lead = self.late.most().unwrap_or(self.lateness).min(self.spin);
+        let wake_at = next.saturating_sub(lead);
+        // To fall asleep takes about as long as to wake up.
+        let ticks = wake_at.checked_sub(now).filter(|&ticks| ticks > lead)?;
+        self.wake_at = Some(wake_at);
+        Some(Idle::Sleep(Some(self.clock.duration_of(ticks))))
+    }
+
+    #[cold]
+    fn learn<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) {
+        self.is_long = false;
+        let now = self.clock.now();
+        pairs.iter_mut().for_each(|pair| pair.learn(now));
+    }
+}
