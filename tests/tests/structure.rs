@@ -43,6 +43,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/guest-memory/src/memory.rs",
     // Under loom only.
     "crates/guest-memory/src/modelled.rs",
+    "crates/guest-memory/src/prefetch.rs",
     "crates/guest-memory/src/slice.rs",
     "crates/lab/src/sys.rs",
     "crates/vhost-control/src/sys.rs",

@@ -10,12 +10,14 @@
 //! - [`memory`]: the region table and translation.
 //! - [`slice`](mod@slice): a checked run of guest bytes; what the kernel takes as an `iovec`.
 //! - [`area`]: long-lived access to ring structures.
+//! - `prefetch`: asking the CPU for cache lines early.
 //! - `modelled`: the same under loom (`--cfg loom`), for tests of notification.
 
 pub mod area;
 pub mod memory;
 #[cfg(loom)]
 mod modelled;
+mod prefetch;
 pub mod slice;
 
 #[cfg(not(loom))]

@@ -6,6 +6,8 @@ use std::marker::PhantomData;
 use std::ptr;
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use crate::prefetch;
+
 /// A contiguous run of guest bytes, mapped in this process for as long as `'m`.
 ///
 /// It is an `iovec` in memory, so that a list of them goes to `readv` and `writev` as it is.
@@ -104,28 +106,22 @@ impl<'m> GuestSlice<'m> {
         count
     }
 
-    /// Has the CPU fetch the first cache line, and the second one if it is to be written. The first
-    /// one is not asked for to be written: a header that is there already is not (see
-    /// [`write_differing`](Self::write_differing)), and then the guest can keep its copy of that line.
+    /// Has the CPU fetch the cache lines of the first bytes behind a header of `header_len` bytes.
     #[inline]
-    pub fn prefetch(&self, for_writing: bool) {
-        const LINE: usize = 64;
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
-            let (first, second) = (self.base().cast_const(), self.base().wrapping_add(LINE));
-            // SAFETY: a prefetch has no effect but on time, whatever the address.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(first.cast());
-                if for_writing {
-                    _mm_prefetch::<_MM_HINT_ET0>(second.cast());
-                } else {
-                    _mm_prefetch::<_MM_HINT_T0>(second.cast());
-                }
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (for_writing, LINE);
+    pub fn prefetch_to_read(&self, header_len: usize) {
+        let first = self.base().wrapping_add(header_len);
+        prefetch::to_read(first);
+        prefetch::to_read(first.wrapping_add(prefetch::LINE - 1));
+    }
+
+    /// The same for writing there. The header's line is only fetched for reading: a header that is there
+    /// already is not written (see [`write_differing`](Self::write_differing)), and the guest keeps its copy.
+    #[inline]
+    pub fn prefetch_to_write(&self, header_len: usize) {
+        let first = self.base().wrapping_add(header_len);
+        prefetch::to_read(self.base());
+        prefetch::to_write(first);
+        prefetch::to_write(first.wrapping_add(prefetch::LINE - 1));
     }
 
     /// The slices as the kernel takes them.

@@ -13,6 +13,10 @@ pub const CHAINS_MAX: usize = if cfg!(loom) { 8 } else { 1024 };
 /// the spare room that receiving adds.
 pub const CHAIN_SLICES_MAX: usize = 1023;
 
+/// What a buffer begins with, mostly, and is touched apart from the rest: a net header (virtio 1.2, 5.1.6).
+/// Only a hint for what to fetch.
+const HEADER_LEN: usize = 12;
+
 /// What the device wants to do with a chain's buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -29,6 +33,15 @@ impl Access {
         match self {
             Self::Read => 0,
             Self::Write => DESC_F_WRITE,
+        }
+    }
+
+    /// Has the CPU fetch what the device will touch of a buffer.
+    #[inline]
+    pub(crate) fn prefetch(self, slice: &GuestSlice<'_>) {
+        match self {
+            Self::Read => slice.prefetch_to_read(HEADER_LEN),
+            Self::Write => slice.prefetch_to_write(HEADER_LEN),
         }
     }
 }

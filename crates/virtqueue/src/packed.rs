@@ -202,7 +202,7 @@ impl PackedQueue {
                 && let Some(slice) = memory.near(address, descriptor.len.into(), &mut self.cursor)
                 && !slice.is_empty()
             {
-                slice.prefetch(access == Access::Write);
+                access.prefetch(&slice);
                 u16::from(chains.push_one(descriptor.id, slice))
             } else if descriptor.flags & OWNER == next.available() {
                 (self.next, self.held) = (next, held);

@@ -104,7 +104,7 @@ impl SplitQueue {
                     memory.near(descriptor.address, descriptor.len.into(), &mut self.cursor)
                 && !slice.is_empty()
             {
-                slice.prefetch(access == Access::Write);
+                access.prefetch(&slice);
                 chains.push_one(head, slice)
             } else {
                 self.take_list(memory, access, head, descriptor, chains)?
