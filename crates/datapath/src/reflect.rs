@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use burst_trace::DropCause;
-use virtio_net::{Frames, GuestRoom, Offloads, Placed};
+use virtio_net::{Frames, GuestRoom, Offloads};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
 
@@ -27,19 +27,8 @@ impl Datapath for Reflect {
 
     #[inline]
     fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted {
-        let mut done = Transmitted::default();
-        room.expect(frames.len());
-        for frame in frames.iter() {
-            if room.forward(&frame) == Placed::NoRoom {
-                break;
-            }
-            #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
-            {
-                done.bytes += frame.len() as u32;
-            }
-            done.taken += 1;
-        }
-        done
+        let (taken, bytes) = room.forward(frames);
+        Transmitted { taken, bytes, ..Transmitted::default() }
     }
 
     /// Frames that nobody receives are lost, as on a wire whose other end is down.

@@ -153,6 +153,33 @@ impl Area {
         u64::from_le(self.atomic_u64(offset).load(order))
     }
 
+    /// Reads `count` pairs of little-endian words, one pair at a time. Of each pair the second word is read
+    /// first: what it says of the first one holds when `order` is [`Ordering::Acquire`].
+    ///
+    /// # Panics
+    /// As [`Area::read`], for all of the pairs.
+    #[inline]
+    pub fn load_pairs(
+        &self,
+        offset: usize,
+        count: usize,
+        order: Ordering,
+    ) -> impl Iterator<Item = [u64; 2]> + '_ {
+        const PAIR: usize = size_of::<[u64; 2]>();
+        let room = self.len.checked_sub(offset).map_or(0, |room| room / PAIR);
+        assert!(count <= room, "offset outside the ring's area");
+        debug_assert!((self.base.as_ptr().addr() + offset).is_multiple_of(align_of::<u64>()));
+        (0..count).map(move |n| {
+            // SAFETY: pair `n` of `count` lies in the area, aligned (above). Its second word is accessed as in
+            // `atomic_u64`, the first one as in `read`.
+            unsafe {
+                let pair = self.base.as_ptr().add(offset + n * PAIR).cast::<u64>();
+                let second = AtomicU64::from_ptr(pair.add(1)).load(order);
+                [u64::from_le(pair.read_volatile()), u64::from_le(second)]
+            }
+        })
+    }
+
     /// Writes the little-endian half of a descriptor that says whose it is.
     ///
     /// # Panics

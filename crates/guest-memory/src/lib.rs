@@ -23,7 +23,7 @@ pub mod slice;
 #[cfg(not(loom))]
 pub use area::Area;
 pub use area::AreaError;
-pub use memory::{Cursor, GuestMemory, Unmapped};
+pub use memory::{Cursor, GuestMemory, Unmapped, Window};
 #[cfg(loom)]
 pub use modelled::ModelledArea as Area;
 pub use slice::{GuestSlice, Spare};

@@ -53,6 +53,40 @@ pub struct Cursor {
     region: usize,
 }
 
+/// A region of guest memory, for a loop that translates many ranges: most buffers of a guest lie in one region.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'m> {
+    memory: &'m GuestMemory,
+    index: usize,
+    region: Region,
+}
+
+impl<'m> Window<'m> {
+    /// The range as one run, if it lies in one region; the window moves there.
+    #[inline]
+    #[must_use]
+    pub fn find(&mut self, address: u64, len: u64) -> Option<GuestSlice<'m>> {
+        let hit = self.region.whole(address, len);
+        if hit.is_some() { hit } else { self.elsewhere(address, len) }
+    }
+
+    /// Where it is, for the next loop.
+    #[inline]
+    #[must_use]
+    pub const fn cursor(&self) -> Cursor {
+        Cursor { region: self.index }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn elsewhere(&mut self, address: u64, len: u64) -> Option<GuestSlice<'m>> {
+        let all = self.memory.regions.iter().enumerate();
+        let (index, region) = all.into_iter().find(|(_, it)| it.whole(address, len).is_some())?;
+        (self.index, self.region) = (index, *region);
+        region.whole(address, len)
+    }
+}
+
 impl GuestMemory {
     /// Takes over a mapping.
     #[must_use]
@@ -99,30 +133,21 @@ impl GuestMemory {
         cursor: &mut Cursor,
         mut each: impl FnMut(GuestSlice<'m>),
     ) -> Result<(), Unmapped> {
-        if let Some(slice) = self.near(address, len, cursor) {
+        let mut window = self.window(*cursor);
+        if let Some(slice) = window.find(address, len) {
+            *cursor = window.cursor();
             each(slice);
             return Ok(());
         }
         self.translate_slowly(address, len, cursor, &mut each)
     }
 
-    /// The range as one run, if it lies in one region: the common case of [`translate`](Self::translate).
+    /// The region that a cursor is at.
     #[inline]
     #[must_use]
-    pub fn near(&self, address: u64, len: u64, cursor: &mut Cursor) -> Option<GuestSlice<'_>> {
-        let hit = self.regions.get(cursor.region).and_then(|region| region.whole(address, len));
-        if hit.is_some() { hit } else { self.elsewhere(address, len, cursor) }
-    }
-
-    #[cold]
-    fn elsewhere(&self, address: u64, len: u64, cursor: &mut Cursor) -> Option<GuestSlice<'_>> {
-        for (index, region) in self.regions.iter().enumerate() {
-            if let Some(slice) = region.whole(address, len) {
-                cursor.region = index;
-                return Some(slice);
-            }
-        }
-        None
+    pub fn window(&self, cursor: Cursor) -> Window<'_> {
+        let region = self.regions.get(cursor.region).copied().unwrap_or(Region::NONE);
+        Window { memory: self, index: cursor.region, region }
     }
 
     /// The one contiguous run of the range.
@@ -190,6 +215,9 @@ impl GuestMemory {
 }
 
 impl Region {
+    /// No memory at all.
+    const NONE: Self = Self { start: 0, len: 0, host: std::ptr::null_mut() };
+
     /// The range as one slice, when it lies in this region with all its bytes.
     #[inline]
     fn whole<'m>(&self, address: u64, len: u64) -> Option<GuestSlice<'m>> {

@@ -116,6 +116,19 @@ impl ModelledArea {
         u64::from_le(self.long(offset).load(order))
     }
 
+    /// As [`Area::load_pairs`].
+    pub fn load_pairs(
+        &self,
+        offset: usize,
+        count: usize,
+        order: Ordering,
+    ) -> impl Iterator<Item = [u64; 2]> + '_ {
+        (0..count).map(move |n| {
+            let second = self.load_u64(offset + n * 16 + 8, order);
+            [u64::from_le(self.read(offset + n * 16)), second]
+        })
+    }
+
     /// As [`Area::store_u64`].
     pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
         self.long(offset).store(value.to_le(), order);

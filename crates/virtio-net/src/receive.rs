@@ -5,6 +5,10 @@
 //! ours. A frame that fits is in place with one `readv` and no copy of ours. What went to the spare room
 //! is copied to further guest buffers (and the next list is longer); when the guest has none, the frame is
 //! held until it has, and is never torn or lost.
+//!
+//! `finished`: frames whose length is known, because they are in memory already.
+
+mod finished;
 
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::{GuestMemory, GuestSlice, Spare};
@@ -12,8 +16,7 @@ use virtqueue::chain::{CHAIN_SLICES_MAX, CHAINS_MAX};
 use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
 
 use crate::features::{FLAGS, HEADER_LEN, NUM_BUFFERS, Negotiated};
-use crate::run::{copy_run, read_front, write_at};
-use crate::transmit::Frame;
+use crate::run::{read_front, write_at};
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
 /// The most buffers that are taken for one burst.
@@ -65,16 +68,6 @@ pub enum Placed {
     /// a frame handed in was not taken.
     NoRoom,
 }
-
-/// So many chains are completed together: the descriptors that fill a cache line of a packed ring.
-const COMPLETED_TOGETHER: usize = 4;
-
-/// The header of a frame that is finished, in one buffer.
-const PLAIN_HEADER: [u8; HEADER_LEN] = {
-    let mut header = [0; HEADER_LEN];
-    header[NUM_BUFFERS] = 1;
-    header
-};
 
 /// Room for frames in the guest's receive buffers, for the length of one burst.
 #[derive(Debug)]
@@ -193,93 +186,12 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         }
     }
 
-    /// Places one finished frame of ours, behind a net header that says so.
-    #[inline]
-    pub fn place(&mut self, payload: &[u8]) -> Placed {
-        self.place_with(payload.len(), |slices, offset| match slices {
-            [slice] => _ = slice.write(offset, payload),
-            many => write_at(many, offset, payload),
-        })
-    }
-
-    /// Places a frame that another ring's guest sent, with one copy.
-    #[inline]
-    pub fn forward(&mut self, frame: &Frame<'_, '_>) -> Placed {
-        self.place_with(frame.len(), |slices, offset| match (slices, frame.slices()) {
-            ([to], [from]) => _ = to.copy_from(offset, from, frame.header_len()),
-            (to, from) => copy_run(to, offset, from, frame.header_len()),
-        })
-    }
-
-    /// Makes room for a finished frame of `payload_len` bytes, which `write` then writes behind the
-    /// header: it is handed the buffers and the offset.
-    #[inline]
-    fn place_with(
-        &mut self,
-        payload_len: usize,
-        write: impl FnOnce(&[GuestSlice<'_>], usize),
-    ) -> Placed {
-        if self.is_full() {
-            return Placed::NoRoom;
-        }
-        let len = HEADER_LEN + payload_len;
-        if let Some(slice) = self.next_buffer()
-            && slice.len() >= len
-            && self.negotiated.header_len() == HEADER_LEN
-        {
-            write(&[slice], HEADER_LEN);
-            slice.write_differing(&PLAIN_HEADER);
-            #[expect(clippy::cast_possible_truncation, reason = "at most the buffer's length")]
-            self.chains.set_written(self.done, len as u32);
-            self.done += 1;
-            self.end = self.done;
-            if self.done - self.completed >= COMPLETED_TOGETHER {
-                self.complete();
-            }
-            self.count_frame(payload_len);
-            return Placed::Done;
-        }
-        self.place_slowly(payload_len, write)
-    }
-
     /// Gives back what was used. A packed ring shows it to the guest by and by, which goes on with the
     /// first frames while the last ones are still copied.
     #[inline]
     fn complete(&mut self) {
         self.queue.complete_written(&self.chains.all()[self.completed..self.done]);
         self.completed = self.done;
-    }
-
-    /// The buffer whose turn it is, if it is the only one of its chain, and no window is open.
-    #[inline]
-    fn next_buffer(&mut self) -> Option<GuestSlice<'m>> {
-        if self.window > 0 || (self.end == self.chains.len() && !self.take_more()) {
-            return None;
-        }
-        self.chains.only_buffer(self.done)
-    }
-
-    /// As [`place_with`](Self::place_with), over several buffers, or where there is no room.
-    #[inline(never)]
-    fn place_slowly(
-        &mut self,
-        payload_len: usize,
-        write: impl FnOnce(&[GuestSlice<'_>], usize),
-    ) -> Placed {
-        let header_len = self.negotiated.header_len();
-        let len = header_len + payload_len;
-        if !self.open_window(len) {
-            return Placed::NoRoom;
-        }
-        if self.window < len {
-            return self.no_room_for(len);
-        }
-        let slices = self.window_slices();
-        write(slices, header_len);
-        write_at(slices, 0, &PLAIN_HEADER[..header_len]);
-        self.take_chains(len);
-        self.count_frame(payload_len);
-        Placed::Done
     }
 
     /// Gives back what was used and puts back what was not, and says what the burst came to. The guest

@@ -31,7 +31,12 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
     ) -> Result<Self, Broken> {
         queue.take(memory, Access::Read, BURST_MAX, chains)?;
         let header_len = negotiated.header_len();
-        let frames = chains.all().iter().filter(|chain| fault(chain, header_len).is_none()).count();
+        let frames = match chains.plain() {
+            Some(buffers) if buffers.iter().all(|it| is_frame(it.len(), header_len)) => {
+                chains.len()
+            }
+            _ => chains.all().iter().filter(|it| fault(it, header_len).is_none()).count(),
+        };
         Ok(Self { chains, header_len, frames })
     }
 
@@ -51,11 +56,10 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
         let done =
             if self.frames == chains.len() { taken } else { self.count_faults(taken, drops) };
         let (done, rest) = chains.split_at(done);
-        queue.complete_read(done);
         if !rest.is_empty() {
-            queue.put_back(slots(rest));
+            queue.put_back(rest.iter().map(|chain| chain.slots).sum());
         }
-        slots(done)
+        queue.complete_read(done)
     }
 
     /// How many chains there are before the frame that comes after the first `taken` ones.
@@ -73,9 +77,10 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
     }
 }
 
+/// Whether so many bytes hold a header and a frame that can be sent.
 #[inline]
-fn slots(chains: &[Chain]) -> u16 {
-    chains.iter().map(|chain| chain.slots).sum()
+const fn is_frame(len: usize, header_len: usize) -> bool {
+    len > header_len && len - header_len <= FRAME_LEN_MAX
 }
 
 /// Why a chain is no frame that can be sent.
@@ -113,6 +118,15 @@ impl<'b, 'm> Frames<'b, 'm> {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Net header and frame in one buffer each, if all the frames are that and have headers of `header_len`
+    /// bytes.
+    #[inline]
+    #[must_use]
+    pub fn plain(&self, header_len: usize) -> Option<&'b [GuestSlice<'m>]> {
+        let is_plain = |buffers: &&[_]| buffers.len() == self.count;
+        if self.header_len == header_len { self.chains.plain().filter(is_plain) } else { None }
     }
 
     /// The frames in order.

@@ -159,7 +159,7 @@ fn burst(queue: &mut Queue, memory: &GuestMemory, case: &Case, frame: &mut [u8])
     match case.access {
         Access::Read => queue.complete_read(chains.all()),
         Access::Write => queue.complete_written(chains.all()),
-    }
+    };
     queue.publish();
     std::hint::black_box(queue.wants_signal());
     chains.len() as u64

@@ -68,6 +68,8 @@ pub struct Chain {
 pub struct Chains<'m> {
     chains: ArrayVec<Chain, CHAINS_MAX>,
     slices: ArrayVec<GuestSlice<'m>, SLICES_MAX>,
+    /// Whether there was a chain that is not just one buffer.
+    has_lists: bool,
 }
 
 impl<'m> Chains<'m> {
@@ -97,6 +99,23 @@ impl<'m> Chains<'m> {
     pub fn only_buffer(&self, n: usize) -> Option<GuestSlice<'m>> {
         let chain = self.chains.get(n)?;
         (chain.count == 1).then(|| self.slices[usize::from(chain.first)])
+    }
+
+    /// The one buffer of each chain; `None` if there is a chain that is not just one buffer.
+    #[inline]
+    #[must_use]
+    pub fn plain(&self) -> Option<&[GuestSlice<'m>]> {
+        (!self.has_lists).then_some(&self.slices)
+    }
+
+    /// The chains from number `first` on, to note what was written ([`Chain::len`]), and the one buffer of
+    /// each; `None` if there is a chain that is not just one buffer.
+    #[inline]
+    pub fn plain_mut(&mut self, first: usize) -> Option<(&mut [Chain], &[GuestSlice<'m>])> {
+        if self.has_lists {
+            return None;
+        }
+        Some((self.chains.get_mut(first..)?, self.slices.get(first..)?))
     }
 
     /// Notes how many bytes were written to the buffers of chain number `n`, for when it is completed.
@@ -141,17 +160,20 @@ impl<'m> Chains<'m> {
     /// Adds a chain of one buffer. Returns whether there was room.
     #[inline]
     pub(crate) fn push_one(&mut self, id: u16, slice: GuestSlice<'m>) -> bool {
-        if self.chains.is_full() || self.slices.is_full() {
-            return false;
-        }
         #[expect(
             clippy::cast_possible_truncation,
             reason = "SLICES_MAX fits 16 bits; a u32 length"
         )]
         let (first, len) = (self.slices.len() as u16, slice.len() as u32);
-        self.slices.push(slice);
-        self.chains.push(Chain { id, slots: 1, first, count: 1, len, fault: None });
-        true
+        let chain = Chain { id, slots: 1, first, count: 1, len, fault: None };
+        if self.slices.try_push(slice).is_err() {
+            return false;
+        }
+        let pushed = self.chains.try_push(chain).is_ok();
+        if !pushed {
+            self.slices.pop();
+        }
+        pushed
     }
 
     /// How many chains there are.
@@ -322,6 +344,7 @@ impl<'w, 'm> Collect<'w, 'm> {
         }
         let (first, count, len) = (first as u16, count as u16, len as u32);
         let len = if fault.is_some() { 0 } else { len };
+        chains.has_lists = true;
         chains.chains.push(Chain { id, slots, first, count, len, fault });
         true
     }

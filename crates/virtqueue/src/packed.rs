@@ -187,43 +187,74 @@ impl PackedQueue {
         max: usize,
         chains: &mut Chains<'m>,
     ) -> Result<(), Broken> {
-        let size = self.size;
-        // Kept apart from `self`, so that they stay in registers.
-        let (mut next, mut held) = (self.next, self.held);
-        for _ in 0..max {
-            if held == size {
+        let mut left = max;
+        loop {
+            left -= self.take_plain(memory, access, left, chains);
+            if left == 0 || self.held == self.size {
                 break;
             }
-            let at = usize::from(next.slot) * DESCRIPTOR_LEN;
-            let tail = self.descriptors.load_u64(at + PACKED_TAIL, Ordering::Acquire);
-            let address = u64::from_le(self.descriptors.read(at + PACKED_ADDRESS));
-            let descriptor = PackedDescriptor::new(address, tail);
-            let slots = if descriptor.flags & ONE_BUFFER == next.available() | access.write_flag()
-                && let Some(slice) = memory.near(address, descriptor.len.into(), &mut self.cursor)
-                && !slice.is_empty()
-            {
-                access.prefetch(&slice);
-                u16::from(chains.push_one(descriptor.id, slice))
-            } else if descriptor.flags & OWNER == next.available() {
-                (self.next, self.held) = (next, held);
-                self.take_list(memory, access, descriptor, chains)?
-            } else {
-                (self.next, self.held, self.frontier) = (next, held, next);
+            let descriptor = self.descriptor(self.next);
+            if descriptor.flags & OWNER != self.next.available() {
+                self.frontier = self.next;
                 return Ok(());
-            };
+            }
+            let slots = self.take_list(memory, access, descriptor, chains)?;
             if slots == 0 {
                 break;
             }
-            next = next.after(slots, size);
-            held += slots;
+            self.next = self.next.after(slots, self.size);
+            self.held += slots;
+            left -= 1;
         }
-        (self.next, self.held) = (next, held);
-        self.saw(next);
+        self.saw(self.next);
         Ok(())
+    }
+
+    /// Takes up to `max` chains, as long as they are one buffer in one region. Returns how many.
+    #[inline]
+    fn take_plain<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains<'m>,
+    ) -> usize {
+        let mut taken = 0;
+        while taken < max && self.held < self.size {
+            // To the end of the lap: so far the flags of what is available stay the same.
+            let run = self.size - self.next.slot.max(self.held);
+            let run = (max - taken).min(run.into());
+            let wanted = self.next.available() | access.write_flag();
+            let at = usize::from(self.next.slot) * DESCRIPTOR_LEN;
+            let descriptors = self.descriptors.load_pairs(at, run, Ordering::Acquire);
+            let mut window = memory.window(self.cursor);
+            let mut got = 0;
+            for [address, tail] in descriptors {
+                let descriptor = PackedDescriptor::new(address, tail);
+                if descriptor.flags & ONE_BUFFER != wanted {
+                    break;
+                }
+                let Some(slice) = window.find(address, descriptor.len.into()) else { break };
+                if slice.is_empty() || !chains.push_one(descriptor.id, slice) {
+                    break;
+                }
+                access.prefetch(&slice);
+                got += 1;
+            }
+            self.cursor = window.cursor();
+            self.next = self.next.after(got, self.size);
+            self.held += got;
+            taken += usize::from(got);
+            if usize::from(got) < run {
+                break;
+            }
+        }
+        taken
     }
 
     /// Follows the chain that begins with `descriptor`. Returns how many descriptors it fills: 0 if it
     /// was not taken.
+    #[cold]
     fn take_list<'m>(
         &mut self,
         memory: &'m GuestMemory,
@@ -331,26 +362,26 @@ impl PackedQueue {
     }
 
     #[inline]
-    pub(crate) fn complete_read(&mut self, chains: &[Chain]) {
+    pub(crate) fn complete_read(&mut self, chains: &[Chain]) -> u16 {
         match chains {
             // One descriptor, with the last chain's id, stands for all (2.8.9).
             [.., last] if self.in_order => {
                 let slots = chains.iter().map(|chain| chain.slots).sum();
-                self.write_used(std::iter::once((last.id, slots, 0)));
+                self.write_used(std::iter::once((last.id, slots, 0)))
             }
             _ => self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, 0))),
         }
     }
 
     #[inline]
-    pub(crate) fn complete_written(&mut self, chains: &[Chain]) {
-        self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, chain.len)));
+    pub(crate) fn complete_written(&mut self, chains: &[Chain]) -> u16 {
+        self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, chain.len)))
     }
 
     /// Writes used descriptors, all but the first one of a cache line: ids, how many
-    /// descriptors they fill, and bytes written.
+    /// descriptors they fill, and bytes written. Returns how many descriptors it were.
     #[inline]
-    fn write_used(&mut self, chains: impl Iterator<Item = (u16, u16, u32)>) {
+    fn write_used(&mut self, chains: impl Iterator<Item = (u16, u16, u32)>) -> u16 {
         let (size, mut next, mut all) = (self.size, self.next_used, 0);
         for (id, slots, len) in chains {
             // Set where the device has written (2.8.4).
@@ -371,6 +402,7 @@ impl PackedQueue {
         self.next_used = next;
         self.held -= all;
         self.unsignalled = self.unsignalled.map(|count| count.saturating_add(all));
+        all
     }
 
     #[inline]

@@ -166,17 +166,19 @@ impl Queue {
     }
 
     /// Gives chains back, in the order in which they were taken, that the device has not written to. The
-    /// driver sees them at the latest after [`publish`](Self::publish).
+    /// driver sees them at the latest after [`publish`](Self::publish). Returns how many entries of the ring
+    /// they fill.
     #[inline]
-    pub fn complete_read(&mut self, chains: &[Chain]) {
-        engine!(self, engine => engine.complete_read(chains));
+    pub fn complete_read(&mut self, chains: &[Chain]) -> u16 {
+        engine!(self, engine => engine.complete_read(chains))
     }
 
     /// Gives chains back, in the order in which they were taken, with [`Chain::len`] bytes written. The
-    /// driver sees them at the latest after [`publish`](Self::publish).
+    /// driver sees them at the latest after [`publish`](Self::publish). Returns how many entries of the ring
+    /// they fill.
     #[inline]
-    pub fn complete_written(&mut self, chains: &[Chain]) {
-        engine!(self, engine => engine.complete_written(chains));
+    pub fn complete_written(&mut self, chains: &[Chain]) -> u16 {
+        engine!(self, engine => engine.complete_written(chains))
     }
 
     /// Shows all completed chains to the driver, with one release store. In a packed ring those in earlier

@@ -94,14 +94,14 @@ impl SplitQueue {
     ) -> Result<(), Broken> {
         let mask = self.size - 1;
         let ahead = self.seen_available.wrapping_sub(self.next_available);
+        let mut window = memory.window(self.cursor);
         for _ in 0..max.min(ahead.into()) {
             let slot = usize::from(self.next_available & mask);
             let head = u16::from_le(self.driver.read(ENTRIES + 2 * slot));
             let descriptor = self.descriptor(head)?;
             let flags = descriptor.flags & (DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE);
             let taken = if flags == access.write_flag()
-                && let Some(slice) =
-                    memory.near(descriptor.address, descriptor.len.into(), &mut self.cursor)
+                && let Some(slice) = window.find(descriptor.address, descriptor.len.into())
                 && !slice.is_empty()
             {
                 access.prefetch(&slice);
@@ -114,6 +114,7 @@ impl SplitQueue {
             }
             self.next_available = self.next_available.wrapping_add(1);
         }
+        self.cursor = window.cursor();
         Ok(())
     }
 
@@ -211,31 +212,30 @@ impl SplitQueue {
     }
 
     #[inline]
-    pub(crate) fn complete_read(&mut self, chains: &[Chain]) {
-        match chains {
+    pub(crate) fn complete_read(&mut self, chains: &[Chain]) -> u16 {
+        if let [.., last] = chains
+            && self.in_order
+        {
             // One entry, with the last chain's head, stands for all (2.7.9).
-            [.., last] if self.in_order => {
-                self.write_used(last.id, 0);
-                #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
-                {
-                    self.next_used = self.next_used.wrapping_add(chains.len() as u16);
-                }
-            }
-            _ => {
-                for chain in chains {
-                    self.write_used(chain.id, 0);
-                    self.next_used = self.next_used.wrapping_add(1);
-                }
-            }
+            self.write_used(last.id, 0);
+            let slots = entries(chains);
+            self.next_used = self.next_used.wrapping_add(slots);
+            return slots;
         }
+        for chain in chains {
+            self.write_used(chain.id, 0);
+            self.next_used = self.next_used.wrapping_add(1);
+        }
+        entries(chains)
     }
 
     #[inline]
-    pub(crate) fn complete_written(&mut self, chains: &[Chain]) {
+    pub(crate) fn complete_written(&mut self, chains: &[Chain]) -> u16 {
         for chain in chains {
             self.write_used(chain.id, chain.len);
             self.next_used = self.next_used.wrapping_add(1);
         }
+        entries(chains)
     }
 
     #[inline]
@@ -291,4 +291,10 @@ impl SplitQueue {
             self.device.store(FLAGS, USED_F_NO_NOTIFY, Ordering::Relaxed);
         }
     }
+}
+
+/// How many entries of the ring chains fill: one each.
+#[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
+const fn entries(chains: &[Chain]) -> u16 {
+    chains.len() as u16
 }

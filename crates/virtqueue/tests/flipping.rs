@@ -169,7 +169,7 @@ fn serve(ring: &mut Ring, access: Access, outcomes: &mut Outcomes) -> Result<(),
     match access {
         Access::Read => ring.queue.complete_read(chains.all()),
         Access::Write => ring.queue.complete_written(chains.all()),
-    }
+    };
     ring.queue.publish();
     let _ = ring.queue.wants_signal();
     ring.queue.arm_kick();

@@ -181,7 +181,7 @@ impl Model {
         match self.access {
             Access::Read => self.ring.queue.complete_read(chains.all()),
             Access::Write => self.ring.queue.complete_written(chains.all()),
-        }
+        };
         for (chain, offered) in chains.all().iter().zip(self.published.drain(..done)) {
             let len = if self.access == Access::Write { chain.len } else { 0 };
             assert_eq!(

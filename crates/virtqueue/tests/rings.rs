@@ -232,7 +232,7 @@ fn the_last_of_a_burst_is_not_seen_before_it_is_published() {
             match complete {
                 1 => ring.queue.complete_read(&chains.all()[..1]),
                 _ => ring.queue.complete_written(&chains.all()[1..]),
-            }
+            };
             early.extend(ring.reap());
             // A packed ring shows full cache lines, but never the last one.
             assert!(early.len() < if shape.options.packed { 3 } else { 1 });

@@ -77,9 +77,9 @@ impl Device {
                         if chain.fault.is_some() { 0 } else { each(&self.chains, &chain) };
                     self.chains.set_written(n, written);
                 }
-                self.queue.complete_written(&self.chains.all()[self.done..end]);
+                self.queue.complete_written(&self.chains.all()[self.done..end])
             }
-        }
+        };
         end - std::mem::replace(&mut self.done, end)
     }
 

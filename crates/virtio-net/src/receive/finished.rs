@@ -1,0 +1,162 @@
+//! Frames that are finished when they come: of ours, or of another ring's guest.
+
+use guest_memory::GuestSlice;
+
+use super::{GuestRoom, Placed};
+use crate::features::{HEADER_LEN, NUM_BUFFERS};
+use crate::run::{copy_run, write_at};
+use crate::transmit::Frames;
+
+/// So many chains are completed together: the descriptors that fill a cache line of a packed ring.
+const COMPLETED_TOGETHER: usize = 4;
+
+/// The header of a frame that is finished, in one buffer.
+const PLAIN_HEADER: [u8; HEADER_LEN] = {
+    let mut header = [0; HEADER_LEN];
+    header[NUM_BUFFERS] = 1;
+    header
+};
+
+impl<'m> GuestRoom<'_, 'm> {
+    /// Places one finished frame of ours, behind a net header that says so.
+    #[inline]
+    pub fn place(&mut self, payload: &[u8]) -> Placed {
+        self.place_with(payload.len(), |slices, offset| match slices {
+            [slice] => _ = slice.write(offset, payload),
+            many => write_at(many, offset, payload),
+        })
+    }
+
+    /// Places frames that another ring's guest sent, with one copy each. Returns how many of them, and how many
+    /// bytes they have; the rest found no room.
+    #[inline]
+    pub fn forward(&mut self, frames: Frames<'_, '_>) -> (usize, u32) {
+        self.expect(frames.len());
+        let before = self.bytes;
+        let mut taken = 0;
+        if self.negotiated.header_len() == HEADER_LEN
+            && let Some(plain) = frames.plain(HEADER_LEN)
+        {
+            taken = self.forward_plain(plain);
+        }
+        for frame in frames.iter().skip(taken) {
+            let placed = self.place_with(frame.len(), |slices, offset| {
+                copy_run(slices, offset, frame.slices(), frame.header_len());
+            });
+            if placed == Placed::NoRoom {
+                break;
+            }
+            taken += 1;
+        }
+        (taken, self.bytes - before)
+    }
+
+    /// As many of the frames, each in one buffer, as go to one buffer each: mostly all of them, and without
+    /// the detours of those that do not. Returns how many.
+    #[inline]
+    fn forward_plain(&mut self, frames: &[GuestSlice<'_>]) -> usize {
+        let first = self.done;
+        let is_fresh = first == self.chains.len() && self.window == 0 && self.packets == 0;
+        if !is_fresh || !self.take_more() {
+            return 0;
+        }
+        let Some((chains, buffers)) = self.chains.plain_mut(first) else { return 0 };
+        let (mut packets, mut bytes) = (0, 0);
+        let lines = chains
+            .chunks_mut(COMPLETED_TOGETHER)
+            .zip(buffers.chunks(COMPLETED_TOGETHER))
+            .zip(frames.chunks(COMPLETED_TOGETHER));
+        for ((chains, buffers), frames) in lines {
+            let mut fitted = 0;
+            for ((chain, to), from) in chains.iter_mut().zip(buffers).zip(frames) {
+                if to.len() < from.len() {
+                    break;
+                }
+                to.copy_from(HEADER_LEN, from, HEADER_LEN);
+                to.write_differing(&PLAIN_HEADER);
+                #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
+                {
+                    chain.len = from.len() as u32;
+                }
+                bytes += chain.len;
+                fitted += 1;
+            }
+            self.queue.complete_written(&chains[..fitted]);
+            packets += fitted;
+            if fitted < COMPLETED_TOGETHER {
+                break;
+            }
+        }
+        self.done += packets;
+        (self.completed, self.end) = (self.done, self.done);
+        #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX of them")]
+        {
+            self.packets = packets as u16;
+            self.bytes += bytes - (packets * HEADER_LEN) as u32;
+        }
+        packets
+    }
+
+    /// Makes room for a finished frame of `payload_len` bytes, which `write` then writes behind the
+    /// header: it is handed the buffers and the offset.
+    #[inline]
+    fn place_with(
+        &mut self,
+        payload_len: usize,
+        write: impl FnOnce(&[GuestSlice<'_>], usize),
+    ) -> Placed {
+        if self.is_full() {
+            return Placed::NoRoom;
+        }
+        let len = HEADER_LEN + payload_len;
+        if let Some(slice) = self.next_buffer()
+            && slice.len() >= len
+            && self.negotiated.header_len() == HEADER_LEN
+        {
+            write(&[slice], HEADER_LEN);
+            slice.write_differing(&PLAIN_HEADER);
+            #[expect(clippy::cast_possible_truncation, reason = "at most the buffer's length")]
+            self.chains.set_written(self.done, len as u32);
+            self.done += 1;
+            self.end = self.done;
+            if self.done - self.completed >= COMPLETED_TOGETHER {
+                self.complete();
+            }
+            self.count_frame(payload_len);
+            return Placed::Done;
+        }
+        self.place_slowly(payload_len, write)
+    }
+
+    /// The buffer whose turn it is, if it is the only one of its chain, and no window is open.
+    #[inline]
+    fn next_buffer(&mut self) -> Option<GuestSlice<'m>> {
+        if self.window > 0 || (self.end == self.chains.len() && !self.take_more()) {
+            return None;
+        }
+        self.chains.only_buffer(self.done)
+    }
+
+    /// As [`place_with`](Self::place_with), over several buffers, or where there is no room.
+    #[inline(never)]
+    fn place_slowly(
+        &mut self,
+        payload_len: usize,
+        write: impl FnOnce(&[GuestSlice<'_>], usize),
+    ) -> Placed {
+        let header_len = self.negotiated.header_len();
+        let len = header_len + payload_len;
+        if !self.open_window(len) {
+            return Placed::NoRoom;
+        }
+        if self.window < len {
+            return self.no_room_for(len);
+        }
+        let slices = self.window_slices();
+        write(slices, header_len);
+        write_at(slices, 0, &PLAIN_HEADER[..header_len]);
+        self.take_chains(len);
+        self.count_frame(payload_len);
+        Placed::Done
+    }
+}
