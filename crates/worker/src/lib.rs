@@ -4,6 +4,7 @@
 //! - [`mailbox`]: how the control plane starts and stops rings, and waits until the worker has done it.
 //! - `worker`: the loop: commands, a turn for every queue pair, sleep.
 //! - `idle`: what it does without work; `forecast`: when a pair's next work is due.
+//! - `pace`: how soon a ring is looked at again in a rush.
 //! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
 //! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
 //! - [`fault`]: delays planted in a stage, to prove that they show there.
@@ -13,6 +14,7 @@ mod forecast;
 mod forward;
 mod idle;
 pub mod mailbox;
+mod pace;
 mod pair;
 pub mod policy;
 mod receive;

@@ -11,6 +11,7 @@ use virtio_net::{Negotiated, ReceiveState};
 
 use crate::forecast::{Forecast, Worked};
 use crate::mailbox::{RingStart, StartError};
+use crate::pace::{Limits, Pace};
 use crate::ring::{Ring, RingState};
 use crate::sleep::{Sleeper, Token};
 use crate::trace::Tracer;
@@ -35,6 +36,7 @@ pub struct Context<'w> {
     pub hold: u64,
     /// [`RETRY`] in ticks.
     pub retry: u64,
+    pub pace: Limits,
 }
 
 impl Context<'_> {
@@ -75,6 +77,7 @@ pub struct Pair<D> {
     /// Packets that went through each ring since the daemon started: 0 RX, 1 TX.
     pub sequences: [u64; 2],
     pub backlog: Option<Backlog>,
+    pub pace: Pace,
     /// The datapath took no more frames at the last try.
     pub blocked: bool,
     pub starved: Option<Starved>,
@@ -100,6 +103,7 @@ impl<D: Datapath> Pair<D> {
             rx: None,
             sequences: [0; 2],
             backlog: None,
+            pace: Pace::default(),
             blocked: false,
             starved: None,
             forwarded: None,

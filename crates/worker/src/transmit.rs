@@ -74,15 +74,23 @@ impl<D: Datapath> Pair<D> {
                 return Ok(None);
             }
         }
+        // A worker that is woken up by kicks would not be for what comes while it waits.
+        let paced = context.polling && self.backlog.is_none();
+        if paced && !self.pace.is_due(context.tracer.now()) {
+            return Ok(None);
+        }
         let Some((mut journey, backlog)) = self.see_chains(ring, context)? else {
+            self.pace.missed();
             return Ok(None);
         };
         let Sent { slots, packets, bytes, drops } =
             self.send(ring, &mut journey, backlog.polled, context)?;
-        let tracer = &mut *context.tracer;
-        tracer.cross(&mut journey, Stage::Complete);
-        tracer.dropped(ring.index, &drops);
+        context.tracer.cross(&mut journey, Stage::Complete);
+        context.tracer.dropped(ring.index, &drops);
         let left = backlog.slots.saturating_sub(slots);
+        if context.polling {
+            self.pace.found(context.tracer.now(), slots, left > 0, context.pace);
+        }
         self.backlog = (left > 0).then_some(Backlog { slots: left, ..backlog });
         Ok((slots > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled }))
     }

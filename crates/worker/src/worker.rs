@@ -12,6 +12,7 @@ use datapath::Datapath;
 use crate::fault::{Delay, Fault};
 use crate::idle::{Idle, Pause};
 use crate::mailbox::{Command, Mailbox, RingStart, StartError};
+use crate::pace::Limits;
 use crate::pair::{Context, HOLD, Pair, RETRY};
 use crate::policy::{PollPolicy, Scheduling};
 use crate::sleep::{Sleeper, Token};
@@ -111,6 +112,7 @@ struct Loop<D> {
     hold: u64,
     /// [`RETRY`] in ticks.
     retry: u64,
+    pace: Limits,
     /// When the worker last woke up, ticks.
     woken: u64,
 }
@@ -141,6 +143,7 @@ impl<D: Datapath> Loop<D> {
             polls: options.poll != PollPolicy::Never,
             hold: clock.ticks_in(HOLD),
             retry: clock.ticks_in(RETRY),
+            pace: Limits::new(&clock),
             woken: 0,
         })
     }
@@ -264,6 +267,7 @@ impl<D: Datapath> Loop<D> {
             polling: self.polls,
             hold: self.hold,
             retry: self.retry,
+            pace: self.pace,
         };
         (&mut self.pairs, context)
     }
