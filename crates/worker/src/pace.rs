@@ -9,34 +9,17 @@
 
 use std::time::Duration;
 
-use burst_trace::Clock;
-
 /// How many packets a look waits for. DPDK's driver has enough of them under way then to clear up after each
 /// burst what it needs, not all of a ring at once (`virtio_xmit_cleanup`).
 const GATHERED: u64 = 64;
 /// The fewest packets of a burst that comes in a rush.
 const DENSE: u16 = 16;
 /// The longest wait.
-const LONGEST: Duration = Duration::from_micros(8);
-/// The shortest wait after a burst in a rush: no guest makes the next one sooner.
-const SHORTEST: Duration = Duration::from_nanos(200);
+pub const LONGEST: Duration = Duration::from_micros(8);
 /// So many bursts make a sample.
 const SAMPLE: u32 = 8;
 /// After so many samples at most a guest for whom waiting did no good is tried again.
 const PATIENCE_MAX: u32 = 4096;
-
-/// The waits in ticks.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    shortest: u64,
-    longest: u64,
-}
-
-impl Limits {
-    pub fn new(clock: &Clock) -> Self {
-        Self { shortest: clock.ticks_in(SHORTEST), longest: clock.ticks_in(LONGEST) }
-    }
-}
 
 /// The pace of one ring.
 #[derive(Debug, Default)]
@@ -65,12 +48,13 @@ impl Pace {
         now >= self.due
     }
 
-    /// A look at `now` found so many packets; with `more`, there are more than fit a burst.
+    /// A look at `now` found so many packets; with `more`, there are more than fit a burst. `longest` is [`LONGEST`]
+    /// in ticks.
     #[inline]
-    pub fn found(&mut self, now: u64, packets: u16, more: bool, limits: Limits) {
+    pub fn found(&mut self, now: u64, packets: u16, more: bool, longest: u64) {
         let gap = now.saturating_sub(self.last);
         self.last = now;
-        if packets < DENSE && !more || gap > 2 * limits.longest {
+        if packets < DENSE && !more || gap > 2 * longest {
             self.calm();
             return;
         }
@@ -78,9 +62,9 @@ impl Pace {
         self.packets += u64::from(packets);
         self.ticks += gap;
         if self.bursts == SAMPLE {
-            self.judge(limits);
+            self.judge(longest);
         }
-        self.due = if more { now } else { now + self.wait.max(limits.shortest) };
+        self.due = if more { now } else { now + self.wait };
     }
 
     /// A look found nothing.
@@ -110,10 +94,10 @@ impl Pace {
     }
 
     /// A sample is complete: whether and how long to wait from now on.
-    fn judge(&mut self, limits: Limits) {
+    fn judge(&mut self, longest: u64) {
         let rate = (self.packets << 32) / self.ticks.max(1);
         self.begin_sample();
-        let wait = ((GATHERED << 32) / rate.max(1)).clamp(limits.shortest, limits.longest);
+        let wait = ((GATHERED << 32) / rate.max(1)).min(longest);
         if self.wait == 0 {
             self.unpaced = rate;
             if self.rest > 0 {
@@ -132,10 +116,10 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{DENSE, Pace};
 
     /// A tick is a nanosecond.
-    const LIMITS: Limits = Limits { shortest: 200, longest: 8000 };
+    const LONGEST: u64 = 8000;
     /// What a look, and each packet of a burst, costs the worker.
     const LOOK: u64 = 50;
     const PACKET: u64 = 15;
@@ -160,7 +144,7 @@ mod tests {
             now += burst * PACKET;
             (served, back) = (served + burst, now);
             bursts += 1;
-            pace.found(now, u16::try_from(burst).unwrap(), left > burst, LIMITS);
+            pace.found(now, u16::try_from(burst).unwrap(), left > burst, LONGEST);
         }
         (served, bursts)
     }
@@ -187,7 +171,7 @@ mod tests {
         let mut pace = Pace::default();
         for now in (0..1_000_000).step_by(1000) {
             assert!(pace.is_due(now));
-            pace.found(now, DENSE - 1, false, LIMITS);
+            pace.found(now, DENSE - 1, false, LONGEST);
         }
     }
 
@@ -195,11 +179,11 @@ mod tests {
     fn after_a_rush_the_first_look_that_finds_little_ends_the_waiting() {
         for found in [0, 1] {
             let mut pace = Pace::default();
-            (0..100).for_each(|n| pace.found(n * 2000, 32, false, LIMITS));
+            (0..100).for_each(|n| pace.found(n * 2000, 32, false, LONGEST));
             assert!(!pace.is_due(99 * 2000 + 1000));
             match found {
                 0 => pace.missed(),
-                packets => pace.found(100 * 2000, packets, false, LIMITS),
+                packets => pace.found(100 * 2000, packets, false, LONGEST),
             }
             assert!(pace.is_due(100 * 2000));
         }

@@ -11,7 +11,7 @@ use virtio_net::{Negotiated, ReceiveState};
 
 use crate::forecast::{Forecast, Worked};
 use crate::mailbox::{RingStart, StartError};
-use crate::pace::{Limits, Pace};
+use crate::pace::Pace;
 use crate::ring::{Ring, RingState};
 use crate::sleep::{Sleeper, Token};
 use crate::trace::Tracer;
@@ -36,7 +36,8 @@ pub struct Context<'w> {
     pub hold: u64,
     /// [`RETRY`] in ticks.
     pub retry: u64,
-    pub pace: Limits,
+    /// [`LONGEST`](crate::pace::LONGEST) in ticks.
+    pub longest: u64,
 }
 
 impl Context<'_> {

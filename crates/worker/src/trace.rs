@@ -78,6 +78,12 @@ impl Tracer {
         if self.records { self.clock.now() } else { 0 }
     }
 
+    /// The time of the last boundary, which was just crossed; now, when bursts are not stamped.
+    #[inline]
+    pub fn recent(&self, journey: &Journey) -> u64 {
+        if self.records { journey.last } else { self.clock.now() }
+    }
+
     /// Whether delays are planted.
     pub const fn has_fault(&self) -> bool {
         self.fault.is_some()

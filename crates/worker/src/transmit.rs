@@ -89,7 +89,8 @@ impl<D: Datapath> Pair<D> {
         context.tracer.dropped(ring.index, &drops);
         let left = backlog.slots.saturating_sub(slots);
         if context.polling {
-            self.pace.found(context.tracer.now(), slots, left > 0, context.pace);
+            let now = context.tracer.recent(&journey);
+            self.pace.found(now, slots, left > 0, context.longest);
         }
         self.backlog = (left > 0).then_some(Backlog { slots: left, ..backlog });
         Ok((slots > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled }))
@@ -116,7 +117,13 @@ impl<D: Datapath> Pair<D> {
             self.datapath.transmit(frames)
         };
         self.blocked = taken < frames.len();
-        context.tracer.cross(journey, Stage::Egress);
+        match &self.forwarded {
+            // Nothing came after it was published.
+            Some(forwarded) => {
+                context.tracer.cross_at(journey, Stage::Egress, forwarded.journey.last());
+            }
+            None => context.tracer.cross(journey, Stage::Egress),
+        }
 
         #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
         let packets = taken as u16 - drops.total();
