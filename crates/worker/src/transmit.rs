@@ -76,7 +76,7 @@ impl<D: Datapath> Pair<D> {
         }
         // A worker that is woken up by kicks would not be for what comes while it waits.
         let paced = context.polling && self.backlog.is_none();
-        if paced && !self.pace.is_due(context.tracer.now()) {
+        if paced && !self.pace.is_due(|| context.tracer.now()) {
             return Ok(None);
         }
         let Some((mut journey, backlog)) = self.see_chains(ring, context)? else {

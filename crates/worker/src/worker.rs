@@ -101,8 +101,8 @@ impl Drop for CloseAtTheEnd {
 }
 
 /// So many pauses of the CPU from one look that found nothing to the next, 27 ns each on an AMD Zen 5: a look
-/// takes a cache line from a guest that is just writing there. Of bursts of 32 under way, a third more come through
-/// than with one.
+/// takes a cache line from a guest that is just writing there. With 32 packets in flight some 5 % more come through
+/// than with one pause.
 const PAUSES_A_LOOK: u32 = 6;
 
 struct Loop<D> {
