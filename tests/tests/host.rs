@@ -1,12 +1,14 @@
 //! What the host may do to the daemon while a guest is attached.
 
 use std::fs;
+use std::io::{self, Read as _};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use burst_trace::{DropCause, Reader, location::recorder_path};
-use frontend::{Guest, GuestOptions};
+use frontend::{Frame, Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
@@ -77,4 +79,38 @@ fn frames_larger_than_every_buffer_do_not_keep_the_daemon() {
     let reader = Reader::open(&recorder_path(directory.path(), "big")).unwrap();
     assert!(reader.drops(0, DropCause::RxTooBig) > 0);
     assert_eq!(reader.totals(0).packets, 0);
+}
+
+/// QEMU takes the used index for a ring's position the moment the connection closes: a frame that came
+/// later would be written into buffers that the next back end uses again.
+#[test]
+fn no_ring_is_touched_once_the_connection_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    for packed in [false, true] {
+        let arguments = ["--datapath", "null:rx=64", "--poll", "always"];
+        let mut daemon = Daemon::start(directory.path(), "ends", &arguments).unwrap();
+        let mut connection = UnixStream::connect(daemon.socket()).unwrap();
+        let options = GuestOptions::default().packed(packed);
+        let size = options.queue_size;
+        let mut guest = Guest::over(connection.try_clone().unwrap(), options).unwrap();
+        connection.set_nonblocking(true).unwrap();
+        daemon.signal(Signal::TERM).unwrap();
+
+        let mut frame = Frame::default();
+        let mut is_open = || {
+            let read = connection.read(&mut [0]);
+            read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+        };
+        while is_open() {
+            guest.pair(0).receive_into(&mut frame).unwrap();
+        }
+        // What is there now came before; what is offered now stays the guest's.
+        let mut receive = || guest.pair(0).receive_into(&mut frame).unwrap();
+        let before = (0..=size).take_while(|_| receive()).count();
+        assert!(before <= usize::from(size), "packed: {packed}");
+        guest.pair(0).refill().unwrap();
+        let ended = daemon.ended_within(Duration::from_secs(1)).unwrap();
+        assert!(ended.is_some_and(|status| status.success()), "{}", daemon.log());
+        assert!(!guest.pair(0).receive_into(&mut frame).unwrap(), "packed: {packed}");
+    }
 }

@@ -82,6 +82,12 @@ impl Relay {
         Ok(Self { front, framework, gate, from_front, from_framework })
     }
 
+    /// Closes the framework's end, and keeps the front end's.
+    #[must_use]
+    pub fn into_front(self) -> UnixStream {
+        self.front
+    }
+
     /// The ends to wait for: the front end's, the framework's.
     #[must_use]
     pub fn ends(&self) -> [BorrowedFd<'_>; 2] {

@@ -152,10 +152,12 @@ fn converse(
     let gate = Gate::new(session.rings(), device.queue_size);
     let mut relay = Relay::new(front, framework, gate).map_err(system("relaying messages"))?;
     let end = relay_until_end(&mut relay, stop, server);
-    // Both sockets close: the framework's thread sees that and ends.
-    drop(relay);
+    // The framework's thread ends with its socket. The front end is let go last: QEMU takes a ring's used
+    // index for its position as soon as the connection is closed, so no worker may touch the ring then.
+    let front = relay.into_front();
     let result = daemon.wait();
     session.end();
+    drop(front);
     match result {
         Err(error) if !is_goodbye(&error) => {
             log::warn!("the connection to the front end was ended: {error}");

@@ -21,7 +21,8 @@ pub struct QueueSetup {
     /// Guest-physical address of the device area ("used ring").
     pub device_area: u64,
     /// Where to go on: the available index (split), or the next descriptor with the driver's wrap
-    /// counter in bit 15 (packed).
+    /// counter in bit 15 (packed). A split ring goes on at its used index if that is ahead of it: what was
+    /// returned is not taken again.
     pub next_available: u16,
     /// Whether `VIRTIO_F_RING_PACKED` was negotiated.
     pub packed: bool,

@@ -49,13 +49,14 @@ impl SplitQueue {
         let Parts { descriptors, driver, device } = Parts::new(setup, memory)?;
         // The used index goes on from where the device area says.
         let next_used = device.load(INDEX, Ordering::Acquire);
+        let next_available = behind_used(setup.next_available, next_used, size);
         Ok(Self {
             descriptors,
             driver,
             device,
             size,
-            next_available: setup.next_available,
-            seen_available: setup.next_available,
+            next_available,
+            seen_available: next_available,
             next_used,
             signalled_used: None,
             in_order: setup.in_order,
@@ -297,4 +298,11 @@ impl SplitQueue {
 #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
 const fn entries(chains: &[Chain]) -> u16 {
     chains.len() as u16
+}
+
+/// Where a ring goes on whose front end says `base`, and whose used index is `used`. What was returned may
+/// be in the driver's hands again, so it is not taken a second time, even where the front end looked at
+/// the used index before the last back end's last word (DPDK does the same, lib/vhost/vhost_user.c).
+const fn behind_used(base: u16, used: u16, size: u16) -> u16 {
+    if used.wrapping_sub(base) <= size { used } else { base }
 }

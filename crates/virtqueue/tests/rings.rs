@@ -181,6 +181,26 @@ fn a_ring_goes_on_where_it_stopped() {
     }
 }
 
+/// A front end that lost its back end has only the used index to go by, and may look at it too early.
+#[test]
+fn what_was_returned_is_not_taken_again_however_far_back_a_split_ring_is_started() {
+    for back in [1, 3, 8] {
+        let mut ring = Ring::new(Shape::split(8).ending_in(2));
+        let memory = Arc::clone(&ring.memory);
+        let serve = |ring: &mut Ring, n| {
+            let id = ring.driver.add(&[writable(DATA, n)]).unwrap();
+            ring.driver.publish();
+            let (chain, _) = ring.take_one(&memory, Access::Write).unwrap();
+            assert_eq!((chain.id, chain.len), (id, n));
+            ring.give_back(chain, n);
+        };
+        (1..=8).for_each(|n| serve(&mut ring, n));
+        ring.restart_at(ring.queue.next_available().wrapping_sub(back));
+        assert_eq!(ring.queue.look(), Ok(0));
+        (9..=20).for_each(|n| serve(&mut ring, n));
+    }
+}
+
 #[test]
 fn what_is_put_back_comes_again_in_order() {
     for shape in shapes(8).chain([Shape::packed(7), Shape::packed(6)]) {

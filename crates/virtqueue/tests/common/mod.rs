@@ -223,7 +223,11 @@ impl Ring {
 
     /// Stops the device's side, and starts it again with what it said on stopping.
     pub fn restart(&mut self) {
-        let next_available = self.queue.next_available();
+        self.restart_at(self.queue.next_available());
+    }
+
+    /// The same with another position.
+    pub fn restart_at(&mut self, next_available: u16) {
         let setup = QueueSetup { next_available, ..self.driver.setup() };
         self.queue = Queue::new(&setup, &self.memory).unwrap();
     }
