@@ -63,7 +63,7 @@ fn a_daemon_comes_back_under_a_qemu_that_connects_again() -> Result<(), Failure>
     let start = |from| Transfer::start(&place, from, 128 << 20, true);
     let mut transfers = [start(From::Outside)?, start(From::Guest)?];
     for _ in 0..2 {
-        sleep(Duration::from_millis(700));
+        sleep(Duration::from_millis(400));
         place.daemon = None;
         place.spawn(&[])?;
     }
@@ -74,8 +74,8 @@ fn a_daemon_comes_back_under_a_qemu_that_connects_again() -> Result<(), Failure>
     traffic::everything_a_little(&mut place)?;
 
     // Asked to end under load.
-    let mut transfer = Transfer::start(&place, From::Guest, 128 << 20, true)?;
-    sleep(Duration::from_millis(700));
+    let mut transfer = Transfer::start(&place, From::Guest, 256 << 20, true)?;
+    sleep(Duration::from_millis(500));
     terminate(&mut place)?;
     assert!(!place.socket().exists());
     place.spawn(&["--poll", "never"])?;
