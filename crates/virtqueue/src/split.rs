@@ -302,7 +302,7 @@ const fn entries(chains: &[Chain]) -> u16 {
 
 /// Where a ring goes on whose front end says `base`, and whose used index is `used`. What was returned may
 /// be in the driver's hands again, so it is not taken a second time, even where the front end looked at
-/// the used index before the last back end's last word (DPDK does the same, lib/vhost/vhost_user.c).
+/// the used index before the last back end's last word (DPDK goes on at the used index, too).
 const fn behind_used(base: u16, used: u16, size: u16) -> u16 {
     if used.wrapping_sub(base) <= size { used } else { base }
 }

@@ -45,6 +45,12 @@ pub enum RingState {
 impl Ring {
     pub fn start(index: u16, start: RingStart, now: u64) -> Result<Self, ConfigError> {
         let queue = Queue::new(&start.setup, &start.memory)?;
+        let (goes_on, said) = (queue.next_available(), start.setup.next_available);
+        if goes_on != said {
+            log::warn!(
+                "queue {index} goes on at {goes_on}, its used index, not at {said}, where it was"
+            );
+        }
         let mut ring = Self {
             index,
             queue,
