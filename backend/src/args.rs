@@ -1,15 +1,16 @@
 //! Raw flags, as they stand on the command line. Each is checked for its form only; what they mean
 //! together is `plan`'s business.
 
-use std::fmt;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::builder::TypedValueParser as _;
 use clap::{ArgGroup, Parser, ValueEnum};
-use virtio_net::{FRAME_LEN_MAX, MacAddress};
+use virtio_net::MacAddress;
 use worker::{Delay, PollPolicy};
+
+use crate::spec::DatapathSpec;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -105,63 +106,6 @@ pub enum Switch {
     Off,
 }
 
-/// `--datapath`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DatapathSpec {
-    /// A tap interface, which must exist.
-    Tap {
-        /// Its name.
-        ifname: String,
-    },
-    /// Back to the guest.
-    Reflect,
-    /// To and from nowhere.
-    Null {
-        /// Length of the frames that are generated; 0 for none.
-        receive: usize,
-    },
-}
-
-impl FromStr for DatapathSpec {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
-        match (kind, rest.split_once('=')) {
-            ("tap", Some(("ifname", ifname))) if !ifname.is_empty() && !ifname.contains(',') => {
-                Ok(Self::Tap { ifname: ifname.to_owned() })
-            }
-            ("tap", _) => Err(format!("expected tap:ifname=NAME, found '{text}'")),
-            ("reflect", None) if rest.is_empty() => Ok(Self::Reflect),
-            ("null", None) if rest.is_empty() => Ok(Self::Null { receive: 0 }),
-            ("null", Some(("rx", bytes))) => match bytes.parse() {
-                Ok(receive)
-                    if (datapath::null::FRAME_LEN_MIN..=FRAME_LEN_MAX).contains(&receive) =>
-                {
-                    Ok(Self::Null { receive })
-                }
-                _ => Err(format!(
-                    "expected null:rx=BYTES from 14 to {FRAME_LEN_MAX}, found '{text}'"
-                )),
-            },
-            _ => {
-                Err(format!("expected tap:ifname=NAME, reflect or null[:rx=BYTES], found '{text}'"))
-            }
-        }
-    }
-}
-
-impl fmt::Display for DatapathSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tap { ifname } => write!(f, "tap:ifname={ifname}"),
-            Self::Reflect => write!(f, "reflect"),
-            Self::Null { receive: 0 } => write!(f, "null"),
-            Self::Null { receive } => write!(f, "null:rx={receive}"),
-        }
-    }
-}
-
 /// `--cpus`: CPU numbers in the order given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuList(pub Vec<usize>);
@@ -208,18 +152,6 @@ fn power_of_two(size: u16) -> Result<u16, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn datapaths_are_read_as_they_are_written() {
-        for text in ["tap:ifname=tap0", "reflect", "null", "null:rx=64"] {
-            assert_eq!(text.parse::<DatapathSpec>().unwrap().to_string(), text);
-        }
-        for wrong in
-            ["", "tap", "tap:", "tap:ifname=", "tap:name=x", "reflect:x", "null:rx=1", "wire"]
-        {
-            assert!(wrong.parse::<DatapathSpec>().is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn cpu_lists_are_read() {

@@ -14,8 +14,8 @@ use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
 use worker::{Worker, WorkerOptions};
 
-use crate::args::DatapathSpec;
 use crate::plan::{EndpointPlan, Plan};
+use crate::spec::DatapathSpec;
 use crate::sys;
 
 /// Bursts that the recorder keeps of each worker: 4 MiB, minutes of a quiet guest's traffic and a good

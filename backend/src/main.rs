@@ -6,6 +6,7 @@
 mod args;
 mod assemble;
 mod plan;
+mod spec;
 mod sys;
 
 use std::io;

@@ -7,7 +7,8 @@ use burst_trace::location;
 use virtio_net::MacAddress;
 use worker::{Delay, PollPolicy, Scheduling};
 
-use crate::args::{Args, DatapathSpec, Switch};
+use crate::args::{Args, Switch};
+use crate::spec::DatapathSpec;
 
 /// A daemon to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -88,7 +88,7 @@ fn wrong_flags_say_what_was_expected() {
         ("--socket-path /s --fd 3 --datapath reflect", "cannot be used with"),
         ("--client --fd 3 --datapath reflect", "--socket-path"),
         ("--socket-path /s --datapath wire", "expected tap:ifname=NAME, reflect or null"),
-        ("--socket-path /s --datapath tap", "expected tap:ifname=NAME"),
+        ("--socket-path /s --datapath tap", "expected ifname=NAME"),
         ("--socket-path /s --datapath null:rx=5", "expected null:rx=BYTES from 14"),
         ("--socket-path /s --datapath reflect --poll often", "expected never, adaptive"),
         ("--socket-path /s --datapath reflect --queue-pairs 0", "0 is not in 1..=128"),

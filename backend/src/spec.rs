@@ -1,0 +1,147 @@
+//! `--datapath`: where frames go to and come from, as text `KIND[:KEY=VALUE,...]`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use virtio_net::FRAME_LEN_MAX;
+
+/// The kinds that there are, as they are written.
+const FORMS: &str = "tap:ifname=NAME, reflect or null[:rx=BYTES]";
+
+/// `--datapath`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatapathSpec {
+    /// A tap interface, which must exist.
+    Tap {
+        /// Its name.
+        ifname: String,
+    },
+    /// Back to the guest.
+    Reflect,
+    /// To and from nowhere.
+    Null {
+        /// Length of the frames that are generated; 0 for none.
+        receive: usize,
+    },
+}
+
+impl FromStr for DatapathSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (kind, rest) = match text.split_once(':') {
+            Some((kind, rest)) => (kind, Some(rest)),
+            None => (text, None),
+        };
+        let mut fields = Fields::new(text, rest)?;
+        let spec = match kind {
+            "tap" => Self::Tap { ifname: fields.ifname()? },
+            "reflect" => Self::Reflect,
+            "null" => Self::Null { receive: receive(&mut fields)? },
+            _ => return Err(format!("expected {FORMS}, found '{text}'")),
+        };
+        fields.end()?;
+        Ok(spec)
+    }
+}
+
+fn receive(fields: &mut Fields<'_>) -> Result<usize, String> {
+    let Some(bytes) = fields.take("rx") else { return Ok(0) };
+    let range = datapath::null::FRAME_LEN_MIN..=FRAME_LEN_MAX;
+    bytes.parse().ok().filter(|bytes| range.contains(bytes)).ok_or_else(|| {
+        let (least, most) = (range.start(), range.end());
+        format!("expected null:rx=BYTES from {least} to {most}, found '{}'", fields.text)
+    })
+}
+
+impl fmt::Display for DatapathSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tap { ifname } => write!(f, "tap:ifname={ifname}"),
+            Self::Reflect => write!(f, "reflect"),
+            Self::Null { receive: 0 } => write!(f, "null"),
+            Self::Null { receive } => write!(f, "null:rx={receive}"),
+        }
+    }
+}
+
+/// The part behind the colon: keys with their values, each of which is taken once.
+struct Fields<'t> {
+    /// The whole, for messages.
+    text: &'t str,
+    pairs: Vec<(&'t str, &'t str)>,
+    /// The keys that were asked for.
+    known: Vec<&'static str>,
+}
+
+impl<'t> Fields<'t> {
+    fn new(text: &'t str, rest: Option<&'t str>) -> Result<Self, String> {
+        let mut pairs = Vec::new();
+        for part in rest.into_iter().flat_map(|rest| rest.split(',')) {
+            let pair = part.split_once('=').filter(|(key, value)| {
+                !key.is_empty() && !value.is_empty() && pairs.iter().all(|(known, _)| known != key)
+            });
+            pairs.push(pair.ok_or_else(|| {
+                format!("expected KEY=VALUE, each key once, found '{part}' in '{text}'")
+            })?);
+        }
+        Ok(Self { text, pairs, known: Vec::new() })
+    }
+
+    /// The value of `key`, if it is there.
+    fn take(&mut self, key: &'static str) -> Option<&'t str> {
+        self.known.push(key);
+        let at = self.pairs.iter().position(|(known, _)| *known == key)?;
+        Some(self.pairs.remove(at).1)
+    }
+
+    /// The interface's name.
+    fn ifname(&mut self) -> Result<String, String> {
+        let name = self.take("ifname").map(str::to_owned);
+        name.ok_or_else(|| format!("expected ifname=NAME, found '{}'", self.text))
+    }
+
+    /// Whether every key was taken.
+    fn end(&self) -> Result<(), String> {
+        match (self.pairs.first(), self.known.as_slice()) {
+            (None, _) => Ok(()),
+            (Some((key, _)), []) => {
+                Err(format!("expected nothing behind the kind, found '{key}' in '{}'", self.text))
+            }
+            (Some((key, _)), known) => {
+                let known = known.join(", ");
+                Err(format!("expected the keys {known}, found '{key}' in '{}'", self.text))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datapaths_are_read_as_they_are_written() {
+        for text in ["tap:ifname=tap0", "reflect", "null", "null:rx=64"] {
+            assert_eq!(text.parse::<DatapathSpec>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_datapath_says_what_would_be_one() {
+        for (wrong, expected) in [
+            ("", FORMS),
+            ("wire", FORMS),
+            ("tap", "ifname=NAME"),
+            ("tap:", "KEY=VALUE"),
+            ("tap:ifname=", "KEY=VALUE"),
+            ("tap:ifname=a,ifname=b", "each key once"),
+            ("tap:ifname=a,name=x", "the keys ifname"),
+            ("reflect:x=y", "nothing behind the kind"),
+            ("null:rx=1", "from 14 to"),
+        ] {
+            let error = wrong.parse::<DatapathSpec>().unwrap_err();
+            assert!(error.contains(expected), "{wrong}: {error}");
+        }
+    }
+}
