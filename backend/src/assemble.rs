@@ -8,7 +8,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use burst_trace::{Clock, Reader, Recorder, RecorderError, RecorderOptions};
-use datapath::{Capabilities, Datapath, Null, Reflect, Tap, TapError};
+use datapath::af_xdp::Options;
+use datapath::{AfXdp, AfXdpError, Capabilities, Datapath, Null, Reflect, Tap, TapError};
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
@@ -28,6 +29,9 @@ pub enum Error {
     /// The tap.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The interface of AF_XDP sockets.
+    #[error(transparent)]
+    AfXdp(#[from] AfXdpError),
     /// The socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -74,6 +78,10 @@ pub fn run(plan: &Plan, socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result
     let pairs = usize::from(plan.queue_pairs);
     match &plan.datapath {
         DatapathSpec::Tap { ifname } => run_on(plan, Tap::open(ifname, pairs)?, socket, stop),
+        DatapathSpec::AfXdp { ifname, options } => {
+            let options = Options { stamps: plan.trace, ..*options };
+            run_on(plan, AfXdp::open(ifname, pairs, &options)?, socket, stop)
+        }
         DatapathSpec::Reflect => run_on(plan, (0..pairs).map(|_| Reflect).collect(), socket, stop),
         DatapathSpec::Null { receive } => {
             run_on(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), socket, stop)

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use datapath::af_xdp::{Choice, Options, XdpMode};
 use virtio_net::FRAME_LEN_MAX;
 
 /// The kinds that there are, as they are written.
-const FORMS: &str = "tap:ifname=NAME, reflect or null[:rx=BYTES]";
+const FORMS: &str = "tap:ifname=NAME, af-xdp:ifname=NAME, reflect or null[:rx=BYTES]";
 
 /// `--datapath`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,13 @@ pub enum DatapathSpec {
     Tap {
         /// Its name.
         ifname: String,
+    },
+    /// AF_XDP sockets on the queues of an interface.
+    AfXdp {
+        /// Its name.
+        ifname: String,
+        /// How the sockets are set up.
+        options: Options,
     },
     /// Back to the guest.
     Reflect,
@@ -36,6 +44,9 @@ impl FromStr for DatapathSpec {
         let mut fields = Fields::new(text, rest)?;
         let spec = match kind {
             "tap" => Self::Tap { ifname: fields.ifname()? },
+            "af-xdp" => {
+                Self::AfXdp { ifname: fields.ifname()?, options: af_xdp_options(&mut fields)? }
+            }
             "reflect" => Self::Reflect,
             "null" => Self::Null { receive: receive(&mut fields)? },
             _ => return Err(format!("expected {FORMS}, found '{text}'")),
@@ -43,6 +54,17 @@ impl FromStr for DatapathSpec {
         fields.end()?;
         Ok(spec)
     }
+}
+
+fn af_xdp_options(fields: &mut Fields<'_>) -> Result<Options, String> {
+    const MODES: [XdpMode; 3] = [XdpMode::Auto, XdpMode::Native, XdpMode::Generic];
+    const CHOICES: [Choice; 3] = [Choice::Auto, Choice::On, Choice::Off];
+    Ok(Options {
+        mode: fields.one_of("mode", &MODES)?,
+        zero_copy: fields.one_of("zerocopy", &CHOICES)?,
+        need_wakeup: fields.one_of("need-wakeup", &CHOICES)?,
+        stamps: true,
+    })
 }
 
 fn receive(fields: &mut Fields<'_>) -> Result<usize, String> {
@@ -58,11 +80,26 @@ impl fmt::Display for DatapathSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tap { ifname } => write!(f, "tap:ifname={ifname}"),
+            Self::AfXdp { ifname, options } => {
+                write!(f, "af-xdp:ifname={ifname}")?;
+                let Options { mode, zero_copy, need_wakeup, .. } = options;
+                write_unless_default(f, "mode", mode)?;
+                write_unless_default(f, "zerocopy", zero_copy)?;
+                write_unless_default(f, "need-wakeup", need_wakeup)
+            }
             Self::Reflect => write!(f, "reflect"),
             Self::Null { receive: 0 } => write!(f, "null"),
             Self::Null { receive } => write!(f, "null:rx={receive}"),
         }
     }
+}
+
+fn write_unless_default<T: fmt::Display + Default + PartialEq>(
+    f: &mut fmt::Formatter<'_>,
+    key: &str,
+    value: &T,
+) -> fmt::Result {
+    if *value == T::default() { Ok(()) } else { write!(f, ",{key}={value}") }
 }
 
 /// The part behind the colon: keys with their values, each of which is taken once.
@@ -101,6 +138,19 @@ impl<'t> Fields<'t> {
         name.ok_or_else(|| format!("expected ifname=NAME, found '{}'", self.text))
     }
 
+    /// The one of `values` that `key` names as it is displayed; the default, if `key` is not there.
+    fn one_of<T: Copy + Default + fmt::Display>(
+        &mut self,
+        key: &'static str,
+        values: &[T],
+    ) -> Result<T, String> {
+        let Some(text) = self.take(key) else { return Ok(T::default()) };
+        values.iter().copied().find(|value| value.to_string() == text).ok_or_else(|| {
+            let values: Vec<_> = values.iter().map(T::to_string).collect();
+            format!("expected {key}={}, found '{}'", values.join("|"), self.text)
+        })
+    }
+
     /// Whether every key was taken.
     fn end(&self) -> Result<(), String> {
         match (self.pairs.first(), self.known.as_slice()) {
@@ -122,7 +172,14 @@ mod tests {
 
     #[test]
     fn datapaths_are_read_as_they_are_written() {
-        for text in ["tap:ifname=tap0", "reflect", "null", "null:rx=64"] {
+        for text in [
+            "tap:ifname=tap0",
+            "af-xdp:ifname=eth0",
+            "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on",
+            "reflect",
+            "null",
+            "null:rx=64",
+        ] {
             assert_eq!(text.parse::<DatapathSpec>().unwrap().to_string(), text);
         }
     }
@@ -137,6 +194,8 @@ mod tests {
             ("tap:ifname=", "KEY=VALUE"),
             ("tap:ifname=a,ifname=b", "each key once"),
             ("tap:ifname=a,name=x", "the keys ifname"),
+            ("af-xdp:ifname=a,mode=fast", "mode=auto|native|generic"),
+            ("af-xdp:ifname=a,copy=on", "the keys ifname, mode, zerocopy, need-wakeup"),
             ("reflect:x=y", "nothing behind the kind"),
             ("null:rx=1", "from 14 to"),
         ] {

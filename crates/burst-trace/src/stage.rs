@@ -159,6 +159,12 @@ drop_causes! {
     RxStopped = "rx_queue_stopped",
     /// RX: any error of the datapath when a frame was read.
     RxError = "rx_datapath_error",
+    /// RX: the AF_XDP receive ring was full: the worker came too late, or the guest had no buffers
+    /// (`rx_ring_full`).
+    RxRingFull = "rx_af_xdp_ring_full",
+    /// RX: the AF_XDP socket had no chunk for the frame, or it did not fit one (`rx_dropped`, of which
+    /// `rx_fill_ring_empty_descs` is a part).
+    RxNoChunk = "rx_af_xdp_no_chunk",
 }
 
 /// How many packets of one burst were dropped, by cause.
@@ -172,9 +178,15 @@ impl DropCounts {
     /// One more packet dropped for `cause`.
     #[cold]
     pub fn add(&mut self, cause: DropCause) {
+        self.add_many(cause, 1);
+    }
+
+    /// So many more packets dropped for `cause`.
+    #[cold]
+    pub fn add_many(&mut self, cause: DropCause, packets: u16) {
         let count = &mut self.counts[cause as usize];
-        *count = count.saturating_add(1);
-        self.any = true;
+        *count = count.saturating_add(packets);
+        self.any |= packets > 0;
     }
 
     /// Whether nothing was dropped.

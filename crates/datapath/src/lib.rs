@@ -1,12 +1,14 @@
 //! One file a wire: where the guest's frames go to and come from.
 //!
 //! - [`tap`]: a tap interface, straight from and to guest memory.
+//! - [`af_xdp`]: AF_XDP sockets on the queues of an interface.
 //! - [`reflect`]: every frame goes back to the guest that sent it.
 //! - [`null`]: frames go nowhere, or come from nowhere.
 //!
 //! A datapath moves bursts and returns facts. It never reads the clock, and it says of every frame that it
 //! did not carry why.
 
+pub mod af_xdp;
 pub mod null;
 pub mod reflect;
 mod sys;
@@ -18,6 +20,7 @@ use std::os::fd::BorrowedFd;
 use burst_trace::DropCounts;
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 
+pub use af_xdp::{AfXdp, AfXdpError};
 pub use null::Null;
 pub use reflect::Reflect;
 pub use tap::{Tap, TapError};
@@ -25,7 +28,7 @@ pub use tap::{Tap, TapError};
 /// What a datapath can do, known before any guest attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// The name on the command line: `tap`, `reflect`, `null`.
+    /// The name on the command line: `tap`, `af-xdp`, `reflect`, `null`.
     pub name: &'static str,
     /// What it takes of a guest's unfinished frames.
     pub from_guest: Offloads,
@@ -92,6 +95,12 @@ pub trait Datapath: Send + 'static {
     /// # Errors
     /// What the system answers, other than that there are no frames now.
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
+
+    /// Frames for the guest that were lost on the way here since this was last asked. It takes a system
+    /// call.
+    fn losses(&mut self) -> DropCounts {
+        DropCounts::default()
+    }
 
     /// Whether frames for the guest wait, without taking one.
     fn has_frames(&self) -> bool;

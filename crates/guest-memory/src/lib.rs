@@ -9,11 +9,13 @@
 //!
 //! - [`memory`]: the region table and translation.
 //! - [`slice`](mod@slice): a checked run of guest bytes; what the kernel takes as an `iovec`.
+//! - [`host`]: pages of our own that the kernel shares.
 //! - [`area`]: long-lived access to ring structures.
 //! - `prefetch`: asking the CPU for cache lines early.
 //! - `modelled`: the same under loom (`--cfg loom`), for tests of notification.
 
 pub mod area;
+pub mod host;
 pub mod memory;
 #[cfg(loom)]
 mod modelled;
@@ -23,6 +25,7 @@ pub mod slice;
 #[cfg(not(loom))]
 pub use area::Area;
 pub use area::AreaError;
+pub use host::HostMemory;
 pub use memory::{Cursor, GuestMemory, Unmapped, Window};
 #[cfg(loom)]
 pub use modelled::ModelledArea as Area;

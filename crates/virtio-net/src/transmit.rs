@@ -5,6 +5,7 @@ use guest_memory::{GuestMemory, GuestSlice};
 use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
 
 use crate::features::Negotiated;
+use crate::run::copy_run;
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
 /// The chains of one burst, in the order the guest offered them.
@@ -174,6 +175,15 @@ impl<'b, 'm> Frame<'b, 'm> {
     #[must_use]
     pub const fn header_len(&self) -> usize {
         self.header_len
+    }
+
+    /// Copies the frame, without its header, to the front of the run that `to` makes, as much as fits.
+    #[inline]
+    pub fn copy_to_slices(&self, to: &[GuestSlice<'_>]) {
+        match (self.slices, to) {
+            ([from], [to]) => _ = to.copy_from(0, from, self.header_len),
+            _ => copy_run(to, 0, self.slices, self.header_len),
+        }
     }
 
     /// Copies the frame, without its header, to the front of `to`, which must hold it. Returns its

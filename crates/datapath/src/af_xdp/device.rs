@@ -1,0 +1,62 @@
+//! What the kernel says of an interface (`/sys/class/net`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// An interface that AF_XDP sockets are bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub index: u32,
+    /// The largest payload of a link frame, bytes.
+    pub mtu: u16,
+    /// How many receive queues it has.
+    pub queues: u32,
+    /// Whether there is no hardware behind it. Then frames may come with partial checksums and longer than
+    /// the MTU, and what is sent is sent within the system call.
+    pub is_virtual: bool,
+}
+
+impl Device {
+    /// Looks up the interface `name`; none when there is no such interface.
+    pub fn find(name: &str) -> Option<Self> {
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('/') || name == ".." {
+            return None;
+        }
+        let directory = Path::new("/sys/class/net").join(name);
+        let number =
+            |entry: &str| fs::read_to_string(directory.join(entry)).ok()?.trim().parse().ok();
+        Some(Self {
+            name: name.to_owned(),
+            index: number("ifindex")?,
+            mtu: u16::try_from(number("mtu").unwrap_or(1500)).unwrap_or(u16::MAX),
+            queues: count_queues(&directory.join("queues")).max(1),
+            is_virtual: !directory.join("device").exists(),
+        })
+    }
+}
+
+fn count_queues(directory: &PathBuf) -> u32 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-")).map(|_| 1).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_virtual() {
+        let device = Device::find("lo").unwrap();
+        assert!(device.is_virtual && device.index > 0 && device.queues > 0, "{device:?}");
+    }
+
+    #[test]
+    fn what_is_no_interface_is_not_found() {
+        for name in ["", "ringscope-none", "..", "a/b", "a-name-that-is-too-long"] {
+            assert_eq!(Device::find(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! One AF_XDP socket (kernel `Documentation/networking/af_xdp.rst`): a queue of an interface, with its own
+//! UMEM and four rings.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use burst_trace::{DropCause, DropCounts};
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::io::Errno;
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpDescOptions,
+    XdpOptionsFlags, XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
+};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
+
+use super::device::Device;
+use super::rings::{Consumer, Producer};
+use super::umem::{HEADROOM, Umem};
+use super::{Choice, Options};
+
+/// Entries of the receive and transmit rings, and of the completion ring.
+const RING: u32 = 2048;
+/// Entries of the fill ring: twice as many, since the kernel takes chunks in bundles and a bundle less than
+/// the receive ring holds would be loss.
+const FILL: u32 = 2 * RING;
+/// Whoever had the queue last may still be on the way out: the kernel lets go of it a moment later.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Room that a received frame needs beside the MTU: link header, two tags, and the stamp before it.
+const LINK_ROOM: u32 = 14 + 8 + 16;
+
+/// The counters of a new socket.
+const NOTHING: XdpStatistics = XdpStatistics {
+    rx_dropped: 0,
+    rx_invalid_descs: 0,
+    tx_invalid_descs: 0,
+    rx_ring_full: None,
+    rx_fill_ring_empty_descs: None,
+    tx_ring_empty_descs: None,
+};
+
+/// One queue's socket.
+#[derive(Debug)]
+pub struct Socket {
+    // The rings are unmapped before the socket is closed: a mapping would keep it alive, and the queue bound.
+    pub fill: Producer<u64>,
+    pub completion: Consumer<u64>,
+    pub receive: Consumer<XdpDesc>,
+    pub transmit: Producer<XdpDesc>,
+    fd: OwnedFd,
+    pub umem: Umem,
+    /// The queue it is bound to.
+    pub queue: u32,
+    /// Whether frames cross without a copy by the kernel.
+    pub zero_copy: bool,
+    /// Whether the kernel says when it must be called; otherwise it must be called for every burst.
+    pub need_wakeup: bool,
+    /// Whether a frame may lie in several chunks.
+    pub multi_buffer: bool,
+    /// What the kernel had counted when last asked.
+    counted: XdpStatistics,
+}
+
+impl Socket {
+    /// Opens a socket on `queue` of `device`, with all its receive chunks in the fill ring.
+    ///
+    /// # Errors
+    /// What the system answers: `EBUSY` when another socket has the queue, `ENOBUFS` or `ENOMEM` when the
+    /// limit of locked memory is too low, `EOPNOTSUPP` when zero copy was asked for and the driver cannot.
+    pub fn open(device: &Device, queue: u32, options: &Options) -> io::Result<Self> {
+        let single = 2048 - HEADROOM - LINK_ROOM;
+        let chunk = if u32::from(device.mtu) <= single { 2048 } else { 4096 };
+        let umem = Umem::new(chunk, FILL, RING)?;
+        let fits_one = u32::from(device.mtu) + LINK_ROOM + HEADROOM <= chunk;
+        let multi_buffer = device.is_virtual || !fits_one;
+        let need_wakeup = options.need_wakeup.or(!device.is_virtual);
+
+        let fd = rustix::net::socket_with(
+            AddressFamily::XDP,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        let (addr, len) = umem.registration();
+        let flags = XdpUmemRegFlags::empty();
+        let registration =
+            XdpUmemReg { addr, len, chunk_size: chunk, headroom: 0, flags, tx_metadata_len: 0 };
+        sockopt::set_xdp_umem_reg(&fd, registration)?;
+        sockopt::set_xdp_umem_fill_ring_size(&fd, FILL)?;
+        sockopt::set_xdp_umem_completion_ring_size(&fd, RING)?;
+        sockopt::set_xdp_rx_ring_size(&fd, RING)?;
+        sockopt::set_xdp_tx_ring_size(&fd, RING)?;
+
+        let at = sockopt::xdp_mmap_offsets(&fd)?;
+        let misfit = || io::Error::from(io::ErrorKind::InvalidData);
+        let map = |offset, len| map(&fd, offset, len);
+        let fill = map(XDP_UMEM_PGOFF_FILL_RING, Producer::<u64>::map_len(&at.fr, FILL))?;
+        let completion =
+            map(XDP_UMEM_PGOFF_COMPLETION_RING, Consumer::<u64>::map_len(&at.cr, RING))?;
+        let receive = map(XDP_PGOFF_RX_RING, Consumer::<XdpDesc>::map_len(&at.rx, RING))?;
+        let transmit = map(XDP_PGOFF_TX_RING, Producer::<XdpDesc>::map_len(&at.tx, RING))?;
+        let mut socket = Self {
+            fill: Producer::new(fill, &at.fr, FILL).ok_or_else(misfit)?,
+            completion: Consumer::new(completion, &at.cr, RING).ok_or_else(misfit)?,
+            receive: Consumer::new(receive, &at.rx, RING).ok_or_else(misfit)?,
+            transmit: Producer::new(transmit, &at.tx, RING).ok_or_else(misfit)?,
+            fd,
+            umem,
+            queue,
+            zero_copy: false,
+            need_wakeup,
+            multi_buffer,
+            counted: NOTHING,
+        };
+        for offset in socket.umem.receive_chunks() {
+            socket.fill.push(offset);
+        }
+        socket.fill.publish();
+        socket.bind(device, options.zero_copy)?;
+        Ok(socket)
+    }
+
+    fn bind(&mut self, device: &Device, zero_copy: Choice) -> io::Result<()> {
+        let mut flags = SocketAddrXdpFlags::empty();
+        flags.set(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, self.need_wakeup);
+        flags.set(SocketAddrXdpFlags::XDP_USE_SG, self.multi_buffer);
+        let copy = flags | SocketAddrXdpFlags::XDP_COPY;
+        let without = flags | SocketAddrXdpFlags::XDP_ZEROCOPY;
+        match zero_copy {
+            Choice::On => self.bind_as(device, without)?,
+            Choice::Off => self.bind_as(device, copy)?,
+            Choice::Auto => match self.bind_as(device, without) {
+                Err(Errno::OPNOTSUPP | Errno::INVAL) => self.bind_as(device, copy)?,
+                bound => bound?,
+            },
+        }
+        let options = sockopt::xdp_options(&self.fd)?;
+        self.zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
+        Ok(())
+    }
+
+    fn bind_as(&self, device: &Device, flags: SocketAddrXdpFlags) -> Result<(), Errno> {
+        let address = SocketAddrXdp::new(flags, device.index, self.queue);
+        let begun = Instant::now();
+        loop {
+            match rustix::net::bind(&self.fd, &address) {
+                Err(Errno::BUSY) if begun.elapsed() < BUSY_TIMEOUT => {
+                    sleep(Duration::from_millis(20));
+                }
+                bound => return bound,
+            }
+        }
+    }
+
+    /// Adds what the kernel has lost since this was last asked.
+    pub fn add_losses(&mut self, drops: &mut DropCounts) {
+        // Refused only for what is no AF_XDP socket.
+        let Ok(counted) = sockopt::xdp_statistics(&self.fd) else { return };
+        let before = std::mem::replace(&mut self.counted, counted);
+        let mut add = |cause, of: fn(&XdpStatistics) -> u64| {
+            let lost = of(&counted).saturating_sub(of(&before));
+            drops.add_many(cause, u16::try_from(lost).unwrap_or(u16::MAX));
+        };
+        add(DropCause::RxRingFull, |it| it.rx_ring_full.unwrap_or(0));
+        add(DropCause::RxNoChunk, |it| it.rx_dropped);
+    }
+
+    /// Has the kernel send what is in the transmit ring (`sendto(2)`, as `af_xdp.rst` describes it). Without a driver
+    /// of its own for that, the kernel sends within the call, so many frames at a time (`EAGAIN` says that
+    /// there are more).
+    ///
+    /// # Errors
+    /// What the system answers.
+    #[inline]
+    pub fn kick(&self) -> Result<(), Errno> {
+        rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT).map(|_| ())
+    }
+
+    /// Takes back the chunks of frames that were sent.
+    #[inline]
+    pub fn reap(&mut self) {
+        let count = self.completion.look();
+        if count == 0 {
+            return;
+        }
+        for ahead in 0..count {
+            let offset = self.completion.peek(ahead);
+            self.umem.give_back(self.umem.chunk_of(offset));
+        }
+        self.completion.skip(count);
+        self.completion.release();
+    }
+
+    /// The descriptor of a frame, or of a part of one that goes on in the next descriptor.
+    #[inline]
+    pub const fn descriptor(addr: u64, len: u32, goes_on: bool) -> XdpDesc {
+        let options = if goes_on { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() };
+        XdpDesc { addr, len, options }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn map(fd: &OwnedFd, offset: u64, len: usize) -> io::Result<MmapRaw> {
+    MmapOptions::new().offset(offset).len(len).populate().map_raw(fd)
+}
