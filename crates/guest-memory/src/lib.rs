@@ -10,6 +10,7 @@
 //! - [`memory`]: the region table and translation.
 //! - [`slice`](mod@slice): a checked run of guest bytes; what the kernel takes as an `iovec`.
 //! - [`host`]: pages of our own that the kernel shares.
+//! - [`sum`]: the Internet checksum, added up while bytes are copied.
 //! - [`area`]: long-lived access to ring structures.
 //! - `prefetch`: asking the CPU for cache lines early.
 //! - `modelled`: the same under loom (`--cfg loom`), for tests of notification.
@@ -21,6 +22,7 @@ pub mod memory;
 mod modelled;
 mod prefetch;
 pub mod slice;
+pub mod sum;
 
 #[cfg(not(loom))]
 pub use area::Area;
@@ -30,6 +32,7 @@ pub use memory::{Cursor, GuestMemory, Unmapped, Window};
 #[cfg(loom)]
 pub use modelled::ModelledArea as Area;
 pub use slice::{GuestSlice, Spare};
+pub use sum::Sum;
 
 /// The fence between what one side shows and what it reads of the other's wishes.
 #[cfg(loom)]

@@ -7,6 +7,7 @@ use std::ptr;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::prefetch;
+use crate::sum::{Sum, add};
 
 /// A contiguous run of guest bytes, mapped in this process for as long as `'m`.
 ///
@@ -106,6 +107,37 @@ impl<'m> GuestSlice<'m> {
         count
     }
 
+    /// As [`copy_from`](Self::copy_from), and appends the bytes to `sum`. Each is read once: what was stored is what
+    /// was summed, whatever the guest writes meanwhile.
+    #[inline]
+    pub fn copy_from_summing(
+        &self,
+        offset: usize,
+        from: &GuestSlice<'_>,
+        from_offset: usize,
+        sum: &mut Sum,
+    ) -> usize {
+        let room = self.len().saturating_sub(offset);
+        let count = from.len().saturating_sub(from_offset).min(room);
+        if count > 0 {
+            // SAFETY: as in `copy_from`.
+            let total = unsafe {
+                copy_summing(from.base().add(from_offset), self.base().add(offset), count)
+            };
+            sum.append(total, count % 2 == 1);
+        }
+        count
+    }
+
+    /// The bytes from `offset` on, at most `len` of them: fewer, or none, where the slice ends before.
+    #[inline]
+    #[must_use]
+    pub fn part(&self, offset: usize, len: usize) -> Self {
+        let offset = offset.min(self.len());
+        // SAFETY: `offset + len` stays within this slice, which is mapped for as long as `'m` (constructor).
+        unsafe { Self::new(self.base().add(offset), len.min(self.len() - offset)) }
+    }
+
     /// Has the CPU fetch the cache lines of the first bytes behind a header of `header_len` bytes.
     #[inline]
     pub fn prefetch_to_read(&self, header_len: usize) {
@@ -169,6 +201,79 @@ unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
         // SAFETY: by the caller's word.
         _ => unsafe { ptr::copy(from, to, count) },
     }
+}
+
+/// Copies `count` bytes and returns the sum of their 16-bit words, modulo 2^64 - 1 (see [`Sum`]).
+///
+/// # Safety
+/// As for [`copy`].
+#[inline]
+unsafe fn copy_summing(from: *const u8, to: *mut u8, count: usize) -> u64 {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if count >= size_of::<Step>() && std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: this CPU has the instructions; the rest by the caller's word.
+        return unsafe { copy_summing_avx2(from, to, count) };
+    }
+    // SAFETY: by the caller's word.
+    unsafe { copy_summing_any(from, to, count) }
+}
+
+/// The same with registers of twice the width.
+///
+/// # Safety
+/// As for [`copy`], and the CPU has AVX2.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[target_feature(enable = "avx2")]
+unsafe fn copy_summing_avx2(from: *const u8, to: *mut u8, count: usize) -> u64 {
+    // SAFETY: by the caller's word.
+    unsafe { copy_summing_any(from, to, count) }
+}
+
+/// What is copied and summed at a time: a cache line.
+type Step = [u64; 8];
+
+/// Every piece is loaded into registers, stored and summed from there. The compiler cannot fetch it from guest memory
+/// again once it is stored, because for all that it knows the two may overlap.
+///
+/// # Safety
+/// As for [`copy`].
+#[inline(always)]
+unsafe fn copy_summing_any(from: *const u8, to: *mut u8, count: usize) -> u64 {
+    // Halves of 64-bit words, apart: no carry is lost below 2^38 bytes, and nothing waits for the addition before.
+    let (mut low, mut high): (Step, Step) = ([0; _], [0; _]);
+    let mut at = 0;
+    while count - at >= size_of::<Step>() {
+        // SAFETY: a step more is within `count` bytes, all of it mapped.
+        let words = unsafe {
+            let words = from.add(at).cast::<Step>().read_unaligned();
+            to.add(at).cast::<Step>().write_unaligned(words);
+            words
+        };
+        for ((low, high), word) in low.iter_mut().zip(&mut high).zip(words) {
+            *low = low.wrapping_add(word & 0xffff_ffff);
+            *high = high.wrapping_add(word >> 32);
+        }
+        at += size_of::<Step>();
+    }
+    let mut total = low.into_iter().chain(high).fold(0, add);
+    while count - at >= size_of::<u64>() {
+        // SAFETY: as above.
+        total = add(total, unsafe {
+            let word = from.add(at).cast::<u64>().read_unaligned();
+            to.add(at).cast::<u64>().write_unaligned(word);
+            word
+        });
+        at += size_of::<u64>();
+    }
+    let mut last = [0; size_of::<u64>()];
+    // SAFETY: fewer than 8 bytes are left, all of them mapped; `last` is ours.
+    unsafe {
+        ptr::copy_nonoverlapping(from.add(at), last.as_mut_ptr(), count - at);
+        // As in `GuestSlice::read`.
+        compiler_fence(Ordering::SeqCst);
+        ptr::copy_nonoverlapping(last.as_ptr(), to.add(at), count - at);
+    }
+    add(total, u64::from_ne_bytes(last))
 }
 
 /// Host bytes of our own that can stand in a scatter list beside guest memory: the spare room at its end.

@@ -1,0 +1,144 @@
+//! The Internet checksum (RFC 1071): a ones' complement sum of 16-bit words.
+
+/// A run of bytes, summed as the Internet checksum wants it: as 16-bit words in network order, the last one filled up
+/// with a zero. Whatever is added stands behind what was added before, at an odd position too.
+///
+/// Byte order does not matter to such a sum until its end (RFC 1071, 2.B), so words are added as the machine has
+/// them, four at a time: modulo 2^64 - 1, of which 2^16 - 1 is a divisor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum {
+    total: u64,
+    /// Whether the number of bytes so far is odd.
+    is_odd: bool,
+}
+
+impl Sum {
+    /// Of no bytes.
+    #[inline]
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { total: 0, is_odd: false }
+    }
+
+    /// Appends bytes.
+    #[inline]
+    pub fn add_bytes(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let words = words.iter().map(|word| u64::from_ne_bytes(*word));
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        self.append(words.fold(u64::from_ne_bytes(last), add), bytes.len() % 2 == 1);
+    }
+
+    /// Appends a 16-bit number, in network order.
+    #[inline]
+    pub fn add_u16(&mut self, number: u16) {
+        self.append(u16::from_ne_bytes(number.to_be_bytes()).into(), false);
+    }
+
+    /// Appends all the bytes of `other`.
+    #[inline]
+    pub const fn add_sum(&mut self, other: Self) {
+        self.append(other.total, other.is_odd);
+    }
+
+    /// Appends bytes whose words, in this machine's order, make `total`.
+    #[inline]
+    pub(crate) const fn append(&mut self, total: u64, is_odd: bool) {
+        // From an odd position on each byte stands in the other half of its word: times 2^8 (RFC 1071, 2.B).
+        let total = if self.is_odd { total.rotate_left(8) } else { total };
+        self.total = add(self.total, total);
+        self.is_odd ^= is_odd;
+    }
+
+    /// The sum as a 16-bit number, which goes to the wire in network order. It is 0 only if every byte was.
+    #[inline]
+    #[must_use]
+    pub const fn fold(self) -> u16 {
+        let halves = (self.total >> 32) + (self.total & 0xffff_ffff);
+        let words = (halves >> 16) + (halves & 0xffff);
+        let carried = (words >> 16) + (words & 0xffff);
+        #[expect(clippy::cast_possible_truncation, reason = "the third fold leaves 16 bits")]
+        u16::from_be(((carried >> 16) + (carried & 0xffff)) as u16)
+    }
+
+    /// What a checksum field holds: the complement of the sum.
+    #[inline]
+    #[must_use]
+    pub const fn complement(self) -> u16 {
+        !self.fold()
+    }
+}
+
+/// Adds modulo 2^64 - 1: what is carried out at the top comes in again at the bottom.
+#[inline]
+pub const fn add(a: u64, b: u64) -> u64 {
+    let (sum, carried) = a.overflowing_add(b);
+    sum + carried as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Word by word, as RFC 1071 says it.
+    fn slow(bytes: &[u8]) -> u16 {
+        let mut sum = 0_u32;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&low| u32::from(low));
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        u16::try_from(sum).unwrap()
+    }
+
+    #[test]
+    fn the_example_of_the_rfc() {
+        let mut sum = Sum::new();
+        sum.add_bytes(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]);
+        assert_eq!((sum.fold(), sum.complement()), (0xddf2, 0x220d));
+    }
+
+    #[test]
+    fn only_zeroes_make_zero() {
+        let mut sum = Sum::new();
+        sum.add_bytes(&[0; 9]);
+        assert_eq!(sum.fold(), 0);
+        for word in [0xffff, 1, 0xfffe, 0xffff] {
+            sum.add_u16(word);
+            assert_eq!(sum.fold(), if word == 1 { 0x0100 } else { 0xffff });
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_sum_of_parts_is_the_sum_of_the_whole(
+            parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..70), 0..8),
+            ones in any::<bool>(),
+        ) {
+            // All ones carry with every word.
+            let parts: Vec<Vec<u8>> = parts
+                .into_iter()
+                .map(|part| if ones { vec![0xff; part.len()] } else { part })
+                .collect();
+            let (mut by_bytes, mut by_sums) = (Sum::new(), Sum::new());
+            for part in &parts {
+                by_bytes.add_bytes(part);
+                let mut alone = Sum::new();
+                alone.add_bytes(part);
+                by_sums.add_sum(alone);
+            }
+            let expected = slow(&parts.concat());
+            prop_assert_eq!((by_bytes.fold(), by_sums.fold()), (expected, expected));
+        }
+
+        #[test]
+        fn a_number_is_two_bytes(before in proptest::collection::vec(any::<u8>(), 0..5), number: u16) {
+            let (mut by_number, mut by_bytes) = (Sum::new(), Sum::new());
+            by_number.add_bytes(&before);
+            by_number.add_u16(number);
+            by_bytes.add_bytes(&[&before[..], &number.to_be_bytes()].concat());
+            prop_assert_eq!(by_number.fold(), by_bytes.fold());
+        }
+    }
+}
