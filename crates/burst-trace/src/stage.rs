@@ -135,6 +135,10 @@ drop_causes! {
     TxTooLong = "tx_too_long",
     /// TX: the kernel or the datapath refused the frame's virtio-net header or length.
     TxRefused = "tx_refused_by_datapath",
+    /// TX: the frame's virtio-net header contradicts itself, or points out of the frame.
+    TxBadNetHeader = "tx_bad_net_header",
+    /// TX: the frame has not the headers that its virtio-net header names, so it cannot be segmented.
+    TxUnsegmentable = "tx_unsegmentable",
     /// TX: the interface is down or gone.
     TxLinkDown = "tx_link_down",
     /// TX: the host had no memory or buffers for the frame.

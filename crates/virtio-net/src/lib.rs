@@ -1,18 +1,26 @@
 //! What a frame means: virtio-net (virtio 1.2, 5.1) over the rings.
 //!
 //! - [`features`]: feature bits, and what was negotiated.
+//! - [`header`]: the net header, which says what is left to do to a frame.
 //! - [`config`]: the device configuration space.
 //! - [`transmit`]: a burst of frames from the guest.
 //! - [`receive`]: room for a burst of frames to the guest, mergeable or not.
+//! - [`finish`]: checksums and segments, done with the copy of a frame.
+//! - `packet`: where a frame's headers are.
 
 pub mod config;
 pub mod features;
+pub mod finish;
+pub mod header;
+mod packet;
 pub mod receive;
 mod run;
 pub mod transmit;
 
 pub use config::{ConfigSpace, MacAddress};
 pub use features::{Negotiated, Offloads};
+pub use finish::Finish;
+pub use header::NetHeader;
 pub use receive::{GuestRoom, Placed, ReceiveState};
 pub use transmit::{Frame, Frames, TransmitBurst};
 

@@ -5,7 +5,7 @@ use guest_memory::{GuestMemory, GuestSlice};
 use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
 
 use crate::features::Negotiated;
-use crate::run::copy_run;
+use crate::header::NetHeader;
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
 /// The chains of one burst, in the order the guest offered them.
@@ -44,8 +44,9 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
     /// The frames, as a datapath takes them.
     #[inline]
     #[must_use]
-    pub const fn frames(&self) -> Frames<'b, 'm> {
-        Frames { chains: self.chains, header_len: self.header_len, count: self.frames }
+    pub fn frames(&self) -> Frames<'b, 'm> {
+        let Self { chains, header_len, frames } = *self;
+        Frames { chains, header_len, first: 0, end: chains.len(), count: frames }
     }
 
     /// Gives the chains back to the guest, in order: those of the first `taken` frames and every faulty
@@ -98,11 +99,16 @@ const fn fault(chain: &Chain, header_len: usize) -> Option<DropCause> {
     }
 }
 
-/// The frames of a burst, each with its net header before it.
+/// Frames of a burst, one after the other, each with its net header before it.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames<'b, 'm> {
     chains: &'b Chains<'m>,
     header_len: usize,
+    /// The first chain of theirs.
+    first: usize,
+    /// The chain after the last of theirs.
+    end: usize,
+    /// How many of the chains are frames.
     count: usize,
 }
 
@@ -121,20 +127,54 @@ impl<'b, 'm> Frames<'b, 'm> {
         self.count == 0
     }
 
+    /// The frames but for the first `count`.
+    #[inline]
+    #[must_use]
+    pub fn skip(self, count: usize) -> Self {
+        let count = count.min(self.count);
+        Self { first: self.chain_of(count), count: self.count - count, ..self }
+    }
+
+    /// The first `count` frames, or all of them if they are fewer.
+    #[inline]
+    #[must_use]
+    pub fn take(self, count: usize) -> Self {
+        let count = count.min(self.count);
+        Self { end: self.chain_of(count), count, ..self }
+    }
+
+    /// The chain of frame number `n`; after the last frame, the end.
+    #[inline]
+    fn chain_of(&self, n: usize) -> usize {
+        let Self { chains, header_len, first, end, count } = *self;
+        if n == count {
+            return end;
+        }
+        if count == end - first {
+            return first + n;
+        }
+        let mut frames = (first..end).filter(|&at| fault(&chains.all()[at], header_len).is_none());
+        frames.nth(n).unwrap_or(end)
+    }
+
     /// Net header and frame in one buffer each, if all the frames are that and have headers of `header_len`
     /// bytes.
     #[inline]
     #[must_use]
     pub fn plain(&self, header_len: usize) -> Option<&'b [GuestSlice<'m>]> {
-        let is_plain = |buffers: &&[_]| buffers.len() == self.count;
-        if self.header_len == header_len { self.chains.plain().filter(is_plain) } else { None }
+        let Self { chains, first, end, count, .. } = *self;
+        if self.header_len != header_len || count != end - first {
+            return None;
+        }
+        // Without lists a chain is a buffer.
+        chains.plain()?.get(first..end)
     }
 
     /// The frames in order.
     #[inline]
     pub fn iter(&self) -> impl Iterator<Item = Frame<'b, 'm>> + use<'b, 'm> {
-        let Self { chains, header_len, count } = *self;
-        let all = chains.all();
+        let Self { chains, header_len, first, end, count } = *self;
+        let all = &chains.all()[first..end];
         let has_faults = count < all.len();
         all.iter().filter(move |chain| !has_faults || fault(chain, header_len).is_none()).map(
             move |chain| Frame {
@@ -177,13 +217,11 @@ impl<'b, 'm> Frame<'b, 'm> {
         self.header_len
     }
 
-    /// Copies the frame, without its header, to the front of the run that `to` makes, as much as fits.
+    /// A copy of the net header: the guest may change its own at any time.
     #[inline]
-    pub fn copy_to_slices(&self, to: &[GuestSlice<'_>]) {
-        match (self.slices, to) {
-            ([from], [to]) => _ = to.copy_from(0, from, self.header_len),
-            _ => copy_run(to, 0, self.slices, self.header_len),
-        }
+    #[must_use]
+    pub fn header(&self) -> NetHeader {
+        NetHeader::read(self.slices, self.header_len)
     }
 
     /// Copies the frame, without its header, to the front of `to`, which must hold it. Returns its

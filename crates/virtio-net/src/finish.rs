@@ -1,0 +1,176 @@
+//! Finishing what a guest left to the device: checksums to complete and segments to cut (virtio 1.2, 5.1.6.2), fused
+//! with the one copy of the frame.
+//!
+//! [`Finish::plan`] looks at copies of the net header and of the packet's headers, once, and refuses what makes no
+//! sense. From then on the number of frames for the wire and the length of each are known, so that the caller can find
+//! room for them; [`Finish::write_next`] writes one after the other. A plan holds nothing of guest memory: it can be kept
+//! for a later burst, as long as the frame's buffers stay what they are.
+//!
+//! `segments`: what TCP and UDP segmentation do to the headers.
+
+mod segments;
+
+use burst_trace::DropCause;
+use guest_memory::{GuestSlice, Sum};
+
+use crate::header::{GSO_NONE, NEEDS_CSUM, NetHeader};
+use crate::run::{Copying, Place, copy_run, write_at};
+use crate::transmit::Frame;
+use segments::Segments;
+
+/// How one frame becomes finished ones.
+#[derive(Clone, Debug)]
+pub struct Finish {
+    /// Bytes before the frame: the net header.
+    skip: usize,
+    /// Bytes of the frame.
+    len: usize,
+    /// How many frames for the wire are still to be written.
+    left: usize,
+    work: Work,
+}
+
+#[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "no allocation a frame; a plain one leaves the bytes untouched"
+)]
+enum Work {
+    /// Only a copy.
+    Plain,
+    /// What lies from `start` on is summed; the result goes to `field`. Both in bytes from the frame's start.
+    Checksum { start: usize, field: usize },
+    /// Several frames, or one.
+    Segments(Segments),
+}
+
+impl Finish {
+    /// Plans for a frame of a guest.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan).
+    #[inline]
+    pub fn plan_frame(header: &NetHeader, frame: &Frame<'_, '_>) -> Result<Self, DropCause> {
+        Self::plan(header, frame.slices(), frame.header_len(), frame.len())
+    }
+
+    /// Plans for a frame of `len` bytes that begins at byte `skip` of the run `from`, which must hold it. `header` is a
+    /// copy of its net header: the guest cannot change it any more.
+    ///
+    /// # Errors
+    /// [`DropCause::TxBadNetHeader`] when the net header contradicts itself or points out of the frame;
+    /// [`DropCause::TxUnsegmentable`] when the frame has not the headers that its net header names.
+    #[inline]
+    pub fn plan(
+        header: &NetHeader,
+        from: &[GuestSlice<'_>],
+        skip: usize,
+        len: usize,
+    ) -> Result<Self, DropCause> {
+        if header.is_plain() {
+            return Ok(Self { skip, len, left: 1, work: Work::Plain });
+        }
+        Self::plan_work(header, from, skip, len)
+    }
+
+    #[inline(never)]
+    fn plan_work(
+        header: &NetHeader,
+        from: &[GuestSlice<'_>],
+        skip: usize,
+        len: usize,
+    ) -> Result<Self, DropCause> {
+        let start = usize::from(header.csum_start);
+        let field = start + usize::from(header.csum_offset);
+        if header.flags & NEEDS_CSUM != 0 && field + size_of::<u16>() > len {
+            return Err(DropCause::TxBadNetHeader);
+        }
+        if header.gso_type == GSO_NONE {
+            return Ok(Self { skip, len, left: 1, work: Work::Checksum { start, field } });
+        }
+        let segments = Segments::plan(header, from, skip, len)?;
+        Ok(Self { skip, len, left: segments.count(), work: Work::Segments(segments) })
+    }
+
+    /// Whether there is nothing to do but to copy the frame.
+    #[inline]
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        matches!(self.work, Work::Plain)
+    }
+
+    /// How many frames for the wire are still to be written: 1 before the first one, unless there are segments. A guest
+    /// that wants segments of a byte makes it 65 536.
+    #[inline]
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.left
+    }
+
+    /// Length of the next of them in bytes, or 0 when there are no more. None that follows is longer.
+    #[inline]
+    #[must_use]
+    pub const fn next_len(&self) -> usize {
+        match &self.work {
+            _ if self.left == 0 => 0,
+            Work::Segments(segments) => segments.next_len(),
+            _ => self.len,
+        }
+    }
+
+    /// Writes the next frame for the wire at `offset` of the run `to`, which should have room for it: what does not fit
+    /// is left out. `from` is the run that was planned for. Returns the frame's length.
+    #[inline]
+    pub fn write_next(
+        &mut self,
+        from: &[GuestSlice<'_>],
+        to: &[GuestSlice<'_>],
+        offset: usize,
+    ) -> usize {
+        let len = self.next_len();
+        if self.left == 0 {
+            return 0;
+        }
+        self.left -= 1;
+        match &mut self.work {
+            Work::Plain => copy_run(to, offset, from, self.skip),
+            Work::Checksum { start, field } => {
+                write_summed(from, self.skip, to, offset, [*start, *field, len]);
+            }
+            Work::Segments(segments) => segments.write_next(from, to, offset),
+        }
+        len
+    }
+
+    /// Leaves out the next `count` frames, because they were written before, or have no room anywhere.
+    pub fn skip(&mut self, from: &[GuestSlice<'_>], count: usize) {
+        let count = count.min(self.left);
+        self.left -= count;
+        if let Work::Segments(segments) = &mut self.work {
+            segments.skip(from, count);
+        }
+    }
+}
+
+/// Copies a frame of `len` bytes, sums what lies from `start` on, and stores the checksum at `field`.
+#[inline(never)]
+fn write_summed(
+    from: &[GuestSlice<'_>],
+    skip: usize,
+    to: &[GuestSlice<'_>],
+    offset: usize,
+    [start, field, len]: [usize; 3],
+) {
+    let mut sum = Sum::new();
+    let mut copying =
+        Copying { to, at: Place::of(to, offset), from, from_at: Place::of(from, skip) };
+    copying.copy(start);
+    copying.copy_summing(len - start, &mut sum);
+    write_at(to, offset + field, &never_zero(sum.complement()).to_be_bytes());
+}
+
+/// A checksum that is not 0, which to UDP says that there is none (RFC 768); to the sum it is the same.
+#[inline]
+const fn never_zero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}

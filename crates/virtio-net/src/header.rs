@@ -1,0 +1,175 @@
+//! `virtio_net_hdr`, copied out of guest memory (virtio 1.2, 5.1.6).
+
+use guest_memory::GuestSlice;
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+    VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4,
+};
+
+use crate::features::{HEADER_LEN, Offloads};
+use crate::run::read_front;
+
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum field holds the pseudo header's sum, and the rest has to be added.
+pub const NEEDS_CSUM: u8 = byte(VIRTIO_NET_HDR_F_NEEDS_CSUM);
+/// `VIRTIO_NET_HDR_F_DATA_VALID`: whoever sent the frame vouches for its checksum.
+pub const DATA_VALID: u8 = byte(VIRTIO_NET_HDR_F_DATA_VALID);
+/// `VIRTIO_NET_HDR_GSO_NONE`: one frame.
+pub const GSO_NONE: u8 = byte(VIRTIO_NET_HDR_GSO_NONE);
+/// `VIRTIO_NET_HDR_GSO_TCPV4`: segments of TCP over IPv4.
+pub const GSO_TCPV4: u8 = byte(VIRTIO_NET_HDR_GSO_TCPV4);
+/// `VIRTIO_NET_HDR_GSO_UDP`: fragments of UDP over IPv4.
+pub const GSO_UDP: u8 = byte(VIRTIO_NET_HDR_GSO_UDP);
+/// `VIRTIO_NET_HDR_GSO_TCPV6`: segments of TCP over IPv6.
+pub const GSO_TCPV6: u8 = byte(VIRTIO_NET_HDR_GSO_TCPV6);
+/// `VIRTIO_NET_HDR_GSO_UDP_L4`: segments of UDP, over IPv4 or IPv6.
+pub const GSO_UDP_L4: u8 = byte(VIRTIO_NET_HDR_GSO_UDP_L4);
+/// `VIRTIO_NET_HDR_GSO_ECN`: a bit beside the TCP types, when the congestion bit CWR is set.
+pub const GSO_ECN: u8 = byte(VIRTIO_NET_HDR_GSO_ECN);
+
+#[expect(clippy::cast_possible_truncation, reason = "flags and types of one byte")]
+const fn byte(constant: u32) -> u8 {
+    assert!(constant <= 0xff, "a constant of one byte");
+    constant as u8
+}
+
+/// `virtio_net_hdr`: what is still to be done to a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetHeader {
+    /// [`NEEDS_CSUM`], [`DATA_VALID`].
+    pub flags: u8,
+    /// One of the `GSO_` types, perhaps with [`GSO_ECN`].
+    pub gso_type: u8,
+    /// Length of Ethernet, IP and TCP or UDP headers together, in bytes: a hint.
+    pub hdr_len: u16,
+    /// Payload of each segment but the last, in bytes.
+    pub gso_size: u16,
+    /// Where what is summed begins, in bytes from the frame's start.
+    pub csum_start: u16,
+    /// Where the checksum goes, in bytes from `csum_start`.
+    pub csum_offset: u16,
+    /// How many receive buffers the frame fills. Not for frames from the guest.
+    pub num_buffers: u16,
+}
+
+impl NetHeader {
+    /// The header of a frame that is finished, in one buffer.
+    pub const PLAIN: Self = Self {
+        flags: 0,
+        gso_type: GSO_NONE,
+        hdr_len: 0,
+        gso_size: 0,
+        csum_start: 0,
+        csum_offset: 0,
+        num_buffers: 1,
+    };
+
+    /// Whether nothing is to be done to the frame.
+    #[inline]
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        self.flags & NEEDS_CSUM == 0 && self.gso_type == GSO_NONE
+    }
+
+    /// From its bytes, little-endian.
+    #[inline]
+    #[must_use]
+    pub const fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Self {
+        let [flags, gso_type, a, b, c, d, e, f, g, h, i, j] = *bytes;
+        Self {
+            flags,
+            gso_type,
+            hdr_len: u16::from_le_bytes([a, b]),
+            gso_size: u16::from_le_bytes([c, d]),
+            csum_start: u16::from_le_bytes([e, f]),
+            csum_offset: u16::from_le_bytes([g, h]),
+            num_buffers: u16::from_le_bytes([i, j]),
+        }
+    }
+
+    /// To its bytes, little-endian. A legacy header is the first 10 of them.
+    #[inline]
+    #[must_use]
+    pub const fn to_bytes(&self) -> [u8; HEADER_LEN] {
+        let [a, b] = self.hdr_len.to_le_bytes();
+        let [c, d] = self.gso_size.to_le_bytes();
+        let [e, f] = self.csum_start.to_le_bytes();
+        let [g, h] = self.csum_offset.to_le_bytes();
+        let [i, j] = self.num_buffers.to_le_bytes();
+        [self.flags, self.gso_type, a, b, c, d, e, f, g, h, i, j]
+    }
+
+    /// Copies the first `header_len` bytes of a frame's buffers, each once.
+    #[inline]
+    #[must_use]
+    pub fn read(slices: &[GuestSlice<'_>], header_len: usize) -> Self {
+        let mut bytes = [0; HEADER_LEN];
+        match slices {
+            [first, ..] if first.len() >= HEADER_LEN && header_len == HEADER_LEN => {
+                first.read(0, &mut bytes);
+            }
+            many => read_front(many, &mut bytes[..header_len.min(HEADER_LEN)]),
+        }
+        Self::from_bytes(&bytes)
+    }
+
+    /// Whether a guest that negotiated `offloads` may be handed a frame with this header. If not, it has to be
+    /// finished first ([`Finish`](crate::Finish)).
+    #[inline]
+    #[must_use]
+    pub const fn is_for(&self, offloads: Offloads) -> bool {
+        // What is in segments needs a checksum, too (5.1.6.4.1).
+        if self.flags & NEEDS_CSUM == 0 || !offloads.checksum {
+            return self.is_plain();
+        }
+        let is_ecn_for = self.gso_type & GSO_ECN == 0 || offloads.ecn;
+        is_ecn_for
+            && match self.gso_type & !GSO_ECN {
+                GSO_NONE => true,
+                GSO_TCPV4 => offloads.tso4,
+                GSO_TCPV6 => offloads.tso6,
+                GSO_UDP => offloads.ufo,
+                GSO_UDP_L4 => offloads.uso,
+                _ => false,
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fields_are_where_the_specification_has_them() {
+        let bytes = [1, 0x81, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
+        let header = NetHeader::from_bytes(&bytes);
+        let expected = NetHeader {
+            flags: NEEDS_CSUM,
+            gso_type: GSO_TCPV4 | GSO_ECN,
+            hdr_len: 0x0302,
+            gso_size: 0x0504,
+            csum_start: 0x0706,
+            csum_offset: 0x0908,
+            num_buffers: 0x0b0a,
+        };
+        assert_eq!((header, header.to_bytes()), (expected, bytes));
+    }
+
+    #[test]
+    fn a_guest_is_handed_only_what_it_negotiated() {
+        let of = |flags, gso_type| NetHeader { flags, gso_type, ..NetHeader::PLAIN };
+        let none = Offloads::default();
+        let checksum = Offloads { checksum: true, ..none };
+        let tso4 = Offloads { tso4: true, ..checksum };
+        assert!(NetHeader::PLAIN.is_for(none));
+        assert!(!of(NEEDS_CSUM, 0).is_for(none) && of(NEEDS_CSUM, 0).is_for(checksum));
+        assert!(!of(NEEDS_CSUM, GSO_TCPV4).is_for(checksum));
+        assert!(of(NEEDS_CSUM, GSO_TCPV4).is_for(tso4) && !of(0, GSO_TCPV4).is_for(tso4));
+        assert!(!of(NEEDS_CSUM, GSO_TCPV4 | GSO_ECN).is_for(tso4));
+        assert!(!of(NEEDS_CSUM, GSO_TCPV6).is_for(tso4));
+        for gso_type in [GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, GSO_TCPV6 | GSO_ECN] {
+            assert!(of(NEEDS_CSUM, gso_type).is_for(Offloads::ALL));
+        }
+        assert!(!of(NEEDS_CSUM, 7).is_for(Offloads::ALL));
+    }
+}

@@ -1,0 +1,175 @@
+//! Where the headers of a frame are: Ethernet, VLAN tags, IPv4 or IPv6, TCP or UDP.
+//!
+//! Read from a copy of the frame's first bytes; whatever they are, nothing is looked at outside of it.
+
+use guest_memory::Sum;
+
+/// Length of an Ethernet header without tags, bytes (IEEE 802.3).
+const ETHERNET_LEN: usize = 14;
+/// Length of a VLAN tag, bytes (IEEE 802.1Q).
+const TAG_LEN: usize = 4;
+/// The most tags that are looked behind: a customer's in a provider's.
+const TAGS_MAX: usize = 2;
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+/// Length of an IPv4 header without options, bytes (RFC 791).
+const IPV4_LEN: usize = 20;
+/// Length of an IPv6 header without extensions, bytes (RFC 8200).
+const IPV6_LEN: usize = 40;
+/// More fragments, and the fragment's offset (RFC 791).
+const FRAGMENT_BITS: u16 = 0x3fff;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Length of a TCP header without options, bytes (RFC 9293).
+const TCP_LEN: usize = 20;
+/// Length of a UDP header, bytes (RFC 768).
+const UDP_LEN: usize = 8;
+
+/// Which Internet protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V4,
+    V6,
+}
+
+/// Which transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    /// Where the checksum is in the header (RFC 9293, RFC 768).
+    #[inline]
+    pub const fn checksum_offset(self) -> u16 {
+        match self {
+            Self::Tcp => 16,
+            Self::Udp => 6,
+        }
+    }
+}
+
+/// Where the headers of a frame are, in bytes from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub version: Version,
+    pub transport: Transport,
+    /// Where the IP header begins.
+    pub network_at: usize,
+    /// Where the TCP or UDP header begins.
+    pub transport_at: usize,
+    /// Where the payload begins: behind the options that the TCP header says it has.
+    pub payload_at: usize,
+    /// Where the packet ends, as the IP header says it: what comes then fills an Ethernet frame up.
+    pub end: usize,
+}
+
+impl Packet {
+    /// Finds the headers in `front`, the first bytes of a frame: all of them up to TCP's options. `None` when it is no
+    /// TCP or UDP over IP, a fragment, or cut off. Whether `payload_at` and `end` lie in the frame is not looked at.
+    #[inline]
+    pub fn find(front: &[u8]) -> Option<Self> {
+        let mut network_at = ETHERNET_LEN;
+        let mut ethertype = u16_at(front, network_at - 2)?;
+        for _ in 0..TAGS_MAX {
+            if TAGS.contains(&ethertype) {
+                network_at += TAG_LEN;
+                ethertype = u16_at(front, network_at - 2)?;
+            }
+        }
+        let (version, protocol, transport_at, end) = match ethertype {
+            IPV4 => ipv4(front, network_at)?,
+            IPV6 => ipv6(front, network_at)?,
+            _ => return None,
+        };
+        let (transport, payload_at) = match protocol {
+            TCP => {
+                let fixed = front.get(transport_at..)?.get(..TCP_LEN)?;
+                let header_len = usize::from(fixed[12] >> 4) * 4;
+                (header_len >= TCP_LEN).then_some((Transport::Tcp, transport_at + header_len))?
+            }
+            UDP => {
+                front.get(transport_at..)?.get(..UDP_LEN)?;
+                (Transport::Udp, transport_at + UDP_LEN)
+            }
+            _ => return None,
+        };
+        Some(Self { version, transport, network_at, transport_at, payload_at, end })
+    }
+
+    /// The sum of the pseudo header but for its length (RFC 9293, 3.1; RFC 8200, 8.1). `front` is what the packet was
+    /// found in.
+    #[inline]
+    pub fn pseudo_header(&self, front: &[u8]) -> Sum {
+        let (at, len) = match self.version {
+            Version::V4 => (self.network_at + 12, 2 * 4),
+            Version::V6 => (self.network_at + 8, 2 * 16),
+        };
+        let mut sum = Sum::new();
+        sum.add_bytes(&front[at..at + len]);
+        sum.add_u16(match self.transport {
+            Transport::Tcp => TCP.into(),
+            Transport::Udp => UDP.into(),
+        });
+        sum
+    }
+}
+
+/// Version, protocol, where that begins, and where the packet ends.
+type Network = (Version, u8, usize, usize);
+
+#[inline]
+fn ipv4(front: &[u8], at: usize) -> Option<Network> {
+    let fixed = front.get(at..)?.get(..IPV4_LEN)?;
+    let header_len = usize::from(fixed[0] & 0xf) * 4;
+    let is_fragment = u16::from_be_bytes([fixed[6], fixed[7]]) & FRAGMENT_BITS != 0;
+    if fixed[0] >> 4 != 4 || header_len < IPV4_LEN || is_fragment {
+        return None;
+    }
+    let len = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
+    Some((Version::V4, fixed[9], at + header_len, at + len))
+}
+
+#[inline]
+fn ipv6(front: &[u8], at: usize) -> Option<Network> {
+    let fixed = front.get(at..)?.get(..IPV6_LEN)?;
+    if fixed[0] >> 4 != 6 {
+        return None;
+    }
+    let transport_at = at + IPV6_LEN;
+    let end = transport_at + usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
+    let (protocol, transport_at) = match fixed[6] {
+        protocol @ (TCP | UDP) => (protocol, transport_at),
+        other => behind_extensions(front, other, transport_at)?,
+    };
+    Some((Version::V6, protocol, transport_at, end))
+}
+
+/// Skips extension headers (RFC 8200, 4). `None` at one after which the transport header need not come, or for which
+/// the pseudo header has another address than the IP header: fragments, security, routes that are not at their end.
+#[cold]
+fn behind_extensions(front: &[u8], mut next: u8, mut at: usize) -> Option<(u8, usize)> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const DESTINATION: u8 = 60;
+    // Each is 8 bytes or more, so this ends with the bytes at hand.
+    loop {
+        let fixed = front.get(at..)?.get(..8)?;
+        match next {
+            HOP_BY_HOP | DESTINATION => {}
+            // Segments left.
+            ROUTING if fixed[3] == 0 => {}
+            TCP | UDP => return Some((next, at)),
+            _ => return None,
+        }
+        next = fixed[0];
+        at += 8 + usize::from(fixed[1]) * 8;
+    }
+}
+
+#[inline]
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
+}
