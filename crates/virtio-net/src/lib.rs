@@ -6,8 +6,10 @@
 //! - [`transmit`]: a burst of frames from the guest.
 //! - [`receive`]: room for a burst of frames to the guest, mergeable or not.
 //! - [`finish`]: checksums and segments, done with the copy of a frame.
+//! - [`arrival`]: what is left to do to a frame that does not say so.
 //! - `packet`: where a frame's headers are.
 
+pub mod arrival;
 pub mod config;
 pub mod features;
 pub mod finish;
