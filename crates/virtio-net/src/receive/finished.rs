@@ -1,30 +1,65 @@
-//! Frames that are finished when they come: of ours, or of another ring's guest.
+//! Frames whose length is known when they come: of ours, or of another ring's guest.
 
 use guest_memory::GuestSlice;
 
 use super::{GuestRoom, Placed};
-use crate::features::{HEADER_LEN, NUM_BUFFERS};
-use crate::run::{copy_run, write_at};
+use crate::features::HEADER_LEN;
+use crate::finish::Finish;
+use crate::header::NetHeader;
+use crate::run::{copy_run, len_of, write_at};
 use crate::transmit::Frames;
 
 /// So many chains are completed together: the descriptors that fill a cache line of a packed ring.
 const COMPLETED_TOGETHER: usize = 4;
 
 /// The header of a frame that is finished, in one buffer.
-const PLAIN_HEADER: [u8; HEADER_LEN] = {
-    let mut header = [0; HEADER_LEN];
-    header[NUM_BUFFERS] = 1;
-    header
-};
+const PLAIN_HEADER: [u8; HEADER_LEN] = NetHeader::PLAIN.to_bytes();
 
 impl<'m> GuestRoom<'_, 'm> {
     /// Places one finished frame of ours, behind a net header that says so.
     #[inline]
     pub fn place(&mut self, payload: &[u8]) -> Placed {
-        self.place_with(payload.len(), |slices, offset| match slices {
+        self.place_with(&PLAIN_HEADER, payload.len(), |slices, offset| match slices {
             [slice] => _ = slice.write(offset, payload),
             many => write_at(many, offset, payload),
         })
+    }
+
+    /// Places one frame that begins at byte `skip` of the run `from`, and ends with it, behind a copy of `header`:
+    /// with what is left to do to it, if the guest takes that ([`NetHeader::is_for`]). How many buffers the frame
+    /// fills is written there as it turns out.
+    #[inline]
+    pub fn place_run(
+        &mut self,
+        header: &NetHeader,
+        from: &[GuestSlice<'_>],
+        skip: usize,
+    ) -> Placed {
+        let header = NetHeader { num_buffers: 1, ..*header }.to_bytes();
+        let payload_len = len_of(from).saturating_sub(skip);
+        self.place_with(&header, payload_len, |slices, offset| {
+            copy_run(slices, offset, from, skip);
+        })
+    }
+
+    /// Places the frames that `finish` makes of the run `from`. When there is no room for more, those that were
+    /// placed are off its count, and the next burst can go on with it. A frame that this guest can never take is
+    /// dropped and counted.
+    #[inline]
+    pub fn place_finished(&mut self, finish: &mut Finish, from: &[GuestSlice<'_>]) -> Placed {
+        while finish.count() > 0 {
+            let before = finish.count();
+            let placed = self.place_with(&PLAIN_HEADER, finish.next_len(), |slices, offset| {
+                finish.write_next(from, slices, offset);
+            });
+            if placed == Placed::NoRoom {
+                return Placed::NoRoom;
+            }
+            if finish.count() == before {
+                finish.skip(from, 1);
+            }
+        }
+        Placed::Done
     }
 
     /// Places frames that another ring's guest sent, with one copy each. Returns how many of them, and how many
@@ -40,7 +75,7 @@ impl<'m> GuestRoom<'_, 'm> {
             taken = self.forward_plain(plain);
         }
         for frame in frames.iter().skip(taken) {
-            let placed = self.place_with(frame.len(), |slices, offset| {
+            let placed = self.place_with(&PLAIN_HEADER, frame.len(), |slices, offset| {
                 copy_run(slices, offset, frame.slices(), frame.header_len());
             });
             if placed == Placed::NoRoom {
@@ -97,11 +132,12 @@ impl<'m> GuestRoom<'_, 'm> {
         packets
     }
 
-    /// Makes room for a finished frame of `payload_len` bytes, which `write` then writes behind the
+    /// Makes room for a frame of `payload_len` bytes, which `write` then writes behind the
     /// header: it is handed the buffers and the offset.
     #[inline]
     fn place_with(
         &mut self,
+        header: &[u8; HEADER_LEN],
         payload_len: usize,
         write: impl FnOnce(&[GuestSlice<'_>], usize),
     ) -> Placed {
@@ -114,7 +150,7 @@ impl<'m> GuestRoom<'_, 'm> {
             && self.negotiated.header_len() == HEADER_LEN
         {
             write(&[slice], HEADER_LEN);
-            slice.write_differing(&PLAIN_HEADER);
+            slice.write_differing(header);
             #[expect(clippy::cast_possible_truncation, reason = "at most the buffer's length")]
             self.chains.set_written(self.done, len as u32);
             self.done += 1;
@@ -125,7 +161,7 @@ impl<'m> GuestRoom<'_, 'm> {
             self.count_frame(payload_len);
             return Placed::Done;
         }
-        self.place_slowly(payload_len, write)
+        self.place_slowly(header, payload_len, write)
     }
 
     /// The buffer whose turn it is, if it is the only one of its chain, and no window is open.
@@ -141,6 +177,7 @@ impl<'m> GuestRoom<'_, 'm> {
     #[inline(never)]
     fn place_slowly(
         &mut self,
+        header: &[u8; HEADER_LEN],
         payload_len: usize,
         write: impl FnOnce(&[GuestSlice<'_>], usize),
     ) -> Placed {
@@ -154,7 +191,7 @@ impl<'m> GuestRoom<'_, 'm> {
         }
         let slices = self.window_slices();
         write(slices, header_len);
-        write_at(slices, 0, &PLAIN_HEADER[..header_len]);
+        write_at(slices, 0, &header[..header_len]);
         self.take_chains(len);
         self.count_frame(payload_len);
         Placed::Done
