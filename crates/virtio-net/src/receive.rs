@@ -15,7 +15,7 @@ use guest_memory::{GuestMemory, GuestSlice, Spare};
 use virtqueue::chain::{CHAIN_SLICES_MAX, CHAINS_MAX};
 use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
 
-use crate::features::{FLAGS, HEADER_LEN, NUM_BUFFERS, Negotiated};
+use crate::features::{FLAGS, HEADER_LEN, NUM_BUFFERS, Negotiated, Offloads};
 use crate::run::{read_front, write_at};
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
@@ -151,6 +151,18 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     #[inline]
     pub fn expect(&mut self, frames: usize) {
         self.ahead = frames.clamp(1, BURST_MAX);
+    }
+
+    /// What the guest takes.
+    #[inline]
+    #[must_use]
+    pub const fn guest_offloads(&self) -> Offloads {
+        self.negotiated.guest_offloads()
+    }
+
+    /// Drops a frame that this guest can never be given.
+    pub fn refuse(&mut self, cause: DropCause) -> Placed {
+        self.drop_frame(cause)
     }
 
     /// Whether the burst has as many frames as it may.

@@ -6,6 +6,7 @@ use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
 
 use crate::features::Negotiated;
 use crate::header::NetHeader;
+use crate::run::copy_run;
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
 /// The chains of one burst, in the order the guest offered them.
@@ -222,6 +223,12 @@ impl<'b, 'm> Frame<'b, 'm> {
     #[must_use]
     pub fn header(&self) -> NetHeader {
         NetHeader::read(self.slices, self.header_len)
+    }
+
+    /// Copies the frame, without its header, to the front of the run that `to` makes, as much as fits.
+    #[inline]
+    pub fn copy_to_run(&self, to: &[GuestSlice<'_>]) {
+        copy_run(to, 0, self.slices, self.header_len);
     }
 
     /// Copies the frame, without its header, to the front of `to`, which must hold it. Returns its

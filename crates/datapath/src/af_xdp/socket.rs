@@ -31,6 +31,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Room that a received frame needs beside the MTU: link header, two tags, and the stamp before it.
 const LINK_ROOM: u32 = 14 + 8 + 16;
 
+/// The most chunks that a frame may lie in: 64 KiB in the shortest ones, and the link header.
+pub const PARTS_MAX: usize = 34;
+
 /// The counters of a new socket.
 const NOTHING: XdpStatistics = XdpStatistics {
     rx_dropped: 0,
@@ -59,6 +62,18 @@ pub struct Socket {
     pub need_wakeup: bool,
     /// Whether a frame may lie in several chunks.
     pub multi_buffer: bool,
+    /// Whether there is no hardware behind the interface.
+    pub is_virtual: bool,
+    /// The largest payload of a link frame, bytes.
+    pub mtu: u16,
+    /// How many segments of the next frame from the guest are in the transmit ring already.
+    pub begun: usize,
+    /// How many segments of the next frame to the guest it has already.
+    pub begun_receive: usize,
+    /// Whether the kernel has not taken everything from the transmit ring.
+    pub unsent: bool,
+    /// When the first frame of the last burst came, CLOCK_MONOTONIC ns, if the XDP program stamped it.
+    pub arrived: Option<u64>,
     /// What the kernel had counted when last asked.
     counted: XdpStatistics,
 }
@@ -112,6 +127,12 @@ impl Socket {
             zero_copy: false,
             need_wakeup,
             multi_buffer,
+            is_virtual: device.is_virtual,
+            mtu: device.mtu,
+            begun: 0,
+            begun_receive: 0,
+            unsent: false,
+            arrived: None,
             counted: NOTHING,
         };
         for offset in socket.umem.receive_chunks() {
@@ -176,21 +197,6 @@ impl Socket {
     #[inline]
     pub fn kick(&self) -> Result<(), Errno> {
         rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT).map(|_| ())
-    }
-
-    /// Takes back the chunks of frames that were sent.
-    #[inline]
-    pub fn reap(&mut self) {
-        let count = self.completion.look();
-        if count == 0 {
-            return;
-        }
-        for ahead in 0..count {
-            let offset = self.completion.peek(ahead);
-            self.umem.give_back(self.umem.chunk_of(offset));
-        }
-        self.completion.skip(count);
-        self.completion.release();
     }
 
     /// The descriptor of a frame, or of a part of one that goes on in the next descriptor.

@@ -1,0 +1,72 @@
+//! What may be chosen of an AF_XDP socket.
+
+use std::fmt;
+
+/// How the XDP program runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver where that can, else in the stack.
+    #[default]
+    Auto,
+    /// In the driver, before there is a packet buffer.
+    Native,
+    /// In the network stack: works with every driver.
+    Generic,
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// Something to have, not to have, or as it fits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// As it fits.
+    #[default]
+    Auto,
+    /// Have it, or fail.
+    On,
+    /// Do without.
+    Off,
+}
+
+impl Choice {
+    /// What comes of it, where `fits` is what fits.
+    pub(super) const fn or(self, fits: bool) -> bool {
+        match self {
+            Self::Auto => fits,
+            Self::On => true,
+            Self::Off => false,
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// How the sockets are set up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// How the XDP program runs.
+    pub mode: XdpMode,
+    /// Whether the driver works on UMEM itself.
+    pub zero_copy: Choice,
+    /// Whether the kernel says when it must be called. It pays on network cards; on virtual devices, which
+    /// send within the call, it costs.
+    pub need_wakeup: Choice,
+    /// Whether the XDP program notes when each frame came.
+    pub stamps: bool,
+}

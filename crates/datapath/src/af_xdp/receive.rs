@@ -1,0 +1,119 @@
+//! From the receive ring into guest memory.
+
+use arrayvec::ArrayVec;
+use burst_trace::DropCause;
+use guest_memory::GuestSlice;
+use rustix::net::xdp::{XdpDesc, XdpDescOptions};
+use virtio_net::{BURST_MAX, Finish, GuestRoom, NetHeader, Placed, arrival};
+
+use super::socket::{PARTS_MAX, Socket};
+use crate::Look;
+
+/// `struct arrival` of `bpf/sockets.bpf.c`, which stands before the first byte of a frame: when it came
+/// (CLOCK_MONOTONIC, ns), and a mark.
+const ARRIVAL_LEN: u32 = 16;
+const ARRIVAL_MAGIC: u64 = 0x6c61_7669_7272_6172;
+
+impl Socket {
+    /// Places received frames into guest buffers, until there are no more or the room is used up.
+    #[inline]
+    pub fn receive_into(&mut self, room: &mut GuestRoom<'_, '_>) -> Look {
+        #[expect(clippy::cast_possible_truncation, reason = "64")]
+        let available = self.receive.available().min(BURST_MAX as u32);
+        if available == 0 {
+            return Look::Drained;
+        }
+        self.arrived = self.arrival_of(self.receive.peek(0).addr);
+        room.expect(available as usize);
+        let mut done = 0;
+        while done < available {
+            let Some(parts) = self.place_frame(done, available, room) else { break };
+            for part in done..done + parts {
+                self.fill.push(self.umem.chunk_of(self.receive.peek(part).addr));
+            }
+            done += parts;
+        }
+        self.receive.skip(done);
+        self.receive.release();
+        self.fill.publish();
+        if done == available && self.receive.available() == 0 { Look::Drained } else { Look::More }
+    }
+
+    /// Places the frame that begins at the entry `at`, of `available` ones. Returns how many entries it has, or
+    /// none when there is no room for it, or its last entries are still to come.
+    #[inline]
+    fn place_frame(
+        &mut self,
+        at: u32,
+        available: u32,
+        room: &mut GuestRoom<'_, '_>,
+    ) -> Option<u32> {
+        let mut frame = ArrayVec::<_, PARTS_MAX>::new();
+        for entry in at..available {
+            let XdpDesc { addr, len, options } = self.receive.peek(entry);
+            if let Some(part) = self.umem.slice(addr, len) {
+                // The kernel makes no frame of more parts (`MAX_SKB_FRAGS`).
+                let _ = frame.try_push(part);
+            }
+            if options.contains(XdpDescOptions::XDP_PKT_CONTD) {
+                continue;
+            }
+            let placed = if self.is_virtual {
+                Self::place_perhaps_unfinished(&frame, self.mtu, &mut self.begun_receive, room)
+            } else {
+                room.place_run(&NetHeader::PLAIN, &frame, 0)
+            };
+            return (placed == Placed::Done).then_some(entry + 1 - at);
+        }
+        None
+    }
+
+    /// Places a frame of a virtual device, which may have left its checksum and its segments to us. What the
+    /// guest does not take is finished.
+    #[inline]
+    fn place_perhaps_unfinished(
+        frame: &[GuestSlice<'_>],
+        mtu: u16,
+        begun: &mut usize,
+        room: &mut GuestRoom<'_, '_>,
+    ) -> Placed {
+        let len = frame.iter().map(GuestSlice::len).sum();
+        let header = arrival::header_of(frame, 0, len, mtu);
+        if header.is_for(room.guest_offloads()) {
+            return room.place_run(&header, frame, 0);
+        }
+        let Ok(mut finish) = Finish::plan(&header, frame, 0, len) else {
+            return room.refuse(DropCause::RxTooBig);
+        };
+        let all = finish.count();
+        // Those that found room in the burst before.
+        finish.skip(frame, std::mem::take(begun));
+        let placed = room.place_finished(&mut finish, frame);
+        if placed == Placed::NoRoom {
+            *begun = all - finish.count();
+        }
+        placed
+    }
+
+    /// When the frame at `addr` came, CLOCK_MONOTONIC ns, if the XDP program stamped it.
+    #[inline]
+    fn arrival_of(&self, addr: u64) -> Option<u64> {
+        let stamp = self.umem.slice(addr.checked_sub(u64::from(ARRIVAL_LEN))?, ARRIVAL_LEN)?;
+        let mut bytes = [0; ARRIVAL_LEN as usize];
+        stamp.read(0, &mut bytes);
+        let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|n| bytes[at + n]));
+        (word(8) == ARRIVAL_MAGIC).then(|| word(0))
+    }
+
+    /// Gives back frames that came for a guest that is gone.
+    pub fn discard_received(&mut self) {
+        let available = self.receive.look();
+        for ahead in 0..available {
+            self.fill.push(self.umem.chunk_of(self.receive.peek(ahead).addr));
+        }
+        self.receive.skip(available);
+        self.receive.release();
+        self.fill.publish();
+        (self.begun, self.begun_receive) = (0, 0);
+    }
+}
