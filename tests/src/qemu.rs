@@ -1,7 +1,8 @@
-//! A Linux guest in QEMU, on `ringscoped` with a tap, and the outside host that it is to reach:
+//! A Linux guest in QEMU, on `ringscoped` with a tap or an end of a wire, and the outside host that it is to reach:
 //!
 //! ```text
 //! outside 10.77.0.1 - bridge - tap - ringscoped === vhost-user === QEMU guest 10.77.0.2
+//! outside 10.77.0.1 - veth - ringscoped === vhost-user === QEMU guest 10.77.0.2
 //! ```
 
 use std::error::Error;
@@ -40,7 +41,7 @@ pub struct Place {
     pub daemon: Option<Daemon>,
     /// The outside host.
     pub outside: Outside,
-    tap: String,
+    datapath: String,
     queue_pairs: u16,
     directory: TempDir,
     _alone: MutexGuard<'static, ()>,
@@ -52,13 +53,35 @@ impl Place {
     /// # Errors
     /// Without root, iproute2, or the guest's image; the message says which.
     pub fn new(queue_pairs: u16) -> Result<Self, Failure> {
+        Self::make(queue_pairs, || {
+            let mut outside = Outside::new("test")?;
+            let tap = outside.add_tap(queue_pairs)?;
+            Ok((outside, format!("tap:ifname={tap}")))
+        })
+    }
+
+    /// Makes the outside host and a wire with so many queues, for AF_XDP with these further `keys`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on_wire(queue_pairs: u16, keys: &str) -> Result<Self, Failure> {
+        Self::make(queue_pairs, || {
+            let outside = Outside::on_wire("test", queue_pairs)?;
+            let datapath = format!("af-xdp:ifname={}{keys}", outside.wire());
+            Ok((outside, datapath))
+        })
+    }
+
+    fn make(
+        queue_pairs: u16,
+        build: impl FnOnce() -> Result<(Outside, String), Failure>,
+    ) -> Result<Self, Failure> {
         static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         image()?;
-        let mut outside = Outside::new("test")?;
-        let tap = outside.add_tap(queue_pairs)?;
+        let (outside, datapath) = build()?;
         let directory = tempfile::Builder::new().prefix("ringscope-test-").tempdir()?;
-        Ok(Self { guest: None, daemon: None, outside, tap, queue_pairs, directory, _alone: alone })
+        Ok(Self { guest: None, daemon: None, outside, datapath, queue_pairs, directory, _alone })
     }
 
     /// Where sockets, logs and the recorder are.
@@ -94,9 +117,8 @@ impl Place {
         start: impl Fn(&Path, &str, &[&str]) -> io::Result<Daemon>,
         arguments: &[&str],
     ) -> Result<(), Failure> {
-        let datapath = format!("tap:ifname={}", self.tap);
         let queue_pairs = self.queue_pairs.to_string();
-        let own = ["--datapath", &datapath, "--queue-pairs", &queue_pairs];
+        let own = ["--datapath", &self.datapath, "--queue-pairs", &queue_pairs];
         self.daemon = Some(start(self.directory(), NAME, &[&own, arguments].concat())?);
         Ok(())
     }

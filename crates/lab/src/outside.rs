@@ -1,8 +1,9 @@
-//! The outside host: a network namespace, joined to guests by a bridge.
+//! The outside host: a network namespace, joined to guests by a bridge, or to one by a wire of its own.
 //!
 //! ```text
 //! namespace NAME            root namespace
 //!   10.77.0.1/24  eth0 === veth - bridge - tap0, tap1, ... - back end - guest (10.77.0.2)
+//!   10.77.0.1/24  eth0 === veth - back end - guest (10.77.0.2)
 //! ```
 //!
 //! IPv6, multicast snooping and spanning tree are off on these links, so that a trace holds the
@@ -22,7 +23,7 @@ pub struct Error {
     found: String,
 }
 
-/// A namespace with an address, a bridge, and the taps made on it. Dropping it removes them all.
+/// A namespace with an address, a bridge or a wire, and the taps made on it. Dropping it removes them all.
 #[derive(Debug)]
 pub struct Outside {
     namespace: String,
@@ -37,34 +38,53 @@ impl Outside {
 
     /// Makes the namespace and the bridge. Names are short, and unique among processes and calls.
     pub fn new(name: &str) -> Result<Self, Error> {
+        let outside = Self::unmade(name);
+        outside.build(1)?;
+        outside.build_bridge()?;
+        Ok(outside)
+    }
+
+    /// Makes the namespace and a wire of so many queues that ends at [`wire`](Self::wire).
+    pub fn on_wire(name: &str, queues: u16) -> Result<Self, Error> {
+        let outside = Self::unmade(name);
+        outside.build(queues)?;
+        Ok(outside)
+    }
+
+    fn unmade(name: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let unique = format!("{}n{number}", std::process::id());
         // From here on Drop removes what was made before a failure.
-        let outside = Self {
+        Self {
             namespace: format!("ringscope-{name}-{unique}"),
             bridge: link_name("rb", &unique),
             veth: link_name("rv", &unique),
             taps: Vec::new(),
-        };
-        outside.build()?;
-        Ok(outside)
+        }
     }
 
-    fn build(&self) -> Result<(), Error> {
-        let Self { namespace, bridge, veth, .. } = self;
+    fn build(&self, queues: u16) -> Result<(), Error> {
+        let Self { namespace, veth, .. } = self;
         ip(&format!("netns add {namespace}"))?;
-        ip(&format!("link add {bridge} type bridge stp_state 0 mcast_snooping 0 forward_delay 0"))?;
-        ip(&format!("link add {veth} type veth peer name eth0 netns {namespace}"))?;
-        ip(&format!("link set {veth} master {bridge}"))?;
-        for link in [bridge, veth] {
-            quieten(&[], link);
-            ip(&format!("link set {link} up"))?;
-        }
+        let queues = format!("numrxqueues {queues} numtxqueues {queues}");
+        ip(&format!(
+            "link add {veth} {queues} type veth peer name eth0 {queues} netns {namespace}"
+        ))?;
+        quieten(&[], veth);
+        ip(&format!("link set {veth} up"))?;
         quieten(&["netns", "exec", namespace], "eth0");
         ip(&format!("-n {namespace} link set lo up"))?;
         ip(&format!("-n {namespace} address add {}/24 dev eth0", Self::ADDRESS))?;
         ip(&format!("-n {namespace} link set eth0 up"))
+    }
+
+    fn build_bridge(&self) -> Result<(), Error> {
+        let Self { bridge, veth, .. } = self;
+        ip(&format!("link add {bridge} type bridge stp_state 0 mcast_snooping 0 forward_delay 0"))?;
+        ip(&format!("link set {veth} master {bridge}"))?;
+        quieten(&[], bridge);
+        ip(&format!("link set {bridge} up"))
     }
 
     /// Makes a persistent tap on the bridge and returns its name. With more than one queue it takes
@@ -83,6 +103,11 @@ impl Outside {
     /// The namespace's name, for `ip netns exec`.
     pub fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// The name of the wire's end in the root namespace.
+    pub fn wire(&self) -> &str {
+        &self.veth
     }
 
     /// The bridge's name, in the root namespace.
