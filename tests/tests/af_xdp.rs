@@ -1,46 +1,192 @@
-//! Linux guests in QEMU on AF_XDP: ping, UDP, and TCP of 1 GiB both ways with its SHA-256 compared, over a wire
-//! whose other end leaves checksums to whoever puts frames on a real one.
-//!
-//! | guest | offloads | queue pairs | XDP | polling | rings | MTU |
-//! | --- | --- | --- | --- | --- | --- | --- |
-//! | 1 | on | 1 | native | adaptive | packed | 1500 |
-//! | 2 | off | 1 | generic | never | split | 1500 |
+//! AF_XDP on a veth, with guests in software.
 
-use ringscope_tests::qemu::{Failure, Place};
-use ringscope_tests::traffic::{self, From};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-const GIB: u64 = 1 << 30;
-const MIB: u64 = 1 << 20;
+use burst_trace::DropCause;
+use frontend::{Guest, GuestOptions};
+use lab::Signal;
+use lab::outside::Outside;
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::pings::Pings;
 
-#[test]
-fn guest_1_in_native_mode_with_its_offloads() -> Result<(), Failure> {
-    let mut place = Place::on_wire(1, "")?;
-    place.spawn(&["--poll", "adaptive"])?;
-    let mut options = place.options()?;
-    options.packed = true;
-    place.attach(options)?;
-    carry(&mut place, GIB)
+const SOON: Duration = Duration::from_secs(5);
+/// Tells the outside host where the guest is.
+const NEIGHBOUR: &str = "ip neigh replace 10.77.0.2 lladdr 52:54:00:00:00:02 dev eth0";
+
+/// The daemon on the wire, with `keys` behind the interface's name.
+fn start(outside: &Outside, keys: &str, arguments: &[&str]) -> (tempfile::TempDir, Daemon) {
+    let directory = tempfile::tempdir().unwrap();
+    let datapath = format!("af-xdp:ifname={}{keys}", outside.wire());
+    let all = [&["--datapath", &datapath], arguments].concat();
+    let daemon = Daemon::start(directory.path(), "xdp", &all).unwrap();
+    (directory, daemon)
+}
+
+fn ip(line: &str) {
+    let status = Command::new("ip").args(line.split_whitespace()).status().unwrap();
+    assert!(status.success(), "ip {line}");
 }
 
 #[test]
-fn guest_2_in_generic_mode_without_offloads() -> Result<(), Failure> {
-    let mut place = Place::on_wire(1, ",mode=generic")?;
-    place.spawn(&["--poll", "never"])?;
-    let mut options = place.options()?;
-    options.offloads = false;
-    place.attach(options)?;
-    carry(&mut place, 256 * MIB)
-}
-
-fn carry(place: &mut Place, bytes: u64) -> Result<(), Failure> {
-    traffic::ping(place)?;
-    traffic::udp(place, From::Outside)?;
-    traffic::udp(place, From::Guest)?;
-    for from in [From::Outside, From::Guest] {
-        let report = traffic::tcp(place, from, bytes)?;
-        let rate = report.bits_per_second / 1e9;
-        eprintln!("{} of {} MiB: {rate:.2} Gbit/s", report.kind, bytes / MIB);
+fn frames_of_every_length_go_both_ways_in_every_mode() {
+    for keys in ["", ",mode=generic", ",mode=native,zerocopy=off", ",need-wakeup=on"] {
+        for poll in ["never", "adaptive", "always"] {
+            let outside = Outside::on_wire("xdp", 1).unwrap();
+            let (_directory, daemon) = start(&outside, keys, &["--poll", poll]);
+            for packed in [false, true] {
+                let options = GuestOptions::default().packed(packed);
+                let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+                let mut pings = Pings::new(guest.pair(0));
+                for len in [0, 1, 18, 56, 100, 1000, 1471, 1472] {
+                    pings.ping(guest.pair(0), len);
+                }
+                guest.check_canaries().unwrap();
+            }
+        }
     }
-    assert_eq!(place.drops()?, []);
-    Ok(())
+}
+
+#[test]
+fn frames_of_9000_bytes_go_over_several_chunks() {
+    for keys in ["", ",mode=generic"] {
+        let outside = Outside::on_wire("jumbo", 1).unwrap();
+        ip(&format!("link set {} mtu 9000", outside.wire()));
+        outside.exec("ip link set eth0 mtu 9000").unwrap();
+        let (_directory, daemon) = start(&outside, keys, &[]);
+        let options = GuestOptions { buffer_len: 12_000, ..GuestOptions::default() };
+        for options in [options, GuestOptions::default()] {
+            let mut guest = Guest::connect(daemon.socket(), options.clone()).unwrap();
+            let mut pings = Pings::new(guest.pair(0));
+            // What the guest's own buffers hold goes out.
+            let longest = (options.buffer_len as usize - 100).min(8972);
+            for len in [1472, 1900, longest] {
+                pings.ping(guest.pair(0), len);
+            }
+            guest.check_canaries().unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_queue_of_the_interface_is_served_whatever_the_number_of_pairs() {
+    const QUEUES: u16 = 4;
+    const FLOWS: usize = 200;
+    for pairs in [1, 3, 4] {
+        let outside = Outside::on_wire("queues", QUEUES).unwrap();
+        let count = pairs.to_string();
+        let (_directory, daemon) = start(&outside, "", &["--queue-pairs", &count]);
+        let options = GuestOptions::default().queue_pairs(pairs);
+        let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+        outside.exec(NEIGHBOUR).unwrap();
+        let send =
+            format!("for p in $(seq {FLOWS}); do echo x >/dev/udp/10.77.0.2/$((5000 + p)); done");
+        outside.exec(&format!("bash -c '{send}'")).unwrap();
+        let mut ports = Vec::new();
+        let until = Instant::now() + SOON;
+        while ports.len() < FLOWS && Instant::now() < until {
+            for pair in guest.pairs() {
+                while let Some(frame) = pair.receive().unwrap() {
+                    // Destination port of UDP over IPv4.
+                    if frame.bytes.len() > 42 && frame.bytes[23] == 17 {
+                        ports.push(u16::from_be_bytes([frame.bytes[36], frame.bytes[37]]));
+                    }
+                }
+            }
+        }
+        ports.sort_unstable();
+        assert!(ports.iter().copied().eq(5001..5201), "{pairs} pairs: {} of {FLOWS}", ports.len());
+    }
+}
+
+#[test]
+fn a_link_that_goes_down_costs_frames_with_a_cause_and_comes_back() {
+    for poll in ["never", "always"] {
+        let outside = Outside::on_wire("down", 1).unwrap();
+        let (_directory, daemon) = start(&outside, "", &["--poll", poll]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        let mut pings = Pings::new(guest.pair(0));
+        pings.ping(guest.pair(0), 100);
+        ip(&format!("link set {} down", outside.wire()));
+        for n in 0..20 {
+            assert!(guest.pair(0).send(&ringscope_tests::frames::frame(n, 100)).unwrap());
+            sleep(Duration::from_millis(5));
+        }
+        let dropped = daemon.reader().unwrap().drops(1, DropCause::TxLinkDown);
+        // The first burst is in the ring when the kernel says that nobody empties it.
+        assert!((15..=20).contains(&dropped), "--poll {poll}: {dropped} dropped");
+        ip(&format!("link set {} up", outside.wire()));
+        let is_up = "[ $(cat /sys/class/net/eth0/operstate) = up ]";
+        outside.exec(&format!("until {is_up}; do sleep 0.1; done")).unwrap();
+        // It forgot its neighbours, and this guest answers nobody who asks for them.
+        outside.exec(NEIGHBOUR).unwrap();
+        for _ in 0..10 {
+            pings.ping(guest.pair(0), 100);
+        }
+    }
+}
+
+#[test]
+fn an_interface_that_is_removed_costs_frames_with_a_cause_and_no_cpu() {
+    for poll in ["never", "adaptive"] {
+        let outside = Outside::on_wire("gone", 1).unwrap();
+        let (_directory, mut daemon) = start(&outside, "", &["--poll", poll]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        Pings::new(guest.pair(0)).ping(guest.pair(0), 100);
+        ip(&format!("link del {}", outside.wire()));
+        for n in 0..20 {
+            assert!(guest.pair(0).send(&ringscope_tests::frames::frame(n, 100)).unwrap());
+            sleep(Duration::from_millis(5));
+        }
+        let before = daemon.cpu_time();
+        sleep(Duration::from_secs(1));
+        assert!(daemon.cpu_time() - before <= Duration::from_millis(20), "--poll {poll}: it spins");
+        let dropped = daemon.reader().unwrap().drops(1, DropCause::TxLinkDown);
+        assert!(dropped >= 15, "--poll {poll}: {dropped} dropped");
+        guest.stop_ring(0).unwrap();
+        daemon.signal(Signal::TERM).unwrap();
+        let ended = daemon.ended_within(Duration::from_secs(1)).unwrap();
+        assert!(ended.is_some_and(|status| status.success()), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn the_program_and_the_queues_are_free_as_soon_as_the_daemon_is_killed() {
+    let outside = Outside::on_wire("killed", 1).unwrap();
+    let has_program = || {
+        let output = Command::new("ip").args(["link", "show", outside.wire()]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains("xdp")
+    };
+    for _ in 0..3 {
+        let (_directory, mut daemon) = start(&outside, "", &[]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        Pings::new(guest.pair(0)).ping(guest.pair(0), 100);
+        assert!(has_program());
+        daemon.signal(Signal::KILL).unwrap();
+        assert!(daemon.ended_within(SOON).unwrap().is_some());
+        let until = Instant::now() + SOON;
+        while has_program() {
+            assert!(Instant::now() < until, "the program is still on the interface");
+        }
+    }
+}
+
+#[test]
+fn what_an_interface_cannot_do_is_said_with_what_to_do() {
+    let outside = Outside::on_wire("cannot", 1).unwrap();
+    let (_directory, _daemon) = start(&outside, "", &[]);
+    let other = Outside::on_wire("cannot", 1).unwrap();
+    for (wire, keys, arguments, expected) in [
+        (outside.wire(), "", &[][..], "is in use"),
+        (other.wire(), ",zerocopy=on", &[][..], "has no zero copy for AF_XDP"),
+        (other.wire(), "", &["--queue-pairs", "2"][..], "ethtool -L"),
+        ("ringscope-none", "", &[][..], "no network interface"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let datapath = format!("af-xdp:ifname={wire}{keys}");
+        let all = [&["--datapath", &datapath], arguments].concat();
+        let error = Daemon::start(directory.path(), "xdp", &all).unwrap_err().to_string();
+        assert!(error.contains(expected), "{keys} {arguments:?}: {error}");
+    }
 }
