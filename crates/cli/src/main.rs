@@ -4,9 +4,11 @@
 //!
 //! - [`stats`]: the breakdown of a recorder, as tables or as one JSON object.
 //! - [`top`]: the same, live.
+//! - [`doctor`]: what on this host spoils a measurement, and what AF_XDP can do on an interface.
 //! - [`recorder`]: which recorder they read.
 //! - [`output`]: standard output that may go away.
 
+mod doctor;
 mod output;
 mod recorder;
 mod stats;
@@ -34,18 +36,21 @@ enum Command {
     Stats(stats::Arguments),
     /// Show live where the time goes, stage by stage and queue by queue
     Top(top::Arguments),
+    /// Say what on this host will spoil a measurement, or what AF_XDP can do on an interface
+    Doctor(doctor::Arguments),
     /// The end point of measurements, in guests and on the far host
     Agent(lab::agent::Args),
 }
 
 const EXAMPLES: &str = "\
 ringscoped writes what every burst of packets went through into a flight recorder, RUN_DIR/NAME.trace; \
-this tool only reads it, and the daemon never waits for it.
+stats and top only read it, and the daemon never waits for them.
 
 Examples:
   ringscope stats                   all that the only recorder of this host still holds
   ringscope stats --last 5 --json   the last 5 seconds, as one JSON object
   ringscope top --name vm0          live, for the daemon that was started with --name vm0
+  ringscope doctor --iface eth0     what to change on eth0 for --datapath af-xdp:ifname=eth0
 
 Exit code: 0, or 1 with one sentence on standard error, or 2 for wrong flags.";
 
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Agent(arguments) => lab::agent::run(arguments).map_err(Into::into),
     };
     match done {

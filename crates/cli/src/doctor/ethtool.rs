@@ -1,0 +1,249 @@
+//! Channels, ring sizes and offloads, by the kernel's `ethtool` family of generic netlink
+//! (`Documentation/networking/ethtool-netlink.rst`).
+
+use std::collections::BTreeMap;
+use std::io;
+
+use serde::Serialize;
+
+use super::attributes::{Attributes, attribute, nest};
+use super::netlink;
+
+/// `include/uapi/linux/ethtool_netlink.h` from here on; first what is asked.
+const FAMILY: &str = "ethtool";
+const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
+const ETHTOOL_MSG_RINGS_GET: u8 = 15;
+const ETHTOOL_MSG_CHANNELS_GET: u8 = 17;
+/// Which interface; the same attribute in each of these.
+const ETHTOOL_A_HEADER: u16 = 1;
+const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
+
+const ETHTOOL_A_CHANNELS_RX_MAX: u16 = 2;
+const ETHTOOL_A_CHANNELS_TX_MAX: u16 = 3;
+const ETHTOOL_A_CHANNELS_COMBINED_MAX: u16 = 5;
+const ETHTOOL_A_CHANNELS_RX_COUNT: u16 = 6;
+const ETHTOOL_A_CHANNELS_TX_COUNT: u16 = 7;
+const ETHTOOL_A_CHANNELS_COMBINED_COUNT: u16 = 9;
+
+const ETHTOOL_A_RINGS_RX_MAX: u16 = 2;
+const ETHTOOL_A_RINGS_TX_MAX: u16 = 5;
+const ETHTOOL_A_RINGS_RX: u16 = 6;
+const ETHTOOL_A_RINGS_TX: u16 = 9;
+
+const ETHTOOL_A_FEATURES_HW: u16 = 2;
+const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
+const ETHTOOL_A_FEATURES_NOCHANGE: u16 = 5;
+const ETHTOOL_A_BITSET_NOMASK: u16 = 1;
+const ETHTOOL_A_BITSET_BITS: u16 = 3;
+const ETHTOOL_A_BITSET_BITS_BIT: u16 = 1;
+const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
+const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
+
+fn ask(index: u32, command: u8) -> io::Result<Option<Vec<u8>>> {
+    let index = attribute(ETHTOOL_A_HEADER_DEV_INDEX, &index.to_ne_bytes());
+    netlink::ask_family(FAMILY, command, &nest(ETHTOOL_A_HEADER, &index))
+}
+
+/// How many there are, and how many there may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Amount {
+    /// Now.
+    pub now: u32,
+    /// At most.
+    pub max: u32,
+}
+
+impl Amount {
+    fn read(told: Attributes<'_>, now: u16, max: u16) -> Option<Self> {
+        let amount = Self { now: told.u32(now)?, max: told.u32(max).unwrap_or(0) };
+        (amount != Self::default()).then_some(amount)
+    }
+}
+
+/// Queues with an interrupt of their own (`ethtool -l`); kinds that the driver does not have are missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Channels {
+    /// For both directions.
+    pub combined: Option<Amount>,
+    /// For receiving alone.
+    pub rx: Option<Amount>,
+    /// For transmitting alone.
+    pub tx: Option<Amount>,
+}
+
+impl Channels {
+    /// Asks the kernel; nothing where the driver does not tell.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn of(index: u32) -> io::Result<Option<Self>> {
+        let answer = ask(index, ETHTOOL_MSG_CHANNELS_GET)?;
+        Ok(answer.map(|answer| Self::read(Attributes(&answer))))
+    }
+
+    fn read(told: Attributes<'_>) -> Self {
+        let amount = |now, max| Amount::read(told, now, max);
+        Self {
+            combined: amount(ETHTOOL_A_CHANNELS_COMBINED_COUNT, ETHTOOL_A_CHANNELS_COMBINED_MAX),
+            rx: amount(ETHTOOL_A_CHANNELS_RX_COUNT, ETHTOOL_A_CHANNELS_RX_MAX),
+            tx: amount(ETHTOOL_A_CHANNELS_TX_COUNT, ETHTOOL_A_CHANNELS_TX_MAX),
+        }
+    }
+}
+
+/// Descriptors a ring of the device (`ethtool -g`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Rings {
+    /// A receive ring's.
+    pub rx: Option<Amount>,
+    /// A transmit ring's.
+    pub tx: Option<Amount>,
+}
+
+impl Rings {
+    /// Asks the kernel; nothing where the driver does not tell.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn of(index: u32) -> io::Result<Option<Self>> {
+        let answer = ask(index, ETHTOOL_MSG_RINGS_GET)?;
+        Ok(answer.map(|answer| Self::read(Attributes(&answer))))
+    }
+
+    fn read(told: Attributes<'_>) -> Self {
+        Self {
+            rx: Amount::read(told, ETHTOOL_A_RINGS_RX, ETHTOOL_A_RINGS_RX_MAX),
+            tx: Amount::read(told, ETHTOOL_A_RINGS_TX, ETHTOOL_A_RINGS_TX_MAX),
+        }
+    }
+}
+
+/// One offload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Offload {
+    /// Whether it is on.
+    pub on: bool,
+    /// Whether it cannot be changed.
+    pub fixed: bool,
+}
+
+/// The offloads that decide what frames look like to an XDP program and to its socket, by the kernel's
+/// names (`net/ethtool/common.c`).
+pub type Offloads = BTreeMap<&'static str, Offload>;
+
+/// Several frames of a stream made one by the device.
+pub const LRO: &str = "rx-lro";
+/// The same, undoably.
+pub const GRO_HW: &str = "rx-gro-hw";
+/// The tag of a received frame taken out of it.
+pub const RX_VLAN: &str = "rx-vlan-hw-parse";
+/// The tag of a sent frame left to the device.
+pub const TX_VLAN: &str = "tx-vlan-hw-insert";
+
+const RELEVANT: [&str; 14] = [
+    "rx-checksum",
+    "rx-gro",
+    GRO_HW,
+    "rx-hashing",
+    LRO,
+    "rx-ntuple-filter",
+    RX_VLAN,
+    "tx-checksum-ip-generic",
+    "tx-checksum-ipv4",
+    "tx-checksum-ipv6",
+    "tx-scatter-gather",
+    "tx-tcp-segmentation",
+    "tx-udp-segmentation",
+    TX_VLAN,
+];
+
+/// Asks the kernel for the offloads that matter here; nothing where it does not tell.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn offloads(index: u32) -> io::Result<Option<Offloads>> {
+    let answer = ask(index, ETHTOOL_MSG_FEATURES_GET)?;
+    Ok(answer.map(|answer| read_offloads(Attributes(&answer))))
+}
+
+fn read_offloads(told: Attributes<'_>) -> Offloads {
+    let active = names(told.nested(ETHTOOL_A_FEATURES_ACTIVE));
+    let changeable = names(told.nested(ETHTOOL_A_FEATURES_HW));
+    let never_changed = names(told.nested(ETHTOOL_A_FEATURES_NOCHANGE));
+    let offload = |name: &str| {
+        let has = |names: &[String]| names.iter().any(|found| found == name);
+        Offload { on: has(&active), fixed: !has(&changeable) || has(&never_changed) }
+    };
+    RELEVANT
+        .iter()
+        .map(|&name| (name, offload(name)))
+        // What is off and stays off is no offload of this device.
+        .filter(|(_, offload)| offload.on || !offload.fixed)
+        .collect()
+}
+
+/// The names in a set. It lists what it holds, or, with a mask, also what it does not.
+fn names(set: Attributes<'_>) -> Vec<String> {
+    let is_list = set.get(ETHTOOL_A_BITSET_NOMASK).is_some();
+    let bits = set.nested(ETHTOOL_A_BITSET_BITS);
+    let bits = bits.filter(|(kind, _)| *kind == ETHTOOL_A_BITSET_BITS_BIT);
+    bits.map(|(_, bit)| Attributes(bit))
+        .filter(|bit| is_list || bit.get(ETHTOOL_A_BITSET_BIT_VALUE).is_some())
+        .filter_map(|bit| bit.text(ETHTOOL_A_BITSET_BIT_NAME))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(kind: u16, number: u32) -> Vec<u8> {
+        attribute(kind, &number.to_ne_bytes())
+    }
+
+    #[test]
+    fn kinds_of_channels_that_a_driver_does_not_have_are_missing() {
+        let answer = [
+            number(ETHTOOL_A_CHANNELS_COMBINED_COUNT, 4),
+            number(ETHTOOL_A_CHANNELS_COMBINED_MAX, 8),
+            number(ETHTOOL_A_CHANNELS_RX_COUNT, 0),
+            number(ETHTOOL_A_CHANNELS_RX_MAX, 0),
+            number(ETHTOOL_A_CHANNELS_TX_MAX, 2),
+        ];
+        let channels = Channels::read(Attributes(&answer.concat()));
+        assert_eq!(channels.combined, Some(Amount { now: 4, max: 8 }));
+        assert_eq!((channels.rx, channels.tx), (None, None));
+    }
+
+    #[test]
+    fn rings_are_read() {
+        let answer = [number(ETHTOOL_A_RINGS_RX, 256), number(ETHTOOL_A_RINGS_RX_MAX, 1024)];
+        let rings = Rings::read(Attributes(&answer.concat()));
+        assert_eq!(rings, Rings { rx: Some(Amount { now: 256, max: 1024 }), tx: None });
+    }
+
+    #[test]
+    fn an_offload_is_on_or_off_and_may_be_fixed() {
+        let bit = |name: &str, value: &[u8]| {
+            let name = attribute(ETHTOOL_A_BITSET_BIT_NAME, format!("{name}\0").as_bytes());
+            nest(ETHTOOL_A_BITSET_BITS_BIT, &[&name, value].concat())
+        };
+        let set = attribute(ETHTOOL_A_BITSET_BIT_VALUE, &[]);
+        let masked = [bit(LRO, &set), bit(GRO_HW, &[]), bit(RX_VLAN, &[]), bit("rx-hashing", &set)];
+        let listed = [bit(LRO, &[]), bit(GRO_HW, &[]), bit("highdma", &[])];
+        let bits = |bits: [Vec<u8>; 3]| {
+            let list = attribute(ETHTOOL_A_BITSET_NOMASK, &[]);
+            [list, nest(ETHTOOL_A_BITSET_BITS, &bits.concat())].concat()
+        };
+        let answer = [
+            nest(ETHTOOL_A_FEATURES_HW, &nest(ETHTOOL_A_BITSET_BITS, &masked.concat())),
+            nest(ETHTOOL_A_FEATURES_ACTIVE, &bits(listed)),
+        ];
+        let expected = Offloads::from([
+            (LRO, Offload { on: true, fixed: false }),
+            (GRO_HW, Offload { on: true, fixed: true }),
+            ("rx-hashing", Offload { on: false, fixed: false }),
+        ]);
+        assert_eq!(read_offloads(Attributes(&answer.concat())), expected);
+    }
+}

@@ -1,0 +1,239 @@
+//! What there is to know of an interface before AF_XDP is used on it.
+
+use std::io;
+
+use serde::Serialize;
+
+use super::ethtool::{self, Channels, Offload, Offloads, Rings, TX_VLAN};
+use super::files::Files;
+use super::host::Memlock;
+use super::link::{Attached, Device, Link};
+use super::netdev::XdpFeatures;
+
+/// Before a frame in its buffer: `XDP_PACKET_HEADROOM` of `include/uapi/linux/bpf.h`.
+const HEADROOM_BYTES: usize = 256;
+/// Behind it: `struct skb_shared_info`, aligned, on a 64-bit kernel.
+const SHARED_INFO_BYTES: usize = 320;
+/// `ETH_HLEN`.
+const ETHERNET_HEADER_BYTES: usize = 14;
+/// The largest chunk of a UMEM that drivers take everywhere.
+const CHUNK_BYTES_MAX: usize = 4096;
+
+/// An interface, what its driver can do, and how it is set. Nothing stands for what is not told.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub index: u32,
+    /// The driver's name; without a device, what the interface was made as.
+    pub driver: Option<String>,
+    /// The device behind it.
+    pub device: Option<Device>,
+    /// Whether there is no device behind it. Frames come from this host's own stack then: with checksums
+    /// that are not complete, and many in one.
+    #[serde(rename = "virtual")]
+    pub is_virtual: bool,
+    /// Whether it is set up.
+    #[serde(rename = "up")]
+    pub is_up: bool,
+    /// Whether there is a link to the other end.
+    #[serde(rename = "carrier")]
+    pub has_carrier: bool,
+    /// Mbit/s, where the driver knows it.
+    pub speed_mbit: Option<u32>,
+    /// Bytes of a frame behind its Ethernet header.
+    pub mtu: u32,
+    /// The smallest MTU that can be set.
+    pub mtu_min: Option<u32>,
+    /// The largest MTU that can be set.
+    pub mtu_max: Option<u32>,
+    /// About the largest MTU at which every frame fits one buffer.
+    pub mtu_max_single_buffer: u32,
+    /// The bridge or bond that has taken it in.
+    pub master: Option<String>,
+    /// The other end of a veth, in the same namespace.
+    pub peer: Option<String>,
+    /// Whether the peer leaves VLAN tags beside the frames it sends.
+    pub peer_offloads_vlan: Option<bool>,
+    /// Receive queues in use.
+    pub rx_queues: Option<usize>,
+    /// Transmit queues in use.
+    pub tx_queues: Option<usize>,
+    /// How they share interrupts.
+    pub channels: Option<Channels>,
+    /// Descriptors a ring.
+    pub rings: Option<Rings>,
+    /// The offloads that matter to XDP.
+    pub offloads: Option<Offloads>,
+    /// What the driver says of XDP.
+    pub xdp_features: Option<XdpFeatures>,
+    /// The XDP program that is attached.
+    pub xdp_program: Option<Attached>,
+    /// When its queues are polled.
+    pub napi: Napi,
+    /// How much memory this process may lock, as a UMEM is.
+    pub memlock: Memlock,
+}
+
+/// When the kernel polls a device's queues (`Documentation/networking/napi.rst`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Napi {
+    /// Nanoseconds without a poll after which the interrupt is on again.
+    pub gro_flush_timeout: Option<u64>,
+    /// Polls that find nothing before the interrupt is on again.
+    pub napi_defer_hard_irqs: Option<u32>,
+    /// 1 where a thread polls instead of the soft interrupt.
+    pub threaded: Option<u32>,
+}
+
+impl Interface {
+    /// Asks the kernel for all of it; nothing when there is no interface of this name.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn named(name: &str) -> io::Result<Option<Self>> {
+        let Some(link) = Link::named(name)? else { return Ok(None) };
+        let index = link.index;
+        let mut interface = Self::from_files(&Files::of_this_host(), link.clone());
+        interface.master = name_of(link.master)?;
+        interface.peer = name_of(link.peer)?;
+        if let Some(peer) = link.peer {
+            let offloads = ethtool::offloads(peer)?;
+            interface.peer_offloads_vlan =
+                offloads.map(|all| all.get(TX_VLAN).is_some_and(|it| it.on));
+        }
+        interface.channels = Channels::of(index)?;
+        interface.rings = Rings::of(index)?;
+        interface.offloads = ethtool::offloads(index)?;
+        interface.xdp_features = XdpFeatures::of(index)?;
+        interface.memlock = Memlock::of_this_process();
+        interface.mtu_max_single_buffer = mtu_max_single_buffer(rustix::param::page_size());
+        Ok(Some(interface))
+    }
+
+    fn from_files(files: &Files, link: Link) -> Self {
+        let mut directory = format!("/sys/class/net/{}", link.name);
+        // Network namespaces each have a directory of their own there, and it may be another's.
+        if files.parse(&format!("{directory}/ifindex")) != Some(link.index) {
+            directory = "/nowhere".into();
+        }
+        let device = match &link.device {
+            Some(Device { bus, name }) => format!("/sys/bus/{bus}/devices/{name}"),
+            None => format!("{directory}/device"),
+        };
+        let count = |prefix| Some(files.names(&format!("{directory}/queues"), prefix)?.len());
+        Self {
+            driver: files.link_name(&format!("{device}/driver")).or(link.kind),
+            is_virtual: link.device.is_none() && !files.exists(&device),
+            device: link.device,
+            name: link.name,
+            index: link.index,
+            is_up: link.is_up,
+            has_carrier: link.has_carrier,
+            // Not a number, or -1, where there is no link.
+            speed_mbit: files.parse(&format!("{directory}/speed")),
+            mtu: link.mtu,
+            mtu_min: link.mtu_min,
+            mtu_max: link.mtu_max,
+            xdp_program: link.xdp,
+            rx_queues: count("rx-"),
+            tx_queues: count("tx-"),
+            napi: Napi {
+                gro_flush_timeout: files.parse(&format!("{directory}/gro_flush_timeout")),
+                napi_defer_hard_irqs: files.parse(&format!("{directory}/napi_defer_hard_irqs")),
+                threaded: files.parse(&format!("{directory}/threaded")),
+            },
+            ..Self::default()
+        }
+    }
+
+    /// Whether the driver runs XDP programs and hands frames to AF_XDP sockets; nothing where this kernel
+    /// does not tell.
+    pub fn is_native(&self) -> Option<bool> {
+        self.xdp_features.as_ref().map(XdpFeatures::is_native)
+    }
+
+    /// How an offload is set; nothing where the device does not have it.
+    pub fn offload(&self, name: &str) -> Option<Offload> {
+        self.offloads.as_ref()?.get(name).copied()
+    }
+
+    /// Whether frames may lie in several buffers. The network stack's own (generic) mode takes them from
+    /// every driver.
+    pub fn takes_several_buffers(&self) -> bool {
+        self.xdp_features
+            .as_ref()
+            .is_some_and(|features| !features.is_native() || features.takes_several_buffers())
+    }
+}
+
+fn name_of(index: Option<u32>) -> io::Result<Option<String>> {
+    let Some(index) = index else { return Ok(None) };
+    Ok(Link::numbered(index)?.map(|link| link.name))
+}
+
+/// What drivers come to that give each frame a page, as veth does (`veth_xdp_set` of `drivers/net/veth.c`).
+fn mtu_max_single_buffer(page_bytes: usize) -> u32 {
+    let buffer = page_bytes.min(CHUNK_BYTES_MAX);
+    let taken = HEADROOM_BYTES + SHARED_INFO_BYTES + ETHERNET_HEADER_BYTES;
+    u32::try_from(buffer.saturating_sub(taken)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::tests::Pretended;
+    use super::*;
+
+    const SYSFS: [(&str, &str); 9] = [
+        ("/sys/class/net/eth0/ifindex", "4\n"),
+        ("/sys/class/net/eth0/speed", "10000\n"),
+        ("/sys/class/net/eth0/queues/rx-0/rps_cpus", "0\n"),
+        ("/sys/class/net/eth0/queues/rx-1/rps_cpus", "0\n"),
+        ("/sys/class/net/eth0/queues/tx-0/xps_cpus", "0\n"),
+        ("/sys/class/net/eth0/gro_flush_timeout", "200000\n"),
+        ("/sys/class/net/eth0/napi_defer_hard_irqs", "2\n"),
+        ("/sys/class/net/eth0/threaded", "0\n"),
+        ("/sys/bus/pci/devices/0000:01:00.0/vendor", "0x8086\n"),
+    ];
+
+    fn link(index: u32, device: Option<Device>) -> Link {
+        Link { index, name: "eth0".into(), device, ..Link::default() }
+    }
+
+    #[test]
+    fn a_nic_has_driver_bus_queues_and_napi_settings() {
+        let device = Device { bus: "pci".into(), name: "0000:01:00.0".into() };
+        let pretended = Pretended::new(&SYSFS);
+        let pretended = pretended
+            .link("/sys/bus/pci/devices/0000:01:00.0/driver", "../../../bus/pci/drivers/ixgbe");
+        let nic = Interface::from_files(&pretended.files(), link(4, Some(device)));
+        assert_eq!(nic.driver.as_deref(), Some("ixgbe"));
+        assert!(!nic.is_virtual);
+        assert_eq!((nic.rx_queues, nic.tx_queues), (Some(2), Some(1)));
+        assert_eq!(nic.speed_mbit, Some(10_000));
+        let napi = Napi {
+            gro_flush_timeout: Some(200_000),
+            napi_defer_hard_irqs: Some(2),
+            threaded: Some(0),
+        };
+        assert_eq!(nic.napi, napi);
+    }
+
+    #[test]
+    fn files_of_another_namespaces_interface_are_not_read() {
+        let pretended = Pretended::new(&SYSFS);
+        let mut other = link(5, None);
+        other.kind = Some("veth".into());
+        let veth = Interface::from_files(&pretended.files(), other);
+        assert_eq!(veth.driver.as_deref(), Some("veth"));
+        assert!(veth.is_virtual);
+        assert_eq!((veth.rx_queues, veth.speed_mbit, veth.napi), (None, None, Napi::default()));
+    }
+
+    #[test]
+    fn a_page_less_what_surrounds_the_frame_is_the_limit() {
+        assert_eq!(mtu_max_single_buffer(4096), 3506);
+        assert_eq!(mtu_max_single_buffer(65_536), 3506);
+    }
+}
