@@ -203,77 +203,105 @@ unsafe fn copy(from: *const u8, to: *mut u8, count: usize) {
     }
 }
 
-/// Copies `count` bytes and returns the sum of their 16-bit words, modulo 2^64 - 1 (see [`Sum`]).
+/// Copies `count` bytes and returns the sum of their 16-bit words, modulo 2^16 - 1, but 0 only if all are (see [`Sum`]).
+///
+/// Every piece is loaded into a register, stored and summed from there. The compiler cannot fetch it from guest memory
+/// again once it is stored, because for all that it knows the two may overlap.
 ///
 /// # Safety
 /// As for [`copy`].
 #[inline]
 unsafe fn copy_summing(from: *const u8, to: *mut u8, count: usize) -> u64 {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if count >= size_of::<Step>() && std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: this CPU has the instructions; the rest by the caller's word.
-        return unsafe { copy_summing_avx2(from, to, count) };
+    if count >= WIDE && std::arch::is_x86_feature_detected!("avx2") {
+        let wide = count - count % WIDE;
+        // SAFETY: this CPU has the instructions, and both parts are mapped by the caller's word.
+        return unsafe {
+            let total = copy_summing_wide(from, to, wide);
+            add(total, copy_summing_words(from.add(wide), to.add(wide), count - wide))
+        };
     }
     // SAFETY: by the caller's word.
-    unsafe { copy_summing_any(from, to, count) }
+    unsafe { copy_summing_words(from, to, count) }
 }
 
-/// The same with registers of twice the width.
+/// What [`copy_summing_wide`] takes at a time: two registers, bytes.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+const WIDE: usize = 64;
+
+/// [`copy_summing`] of a multiple of [`WIDE`] bytes, 32 to a register.
 ///
 /// # Safety
 /// As for [`copy`], and the CPU has AVX2.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[target_feature(enable = "avx2")]
-unsafe fn copy_summing_avx2(from: *const u8, to: *mut u8, count: usize) -> u64 {
-    // SAFETY: by the caller's word.
-    unsafe { copy_summing_any(from, to, count) }
+unsafe fn copy_summing_wide(from: *const u8, to: *mut u8, count: usize) -> u64 {
+    use std::arch::x86_64::{
+        __m256i, _mm256_add_epi64, _mm256_loadu_si256, _mm256_setzero_si256, _mm256_slli_epi64,
+        _mm256_srli_epi64, _mm256_storeu_si256, _mm256_sub_epi64,
+    };
+    const REGISTER: usize = size_of::<__m256i>();
+    // In each 64-bit lane the sum of the words without its carries, and that of their upper halves, which loses none
+    // below 2^38 bytes. The sum of the lower halves loses none either, and is told by the two.
+    let mut all = [_mm256_setzero_si256(); WIDE / REGISTER];
+    let mut high = all;
+    for at in (0..count).step_by(WIDE) {
+        for n in 0..WIDE / REGISTER {
+            let at = at + n * REGISTER;
+            // SAFETY: 32 bytes more are within `count`, all of it mapped.
+            let words = unsafe {
+                let words = _mm256_loadu_si256(from.add(at).cast());
+                _mm256_storeu_si256(to.add(at).cast(), words);
+                words
+            };
+            all[n] = _mm256_add_epi64(all[n], words);
+            high[n] = _mm256_add_epi64(high[n], _mm256_srli_epi64::<32>(words));
+        }
+    }
+    let high = _mm256_add_epi64(high[0], high[1]);
+    let all = _mm256_add_epi64(all[0], all[1]);
+    let low = _mm256_sub_epi64(all, _mm256_slli_epi64::<32>(high));
+    let mut lanes = [0_u64; REGISTER / 8];
+    // SAFETY: 32 bytes of our own.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_add_epi64(low, high)) };
+    // An upper half counts what a lower one does: 2^32 is 1 modulo 2^16 - 1.
+    lanes.into_iter().fold(0, add)
 }
 
-/// What is copied and summed at a time: a cache line.
-type Step = [u64; 8];
-
-/// Every piece is loaded into registers, stored and summed from there. The compiler cannot fetch it from guest memory
-/// again once it is stored, because for all that it knows the two may overlap.
+/// [`copy_summing`] on every CPU: by words of 64 bits, then what is left.
 ///
 /// # Safety
 /// As for [`copy`].
-#[inline(always)]
-unsafe fn copy_summing_any(from: *const u8, to: *mut u8, count: usize) -> u64 {
-    // Halves of 64-bit words, apart: no carry is lost below 2^38 bytes, and nothing waits for the addition before.
-    let (mut low, mut high): (Step, Step) = ([0; _], [0; _]);
-    let mut at = 0;
-    while count - at >= size_of::<Step>() {
-        // SAFETY: a step more is within `count` bytes, all of it mapped.
-        let words = unsafe {
-            let words = from.add(at).cast::<Step>().read_unaligned();
-            to.add(at).cast::<Step>().write_unaligned(words);
-            words
-        };
-        for ((low, high), word) in low.iter_mut().zip(&mut high).zip(words) {
-            *low = low.wrapping_add(word & 0xffff_ffff);
-            *high = high.wrapping_add(word >> 32);
-        }
-        at += size_of::<Step>();
-    }
-    let mut total = low.into_iter().chain(high).fold(0, add);
-    while count - at >= size_of::<u64>() {
-        // SAFETY: as above.
-        total = add(total, unsafe {
+#[inline]
+unsafe fn copy_summing_words(from: *const u8, to: *mut u8, count: usize) -> u64 {
+    const WORD: usize = size_of::<u64>();
+    let words = count - count % WORD;
+    let word = |at: usize| {
+        // SAFETY: `at + WORD <= count` in every call below, all of it mapped.
+        unsafe {
             let word = from.add(at).cast::<u64>().read_unaligned();
             to.add(at).cast::<u64>().write_unaligned(word);
             word
-        });
-        at += size_of::<u64>();
+        }
+    };
+    // Two, so that one need not wait for the other's carry.
+    let (mut total, mut other) = (0, 0);
+    for at in (WORD..words).step_by(2 * WORD) {
+        total = add(total, word(at - WORD));
+        other = add(other, word(at));
     }
-    let mut last = [0; size_of::<u64>()];
+    if !words.is_multiple_of(2 * WORD) {
+        total = add(total, word(words - WORD));
+    }
+    let mut last = [0; WORD];
     // SAFETY: fewer than 8 bytes are left, all of them mapped; `last` is ours.
     unsafe {
-        ptr::copy_nonoverlapping(from.add(at), last.as_mut_ptr(), count - at);
+        ptr::copy_nonoverlapping(from.add(words), last.as_mut_ptr(), count - words);
         // As in `GuestSlice::read`.
         compiler_fence(Ordering::SeqCst);
-        ptr::copy_nonoverlapping(last.as_ptr(), to.add(at), count - at);
+        ptr::copy_nonoverlapping(last.as_ptr(), to.add(words), count - words);
     }
-    add(total, u64::from_ne_bytes(last))
+    add(add(total, other), u64::from_ne_bytes(last))
 }
 
 /// Host bytes of our own that can stand in a scatter list beside guest memory: the spare room at its end.
@@ -309,5 +337,37 @@ impl Spare {
         // SAFETY: the allocation lives as long as the borrow, and `UnsafeCell` allows writing through it.
         // `Spare` is not Sync: no other thread reaches the bytes meanwhile.
         unsafe { GuestSlice::new(self.bytes.as_ptr().cast_mut().cast(), self.bytes.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_registers_and_narrow_ones_copy_and_sum_the_same() {
+        let from: Vec<u8> = (0..300_u16).map(|n| (n * 89) as u8).collect();
+        for count in (0..200).chain([256, 299, 300]) {
+            let mut expected = Sum::new();
+            expected.add_bytes(&from[..count]);
+            let mut copies = [vec![0; 300], vec![0; 300]];
+            // SAFETY: both have 300 bytes.
+            let totals = unsafe {
+                let [one, other] = copies.each_mut().map(|copy| copy.as_mut_ptr());
+                [
+                    copy_summing(from.as_ptr(), one, count),
+                    copy_summing_words(from.as_ptr(), other, count),
+                ]
+            };
+            for (copy, total) in copies.iter().zip(totals) {
+                let mut sum = Sum::new();
+                sum.append(total, count % 2 == 1);
+                assert_eq!(sum.fold(), expected.fold(), "{count} bytes");
+                assert_eq!(
+                    (&copy[..count], &copy[count..]),
+                    (&from[..count], &vec![0; 300 - count][..])
+                );
+            }
+        }
     }
 }
