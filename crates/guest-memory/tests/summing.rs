@@ -1,8 +1,13 @@
 //! Sums and summing copies against RFC 1071, word by word.
 
-use guest_memory::{GuestSlice, Spare, Sum};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use guest_memory::memory::Mapping;
+use guest_memory::{GuestMemory, GuestSlice, Spare, Sum};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use vm_memory::GuestAddress;
 
 /// As the RFC says it.
 fn slow(bytes: &[u8]) -> u16 {
@@ -23,6 +28,36 @@ fn read(slice: &GuestSlice<'_>) -> Vec<u8> {
     let mut bytes = vec![0; slice.len()];
     slice.read(0, &mut bytes);
     bytes
+}
+
+#[test]
+fn what_was_stored_is_what_was_summed_whatever_the_guest_writes_meanwhile() {
+    const LEN: usize = 1501;
+    let map = Mapping::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let memory = Arc::new(GuestMemory::new(Arc::new(map)));
+    let done = Arc::new(AtomicBool::new(false));
+    let guest = std::thread::spawn({
+        let (memory, done) = (Arc::clone(&memory), Arc::clone(&done));
+        move || {
+            for (at, byte) in (0..LEN as u64).cycle().zip((0..=255).cycle()) {
+                memory.write(at, &[byte]).unwrap();
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        }
+    });
+    let from = memory.contiguous(0, LEN as u64).unwrap();
+    let to = Spare::new(LEN);
+    let mut wrong = 0;
+    for _ in 0..2000 {
+        let mut sum = Sum::new();
+        to.slice().copy_from_summing(0, &from, 0, &mut sum);
+        wrong += usize::from(sum.fold() != slow(&read(&to.slice())));
+    }
+    done.store(true, Ordering::Relaxed);
+    guest.join().unwrap();
+    assert_eq!(wrong, 0);
 }
 
 proptest! {

@@ -71,6 +71,23 @@ impl NetHeader {
         self.flags & NEEDS_CSUM == 0 && self.gso_type == GSO_NONE
     }
 
+    /// What another guest is told of a frame that came with this header, once [`Finish`](crate::Finish) could be planned:
+    /// of the flags only the one that drivers have (5.1.6.2.1), and no field that says nothing.
+    #[inline]
+    #[must_use]
+    pub const fn passed_on(&self) -> Self {
+        let mut header = Self::PLAIN;
+        if self.flags & NEEDS_CSUM != 0 {
+            header.flags = NEEDS_CSUM;
+            (header.csum_start, header.csum_offset) = (self.csum_start, self.csum_offset);
+        }
+        if self.gso_type != GSO_NONE {
+            header.gso_type = self.gso_type;
+            (header.hdr_len, header.gso_size) = (self.hdr_len, self.gso_size);
+        }
+        header
+    }
+
     /// From its bytes, little-endian.
     #[inline]
     #[must_use]
@@ -153,6 +170,22 @@ mod tests {
             num_buffers: 0x0b0a,
         };
         assert_eq!((header, header.to_bytes()), (expected, bytes));
+    }
+
+    #[test]
+    fn what_is_passed_on_says_no_more_than_has_to_be_said() {
+        let all = NetHeader::from_bytes(&[0xff; HEADER_LEN]);
+        let plain = NetHeader { flags: !NEEDS_CSUM, gso_type: GSO_NONE, ..all };
+        assert_eq!(plain.passed_on(), NetHeader::PLAIN);
+        let checksum = NetHeader { gso_type: GSO_NONE, ..all };
+        let expected = NetHeader {
+            flags: NEEDS_CSUM,
+            csum_start: 0xffff,
+            csum_offset: 0xffff,
+            ..NetHeader::PLAIN
+        };
+        assert_eq!(checksum.passed_on(), expected);
+        assert_eq!(all.passed_on(), NetHeader { flags: NEEDS_CSUM, num_buffers: 1, ..all });
     }
 
     #[test]
