@@ -6,7 +6,7 @@ use virtio_net::header::NEEDS_CSUM;
 use virtio_net::{NetHeader, Offloads};
 
 use crate::finish::finished;
-use crate::packets::{Checksum, payload, shape};
+use crate::packets::{Checksum, payload, shape, tcp4};
 use crate::runs::{Run, cuts};
 
 const SKIP: usize = 3;
@@ -74,4 +74,8 @@ fn of_other_frames_nothing_is_told() {
     for frame in [&arp[..], &arp[..13], &[0; 60], &[0; 2000], &[0x45; 9000]] {
         assert_eq!(told(frame, &[50], 1500), NetHeader::PLAIN);
     }
+    let mut cut_off = tcp4().with(&[7; 3000], Checksum::Partial);
+    assert!(!told(&cut_off, &[5000], 1500).is_plain());
+    cut_off.pop();
+    assert_eq!(told(&cut_off, &[5000], 1500), NetHeader::PLAIN);
 }

@@ -110,6 +110,26 @@ fn a_segment_that_no_ip_header_can_describe_is_refused() {
     frame.resize(65_600, 7);
     assert_eq!(refused(&shape.needs_segments(u16::MAX), &frame), UNSEGMENTABLE);
     assert_eq!(refused(&shape.needs_segments(60_000), &frame), None);
+    // The longest, and a byte more; IPv6 counts from behind its first header.
+    for (is_v6, len) in [(false, 0xffff), (true, 40 + 0xffff)] {
+        let shape = Shape { is_v6, ..tcp4() };
+        let mut frame = shape.with(&[7; 60_000], Checksum::Partial);
+        frame.resize(65_700, 7);
+        let headers = shape.payload_at() - shape.network_at();
+        for (longer, cause) in [(0, None), (1, UNSEGMENTABLE)] {
+            let gso_size = u16::try_from(len + longer - headers).unwrap();
+            assert_eq!(refused(&shape.needs_segments(gso_size), &frame), cause, "{is_v6} {longer}");
+        }
+    }
+}
+
+#[test]
+fn a_route_that_is_not_at_its_end_has_another_pseudo_header_and_is_not_cut() {
+    let shape = Shape { is_v6: true, extensions: vec![(43, 2)], ..tcp4() };
+    let mut frame = shape.with(&[7; 3000], Checksum::Partial);
+    assert_eq!(refused(&shape.needs_segments(1000), &frame), None);
+    frame[shape.network_at() + 40 + 3] = 1;
+    assert_eq!(refused(&shape.needs_segments(1000), &frame), UNSEGMENTABLE);
 }
 
 /// A net header of which each field may be anything.
