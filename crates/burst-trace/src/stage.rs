@@ -169,6 +169,12 @@ drop_causes! {
     /// RX: the AF_XDP socket had no chunk for the frame, or it did not fit one (`rx_dropped`, of which
     /// `rx_fill_ring_empty_descs` is a part).
     RxNoChunk = "rx_af_xdp_no_chunk",
+    /// TX: on a switch, more frames for everyone (groups, or unknown stations) than a port may send.
+    TxFloodLimit = "tx_flood_limit",
+    /// TX: on a switch, nobody else is to have the frame, or there is nobody else.
+    TxNoReceiver = "tx_no_receiver",
+    /// RX: on a switch, the guest had no receive buffers for the frame.
+    RxSwitchFull = "rx_switch_no_buffers",
 }
 
 /// How many packets of one burst were dropped, by cause.

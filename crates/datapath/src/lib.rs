@@ -3,6 +3,7 @@
 //! - [`tap`]: a tap interface, straight from and to guest memory.
 //! - [`af_xdp`]: AF_XDP sockets on the queues of an interface.
 //! - [`reflect`]: every frame goes back to the guest that sent it.
+//! - [`switch`]: a learning switch between guests.
 //! - [`null`]: frames go nowhere, or come from nowhere.
 //!
 //! A datapath moves bursts and returns facts. It never reads the clock, and it says of every frame that it
@@ -11,6 +12,7 @@
 pub mod af_xdp;
 pub mod null;
 pub mod reflect;
+pub mod switch;
 mod sys;
 pub mod tap;
 
@@ -23,12 +25,13 @@ use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 pub use af_xdp::{AfXdp, AfXdpError};
 pub use null::Null;
 pub use reflect::Reflect;
+pub use switch::Switch;
 pub use tap::{Tap, TapError};
 
 /// What a datapath can do, known before any guest attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// The name on the command line: `tap`, `af-xdp`, `reflect`, `null`.
+    /// The name on the command line: `tap`, `af-xdp`, `reflect`, `switch`, `null`.
     pub name: &'static str,
     /// What it takes of a guest's unfinished frames.
     pub from_guest: Offloads,

@@ -231,6 +231,22 @@ impl<'b, 'm> Frame<'b, 'm> {
         copy_run(to, 0, self.slices, self.header_len);
     }
 
+    /// Copies the first `N` bytes of the frame, without its header; `None` if it is shorter.
+    #[inline]
+    #[must_use]
+    pub fn front<const N: usize>(&self) -> Option<[u8; N]> {
+        let mut front = [0; N];
+        let (mut skip, mut copied) = (self.header_len, 0);
+        for slice in self.slices {
+            copied += slice.read(skip, &mut front[copied..]);
+            if copied == N {
+                return Some(front);
+            }
+            skip = skip.saturating_sub(slice.len());
+        }
+        None
+    }
+
     /// Copies the frame, without its header, to the front of `to`, which must hold it. Returns its
     /// length.
     #[inline]

@@ -1,4 +1,4 @@
-//! A pair's turn from guest to guest: a burst goes from one ring's buffers into another's.
+//! From guest to guest: a burst goes from one ring's buffers into another's.
 
 use burst_trace::{Direction, Stage};
 use datapath::{Datapath, Transmitted};
@@ -9,6 +9,27 @@ use crate::pair::{Context, Pair, Starved};
 use crate::ring::{Ring, RingState};
 use crate::trace::{Journey, Outcome};
 use crate::transmit::Untold;
+
+/// Since when frames for a guest have been in sight.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight {
+    /// When the worker had what it needs to look, ticks.
+    pub wake: u64,
+    /// When it was the frames' turn, ticks.
+    pub seen: u64,
+    /// Whether the worker was polling.
+    pub polled: bool,
+}
+
+/// How a delivery to a guest went.
+pub enum Delivery<T> {
+    /// The guest has no receive buffers at all: it is `starved` from now on.
+    NoBuffers,
+    /// There is no receive ring in service.
+    NotServed,
+    /// What was placed is published, and the guest to be told.
+    Done(T),
+}
 
 impl<D: Datapath> Pair<D> {
     /// Has the datapath carry frames that were gathered at `gathered` into the receive ring's buffers,
@@ -22,26 +43,53 @@ impl<D: Datapath> Pair<D> {
         polled: bool,
         context: &mut Context<'_>,
     ) -> Transmitted {
-        let Some(ring) = self.rx.as_mut().filter(|ring| ring.state == RingState::Enabled) else {
+        if !self.is_served() {
             return self.datapath.transmit(frames);
-        };
+        }
         if frames.is_empty() {
             return Transmitted::default();
         }
+        let sight = Sight { wake: gathered, seen: gathered, polled };
+        match self.deliver(sight, context, |datapath, room| datapath.forward(frames, room)) {
+            Delivery::Done(transmitted) => transmitted,
+            Delivery::NoBuffers => Transmitted::default(),
+            // Not kept for later: nothing would wake the worker up for them.
+            Delivery::NotServed => self.datapath.transmit(frames),
+        }
+    }
+
+    /// Whether frames can be placed in the receive ring.
+    #[inline]
+    pub fn is_served(&self) -> bool {
+        self.rx.as_ref().is_some_and(|ring| ring.state == RingState::Enabled)
+    }
+
+    /// Has `fill` place frames in the receive ring's buffers, and publishes them there. Tell the guest
+    /// afterwards, with [`tell_forwarded`](Self::tell_forwarded).
+    #[inline]
+    pub fn deliver<T>(
+        &mut self,
+        sight: Sight,
+        context: &mut Context<'_>,
+        fill: impl FnOnce(&mut D, &mut GuestRoom<'_, '_>) -> T,
+    ) -> Delivery<T> {
+        let Some(ring) = self.rx.as_mut().filter(|ring| ring.state == RingState::Enabled) else {
+            return Delivery::NotServed;
+        };
         match ring.queue.look() {
             Ok(0) => {
-                starve(&mut self.starved, gathered, polled, context);
-                return Transmitted::default();
+                starve(&mut self.starved, sight, context);
+                return Delivery::NoBuffers;
             }
             Ok(_) => {}
             Err(broken) => {
                 ring.break_down(broken);
-                return self.datapath.transmit(frames);
+                return Delivery::NotServed;
             }
         }
         let tracer = &mut *context.tracer;
-        let mut journey = Journey::begin(Direction::Rx, self.starved.map_or(gathered, |s| s.wake));
-        tracer.cross_at(&mut journey, Stage::Notice, self.starved.map_or(gathered, |s| s.seen));
+        let mut journey = Journey::begin(Direction::Rx, self.starved.map_or(sight.wake, |s| s.wake));
+        tracer.cross_at(&mut journey, Stage::Notice, self.starved.map_or(sight.seen, |s| s.seen));
         if self.starved.take().is_some() {
             tracer.cross(&mut journey, Stage::Starved);
         } else {
@@ -49,29 +97,28 @@ impl<D: Datapath> Pair<D> {
             tracer.cross_at(&mut journey, Stage::Starved, seen);
         }
 
-        let (transmitted, received) = {
+        let (filled, received) = {
             let Ring { queue, memory, negotiated, .. } = &mut **ring;
             let mut chains = Chains::new();
             let mut room =
                 GuestRoom::open(queue, memory, &mut chains, &mut self.receive, *negotiated);
-            (self.datapath.forward(frames, &mut room), room.close())
+            (fill(&mut self.datapath, &mut room), room.close())
         };
         if let Some(broken) = received.broken {
             ring.break_down(broken);
-            // Not kept for later: nothing would wake the worker up for them.
-            return self.datapath.transmit(frames);
+            return Delivery::NotServed;
         }
         if received.packets == 0 && received.drops.is_empty() {
-            starve(&mut self.starved, gathered, polled, context);
-            return Transmitted::default();
+            starve(&mut self.starved, sight, context);
+            return Delivery::NoBuffers;
         }
         tracer.cross(&mut journey, Stage::Place);
         ring.queue.publish();
         tracer.cross(&mut journey, Stage::Publish);
         tracer.dropped(ring.index, &received.drops);
         let (packets, bytes) = (received.packets, received.bytes);
-        self.forwarded = Some(Untold { journey, packets, bytes, polled });
-        transmitted
+        self.forwarded = Some(Untold { journey, packets, bytes, polled: sight.polled });
+        Delivery::Done(filled)
     }
 
     /// Tells the receiver of the burst that was forwarded in this turn. Returns whether there was one.
@@ -111,9 +158,10 @@ impl<D: Datapath> Pair<D> {
     }
 }
 
-/// Frames in sight since `gathered` wait for receive buffers.
+/// Frames in sight wait for receive buffers.
 #[cold]
-fn starve(starved: &mut Option<Starved>, gathered: u64, polled: bool, context: &Context<'_>) {
+fn starve(starved: &mut Option<Starved>, sight: Sight, context: &Context<'_>) {
     let since = context.tracer.now();
-    starved.get_or_insert(Starved { wake: gathered, seen: gathered, polled, since });
+    let Sight { wake, seen, polled } = sight;
+    starved.get_or_insert(Starved { wake, seen, polled, since });
 }

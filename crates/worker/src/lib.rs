@@ -6,9 +6,12 @@
 //! - `idle`: what it does without work; `forecast`: when a pair's next work is due.
 //! - `pace`: how soon a ring is looked at again in a rush.
 //! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
+//! - `wiring`: how the pairs are joined: each with a wire of its own, or by `fabric`, a switch, with one another;
+//!   `forward`: from ring to ring.
 //! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
 //! - [`fault`]: delays planted in a stage, to prove that they show there.
 
+mod fabric;
 pub mod fault;
 mod forecast;
 mod forward;
@@ -23,9 +26,11 @@ mod sleep;
 mod sys;
 mod trace;
 mod transmit;
+mod wiring;
 mod worker;
 
+pub use fabric::Member;
 pub use fault::{Delay, Fault};
 pub use mailbox::{Mailbox, RingStart, StartError, WorkerGone};
 pub use policy::{PollPolicy, Scheduling};
-pub use worker::{Worker, WorkerOptions};
+pub use worker::{GuestOptions, Worker, WorkerOptions};

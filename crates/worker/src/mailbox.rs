@@ -1,4 +1,4 @@
-//! How the control plane talks to a worker.
+//! How the control plane talks to a worker, guest by guest.
 //!
 //! Every request is answered only when the worker has done it, between two bursts: when `stop` returns,
 //! the worker no longer touches the ring, and its position is exact.
@@ -80,23 +80,27 @@ pub(crate) enum Command {
     End,
 }
 
-/// A worker's mailbox. Rings are named by their virtqueue index.
+/// How one guest's device talks to the worker that serves it. Rings are named by their virtqueue index.
 #[derive(Debug)]
 pub struct Mailbox {
-    /// Commands to come; none once the worker has ended.
-    waiting: Mutex<Option<VecDeque<Command>>>,
+    inbox: Arc<Inbox>,
+    /// The guest's number among those of the worker.
+    guest: usize,
+}
+
+/// What all the guests of a worker ask of it.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    /// Commands to come, each with its guest; none once the worker has ended.
+    waiting: Mutex<Option<VecDeque<(usize, Command)>>>,
     /// Whether `waiting` has something: what the worker looks at between bursts.
     pending: AtomicBool,
     wake: EventFd,
 }
 
 impl Mailbox {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            waiting: Mutex::new(Some(VecDeque::new())),
-            pending: AtomicBool::new(false),
-            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
-        })
+    pub(crate) const fn new(inbox: Arc<Inbox>, guest: usize) -> Self {
+        Self { inbox, guest }
     }
 
     /// Starts serving a ring.
@@ -141,7 +145,7 @@ impl Mailbox {
         self.ask(|done| Command::Error { ring, error, done })
     }
 
-    /// Moves every ring to a new memory table. When this returns, the worker has let go of the old one.
+    /// Moves every ring of the guest to a new memory table. When this returns, the worker has let go of the old one.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -149,9 +153,25 @@ impl Mailbox {
         self.ask(|done| Command::Memory { memory, done })
     }
 
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, WorkerGone> {
+        let (done, answer) = sync_channel(1);
+        self.inbox.post(self.guest, command(done));
+        answer.recv().map_err(|_| WorkerGone)
+    }
+}
+
+impl Inbox {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            waiting: Mutex::new(Some(VecDeque::new())),
+            pending: AtomicBool::new(false),
+            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
+    }
+
     /// Asks the worker to end, without waiting for it.
     pub(crate) fn end(&self) {
-        self.post(Command::End);
+        self.post(0, Command::End);
     }
 
     pub(crate) const fn wake(&self) -> &EventFd {
@@ -163,7 +183,7 @@ impl Mailbox {
         self.pending.load(Ordering::Acquire)
     }
 
-    pub(crate) fn take(&self) -> VecDeque<Command> {
+    pub(crate) fn take(&self) -> VecDeque<(usize, Command)> {
         // Cleared before the queue is looked at: what is posted after that sets it again.
         self.pending.store(false, Ordering::SeqCst);
         let _ = self.wake.read();
@@ -175,19 +195,13 @@ impl Mailbox {
         *self.waiting() = None;
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<VecDeque<Command>>> {
+    fn waiting(&self) -> MutexGuard<'_, Option<VecDeque<(usize, Command)>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, WorkerGone> {
-        let (done, answer) = sync_channel(1);
-        self.post(command(done));
-        answer.recv().map_err(|_| WorkerGone)
-    }
-
-    fn post(&self, command: Command) {
+    fn post(&self, guest: usize, command: Command) {
         let Some(waiting) = &mut *self.waiting() else { return };
-        waiting.push_back(command);
+        waiting.push_back((guest, command));
         self.pending.store(true, Ordering::SeqCst);
         // A full counter is a wake-up that is already on its way.
         let _ = self.wake.write(1);
@@ -200,13 +214,14 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_worker_that_has_ended() {
-        let mailbox = Mailbox::new().unwrap();
+        let inbox = Arc::new(Inbox::new().unwrap());
+        let mailbox = Mailbox::new(Arc::clone(&inbox), 0);
         std::thread::scope(|scope| {
             let before = scope.spawn(|| mailbox.stop(0));
-            while !mailbox.is_pending() {
+            while !inbox.is_pending() {
                 std::thread::yield_now();
             }
-            mailbox.close();
+            inbox.close();
             assert_eq!(before.join().unwrap(), Err(WorkerGone));
         });
         assert_eq!(mailbox.enable(0, true), Err(WorkerGone));

@@ -40,6 +40,34 @@ pub struct Context<'w> {
     pub longest: u64,
 }
 
+/// The same for all the pairs of a worker.
+pub struct Shared<'w> {
+    /// One a guest.
+    pub tracers: &'w mut [Tracer],
+    pub sleeper: &'w Sleeper,
+    pub woken: u64,
+    pub polling: bool,
+    pub hold: u64,
+    pub retry: u64,
+    pub longest: u64,
+}
+
+impl Shared<'_> {
+    /// For the pairs of guest number `guest`.
+    #[inline]
+    pub fn of(&mut self, guest: usize) -> Context<'_> {
+        Context {
+            tracer: &mut self.tracers[guest],
+            sleeper: self.sleeper,
+            woken: self.woken,
+            polling: self.polling,
+            hold: self.hold,
+            retry: self.retry,
+            longest: self.longest,
+        }
+    }
+}
+
 impl Context<'_> {
     /// The boundary `wake` for work that was just found on a ring last looked at at `last_look`: the
     /// wake-up since then, or that look. Returns it, and whether the worker was polling.
@@ -71,6 +99,10 @@ pub struct Starved {
 
 /// A queue pair.
 pub struct Pair<D> {
+    /// The guest's number among those of the worker.
+    pub guest: usize,
+    /// What stands before messages about it.
+    pub label: Arc<str>,
     pub index: u16,
     pub datapath: D,
     pub tx: Option<Box<Ring>>,
@@ -90,14 +122,16 @@ pub struct Pair<D> {
     /// After an error of the datapath: when it is looked at again, ticks.
     pub retry_at: Option<u64>,
     /// What it did since there was last nothing to do.
-    worked: Worked,
+    pub worked: Worked,
     pub forecast: Forecast,
     configured: Option<Negotiated>,
 }
 
 impl<D: Datapath> Pair<D> {
-    pub fn new(index: u16, datapath: D) -> Self {
+    pub fn new(guest: usize, label: Arc<str>, index: u16, datapath: D) -> Self {
         Self {
+            guest,
+            label,
             index,
             datapath,
             tx: None,
@@ -181,7 +215,7 @@ impl<D: Datapath> Pair<D> {
             self.configured = Some(negotiated);
         }
         let started =
-            Ring::start(ring, start, context.tracer.stamp()).map_err(StartError::Config)?;
+            Ring::start(&self.label, ring, start, context.tracer.stamp()).map_err(StartError::Config)?;
         started.listen(context.sleeper).map_err(StartError::System)?;
         *self.slot(ring) = Some(Box::new(started));
         self.activate();
@@ -274,7 +308,8 @@ impl<D: Datapath> Pair<D> {
         let active = self.rx.as_ref().is_some_and(|ring| ring.state == RingState::Enabled);
         if let Err(error) = self.datapath.set_active(active) {
             let wanted = if active { "attach" } else { "detach" };
-            log::warn!("queue pair {}: the datapath did not {wanted}: {error}", self.index);
+            let Self { label, index, .. } = self;
+            log::warn!("{label}queue pair {index}: the datapath did not {wanted}: {error}");
         }
         // There may be frames from before; the first look finds out.
         self.readable = active;

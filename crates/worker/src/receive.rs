@@ -67,7 +67,7 @@ impl<D: Datapath> Pair<D> {
         let (looked, received) = self.fill(ring);
         let mut drops = received.drops;
         let look = looked.unwrap_or_else(|error| {
-            log_error(self.index, &error);
+            log_error(&self.label, self.index, &error);
             drops.add(DropCause::RxError);
             Look::Drained
         });
@@ -170,12 +170,12 @@ impl<D: Datapath> Pair<D> {
 
 /// At most one line a second and queue pair is worth reading.
 #[cold]
-fn log_error(pair: u16, error: &std::io::Error) {
+fn log_error(label: &str, pair: u16, error: &std::io::Error) {
     use std::cell::Cell;
     use std::time::{Duration, Instant};
     thread_local!(static LAST: Cell<Option<Instant>> = const { Cell::new(None) });
     if LAST.get().is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
         LAST.set(Some(Instant::now()));
-        log::warn!("queue pair {pair}: no frame could be read from the datapath: {error}");
+        log::warn!("{label}queue pair {pair}: no frame could be read from the datapath: {error}");
     }
 }

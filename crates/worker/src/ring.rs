@@ -15,6 +15,8 @@ use crate::sys;
 /// A ring that was started and not yet stopped.
 #[derive(Debug)]
 pub struct Ring {
+    /// What stands before messages about it.
+    label: Arc<str>,
     pub index: u16,
     pub queue: Queue,
     pub memory: Arc<GuestMemory>,
@@ -43,15 +45,21 @@ pub enum RingState {
 }
 
 impl Ring {
-    pub fn start(index: u16, start: RingStart, now: u64) -> Result<Self, ConfigError> {
+    pub fn start(
+        label: &Arc<str>,
+        index: u16,
+        start: RingStart,
+        now: u64,
+    ) -> Result<Self, ConfigError> {
         let queue = Queue::new(&start.setup, &start.memory)?;
         let (goes_on, said) = (queue.next_available(), start.setup.next_available);
         if goes_on != said {
             log::warn!(
-                "queue {index} goes on at {goes_on}, its used index, not at {said}, where it was"
+                "{label}queue {index} goes on at {goes_on}, its used index, not at {said}, where it was"
             );
         }
         let mut ring = Self {
+            label: Arc::clone(label),
             index,
             queue,
             memory: start.memory,
@@ -151,7 +159,8 @@ impl Ring {
     fn stop_broken(&mut self, why: &str) {
         self.state = RingState::Broken;
         log::error!(
-            "queue {} stops, because {why}; it is served again when the guest's driver resets the device",
+            "{}queue {} stops, because {why}; it is served again when the guest's driver resets the device",
+            self.label,
             self.index
         );
         if let Some(error) = &mut self.error {

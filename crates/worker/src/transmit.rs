@@ -10,12 +10,12 @@ use crate::ring::{Ring, RingState};
 use crate::trace::{Journey, Outcome};
 
 /// A burst that the datapath is done with.
-struct Sent {
+pub struct Sent {
     /// Entries of the ring that went back to the guest.
-    slots: u16,
-    packets: u16,
-    bytes: u32,
-    drops: DropCounts,
+    pub slots: u16,
+    pub packets: u16,
+    pub bytes: u32,
+    pub drops: DropCounts,
 }
 
 /// A burst that was published to its guest, who was not told yet.
@@ -74,26 +74,52 @@ impl<D: Datapath> Pair<D> {
                 return Ok(None);
             }
         }
+        let Some((mut journey, backlog)) = self.next_burst(ring, context)? else {
+            return Ok(None);
+        };
+        let sent = self.send(ring, &mut journey, backlog.polled, context)?;
+        Ok(self.sent(ring, journey, backlog, &sent, context))
+    }
+
+    /// The boundaries that the next burst has crossed already, if there is one and it is time to take it.
+    #[inline]
+    pub fn next_burst(
+        &mut self,
+        ring: &mut Ring,
+        context: &mut Context<'_>,
+    ) -> Result<Option<(Journey, Backlog)>, Broken> {
         // A worker that is woken up by kicks would not be for what comes while it waits.
         let paced = context.polling && self.backlog.is_none();
         if paced && !self.pace.is_due(|| context.tracer.now()) {
             return Ok(None);
         }
-        let Some((mut journey, backlog)) = self.see_chains(ring, context)? else {
+        let seen = self.see_chains(ring, context)?;
+        if seen.is_none() {
             self.pace.missed();
-            return Ok(None);
-        };
-        let Sent { slots, packets, bytes, drops } =
-            self.send(ring, &mut journey, backlog.polled, context)?;
+        }
+        Ok(seen)
+    }
+
+    /// Takes note of a burst that was published to its guest.
+    #[inline]
+    pub fn sent(
+        &mut self,
+        ring: &Ring,
+        mut journey: Journey,
+        backlog: Backlog,
+        sent: &Sent,
+        context: &mut Context<'_>,
+    ) -> Option<Untold> {
+        let Sent { slots, packets, bytes, ref drops } = *sent;
         context.tracer.cross(&mut journey, Stage::Complete);
-        context.tracer.dropped(ring.index, &drops);
+        context.tracer.dropped(ring.index, drops);
         let left = backlog.slots.saturating_sub(slots);
         if context.polling {
             let now = context.tracer.recent(&journey);
             self.pace.found(now, slots, left > 0, context.longest);
         }
         self.backlog = (left > 0).then_some(Backlog { slots: left, ..backlog });
-        Ok((slots > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled }))
+        (slots > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled })
     }
 
     /// Takes chains, has the datapath carry their frames, and publishes those that are done with.
@@ -165,7 +191,7 @@ impl<D: Datapath> Pair<D> {
 
 /// Takes one burst from a disabled ring and drops it.
 #[cold]
-fn discard_burst(ring: &mut Ring, context: &mut Context<'_>) -> Result<(), Broken> {
+pub fn discard_burst(ring: &mut Ring, context: &mut Context<'_>) -> Result<(), Broken> {
     if ring.queue.look()? == 0 {
         return Ok(());
     }

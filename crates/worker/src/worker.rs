@@ -9,15 +9,17 @@ use std::time::Duration;
 use burst_trace::{Clock, Writer};
 use datapath::Datapath;
 
+use crate::fabric::{Fabric, Member};
 use crate::fault::{Delay, Fault};
 use crate::idle::{Idle, Pause};
-use crate::mailbox::{Command, Mailbox, RingStart, StartError};
+use crate::mailbox::{Command, Inbox, Mailbox, RingStart, StartError};
 use crate::pace::LONGEST;
-use crate::pair::{Context, HOLD, Pair, RETRY};
+use crate::pair::{Context, HOLD, Pair, RETRY, Shared};
 use crate::policy::{PollPolicy, Scheduling};
 use crate::sleep::{Sleeper, Token};
 use crate::sys;
 use crate::trace::Tracer;
+use crate::wiring::{Direct, Wiring};
 
 /// How a worker is set up.
 #[derive(Clone, Debug)]
@@ -28,6 +30,15 @@ pub struct WorkerOptions {
     pub scheduling: Scheduling,
     /// What it does without work.
     pub poll: PollPolicy,
+}
+
+/// A guest that a worker serves, or a part of its queue pairs.
+#[derive(Debug)]
+pub struct GuestOptions {
+    /// What stands before messages about it: its name, where a daemon has several guests.
+    pub label: String,
+    /// The worker's end of the guest's recorder.
+    pub writer: Writer,
     /// Delays to plant.
     pub delays: Vec<Delay>,
     /// Whether bursts are stamped and recorded.
@@ -37,28 +48,61 @@ pub struct WorkerOptions {
 /// A worker's thread, from the outside. Ends the thread when dropped.
 #[derive(Debug)]
 pub struct Worker {
-    mailbox: Arc<Mailbox>,
+    inbox: Arc<Inbox>,
+    /// One a guest.
+    mailboxes: Vec<Arc<Mailbox>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts a worker that serves `pairs`: queue pair numbers with their datapaths.
+    /// Starts a worker that serves `pairs` of one guest: queue pair numbers with their datapaths.
     ///
     /// # Errors
     /// When the thread, its epoll instance, or its scheduling could not be had.
     pub fn spawn<D: Datapath>(
         options: WorkerOptions,
+        guest: GuestOptions,
         pairs: Vec<(u16, D)>,
         clock: Clock,
-        writer: Writer,
     ) -> io::Result<Self> {
-        let mailbox = Arc::new(Mailbox::new()?);
+        let label: Arc<str> = guest.label.as_str().into();
+        let new = |(index, datapath)| Pair::new(0, Arc::clone(&label), index, datapath);
+        let pairs = pairs.into_iter().map(new).collect();
+        Self::spawn_wired(options, Direct::new(), vec![guest], pairs, clock)
+    }
+
+    /// Starts a worker that joins all queue pairs of several guests by a learning switch. Each guest is a port
+    /// of it, in the order given.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_switch(
+        options: WorkerOptions,
+        guests: Vec<(GuestOptions, Member)>,
+        clock: Clock,
+    ) -> io::Result<Self> {
+        let (guests, members): (Vec<_>, Vec<_>) = guests.into_iter().unzip();
+        let labels = guests.iter().map(|guest| guest.label.as_str().into());
+        let pairs = Fabric::pairs(labels.zip(&members));
+        Self::spawn_wired(options, Fabric::new(&members, &clock), guests, pairs, clock)
+    }
+
+    fn spawn_wired<W: Wiring>(
+        options: WorkerOptions,
+        wiring: W,
+        guests: Vec<GuestOptions>,
+        pairs: Vec<Pair<W::Wire>>,
+        clock: Clock,
+    ) -> io::Result<Self> {
+        let inbox = Arc::new(Inbox::new()?);
+        let mailbox = |guest| Arc::new(Mailbox::new(Arc::clone(&inbox), guest));
+        let mailboxes = (0..guests.len()).map(mailbox).collect();
         let (ready, is_ready) = sync_channel(1);
-        let inside = Arc::clone(&mailbox);
+        let inside = Arc::clone(&inbox);
         let name = format!("worker-{}", options.index);
         let thread = Builder::new().name(name).spawn(move || {
             let _closed_at_the_end = CloseAtTheEnd(Arc::clone(&inside));
-            match Loop::new(options, pairs, clock, writer, inside) {
+            match Loop::new(options, wiring, guests, pairs, clock, inside) {
                 Ok(mut work) => {
                     let _ = ready.send(Ok(()));
                     work.run();
@@ -69,20 +113,23 @@ impl Worker {
             }
         })?;
         let started = is_ready.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
-        let worker = Self { mailbox, thread: Some(thread) };
+        let worker = Self { inbox, mailboxes, thread: Some(thread) };
         started.map(|()| worker)
     }
 
-    /// How to talk to it.
+    /// How the device of guest number `guest`, in the order they were given, talks to it.
+    ///
+    /// # Panics
+    /// When there are not so many.
     #[must_use]
-    pub const fn mailbox(&self) -> &Arc<Mailbox> {
-        &self.mailbox
+    pub fn mailbox(&self, guest: usize) -> &Arc<Mailbox> {
+        &self.mailboxes[guest]
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.mailbox.end();
+        self.inbox.end();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -92,7 +139,7 @@ impl Drop for Worker {
 }
 
 /// However a worker's thread ends, nobody is left waiting for it.
-struct CloseAtTheEnd(Arc<Mailbox>);
+struct CloseAtTheEnd(Arc<Inbox>);
 
 impl Drop for CloseAtTheEnd {
     fn drop(&mut self) {
@@ -105,11 +152,14 @@ impl Drop for CloseAtTheEnd {
 /// than with one pause.
 const PAUSES_A_LOOK: u32 = 6;
 
-struct Loop<D> {
-    mailbox: Arc<Mailbox>,
+struct Loop<W: Wiring> {
+    inbox: Arc<Inbox>,
     sleeper: Sleeper,
-    tracer: Tracer,
-    pairs: Vec<Pair<D>>,
+    wiring: W,
+    /// One a guest.
+    tracers: Vec<Tracer>,
+    pairs: Vec<Pair<W::Wire>>,
+    clock: Clock,
     pause: Pause,
     /// Whether it ever looks for frames without having been woken for them.
     polls: bool,
@@ -123,28 +173,32 @@ struct Loop<D> {
     woken: u64,
 }
 
-impl<D: Datapath> Loop<D> {
+impl<W: Wiring> Loop<W> {
     fn new(
         options: WorkerOptions,
-        pairs: Vec<(u16, D)>,
+        wiring: W,
+        guests: Vec<GuestOptions>,
+        pairs: Vec<Pair<W::Wire>>,
         clock: Clock,
-        writer: Writer,
-        mailbox: Arc<Mailbox>,
+        inbox: Arc<Inbox>,
     ) -> io::Result<Self> {
         sys::schedule(options.scheduling)?;
         let sleeper = Sleeper::new()?;
-        sleeper.add(mailbox.wake(), Token::Mailbox)?;
-        let pairs: Vec<_> =
-            pairs.into_iter().map(|(index, datapath)| Pair::new(index, datapath)).collect();
+        sleeper.add(inbox.wake(), Token::Mailbox)?;
         for pair in &pairs {
             pair.listen(&sleeper)?;
         }
-        let fault = Fault::new(&options.delays, &clock);
+        let tracer = |guest: GuestOptions| {
+            let fault = Fault::new(&guest.delays, &clock);
+            Tracer::new(clock, guest.writer, fault, guest.trace)
+        };
         Ok(Self {
-            mailbox,
+            inbox,
             sleeper,
-            tracer: Tracer::new(clock, writer, fault, options.trace),
+            wiring,
+            tracers: guests.into_iter().map(tracer).collect(),
             pairs,
+            clock,
             pause: Pause::new(options.poll, clock),
             polls: options.poll != PollPolicy::Never,
             hold: clock.ticks_in(HOLD),
@@ -156,7 +210,7 @@ impl<D: Datapath> Loop<D> {
 
     fn run(&mut self) {
         loop {
-            if self.mailbox.is_pending() && self.obey().is_break() {
+            if self.inbox.is_pending() && self.obey().is_break() {
                 return;
             }
             if self.turn() {
@@ -176,12 +230,8 @@ impl<D: Datapath> Loop<D> {
     /// One burst each way for every queue pair. Returns whether there was any.
     #[inline]
     fn turn(&mut self) -> bool {
-        let mut worked = false;
-        let (pairs, mut context) = self.split();
-        for pair in pairs {
-            worked |= pair.turn(&mut context);
-        }
-        worked
+        let (wiring, pairs, mut shared) = self.split();
+        wiring.turn(pairs, &mut shared)
     }
 
     /// Asks for kicks, looks once more, and sleeps until something happens or `limit` has passed.
@@ -190,12 +240,13 @@ impl<D: Datapath> Loop<D> {
         for pair in &mut self.pairs {
             work |= pair.arm();
         }
+        work |= self.wiring.has_work(&self.pairs);
         if !work {
             let holding = self.pairs.iter().any(|pair| pair.receive.is_holding());
             let hold = holding.then_some(HOLD);
-            let limit = limit.into_iter().chain(hold).min();
+            let limit = limit.into_iter().chain(hold).chain(self.wiring.limit()).min();
             let mut asleep = self.sleeper.sleep(limit).peekable();
-            self.woken = self.tracer.stamp();
+            self.woken = self.clock.now();
             let woken = asleep.peek().is_some();
             for token in asleep {
                 if let Token::Datapath(index) = token
@@ -214,60 +265,67 @@ impl<D: Datapath> Loop<D> {
     /// Does what the control plane asked for.
     #[cold]
     fn obey(&mut self) -> std::ops::ControlFlow<()> {
-        for command in self.mailbox.take() {
+        for (guest, command) in self.inbox.take() {
             match command {
                 Command::Start { ring, start, done } => {
-                    let _ = done.send(self.start(ring, *start));
+                    let _ = done.send(self.start(guest, ring, *start));
                 }
                 Command::Stop { ring, done } => {
-                    let _ = done.send(self.on_pair(ring, |pair, context| pair.stop(ring, context)));
+                    let stopped = self.on_pair(guest, ring, |pair, context| pair.stop(ring, context));
+                    let _ = done.send(stopped);
                 }
                 Command::Enable { ring, enabled, done } => {
-                    self.on_pair(ring, |pair, context| {
+                    self.on_pair(guest, ring, |pair, context| {
                         pair.enable(ring, enabled, context.tracer);
                         Some(())
                     });
                     let _ = done.send(());
                 }
                 Command::Call { ring, call, done } => {
-                    self.on_pair(ring, |pair, _| {
+                    self.on_pair(guest, ring, |pair, _| {
                         pair.ring_mut(ring).map(|it| it.change_call(call))
                     });
                     let _ = done.send(());
                 }
                 Command::Error { ring, error, done } => {
-                    self.on_pair(ring, |pair, _| pair.ring_mut(ring).map(|it| it.set_error(error)));
+                    self.on_pair(guest, ring, |pair, _| {
+                        pair.ring_mut(ring).map(|it| it.set_error(error))
+                    });
                     let _ = done.send(());
                 }
                 Command::Memory { memory, done } => {
-                    self.pairs.iter_mut().for_each(|pair| pair.set_memory(&memory));
+                    let of_guest = self.pairs.iter_mut().filter(|pair| pair.guest == guest);
+                    of_guest.for_each(|pair| pair.set_memory(&memory));
                     let _ = done.send(());
                 }
                 Command::End => return std::ops::ControlFlow::Break(()),
             }
         }
+        self.wiring.rings_changed(&mut self.pairs);
         std::ops::ControlFlow::Continue(())
     }
 
-    fn start(&mut self, ring: u16, start: RingStart) -> Result<(), StartError> {
-        self.on_pair(ring, |pair, context| Some(pair.start(ring, start, context)))
+    fn start(&mut self, guest: usize, ring: u16, start: RingStart) -> Result<(), StartError> {
+        self.on_pair(guest, ring, |pair, context| Some(pair.start(ring, start, context)))
             .unwrap_or(Err(StartError::WorkerGone))
     }
 
     fn on_pair<T>(
         &mut self,
+        guest: usize,
         ring: u16,
-        work: impl FnOnce(&mut Pair<D>, &mut Context<'_>) -> Option<T>,
+        work: impl FnOnce(&mut Pair<W::Wire>, &mut Context<'_>) -> Option<T>,
     ) -> Option<T> {
-        let (pairs, mut context) = self.split();
-        let pair = pairs.iter_mut().find(|pair| pair.rings().contains(&ring))?;
-        work(pair, &mut context)
+        let (_, pairs, mut shared) = self.split();
+        let serves = |pair: &&mut Pair<_>| pair.guest == guest && pair.rings().contains(&ring);
+        let pair = pairs.iter_mut().find(serves)?;
+        work(pair, &mut shared.of(guest))
     }
 
     #[inline]
-    fn split(&mut self) -> (&mut [Pair<D>], Context<'_>) {
-        let context = Context {
-            tracer: &mut self.tracer,
+    fn split(&mut self) -> (&mut W, &mut [Pair<W::Wire>], Shared<'_>) {
+        let shared = Shared {
+            tracers: &mut self.tracers,
             sleeper: &self.sleeper,
             woken: self.woken,
             polling: self.polls,
@@ -275,6 +333,6 @@ impl<D: Datapath> Loop<D> {
             retry: self.retry,
             longest: self.longest,
         };
-        (&mut self.pairs, context)
+        (&mut self.wiring, &mut self.pairs, shared)
     }
 }

@@ -1,0 +1,474 @@
+//! The queue pairs of several guests, joined by a learning switch.
+//!
+//! One worker serves them all: so a frame goes with one copy from the ring of its sender into that of its receiver,
+//! and nothing is locked. A turn takes one burst from every pair, so that no guest can take more than its turn,
+//! whatever it sends.
+//!
+//! A receiver without buffers must not hold up what its sender has for others. Frames wait for it only while
+//! nothing for anybody else is in sight behind them, and not for long; then they are dropped and counted on the
+//! receiver's side.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use burst_trace::{Clock, DropCause, DropCounts, Stage};
+use datapath::switch::{ADDRESSES_LEN, GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, Verdict};
+use datapath::{Capabilities, Transmitted};
+use virtio_net::{BURST_MAX, Frames, GuestRoom, MacAddress, TransmitBurst};
+use virtqueue::{Broken, Chains};
+
+use crate::forecast::Worked;
+use crate::forward::{Delivery, Sight};
+use crate::pair::{Context, Pair, Shared, Starved};
+use crate::ring::{Ring, RingState};
+use crate::transmit::{Sent, Untold, discard_burst};
+use crate::wiring::Wiring;
+
+/// The most queue pairs of all guests together.
+pub const PAIRS_MAX: usize = PORTS_MAX;
+
+/// How long frames wait for a receiver that takes none at all.
+const STUCK: Duration = Duration::from_millis(100);
+/// How long they wait where more may stand behind them than is in sight.
+const CROWDED: Duration = Duration::from_millis(1);
+
+/// A burst from one guest ends behind the frame with which it has so many bytes: 64 segments of 64 KiB would keep
+/// the worker from the other guests for as long as it takes to copy 4 MiB.
+const BURST_BYTES_MAX: u32 = 256 << 10;
+
+/// A guest of a switch.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    /// How many queue pairs it has.
+    pub queue_pairs: u16,
+    /// The address that it was given, if it was.
+    pub mac: Option<MacAddress>,
+    /// What its port can do.
+    pub capabilities: Capabilities,
+}
+
+/// A switch at work. Pairs are named by their place in the worker's list.
+#[derive(Debug)]
+pub struct Fabric {
+    switch: Switch,
+    /// For each port, its pairs.
+    ports: Vec<Range<usize>>,
+    /// One a pair.
+    ends: Vec<End>,
+    /// Which pairs take frames: one bit a pair.
+    up: u64,
+    /// For each pair, the frames of this burst that go to it: one bit a frame.
+    shares: [u64; PAIRS_MAX],
+    /// Which pairs have a share.
+    wanted: u64,
+    /// Which frames of this burst go to everyone.
+    flooded: u64,
+    /// Which pairs have frames that they were not told of.
+    untold: u64,
+    /// [`STUCK`] and [`CROWDED`] in ticks.
+    stuck: u64,
+    crowded: u64,
+}
+
+/// A queue pair as the switch sees it. Times in ticks.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    port: u8,
+    /// Its number among those of its port.
+    queue: usize,
+    /// Its frames wait for another pair's buffers.
+    waits: Option<Wait>,
+    /// Since when there was not room for all that it should get.
+    full_since: Option<u64>,
+    /// When it last took a frame since then.
+    took: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// The pair.
+    receiver: usize,
+    until: u64,
+}
+
+impl Fabric {
+    /// A switch with these guests; none has rings yet.
+    ///
+    /// # Panics
+    /// When they have more than [`PAIRS_MAX`] queue pairs.
+    pub fn new(members: &[Member], clock: &Clock) -> Self {
+        let second = clock.ticks_in(Duration::from_secs(1));
+        let mut switch = Switch::new(&vec![GUEST_ADDRESSES_MAX; members.len()], second);
+        let (mut ports, mut ends) = (Vec::new(), Vec::new());
+        for (port, member) in (0..).zip(members) {
+            if let Some(mac) = member.mac {
+                switch.pin(port, mac);
+            }
+            let first = ends.len();
+            let end = |queue| End { port, queue, waits: None, full_since: None, took: 0 };
+            ends.extend((0..member.queue_pairs.into()).map(end));
+            ports.push(first..ends.len());
+        }
+        assert!(ends.len() <= PAIRS_MAX, "at most {PAIRS_MAX} queue pairs on a switch");
+        Self {
+            switch,
+            ports,
+            ends,
+            up: 0,
+            shares: [0; PAIRS_MAX],
+            wanted: 0,
+            flooded: 0,
+            untold: 0,
+            stuck: clock.ticks_in(STUCK),
+            crowded: clock.ticks_in(CROWDED),
+        }
+    }
+
+    /// The pairs of these guests, in the order in which [`new`](Self::new) numbers them.
+    pub fn pairs<'m>(
+        members: impl Iterator<Item = (Arc<str>, &'m Member)>,
+    ) -> Vec<Pair<Port>> {
+        let pairs_of = |(guest, (label, member)): (usize, (Arc<str>, &Member))| {
+            let capabilities = member.capabilities;
+            (0..member.queue_pairs)
+                .map(move |index| Pair::new(guest, Arc::clone(&label), index, Port::new(capabilities)))
+        };
+        members.enumerate().flat_map(pairs_of).collect()
+    }
+
+    fn pair_turn(
+        &mut self,
+        at: usize,
+        pairs: &mut [Pair<Port>],
+        shared: &mut Shared<'_>,
+    ) -> bool {
+        let Some(mut ring) = pairs[at].tx.take() else { return false };
+        let guest = pairs[at].guest;
+        let sent = match ring.state {
+            RingState::Enabled => self.burst(at, &mut ring, pairs, shared),
+            RingState::Disabled => {
+                discard_burst(&mut ring, &mut shared.of(guest)).map(|()| None)
+            }
+            RingState::Waiting | RingState::Broken => Ok(None),
+        };
+        let sent = sent.unwrap_or_else(|broken| {
+            ring.break_down(broken);
+            pairs[at].backlog = None;
+            None
+        });
+        pairs[at].tx = Some(ring);
+        // Receivers first, and nobody before the sender has its buffers back: see `Pair::tell_forwarded`.
+        let mut worked = false;
+        for receiver in bits(std::mem::take(&mut self.untold)) {
+            let pair = &mut pairs[receiver];
+            worked |= pair.tell_forwarded(&mut shared.of(pair.guest));
+            pair.worked.add(Worked::RECEIVED);
+        }
+        if let Some(untold) = sent {
+            pairs[at].tell_transmitted(untold, &mut shared.of(guest));
+            pairs[at].worked.add(Worked::TRANSMITTED);
+            worked = true;
+        }
+        worked
+    }
+
+    /// Moves one burst from a guest to the others, if there is one.
+    fn burst(
+        &mut self,
+        at: usize,
+        ring: &mut Ring,
+        pairs: &mut [Pair<Port>],
+        shared: &mut Shared<'_>,
+    ) -> Result<Option<Untold>, Broken> {
+        let guest = pairs[at].guest;
+        if self.ends[at].waits.is_some() {
+            if self.still_waits(at, ring, pairs, shared) {
+                return Ok(None);
+            }
+            // What came meanwhile is in sight now, too.
+            let slots = ring.queue.look()?;
+            if let Some(backlog) = &mut pairs[at].backlog {
+                backlog.slots = backlog.slots.max(slots);
+            }
+        }
+        let mut context = shared.of(guest);
+        let Some((mut journey, backlog)) = pairs[at].next_burst(ring, &mut context)? else {
+            return Ok(None);
+        };
+        let sent = {
+            let Ring { queue, memory, negotiated, .. } = &mut *ring;
+            let mut chains = Chains::new();
+            let burst = TransmitBurst::gather(queue, memory, *negotiated, &mut chains)?;
+            context.tracer.cross(&mut journey, Stage::Gather);
+            let gathered = context.tracer.recent(&journey);
+            let sight = Sight { wake: gathered, seen: gathered, polled: backlog.polled };
+            let done = self.carry(at, burst.frames(), sight, pairs, shared);
+            shared.of(guest).tracer.cross(&mut journey, Stage::Egress);
+            let Transmitted { taken, bytes, mut drops } = done;
+            #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
+            let packets = taken as u16 - drops.total();
+            let slots = burst.complete(queue, taken, &mut drops);
+            queue.publish();
+            Sent { slots, packets, bytes, drops }
+        };
+        let pair = &mut pairs[at];
+        pair.blocked = self.ends[at].waits.is_some();
+        Ok(pair.sent(ring, journey, backlog, &sent, &mut shared.of(guest)))
+    }
+
+    /// Whether the frames of pair `at` still wait for another pair's buffers, and nothing has come that could
+    /// change it.
+    #[cold]
+    fn still_waits(
+        &mut self,
+        at: usize,
+        ring: &Ring,
+        pairs: &[Pair<Port>],
+        shared: &mut Shared<'_>,
+    ) -> bool {
+        let waits = self.ends[at].waits.is_some_and(|wait| {
+            let receiver = &pairs[wait.receiver];
+            let has_room = receiver.starved.is_none()
+                || receiver.rx.as_ref().is_none_or(|rx| {
+                    rx.state != RingState::Enabled || rx.queue.has_grown()
+                });
+            !has_room && !ring.queue.has_grown() && shared.tracers[0].now() < wait.until
+        });
+        if !waits {
+            self.ends[at].waits = None;
+        }
+        waits
+    }
+
+    /// Carries the frames of pair `at` to wherever they go.
+    fn carry(
+        &mut self,
+        at: usize,
+        frames: Frames<'_, '_>,
+        mut sight: Sight,
+        pairs: &mut [Pair<Port>],
+        shared: &mut Shared<'_>,
+    ) -> Transmitted {
+        let now = sight.wake;
+        let is_crowded = frames.len() == BURST_MAX;
+        let mut done = self.sort(at, frames, now);
+        let frames = frames.take(done.taken);
+        for to in bits(std::mem::take(&mut self.wanted)) {
+            let share = std::mem::take(&mut self.shares[to]);
+            let pair = &mut pairs[to];
+            let mut context = shared.of(pair.guest);
+            let left = match pair.deliver(sight, &mut context, |_, room| place(frames, share, room)) {
+                Delivery::NotServed => {
+                    let lost = share & !self.flooded;
+                    (0..lost.count_ones()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
+                    continue;
+                }
+                Delivery::NoBuffers => share,
+                Delivery::Done(left) => {
+                    self.untold |= 1 << to;
+                    left
+                }
+            };
+            // The next receiver's turn begins here.
+            sight.seen = pair.forwarded.as_ref().map_or(sight.seen, |it| it.journey.last());
+            if left == 0 {
+                self.ends[to].full_since = None;
+            } else {
+                let end = &mut self.ends[to];
+                end.note_full(now, left != share);
+                let until = end.patience(is_crowded, self.stuck, self.crowded);
+                let wait = Wait { receiver: to, until };
+                if self.may_wait(wait, left, frames.len(), &context) {
+                    let first = left.trailing_zeros() as usize;
+                    done.taken = first;
+                    done.bytes = bytes_of(frames.take(first));
+                    let Sight { wake, seen, polled } = sight;
+                    pair.starved.get_or_insert(Starved { wake, seen, polled, since: wake });
+                    self.ends[at].waits = Some(wait);
+                } else {
+                    pair.starved = None;
+                    drop_frames(left, pair.rings()[0], &mut context);
+                }
+            }
+        }
+        done
+    }
+
+    /// Whether the frames `left` out of `count` may wait for their receiver: not, if there is one for anybody else
+    /// behind them.
+    #[cold]
+    fn may_wait(&self, wait: Wait, left: u64, count: usize, context: &Context<'_>) -> bool {
+        let first = left.trailing_zeros();
+        let behind = all(count) >> first << first;
+        left == behind && left & self.flooded == 0 && context.tracer.now() < wait.until
+    }
+
+    /// Looks where each frame goes, and notes it in the receivers' shares. Returns how many of them are this burst.
+    fn sort(&mut self, at: usize, frames: Frames<'_, '_>, now: u64) -> Transmitted {
+        let mut done = Transmitted::default();
+        let End { port, queue, .. } = self.ends[at];
+        self.flooded = 0;
+        let mut last: Option<([u8; ADDRESSES_LEN], usize)> = None;
+        for (n, frame) in frames.iter().enumerate() {
+            if done.bytes >= BURST_BYTES_MAX {
+                break;
+            }
+            done.taken += 1;
+            let Some(addresses) = frame.front::<ADDRESSES_LEN>() else {
+                done.drops.add(DropCause::TxTooShort);
+                continue;
+            };
+            done.bytes += wire_len(frame.len());
+            let bit = 1 << n;
+            // Mostly a burst goes one way.
+            if let Some((same, to)) = last
+                && same == addresses
+            {
+                self.shares[to] |= bit;
+                continue;
+            }
+            match self.switch.route(port, addresses, now) {
+                Verdict::Port(to) => {
+                    let to = self.pair_of(to, queue);
+                    self.shares[to] |= bit;
+                    self.wanted |= 1 << to;
+                    last = Some((addresses, to));
+                }
+                Verdict::Everyone => self.share_with_everyone(port, queue, bit, &mut done),
+                Verdict::FloodLimit => done.drops.add(DropCause::TxFloodLimit),
+                Verdict::Nowhere => done.drops.add(DropCause::TxNoReceiver),
+            }
+        }
+        done
+    }
+
+    /// A frame that goes to every port but its own.
+    fn share_with_everyone(&mut self, port: u8, queue: usize, bit: u64, done: &mut Transmitted) {
+        self.flooded |= bit;
+        let mut others = 0;
+        for other in (0..).take(self.ports.len()).filter(|other| *other != port) {
+            let to = self.pair_of(other, queue);
+            if self.up & 1 << to != 0 {
+                self.shares[to] |= bit;
+                others |= 1 << to;
+            }
+        }
+        self.wanted |= others;
+        if others == 0 {
+            done.drops.add(DropCause::TxNoReceiver);
+        }
+    }
+
+    /// The pair of `port` that gets what comes from pair number `queue` of another one: always the same, so that
+    /// the frames of one flow stay in order.
+    #[inline]
+    fn pair_of(&self, port: u8, queue: usize) -> usize {
+        let pairs = &self.ports[usize::from(port)];
+        let pair = pairs.start + queue % pairs.len();
+        // A guest need not use all of them.
+        if self.up & 1 << pair != 0 { pair } else { pairs.start }
+    }
+}
+
+impl End {
+    /// There was not room for all; for some there was, if `took`.
+    fn note_full(&mut self, now: u64, took: bool) {
+        if self.full_since.is_none() || took {
+            self.took = now;
+        }
+        self.full_since.get_or_insert(now);
+    }
+
+    /// Until when frames may wait for it. A receiver that takes some now and then is waited for; but where more
+    /// stand behind them than is in sight, only for a moment.
+    fn patience(&self, is_crowded: bool, stuck: u64, crowded: u64) -> u64 {
+        let since = self.full_since.unwrap_or_default();
+        if is_crowded { since + crowded } else { self.took + stuck }
+    }
+}
+
+impl Wiring for Fabric {
+    type Wire = Port;
+
+    #[inline]
+    fn turn(&mut self, pairs: &mut [Pair<Port>], shared: &mut Shared<'_>) -> bool {
+        let mut worked = false;
+        for at in 0..pairs.len() {
+            worked |= self.pair_turn(at, pairs, shared);
+        }
+        worked
+    }
+
+    fn rings_changed(&mut self, pairs: &mut [Pair<Port>]) {
+        let before = self.up;
+        self.up = 0;
+        for (at, (end, pair)) in self.ends.iter_mut().zip(pairs).enumerate() {
+            self.up |= u64::from(pair.is_served()) << at;
+            (end.waits, end.full_since, pair.blocked) = (None, None, false);
+        }
+        for (port, pairs) in (0..).zip(&self.ports) {
+            let mask = all(pairs.len()) << pairs.start;
+            if before & mask != 0 && self.up & mask == 0 {
+                self.switch.unplug(port);
+            }
+        }
+    }
+
+    fn has_work(&self, pairs: &[Pair<Port>]) -> bool {
+        let waiting = self.ends.iter().zip(pairs).filter(|(end, _)| end.waits.is_some());
+        waiting.filter_map(|(_, pair)| pair.tx.as_ref()).any(|tx| tx.queue.has_grown())
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        self.ends.iter().any(|end| end.waits.is_some()).then_some(CROWDED)
+    }
+}
+
+/// Places those of the frames whose bits are set. Returns the bits of those that found no room.
+#[inline]
+fn place(frames: Frames<'_, '_>, mut share: u64, room: &mut GuestRoom<'_, '_>) -> u64 {
+    while share != 0 {
+        let first = share.trailing_zeros();
+        let count = (share >> first).trailing_ones();
+        let (taken, _) = room.forward(frames.skip(first as usize).take(count as usize));
+        share &= !(all(taken) << first);
+        if taken < count as usize {
+            break;
+        }
+    }
+    share
+}
+
+#[cold]
+fn drop_frames(frames: u64, ring: u16, context: &mut Context<'_>) {
+    let mut drops = DropCounts::default();
+    (0..frames.count_ones()).for_each(|_| drops.add(DropCause::RxSwitchFull));
+    context.tracer.dropped(ring, &drops);
+}
+
+#[cold]
+fn bytes_of(frames: Frames<'_, '_>) -> u32 {
+    frames.iter().map(|frame| wire_len(frame.len())).sum()
+}
+
+/// The lowest `count` bits.
+const fn all(count: usize) -> u64 {
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut set: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = set.trailing_zeros();
+        let next = (set != 0).then_some(bit as usize);
+        set &= set.wrapping_sub(1);
+        next
+    })
+}
+
+/// A frame's length for the counters.
+#[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
+const fn wire_len(len: usize) -> u32 {
+    len as u32
+}

@@ -1,0 +1,54 @@
+//! How the queue pairs of a worker are joined: each with a wire of its own, or with one another.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use datapath::Datapath;
+
+use crate::pair::{Pair, Shared};
+
+/// Where the frames of a worker's pairs go to and come from.
+pub trait Wiring: Send + 'static {
+    /// The datapath of each pair.
+    type Wire: Datapath;
+
+    /// One burst each way for every pair. Returns whether there was any.
+    fn turn(&mut self, pairs: &mut [Pair<Self::Wire>], shared: &mut Shared<'_>) -> bool;
+
+    /// The control plane has started, stopped, enabled or disabled rings.
+    fn rings_changed(&mut self, _pairs: &mut [Pair<Self::Wire>]) {}
+
+    /// Whether there is work that the pairs, which have just asked for kicks, do not see themselves.
+    fn has_work(&self, _pairs: &[Pair<Self::Wire>]) -> bool {
+        false
+    }
+
+    /// How long the worker may sleep at most.
+    fn limit(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Each pair has its own datapath; all are of one guest.
+#[derive(Debug)]
+pub struct Direct<D>(PhantomData<fn() -> D>);
+
+impl<D> Direct<D> {
+    pub const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<D: Datapath> Wiring for Direct<D> {
+    type Wire = D;
+
+    #[inline]
+    fn turn(&mut self, pairs: &mut [Pair<D>], shared: &mut Shared<'_>) -> bool {
+        let mut context = shared.of(0);
+        let mut worked = false;
+        for pair in pairs {
+            worked |= pair.turn(&mut context);
+        }
+        worked
+    }
+}
