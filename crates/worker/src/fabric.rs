@@ -8,6 +8,8 @@
 //! nothing for anybody else is in sight behind them, and not for long; then they are dropped and counted on the
 //! receiver's side.
 
+mod placing;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +17,10 @@ use std::time::Duration;
 use burst_trace::{Clock, DropCause, DropCounts, Stage};
 use datapath::switch::{ADDRESSES_LEN, GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, Verdict};
 use datapath::{Capabilities, Transmitted};
-use virtio_net::{BURST_MAX, Frames, GuestRoom, MacAddress, TransmitBurst};
+use virtio_net::{BURST_MAX, Frames, MacAddress, TransmitBurst};
 use virtqueue::{Broken, Chains};
+
+use self::placing::{Placing, Unfinished, all};
 
 use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
@@ -35,7 +39,7 @@ const CROWDED: Duration = Duration::from_millis(1);
 
 /// A burst from one guest ends behind the frame with which it has so many bytes: 64 segments of 64 KiB would keep
 /// the worker from the other guests for as long as it takes to copy 4 MiB.
-const BURST_BYTES_MAX: u32 = 256 << 10;
+const BURST_BYTES_MAX: usize = 256 << 10;
 
 /// A guest of a switch.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +66,8 @@ pub struct Fabric {
     shares: [u64; PAIRS_MAX],
     /// Which pairs have a share.
     wanted: u64,
+    /// The frames of this burst that have something left to do.
+    unfinished: Unfinished,
     /// Which frames of this burst go to everyone.
     flooded: u64,
     /// Which pairs have frames that they were not told of.
@@ -79,6 +85,8 @@ struct End {
     queue: usize,
     /// Its frames wait for another pair's buffers.
     waits: Option<Wait>,
+    /// What they waited for at the last try.
+    begun: Option<Wait>,
     /// Since when there was not room for all that it should get.
     full_since: Option<u64>,
     /// When it last took a frame since then.
@@ -90,6 +98,8 @@ struct Wait {
     /// The pair.
     receiver: usize,
     until: u64,
+    /// How many segments of the first frame it has already.
+    segments: usize,
 }
 
 impl Fabric {
@@ -106,7 +116,7 @@ impl Fabric {
                 switch.pin(port, mac);
             }
             let first = ends.len();
-            let end = |queue| End { port, queue, waits: None, full_since: None, took: 0 };
+            let end = |queue| End { port, queue, waits: None, begun: None, full_since: None, took: 0 };
             ends.extend((0..member.queue_pairs.into()).map(end));
             ports.push(first..ends.len());
         }
@@ -118,6 +128,7 @@ impl Fabric {
             up: 0,
             shares: [0; PAIRS_MAX],
             wanted: 0,
+            unfinished: Unfinished::new(),
             flooded: 0,
             untold: 0,
             stuck: clock.ticks_in(STUCK),
@@ -254,45 +265,53 @@ impl Fabric {
         let is_crowded = frames.len() == BURST_MAX;
         let mut done = self.sort(at, frames, now);
         let frames = frames.take(done.taken);
+        let begun = self.ends[at].begun.take();
         for to in bits(std::mem::take(&mut self.wanted)) {
-            let share = std::mem::take(&mut self.shares[to]);
+            let left = std::mem::take(&mut self.shares[to]);
             let pair = &mut pairs[to];
             let mut context = shared.of(pair.guest);
-            let left = match pair.deliver(sight, &mut context, |_, room| place(frames, share, room)) {
-                Delivery::NotServed => {
-                    let lost = share & !self.flooded;
-                    (0..lost.count_ones()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
-                    continue;
-                }
-                Delivery::NoBuffers => share,
-                Delivery::Done(left) => {
-                    self.untold |= 1 << to;
-                    left
-                }
+            let Some(offloads) = pair.takes() else {
+                self.lose(left, &mut done);
+                continue;
             };
-            // The next receiver's turn begins here.
-            sight.seen = pair.forwarded.as_ref().map_or(sight.seen, |it| it.journey.last());
-            if left == 0 {
+            let segments = begun.filter(|wait| wait.receiver == to).map_or(0, |wait| wait.segments);
+            let unfinished = &self.unfinished;
+            let drops = DropCounts::default();
+            let mut placing = Placing { frames, unfinished, offloads, left, segments, drops };
+            let delivered = deliver_all(pair, &mut placing, &mut sight, &mut context);
+            self.untold |= u64::from(delivered) << to;
+            let Placing { left: rest, segments, drops, .. } = placing;
+            context.tracer.dropped(pair.rings()[0], &drops);
+            if rest == 0 {
                 self.ends[to].full_since = None;
-            } else {
+            } else if pair.is_served() {
                 let end = &mut self.ends[to];
-                end.note_full(now, left != share);
+                end.note_full(now, delivered);
                 let until = end.patience(is_crowded, self.stuck, self.crowded);
-                let wait = Wait { receiver: to, until };
-                if self.may_wait(wait, left, frames.len(), &context) {
-                    let first = left.trailing_zeros() as usize;
+                let wait = Wait { receiver: to, until, segments };
+                if self.may_wait(wait, rest, frames.len(), &context) {
+                    let first = rest.trailing_zeros() as usize;
                     done.taken = first;
                     done.bytes = bytes_of(frames.take(first));
                     let Sight { wake, seen, polled } = sight;
                     pair.starved.get_or_insert(Starved { wake, seen, polled, since: wake });
-                    self.ends[at].waits = Some(wait);
+                    (self.ends[at].waits, self.ends[at].begun) = (Some(wait), Some(wait));
                 } else {
                     pair.starved = None;
-                    drop_frames(left, pair.rings()[0], &mut context);
+                    drop_frames(rest, pair.rings()[0], &mut context);
                 }
+            } else {
+                self.lose(rest, &mut done);
             }
         }
         done
+    }
+
+    /// There is nobody to take these frames. Those for everyone are not missed.
+    #[cold]
+    fn lose(&self, frames: u64, done: &mut Transmitted) {
+        let lost = frames & !self.flooded;
+        (0..lost.count_ones()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
     }
 
     /// Whether the frames `left` out of `count` may wait for their receiver: not, if there is one for anybody else
@@ -309,18 +328,27 @@ impl Fabric {
         let mut done = Transmitted::default();
         let End { port, queue, .. } = self.ends[at];
         self.flooded = 0;
+        self.unfinished.clear();
         let mut last: Option<([u8; ADDRESSES_LEN], usize)> = None;
+        let mut cost = 0;
         for (n, frame) in frames.iter().enumerate() {
-            if done.bytes >= BURST_BYTES_MAX {
+            if cost >= BURST_BYTES_MAX {
                 break;
             }
             done.taken += 1;
-            let Some(addresses) = frame.front::<ADDRESSES_LEN>() else {
-                done.drops.add(DropCause::TxTooShort);
-                continue;
+            let addresses = match self.unfinished.note(n, &frame) {
+                Ok((addresses, bytes)) => {
+                    cost += bytes;
+                    addresses
+                }
+                Err(cause) => {
+                    done.drops.add(cause);
+                    continue;
+                }
             };
-            done.bytes += wire_len(frame.len());
             let bit = 1 << n;
+            let dropped = done.drops.total();
+            done.bytes += wire_len(frame.len());
             // Mostly a burst goes one way.
             if let Some((same, to)) = last
                 && same == addresses
@@ -338,6 +366,9 @@ impl Fabric {
                 Verdict::Everyone => self.share_with_everyone(port, queue, bit, &mut done),
                 Verdict::FloodLimit => done.drops.add(DropCause::TxFloodLimit),
                 Verdict::Nowhere => done.drops.add(DropCause::TxNoReceiver),
+            }
+            if done.drops.total() > dropped {
+                done.bytes -= wire_len(frame.len());
             }
         }
         done
@@ -405,7 +436,7 @@ impl Wiring for Fabric {
         self.up = 0;
         for (at, (end, pair)) in self.ends.iter_mut().zip(pairs).enumerate() {
             self.up |= u64::from(pair.is_served()) << at;
-            (end.waits, end.full_since, pair.blocked) = (None, None, false);
+            (end.waits, end.begun, end.full_since, pair.blocked) = (None, None, None, false);
         }
         for (port, pairs) in (0..).zip(&self.ports) {
             let mask = all(pairs.len()) << pairs.start;
@@ -425,19 +456,28 @@ impl Wiring for Fabric {
     }
 }
 
-/// Places those of the frames whose bits are set. Returns the bits of those that found no room.
+/// Delivers as much of `placing` as there is room for: what it takes more bursts for, too. Returns whether it was any.
 #[inline]
-fn place(frames: Frames<'_, '_>, mut share: u64, room: &mut GuestRoom<'_, '_>) -> u64 {
-    while share != 0 {
-        let first = share.trailing_zeros();
-        let count = (share >> first).trailing_ones();
-        let (taken, _) = room.forward(frames.skip(first as usize).take(count as usize));
-        share &= !(all(taken) << first);
-        if taken < count as usize {
-            break;
+fn deliver_all(
+    pair: &mut Pair<Port>,
+    placing: &mut Placing<'_, '_, '_>,
+    sight: &mut Sight,
+    context: &mut Context<'_>,
+) -> bool {
+    let mut delivered = false;
+    loop {
+        let before = (placing.left, placing.segments);
+        let delivery = pair.deliver(*sight, context, |_, room| placing.place(room));
+        if !matches!(delivery, Delivery::Done(())) {
+            return delivered;
+        }
+        delivered = true;
+        // The next receiver's turn begins here.
+        sight.seen = pair.forwarded.as_ref().map_or(sight.seen, |it| it.journey.last());
+        if placing.left == 0 || before == (placing.left, placing.segments) {
+            return delivered;
         }
     }
-    share
 }
 
 #[cold]
@@ -450,11 +490,6 @@ fn drop_frames(frames: u64, ring: u16, context: &mut Context<'_>) {
 #[cold]
 fn bytes_of(frames: Frames<'_, '_>) -> u32 {
     frames.iter().map(|frame| wire_len(frame.len())).sum()
-}
-
-/// The lowest `count` bits.
-const fn all(count: usize) -> u64 {
-    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
 /// The numbers of the bits that are set.

@@ -2,7 +2,7 @@
 
 use burst_trace::{Direction, Stage};
 use datapath::{Datapath, Transmitted};
-use virtio_net::{Frames, GuestRoom};
+use virtio_net::{Frames, GuestRoom, Offloads};
 use virtqueue::Chains;
 
 use crate::pair::{Context, Pair, Starved};
@@ -56,6 +56,13 @@ impl<D: Datapath> Pair<D> {
             // Not kept for later: nothing would wake the worker up for them.
             Delivery::NotServed => self.datapath.transmit(frames),
         }
+    }
+
+    /// What the guest takes of frames that are not finished, if its receive ring is in service.
+    #[inline]
+    pub fn takes(&self) -> Option<Offloads> {
+        let ring = self.rx.as_ref().filter(|ring| ring.state == RingState::Enabled);
+        ring.map(|ring| ring.negotiated.guest_offloads())
     }
 
     /// Whether frames can be placed in the receive ring.
@@ -117,6 +124,10 @@ impl<D: Datapath> Pair<D> {
         tracer.cross(&mut journey, Stage::Publish);
         tracer.dropped(ring.index, &received.drops);
         let (packets, bytes) = (received.packets, received.bytes);
+        if let Some(before) = self.forwarded.take() {
+            // Of the same turn: the guest is told of both at once.
+            self.finish_forwarded(before, context);
+        }
         self.forwarded = Some(Untold { journey, packets, bytes, polled: sight.polled });
         Delivery::Done(filled)
     }
@@ -127,19 +138,24 @@ impl<D: Datapath> Pair<D> {
     /// and should it end this process then, no frame must be left that is delivered and not completed.
     #[inline]
     pub fn tell_forwarded(&mut self, context: &mut Context<'_>) -> bool {
-        let Some(Untold { mut journey, packets, bytes, polled }) = self.forwarded.take() else {
-            return false;
-        };
+        let Some(untold) = self.forwarded.take() else { return false };
         if let Some(ring) = &mut self.rx {
             ring.signal();
-            context.tracer.cross(&mut journey, Stage::Signal);
-            if packets > 0 {
-                let (ring, sequence) = (ring.index, self.sequences[0]);
-                context.tracer.finish(&journey, Outcome { ring, sequence, packets, bytes, polled });
-                self.sequences[0] += u64::from(packets);
-            }
         }
+        self.finish_forwarded(untold, context);
         true
+    }
+
+    /// Leaves the record of a burst that was forwarded behind.
+    #[inline]
+    fn finish_forwarded(&mut self, untold: Untold, context: &mut Context<'_>) {
+        let Untold { mut journey, packets, bytes, polled } = untold;
+        context.tracer.cross(&mut journey, Stage::Signal);
+        if packets > 0 {
+            let (ring, sequence) = (self.rings()[0], self.sequences[0]);
+            context.tracer.finish(&journey, Outcome { ring, sequence, packets, bytes, polled });
+            self.sequences[0] += u64::from(packets);
+        }
     }
 
     /// Whether what the guest sends has to wait: for a receive ring that is not in service yet, or for
