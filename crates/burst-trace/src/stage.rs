@@ -175,6 +175,10 @@ drop_causes! {
     TxNoReceiver = "tx_no_receiver",
     /// RX: on a switch, the guest had no receive buffers for the frame.
     RxSwitchFull = "rx_switch_no_buffers",
+    /// TX: a planted fault took it.
+    TxFault = "tx_dropped_by_fault",
+    /// RX: a planted fault took it.
+    RxFault = "rx_dropped_by_fault",
 }
 
 /// How many packets of one burst were dropped, by cause.
@@ -197,6 +201,17 @@ impl DropCounts {
         let count = &mut self.counts[cause as usize];
         *count = count.saturating_add(packets);
         self.any |= packets > 0;
+    }
+
+    /// What was dropped of another part of the same burst.
+    #[inline]
+    pub fn add_all(&mut self, other: &Self) {
+        if other.any {
+            for (count, more) in self.counts.iter_mut().zip(other.counts) {
+                *count = count.saturating_add(more);
+            }
+            self.any = true;
+        }
     }
 
     /// Whether nothing was dropped.

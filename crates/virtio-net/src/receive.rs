@@ -6,15 +6,19 @@
 //! is copied to further guest buffers (and the next list is longer); when the guest has none, the frame is
 //! held until it has, and is never torn or lost.
 //!
-//! `finished`: frames whose length is known, because they are in memory already.
+//! `finished`: frames whose length is known, because they are in memory already. `watched`: what wrappers of a
+//! datapath see of the room, and lose of it.
 
 mod finished;
+mod watched;
 
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::{GuestMemory, GuestSlice, Spare};
 use virtqueue::chain::{CHAIN_SLICES_MAX, CHAINS_MAX};
 use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
 
+use self::finished::COMPLETED_TOGETHER;
+pub use self::watched::Mark;
 use crate::features::{FLAGS, HEADER_LEN, NUM_BUFFERS, Negotiated, Offloads};
 use crate::run::{read_front, write_at};
 use crate::{BURST_MAX, FRAME_LEN_MAX};
@@ -94,6 +98,14 @@ pub struct GuestRoom<'r, 'm> {
     /// Frames that were not placed: they too make a burst full, or a wire that brings nothing else would
     /// never let go of the worker.
     dropped: u16,
+    /// How many frames the burst may have: [`BURST_MAX`], or fewer where one is to be lost.
+    limit: usize,
+    /// The frame behind the limit is to be lost.
+    is_losing: bool,
+    /// How many chains of finished frames are completed together.
+    together: usize,
+    /// See [`Received::starved`].
+    starved: bool,
     bytes: u32,
     drops: DropCounts,
     broken: Option<Broken>,
@@ -110,6 +122,8 @@ pub struct Received {
     pub drops: DropCounts,
     /// How the guest broke the ring, if it did.
     pub broken: Option<Broken>,
+    /// A frame was not placed because the guest has too few buffers now.
+    pub starved: bool,
 }
 
 impl<'r, 'm> GuestRoom<'r, 'm> {
@@ -141,6 +155,10 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             ahead: 1,
             packets: 0,
             dropped: 0,
+            limit: BURST_MAX,
+            is_losing: false,
+            together: COMPLETED_TOGETHER,
+            starved: false,
             bytes: 0,
             drops: DropCounts::default(),
             broken: None,
@@ -169,7 +187,12 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     #[inline]
     #[must_use]
     pub const fn is_full(&self) -> bool {
-        self.packets as usize + self.dropped as usize >= BURST_MAX
+        self.is_at_limit() && !self.is_losing
+    }
+
+    #[inline]
+    const fn is_at_limit(&self) -> bool {
+        self.frames() >= self.limit
     }
 
     /// Reads one frame, net header first, straight into guest buffers: `read` is handed the scatter list
@@ -185,7 +208,10 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         if !self.held.is_empty() && self.place_held() == Placed::NoRoom {
             return Ok(Placed::NoRoom);
         }
-        if self.is_full() || !self.open_window(*self.window_bytes) {
+        if self.is_at_limit() {
+            return self.scatter_at_limit(read);
+        }
+        if !self.open_window(*self.window_bytes) {
             return Ok(Placed::NoRoom);
         }
         // The list must end where the window does.
@@ -218,6 +244,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             bytes: self.bytes,
             drops: self.drops,
             broken: self.broken,
+            starved: self.starved,
         }
     }
 
@@ -287,6 +314,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         } else if self.end - self.done >= usize::from(self.queue.size()).min(BUFFERS_MAX) {
             DropCause::RxNoBuffers
         } else {
+            self.starved = true;
             return Placed::NoRoom;
         };
         *self.held = Vec::new();

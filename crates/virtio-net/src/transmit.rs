@@ -196,6 +196,11 @@ pub struct Frame<'b, 'm> {
 }
 
 impl<'b, 'm> Frame<'b, 'm> {
+    /// `len` bytes at the front of `slices`, more than `header_len`.
+    pub(crate) const fn new(slices: &'b [GuestSlice<'m>], len: usize, header_len: usize) -> Self {
+        Self { slices, len, header_len }
+    }
+
     /// Header and frame as they lie in guest memory.
     #[inline]
     #[must_use]

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use burst_trace::DropCause;
 use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::features::{BASE, HEADER_LEN, NUM_BUFFERS};
-use virtio_net::receive::Received;
-use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, Placed, ReceiveState, TransmitBurst};
+use virtio_net::receive::{Mark, Received};
+use virtio_net::{
+    BURST_MAX, Frame, Frames, GuestRoom, Negotiated, Placed, ReceiveState, TransmitBurst,
+};
 use virtqueue::driver::{Buffer, Driver, RingOptions};
 use virtqueue::{Chains, Queue};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -380,5 +382,87 @@ fn a_burst_goes_from_ring_to_ring_whatever_is_in_its_way() {
             }
             assert_eq!(came.next(), None, "{offered:?}");
         }
+    }
+}
+
+fn seen(room: &GuestRoom<'_, '_>, mark: Mark) -> Vec<Vec<u8>> {
+    let copy = |frame: Frame<'_, '_>| {
+        let mut bytes = vec![0; frame.len()];
+        assert_eq!(frame.copy_to(&mut bytes), frame.len());
+        bytes
+    };
+    room.placed_since(mark).map(copy).collect()
+}
+
+#[test]
+fn who_looks_on_sees_every_frame_that_was_placed_and_the_guest_none_of_them_yet() {
+    for mut ring in Ring::mergeable(32) {
+        let wrong = Buffer { address: 0xffff_0000, len: 100, writable: true };
+        for len in [1000, 300, 300] {
+            ring.offer(&[len / 2, len / 2]);
+            ring.driver.add(&[wrong]).unwrap();
+        }
+        (0..20).for_each(|_| drop(ring.offer(&[1000])));
+        let sent = [frame(2000), frame(60), frame(61), frame(62), frame(1500), frame(63)];
+        let ((), received) = ring.with_room(|room| {
+            room.keep();
+            let mark = room.mark();
+            for frame in &sent[..2] {
+                room.scatter(|list| Ok(fill(list, &with_header(frame)))).unwrap();
+            }
+            assert_eq!(seen(room, mark), sent[..2]);
+            let mark = room.mark();
+            for frame in &sent[2..] {
+                assert_eq!(room.place(frame), Placed::Done);
+            }
+            assert_eq!(seen(room, mark), sent[2..]);
+            assert_eq!(seen(room, room.mark()), Vec::<Vec<u8>>::new());
+        });
+        assert_eq!((received.packets, received.drops.total()), (6, 3));
+    }
+}
+
+#[test]
+fn a_kept_packed_ring_shows_the_guest_nothing_before_the_room_is_closed() {
+    let mut ring = Ring::new(16, Negotiated(BASE));
+    (0..16).for_each(|_| drop(ring.offer(&[1000])));
+    let driver = std::cell::RefCell::new(&mut ring.driver);
+    let mut chains = Chains::new();
+    ring.queue.look().unwrap();
+    let (state, negotiated) = (&mut ring.state, ring.negotiated);
+    let mut room = GuestRoom::open(&mut ring.queue, &ring.memory, &mut chains, state, negotiated);
+    room.keep();
+    (0..12).for_each(|_| assert_eq!(room.place(&frame(60)), Placed::Done));
+    assert_eq!(driver.borrow_mut().used(), None);
+    room.close();
+    ring.queue.publish();
+    assert_eq!(std::iter::from_fn(|| driver.borrow_mut().used()).count(), 12);
+}
+
+#[test]
+fn a_frame_that_is_to_be_lost_is_counted_and_ends_the_burst() {
+    for mut ring in Ring::mergeable(32) {
+        let at: Vec<_> = (0..20).map(|_| ring.offer(&[1000])[0]).collect();
+        let ((), received) = ring.with_room(|room| {
+            room.lose_after(1);
+            assert_eq!(room.place(&frame(60)), Placed::Done);
+            assert!(!room.is_full());
+            assert_eq!(room.place(&frame(61)), Placed::Done);
+            assert_eq!(room.place(&frame(62)), Placed::NoRoom);
+            assert!(room.is_full() && room.lose_none() && !room.is_full());
+            room.lose_after(0);
+            let mut scatter =
+                |bytes: &[u8]| room.scatter(|list| Ok(fill(list, &with_header(bytes)))).unwrap();
+            assert_eq!(scatter(&frame(63)), Placed::Done);
+            assert_eq!(scatter(&frame(64)), Placed::NoRoom);
+            assert!(room.lose_none());
+            room.lose_after(BURST_MAX);
+            assert_eq!(room.place(&frame(65)), Placed::Done);
+            assert!(!room.lose_none(), "there was none to be lost");
+            assert_eq!(room.frames(), 4);
+        });
+        assert_eq!((received.packets, drops(&received)), (2, vec![(DropCause::RxFault, 2)]));
+        assert_eq!(ring.bytes(at[0] + 12, 60), frame(60));
+        assert_eq!(ring.bytes(at[1] + 12, 65), frame(65));
     }
 }

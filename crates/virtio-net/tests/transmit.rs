@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::GuestMemory;
 use virtio_net::features::BASE;
-use virtio_net::{Negotiated, TransmitBurst};
+use virtio_net::{Frames, Negotiated, TransmitBurst};
 use virtqueue::driver::{Buffer, Driver, RingOptions};
 use virtqueue::{Chains, Queue};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -73,4 +73,42 @@ fn faulty_chains_come_back(options: RingOptions) {
     let mut chains = Chains::new();
     let again = TransmitBurst::gather(&mut queue, &memory, NEGOTIATED, &mut chains).unwrap();
     assert_eq!(again.frames().len(), 1);
+}
+
+#[test]
+fn a_part_of_the_frames_is_what_it_says_with_and_without_faulty_chains() {
+    for faulty in [false, true] {
+        let (memory, mut driver, mut queue) = ring(RingOptions::of(64));
+        for len in 1..=6 {
+            driver.add(&[readable(0x1_0000, 12 + len)]).unwrap();
+            if faulty {
+                driver.add(&[readable(0xfff_0000, 100)]).unwrap();
+            }
+        }
+        driver.publish();
+        queue.look().unwrap();
+        let mut chains = Chains::new();
+        let burst = TransmitBurst::gather(&mut queue, &memory, NEGOTIATED, &mut chains).unwrap();
+        let lens = |frames: Frames<'_, '_>| -> Vec<usize> {
+            assert_eq!(frames.iter().count(), frames.len());
+            if let Some(plain) = frames.plain(12) {
+                assert_eq!(plain.len(), frames.len());
+                assert!(
+                    plain.iter().zip(frames.iter()).all(|(it, frame)| it.len() == frame.len() + 12)
+                );
+            } else {
+                assert!(faulty);
+            }
+            frames.iter().map(|frame| frame.len()).collect()
+        };
+        let frames = burst.frames();
+        assert_eq!(lens(frames.skip(0).take(6)), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(lens(frames.skip(0).take(100)), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(lens(frames.skip(2).take(3)), [3, 4, 5]);
+        assert_eq!(lens(frames.skip(2).take(3).skip(1).take(2)), [4, 5]);
+        assert_eq!(lens(frames.skip(5).take(2)), [6]);
+        assert_eq!(lens(frames.skip(3).take(0)), Vec::<usize>::new());
+        assert_eq!(lens(frames.skip(6).take(1)), Vec::<usize>::new());
+        assert_eq!(lens(frames.skip(100).take(1)), Vec::<usize>::new());
+    }
 }

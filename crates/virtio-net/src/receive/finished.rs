@@ -10,7 +10,7 @@ use crate::run::{copy_run, len_of, write_at};
 use crate::transmit::Frames;
 
 /// So many chains are completed together: the descriptors that fill a cache line of a packed ring.
-const COMPLETED_TOGETHER: usize = 4;
+pub(super) const COMPLETED_TOGETHER: usize = 4;
 
 /// The header of a frame that is finished, in one buffer.
 const PLAIN_HEADER: [u8; HEADER_LEN] = NetHeader::PLAIN.to_bytes();
@@ -92,7 +92,7 @@ impl<'m> GuestRoom<'_, 'm> {
     fn forward_plain(&mut self, frames: &[GuestSlice<'_>]) -> usize {
         let first = self.done;
         let is_fresh = first == self.chains.len() && self.window == 0 && self.packets == 0;
-        if !is_fresh || !self.take_more() {
+        if !is_fresh || self.is_watched() || !self.take_more() {
             return 0;
         }
         let Some((chains, buffers)) = self.chains.plain_mut(first) else { return 0 };
@@ -141,8 +141,8 @@ impl<'m> GuestRoom<'_, 'm> {
         payload_len: usize,
         write: impl FnOnce(&[GuestSlice<'_>], usize),
     ) -> Placed {
-        if self.is_full() {
-            return Placed::NoRoom;
+        if self.is_at_limit() {
+            return self.place_at_limit();
         }
         let len = HEADER_LEN + payload_len;
         if let Some(slice) = self.next_buffer()
@@ -155,7 +155,7 @@ impl<'m> GuestRoom<'_, 'm> {
             self.chains.set_written(self.done, len as u32);
             self.done += 1;
             self.end = self.done;
-            if self.done - self.completed >= COMPLETED_TOGETHER {
+            if self.done - self.completed >= self.together {
                 self.complete();
             }
             self.count_frame(payload_len);
@@ -184,6 +184,7 @@ impl<'m> GuestRoom<'_, 'm> {
         let header_len = self.negotiated.header_len();
         let len = header_len + payload_len;
         if !self.open_window(len) {
+            self.starved = true;
             return Placed::NoRoom;
         }
         if self.window < len {
