@@ -13,7 +13,7 @@ use datapath::{AfXdp, AfXdpError, Capabilities, Datapath, Null, Reflect, Tap, Ta
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
-use worker::{Worker, WorkerOptions};
+use worker::{GuestOptions, Worker, WorkerOptions};
 
 use crate::plan::{EndpointPlan, Plan};
 use crate::spec::DatapathSpec;
@@ -157,15 +157,15 @@ fn spawn<D: Datapath>(
     for (pair, datapath) in (0..).zip(datapaths) {
         hands[worker_of(plan, pair)].push((pair, datapath));
     }
-    let spawn_one = |(index, pairs)| {
-        let options = WorkerOptions {
-            index,
-            scheduling: plan.workers[index],
-            poll: plan.poll,
+    let spawn_one = |(index, pairs): (usize, Vec<(u16, D)>)| {
+        let options = WorkerOptions { index, scheduling: plan.workers[index], poll: plan.poll };
+        let guest = GuestOptions {
+            label: String::new(),
+            writer: recorder.writer(index, clock),
             delays: plan.delays.clone(),
             trace: plan.trace,
         };
-        Worker::spawn(options, pairs, clock, recorder.writer(index, clock))
+        Worker::spawn(options, guest, pairs, clock)
             .map_err(|source| Error::Worker { index, source })
     };
     hands.into_iter().enumerate().map(spawn_one).collect()
@@ -177,7 +177,7 @@ fn worker_of(plan: &Plan, pair: u16) -> usize {
 
 fn device(plan: &Plan, capabilities: &Capabilities, workers: &[Worker]) -> Device {
     let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
-    let mailbox = |pair| Arc::clone(workers[worker_of(plan, pair)].mailbox());
+    let mailbox = |pair| Arc::clone(workers[worker_of(plan, pair)].mailbox(0));
     Device {
         features: Device::features(offloads, plan.queue_pairs, plan.mac.is_some()),
         config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu),

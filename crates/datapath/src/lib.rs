@@ -12,6 +12,7 @@
 pub mod af_xdp;
 pub mod null;
 pub mod reflect;
+mod refusal;
 pub mod switch;
 mod sys;
 pub mod tap;
@@ -19,12 +20,13 @@ pub mod tap;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use burst_trace::DropCounts;
+use burst_trace::{BurstRecord, DropCounts};
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 
 pub use af_xdp::{AfXdp, AfXdpError};
 pub use null::Null;
 pub use reflect::Reflect;
+pub use refusal::Refusal;
 pub use switch::Switch;
 pub use tap::{Tap, TapError};
 
@@ -96,7 +98,8 @@ pub trait Datapath: Send + 'static {
     /// Places frames into the guest's buffers until there are no more, or the room is used up.
     ///
     /// # Errors
-    /// What the system answers, other than that there are no frames now.
+    /// What the system answers, other than that there are no frames now. Then it is looked at again after a
+    /// while; `WouldBlock` says that no frame was lost.
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
 
     /// Frames for the guest that were lost on the way here since this was last asked. It takes a system
@@ -110,4 +113,9 @@ pub trait Datapath: Send + 'static {
 
     /// What becomes readable when frames come, and writable when more are taken (edge triggered).
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Takes notice of what was recorded of a burst of packets that were carried, once it has crossed its last
+    /// boundary. Of a burst of which nothing was carried there is no record. Only wrappers care.
+    #[inline]
+    fn recorded(&mut self, _record: &BurstRecord) {}
 }

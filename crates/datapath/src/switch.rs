@@ -130,7 +130,8 @@ impl Switch {
         // One more each: the pinned one.
         let all = addresses_max.iter().map(|max| max + 1).sum::<usize>();
         let buckets = all.div_ceil(LOAD_MAX).next_power_of_two().max(2);
-        let port = |&addresses_max| PortState { addresses_max, addresses: 0, flood_due: 0, swept: 0 };
+        let port =
+            |&addresses_max| PortState { addresses_max, addresses: 0, flood_due: 0, swept: 0 };
         Self {
             buckets: vec![[Entry::default(); WAYS]; buckets].into_boxed_slice(),
             hash: RandomState::new().build_hasher().finish() | 1,
@@ -236,7 +237,8 @@ impl Switch {
     /// Whether `port` may learn one more address.
     fn has_share(&mut self, port: u8, now: u64) -> bool {
         let state = &mut self.ports[usize::from(port)];
-        if state.addresses >= state.addresses_max && now.saturating_sub(state.swept) >= self.second {
+        if state.addresses >= state.addresses_max && now.saturating_sub(state.swept) >= self.second
+        {
             // The whole table is looked at: not for each of the addresses that a guest makes up.
             state.swept = now;
             let ageing = self.ageing;
@@ -294,7 +296,11 @@ pub struct Port {
 impl Port {
     /// What a port of a switch can do.
     #[must_use]
-    pub const fn capabilities_of(from_guest: Offloads, to_guest: Offloads, mtu: u16) -> Capabilities {
+    pub const fn capabilities_of(
+        from_guest: Offloads,
+        to_guest: Offloads,
+        mtu: u16,
+    ) -> Capabilities {
         Capabilities { name: "switch", from_guest, to_guest, mtu }
     }
 

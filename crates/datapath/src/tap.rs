@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use burst_trace::DropCause;
 use libc::{
     IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6,
     TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, TUNSETIFF, TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ,
@@ -18,7 +17,7 @@ use libc::{
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed};
 
 use crate::sys::{self, InterfaceRequest};
-use crate::{Capabilities, Datapath, Look, Transmitted};
+use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
 
 /// Why a tap cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -163,8 +162,10 @@ impl Datapath for Tap {
             match sys::writev(&self.file, frame.slices()) {
                 #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
                 Ok(_) => done.bytes += frame.len() as u32,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => done.drops.add(cause(&error)),
+                Err(error) => match Refusal::of(&error) {
+                    Refusal::Later => break,
+                    Refusal::Lost(cause) => done.drops.add(cause),
+                },
             }
             done.taken += 1;
         }
@@ -260,17 +261,6 @@ fn flags(offloads: Offloads) -> u32 {
         | pick(offloads.ecn && (offloads.tso4 || offloads.tso6), TUN_F_TSO_ECN)
         | pick(offloads.ufo, TUN_F_UFO)
         | pick(offloads.uso, TUN_F_USO4 | TUN_F_USO6)
-}
-
-/// Why the kernel did not take a frame (`tun_get_user`).
-#[cold]
-fn cause(error: &io::Error) -> DropCause {
-    match error.raw_os_error() {
-        Some(libc::EINVAL | libc::EMSGSIZE | libc::E2BIG) => DropCause::TxRefused,
-        Some(libc::EIO | libc::EBADFD | libc::ENETDOWN) => DropCause::TxLinkDown,
-        Some(libc::ENOMEM | libc::ENOBUFS) => DropCause::TxNoMemory,
-        _ => DropCause::TxError,
-    }
 }
 
 fn read_sysfs(name: &str, entry: &str) -> Option<String> {

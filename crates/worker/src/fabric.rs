@@ -116,7 +116,8 @@ impl Fabric {
                 switch.pin(port, mac);
             }
             let first = ends.len();
-            let end = |queue| End { port, queue, waits: None, begun: None, full_since: None, took: 0 };
+            let end =
+                |queue| End { port, queue, waits: None, begun: None, full_since: None, took: 0 };
             ends.extend((0..member.queue_pairs.into()).map(end));
             ports.push(first..ends.len());
         }
@@ -137,30 +138,22 @@ impl Fabric {
     }
 
     /// The pairs of these guests, in the order in which [`new`](Self::new) numbers them.
-    pub fn pairs<'m>(
-        members: impl Iterator<Item = (Arc<str>, &'m Member)>,
-    ) -> Vec<Pair<Port>> {
+    pub fn pairs<'m>(members: impl Iterator<Item = (Arc<str>, &'m Member)>) -> Vec<Pair<Port>> {
         let pairs_of = |(guest, (label, member)): (usize, (Arc<str>, &Member))| {
             let capabilities = member.capabilities;
-            (0..member.queue_pairs)
-                .map(move |index| Pair::new(guest, Arc::clone(&label), index, Port::new(capabilities)))
+            (0..member.queue_pairs).map(move |index| {
+                Pair::new(guest, Arc::clone(&label), index, Port::new(capabilities))
+            })
         };
         members.enumerate().flat_map(pairs_of).collect()
     }
 
-    fn pair_turn(
-        &mut self,
-        at: usize,
-        pairs: &mut [Pair<Port>],
-        shared: &mut Shared<'_>,
-    ) -> bool {
+    fn pair_turn(&mut self, at: usize, pairs: &mut [Pair<Port>], shared: &mut Shared<'_>) -> bool {
         let Some(mut ring) = pairs[at].tx.take() else { return false };
         let guest = pairs[at].guest;
         let sent = match ring.state {
             RingState::Enabled => self.burst(at, &mut ring, pairs, shared),
-            RingState::Disabled => {
-                discard_burst(&mut ring, &mut shared.of(guest)).map(|()| None)
-            }
+            RingState::Disabled => discard_burst(&mut ring, &mut shared.of(guest)).map(|()| None),
             RingState::Waiting | RingState::Broken => Ok(None),
         };
         let sent = sent.unwrap_or_else(|broken| {
@@ -241,9 +234,10 @@ impl Fabric {
         let waits = self.ends[at].waits.is_some_and(|wait| {
             let receiver = &pairs[wait.receiver];
             let has_room = receiver.starved.is_none()
-                || receiver.rx.as_ref().is_none_or(|rx| {
-                    rx.state != RingState::Enabled || rx.queue.has_grown()
-                });
+                || receiver
+                    .rx
+                    .as_ref()
+                    .is_none_or(|rx| rx.state != RingState::Enabled || rx.queue.has_grown());
             !has_room && !ring.queue.has_grown() && shared.tracers[0].now() < wait.until
         });
         if !waits {

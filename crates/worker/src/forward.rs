@@ -95,7 +95,8 @@ impl<D: Datapath> Pair<D> {
             }
         }
         let tracer = &mut *context.tracer;
-        let mut journey = Journey::begin(Direction::Rx, self.starved.map_or(sight.wake, |s| s.wake));
+        let mut journey =
+            Journey::begin(Direction::Rx, self.starved.map_or(sight.wake, |s| s.wake));
         tracer.cross_at(&mut journey, Stage::Notice, self.starved.map_or(sight.seen, |s| s.seen));
         if self.starved.take().is_some() {
             tracer.cross(&mut journey, Stage::Starved);
@@ -116,6 +117,9 @@ impl<D: Datapath> Pair<D> {
             return Delivery::NotServed;
         }
         if received.packets == 0 && received.drops.is_empty() {
+            if !received.starved {
+                return Delivery::Done(filled);
+            }
             starve(&mut self.starved, sight, context);
             return Delivery::NoBuffers;
         }
@@ -153,7 +157,8 @@ impl<D: Datapath> Pair<D> {
         context.tracer.cross(&mut journey, Stage::Signal);
         if packets > 0 {
             let (ring, sequence) = (self.rings()[0], self.sequences[0]);
-            context.tracer.finish(&journey, Outcome { ring, sequence, packets, bytes, polled });
+            let outcome = Outcome { ring, sequence, packets, bytes, polled };
+            self.datapath.recorded(&context.tracer.finish(&journey, outcome));
             self.sequences[0] += u64::from(packets);
         }
     }

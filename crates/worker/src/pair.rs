@@ -21,8 +21,14 @@ use crate::transmit::Untold;
 /// frame needs must not hold up every frame after it.
 pub const HOLD: Duration = Duration::from_millis(100);
 
-/// A datapath that failed is left alone this long: an interface that is gone must not keep a worker busy.
+/// A datapath that could not be read is left alone this long, and twice as long each time it fails again,
 pub const RETRY: Duration = Duration::from_millis(10);
+/// until it was so often twice as long: 640 ms.
+pub const RETRY_DOUBLINGS: u32 = 6;
+
+/// Frames that the datapath did not take are offered again after this time: what says that it takes some again is
+/// an edge, which may have been before the frames were refused, and not every datapath has one.
+const REFUSED: Duration = Duration::from_millis(1);
 
 /// What both turns of a pair need of the worker.
 pub struct Context<'w> {
@@ -97,6 +103,15 @@ pub struct Starved {
     pub since: u64,
 }
 
+/// The datapath could not be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed {
+    /// When it is looked at again, ticks.
+    pub retry_at: u64,
+    /// How often it failed before, without a look that succeeded in between; at most [`RETRY_DOUBLINGS`].
+    pub times: u32,
+}
+
 /// A queue pair.
 pub struct Pair<D> {
     /// The guest's number among those of the worker.
@@ -119,8 +134,8 @@ pub struct Pair<D> {
     pub receive: ReceiveState,
     /// The datapath may have frames: it became readable and was not yet found empty.
     pub readable: bool,
-    /// After an error of the datapath: when it is looked at again, ticks.
-    pub retry_at: Option<u64>,
+    /// The last look at the datapath was an error.
+    pub failed: Option<Failed>,
     /// What it did since there was last nothing to do.
     pub worked: Worked,
     pub forecast: Forecast,
@@ -144,7 +159,7 @@ impl<D: Datapath> Pair<D> {
             forwarded: None,
             receive: ReceiveState::default(),
             readable: false,
-            retry_at: None,
+            failed: None,
             worked: Worked::default(),
             forecast: Forecast::default(),
             configured: None,
@@ -214,8 +229,8 @@ impl<D: Datapath> Pair<D> {
             self.datapath.configure(negotiated).map_err(StartError::System)?;
             self.configured = Some(negotiated);
         }
-        let started =
-            Ring::start(&self.label, ring, start, context.tracer.stamp()).map_err(StartError::Config)?;
+        let started = Ring::start(&self.label, ring, start, context.tracer.stamp())
+            .map_err(StartError::Config)?;
         started.listen(context.sleeper).map_err(StartError::System)?;
         *self.slot(ring) = Some(Box::new(started));
         self.activate();
@@ -282,11 +297,30 @@ impl<D: Datapath> Pair<D> {
                     rx.queue.arm_kick();
                     work |= rx.queue.has_grown();
                 }
+                // It is looked at again when its time has come.
+                None if self.failed.is_some() => {}
                 // A datapath with a descriptor wakes us itself.
                 None => work |= self.datapath.readiness().is_none() && self.datapath.has_frames(),
             }
         }
         work
+    }
+
+    /// How long the pair may be left alone, if there is something to be done about which nobody wakes the
+    /// worker up.
+    pub fn patience(&self, tracer: &Tracer) -> Option<Duration> {
+        let is_served = |ring: &Option<Box<Ring>>| {
+            ring.as_ref().is_some_and(|ring| ring.state == RingState::Enabled)
+        };
+        let hold = self.receive.is_holding().then_some(HOLD);
+        // What waits for the other guest is let go on by a kick of its ring, or a command.
+        let is_refused = self.blocked && !(D::FORWARDS && self.holds_back());
+        let refused = (is_refused && is_served(&self.tx)).then_some(REFUSED);
+        let looks_again = self.starved.is_none() && is_served(&self.rx);
+        let failed = self.failed.filter(|_| looks_again);
+        // A timer that is set to no time at all would never end.
+        let again = failed.map(|it| tracer.time_until(it.retry_at).max(Duration::from_micros(1)));
+        [hold, refused, again].into_iter().flatten().min()
     }
 
     /// Whether a ring is served whose front end gave no kick, so that only polling sees its chains
@@ -312,7 +346,7 @@ impl<D: Datapath> Pair<D> {
             log::warn!("{label}queue pair {index}: the datapath did not {wanted}: {error}");
         }
         // There may be frames from before; the first look finds out.
-        self.readable = active;
+        (self.readable, self.failed) = (active, None);
     }
 
     const fn slot(&mut self, ring: u16) -> &mut Option<Box<Ring>> {

@@ -2,13 +2,13 @@
 
 use std::io;
 
-use burst_trace::{Direction, DropCause, Stage};
+use burst_trace::{Direction, DropCause, DropCounts, Stage};
 use datapath::{Datapath, Look};
 use virtio_net::GuestRoom;
 use virtio_net::receive::Received;
 use virtqueue::{Broken, Chains};
 
-use crate::pair::{Context, Pair, Starved};
+use crate::pair::{Context, Failed, Pair, RETRY_DOUBLINGS, Starved};
 use crate::ring::{Ring, RingState};
 use crate::trace::{Journey, Outcome};
 
@@ -42,7 +42,7 @@ impl<D: Datapath> Pair<D> {
         if has_descriptor && !self.readable && !context.polling {
             return Ok(false);
         }
-        if self.retry_at.is_some_and(|at| context.tracer.now() < at) {
+        if self.failed.is_some_and(|failed| context.tracer.now() < failed.retry_at) {
             return Ok(false);
         }
         if let Some(starved) = self.starved
@@ -60,20 +60,25 @@ impl<D: Datapath> Pair<D> {
             && !self.receive.is_holding()
         {
             // A planted delay must hit bursts, not looks that find nothing.
+            self.failed = None;
             self.look_found_nothing(ring, context);
             return Ok(false);
         }
         let (mut journey, polled) = self.see_frames(ring, context);
         let (looked, received) = self.fill(ring);
         let mut drops = received.drops;
-        let look = looked.unwrap_or_else(|error| {
-            log_error(&self.label, self.index, &error);
-            drops.add(DropCause::RxError);
-            Look::Drained
-        });
-        let failed = drops.of(DropCause::RxError) > 0;
-        self.retry_at = failed.then(|| context.tracer.now() + context.retry);
-        self.readable = look == Look::More;
+        let look = match looked {
+            Ok(look) => {
+                self.failed = None;
+                look
+            }
+            Err(error) => {
+                self.fail(&error, &mut drops, context);
+                Look::Drained
+            }
+        };
+        // What failed is looked at again although nothing says that there are frames.
+        self.readable = look == Look::More || self.failed.is_some();
         if let Some(broken) = received.broken {
             return Err(broken);
         }
@@ -95,11 +100,25 @@ impl<D: Datapath> Pair<D> {
             let (sequence, packets) = (self.sequences[0], received.packets);
             let outcome =
                 Outcome { ring: ring.index, sequence, packets, bytes: received.bytes, polled };
-            tracer.finish(&journey, outcome);
+            self.datapath.recorded(&tracer.finish(&journey, outcome));
             self.sequences[0] += u64::from(packets);
         }
         tracer.dropped(ring.index, &drops);
         Ok(true)
+    }
+
+    /// The datapath could not be read. It is left alone for a while, longer each time: an interface that is
+    /// gone must not keep a worker busy.
+    #[cold]
+    fn fail(&mut self, error: &io::Error, drops: &mut DropCounts, context: &Context<'_>) {
+        // That there is nothing to be read now costs no frame.
+        if error.kind() != io::ErrorKind::WouldBlock {
+            log_error(&self.label, self.index, error);
+            drops.add(DropCause::RxError);
+        }
+        let times = self.failed.map_or(0, |failed| (failed.times + 1).min(RETRY_DOUBLINGS));
+        let retry_at = context.tracer.now() + (context.retry << times);
+        self.failed = Some(Failed { retry_at, times });
     }
 
     /// Has the datapath place frames in the guest's buffers.
@@ -133,7 +152,7 @@ impl<D: Datapath> Pair<D> {
     }
 
     fn look_found_nothing(&mut self, ring: &mut Ring, context: &Context<'_>) {
-        self.readable = false;
+        self.readable = self.failed.is_some();
         self.starved = None;
         ring.last_look = context.tracer.stamp();
     }
@@ -146,6 +165,7 @@ impl<D: Datapath> Pair<D> {
             return false;
         }
         if !self.receive.is_holding() && !self.datapath.has_frames() {
+            self.failed = None;
             self.look_found_nothing(ring, context);
             return false;
         }

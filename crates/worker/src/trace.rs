@@ -1,5 +1,7 @@
 //! The stamps of a burst.
 
+use std::time::Duration;
+
 use burst_trace::stage::STAGES_MAX;
 use burst_trace::{BurstRecord, Clock, Direction, DropCounts, RecordKind, Stage, Writer};
 
@@ -84,6 +86,11 @@ impl Tracer {
         if self.records { journey.last } else { self.clock.now() }
     }
 
+    /// How long it is until `at`, ticks.
+    pub fn time_until(&self, at: u64) -> Duration {
+        self.clock.duration_of(at.saturating_sub(self.clock.now()))
+    }
+
     /// Whether delays are planted.
     pub const fn has_fault(&self) -> bool {
         self.fault.is_some()
@@ -103,9 +110,9 @@ impl Tracer {
         journey.cross(at);
     }
 
-    /// Leaves a burst behind that has crossed all its boundaries.
+    /// Leaves a burst behind that has crossed all its boundaries, and returns what is recorded of it.
     #[inline]
-    pub fn finish(&mut self, journey: &Journey, outcome: Outcome) {
+    pub fn finish(&mut self, journey: &Journey, outcome: Outcome) -> BurstRecord {
         debug_assert_eq!(journey.crossed, journey.direction.stages().len());
         let record = BurstRecord {
             first: journey.first,
@@ -124,6 +131,7 @@ impl Tracer {
         } else {
             self.writer.count(&record);
         }
+        record
     }
 
     /// Counts what was dropped of a burst of virtqueue `ring`.

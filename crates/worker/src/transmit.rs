@@ -39,7 +39,7 @@ impl<D: Datapath> Pair<D> {
         };
         let untold = untold.unwrap_or_else(|broken| {
             ring.break_down(broken);
-            self.backlog = None;
+            (self.backlog, self.blocked) = (None, false);
             None
         });
         self.tx = Some(ring);
@@ -56,7 +56,8 @@ impl<D: Datapath> Pair<D> {
         if packets > 0 {
             let sequence = self.sequences[1];
             let ring = ring.index;
-            context.tracer.finish(&journey, Outcome { ring, sequence, packets, bytes, polled });
+            let outcome = Outcome { ring, sequence, packets, bytes, polled };
+            self.datapath.recorded(&context.tracer.finish(&journey, outcome));
             self.sequences[1] += u64::from(packets);
         }
     }

@@ -242,9 +242,9 @@ impl<W: Wiring> Loop<W> {
         }
         work |= self.wiring.has_work(&self.pairs);
         if !work {
-            let holding = self.pairs.iter().any(|pair| pair.receive.is_holding());
-            let hold = holding.then_some(HOLD);
-            let limit = limit.into_iter().chain(hold).chain(self.wiring.limit()).min();
+            let patience =
+                self.pairs.iter().filter_map(|pair| pair.patience(&self.tracers[pair.guest]));
+            let limit = limit.into_iter().chain(patience).chain(self.wiring.limit()).min();
             let mut asleep = self.sleeper.sleep(limit).peekable();
             self.woken = self.clock.now();
             let woken = asleep.peek().is_some();
@@ -271,7 +271,8 @@ impl<W: Wiring> Loop<W> {
                     let _ = done.send(self.start(guest, ring, *start));
                 }
                 Command::Stop { ring, done } => {
-                    let stopped = self.on_pair(guest, ring, |pair, context| pair.stop(ring, context));
+                    let stopped =
+                        self.on_pair(guest, ring, |pair, context| pair.stop(ring, context));
                     let _ = done.send(stopped);
                 }
                 Command::Enable { ring, enabled, done } => {

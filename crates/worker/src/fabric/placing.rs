@@ -2,8 +2,8 @@
 
 use burst_trace::{DropCause, DropCounts};
 use datapath::switch::ADDRESSES_LEN;
-use virtio_net::{Finish, Frame, Frames, GuestRoom, NetHeader, Offloads, Placed};
 use virtio_net::{BURST_MAX, header};
+use virtio_net::{Finish, Frame, Frames, GuestRoom, NetHeader, Offloads, Placed};
 
 /// A frame with more segments is dropped. A sender could have the worker cut 65 536 of a byte each, 64 times a burst;
 /// 64 KiB in the smallest segments that Linux sends (`TCP_MIN_SND_MSS`) are fewer than these.
