@@ -8,9 +8,9 @@ use std::str::FromStr;
 use clap::builder::TypedValueParser as _;
 use clap::{ArgGroup, Parser, ValueEnum};
 use virtio_net::MacAddress;
-use worker::{Delay, PollPolicy};
+use worker::PollPolicy;
 
-use crate::spec::DatapathSpec;
+use crate::spec::{DatapathSpec, FaultSpec};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,9 +92,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub trace: Switch,
 
-    /// Plant a delay in a stage, to see it show there: delay:STAGE=USEC[,every=N]; may be repeated
+    /// Plant a fault, to see what becomes of it: delay:STAGE=USEC[,every=N], drop[:tx|rx][=P][,every=N][,seed=N]
+    /// or error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]; may be repeated
     #[arg(long, value_name = "SPEC")]
-    pub fault: Vec<Delay>,
+    pub fault: Vec<FaultSpec>,
 }
 
 /// On or off.

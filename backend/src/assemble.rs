@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use burst_trace::{Clock, Reader, Recorder, RecorderError, RecorderOptions};
 use datapath::af_xdp::Options;
-use datapath::{AfXdp, AfXdpError, Capabilities, Datapath, Null, Reflect, Tap, TapError};
+use datapath::{AfXdp, AfXdpError, Capabilities, Datapath, Faulty, Null, Reflect, Tap, TapError};
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
@@ -89,15 +89,31 @@ pub fn run(plan: &Plan, socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result
     }
 }
 
+/// Puts what the plan names around the datapaths. Without faults there is nothing around them.
 fn run_on<D: Datapath>(
     plan: &Plan,
     datapaths: Vec<D>,
     socket: Option<OwnedFd>,
     stop: BorrowedFd<'_>,
 ) -> Result<(), Error> {
-    let capabilities = datapaths[0].capabilities();
     let endpoint = meet(&plan.endpoint, socket)?;
     let clock = Clock::new();
+    let faulty = |(queue, datapath)| Faulty::new(datapath, &plan.faults, queue);
+    if plan.faults.is_empty() {
+        serve_on(plan, datapaths, endpoint, clock, stop)
+    } else {
+        serve_on(plan, (0..).zip(datapaths).map(faulty).collect(), endpoint, clock, stop)
+    }
+}
+
+fn serve_on<D: Datapath>(
+    plan: &Plan,
+    datapaths: Vec<D>,
+    endpoint: Endpoint,
+    clock: Clock,
+    stop: BorrowedFd<'_>,
+) -> Result<(), Error> {
+    let capabilities = datapaths[0].capabilities();
     let recorder = Recorder::create(
         &RecorderOptions {
             path: plan.recorder.clone(),
@@ -199,7 +215,7 @@ fn facts(plan: &Plan) -> String {
         "cpus": cpus,
         "sched": plan.workers[0].fifo.map(|priority| format!("fifo:{priority}")),
         "trace": if plan.trace { "on" } else { "off" },
-        "faults": plan.delays.len(),
+        "faults": plan.delays.len() + plan.faults.len(),
     })
     .to_string()
 }

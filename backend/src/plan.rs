@@ -4,11 +4,12 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use burst_trace::location;
+use datapath::Planted;
 use virtio_net::MacAddress;
 use worker::{Delay, PollPolicy, Scheduling};
 
 use crate::args::{Args, Switch};
-use crate::spec::DatapathSpec;
+use crate::spec::{DatapathSpec, FaultSpec};
 
 /// A daemon to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Plan {
     pub trace: bool,
     /// Delays to plant.
     pub delays: Vec<Delay>,
+    /// Faults of the wire to plant.
+    pub faults: Vec<Planted>,
 }
 
 /// Where front ends are met.
@@ -106,6 +109,13 @@ impl Plan {
                 return Err(PlanError::SameCpu(*cpu));
             }
         }
+        let (mut delays, mut faults) = (Vec::new(), Vec::new());
+        for fault in args.fault {
+            match fault {
+                FaultSpec::Delay(delay) => delays.push(delay),
+                FaultSpec::Wire(planted) => faults.push(planted),
+            }
+        }
         Ok(Self {
             endpoint,
             recorder: location::recorder_path(&run_dir, &name),
@@ -117,7 +127,8 @@ impl Plan {
             poll: args.poll,
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
             trace: args.trace == Switch::On,
-            delays: args.fault,
+            delays,
+            faults,
         })
     }
 }
@@ -163,6 +174,14 @@ mod tests {
         let fifo = Some(5);
         let expected = [3, 1].map(|cpu| Scheduling { cpu: Some(cpu), fifo });
         assert_eq!(plan(flags).unwrap().workers, expected);
+    }
+
+    #[test]
+    fn delays_and_faults_of_the_wire_go_where_they_belong() {
+        let flags = "--socket-path /s --datapath reflect --fault delay:egress=5 --fault drop:tx=0.5 \
+                     --fault error:rx.EIO,every=3";
+        let plan = plan(flags).unwrap();
+        assert_eq!((plan.delays.len(), plan.faults.len()), (1, 2));
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use datapath::Planted;
 use datapath::af_xdp::{Choice, Options, XdpMode};
 use virtio_net::FRAME_LEN_MAX;
+use worker::Delay;
 
 /// The kinds that there are, as they are written.
 const FORMS: &str = "tap:ifname=NAME, af-xdp:ifname=NAME, reflect or null[:rx=BYTES]";
@@ -100,6 +102,29 @@ fn write_unless_default<T: fmt::Display + Default + PartialEq>(
     value: &T,
 ) -> fmt::Result {
     if *value == T::default() { Ok(()) } else { write!(f, ",{key}={value}") }
+}
+
+/// `--fault`: what is planted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultSpec {
+    /// A delay in a stage.
+    Delay(Delay),
+    /// Frames that are lost, or errors of the datapath.
+    Wire(Planted),
+}
+
+impl FromStr for FaultSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if Planted::is_meant_by(text) {
+            text.parse().map(Self::Wire)
+        } else if text.starts_with("delay:") {
+            text.parse().map(Self::Delay)
+        } else {
+            Err(format!("expected delay:STAGE=USEC, drop=P or error:ERRNO, found '{text}'"))
+        }
+    }
 }
 
 /// The part behind the colon: keys with their values, each of which is taken once.

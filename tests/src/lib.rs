@@ -5,7 +5,7 @@
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`packets`]: packets that a kernel answers.
-//! - [`pings`]: pings from a guest in software.
+//! - [`pings`]: pings from a guest in software, and what became of each.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
 //! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.

@@ -1,4 +1,4 @@
-//! Pings from a guest in software to the outside host's kernel.
+//! Pings from a guest in software to a host outside, and what became of each.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -9,92 +9,96 @@ use lab::outside::Outside;
 use crate::frames;
 use crate::packets::{Mac, arp_reply, arp_request, echo_reply, echo_request};
 
-const SOON: Duration = Duration::from_secs(5);
-/// The guest's link address.
-pub const MAC: Mac = [0x52, 0x54, 0, 0, 0, 2];
-/// The guest's address.
-pub const OWN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The guest's address on the network of [`Outside`].
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Sends a frame and takes what comes back, without sleeping: no signal is wanted then.
-///
-/// # Panics
-/// When nothing comes.
-pub fn exchange(pair: &mut Pair, frame: &[u8]) -> Vec<u8> {
-    assert!(pair.send(frame).unwrap());
-    let until = Instant::now() + SOON;
-    loop {
-        if let Some(came) = pair.receive().unwrap() {
-            return came.bytes;
-        }
-        assert!(Instant::now() < until, "the frame does not come back");
-        std::hint::spin_loop();
-    }
-}
-
-/// Pings from the guest to the outside host's kernel, with packets and bytes as the guest counts them.
+/// A guest that pings.
 #[derive(Debug)]
-pub struct Pings {
+pub struct Pinger {
+    mac: Mac,
     gateway: Mac,
     sequence: u16,
-    /// Packets and bytes that the guest sent.
-    pub sent: (u64, u64),
-    /// Packets and bytes that came to it.
-    pub came: (u64, u64),
+    /// Every frame that was sent.
+    pub sent: Vec<Vec<u8>>,
+    /// Every frame that came.
+    pub came: Vec<Vec<u8>>,
 }
 
-impl Pings {
-    /// Finds the outside host.
+impl Pinger {
+    /// The address of a guest where none is given.
+    pub const MAC: Mac = [0x52, 0x54, 0, 0, 0, 2];
+
+    /// A guest with this address finds out that of the host, asking again where it has to.
     ///
     /// # Panics
-    /// When it does not answer.
-    pub fn new(pair: &mut Pair) -> Self {
-        let mut pings = Self { gateway: [0; 6], sequence: 0, sent: (0, 0), came: (0, 0) };
-        let request = arp_request(MAC, OWN, address());
-        pings.gateway = pings.ask(pair, &request, arp_reply);
-        pings
+    /// When nobody answers.
+    #[must_use]
+    pub fn new(pair: &mut Pair, mac: Mac) -> Self {
+        let (sent, came) = (Vec::new(), Vec::new());
+        let mut pinger = Self { mac, gateway: [0; 6], sequence: 0, sent, came };
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let request = arp_request(mac, OWN, host());
+            let answer = pinger.ask(pair, request, Duration::from_millis(200), arp_reply);
+            if let Some(gateway) = answer {
+                pinger.gateway = gateway;
+                return pinger;
+            }
+            assert!(Instant::now() < until, "nobody answers");
+        }
     }
 
-    /// Sends an echo request with a payload of `len` bytes, and expects it back.
+    /// Sends one echo request with `len` bytes of payload. Returns whether the answer came in time; then it has
+    /// the same payload.
     ///
     /// # Panics
-    /// When it does not come, or not as it was.
-    pub fn ping(&mut self, pair: &mut Pair, len: usize) {
+    /// When it has another one.
+    pub fn ping(&mut self, pair: &mut Pair, len: usize, patience: Duration) -> bool {
         self.sequence += 1;
         let (sequence, payload) = (self.sequence, frames::frame(self.sequence.into(), len));
-        let request = echo_request((MAC, self.gateway), (OWN, address()), sequence, &payload);
-        let replied =
-            |frame: &[u8]| echo_reply(frame).filter(|reply| reply.0 == sequence)?.1.to_vec().into();
-        let came: Vec<u8> = self.ask(pair, &request, replied);
-        assert_eq!(came, payload);
+        let request = echo_request((self.mac, self.gateway), (OWN, host()), sequence, &payload);
+        let replied = |frame: &[u8]| {
+            let (number, bytes) = echo_reply(frame)?;
+            (number == sequence).then(|| bytes.to_vec())
+        };
+        let came = self.ask(pair, request, patience, replied);
+        assert!(came.as_ref().is_none_or(|came| *came == payload), "ping {sequence}");
+        came.is_some()
+    }
+
+    /// Sends `count` pings, each of which must be answered.
+    ///
+    /// # Panics
+    /// When one is not.
+    pub fn ping_all(&mut self, pair: &mut Pair, count: usize) {
+        for n in 0..count {
+            assert!(self.ping(pair, 1 + n * 7 % 1400, PATIENCE), "ping {n} is lost");
+        }
     }
 
     fn ask<T>(
         &mut self,
         pair: &mut Pair,
-        request: &[u8],
+        request: Vec<u8>,
+        patience: Duration,
         answer: impl Fn(&[u8]) -> Option<T>,
-    ) -> T {
-        self.sent = (self.sent.0 + 1, self.sent.1 + request.len() as u64);
-        let mut frame = exchange(pair, request);
-        let until = Instant::now() + SOON;
+    ) -> Option<T> {
+        assert!(pair.send(&request).unwrap(), "no room in the ring");
+        self.sent.push(request);
+        let until = Instant::now() + patience;
         loop {
-            if !frame.is_empty() {
-                self.count(&frame);
-                if let Some(answer) = answer(&frame) {
-                    return answer;
-                }
+            let left = until.saturating_duration_since(Instant::now());
+            let frame = pair.receive_within(left).unwrap()?;
+            let found = answer(&frame.bytes);
+            self.came.push(frame.bytes);
+            if found.is_some() {
+                return found;
             }
-            assert!(Instant::now() < until, "no answer from the outside host");
-            frame = pair.receive().unwrap().map(|frame| frame.bytes).unwrap_or_default();
         }
-    }
-
-    /// Counts a frame that came to the guest otherwise.
-    pub fn count(&mut self, frame: &[u8]) {
-        self.came = (self.came.0 + 1, self.came.1 + frame.len() as u64);
     }
 }
 
-fn address() -> Ipv4Addr {
-    Outside::ADDRESS.parse().unwrap()
+fn host() -> Ipv4Addr {
+    Outside::ADDRESS.parse().expect("an address")
 }

@@ -9,7 +9,7 @@ use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
-use ringscope_tests::pings::Pings;
+use ringscope_tests::pings::Pinger;
 
 const SOON: Duration = Duration::from_secs(5);
 /// Tells the outside host where the guest is.
@@ -38,9 +38,9 @@ fn frames_of_every_length_go_both_ways_in_every_mode() {
             for packed in [false, true] {
                 let options = GuestOptions::default().packed(packed);
                 let mut guest = Guest::connect(daemon.socket(), options).unwrap();
-                let mut pings = Pings::new(guest.pair(0));
+                let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
                 for len in [0, 1, 18, 56, 100, 1000, 1471, 1472] {
-                    pings.ping(guest.pair(0), len);
+                    assert!(pinger.ping(guest.pair(0), len, SOON), "{len}");
                 }
                 guest.check_canaries().unwrap();
             }
@@ -58,11 +58,11 @@ fn frames_of_9000_bytes_go_over_several_chunks() {
         let options = GuestOptions { buffer_len: 12_000, ..GuestOptions::default() };
         for options in [options, GuestOptions::default()] {
             let mut guest = Guest::connect(daemon.socket(), options.clone()).unwrap();
-            let mut pings = Pings::new(guest.pair(0));
+            let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
             // What the guest's own buffers hold goes out.
             let longest = (options.buffer_len as usize - 100).min(8972);
             for len in [1472, 1900, longest] {
-                pings.ping(guest.pair(0), len);
+                assert!(pinger.ping(guest.pair(0), len, SOON), "{len}");
             }
             guest.check_canaries().unwrap();
         }
@@ -106,8 +106,8 @@ fn a_link_that_goes_down_costs_frames_with_a_cause_and_comes_back() {
         let outside = Outside::on_wire("down", 1).unwrap();
         let (_directory, daemon) = start(&outside, "", &["--poll", poll]);
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-        let mut pings = Pings::new(guest.pair(0));
-        pings.ping(guest.pair(0), 100);
+        let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+        assert!(pinger.ping(guest.pair(0), 100, SOON));
         ip(&format!("link set {} down", outside.wire()));
         for n in 0..20 {
             assert!(guest.pair(0).send(&ringscope_tests::frames::frame(n, 100)).unwrap());
@@ -122,7 +122,7 @@ fn a_link_that_goes_down_costs_frames_with_a_cause_and_comes_back() {
         // It forgot its neighbours, and this guest answers nobody who asks for them.
         outside.exec(NEIGHBOUR).unwrap();
         for _ in 0..10 {
-            pings.ping(guest.pair(0), 100);
+            assert!(pinger.ping(guest.pair(0), 100, SOON));
         }
     }
 }
@@ -133,7 +133,7 @@ fn an_interface_that_is_removed_costs_frames_with_a_cause_and_no_cpu() {
         let outside = Outside::on_wire("gone", 1).unwrap();
         let (_directory, mut daemon) = start(&outside, "", &["--poll", poll]);
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-        Pings::new(guest.pair(0)).ping(guest.pair(0), 100);
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 1);
         ip(&format!("link del {}", outside.wire()));
         for n in 0..20 {
             assert!(guest.pair(0).send(&ringscope_tests::frames::frame(n, 100)).unwrap());
@@ -161,7 +161,7 @@ fn the_program_and_the_queues_are_free_as_soon_as_the_daemon_is_killed() {
     for _ in 0..3 {
         let (_directory, mut daemon) = start(&outside, "", &[]);
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-        Pings::new(guest.pair(0)).ping(guest.pair(0), 100);
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 1);
         assert!(has_program());
         daemon.signal(Signal::KILL).unwrap();
         assert!(daemon.ended_within(SOON).unwrap().is_some());

@@ -1,5 +1,6 @@
 //! What the recorder says of a burst is exact, and time shows in the stage where it was spent.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -10,10 +11,12 @@ use lab::Signal;
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::frames;
-use ringscope_tests::pings::{Pings, exchange};
+use ringscope_tests::packets::{arp_reply, arp_request, echo_reply, echo_request};
 use ringscope_tests::trace::{Trace, position};
 
 const SOON: Duration = Duration::from_secs(5);
+const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 2];
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const RX: u16 = 0;
 const TX: u16 = 1;
 
@@ -308,6 +311,19 @@ fn median(of: &mut [u64]) -> u64 {
     of[of.len() / 2]
 }
 
+/// Sends a frame and takes what comes back, without sleeping: no signal is wanted then.
+fn exchange(pair: &mut Pair, frame: &[u8]) -> Vec<u8> {
+    assert!(pair.send(frame).unwrap());
+    let until = Instant::now() + SOON;
+    loop {
+        if let Some(came) = pair.receive().unwrap() {
+            return came.bytes;
+        }
+        assert!(Instant::now() < until, "the frame does not come back");
+        std::hint::spin_loop();
+    }
+}
+
 /// Long enough for the daemon to be done with a burst before the next one comes: else that one would
 /// wait, and rightly show it.
 fn pause() {
@@ -320,4 +336,60 @@ fn reap(pair: &mut Pair, mut count: usize) {
         count -= pair.reap().unwrap();
         assert!(Instant::now() < until, "{count} frames are not done with");
     }
+}
+
+/// Pings from the guest to the outside host's kernel, with packets and bytes as the guest counts them.
+struct Pings {
+    gateway: [u8; 6],
+    sequence: u16,
+    sent: (u64, u64),
+    came: (u64, u64),
+}
+
+impl Pings {
+    fn new(pair: &mut Pair) -> Self {
+        let mut pings = Self { gateway: [0; 6], sequence: 0, sent: (0, 0), came: (0, 0) };
+        let request = arp_request(MAC, OWN, address());
+        pings.gateway = pings.ask(pair, &request, arp_reply);
+        pings
+    }
+
+    fn ping(&mut self, pair: &mut Pair, len: usize) {
+        self.sequence += 1;
+        let (sequence, payload) = (self.sequence, frames::frame(self.sequence.into(), len));
+        let request = echo_request((MAC, self.gateway), (OWN, address()), sequence, &payload);
+        let replied =
+            |frame: &[u8]| echo_reply(frame).filter(|reply| reply.0 == sequence)?.1.to_vec().into();
+        let came: Vec<u8> = self.ask(pair, &request, replied);
+        assert_eq!(came, payload);
+    }
+
+    fn ask<T>(
+        &mut self,
+        pair: &mut Pair,
+        request: &[u8],
+        answer: impl Fn(&[u8]) -> Option<T>,
+    ) -> T {
+        self.sent = (self.sent.0 + 1, self.sent.1 + request.len() as u64);
+        let mut frame = exchange(pair, request);
+        let until = Instant::now() + SOON;
+        loop {
+            if !frame.is_empty() {
+                self.count(&frame);
+                if let Some(answer) = answer(&frame) {
+                    return answer;
+                }
+            }
+            assert!(Instant::now() < until, "no answer from the outside host");
+            frame = pair.receive().unwrap().map(|frame| frame.bytes).unwrap_or_default();
+        }
+    }
+
+    fn count(&mut self, frame: &[u8]) {
+        self.came = (self.came.0 + 1, self.came.1 + frame.len() as u64);
+    }
+}
+
+fn address() -> Ipv4Addr {
+    Outside::ADDRESS.parse().unwrap()
 }

@@ -6,10 +6,15 @@
 //! - [`switch`]: a learning switch between guests.
 //! - [`null`]: frames go nowhere, or come from nowhere.
 //!
+//! Around any of them:
+//!
+//! - [`fault`]: loses frames and answers errors that were asked for.
+//!
 //! A datapath moves bursts and returns facts. It never reads the clock, and it says of every frame that it
 //! did not carry why.
 
 pub mod af_xdp;
+pub mod fault;
 pub mod null;
 pub mod reflect;
 mod refusal;
@@ -24,6 +29,7 @@ use burst_trace::{BurstRecord, DropCounts};
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 
 pub use af_xdp::{AfXdp, AfXdpError};
+pub use fault::{Faulty, Planted};
 pub use null::Null;
 pub use reflect::Reflect;
 pub use refusal::Refusal;
@@ -53,6 +59,15 @@ pub struct Transmitted {
     pub bytes: u32,
     /// The frames among `taken` that were not carried, by cause.
     pub drops: DropCounts,
+}
+
+impl Transmitted {
+    /// Adds what became of the next part of the burst.
+    fn add(&mut self, next: &Self) {
+        self.taken += next.taken;
+        self.bytes = self.bytes.saturating_add(next.bytes);
+        self.drops.add_all(&next.drops);
+    }
 }
 
 /// What a look for frames to the guest found.

@@ -1,0 +1,449 @@
+//! Loses frames and answers errors that were asked for, to see what becomes of them.
+//!
+//! Which frames are hit depends on the seed and on nothing else: the same frames in the same order have the same
+//! losses, however they come in bursts.
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::str::FromStr;
+
+use burst_trace::{BurstRecord, Direction, DropCause};
+use virtio_net::{Frames, GuestRoom, Negotiated};
+
+use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
+
+/// The forms, as they are written.
+const FORMS: &str =
+    "drop[:tx|rx][=P][,every=N][,seed=N] or error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]";
+
+/// The errors that may be asked for: those that the kernel answers to who writes frames or reads them.
+const ERRORS: [(&str, i32); 9] = [
+    ("EAGAIN", libc::EAGAIN),
+    ("EINVAL", libc::EINVAL),
+    ("EIO", libc::EIO),
+    ("EMSGSIZE", libc::EMSGSIZE),
+    ("ENETDOWN", libc::ENETDOWN),
+    ("ENOBUFS", libc::ENOBUFS),
+    ("ENOMEM", libc::ENOMEM),
+    ("ENXIO", libc::ENXIO),
+    ("EPERM", libc::EPERM),
+];
+
+/// What happens to a frame that is hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hit {
+    /// It is lost.
+    Drop,
+    /// The datapath answers this error. Of one that sends, it meets the frame whose turn it is; one that reads
+    /// is told before it reads, and no frame is lost by it.
+    Error(i32),
+}
+
+/// One fault of a wire: `drop[:tx|rx][=P][,every=N][,seed=N]` or
+/// `error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Planted {
+    /// What it does.
+    pub hit: Hit,
+    /// Only in this direction; in both where there is none.
+    pub direction: Option<Direction>,
+    /// How probable it is, above 0 and at most 1.
+    pub share: f64,
+    /// Only every so many frames.
+    pub every: u32,
+    /// Where the random numbers begin.
+    pub seed: u64,
+}
+
+/// A share is a number.
+impl Eq for Planted {}
+
+impl Planted {
+    /// Whether it says so of a text that it is one of these, not a delay.
+    #[must_use]
+    pub fn is_meant_by(text: &str) -> bool {
+        let kind = text.split([':', '=', ',']).next();
+        matches!(kind, Some("drop" | "error"))
+    }
+
+    fn concerns(&self, direction: Direction) -> bool {
+        self.direction.is_none_or(|only| only == direction)
+    }
+}
+
+impl FromStr for Planted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("expected {FORMS}, found '{text}'");
+        let (head, rest) = match text.split_once(',') {
+            Some((head, rest)) => (head, Some(rest)),
+            None => (text, None),
+        };
+        let (head, share) = match head.split_once('=') {
+            Some((head, share)) => (head, share.parse().map_err(|_| wrong())?),
+            None => (head, 1.0),
+        };
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(format!("expected a probability above 0 and at most 1, found '{text}'"));
+        }
+        let (direction, hit) = match head.split_once(':') {
+            None if head == "drop" => (None, Hit::Drop),
+            Some(("drop", name)) => (Some(direction(name).ok_or_else(wrong)?), Hit::Drop),
+            Some(("error", name)) => {
+                let (direction, name) = match name.split_once('.') {
+                    Some((prefix, name)) => (Some(direction(prefix).ok_or_else(wrong)?), name),
+                    None => (None, name),
+                };
+                (direction, Hit::Error(errno(name)?))
+            }
+            _ => return Err(wrong()),
+        };
+        let mut planted = Self { hit, direction, share, every: 1, seed: 0 };
+        for part in rest.into_iter().flat_map(|rest| rest.split(',')) {
+            match part.split_once('=') {
+                Some(("every", number)) => {
+                    let number = number.parse().ok().filter(|&every| every > 0);
+                    planted.every = number.ok_or_else(wrong)?;
+                }
+                Some(("seed", number)) => planted.seed = number.parse().map_err(|_| wrong())?,
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(planted)
+    }
+}
+
+impl fmt::Display for Planted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = self.direction.map(Direction::name);
+        match self.hit {
+            Hit::Drop => {
+                write!(f, "drop")?;
+                direction.map_or(Ok(()), |name| write!(f, ":{name}"))?;
+            }
+            Hit::Error(errno) => {
+                write!(f, "error:")?;
+                direction.map_or(Ok(()), |name| write!(f, "{name}."))?;
+                let known = ERRORS.iter().find(|(_, number)| *number == errno);
+                write!(f, "{}", known.map_or("", |(name, _)| name))?;
+            }
+        }
+        write!(f, "={},every={},seed={}", self.share, self.every, self.seed)
+    }
+}
+
+fn direction(name: &str) -> Option<Direction> {
+    [Direction::Tx, Direction::Rx].into_iter().find(|direction| direction.name() == name)
+}
+
+fn errno(name: &str) -> Result<i32, String> {
+    ERRORS.iter().find(|(known, _)| *known == name).map(|(_, errno)| *errno).ok_or_else(|| {
+        let names: Vec<_> = ERRORS.iter().map(|(name, _)| *name).collect();
+        format!("expected one of the errors {}, found '{name}'", names.join(", "))
+    })
+}
+
+/// A planted fault at work in one direction of one queue.
+#[derive(Clone, Debug)]
+struct Armed {
+    planted: Planted,
+    random: fastrand::Rng,
+    /// How many frames pass before the next one is hit.
+    passes: u64,
+}
+
+impl Armed {
+    fn new(planted: Planted, queue: u64) -> Self {
+        let random = fastrand::Rng::with_seed(planted.seed.wrapping_add(queue));
+        let mut armed = Self { planted, random, passes: 0 };
+        armed.rearm();
+        armed
+    }
+
+    /// Draws how many frames pass before the next one is hit.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "not negative; what is too large for 64 bits is never"
+    )]
+    fn rearm(&mut self) {
+        let Planted { share, every, .. } = self.planted;
+        // How many fail before the first success, of trials that succeed with this probability.
+        let misses = if share < 1.0 {
+            ((1.0 - self.random.f64()).ln() / (-share).ln_1p()) as u64
+        } else {
+            0
+        };
+        self.passes = misses.saturating_add(1).saturating_mul(every.into()) - 1;
+    }
+}
+
+/// The faults of one direction of one queue.
+#[derive(Clone, Debug, Default)]
+struct Faults(Vec<Armed>);
+
+impl Faults {
+    fn new(all: &[Planted], queue: u64, wanted: impl Fn(&Planted) -> bool) -> Self {
+        Self(all.iter().filter(|it| wanted(it)).map(|it| Armed::new(*it, queue)).collect())
+    }
+
+    /// How many frames pass before one is hit, at most `most`.
+    fn passing(&self, most: usize) -> usize {
+        let next = self.0.iter().map(|armed| armed.passes).min().unwrap_or(u64::MAX);
+        usize::try_from(next).unwrap_or(usize::MAX).min(most)
+    }
+
+    /// So many frames passed, none of which was to be hit.
+    fn passed(&mut self, frames: usize) {
+        for armed in &mut self.0 {
+            armed.passes = armed.passes.saturating_sub(frames as u64);
+        }
+    }
+
+    /// What hits the frame whose turn it is, if anything does.
+    fn strike(&mut self) -> Option<Hit> {
+        let at = self.0.iter().position(|armed| armed.passes == 0)?;
+        self.0[at].rearm();
+        // For the others it is a frame that passed. One that was to hit it as well hits the next.
+        for (other, armed) in self.0.iter_mut().enumerate() {
+            if other != at {
+                armed.passes = armed.passes.saturating_sub(1);
+            }
+        }
+        Some(self.0[at].planted.hit)
+    }
+}
+
+/// A datapath with faults.
+#[derive(Debug)]
+pub struct Faulty<D> {
+    inner: D,
+    sending: Faults,
+    losses: Faults,
+    read_errors: Faults,
+}
+
+impl<D: Datapath> Faulty<D> {
+    /// Plants `faults` in queue number `queue` of a device. Each queue has random numbers of its own.
+    #[must_use]
+    pub fn new(inner: D, faults: &[Planted], queue: u16) -> Self {
+        let queue = queue.into();
+        let is_drop = |planted: &Planted| planted.hit == Hit::Drop;
+        let receives = |planted: &Planted| planted.concerns(Direction::Rx);
+        Self {
+            inner,
+            sending: Faults::new(faults, queue, |it| it.concerns(Direction::Tx)),
+            losses: Faults::new(faults, queue, |it| receives(it) && is_drop(it)),
+            read_errors: Faults::new(faults, queue, |it| receives(it) && !is_drop(it)),
+        }
+    }
+
+    /// What hits the frame whose turn it is on its way to another ring's guest.
+    fn strike_forwarded(&mut self) -> Option<(Direction, Hit)> {
+        if let Some(hit) = self.sending.strike() {
+            return Some((Direction::Tx, hit));
+        }
+        self.sending.passed(1);
+        let hit = self.losses.strike().or_else(|| self.read_errors.strike())?;
+        Some((Direction::Rx, hit))
+    }
+}
+
+/// What becomes of a frame that is hit while it is sent.
+fn refusal(hit: Hit) -> Refusal {
+    match hit {
+        Hit::Drop => Refusal::Lost(DropCause::TxFault),
+        Hit::Error(errno) => Refusal::of(&io::Error::from_raw_os_error(errno)),
+    }
+}
+
+impl<D: Datapath> Datapath for Faulty<D> {
+    const FORWARDS: bool = D::FORWARDS;
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
+        self.inner.configure(negotiated)
+    }
+
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        self.inner.set_active(active)
+    }
+
+    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        let mut done = Transmitted::default();
+        while done.taken < frames.len() {
+            let passing = self.sending.passing(frames.len() - done.taken);
+            if passing > 0 {
+                let sent = self.inner.transmit(frames.skip(done.taken).take(passing));
+                self.sending.passed(sent.taken);
+                done.add(&sent);
+                if sent.taken < passing {
+                    break;
+                }
+            } else if let Some(hit) = self.sending.strike() {
+                match refusal(hit) {
+                    Refusal::Later => break,
+                    Refusal::Lost(cause) => done.drops.add(cause),
+                }
+                done.taken += 1;
+            }
+        }
+        done
+    }
+
+    fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted {
+        let mut done = Transmitted::default();
+        while done.taken < frames.len() && !room.is_full() {
+            let faults = [&self.sending, &self.losses, &self.read_errors];
+            let left = frames.len() - done.taken;
+            let passing = faults.iter().map(|faults| faults.passing(left)).min().unwrap_or(left);
+            if passing > 0 {
+                let sent = self.inner.forward(frames.skip(done.taken).take(passing), room);
+                for faults in [&mut self.sending, &mut self.losses, &mut self.read_errors] {
+                    faults.passed(sent.taken);
+                }
+                done.add(&sent);
+                if sent.taken < passing {
+                    break;
+                }
+            } else if let Some((direction, hit)) = self.strike_forwarded() {
+                match (direction, refusal(hit)) {
+                    (_, Refusal::Later) => break,
+                    (Direction::Tx, Refusal::Lost(cause)) => done.drops.add(cause),
+                    // It was sent; it is its receiver who does without.
+                    (Direction::Rx, Refusal::Lost(_)) => {
+                        let frame = frames.skip(done.taken).take(1).iter().next();
+                        let len = frame.map_or(0, |frame| u32::try_from(frame.len()).unwrap_or(0));
+                        done.bytes = done.bytes.saturating_add(len);
+                        let is_drop = hit == Hit::Drop;
+                        room.lose(if is_drop { DropCause::RxFault } else { DropCause::RxError });
+                    }
+                }
+                done.taken += 1;
+            }
+        }
+        done
+    }
+
+    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        if !self.read_errors.0.is_empty() && self.inner.has_frames() {
+            if let Some(Hit::Error(errno)) = self.read_errors.strike() {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            self.read_errors.passed(1);
+        }
+        loop {
+            let before = room.frames();
+            room.lose_after(self.losses.passing(usize::MAX));
+            let looked = self.inner.receive(room);
+            let lost = room.lose_none();
+            self.losses.passed(room.frames() - before - usize::from(lost));
+            if lost {
+                self.losses.strike();
+            }
+            let look = looked?;
+            if !lost || look == Look::Drained || room.is_full() {
+                return Ok(look);
+            }
+        }
+    }
+
+    fn has_frames(&self) -> bool {
+        self.inner.has_frames()
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.readiness()
+    }
+
+    fn recorded(&mut self, record: &BurstRecord) {
+        self.inner.recorded(record);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_are_read_as_they_are_written() {
+        for (text, written) in [
+            ("drop", "drop=1,every=1,seed=0"),
+            ("drop:tx=0.01", "drop:tx=0.01,every=1,seed=0"),
+            ("drop=0.5,every=2,seed=7", "drop=0.5,every=2,seed=7"),
+            ("error:ENOBUFS", "error:ENOBUFS=1,every=1,seed=0"),
+            ("error:rx.EIO=0.25,seed=9", "error:rx.EIO=0.25,every=1,seed=9"),
+        ] {
+            let planted: Planted = text.parse().unwrap();
+            assert_eq!(planted.to_string(), written);
+            assert_eq!(written.parse(), Ok(planted));
+            assert!(Planted::is_meant_by(text));
+        }
+        for (wrong, expected) in [
+            ("drop:up=0.5", "expected drop"),
+            ("drop=0", "above 0"),
+            ("drop=1.5", "above 0"),
+            ("drop=x", "expected drop"),
+            ("drop=0.5,every=0", "expected drop"),
+            ("drop=0.5,often=2", "expected drop"),
+            ("error", "expected drop"),
+            ("error:EWHAT", "expected one of the errors EAGAIN"),
+            ("error:up.EIO", "expected drop"),
+        ] {
+            let error = wrong.parse::<Planted>().unwrap_err();
+            assert!(error.contains(expected), "{wrong}: {error}");
+        }
+        assert!(!Planted::is_meant_by("delay:egress=5"));
+    }
+
+    /// Which of so many frames are hit.
+    fn hits(text: &str, queue: u64, frames: usize) -> Vec<usize> {
+        let mut faults = Faults::new(&[text.parse().unwrap()], queue, |_| true);
+        let (mut at, mut hits) = (0, Vec::new());
+        while at < frames {
+            let passing = faults.passing(7.min(frames - at));
+            faults.passed(passing);
+            at += passing;
+            if passing == 0 && faults.strike().is_some() {
+                hits.push(at);
+                at += 1;
+            }
+        }
+        hits
+    }
+
+    #[test]
+    fn the_same_seed_hits_the_same_frames_and_as_many_as_was_said() {
+        let hit = hits("drop=0.1,seed=3", 0, 100_000);
+        assert_eq!(hit, hits("drop=0.1,seed=3", 0, 100_000));
+        assert!((9_500..10_500).contains(&hit.len()), "{}", hit.len());
+        assert_ne!(hit, hits("drop=0.1,seed=4", 0, 100_000));
+        assert_ne!(hit, hits("drop=0.1,seed=3", 1, 100_000), "each queue has its own");
+        let far_apart: Vec<_> = hits("drop=0.000001", 0, 100_000);
+        assert!(far_apart.len() < 3, "{far_apart:?}");
+        assert_eq!(hits("drop,every=5", 0, 20), [4, 9, 14, 19]);
+        assert_eq!(hits("drop", 0, 3), [0, 1, 2]);
+        assert!(hits("drop=1e-300", 0, 1000).is_empty());
+    }
+
+    #[test]
+    fn two_faults_hit_one_after_the_other() {
+        let planted = ["drop,every=2", "error:EIO,every=3"].map(|text| text.parse().unwrap());
+        let mut faults = Faults::new(&planted, 0, |_| true);
+        let mut hits = Vec::new();
+        for _ in 0..7 {
+            hits.push(if faults.passing(1) == 0 { faults.strike() } else { None });
+            if hits.last() == Some(&None) {
+                faults.passed(1);
+            }
+        }
+        let (drop, error) = (Some(Hit::Drop), Some(Hit::Error(libc::EIO)));
+        // Both mean the sixth: the first that was named has it, the other one the next.
+        assert_eq!(hits, [None, drop, error, drop, None, drop, error]);
+    }
+}

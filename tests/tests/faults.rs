@@ -1,0 +1,253 @@
+//! Planted losses and errors: what is lost is counted by its cause, what is not comes, and the worker lives.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use burst_trace::DropCause;
+use frontend::{Guest, GuestOptions, Pair};
+use lab::Signal;
+use lab::outside::Outside;
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::frames;
+use ringscope_tests::pings::Pinger;
+use ringscope_tests::trace::Trace;
+
+const SOON: Duration = Duration::from_secs(5);
+const RX: u16 = 0;
+const TX: u16 = 1;
+
+/// Sends so many numbered frames in bursts to a daemon that reflects them; which ones came back, in order.
+fn reflected(pair: &mut Pair, count: usize) -> Vec<usize> {
+    let number = |bytes: &[u8]| usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+    let mut came = Vec::new();
+    let mut take = |pair: &mut Pair| {
+        while let Some(frame) = pair.receive().unwrap() {
+            let n = number(&frame.bytes);
+            assert_eq!(frame.bytes[2..], frames::frame(n, 60 + n)[2..]);
+            came.push(n);
+        }
+    };
+    let until = Instant::now() + SOON;
+    for n in 0..count {
+        let mut frame = frames::frame(n, 60 + n);
+        frame[..2].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
+        while !pair.queue(&frame).unwrap() {
+            pair.flush().unwrap();
+            take(pair);
+            assert!(Instant::now() < until, "the ring stays full");
+        }
+        if n % 23 == 0 {
+            pair.flush().unwrap();
+        }
+    }
+    pair.flush().unwrap();
+    let mut done = |pair: &mut Pair| {
+        pair.reap().unwrap();
+        take(pair);
+        let driver = pair.transmit_ring().driver();
+        driver.free() == usize::from(driver.setup().size)
+    };
+    while !done(pair) {
+        assert!(Instant::now() < until, "frames are not done with");
+        sleep(Duration::from_micros(100));
+    }
+    sleep(Duration::from_millis(20));
+    take(pair);
+    came
+}
+
+fn lost_of(faults: &[&str], directory: &Path, options: GuestOptions, poll: &str) -> Vec<usize> {
+    const FRAMES: usize = 1000;
+    let mut arguments = vec!["--datapath", "reflect", "--poll", poll];
+    faults.iter().for_each(|fault| arguments.extend(["--fault", fault]));
+    let daemon = Daemon::start(directory, "lossy", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+    let came = reflected(guest.pair(0), FRAMES);
+    assert!(came.is_sorted(), "in order");
+    guest.check_canaries().unwrap();
+    guest.stop_ring(RX).unwrap();
+    guest.stop_ring(TX).unwrap();
+    let trace = Trace::open(directory, "lossy");
+    let (tx, rx) = (trace.drops(TX, DropCause::TxFault), trace.drops(RX, DropCause::RxFault));
+    assert_eq!(came.len() as u64 + tx + rx, FRAMES as u64, "{faults:?}: none without a counter");
+    assert_eq!(trace.check(TX).packets, FRAMES as u64 - tx, "{faults:?}");
+    assert_eq!(trace.check(RX).packets, came.len() as u64, "{faults:?}");
+    let came: BTreeSet<_> = came.into_iter().collect();
+    (0..FRAMES).filter(|n| !came.contains(n)).collect()
+}
+
+#[test]
+fn the_same_frames_are_lost_again_whatever_the_rings_are_like() {
+    let directory = tempfile::tempdir().unwrap();
+    for faults in
+        [&["drop:tx=0.1,seed=7"][..], &["drop:rx=0.1,seed=7"], &["drop=0.05", "drop:tx,every=100"]]
+    {
+        let mut first = None;
+        for (options, poll) in frames::formats(&GuestOptions::default().queue_size(128))
+            .into_iter()
+            .zip(["never", "adaptive", "never", "always"])
+        {
+            let lost = lost_of(faults, directory.path(), options, poll);
+            assert!((60..150).contains(&lost.len()), "{faults:?}: {}", lost.len());
+            assert_eq!(*first.get_or_insert(lost.clone()), lost, "{faults:?}");
+        }
+    }
+}
+
+/// A daemon on a tap of `outside` with these faults, and a guest.
+fn on_tap(outside: &mut Outside, directory: &Path, poll: &str, fault: &str) -> (Daemon, Guest) {
+    let datapath = format!("tap:ifname={}", outside.add_tap(1).unwrap());
+    let arguments = ["--datapath", &datapath, "--poll", poll, "--fault", fault];
+    let daemon = Daemon::start(directory, "tap", &arguments).unwrap();
+    let guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    (daemon, guest)
+}
+
+#[test]
+fn on_a_tap_the_same_frames_are_lost_again_and_counted() {
+    const PINGS: usize = 60;
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("lossy").unwrap();
+    for (fault, ring, cause) in [
+        ("drop:tx=0.1,seed=5", TX, DropCause::TxFault),
+        ("drop:rx=0.1,seed=5", RX, DropCause::RxFault),
+    ] {
+        let mut runs = Vec::new();
+        for poll in ["never", "adaptive"] {
+            let (_daemon, mut guest) = on_tap(&mut outside, directory.path(), poll, fault);
+            let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+            let mut ping = |_| pinger.ping(guest.pair(0), 100, Duration::from_millis(60));
+            let answered: Vec<bool> = (0..PINGS).map(&mut ping).collect();
+            guest.stop_ring(RX).unwrap();
+            guest.stop_ring(TX).unwrap();
+            let lost = answered.iter().filter(|&&answered| !answered).count();
+            assert!((1..PINGS / 3).contains(&lost), "{fault}: {lost}");
+            let trace = Trace::open(directory.path(), "tap");
+            let counted = trace.drops(ring, cause);
+            assert!(counted >= lost as u64, "{fault}: {counted} counted, {lost} lost");
+            assert_eq!(trace.check(TX).packets + trace.drops(TX, cause), pinger.sent.len() as u64);
+            assert_eq!(trace.check(RX).packets, pinger.came.len() as u64);
+            runs.push(answered);
+        }
+        assert_eq!(runs[0], runs[1], "{fault}");
+    }
+}
+
+/// Each error and what becomes of the frame that it meets: `None` if it is sent later.
+const ERRORS: [(&str, Option<DropCause>); 5] = [
+    ("EINVAL", Some(DropCause::TxRefused)),
+    ("EIO", Some(DropCause::TxLinkDown)),
+    ("EAGAIN", None),
+    ("ENOBUFS", Some(DropCause::TxNoMemory)),
+    ("ENETDOWN", Some(DropCause::TxLinkDown)),
+];
+
+#[test]
+fn an_error_costs_the_frame_that_it_meets_or_none_at_all() {
+    const FRAMES: usize = 500;
+    const EVERY: usize = 10;
+    let directory = tempfile::tempdir().unwrap();
+    for (error, cause) in ERRORS {
+        for (options, poll) in frames::formats(&GuestOptions::default().queue_size(128))
+            .into_iter()
+            .zip(["never", "adaptive", "always", "never"])
+        {
+            let fault = format!("error:tx.{error},every={EVERY}");
+            let arguments =
+                ["--datapath", "reflect", "--queue-pairs", "2", "--poll", poll, "--fault", &fault];
+            let mut daemon = Daemon::start(directory.path(), "errors", &arguments).unwrap();
+            let mut guest = Guest::connect(daemon.socket(), options.queue_pairs(2)).unwrap();
+            for pair in 0..2_u16 {
+                let came = reflected(guest.pair(pair.into()), FRAMES);
+                let expected: Vec<_> =
+                    (0..FRAMES).filter(|n| cause.is_none() || n % EVERY != EVERY - 1).collect();
+                assert_eq!(came, expected, "{error} --poll {poll}");
+                guest.stop_ring(2 * pair + TX).unwrap();
+                let trace = Trace::open(directory.path(), "errors");
+                for (_, one) in ERRORS {
+                    let Some(one) = one else { continue };
+                    let counted = if cause == Some(one) { FRAMES / EVERY } else { 0 };
+                    assert_eq!(trace.drops(2 * pair + TX, one), counted as u64, "{error}");
+                }
+            }
+            assert!(daemon.is_alive(), "{}", daemon.log());
+        }
+    }
+}
+
+#[test]
+fn on_a_tap_what_an_error_meets_is_counted_or_sent_later() {
+    const PINGS: u64 = 50;
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("errors").unwrap();
+    for (error, cause) in ERRORS {
+        for poll in ["never", "adaptive"] {
+            let fault = format!("error:tx.{error},every=10");
+            let (mut daemon, mut guest) = on_tap(&mut outside, directory.path(), poll, &fault);
+            let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+            let mut lost = 0;
+            for _ in 0..PINGS {
+                let patience = Duration::from_millis(if cause.is_some() { 100 } else { 5000 });
+                lost += u64::from(!pinger.ping(guest.pair(0), 100, patience));
+            }
+            // The question for the address was one frame more.
+            assert_eq!(lost, if cause.is_some() { PINGS / 10 } else { 0 }, "{error} {poll}");
+            guest.stop_ring(TX).unwrap();
+            let trace = Trace::open(directory.path(), "tap");
+            let counted = cause.map_or(0, |cause| trace.drops(TX, cause));
+            assert_eq!(counted, lost, "{error} --poll {poll}");
+            assert!(daemon.is_alive(), "{}", daemon.log());
+        }
+    }
+}
+
+#[test]
+fn a_tap_that_cannot_be_read_now_is_read_later_and_loses_nothing() {
+    const PINGS: usize = 40;
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("unread").unwrap();
+    for (error, _) in ERRORS {
+        for poll in ["never", "adaptive"] {
+            let fault = format!("error:rx.{error},every=8");
+            let (mut daemon, mut guest) = on_tap(&mut outside, directory.path(), poll, &fault);
+            let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+            pinger.ping_all(guest.pair(0), PINGS);
+            guest.stop_ring(RX).unwrap();
+            let trace = Trace::open(directory.path(), "tap");
+            let counted = trace.drops(RX, DropCause::RxError);
+            // That there is nothing to be read now is no loss.
+            let expected = if error == "EAGAIN" { 0..1 } else { 4..PINGS as u64 };
+            assert!(expected.contains(&counted), "{error} --poll {poll}: {counted}");
+            assert_eq!(trace.check(RX).packets, pinger.came.len() as u64);
+            assert!(daemon.is_alive(), "{}", daemon.log());
+        }
+    }
+}
+
+#[test]
+fn a_datapath_that_never_takes_a_frame_holds_up_its_guest_and_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("never").unwrap();
+    for poll in ["never", "adaptive"] {
+        let (mut daemon, mut guest) =
+            on_tap(&mut outside, directory.path(), poll, "error:tx.EAGAIN");
+        for n in 0..10 {
+            assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
+        }
+        sleep(Duration::from_millis(50));
+        let before = daemon.cpu_time();
+        sleep(Duration::from_secs(1));
+        assert!(
+            daemon.cpu_time() - before <= Duration::from_millis(100),
+            "--poll {poll}: it spins"
+        );
+        assert_eq!(guest.pair(0).reap().unwrap(), 0, "--poll {poll}");
+        // They are the guest's own again once the ring stops.
+        assert_eq!(guest.stop_ring(TX).unwrap(), 0, "--poll {poll}");
+        daemon.signal(Signal::TERM).unwrap();
+        let ended = daemon.ended_within(Duration::from_secs(1)).unwrap();
+        assert!(ended.is_some_and(|status| status.success()), "{}", daemon.log());
+    }
+}
