@@ -96,6 +96,10 @@ pub struct Args {
     /// or error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]; may be repeated
     #[arg(long, value_name = "SPEC")]
     pub fault: Vec<FaultSpec>,
+
+    /// Write a copy of every packet to this file (pcapng), with its burst's stages as a comment
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
 }
 
 /// On or off.

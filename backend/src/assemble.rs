@@ -5,11 +5,15 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use burst_trace::{Clock, Reader, Recorder, RecorderError, RecorderOptions};
 use datapath::af_xdp::Options;
-use datapath::{AfXdp, AfXdpError, Capabilities, Datapath, Faulty, Null, Reflect, Tap, TapError};
+use datapath::{
+    AfXdp, AfXdpError, Capabilities, CaptureError, CaptureOptions, Datapath, Faulty, Null, Pcap,
+    Reflect, Tap, TapError, pcap,
+};
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
@@ -35,6 +39,9 @@ pub enum Error {
     /// The socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The capture.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// The recorder.
     #[error(transparent)]
     Recorder(#[from] RecorderError),
@@ -89,7 +96,7 @@ pub fn run(plan: &Plan, socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result
     }
 }
 
-/// Puts what the plan names around the datapaths. Without faults there is nothing around them.
+/// Puts what the plan names around the datapaths. Without a capture and faults there is nothing around them.
 fn run_on<D: Datapath>(
     plan: &Plan,
     datapaths: Vec<D>,
@@ -99,10 +106,25 @@ fn run_on<D: Datapath>(
     let endpoint = meet(&plan.endpoint, socket)?;
     let clock = Clock::new();
     let faulty = |(queue, datapath)| Faulty::new(datapath, &plan.faults, queue);
-    if plan.faults.is_empty() {
+    if let Some(path) = &plan.capture {
+        let lanes = pcap::begin(&capture(plan, path), plan.queue_pairs, clock)?;
+        // Frames that a fault takes pass neither the wire nor the capture.
+        let captured = datapaths.into_iter().zip(lanes).map(|(it, lane)| Pcap::new(it, lane));
+        let faulty = (0..).zip(captured).map(|(queue, it)| Faulty::new(it, &plan.faults, queue));
+        serve_on(plan, faulty.collect(), endpoint, clock, stop)
+    } else if plan.faults.is_empty() {
         serve_on(plan, datapaths, endpoint, clock, stop)
     } else {
         serve_on(plan, (0..).zip(datapaths).map(faulty).collect(), endpoint, clock, stop)
+    }
+}
+
+fn capture(plan: &Plan, path: &Path) -> CaptureOptions {
+    CaptureOptions {
+        path: path.to_owned(),
+        application: concat!("ringscoped ", env!("CARGO_PKG_VERSION")).into(),
+        name: plan.name.clone(),
+        description: format!("virtio-net of the guest on {}", plan.datapath),
     }
 }
 
@@ -216,6 +238,7 @@ fn facts(plan: &Plan) -> String {
         "sched": plan.workers[0].fifo.map(|priority| format!("fifo:{priority}")),
         "trace": if plan.trace { "on" } else { "off" },
         "faults": plan.delays.len() + plan.faults.len(),
+        "pcap": plan.capture,
     })
     .to_string()
 }

@@ -38,6 +38,8 @@ pub struct Plan {
     pub delays: Vec<Delay>,
     /// Faults of the wire to plant.
     pub faults: Vec<Planted>,
+    /// The file that packets are copied to.
+    pub capture: Option<PathBuf>,
 }
 
 /// Where front ends are met.
@@ -77,6 +79,11 @@ pub enum PlanError {
     /// No run directory can be derived.
     #[error("--run-dir is missing, and neither root nor $XDG_RUNTIME_DIR tells where it could be")]
     NoRunDir,
+    /// A capture without stamps.
+    #[error(
+        "--pcap needs the stamps of every burst, which --trace off leaves out; drop one of the two"
+    )]
+    CaptureWithoutTrace,
 }
 
 impl Plan {
@@ -109,6 +116,9 @@ impl Plan {
                 return Err(PlanError::SameCpu(*cpu));
             }
         }
+        if args.pcap.is_some() && args.trace == Switch::Off {
+            return Err(PlanError::CaptureWithoutTrace);
+        }
         let (mut delays, mut faults) = (Vec::new(), Vec::new());
         for fault in args.fault {
             match fault {
@@ -129,6 +139,7 @@ impl Plan {
             trace: args.trace == Switch::On,
             delays,
             faults,
+            capture: args.pcap,
         })
     }
 }
@@ -181,7 +192,7 @@ mod tests {
         let flags = "--socket-path /s --datapath reflect --fault delay:egress=5 --fault drop:tx=0.5 \
                      --fault error:rx.EIO,every=3";
         let plan = plan(flags).unwrap();
-        assert_eq!((plan.delays.len(), plan.faults.len()), (1, 2));
+        assert_eq!((plan.delays.len(), plan.faults.len(), plan.capture), (1, 2, None));
     }
 
     #[test]
@@ -191,6 +202,8 @@ mod tests {
         assert_eq!(plan(&format!("{base} --cpus 0-1")), Err(too_many));
         assert_eq!(plan(&format!("{base} --queue-pairs 2 --cpus 1,1")), Err(PlanError::SameCpu(1)));
         assert_eq!(plan("--fd 5 --datapath reflect"), Err(PlanError::NoName));
+        let without_trace = plan(&format!("{base} --pcap /f --trace off"));
+        assert_eq!(without_trace, Err(PlanError::CaptureWithoutTrace));
         let name = PlanError::BadName("a/b".into());
         assert_eq!(plan(&format!("{base} --name a/b")), Err(name));
     }

@@ -5,6 +5,7 @@
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`packets`]: packets that a kernel answers.
+//! - [`pcapng`]: reads captures back.
 //! - [`pings`]: pings from a guest in software, and what became of each.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
@@ -15,6 +16,7 @@ pub mod dpdk;
 pub mod frames;
 pub mod hostile;
 pub mod packets;
+pub mod pcapng;
 pub mod pings;
 pub mod qemu;
 pub mod trace;

@@ -9,6 +9,7 @@
 //! Around any of them:
 //!
 //! - [`fault`]: loses frames and answers errors that were asked for.
+//! - [`pcap`]: writes a copy of every frame to a file.
 //!
 //! A datapath moves bursts and returns facts. It never reads the clock, and it says of every frame that it
 //! did not carry why.
@@ -16,6 +17,7 @@
 pub mod af_xdp;
 pub mod fault;
 pub mod null;
+pub mod pcap;
 pub mod reflect;
 mod refusal;
 pub mod switch;
@@ -31,6 +33,7 @@ use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 pub use af_xdp::{AfXdp, AfXdpError};
 pub use fault::{Faulty, Planted};
 pub use null::Null;
+pub use pcap::{CaptureError, CaptureOptions, Pcap};
 pub use reflect::Reflect;
 pub use refusal::Refusal;
 pub use switch::Switch;

@@ -1,0 +1,434 @@
+//! The file of a capture, and the thread that writes it.
+//!
+//! Bursts come over a bounded channel, in blocks that go round: a worker takes an empty one, fills it, and hands it
+//! over, and neither waits nor, once the blocks have grown to what bursts need, allocates. When there is no empty
+//! block, or too many bytes wait for the disk, frames are left out and counted.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use burst_trace::clock::Anchor;
+use burst_trace::{BurstRecord, Clock, Direction, Stage};
+
+use super::format::{self, Packet, Totals, Way};
+
+/// Blocks of each queue.
+const BLOCKS: usize = 512;
+/// The most bytes that wait for the disk.
+const WAITING_MAX: u64 = 32 << 20;
+/// A block that is larger than this gives the rest back: one burst of the largest frames is 4 MiB.
+const BLOCK_BYTES_KEPT: usize = 64 << 10;
+/// So much is written at a time.
+const WRITE_BYTES: usize = 256 << 10;
+/// What was captured is in the file after this time.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// What a capture is made for.
+#[derive(Clone, Debug)]
+pub struct CaptureOptions {
+    /// The file. What was there before is gone.
+    pub path: PathBuf,
+    /// The program that writes it, with its version.
+    pub application: String,
+    /// The name of the interface: the guest's.
+    pub name: String,
+    /// What the interface is.
+    pub description: String,
+}
+
+/// Why nothing can be captured.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The file.
+    #[error("cannot write the capture {path}: {source}; choose another file for --pcap")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The thread.
+    #[error("no thread for the capture: {0}")]
+    Thread(io::Error),
+}
+
+/// A burst on its way to the file.
+#[derive(Debug, Default)]
+pub struct Block {
+    /// The queue pair.
+    queue: usize,
+    record: BurstRecord,
+    /// How many frames the burst has, those among them that are not here.
+    handed: usize,
+    /// Each frame's number in its burst, and its length.
+    frames: Vec<(u16, u32)>,
+    /// The frames' bytes, one after the other.
+    bytes: Vec<u8>,
+}
+
+impl Block {
+    /// Appends frame `number` of the burst, `len` bytes that `fill` writes.
+    pub fn push(&mut self, number: u16, len: usize, fill: impl FnOnce(&mut [u8])) {
+        let start = self.bytes.len();
+        self.bytes.resize(start + len, 0);
+        fill(&mut self.bytes[start..]);
+        #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
+        self.frames.push((number, len as u32));
+    }
+
+    /// How many frames it holds.
+    pub const fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    fn clear(&mut self) {
+        self.frames.clear();
+        self.bytes.clear();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    /// Bytes on their way to the file.
+    waiting: AtomicU64,
+    left_out: AtomicU64,
+}
+
+/// One queue's way to the file. When the last one is dropped the file is complete.
+#[derive(Debug)]
+pub struct Lane {
+    // Dropped before the thread, which ends when nobody can send it anything any more.
+    full: SyncSender<Block>,
+    empty: Receiver<Block>,
+    queue: usize,
+    counters: Arc<Counters>,
+    _thread: Arc<Thread>,
+}
+
+impl Lane {
+    /// An empty block, if the disk keeps up.
+    pub fn block(&self) -> Option<Block> {
+        self.empty.try_recv().ok()
+    }
+
+    /// Whether `len` bytes more may wait for the disk.
+    pub fn reserve(&self, len: usize) -> bool {
+        let (waiting, len) = (&self.counters.waiting, len as u64);
+        let fits = waiting.fetch_add(len, Ordering::Relaxed) + len <= WAITING_MAX;
+        if !fits {
+            waiting.fetch_sub(len, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// Counts frames that are left out.
+    pub fn leave_out(&self, frames: usize) {
+        self.counters.left_out.fetch_add(frames as u64, Ordering::Relaxed);
+    }
+
+    /// Hands over a burst of so many frames, all of which are in the block or left out.
+    pub fn send(&self, mut block: Block, record: &BurstRecord, handed: usize) {
+        (block.queue, block.record, block.handed) = (self.queue, *record, handed);
+        // There are no more blocks than the channel holds.
+        let _ = self.full.try_send(block);
+    }
+
+    /// Hands over what was kept of a burst without it being written.
+    pub fn forget(&self, mut block: Block) {
+        self.leave_out(block.len());
+        self.counters.waiting.fetch_sub(block.bytes.len() as u64, Ordering::Relaxed);
+        block.clear();
+        // It comes back as one of a burst without frames.
+        self.send(block, &BurstRecord::default(), 0);
+    }
+}
+
+/// Begins a capture of `queues` queue pairs.
+///
+/// # Errors
+/// When the file cannot be made, or the thread.
+pub fn begin(
+    options: &CaptureOptions,
+    queues: u16,
+    clock: Clock,
+) -> Result<Vec<Lane>, CaptureError> {
+    let queues = usize::from(queues);
+    let path = options.path.clone();
+    let mut open = OpenOptions::new();
+    // A capture holds what guests say to one another.
+    open.write(true).create(true).truncate(true).mode(0o600);
+    let file = open.open(&path).map_err(|source| CaptureError::File { path, source })?;
+    let counters = Arc::new(Counters::default());
+    let (full, bursts) = sync_channel(BLOCKS * queues);
+    let rounds: Vec<_> = (0..queues).map(|_| sync_channel(BLOCKS)).collect();
+    let (home, empty): (Vec<_>, Vec<_>) = rounds.into_iter().unzip();
+    for home in &home {
+        (0..BLOCKS).for_each(|_| drop(home.try_send(Block::default())));
+    }
+    let mut scribe = Scribe {
+        file: Some(file),
+        path: options.path.clone(),
+        good: 0,
+        out: Vec::with_capacity(2 * WRITE_BYTES),
+        comment: String::new(),
+        time: WallClock::new(clock),
+        last_ns: vec![0; 2 * queues],
+        written: 0,
+        counters: Arc::clone(&counters),
+        left_out: 0,
+    };
+    format::begin(&mut scribe.out, &options.application, &options.name, &options.description);
+    let thread = Builder::new()
+        .name("capture".into())
+        .spawn(move || scribe.run(&bursts, &home))
+        .map_err(CaptureError::Thread)?;
+    let thread = Arc::new(Thread(Some(thread)));
+    let lane = |(queue, empty)| Lane {
+        full: full.clone(),
+        empty,
+        queue,
+        counters: Arc::clone(&counters),
+        _thread: Arc::clone(&thread),
+    };
+    Ok(empty.into_iter().enumerate().map(lane).collect())
+}
+
+/// Waits for the thread's end when dropped.
+#[derive(Debug)]
+struct Thread(Option<JoinHandle<()>>);
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take()
+            && thread.join().is_err()
+        {
+            log::error!("the capture ended by a fault of its own; see the message above");
+        }
+    }
+}
+
+/// Who writes the file.
+struct Scribe {
+    /// `None` once it could not be written.
+    file: Option<File>,
+    path: PathBuf,
+    /// So many bytes are in it, and whole blocks.
+    good: u64,
+    /// What is not written yet.
+    out: Vec<u8>,
+    comment: String,
+    time: WallClock,
+    /// The last frame's stamp, for each ring.
+    last_ns: Vec<u64>,
+    written: u64,
+    counters: Arc<Counters>,
+    /// How many were left out when it was last said.
+    left_out: u64,
+}
+
+impl Scribe {
+    fn run(&mut self, bursts: &Receiver<Block>, home: &[SyncSender<Block>]) {
+        self.flush();
+        let mut flushed = Instant::now();
+        loop {
+            // Without anything to be written it sleeps without a limit.
+            let burst = if self.out.is_empty() {
+                bursts.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                bursts.recv_timeout(FLUSH.saturating_sub(flushed.elapsed()))
+            };
+            match burst {
+                Ok(mut block) => {
+                    if self.out.is_empty() {
+                        flushed = Instant::now();
+                    }
+                    self.write(&block);
+                    self.counters.waiting.fetch_sub(block.bytes.len() as u64, Ordering::Relaxed);
+                    block.clear();
+                    block.bytes.shrink_to(BLOCK_BYTES_KEPT);
+                    // It fails when the queue is gone, and then nobody needs it.
+                    let _ = home[block.queue].try_send(block);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if self.out.len() >= WRITE_BYTES || flushed.elapsed() >= FLUSH {
+                self.tell_left_out();
+                self.flush();
+                flushed = Instant::now();
+            }
+        }
+        self.tell_left_out();
+        self.put_statistics();
+        self.flush();
+    }
+
+    fn write(&mut self, block: &Block) {
+        if block.frames.is_empty() {
+            return;
+        }
+        if self.file.is_none() {
+            self.counters.left_out.fetch_add(block.frames.len() as u64, Ordering::Relaxed);
+            return;
+        }
+        let record = &block.record;
+        self.time.keep();
+        let time_ns = self.time.at(passed_at(record));
+        // The counter's rate is known better from second to second, which must not turn frames' order round.
+        let last_ns = &mut self.last_ns[usize::from(record.ring)];
+        let time_ns = if last_ns.saturating_sub(time_ns) < 1_000_000 {
+            time_ns.max(*last_ns)
+        } else {
+            time_ns
+        };
+        *last_ns = time_ns;
+        let way = match record.direction() {
+            Direction::Tx => Way::Outbound,
+            Direction::Rx => Way::Inbound,
+        };
+        let mut rest = block.bytes.as_slice();
+        for &(number, len) in &block.frames {
+            let (bytes, next) = rest.split_at(len as usize);
+            rest = next;
+            self.comment.clear();
+            self.time.describe(&mut self.comment, record, (number.into(), block.handed));
+            let comment = &self.comment;
+            let queue = record.ring / 2;
+            format::packet(&mut self.out, &Packet { time_ns, queue, way, bytes, comment });
+        }
+        self.written += block.frames.len() as u64;
+    }
+
+    /// Says in the log and in the file how many frames are missing, if more of them are.
+    fn tell_left_out(&mut self) {
+        let left_out = self.counters.left_out.load(Ordering::Relaxed);
+        if left_out > self.left_out && self.file.is_some() {
+            self.left_out = left_out;
+            let path = self.path.display();
+            log::warn!(
+                "{left_out} frames are left out of {path} so far: it cannot be written as fast"
+            );
+            self.put_statistics();
+        }
+    }
+
+    fn put_statistics(&mut self) {
+        let left_out = self.counters.left_out.load(Ordering::Relaxed);
+        let now_ns = self.time.now();
+        let totals = Totals { seen: self.written + left_out, left_out };
+        format::statistics(&mut self.out, now_ns, totals);
+    }
+
+    /// Writes what there is. A file that cannot be written is cut behind the last whole block, and left alone.
+    fn flush(&mut self) {
+        if let Some(file) = &mut self.file {
+            match file.write_all(&self.out) {
+                Ok(()) => self.good += self.out.len() as u64,
+                Err(error) => {
+                    log::error!("{} ends here, frames go on: {error}", self.path.display());
+                    // A pipe has no length, and a reader that is gone needs none.
+                    let _ = file.set_len(self.good);
+                    self.file = None;
+                }
+            }
+        }
+        self.out.clear();
+    }
+}
+
+/// When a burst's frames passed the datapath, ticks: gathered from the guest, or seen on the wire.
+fn passed_at(record: &BurstRecord) -> u64 {
+    let last = match record.direction() {
+        Direction::Tx => Stage::Gather,
+        Direction::Rx => Stage::Notice,
+    };
+    let stages = record.direction().stages().iter().zip(record.stages);
+    let mut at = record.first;
+    for (stage, ticks) in stages {
+        at += ticks;
+        if *stage == last {
+            break;
+        }
+    }
+    at
+}
+
+/// Ticks as time of day.
+#[derive(Debug)]
+struct WallClock {
+    clock: Clock,
+    start: Anchor,
+    latest: Anchor,
+    ticks_per_second: u64,
+}
+
+impl WallClock {
+    fn new(clock: Clock) -> Self {
+        let start = clock.anchor();
+        Self { clock, start, latest: start, ticks_per_second: clock.ticks_per_second() }
+    }
+
+    /// Once a second: how the clocks stand to each other now, and the counter's rate since the start.
+    #[expect(clippy::cast_possible_truncation, reason = "a rate in Hz fits 64 bits")]
+    fn keep(&mut self) {
+        if self.clock.now().saturating_sub(self.latest.ticks) < self.ticks_per_second {
+            return;
+        }
+        self.latest = self.clock.anchor();
+        let elapsed_ns = u128::from(self.latest.monotonic_ns - self.start.monotonic_ns);
+        if elapsed_ns > 500_000_000 {
+            let ticks = u128::from(self.latest.ticks - self.start.ticks);
+            self.ticks_per_second = (ticks * 1_000_000_000 / elapsed_ns) as u64;
+        }
+    }
+
+    /// `ticks` as nanoseconds since 1970.
+    fn at(&self, ticks: u64) -> u64 {
+        let Anchor { ticks: then, realtime_ns, .. } = self.latest;
+        if ticks >= then {
+            realtime_ns + self.nanoseconds(ticks - then)
+        } else {
+            realtime_ns.saturating_sub(self.nanoseconds(then - ticks))
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.at(self.clock.now())
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "64 bits of nanoseconds are centuries")]
+    fn nanoseconds(&self, ticks: u64) -> u64 {
+        (u128::from(ticks) * 1_000_000_000 / u128::from(self.ticks_per_second)) as u64
+    }
+
+    /// Appends what is known of a frame: frame `number` of `handed` in its burst.
+    fn describe(&self, text: &mut String, record: &BurstRecord, (number, handed): (usize, usize)) {
+        let direction = record.direction();
+        // Nothing fails that is written to a string.
+        let _ = write!(
+            text,
+            "{} ring={} burst={} frame={}/{handed}",
+            direction.name(),
+            record.ring,
+            record.sequence,
+            number + 1
+        );
+        if usize::from(record.packets) != handed {
+            let _ = write!(text, " carried={}", record.packets);
+        }
+        for (stage, ticks) in direction.stages().iter().zip(record.stages) {
+            let _ = write!(text, " {}={}ns", stage.name(), self.nanoseconds(ticks));
+        }
+        if record.flags & BurstRecord::POLLED != 0 {
+            text.push_str(" polled");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The blocks of a pcapng file (IETF draft-ietf-opsawg-pcapng): as many of them as a capture of one interface needs.
+//! All numbers are little-endian.
+
+/// Section Header Block (4.1).
+const SECTION_HEADER: u32 = 0x0A0D_0D0A;
+/// Interface Description Block (4.2).
+const INTERFACE_DESCRIPTION: u32 = 1;
+/// Interface Statistics Block (4.6).
+const INTERFACE_STATISTICS: u32 = 5;
+/// Enhanced Packet Block (4.3).
+const ENHANCED_PACKET: u32 = 6;
+
+const BYTE_ORDER_MAGIC: u32 = 0x1A2B_3C4D;
+/// `LINKTYPE_ETHERNET`.
+const ETHERNET: u16 = 1;
+/// Time stamps count 10^-9 seconds (`if_tsresol`).
+const NANOSECONDS: u8 = 9;
+
+/// The options' codes (3.5, 4.1 to 4.6).
+mod option {
+    pub const END: u16 = 0;
+    pub const COMMENT: u16 = 1;
+    pub const SHB_USERAPPL: u16 = 4;
+    pub const IF_NAME: u16 = 2;
+    pub const IF_DESCRIPTION: u16 = 3;
+    pub const IF_TSRESOL: u16 = 9;
+    pub const EPB_FLAGS: u16 = 2;
+    pub const EPB_QUEUE: u16 = 6;
+    pub const ISB_IFRECV: u16 = 4;
+    pub const ISB_IFDROP: u16 = 5;
+}
+
+/// Which way a packet went, as `epb_flags` has it (4.3.1): seen from the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Way {
+    /// The interface received it.
+    Inbound = 1,
+    /// The interface sent it.
+    Outbound = 2,
+}
+
+/// What is said of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'p> {
+    /// Nanoseconds since 1970.
+    pub time_ns: u64,
+    /// The queue of the interface that it went through.
+    pub queue: u16,
+    pub way: Way,
+    pub bytes: &'p [u8],
+    pub comment: &'p str,
+}
+
+/// What there was in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Packets that the interface saw.
+    pub seen: u64,
+    /// Packets among them that are not in the file.
+    pub left_out: u64,
+}
+
+/// Appends the beginning of a file: a section with one Ethernet interface.
+pub fn begin(out: &mut Vec<u8>, application: &str, name: &str, description: &str) {
+    block(out, SECTION_HEADER, |out| {
+        out.extend(BYTE_ORDER_MAGIC.to_le_bytes());
+        // Version 1.0.
+        out.extend([1, 0, 0, 0]);
+        // The section's length is not known.
+        out.extend(u64::MAX.to_le_bytes());
+        put(out, option::SHB_USERAPPL, application.as_bytes());
+        put(out, option::END, &[]);
+    });
+    block(out, INTERFACE_DESCRIPTION, |out| {
+        out.extend(ETHERNET.to_le_bytes());
+        // Reserved; no limit to a packet's length.
+        out.extend([0; 2 + 4]);
+        put(out, option::IF_NAME, name.as_bytes());
+        put(out, option::IF_DESCRIPTION, description.as_bytes());
+        put(out, option::IF_TSRESOL, &[NANOSECONDS]);
+        put(out, option::END, &[]);
+    });
+}
+
+/// Appends a packet.
+pub fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
+    block(out, ENHANCED_PACKET, |out| {
+        let len = length(packet.bytes.len());
+        out.extend(0_u32.to_le_bytes());
+        time(out, packet.time_ns);
+        out.extend(len.to_le_bytes());
+        out.extend(len.to_le_bytes());
+        padded(out, packet.bytes);
+        put(out, option::EPB_FLAGS, &(packet.way as u32).to_le_bytes());
+        put(out, option::EPB_QUEUE, &u32::from(packet.queue).to_le_bytes());
+        put(out, option::COMMENT, packet.comment.as_bytes());
+        put(out, option::END, &[]);
+    });
+}
+
+/// Appends what there was in all until `time_ns`.
+pub fn statistics(out: &mut Vec<u8>, time_ns: u64, totals: Totals) {
+    block(out, INTERFACE_STATISTICS, |out| {
+        out.extend(0_u32.to_le_bytes());
+        time(out, time_ns);
+        put(out, option::ISB_IFRECV, &totals.seen.to_le_bytes());
+        put(out, option::ISB_IFDROP, &totals.left_out.to_le_bytes());
+        put(out, option::END, &[]);
+    });
+}
+
+/// The high half of a stamp comes first (4.3).
+#[expect(clippy::cast_possible_truncation, reason = "two halves")]
+fn time(out: &mut Vec<u8>, time_ns: u64) {
+    out.extend(((time_ns >> 32) as u32).to_le_bytes());
+    out.extend((time_ns as u32).to_le_bytes());
+}
+
+/// A block has its length before and behind what `body` appends (3.1).
+fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend(kind.to_le_bytes());
+    out.extend([0; 4]);
+    body(out);
+    let len = length(out.len() - start + 4).to_le_bytes();
+    out[start + 4..start + 8].copy_from_slice(&len);
+    out.extend(len);
+}
+
+/// An option (3.5). Text longer than an option can be is cut.
+fn put(out: &mut Vec<u8>, code: u16, value: &[u8]) {
+    let len = u16::try_from(value.len()).unwrap_or(u16::MAX);
+    out.extend(code.to_le_bytes());
+    out.extend(len.to_le_bytes());
+    padded(out, &value[..len.into()]);
+}
+
+fn padded(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(bytes);
+    out.extend(std::iter::repeat_n(0, bytes.len().next_multiple_of(4) - bytes.len()));
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a frame is below 2^17 bytes, its comment 2^16"
+)]
+const fn length(len: usize) -> u32 {
+    len as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_is_laid_out_as_the_draft_says() {
+        let mut out = Vec::new();
+        let (time_ns, way) = (0x0123_4567_89ab_cdef, Way::Outbound);
+        packet(&mut out, &Packet { time_ns, queue: 3, way, bytes: &[9; 5], comment: "abc" });
+        let expected = [
+            &[6, 0, 0, 0, 68, 0, 0, 0, 0, 0, 0, 0][..],
+            &[0x67, 0x45, 0x23, 0x01, 0xef, 0xcd, 0xab, 0x89, 5, 0, 0, 0, 5, 0, 0, 0],
+            &[9, 9, 9, 9, 9, 0, 0, 0],
+            &[2, 0, 4, 0, 2, 0, 0, 0],
+            &[6, 0, 4, 0, 3, 0, 0, 0],
+            &[1, 0, 3, 0, b'a', b'b', b'c', 0],
+            &[0, 0, 0, 0],
+            &[68, 0, 0, 0],
+        ];
+        assert_eq!(out, expected.concat());
+    }
+
+    #[test]
+    fn every_block_says_its_length_at_both_ends() {
+        let mut out = Vec::new();
+        begin(&mut out, "test", "vm0", "a guest");
+        statistics(&mut out, 1, Totals { seen: 2, left_out: 1 });
+        let word = |at: usize| {
+            u32::from_le_bytes(out[at..at + 4].try_into().expect("four bytes")) as usize
+        };
+        let (mut at, mut kinds) = (0, Vec::new());
+        while at < out.len() {
+            let len = word(at + 4);
+            assert!(len % 4 == 0 && word(at + len - 4) == len);
+            kinds.push(word(at));
+            at += len;
+        }
+        assert_eq!(kinds, [0x0A0D_0D0A, 1, 5]);
+    }
+}
