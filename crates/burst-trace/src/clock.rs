@@ -135,6 +135,21 @@ pub struct Anchor {
     pub realtime_ns: u64,
 }
 
+impl Anchor {
+    /// When it was `monotonic_ns`, in ticks of `clock`. The two clocks drift: by up to some ten microseconds a
+    /// second from the anchor.
+    #[inline]
+    #[must_use]
+    pub fn ticks_at(&self, monotonic_ns: u64, clock: &Clock) -> u64 {
+        let between = |from: u64, to: u64| clock.ticks_in(Duration::from_nanos(to - from));
+        if monotonic_ns >= self.monotonic_ns {
+            self.ticks.saturating_add(between(self.monotonic_ns, monotonic_ns))
+        } else {
+            self.ticks.saturating_sub(between(monotonic_ns, self.monotonic_ns))
+        }
+    }
+}
+
 #[inline]
 fn ticks(kind: ClockKind) -> u64 {
     match kind {
@@ -200,6 +215,19 @@ fn measure_rate(kind: ClockKind) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_anchor_tells_the_ticks_of_a_time_before_and_after() {
+        let clock = Clock::new();
+        let anchor = clock.anchor();
+        let second = clock.ticks_per_second();
+        let ms = |ticks: u64| ticks.abs_diff(anchor.ticks) * 1000 / second;
+        assert_eq!(anchor.ticks_at(anchor.monotonic_ns, &clock), anchor.ticks);
+        let after = anchor.ticks_at(anchor.monotonic_ns + 5_500_000, &clock);
+        let before = anchor.ticks_at(anchor.monotonic_ns - 5_500_000, &clock);
+        assert!(after > anchor.ticks && before < anchor.ticks);
+        assert_eq!((ms(after), ms(before)), (5, 5));
+    }
 
     #[test]
     fn ticks_agree_with_the_monotonic_clock() {

@@ -18,7 +18,7 @@ pub mod stage;
 mod sys;
 pub mod writer;
 
-pub use clock::{Clock, ClockKind};
+pub use clock::{Anchor, Clock, ClockKind};
 pub use reader::{Cursor, ReadError, Reader};
 pub use record::{BurstRecord, RecordKind};
 pub use stage::{Direction, DropCause, DropCounts, Stage};

@@ -42,11 +42,16 @@ pub struct BurstRecord {
     pub flags: u8,
     /// For [`RecordKind::Drop`]: the [`DropCause`](crate::DropCause) as a number.
     pub cause: u8,
+    /// Ticks from the first frame's arrival, as the host kernel stamped it, to the first boundary; none when it
+    /// did not. At most `u32::MAX`.
+    pub wakeup: Option<u32>,
 }
 
 impl BurstRecord {
     /// Flag: the worker was polling, so `notice` counts from the last look and is an upper bound.
     pub const POLLED: u8 = 1;
+    /// Flag, in the file only: the record has a [`wakeup`](Self::wakeup).
+    const ARRIVED: u8 = 2;
 
     /// Which way the burst went.
     #[inline]
@@ -75,7 +80,11 @@ impl BurstRecord {
             stage(2) | stage(3) << 32,
             stage(4) | stage(5) << 32,
             u64::from(self.bytes) | u64::from(self.packets) << 32 | u64::from(self.ring) << 48,
-            u64::from(self.kind) | u64::from(self.flags) << 8 | u64::from(self.cause) << 16,
+            u64::from(self.kind)
+                | u64::from(self.flags | if self.wakeup.is_some() { Self::ARRIVED } else { 0 })
+                    << 8
+                | u64::from(self.cause) << 16
+                | u64::from(self.wakeup.unwrap_or(0)) << 32,
         ]
     }
 
@@ -93,6 +102,7 @@ impl BurstRecord {
             let rest: u64 = stages.iter().sum::<u64>() - stages[long];
             stages[long] = total.saturating_sub(rest);
         }
+        let flags = (words[7] >> 8) as u8;
         Self {
             first: words[0],
             last: words[1],
@@ -102,8 +112,9 @@ impl BurstRecord {
             packets: (words[6] >> 32) as u16,
             ring: (words[6] >> 48) as u16,
             kind: words[7] as u8,
-            flags: (words[7] >> 8) as u8,
+            flags: flags & !Self::ARRIVED,
             cause: (words[7] >> 16) as u8,
+            wakeup: (flags & Self::ARRIVED != 0).then_some((words[7] >> 32) as u32),
         }
     }
 }
@@ -124,6 +135,7 @@ mod tests {
             kind: RecordKind::Burst as u8,
             flags: BurstRecord::POLLED,
             cause: 5,
+            wakeup: None,
         }
     }
 
@@ -131,6 +143,14 @@ mod tests {
     fn a_record_comes_back_as_it_was() {
         let record = record([1, 2, 3, 4, 5, u64::from(u32::MAX) - 1]);
         assert_eq!(BurstRecord::from_words(&record.to_words()), record);
+    }
+
+    #[test]
+    fn when_the_first_frame_came_is_kept_if_it_is_known() {
+        for wakeup in [None, Some(0), Some(1), Some(u32::MAX)] {
+            let record = BurstRecord { wakeup, ..record([1, 2, 3, 4, 5, 6]) };
+            assert_eq!(BurstRecord::from_words(&record.to_words()), record);
+        }
     }
 
     #[test]

@@ -192,6 +192,11 @@ impl Datapath for AfXdp {
         drops
     }
 
+    #[inline]
+    fn arrived_ns(&self) -> Option<u64> {
+        self.sockets.iter().filter_map(|socket| socket.arrived_ns).min()
+    }
+
     fn has_frames(&self) -> bool {
         self.sockets.iter().any(|socket| socket.receive.has_entries())
     }

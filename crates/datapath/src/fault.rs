@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
-use burst_trace::{BurstRecord, Direction, DropCause};
+use burst_trace::{BurstRecord, Direction, DropCause, DropCounts};
 use virtio_net::{Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
@@ -351,6 +351,14 @@ impl<D: Datapath> Datapath for Faulty<D> {
                 return Ok(look);
             }
         }
+    }
+
+    fn losses(&mut self) -> DropCounts {
+        self.inner.losses()
+    }
+
+    fn arrived_ns(&self) -> Option<u64> {
+        self.inner.arrived_ns()
     }
 
     fn has_frames(&self) -> bool {

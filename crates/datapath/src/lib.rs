@@ -126,6 +126,13 @@ pub trait Datapath: Send + 'static {
         DropCounts::default()
     }
 
+    /// When the first frame of the last look came to the host's kernel, nanoseconds of `CLOCK_MONOTONIC`, if the
+    /// kernel says.
+    #[inline]
+    fn arrived_ns(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether frames for the guest wait, without taking one.
     fn has_frames(&self) -> bool;
 

@@ -13,7 +13,7 @@ mod format;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use burst_trace::{BurstRecord, Direction};
+use burst_trace::{BurstRecord, Direction, DropCounts};
 use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
@@ -152,6 +152,14 @@ impl<D: Datapath> Datapath for Pcap<D> {
 
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
         self.keep_placed(room, D::receive)
+    }
+
+    fn losses(&mut self) -> DropCounts {
+        self.inner.losses()
+    }
+
+    fn arrived_ns(&self) -> Option<u64> {
+        self.inner.arrived_ns()
     }
 
     fn has_frames(&self) -> bool {

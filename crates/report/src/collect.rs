@@ -63,6 +63,8 @@ struct Way {
     polled_packets: u64,
     drops: Vec<u64>,
     stages: Vec<Distribution>,
+    /// The host kernel's: from a frame's arrival to the worker's first boundary.
+    wakeup: Distribution,
     total: Distribution,
 }
 
@@ -125,6 +127,7 @@ impl Way {
             polled_packets: 0,
             drops: vec![0; DropCause::ALL.len()],
             stages: direction.stages().iter().map(|_| Distribution::new()).collect(),
+            wakeup: Distribution::new(),
             total: Distribution::new(),
         }
     }
@@ -139,6 +142,9 @@ impl Way {
         for (stage, &ticks) in self.stages.iter_mut().zip(&record.stages) {
             stage.add(ticks, record.packets, rate);
         }
+        if let Some(ticks) = record.wakeup {
+            self.wakeup.add(ticks.into(), record.packets, rate);
+        }
         self.total.add(record.total(), record.packets, rate);
     }
 
@@ -146,13 +152,14 @@ impl Way {
         (self.packets, self.bytes, self.bursts, self.polled_packets) = (0, 0, 0, 0);
         self.drops.fill(0);
         self.stages.iter_mut().for_each(Distribution::clear);
+        self.wakeup.clear();
         self.total.clear();
     }
 
     fn breakdown(&self, rate: TickRate) -> DirectionBreakdown {
-        let measured = |stage, times: &Distribution| StageRow {
+        let measured = |stage, tier, times: &Distribution| StageRow {
             stage,
-            tier: Tier::D,
+            tier,
             count: Some(times.count()),
             figures: times.figures(rate),
         };
@@ -160,10 +167,13 @@ impl Way {
         let stages = places(self.direction)
             .iter()
             .map(|place| match *place {
+                Place::Outside("wakeup", tier) if self.wakeup.count() > 0 => {
+                    measured("wakeup", tier, &self.wakeup)
+                }
                 Place::Outside(name, tier) => StageRow::not_measured(name, tier),
                 Place::Daemon(stage) => times.next().map_or_else(
                     || StageRow::not_measured(stage.name(), Tier::D),
-                    |times| measured(stage.name(), times),
+                    |times| measured(stage.name(), Tier::D, times),
                 ),
             })
             .collect();
@@ -175,7 +185,7 @@ impl Way {
             polled_packets: self.polled_packets,
             drops: list_drops(self.direction, |cause| self.drops[cause as usize]),
             stages,
-            total: measured("total", &self.total),
+            total: measured("total", Tier::D, &self.total),
         }
     }
 }

@@ -64,7 +64,7 @@ impl<D: Datapath> Pair<D> {
             self.look_found_nothing(ring, context);
             return Ok(false);
         }
-        let (mut journey, polled) = self.see_frames(ring, context);
+        let (mut journey, mut polled) = self.see_frames(ring, context);
         let (looked, received) = self.fill(ring);
         let mut drops = received.drops;
         let look = match looked {
@@ -91,6 +91,11 @@ impl<D: Datapath> Pair<D> {
         }
         self.starved = None;
         let tracer = &mut *context.tracer;
+        if let Some(arrived_ns) = self.datapath.arrived_ns() {
+            tracer.arrived(&mut journey, arrived_ns);
+            // It is known when the frame came: what polling would only bound is exact.
+            polled = false;
+        }
         tracer.cross(&mut journey, Stage::Place);
         ring.queue.publish();
         tracer.cross(&mut journey, Stage::Publish);

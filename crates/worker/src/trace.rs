@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use burst_trace::stage::STAGES_MAX;
-use burst_trace::{BurstRecord, Clock, Direction, DropCounts, RecordKind, Stage, Writer};
+use burst_trace::{Anchor, BurstRecord, Clock, Direction, DropCounts, RecordKind, Stage, Writer};
 
 use crate::fault::Fault;
 
@@ -15,18 +15,37 @@ pub struct Journey {
     last: u64,
     stages: [u64; STAGES_MAX],
     crossed: usize,
+    /// Ticks from the first frame's arrival to the first boundary, where the arrival is known.
+    wakeup: Option<u64>,
 }
 
 impl Journey {
     /// Begins at the boundary `wake`.
     #[inline]
     pub const fn begin(direction: Direction, wake: u64) -> Self {
-        Self { direction, first: wake, last: wake, stages: [0; STAGES_MAX], crossed: 0 }
+        Self {
+            direction,
+            first: wake,
+            last: wake,
+            stages: [0; STAGES_MAX],
+            crossed: 0,
+            wakeup: None,
+        }
     }
 
     /// The last boundary crossed, ticks.
     pub const fn last(&self) -> u64 {
         self.last
+    }
+
+    /// The first frame came at `arrived`, ticks. When that was after the first boundary, which was a look that found
+    /// nothing, it is the first boundary itself: what polling can only bound is exact then.
+    #[inline]
+    fn arrive(&mut self, arrived: u64) {
+        self.wakeup = Some(self.first.saturating_sub(arrived));
+        let late = arrived.saturating_sub(self.first).min(self.stages[0]);
+        self.first += late;
+        self.stages[0] -= late;
     }
 
     #[inline]
@@ -60,12 +79,21 @@ pub struct Tracer {
     writer: Writer,
     fault: Option<Fault>,
     records: bool,
+    /// An instant on the recorder's clock and on the kernel's.
+    anchor: Anchor,
+    /// [`ANCHORED`] in ticks.
+    anchored: u64,
 }
+
+/// An anchor is good for so long: the two clocks drift by a few nanoseconds until then.
+const ANCHORED: Duration = Duration::from_millis(10);
 
 impl Tracer {
     /// With `records` off, packets and drops are still counted, but no burst is stamped.
     pub fn new(clock: Clock, writer: Writer, fault: Fault, records: bool) -> Self {
-        Self { clock, writer, fault: (!fault.is_empty()).then_some(fault), records }
+        let fault = (!fault.is_empty()).then_some(fault);
+        let (anchor, anchored) = (Anchor::default(), clock.ticks_in(ANCHORED));
+        Self { clock, writer, fault, records, anchor, anchored }
     }
 
     /// The time now, ticks: for the poll policy.
@@ -110,6 +138,18 @@ impl Tracer {
         journey.cross(at);
     }
 
+    /// The first frame of the burst came at `monotonic_ns` of the kernel's clock (`CLOCK_MONOTONIC`).
+    #[inline]
+    pub fn arrived(&mut self, journey: &mut Journey, monotonic_ns: u64) {
+        if !self.records {
+            return;
+        }
+        if journey.last.saturating_sub(self.anchor.ticks) > self.anchored {
+            self.anchor = self.clock.anchor();
+        }
+        journey.arrive(self.anchor.ticks_at(monotonic_ns, &self.clock));
+    }
+
     /// Leaves a burst behind that has crossed all its boundaries, and returns what is recorded of it.
     #[inline]
     pub fn finish(&mut self, journey: &Journey, outcome: Outcome) -> BurstRecord {
@@ -125,6 +165,7 @@ impl Tracer {
             kind: RecordKind::Burst as u8,
             flags: if outcome.polled { BurstRecord::POLLED } else { 0 },
             cause: 0,
+            wakeup: journey.wakeup.map(|ticks| u32::try_from(ticks).unwrap_or(u32::MAX)),
         };
         if self.records {
             self.writer.burst(&record);

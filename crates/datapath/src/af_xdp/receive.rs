@@ -21,9 +21,10 @@ impl Socket {
         #[expect(clippy::cast_possible_truncation, reason = "64")]
         let available = self.receive.available().min(BURST_MAX as u32);
         if available == 0 {
+            self.arrived_ns = None;
             return Look::Drained;
         }
-        self.arrived = self.arrival_of(self.receive.peek(0).addr);
+        self.arrived_ns = self.arrival_of(self.receive.peek(0).addr);
         room.expect(available as usize);
         let mut done = 0;
         while done < available {

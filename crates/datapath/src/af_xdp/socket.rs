@@ -73,7 +73,7 @@ pub struct Socket {
     /// Whether the kernel has not taken everything from the transmit ring.
     pub unsent: bool,
     /// When the first frame of the last burst came, CLOCK_MONOTONIC ns, if the XDP program stamped it.
-    pub arrived: Option<u64>,
+    pub arrived_ns: Option<u64>,
     /// What the kernel had counted when last asked.
     counted: XdpStatistics,
 }
@@ -132,7 +132,7 @@ impl Socket {
             begun: 0,
             begun_receive: 0,
             unsent: false,
-            arrived: None,
+            arrived_ns: None,
             counted: NOTHING,
         };
         for offset in socket.umem.receive_chunks() {
