@@ -63,6 +63,20 @@ impl<'m> GuestSlice<'m> {
         count
     }
 
+    /// Copies the first `N` bytes out of guest memory, if there are so many: what is of a fixed size needs no loop.
+    #[inline]
+    #[must_use]
+    pub fn read_front<const N: usize>(&self) -> Option<[u8; N]> {
+        if self.len() < N {
+            return None;
+        }
+        let mut bytes = [0; N];
+        // SAFETY: the first `N` bytes are in bounds and mapped (constructor); the rest as in `read`.
+        unsafe { ptr::copy_nonoverlapping(self.base(), bytes.as_mut_ptr(), N) };
+        compiler_fence(Ordering::SeqCst);
+        Some(bytes)
+    }
+
     /// Copies `from` into guest memory from `offset` on, as much as fits. Returns how much.
     #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) -> usize {
@@ -275,15 +289,9 @@ unsafe fn copy_summing_wide(from: *const u8, to: *mut u8, count: usize) -> u64 {
 #[inline]
 unsafe fn copy_summing_words(from: *const u8, to: *mut u8, count: usize) -> u64 {
     const WORD: usize = size_of::<u64>();
+    // SAFETY: in every call below `at` and the number's bytes are within `count`, all of it mapped.
+    let word = |at: usize| unsafe { copy_number::<u64>(from.add(at), to.add(at)) };
     let words = count - count % WORD;
-    let word = |at: usize| {
-        // SAFETY: `at + WORD <= count` in every call below, all of it mapped.
-        unsafe {
-            let word = from.add(at).cast::<u64>().read_unaligned();
-            to.add(at).cast::<u64>().write_unaligned(word);
-            word
-        }
-    };
     // Two, so that one need not wait for the other's carry.
     let (mut total, mut other) = (0, 0);
     for at in (WORD..words).step_by(2 * WORD) {
@@ -293,15 +301,37 @@ unsafe fn copy_summing_words(from: *const u8, to: *mut u8, count: usize) -> u64 
     if !words.is_multiple_of(2 * WORD) {
         total = add(total, word(words - WORD));
     }
-    let mut last = [0; WORD];
-    // SAFETY: fewer than 8 bytes are left, all of them mapped; `last` is ours.
+    let mut at = words;
+    // SAFETY: as above; 4, 2 and 1 are what fewer than 8 bytes are made of.
     unsafe {
-        ptr::copy_nonoverlapping(from.add(words), last.as_mut_ptr(), count - words);
-        // As in `GuestSlice::read`.
-        compiler_fence(Ordering::SeqCst);
-        ptr::copy_nonoverlapping(last.as_ptr(), to.add(words), count - words);
+        if count & 4 != 0 {
+            total = add(total, copy_number::<u32>(from.add(at), to.add(at)).into());
+            at += 4;
+        }
+        if count & 2 != 0 {
+            total = add(total, copy_number::<u16>(from.add(at), to.add(at)).into());
+            at += 2;
+        }
+        if count & 1 != 0 {
+            let last = copy_number::<u8>(from.add(at), to.add(at));
+            total = add(total, u16::from_ne_bytes([last, 0]).into());
+        }
     }
-    add(add(total, other), u64::from_ne_bytes(last))
+    add(total, other)
+}
+
+/// Copies one number and returns it.
+///
+/// # Safety
+/// As for [`copy`], with the number's size.
+#[inline]
+unsafe fn copy_number<N: Copy>(from: *const u8, to: *mut u8) -> N {
+    // SAFETY: by the caller's word.
+    unsafe {
+        let number = from.cast::<N>().read_unaligned();
+        to.cast::<N>().write_unaligned(number);
+        number
+    }
 }
 
 /// Host bytes of our own that can stand in a scatter list beside guest memory: the spare room at its end.

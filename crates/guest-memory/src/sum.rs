@@ -24,10 +24,12 @@ impl Sum {
     #[inline]
     pub fn add_bytes(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
+        let (pairs, last) = rest.as_chunks::<2>();
         let words = words.iter().map(|word| u64::from_ne_bytes(*word));
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        self.append(words.fold(u64::from_ne_bytes(last), add), bytes.len() % 2 == 1);
+        let pairs = pairs.iter().map(|pair| u16::from_ne_bytes(*pair).into());
+        let last = last.iter().map(|byte| u16::from_ne_bytes([*byte, 0]).into());
+        let total = words.chain(pairs).chain(last).fold(0, add);
+        self.append(total, bytes.len() % 2 == 1);
     }
 
     /// Appends a 16-bit number, in network order.

@@ -18,8 +18,11 @@ use crate::run::{Copying, Place, copy_run, write_at};
 use crate::transmit::Frame;
 use segments::Segments;
 
-/// How one frame becomes finished ones.
-#[derive(Clone, Debug)]
+/// How one frame becomes finished ones. By default of no frame: nothing is left to write.
+///
+/// It has room for all of a packet's headers. Whoever finishes frame after frame keeps one and plans with
+/// [`replan`](Self::replan), which moves nothing.
+#[derive(Clone, Debug, Default)]
 pub struct Finish {
     /// Bytes before the frame: the net header.
     skip: usize,
@@ -30,13 +33,14 @@ pub struct Finish {
     work: Work,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[expect(
     clippy::large_enum_variant,
     reason = "no allocation a frame; a plain one leaves the bytes untouched"
 )]
 enum Work {
     /// Only a copy.
+    #[default]
     Plain,
     /// What lies from `start` on is summed; the result goes to `field`. Both in bytes from the frame's start.
     Checksum { start: usize, field: usize },
@@ -67,29 +71,43 @@ impl Finish {
         skip: usize,
         len: usize,
     ) -> Result<Self, DropCause> {
-        if header.is_plain() {
-            return Ok(Self { skip, len, left: 1, work: Work::Plain });
-        }
-        Self::plan_work(header, from, skip, len)
+        let mut finish = Self::default();
+        finish.replan(header, from, skip, len)?;
+        Ok(finish)
     }
 
-    #[inline(never)]
-    fn plan_work(
+    /// As [`plan`](Self::plan), in place of what was planned here before.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan); nothing is left to write then.
+    #[inline]
+    pub fn replan(
+        &mut self,
         header: &NetHeader,
         from: &[GuestSlice<'_>],
         skip: usize,
         len: usize,
-    ) -> Result<Self, DropCause> {
+    ) -> Result<(), DropCause> {
+        (self.skip, self.len, self.left) = (skip, len, 1);
+        self.work = Work::Plain;
+        if header.is_plain() { Ok(()) } else { self.plan_work(header, from) }
+    }
+
+    #[inline(never)]
+    fn plan_work(&mut self, header: &NetHeader, from: &[GuestSlice<'_>]) -> Result<(), DropCause> {
+        self.left = 0;
         let start = usize::from(header.csum_start);
         let field = start + usize::from(header.csum_offset);
-        if header.flags & NEEDS_CSUM != 0 && field + size_of::<u16>() > len {
+        if header.flags & NEEDS_CSUM != 0 && field + size_of::<u16>() > self.len {
             return Err(DropCause::TxBadNetHeader);
         }
         if header.gso_type == GSO_NONE {
-            return Ok(Self { skip, len, left: 1, work: Work::Checksum { start, field } });
+            (self.left, self.work) = (1, Work::Checksum { start, field });
+        } else {
+            let segments = Segments::plan(header, from, self.skip, self.len)?;
+            (self.left, self.work) = (segments.count(), Work::Segments(segments));
         }
-        let segments = Segments::plan(header, from, skip, len)?;
-        Ok(Self { skip, len, left: segments.count(), work: Work::Segments(segments) })
+        Ok(())
     }
 
     /// Whether there is nothing to do but to copy the frame.
@@ -162,6 +180,12 @@ fn write_summed(
     [start, field, len]: [usize; 3],
 ) {
     let mut sum = Sum::new();
+    if let ([to], [from]) = (to, from) {
+        to.copy_from(offset, &from.part(skip, start), 0);
+        to.copy_from_summing(offset + start, &from.part(skip + start, len - start), 0, &mut sum);
+        to.write(offset + field, &never_zero(sum.complement()).to_be_bytes());
+        return;
+    }
     let mut copying =
         Copying { to, at: Place::of(to, offset), from, from_at: Place::of(from, skip) };
     copying.copy(start);

@@ -120,13 +120,13 @@ impl NetHeader {
     #[inline]
     #[must_use]
     pub fn read(slices: &[GuestSlice<'_>], header_len: usize) -> Self {
-        let mut bytes = [0; HEADER_LEN];
-        match slices {
-            [first, ..] if first.len() >= HEADER_LEN && header_len == HEADER_LEN => {
-                first.read(0, &mut bytes);
-            }
-            many => read_front(many, &mut bytes[..header_len.min(HEADER_LEN)]),
+        if header_len == HEADER_LEN
+            && let Some(bytes) = slices.first().and_then(GuestSlice::read_front)
+        {
+            return Self::from_bytes(&bytes);
         }
+        let mut bytes = [0; HEADER_LEN];
+        read_front(slices, &mut bytes[..header_len.min(HEADER_LEN)]);
         Self::from_bytes(&bytes)
     }
 
