@@ -4,7 +4,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::DropCause;
+use burst_trace::{BurstRecord, DropCause};
 use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
@@ -148,6 +148,69 @@ fn an_interface_that_is_removed_costs_frames_with_a_cause_and_no_cpu() {
         daemon.signal(Signal::TERM).unwrap();
         let ended = daemon.ended_within(Duration::from_secs(1)).unwrap();
         assert!(ended.is_some_and(|status| status.success()), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn frames_that_a_slow_guest_loses_are_counted() {
+    const FRAMES: u64 = 6000;
+    for poll in ["never", "always"] {
+        let outside = Outside::on_wire("slow", 1).unwrap();
+        let (_directory, daemon) = start(&outside, "", &["--poll", poll]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 1);
+        outside.exec(NEIGHBOUR).unwrap();
+        let carried = daemon.reader().unwrap().totals(0).packets;
+        // The guest takes none: its buffers and the receive ring fill up.
+        let line =
+            format!("bash -c 'for n in $(seq {FRAMES}); do echo x; done >/dev/udp/10.77.0.2/9'");
+        outside.exec(&line).unwrap();
+        let until = Instant::now() + SOON;
+        let mut came = 0;
+        let lost = |daemon: &Daemon| daemon.reader().unwrap().drops(0, DropCause::RxRingFull);
+        while came + lost(&daemon) < FRAMES && Instant::now() < until {
+            while guest.pair(0).receive().unwrap().is_some() {
+                came += 1;
+            }
+        }
+        let (lost, reader) = (lost(&daemon), daemon.reader().unwrap());
+        assert!(lost > 0 && came > 2048, "--poll {poll}: {came} came, {lost} lost");
+        assert_eq!(came + lost, FRAMES, "--poll {poll}");
+        assert_eq!(reader.totals(0).packets, carried + came, "--poll {poll}");
+        assert_eq!(reader.drops(0, DropCause::RxNoChunk), 0, "--poll {poll}");
+    }
+}
+
+#[test]
+fn when_frames_came_is_known_and_what_polling_finds_is_exact() {
+    let outside = Outside::on_wire("stamps", 1).unwrap();
+    for (poll, is_asleep) in [("never", true), ("always", false)] {
+        let (_directory, daemon) = start(&outside, "", &["--poll", poll]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+        for _ in 0..50 {
+            pinger.ping_all(guest.pair(0), 1);
+            sleep(Duration::from_millis(2));
+        }
+        let reader = daemon.reader().unwrap();
+        let mut records = Vec::new();
+        reader.read(&mut reader.oldest(0), |record| {
+            if record.ring == 0 {
+                records.push(*record);
+            }
+        });
+        assert!(records.len() >= 50);
+        let limit = reader.ticks_per_second() / 2;
+        for record in &records {
+            let wakeup = record.wakeup.expect("the kernel's stamp");
+            assert!(u64::from(wakeup) < limit && record.total() < limit, "{record:?}");
+            assert_eq!(record.flags & BurstRecord::POLLED, 0, "what is stamped is no bound");
+        }
+        // A worker that sleeps takes some microseconds to come back; one that polls, nothing.
+        let woken = records.iter().filter(|record| record.wakeup > Some(1000)).count();
+        let expected =
+            if is_asleep { records.len() * 9 / 10..=records.len() } else { 0..=records.len() / 10 };
+        assert!(expected.contains(&woken), "--poll {poll}: {woken} of {}", records.len());
     }
 }
 

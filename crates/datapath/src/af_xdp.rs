@@ -25,7 +25,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use burst_trace::{DropCause, DropCounts};
+use burst_trace::DropCause;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads};
@@ -111,6 +111,9 @@ impl AfXdp {
 /// With fewer free chunks than this, those that were sent from are taken back first.
 const CHUNKS_LOW: usize = 2 * BURST_MAX;
 
+/// So often the transmit ring is filled for one burst; then it is others' turn. A guest may ask for 65 536 segments.
+const REFILLS_MAX: usize = 4;
+
 impl Datapath for AfXdp {
     fn capabilities(&self) -> Capabilities {
         // Fragments of UDP are the one thing that is not finished here: nobody sends them any more.
@@ -149,12 +152,14 @@ impl Datapath for AfXdp {
         if socket.umem.free() < CHUNKS_LOW {
             socket.reap();
         }
+        let mut refills = 0;
         for frame in frames.iter() {
             let header = if self.finishes { frame.header() } else { NetHeader::PLAIN };
             while socket.queue(&header, &frame, &mut done) == Queued::Full {
+                refills += 1;
                 match socket.make_room() {
-                    Ok(true) => {}
-                    Ok(false) => return done,
+                    Ok(true) if refills <= REFILLS_MAX => {}
+                    Ok(_) => return done,
                     Err(_) => {
                         self.down = true;
                         return done;
@@ -186,10 +191,10 @@ impl Datapath for AfXdp {
         Ok(look)
     }
 
-    fn losses(&mut self) -> DropCounts {
-        let mut drops = DropCounts::default();
-        self.sockets.iter_mut().for_each(|socket| socket.add_losses(&mut drops));
-        drops
+    const COUNTS_LOSSES: bool = true;
+
+    fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
+        self.sockets.iter_mut().for_each(|socket| socket.losses(each));
     }
 
     #[inline]

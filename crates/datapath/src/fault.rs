@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
-use burst_trace::{BurstRecord, Direction, DropCause, DropCounts};
+use burst_trace::{BurstRecord, Direction, DropCause};
 use virtio_net::{Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
@@ -261,6 +261,7 @@ fn refusal(hit: Hit) -> Refusal {
 
 impl<D: Datapath> Datapath for Faulty<D> {
     const FORWARDS: bool = D::FORWARDS;
+    const COUNTS_LOSSES: bool = D::COUNTS_LOSSES;
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
@@ -353,8 +354,8 @@ impl<D: Datapath> Datapath for Faulty<D> {
         }
     }
 
-    fn losses(&mut self) -> DropCounts {
-        self.inner.losses()
+    fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
+        self.inner.losses(each);
     }
 
     fn arrived_ns(&self) -> Option<u64> {

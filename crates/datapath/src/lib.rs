@@ -27,7 +27,7 @@ pub mod tap;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use burst_trace::{BurstRecord, DropCounts};
+use burst_trace::{BurstRecord, DropCause, DropCounts};
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 
 pub use af_xdp::{AfXdp, AfXdpError};
@@ -120,11 +120,12 @@ pub trait Datapath: Send + 'static {
     /// while; `WouldBlock` says that no frame was lost.
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
 
-    /// Frames for the guest that were lost on the way here since this was last asked. It takes a system
-    /// call.
-    fn losses(&mut self) -> DropCounts {
-        DropCounts::default()
-    }
+    /// Whether frames for the guest can be lost in a place that only [`losses`](Self::losses) looks at.
+    const COUNTS_LOSSES: bool = false;
+
+    /// Tells of the frames for the guest that were lost on the way here since this was last asked. It takes a
+    /// system call.
+    fn losses(&mut self, _each: &mut dyn FnMut(DropCause, u64)) {}
 
     /// When the first frame of the last look came to the host's kernel, nanoseconds of `CLOCK_MONOTONIC`, if the
     /// kernel says.

@@ -13,7 +13,7 @@ mod format;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use burst_trace::{BurstRecord, Direction, DropCounts};
+use burst_trace::{BurstRecord, Direction, DropCause};
 use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
@@ -125,6 +125,7 @@ impl<D: Datapath> Pcap<D> {
 
 impl<D: Datapath> Datapath for Pcap<D> {
     const FORWARDS: bool = D::FORWARDS;
+    const COUNTS_LOSSES: bool = D::COUNTS_LOSSES;
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
@@ -154,8 +155,8 @@ impl<D: Datapath> Datapath for Pcap<D> {
         self.keep_placed(room, D::receive)
     }
 
-    fn losses(&mut self) -> DropCounts {
-        self.inner.losses()
+    fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
+        self.inner.losses(each);
     }
 
     fn arrived_ns(&self) -> Option<u64> {

@@ -271,6 +271,12 @@ impl<D: Datapath> Pair<D> {
         self.starved = None;
     }
 
+    /// Counts the frames that were lost before they could be seen.
+    pub fn account(&mut self, tracer: &mut Tracer) {
+        let ring = self.rings()[0];
+        self.datapath.losses(&mut |cause, packets| tracer.lost(ring, cause, packets));
+    }
+
     /// Gives up the frame that waits for buffers, if there is one.
     pub fn drop_held(&mut self, cause: DropCause, tracer: &mut Tracer) {
         if self.receive.drop_held() {

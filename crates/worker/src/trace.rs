@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use burst_trace::stage::STAGES_MAX;
-use burst_trace::{Anchor, BurstRecord, Clock, Direction, DropCounts, RecordKind, Stage, Writer};
+use burst_trace::{
+    Anchor, BurstRecord, Clock, Direction, DropCause, DropCounts, RecordKind, Stage, Writer,
+};
 
 use crate::fault::Fault;
 
@@ -173,6 +175,21 @@ impl Tracer {
             self.writer.count(&record);
         }
         record
+    }
+
+    /// Counts frames for virtqueue `ring` that were lost before the worker saw them.
+    #[cold]
+    pub fn lost(&mut self, ring: u16, cause: DropCause, mut packets: u64) {
+        let now = self.clock.now();
+        while packets > 0 {
+            let some = u16::try_from(packets).unwrap_or(u16::MAX);
+            if self.records {
+                self.writer.dropped(ring, cause, some, now);
+            } else {
+                self.writer.count_dropped(ring, cause, some);
+            }
+            packets -= u64::from(some);
+        }
     }
 
     /// Counts what was dropped of a burst of virtqueue `ring`.

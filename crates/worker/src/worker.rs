@@ -171,7 +171,24 @@ struct Loop<W: Wiring> {
     longest: u64,
     /// When the worker last woke up, ticks.
     woken: u64,
+    losses: Losses,
 }
+
+/// When to ask datapaths for what they lost.
+struct Losses {
+    /// When they were last asked, ticks.
+    asked: u64,
+    /// [`LOSSES_EVERY`] in ticks.
+    every: u64,
+    /// How many turns there have been with work since then.
+    turns: u32,
+}
+
+/// So often datapaths are asked for what they lost, which takes a system call, while there is work and once after.
+const LOSSES_EVERY: Duration = Duration::from_millis(100);
+
+/// In a rush, the clock is looked at for that once in so many turns.
+const TURNS_A_LOOK: u32 = 1024;
 
 impl<W: Wiring> Loop<W> {
     fn new(
@@ -205,6 +222,7 @@ impl<W: Wiring> Loop<W> {
             retry: clock.ticks_in(RETRY),
             longest: clock.ticks_in(LONGEST),
             woken: 0,
+            losses: Losses { asked: 0, every: clock.ticks_in(LOSSES_EVERY), turns: 0 },
         })
     }
 
@@ -215,13 +233,20 @@ impl<W: Wiring> Loop<W> {
             }
             if self.turn() {
                 self.pause.end(&mut self.pairs);
+                self.losses.turns += 1;
+                if self.losses.turns.is_multiple_of(TURNS_A_LOOK) {
+                    self.account();
+                }
                 continue;
             }
             match self.pause.next(&mut self.pairs) {
                 Idle::Look => (0..PAUSES_A_LOOK).for_each(|_| std::hint::spin_loop()),
                 // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine with
                 // few of them, a worker that spins would hold up the answer that it spins for.
-                Idle::GiveWay => std::thread::yield_now(),
+                Idle::GiveWay => {
+                    self.account();
+                    std::thread::yield_now();
+                }
                 Idle::Sleep(limit) => self.sleep(limit),
             }
         }
@@ -234,9 +259,28 @@ impl<W: Wiring> Loop<W> {
         wiring.turn(pairs, &mut shared)
     }
 
+    /// Asks datapaths for what they lost, if it is time. Returns how long it is until then, if there was work since.
+    #[inline]
+    fn account(&mut self) -> Option<Duration> {
+        if !W::Wire::COUNTS_LOSSES || self.losses.turns == 0 {
+            return None;
+        }
+        let now = self.clock.now();
+        let due = self.losses.asked + self.losses.every;
+        if now < due {
+            return Some(self.clock.duration_of(due - now));
+        }
+        (self.losses.asked, self.losses.turns) = (now, 0);
+        for pair in &mut self.pairs {
+            pair.account(&mut self.tracers[pair.guest]);
+        }
+        None
+    }
+
     /// Asks for kicks, looks once more, and sleeps until something happens or `limit` has passed.
     fn sleep(&mut self, limit: Option<Duration>) {
         let mut work = false;
+        let losses = self.account();
         for pair in &mut self.pairs {
             work |= pair.arm();
         }
@@ -244,7 +288,8 @@ impl<W: Wiring> Loop<W> {
         if !work {
             let patience =
                 self.pairs.iter().filter_map(|pair| pair.patience(&self.tracers[pair.guest]));
-            let limit = limit.into_iter().chain(patience).chain(self.wiring.limit()).min();
+            let limit = limit.into_iter().chain(patience).chain(losses).chain(self.wiring.limit());
+            let limit = limit.min();
             let mut asleep = self.sleeper.sleep(limit).peekable();
             self.woken = self.clock.now();
             let woken = asleep.peek().is_some();

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{DropCause, DropCounts};
+use burst_trace::DropCause;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::io::Errno;
 use rustix::net::xdp::{
@@ -15,6 +15,8 @@ use rustix::net::xdp::{
     XdpOptionsFlags, XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
+
+use virtio_net::Finish;
 
 use super::device::Device;
 use super::rings::{Consumer, Producer};
@@ -66,6 +68,8 @@ pub struct Socket {
     pub is_virtual: bool,
     /// The largest payload of a link frame, bytes.
     pub mtu: u16,
+    /// How the last frame that needed finishing became finished ones. It is large, and stays where it is.
+    pub finish: Finish,
     /// How many segments of the next frame from the guest are in the transmit ring already.
     pub begun: usize,
     /// How many segments of the next frame to the guest it has already.
@@ -129,6 +133,7 @@ impl Socket {
             multi_buffer,
             is_virtual: device.is_virtual,
             mtu: device.mtu,
+            finish: Finish::default(),
             begun: 0,
             begun_receive: 0,
             unsent: false,
@@ -175,17 +180,19 @@ impl Socket {
         }
     }
 
-    /// Adds what the kernel has lost since this was last asked.
-    pub fn add_losses(&mut self, drops: &mut DropCounts) {
+    /// Tells of the frames that the kernel has lost since this was last asked.
+    pub fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
         // Refused only for what is no AF_XDP socket.
         let Ok(counted) = sockopt::xdp_statistics(&self.fd) else { return };
         let before = std::mem::replace(&mut self.counted, counted);
-        let mut add = |cause, of: fn(&XdpStatistics) -> u64| {
+        let mut tell = |cause, of: fn(&XdpStatistics) -> u64| {
             let lost = of(&counted).saturating_sub(of(&before));
-            drops.add_many(cause, u16::try_from(lost).unwrap_or(u16::MAX));
+            if lost > 0 {
+                each(cause, lost);
+            }
         };
-        add(DropCause::RxRingFull, |it| it.rx_ring_full.unwrap_or(0));
-        add(DropCause::RxNoChunk, |it| it.rx_dropped);
+        tell(DropCause::RxRingFull, |it| it.rx_ring_full.unwrap_or(0));
+        tell(DropCause::RxNoChunk, |it| it.rx_dropped);
     }
 
     /// Has the kernel send what is in the transmit ring (`sendto(2)`, as `af_xdp.rst` describes it). Without a driver

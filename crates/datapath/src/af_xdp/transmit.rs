@@ -2,10 +2,14 @@
 
 use arrayvec::ArrayVec;
 use burst_trace::DropCause;
+use guest_memory::GuestSlice;
 use rustix::io::Errno;
+use rustix::net::xdp::XdpDesc;
 use virtio_net::{Finish, Frame, NetHeader};
 
+use super::rings::Producer;
 use super::socket::{PARTS_MAX, Socket};
+use super::umem::Umem;
 use crate::Transmitted;
 
 /// The longest link header, bytes: with two tags.
@@ -65,56 +69,33 @@ impl Socket {
         frame: &Frame<'_, '_>,
         done: &mut Transmitted,
     ) -> Queued {
-        let mut finish = match Finish::plan_frame(header, frame) {
-            Ok(finish) if finish.next_len() <= self.frame_len_max() => finish,
-            Ok(_) => {
-                done.drops.add(DropCause::TxTooLong);
-                return Queued::Done;
-            }
-            Err(cause) => {
-                done.drops.add(cause);
-                return Queued::Done;
-            }
-        };
         let from = frame.slices();
+        let len_max = self.frame_len_max();
+        let Self { finish, umem, transmit, .. } = self;
+        let planned = finish.replan(header, from, frame.header_len(), frame.len());
         let all = finish.count();
+        let refused = match planned {
+            Err(cause) => Some(cause),
+            Ok(()) if finish.next_len() > len_max => Some(DropCause::TxTooLong),
+            Ok(()) => None,
+        };
         // Those that found room the last time this frame was here.
         finish.skip(from, std::mem::take(&mut self.begun));
-        while finish.count() > 0 {
-            if !self.queue_next(&mut finish, frame) {
-                self.begun = all - finish.count();
-                return Queued::Full;
-            }
+        while refused.is_none() && finish.count() > 0 && queue_next(finish, from, umem, transmit) {}
+        let left = finish.count();
+        if let Some(cause) = refused {
+            done.drops.add(cause);
+            return Queued::Done;
+        }
+        if left > 0 {
+            self.begun = all - left;
+            return Queued::Full;
         }
         #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
         {
             done.bytes += frame.len() as u32;
         }
         Queued::Done
-    }
-
-    /// Puts the next frame that `finish` makes into the ring. Returns whether there was room.
-    fn queue_next(&mut self, finish: &mut Finish, frame: &Frame<'_, '_>) -> bool {
-        #[expect(clippy::cast_possible_truncation, reason = "at most the MTU and a link header")]
-        let len = finish.next_len() as u32;
-        let chunk = self.umem.chunk();
-        let count = len.div_ceil(chunk);
-        if self.transmit.room(count) < count || self.umem.free() < count as usize {
-            return false;
-        }
-        let mut parts = ArrayVec::<_, PARTS_MAX>::new();
-        for n in 0..count {
-            let Some(offset) = self.umem.take() else { break };
-            parts.push((offset, chunk.min(len - n * chunk)));
-        }
-        let slices: ArrayVec<_, PARTS_MAX> =
-            parts.iter().filter_map(|&(offset, len)| self.umem.slice(offset, len)).collect();
-        finish.write_next(frame.slices(), &slices, 0);
-        for (n, &(offset, len)) in parts.iter().enumerate() {
-            let goes_on = n + 1 < parts.len();
-            self.transmit.push(Self::descriptor(offset, len, goes_on));
-        }
-        true
     }
 
     /// The longest frame that the interface sends, bytes. The kernel would drop longer ones without a word.
@@ -185,4 +166,33 @@ impl Socket {
             self.completion.release();
         }
     }
+}
+
+/// Puts the next frame that `finish` makes of `from` into the ring. Returns whether there was room.
+fn queue_next(
+    finish: &mut Finish,
+    from: &[GuestSlice<'_>],
+    umem: &mut Umem,
+    transmit: &mut Producer<XdpDesc>,
+) -> bool {
+    #[expect(clippy::cast_possible_truncation, reason = "at most the MTU and a link header")]
+    let len = finish.next_len() as u32;
+    let chunk = umem.chunk();
+    let count = len.div_ceil(chunk);
+    if transmit.room(count) < count || umem.free() < count as usize {
+        return false;
+    }
+    let mut parts = ArrayVec::<_, PARTS_MAX>::new();
+    for n in 0..count {
+        let Some(offset) = umem.take() else { break };
+        parts.push((offset, chunk.min(len - n * chunk)));
+    }
+    let slices: ArrayVec<_, PARTS_MAX> =
+        parts.iter().filter_map(|&(offset, len)| umem.slice(offset, len)).collect();
+    finish.write_next(from, &slices, 0);
+    for (n, &(offset, len)) in parts.iter().enumerate() {
+        let goes_on = n + 1 < parts.len();
+        transmit.push(Socket::descriptor(offset, len, goes_on));
+    }
+    true
 }
