@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use datapath::Planted;
-use datapath::af_xdp::{Choice, Options, XdpMode};
+use datapath::af_xdp::{Choice, Options, UmemOwner, XdpMode};
 use virtio_net::FRAME_LEN_MAX;
 use worker::Delay;
 
@@ -65,6 +65,7 @@ fn af_xdp_options(fields: &mut Fields<'_>) -> Result<Options, String> {
         mode: fields.one_of("mode", &MODES)?,
         zero_copy: fields.one_of("zerocopy", &CHOICES)?,
         need_wakeup: fields.one_of("need-wakeup", &CHOICES)?,
+        umem: fields.one_of("umem", &[UmemOwner::Host, UmemOwner::Guest])?,
         stamps: true,
     })
 }
@@ -84,10 +85,11 @@ impl fmt::Display for DatapathSpec {
             Self::Tap { ifname } => write!(f, "tap:ifname={ifname}"),
             Self::AfXdp { ifname, options } => {
                 write!(f, "af-xdp:ifname={ifname}")?;
-                let Options { mode, zero_copy, need_wakeup, .. } = options;
+                let Options { mode, zero_copy, need_wakeup, umem, .. } = options;
                 write_unless_default(f, "mode", mode)?;
                 write_unless_default(f, "zerocopy", zero_copy)?;
-                write_unless_default(f, "need-wakeup", need_wakeup)
+                write_unless_default(f, "need-wakeup", need_wakeup)?;
+                write_unless_default(f, "umem", umem)
             }
             Self::Reflect => write!(f, "reflect"),
             Self::Null { receive: 0 } => write!(f, "null"),
@@ -200,7 +202,7 @@ mod tests {
         for text in [
             "tap:ifname=tap0",
             "af-xdp:ifname=eth0",
-            "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on",
+            "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on,umem=guest",
             "reflect",
             "null",
             "null:rx=64",
@@ -220,7 +222,7 @@ mod tests {
             ("tap:ifname=a,ifname=b", "each key once"),
             ("tap:ifname=a,name=x", "the keys ifname"),
             ("af-xdp:ifname=a,mode=fast", "mode=auto|native|generic"),
-            ("af-xdp:ifname=a,copy=on", "the keys ifname, mode, zerocopy, need-wakeup"),
+            ("af-xdp:ifname=a,copy=on", "the keys ifname, mode, zerocopy, need-wakeup, umem"),
             ("reflect:x=y", "nothing behind the kind"),
             ("null:rx=1", "from 14 to"),
         ] {

@@ -31,7 +31,8 @@ fn ip(line: &str) {
 
 #[test]
 fn frames_of_every_length_go_both_ways_in_every_mode() {
-    for keys in ["", ",mode=generic", ",mode=native,zerocopy=off", ",need-wakeup=on"] {
+    for keys in ["", ",mode=generic", ",mode=native,zerocopy=off", ",need-wakeup=on", ",umem=guest"]
+    {
         for poll in ["never", "adaptive", "always"] {
             let outside = Outside::on_wire("xdp", 1).unwrap();
             let (_directory, daemon) = start(&outside, keys, &["--poll", poll]);
@@ -50,7 +51,7 @@ fn frames_of_every_length_go_both_ways_in_every_mode() {
 
 #[test]
 fn frames_of_9000_bytes_go_over_several_chunks() {
-    for keys in ["", ",mode=generic"] {
+    for keys in ["", ",mode=generic", ",umem=guest"] {
         let outside = Outside::on_wire("jumbo", 1).unwrap();
         ip(&format!("link set {} mtu 9000", outside.wire()));
         outside.exec("ip link set eth0 mtu 9000").unwrap();

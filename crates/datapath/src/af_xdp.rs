@@ -21,11 +21,13 @@ mod socket;
 mod transmit;
 mod umem;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use burst_trace::DropCause;
+use guest_memory::GuestMemory;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads};
@@ -38,23 +40,37 @@ use socket::Socket;
 use transmit::Queued;
 
 pub use error::AfXdpError;
-pub use options::{Choice, Options, XdpMode};
+pub use options::{Choice, Options, UmemOwner, XdpMode};
 
 /// The queues of an interface that one queue pair has.
 #[derive(Debug)]
 pub struct AfXdp {
     /// The first is the one that frames are sent from.
     sockets: Vec<Socket>,
-    /// Becomes readable when one of several sockets does.
+    /// The numbers of its queues.
+    queues: Vec<u32>,
+    /// Becomes readable when one of the sockets does, where there may be other ones than one.
     any: Option<OwnedFd>,
     program: Arc<Program>,
     device: Device,
+    options: Options,
     /// Which socket is looked at first.
     turn: usize,
     /// Whether the guest may leave checksums and segments to us.
     finishes: bool,
     /// The interface was down at the last try.
     down: bool,
+    /// Frames in the guest's own memory that the kernel is not done with, the oldest first.
+    in_flight: VecDeque<InFlight>,
+}
+
+/// A frame that is sent from the guest's own memory, which the guest must not get back before the kernel is done.
+#[derive(Debug)]
+struct InFlight {
+    /// The kernel is done with the frame when it has completed so many descriptors.
+    until: u64,
+    /// What is told of it then.
+    outcome: Transmitted,
 }
 
 impl AfXdp {
@@ -76,7 +92,7 @@ impl AfXdp {
         let program = Arc::new(program);
         let mut hands: Vec<Vec<Socket>> = (0..pairs).map(|_| Vec::new()).collect();
         for (queue, pair) in (0..device.queues).zip((0..pairs).cycle()) {
-            let socket = Socket::open(&device, queue, options)
+            let socket = Socket::open(&device, queue, options, None)
                 .map_err(|error| fail("opening a socket", error))?;
             hands[pair].push(socket);
         }
@@ -90,14 +106,68 @@ impl AfXdp {
             if first.need_wakeup { ", need_wakeup" } else { "" },
             if first.multi_buffer { ", multi-buffer" } else { "" },
         );
-        hands
-            .into_iter()
-            .map(|sockets| {
-                let any = poll_all(&sockets).map_err(|error| fail("polling its sockets", error))?;
-                let (program, device) = (Arc::clone(&program), device.clone());
-                Ok(Self { sockets, any, program, device, turn: 0, finishes: false, down: false })
+        let new = |sockets: Vec<Socket>| {
+            let queues = sockets.iter().map(|socket| socket.queue).collect();
+            let any = if sockets.len() > 1 || options.umem == UmemOwner::Guest {
+                Some(poll_all(&sockets).map_err(|error| fail("polling its sockets", error))?)
+            } else {
+                None
+            };
+            Ok(Self {
+                sockets,
+                queues,
+                any,
+                program: Arc::clone(&program),
+                device: device.clone(),
+                options: *options,
+                turn: 0,
+                finishes: false,
+                down: false,
+                in_flight: VecDeque::with_capacity(BURST_MAX),
             })
-            .collect()
+        };
+        hands.into_iter().map(new).collect()
+    }
+
+    /// Closes the sockets and opens new ones, which send from the memory of `guest`.
+    fn reopen(&mut self, guest: &GuestMemory) -> io::Result<()> {
+        self.detach();
+        for &queue in &self.queues {
+            // Frames are sent from the first queue only.
+            let guest = Some(guest).filter(|_| self.sockets.is_empty());
+            let socket = Socket::open(&self.device, queue, &self.options, guest)?;
+            if let Some(any) = &self.any {
+                epoll::add(any, &socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+            }
+            self.sockets.push(socket);
+        }
+        Ok(())
+    }
+
+    /// As [`transmit`](Datapath::transmit), from the guest's own memory: a frame is taken when the kernel is done
+    /// with it. Until then it comes again, at the front of every burst.
+    fn transmit_in_place(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        let mut done = Transmitted::default();
+        let Some(socket) = self.sockets.first_mut() else { return done };
+        for frame in frames.skip(self.in_flight.len()).iter() {
+            let header = if self.finishes { frame.header() } else { NetHeader::PLAIN };
+            let mut outcome = Transmitted { taken: 1, ..Transmitted::default() };
+            if socket.queue(&header, &frame, &mut outcome) == Queued::Full {
+                break;
+            }
+            self.in_flight.push_back(InFlight { until: socket.submitted, outcome });
+        }
+        socket.transmit.publish();
+        self.down = socket.flush().is_err();
+        socket.reap();
+        while let Some(oldest) = self.in_flight.pop_front() {
+            if oldest.until > socket.completed {
+                self.in_flight.push_front(oldest);
+                break;
+            }
+            done.add(&oldest.outcome);
+        }
+        done
     }
 
     /// Whether the interface is still down. Asked before more frames are put into a ring that nobody empties.
@@ -123,6 +193,24 @@ impl Datapath for AfXdp {
         Capabilities { name: "af-xdp", from_guest: offloads, to_guest, mtu: self.device.mtu }
     }
 
+    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
+        if self.options.umem == UmemOwner::Host {
+            return Ok(());
+        }
+        self.reopen(memory).map_err(|source| {
+            let name = self.device.name.clone();
+            io::Error::other(AfXdpError::GuestMemory { name, mib: memory.len() >> 20, source })
+        })
+    }
+
+    fn detach(&mut self) {
+        if self.options.umem == UmemOwner::Guest {
+            // What is still in the transmit ring must not be sent any more: the guest may put something else there.
+            self.sockets.clear();
+            self.in_flight.clear();
+        }
+    }
+
     fn set_active(&mut self, active: bool) -> io::Result<()> {
         for socket in &mut self.sockets {
             if active {
@@ -142,6 +230,9 @@ impl Datapath for AfXdp {
 
     #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        if self.options.umem == UmemOwner::Guest {
+            return self.transmit_in_place(frames);
+        }
         let mut done = Transmitted::default();
         if self.down && self.is_still_down() {
             (0..frames.len()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
@@ -175,12 +266,13 @@ impl Datapath for AfXdp {
 
     #[inline]
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
-        if self.sockets[0].unsent && !self.down {
-            // An error shows at the next frame.
-            let _ = self.sockets[0].flush();
-        }
         let count = self.sockets.len();
         let mut look = Look::Drained;
+        let Some(first) = self.sockets.first_mut() else { return Ok(look) };
+        if first.unsent && !self.down {
+            // An error shows at the next frame.
+            let _ = first.flush();
+        }
         for n in 0..count {
             let at = (self.turn + n) % count;
             if self.sockets[at].receive_into(room) == Look::More {
@@ -211,15 +303,11 @@ impl Datapath for AfXdp {
     }
 }
 
-/// A descriptor that becomes readable when one of several sockets does; none for one socket, which is asked
-/// itself.
-fn poll_all(sockets: &[Socket]) -> io::Result<Option<OwnedFd>> {
-    if sockets.len() < 2 {
-        return Ok(None);
-    }
+/// A descriptor that becomes readable when one of the sockets does.
+fn poll_all(sockets: &[Socket]) -> io::Result<OwnedFd> {
     let any = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    for (n, socket) in (0..).zip(sockets) {
-        epoll::add(&any, socket, epoll::EventData::new_u64(n), epoll::EventFlags::IN)?;
+    for socket in sockets {
+        epoll::add(&any, socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
     }
-    Ok(Some(any))
+    Ok(any)
 }

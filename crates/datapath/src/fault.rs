@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
 use burst_trace::{BurstRecord, Direction, DropCause};
+use guest_memory::GuestMemory;
 use virtio_net::{Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
@@ -269,6 +270,14 @@ impl<D: Datapath> Datapath for Faulty<D> {
 
     fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
         self.inner.configure(negotiated)
+    }
+
+    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
+        self.inner.attach(memory)
+    }
+
+    fn detach(&mut self) {
+        self.inner.detach();
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {

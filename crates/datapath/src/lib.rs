@@ -28,6 +28,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use burst_trace::{BurstRecord, DropCause, DropCounts};
+use guest_memory::GuestMemory;
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 
 pub use af_xdp::{AfXdp, AfXdpError};
@@ -94,6 +95,17 @@ pub trait Datapath: Send + 'static {
     fn configure(&mut self, _negotiated: Negotiated) -> io::Result<()> {
         Ok(())
     }
+
+    /// Frames of a guest with this memory will come. It is called again when the memory changes.
+    ///
+    /// # Errors
+    /// Why frames cannot be carried from there; the queue pair is not started then.
+    fn attach(&mut self, _memory: &GuestMemory) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// No more frames will come of the guest's memory, and it must not be touched any more.
+    fn detach(&mut self) {}
 
     /// Whether the guest takes frames from now on. An inactive queue should get none from the host.
     ///

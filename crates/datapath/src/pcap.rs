@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use burst_trace::{BurstRecord, Direction, DropCause};
+use guest_memory::GuestMemory;
 use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
@@ -133,6 +134,14 @@ impl<D: Datapath> Datapath for Pcap<D> {
 
     fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
         self.inner.configure(negotiated)
+    }
+
+    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
+        self.inner.attach(memory)
+    }
+
+    fn detach(&mut self) {
+        self.inner.detach();
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {

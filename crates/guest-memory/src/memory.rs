@@ -38,10 +38,10 @@ pub struct GuestMemory {
     pub(crate) modelled:
         std::sync::Mutex<std::collections::BTreeMap<u64, Arc<crate::modelled::Words>>>,
     /// Owns the mappings that `regions` points into.
-    _map: Arc<Mapping>,
+    map: Arc<Mapping>,
 }
 
-// SAFETY: the pointers lead into mappings owned by `_map`, which is Send and Sync; they are only used
+// SAFETY: the pointers lead into mappings owned by `map`, which is Send and Sync; they are only used
 // for volatile and atomic access, which any thread may make while the guest itself writes there too.
 unsafe impl Send for GuestMemory {}
 // SAFETY: as above; no method hands out a reference into guest memory.
@@ -103,8 +103,13 @@ impl GuestMemory {
             regions,
             #[cfg(loom)]
             modelled: std::sync::Mutex::default(),
-            _map: map,
+            map,
         }
+    }
+
+    /// What it was made of.
+    pub(crate) fn map(&self) -> &Mapping {
+        &self.map
     }
 
     /// The bytes of guest memory in total.

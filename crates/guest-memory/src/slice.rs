@@ -39,6 +39,12 @@ impl<'m> GuestSlice<'m> {
         self.iovec.iov_len
     }
 
+    /// Where it begins in this process: to tell what lies where, not to be dereferenced.
+    #[inline]
+    pub(crate) fn address(&self) -> usize {
+        self.base() as usize
+    }
+
     /// Whether there are no bytes.
     #[inline]
     #[must_use]

@@ -232,6 +232,9 @@ impl<D: Datapath> Pair<D> {
         let started = Ring::start(&self.label, ring, start, context.tracer.stamp())
             .map_err(StartError::Config)?;
         started.listen(context.sleeper).map_err(StartError::System)?;
+        if !ring.is_multiple_of(2) {
+            self.datapath.attach(&started.memory).map_err(StartError::System)?;
+        }
         *self.slot(ring) = Some(Box::new(started));
         self.activate();
         Ok(())
@@ -247,6 +250,7 @@ impl<D: Datapath> Pair<D> {
         } else {
             self.backlog = None;
             self.blocked = false;
+            self.datapath.detach();
         }
         Some(stopped.queue.next_available())
     }
@@ -269,6 +273,13 @@ impl<D: Datapath> Pair<D> {
         }
         self.backlog = None;
         self.starved = None;
+        if let Some(tx) = &mut self.tx {
+            self.datapath.detach();
+            if let Err(error) = self.datapath.attach(memory) {
+                tx.stop_broken(&format!("its memory is new: {error}"));
+            }
+            self.activate();
+        }
     }
 
     /// Counts the frames that were lost before they could be seen.

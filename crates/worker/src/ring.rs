@@ -156,7 +156,7 @@ impl Ring {
         self.stop_broken(&format!("the guest broke it: {broken}"));
     }
 
-    fn stop_broken(&mut self, why: &str) {
+    pub fn stop_broken(&mut self, why: &str) {
         self.state = RingState::Broken;
         log::error!(
             "{}queue {} stops, because {why}; it is served again when the guest's driver resets the device",

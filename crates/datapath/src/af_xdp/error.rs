@@ -53,6 +53,20 @@ pub enum AfXdpError {
         /// The interface's name.
         name: String,
     },
+    /// The guest's memory cannot be sent from.
+    #[error(
+        "frames cannot be sent from the guest's own memory on '{name}': its {mib} MiB could not be made UMEM ({source}); \
+         expected memory of files with pages of 4096 bytes, and a limit of locked memory (ulimit -l) that it fits in, or \
+         CAP_IPC_LOCK; else use umem=host"
+    )]
+    GuestMemory {
+        /// The interface's name.
+        name: String,
+        /// How much memory the guest has.
+        mib: u64,
+        /// What the system answered.
+        source: io::Error,
+    },
     /// The driver cannot do what was asked for.
     #[error(
         "the driver of '{name}' has no {what}; leave the choice to auto, or see: ringscope doctor --iface {name}"

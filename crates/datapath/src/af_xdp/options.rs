@@ -57,6 +57,25 @@ impl fmt::Display for Choice {
     }
 }
 
+/// Whose memory frames are sent from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UmemOwner {
+    /// Ours: frames are copied there from the guest's memory.
+    #[default]
+    Host,
+    /// The guest's, all of which the kernel pins. Frames that are received are in ours.
+    Guest,
+}
+
+impl fmt::Display for UmemOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Guest => "guest",
+        })
+    }
+}
+
 /// How the sockets are set up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -67,6 +86,8 @@ pub struct Options {
     /// Whether the kernel says when it must be called. It pays on network cards; on virtual devices, which
     /// send within the call, it costs.
     pub need_wakeup: Choice,
+    /// Whose memory frames are sent from.
+    pub umem: UmemOwner,
     /// Whether the XDP program notes when each frame came.
     pub stamps: bool,
 }

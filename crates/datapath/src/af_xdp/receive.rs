@@ -52,7 +52,7 @@ impl Socket {
         let mut frame = ArrayVec::<_, PARTS_MAX>::new();
         for entry in at..available {
             let XdpDesc { addr, len, options } = self.receive.peek(entry);
-            if let Some(part) = self.umem.slice(addr, len) {
+            if let Some(part) = self.umem.received(addr, len) {
                 // The kernel makes no frame of more parts (`MAX_SKB_FRAGS`).
                 let _ = frame.try_push(part);
             }
@@ -99,7 +99,7 @@ impl Socket {
     /// When the frame at `addr` came, CLOCK_MONOTONIC ns, if the XDP program stamped it.
     #[inline]
     fn arrival_of(&self, addr: u64) -> Option<u64> {
-        let stamp = self.umem.slice(addr.checked_sub(u64::from(ARRIVAL_LEN))?, ARRIVAL_LEN)?;
+        let stamp = self.umem.before_received(addr, ARRIVAL_LEN)?;
         let mut bytes = [0; ARRIVAL_LEN as usize];
         stamp.read(0, &mut bytes);
         let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|n| bytes[at + n]));

@@ -7,12 +7,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use burst_trace::DropCause;
+use guest_memory::GuestMemory;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::io::Errno;
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
-    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpDescOptions,
-    XdpOptionsFlags, XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpOptionsFlags,
+    XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
 
@@ -70,6 +71,10 @@ pub struct Socket {
     pub mtu: u16,
     /// How the last frame that needed finishing became finished ones. It is large, and stays where it is.
     pub finish: Finish,
+    /// How many descriptors were put into the transmit ring.
+    pub submitted: u64,
+    /// How many of them the kernel is done with.
+    pub completed: u64,
     /// How many segments of the next frame from the guest are in the transmit ring already.
     pub begun: usize,
     /// How many segments of the next frame to the guest it has already.
@@ -83,17 +88,25 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket on `queue` of `device`, with all its receive chunks in the fill ring.
+    /// Opens a socket on `queue` of `device`, with all its receive chunks in the fill ring; and with the memory of
+    /// `guest` in its UMEM, if frames are to be sent from there.
     ///
     /// # Errors
     /// What the system answers: `EBUSY` when another socket has the queue, `ENOBUFS` or `ENOMEM` when the
     /// limit of locked memory is too low, `EOPNOTSUPP` when zero copy was asked for and the driver cannot.
-    pub fn open(device: &Device, queue: u32, options: &Options) -> io::Result<Self> {
+    pub fn open(
+        device: &Device,
+        queue: u32,
+        options: &Options,
+        guest: Option<&GuestMemory>,
+    ) -> io::Result<Self> {
         let single = 2048 - HEADROOM - LINK_ROOM;
-        let chunk = if u32::from(device.mtu) <= single { 2048 } else { 4096 };
-        let umem = Umem::new(chunk, FILL, RING)?;
+        let is_short = u32::from(device.mtu) <= single && guest.is_none();
+        let chunk = if is_short { 2048 } else { 4096 };
+        let umem = Umem::new(chunk, FILL, RING, guest)?;
         let fits_one = u32::from(device.mtu) + LINK_ROOM + HEADROOM <= chunk;
-        let multi_buffer = device.is_virtual || !fits_one;
+        // A guest's frame mostly lies in several buffers.
+        let multi_buffer = device.is_virtual || !fits_one || guest.is_some();
         let need_wakeup = options.need_wakeup.or(!device.is_virtual);
 
         let fd = rustix::net::socket_with(
@@ -103,7 +116,8 @@ impl Socket {
             None,
         )?;
         let (addr, len) = umem.registration();
-        let flags = XdpUmemRegFlags::empty();
+        let mut flags = XdpUmemRegFlags::empty();
+        flags.set(XdpUmemRegFlags::XDP_UMEM_UNALIGNED_CHUNK_FLAG, umem.is_unaligned());
         let registration =
             XdpUmemReg { addr, len, chunk_size: chunk, headroom: 0, flags, tx_metadata_len: 0 };
         sockopt::set_xdp_umem_reg(&fd, registration)?;
@@ -134,6 +148,8 @@ impl Socket {
             is_virtual: device.is_virtual,
             mtu: device.mtu,
             finish: Finish::default(),
+            submitted: 0,
+            completed: 0,
             begun: 0,
             begun_receive: 0,
             unsent: false,
@@ -204,13 +220,6 @@ impl Socket {
     #[inline]
     pub fn kick(&self) -> Result<(), Errno> {
         rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT).map(|_| ())
-    }
-
-    /// The descriptor of a frame, or of a part of one that goes on in the next descriptor.
-    #[inline]
-    pub const fn descriptor(addr: u64, len: u32, goes_on: bool) -> XdpDesc {
-        let options = if goes_on { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() };
-        XdpDesc { addr, len, options }
     }
 }
 

@@ -4,13 +4,16 @@ use arrayvec::ArrayVec;
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 use rustix::io::Errno;
-use rustix::net::xdp::XdpDesc;
+use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 use virtio_net::{Finish, Frame, NetHeader};
 
 use super::rings::Producer;
 use super::socket::{PARTS_MAX, Socket};
 use super::umem::Umem;
 use crate::Transmitted;
+
+/// The most pieces that the kernel makes one packet of (`CONFIG_MAX_SKB_FRAGS`, 17 where nobody changed it).
+const FRAGMENTS_MAX: usize = 17;
 
 /// The longest link header, bytes: with two tags.
 const LINK_HEADER_MAX: usize = 14 + 8;
@@ -34,6 +37,9 @@ impl Socket {
         done: &mut Transmitted,
     ) -> Queued {
         if header.is_plain() {
+            if self.umem.is_unaligned() && self.queue_in_place(frame, done) {
+                return Queued::Done;
+            }
             self.queue_plain(frame, done)
         } else {
             self.queue_unfinished(header, frame, done)
@@ -55,9 +61,50 @@ impl Socket {
         if let Some(to) = self.umem.slice(offset, len) {
             frame.copy_to_run(&[to]);
         }
-        self.transmit.push(Self::descriptor(offset, len, false));
+        self.push(offset, len, false);
         done.bytes += len;
         Queued::Done
+    }
+
+    /// Puts a frame into the transmit ring as it lies in the guest's memory. Returns whether it could: it may lie in
+    /// too many pieces, or too large ones.
+    #[inline]
+    fn queue_in_place(&mut self, frame: &Frame<'_, '_>, done: &mut Transmitted) -> bool {
+        let mut parts = ArrayVec::<(u64, u32), FRAGMENTS_MAX>::new();
+        let mut skip = frame.header_len();
+        for slice in frame.slices() {
+            let part = slice.part(skip.min(slice.len()), slice.len());
+            skip = skip.saturating_sub(slice.len());
+            let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            if len == 0 {
+                continue;
+            }
+            let Some(offset) = self.umem.offset_of(&part).filter(|_| len <= self.umem.chunk())
+            else {
+                return false;
+            };
+            if parts.try_push((offset, len)).is_err() {
+                return false;
+            }
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "at most 17")]
+        let count = parts.len() as u32;
+        if self.transmit.room(count) < count || frame.len() > self.frame_len_max() {
+            return false;
+        }
+        for (n, &(offset, len)) in parts.iter().enumerate() {
+            self.push(offset, len, n + 1 < parts.len());
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
+        {
+            done.bytes += frame.len() as u32;
+        }
+        true
+    }
+
+    #[inline]
+    fn push(&mut self, addr: u64, len: u32, goes_on: bool) {
+        push(&mut self.transmit, &mut self.submitted, addr, len, goes_on);
     }
 
     /// Puts what is to become of a frame into the transmit ring: the frame with its checksum, its segments, or
@@ -71,7 +118,8 @@ impl Socket {
     ) -> Queued {
         let from = frame.slices();
         let len_max = self.frame_len_max();
-        let Self { finish, umem, transmit, .. } = self;
+        let Self { finish, umem, transmit, submitted, .. } = self;
+        let mut queue_next = |finish: &mut _| queue_next(finish, from, umem, transmit, submitted);
         let planned = finish.replan(header, from, frame.header_len(), frame.len());
         let all = finish.count();
         let refused = match planned {
@@ -81,7 +129,7 @@ impl Socket {
         };
         // Those that found room the last time this frame was here.
         finish.skip(from, std::mem::take(&mut self.begun));
-        while refused.is_none() && finish.count() > 0 && queue_next(finish, from, umem, transmit) {}
+        while refused.is_none() && finish.count() > 0 && queue_next(finish) {}
         let left = finish.count();
         if let Some(cause) = refused {
             done.drops.add(cause);
@@ -158,10 +206,10 @@ impl Socket {
     pub fn reap(&mut self) {
         let count = self.completion.look();
         for ahead in 0..count {
-            let offset = self.completion.peek(ahead);
-            self.umem.give_back(self.umem.chunk_of(offset));
+            self.umem.give_back(self.completion.peek(ahead));
         }
         if count > 0 {
+            self.completed += u64::from(count);
             self.completion.skip(count);
             self.completion.release();
         }
@@ -174,6 +222,7 @@ fn queue_next(
     from: &[GuestSlice<'_>],
     umem: &mut Umem,
     transmit: &mut Producer<XdpDesc>,
+    submitted: &mut u64,
 ) -> bool {
     #[expect(clippy::cast_possible_truncation, reason = "at most the MTU and a link header")]
     let len = finish.next_len() as u32;
@@ -191,8 +240,15 @@ fn queue_next(
         parts.iter().filter_map(|&(offset, len)| umem.slice(offset, len)).collect();
     finish.write_next(from, &slices, 0);
     for (n, &(offset, len)) in parts.iter().enumerate() {
-        let goes_on = n + 1 < parts.len();
-        transmit.push(Socket::descriptor(offset, len, goes_on));
+        push(transmit, submitted, offset, len, n + 1 < parts.len());
     }
     true
+}
+
+/// Puts the descriptor of a frame into the transmit ring, or of a part of one that goes on in the next descriptor.
+#[inline]
+fn push(transmit: &mut Producer<XdpDesc>, submitted: &mut u64, addr: u64, len: u32, goes_on: bool) {
+    let options = if goes_on { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() };
+    transmit.push(XdpDesc { addr, len, options });
+    *submitted += 1;
 }

@@ -2,31 +2,49 @@
 
 use std::io;
 
-use guest_memory::{GuestSlice, HostMemory};
+use guest_memory::{GuestMemory, GuestSlice, HostMemory};
 
 /// Bytes that the kernel leaves free before a received frame (`XDP_PACKET_HEADROOM`, `linux/bpf.h`).
 pub const HEADROOM: u32 = 256;
 
-/// Chunks for received frames first, then those for frames to send.
+/// In unaligned mode an address has where its chunk begins in its low 48 bits, and how far the frame is from there
+/// in the others (`XSK_UNALIGNED_BUF_OFFSET_SHIFT`, `linux/if_xdp.h`).
+const OFFSET_SHIFT: u32 = 48;
+
+/// Chunks for received frames first, then those for frames to send, then perhaps the guest's memory.
 #[derive(Debug)]
 pub struct Umem {
     memory: HostMemory,
     chunk: u32,
     receive: u32,
+    /// Where the chunks end, bytes.
+    chunks_end: u64,
+    /// Chunks begin anywhere: the guest's buffers are some.
+    unaligned: bool,
     /// Offsets of the chunks that nothing is being sent from.
     free: Vec<u64>,
 }
 
 impl Umem {
-    /// Maps `receive` and `transmit` chunks of `chunk` bytes.
+    /// Maps `receive` and `transmit` chunks of `chunk` bytes, and the memory of a guest, if one is given.
     ///
     /// # Errors
-    /// What the system answers.
-    pub fn new(chunk: u32, receive: u32, transmit: u32) -> io::Result<Self> {
-        let memory = HostMemory::new(chunk as usize * (receive + transmit) as usize)?;
+    /// See [`HostMemory::before_guest`].
+    pub fn new(
+        chunk: u32,
+        receive: u32,
+        transmit: u32,
+        guest: Option<&GuestMemory>,
+    ) -> io::Result<Self> {
+        let len = chunk as usize * (receive + transmit) as usize;
+        let memory = match guest {
+            None => HostMemory::new(len)?,
+            Some(guest) => HostMemory::before_guest(len, guest)?,
+        };
         let offset = |n: u32| u64::from(n) * u64::from(chunk);
         let free = (receive..receive + transmit).map(offset).collect();
-        Ok(Self { memory, chunk, receive, free })
+        let chunks_end = offset(receive + transmit);
+        Ok(Self { memory, chunk, receive, chunks_end, unaligned: guest.is_some(), free })
     }
 
     /// All of it, as the kernel registers it: address, and length in bytes.
@@ -38,6 +56,11 @@ impl Umem {
     #[inline]
     pub const fn chunk(&self) -> u32 {
         self.chunk
+    }
+
+    /// Whether chunks begin anywhere.
+    pub const fn is_unaligned(&self) -> bool {
+        self.unaligned
     }
 
     /// Offsets of all chunks for received frames.
@@ -58,24 +81,62 @@ impl Umem {
         self.free.pop()
     }
 
-    /// Gives back a chunk that was sent, or not, from.
+    /// The kernel is done with what was sent from `address`: a chunk is free again. What is the guest's own is left
+    /// alone.
     #[inline]
-    pub fn give_back(&mut self, offset: u64) {
+    pub fn give_back(&mut self, address: u64) {
+        if address >= self.chunks_end {
+            return;
+        }
         // Never more than were taken, so there is room: no allocation.
         debug_assert!(self.free.len() < self.free.capacity());
-        self.free.push(offset);
+        self.free.push(address - address % u64::from(self.chunk));
     }
 
-    /// The offset of the chunk that `offset` lies in.
+    /// The chunk of the frame that was received at `address`, as it goes back to the fill ring.
     #[inline]
-    pub const fn chunk_of(&self, offset: u64) -> u64 {
-        offset - offset % self.chunk as u64
+    pub const fn chunk_of(&self, address: u64) -> u64 {
+        let address = if self.unaligned { address & ((1 << OFFSET_SHIFT) - 1) } else { address };
+        address - address % self.chunk as u64
+    }
+
+    /// The `len` bytes of a frame that was received at `address`, if they are in a chunk for that.
+    #[inline]
+    pub fn received(&self, address: u64, len: u32) -> Option<GuestSlice<'_>> {
+        self.slice_of_chunks(self.offset_received(address), len)
+    }
+
+    /// The `len` bytes before a frame that was received at `address`.
+    #[inline]
+    pub fn before_received(&self, address: u64, len: u32) -> Option<GuestSlice<'_>> {
+        let offset = self.offset_received(address).checked_sub(u64::from(len))?;
+        self.slice_of_chunks(offset, len)
+    }
+
+    #[inline]
+    const fn offset_received(&self, address: u64) -> u64 {
+        if self.unaligned {
+            (address & ((1 << OFFSET_SHIFT) - 1)) + (address >> OFFSET_SHIFT)
+        } else {
+            address
+        }
+    }
+
+    #[inline]
+    fn slice_of_chunks(&self, offset: u64, len: u32) -> Option<GuestSlice<'_>> {
+        if offset < self.chunks_end { self.slice(offset, len) } else { None }
     }
 
     /// The `len` bytes at `offset`, if it has them.
     #[inline]
     pub fn slice(&self, offset: u64, len: u32) -> Option<GuestSlice<'_>> {
         self.memory.slice(offset, len)
+    }
+
+    /// Where bytes of the guest are here, if its memory is.
+    #[inline]
+    pub fn offset_of(&self, slice: &GuestSlice<'_>) -> Option<u64> {
+        self.memory.offset_of(slice)
     }
 }
 
@@ -85,19 +146,32 @@ mod tests {
 
     #[test]
     fn chunks_are_taken_and_given_back() {
-        let mut umem = Umem::new(2048, 4, 2).unwrap();
+        let mut umem = Umem::new(2048, 4, 2, None).unwrap();
         assert_eq!(umem.receive_chunks().collect::<Vec<_>>(), [0, 2048, 4096, 6144]);
         let taken = [umem.take().unwrap(), umem.take().unwrap()];
         assert_eq!((umem.take(), taken), (None, [10240, 8192]));
-        umem.give_back(taken[0]);
+        umem.give_back(taken[0] + 100);
+        umem.give_back(12288);
         assert_eq!((umem.free(), umem.take()), (1, Some(10240)));
         assert_eq!(umem.chunk_of(2048 + 256), 2048);
     }
 
     #[test]
+    fn in_unaligned_mode_an_address_has_two_parts() {
+        let umem = Umem { unaligned: true, ..Umem::new(2048, 4, 2, None).unwrap() };
+        let address = 2048 | 256 << OFFSET_SHIFT;
+        assert_eq!(umem.chunk_of(address), 2048);
+        umem.slice(2048 + 256, 3).unwrap().write(0, b"abc");
+        let mut bytes = [0; 3];
+        umem.received(address, 3).unwrap().read(0, &mut bytes);
+        assert_eq!(&bytes, b"abc");
+    }
+
+    #[test]
     fn what_lies_outside_is_no_slice() {
-        let umem = Umem::new(2048, 1, 1).unwrap();
+        let umem = Umem::new(2048, 1, 1, None).unwrap();
         assert_eq!(umem.slice(4000, 96).map(|slice| slice.len()), Some(96));
         assert!(umem.slice(4000, 97).is_none() && umem.slice(u64::MAX, 2).is_none());
+        assert!(umem.received(4096, 1).is_none());
     }
 }
