@@ -27,10 +27,10 @@ Exit code: 0, or 1 with one sentence on standard error, or 2 for wrong flags.
 Messages go to standard error; RUST_LOG=debug shows more of the conversation with the front end.";
 
 /// vhost-user network back end that shows where every packet's time goes.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "ringscoped", version, after_help = EXAMPLES)]
 #[command(group(ArgGroup::new("endpoint").required(true)
-    .args(["socket_path", "fd", "print_capabilities"])))]
+    .args(["socket_path", "fd", "config", "print_capabilities"])))]
 pub struct Args {
     /// The vhost-user socket: made here for front ends to connect to
     #[arg(long, value_name = "PATH")]
@@ -44,12 +44,18 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub fd: Option<RawFd>,
 
+    /// Several guests: a TOML file with a table [[guest]] for each, whose keys are the flags below
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "pcap",
+          "poll", "cpus", "sched", "trace", "fault"])]
+    pub config: Option<PathBuf>,
+
     /// Print what this program can do, as JSON for management tools, and end
     #[arg(long)]
     pub print_capabilities: bool,
 
-    /// Where frames go to and come from: tap:ifname=NAME, reflect, or null[:rx=BYTES]
-    #[arg(long, value_name = "SPEC", required_unless_present = "print_capabilities")]
+    /// Where frames go to and come from: tap:ifname=NAME, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC], reflect, or
+    /// null[:rx=BYTES]
+    #[arg(long, value_name = "SPEC", required_unless_present_any = ["print_capabilities", "config"])]
     pub datapath: Option<DatapathSpec>,
 
     /// The name of this device: of its recorder, and in reports [default: the socket's file stem]

@@ -8,18 +8,18 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use burst_trace::{Clock, Reader, Recorder, RecorderError, RecorderOptions};
+use burst_trace::{Clock, Reader, Recorder, RecorderError, RecorderOptions, Writer};
 use datapath::af_xdp::Options;
 use datapath::{
     AfXdp, AfXdpError, Capabilities, CaptureError, CaptureOptions, Datapath, Faulty, Null, Pcap,
-    Reflect, Tap, TapError, pcap,
+    Reflect, Tap, TapError, pcap, switch,
 };
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
-use worker::{GuestOptions, Worker, WorkerOptions};
+use worker::{GuestOptions, Mailbox, Member, Worker, WorkerOptions};
 
-use crate::plan::{EndpointPlan, Plan};
+use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::spec::DatapathSpec;
 use crate::sys;
 
@@ -60,6 +60,17 @@ pub enum Error {
         /// What the system answered.
         source: io::Error,
     },
+    /// Something is wrong with one of several guests.
+    #[error("guest '{name}': {source}")]
+    Guest {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: Box<Error>,
+    },
+    /// A thread that serves a guest.
+    #[error("a guest's thread ended by a fault of its own; see the message above")]
+    Panic,
     /// Serving ended.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -71,55 +82,224 @@ pub enum Error {
 /// # Errors
 /// When there is no such descriptor.
 pub fn handed_over(plan: &Plan) -> Result<Option<OwnedFd>, Error> {
-    match plan.endpoint {
+    match plan.guests[0].endpoint {
         EndpointPlan::Descriptor(fd) => Ok(Some(sys::take_fd(fd)?)),
         EndpointPlan::Listen(_) | EndpointPlan::Connect(_) => Ok(None),
     }
 }
 
-/// Runs the daemon until `stop` becomes readable.
+/// Runs the daemon until `stop` becomes readable. `socket` is what was handed over for its one guest.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn run(plan: &Plan, socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result<(), Error> {
-    let pairs = usize::from(plan.queue_pairs);
-    match &plan.datapath {
-        DatapathSpec::Tap { ifname } => run_on(plan, Tap::open(ifname, pairs)?, socket, stop),
-        DatapathSpec::AfXdp { ifname, options } => {
-            let options = Options { stamps: plan.trace, ..*options };
-            run_on(plan, AfXdp::open(ifname, pairs, &options)?, socket, stop)
+pub fn run(plan: &Plan, mut socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result<(), Error> {
+    let mut daemon = Daemon::default();
+    for guest in &plan.guests {
+        let name = |source| match plan.guests.len() {
+            1 => source,
+            _ => Error::Guest { name: guest.name.clone(), source: Box::new(source) },
+        };
+        daemon.add_guest(guest, socket.take()).map_err(name)?;
+    }
+    for switch in &plan.switches {
+        daemon.add_switch(switch, &plan.guests)?;
+    }
+    daemon.serve(stop)
+}
+
+/// A daemon that is being put together. Workers end before recorders do.
+#[derive(Default)]
+struct Daemon {
+    workers: Vec<Worker>,
+    recordings: Vec<Recording>,
+    fronts: Vec<Front>,
+    clock: Clock,
+}
+
+/// A recorder. Unless its guest was served to the end, it leaves nothing behind when it has recorded nothing.
+struct Recording {
+    recorder: Recorder,
+    stays: bool,
+}
+
+/// What is shown to the front ends of a guest.
+struct Front {
+    name: String,
+    endpoint: Endpoint,
+    device: Arc<Device>,
+}
+
+impl Daemon {
+    /// Puts a guest together that has a datapath of its own; one on a switch comes with the switch.
+    fn add_guest(&mut self, plan: &GuestPlan, socket: Option<OwnedFd>) -> Result<(), Error> {
+        let pairs = usize::from(plan.queue_pairs);
+        match &plan.datapath {
+            DatapathSpec::Tap { ifname } => self.add(plan, Tap::open(ifname, pairs)?, socket),
+            DatapathSpec::AfXdp { ifname, options } => {
+                let options = Options { stamps: plan.trace, ..*options };
+                self.add(plan, AfXdp::open(ifname, pairs, &options)?, socket)
+            }
+            DatapathSpec::Reflect => self.add(plan, (0..pairs).map(|_| Reflect).collect(), socket),
+            DatapathSpec::Null { receive } => {
+                self.add(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), socket)
+            }
+            DatapathSpec::Switch { .. } => Ok(()),
         }
-        DatapathSpec::Reflect => run_on(plan, (0..pairs).map(|_| Reflect).collect(), socket, stop),
-        DatapathSpec::Null { receive } => {
-            run_on(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), socket, stop)
+    }
+
+    /// Puts what the plan names around the datapaths. Without a capture and faults there is nothing around them.
+    fn add<D: Datapath>(
+        &mut self,
+        plan: &GuestPlan,
+        datapaths: Vec<D>,
+        socket: Option<OwnedFd>,
+    ) -> Result<(), Error> {
+        let endpoint = meet(&plan.endpoint, socket)?;
+        let faulty = |(queue, datapath)| Faulty::new(datapath, &plan.faults, queue);
+        if let Some(path) = &plan.capture {
+            let lanes = pcap::begin(&capture(plan, path), plan.queue_pairs, self.clock)?;
+            // Frames that a fault takes pass neither the wire nor the capture.
+            let captured = datapaths.into_iter().zip(lanes).map(|(it, lane)| Pcap::new(it, lane));
+            let faulty =
+                (0..).zip(captured).map(|(queue, it)| Faulty::new(it, &plan.faults, queue));
+            self.spawn(plan, faulty.collect(), endpoint)
+        } else if plan.faults.is_empty() {
+            self.spawn(plan, datapaths, endpoint)
+        } else {
+            self.spawn(plan, (0..).zip(datapaths).map(faulty).collect(), endpoint)
         }
+    }
+
+    fn spawn<D: Datapath>(
+        &mut self,
+        plan: &GuestPlan,
+        datapaths: Vec<D>,
+        endpoint: Endpoint,
+    ) -> Result<(), Error> {
+        let capabilities = datapaths[0].capabilities();
+        let recording = self.record(plan)?;
+        let first = self.workers.len();
+        let mut hands: Vec<Vec<(u16, D)>> = plan.workers.iter().map(|_| Vec::new()).collect();
+        for (pair, datapath) in (0..).zip(datapaths) {
+            hands[usize::from(pair) % plan.workers.len()].push((pair, datapath));
+        }
+        for (n, pairs) in hands.into_iter().enumerate() {
+            let index = first + n;
+            let options = WorkerOptions { index, scheduling: plan.workers[n], poll: plan.poll };
+            let guest = guest_options(plan, recording.recorder.writer(n, self.clock));
+            let worker = Worker::spawn(options, guest, pairs, self.clock)
+                .map_err(|source| Error::Worker { index, source })?;
+            self.workers.push(worker);
+        }
+        let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
+        self.show(plan, endpoint, &capabilities, mailboxes.cloned().collect(), &recording);
+        self.recordings.push(recording);
+        Ok(())
+    }
+
+    /// Puts a switch together with all its guests.
+    fn add_switch(&mut self, plan: &SwitchPlan, guests: &[GuestPlan]) -> Result<(), Error> {
+        let guests: Vec<_> = plan.guests.iter().map(|&n| &guests[n]).collect();
+        match &plan.uplink {
+            None | Some(DatapathSpec::Switch { .. } | DatapathSpec::Reflect) => {
+                self.join(&guests, None::<Null>)
+            }
+            Some(DatapathSpec::Tap { ifname }) => self.join(&guests, Tap::open(ifname, 1)?.pop()),
+            Some(DatapathSpec::AfXdp { ifname, options }) => {
+                self.join(&guests, AfXdp::open(ifname, 1, options)?.pop())
+            }
+            Some(DatapathSpec::Null { receive }) => self.join(&guests, Some(Null::new(*receive))),
+        }
+    }
+
+    fn join<U: Datapath>(&mut self, plans: &[&GuestPlan], uplink: Option<U>) -> Result<(), Error> {
+        let capabilities = switch::capabilities(uplink.as_ref().map(Datapath::capabilities));
+        let mut prepared = Vec::new();
+        let mut members = Vec::new();
+        for plan in plans {
+            let endpoint = meet(&plan.endpoint, None)?;
+            let recording = self.record(plan)?;
+            let guest = guest_options(plan, recording.recorder.writer(0, self.clock));
+            let GuestPlan { queue_pairs, mac, .. } = **plan;
+            members.push((guest, Member { queue_pairs, mac, capabilities }));
+            prepared.push((endpoint, recording));
+        }
+        let index = self.workers.len();
+        let GuestPlan { workers, poll, .. } = plans[0];
+        let options = WorkerOptions { index, scheduling: workers[0], poll: *poll };
+        let worker = Worker::spawn_switch(options, members, uplink, self.clock)
+            .map_err(|source| Error::Worker { index, source })?;
+        for (n, (plan, (endpoint, recording))) in plans.iter().zip(prepared).enumerate() {
+            self.show(
+                plan,
+                endpoint,
+                &capabilities,
+                vec![Arc::clone(worker.mailbox(n))],
+                &recording,
+            );
+            self.recordings.push(recording);
+        }
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Makes a guest's recorder.
+    fn record(&self, plan: &GuestPlan) -> Result<Recording, Error> {
+        let options = RecorderOptions {
+            path: plan.recorder.clone(),
+            workers: plan.workers.len(),
+            queue_pairs: plan.queue_pairs.into(),
+            capacity: RECORDS,
+            facts: facts(plan),
+        };
+        let recorder = Recorder::create(&options, &self.clock)?;
+        Ok(Recording { recorder, stays: false })
+    }
+
+    fn show(
+        &mut self,
+        plan: &GuestPlan,
+        endpoint: Endpoint,
+        capabilities: &Capabilities,
+        mailboxes: Vec<Arc<Mailbox>>,
+        recording: &Recording,
+    ) {
+        log::info!(
+            "{}: {} with {} queue pair(s), polling {}, recording to {}",
+            plan.name,
+            plan.datapath,
+            plan.queue_pairs,
+            plan.poll,
+            recording.recorder.path().display()
+        );
+        let device = Arc::new(device(plan, capabilities, &mailboxes));
+        self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
+    }
+
+    /// Serves every guest until `stop` becomes readable. One whose front end cannot be served does not end the
+    /// others.
+    fn serve(mut self, stop: BorrowedFd<'_>) -> Result<(), Error> {
+        let mut fronts = std::mem::take(&mut self.fronts);
+        let results: Vec<Result<(), Error>> = if fronts.len() == 1 {
+            fronts.drain(..).map(|it| Ok(serve(it.endpoint, &it.device, stop)?)).collect()
+        } else {
+            std::thread::scope(|scope| {
+                let serve_one = |front: Front| scope.spawn(move || serve_alone(front, stop));
+                let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap_or(Err(Error::Panic)))
+                    .collect()
+            })
+        };
+        for (recording, result) in self.recordings.iter_mut().zip(&results) {
+            recording.stays = result.is_ok();
+        }
+        results.into_iter().collect()
     }
 }
 
-/// Puts what the plan names around the datapaths. Without a capture and faults there is nothing around them.
-fn run_on<D: Datapath>(
-    plan: &Plan,
-    datapaths: Vec<D>,
-    socket: Option<OwnedFd>,
-    stop: BorrowedFd<'_>,
-) -> Result<(), Error> {
-    let endpoint = meet(&plan.endpoint, socket)?;
-    let clock = Clock::new();
-    let faulty = |(queue, datapath)| Faulty::new(datapath, &plan.faults, queue);
-    if let Some(path) = &plan.capture {
-        let lanes = pcap::begin(&capture(plan, path), plan.queue_pairs, clock)?;
-        // Frames that a fault takes pass neither the wire nor the capture.
-        let captured = datapaths.into_iter().zip(lanes).map(|(it, lane)| Pcap::new(it, lane));
-        let faulty = (0..).zip(captured).map(|(queue, it)| Faulty::new(it, &plan.faults, queue));
-        serve_on(plan, faulty.collect(), endpoint, clock, stop)
-    } else if plan.faults.is_empty() {
-        serve_on(plan, datapaths, endpoint, clock, stop)
-    } else {
-        serve_on(plan, (0..).zip(datapaths).map(faulty).collect(), endpoint, clock, stop)
-    }
-}
-
-fn capture(plan: &Plan, path: &Path) -> CaptureOptions {
+fn capture(plan: &GuestPlan, path: &Path) -> CaptureOptions {
     CaptureOptions {
         path: path.to_owned(),
         application: concat!("ringscoped ", env!("CARGO_PKG_VERSION")).into(),
@@ -128,48 +308,27 @@ fn capture(plan: &Plan, path: &Path) -> CaptureOptions {
     }
 }
 
-fn serve_on<D: Datapath>(
-    plan: &Plan,
-    datapaths: Vec<D>,
-    endpoint: Endpoint,
-    clock: Clock,
-    stop: BorrowedFd<'_>,
-) -> Result<(), Error> {
-    let capabilities = datapaths[0].capabilities();
-    let recorder = Recorder::create(
-        &RecorderOptions {
-            path: plan.recorder.clone(),
-            workers: plan.workers.len(),
-            queue_pairs: plan.queue_pairs.into(),
-            capacity: RECORDS,
-            facts: facts(plan),
-        },
-        &clock,
-    )?;
-    let workers = spawn(plan, datapaths, clock, &recorder).inspect_err(|_| {
-        // Nothing was recorded, so nothing is left behind.
-        let _ = std::fs::remove_file(recorder.path());
-    })?;
-    let device = Arc::new(device(plan, &capabilities, &workers));
-    log::info!(
-        "{}: {} with {} queue pair(s), polling {}, recording to {}",
-        plan.name,
-        plan.datapath,
-        plan.queue_pairs,
-        plan.poll,
-        recorder.path().display()
-    );
-    serve(endpoint, &device, stop).inspect_err(|_| remove_if_empty(&recorder))?;
-    Ok(())
+/// Serves a guest among others.
+fn serve_alone(front: Front, stop: BorrowedFd<'_>) -> Result<(), Error> {
+    let Front { name, endpoint, device } = front;
+    serve(endpoint, &device, stop).map_err(|error| {
+        // The others go on, perhaps for long.
+        log::error!("{}{error}", device.label);
+        Error::Guest { name, source: Box::new(error.into()) }
+    })
 }
 
-/// A daemon that fails before it served anyone leaves nothing behind; what was recorded stays.
-fn remove_if_empty(recorder: &Recorder) {
-    let is_empty = Reader::open(recorder.path()).is_ok_and(|reader| {
-        (0..reader.queue_pairs() * 2).all(|ring| reader.totals(ring).bursts == 0)
-    });
-    if is_empty {
-        let _ = std::fs::remove_file(recorder.path());
+impl Drop for Recording {
+    /// A daemon that fails before it served anyone leaves nothing behind; what was recorded stays.
+    fn drop(&mut self) {
+        let is_empty = || {
+            Reader::open(self.recorder.path()).is_ok_and(|reader| {
+                (0..reader.queue_pairs() * 2).all(|ring| reader.totals(ring).bursts == 0)
+            })
+        };
+        if !self.stays && is_empty() {
+            let _ = std::fs::remove_file(self.recorder.path());
+        }
     }
 }
 
@@ -184,39 +343,17 @@ fn meet(endpoint: &EndpointPlan, socket: Option<OwnedFd>) -> Result<Endpoint, So
     }
 }
 
-/// Deals the queue pairs out among the workers.
-fn spawn<D: Datapath>(
-    plan: &Plan,
-    datapaths: Vec<D>,
-    clock: Clock,
-    recorder: &Recorder,
-) -> Result<Vec<Worker>, Error> {
-    let mut hands: Vec<Vec<(u16, D)>> = plan.workers.iter().map(|_| Vec::new()).collect();
-    for (pair, datapath) in (0..).zip(datapaths) {
-        hands[worker_of(plan, pair)].push((pair, datapath));
-    }
-    let spawn_one = |(index, pairs): (usize, Vec<(u16, D)>)| {
-        let options = WorkerOptions { index, scheduling: plan.workers[index], poll: plan.poll };
-        let guest = GuestOptions {
-            label: String::new(),
-            writer: recorder.writer(index, clock),
-            delays: plan.delays.clone(),
-            trace: plan.trace,
-        };
-        Worker::spawn(options, guest, pairs, clock)
-            .map_err(|source| Error::Worker { index, source })
-    };
-    hands.into_iter().enumerate().map(spawn_one).collect()
+fn guest_options(plan: &GuestPlan, writer: Writer) -> GuestOptions {
+    let GuestPlan { label, delays, trace, .. } = plan;
+    GuestOptions { label: label.clone(), writer, delays: delays.clone(), trace: *trace }
 }
 
-fn worker_of(plan: &Plan, pair: u16) -> usize {
-    usize::from(pair) % plan.workers.len()
-}
-
-fn device(plan: &Plan, capabilities: &Capabilities, workers: &[Worker]) -> Device {
+/// `mailboxes`: one a worker of the guest's.
+fn device(plan: &GuestPlan, capabilities: &Capabilities, mailboxes: &[Arc<Mailbox>]) -> Device {
     let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
-    let mailbox = |pair| Arc::clone(workers[worker_of(plan, pair)].mailbox(0));
+    let mailbox = |pair| Arc::clone(&mailboxes[usize::from(pair) % mailboxes.len()]);
     Device {
+        label: plan.label.as_str().into(),
         features: Device::features(offloads, plan.queue_pairs, plan.mac.is_some()),
         config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu),
         queue_pairs: plan.queue_pairs,
@@ -226,7 +363,7 @@ fn device(plan: &Plan, capabilities: &Capabilities, workers: &[Worker]) -> Devic
 }
 
 /// What a report should know of this run.
-fn facts(plan: &Plan) -> String {
+fn facts(plan: &GuestPlan) -> String {
     let cpus: Vec<_> = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
     serde_json::json!({
         "name": plan.name,

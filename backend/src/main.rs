@@ -1,10 +1,11 @@
 //! `ringscoped`: a vhost-user network back end that shows where every packet's time goes.
 //!
-//! `args` (raw flags) -> `plan` (validated, touches nothing) -> `assemble` (opens things, picks the datapath
+//! `args` (raw flags), or `config` (a file of them) -> `plan` (validated, touches nothing) -> `assemble` (opens things, picks the datapath
 //! once, serves).
 
 mod args;
 mod assemble;
+mod config;
 mod plan;
 mod spec;
 mod sys;
@@ -20,6 +21,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
 use crate::args::Args;
+use crate::config::Config;
 use crate::plan::Plan;
 
 fn main() -> ExitCode {
@@ -28,7 +30,7 @@ fn main() -> ExitCode {
         println!("{}", capabilities());
         return ExitCode::SUCCESS;
     }
-    let plan = Plan::new(args)
+    let plan = plan(args)
         .unwrap_or_else(|error| Args::command().error(ErrorKind::ArgumentConflict, error).exit());
     let level = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(level).format_target(false).init();
@@ -39,6 +41,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the flags, or the file that they name, say is to be done.
+fn plan(args: Args) -> Result<Plan, String> {
+    let Some(path) = &args.config else {
+        let run_dir = args.run_dir.clone();
+        return Plan::new(vec![args], run_dir).map_err(|error| error.to_string());
+    };
+    let Config { run_dir, guests } = Config::read(path)?;
+    let run_dir = args.run_dir.clone().or(run_dir);
+    Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn run(plan: &Plan) -> Result<(), String> {

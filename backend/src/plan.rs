@@ -1,12 +1,12 @@
 //! What is to be done: flags checked against each other. Nothing of the system is touched yet.
 
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burst_trace::location;
 use datapath::Planted;
 use virtio_net::MacAddress;
-use worker::{Delay, PollPolicy, Scheduling};
+use worker::{Delay, PollPolicy, SWITCH_PAIRS_MAX, Scheduling};
 
 use crate::args::{Args, Switch};
 use crate::spec::{DatapathSpec, FaultSpec};
@@ -14,6 +14,28 @@ use crate::spec::{DatapathSpec, FaultSpec};
 /// A daemon to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
+    /// Its guests; at least one.
+    pub guests: Vec<GuestPlan>,
+    /// The switches between them.
+    pub switches: Vec<SwitchPlan>,
+}
+
+/// A switch between guests. One worker serves all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SwitchPlan {
+    /// Its name.
+    pub name: String,
+    /// Its guests, by their place in the plan; at least one.
+    pub guests: Vec<usize>,
+    /// The datapath that joins it to the world outside.
+    pub uplink: Option<DatapathSpec>,
+}
+
+/// A guest of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestPlan {
+    /// What stands before messages about it: its name, where there are several.
+    pub label: String,
     /// Where front ends are met.
     pub endpoint: EndpointPlan,
     /// The device's name.
@@ -84,14 +106,111 @@ pub enum PlanError {
         "--pcap needs the stamps of every burst, which --trace off leaves out; drop one of the two"
     )]
     CaptureWithoutTrace,
+    /// What sits around a wire, where there is none.
+    #[error(
+        "{0} is around the wire of a guest, and a guest of a switch has none; drop it, or give the guest a datapath of \
+         its own"
+    )]
+    NoWire(&'static str),
+    /// Something is wrong with one of several guests.
+    #[error("guest '{name}': {source}")]
+    Guest {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: Box<PlanError>,
+    },
+    /// Two guests of one name.
+    #[error("two guests are called '{0}'; expected a name of its own for each")]
+    SameName(String),
+    /// Two guests at one socket.
+    #[error("two guests have the socket {}; expected one of its own for each", .0.display())]
+    SameSocket(PathBuf),
+    /// Two guests captured in one file.
+    #[error("two guests have the capture {}; expected a file of its own for each", .0.display())]
+    SameCapture(PathBuf),
+    /// What one worker cannot do both ways.
+    #[error(
+        "the guests of switch '{switch}' are served by one worker: expected the same {key} for all of them, found \
+         '{found}' and '{other}'"
+    )]
+    Differs {
+        /// The switch's name.
+        switch: String,
+        /// The key.
+        key: &'static str,
+        /// What one of the guests has.
+        found: String,
+        /// What another one has.
+        other: String,
+    },
+    /// More workers than one for a switch.
+    #[error("--cpus names {cpus} CPUs for switch '{switch}', which one worker serves; name one")]
+    SwitchCpus {
+        /// The switch's name.
+        switch: String,
+        /// CPUs named.
+        cpus: usize,
+    },
+    /// Too many queue pairs on one switch.
+    #[error("the guests of switch '{switch}' have {pairs} queue pairs; expected at most {max}")]
+    SwitchPairs {
+        /// The switch's name.
+        switch: String,
+        /// Queue pairs of all its guests.
+        pairs: usize,
+        /// The most that there may be.
+        max: usize,
+    },
 }
 
 impl Plan {
-    /// Checks the flags against each other and fills in what follows from others.
+    /// Checks the flags of one guest, or of several, against each other, and fills in what follows from others.
     ///
     /// # Errors
     /// See [`PlanError`].
-    pub fn new(args: Args) -> Result<Self, PlanError> {
+    pub fn new(guests: Vec<Args>, run_dir: Option<PathBuf>) -> Result<Self, PlanError> {
+        let run_dir = run_dir.or_else(location::default_run_dir).ok_or(PlanError::NoRunDir)?;
+        let has_several = guests.len() > 1;
+        let plan = |args: Args| {
+            if !has_several {
+                return GuestPlan::new(args, &run_dir);
+            }
+            let said = args
+                .name
+                .clone()
+                .or_else(|| Some(args.socket_path.as_ref()?.display().to_string()));
+            let mut plan = GuestPlan::new(args, &run_dir).map_err(|source| PlanError::Guest {
+                name: said.unwrap_or_default(),
+                source: Box::new(source),
+            })?;
+            plan.label = format!("{}: ", plan.name);
+            Ok(plan)
+        };
+        let guests = guests.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
+        for (n, guest) in guests.iter().enumerate() {
+            let mut others = guests[..n].iter();
+            if others.clone().any(|other| other.name == guest.name) {
+                return Err(PlanError::SameName(guest.name.clone()));
+            }
+            if let EndpointPlan::Listen(path) | EndpointPlan::Connect(path) = &guest.endpoint
+                && others.clone().any(|other| other.endpoint == guest.endpoint)
+            {
+                return Err(PlanError::SameSocket(path.clone()));
+            }
+            if let Some(path) = &guest.capture
+                && others.any(|other| other.capture == guest.capture)
+            {
+                return Err(PlanError::SameCapture(path.clone()));
+            }
+        }
+        let switches = switches(&guests)?;
+        Ok(Self { guests, switches })
+    }
+}
+
+impl GuestPlan {
+    fn new(args: Args, run_dir: &Path) -> Result<Self, PlanError> {
         let endpoint = match (args.socket_path, args.fd) {
             (Some(path), _) if args.client => EndpointPlan::Connect(path),
             (Some(path), _) => EndpointPlan::Listen(path),
@@ -99,7 +218,6 @@ impl Plan {
             (None, None) => return Err(PlanError::NoName),
         };
         let name = name(args.name, &endpoint)?;
-        let run_dir = args.run_dir.or_else(location::default_run_dir).ok_or(PlanError::NoRunDir)?;
         let fifo = args.sched.map(|sched| sched.0);
         let cpus: Vec<_> = match args.cpus {
             None => vec![None],
@@ -119,16 +237,24 @@ impl Plan {
         if args.pcap.is_some() && args.trace == Switch::Off {
             return Err(PlanError::CaptureWithoutTrace);
         }
+        let on_switch = matches!(args.datapath, Some(DatapathSpec::Switch { .. }));
+        if on_switch && args.pcap.is_some() {
+            return Err(PlanError::NoWire("--pcap"));
+        }
         let (mut delays, mut faults) = (Vec::new(), Vec::new());
         for fault in args.fault {
             match fault {
                 FaultSpec::Delay(delay) => delays.push(delay),
+                FaultSpec::Wire(_) if on_switch => {
+                    return Err(PlanError::NoWire("--fault drop or error"));
+                }
                 FaultSpec::Wire(planted) => faults.push(planted),
             }
         }
         Ok(Self {
+            label: String::new(),
             endpoint,
-            recorder: location::recorder_path(&run_dir, &name),
+            recorder: location::recorder_path(run_dir, &name),
             name,
             datapath: args.datapath.unwrap_or(DatapathSpec::Null { receive: 0 }),
             queue_pairs: args.queue_pairs,
@@ -141,6 +267,66 @@ impl Plan {
             faults,
             capture: args.pcap,
         })
+    }
+}
+
+/// The switches that the guests name, each with what its worker and its guests have to agree on.
+fn switches(guests: &[GuestPlan]) -> Result<Vec<SwitchPlan>, PlanError> {
+    let mut switches: Vec<SwitchPlan> = Vec::new();
+    for (n, guest) in guests.iter().enumerate() {
+        let DatapathSpec::Switch { name, uplink } = &guest.datapath else { continue };
+        let uplink = uplink.as_deref().cloned();
+        if guest.workers.len() > 1 {
+            let cpus = guest.workers.len();
+            return Err(PlanError::SwitchCpus { switch: name.clone(), cpus });
+        }
+        match switches.iter_mut().find(|switch| switch.name == *name) {
+            None => switches.push(SwitchPlan { name: name.clone(), guests: vec![n], uplink }),
+            Some(switch) => {
+                agree(name, &guests[switch.guests[0]], guest)?;
+                switch.guests.push(n);
+                match (&switch.uplink, uplink) {
+                    (None, uplink) => switch.uplink = uplink,
+                    (Some(found), Some(other)) if *found != other => {
+                        let (found, other) = (found.to_string(), other.to_string());
+                        return Err(PlanError::Differs {
+                            switch: name.clone(),
+                            key: "uplink",
+                            found,
+                            other,
+                        });
+                    }
+                    (Some(_), _) => {}
+                }
+            }
+        }
+    }
+    for switch in &switches {
+        let pairs = switch.guests.iter().map(|&n| usize::from(guests[n].queue_pairs)).sum();
+        let (switch, max) = (switch.name.clone(), SWITCH_PAIRS_MAX);
+        if pairs > max {
+            return Err(PlanError::SwitchPairs { switch, pairs, max });
+        }
+    }
+    Ok(switches)
+}
+
+/// Whether one worker can serve both guests.
+fn agree(switch: &str, one: &GuestPlan, other: &GuestPlan) -> Result<(), PlanError> {
+    let cpu = |plan: &GuestPlan| plan.workers[0].cpu.map_or("any".into(), |cpu| cpu.to_string());
+    let sched = |plan: &GuestPlan| {
+        plan.workers[0].fifo.map_or("none".into(), |priority| format!("fifo:{priority}"))
+    };
+    let pairs = [
+        ("poll", one.poll.to_string(), other.poll.to_string()),
+        ("cpus", cpu(one), cpu(other)),
+        ("sched", sched(one), sched(other)),
+    ];
+    match pairs.into_iter().find(|(_, found, other)| found != other) {
+        None => Ok(()),
+        Some((key, found, other)) => {
+            Err(PlanError::Differs { switch: switch.to_owned(), key, found, other })
+        }
     }
 }
 
@@ -165,9 +351,16 @@ mod tests {
     use super::*;
     use clap::Parser as _;
 
-    fn plan(flags: &str) -> Result<Plan, PlanError> {
-        let line = format!("ringscoped --run-dir /r {flags}");
-        Plan::new(Args::try_parse_from(line.split_whitespace()).expect("flags of the right form"))
+    fn daemon(guests: &[&str]) -> Result<Plan, PlanError> {
+        let args = |flags: &&str| {
+            let line = format!("ringscoped {flags}");
+            Args::try_parse_from(line.split_whitespace()).expect("flags of the right form")
+        };
+        Plan::new(guests.iter().map(args).collect(), Some("/r".into()))
+    }
+
+    fn plan(flags: &str) -> Result<GuestPlan, PlanError> {
+        daemon(&[flags]).map(|plan| plan.guests.into_iter().next().expect("a guest"))
     }
 
     #[test]
@@ -206,5 +399,55 @@ mod tests {
         assert_eq!(without_trace, Err(PlanError::CaptureWithoutTrace));
         let name = PlanError::BadName("a/b".into());
         assert_eq!(plan(&format!("{base} --name a/b")), Err(name));
+    }
+
+    #[test]
+    fn guests_of_one_switch_share_a_worker() {
+        let vm0 = "--socket-path /tmp/vm0.sock --datapath switch:lan";
+        let vm1 = "--socket-path /tmp/vm1.sock --datapath switch:lan,uplink=tap:ifname=t0";
+        let vm2 = "--socket-path /tmp/vm2.sock --datapath reflect --poll never";
+        let plan = daemon(&[vm0, vm1, vm2]).unwrap();
+        let uplink = Some(DatapathSpec::Tap { ifname: "t0".into() });
+        let switch = SwitchPlan { name: "lan".into(), guests: vec![0, 1], uplink };
+        assert_eq!(plan.switches, [switch]);
+        let labels = plan.guests.iter().map(|guest| guest.label.as_str());
+        assert_eq!(labels.collect::<Vec<_>>(), ["vm0: ", "vm1: ", "vm2: "]);
+        let differs = |guest: &str, key, values: [&str; 2]| {
+            let [found, other] = values.map(str::to_owned);
+            let expected = PlanError::Differs { switch: "lan".into(), key, found, other };
+            assert_eq!(daemon(&[vm0, vm1, guest]), Err(expected));
+        };
+        let base = "--socket-path /tmp/vm3.sock --datapath switch:lan";
+        differs(&format!("{base} --poll never"), "poll", ["adaptive:200", "never"]);
+        differs(&format!("{base} --cpus 1"), "cpus", ["any", "1"]);
+        differs(&format!("{base} --sched fifo:5"), "sched", ["none", "fifo:5"]);
+        differs(&format!("{base},uplink=null"), "uplink", ["tap:ifname=t0", "null"]);
+    }
+
+    #[test]
+    fn guests_do_not_share_a_name_or_a_socket() {
+        let guest = |path: &str, name: &str| {
+            format!("--socket-path /tmp/{path} --name {name} --datapath reflect")
+        };
+        let both = |one: String, other: String| daemon(&[&one, &other]).map(|_| ());
+        assert_eq!(both(guest("a", "x"), guest("b", "x")), Err(PlanError::SameName("x".into())));
+        let same = PlanError::SameSocket("/tmp/a".into());
+        assert_eq!(both(guest("a", "x"), guest("a", "y")), Err(same));
+        let captured = |guest: String| format!("{guest} --pcap /f");
+        let same = PlanError::SameCapture("/f".into());
+        assert_eq!(both(captured(guest("a", "x")), captured(guest("b", "y"))), Err(same));
+        let error = both(guest("a", "x"), guest("b", "b/c")).unwrap_err().to_string();
+        assert!(error.starts_with("guest 'b/c': --name 'b/c' is no file name"), "{error}");
+    }
+
+    #[test]
+    fn a_switch_has_one_worker_and_so_many_queue_pairs() {
+        let vm0 = "--socket-path /tmp/vm0.sock --datapath switch:lan";
+        let cpus = PlanError::SwitchCpus { switch: "lan".into(), cpus: 2 };
+        assert_eq!(plan(&format!("{vm0} --queue-pairs 2 --cpus 1,2")), Err(cpus));
+        assert_eq!(plan(&format!("{vm0} --pcap /f")), Err(PlanError::NoWire("--pcap")));
+        let (pairs, max) = (SWITCH_PAIRS_MAX + 1, SWITCH_PAIRS_MAX);
+        let error = PlanError::SwitchPairs { switch: "lan".into(), pairs, max };
+        assert_eq!(plan(&format!("{vm0} --queue-pairs {pairs}")), Err(error));
     }
 }

@@ -9,7 +9,8 @@ use virtio_net::FRAME_LEN_MAX;
 use worker::Delay;
 
 /// The kinds that there are, as they are written.
-const FORMS: &str = "tap:ifname=NAME, af-xdp:ifname=NAME, reflect or null[:rx=BYTES]";
+const FORMS: &str =
+    "tap:ifname=NAME, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC], reflect or null[:rx=BYTES]";
 
 /// `--datapath`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,13 @@ pub enum DatapathSpec {
         ifname: String,
         /// How the sockets are set up.
         options: Options,
+    },
+    /// To the other guests of this daemon on the switch of that name.
+    Switch {
+        /// Its name.
+        name: String,
+        /// The datapath that joins it to the world outside.
+        uplink: Option<Box<DatapathSpec>>,
     },
     /// Back to the guest.
     Reflect,
@@ -43,6 +51,9 @@ impl FromStr for DatapathSpec {
             Some((kind, rest)) => (kind, Some(rest)),
             None => (text, None),
         };
+        if kind == "switch" {
+            return switch(text, rest.unwrap_or_default());
+        }
         let mut fields = Fields::new(text, rest)?;
         let spec = match kind {
             "tap" => Self::Tap { ifname: fields.ifname()? },
@@ -56,6 +67,33 @@ impl FromStr for DatapathSpec {
         fields.end()?;
         Ok(spec)
     }
+}
+
+/// `NAME[,uplink=SPEC]`: the uplink comes last, because it has commas of its own.
+fn switch(text: &str, rest: &str) -> Result<DatapathSpec, String> {
+    let (name, uplink) = match rest.split_once(',') {
+        Some((name, uplink)) => (name, Some(uplink)),
+        None => (rest, None),
+    };
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || !name.chars().all(fits) {
+        return Err(format!("expected switch:NAME[,uplink=SPEC], found '{text}'"));
+    }
+    let uplink = uplink.map(|uplink| {
+        let uplink = uplink.strip_prefix("uplink=").ok_or_else(|| {
+            format!("expected uplink=SPEC behind the switch's name, found '{uplink}' in '{text}'")
+        })?;
+        match uplink.parse()? {
+            DatapathSpec::Switch { .. } | DatapathSpec::Reflect => {
+                Err(format!("expected a tap, AF_XDP or null as uplink, found '{uplink}'"))
+            }
+            DatapathSpec::AfXdp { options, .. } if options.umem == UmemOwner::Guest => {
+                Err(format!("expected an uplink without umem=guest, since it serves several guests, found '{uplink}'"))
+            }
+            spec => Ok(Box::new(spec)),
+        }
+    });
+    Ok(DatapathSpec::Switch { name: name.to_owned(), uplink: uplink.transpose()? })
 }
 
 fn af_xdp_options(fields: &mut Fields<'_>) -> Result<Options, String> {
@@ -90,6 +128,10 @@ impl fmt::Display for DatapathSpec {
                 write_unless_default(f, "zerocopy", zero_copy)?;
                 write_unless_default(f, "need-wakeup", need_wakeup)?;
                 write_unless_default(f, "umem", umem)
+            }
+            Self::Switch { name, uplink: None } => write!(f, "switch:{name}"),
+            Self::Switch { name, uplink: Some(uplink) } => {
+                write!(f, "switch:{name},uplink={uplink}")
             }
             Self::Reflect => write!(f, "reflect"),
             Self::Null { receive: 0 } => write!(f, "null"),
@@ -203,6 +245,8 @@ mod tests {
             "tap:ifname=tap0",
             "af-xdp:ifname=eth0",
             "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on,umem=guest",
+            "switch:lan",
+            "switch:lan,uplink=af-xdp:ifname=eth0,mode=native",
             "reflect",
             "null",
             "null:rx=64",
@@ -223,6 +267,13 @@ mod tests {
             ("tap:ifname=a,name=x", "the keys ifname"),
             ("af-xdp:ifname=a,mode=fast", "mode=auto|native|generic"),
             ("af-xdp:ifname=a,copy=on", "the keys ifname, mode, zerocopy, need-wakeup, umem"),
+            ("switch", "switch:NAME"),
+            ("switch:", "switch:NAME"),
+            ("switch:a/b", "switch:NAME"),
+            ("switch:lan,x=y", "uplink=SPEC"),
+            ("switch:lan,uplink=tap", "ifname=NAME"),
+            ("switch:lan,uplink=switch:wan", "as uplink"),
+            ("switch:lan,uplink=af-xdp:ifname=a,umem=guest", "without umem=guest"),
             ("reflect:x=y", "nothing behind the kind"),
             ("null:rx=1", "from 14 to"),
         ] {

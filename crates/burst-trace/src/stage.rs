@@ -171,6 +171,10 @@ drop_causes! {
     RxNoChunk = "rx_af_xdp_no_chunk",
     /// TX: on a switch, more frames for everyone (groups, or unknown stations) than a port may send.
     TxFloodLimit = "tx_flood_limit",
+    /// TX: on a switch, its uplink took no more frames.
+    TxUplinkFull = "tx_uplink_full",
+    /// RX: on a switch, more frames for everyone came from its uplink than it may send.
+    RxFloodLimit = "rx_flood_limit",
     /// TX: on a switch, nobody else is to have the frame, or there is nobody else.
     TxNoReceiver = "tx_no_receiver",
     /// RX: on a switch, the guest had no receive buffers for the frame.

@@ -27,9 +27,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use burst_trace::DropCause;
-use guest_memory::GuestMemory;
+use guest_memory::{GuestMemory, GuestSlice};
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
+use virtio_net::features::HEADER_LEN;
 use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
@@ -58,6 +59,8 @@ pub struct AfXdp {
     turn: usize,
     /// Whether the guest may leave checksums and segments to us.
     finishes: bool,
+    /// Length of the guest's net headers.
+    header_len: usize,
     /// The interface was down at the last try.
     down: bool,
     /// Frames in the guest's own memory that the kernel is not done with, the oldest first.
@@ -122,6 +125,7 @@ impl AfXdp {
                 options: *options,
                 turn: 0,
                 finishes: false,
+                header_len: HEADER_LEN,
                 down: false,
                 in_flight: VecDeque::with_capacity(BURST_MAX),
             })
@@ -223,6 +227,7 @@ impl Datapath for AfXdp {
 
     fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
         // Without it, a guest leaves nothing to be done, and its net headers are not worth a look.
+        self.header_len = negotiated.header_len();
         self.finishes =
             negotiated.has(Offloads { checksum: true, ..Offloads::default() }.from_guest());
         Ok(())
@@ -281,6 +286,22 @@ impl Datapath for AfXdp {
         }
         self.turn = (self.turn + 1) % count;
         Ok(look)
+    }
+
+    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        if self.sockets[0].unsent && !self.down {
+            // An error shows at the next frame.
+            let _ = self.sockets[0].flush();
+        }
+        let (count, header_len) = (self.sockets.len(), self.header_len);
+        for n in 0..count {
+            let at = (self.turn + n) % count;
+            if let Some(len) = self.sockets[at].receive_frame(header_len, to) {
+                self.turn = (at + 1) % count;
+                return Ok(Some(len));
+            }
+        }
+        Ok(None)
     }
 
     const COUNTS_LOSSES: bool = true;

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
 use burst_trace::{BurstRecord, Direction, DropCause};
-use guest_memory::GuestMemory;
+use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::{Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
@@ -361,6 +361,10 @@ impl<D: Datapath> Datapath for Faulty<D> {
                 return Ok(look);
             }
         }
+    }
+
+    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        self.inner.receive_frame(to)
     }
 
     fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {

@@ -28,7 +28,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use burst_trace::{BurstRecord, DropCause, DropCounts};
-use guest_memory::GuestMemory;
+use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 
 pub use af_xdp::{AfXdp, AfXdpError};
@@ -131,6 +131,16 @@ pub trait Datapath: Send + 'static {
     /// What the system answers, other than that there are no frames now. Then it is looked at again after a
     /// while; `WouldBlock` says that no frame was lost.
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
+
+    /// Reads one frame into memory of ours, for a switch, which must look at it to know which guest gets it: first its
+    /// net header, as long as was negotiated. What does not fit `to` is lost. Returns the length of both, or none when
+    /// there are no frames now.
+    ///
+    /// # Errors
+    /// As [`receive`](Self::receive).
+    fn receive_frame(&mut self, _to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        Ok(None)
+    }
 
     /// Whether frames for the guest can be lost in a place that only [`losses`](Self::losses) looks at.
     const COUNTS_LOSSES: bool = false;

@@ -4,7 +4,11 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use virtio_net::{BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Offloads, Placed};
+use guest_memory::GuestSlice;
+use virtio_net::features::HEADER_LEN;
+use virtio_net::{
+    BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed,
+};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
 
@@ -17,6 +21,7 @@ pub struct Null {
     /// The frame that the guest is sent over and over; empty for none.
     frame: Vec<u8>,
     copy: Vec<u8>,
+    header_len: usize,
     active: bool,
 }
 
@@ -34,7 +39,7 @@ impl Null {
             // Local experimental EtherType (IEEE 802): no stack takes it for its own.
             frame[12..14].copy_from_slice(&0x88b5_u16.to_be_bytes());
         }
-        Self { frame, copy: vec![0; FRAME_LEN_MAX], active: false }
+        Self { frame, copy: vec![0; FRAME_LEN_MAX], header_len: HEADER_LEN, active: false }
     }
 }
 
@@ -42,6 +47,11 @@ impl Datapath for Null {
     fn capabilities(&self) -> Capabilities {
         let none = Offloads::default();
         Capabilities { name: "null", from_guest: none, to_guest: none, mtu: u16::MAX }
+    }
+
+    fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
+        self.header_len = negotiated.header_len();
+        Ok(())
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
@@ -70,6 +80,14 @@ impl Datapath for Null {
         room.expect(BURST_MAX);
         while room.place(&self.frame) == Placed::Done {}
         Ok(Look::More)
+    }
+
+    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        if self.frame.is_empty() {
+            return Ok(None);
+        }
+        let header = &NetHeader::PLAIN.to_bytes()[..self.header_len];
+        Ok(Some(to.write(0, header) + to.write(header.len(), &self.frame)))
     }
 
     fn has_frames(&self) -> bool {

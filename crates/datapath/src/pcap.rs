@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use burst_trace::{BurstRecord, Direction, DropCause};
-use guest_memory::GuestMemory;
+use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Datapath, Look, Transmitted};
@@ -162,6 +162,10 @@ impl<D: Datapath> Datapath for Pcap<D> {
 
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
         self.keep_placed(room, D::receive)
+    }
+
+    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        self.inner.receive_frame(to)
     }
 
     fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {

@@ -294,20 +294,24 @@ pub struct Port {
 }
 
 impl Port {
-    /// What a port of a switch can do.
-    #[must_use]
-    pub const fn capabilities_of(
-        from_guest: Offloads,
-        to_guest: Offloads,
-        mtu: u16,
-    ) -> Capabilities {
-        Capabilities { name: "switch", from_guest, to_guest, mtu }
-    }
-
     /// One queue of a port.
     #[must_use]
     pub const fn new(capabilities: Capabilities) -> Self {
         Self { capabilities }
+    }
+}
+
+/// What the ports of a switch can do, given what its uplink can. What one guest leaves to the device is passed on to
+/// the next, or done with the copy; an uplink need not be able to.
+#[must_use]
+pub fn capabilities(uplink: Option<Capabilities>) -> Capabilities {
+    // Fragments of UDP are cut by nobody any more (Linux 4.14).
+    let all = Offloads { ufo: false, ..Offloads::ALL };
+    Capabilities {
+        name: "switch",
+        from_guest: uplink.map_or(all, |uplink| uplink.from_guest.and(all)),
+        to_guest: all,
+        mtu: uplink.map_or(u16::MAX, |uplink| uplink.mtu),
     }
 }
 

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use guest_memory::GuestSlice;
 use libc::{
     IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6,
     TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, TUNSETIFF, TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ,
@@ -185,6 +186,14 @@ impl Datapath for Tap {
             }
         }
         Ok(Look::More)
+    }
+
+    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        match sys::readv(&self.file, &[to]) {
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn has_frames(&self) -> bool {

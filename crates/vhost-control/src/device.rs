@@ -18,6 +18,8 @@ use crate::vring::{Memory, Vring};
 /// The device, for as long as the daemon runs.
 #[derive(Debug)]
 pub struct Device {
+    /// What stands before messages about it: its name, where a daemon has several; else nothing.
+    pub label: Arc<str>,
     /// The virtio features offered.
     pub features: u64,
     /// The configuration space, for front ends that ask for it.
@@ -59,7 +61,7 @@ impl Session {
     pub fn new(device: &Arc<Device>, peer: Option<u32>) -> Self {
         let ring = |index: u16| {
             let mailbox = &device.workers[usize::from(index / 2)];
-            Arc::new(RingControl::new(index, Arc::clone(mailbox)))
+            Arc::new(RingControl::new(&device.label, index, Arc::clone(mailbox)))
         };
         let rings = (0..device.queue_pairs * 2).map(ring).collect();
         Self { device: Arc::clone(device), peer, rings, refused: Mutex::default() }
@@ -100,7 +102,7 @@ impl VhostUserBackend for Session {
     }
 
     fn acked_features(&self, features: u64) {
-        log::debug!("the front end acknowledged the features {features:#x}");
+        log::debug!("{}the front end acknowledged the features {features:#x}", self.device.label);
         self.rings.iter().for_each(|ring| ring.set_negotiated(Negotiated(features)));
     }
 
@@ -139,7 +141,8 @@ impl VhostUserBackend for Session {
             }
         }
         let memory = Arc::new(GuestMemory::new(map));
-        log::debug!("the guest has {} MiB of memory", memory.len() >> 20);
+        let label = &self.device.label;
+        log::debug!("{label}the guest has {} MiB of memory", memory.len() >> 20);
         let mut told: Vec<&Arc<Mailbox>> = Vec::new();
         for mailbox in &self.device.workers {
             if !told.iter().any(|other| Arc::ptr_eq(other, mailbox)) {

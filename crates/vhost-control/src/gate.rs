@@ -195,7 +195,8 @@ impl Gate {
     fn log(&mut self, request: FrontendReq, why: &str) {
         if self.logged.is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
             self.logged = Some(Instant::now());
-            log::warn!("{request:?} of the front end was refused: {why}");
+            let label = self.rings.first().map_or("", |ring| ring.label());
+            log::warn!("{label}{request:?} of the front end was refused: {why}");
         }
     }
 }

@@ -16,6 +16,8 @@ use worker::{Mailbox, RingStart};
 /// One virtqueue of a connection.
 #[derive(Debug)]
 pub struct RingControl {
+    /// What stands before messages about it.
+    label: Arc<str>,
     index: u16,
     mailbox: Arc<Mailbox>,
     said: Mutex<Said>,
@@ -50,10 +52,16 @@ enum Kick {
 }
 
 impl RingControl {
-    /// The virtqueue `index`, served by the worker behind `mailbox`.
+    /// The virtqueue `index`, served by the worker behind `mailbox`; `label` stands before messages about it.
     #[must_use]
-    pub fn new(index: u16, mailbox: Arc<Mailbox>) -> Self {
-        Self { index, mailbox, said: Mutex::default() }
+    pub fn new(label: &Arc<str>, index: u16, mailbox: Arc<Mailbox>) -> Self {
+        Self { label: Arc::clone(label), index, mailbox, said: Mutex::default() }
+    }
+
+    /// What stands before messages about it.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
     }
 
     /// `SET_VRING_NUM`. A ring that runs keeps its size.
@@ -76,7 +84,8 @@ impl RingControl {
         let mut said = self.said();
         if said.running && said.addresses != Some(addresses) {
             log::warn!(
-                "queue {}: new addresses while it runs count from its next start",
+                "{}queue {}: new addresses while it runs count from its next start",
+                self.label,
                 self.index
             );
         }
@@ -199,10 +208,11 @@ impl RingControl {
         match self.mailbox.start(self.index, start) {
             Ok(()) => {
                 said.running = true;
-                log::debug!("queue {} starts at {}: {setup:x?}", self.index, setup.next_available);
+                let at = setup.next_available;
+                log::debug!("{}queue {} starts at {at}: {setup:x?}", self.label, self.index);
             }
             Err(error) => {
-                log::error!("queue {} cannot be served: {error}", self.index);
+                log::error!("{}queue {} cannot be served: {error}", self.label, self.index);
                 tell_error(said.error.as_ref());
             }
         }
@@ -215,7 +225,7 @@ impl RingControl {
         if let Ok(Some(next_available)) = self.mailbox.stop(self.index) {
             said.next_available = next_available;
         }
-        log::debug!("queue {} stopped at {}", self.index, said.next_available);
+        log::debug!("{}queue {} stopped at {}", self.label, self.index, said.next_available);
     }
 
     fn said(&self) -> MutexGuard<'_, Said> {

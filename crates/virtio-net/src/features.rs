@@ -34,6 +34,8 @@ pub const BASE: u64 = bit(VIRTIO_F_VERSION_1)
     | bit(VIRTIO_F_RING_PACKED)
     | bit(VIRTIO_F_IN_ORDER)
     | bit(VIRTIO_NET_F_MRG_RXBUF);
+/// A driver of this version of the specification, not of the one before.
+pub const VERSION_1: u64 = bit(VIRTIO_F_VERSION_1);
 /// Several queue pairs.
 pub const MULTI_QUEUE: u64 = bit(VIRTIO_NET_F_MQ);
 /// The device names its address.
@@ -85,6 +87,19 @@ impl Offloads {
     /// Everything there is.
     pub const ALL: Self =
         Self { checksum: true, tso4: true, tso6: true, ecn: true, ufo: true, uso: true };
+
+    /// What both have.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            checksum: self.checksum && other.checksum,
+            tso4: self.tso4 && other.tso4,
+            tso6: self.tso6 && other.tso6,
+            ecn: self.ecn && other.ecn,
+            ufo: self.ufo && other.ufo,
+            uso: self.uso && other.uso,
+        }
+    }
 
     /// The features that let the guest send such frames (`HOST_*`).
     #[must_use]

@@ -128,6 +128,13 @@ impl<'b, 'm> Frames<'b, 'm> {
         self.count == 0
     }
 
+    /// Length of the net header before each frame, in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn header_len(&self) -> usize {
+        self.header_len
+    }
+
     /// The frames but for the first `count`.
     #[inline]
     #[must_use]

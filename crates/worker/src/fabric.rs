@@ -9,28 +9,36 @@
 //! receiver's side.
 
 mod placing;
+mod uplink;
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use burst_trace::{Clock, DropCause, DropCounts, Stage};
-use datapath::switch::{ADDRESSES_LEN, GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, Verdict};
-use datapath::{Capabilities, Transmitted};
+use datapath::switch::{
+    ADDRESSES_LEN, GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, UPLINK_ADDRESSES_MAX, Verdict,
+};
+use datapath::{Capabilities, Datapath, Transmitted};
 use virtio_net::{BURST_MAX, Frames, MacAddress, TransmitBurst};
 use virtqueue::{Broken, Chains};
 
 use self::placing::{Placing, Unfinished, all};
+use self::uplink::Uplink;
 
 use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
-use crate::pair::{Context, Pair, Shared, Starved};
+use crate::pair::{Context, Pair, RETRY, Shared, Starved};
 use crate::ring::{Ring, RingState};
+use crate::sleep::Sleeper;
 use crate::transmit::{Sent, Untold, discard_burst};
 use crate::wiring::Wiring;
 
-/// The most queue pairs of all guests together.
-pub const PAIRS_MAX: usize = PORTS_MAX;
+/// The most queue pairs of all guests together: with the uplink, a bit each in a word.
+pub const PAIRS_MAX: usize = PORTS_MAX - 1;
+/// Where the uplink stands among the pairs.
+const UPLINK: usize = PAIRS_MAX;
 
 /// How long frames wait for a receiver that takes none at all.
 const STUCK: Duration = Duration::from_millis(100);
@@ -54,8 +62,11 @@ pub struct Member {
 
 /// A switch at work. Pairs are named by their place in the worker's list.
 #[derive(Debug)]
-pub struct Fabric {
+pub struct Fabric<U> {
     switch: Switch,
+    uplink: Option<Uplink<U>>,
+    /// The port of the uplink: behind those of the guests.
+    uplink_port: u8,
     /// For each port, its pairs.
     ports: Vec<Range<usize>>,
     /// One a pair.
@@ -63,11 +74,13 @@ pub struct Fabric {
     /// Which pairs take frames: one bit a pair.
     up: u64,
     /// For each pair, the frames of this burst that go to it: one bit a frame.
-    shares: [u64; PAIRS_MAX],
+    shares: [u64; PAIRS_MAX + 1],
     /// Which pairs have a share.
     wanted: u64,
     /// The frames of this burst that have something left to do.
     unfinished: Unfinished,
+    /// Since when the uplink has not taken all.
+    uplink_full_since: Option<u64>,
     /// Which frames of this burst go to everyone.
     flooded: u64,
     /// Which pairs have frames that they were not told of.
@@ -102,16 +115,19 @@ struct Wait {
     segments: usize,
 }
 
-impl Fabric {
-    /// A switch with these guests; none has rings yet.
+impl<U: Datapath> Fabric<U> {
+    /// A switch with these guests, of which none has rings yet, and perhaps an uplink.
     ///
     /// # Panics
     /// When they have more than [`PAIRS_MAX`] queue pairs.
-    pub fn new(members: &[Member], clock: &Clock) -> Self {
+    pub fn new(members: &[Member], uplink: Option<U>, clock: &Clock) -> Self {
         let second = clock.ticks_in(Duration::from_secs(1));
-        let mut switch = Switch::new(&vec![GUEST_ADDRESSES_MAX; members.len()], second);
-        let (mut ports, mut ends) = (Vec::new(), Vec::new());
+        let mut shares = vec![GUEST_ADDRESSES_MAX; members.len()];
+        shares.extend(uplink.is_some().then_some(UPLINK_ADDRESSES_MAX));
+        let mut switch = Switch::new(&shares, second);
+        let (mut ports, mut ends, mut uplink_port) = (Vec::new(), Vec::new(), 0);
         for (port, member) in (0..).zip(members) {
+            uplink_port = port + 1;
             if let Some(mac) = member.mac {
                 switch.pin(port, mac);
             }
@@ -124,28 +140,20 @@ impl Fabric {
         assert!(ends.len() <= PAIRS_MAX, "at most {PAIRS_MAX} queue pairs on a switch");
         Self {
             switch,
+            uplink: uplink.map(Uplink::new),
+            uplink_port,
             ports,
             ends,
             up: 0,
-            shares: [0; PAIRS_MAX],
+            shares: [0; PAIRS_MAX + 1],
             wanted: 0,
             unfinished: Unfinished::new(),
+            uplink_full_since: None,
             flooded: 0,
             untold: 0,
             stuck: clock.ticks_in(STUCK),
             crowded: clock.ticks_in(CROWDED),
         }
-    }
-
-    /// The pairs of these guests, in the order in which [`new`](Self::new) numbers them.
-    pub fn pairs<'m>(members: impl Iterator<Item = (Arc<str>, &'m Member)>) -> Vec<Pair<Port>> {
-        let pairs_of = |(guest, (label, member)): (usize, (Arc<str>, &Member))| {
-            let capabilities = member.capabilities;
-            (0..member.queue_pairs).map(move |index| {
-                Pair::new(guest, Arc::clone(&label), index, Port::new(capabilities))
-            })
-        };
-        members.enumerate().flat_map(pairs_of).collect()
     }
 
     fn pair_turn(&mut self, at: usize, pairs: &mut [Pair<Port>], shared: &mut Shared<'_>) -> bool {
@@ -158,7 +166,8 @@ impl Fabric {
         };
         let sent = sent.unwrap_or_else(|broken| {
             ring.break_down(broken);
-            pairs[at].backlog = None;
+            (pairs[at].backlog, pairs[at].blocked) = (None, false);
+            self.ends[at].waits = None;
             None
         });
         pairs[at].tx = Some(ring);
@@ -232,13 +241,12 @@ impl Fabric {
         shared: &mut Shared<'_>,
     ) -> bool {
         let waits = self.ends[at].waits.is_some_and(|wait| {
-            let receiver = &pairs[wait.receiver];
-            let has_room = receiver.starved.is_none()
-                || receiver
-                    .rx
-                    .as_ref()
-                    .is_none_or(|rx| rx.state != RingState::Enabled || rx.queue.has_grown());
-            !has_room && !ring.queue.has_grown() && shared.tracers[0].now() < wait.until
+            let can_go_on = if wait.receiver == UPLINK {
+                self.uplink.as_ref().is_none_or(|uplink| !uplink.blocked)
+            } else {
+                has_room(&pairs[wait.receiver])
+            };
+            !can_go_on && !ring.queue.has_grown() && shared.tracers[0].now() < wait.until
         });
         if !waits {
             self.ends[at].waits = None;
@@ -262,6 +270,10 @@ impl Fabric {
         let begun = self.ends[at].begun.take();
         for to in bits(std::mem::take(&mut self.wanted)) {
             let left = std::mem::take(&mut self.shares[to]);
+            if to == UPLINK {
+                self.send_out(at, left, frames, now, &mut done);
+                continue;
+            }
             let pair = &mut pairs[to];
             let mut context = shared.of(pair.guest);
             let Some(offloads) = pair.takes() else {
@@ -283,7 +295,7 @@ impl Fabric {
                 end.note_full(now, delivered);
                 let until = end.patience(is_crowded, self.stuck, self.crowded);
                 let wait = Wait { receiver: to, until, segments };
-                if self.may_wait(wait, rest, frames.len(), &context) {
+                if self.may_wait(wait, rest, frames.len(), now) {
                     let first = rest.trailing_zeros() as usize;
                     done.taken = first;
                     done.bytes = bytes_of(frames.take(first));
@@ -292,13 +304,44 @@ impl Fabric {
                     (self.ends[at].waits, self.ends[at].begun) = (Some(wait), Some(wait));
                 } else {
                     pair.starved = None;
-                    drop_frames(rest, pair.rings()[0], &mut context);
+                    drop_frames(rest.count_ones(), DropCause::RxSwitchFull, pair, shared);
                 }
             } else {
                 self.lose(rest, &mut done);
             }
         }
         done
+    }
+
+    /// Sends the frames `left` to the uplink.
+    fn send_out(
+        &mut self,
+        at: usize,
+        left: u64,
+        frames: Frames<'_, '_>,
+        now: u64,
+        done: &mut Transmitted,
+    ) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let (rest, refused) = uplink.send(frames, left);
+        // What goes to everyone has more receivers.
+        let all_alone = left & self.flooded == 0;
+        refused.iter().filter(|_| all_alone).for_each(|(cause, n)| done.drops.add_many(cause, n));
+        if rest == 0 {
+            self.uplink_full_since = None;
+            return;
+        }
+        let since = *self.uplink_full_since.get_or_insert(now);
+        let wait = Wait { receiver: UPLINK, until: since + self.crowded, segments: 0 };
+        if self.may_wait(wait, rest, frames.len(), now) {
+            let first = rest.trailing_zeros() as usize;
+            done.taken = first;
+            done.bytes = bytes_of(frames.take(first));
+            (self.ends[at].waits, self.ends[at].begun) = (Some(wait), None);
+        } else {
+            let lost = rest & !self.flooded;
+            (0..lost.count_ones()).for_each(|_| done.drops.add(DropCause::TxUplinkFull));
+        }
     }
 
     /// There is nobody to take these frames. Those for everyone are not missed.
@@ -311,10 +354,10 @@ impl Fabric {
     /// Whether the frames `left` out of `count` may wait for their receiver: not, if there is one for anybody else
     /// behind them.
     #[cold]
-    fn may_wait(&self, wait: Wait, left: u64, count: usize, context: &Context<'_>) -> bool {
+    fn may_wait(&self, wait: Wait, left: u64, count: usize, now: u64) -> bool {
         let first = left.trailing_zeros();
         let behind = all(count) >> first << first;
-        left == behind && left & self.flooded == 0 && context.tracer.now() < wait.until
+        left == behind && left & self.flooded == 0 && now < wait.until
     }
 
     /// Looks where each frame goes, and notes it in the receivers' shares. Returns how many of them are this burst.
@@ -371,13 +414,9 @@ impl Fabric {
     /// A frame that goes to every port but its own.
     fn share_with_everyone(&mut self, port: u8, queue: usize, bit: u64, done: &mut Transmitted) {
         self.flooded |= bit;
-        let mut others = 0;
-        for other in (0..).take(self.ports.len()).filter(|other| *other != port) {
-            let to = self.pair_of(other, queue);
-            if self.up & 1 << to != 0 {
-                self.shares[to] |= bit;
-                others |= 1 << to;
-            }
+        let others = self.everyone_but(port, queue);
+        for to in bits(others) {
+            self.shares[to] |= bit;
         }
         self.wanted |= others;
         if others == 0 {
@@ -385,15 +424,34 @@ impl Fabric {
         }
     }
 
+    /// The pairs that get what `port` sends to everyone from its pair number `queue`: one bit each.
+    fn everyone_but(&self, port: u8, queue: usize) -> u64 {
+        let to_uplink = u64::from(self.uplink.is_some() && port != self.uplink_port);
+        let others = (0..self.uplink_port).filter(|other| *other != port);
+        let pairs =
+            others.map(|other| 1 << self.pair_of(other, queue)).fold(0, |all, one| all | one);
+        pairs & self.up | to_uplink << UPLINK
+    }
+
     /// The pair of `port` that gets what comes from pair number `queue` of another one: always the same, so that
     /// the frames of one flow stay in order.
     #[inline]
     fn pair_of(&self, port: u8, queue: usize) -> usize {
-        let pairs = &self.ports[usize::from(port)];
+        let Some(pairs) = self.ports.get(usize::from(port)) else { return UPLINK };
         let pair = pairs.start + queue % pairs.len();
         // A guest need not use all of them.
         if self.up & 1 << pair != 0 { pair } else { pairs.start }
     }
+}
+
+/// The pairs of these guests, in the order in which [`Fabric::new`] numbers them.
+pub fn pairs_of<'m>(members: impl Iterator<Item = (Arc<str>, &'m Member)>) -> Vec<Pair<Port>> {
+    let pairs = |(guest, (label, member)): (usize, (Arc<str>, &Member))| {
+        let capabilities = member.capabilities;
+        (0..member.queue_pairs)
+            .map(move |index| Pair::new(guest, Arc::clone(&label), index, Port::new(capabilities)))
+    };
+    members.enumerate().flat_map(pairs).collect()
 }
 
 impl End {
@@ -413,7 +471,7 @@ impl End {
     }
 }
 
-impl Wiring for Fabric {
+impl<U: Datapath> Wiring for Fabric<U> {
     type Wire = Port;
 
     #[inline]
@@ -422,10 +480,11 @@ impl Wiring for Fabric {
         for at in 0..pairs.len() {
             worked |= self.pair_turn(at, pairs, shared);
         }
-        worked
+        worked | self.uplink_turn(pairs, shared)
     }
 
     fn rings_changed(&mut self, pairs: &mut [Pair<Port>]) {
+        self.uplink.iter_mut().for_each(Uplink::forget_waiting);
         let before = self.up;
         self.up = 0;
         for (at, (end, pair)) in self.ends.iter_mut().zip(pairs).enumerate() {
@@ -443,10 +502,25 @@ impl Wiring for Fabric {
     fn has_work(&self, pairs: &[Pair<Port>]) -> bool {
         let waiting = self.ends.iter().zip(pairs).filter(|(end, _)| end.waits.is_some());
         waiting.filter_map(|(_, pair)| pair.tx.as_ref()).any(|tx| tx.queue.has_grown())
+            || self.uplink.as_ref().is_some_and(Uplink::has_work)
     }
 
     fn limit(&self) -> Option<Duration> {
-        self.ends.iter().any(|end| end.waits.is_some()).then_some(CROWDED)
+        let uplink_waits = self.uplink.as_ref().is_some_and(Uplink::is_waiting);
+        if uplink_waits || self.ends.iter().any(|end| end.waits.is_some()) {
+            return Some(CROWDED);
+        }
+        self.uplink.as_ref().is_some_and(Uplink::has_failed).then_some(RETRY)
+    }
+
+    fn start(&mut self, sleeper: &Sleeper) -> io::Result<()> {
+        self.uplink.iter_mut().try_for_each(|uplink| uplink.start(sleeper))
+    }
+
+    fn woken(&mut self) {
+        if let Some(uplink) = &mut self.uplink {
+            (uplink.readable, uplink.blocked) = (true, false);
+        }
     }
 }
 
@@ -474,11 +548,19 @@ fn deliver_all(
     }
 }
 
+/// Whether there may be room in the receive ring of a pair that was found full.
 #[cold]
-fn drop_frames(frames: u64, ring: u16, context: &mut Context<'_>) {
+fn has_room(receiver: &Pair<Port>) -> bool {
+    let is_changed = |rx: &Ring| rx.state != RingState::Enabled || rx.queue.has_grown();
+    receiver.starved.is_none() || receiver.rx.as_deref().is_none_or(is_changed)
+}
+
+/// Counts frames that were for `receiver`.
+#[cold]
+fn drop_frames(frames: u32, cause: DropCause, receiver: &Pair<Port>, shared: &mut Shared<'_>) {
     let mut drops = DropCounts::default();
-    (0..frames.count_ones()).for_each(|_| drops.add(DropCause::RxSwitchFull));
-    context.tracer.dropped(ring, &drops);
+    (0..frames).for_each(|_| drops.add(cause));
+    shared.of(receiver.guest).tracer.dropped(receiver.rings()[0], &drops);
 }
 
 #[cold]

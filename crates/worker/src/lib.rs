@@ -29,7 +29,7 @@ mod transmit;
 mod wiring;
 mod worker;
 
-pub use fabric::Member;
+pub use fabric::{Member, PAIRS_MAX as SWITCH_PAIRS_MAX};
 pub use fault::{Delay, Fault};
 pub use mailbox::{Mailbox, RingStart, StartError, WorkerGone};
 pub use policy::{PollPolicy, Scheduling};

@@ -19,6 +19,8 @@ pub enum Token {
     Kick(u16),
     /// The datapath of this queue pair has frames, or takes some again.
     Datapath(u16),
+    /// The same of the uplink of a switch.
+    Uplink,
 }
 
 impl Token {
@@ -27,6 +29,7 @@ impl Token {
             Self::Mailbox => 0,
             Self::Kick(ring) => 1 << 32 | ring as u64,
             Self::Datapath(pair) => 2 << 32 | pair as u64,
+            Self::Uplink => 3 << 32,
         }
     }
 
@@ -35,7 +38,8 @@ impl Token {
         match number >> 32 {
             0 => Self::Mailbox,
             1 => Self::Kick(number as u16),
-            _ => Self::Datapath(number as u16),
+            2 => Self::Datapath(number as u16),
+            _ => Self::Uplink,
         }
     }
 }
@@ -71,7 +75,7 @@ impl Sleeper {
     /// Wakes up for `fd` from now on; at once when it is ready already.
     pub fn add(&self, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
         let events = match token {
-            Token::Datapath(_) => Events::EPOLLIN | Events::EPOLLOUT,
+            Token::Datapath(_) | Token::Uplink => Events::EPOLLIN | Events::EPOLLOUT,
             Token::Mailbox | Token::Kick(_) => Events::EPOLLIN,
         };
         self.add_number(fd, events, token.to_number())
@@ -124,7 +128,9 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        for token in [Token::Mailbox, Token::Kick(0), Token::Kick(511), Token::Datapath(255)] {
+        for token in
+            [Token::Mailbox, Token::Kick(0), Token::Kick(511), Token::Datapath(255), Token::Uplink]
+        {
             assert_eq!(Token::from_number(token.to_number()), token);
         }
     }

@@ -1,11 +1,13 @@
 //! How the queue pairs of a worker are joined: each with a wire of its own, or with one another.
 
+use std::io;
 use std::marker::PhantomData;
 use std::time::Duration;
 
 use datapath::Datapath;
 
 use crate::pair::{Pair, Shared};
+use crate::sleep::Sleeper;
 
 /// Where the frames of a worker's pairs go to and come from.
 pub trait Wiring: Send + 'static {
@@ -14,6 +16,17 @@ pub trait Wiring: Send + 'static {
 
     /// One burst each way for every pair. Returns whether there was any.
     fn turn(&mut self, pairs: &mut [Pair<Self::Wire>], shared: &mut Shared<'_>) -> bool;
+
+    /// The worker begins: it is to be woken up for what is not a pair's.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn start(&mut self, _sleeper: &Sleeper) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What was to wake the worker up for it has done so.
+    fn woken(&mut self) {}
 
     /// The control plane has started, stopped, enabled or disabled rings.
     fn rings_changed(&mut self, _pairs: &mut [Pair<Self::Wire>]) {}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use burst_trace::{Clock, Writer};
 use datapath::Datapath;
 
-use crate::fabric::{Fabric, Member};
+use crate::fabric::{Fabric, Member, pairs_of};
 use crate::fault::{Delay, Fault};
 use crate::idle::{Idle, Pause};
 use crate::mailbox::{Command, Inbox, Mailbox, RingStart, StartError};
@@ -71,20 +71,22 @@ impl Worker {
         Self::spawn_wired(options, Direct::new(), vec![guest], pairs, clock)
     }
 
-    /// Starts a worker that joins all queue pairs of several guests by a learning switch. Each guest is a port
-    /// of it, in the order given.
+    /// Starts a worker that joins all queue pairs of several guests, and perhaps one queue of a datapath as their
+    /// uplink, by a learning switch. Each guest is a port of it, in the order given.
     ///
     /// # Errors
     /// As [`spawn`](Self::spawn).
-    pub fn spawn_switch(
+    pub fn spawn_switch<U: Datapath>(
         options: WorkerOptions,
         guests: Vec<(GuestOptions, Member)>,
+        uplink: Option<U>,
         clock: Clock,
     ) -> io::Result<Self> {
         let (guests, members): (Vec<_>, Vec<_>) = guests.into_iter().unzip();
         let labels = guests.iter().map(|guest| guest.label.as_str().into());
-        let pairs = Fabric::pairs(labels.zip(&members));
-        Self::spawn_wired(options, Fabric::new(&members, &clock), guests, pairs, clock)
+        let pairs = pairs_of(labels.zip(&members));
+        let fabric = Fabric::new(&members, uplink, &clock);
+        Self::spawn_wired(options, fabric, guests, pairs, clock)
     }
 
     fn spawn_wired<W: Wiring>(
@@ -193,7 +195,7 @@ const TURNS_A_LOOK: u32 = 1024;
 impl<W: Wiring> Loop<W> {
     fn new(
         options: WorkerOptions,
-        wiring: W,
+        mut wiring: W,
         guests: Vec<GuestOptions>,
         pairs: Vec<Pair<W::Wire>>,
         clock: Clock,
@@ -205,6 +207,7 @@ impl<W: Wiring> Loop<W> {
         for pair in &pairs {
             pair.listen(&sleeper)?;
         }
+        wiring.start(&sleeper)?;
         let tracer = |guest: GuestOptions| {
             let fault = Fault::new(&guest.delays, &clock);
             Tracer::new(clock, guest.writer, fault, guest.trace)
@@ -294,7 +297,9 @@ impl<W: Wiring> Loop<W> {
             self.woken = self.clock.now();
             let woken = asleep.peek().is_some();
             for token in asleep {
-                if let Token::Datapath(index) = token
+                if token == Token::Uplink {
+                    self.wiring.woken();
+                } else if let Token::Datapath(index) = token
                     && let Some(pair) = self.pairs.iter_mut().find(|pair| pair.index == index)
                 {
                     (pair.readable, pair.blocked) = (true, false);

@@ -69,6 +69,36 @@ impl Socket {
         None
     }
 
+    /// Copies the next frame to `to`, behind a net header of `header_len` bytes that says what is left to do to it.
+    /// Returns the length of both; what does not fit is lost.
+    pub fn receive_frame(&mut self, header_len: usize, to: GuestSlice<'_>) -> Option<usize> {
+        let available = self.receive.look();
+        let is_last = |&entry: &u32| {
+            !self.receive.peek(entry).options.contains(XdpDescOptions::XDP_PKT_CONTD)
+        };
+        let parts = (0..available).find(is_last)? + 1;
+        let mut len = header_len;
+        for entry in 0..parts {
+            let XdpDesc { addr, len: part, .. } = self.receive.peek(entry);
+            if let Some(part) = self.umem.slice(addr, part) {
+                len += to.copy_from(len, &part, 0);
+            }
+        }
+        let header = if self.is_virtual {
+            arrival::header_of(&[to.part(0, len)], header_len, len - header_len, self.mtu)
+        } else {
+            NetHeader::PLAIN
+        };
+        to.write(0, &header.to_bytes()[..header_len]);
+        for entry in 0..parts {
+            self.fill.push(self.umem.chunk_of(self.receive.peek(entry).addr));
+        }
+        self.receive.skip(parts);
+        self.receive.release();
+        self.fill.publish();
+        Some(len)
+    }
+
     /// Places a frame of a virtual device, which may have left its checksum and its segments to us. What the
     /// guest does not take is finished.
     #[inline]

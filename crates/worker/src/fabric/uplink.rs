@@ -1,0 +1,390 @@
+//! The port of a switch that has a datapath in place of a guest.
+
+use std::io;
+
+use burst_trace::{DropCause, DropCounts};
+use datapath::switch::{ADDRESSES_LEN, Verdict};
+use datapath::{Capabilities, Datapath, Transmitted};
+use guest_memory::Spare;
+use virtio_net::features::{HEADER_LEN, VERSION_1};
+use virtio_net::{
+    FRAME_LEN_MAX, Finish, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, header,
+};
+
+use super::{Fabric, Wait, bits};
+use crate::forecast::Worked;
+use crate::forward::{Delivery, Sight};
+use crate::pair::{Pair, Shared};
+use crate::sleep::{Sleeper, Token};
+
+/// The most frames of one turn: as many as of a guest whose datapath takes a system call for each.
+const BURST: usize = 32;
+
+/// The uplink of a switch, with one queue of it.
+#[derive(Debug)]
+pub struct Uplink<U> {
+    datapath: U,
+    /// What may be left to do to the frames that it hands us, and to those that it is handed.
+    offloads: u64,
+    /// Length of the net headers that it was last told of.
+    header_len: usize,
+    /// The frame that was read last, behind its net header: whose it is, only it says itself.
+    frame: Spare,
+    /// Its length with the header, and how many of its segments were placed; none when it is done with.
+    read: Option<(usize, usize)>,
+    /// It may have frames: it became readable and was not yet found empty.
+    pub readable: bool,
+    /// It took no more frames at the last try.
+    pub blocked: bool,
+    /// After an error: when it is looked at again, ticks.
+    retry_at: Option<u64>,
+    /// The frame that was read waits for this receiver.
+    waits: Option<Wait>,
+    /// When it was last looked at, ticks.
+    last_look: u64,
+}
+
+impl<U: Datapath> Uplink<U> {
+    pub fn new(datapath: U) -> Self {
+        let Capabilities { from_guest, to_guest, .. } = datapath.capabilities();
+        let offloads = from_guest.from_guest() | to_guest.to_guest();
+        Self {
+            datapath,
+            offloads,
+            header_len: 0,
+            frame: Spare::new(HEADER_LEN + FRAME_LEN_MAX),
+            read: None,
+            readable: true,
+            blocked: false,
+            retry_at: None,
+            waits: None,
+            last_look: 0,
+        }
+    }
+
+    /// Takes frames from now on, and wakes the worker up for them.
+    pub fn start(&mut self, sleeper: &Sleeper) -> io::Result<()> {
+        self.expect_headers(HEADER_LEN)?;
+        self.datapath.set_active(true)?;
+        match self.datapath.readiness() {
+            Some(fd) => sleeper.add(&fd, Token::Uplink),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the datapath how long net headers are from now on: a guest of the old kind has shorter ones.
+    fn expect_headers(&mut self, len: usize) -> io::Result<()> {
+        if self.header_len != len {
+            let version = if len == HEADER_LEN { VERSION_1 } else { 0 };
+            self.datapath.configure(Negotiated(version | self.offloads))?;
+            self.header_len = len;
+        }
+        Ok(())
+    }
+
+    /// Whether there is work that no descriptor tells of.
+    pub fn has_work(&self) -> bool {
+        self.waits.is_none() && self.datapath.readiness().is_none() && self.datapath.has_frames()
+    }
+
+    pub const fn is_waiting(&self) -> bool {
+        self.waits.is_some()
+    }
+
+    /// Whether it is left alone for a while.
+    pub const fn has_failed(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    pub const fn forget_waiting(&mut self) {
+        self.waits = None;
+    }
+
+    /// Sends those of the frames whose bits are set. Returns the bits of those that it did not take, and what
+    /// became of the others.
+    pub fn send(&mut self, frames: Frames<'_, '_>, mut share: u64) -> (u64, DropCounts) {
+        let mut drops = DropCounts::default();
+        if self.expect_headers(frames.header_len()).is_err() {
+            (0..share.count_ones()).for_each(|_| drops.add(DropCause::TxError));
+            return (0, drops);
+        }
+        self.blocked = false;
+        while share != 0 {
+            let first = share.trailing_zeros();
+            let count = (share >> first).trailing_ones() as usize;
+            let run = frames.skip(first as usize).take(count);
+            let Transmitted { taken, drops: refused, .. } = self.datapath.transmit(run);
+            refused.iter().for_each(|(cause, packets)| drops.add_many(cause, packets));
+            share &= !(super::all(taken) << first);
+            if taken < count {
+                self.blocked = true;
+                break;
+            }
+        }
+        (share, drops)
+    }
+
+    /// Reads the next frame, unless there is one that was not done with. Returns its addresses.
+    fn next(&mut self) -> io::Result<Option<[u8; ADDRESSES_LEN]>> {
+        let frame = self.frame.slice();
+        loop {
+            let len = match self.read {
+                Some((len, _)) => len,
+                None => match self.datapath.receive_frame(frame)? {
+                    Some(len) => len.min(frame.len()),
+                    None => return Ok(None),
+                },
+            };
+            let mut addresses = [0; ADDRESSES_LEN];
+            // What is too short for addresses is nobody's.
+            if len >= self.header_len + addresses.len() {
+                frame.read(self.header_len, &mut addresses);
+                self.read.get_or_insert((len, 0));
+                return Ok(Some(addresses));
+            }
+            self.read = None;
+        }
+    }
+
+    /// Places the frame that was read for a guest that takes `offloads`.
+    fn place(&mut self, offloads: Offloads, room: &mut GuestRoom<'_, '_>) -> Placed {
+        let Some((len, segments)) = self.read else { return Placed::Done };
+        let header_len = self.header_len;
+        let frame = [self.frame.slice().part(0, len)];
+        let mut header = NetHeader::read(&frame, header_len);
+        if !offloads.checksum {
+            // That the kernel has checked the checksum is not for this guest to know (5.1.6.4).
+            header.flags &= header::NEEDS_CSUM;
+        }
+        if header.is_for(offloads) {
+            return room.place_run(&header, &frame, header_len);
+        }
+        let Ok(mut finish) = Finish::plan(&header, &frame, header_len, len - header_len) else {
+            return room.refuse(DropCause::RxError);
+        };
+        let all = finish.count();
+        finish.skip(&frame, segments);
+        let placed = room.place_finished(&mut finish, &frame);
+        let left = if placed == Placed::Done { all } else { finish.count() };
+        self.read = Some((len, all - left));
+        placed
+    }
+}
+
+/// What a look at the uplink came to.
+enum Looked {
+    /// There are no frames now.
+    Empty,
+    /// More may wait.
+    More,
+}
+
+impl<U: Datapath> Fabric<U> {
+    /// Moves one burst from the uplink to the guests. Returns whether there was one.
+    pub(super) fn uplink_turn(
+        &mut self,
+        pairs: &mut [Pair<super::Port>],
+        shared: &mut Shared<'_>,
+    ) -> bool {
+        let Some(uplink) = &mut self.uplink else { return false };
+        let has_descriptor = uplink.datapath.readiness().is_some();
+        if has_descriptor && !uplink.readable && !shared.polling && uplink.read.is_none() {
+            return false;
+        }
+        let now = shared.tracers[0].now();
+        if uplink.retry_at.is_some_and(|at| now < at) || self.uplink_waits(pairs, now) {
+            return false;
+        }
+        let mut budget = BURST;
+        while budget > 0 {
+            match self.pass_on(&mut budget, pairs, shared) {
+                Ok(Looked::More) => {}
+                Ok(Looked::Empty) => break,
+                Err(error) => {
+                    self.fail(&error, now, shared);
+                    break;
+                }
+            }
+            if self.uplink.as_ref().is_some_and(Uplink::is_waiting) {
+                break;
+            }
+        }
+        if let Some(uplink) = &mut self.uplink
+            && uplink.retry_at.is_some_and(|at| now >= at)
+        {
+            uplink.retry_at = None;
+        }
+        let worked = self.untold != 0;
+        for receiver in bits(std::mem::take(&mut self.untold)) {
+            let pair = &mut pairs[receiver];
+            pair.tell_forwarded(&mut shared.of(pair.guest));
+            pair.worked.add(Worked::RECEIVED);
+        }
+        worked
+    }
+
+    /// Whether the frame that was read still waits for its receiver.
+    fn uplink_waits(&mut self, pairs: &[Pair<super::Port>], now: u64) -> bool {
+        let Some(uplink) = &mut self.uplink else { return false };
+        let Some(wait) = uplink.waits else { return false };
+        let waits = now < wait.until && !super::has_room(&pairs[wait.receiver]);
+        if !waits {
+            uplink.waits = None;
+        }
+        waits
+    }
+
+    /// Reads a frame and passes it on, and those after it that go the same way.
+    fn pass_on(
+        &mut self,
+        budget: &mut usize,
+        pairs: &mut [Pair<super::Port>],
+        shared: &mut Shared<'_>,
+    ) -> io::Result<Looked> {
+        let Some(uplink) = &mut self.uplink else { return Ok(Looked::Empty) };
+        let (wake, polled) = shared.of(0).wake(uplink.last_look);
+        // All guests have one clock.
+        let now = shared.tracers[0].now();
+        uplink.last_look = now;
+        let Some(addresses) = uplink.next()? else {
+            uplink.readable = false;
+            return Ok(Looked::Empty);
+        };
+        let port = self.uplink_port;
+        let sight = Sight { wake, seen: now, polled };
+        *budget -= 1;
+        match self.switch.route(port, addresses, now) {
+            Verdict::Port(to) => {
+                let to = self.pair_of(to, 0);
+                self.pass_to(to, addresses, sight, budget, pairs, shared);
+            }
+            Verdict::Everyone => {
+                for to in bits(self.everyone_but(port, 0)) {
+                    self.copy_to(to, sight, pairs, shared);
+                }
+                self.forget_read();
+            }
+            Verdict::FloodLimit => {
+                for to in bits(self.everyone_but(port, 0)) {
+                    super::drop_frames(1, DropCause::RxFloodLimit, &pairs[to], shared);
+                }
+                self.forget_read();
+            }
+            // It is for somebody out there.
+            Verdict::Nowhere => self.forget_read(),
+        }
+        Ok(Looked::More)
+    }
+
+    /// Passes the frame that was read to a pair, and those after it that have the same addresses.
+    fn pass_to(
+        &mut self,
+        to: usize,
+        addresses: [u8; ADDRESSES_LEN],
+        sight: Sight,
+        budget: &mut usize,
+        pairs: &mut [Pair<super::Port>],
+        shared: &mut Shared<'_>,
+    ) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let pair = &mut pairs[to];
+        let Some(offloads) = pair.takes() else {
+            super::drop_frames(1, DropCause::RxStopped, pair, shared);
+            uplink.read = None;
+            return;
+        };
+        let mut failed = None;
+        let delivery = pair.deliver(sight, &mut shared.of(pair.guest), |_, room| {
+            loop {
+                if uplink.place(offloads, room) == Placed::NoRoom {
+                    return;
+                }
+                uplink.read = None;
+                if *budget == 0 {
+                    return;
+                }
+                match uplink.next() {
+                    Ok(Some(next)) if next == addresses => *budget -= 1,
+                    Ok(Some(_)) => return,
+                    Ok(None) => {
+                        uplink.readable = false;
+                        return;
+                    }
+                    Err(error) => {
+                        failed = Some(error);
+                        return;
+                    }
+                }
+            }
+        });
+        let now = sight.seen;
+        match delivery {
+            Delivery::Done(()) => {
+                self.untold |= 1 << to;
+                self.ends[to].full_since = None;
+            }
+            Delivery::NotServed => {
+                super::drop_frames(1, DropCause::RxStopped, pair, shared);
+                uplink.read = None;
+            }
+            Delivery::NoBuffers => {
+                let end = &mut self.ends[to];
+                end.note_full(now, false);
+                let until = end.patience(true, self.stuck, self.crowded);
+                if now < until {
+                    uplink.waits = Some(Wait { receiver: to, until, segments: 0 });
+                } else {
+                    pair.starved = None;
+                    super::drop_frames(1, DropCause::RxSwitchFull, pair, shared);
+                    uplink.read = None;
+                }
+            }
+        }
+        if let Some(error) = failed {
+            self.fail(&error, now, shared);
+        }
+    }
+
+    /// Copies the frame that was read to one of several pairs. Nobody waits for that.
+    fn copy_to(
+        &mut self,
+        to: usize,
+        sight: Sight,
+        pairs: &mut [Pair<super::Port>],
+        shared: &mut Shared<'_>,
+    ) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let pair = &mut pairs[to];
+        let Some(offloads) = pair.takes() else { return };
+        let before = uplink.read;
+        let delivery =
+            pair.deliver(sight, &mut shared.of(pair.guest), |_, room| uplink.place(offloads, room));
+        uplink.read = before;
+        match delivery {
+            Delivery::Done(Placed::Done) => self.untold |= 1 << to,
+            Delivery::NotServed => {}
+            lost @ (Delivery::Done(Placed::NoRoom) | Delivery::NoBuffers) => {
+                // Some of its segments may be there.
+                self.untold |= u64::from(!matches!(lost, Delivery::NoBuffers)) << to;
+                pair.starved = None;
+                super::drop_frames(1, DropCause::RxSwitchFull, pair, shared);
+            }
+        }
+    }
+
+    fn forget_read(&mut self) {
+        if let Some(uplink) = &mut self.uplink {
+            uplink.read = None;
+        }
+    }
+
+    /// The uplink is left alone for a while: an interface that is gone must not keep the worker busy.
+    #[cold]
+    fn fail(&mut self, error: &io::Error, now: u64, shared: &Shared<'_>) {
+        let Some(uplink) = &mut self.uplink else { return };
+        if uplink.retry_at.is_none_or(|at| now >= at + 100 * shared.retry) {
+            log::warn!("no frame could be read from the uplink of a switch: {error}");
+        }
+        (uplink.retry_at, uplink.readable) = (Some(now + shared.retry), true);
+    }
+}
