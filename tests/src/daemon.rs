@@ -53,16 +53,43 @@ impl Daemon {
         Self::spawn(directory, name, &[&["--client"], arguments].concat())
     }
 
+    /// Starts the daemon with a file of several guests, its log and its run directory in `directory`, and waits
+    /// until it is ready. The guest `first` is the one that [`socket`](Self::socket) and
+    /// [`recorder`](Self::recorder) are of.
+    ///
+    /// # Errors
+    /// When it is not built, or does not get ready; the message has its log.
+    pub fn start_with_config(directory: &Path, first: &str, config: &str) -> io::Result<Self> {
+        let path = directory.join("config.toml");
+        fs::write(&path, config)?;
+        let mut command = Command::new(program("ringscoped")?);
+        command.arg("--config").arg(&path);
+        let mut daemon = Self::spawn_command(directory, first, command)?;
+        let guests = config.matches("[[guest]]").count();
+        let until = Instant::now() + Duration::from_secs(5);
+        while daemon.log().matches("recording to").count() < guests {
+            if Instant::now() > until || !daemon.is_alive() {
+                let text = format!("ringscoped did not get ready:\n{}", daemon.log());
+                return Err(io::Error::other(text));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(daemon)
+    }
+
     fn spawn(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
+        let mut command = Command::new(program("ringscoped")?);
+        command.arg("--socket-path").arg(socket_path(directory, name));
+        command.args(["--name", name]).args(arguments);
+        Self::spawn_command(directory, name, command)
+    }
+
+    fn spawn_command(directory: &Path, name: &str, mut command: Command) -> io::Result<Self> {
         let socket = socket_path(directory, name);
         let log = directory.join(format!("{name}.log"));
-        let child = Command::new(program("ringscoped")?)
-            .arg("--socket-path")
-            .arg(&socket)
+        let child = command
             .arg("--run-dir")
             .arg(directory)
-            .args(["--name", name])
-            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)

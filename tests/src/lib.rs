@@ -4,6 +4,7 @@
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
+//! - [`lan`]: guests in software on one switch.
 //! - [`packets`]: packets that a kernel answers.
 //! - [`pcapng`]: reads captures back.
 //! - [`pings`]: pings from a guest in software, and what became of each.
@@ -15,6 +16,7 @@ pub mod daemon;
 pub mod dpdk;
 pub mod frames;
 pub mod hostile;
+pub mod lan;
 pub mod packets;
 pub mod pcapng;
 pub mod pings;
