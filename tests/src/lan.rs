@@ -1,6 +1,5 @@
 //! Guests in software on one switch.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -51,8 +50,9 @@ impl Lan {
     #[must_use]
     pub fn new(options: &[GuestOptions], keys: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config =
-            config(directory.path(), options.len(), &format!("datapath = 'switch:lan'\n{keys}"));
+        let keys = format!("datapath = 'switch:lan'\n{keys}");
+        let table = |n| guest_table(directory.path(), n, &keys);
+        let config: String = (0..options.len()).map(table).collect();
         let daemon = Daemon::start_with_config(directory.path(), "vm0", &config).unwrap();
         let mut lan = Self { guests: Vec::new(), daemon, directory };
         for options in options {
@@ -143,13 +143,9 @@ impl Lan {
     }
 }
 
-/// A configuration with so many guests, all with the lines `keys` in their tables.
+/// The table of guest number `n`, with the lines `keys`.
 #[must_use]
-pub fn config(directory: &Path, guests: usize, keys: &str) -> String {
-    let mut config = String::new();
-    for n in 0..guests {
-        let socket = directory.join(format!("vm{n}.sock"));
-        let _ = writeln!(config, "[[guest]]\nsocket-path = '{}'\n{keys}", socket.display());
-    }
-    config
+pub fn guest_table(directory: &Path, n: usize, keys: &str) -> String {
+    let socket = directory.join(format!("vm{n}.sock"));
+    format!("[[guest]]\nsocket-path = '{}'\n{keys}\n", socket.display())
 }

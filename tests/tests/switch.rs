@@ -1,11 +1,16 @@
 //! Guests in software that reach each other through a switch of the daemon.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burst_trace::DropCause;
-use frontend::GuestOptions;
-use ringscope_tests::frames::formats;
-use ringscope_tests::lan::{EVERYONE, Lan, frame, station};
+use frontend::{Guest, GuestOptions, Pair};
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::frames::{self, formats};
+use ringscope_tests::lan::{EVERYONE, Lan, frame, guest_table, station};
+use ringscope_tests::packets;
+
+const SOON: Duration = Duration::from_secs(5);
 
 fn guests(count: usize) -> Vec<GuestOptions> {
     vec![GuestOptions::default(); count]
@@ -143,6 +148,85 @@ fn a_receiver_that_is_slow_for_a_moment_loses_nothing() {
     assert!(starved > 1000.0, "starved for {starved} us");
 }
 
+/// HOSTILE 37: two guests flood two others, one of them with the longest frames there are, and everyone with what it
+/// may; two more ask and answer each other meanwhile.
+#[test]
+fn who_floods_does_not_hold_up_third_guests() {
+    let mut lan = Lan::new(&guests(6), "poll = 'always'");
+    lan.introduce();
+    let done = AtomicBool::new(false);
+    let flood = |pair: &mut Pair, frames: &[Vec<u8>]| {
+        let mut sent = 0_u64;
+        while !done.load(Ordering::Relaxed) {
+            let queued = frames.iter().filter(|frame| pair.queue(frame).unwrap()).count();
+            pair.flush().unwrap();
+            while pair.receive().unwrap().is_some() {}
+            sent += queued as u64;
+            std::thread::yield_now();
+        }
+        sent
+    };
+    let take_all = |pair: &mut Pair| {
+        let mut came = 0_u64;
+        while !done.load(Ordering::Relaxed) {
+            came += u64::from(pair.receive_within(Duration::from_millis(5)).unwrap().is_some());
+        }
+        came
+    };
+    let [a, b, c, d, e, f] = &mut lan.guests[..] else { panic!("six guests") };
+    let round_trips = std::thread::scope(|scope| {
+        let short = vec![frame(station(1), station(0), 0, 60); 64];
+        let long = vec![frame(station(3), station(2), 0, 9000), frame(EVERYONE, station(2), 0, 60)];
+        let floods = [
+            scope.spawn(move || flood(a.pair(0), &short)),
+            scope.spawn(move || flood(c.pair(0), &long)),
+        ];
+        let sinks =
+            [scope.spawn(move || take_all(b.pair(0))), scope.spawn(move || take_all(d.pair(0)))];
+        std::thread::sleep(Duration::from_millis(50));
+        let round_trips = ask_and_answer(e.pair(0), f.pair(0), 200);
+        done.store(true, Ordering::Relaxed);
+        for thread in floods.into_iter().chain(sinks) {
+            let count = thread.join().unwrap();
+            assert!(count > 100, "no flood: {count} frames");
+        }
+        round_trips
+    });
+    // All of these threads share the machine's CPUs with the daemon: a round trip is some turns of each.
+    let (median, worst) = (round_trips[round_trips.len() / 2], round_trips[round_trips.len() - 1]);
+    assert!(
+        median < Duration::from_millis(20),
+        "half of the round trips took more than {median:?}"
+    );
+    assert!(worst < Duration::from_millis(500), "a round trip took {worst:?}");
+}
+
+/// Guest 4 asks, guest 5 answers. Returns how long it took, in order.
+fn ask_and_answer(asks: &mut Pair, answers: &mut Pair, count: usize) -> Vec<Duration> {
+    let until = Instant::now() + Duration::from_secs(30);
+    // Both take what comes all the time: frames for everyone are among it.
+    let once = |n| {
+        let begun = Instant::now();
+        assert!(asks.send(&frame(station(5), station(4), n, 60)).unwrap());
+        loop {
+            assert!(Instant::now() < until, "a frame was lost");
+            if let Some(came) = answers.receive().unwrap()
+                && came.bytes[6..12] == station(4)
+            {
+                assert!(answers.send(&frame(station(4), station(5), n, 60)).unwrap());
+            }
+            match asks.receive().unwrap() {
+                Some(came) if came.bytes[6..12] == station(5) => return begun.elapsed(),
+                Some(_) => {}
+                None => std::thread::yield_now(),
+            }
+        }
+    };
+    let mut times: Vec<_> = (0..count).map(once).collect();
+    times.sort();
+    times
+}
+
 #[test]
 fn what_goes_to_everyone_is_limited() {
     let mut lan = Lan::new(&guests(2), "");
@@ -183,4 +267,142 @@ fn who_goes_away_is_forgotten_and_comes_back() {
     lan.expect(0, &hello);
     lan.send(0, &to_gone);
     lan.expect(2, &to_gone);
+}
+
+/// Net header of a TCP segment over IPv4 whose checksum is left to do, to be cut into segments of `gso_size`, if any.
+fn unfinished(gso_size: u16) -> Vec<u8> {
+    let gso_type = u8::from(gso_size > 0);
+    let [low, high] = gso_size.to_le_bytes();
+    // NEEDS_CSUM, TCPV4, header length 54, size; checksum from 34 on, at 16.
+    vec![1, gso_type, 54, 0, low, high, 34, 0, 16, 0, 0, 0]
+}
+
+#[test]
+fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
+    let whole = GuestOptions::default().offloads();
+    for cut in formats(&GuestOptions::default()) {
+        let mut lan = Lan::new(&[whole.clone(), whole.clone(), cut], "");
+        lan.introduce();
+        let payload = frames::frame(1, 20_000);
+        let header = unfinished(1000);
+        let macs = |to| (station(0), station(to));
+        for to in [1, 2] {
+            let sent = packets::tcp_unsummed(macs(to), &payload);
+            // Frames before and behind it keep their places.
+            let [before, behind] = [2, 3].map(|seed| frame(station(to), station(0), seed, 60));
+            lan.send(0, &before);
+            assert!(lan.pair(0).send_chain(&header, &[&sent]).unwrap());
+            lan.send(0, &behind);
+            lan.expect(to, &before);
+            if to == 1 {
+                let came = lan.expect(1, &sent);
+                assert_eq!(came.header[..10], header[..10]);
+            } else {
+                for (n, part) in payload.chunks(1000).enumerate() {
+                    let came = lan.pair(2).receive_within(Duration::from_secs(5)).unwrap().unwrap();
+                    assert_eq!(came.header[..10], [0; 10]);
+                    let expected = (1 + 1000 * u32::try_from(n).unwrap(), part);
+                    assert_eq!(packets::tcp_checked(&came.bytes), Some(expected));
+                }
+            }
+            lan.expect(to, &behind);
+        }
+        // A checksum alone.
+        let sent = packets::tcp_unsummed(macs(2), &payload[..100]);
+        assert!(lan.pair(0).send_chain(&unfinished(0), &[&sent]).unwrap());
+        let came = lan.pair(2).receive_within(Duration::from_secs(5)).unwrap().unwrap();
+        assert_eq!(packets::tcp_checked(&came.bytes), Some((1, &payload[..100])));
+    }
+}
+
+#[test]
+fn segments_wait_for_room_one_by_one() {
+    let cut = GuestOptions::default().queue_size(16);
+    let mut lan = Lan::new(&[GuestOptions::default().offloads(), cut], "");
+    lan.introduce();
+    let payload = frames::frame(1, 60_000);
+    for round in 0..3 {
+        let sent = packets::tcp_unsummed((station(0), station(1)), &payload);
+        assert!(lan.pair(0).send_chain(&unfinished(600), &[&sent]).unwrap());
+        for (n, part) in payload.chunks(600).enumerate() {
+            let came = lan.pair(1).receive_within(Duration::from_secs(5)).unwrap();
+            let came = came.unwrap_or_else(|| panic!("segment {n} of round {round}"));
+            let expected = (1 + 600 * u32::try_from(n).unwrap(), part);
+            assert_eq!(packets::tcp_checked(&came.bytes), Some(expected), "segment {n}");
+        }
+        lan.expect_nothing(1);
+    }
+    assert_eq!(lan.trace(1).drops(0, DropCause::RxSwitchFull), 0);
+}
+
+#[test]
+fn net_headers_that_make_no_sense_reach_nobody() {
+    let mut lan = Lan::new(&vec![GuestOptions::default().offloads(); 2], "");
+    lan.introduce();
+    let sent = packets::tcp_unsummed((station(0), station(1)), &[1; 5000]);
+    let tiny = packets::tcp_unsummed((station(0), station(1)), &[1; 60_000]);
+    let with = |at: usize, value: u8| {
+        let mut header = unfinished(1000);
+        header[at] = value;
+        header
+    };
+    // Checksum far out of the frame; an unknown type; segments of no bytes; of one byte, which are too many.
+    for (header, frame) in [
+        (with(7, 0xff), &sent),
+        (with(1, 7), &sent),
+        (unfinished(1000)[..4].to_vec(), &sent),
+        (unfinished(1), &tiny),
+    ] {
+        let mut header = header;
+        header.resize(12, 0);
+        assert!(lan.pair(0).send_chain(&header, &[frame]).unwrap());
+    }
+    lan.expect_nothing(1);
+    let until = Instant::now() + Duration::from_secs(5);
+    let count = |lan: &Lan| {
+        let drops = |cause| lan.trace(0).drops(1, cause);
+        drops(DropCause::TxBadNetHeader) + drops(DropCause::TxUnsegmentable)
+    };
+    while count(&lan) < 4 && Instant::now() < until {}
+    assert_eq!(count(&lan), 4);
+    let sane = frame(station(1), station(0), 1, 60);
+    lan.send(0, &sane);
+    lan.expect(1, &sane);
+}
+
+#[test]
+fn guests_with_datapaths_of_their_own_share_a_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = [
+        "datapath = 'reflect'",
+        "datapath = 'null:rx=100'\npoll = 'never'",
+        "datapath = 'switch:lan'",
+    ];
+    let config: Vec<_> =
+        (0..).zip(keys).map(|(n, keys)| guest_table(directory.path(), n, keys)).collect();
+    let mut daemon = Daemon::start_with_config(directory.path(), "vm0", &config.concat()).unwrap();
+    let connect = |n| {
+        let path = directory.path().join(format!("vm{n}.sock"));
+        Guest::connect(path, GuestOptions::default()).unwrap()
+    };
+    let [mut reflected, mut fed, _alone] = [0, 1, 2].map(connect);
+    frames::come_back(&mut reflected).unwrap();
+    assert_eq!(fed.pair(0).receive_within(SOON).unwrap().unwrap().bytes.len(), 100);
+    // One guest that goes, or breaks its ring, is its own business.
+    fed.disconnect();
+    frames::come_back(&mut reflected).unwrap();
+    let log = daemon.log();
+    assert!(
+        log.contains("vm1: the front end is gone") && !log.contains("vm0: the front end is gone"),
+        "{log}"
+    );
+    assert_eq!(
+        daemon.terminate(Duration::from_secs(2)).unwrap().code(),
+        Some(0),
+        "{}",
+        daemon.log()
+    );
+    for n in 0..3 {
+        assert!(!directory.path().join(format!("vm{n}.sock")).exists());
+    }
 }
