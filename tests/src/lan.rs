@@ -49,8 +49,17 @@ impl Lan {
     /// When the daemon does not start, or refuses a guest.
     #[must_use]
     pub fn new(options: &[GuestOptions], keys: &str) -> Self {
+        Self::with_datapath("switch:lan", options, keys)
+    }
+
+    /// The same with this datapath for all: a switch with an uplink.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub fn with_datapath(datapath: &str, options: &[GuestOptions], keys: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let keys = format!("datapath = 'switch:lan'\n{keys}");
+        let keys = format!("datapath = '{datapath}'\n{keys}");
         let table = |n| guest_table(directory.path(), n, &keys);
         let config: String = (0..options.len()).map(table).collect();
         let daemon = Daemon::start_with_config(directory.path(), "vm0", &config).unwrap();

@@ -1,10 +1,13 @@
 //! Guests in software that reach each other through a switch of the daemon.
 
+use std::net::Ipv4Addr;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burst_trace::DropCause;
 use frontend::{Guest, GuestOptions, Pair};
+use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::frames::{self, formats};
 use ringscope_tests::lan::{EVERYONE, Lan, frame, guest_table, station};
@@ -404,5 +407,87 @@ fn guests_with_datapaths_of_their_own_share_a_daemon() {
     );
     for n in 0..3 {
         assert!(!directory.path().join(format!("vm{n}.sock")).exists());
+    }
+}
+
+#[test]
+fn the_uplink_joins_the_guests_to_the_world_outside() {
+    let modern = GuestOptions::default();
+    let legacy = modern.clone().version_1(false).mergeable(false);
+    let kinds = [modern.clone().packed(true), legacy, modern.offloads()];
+    for poll in ["never", "adaptive"] {
+        let mut bridged = Outside::new("uplink").unwrap();
+        let tap = bridged.add_tap(1).unwrap();
+        reach_outside(&format!("tap:ifname={tap}"), &kinds, poll);
+        let wired = Outside::on_wire("uplink", 2).unwrap();
+        reach_outside(&format!("af-xdp:ifname={}", wired.wire()), &kinds, poll);
+    }
+}
+
+/// Each guest finds the outside host through the uplink, and the other guests without it.
+fn reach_outside(uplink: &str, guests: &[GuestOptions], poll: &str) {
+    let datapath = format!("switch:lan,uplink={uplink}");
+    let mut lan = Lan::with_datapath(&datapath, guests, &format!("poll = '{poll}'"));
+    lan.introduce();
+    let outside: Ipv4Addr = Outside::ADDRESS.parse().unwrap();
+    for n in 0..guests.len() {
+        let own = Ipv4Addr::new(10, 77, 0, 10 + u8::try_from(n).unwrap());
+        lan.send(n, &packets::arp_request(station(n), own, outside));
+        let host = await_one(&mut lan, n, packets::arp_reply);
+        for sequence in 0..50 {
+            let payload = frames::frame(sequence.into(), 10 + 25 * usize::from(sequence));
+            let question =
+                packets::echo_request((station(n), host), (own, outside), sequence, &payload);
+            lan.send(n, &question);
+            await_one(&mut lan, n, |frame| {
+                packets::echo_reply(frame).filter(|it| *it == (sequence, &payload)).map(|_| ())
+            });
+        }
+    }
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        let sent = frame(station(to), station(from), 7, 300);
+        lan.send(from, &sent);
+        await_one(&mut lan, to, |came| (came == sent).then_some(()));
+    }
+}
+
+/// What `wanted` makes of the first frame that it wants, of those that guest `n` receives.
+fn await_one<T>(lan: &mut Lan, n: usize, wanted: impl Fn(&[u8]) -> Option<T>) -> T {
+    let until = Instant::now() + SOON;
+    while Instant::now() < until {
+        let came = lan.pair(n).receive_within(Duration::from_millis(100)).unwrap();
+        if let Some(found) = came.and_then(|came| wanted(&came.bytes)) {
+            return found;
+        }
+    }
+    panic!("guest {n} waits in vain: {}", lan.daemon.log());
+}
+
+#[test]
+fn an_uplink_that_is_gone_costs_no_cpu_and_no_guest() {
+    let mut outside = Outside::new("upgone").unwrap();
+    let tap = outside.add_tap(1).unwrap();
+    let datapath = format!("switch:lan,uplink=tap:ifname={tap}");
+    let mut lan = Lan::with_datapath(&datapath, &guests(2), "poll = 'never'");
+    lan.introduce();
+    assert!(Command::new("ip").args(["link", "del", &tap]).status().unwrap().success());
+    lan.introduce();
+    std::thread::sleep(Duration::from_millis(100));
+    let before = lan.daemon.cpu_time();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(lan.daemon.cpu_time() - before <= Duration::from_millis(20), "it spins");
+    lan.introduce();
+    assert_eq!(lan.daemon.terminate(Duration::from_secs(1)).unwrap().code(), Some(0));
+}
+
+#[test]
+fn at_rest_a_switch_uses_no_cpu() {
+    for poll in ["never", "adaptive"] {
+        let mut lan = Lan::new(&guests(3), &format!("poll = '{poll}'"));
+        lan.introduce();
+        std::thread::sleep(Duration::from_millis(50));
+        let before = lan.daemon.cpu_time();
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(lan.daemon.cpu_time(), before, "--poll {poll}");
     }
 }
