@@ -103,6 +103,7 @@ fn af_xdp_options(fields: &mut Fields<'_>) -> Result<Options, String> {
         mode: fields.one_of("mode", &MODES)?,
         zero_copy: fields.one_of("zerocopy", &CHOICES)?,
         need_wakeup: fields.one_of("need-wakeup", &CHOICES)?,
+        busy_poll: fields.one_of("busy-poll", &CHOICES)?,
         umem: fields.one_of("umem", &[UmemOwner::Host, UmemOwner::Guest])?,
         stamps: true,
     })
@@ -123,10 +124,11 @@ impl fmt::Display for DatapathSpec {
             Self::Tap { ifname } => write!(f, "tap:ifname={ifname}"),
             Self::AfXdp { ifname, options } => {
                 write!(f, "af-xdp:ifname={ifname}")?;
-                let Options { mode, zero_copy, need_wakeup, umem, .. } = options;
+                let Options { mode, zero_copy, need_wakeup, busy_poll, umem, .. } = options;
                 write_unless_default(f, "mode", mode)?;
                 write_unless_default(f, "zerocopy", zero_copy)?;
                 write_unless_default(f, "need-wakeup", need_wakeup)?;
+                write_unless_default(f, "busy-poll", busy_poll)?;
                 write_unless_default(f, "umem", umem)
             }
             Self::Switch { name, uplink: None } => write!(f, "switch:{name}"),
@@ -244,7 +246,7 @@ mod tests {
         for text in [
             "tap:ifname=tap0",
             "af-xdp:ifname=eth0",
-            "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on,umem=guest",
+            "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on,busy-poll=on,umem=guest",
             "switch:lan",
             "switch:lan,uplink=af-xdp:ifname=eth0,mode=native",
             "reflect",
@@ -266,7 +268,10 @@ mod tests {
             ("tap:ifname=a,ifname=b", "each key once"),
             ("tap:ifname=a,name=x", "the keys ifname"),
             ("af-xdp:ifname=a,mode=fast", "mode=auto|native|generic"),
-            ("af-xdp:ifname=a,copy=on", "the keys ifname, mode, zerocopy, need-wakeup, umem"),
+            (
+                "af-xdp:ifname=a,copy=on",
+                "the keys ifname, mode, zerocopy, need-wakeup, busy-poll, umem",
+            ),
             ("switch", "switch:NAME"),
             ("switch:", "switch:NAME"),
             ("switch:a/b", "switch:NAME"),

@@ -216,6 +216,26 @@ fn when_frames_came_is_known_and_what_polling_finds_is_exact() {
 }
 
 #[test]
+fn busy_polling_changes_the_interface_and_changes_it_back() {
+    let outside = Outside::on_wire("busy", 1).unwrap();
+    let setting = |file: &str| {
+        let path = format!("/sys/class/net/{}/{file}", outside.wire());
+        std::fs::read_to_string(path).unwrap().trim().to_owned()
+    };
+    let settings = || (setting("napi_defer_hard_irqs"), setting("gro_flush_timeout"));
+    let before = settings();
+    for poll in ["never", "always"] {
+        let (_directory, mut daemon) = start(&outside, ",busy-poll=on", &["--poll", poll]);
+        assert_eq!(settings(), ("2".into(), "200000".into()));
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 50);
+        daemon.signal(Signal::TERM).unwrap();
+        assert!(daemon.ended_within(SOON).unwrap().is_some());
+        assert_eq!(settings(), before);
+    }
+}
+
+#[test]
 fn the_program_and_the_queues_are_free_as_soon_as_the_daemon_is_killed() {
     let outside = Outside::on_wire("killed", 1).unwrap();
     let has_program = || {

@@ -9,10 +9,12 @@
 //! - `program`: the XDP program.
 //! - `umem`, `rings`, `socket`: the kernel's objects of these names.
 //! - `transmit`, `receive`: the two ways through a socket.
+//! - `napi`: what busy polling needs of the interface.
 //! - `options`, `error`: what may be chosen, and what may go wrong.
 
 mod device;
 mod error;
+mod napi;
 mod options;
 mod program;
 mod receive;
@@ -36,6 +38,7 @@ use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads};
 use crate::{Capabilities, Datapath, Look, Transmitted};
 use device::Device;
 use error::explain;
+use napi::NapiSettings;
 use program::Program;
 use socket::Socket;
 use transmit::Queued;
@@ -53,6 +56,7 @@ pub struct AfXdp {
     /// Becomes readable when one of the sockets does, where there may be other ones than one.
     any: Option<OwnedFd>,
     program: Arc<Program>,
+    _napi: Arc<Option<NapiSettings>>,
     device: Device,
     options: Options,
     /// Which socket is looked at first.
@@ -93,6 +97,8 @@ impl AfXdp {
         let program = Program::attach(index, device.queues, options.mode, options.stamps)
             .map_err(|error| fail("attaching the XDP program", error))?;
         let program = Arc::new(program);
+        let napi = (options.busy_poll == Choice::On).then(|| NapiSettings::make(name)).transpose();
+        let napi = Arc::new(napi.map_err(|error| fail("setting up busy polling", error))?);
         let mut hands: Vec<Vec<Socket>> = (0..pairs).map(|_| Vec::new()).collect();
         for (queue, pair) in (0..device.queues).zip((0..pairs).cycle()) {
             let socket = Socket::open(&device, queue, options, None)
@@ -121,6 +127,7 @@ impl AfXdp {
                 queues,
                 any,
                 program: Arc::clone(&program),
+                _napi: Arc::clone(&napi),
                 device: device.clone(),
                 options: *options,
                 turn: 0,

@@ -4,7 +4,7 @@
 use std::ffi::c_ulong;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use guest_memory::GuestSlice;
 
@@ -47,6 +47,20 @@ pub fn ioctl_int(file: &File, request: c_ulong, argument: i32) -> io::Result<()>
 pub fn ioctl_number(file: &File, request: c_ulong, argument: u32) -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::ioctl(file.as_raw_fd(), request, c_ulong::from(argument)) })
+}
+
+/// `setsockopt` with an `int`.
+pub fn set_socket_option(
+    socket: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    value: i32,
+) -> io::Result<()> {
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the value is an int that outlives the call, and so long.
+    check(unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len)
+    })
 }
 
 /// Reads once into `list`.

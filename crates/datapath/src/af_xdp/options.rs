@@ -86,6 +86,8 @@ pub struct Options {
     /// Whether the kernel says when it must be called. It pays on network cards; on virtual devices, which
     /// send within the call, it costs.
     pub need_wakeup: Choice,
+    /// Whether the worker's looks drive the driver, in place of interrupts. Not unless it is asked for.
+    pub busy_poll: Choice,
     /// Whose memory frames are sent from.
     pub umem: UmemOwner,
     /// Whether the XDP program notes when each frame came.

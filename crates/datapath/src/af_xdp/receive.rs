@@ -18,6 +18,10 @@ impl Socket {
     /// Places received frames into guest buffers, until there are no more or the room is used up.
     #[inline]
     pub fn receive_into(&mut self, room: &mut GuestRoom<'_, '_>) -> Look {
+        let asks = self.busy_poll || self.need_wakeup && self.fill.needs_wakeup();
+        if asks && !self.receive.has_entries() {
+            self.poll_driver();
+        }
         #[expect(clippy::cast_possible_truncation, reason = "64")]
         let available = self.receive.available().min(BURST_MAX as u32);
         if available == 0 {

@@ -15,7 +15,7 @@ use rustix::net::xdp::{
     XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpOptionsFlags,
     XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
 };
-use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
 use virtio_net::Finish;
 
@@ -23,6 +23,7 @@ use super::device::Device;
 use super::rings::{Consumer, Producer};
 use super::umem::{HEADROOM, Umem};
 use super::{Choice, Options};
+use crate::sys::set_socket_option;
 
 /// Entries of the receive and transmit rings, and of the completion ring.
 const RING: u32 = 2048;
@@ -47,6 +48,13 @@ const NOTHING: XdpStatistics = XdpStatistics {
     tx_ring_empty_descs: None,
 };
 
+/// `SO_PREFER_BUSY_POLL`, `SO_BUSY_POLL_BUDGET` (`asm-generic/socket.h`): not in `libc`.
+const SO_PREFER_BUSY_POLL: i32 = 69;
+const SO_BUSY_POLL_BUDGET: i32 = 70;
+/// So long one look may poll the driver, microseconds; and so many frames it may find.
+const BUSY_POLL_US: i32 = 20;
+const BUSY_POLL_FRAMES: i32 = 64;
+
 /// One queue's socket.
 #[derive(Debug)]
 pub struct Socket {
@@ -63,6 +71,8 @@ pub struct Socket {
     pub zero_copy: bool,
     /// Whether the kernel says when it must be called; otherwise it must be called for every burst.
     pub need_wakeup: bool,
+    /// Whether each look polls the driver.
+    pub busy_poll: bool,
     /// Whether a frame may lie in several chunks.
     pub multi_buffer: bool,
     /// Whether there is no hardware behind the interface.
@@ -144,6 +154,7 @@ impl Socket {
             queue,
             zero_copy: false,
             need_wakeup,
+            busy_poll: options.busy_poll.or(false),
             multi_buffer,
             is_virtual: device.is_virtual,
             mtu: device.mtu,
@@ -161,7 +172,28 @@ impl Socket {
         }
         socket.fill.publish();
         socket.bind(device, options.zero_copy)?;
+        if socket.busy_poll {
+            socket.prefer_busy_poll()?;
+        }
         Ok(socket)
+    }
+
+    fn prefer_busy_poll(&self) -> io::Result<()> {
+        for (option, value) in [
+            (SO_PREFER_BUSY_POLL, 1),
+            (libc::SO_BUSY_POLL, BUSY_POLL_US),
+            (SO_BUSY_POLL_BUDGET, BUSY_POLL_FRAMES),
+        ] {
+            set_socket_option(self.fd.as_fd(), libc::SOL_SOCKET, option, value)?;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel look for frames in the driver now (`recvfrom(2)`).
+    #[inline]
+    pub fn poll_driver(&self) {
+        // What went wrong shows when something is sent.
+        let _ = rustix::net::recv(&self.fd, &mut [0; 0], RecvFlags::DONTWAIT);
     }
 
     fn bind(&mut self, device: &Device, zero_copy: Choice) -> io::Result<()> {
