@@ -171,7 +171,7 @@ impl Socket {
             socket.fill.push(offset);
         }
         socket.fill.publish();
-        socket.bind(device, options.zero_copy)?;
+        socket.bind(device, options.zero_copy, fits_one)?;
         if socket.busy_poll {
             socket.prefer_busy_poll()?;
         }
@@ -196,23 +196,38 @@ impl Socket {
         let _ = rustix::net::recv(&self.fd, &mut [0; 0], RecvFlags::DONTWAIT);
     }
 
-    fn bind(&mut self, device: &Device, zero_copy: Choice) -> io::Result<()> {
-        let mut flags = SocketAddrXdpFlags::empty();
-        flags.set(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, self.need_wakeup);
-        flags.set(SocketAddrXdpFlags::XDP_USE_SG, self.multi_buffer);
-        let copy = flags | SocketAddrXdpFlags::XDP_COPY;
-        let without = flags | SocketAddrXdpFlags::XDP_ZEROCOPY;
-        match zero_copy {
-            Choice::On => self.bind_as(device, without)?,
-            Choice::Off => self.bind_as(device, copy)?,
-            Choice::Auto => match self.bind_as(device, without) {
-                Err(Errno::OPNOTSUPP | Errno::INVAL) => self.bind_as(device, copy)?,
-                bound => bound?,
-            },
+    fn bind(&mut self, device: &Device, zero_copy: Choice, fits_one: bool) -> io::Result<()> {
+        let ways = match zero_copy {
+            Choice::On => &[SocketAddrXdpFlags::XDP_ZEROCOPY][..],
+            Choice::Off => &[SocketAddrXdpFlags::XDP_COPY],
+            Choice::Auto => &[SocketAddrXdpFlags::XDP_ZEROCOPY, SocketAddrXdpFlags::XDP_COPY],
+        };
+        let bound = self.bind_one_of(device, ways);
+        if self.multi_buffer && fits_one && bound == Err(Errno::INVAL) {
+            // Before Linux 6.6 nothing lies in several chunks: what does not fit one is lost, and counted.
+            self.multi_buffer = false;
+            self.bind_one_of(device, ways)?;
+        } else {
+            bound?;
         }
         let options = sockopt::xdp_options(&self.fd)?;
         self.zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
         Ok(())
+    }
+
+    /// Binds it in the first of these ways that the driver has.
+    fn bind_one_of(&self, device: &Device, ways: &[SocketAddrXdpFlags]) -> Result<(), Errno> {
+        let mut flags = SocketAddrXdpFlags::empty();
+        flags.set(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, self.need_wakeup);
+        flags.set(SocketAddrXdpFlags::XDP_USE_SG, self.multi_buffer);
+        let mut bound = Err(Errno::OPNOTSUPP);
+        for &way in ways {
+            bound = self.bind_as(device, flags | way);
+            if !matches!(bound, Err(Errno::OPNOTSUPP | Errno::INVAL)) {
+                break;
+            }
+        }
+        bound
     }
 
     fn bind_as(&self, device: &Device, flags: SocketAddrXdpFlags) -> Result<(), Errno> {
