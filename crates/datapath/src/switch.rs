@@ -29,10 +29,14 @@ pub const UPLINK_ADDRESSES_MAX: usize = 1024;
 pub const AGEING: Duration = Duration::from_secs(300);
 /// How long an address must have been silent at its port before it is believed at another one.
 pub const MOVE_AFTER: Duration = Duration::from_secs(1);
-/// How many frames a second a port may send to everyone: to groups, or to where nobody knows.
+/// How many frames a second a port may send to everyone: to groups, or to where nobody knows. Longer ones than
+/// [`FLOOD_UNIT`] bytes count as several.
 pub const FLOOD_RATE: u64 = 10_000;
 /// How many of them at once, after a rest.
 pub const FLOOD_BURST: u64 = 512;
+
+/// The longest frame that counts as one: a full Ethernet frame.
+pub const FLOOD_UNIT: usize = 1514;
 
 /// How much of a frame decides where it goes: destination and source address.
 pub const ADDRESSES_LEN: usize = 12;
@@ -152,9 +156,16 @@ impl Switch {
         }
     }
 
-    /// Where a frame with these addresses goes that came from `port` at `now`. Learns where its sender is.
+    /// Where a frame of `len` bytes with these addresses goes that came from `port` at `now`. Learns where its sender
+    /// is.
     #[inline]
-    pub fn route(&mut self, port: u8, addresses: [u8; ADDRESSES_LEN], now: u64) -> Verdict {
+    pub fn route(
+        &mut self,
+        port: u8,
+        addresses: [u8; ADDRESSES_LEN],
+        len: usize,
+        now: u64,
+    ) -> Verdict {
         let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = addresses;
         let source = number([s0, s1, s2, s3, s4, s5]);
         if source & GROUP == 0 && source != 0 {
@@ -171,7 +182,7 @@ impl Switch {
                 return if to == port { Verdict::Nowhere } else { Verdict::Port(to) };
             }
         }
-        self.flood(port, now)
+        self.flood(port, len, now)
     }
 
     /// Forgets what was learned at `port`: nobody is there any more.
@@ -259,14 +270,15 @@ impl Switch {
     }
 
     /// One more frame to everyone, if that is not too many.
-    fn flood(&mut self, port: u8, now: u64) -> Verdict {
+    fn flood(&mut self, port: u8, len: usize, now: u64) -> Verdict {
         let gap = (self.second / FLOOD_RATE).max(1);
+        let units = len.div_ceil(FLOOD_UNIT).max(1) as u64;
         let state = &mut self.ports[usize::from(port)];
         let due = state.flood_due.max(now);
         if due - now > gap * FLOOD_BURST {
             return Verdict::FloodLimit;
         }
-        state.flood_due = due + gap;
+        state.flood_due = due + units * gap;
         Verdict::Everyone
     }
 
@@ -374,50 +386,50 @@ mod tests {
     #[test]
     fn an_address_is_learned_where_it_was_heard_and_forgotten_when_silent() {
         let mut switch = switch(3);
-        assert_eq!(switch.route(0, addresses(2, 1), 0), Verdict::Everyone);
-        assert_eq!(switch.route(1, addresses(1, 2), 10), Verdict::Port(0));
-        assert_eq!(switch.route(0, addresses(2, 1), 20), Verdict::Port(1));
-        assert_eq!(switch.route(0, addresses(1, 1), 30), Verdict::Nowhere);
+        assert_eq!(switch.route(0, addresses(2, 1), 60, 0), Verdict::Everyone);
+        assert_eq!(switch.route(1, addresses(1, 2), 60, 10), Verdict::Port(0));
+        assert_eq!(switch.route(0, addresses(2, 1), 60, 20), Verdict::Port(1));
+        assert_eq!(switch.route(0, addresses(1, 1), 60, 30), Verdict::Nowhere);
         let late = 20 + 300 * SECOND;
-        assert_eq!(switch.route(2, addresses(2, 3), late), Verdict::Everyone);
-        assert_eq!(switch.route(2, addresses(1, 3), late), Verdict::Port(0), "heard at 30");
+        assert_eq!(switch.route(2, addresses(2, 3), 60, late), Verdict::Everyone);
+        assert_eq!(switch.route(2, addresses(1, 3), 60, late), Verdict::Port(0), "heard at 30");
     }
 
     #[test]
     fn groups_are_flooded_and_never_learned() {
         let mut switch = switch(2);
-        assert_eq!(switch.route(0, to_everyone(1), 0), Verdict::Everyone);
+        assert_eq!(switch.route(0, to_everyone(1), 60, 0), Verdict::Everyone);
         let mut from_group = addresses(1, 9);
         from_group[6] |= 1;
-        assert_eq!(switch.route(1, from_group, 0), Verdict::Port(0));
+        assert_eq!(switch.route(1, from_group, 60, 0), Verdict::Port(0));
         assert_eq!((switch.addresses(0), switch.addresses(1)), (1, 0));
     }
 
     #[test]
     fn made_up_sources_use_up_the_share_of_their_port_only() {
         let mut switch = switch(3);
-        switch.route(1, to_everyone(1), 0);
+        switch.route(1, to_everyone(1), 60, 0);
         for station in 100..40_000 {
-            switch.route(0, addresses(1, station), 1);
+            switch.route(0, addresses(1, station), 60, 1);
         }
         let learned = switch.addresses(0);
         assert!(learned <= GUEST_ADDRESSES_MAX && learned > GUEST_ADDRESSES_MAX / 2, "{learned}");
-        assert_eq!(switch.route(2, addresses(1, 3), 2), Verdict::Port(1));
+        assert_eq!(switch.route(2, addresses(1, 3), 60, 2), Verdict::Port(1));
         // Once they are silent, others have their places.
         let late = 301 * SECOND;
-        switch.route(0, addresses(1, 50_000), late);
+        switch.route(0, addresses(1, 50_000), 60, late);
         assert_eq!(switch.addresses(0), 1);
-        assert_eq!(switch.route(2, addresses(50_000, 3), late), Verdict::Port(0));
+        assert_eq!(switch.route(2, addresses(50_000, 3), 60, late), Verdict::Port(0));
     }
 
     #[test]
     fn an_address_in_use_does_not_move() {
         let mut switch = switch(3);
-        switch.route(0, to_everyone(1), 0);
-        switch.route(1, to_everyone(1), SECOND - 1);
-        assert_eq!(switch.route(2, addresses(1, 3), SECOND - 1), Verdict::Port(0));
-        switch.route(1, to_everyone(1), SECOND);
-        assert_eq!(switch.route(2, addresses(1, 3), SECOND), Verdict::Port(1));
+        switch.route(0, to_everyone(1), 60, 0);
+        switch.route(1, to_everyone(1), 60, SECOND - 1);
+        assert_eq!(switch.route(2, addresses(1, 3), 60, SECOND - 1), Verdict::Port(0));
+        switch.route(1, to_everyone(1), 60, SECOND);
+        assert_eq!(switch.route(2, addresses(1, 3), 60, SECOND), Verdict::Port(1));
         assert_eq!((switch.moves(), switch.addresses(0), switch.addresses(1)), (1, 0, 1));
     }
 
@@ -426,19 +438,19 @@ mod tests {
         let mut switch = switch(2);
         switch.pin(0, MacAddress([0x52, 0, 0, 0, 0, 1]));
         let late = 1000 * SECOND;
-        switch.route(1, to_everyone(1), late);
+        switch.route(1, to_everyone(1), 60, late);
         switch.unplug(0);
-        assert_eq!(switch.route(1, addresses(1, 2), late), Verdict::Port(0));
+        assert_eq!(switch.route(1, addresses(1, 2), 60, late), Verdict::Port(0));
         assert_eq!(switch.moves(), 0);
     }
 
     #[test]
     fn who_is_unplugged_is_forgotten() {
         let mut switch = switch(3);
-        switch.route(0, to_everyone(1), 0);
+        switch.route(0, to_everyone(1), 60, 0);
         switch.unplug(0);
         assert_eq!(switch.addresses(0), 0);
-        assert_eq!(switch.route(1, addresses(1, 2), 1), Verdict::Everyone);
+        assert_eq!(switch.route(1, addresses(1, 2), 60, 1), Verdict::Everyone);
     }
 
     #[test]
@@ -446,12 +458,15 @@ mod tests {
         let mut switch = switch(3);
         let mut flood = |port, from, now| {
             (0..2 * FLOOD_RATE)
-                .filter(|_| switch.route(port, to_everyone(from), now) == Verdict::Everyone)
+                .filter(|_| switch.route(port, to_everyone(from), 60, now) == Verdict::Everyone)
                 .count() as u64
         };
         assert_eq!(flood(0, 1, 0), FLOOD_BURST + 1);
         assert_eq!(flood(1, 2, 0), FLOOD_BURST + 1, "the other port has a limit of its own");
         assert_eq!(flood(0, 1, SECOND / 100), FLOOD_RATE / 100);
         assert_eq!(flood(0, 1, 10 * SECOND), FLOOD_BURST + 1);
+        let long =
+            |_: &u64| switch.route(2, to_everyone(3), 10 * FLOOD_UNIT, 0) == Verdict::Everyone;
+        assert_eq!((0..FLOOD_RATE).filter(long).count() as u64, FLOOD_BURST / 10 + 1);
     }
 }

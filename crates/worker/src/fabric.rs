@@ -4,12 +4,14 @@
 //! and nothing is locked. A turn takes one burst from every pair, so that no guest can take more than its turn,
 //! whatever it sends.
 //!
-//! A receiver without buffers must not hold up what its sender has for others. Frames wait for it only while
-//! nothing for anybody else is in sight behind them, and not for long; then they are dropped and counted on the
-//! receiver's side.
+//! - `sorting`: to whom the frames of a burst go; `placing`: the way into the receivers' rings.
+//! - `waiting`: what becomes of frames for which there is no room.
+//! - `uplink`: the port that has a datapath in place of a guest.
 
 mod placing;
+mod sorting;
 mod uplink;
+mod waiting;
 
 use std::io;
 use std::ops::Range;
@@ -17,15 +19,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burst_trace::{Clock, DropCause, DropCounts, Stage};
-use datapath::switch::{
-    ADDRESSES_LEN, GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, UPLINK_ADDRESSES_MAX, Verdict,
-};
+use datapath::switch::{GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, UPLINK_ADDRESSES_MAX};
 use datapath::{Capabilities, Datapath, Transmitted};
-use virtio_net::{BURST_MAX, Frames, MacAddress, TransmitBurst};
+use virtio_net::{Frames, MacAddress, TransmitBurst};
 use virtqueue::{Broken, Chains};
 
 use self::placing::{Placing, Unfinished, all};
+use self::sorting::bytes_of;
 use self::uplink::Uplink;
+use self::waiting::{CROWDED, Crowd, End, STUCK, Wait};
 
 use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
@@ -39,15 +41,6 @@ use crate::wiring::Wiring;
 pub const PAIRS_MAX: usize = PORTS_MAX - 1;
 /// Where the uplink stands among the pairs.
 const UPLINK: usize = PAIRS_MAX;
-
-/// How long frames wait for a receiver that takes none at all.
-const STUCK: Duration = Duration::from_millis(100);
-/// How long they wait where more may stand behind them than is in sight.
-const CROWDED: Duration = Duration::from_millis(1);
-
-/// A burst from one guest ends behind the frame with which it has so many bytes: 64 segments of 64 KiB would keep
-/// the worker from the other guests for as long as it takes to copy 4 MiB.
-const BURST_BYTES_MAX: usize = 256 << 10;
 
 /// A guest of a switch.
 #[derive(Clone, Copy, Debug)]
@@ -90,31 +83,6 @@ pub struct Fabric<U> {
     crowded: u64,
 }
 
-/// A queue pair as the switch sees it. Times in ticks.
-#[derive(Clone, Copy, Debug)]
-struct End {
-    port: u8,
-    /// Its number among those of its port.
-    queue: usize,
-    /// Its frames wait for another pair's buffers.
-    waits: Option<Wait>,
-    /// What they waited for at the last try.
-    begun: Option<Wait>,
-    /// Since when there was not room for all that it should get.
-    full_since: Option<u64>,
-    /// When it last took a frame since then.
-    took: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Wait {
-    /// The pair.
-    receiver: usize,
-    until: u64,
-    /// How many segments of the first frame it has already.
-    segments: usize,
-}
-
 impl<U: Datapath> Fabric<U> {
     /// A switch with these guests, of which none has rings yet, and perhaps an uplink.
     ///
@@ -132,9 +100,7 @@ impl<U: Datapath> Fabric<U> {
                 switch.pin(port, mac);
             }
             let first = ends.len();
-            let end =
-                |queue| End { port, queue, waits: None, begun: None, full_since: None, took: 0 };
-            ends.extend((0..member.queue_pairs.into()).map(end));
+            ends.extend((0..member.queue_pairs.into()).map(|queue| End::new(port, queue)));
             ports.push(first..ends.len());
         }
         assert!(ends.len() <= PAIRS_MAX, "at most {PAIRS_MAX} queue pairs on a switch");
@@ -220,7 +186,7 @@ impl<U: Datapath> Fabric<U> {
             shared.of(guest).tracer.cross(&mut journey, Stage::Egress);
             let Transmitted { taken, bytes, mut drops } = done;
             #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
-            let packets = taken as u16 - drops.total();
+            let packets = (taken as u16).saturating_sub(drops.total());
             let slots = burst.complete(queue, taken, &mut drops);
             queue.publish();
             Sent { slots, packets, bytes, drops }
@@ -228,30 +194,6 @@ impl<U: Datapath> Fabric<U> {
         let pair = &mut pairs[at];
         pair.blocked = self.ends[at].waits.is_some();
         Ok(pair.sent(ring, journey, backlog, &sent, &mut shared.of(guest)))
-    }
-
-    /// Whether the frames of pair `at` still wait for another pair's buffers, and nothing has come that could
-    /// change it.
-    #[cold]
-    fn still_waits(
-        &mut self,
-        at: usize,
-        ring: &Ring,
-        pairs: &[Pair<Port>],
-        shared: &mut Shared<'_>,
-    ) -> bool {
-        let waits = self.ends[at].waits.is_some_and(|wait| {
-            let can_go_on = if wait.receiver == UPLINK {
-                self.uplink.as_ref().is_none_or(|uplink| !uplink.blocked)
-            } else {
-                has_room(&pairs[wait.receiver])
-            };
-            !can_go_on && !ring.queue.has_grown() && shared.tracers[0].now() < wait.until
-        });
-        if !waits {
-            self.ends[at].waits = None;
-        }
-        waits
     }
 
     /// Carries the frames of pair `at` to wherever they go.
@@ -264,14 +206,14 @@ impl<U: Datapath> Fabric<U> {
         shared: &mut Shared<'_>,
     ) -> Transmitted {
         let now = sight.wake;
-        let is_crowded = frames.len() == BURST_MAX;
+        let gathered = frames;
         let mut done = self.sort(at, frames, now);
         let frames = frames.take(done.taken);
         let begun = self.ends[at].begun.take();
         for to in bits(std::mem::take(&mut self.wanted)) {
             let left = std::mem::take(&mut self.shares[to]);
             if to == UPLINK {
-                self.send_out(at, left, frames, now, &mut done);
+                self.send_out(at, left, gathered, now, &mut done);
                 continue;
             }
             let pair = &mut pairs[to];
@@ -291,14 +233,13 @@ impl<U: Datapath> Fabric<U> {
             if rest == 0 {
                 self.ends[to].full_since = None;
             } else if pair.is_served() {
+                let crowd = Crowd::new(gathered, frames.len());
                 let end = &mut self.ends[to];
                 end.note_full(now, delivered);
-                let until = end.patience(is_crowded, self.stuck, self.crowded);
+                let until = end.patience(crowd.is_crowded, self.stuck, self.crowded);
                 let wait = Wait { receiver: to, until, segments };
-                if self.may_wait(wait, rest, frames.len(), now) {
-                    let first = rest.trailing_zeros() as usize;
-                    done.taken = first;
-                    done.bytes = bytes_of(frames.take(first));
+                if self.may_wait(wait, rest, crowd, now) {
+                    put_off(rest, frames, &mut done);
                     let Sight { wake, seen, polled } = sight;
                     pair.starved.get_or_insert(Starved { wake, seen, polled, since: wake });
                     (self.ends[at].waits, self.ends[at].begun) = (Some(wait), Some(wait));
@@ -310,38 +251,10 @@ impl<U: Datapath> Fabric<U> {
                 self.lose(rest, &mut done);
             }
         }
+        if let Some(before) = begun {
+            self.let_go(before.receiver, pairs);
+        }
         done
-    }
-
-    /// Sends the frames `left` to the uplink.
-    fn send_out(
-        &mut self,
-        at: usize,
-        left: u64,
-        frames: Frames<'_, '_>,
-        now: u64,
-        done: &mut Transmitted,
-    ) {
-        let Some(uplink) = &mut self.uplink else { return };
-        let (rest, refused) = uplink.send(frames, left);
-        // What goes to everyone has more receivers.
-        let all_alone = left & self.flooded == 0;
-        refused.iter().filter(|_| all_alone).for_each(|(cause, n)| done.drops.add_many(cause, n));
-        if rest == 0 {
-            self.uplink_full_since = None;
-            return;
-        }
-        let since = *self.uplink_full_since.get_or_insert(now);
-        let wait = Wait { receiver: UPLINK, until: since + self.crowded, segments: 0 };
-        if self.may_wait(wait, rest, frames.len(), now) {
-            let first = rest.trailing_zeros() as usize;
-            done.taken = first;
-            done.bytes = bytes_of(frames.take(first));
-            (self.ends[at].waits, self.ends[at].begun) = (Some(wait), None);
-        } else {
-            let lost = rest & !self.flooded;
-            (0..lost.count_ones()).for_each(|_| done.drops.add(DropCause::TxUplinkFull));
-        }
     }
 
     /// There is nobody to take these frames. Those for everyone are not missed.
@@ -349,98 +262,6 @@ impl<U: Datapath> Fabric<U> {
     fn lose(&self, frames: u64, done: &mut Transmitted) {
         let lost = frames & !self.flooded;
         (0..lost.count_ones()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
-    }
-
-    /// Whether the frames `left` out of `count` may wait for their receiver: not, if there is one for anybody else
-    /// behind them.
-    #[cold]
-    fn may_wait(&self, wait: Wait, left: u64, count: usize, now: u64) -> bool {
-        let first = left.trailing_zeros();
-        let behind = all(count) >> first << first;
-        left == behind && left & self.flooded == 0 && now < wait.until
-    }
-
-    /// Looks where each frame goes, and notes it in the receivers' shares. Returns how many of them are this burst.
-    fn sort(&mut self, at: usize, frames: Frames<'_, '_>, now: u64) -> Transmitted {
-        let mut done = Transmitted::default();
-        let End { port, queue, .. } = self.ends[at];
-        self.flooded = 0;
-        self.unfinished.clear();
-        let mut last: Option<([u8; ADDRESSES_LEN], usize)> = None;
-        let mut cost = 0;
-        for (n, frame) in frames.iter().enumerate() {
-            if cost >= BURST_BYTES_MAX {
-                break;
-            }
-            done.taken += 1;
-            let addresses = match self.unfinished.note(n, &frame) {
-                Ok((addresses, bytes)) => {
-                    cost += bytes;
-                    addresses
-                }
-                Err(cause) => {
-                    done.drops.add(cause);
-                    continue;
-                }
-            };
-            let bit = 1 << n;
-            let dropped = done.drops.total();
-            done.bytes += wire_len(frame.len());
-            // Mostly a burst goes one way.
-            if let Some((same, to)) = last
-                && same == addresses
-            {
-                self.shares[to] |= bit;
-                continue;
-            }
-            match self.switch.route(port, addresses, now) {
-                Verdict::Port(to) => {
-                    let to = self.pair_of(to, queue);
-                    self.shares[to] |= bit;
-                    self.wanted |= 1 << to;
-                    last = Some((addresses, to));
-                }
-                Verdict::Everyone => self.share_with_everyone(port, queue, bit, &mut done),
-                Verdict::FloodLimit => done.drops.add(DropCause::TxFloodLimit),
-                Verdict::Nowhere => done.drops.add(DropCause::TxNoReceiver),
-            }
-            if done.drops.total() > dropped {
-                done.bytes -= wire_len(frame.len());
-            }
-        }
-        done
-    }
-
-    /// A frame that goes to every port but its own.
-    fn share_with_everyone(&mut self, port: u8, queue: usize, bit: u64, done: &mut Transmitted) {
-        self.flooded |= bit;
-        let others = self.everyone_but(port, queue);
-        for to in bits(others) {
-            self.shares[to] |= bit;
-        }
-        self.wanted |= others;
-        if others == 0 {
-            done.drops.add(DropCause::TxNoReceiver);
-        }
-    }
-
-    /// The pairs that get what `port` sends to everyone from its pair number `queue`: one bit each.
-    fn everyone_but(&self, port: u8, queue: usize) -> u64 {
-        let to_uplink = u64::from(self.uplink.is_some() && port != self.uplink_port);
-        let others = (0..self.uplink_port).filter(|other| *other != port);
-        let pairs =
-            others.map(|other| 1 << self.pair_of(other, queue)).fold(0, |all, one| all | one);
-        pairs & self.up | to_uplink << UPLINK
-    }
-
-    /// The pair of `port` that gets what comes from pair number `queue` of another one: always the same, so that
-    /// the frames of one flow stay in order.
-    #[inline]
-    fn pair_of(&self, port: u8, queue: usize) -> usize {
-        let Some(pairs) = self.ports.get(usize::from(port)) else { return UPLINK };
-        let pair = pairs.start + queue % pairs.len();
-        // A guest need not use all of them.
-        if self.up & 1 << pair != 0 { pair } else { pairs.start }
     }
 }
 
@@ -452,23 +273,6 @@ pub fn pairs_of<'m>(members: impl Iterator<Item = (Arc<str>, &'m Member)>) -> Ve
             .map(move |index| Pair::new(guest, Arc::clone(&label), index, Port::new(capabilities)))
     };
     members.enumerate().flat_map(pairs).collect()
-}
-
-impl End {
-    /// There was not room for all; for some there was, if `took`.
-    fn note_full(&mut self, now: u64, took: bool) {
-        if self.full_since.is_none() || took {
-            self.took = now;
-        }
-        self.full_since.get_or_insert(now);
-    }
-
-    /// Until when frames may wait for it. A receiver that takes some now and then is waited for; but where more
-    /// stand behind them than is in sight, only for a moment.
-    fn patience(&self, is_crowded: bool, stuck: u64, crowded: u64) -> u64 {
-        let since = self.full_since.unwrap_or_default();
-        if is_crowded { since + crowded } else { self.took + stuck }
-    }
 }
 
 impl<U: Datapath> Wiring for Fabric<U> {
@@ -489,7 +293,8 @@ impl<U: Datapath> Wiring for Fabric<U> {
         self.up = 0;
         for (at, (end, pair)) in self.ends.iter_mut().zip(pairs).enumerate() {
             self.up |= u64::from(pair.is_served()) << at;
-            (end.waits, end.begun, end.full_since, pair.blocked) = (None, None, None, false);
+            end.forget();
+            (pair.blocked, pair.starved) = (false, None);
         }
         for (port, pairs) in (0..).zip(&self.ports) {
             let mask = all(pairs.len()) << pairs.start;
@@ -548,13 +353,6 @@ fn deliver_all(
     }
 }
 
-/// Whether there may be room in the receive ring of a pair that was found full.
-#[cold]
-fn has_room(receiver: &Pair<Port>) -> bool {
-    let is_changed = |rx: &Ring| rx.state != RingState::Enabled || rx.queue.has_grown();
-    receiver.starved.is_none() || receiver.rx.as_deref().is_none_or(is_changed)
-}
-
 /// Counts frames that were for `receiver`.
 #[cold]
 fn drop_frames(frames: u32, cause: DropCause, receiver: &Pair<Port>, shared: &mut Shared<'_>) {
@@ -563,9 +361,11 @@ fn drop_frames(frames: u32, cause: DropCause, receiver: &Pair<Port>, shared: &mu
     shared.of(receiver.guest).tracer.dropped(receiver.rings()[0], &drops);
 }
 
+/// The frames from the first of `left` on are not taken this time.
 #[cold]
-fn bytes_of(frames: Frames<'_, '_>) -> u32 {
-    frames.iter().map(|frame| wire_len(frame.len())).sum()
+fn put_off(left: u64, frames: Frames<'_, '_>, done: &mut Transmitted) {
+    done.taken = left.trailing_zeros() as usize;
+    done.bytes = bytes_of(frames.take(done.taken));
 }
 
 /// The numbers of the bits that are set.
@@ -576,10 +376,4 @@ fn bits(mut set: u64) -> impl Iterator<Item = usize> {
         set &= set.wrapping_sub(1);
         next
     })
-}
-
-/// A frame's length for the counters.
-#[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
-const fn wire_len(len: usize) -> u32 {
-    len as u32
 }

@@ -11,7 +11,8 @@ use virtio_net::{
     FRAME_LEN_MAX, Finish, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, header,
 };
 
-use super::{Fabric, Wait, bits};
+use super::waiting::{Crowd, Wait, has_room};
+use super::{Fabric, UPLINK, bits};
 use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
 use crate::pair::{Pair, Shared};
@@ -39,7 +40,7 @@ pub struct Uplink<U> {
     /// After an error: when it is looked at again, ticks.
     retry_at: Option<u64>,
     /// The frame that was read waits for this receiver.
-    waits: Option<Wait>,
+    pub waits: Option<Wait>,
     /// When it was last looked at, ticks.
     last_look: u64,
 }
@@ -114,7 +115,7 @@ impl<U: Datapath> Uplink<U> {
             let count = (share >> first).trailing_ones() as usize;
             let run = frames.skip(first as usize).take(count);
             let Transmitted { taken, drops: refused, .. } = self.datapath.transmit(run);
-            refused.iter().for_each(|(cause, packets)| drops.add_many(cause, packets));
+            drops.add_all(&refused);
             share &= !(super::all(taken) << first);
             if taken < count {
                 self.blocked = true;
@@ -122,6 +123,11 @@ impl<U: Datapath> Uplink<U> {
             }
         }
         (share, drops)
+    }
+
+    /// Length of the frame that was read.
+    fn frame_len(&self) -> usize {
+        self.read.map_or(0, |(len, _)| len - self.header_len)
     }
 
     /// Reads the next frame, unless there is one that was not done with. Returns its addresses.
@@ -180,6 +186,33 @@ enum Looked {
 }
 
 impl<U: Datapath> Fabric<U> {
+    /// Sends the frames `left`, of those that pair `at` gathered, to the uplink.
+    pub(super) fn send_out(
+        &mut self,
+        at: usize,
+        left: u64,
+        gathered: Frames<'_, '_>,
+        now: u64,
+        done: &mut Transmitted,
+    ) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let frames = gathered.take(done.taken);
+        let (rest, refused) = uplink.send(frames, left);
+        done.drops.add_all(&refused);
+        if rest == 0 {
+            self.uplink_full_since = None;
+            return;
+        }
+        let since = *self.uplink_full_since.get_or_insert(now);
+        let wait = Wait { receiver: UPLINK, until: since + self.crowded, segments: 0 };
+        if self.may_wait(wait, rest, Crowd::new(gathered, frames.len()), now) {
+            super::put_off(rest, frames, done);
+            self.ends[at].waits = Some(wait);
+        } else {
+            (0..rest.count_ones()).for_each(|_| done.drops.add(DropCause::TxUplinkFull));
+        }
+    }
+
     /// Moves one burst from the uplink to the guests. Returns whether there was one.
     pub(super) fn uplink_turn(
         &mut self,
@@ -192,6 +225,7 @@ impl<U: Datapath> Fabric<U> {
             return false;
         }
         let now = shared.tracers[0].now();
+        let before = uplink.waits;
         if uplink.retry_at.is_some_and(|at| now < at) || self.uplink_waits(pairs, now) {
             return false;
         }
@@ -214,6 +248,9 @@ impl<U: Datapath> Fabric<U> {
         {
             uplink.retry_at = None;
         }
+        if let Some(before) = before {
+            self.let_go(before.receiver, pairs);
+        }
         let worked = self.untold != 0;
         for receiver in bits(std::mem::take(&mut self.untold)) {
             let pair = &mut pairs[receiver];
@@ -227,7 +264,7 @@ impl<U: Datapath> Fabric<U> {
     fn uplink_waits(&mut self, pairs: &[Pair<super::Port>], now: u64) -> bool {
         let Some(uplink) = &mut self.uplink else { return false };
         let Some(wait) = uplink.waits else { return false };
-        let waits = now < wait.until && !super::has_room(&pairs[wait.receiver]);
+        let waits = now < wait.until && !has_room(&pairs[wait.receiver]);
         if !waits {
             uplink.waits = None;
         }
@@ -253,7 +290,7 @@ impl<U: Datapath> Fabric<U> {
         let port = self.uplink_port;
         let sight = Sight { wake, seen: now, polled };
         *budget -= 1;
-        match self.switch.route(port, addresses, now) {
+        match self.switch.route(port, addresses, uplink.frame_len(), now) {
             Verdict::Port(to) => {
                 let to = self.pair_of(to, 0);
                 self.pass_to(to, addresses, sight, budget, pairs, shared);

@@ -1,0 +1,120 @@
+//! To whom the frames of a burst go.
+
+use burst_trace::DropCause;
+use datapath::switch::{ADDRESSES_LEN, Verdict};
+use datapath::{Datapath, Transmitted};
+use virtio_net::Frames;
+
+use super::{End, Fabric, UPLINK, bits};
+
+/// A burst from one guest ends behind the frame with which so many bytes have to be copied: 64 segments of 64 KiB would keep
+/// the worker from the other guests for as long as it takes to copy 4 MiB.
+const BURST_BYTES_MAX: usize = 256 << 10;
+
+impl<U: Datapath> Fabric<U> {
+    /// Looks where each frame goes, and notes it in the receivers' shares. Returns how many of them are this burst.
+    pub(super) fn sort(&mut self, at: usize, frames: Frames<'_, '_>, now: u64) -> Transmitted {
+        let mut done = Transmitted::default();
+        let End { port, queue, .. } = self.ends[at];
+        self.flooded = 0;
+        self.unfinished.clear();
+        let mut last: Option<([u8; ADDRESSES_LEN], usize)> = None;
+        let mut cost = 0;
+        for (n, frame) in frames.iter().enumerate() {
+            if cost >= BURST_BYTES_MAX {
+                break;
+            }
+            done.taken += 1;
+            let addresses = match self.unfinished.note(n, &frame) {
+                Ok((addresses, bytes)) => {
+                    cost += bytes;
+                    addresses
+                }
+                Err(cause) => {
+                    done.drops.add(cause);
+                    continue;
+                }
+            };
+            let bit = 1 << n;
+            let dropped = done.drops.total();
+            done.bytes += wire_len(frame.len());
+            // Mostly a burst goes one way.
+            if let Some((same, to)) = last
+                && same == addresses
+            {
+                self.shares[to] |= bit;
+                continue;
+            }
+            match self.switch.route(port, addresses, frame.len(), now) {
+                Verdict::Port(to) => {
+                    let to = self.pair_of(to, queue);
+                    self.shares[to] |= bit;
+                    self.wanted |= 1 << to;
+                    last = Some((addresses, to));
+                }
+                Verdict::Everyone => {
+                    let copies = self.share_with_everyone(port, queue, bit);
+                    cost += frame.len() * copies.saturating_sub(1);
+                    if copies == 0 {
+                        done.drops.add(DropCause::TxNoReceiver);
+                    }
+                }
+                Verdict::FloodLimit => done.drops.add(DropCause::TxFloodLimit),
+                Verdict::Nowhere => done.drops.add(DropCause::TxNoReceiver),
+            }
+            if done.drops.total() > dropped {
+                done.bytes -= wire_len(frame.len());
+            }
+        }
+        done
+    }
+
+    /// A frame that goes to every port but its own. Returns how many these are.
+    fn share_with_everyone(&mut self, port: u8, queue: usize, bit: u64) -> usize {
+        self.flooded |= bit;
+        let others = self.everyone_but(port, queue);
+        for to in bits(others) {
+            self.shares[to] |= bit;
+        }
+        self.wanted |= others;
+        others.count_ones() as usize
+    }
+
+    /// The pairs that get what `port` sends to everyone from its pair number `queue`: one bit each.
+    pub(super) fn everyone_but(&self, port: u8, queue: usize) -> u64 {
+        let to_uplink = u64::from(self.uplink.is_some() && port != self.uplink_port);
+        let others = (0..self.uplink_port).filter(|other| *other != port);
+        let pairs =
+            others.map(|other| 1 << self.pair_of(other, queue)).fold(0, |all, one| all | one);
+        pairs & self.up | to_uplink << UPLINK
+    }
+
+    /// The pair of `port` that gets what comes from pair number `queue` of another one: always the same, so that
+    /// the frames of one flow stay in order.
+    #[inline]
+    pub(super) fn pair_of(&self, port: u8, queue: usize) -> usize {
+        let Some(pairs) = self.ports.get(usize::from(port)) else { return UPLINK };
+        let pair = pairs.start + queue % pairs.len();
+        // A guest need not use all of them.
+        if self.up & 1 << pair != 0 { pair } else { pairs.start }
+    }
+}
+
+/// Whether frames have the same addresses, all of them.
+#[cold]
+pub fn go_one_way(frames: Frames<'_, '_>) -> bool {
+    let mut addresses = frames.iter().map(|frame| frame.front::<ADDRESSES_LEN>());
+    let first = addresses.next();
+    addresses.all(|next| Some(next) == first)
+}
+
+#[cold]
+pub fn bytes_of(frames: Frames<'_, '_>) -> u32 {
+    frames.iter().map(|frame| wire_len(frame.len())).sum()
+}
+
+/// A frame's length for the counters.
+#[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
+const fn wire_len(len: usize) -> u32 {
+    len as u32
+}

@@ -1,0 +1,144 @@
+//! Frames that wait for room in their receiver's ring.
+//!
+//! A receiver without buffers must not hold up what its sender has for others. So frames wait for it only while
+//! nothing for anybody else is in sight behind them; and where more may stand behind them than is in sight, only for
+//! a moment. Then they are dropped, and counted on the receiver's side.
+
+use std::time::Duration;
+
+use datapath::Datapath;
+use datapath::switch::Port;
+use virtio_net::{BURST_MAX, Frames};
+
+use super::placing::all;
+use super::sorting::go_one_way;
+use super::{Fabric, UPLINK};
+use crate::pair::{Pair, Shared};
+use crate::ring::{Ring, RingState};
+
+/// How long frames wait for a receiver that takes none at all.
+pub const STUCK: Duration = Duration::from_millis(100);
+/// How long they wait where more may stand behind them than is in sight.
+pub const CROWDED: Duration = Duration::from_millis(1);
+
+/// A queue pair as the switch sees it. Times in ticks.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    pub port: u8,
+    /// Its number among those of its port.
+    pub queue: usize,
+    /// Its frames wait for another pair's buffers.
+    pub waits: Option<Wait>,
+    /// What they waited for at the last try.
+    pub begun: Option<Wait>,
+    /// Since when there was not room for all that it should get.
+    pub full_since: Option<u64>,
+    /// When it last took a frame since then.
+    took: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    /// The pair.
+    pub receiver: usize,
+    pub until: u64,
+    /// How many segments of the first frame it has already.
+    pub segments: usize,
+}
+
+/// A burst for which there was not room everywhere.
+#[derive(Clone, Copy)]
+pub struct Crowd {
+    /// How many of its frames were looked at.
+    pub count: usize,
+    /// Whether there may be frames behind it that go elsewhere.
+    pub is_crowded: bool,
+}
+
+impl Crowd {
+    /// Of the frames that were gathered, the first `count` were looked at.
+    #[cold]
+    pub fn new(gathered: Frames<'_, '_>, count: usize) -> Self {
+        let goes_on = gathered.len() == BURST_MAX;
+        let has_others =
+            count < gathered.len() && !go_one_way(gathered.skip(count.saturating_sub(1)));
+        Self { count, is_crowded: goes_on || has_others }
+    }
+}
+
+impl<U: Datapath> Fabric<U> {
+    /// Whether the frames of pair `at` still wait for another pair's buffers, and nothing has come that could
+    /// change it.
+    #[cold]
+    pub(super) fn still_waits(
+        &mut self,
+        at: usize,
+        ring: &Ring,
+        pairs: &[Pair<Port>],
+        shared: &mut Shared<'_>,
+    ) -> bool {
+        let waits = self.ends[at].waits.is_some_and(|wait| {
+            let can_go_on = if wait.receiver == UPLINK {
+                self.uplink.as_ref().is_none_or(|uplink| !uplink.blocked)
+            } else {
+                has_room(&pairs[wait.receiver])
+            };
+            !can_go_on && !ring.queue.has_grown() && shared.tracers[0].now() < wait.until
+        });
+        if !waits {
+            self.ends[at].waits = None;
+        }
+        waits
+    }
+
+    /// Whether the frames `left` may wait for their receiver: not, if there is one for anybody else behind them.
+    #[cold]
+    pub(super) fn may_wait(&self, wait: Wait, left: u64, crowd: Crowd, now: u64) -> bool {
+        let first = left.trailing_zeros();
+        let behind = all(crowd.count) >> first << first;
+        left == behind && left & self.flooded == 0 && now < wait.until
+    }
+
+    /// Nothing of what waited for pair `receiver` is left: unless others do, it is not starved any more.
+    #[cold]
+    pub(super) fn let_go(&self, receiver: usize, pairs: &mut [Pair<Port>]) {
+        let waits_for = |wait: Option<Wait>| wait.is_some_and(|it| it.receiver == receiver);
+        let by_uplink = self.uplink.as_ref().is_some_and(|uplink| waits_for(uplink.waits));
+        if receiver != UPLINK && !by_uplink && !self.ends.iter().any(|end| waits_for(end.waits)) {
+            pairs[receiver].starved = None;
+        }
+    }
+}
+
+impl End {
+    pub const fn new(port: u8, queue: usize) -> Self {
+        Self { port, queue, waits: None, begun: None, full_since: None, took: 0 }
+    }
+
+    /// Nothing waits any more.
+    pub const fn forget(&mut self) {
+        (self.waits, self.begun, self.full_since) = (None, None, None);
+    }
+
+    /// There was not room for all; for some there was, if `took`.
+    pub fn note_full(&mut self, now: u64, took: bool) {
+        if self.full_since.is_none() || took {
+            self.took = now;
+        }
+        self.full_since.get_or_insert(now);
+    }
+
+    /// Until when frames may wait for it. A receiver that takes some now and then is waited for; but where more
+    /// stand behind them than is in sight, only for a moment.
+    pub fn patience(&self, is_crowded: bool, stuck: u64, crowded: u64) -> u64 {
+        let since = self.full_since.unwrap_or_default();
+        if is_crowded { since + crowded } else { self.took + stuck }
+    }
+}
+
+/// Whether there may be room in the receive ring of a pair that was found full.
+#[cold]
+pub fn has_room(receiver: &Pair<Port>) -> bool {
+    let is_changed = |rx: &Ring| rx.state != RingState::Enabled || rx.queue.has_grown();
+    receiver.starved.is_none() || receiver.rx.as_deref().is_none_or(is_changed)
+}
