@@ -213,6 +213,13 @@ impl<D: Datapath> Pair<D> {
         }
     }
 
+    /// The worker is not woken up by the datapath any more.
+    pub fn ignore(&self, sleeper: &Sleeper) {
+        if let Some(fd) = self.datapath.readiness() {
+            sleeper.remove(&fd);
+        }
+    }
+
     pub fn ring_mut(&mut self, ring: u16) -> Option<&mut Ring> {
         self.slot(ring).as_deref_mut()
     }

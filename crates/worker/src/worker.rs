@@ -173,6 +173,10 @@ struct Loop<W: Wiring> {
     longest: u64,
     /// When the worker last woke up, ticks.
     woken: u64,
+    /// How many turns with work there have been since it last slept.
+    busy: u32,
+    /// Whether datapaths wake it up.
+    listens: bool,
     losses: Losses,
 }
 
@@ -189,7 +193,7 @@ struct Losses {
 /// So often datapaths are asked for what they lost, which takes a system call, while there is work and once after.
 const LOSSES_EVERY: Duration = Duration::from_millis(100);
 
-/// In a rush, the clock is looked at for that once in so many turns.
+/// In a rush, the clock is looked at for that once in so many turns; and after so many turns it is a rush.
 const TURNS_A_LOOK: u32 = 1024;
 
 impl<W: Wiring> Loop<W> {
@@ -204,9 +208,6 @@ impl<W: Wiring> Loop<W> {
         sys::schedule(options.scheduling)?;
         let sleeper = Sleeper::new()?;
         sleeper.add(inbox.wake(), Token::Mailbox)?;
-        for pair in &pairs {
-            pair.listen(&sleeper)?;
-        }
         wiring.start(&sleeper)?;
         let tracer = |guest: GuestOptions| {
             let fault = Fault::new(&guest.delays, &clock);
@@ -225,6 +226,8 @@ impl<W: Wiring> Loop<W> {
             retry: clock.ticks_in(RETRY),
             longest: clock.ticks_in(LONGEST),
             woken: 0,
+            busy: 0,
+            listens: false,
             losses: Losses { asked: 0, every: clock.ticks_in(LOSSES_EVERY), turns: 0 },
         })
     }
@@ -236,9 +239,10 @@ impl<W: Wiring> Loop<W> {
             }
             if self.turn() {
                 self.pause.end(&mut self.pairs);
-                self.losses.turns += 1;
-                if self.losses.turns.is_multiple_of(TURNS_A_LOOK) {
-                    self.account();
+                self.losses.turns = self.losses.turns.wrapping_add(1).max(1);
+                self.busy = self.busy.wrapping_add(1);
+                if self.busy.is_multiple_of(TURNS_A_LOOK) {
+                    self.rush();
                 }
                 continue;
             }
@@ -280,10 +284,36 @@ impl<W: Wiring> Loop<W> {
         None
     }
 
+    /// It is a while since there was time to sleep.
+    #[cold]
+    fn rush(&mut self) {
+        self.account();
+        // A descriptor that somebody waits for costs whoever makes it ready: for an AF_XDP socket that is every frame
+        // that was sent, within our own call.
+        if std::mem::take(&mut self.listens) {
+            self.pairs.iter().for_each(|pair| pair.ignore(&self.sleeper));
+        }
+    }
+
+    /// Has datapaths wake the worker up, if they do not yet. What they have already wakes it up at once.
+    fn listen(&mut self) {
+        self.busy = 0;
+        if self.listens {
+            return;
+        }
+        self.listens = true;
+        for pair in &self.pairs {
+            if let Err(error) = pair.listen(&self.sleeper) {
+                log::error!("queue pair {}: it cannot be waited for: {error}", pair.index);
+            }
+        }
+    }
+
     /// Asks for kicks, looks once more, and sleeps until something happens or `limit` has passed.
     fn sleep(&mut self, limit: Option<Duration>) {
         let mut work = false;
         let losses = self.account();
+        self.listen();
         for pair in &mut self.pairs {
             work |= pair.arm();
         }
