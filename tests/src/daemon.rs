@@ -88,6 +88,7 @@ impl Daemon {
         let socket = socket_path(directory, name);
         let log = directory.join(format!("{name}.log"));
         let child = command
+            .env("RUST_LOG", "info,datapath=debug")
             .arg("--run-dir")
             .arg(directory)
             .stdin(Stdio::null())
@@ -130,6 +131,27 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// How many descriptors it has open.
+    ///
+    /// # Panics
+    /// When it is gone.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("its descriptors").count()
+    }
+
+    /// Its memory that is resident and its own, KiB (`proc_pid_status(5)`, `RssAnon`).
+    ///
+    /// # Panics
+    /// When it is gone.
+    #[must_use]
+    pub fn memory_kib(&self) -> u64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).expect("a number")
     }
 
     /// Its process id.

@@ -199,6 +199,13 @@ impl Socket {
         Ok(())
     }
 
+    /// How many chunks are where they should be while nothing is on its way: free to send from, and in the fill or the
+    /// receive ring.
+    pub fn chunks_at_rest(&mut self) -> (usize, u32) {
+        self.reap();
+        (self.umem.free(), self.fill.left() + self.receive.look())
+    }
+
     /// Has the kernel look for frames in the driver now (`recvfrom(2)`).
     #[inline]
     pub fn poll_driver(&self) {
