@@ -171,4 +171,17 @@ mod tests {
         assert!(Config::parse("").unwrap_err().contains("[[guest]]"));
         assert!(Config::parse("guest = 5").unwrap_err().contains("found integer"));
     }
+
+    #[test]
+    fn the_example_is_what_the_guide_shows() {
+        let example = include_str!("../examples/two-guests.toml");
+        assert_eq!(Config::parse(example).unwrap().guests.len(), 3);
+        let indented =
+            |line: &str| if line.is_empty() { "\n".into() } else { format!("    {line}\n") };
+        let shown: String = example.lines().map(indented).collect();
+        assert!(
+            include_str!("../README.md").contains(&shown),
+            "not in backend/README.md:\n{shown}"
+        );
+    }
 }

@@ -1,16 +1,12 @@
 //! Guests in software that reach each other through a switch of the daemon.
 
-use std::net::Ipv4Addr;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burst_trace::DropCause;
-use frontend::{Guest, GuestOptions, Pair};
-use lab::outside::Outside;
-use ringscope_tests::daemon::Daemon;
+use frontend::{GuestOptions, Pair};
 use ringscope_tests::frames::{self, formats};
-use ringscope_tests::lan::{EVERYONE, Lan, frame, guest_table, station};
+use ringscope_tests::lan::{EVERYONE, Lan, frame, station};
 use ringscope_tests::packets;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -254,7 +250,7 @@ fn who_goes_away_is_forgotten_and_comes_back() {
     let to_gone = frame(station(2), station(0), 1, 60);
     lan.guests[2].disconnect();
     // Its rings are let go of as soon as that is seen; until then its buffers take frames.
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + SOON;
     loop {
         lan.send(0, &to_gone);
         if lan.pair(1).receive_within(Duration::from_millis(20)).unwrap().is_some() {
@@ -302,7 +298,7 @@ fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
                 assert_eq!(came.header[..10], header[..10]);
             } else {
                 for (n, part) in payload.chunks(1000).enumerate() {
-                    let came = lan.pair(2).receive_within(Duration::from_secs(5)).unwrap().unwrap();
+                    let came = lan.pair(2).receive_within(SOON).unwrap().unwrap();
                     assert_eq!(came.header[..10], [0; 10]);
                     let expected = (1 + 1000 * u32::try_from(n).unwrap(), part);
                     assert_eq!(packets::tcp_checked(&came.bytes), Some(expected));
@@ -313,7 +309,7 @@ fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
         // A checksum alone.
         let sent = packets::tcp_unsummed(macs(2), &payload[..100]);
         assert!(lan.pair(0).send_chain(&unfinished(0), &[&sent]).unwrap());
-        let came = lan.pair(2).receive_within(Duration::from_secs(5)).unwrap().unwrap();
+        let came = lan.pair(2).receive_within(SOON).unwrap().unwrap();
         assert_eq!(packets::tcp_checked(&came.bytes), Some((1, &payload[..100])));
     }
 }
@@ -328,7 +324,7 @@ fn segments_wait_for_room_one_by_one() {
         let sent = packets::tcp_unsummed((station(0), station(1)), &payload);
         assert!(lan.pair(0).send_chain(&unfinished(600), &[&sent]).unwrap());
         for (n, part) in payload.chunks(600).enumerate() {
-            let came = lan.pair(1).receive_within(Duration::from_secs(5)).unwrap();
+            let came = lan.pair(1).receive_within(SOON).unwrap();
             let came = came.unwrap_or_else(|| panic!("segment {n} of round {round}"));
             let expected = (1 + 600 * u32::try_from(n).unwrap(), part);
             assert_eq!(packets::tcp_checked(&came.bytes), Some(expected), "segment {n}");
@@ -361,7 +357,7 @@ fn net_headers_that_make_no_sense_reach_nobody() {
         assert!(lan.pair(0).send_chain(&header, &[frame]).unwrap());
     }
     lan.expect_nothing(1);
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + SOON;
     let count = |lan: &Lan| {
         let drops = |cause| lan.trace(0).drops(1, cause);
         drops(DropCause::TxBadNetHeader) + drops(DropCause::TxUnsegmentable)
@@ -371,113 +367,6 @@ fn net_headers_that_make_no_sense_reach_nobody() {
     let sane = frame(station(1), station(0), 1, 60);
     lan.send(0, &sane);
     lan.expect(1, &sane);
-}
-
-#[test]
-fn guests_with_datapaths_of_their_own_share_a_daemon() {
-    let directory = tempfile::tempdir().unwrap();
-    let keys = [
-        "datapath = 'reflect'",
-        "datapath = 'null:rx=100'\npoll = 'never'",
-        "datapath = 'switch:lan'",
-    ];
-    let config: Vec<_> =
-        (0..).zip(keys).map(|(n, keys)| guest_table(directory.path(), n, keys)).collect();
-    let mut daemon = Daemon::start_with_config(directory.path(), "vm0", &config.concat()).unwrap();
-    let connect = |n| {
-        let path = directory.path().join(format!("vm{n}.sock"));
-        Guest::connect(path, GuestOptions::default()).unwrap()
-    };
-    let [mut reflected, mut fed, _alone] = [0, 1, 2].map(connect);
-    frames::come_back(&mut reflected).unwrap();
-    assert_eq!(fed.pair(0).receive_within(SOON).unwrap().unwrap().bytes.len(), 100);
-    // One guest that goes, or breaks its ring, is its own business.
-    fed.disconnect();
-    frames::come_back(&mut reflected).unwrap();
-    let log = daemon.log();
-    assert!(
-        log.contains("vm1: the front end is gone") && !log.contains("vm0: the front end is gone"),
-        "{log}"
-    );
-    assert_eq!(
-        daemon.terminate(Duration::from_secs(2)).unwrap().code(),
-        Some(0),
-        "{}",
-        daemon.log()
-    );
-    for n in 0..3 {
-        assert!(!directory.path().join(format!("vm{n}.sock")).exists());
-    }
-}
-
-#[test]
-fn the_uplink_joins_the_guests_to_the_world_outside() {
-    let modern = GuestOptions::default();
-    let legacy = modern.clone().version_1(false).mergeable(false);
-    let kinds = [modern.clone().packed(true), legacy, modern.offloads()];
-    for poll in ["never", "adaptive"] {
-        let mut bridged = Outside::new("uplink").unwrap();
-        let tap = bridged.add_tap(1).unwrap();
-        reach_outside(&format!("tap:ifname={tap}"), &kinds, poll);
-        let wired = Outside::on_wire("uplink", 2).unwrap();
-        reach_outside(&format!("af-xdp:ifname={}", wired.wire()), &kinds, poll);
-    }
-}
-
-/// Each guest finds the outside host through the uplink, and the other guests without it.
-fn reach_outside(uplink: &str, guests: &[GuestOptions], poll: &str) {
-    let datapath = format!("switch:lan,uplink={uplink}");
-    let mut lan = Lan::with_datapath(&datapath, guests, &format!("poll = '{poll}'"));
-    lan.introduce();
-    let outside: Ipv4Addr = Outside::ADDRESS.parse().unwrap();
-    for n in 0..guests.len() {
-        let own = Ipv4Addr::new(10, 77, 0, 10 + u8::try_from(n).unwrap());
-        lan.send(n, &packets::arp_request(station(n), own, outside));
-        let host = await_one(&mut lan, n, packets::arp_reply);
-        for sequence in 0..50 {
-            let payload = frames::frame(sequence.into(), 10 + 25 * usize::from(sequence));
-            let question =
-                packets::echo_request((station(n), host), (own, outside), sequence, &payload);
-            lan.send(n, &question);
-            await_one(&mut lan, n, |frame| {
-                packets::echo_reply(frame).filter(|it| *it == (sequence, &payload)).map(|_| ())
-            });
-        }
-    }
-    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
-        let sent = frame(station(to), station(from), 7, 300);
-        lan.send(from, &sent);
-        await_one(&mut lan, to, |came| (came == sent).then_some(()));
-    }
-}
-
-/// What `wanted` makes of the first frame that it wants, of those that guest `n` receives.
-fn await_one<T>(lan: &mut Lan, n: usize, wanted: impl Fn(&[u8]) -> Option<T>) -> T {
-    let until = Instant::now() + SOON;
-    while Instant::now() < until {
-        let came = lan.pair(n).receive_within(Duration::from_millis(100)).unwrap();
-        if let Some(found) = came.and_then(|came| wanted(&came.bytes)) {
-            return found;
-        }
-    }
-    panic!("guest {n} waits in vain: {}", lan.daemon.log());
-}
-
-#[test]
-fn an_uplink_that_is_gone_costs_no_cpu_and_no_guest() {
-    let mut outside = Outside::new("upgone").unwrap();
-    let tap = outside.add_tap(1).unwrap();
-    let datapath = format!("switch:lan,uplink=tap:ifname={tap}");
-    let mut lan = Lan::with_datapath(&datapath, &guests(2), "poll = 'never'");
-    lan.introduce();
-    assert!(Command::new("ip").args(["link", "del", &tap]).status().unwrap().success());
-    lan.introduce();
-    std::thread::sleep(Duration::from_millis(100));
-    let before = lan.daemon.cpu_time();
-    std::thread::sleep(Duration::from_secs(1));
-    assert!(lan.daemon.cpu_time() - before <= Duration::from_millis(20), "it spins");
-    lan.introduce();
-    assert_eq!(lan.daemon.terminate(Duration::from_secs(1)).unwrap().code(), Some(0));
 }
 
 #[test]
