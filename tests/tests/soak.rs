@@ -50,7 +50,7 @@ fn soak(outside: &Outside, datapath: &str) -> String {
     let mut guests = 0;
     while Instant::now() < until {
         let options = GuestOptions::default().packed(guests % 2 == 1);
-        let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+        let mut guest = come(&daemon, &options);
         mix(outside, guest.pair(0));
         guest.check_canaries().unwrap();
         drop(guest);
@@ -65,6 +65,17 @@ fn soak(outside: &Outside, datapath: &str) -> String {
     eprintln!("{datapath}: {guests} guests; descriptors and KiB {before:?}, then {after:?}");
     assert!(after.0 <= before.0 + 1 && after.1 <= before.1 + 1024, "{before:?}, then {after:?}");
     daemon.log()
+}
+
+/// A guest comes. One that comes while the daemon still lets go of the last one is sent away, and comes again.
+fn come(daemon: &Daemon, options: &GuestOptions) -> Guest {
+    let until = Instant::now() + SOON;
+    loop {
+        match Guest::connect(daemon.socket(), options.clone()) {
+            Ok(guest) => return guest,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+    }
 }
 
 /// A guest's life: pings, bursts, and times in which it takes nothing.
