@@ -223,7 +223,10 @@ pub fn said(command: &mut Command) -> Result<String, Failure> {
 }
 
 /// The guest's kernel and initramfs: of `RINGSCOPE_IMAGE`, or built, once, by `qemu-scripts/guest-image`.
-fn image() -> Result<&'static PathBuf, Failure> {
+///
+/// # Errors
+/// When it cannot be built; the message says why.
+pub fn image() -> Result<&'static PathBuf, Failure> {
     static IMAGE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let build =
         || said(&mut Command::new(scripts().join("guest-image"))).map_err(|it| it.to_string());

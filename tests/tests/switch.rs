@@ -90,6 +90,27 @@ fn frames_for_many_in_one_burst_reach_each_in_order() {
 }
 
 #[test]
+fn a_flow_stays_on_the_queue_pairs_that_it_has() {
+    let [two, one] = [2, 1].map(|pairs| GuestOptions::default().queue_pairs(pairs));
+    let mut lan = Lan::new(&[two.clone(), two, one], "queue-pairs = 2");
+    let hello = |n| frame(EVERYONE, station(n), n, 60);
+    // From each pair of guest 0, and back to it.
+    for pair in 0..2 {
+        assert!(lan.guests[0].pair(pair).send(&hello(0)).unwrap());
+        for (n, at) in [(1, pair), (2, 0)] {
+            let came = lan.guests[n].pair(at).receive_within(SOON).unwrap();
+            assert_eq!(came.unwrap().bytes, hello(0), "guest {n}, from pair {pair}");
+            let answer = frame(station(0), station(n), n, 70);
+            assert!(lan.guests[n].pair(at).send(&answer).unwrap());
+            let came = lan.guests[0].pair(at).receive_within(SOON).unwrap();
+            assert_eq!(came.unwrap().bytes, answer, "from guest {n}, pair {at}");
+        }
+    }
+    let bytes = 2 * (60 + 60);
+    assert_eq!(lan.trace(0).check(1).bytes + lan.trace(0).check(3).bytes, bytes / 2);
+}
+
+#[test]
 fn a_guest_that_takes_nothing_holds_up_nobody() {
     for packed in [false, true] {
         let mut lan = Lan::new(&vec![GuestOptions::default().packed(packed).queue_size(64); 3], "");

@@ -8,16 +8,15 @@
 //! port only when it was silent for [`MOVE_AFTER`]; the address that the operator gave a guest never does. Frames
 //! for everyone are limited to [`FLOOD_RATE`] a second and port.
 
+mod port;
+
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use burst_trace::DropCause;
-use virtio_net::{Frames, GuestRoom, MacAddress, Offloads};
+use virtio_net::MacAddress;
 
-use crate::{Capabilities, Datapath, Look, Transmitted};
+pub use port::{Port, capabilities};
 
 /// The most ports.
 pub const PORTS_MAX: usize = 64;
@@ -299,65 +298,6 @@ const fn number(address: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
-/// A guest's end of the switch, as its queue pairs have it. The worker carries its frames.
-#[derive(Debug)]
-pub struct Port {
-    capabilities: Capabilities,
-}
-
-impl Port {
-    /// One queue of a port.
-    #[must_use]
-    pub const fn new(capabilities: Capabilities) -> Self {
-        Self { capabilities }
-    }
-}
-
-/// What the ports of a switch can do, given what its uplink can. What one guest leaves to the device is passed on to
-/// the next, or done with the copy; an uplink need not be able to.
-#[must_use]
-pub fn capabilities(uplink: Option<Capabilities>) -> Capabilities {
-    // Fragments of UDP are cut by nobody any more (Linux 4.14).
-    let all = Offloads { ufo: false, ..Offloads::ALL };
-    Capabilities {
-        name: "switch",
-        from_guest: uplink.map_or(all, |uplink| uplink.from_guest.and(all)),
-        to_guest: all,
-        mtu: uplink.map_or(u16::MAX, |uplink| uplink.mtu),
-    }
-}
-
-impl Datapath for Port {
-    const FORWARDS: bool = true;
-
-    fn capabilities(&self) -> Capabilities {
-        self.capabilities
-    }
-
-    fn set_active(&mut self, _active: bool) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// Never called: frames go from ring to ring.
-    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
-        let mut done = Transmitted { taken: frames.len(), ..Transmitted::default() };
-        (0..frames.len()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
-        done
-    }
-
-    fn receive(&mut self, _room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
-        Ok(Look::Drained)
-    }
-
-    fn has_frames(&self) -> bool {
-        false
-    }
-
-    fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -468,5 +408,36 @@ mod tests {
         let long =
             |_: &u64| switch.route(2, to_everyone(3), 10 * FLOOD_UNIT, 0) == Verdict::Everyone;
         assert_eq!((0..FLOOD_RATE).filter(long).count() as u64, FLOOD_BURST / 10 + 1);
+    }
+
+    proptest::proptest! {
+        /// Whatever is sent, the switch knows of each station what a plain list of what was heard says.
+        #[test]
+        fn it_knows_what_a_list_would(
+            steps in proptest::collection::vec((0_u8..4, 0_u16..12, 0_u16..12, 0_u64..200), 0..300),
+        ) {
+            let mut switch = switch(4);
+            let mut heard = std::collections::HashMap::<u16, (u8, u64)>::new();
+            let mut now = 0;
+            for (port, to, from, pause) in steps {
+                // Up to 1 s, or much longer.
+                now += if pause < 180 { pause * SECOND / 180 } else { (pause - 170) * 30 * SECOND };
+                let found = switch.route(port, addresses(to, from), 60, now);
+                let (at, seen) = heard.entry(from).or_insert((port, now));
+                if *at == port || now - *seen >= SECOND {
+                    (*at, *seen) = (port, now);
+                }
+                let expected = match heard.get(&to) {
+                    Some((at, seen)) if now - seen < 300 * SECOND && *at == port => Verdict::Nowhere,
+                    Some((at, seen)) if now - seen < 300 * SECOND => Verdict::Port(*at),
+                    _ => Verdict::Everyone,
+                };
+                proptest::prop_assert_eq!(found, expected);
+            }
+            for port in 0..4 {
+                let learned = heard.values().filter(|(at, _)| *at == port).count();
+                proptest::prop_assert!(switch.addresses(port) <= learned);
+            }
+        }
     }
 }

@@ -32,6 +32,8 @@ pub struct GuestOptions {
     pub dir: PathBuf,
     /// Address and prefix length of its eth0.
     pub address: String,
+    /// The Ethernet address of its eth0; the same for every guest when `None`.
+    pub mac: Option<String>,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Queue pairs of the device, all of which the guest uses.
@@ -71,6 +73,7 @@ impl GuestOptions {
             attachment,
             dir: dir.into(),
             address: "10.77.0.2/24".into(),
+            mac: None,
             memory_mib: 512,
             queue_pairs: 1,
             vcpus: None,
@@ -111,6 +114,9 @@ impl GuestOptions {
         push("--event-idx", switch(self.event_idx));
         push("--indirect", switch(self.indirect));
         push("--share", switch(self.share));
+        if let Some(mac) = &self.mac {
+            push("--mac", mac.clone());
+        }
         if let Some(vcpus) = self.vcpus {
             push("--vcpus", vcpus.to_string());
         }
