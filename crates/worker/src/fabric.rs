@@ -31,7 +31,7 @@ use self::waiting::{CROWDED, Crowd, End, STUCK, Wait};
 
 use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
-use crate::pair::{Context, Pair, RETRY, Shared, Starved};
+use crate::pair::{Context, Pair, Shared, Starved};
 use crate::ring::{Ring, RingState};
 use crate::sleep::Sleeper;
 use crate::transmit::{Sent, Untold, discard_burst};
@@ -278,13 +278,22 @@ pub fn pairs_of<'m>(members: impl Iterator<Item = (Arc<str>, &'m Member)>) -> Ve
 impl<U: Datapath> Wiring for Fabric<U> {
     type Wire = Port;
 
+    const COUNTS_LOSSES: bool = U::COUNTS_LOSSES;
+
+    /// What the uplink lost had no receiver yet: it is counted with the first guest.
+    fn account(&mut self, pairs: &mut [Pair<Port>], shared: &mut Shared<'_>) {
+        if let (Some(uplink), Some(first)) = (&mut self.uplink, pairs.first()) {
+            uplink.account(first.rings()[0], shared.of(first.guest).tracer);
+        }
+    }
+
     #[inline]
     fn turn(&mut self, pairs: &mut [Pair<Port>], shared: &mut Shared<'_>) -> bool {
         let mut worked = false;
         for at in 0..pairs.len() {
             worked |= self.pair_turn(at, pairs, shared);
         }
-        worked | self.uplink_turn(pairs, shared)
+        worked | self.uplink_turn(pairs, shared, worked)
     }
 
     fn rings_changed(&mut self, pairs: &mut [Pair<Port>]) {
@@ -315,7 +324,7 @@ impl<U: Datapath> Wiring for Fabric<U> {
         if uplink_waits || self.ends.iter().any(|end| end.waits.is_some()) {
             return Some(CROWDED);
         }
-        self.uplink.as_ref().is_some_and(Uplink::has_failed).then_some(RETRY)
+        self.uplink.as_ref().and_then(Uplink::pause)
     }
 
     fn start(&mut self, sleeper: &Sleeper) -> io::Result<()> {

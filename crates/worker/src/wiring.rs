@@ -17,6 +17,16 @@ pub trait Wiring: Send + 'static {
     /// One burst each way for every pair. Returns whether there was any.
     fn turn(&mut self, pairs: &mut [Pair<Self::Wire>], shared: &mut Shared<'_>) -> bool;
 
+    /// Whether frames can be lost in a place that only [`account`](Self::account) looks at.
+    const COUNTS_LOSSES: bool = Self::Wire::COUNTS_LOSSES;
+
+    /// Counts the frames that were lost before they could be seen.
+    fn account(&mut self, pairs: &mut [Pair<Self::Wire>], shared: &mut Shared<'_>) {
+        for pair in pairs {
+            pair.account(shared.of(pair.guest).tracer);
+        }
+    }
+
     /// The worker begins: it is to be woken up for what is not a pair's.
     ///
     /// # Errors

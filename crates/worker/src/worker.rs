@@ -269,7 +269,7 @@ impl<W: Wiring> Loop<W> {
     /// Asks datapaths for what they lost, if it is time. Returns how long it is until then, if there was work since.
     #[inline]
     fn account(&mut self) -> Option<Duration> {
-        if !W::Wire::COUNTS_LOSSES || self.losses.turns == 0 {
+        if !W::COUNTS_LOSSES || self.losses.turns == 0 {
             return None;
         }
         let now = self.clock.now();
@@ -278,9 +278,8 @@ impl<W: Wiring> Loop<W> {
             return Some(self.clock.duration_of(due - now));
         }
         (self.losses.asked, self.losses.turns) = (now, 0);
-        for pair in &mut self.pairs {
-            pair.account(&mut self.tracers[pair.guest]);
-        }
+        let (wiring, pairs, mut shared) = self.split();
+        wiring.account(pairs, &mut shared);
         None
     }
 

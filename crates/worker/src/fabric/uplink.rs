@@ -1,6 +1,7 @@
 //! The port of a switch that has a datapath in place of a guest.
 
 use std::io;
+use std::time::Duration;
 
 use burst_trace::{DropCause, DropCounts};
 use datapath::switch::{ADDRESSES_LEN, Verdict};
@@ -15,11 +16,15 @@ use super::waiting::{Crowd, Wait, has_room};
 use super::{Fabric, UPLINK, bits};
 use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
-use crate::pair::{Pair, Shared};
+use crate::pair::{Failed, Pair, RETRY, RETRY_DOUBLINGS, Shared};
 use crate::sleep::{Sleeper, Token};
+use crate::trace::Tracer;
 
 /// The most frames of one turn: as many as of a guest whose datapath takes a system call for each.
 const BURST: usize = 32;
+
+/// While guests keep the worker busy and nothing was told of, the uplink is looked at once in so many turns.
+const TURNS_A_LOOK: u32 = 16;
 
 /// The uplink of a switch, with one queue of it.
 #[derive(Debug)]
@@ -37,8 +42,10 @@ pub struct Uplink<U> {
     pub readable: bool,
     /// It took no more frames at the last try.
     pub blocked: bool,
-    /// After an error: when it is looked at again, ticks.
-    retry_at: Option<u64>,
+    /// It could not be read at the last look.
+    failed: Option<Failed>,
+    /// How many turns in a row guests had work and it was not looked at.
+    passed_over: u32,
     /// The frame that was read waits for this receiver.
     pub waits: Option<Wait>,
     /// When it was last looked at, ticks.
@@ -57,7 +64,8 @@ impl<U: Datapath> Uplink<U> {
             read: None,
             readable: true,
             blocked: false,
-            retry_at: None,
+            failed: None,
+            passed_over: 0,
             waits: None,
             last_look: 0,
         }
@@ -83,18 +91,35 @@ impl<U: Datapath> Uplink<U> {
         Ok(())
     }
 
-    /// Whether there is work that no descriptor tells of.
+    /// Counts what was lost before it could be read, on virtqueue `ring`.
+    pub fn account(&mut self, ring: u16, tracer: &mut Tracer) {
+        self.datapath.losses(&mut |cause, packets| tracer.lost(ring, cause, packets));
+    }
+
+    /// Whether there is work that no descriptor tells of, or told of before.
     pub fn has_work(&self) -> bool {
-        self.waits.is_none() && self.datapath.readiness().is_none() && self.datapath.has_frames()
+        let is_looked_at = self.waits.is_none() && self.failed.is_none();
+        let was_told = self.readable || self.datapath.readiness().is_none();
+        is_looked_at && (self.read.is_some() || (was_told && self.datapath.has_frames()))
+    }
+
+    /// Whether it is time to look for frames, at the end of a turn in which guests had work or not.
+    fn is_due(&mut self, guests_worked: bool, is_polling: bool) -> bool {
+        if self.read.is_some() || self.readable || self.datapath.readiness().is_none() {
+            return true;
+        }
+        // A look is a system call: too much for every turn of a rush between guests.
+        self.passed_over = if guests_worked { self.passed_over + 1 } else { 0 };
+        is_polling && self.passed_over.is_multiple_of(TURNS_A_LOOK)
     }
 
     pub const fn is_waiting(&self) -> bool {
         self.waits.is_some()
     }
 
-    /// Whether it is left alone for a while.
-    pub const fn has_failed(&self) -> bool {
-        self.retry_at.is_some()
+    /// How long it is left alone, if it could not be read.
+    pub fn pause(&self) -> Option<Duration> {
+        self.failed.map(|failed| RETRY * (1 << failed.times))
     }
 
     pub const fn forget_waiting(&mut self) {
@@ -218,15 +243,16 @@ impl<U: Datapath> Fabric<U> {
         &mut self,
         pairs: &mut [Pair<super::Port>],
         shared: &mut Shared<'_>,
+        guests_worked: bool,
     ) -> bool {
         let Some(uplink) = &mut self.uplink else { return false };
-        let has_descriptor = uplink.datapath.readiness().is_some();
-        if has_descriptor && !uplink.readable && !shared.polling && uplink.read.is_none() {
+        if !uplink.is_due(guests_worked, shared.polling) {
             return false;
         }
         let now = shared.tracers[0].now();
         let before = uplink.waits;
-        if uplink.retry_at.is_some_and(|at| now < at) || self.uplink_waits(pairs, now) {
+        let is_left_alone = uplink.failed.is_some_and(|failed| now < failed.retry_at);
+        if is_left_alone || self.uplink_waits(pairs, now) {
             return false;
         }
         let mut budget = BURST;
@@ -242,11 +268,6 @@ impl<U: Datapath> Fabric<U> {
             if self.uplink.as_ref().is_some_and(Uplink::is_waiting) {
                 break;
             }
-        }
-        if let Some(uplink) = &mut self.uplink
-            && uplink.retry_at.is_some_and(|at| now >= at)
-        {
-            uplink.retry_at = None;
         }
         if let Some(before) = before {
             self.let_go(before.receiver, pairs);
@@ -283,7 +304,9 @@ impl<U: Datapath> Fabric<U> {
         // All guests have one clock.
         let now = shared.tracers[0].now();
         uplink.last_look = now;
-        let Some(addresses) = uplink.next()? else {
+        let next = uplink.next()?;
+        uplink.failed = None;
+        let Some(addresses) = next else {
             uplink.readable = false;
             return Ok(Looked::Empty);
         };
@@ -415,13 +438,16 @@ impl<U: Datapath> Fabric<U> {
         }
     }
 
-    /// The uplink is left alone for a while: an interface that is gone must not keep the worker busy.
+    /// The uplink is left alone for a while, longer each time: an interface that is gone must not keep the worker
+    /// busy.
     #[cold]
     fn fail(&mut self, error: &io::Error, now: u64, shared: &Shared<'_>) {
         let Some(uplink) = &mut self.uplink else { return };
-        if uplink.retry_at.is_none_or(|at| now >= at + 100 * shared.retry) {
+        if uplink.failed.is_none() {
             log::warn!("no frame could be read from the uplink of a switch: {error}");
         }
-        (uplink.retry_at, uplink.readable) = (Some(now + shared.retry), true);
+        let times = uplink.failed.map_or(0, |failed| (failed.times + 1).min(RETRY_DOUBLINGS));
+        uplink.failed = Some(Failed { retry_at: now + (shared.retry << times), times });
+        uplink.readable = true;
     }
 }
