@@ -226,9 +226,10 @@ impl Datapath for AfXdp {
         for socket in &mut self.sockets {
             if active {
                 socket.discard_received();
-            } else if log::log_enabled!(log::Level::Debug) {
+            } else {
                 let ((transmit, receive), queue) = (socket.chunks_at_rest(), socket.queue);
                 let name = &self.device.name;
+                log::info!("{name}: queue {queue} until now: {}", socket.counters());
                 log::debug!("{name}: queue {queue} at rest with {transmit} and {receive} chunks");
             }
             self.program.direct(socket.queue, active.then(|| socket.as_fd()))?;

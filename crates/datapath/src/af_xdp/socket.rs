@@ -206,6 +206,22 @@ impl Socket {
         (self.umem.free(), self.fill.left() + self.receive.look())
     }
 
+    /// Everything that the kernel has counted since the socket was opened (`XDP_STATISTICS`), as text.
+    pub fn counters(&self) -> String {
+        let Ok(it) = sockopt::xdp_statistics(&self.fd) else { return String::new() };
+        let newer = |count: Option<u64>| count.map_or_else(|| "n/a".into(), |it| it.to_string());
+        format!(
+            "rx_dropped {}, rx_invalid_descs {}, tx_invalid_descs {}, rx_ring_full {}, \
+             rx_fill_ring_empty_descs {}, tx_ring_empty_descs {}",
+            it.rx_dropped,
+            it.rx_invalid_descs,
+            it.tx_invalid_descs,
+            newer(it.rx_ring_full),
+            newer(it.rx_fill_ring_empty_descs),
+            newer(it.tx_ring_empty_descs),
+        )
+    }
+
     /// Has the kernel look for frames in the driver now (`recvfrom(2)`).
     #[inline]
     pub fn poll_driver(&self) {
