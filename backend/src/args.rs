@@ -53,8 +53,9 @@ pub struct Args {
     #[arg(long)]
     pub print_capabilities: bool,
 
-    /// Where frames go to and come from: tap:ifname=NAME, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC], reflect, or
-    /// null[:rx=BYTES]
+    /// Where frames go to and come from: tap:ifname=NAME[,napi=on][,engine=uring], tap:fd=N,
+    /// macvtap:ifname=NAME[,over=NAME[,mode=MODE]], macvtap:fd=N, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC],
+    /// reflect, or null[:rx=BYTES]
     #[arg(long, value_name = "SPEC", required_unless_present_any = ["print_capabilities", "config"])]
     pub datapath: Option<DatapathSpec>,
 

@@ -4,15 +4,15 @@
 //! has a name in the file system.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use burst_trace::{Clock, Reader, Recorder, RecorderError, RecorderOptions, Writer};
 use datapath::af_xdp::Options;
 use datapath::{
-    AfXdp, AfXdpError, Capabilities, CaptureError, CaptureOptions, Datapath, Faulty, Null, Pcap,
-    Reflect, Tap, TapError, pcap, switch,
+    AfXdp, AfXdpError, Capabilities, CaptureError, CaptureOptions, Datapath, Faulty, MacvtapError,
+    Null, Pcap, Reflect, TapError, Uring, pcap, switch,
 };
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
@@ -20,8 +20,8 @@ use virtio_net::ConfigSpace;
 use worker::{GuestOptions, Mailbox, Member, Worker, WorkerOptions};
 
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
-use crate::spec::DatapathSpec;
-use crate::sys;
+use crate::spec::{DatapathSpec, Engine};
+use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
 
 /// Bursts that the recorder keeps of each worker: 4 MiB, minutes of a quiet guest's traffic and a good
 /// second of a busy one's.
@@ -33,6 +33,9 @@ pub enum Error {
     /// The tap.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The macvtap.
+    #[error(transparent)]
+    Macvtap(#[from] MacvtapError),
     /// The interface of AF_XDP sockets.
     #[error(transparent)]
     AfXdp(#[from] AfXdpError),
@@ -76,30 +79,18 @@ pub enum Error {
     Serve(#[from] ServeError),
 }
 
-/// The descriptor that the plan names, if it names one. To be called before anything is opened: it could
-/// get that number, and be taken for what was handed over.
-///
-/// # Errors
-/// When there is no such descriptor.
-pub fn handed_over(plan: &Plan) -> Result<Option<OwnedFd>, Error> {
-    match plan.guests[0].endpoint {
-        EndpointPlan::Descriptor(fd) => Ok(Some(sys::take_fd(fd)?)),
-        EndpointPlan::Listen(_) | EndpointPlan::Connect(_) => Ok(None),
-    }
-}
-
-/// Runs the daemon until `stop` becomes readable. `socket` is what was handed over for its one guest.
+/// Runs the daemon until `stop` becomes readable.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn run(plan: &Plan, mut socket: Option<OwnedFd>, stop: BorrowedFd<'_>) -> Result<(), Error> {
-    let mut daemon = Daemon::default();
+pub fn run(plan: &Plan, handed: Handed, stop: BorrowedFd<'_>) -> Result<(), Error> {
+    let mut daemon = Daemon { handed, ..Daemon::default() };
     for guest in &plan.guests {
         let name = |source| match plan.guests.len() {
             1 => source,
             _ => Error::Guest { name: guest.name.clone(), source: Box::new(source) },
         };
-        daemon.add_guest(guest, socket.take()).map_err(name)?;
+        daemon.add_guest(guest).map_err(name)?;
     }
     for switch in &plan.switches {
         daemon.add_switch(switch, &plan.guests)?;
@@ -113,6 +104,7 @@ struct Daemon {
     workers: Vec<Worker>,
     recordings: Vec<Recording>,
     fronts: Vec<Front>,
+    handed: Handed,
     clock: Clock,
 }
 
@@ -131,30 +123,39 @@ struct Front {
 
 impl Daemon {
     /// Puts a guest together that has a datapath of its own; one on a switch comes with the switch.
-    fn add_guest(&mut self, plan: &GuestPlan, socket: Option<OwnedFd>) -> Result<(), Error> {
+    fn add_guest(&mut self, plan: &GuestPlan) -> Result<(), Error> {
         let pairs = usize::from(plan.queue_pairs);
         match &plan.datapath {
-            DatapathSpec::Tap { ifname } => self.add(plan, Tap::open(ifname, pairs)?, socket),
+            DatapathSpec::Tap { port, napi, engine } => {
+                let taps = open_tap(port, &mut self.handed, pairs, *napi)?;
+                match engine {
+                    Engine::Readv => self.add(plan, taps),
+                    Engine::Uring => {
+                        let taps = taps.into_iter().map(Uring::open).collect::<Result<_, _>>()?;
+                        self.add(plan, taps)
+                    }
+                }
+            }
+            DatapathSpec::Macvtap { port, over } => {
+                let (handed, owner) = (&mut self.handed, Macvtapped::Guest(plan.mac));
+                let queues = open_macvtap(port, over.as_ref(), handed, pairs, owner)?;
+                self.add(plan, queues)
+            }
             DatapathSpec::AfXdp { ifname, options } => {
                 let options = Options { stamps: plan.trace, ..*options };
-                self.add(plan, AfXdp::open(ifname, pairs, &options)?, socket)
+                self.add(plan, AfXdp::open(ifname, pairs, &options)?)
             }
-            DatapathSpec::Reflect => self.add(plan, (0..pairs).map(|_| Reflect).collect(), socket),
+            DatapathSpec::Reflect => self.add(plan, (0..pairs).map(|_| Reflect).collect()),
             DatapathSpec::Null { receive } => {
-                self.add(plan, (0..pairs).map(|_| Null::new(*receive)).collect(), socket)
+                self.add(plan, (0..pairs).map(|_| Null::new(*receive)).collect())
             }
             DatapathSpec::Switch { .. } => Ok(()),
         }
     }
 
     /// Puts what the plan names around the datapaths. Without a capture and faults there is nothing around them.
-    fn add<D: Datapath>(
-        &mut self,
-        plan: &GuestPlan,
-        datapaths: Vec<D>,
-        socket: Option<OwnedFd>,
-    ) -> Result<(), Error> {
-        let endpoint = meet(&plan.endpoint, socket)?;
+    fn add<D: Datapath>(&mut self, plan: &GuestPlan, datapaths: Vec<D>) -> Result<(), Error> {
+        let endpoint = meet(&plan.endpoint, &mut self.handed)?;
         let faulty = |(queue, datapath)| Faulty::new(datapath, &plan.faults, queue);
         if let Some(path) = &plan.capture {
             let lanes = pcap::begin(&capture(plan, path), plan.queue_pairs, self.clock)?;
@@ -204,7 +205,18 @@ impl Daemon {
             None | Some(DatapathSpec::Switch { .. } | DatapathSpec::Reflect) => {
                 self.join(&guests, None::<Null>)
             }
-            Some(DatapathSpec::Tap { ifname }) => self.join(&guests, Tap::open(ifname, 1)?.pop()),
+            Some(DatapathSpec::Tap { port, napi, engine }) => {
+                let tap = open_tap(port, &mut self.handed, 1, *napi)?.pop();
+                match engine {
+                    Engine::Readv => self.join(&guests, tap),
+                    Engine::Uring => self.join(&guests, tap.map(Uring::open).transpose()?),
+                }
+            }
+            Some(DatapathSpec::Macvtap { port, over }) => {
+                let (handed, owner) = (&mut self.handed, Macvtapped::Switch);
+                let uplink = open_macvtap(port, over.as_ref(), handed, 1, owner)?.pop();
+                self.join(&guests, uplink)
+            }
             Some(DatapathSpec::AfXdp { ifname, options }) => {
                 self.join(&guests, AfXdp::open(ifname, 1, options)?.pop())
             }
@@ -217,7 +229,7 @@ impl Daemon {
         let mut prepared = Vec::new();
         let mut members = Vec::new();
         for plan in plans {
-            let endpoint = meet(&plan.endpoint, None)?;
+            let endpoint = meet(&plan.endpoint, &mut self.handed)?;
             let recording = self.record(plan)?;
             let guest = guest_options(plan, recording.recorder.writer(0, self.clock));
             let GuestPlan { queue_pairs, mac, .. } = **plan;
@@ -332,14 +344,14 @@ impl Drop for Recording {
     }
 }
 
-fn meet(endpoint: &EndpointPlan, socket: Option<OwnedFd>) -> Result<Endpoint, SocketError> {
-    match (endpoint, socket) {
-        (_, Some(socket)) => Endpoint::from_fd(socket),
-        (EndpointPlan::Listen(path), None) => Ok(Endpoint::Server(Server::bind(path)?)),
-        (EndpointPlan::Connect(path), None) => Ok(Endpoint::Client(path.clone())),
-        (EndpointPlan::Descriptor(fd), None) => {
-            Err(SocketError::Descriptor { fd: *fd, found: "not open".into() })
-        }
+fn meet(endpoint: &EndpointPlan, handed: &mut Handed) -> Result<Endpoint, SocketError> {
+    match endpoint {
+        EndpointPlan::Listen(path) => Ok(Endpoint::Server(Server::bind(path)?)),
+        EndpointPlan::Connect(path) => Ok(Endpoint::Client(path.clone())),
+        EndpointPlan::Descriptor(fd) => match handed.take(*fd) {
+            Some(socket) => Endpoint::from_fd(socket),
+            None => Err(SocketError::Descriptor { fd: *fd, found: "not open".into() }),
+        },
     }
 }
 

@@ -9,6 +9,7 @@ mod config;
 mod plan;
 mod spec;
 mod sys;
+mod wires;
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -23,6 +24,7 @@ use signal_hook::low_level::pipe;
 use crate::args::Args;
 use crate::config::Config;
 use crate::plan::Plan;
+use crate::wires::Handed;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -55,9 +57,9 @@ fn plan(args: Args) -> Result<Plan, String> {
 }
 
 fn run(plan: &Plan) -> Result<(), String> {
-    let socket = assemble::handed_over(plan).map_err(|error| error.to_string())?;
+    let handed = Handed::take_over(plan).map_err(|error| error.to_string())?;
     let stop = stop_signals().map_err(|error| format!("signals cannot be handled: {error}"))?;
-    assemble::run(plan, socket, stop.as_fd()).map_err(|error| error.to_string())
+    assemble::run(plan, handed, stop.as_fd()).map_err(|error| error.to_string())
 }
 
 /// Becomes readable when the daemon is asked to end.

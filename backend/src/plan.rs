@@ -1,5 +1,7 @@
 //! What is to be done: flags checked against each other. Nothing of the system is touched yet.
 
+mod error;
+
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +12,8 @@ use worker::{Delay, PollPolicy, SWITCH_PAIRS_MAX, Scheduling};
 
 use crate::args::{Args, Switch};
 use crate::spec::{DatapathSpec, FaultSpec};
+
+pub use error::PlanError;
 
 /// A daemon to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,95 +79,6 @@ pub enum EndpointPlan {
     Descriptor(RawFd),
 }
 
-/// Flags that do not go together, or that lack one that cannot be guessed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    /// More workers than work.
-    #[error(
-        "--cpus names {cpus} CPUs for {queue_pairs} queue pair(s); expected at most one CPU a queue \
-         pair: name fewer, or raise --queue-pairs"
-    )]
-    TooManyCpus {
-        /// CPUs named.
-        cpus: usize,
-        /// Queue pairs asked for.
-        queue_pairs: u16,
-    },
-    /// A CPU twice.
-    #[error("--cpus names CPU {0} twice; two workers on one CPU would take turns")]
-    SameCpu(usize),
-    /// No name can be derived.
-    #[error("--name is missing: it cannot be taken from the socket's path here")]
-    NoName,
-    /// The name would be no file name.
-    #[error("--name '{0}' is no file name; expected letters, digits, '-', '_' or '.'")]
-    BadName(String),
-    /// No run directory can be derived.
-    #[error("--run-dir is missing, and neither root nor $XDG_RUNTIME_DIR tells where it could be")]
-    NoRunDir,
-    /// A capture without stamps.
-    #[error(
-        "--pcap needs the stamps of every burst, which --trace off leaves out; drop one of the two"
-    )]
-    CaptureWithoutTrace,
-    /// What sits around a wire, where there is none.
-    #[error(
-        "{0} is around the wire of a guest, and a guest of a switch has none; drop it, or give the guest a datapath of \
-         its own"
-    )]
-    NoWire(&'static str),
-    /// Something is wrong with one of several guests.
-    #[error("guest '{name}': {source}")]
-    Guest {
-        /// Its name.
-        name: String,
-        /// What is wrong.
-        source: Box<PlanError>,
-    },
-    /// Two guests of one name.
-    #[error("two guests are called '{0}'; expected a name of its own for each")]
-    SameName(String),
-    /// Two guests at one socket.
-    #[error("two guests have the socket {}; expected one of its own for each", .0.display())]
-    SameSocket(PathBuf),
-    /// Two guests captured in one file.
-    #[error("two guests have the capture {}; expected a file of its own for each", .0.display())]
-    SameCapture(PathBuf),
-    /// What one worker cannot do both ways.
-    #[error(
-        "the guests of switch '{switch}' are served by one worker: expected the same {key} for all of them, found \
-         '{found}' and '{other}'"
-    )]
-    Differs {
-        /// The switch's name.
-        switch: String,
-        /// The key.
-        key: &'static str,
-        /// What one of the guests has.
-        found: String,
-        /// What another one has.
-        other: String,
-    },
-    /// More workers than one for a switch.
-    #[error("--cpus names {cpus} CPUs for switch '{switch}', which one worker serves; name one")]
-    SwitchCpus {
-        /// The switch's name.
-        switch: String,
-        /// CPUs named.
-        cpus: usize,
-    },
-    /// Too many queue pairs on one switch.
-    #[error("the guests of switch '{switch}' have {pairs} queue pairs; expected at most {max}")]
-    SwitchPairs {
-        /// The switch's name.
-        switch: String,
-        /// Queue pairs of all its guests.
-        pairs: usize,
-        /// The most that there may be.
-        max: usize,
-    },
-}
-
 impl Plan {
     /// Checks the flags of one guest, or of several, against each other, and fills in what follows from others.
     ///
@@ -205,7 +120,29 @@ impl Plan {
             }
         }
         let switches = switches(&guests)?;
-        Ok(Self { guests, switches })
+        let plan = Self { guests, switches };
+        match plan.same_descriptor() {
+            Some(fd) => Err(PlanError::SameDescriptor(fd)),
+            None => Ok(plan),
+        }
+    }
+
+    /// The datapaths that are opened: each guest's own, and the switches' uplinks.
+    pub fn wires(&self) -> impl Iterator<Item = &DatapathSpec> {
+        let own = self.guests.iter().map(|guest| &guest.datapath);
+        own.chain(self.switches.iter().filter_map(|switch| switch.uplink.as_ref()))
+    }
+
+    /// A descriptor that is named for two things.
+    fn same_descriptor(&self) -> Option<RawFd> {
+        let socket = |guest: &GuestPlan| match guest.endpoint {
+            EndpointPlan::Descriptor(fd) => Some(fd),
+            EndpointPlan::Listen(_) | EndpointPlan::Connect(_) => None,
+        };
+        let sockets = self.guests.iter().filter_map(socket);
+        let all: Vec<_> =
+            sockets.chain(self.wires().filter_map(DatapathSpec::descriptor)).collect();
+        (1..all.len()).find(|&n| all[..n].contains(&all[n])).map(|n| all[n])
     }
 }
 
@@ -234,10 +171,14 @@ impl GuestPlan {
                 return Err(PlanError::SameCpu(*cpu));
             }
         }
+        let datapath = args.datapath.unwrap_or(DatapathSpec::Null { receive: 0 });
+        if datapath.descriptor().is_some() && args.queue_pairs > 1 {
+            return Err(PlanError::OneDescriptor { datapath, queue_pairs: args.queue_pairs });
+        }
         if args.pcap.is_some() && args.trace == Switch::Off {
             return Err(PlanError::CaptureWithoutTrace);
         }
-        let on_switch = matches!(args.datapath, Some(DatapathSpec::Switch { .. }));
+        let on_switch = matches!(datapath, DatapathSpec::Switch { .. });
         if on_switch && args.pcap.is_some() {
             return Err(PlanError::NoWire("--pcap"));
         }
@@ -256,7 +197,7 @@ impl GuestPlan {
             endpoint,
             recorder: location::recorder_path(run_dir, &name),
             name,
-            datapath: args.datapath.unwrap_or(DatapathSpec::Null { receive: 0 }),
+            datapath,
             queue_pairs: args.queue_pairs,
             queue_size: args.queue_size,
             mac: args.mac,
@@ -395,6 +336,10 @@ mod tests {
         assert_eq!(plan(&format!("{base} --cpus 0-1")), Err(too_many));
         assert_eq!(plan(&format!("{base} --queue-pairs 2 --cpus 1,1")), Err(PlanError::SameCpu(1)));
         assert_eq!(plan("--fd 5 --datapath reflect"), Err(PlanError::NoName));
+        let same = plan("--fd 5 --name a --datapath tap:fd=5");
+        assert_eq!(same, Err(PlanError::SameDescriptor(5)));
+        let one = plan("--socket-path /s --datapath macvtap:fd=5 --queue-pairs 2");
+        assert!(matches!(one, Err(PlanError::OneDescriptor { queue_pairs: 2, .. })));
         let without_trace = plan(&format!("{base} --pcap /f --trace off"));
         assert_eq!(without_trace, Err(PlanError::CaptureWithoutTrace));
         let name = PlanError::BadName("a/b".into());
@@ -407,7 +352,7 @@ mod tests {
         let vm1 = "--socket-path /tmp/vm1.sock --datapath switch:lan,uplink=tap:ifname=t0";
         let vm2 = "--socket-path /tmp/vm2.sock --datapath reflect --poll never";
         let plan = daemon(&[vm0, vm1, vm2]).unwrap();
-        let uplink = Some(DatapathSpec::Tap { ifname: "t0".into() });
+        let uplink = Some("tap:ifname=t0".parse().unwrap());
         let switch = SwitchPlan { name: "lan".into(), guests: vec![0, 1], uplink };
         assert_eq!(plan.switches, [switch]);
         let labels = plan.guests.iter().map(|guest| guest.label.as_str());
@@ -438,6 +383,21 @@ mod tests {
         assert_eq!(both(captured(guest("a", "x")), captured(guest("b", "y"))), Err(same));
         let error = both(guest("a", "x"), guest("b", "b/c")).unwrap_err().to_string();
         assert!(error.starts_with("guest 'b/c': --name 'b/c' is no file name"), "{error}");
+    }
+
+    #[test]
+    fn a_descriptor_is_one_thing() {
+        let guest = |n: usize, datapath: &str| format!("--socket-path /{n} --datapath {datapath}");
+        let both = |one: &str, other: &str| {
+            daemon(&[&guest(1, one), &guest(2, other)]).map(|plan| plan.wires().count())
+        };
+        let same = Err(PlanError::SameDescriptor(5));
+        assert_eq!(both("tap:fd=5", "macvtap:fd=6"), Ok(2));
+        assert_eq!(both("tap:fd=5", "macvtap:fd=5"), same);
+        assert_eq!(both("switch:lan,uplink=tap:fd=5", "tap:fd=5"), same);
+        assert_eq!(both("switch:lan,uplink=tap:fd=5", "switch:wan,uplink=tap:fd=5"), same);
+        // One uplink, which both name.
+        assert_eq!(both("switch:lan,uplink=tap:fd=5", "switch:lan,uplink=tap:fd=5"), Ok(3));
     }
 
     #[test]

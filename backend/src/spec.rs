@@ -1,24 +1,37 @@
 //! `--datapath`: where frames go to and come from, as text `KIND[:KEY=VALUE,...]`.
 
 use std::fmt;
+use std::os::fd::RawFd;
 use std::str::FromStr;
 
 use datapath::Planted;
 use datapath::af_xdp::{Choice, Options, UmemOwner, XdpMode};
+use datapath::macvtap::Over;
 use virtio_net::FRAME_LEN_MAX;
 use worker::Delay;
 
 /// The kinds that there are, as they are written.
-const FORMS: &str =
-    "tap:ifname=NAME, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC], reflect or null[:rx=BYTES]";
+const FORMS: &str = "tap:ifname=NAME, macvtap:ifname=NAME, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC], reflect or \
+                     null[:rx=BYTES]";
 
 /// `--datapath`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatapathSpec {
-    /// A tap interface, which must exist.
+    /// A tap.
     Tap {
-        /// Its name.
-        ifname: String,
+        /// Where it comes from.
+        port: Port,
+        /// Frames from the guest enter the kernel by NAPI.
+        napi: bool,
+        /// How frames go to the kernel and come from it.
+        engine: Engine,
+    },
+    /// A macvtap.
+    Macvtap {
+        /// Where it comes from.
+        port: Port,
+        /// If it is to be made, over what.
+        over: Option<Over>,
     },
     /// AF_XDP sockets on the queues of an interface.
     AfXdp {
@@ -43,6 +56,44 @@ pub enum DatapathSpec {
     },
 }
 
+/// An interface, or an open descriptor of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// By its name.
+    Name(String),
+    /// Handed over under this number.
+    Descriptor(RawFd),
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "ifname={name}"),
+            Self::Descriptor(fd) => write!(f, "fd={fd}"),
+        }
+    }
+}
+
+/// How frames go to a tap and come from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// A system call a frame.
+    Readv,
+    /// A system call a burst.
+    Uring,
+}
+
+impl DatapathSpec {
+    /// The descriptor that it was handed over as, if it was. A switch has none; its uplink may.
+    pub const fn descriptor(&self) -> Option<RawFd> {
+        match self {
+            Self::Tap { port: Port::Descriptor(fd), .. }
+            | Self::Macvtap { port: Port::Descriptor(fd), .. } => Some(*fd),
+            _ => None,
+        }
+    }
+}
+
 impl FromStr for DatapathSpec {
     type Err = String;
 
@@ -56,7 +107,8 @@ impl FromStr for DatapathSpec {
         }
         let mut fields = Fields::new(text, rest)?;
         let spec = match kind {
-            "tap" => Self::Tap { ifname: fields.ifname()? },
+            "tap" => tap(&mut fields)?,
+            "macvtap" => macvtap(&mut fields)?,
             "af-xdp" => {
                 Self::AfXdp { ifname: fields.ifname()?, options: af_xdp_options(&mut fields)? }
             }
@@ -67,6 +119,43 @@ impl FromStr for DatapathSpec {
         fields.end()?;
         Ok(spec)
     }
+}
+
+fn tap(fields: &mut Fields<'_>) -> Result<DatapathSpec, String> {
+    let port = fields.port()?;
+    let napi = match fields.take("napi") {
+        None | Some("off") => false,
+        Some("on") => true,
+        Some(other) => return Err(format!("expected napi=on or off, found '{other}'")),
+    };
+    if napi && matches!(port, Port::Descriptor(_)) {
+        return Err("napi=on is for whoever opens the tap; leave it out with fd=".into());
+    }
+    let engine = match fields.take("engine") {
+        None | Some("readv") => Engine::Readv,
+        Some("uring") => Engine::Uring,
+        Some(other) => return Err(format!("expected engine=readv or uring, found '{other}'")),
+    };
+    Ok(DatapathSpec::Tap { port, napi, engine })
+}
+
+fn macvtap(fields: &mut Fields<'_>) -> Result<DatapathSpec, String> {
+    let port = fields.port()?;
+    let lower = fields.take("over").map(str::to_owned);
+    let mode = fields.take("mode").map(str::parse).transpose()?;
+    let over = match (lower, mode) {
+        (Some(_), _) if matches!(port, Port::Descriptor(_)) => {
+            return Err(
+                "over= is for an interface that is to be made; leave it out with fd=".into()
+            );
+        }
+        (Some(lower), mode) => Some(Over { lower, mode: mode.unwrap_or_default() }),
+        (None, Some(_)) => {
+            return Err("mode= is for an interface that is to be made: over=NAME is missing".into());
+        }
+        (None, None) => None,
+    };
+    Ok(DatapathSpec::Macvtap { port, over })
 }
 
 /// `NAME[,uplink=SPEC]`: the uplink comes last, because it has commas of its own.
@@ -85,7 +174,7 @@ fn switch(text: &str, rest: &str) -> Result<DatapathSpec, String> {
         })?;
         match uplink.parse()? {
             DatapathSpec::Switch { .. } | DatapathSpec::Reflect => {
-                Err(format!("expected a tap, AF_XDP or null as uplink, found '{uplink}'"))
+                Err(format!("expected a tap, macvtap, AF_XDP or null as uplink, found '{uplink}'"))
             }
             DatapathSpec::AfXdp { options, .. } if options.umem == UmemOwner::Guest => {
                 Err(format!("expected an uplink without umem=guest, since it serves several guests, found '{uplink}'"))
@@ -121,7 +210,15 @@ fn receive(fields: &mut Fields<'_>) -> Result<usize, String> {
 impl fmt::Display for DatapathSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tap { ifname } => write!(f, "tap:ifname={ifname}"),
+            Self::Tap { port, napi, engine } => {
+                let napi = if *napi { ",napi=on" } else { "" };
+                let engine = if *engine == Engine::Uring { ",engine=uring" } else { "" };
+                write!(f, "tap:{port}{napi}{engine}")
+            }
+            Self::Macvtap { port, over: None } => write!(f, "macvtap:{port}"),
+            Self::Macvtap { port, over: Some(Over { lower, mode }) } => {
+                write!(f, "macvtap:{port},over={lower},mode={mode}")
+            }
             Self::AfXdp { ifname, options } => {
                 write!(f, "af-xdp:ifname={ifname}")?;
                 let Options { mode, zero_copy, need_wakeup, busy_poll, umem, .. } = options;
@@ -203,6 +300,20 @@ impl<'t> Fields<'t> {
         Some(self.pairs.remove(at).1)
     }
 
+    /// The interface's name, or the descriptor.
+    fn port(&mut self) -> Result<Port, String> {
+        let found = self.text;
+        match (self.take("ifname"), self.take("fd")) {
+            (Some(name), None) => Ok(Port::Name(name.into())),
+            (None, Some(fd)) => {
+                let fd = fd.parse().ok().filter(|fd| *fd >= 3);
+                fd.map(Port::Descriptor)
+                    .ok_or_else(|| format!("expected fd=N from 3 on, found '{found}'"))
+            }
+            _ => Err(format!("expected ifname=NAME or fd=N, found '{found}'")),
+        }
+    }
+
     /// The interface's name.
     fn ifname(&mut self) -> Result<String, String> {
         let name = self.take("ifname").map(str::to_owned);
@@ -245,10 +356,17 @@ mod tests {
     fn datapaths_are_read_as_they_are_written() {
         for text in [
             "tap:ifname=tap0",
+            "tap:ifname=tap0,napi=on,engine=uring",
+            "tap:fd=5",
+            "macvtap:ifname=mv0",
+            "macvtap:ifname=mv0,over=eth0,mode=vepa",
+            "macvtap:fd=3",
             "af-xdp:ifname=eth0",
             "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on,busy-poll=on,umem=guest",
             "switch:lan",
             "switch:lan,uplink=af-xdp:ifname=eth0,mode=native",
+            "switch:lan,uplink=macvtap:ifname=mv0,over=eth0,mode=passthru",
+            "switch:lan,uplink=tap:fd=5,engine=uring",
             "reflect",
             "null",
             "null:rx=64",
@@ -266,7 +384,16 @@ mod tests {
             ("tap:", "KEY=VALUE"),
             ("tap:ifname=", "KEY=VALUE"),
             ("tap:ifname=a,ifname=b", "each key once"),
-            ("tap:ifname=a,name=x", "the keys ifname"),
+            ("tap:ifname=a,name=x", "the keys ifname, fd, napi, engine"),
+            ("tap:ifname=a,fd=5", "ifname=NAME or fd=N"),
+            ("tap:fd=2", "from 3 on"),
+            ("tap:ifname=a,napi=yes", "napi=on or off"),
+            ("tap:fd=5,napi=on", "who"),
+            ("tap:ifname=a,engine=fast", "engine=readv or uring"),
+            ("macvtap", "ifname=NAME or fd=N"),
+            ("macvtap:ifname=a,mode=vepa", "over=NAME is missing"),
+            ("macvtap:ifname=a,over=b,mode=router", "expected mode=bridge"),
+            ("macvtap:fd=5,over=b", "leave it out with fd="),
             ("af-xdp:ifname=a,mode=fast", "mode=auto|native|generic"),
             (
                 "af-xdp:ifname=a,copy=on",

@@ -4,16 +4,14 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use vhost_control::SocketError;
-
 /// Takes over the descriptor `fd`, which whoever started us left open for us.
-pub fn take_fd(fd: RawFd) -> Result<OwnedFd, SocketError> {
+pub fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: plain numbers; the kernel checks the descriptor.
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
-        let found = io::Error::last_os_error().to_string();
-        return Err(SocketError::Descriptor { fd, found });
+        return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is open (just asked), above standard error (the flag's range), and called for the one
-    // descriptor of the command line before anything of ours is opened under that number (`main::run`).
+    // SAFETY: it is open (just asked), above standard error (the flags' ranges), and called once for each
+    // descriptor that the plan names, which are different ones (`Plan::new`), before anything of ours is opened under
+    // that number (`main::run`).
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -28,7 +29,26 @@ impl Daemon {
     pub fn start(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
         // One that was killed leaves its socket file, which the new one has to replace.
         let stale = inode(&socket_path(directory, name));
-        let mut daemon = Self::spawn(directory, name, arguments)?;
+        Self::spawn(directory, name, arguments, None)?.opened(stale)
+    }
+
+    /// The same, with `fd` as its descriptor 9.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(
+        directory: &Path,
+        name: &str,
+        arguments: &[&str],
+        fd: OwnedFd,
+    ) -> io::Result<Self> {
+        let stale = inode(&socket_path(directory, name));
+        Self::spawn(directory, name, arguments, Some(fd))?.opened(stale)
+    }
+
+    /// Waits for its socket, where there was a stale one before or none.
+    fn opened(self, stale: Option<(u64, i64, i64)>) -> io::Result<Self> {
+        let mut daemon = self;
         let until = Instant::now() + Duration::from_secs(5);
         let waits = |daemon: &Self| {
             let found = inode(&daemon.socket);
@@ -50,7 +70,7 @@ impl Daemon {
     /// # Errors
     /// When it is not built.
     pub fn start_as_client(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
-        Self::spawn(directory, name, &[&["--client"], arguments].concat())
+        Self::spawn(directory, name, &[&["--client"], arguments].concat(), None)
     }
 
     /// Starts the daemon with a file of several guests, its log and its run directory in `directory`, and waits
@@ -64,7 +84,7 @@ impl Daemon {
         fs::write(&path, config)?;
         let mut command = Command::new(program("ringscoped")?);
         command.arg("--config").arg(&path);
-        let mut daemon = Self::spawn_command(directory, first, command)?;
+        let mut daemon = Self::spawn_command(directory, first, command, None)?;
         let guests = config.matches("[[guest]]").count();
         let until = Instant::now() + Duration::from_secs(5);
         while daemon.log().matches("recording to").count() < guests {
@@ -77,21 +97,41 @@ impl Daemon {
         Ok(daemon)
     }
 
-    fn spawn(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
-        let mut command = Command::new(program("ringscoped")?);
+    fn spawn(
+        directory: &Path,
+        name: &str,
+        arguments: &[&str],
+        handed: Option<OwnedFd>,
+    ) -> io::Result<Self> {
+        let program = program("ringscoped")?;
+        let mut command = match &handed {
+            None => Command::new(program),
+            Some(_) => {
+                // The shell becomes the daemon.
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", "exec 9<&0 </dev/null \"$@\"", "sh"]).arg(program);
+                shell
+            }
+        };
         command.arg("--socket-path").arg(socket_path(directory, name));
         command.args(["--name", name]).args(arguments);
-        Self::spawn_command(directory, name, command)
+        Self::spawn_command(directory, name, command, handed)
     }
 
-    fn spawn_command(directory: &Path, name: &str, mut command: Command) -> io::Result<Self> {
+    /// `handed` becomes its standard input.
+    fn spawn_command(
+        directory: &Path,
+        name: &str,
+        mut command: Command,
+        handed: Option<OwnedFd>,
+    ) -> io::Result<Self> {
         let socket = socket_path(directory, name);
         let log = directory.join(format!("{name}.log"));
         let child = command
             .env("RUST_LOG", "info,datapath=debug")
             .arg("--run-dir")
             .arg(directory)
-            .stdin(Stdio::null())
+            .stdin(handed.map_or_else(Stdio::null, Stdio::from))
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log)?)
             .spawn()?;

@@ -1,5 +1,6 @@
 //! End to end: the parts that tests put together.
 //!
+//! - [`cable`]: an interface of this host, and a host at the other end of its cable.
 //! - [`daemon`]: the daemon under test.
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`frames`]: frames that a reflecting back end must return.
@@ -12,6 +13,7 @@
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
 //! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
 
+pub mod cable;
 pub mod daemon;
 pub mod dpdk;
 pub mod frames;

@@ -77,6 +77,42 @@ impl Pinger {
         }
     }
 
+    /// Sends `count` pings at once; all are answered, in order.
+    ///
+    /// # Panics
+    /// When they are not.
+    pub fn ping_burst(&mut self, pair: &mut Pair, count: u16) {
+        let first = self.sequence + 1;
+        for n in 0..count {
+            let payload = frames::frame(n.into(), 1 + usize::from(n) * 97 % 1400);
+            let macs = (self.mac, self.gateway);
+            let request = echo_request(macs, (OWN, host()), first + n, &payload);
+            assert!(pair.queue(&request).unwrap(), "no room in the ring");
+            self.sent.push(request);
+        }
+        pair.flush().unwrap();
+        let until = Instant::now() + PATIENCE;
+        for n in 0..count {
+            loop {
+                let left = until.saturating_duration_since(Instant::now());
+                let frame = pair.receive_within(left).unwrap();
+                let frame = frame.unwrap_or_else(|| panic!("no answer to ping {n} of {count}"));
+                let reply = echo_reply(&frame.bytes).map(|(number, bytes)| {
+                    let payload = frames::frame(n.into(), 1 + usize::from(n) * 97 % 1400);
+                    assert!(
+                        number == first + n && bytes == payload,
+                        "{number}, not {n} of {count}"
+                    );
+                });
+                self.came.push(frame.bytes);
+                if reply.is_some() {
+                    break;
+                }
+            }
+        }
+        self.sequence += count;
+    }
+
     fn ask<T>(
         &mut self,
         pair: &mut Pair,

@@ -116,8 +116,13 @@ fn the_uplink_joins_the_guests_to_the_world_outside() {
         let mut bridged = Outside::new("uplink").unwrap();
         let tap = bridged.add_tap(1).unwrap();
         reach_outside(&format!("tap:ifname={tap}"), &kinds, poll);
+        reach_outside(&format!("tap:ifname={tap},engine=uring"), &kinds, poll);
         let wired = Outside::on_wire("uplink", 2).unwrap();
-        reach_outside(&format!("af-xdp:ifname={}", wired.wire()), &kinds, poll);
+        let wire = wired.wire();
+        reach_outside(&format!("af-xdp:ifname={wire}"), &kinds, poll);
+        let name = format!("rcu{}", std::process::id());
+        let macvtap = format!("macvtap:ifname={name},over={wire},mode=passthru");
+        reach_outside(&macvtap, &kinds, poll);
     }
 }
 

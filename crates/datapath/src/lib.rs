@@ -1,6 +1,7 @@
 //! One file a wire: where the guest's frames go to and come from.
 //!
 //! - [`tap`]: a tap interface, straight from and to guest memory.
+//! - [`macvtap`]: the same on another interface directly, without a bridge.
 //! - [`af_xdp`]: AF_XDP sockets on the queues of an interface.
 //! - [`reflect`]: every frame goes back to the guest that sent it.
 //! - [`switch`]: a learning switch between guests.
@@ -16,6 +17,8 @@
 
 pub mod af_xdp;
 pub mod fault;
+pub mod macvtap;
+mod netlink;
 pub mod null;
 pub mod pcap;
 pub mod reflect;
@@ -33,17 +36,18 @@ use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 
 pub use af_xdp::{AfXdp, AfXdpError};
 pub use fault::{Faulty, Planted};
+pub use macvtap::{Macvtap, MacvtapError};
 pub use null::Null;
 pub use pcap::{CaptureError, CaptureOptions, Pcap};
 pub use reflect::Reflect;
 pub use refusal::Refusal;
 pub use switch::Switch;
-pub use tap::{Tap, TapError};
+pub use tap::{TapError, TapQueue, Uring};
 
 /// What a datapath can do, known before any guest attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// The name on the command line: `tap`, `af-xdp`, `reflect`, `switch`, `null`.
+    /// The name on the command line: `tap`, `macvtap`, `af-xdp`, `reflect`, `switch`, `null`.
     pub name: &'static str,
     /// What it takes of a guest's unfinished frames.
     pub from_guest: Offloads,

@@ -27,6 +27,25 @@ impl InterfaceRequest {
     }
 }
 
+impl InterfaceRequest {
+    /// The interface's name, as the kernel filled it in.
+    pub fn name(&self) -> String {
+        let len = self.name.iter().position(|&byte| byte == 0).unwrap_or(self.name.len());
+        String::from_utf8_lossy(&self.name[..len]).into_owned()
+    }
+
+    /// The link address, as the kernel filled it in (`SIOCGIFHWADDR`): `sa_data` begins behind the family, which is
+    /// where flags are otherwise.
+    pub fn address(&self) -> [u8; 6] {
+        std::array::from_fn(|n| self.rest[n])
+    }
+
+    /// The flags, as the kernel filled them in.
+    pub const fn flags(&self) -> i16 {
+        self.flags
+    }
+}
+
 /// An ioctl whose argument is an `ifreq`.
 pub fn ioctl_interface(
     file: &File,
@@ -41,6 +60,14 @@ pub fn ioctl_interface(
 pub fn ioctl_int(file: &File, request: c_ulong, argument: i32) -> io::Result<()> {
     // SAFETY: the argument is an int that outlives the call.
     check(unsafe { libc::ioctl(file.as_raw_fd(), request, &raw const argument) })
+}
+
+/// An ioctl that fills in an `int`.
+pub fn ioctl_get_int(file: &File, request: c_ulong) -> io::Result<i32> {
+    let mut answer = 0_i32;
+    // SAFETY: the argument is an int that outlives the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut answer) })?;
+    Ok(answer)
 }
 
 /// An ioctl whose argument is a number.

@@ -1,0 +1,364 @@
+//! A macvtap interface (kernel `drivers/net/macvtap.c`, `tap.c`): a tap that sits on another interface directly,
+//! with an address of its own and without a bridge.
+//!
+//! What is read and written is what a tap reads and writes, by the same code. What differs is how it is opened: by
+//! `/dev/tapN`, where N is the interface's index.
+//!
+//! - `link`: whether the interface carries frames; made and removed by us, if asked to.
+
+mod error;
+mod link;
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use burst_trace::DropCause;
+use guest_memory::GuestSlice;
+use libc::{TUNGETIFF, TUNSETIFF};
+use rustix::fs::{CWD, FileType, Mode as Permissions, makedev, mknodat};
+use virtio_net::{Frames, GuestRoom, Negotiated};
+
+use crate::netlink::{Connection, NewMacvtap};
+use crate::sys::{self, InterfaceRequest};
+use crate::tap::{self, QueueFacts, TapQueue};
+use crate::{Capabilities, Datapath, Look, Transmitted};
+
+pub use error::MacvtapError;
+use link::{Link, Made};
+
+/// How the macvtaps over one interface reach one another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Directly.
+    #[default]
+    Bridge,
+    /// Not at all.
+    Private,
+    /// By the switch that the interface is connected to, if it sends frames back where they came from.
+    Vepa,
+    /// There is but one, and it has all frames and the interface's address.
+    Passthru,
+}
+
+impl Mode {
+    const ALL: [Self; 4] = [Self::Bridge, Self::Private, Self::Vepa, Self::Passthru];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Private => "private",
+            Self::Vepa => "vepa",
+            Self::Passthru => "passthru",
+        }
+    }
+
+    /// `MACVLAN_MODE_*` (`linux/if_link.h`).
+    const fn number(self) -> u32 {
+        match self {
+            Self::Private => 1,
+            Self::Vepa => 2,
+            Self::Bridge => 4,
+            Self::Passthru => 8,
+        }
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|mode| mode.name() == text).ok_or_else(|| {
+            format!("expected mode=bridge, private, vepa or passthru, found '{text}'")
+        })
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a macvtap that does not exist is made over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Over {
+    /// The interface below.
+    pub lower: String,
+    /// How it reaches its neighbours.
+    pub mode: Mode,
+}
+
+/// How the queues of a macvtap are opened.
+#[derive(Clone, Debug)]
+pub struct MacvtapOptions {
+    /// The interface.
+    pub name: String,
+    /// How many queues.
+    pub queues: usize,
+    /// If it is to be made, and removed in the end.
+    pub over: Option<Over>,
+    /// The address that it is made with; one of the kernel's choice if there is none.
+    pub address: Option<[u8; 6]>,
+}
+
+/// One queue of a macvtap.
+#[derive(Debug)]
+pub struct Macvtap {
+    // Closed before the interface is removed.
+    queue: TapQueue,
+    /// `None` if it was handed in: it may be of another network namespace.
+    link: Option<Arc<Link>>,
+}
+
+/// Opens the queues of a macvtap. They start inactive: the kernel gives them no frames.
+///
+/// # Errors
+/// See [`MacvtapError`].
+pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
+    let name = &options.name;
+    let made = options.over.as_ref().map(|over| make(options, over)).transpose()?;
+    if !tap::is_interface(name) {
+        return Err(MacvtapError::Missing { name: name.clone() });
+    }
+    let number = |text: String| text.parse::<u32>().ok();
+    let index = tap::read_sysfs(name, "ifindex").and_then(number);
+    let device = index.and_then(device_number);
+    let (Some(index), Some(device)) = (index, device) else {
+        return Err(MacvtapError::NotAMacvtap { name: name.clone() });
+    };
+    let system = |step| {
+        move |source: io::Error| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => {
+                MacvtapError::Permission { name: name.clone(), step: "open" }
+            }
+            _ => MacvtapError::System { name: name.clone(), step, source },
+        }
+    };
+    let link = Link::watch(name, index, made).map_err(system("listening for its state"))?;
+    let link = Arc::new(link);
+    let node = Node::of(index, device).map_err(system("making a device node"))?;
+    let mtu = tap::mtu_of(name);
+    let queue = |_| {
+        let file = node.open().map_err(system("opening its device"))?;
+        // It is of its interface from the start; this says what is read and written.
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+        let mut request = InterfaceRequest::new(name, flags);
+        sys::ioctl_interface(&file, TUNSETIFF, &mut request)
+            .map_err(system("setting its headers (TUNSETIFF)"))?;
+        let facts = QueueFacts { kind: "macvtap", name: name.clone(), mtu, lets_go: true };
+        let offloads = tap::probe_offloads(&file);
+        let queue = TapQueue::new(file, facts, offloads).map_err(system("detaching the queue"))?;
+        Ok(Macvtap { queue, link: Some(Arc::clone(&link)) })
+    };
+    (0..options.queues).map(queue).collect()
+}
+
+/// Takes a macvtap that somebody else opened, which may be one of another network namespace.
+///
+/// # Errors
+/// See [`MacvtapError`].
+pub fn open_handed(fd: OwnedFd) -> Result<Macvtap, MacvtapError> {
+    let number = fd.as_raw_fd();
+    let file = File::from(fd);
+    let is = |found: String| MacvtapError::Descriptor { fd: number, found };
+    if !tap::device_of(&file).is_some_and(tap::is_macvtap) {
+        return Err(is("no macvtap's".into()));
+    }
+    let mut request = InterfaceRequest::new("", 0);
+    sys::ioctl_interface(&file, TUNGETIFF, &mut request)
+        .map_err(|error| is(format!("of a macvtap that is gone ({error})")))?;
+    let name = request.name();
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+    let mut request = InterfaceRequest::new(&name, flags);
+    let system = |(name, step, source)| MacvtapError::System { name, step, source };
+    sys::ioctl_interface(&file, TUNSETIFF, &mut request)
+        .map_err(|error| system((name.clone(), "setting its headers (TUNSETIFF)", error)))?;
+    let facts = QueueFacts { kind: "macvtap", mtu: tap::mtu_of(&name), name, lets_go: true };
+    Ok(Macvtap { queue: tap::take(file, facts).map_err(system)?, link: None })
+}
+
+impl Macvtap {
+    /// The interface's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.queue.name()
+    }
+
+    /// The interface's address: but for mode passthru, only frames to it are let in.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn address(&self) -> io::Result<[u8; 6]> {
+        self.queue.address()
+    }
+}
+
+impl Datapath for Macvtap {
+    fn capabilities(&self) -> Capabilities {
+        self.queue.capabilities()
+    }
+
+    fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
+        self.queue.configure(negotiated)
+    }
+
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        self.queue.set_active(active)
+    }
+
+    #[inline]
+    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        if self.link.as_ref().is_some_and(|link| !link.carries()) {
+            return lose(frames);
+        }
+        self.queue.transmit(frames)
+    }
+
+    #[inline]
+    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        self.queue.receive(room)
+    }
+
+    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        self.queue.receive_frame(to)
+    }
+
+    fn has_frames(&self) -> bool {
+        self.queue.has_frames()
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.readiness()
+    }
+}
+
+#[cold]
+fn lose(frames: Frames<'_, '_>) -> Transmitted {
+    let mut done = Transmitted { taken: frames.len(), ..Transmitted::default() };
+    (0..frames.len()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
+    done
+}
+
+/// Makes the interface.
+fn make(options: &MacvtapOptions, over: &Over) -> Result<Made, MacvtapError> {
+    let (name, Over { lower, mode }) = (&options.name, over);
+    if tap::is_interface(name) {
+        return Err(MacvtapError::Exists { name: name.clone() });
+    }
+    let index_of = |name: &str| tap::read_sysfs(name, "ifindex").and_then(|it| it.parse().ok());
+    let lower_index =
+        Some(lower).filter(|lower| tap::is_interface(lower)).and_then(|it| index_of(it));
+    let Some(lower_index) = lower_index else {
+        return Err(MacvtapError::NoLower { name: name.clone(), lower: lower.clone() });
+    };
+    let address = options.address;
+    let new = NewMacvtap { name, lower: lower_index, mode: mode.number(), address };
+    let made = Connection::open().and_then(|connection| connection.make_macvtap(&new));
+    made.map_err(|source| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            MacvtapError::Permission { name: name.clone(), step: "make" }
+        }
+        Some(libc::EBUSY | libc::EINVAL) => {
+            MacvtapError::LowerBusy { name: name.clone(), lower: lower.clone(), mode: *mode }
+        }
+        _ => MacvtapError::System { name: name.clone(), step: "making it", source },
+    })?;
+    match index_of(name) {
+        Some(index) => Ok(Made { index, name: name.clone() }),
+        None => Err(MacvtapError::Missing { name: name.clone() }),
+    }
+}
+
+/// The device number of the macvtap with this interface index.
+fn device_number(index: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/sys/class/macvtap/tap{index}/dev")).ok()?;
+    let (major, minor) = text.trim().split_once(':')?;
+    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The file by which a macvtap is opened.
+struct Node {
+    path: PathBuf,
+    device: u64,
+    /// We made it, and it goes with this value.
+    is_ours: bool,
+}
+
+impl Node {
+    /// Where nobody makes nodes, or what is there is a left-over of another device, it makes one: in `/dev`, or where
+    /// temporary files are.
+    fn of(index: u32, device: u64) -> io::Result<Self> {
+        let path = PathBuf::from(format!("/dev/tap{index}"));
+        let node = Self { path, device, is_ours: false };
+        if node.open().is_ok() {
+            return Ok(node);
+        }
+        let name = format!(".ringscoped-tap{index}-{}", std::process::id());
+        let mut result = Err(io::ErrorKind::NotFound.into());
+        for directory in [Path::new("/dev"), &std::env::temp_dir()] {
+            let path = directory.join(&name);
+            let mode = Permissions::RUSR | Permissions::WUSR;
+            result = mknodat(CWD, &path, FileType::CharacterDevice, mode, device)
+                .map_err(io::Error::from)
+                .map(|()| Self { path, device, is_ours: true })
+                // A file system may allow nodes and not let them be opened (`nodev`).
+                .and_then(|node| node.open().map(|_| node));
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn open(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        let file =
+            options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&self.path)?;
+        if tap::device_of(&file) != Some(self.device) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(file)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // Whoever removed it before did what is to be done.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(name: &str, over: Option<&str>) -> MacvtapError {
+        let over = over.map(|lower| Over { lower: lower.into(), mode: Mode::Bridge });
+        open(&MacvtapOptions { name: name.into(), queues: 1, over, address: None }).unwrap_err()
+    }
+
+    #[test]
+    fn what_cannot_be_opened_says_how_to_make_it() {
+        let error = refused("ringscope-none", None).to_string();
+        assert!(error.contains("name ringscope-none type macvtap mode bridge"), "{error}");
+        assert!(matches!(refused("lo", None), MacvtapError::NotAMacvtap { .. }));
+        assert!(matches!(refused("lo", Some("lo")), MacvtapError::Exists { .. }));
+        assert!(matches!(refused("rsnone", Some("rsnone2")), MacvtapError::NoLower { .. }));
+    }
+
+    #[test]
+    fn modes_are_read_as_they_are_written() {
+        for mode in Mode::ALL {
+            assert_eq!(mode.to_string().parse(), Ok(mode));
+        }
+        assert!("router".parse::<Mode>().is_err());
+    }
+}

@@ -1,0 +1,249 @@
+//! One open queue of a tap or macvtap: what both have in common.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use guest_memory::GuestSlice;
+use libc::{
+    IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6,
+    TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ,
+};
+use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed};
+
+use crate::sys::{self, InterfaceRequest};
+use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
+
+/// The most frames of one look: each costs a system call, and the guest sees the first one only when the
+/// last one is there.
+pub const RECEIVE_BURST: usize = 32;
+
+/// How frames go to the kernel and come from it.
+pub trait Engine: Send + 'static {
+    /// Writes frames, in order.
+    fn transmit(&mut self, file: &File, frames: Frames<'_, '_>) -> Transmitted;
+
+    /// Reads frames into the guest's buffers.
+    ///
+    /// # Errors
+    /// As [`Datapath::receive`].
+    fn receive(&mut self, file: &File, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
+
+    /// Reads one frame into memory of ours.
+    ///
+    /// # Errors
+    /// As [`Datapath::receive_frame`].
+    fn receive_frame(&mut self, file: &File, to: GuestSlice<'_>) -> io::Result<Option<usize>>;
+
+    /// Whether there are frames that were read and are not placed yet.
+    fn has_frames(&self) -> bool {
+        false
+    }
+
+    /// Another guest comes, or the same one with other features: what was read was not for it.
+    fn reset(&mut self) {}
+}
+
+/// One `writev` or `readv` a frame, directly on guest memory.
+#[derive(Debug)]
+pub struct Readv;
+
+impl Engine for Readv {
+    #[inline]
+    fn transmit(&mut self, file: &File, frames: Frames<'_, '_>) -> Transmitted {
+        let mut done = Transmitted::default();
+        for frame in frames.iter() {
+            match sys::writev(file, frame.slices()) {
+                #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
+                Ok(_) => done.bytes += frame.len() as u32,
+                Err(error) => match Refusal::of(&error) {
+                    Refusal::Later => break,
+                    Refusal::Lost(cause) => done.drops.add(cause),
+                },
+            }
+            done.taken += 1;
+        }
+        done
+    }
+
+    #[inline]
+    fn receive(&mut self, file: &File, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        for _ in 0..RECEIVE_BURST {
+            match room.scatter(|list| sys::readv(file, list)) {
+                Ok(Placed::Done) => {}
+                Ok(Placed::NoRoom) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Look::Drained);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Look::More)
+    }
+
+    fn receive_frame(&mut self, file: &File, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        match sys::readv(file, &[to]) {
+            Ok(len) => Ok(Some(len)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What is known of an interface before one of its queues is open.
+#[derive(Clone, Debug)]
+pub struct QueueFacts {
+    /// The datapath's name on the command line.
+    pub kind: &'static str,
+    /// The interface's name.
+    pub name: String,
+    /// The largest payload of a link frame, bytes.
+    pub mtu: u16,
+    /// Whether the interface lets go of a queue while others are served. If not, the kernel keeps up to
+    /// `txqueuelen` frames for it.
+    pub lets_go: bool,
+}
+
+/// An open queue.
+#[derive(Debug)]
+pub struct TapQueue<E = Readv> {
+    file: File,
+    facts: QueueFacts,
+    offloads: Offloads,
+    active: bool,
+    engine: E,
+}
+
+impl TapQueue {
+    /// A queue that is open, not blocking, and attached to its interface. It is not active: if it can be, it is
+    /// let go, and the kernel gives it no frames.
+    pub(crate) fn new(file: File, facts: QueueFacts, offloads: Offloads) -> io::Result<Self> {
+        let mut queue = Self { file, facts, offloads, active: true, engine: Readv };
+        match queue.set_active(false) {
+            // One that was handed over may have been let go before (`tun_set_queue`).
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => queue.active = false,
+            result => result?,
+        }
+        Ok(queue)
+    }
+
+    /// The same queue with another engine.
+    #[must_use]
+    pub fn with_engine<E: Engine>(self, engine: E) -> TapQueue<E> {
+        let Self { file, facts, offloads, active, .. } = self;
+        TapQueue { file, facts, offloads, active, engine }
+    }
+}
+
+impl<E> TapQueue<E> {
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The interface's link address.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn address(&self) -> io::Result<[u8; 6]> {
+        let mut request = InterfaceRequest::new(&self.facts.name, 0);
+        sys::ioctl_interface(&self.file, libc::SIOCGIFHWADDR, &mut request)?;
+        Ok(request.address())
+    }
+
+    /// The interface's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.facts.name
+    }
+}
+
+impl<E: Engine> Datapath for TapQueue<E> {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            name: self.facts.kind,
+            from_guest: self.offloads,
+            to_guest: self.offloads,
+            mtu: self.facts.mtu,
+        }
+    }
+
+    fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
+        self.engine.reset();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_possible_wrap,
+            reason = "10 or 12"
+        )]
+        sys::ioctl_int(&self.file, TUNSETVNETHDRSZ, negotiated.header_len() as i32)?;
+        sys::ioctl_number(&self.file, TUNSETOFFLOAD, flags(negotiated.guest_offloads()))
+    }
+
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        if self.facts.lets_go && active != self.active {
+            let change = if active { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+            let mut request = InterfaceRequest::new(&self.facts.name, change);
+            sys::ioctl_interface(&self.file, TUNSETQUEUE, &mut request)?;
+        }
+        self.active = active;
+        Ok(())
+    }
+
+    #[inline]
+    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        self.engine.transmit(&self.file, frames)
+    }
+
+    #[inline]
+    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        self.engine.receive(&self.file, room)
+    }
+
+    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        self.engine.receive_frame(&self.file, to)
+    }
+
+    fn has_frames(&self) -> bool {
+        self.engine.has_frames() || sys::is_readable(&self.file)
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+}
+
+/// What this kernel takes on the queue: the richest set that it accepts.
+pub fn probe_offloads(file: &File) -> Offloads {
+    let sets = [
+        Offloads::ALL,
+        Offloads { uso: false, ..Offloads::ALL },
+        Offloads { uso: false, ufo: false, ..Offloads::ALL },
+        Offloads { checksum: true, ..Offloads::default() },
+    ];
+    let accepted = |set: &Offloads| sys::ioctl_number(file, TUNSETOFFLOAD, flags(*set)).is_ok();
+    let found = sets.into_iter().find(accepted).unwrap_or_default();
+    // Nothing is passed on unfinished before a guest says that it takes it.
+    let _ = sys::ioctl_number(file, TUNSETOFFLOAD, 0);
+    found
+}
+
+fn flags(offloads: Offloads) -> u32 {
+    let pick = |wanted, flag| if wanted && offloads.checksum { flag } else { 0 };
+    pick(true, TUN_F_CSUM)
+        | pick(offloads.tso4, TUN_F_TSO4)
+        | pick(offloads.tso6, TUN_F_TSO6)
+        | pick(offloads.ecn && (offloads.tso4 || offloads.tso6), TUN_F_TSO_ECN)
+        | pick(offloads.ufo, TUN_F_UFO)
+        | pick(offloads.uso, TUN_F_USO4 | TUN_F_USO6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segmentation_is_never_asked_for_without_checksums() {
+        let set = Offloads { checksum: false, ..Offloads::ALL };
+        assert_eq!(flags(set), 0);
+        assert_eq!(flags(Offloads::ALL), 0x7f);
+    }
+}

@@ -1,0 +1,191 @@
+//! The tap in its variants: what goes in comes out, in order, and an interface that is down costs what it must.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use burst_trace::DropCause;
+use frontend::{Guest, GuestOptions};
+use lab::outside::Outside;
+use ringscope_tests::cable::ip;
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::frames;
+use ringscope_tests::pings::Pinger;
+use ringscope_tests::trace::Trace;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+const SOON: Duration = Duration::from_secs(1);
+const VARIANTS: [&str; 4] = ["", ",napi=on", ",engine=uring", ",napi=on,engine=uring"];
+
+/// Frames of many lengths go both ways, alone and many at once; the records have them all.
+fn exchange(guest: &mut Guest, directory: &Path, name: &str) {
+    let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+    pinger.ping_all(guest.pair(0), 50);
+    for _ in 0..10 {
+        pinger.ping_burst(guest.pair(0), 20);
+    }
+    guest.check_canaries().unwrap();
+    guest.stop_ring(1).unwrap();
+    guest.stop_ring(0).unwrap();
+    while let Some(frame) = guest.pair(0).receive().unwrap() {
+        pinger.came.push(frame.bytes);
+    }
+    let trace = Trace::open(directory, name);
+    assert_eq!(trace.check(1).packets, pinger.sent.len() as u64);
+    assert_eq!(trace.check(0).packets, pinger.came.len() as u64);
+    let bytes = |frames: &[Vec<u8>]| frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+    assert_eq!(
+        (trace.check(1).bytes, trace.check(0).bytes),
+        (bytes(&pinger.sent), bytes(&pinger.came))
+    );
+}
+
+#[test]
+fn every_variant_carries_every_frame_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("variants").unwrap();
+    for variant in VARIANTS {
+        let tap = outside.add_tap(1).unwrap();
+        let datapath = format!("tap:ifname={tap}{variant}");
+        for (poll, options) in [
+            ("never", GuestOptions::default()),
+            ("adaptive", GuestOptions::default().packed(true).in_order(true)),
+            // A frame needs up to six buffers; a ring runs out of them.
+            ("always", GuestOptions { buffer_len: 300, ..GuestOptions::default().queue_size(64) }),
+            ("adaptive", GuestOptions::default().mergeable(false).version_1(false)),
+        ] {
+            let arguments = ["--datapath", &datapath, "--poll", poll];
+            let mut daemon = Daemon::start(directory.path(), "tap", &arguments).unwrap();
+            let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+            exchange(&mut guest, directory.path(), "tap");
+            assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+        }
+    }
+}
+
+#[test]
+fn two_queues_of_a_tap_go_through_rings_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("queues").unwrap();
+    let datapath = format!("tap:ifname={},engine=uring", outside.add_tap(2).unwrap());
+    let arguments = ["--datapath", &datapath, "--queue-pairs", "2", "--cpus", "0,1"];
+    let mut daemon = Daemon::start(directory.path(), "two", &arguments).unwrap();
+    // The second pair is never started: the kernel must send it nothing.
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    exchange(&mut guest, directory.path(), "two");
+    assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+}
+
+/// What the daemon opened as the device `path`.
+fn opened_by(daemon: &Daemon, path: &str) -> OwnedFd {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let of_path = |entry: &fs::DirEntry| {
+        fs::read_link(entry.path()).is_ok_and(|target| target.to_str() == Some(path))
+    };
+    let entry = descriptors.map(Result::unwrap).find(of_path).expect("a descriptor of it");
+    let number = entry.file_name().to_str().unwrap().parse().unwrap();
+    let pid = Pid::from_raw(daemon.pid().try_into().unwrap()).unwrap();
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    pidfd_getfd(process, number, PidfdGetfdFlags::empty()).unwrap()
+}
+
+#[test]
+fn a_tap_that_somebody_else_opened_is_used_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("handed").unwrap();
+    for queues in [1, 2] {
+        let datapath = format!("tap:ifname={}", outside.add_tap(queues).unwrap());
+        let opener = Daemon::start(directory.path(), "opener", &["--datapath", &datapath]).unwrap();
+        let tap = opened_by(&opener, "/dev/net/tun");
+        drop(opener);
+        for datapath in ["tap:fd=9", "tap:fd=9,engine=uring"] {
+            let tap = tap.try_clone().unwrap();
+            let arguments = ["--datapath", datapath];
+            let mut daemon =
+                Daemon::start_with(directory.path(), "handed", &arguments, tap).unwrap();
+            let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+            exchange(&mut guest, directory.path(), "handed");
+            assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+        }
+    }
+}
+
+#[test]
+fn what_is_handed_over_and_no_tap_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let refused = |datapath: &str, path: &str| {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let started =
+            Daemon::start_with(directory.path(), "no", &["--datapath", datapath], file.into());
+        started.unwrap_err().to_string()
+    };
+    for (datapath, path, said) in [
+        ("tap:fd=9", "/dev/null", "descriptor 9 is no tap's; expected an open tap"),
+        ("tap:fd=9", "/dev/net/tun", "descriptor 9 is attached to no interface"),
+        ("macvtap:fd=9", "/dev/net/tun", "descriptor 9 is no macvtap's"),
+        ("tap:fd=19", "/dev/null", "descriptor 19 is Bad file descriptor"),
+    ] {
+        let text = refused(datapath, path);
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
+fn a_tap_that_is_down_costs_frames_with_a_cause_and_carries_again_when_it_is_up() {
+    const LOST: usize = 20;
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("down").unwrap();
+    for variant in VARIANTS {
+        let tap = outside.add_tap(1).unwrap();
+        let datapath = format!("tap:ifname={tap}{variant}");
+        let arguments = ["--datapath", &datapath, "--poll", "never"];
+        let mut daemon = Daemon::start(directory.path(), "down", &arguments).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+        for round in 1..=2 {
+            ip(&format!("link set {tap} down"));
+            for n in 0..LOST {
+                assert!(guest.pair(0).queue(&frames::frame(n, 100)).unwrap());
+            }
+            guest.pair(0).flush().unwrap();
+            sleep(Duration::from_millis(50));
+            let trace = Trace::open(directory.path(), "down");
+            assert_eq!(trace.drops(1, DropCause::TxLinkDown), (round * LOST) as u64, "{variant}");
+            ip(&format!("link set {tap} up"));
+            pinger.ping_all(guest.pair(0), 20);
+        }
+        assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn a_tap_that_is_removed_under_traffic_leaves_a_worker_that_idles() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("gone").unwrap();
+    for variant in VARIANTS {
+        let tap = outside.add_tap(1).unwrap();
+        let datapath = format!("tap:ifname={tap}{variant}");
+        let mut daemon =
+            Daemon::start(directory.path(), "gone", &["--datapath", &datapath]).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+        pinger.ping_burst(guest.pair(0), 20);
+        ip(&format!("link del {tap}"));
+        let mut sent = pinger.sent.len() as u64;
+        for n in 0..100 {
+            sent += u64::from(guest.pair(0).send(&frames::frame(n, 200)).unwrap());
+        }
+        sleep(Duration::from_millis(100));
+        let before = daemon.cpu_time();
+        sleep(Duration::from_secs(1));
+        assert!(daemon.cpu_time() - before <= Duration::from_millis(20), "{variant}: it spins");
+        let trace = Trace::open(directory.path(), "gone");
+        assert_eq!(trace.packets(1) + trace.drops(1, DropCause::TxLinkDown), sent, "{variant}");
+        assert!(trace.drops(1, DropCause::TxLinkDown) >= 100, "{variant}");
+        assert!(daemon.is_alive(), "{}", daemon.log());
+        guest.stop_ring(0).unwrap();
+        assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+    }
+}
