@@ -38,6 +38,8 @@ pub struct Uplink<U> {
     frame: Spare,
     /// Its length with the header, and how many of its segments were placed; none when it is done with.
     read: Option<(usize, usize)>,
+    /// Length of its own net header: that of those to come may change while it waits.
+    read_header_len: usize,
     /// It may have frames: it became readable and was not yet found empty.
     pub readable: bool,
     /// It took no more frames at the last try.
@@ -62,6 +64,7 @@ impl<U: Datapath> Uplink<U> {
             header_len: 0,
             frame: Spare::new(HEADER_LEN + FRAME_LEN_MAX),
             read: None,
+            read_header_len: 0,
             readable: true,
             blocked: false,
             failed: None,
@@ -152,7 +155,7 @@ impl<U: Datapath> Uplink<U> {
 
     /// Length of the frame that was read.
     fn frame_len(&self) -> usize {
-        self.read.map_or(0, |(len, _)| len - self.header_len)
+        self.read.map_or(0, |(len, _)| len - self.read_header_len)
     }
 
     /// Reads the next frame, unless there is one that was not done with. Returns its addresses.
@@ -168,8 +171,11 @@ impl<U: Datapath> Uplink<U> {
             };
             let mut addresses = [0; ADDRESSES_LEN];
             // What is too short for addresses is nobody's.
-            if len >= self.header_len + addresses.len() {
-                frame.read(self.header_len, &mut addresses);
+            if self.read.is_none() {
+                self.read_header_len = self.header_len;
+            }
+            if len >= self.read_header_len + addresses.len() {
+                frame.read(self.read_header_len, &mut addresses);
                 self.read.get_or_insert((len, 0));
                 return Ok(Some(addresses));
             }
@@ -180,7 +186,7 @@ impl<U: Datapath> Uplink<U> {
     /// Places the frame that was read for a guest that takes `offloads`.
     fn place(&mut self, offloads: Offloads, room: &mut GuestRoom<'_, '_>) -> Placed {
         let Some((len, segments)) = self.read else { return Placed::Done };
-        let header_len = self.header_len;
+        let header_len = self.read_header_len;
         let frame = [self.frame.slice().part(0, len)];
         let mut header = NetHeader::read(&frame, header_len);
         if !offloads.checksum {
