@@ -216,6 +216,24 @@ fn when_frames_came_is_known_and_what_polling_finds_is_exact() {
 }
 
 #[test]
+fn frames_that_are_too_short_or_too_long_for_a_link_are_counted() {
+    let outside = Outside::on_wire("short", 1).unwrap();
+    for keys in ["", ",umem=guest"] {
+        let (_directory, daemon) = start(&outside, keys, &[]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+        let piece = vec![0; 1000];
+        for len in [1, 13] {
+            assert!(guest.pair(0).send(&piece[..len]).unwrap());
+        }
+        assert!(guest.pair(0).send_chain(&[0; 12], &[&piece, &piece]).unwrap());
+        pinger.ping_all(guest.pair(0), 3);
+        let drops = |cause| daemon.reader().unwrap().drops(1, cause);
+        assert_eq!((drops(DropCause::TxTooShort), drops(DropCause::TxTooLong)), (2, 1), "{keys}");
+    }
+}
+
+#[test]
 fn busy_polling_changes_the_interface_and_changes_it_back() {
     let outside = Outside::on_wire("busy", 1).unwrap();
     let setting = |file: &str| {

@@ -67,6 +67,8 @@ pub struct AfXdp {
     header_len: usize,
     /// The interface was down at the last try.
     down: bool,
+    /// Whether frames are directed to the sockets.
+    active: bool,
     /// Frames in the guest's own memory that the kernel is not done with, the oldest first.
     in_flight: VecDeque<InFlight>,
 }
@@ -134,6 +136,7 @@ impl AfXdp {
                 finishes: false,
                 header_len: HEADER_LEN,
                 down: false,
+                active: false,
                 in_flight: VecDeque::with_capacity(BURST_MAX),
             })
         };
@@ -219,10 +222,14 @@ impl Datapath for AfXdp {
             // What is still in the transmit ring must not be sent any more: the guest may put something else there.
             self.sockets.clear();
             self.in_flight.clear();
+            self.active = false;
         }
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
+        if active == self.active {
+            return Ok(());
+        }
         for socket in &mut self.sockets {
             if active {
                 socket.discard_received();
@@ -234,6 +241,7 @@ impl Datapath for AfXdp {
             }
             self.program.direct(socket.queue, active.then(|| socket.as_fd()))?;
         }
+        self.active = active;
         Ok(())
     }
 

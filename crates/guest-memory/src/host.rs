@@ -146,6 +146,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "files cannot be mapped there")]
     fn a_guest_is_mapped_in_one_piece_behind_our_own_pages() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(0x4000).unwrap();

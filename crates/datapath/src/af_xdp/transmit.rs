@@ -15,6 +15,10 @@ use crate::Transmitted;
 /// The most pieces that the kernel makes one packet of (`CONFIG_MAX_SKB_FRAGS`, 17 where nobody changed it).
 const FRAGMENTS_MAX: usize = 17;
 
+/// The shortest link header, bytes: without it a frame has no addresses, and drivers look for them (`ETH_HLEN`,
+/// `linux/if_ether.h`).
+const LINK_HEADER_MIN: usize = 14;
+
 /// The longest link header, bytes: with two tags.
 const LINK_HEADER_MAX: usize = 14 + 8;
 
@@ -36,6 +40,10 @@ impl Socket {
         frame: &Frame<'_, '_>,
         done: &mut Transmitted,
     ) -> Queued {
+        if frame.len() < LINK_HEADER_MIN {
+            done.drops.add(DropCause::TxTooShort);
+            return Queued::Done;
+        }
         if header.is_plain() {
             if self.umem.is_unaligned() && self.queue_in_place(frame, done) {
                 return Queued::Done;
