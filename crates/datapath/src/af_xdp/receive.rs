@@ -140,11 +140,14 @@ impl Socket {
         (word(8) == ARRIVAL_MAGIC).then(|| word(0))
     }
 
-    /// Gives back frames that came for a guest that is gone.
+    /// Gives back frames that came for a guest that is gone, and counts them.
     pub fn discard_received(&mut self) {
         let available = self.receive.look();
         for ahead in 0..available {
-            self.fill.push(self.umem.chunk_of(self.receive.peek(ahead).addr));
+            let XdpDesc { addr, options, .. } = self.receive.peek(ahead);
+            self.fill.push(self.umem.chunk_of(addr));
+            let is_last_part = !options.contains(XdpDescOptions::XDP_PKT_CONTD);
+            self.discarded += u64::from(is_last_part);
         }
         self.receive.skip(available);
         self.receive.release();

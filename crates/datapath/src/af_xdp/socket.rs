@@ -101,6 +101,8 @@ pub struct Socket {
     pub unsent: bool,
     /// When the first frame of the last burst came, CLOCK_MONOTONIC ns, if the XDP program stamped it.
     pub arrived_ns: Option<u64>,
+    /// How many frames came for a guest that was gone, since this was last asked.
+    pub discarded: u64,
     /// What the kernel had counted when last asked.
     counted: XdpStatistics,
 }
@@ -173,6 +175,7 @@ impl Socket {
             begun_receive: 0,
             unsent: false,
             arrived_ns: None,
+            discarded: 0,
             counted: NOTHING,
         };
         for offset in socket.umem.receive_chunks() {
@@ -276,8 +279,12 @@ impl Socket {
         }
     }
 
-    /// Tells of the frames that the kernel has lost since this was last asked.
+    /// Tells of the frames that were lost since this was last asked, by the kernel or because their guest was gone.
     pub fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
+        let discarded = std::mem::take(&mut self.discarded);
+        if discarded > 0 {
+            each(DropCause::RxStopped, discarded);
+        }
         // Refused only for what is no AF_XDP socket.
         let Ok(counted) = sockopt::xdp_statistics(&self.fd) else { return };
         let before = std::mem::replace(&mut self.counted, counted);
