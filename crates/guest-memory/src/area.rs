@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::memory::GuestMemory;
+use crate::prefetch;
 
 /// Why a part of a ring cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +188,18 @@ impl Area {
     #[inline]
     pub fn store_u64(&self, offset: usize, value: u64, order: Ordering) {
         self.atomic_u64(offset).store(value.to_le(), order);
+    }
+
+    /// Has the CPU fetch the cache line of byte `offset`, for reading. Wherever that is: it is only a hint.
+    #[inline]
+    pub fn prefetch_to_read(&self, offset: usize) {
+        prefetch::to_read(self.base.as_ptr().wrapping_add(offset));
+    }
+
+    /// The same, for writing.
+    #[inline]
+    pub fn prefetch_to_write(&self, offset: usize) {
+        prefetch::to_write(self.base.as_ptr().wrapping_add(offset));
     }
 
     #[inline]

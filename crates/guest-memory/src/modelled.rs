@@ -134,6 +134,12 @@ impl ModelledArea {
         self.long(offset).store(value.to_le(), order);
     }
 
+    /// As [`Area::prefetch_to_read`]: nothing that the memory model knows.
+    pub const fn prefetch_to_read(&self, _offset: usize) {}
+
+    /// As [`Area::prefetch_to_write`].
+    pub const fn prefetch_to_write(&self, _offset: usize) {}
+
     fn short(&self, offset: usize) -> &AtomicU16 {
         match &*self.words {
             Words::Short(all) => &all[offset / 2],
