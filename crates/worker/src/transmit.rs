@@ -2,7 +2,7 @@
 
 use burst_trace::{Direction, DropCause, DropCounts, Stage};
 use datapath::{Datapath, Transmitted};
-use virtio_net::TransmitBurst;
+use virtio_net::{BURST_MAX, TransmitBurst};
 use virtqueue::{Broken, Chains};
 
 use crate::pair::{Backlog, Context, Pair};
@@ -90,8 +90,7 @@ impl<D: Datapath> Pair<D> {
         context: &mut Context<'_>,
     ) -> Result<Option<(Journey, Backlog)>, Broken> {
         // A worker that is woken up by kicks would not be for what comes while it waits.
-        let paced = context.polling && self.backlog.is_none();
-        if paced && !self.pace.is_due(|| context.tracer.now()) {
+        if context.polling && !self.pace.is_due(|| context.tracer.now()) {
             return Ok(None);
         }
         let seen = self.see_chains(ring, context)?;
@@ -117,7 +116,11 @@ impl<D: Datapath> Pair<D> {
         let left = backlog.slots.saturating_sub(slots);
         if context.polling {
             let now = context.tracer.recent(&journey);
-            self.pace.found(now, slots, left > 0, context.longest);
+            // A packed ring does not tell how much there is behind a full burst.
+            let is_full = slots > backlog.slots && usize::from(slots) >= BURST_MAX;
+            // What was cut short, because the receiver has no more buffers, goes on when it has had time to post some.
+            let more = (left > 0 || is_full) && !self.blocked;
+            self.pace.found(now, slots, more, context.longest);
         }
         self.backlog = (left > 0).then_some(Backlog { slots: left, ..backlog });
         (slots > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled })
