@@ -180,6 +180,16 @@ impl PackedQueue {
     }
 
     #[inline]
+    pub(crate) fn has(&self, entries: usize) -> bool {
+        // Descriptors become available in order.
+        u16::try_from(entries).is_ok_and(|entries| {
+            entries > 0
+                && entries <= self.size - self.held
+                && self.is_available(self.next.after(entries - 1, self.size))
+        })
+    }
+
+    #[inline]
     pub(crate) fn take<'m>(
         &mut self,
         memory: &'m GuestMemory,

@@ -141,6 +141,13 @@ impl Queue {
         engine!(self, engine => engine.look())
     }
 
+    /// Whether so many entries of the ring are known to be available: in a split ring, by the last look.
+    #[inline]
+    #[must_use]
+    pub fn has(&self, entries: usize) -> bool {
+        engine!(self, engine => engine.has(entries))
+    }
+
     /// Takes up to `max` of the available chains: copies their descriptors, checks the copies and adds
     /// them to `chains`. Stops early when there is no room for the next one. [`look`](Self::look) first.
     ///

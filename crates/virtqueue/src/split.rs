@@ -91,6 +91,11 @@ impl SplitQueue {
     }
 
     #[inline]
+    pub(crate) fn has(&self, entries: usize) -> bool {
+        usize::from(self.seen_available.wrapping_sub(self.next_available)) >= entries
+    }
+
+    #[inline]
     pub(crate) fn take<'m>(
         &mut self,
         memory: &'m GuestMemory,

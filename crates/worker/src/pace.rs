@@ -105,6 +105,20 @@ impl Pace {
         }
     }
 
+    /// Whether the present look, which waited, took a burst already: then only whole bursts are worth taking at once. A
+    /// smaller one is where the guest is just writing.
+    #[inline]
+    pub const fn has_enough(&self) -> bool {
+        self.waits && self.found > 0
+    }
+
+    /// What the present look has left comes with the next one.
+    #[inline]
+    pub const fn leave(&mut self) {
+        self.found = 0;
+        self.due = self.last + self.wait;
+    }
+
     /// A look found nothing.
     #[inline]
     pub const fn missed(&mut self) {

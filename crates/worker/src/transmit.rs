@@ -90,8 +90,14 @@ impl<D: Datapath> Pair<D> {
         context: &mut Context<'_>,
     ) -> Result<Option<(Journey, Backlog)>, Broken> {
         // A worker that is woken up by kicks would not be for what comes while it waits.
-        if context.polling && !self.pace.is_due(|| context.tracer.now()) {
-            return Ok(None);
+        if context.polling {
+            if !self.pace.is_due(|| context.tracer.now()) {
+                return Ok(None);
+            }
+            if self.pace.has_enough() && !ring.queue.has(BURST_MAX) {
+                self.pace.leave();
+                return Ok(None);
+            }
         }
         let seen = self.see_chains(ring, context)?;
         if seen.is_none() {
