@@ -3,6 +3,7 @@
 use guest_memory::GuestSlice;
 
 use super::{GuestRoom, Placed};
+use crate::BURST_MAX;
 use crate::features::HEADER_LEN;
 use crate::finish::Finish;
 use crate::header::NetHeader;
@@ -97,10 +98,11 @@ impl<'m> GuestRoom<'_, 'm> {
         }
         let Some((chains, buffers)) = self.chains.plain_mut(first) else { return 0 };
         let (mut packets, mut bytes) = (0, 0);
-        let lines = chains
-            .chunks_mut(COMPLETED_TOGETHER)
-            .zip(buffers.chunks(COMPLETED_TOGETHER))
-            .zip(frames.chunks(COMPLETED_TOGETHER));
+        // A full burst is one of many: the guest is better left alone until all of it is there. A smaller one may be all
+        // that is on its way, and the guest can begin with its first frames while the last ones are copied.
+        let together = if frames.len() < BURST_MAX { COMPLETED_TOGETHER } else { BURST_MAX };
+        let lines =
+            chains.chunks_mut(together).zip(buffers.chunks(together)).zip(frames.chunks(together));
         for ((chains, buffers), frames) in lines {
             let mut fitted = 0;
             for ((chain, to), from) in chains.iter_mut().zip(buffers).zip(frames) {
@@ -118,7 +120,7 @@ impl<'m> GuestRoom<'_, 'm> {
             }
             self.queue.complete_written(&chains[..fitted]);
             packets += fitted;
-            if fitted < COMPLETED_TOGETHER {
+            if fitted < together {
                 break;
             }
         }
