@@ -95,6 +95,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
 
+    /// Serve counters and stage histograms to Prometheus (OpenMetrics, GET /metrics): unix:/PATH, or a loopback
+    /// address such as 127.0.0.1:9101
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<metrics::Address>,
+
     /// Record every burst; off keeps only the counters
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub trace: Switch,

@@ -14,6 +14,7 @@ use datapath::{
     AfXdp, AfXdpError, Capabilities, CaptureError, CaptureOptions, Datapath, Faulty, MacvtapError,
     Null, Pcap, Reflect, TapError, Uring, pcap, switch,
 };
+use metrics::{Address, Metrics, MetricsError};
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
@@ -48,6 +49,9 @@ pub enum Error {
     /// The recorder.
     #[error(transparent)]
     Recorder(#[from] RecorderError),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// A worker.
     #[error(
         "worker {index} cannot run{}: {source}",
@@ -95,12 +99,22 @@ pub fn run(plan: &Plan, handed: Handed, stop: BorrowedFd<'_>) -> Result<(), Erro
     for switch in &plan.switches {
         daemon.add_switch(switch, &plan.guests)?;
     }
+    if let Some(address) = &plan.metrics {
+        daemon.metrics = Some(measure(address, &plan.guests)?);
+    }
     daemon.serve(stop)
 }
 
-/// A daemon that is being put together. Workers end before recorders do.
+/// Serves the metrics of all guests, whose recorders are there.
+fn measure(address: &Address, guests: &[GuestPlan]) -> Result<Metrics, MetricsError> {
+    let open = |guest: &GuestPlan| metrics::Guest::open(&guest.name, &guest.recorder);
+    Metrics::serve(address, guests.iter().map(open).collect::<Result<_, _>>()?)
+}
+
+/// A daemon that is being put together. Metrics end before workers do, and workers before recorders.
 #[derive(Default)]
 struct Daemon {
+    metrics: Option<Metrics>,
     workers: Vec<Worker>,
     recordings: Vec<Recording>,
     fronts: Vec<Front>,

@@ -9,16 +9,18 @@ use toml::{Table, Value};
 use crate::args::Args;
 
 /// Keys that stand above all guests.
-const DAEMON_KEYS: [&str; 1] = ["run-dir"];
+const DAEMON_KEYS: [&str; 2] = ["run-dir", "metrics"];
 /// Flags that are nothing for one guest of several.
-const NOT_FOR_GUESTS: [&str; 6] =
-    ["config", "run-dir", "fd", "print-capabilities", "help", "version"];
+const NOT_FOR_GUESTS: [&str; 7] =
+    ["config", "run-dir", "metrics", "fd", "print-capabilities", "help", "version"];
 
 /// What the file says.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `run-dir`.
     pub run_dir: Option<PathBuf>,
+    /// `metrics`.
+    pub metrics: Option<metrics::Address>,
     /// The guests, in their order.
     pub guests: Vec<Args>,
 }
@@ -47,6 +49,13 @@ impl Config {
             Some(Value::String(path)) => Some(path.into()),
             Some(other) => return Err(wrong("run-dir", "a path in quotes", &other)),
         };
+        let metrics = match table.remove("metrics") {
+            None => None,
+            Some(Value::String(address)) => {
+                Some(address.parse().map_err(|error| format!("metrics: {error}"))?)
+            }
+            Some(other) => return Err(wrong("metrics", "an address in quotes", &other)),
+        };
         if let Some(key) = table.keys().next() {
             let known = DAEMON_KEYS.join(", ");
             return Err(format!("expected the keys {known} and tables [[guest]], found '{key}'"));
@@ -59,7 +68,7 @@ impl Config {
             }
             other => Err(wrong("guest", "tables [[guest]]", &other)),
         });
-        Ok(Self { run_dir, guests: guests.collect::<Result<_, _>>()? })
+        Ok(Self { run_dir, metrics, guests: guests.collect::<Result<_, _>>()? })
     }
 }
 
@@ -136,7 +145,7 @@ mod tests {
 
     #[test]
     fn tables_are_read_as_flags() {
-        let Config { run_dir, guests } = Config::parse(TWO).unwrap();
+        let Config { run_dir, guests, .. } = Config::parse(TWO).unwrap();
         assert_eq!(run_dir, Some("/r".into()));
         let [vm0, vm1] = guests.try_into().unwrap();
         assert_eq!((vm0.queue_pairs, vm0.queue_size, vm0.client, vm0.name), (2, 1024, false, None));
@@ -147,7 +156,11 @@ mod tests {
     fn what_is_wrong_is_said_with_its_place() {
         let with = |from: &str, to: &str| Config::parse(&TWO.replace(from, to)).unwrap_err();
         for (from, to, expected) in [
-            ("run-dir", "run-dri", "the keys run-dir and tables [[guest]], found 'run-dri'"),
+            (
+                "run-dir",
+                "run-dri",
+                "the keys run-dir, metrics and tables [[guest]], found 'run-dri'",
+            ),
             ("'/r'", "5", "run-dir: expected a path in quotes, found integer"),
             (
                 "queue-pairs = 2",

@@ -48,12 +48,15 @@ fn main() -> ExitCode {
 /// What the flags, or the file that they name, say is to be done.
 fn plan(args: Args) -> Result<Plan, String> {
     let Some(path) = &args.config else {
-        let run_dir = args.run_dir.clone();
-        return Plan::new(vec![args], run_dir).map_err(|error| error.to_string());
+        let (run_dir, metrics) = (args.run_dir.clone(), args.metrics.clone());
+        let plan = Plan::new(vec![args], run_dir).map_err(|error| error.to_string())?;
+        return Ok(Plan { metrics, ..plan });
     };
-    let Config { run_dir, guests } = Config::read(path)?;
+    let Config { run_dir, metrics, guests } = Config::read(path)?;
     let run_dir = args.run_dir.clone().or(run_dir);
-    Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))
+    let plan =
+        Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(Plan { metrics: args.metrics.or(metrics), ..plan })
 }
 
 fn run(plan: &Plan) -> Result<(), String> {

@@ -22,6 +22,8 @@ pub struct Plan {
     pub guests: Vec<GuestPlan>,
     /// The switches between them.
     pub switches: Vec<SwitchPlan>,
+    /// Where metrics of all guests are served.
+    pub metrics: Option<metrics::Address>,
 }
 
 /// A switch between guests. One worker serves all of them.
@@ -120,7 +122,7 @@ impl Plan {
             }
         }
         let switches = switches(&guests)?;
-        let plan = Self { guests, switches };
+        let plan = Self { guests, switches, metrics: None };
         match plan.same_descriptor() {
             Some(fd) => Err(PlanError::SameDescriptor(fd)),
             None => Ok(plan),

@@ -1,7 +1,9 @@
 //! End to end: the parts that tests put together.
 //!
+//! - [`browser`]: a headless browser that looks at reports.
 //! - [`cable`]: an interface of this host, and a host at the other end of its cable.
 //! - [`daemon`]: the daemon under test.
+//! - [`debian`]: programs from packages that are not installed.
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
@@ -13,8 +15,10 @@
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
 //! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
 
+pub mod browser;
 pub mod cable;
 pub mod daemon;
+pub mod debian;
 pub mod dpdk;
 pub mod frames;
 pub mod hostile;

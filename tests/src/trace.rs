@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use burst_trace::Totals;
 use burst_trace::location::recorder_path;
-use burst_trace::reader::Totals;
 use burst_trace::{BurstRecord, Direction, DropCause, Reader, RecordKind, Stage};
 
 /// A recorder of a daemon, open.

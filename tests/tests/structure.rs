@@ -17,7 +17,12 @@ const EDGES: &[(&str, &[&str])] = &[
     ("datapath", &["guest-memory", "virtio-net", "burst-trace"]),
     ("worker", &["guest-memory", "virtqueue", "virtio-net", "burst-trace", "datapath"]),
     ("vhost-control", &["guest-memory", "virtqueue", "virtio-net", "worker"]),
-    ("ringscoped", &["virtio-net", "burst-trace", "datapath", "worker", "vhost-control"]),
+    // It reads recorders, as whoever else does.
+    ("metrics", &["burst-trace"]),
+    (
+        "ringscoped",
+        &["virtio-net", "burst-trace", "datapath", "worker", "vhost-control", "metrics"],
+    ),
     ("report", &["burst-trace"]),
     ("lab", &[]),
     ("ringscope", &["burst-trace", "report", "lab"]),

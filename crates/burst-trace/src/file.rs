@@ -21,6 +21,8 @@ use crate::record::RECORD_WORDS;
 
 /// `RINGSCP1`, little endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGSCP1");
+/// The mark of a recording: `RINGREC1`.
+pub const RECORDING_MAGIC: u64 = u64::from_le_bytes(*b"RINGREC1");
 /// Changes whenever a reader of the old layout would misread the new one.
 pub const VERSION: u64 = 1;
 
@@ -52,6 +54,8 @@ pub mod word {
     pub const ANCHOR_VERSION: usize = 13;
     /// Three words: the latest anchor.
     pub const ANCHOR_LATEST: usize = 14;
+    /// In a recording: 1 when the rings' totals are those of its time.
+    pub const COUNTED: usize = 17;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }

@@ -6,20 +6,28 @@
 //! - [`clock`]: the CPU counter, plainly read, and its relation to `CLOCK_MONOTONIC`.
 //! - [`record`]: the 64 bytes that one burst leaves behind.
 //! - [`file`](mod@file): the layout of `NAME.trace` and the words it is made of.
+//! - [`header`]: what stands before the records.
 //! - [`location`]: where recorders are.
 //! - [`writer`]: the daemon's end; [`reader`]: everyone else's.
+//! - [`recording`]: what was kept of a recorder over some time; [`source`]: either of the two.
 
 pub mod clock;
 pub mod file;
+pub mod header;
 pub mod location;
 pub mod reader;
 pub mod record;
+pub mod recording;
+pub mod source;
 pub mod stage;
 mod sys;
 pub mod writer;
 
 pub use clock::{Anchor, Clock, ClockKind};
-pub use reader::{Cursor, ReadError, Reader};
+pub use header::{Header, ReadError, Totals};
+pub use reader::{Cursor, Reader};
 pub use record::{BurstRecord, RecordKind};
-pub use stage::{Direction, DropCause, DropCounts, Stage};
+pub use recording::{Recording, RecordingWriter};
+pub use source::Source;
+pub use stage::{Direction, DropCause, DropCounts, KernelStage, Stage};
 pub use writer::{Recorder, RecorderError, RecorderOptions, Writer};

@@ -1,47 +1,18 @@
 //! Everyone else's end of the flight recorder: opens `NAME.trace` read-only, follows it, and knows what
 //! was overwritten before it could be read.
 
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::clock::{Anchor, ClockKind};
-use crate::file::{FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_DROPS, VERSION, Words, word};
+use crate::file::{Layout, MAGIC};
+use crate::header::{Header, ReadError};
 use crate::record::{BurstRecord, RECORD_WORDS};
-use crate::stage::DropCause;
-
-/// Why a recorder could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The file could not be opened or mapped.
-    #[error("cannot read the flight recorder {path}: {source}")]
-    Io {
-        /// The recorder's file.
-        path: PathBuf,
-        /// What the system answered.
-        source: io::Error,
-    },
-    /// The file is something else, or half of a recorder.
-    #[error(
-        "{path} is no flight recorder that this version reads: expected {expected}, found {found}"
-    )]
-    Format {
-        /// The recorder's file.
-        path: PathBuf,
-        /// What should have been there.
-        expected: String,
-        /// What was.
-        found: String,
-    },
-}
 
 /// A flight recorder, open for reading. The daemon that writes it may be alive, ended or crashed.
 #[derive(Debug)]
 pub struct Reader {
-    words: Words,
-    layout: Layout,
-    clock: ClockKind,
+    header: Header,
 }
 
 /// How far one worker's records were read.
@@ -51,15 +22,13 @@ pub struct Cursor {
     next: u64,
 }
 
-/// The totals of one virtqueue since the daemon started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Packets that went through.
-    pub packets: u64,
-    /// Their bytes, without net headers.
-    pub bytes: u64,
-    /// The bursts they came in.
-    pub bursts: u64,
+/// A reader knows all that its file's header says.
+impl Deref for Reader {
+    type Target = Header;
+
+    fn deref(&self) -> &Header {
+        &self.header
+    }
 }
 
 impl Reader {
@@ -68,132 +37,7 @@ impl Reader {
     /// # Errors
     /// When the file cannot be read, or is not a recorder of this version.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
-        let io_error = |source| ReadError::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io_error)?;
-        let format = |expected: String, found: String| ReadError::Format {
-            path: path.into(),
-            expected,
-            found,
-        };
-        let bytes = file.metadata().map_err(io_error)?.len();
-        if bytes < HEADER_WORDS as u64 * 8 {
-            return Err(format(format!("at least {} bytes", HEADER_WORDS * 8), format!("{bytes}")));
-        }
-        let words = Words::map_read_only(&file).map_err(io_error)?;
-        if words.at(word::MAGIC).load(Ordering::Acquire) != MAGIC {
-            return Err(format("the mark RINGSCP1".into(), "other bytes".into()));
-        }
-        let number = |at: usize| words.at(at).load(Ordering::Relaxed);
-        if number(word::VERSION) != VERSION {
-            return Err(format(format!("layout {VERSION}"), number(word::VERSION).to_string()));
-        }
-        let size = |at: usize| usize::try_from(number(at)).unwrap_or(usize::MAX);
-        let layout = Layout {
-            workers: size(word::WORKERS),
-            queue_pairs: size(word::QUEUE_PAIRS),
-            capacity: size(word::CAPACITY),
-        };
-        if !layout.is_sane() || words.len() < layout.words() {
-            return Err(format("sizes that fit the file".into(), format!("{layout:?}")));
-        }
-        let clock = u32::try_from(number(word::CLOCK)).ok().and_then(ClockKind::from_number);
-        let clock =
-            clock.ok_or_else(|| format("a known clock".into(), number(word::CLOCK).to_string()))?;
-        Ok(Self { words, layout, clock })
-    }
-
-    /// How many workers write.
-    #[must_use]
-    pub const fn workers(&self) -> usize {
-        self.layout.workers
-    }
-
-    /// How many queue pairs the device has.
-    #[must_use]
-    pub const fn queue_pairs(&self) -> usize {
-        self.layout.queue_pairs
-    }
-
-    /// How many records of each worker the recorder keeps.
-    #[must_use]
-    pub const fn capacity(&self) -> usize {
-        self.layout.capacity
-    }
-
-    /// Which clock stamped the records.
-    #[must_use]
-    pub const fn clock(&self) -> ClockKind {
-        self.clock
-    }
-
-    /// The clock's rate, as well as the daemon knows it by now.
-    #[must_use]
-    pub fn ticks_per_second(&self) -> u64 {
-        self.number(word::TICKS_PER_SECOND).max(1)
-    }
-
-    /// The process that writes, or wrote.
-    #[must_use]
-    pub fn pid(&self) -> u64 {
-        self.number(word::PID)
-    }
-
-    /// Whether the daemon has not (yet) ended in order. After a crash this stays true.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        self.number(word::RUNNING) == 1
-    }
-
-    /// What the daemon said of this run: JSON text.
-    #[must_use]
-    pub fn facts(&self) -> String {
-        let len = usize::try_from(self.number(word::FACTS_LEN)).unwrap_or(0).min(FACTS_BYTES_MAX);
-        let words = self.words.slice(word::FACTS, len.div_ceil(8));
-        let mut bytes: Vec<u8> =
-            words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
-        bytes.truncate(len);
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    /// The instant on three clocks that was taken at the daemon's start.
-    #[must_use]
-    pub fn anchor_start(&self) -> Anchor {
-        load_anchor(self.words.slice(word::ANCHOR_START, 3))
-    }
-
-    /// The latest such instant: at most a second of work old.
-    #[must_use]
-    pub fn anchor_latest(&self) -> Anchor {
-        let version = self.words.at(word::ANCHOR_VERSION);
-        loop {
-            let before = version.load(Ordering::Acquire);
-            let anchor = load_anchor(self.words.slice(word::ANCHOR_LATEST, 3));
-            fence(Ordering::Acquire);
-            if before.is_multiple_of(2) && version.load(Ordering::Relaxed) == before {
-                return anchor;
-            }
-            std::hint::spin_loop();
-        }
-    }
-
-    /// The totals of virtqueue `ring`.
-    ///
-    /// # Panics
-    /// When there is no such virtqueue.
-    #[must_use]
-    pub fn totals(&self, ring: usize) -> Totals {
-        let words = self.ring_words(ring);
-        let load = |at: usize| words[at].load(Ordering::Relaxed);
-        Totals { packets: load(0), bytes: load(1), bursts: load(2) }
-    }
-
-    /// How many packets virtqueue `ring` has dropped for `cause` since the daemon started.
-    ///
-    /// # Panics
-    /// When there is no such virtqueue.
-    #[must_use]
-    pub fn drops(&self, ring: usize, cause: DropCause) -> u64 {
-        self.ring_words(ring)[RING_DROPS + cause as usize].load(Ordering::Relaxed)
+        Ok(Self { header: Header::open(path, MAGIC, Layout::words)? })
     }
 
     /// A cursor at the oldest record of `worker` that is still there.
@@ -204,7 +48,7 @@ impl Reader {
     pub fn oldest(&self, worker: usize) -> Cursor {
         let head = self.head(worker).load(Ordering::Acquire);
         // The very oldest slot is the one that the next record will overwrite.
-        let next = head.saturating_sub(self.layout.capacity as u64 - 1);
+        let next = head.saturating_sub(self.header.layout().capacity as u64 - 1);
         Cursor { worker, next }
     }
 
@@ -221,14 +65,15 @@ impl Reader {
     /// Returns how many records were overwritten before they could be read.
     pub fn read(&self, cursor: &mut Cursor, mut each: impl FnMut(&BurstRecord)) -> u64 {
         let head_word = self.head(cursor.worker);
-        let capacity = self.layout.capacity as u64;
+        let capacity = self.header.layout().capacity as u64;
+        let worker = u8::try_from(cursor.worker).unwrap_or(u8::MAX);
         let mut lost = 0;
         let end = head_word.load(Ordering::Acquire);
         while cursor.next < end {
             let slot = usize::try_from(cursor.next % capacity).unwrap_or(0);
-            let at = self.layout.records(cursor.worker) + slot * RECORD_WORDS;
+            let at = self.header.layout().records(cursor.worker) + slot * RECORD_WORDS;
             let mut words = [0; RECORD_WORDS];
-            for (copy, word) in words.iter_mut().zip(self.words.slice(at, RECORD_WORDS)) {
+            for (copy, word) in words.iter_mut().zip(self.header.words().slice(at, RECORD_WORDS)) {
                 *copy = word.load(Ordering::Relaxed);
             }
             fence(Ordering::Acquire);
@@ -241,27 +86,13 @@ impl Reader {
                 continue;
             }
             cursor.next += 1;
-            each(&BurstRecord::from_words(&words));
+            each(&BurstRecord { worker, ..BurstRecord::from_words(&words) });
         }
         lost
     }
 
-    fn number(&self, at: usize) -> u64 {
-        self.words.at(at).load(Ordering::Acquire)
-    }
-
-    fn ring_words(&self, ring: usize) -> &[AtomicU64] {
-        assert!(ring < self.layout.queue_pairs * 2, "no such virtqueue in the recorder");
-        self.words.slice(self.layout.ring(ring), crate::file::RING_WORDS)
-    }
-
     fn head(&self, worker: usize) -> &AtomicU64 {
-        assert!(worker < self.layout.workers, "no such worker in the recorder");
-        self.words.at(self.layout.head(worker))
+        assert!(worker < self.header.layout().workers, "no such worker in the recorder");
+        self.header.words().at(self.header.layout().head(worker))
     }
-}
-
-fn load_anchor(words: &[AtomicU64]) -> Anchor {
-    let load = |at: usize| words[at].load(Ordering::Relaxed);
-    Anchor { ticks: load(0), monotonic_ns: load(1), realtime_ns: load(2) }
 }

@@ -13,6 +13,15 @@ pub enum RecordKind {
     Burst = 1,
     /// Packets that went no further; [`BurstRecord::cause`] says why.
     Drop = 2,
+    /// A time in the host kernel, from [`BurstRecord::first`] to [`BurstRecord::last`];
+    /// [`BurstRecord::cause`] says which ([`KernelStage`](crate::KernelStage)).
+    Kernel = 3,
+    /// A packet that carries a probe: the times are its burst's, [`BurstRecord::sequence`] is the probe's own number
+    /// and [`BurstRecord::bytes`] its run's.
+    Probe = 4,
+    /// In a recording: so many records ([`BurstRecord::sequence`]) of this worker were overwritten before they could be
+    /// kept.
+    Gap = 5,
 }
 
 /// One burst's way through one ring.
@@ -40,8 +49,11 @@ pub struct BurstRecord {
     pub kind: u8,
     /// [`BurstRecord::POLLED`].
     pub flags: u8,
-    /// For [`RecordKind::Drop`]: the [`DropCause`](crate::DropCause) as a number.
+    /// For [`RecordKind::Drop`]: the [`DropCause`](crate::DropCause) as a number; for [`RecordKind::Kernel`], the
+    /// [`KernelStage`](crate::KernelStage).
     pub cause: u8,
+    /// Which worker's it is. A reader fills it in; in a recording it is part of the record.
+    pub worker: u8,
     /// Ticks from the first frame's arrival, as the host kernel stamped it, to the first boundary; none when it
     /// did not. At most `u32::MAX`.
     pub wakeup: Option<u32>,
@@ -52,6 +64,13 @@ impl BurstRecord {
     pub const POLLED: u8 = 1;
     /// Flag, in the file only: the record has a [`wakeup`](Self::wakeup).
     const ARRIVED: u8 = 2;
+
+    /// What stands for `lost` records of `worker` that were overwritten before they could be read, at `ticks`.
+    #[must_use]
+    pub fn gap(worker: u8, lost: u64, ticks: u64) -> Self {
+        let kind = RecordKind::Gap as u8;
+        Self { first: ticks, last: ticks, sequence: lost, kind, worker, ..Self::default() }
+    }
 
     /// Which way the burst went.
     #[inline]
@@ -84,6 +103,7 @@ impl BurstRecord {
                 | u64::from(self.flags | if self.wakeup.is_some() { Self::ARRIVED } else { 0 })
                     << 8
                 | u64::from(self.cause) << 16
+                | u64::from(self.worker) << 24
                 | u64::from(self.wakeup.unwrap_or(0)) << 32,
         ]
     }
@@ -114,6 +134,7 @@ impl BurstRecord {
             kind: words[7] as u8,
             flags: flags & !Self::ARRIVED,
             cause: (words[7] >> 16) as u8,
+            worker: (words[7] >> 24) as u8,
             wakeup: (flags & Self::ARRIVED != 0).then_some((words[7] >> 32) as u32),
         }
     }
@@ -135,6 +156,7 @@ mod tests {
             kind: RecordKind::Burst as u8,
             flags: BurstRecord::POLLED,
             cause: 5,
+            worker: 6,
             wakeup: None,
         }
     }

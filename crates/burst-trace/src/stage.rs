@@ -102,6 +102,42 @@ impl Stage {
     }
 }
 
+/// A time in the host kernel (tier K), measured by programs in it while they are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum KernelStage {
+    /// The worker's thread was woken up until it ran: a kick, or a frame in the datapath's queue.
+    Wakeup = 1,
+    /// The datapath took a frame until a device's driver got it.
+    HostTx = 2,
+    /// A device's driver received a frame until it was in the datapath's queue.
+    HostRx = 3,
+    /// The call eventfd was written until the guest had its interrupt, or the front end's thread that brings it ran.
+    Inject = 4,
+}
+
+impl KernelStage {
+    /// Every one, in the order of its number.
+    pub const ALL: [Self; 4] = [Self::Wakeup, Self::HostTx, Self::HostRx, Self::Inject];
+
+    /// The stage's name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Wakeup => "wakeup",
+            Self::HostTx => "host-tx",
+            Self::HostRx => "host-rx",
+            Self::Inject => "inject",
+        }
+    }
+
+    /// The stage with this number in a record.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|stage| *stage as u8 == number)
+    }
+}
+
 macro_rules! drop_causes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
         /// Why a packet or a buffer chain went no further. Every drop has exactly one cause and is counted.

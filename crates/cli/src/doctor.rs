@@ -104,6 +104,22 @@ pub fn run(arguments: &Arguments) -> Outcome {
     Ok(output::print(&text)?)
 }
 
+/// What a reader of figures has to know of this host, in short.
+pub fn summary() -> serde_json::Value {
+    let host = Host::look();
+    serde_json::json!({
+        "kernel": host.release,
+        "cpu": host::cpu_model(),
+        "cpus": host.last_cpu.map(|last| last + 1),
+        "is_virtual": host.hypervisor.is_there,
+        "governors": host.governors.keys().collect::<Vec<_>>(),
+        "isolated": host.isolated,
+        "nohz_full": host.nohz_full,
+        "smt": host.is_smt_active,
+        "clocksource": host.clock_source.map(|source| source.current),
+    })
+}
+
 fn look(name: &str) -> Result<Interface, LookError> {
     match Interface::named(name) {
         Ok(Some(interface)) => Ok(interface),

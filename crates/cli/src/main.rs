@@ -4,13 +4,18 @@
 //!
 //! - [`stats`]: the breakdown of a recorder, as tables or as one JSON object.
 //! - [`top`]: the same, live.
+//! - [`record`]: keeps what a recorder holds for a moment only, in a file.
+//! - [`report`]: such a file, or a recorder, as tables or as a file for other tools.
 //! - [`doctor`]: what on this host spoils a measurement, and what AF_XDP can do on an interface.
 //! - [`recorder`]: which recorder they read.
-//! - [`output`]: standard output that may go away.
+//! - [`output`]: standard output that may go away; [`progress`]: how far something is.
 
 mod doctor;
 mod output;
+mod progress;
+mod record;
 mod recorder;
+mod report;
 mod stats;
 mod top;
 
@@ -36,6 +41,10 @@ enum Command {
     Stats(stats::Arguments),
     /// Show live where the time goes, stage by stage and queue by queue
     Top(top::Arguments),
+    /// Keep what comes, or what was before and after something slow, in a file
+    Record(record::Arguments),
+    /// Print where the time went in a recording, or make a file of it for other tools
+    Report(report::Arguments),
     /// Say what on this host will spoil a measurement, or what AF_XDP can do on an interface
     Doctor(doctor::Arguments),
     /// The end point of measurements, in guests and on the far host
@@ -50,6 +59,7 @@ Examples:
   ringscope stats                   all that the only recorder of this host still holds
   ringscope stats --last 5 --json   the last 5 seconds, as one JSON object
   ringscope top --name vm0          live, for the daemon that was started with --name vm0
+  ringscope record --when 'rx.total>500us' -o slow.rec && ringscope report slow.rec
   ringscope doctor --iface eth0     what to change on eth0 for --datapath af-xdp:ifname=eth0
 
 Exit code: 0, or 1 with one sentence on standard error, or 2 for wrong flags.";
@@ -58,6 +68,8 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
+        Command::Record(arguments) => record::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Agent(arguments) => lab::agent::run(arguments).map_err(Into::into),
     };

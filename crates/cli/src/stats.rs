@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use burst_trace::Source;
 use clap::ValueEnum;
 use report::figures::TickRate;
 use report::round_trip::{Exchanges, Measured};
@@ -78,33 +79,34 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When there is no recorder to read, or the output cannot be written.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let found = arguments.choice.open()?;
+    let Found { name, reader, .. } = arguments.choice.open()?;
+    let source = Source::from(reader);
     let window = arguments.last.map_or(Window::Held, Window::Last);
     let text = if arguments.json {
-        let breakdown = Breakdown::read(&found.reader, &found.name, window);
+        let breakdown = Breakdown::read(&source, &name, window);
         warn_of_lost_records(&breakdown);
         json::to_json(&breakdown) + "\n"
     } else if let Some(file) = &arguments.round_trip {
-        let (breakdown, trip) = take_apart(&found, window, file, arguments.initiator.into())?;
+        let (breakdown, trip) =
+            take_apart(&source, &name, window, file, arguments.initiator.into())?;
         table::to_table(&breakdown, Some(&trip))
     } else {
-        table::to_table(&Breakdown::read(&found.reader, &found.name, window), None)
+        table::to_table(&Breakdown::read(&source, &name, window), None)
     };
     Ok(output::print(&text)?)
 }
 
 fn take_apart(
-    found: &Found,
+    source: &Source,
+    name: &str,
     window: Window,
     file: &Path,
     initiator: Initiator,
 ) -> Result<(Breakdown, RoundTrip), report::RoundTripError> {
     let measured = Measured::read(file)?;
-    let reader = &found.reader;
-    let rate = TickRate::new(reader.ticks_per_second());
-    let mut exchanges = Exchanges::new(initiator, reader.queue_pairs(), rate, measured.max_ns);
-    let breakdown =
-        Breakdown::read_with(reader, &found.name, window, |record| exchanges.add(record));
+    let rate = TickRate::new(source.ticks_per_second());
+    let mut exchanges = Exchanges::new(initiator, source.queue_pairs(), rate, measured.max_ns);
+    let breakdown = Breakdown::read_with(source, name, window, |record| exchanges.add(record));
     Ok((breakdown, exchanges.explain(measured)))
 }
 

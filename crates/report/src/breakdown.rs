@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Clock, Direction, DropCause, Reader};
+use burst_trace::{BurstRecord, Clock, Direction, DropCause, Header, Reader, Source};
 
 use crate::collect::{Collector, DirectionBreakdown, list_drops};
 use crate::facts::Facts;
@@ -24,6 +24,8 @@ pub enum Window {
 pub enum WindowEnd {
     /// At the newest record.
     NewestRecord,
+    /// Where the recording ends.
+    Recording,
     /// When the recorder was read.
     Now,
 }
@@ -59,44 +61,43 @@ pub struct Breakdown {
 }
 
 impl Breakdown {
-    /// Reads the recorder once. `name` counts where the daemon's facts give none.
+    /// Reads the recorder or recording once. `name` counts where the daemon's facts give none.
     #[must_use]
-    pub fn read(reader: &Reader, name: &str, window: Window) -> Self {
-        Self::read_with(reader, name, window, |_| {})
+    pub fn read(source: &Source, name: &str, window: Window) -> Self {
+        Self::read_with(source, name, window, |_| {})
     }
 
     /// As [`Breakdown::read`], and hands every record of the window to `each` as well.
     #[must_use]
     pub fn read_with(
-        reader: &Reader,
+        source: &Source,
         name: &str,
         window: Window,
         mut each: impl FnMut(&BurstRecord),
     ) -> Self {
-        let rate = TickRate::new(reader.ticks_per_second());
-        let bounds = Bounds::of(reader, window, rate);
+        let rate = TickRate::new(source.ticks_per_second());
+        let bounds = Bounds::of(source, window, rate);
         let mut collector = Collector::new(rate);
         let mut extent = Extent::default();
-        let mut held_from = bounds.from;
-        let mut lost_records = 0;
-        for worker in 0..reader.workers() {
-            let (mut records, mut first) = (0, None);
-            let lost = reader.read(&mut reader.oldest(worker), |record| {
-                records += 1;
-                first.get_or_insert(record.last);
-                let is_within = (bounds.from..=bounds.to).contains(&record.last);
-                if is_within && collector.add(record) {
-                    extent.include(record);
-                    each(record);
-                }
-            });
-            lost_records += lost;
-            // A worker that filled its part of the recorder has nothing from before its first record.
-            if records + lost + 1 >= reader.capacity() as u64 {
-                held_from = held_from.max(first.unwrap_or(bounds.from));
+        let mut held = vec![Held::default(); source.workers()];
+        let lost_records = source.read(|record| {
+            if let Some(held) = held.get_mut(usize::from(record.worker)) {
+                held.include(record);
             }
-        }
-        let facts = Facts::parse(&reader.facts());
+            let is_within = (bounds.from..=bounds.to).contains(&record.last);
+            if is_within && collector.add(record) {
+                extent.include(record);
+                each(record);
+            }
+        });
+        let held_from = match source {
+            Source::Recorder(reader) => held
+                .iter()
+                .filter_map(|held| held.from(reader, lost_records))
+                .fold(bounds.from, u64::max),
+            Source::Recording(_) => bounds.from,
+        };
+        let facts = Facts::parse(&source.facts());
         let is_cut = matches!(window, Window::Last(_)) && held_from > bounds.from;
         let window_s = match window {
             Window::Held => rate.seconds(extent.ticks()),
@@ -105,15 +106,15 @@ impl Breakdown {
         };
         let direction = |direction| {
             let mut part = collector.breakdown(direction);
-            if window == Window::Held {
-                part.drops = drops_since_start(reader, direction);
+            if window == Window::Held && source.has_totals() {
+                part.drops = drops_since_start(source, direction);
             }
             part
         };
         Self {
             name: facts.name.clone().unwrap_or_else(|| name.to_owned()),
-            clock: reader.clock().name(),
-            ticks_per_second: reader.ticks_per_second(),
+            clock: source.clock().name(),
+            ticks_per_second: source.ticks_per_second(),
             facts,
             window,
             window_s,
@@ -147,39 +148,64 @@ struct Bounds {
 }
 
 impl Bounds {
-    fn of(reader: &Reader, window: Window, rate: TickRate) -> Self {
-        let Window::Last(time) = window else {
-            return Self { from: 0, to: u64::MAX, end: WindowEnd::NewestRecord };
+    fn of(source: &Source, window: Window, rate: TickRate) -> Self {
+        let at_end = match source {
+            Source::Recorder(_) => WindowEnd::NewestRecord,
+            Source::Recording(_) => WindowEnd::Recording,
         };
-        let (to, end) = match now(reader) {
+        let Window::Last(time) = window else {
+            return Self { from: 0, to: u64::MAX, end: at_end };
+        };
+        let (to, end) = match now(source) {
             Some(now) => (now, WindowEnd::Now),
-            None => (newest(reader), WindowEnd::NewestRecord),
+            None => (newest(source), at_end),
         };
         Self { from: to.saturating_sub(rate.ticks(time.as_secs_f64())), to, end }
     }
 }
 
 /// The recorder's clock now. Only a daemon that runs on this machine has the clock that we can read.
-fn now(reader: &Reader) -> Option<u64> {
+fn now(source: &Source) -> Option<u64> {
+    let Source::Recorder(reader) = source else { return None };
     let clock = Clock::new();
     (is_alive(reader) && clock.kind() == reader.clock()).then(|| clock.now())
 }
 
-fn newest(reader: &Reader) -> u64 {
+fn newest(source: &Source) -> u64 {
     let mut newest = 0;
-    for worker in 0..reader.workers() {
-        reader.read(&mut reader.oldest(worker), |record| newest = newest.max(record.last));
-    }
+    source.read(|record| newest = newest.max(record.last));
     newest
 }
 
-/// Drops since the daemon's start: the counters do not forget what the records no longer hold.
-fn drops_since_start(reader: &Reader, direction: Direction) -> Vec<(DropCause, u64)> {
+/// Drops since the daemon's start, or in the recording's time: the counters do not forget what the records do not hold.
+fn drops_since_start(header: &Header, direction: Direction) -> Vec<(DropCause, u64)> {
     let rings =
         |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
     list_drops(direction, |cause| {
-        (0..reader.queue_pairs() * 2).filter(rings).map(|ring| reader.drops(ring, cause)).sum()
+        (0..header.queue_pairs() * 2).filter(rings).map(|ring| header.drops(ring, cause)).sum()
     })
+}
+
+/// What of one worker's part of a recorder is still there.
+#[derive(Clone, Copy, Default)]
+struct Held {
+    records: u64,
+    /// The last boundary of its first record.
+    first: Option<u64>,
+}
+
+impl Held {
+    fn include(&mut self, record: &BurstRecord) {
+        self.records += 1;
+        self.first.get_or_insert(record.last);
+    }
+
+    /// Since when it holds everything, if not from the beginning: a worker that filled its part has nothing from before
+    /// its first record.
+    fn from(&self, reader: &Reader, lost: u64) -> Option<u64> {
+        let is_full = self.records + lost + 1 >= reader.capacity() as u64;
+        self.first.filter(|_| is_full)
+    }
 }
 
 /// From the first boundary of the oldest record to the last boundary of the newest one.

@@ -103,6 +103,16 @@ impl Collector {
         self.malformed = 0;
     }
 
+    /// The distributions of `direction`: those of its stages in order, and that of the total.
+    pub fn distributions(
+        &self,
+        direction: Direction,
+    ) -> impl Iterator<Item = (&'static str, &Distribution)> {
+        let way = &self.ways[usize::from(direction == Direction::Rx)];
+        let stages = direction.stages().iter().map(|stage| stage.name()).zip(&way.stages);
+        stages.chain([("total", &way.total)])
+    }
+
     /// What was collected of `direction`.
     #[must_use]
     pub fn breakdown(&self, direction: Direction) -> DirectionBreakdown {

@@ -99,6 +99,24 @@ impl Distribution {
         self.count
     }
 
+    /// The time that so many of the packets did not exceed, 0 to 1, in nanoseconds.
+    #[must_use]
+    pub fn quantile_ns(&self, quantile: f64, rate: TickRate) -> u64 {
+        if self.count == 0 {
+            return 0;
+        }
+        // A bucket answers with its upper end, which can lie beyond the largest time that was seen.
+        let (min_ns, max_ns) = (rate.ns(self.min_ticks), rate.ns(self.max_ticks));
+        self.histogram_ns.value_at_quantile(quantile).clamp(min_ns, max_ns)
+    }
+
+    /// How many packets took how long, in the histogram's own buckets: nanoseconds, and packets.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.histogram_ns
+            .iter_recorded()
+            .map(|bucket| (bucket.value_iterated_to(), bucket.count_since_last_iteration()))
+    }
+
     /// The figures, when there is anything to tell.
     #[must_use]
     pub fn figures(&self, rate: TickRate) -> Option<Figures> {
@@ -106,8 +124,7 @@ impl Distribution {
             return None;
         }
         let (min_ns, max_ns) = (rate.ns(self.min_ticks), rate.ns(self.max_ticks));
-        // A bucket answers with its upper end, which can lie beyond the largest time that was seen.
-        let at = |quantile| self.histogram_ns.value_at_quantile(quantile).clamp(min_ns, max_ns);
+        let at = |quantile| self.quantile_ns(quantile, rate);
         Some(Figures {
             mean_ns: rate.mean_ns(i128::try_from(self.sum_ticks).unwrap_or(i128::MAX), self.count),
             min_ns,

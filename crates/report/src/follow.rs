@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use burst_trace::reader::Totals;
+use burst_trace::Totals;
 use burst_trace::{Cursor, Direction, DropCause, Reader, RecordKind};
 
 use crate::collect::{Collector, DirectionBreakdown};

@@ -5,23 +5,36 @@
 //! - [`collect`]: one pass over records, to figures a direction.
 //! - [`breakdown`]: where the time went in one window of a recorder.
 //! - [`follow`]: the same for a recorder that is still being written, interval by interval.
+//! - [`trigger`]: what a burst has to be like to be kept; [`recent`]: records until it is known whether they are.
 //! - [`round_trip`]: what of a measured round trip is ours, the guest's and the host's.
 //! - [`rollup`]: the four spans of the receive way that earlier work on this question used.
 //! - [`facts`]: what the daemon said of its run.
 //! - [`units`]: numbers as a person reads them.
-//! - [`table`] and [`json`]: a breakdown in words and as one object.
+//! - [`when`]: when something was, on the host's clocks.
+//! - [`tail`]: what the slowest packets' time consists of; [`advice`]: what to tune when a stage is large.
+//! - [`html`]: all of it in one page to look at.
+//! - [`table`] and [`json`]: a breakdown in words and as one object; [`csv`], [`hlog`]: every record, and distributions
+//!   second by second, for other tools.
 
+pub mod advice;
 pub mod breakdown;
 pub mod collect;
+pub mod csv;
 pub mod facts;
 pub mod figures;
 pub mod follow;
+pub mod hlog;
+pub mod html;
 pub mod json;
+pub mod recent;
 pub mod rollup;
 pub mod round_trip;
 pub mod stages;
 pub mod table;
+pub mod tail;
+pub mod trigger;
 pub mod units;
+pub mod when;
 
 pub use breakdown::{Breakdown, Window};
 pub use collect::{Collector, DirectionBreakdown};

@@ -42,6 +42,7 @@ fn header(breakdown: &Breakdown) -> String {
     let rate = scaled(breakdown.ticks_per_second as f64);
     line.push(format!("clock {} {rate}Hz", breakdown.clock));
     let window = match (breakdown.window, breakdown.window_end) {
+        (_, WindowEnd::Recording) => "of the recording, up to its end".to_owned(),
         (Window::Held, _) => "all that the recorder still holds".to_owned(),
         (Window::Last(_), WindowEnd::Now) => "up to now".to_owned(),
         (Window::Last(_), WindowEnd::NewestRecord) => {

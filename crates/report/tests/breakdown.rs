@@ -46,7 +46,7 @@ impl Synthetic {
     }
 
     fn read(&self, window: Window) -> Breakdown {
-        Breakdown::read(&self.reader(), "file-stem", window)
+        Breakdown::read(&self.reader().into(), "file-stem", window)
     }
 }
 
@@ -144,7 +144,7 @@ fn after_the_daemons_end_the_window_ends_with_the_newest_record() {
     writer.burst(&burst(1, 1005 * second, 2, 10));
     let reader = synthetic.reader();
     drop(synthetic);
-    let breakdown = Breakdown::read(&reader, "vm0", Window::Last(Duration::from_secs(1)));
+    let breakdown = Breakdown::read(&reader.into(), "vm0", Window::Last(Duration::from_secs(1)));
     assert_eq!((breakdown.tx.packets, breakdown.window_end), (2, WindowEnd::NewestRecord));
 }
 
@@ -266,7 +266,7 @@ fn the_round_trip_is_taken_apart_below_the_table() {
     let rate = TickRate::new(reader.ticks_per_second());
     let mut exchanges = Exchanges::new(Initiator::Host, 1, rate, measured.max_ns);
     let breakdown =
-        Breakdown::read_with(&reader, "vm0", Window::Held, |record| exchanges.add(record));
+        Breakdown::read_with(&reader.into(), "vm0", Window::Held, |record| exchanges.add(record));
     let text = table::to_table(&breakdown, Some(&exchanges.explain(measured)));
     for part in [
         "round trip from the host: mean 100 µs, 50 answers",

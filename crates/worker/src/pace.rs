@@ -79,7 +79,7 @@ impl Pace {
     pub fn found(&mut self, now: u64, packets: u16, more: bool, longest: u64) {
         let gap = now.saturating_sub(self.last);
         self.last = now;
-        self.found += u32::from(packets);
+        self.found = self.found.saturating_add(packets.into());
         if self.settling > 0 {
             self.settling = self.settling.saturating_sub(gap);
         } else {

@@ -167,6 +167,7 @@ impl Tracer {
             kind: RecordKind::Burst as u8,
             flags: if outcome.polled { BurstRecord::POLLED } else { 0 },
             cause: 0,
+            worker: 0,
             wakeup: journey.wakeup.map(|ticks| u32::try_from(ticks).unwrap_or(u32::MAX)),
         };
         if self.records {

@@ -108,6 +108,13 @@ pub enum Kvm {
     Opens,
 }
 
+/// What the CPU calls itself.
+pub fn cpu_model() -> Option<String> {
+    let text = Files::of_this_host().text("/proc/cpuinfo")?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
 impl Host {
     /// Looks at everything.
     pub fn look() -> Self {

@@ -1,15 +1,13 @@
 //! The recorder that is followed, also across the daemon's restarts.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burst_trace::Reader;
 use burst_trace::clock::Anchor;
 use report::breakdown::is_alive;
 use report::{Facts, Follower, Interval};
 
-use crate::recorder::Found;
+use crate::recorder::{FileId, Found, file_id};
 
 /// A recorder, and the file it was opened from.
 #[derive(Debug)]
@@ -33,9 +31,6 @@ pub struct Identity {
     /// Whether that process is there.
     pub is_alive: bool,
 }
-
-/// Device and inode.
-type FileId = (u64, u64);
 
 impl Source {
     /// Follows what was found, from now on.
@@ -83,8 +78,4 @@ impl Source {
             is_alive: is_alive(reader),
         }
     }
-}
-
-fn file_id(path: &Path) -> Option<FileId> {
-    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }

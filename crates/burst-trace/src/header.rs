@@ -1,0 +1,220 @@
+//! What stands before the records, in a flight recorder's file and in a recording of one.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::clock::{Anchor, ClockKind};
+use crate::file::{
+    FACTS_BYTES_MAX, HEADER_WORDS, Layout, RING_DROPS, RING_WORDS, VERSION, Words, word,
+};
+use crate::stage::DropCause;
+
+/// Why a recorder or a recording could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file could not be opened or mapped.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The file is something else, or half of one.
+    #[error(
+        "{path} is no flight recorder or recording that this version reads: expected {expected}, found {found}"
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What should have been there.
+        expected: String,
+        /// What was.
+        found: String,
+    },
+}
+
+/// The totals of one virtqueue since the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Packets that went through.
+    pub packets: u64,
+    /// Their bytes, without net headers.
+    pub bytes: u64,
+    /// The bursts they came in.
+    pub bursts: u64,
+}
+
+/// A file's header, checked once: sizes, clock, facts, totals and drops.
+#[derive(Debug)]
+pub struct Header {
+    words: Words,
+    layout: Layout,
+    clock: ClockKind,
+}
+
+impl Header {
+    /// Maps the file at `path` and checks its header. `expects` says whether it begins with a mark that is wanted;
+    /// `room`, how many words a file of that shape has at least.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is something else.
+    pub(crate) fn open(
+        path: &Path,
+        mark: u64,
+        room: impl FnOnce(&Layout) -> usize,
+    ) -> Result<Self, ReadError> {
+        let io_error = |source| ReadError::Io { path: path.into(), source };
+        let file = File::open(path).map_err(io_error)?;
+        let format = |expected: String, found: String| ReadError::Format {
+            path: path.into(),
+            expected,
+            found,
+        };
+        let bytes = file.metadata().map_err(io_error)?.len();
+        if bytes < HEADER_WORDS as u64 * 8 {
+            return Err(format(format!("at least {} bytes", HEADER_WORDS * 8), format!("{bytes}")));
+        }
+        let words = Words::map_read_only(&file).map_err(io_error)?;
+        let found = words.at(word::MAGIC).load(Ordering::Acquire);
+        if found != mark {
+            let name = |mark: u64| mark.to_le_bytes().escape_ascii().to_string();
+            return Err(format(format!("the mark {}", name(mark)), name(found)));
+        }
+        let number = |at: usize| words.at(at).load(Ordering::Relaxed);
+        if number(word::VERSION) != VERSION {
+            return Err(format(format!("layout {VERSION}"), number(word::VERSION).to_string()));
+        }
+        let size = |at: usize| usize::try_from(number(at)).unwrap_or(usize::MAX);
+        let layout = Layout {
+            workers: size(word::WORKERS),
+            queue_pairs: size(word::QUEUE_PAIRS),
+            capacity: size(word::CAPACITY),
+        };
+        if !layout.is_sane() || words.len() < room(&layout) {
+            return Err(format("sizes that fit the file".into(), format!("{layout:?}")));
+        }
+        let clock = u32::try_from(number(word::CLOCK)).ok().and_then(ClockKind::from_number);
+        let clock =
+            clock.ok_or_else(|| format("a known clock".into(), number(word::CLOCK).to_string()))?;
+        Ok(Self { words, layout, clock })
+    }
+
+    pub(crate) const fn words(&self) -> &Words {
+        &self.words
+    }
+
+    pub(crate) const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// How many workers write.
+    #[must_use]
+    pub const fn workers(&self) -> usize {
+        self.layout.workers
+    }
+
+    /// How many queue pairs the device has.
+    #[must_use]
+    pub const fn queue_pairs(&self) -> usize {
+        self.layout.queue_pairs
+    }
+
+    /// How many records of each worker the recorder keeps.
+    #[must_use]
+    pub const fn capacity(&self) -> usize {
+        self.layout.capacity
+    }
+
+    /// Which clock stamped the records.
+    #[must_use]
+    pub const fn clock(&self) -> ClockKind {
+        self.clock
+    }
+
+    /// The clock's rate, as well as the daemon knows it by now.
+    #[must_use]
+    pub fn ticks_per_second(&self) -> u64 {
+        self.number(word::TICKS_PER_SECOND).max(1)
+    }
+
+    /// The process that writes, or wrote.
+    #[must_use]
+    pub fn pid(&self) -> u64 {
+        self.number(word::PID)
+    }
+
+    /// Whether the daemon has not (yet) ended in order. After a crash this stays true.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.number(word::RUNNING) == 1
+    }
+
+    /// What the daemon said of this run: JSON text.
+    #[must_use]
+    pub fn facts(&self) -> String {
+        let len = usize::try_from(self.number(word::FACTS_LEN)).unwrap_or(0).min(FACTS_BYTES_MAX);
+        let words = self.words.slice(word::FACTS, len.div_ceil(8));
+        let mut bytes: Vec<u8> =
+            words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+        bytes.truncate(len);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The instant on three clocks that was taken at the daemon's start.
+    #[must_use]
+    pub fn anchor_start(&self) -> Anchor {
+        load_anchor(self.words.slice(word::ANCHOR_START, 3))
+    }
+
+    /// The latest such instant: at most a second of work old.
+    #[must_use]
+    pub fn anchor_latest(&self) -> Anchor {
+        let version = self.words.at(word::ANCHOR_VERSION);
+        loop {
+            let before = version.load(Ordering::Acquire);
+            let anchor = load_anchor(self.words.slice(word::ANCHOR_LATEST, 3));
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && version.load(Ordering::Relaxed) == before {
+                return anchor;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// The totals of virtqueue `ring`.
+    ///
+    /// # Panics
+    /// When there is no such virtqueue.
+    #[must_use]
+    pub fn totals(&self, ring: usize) -> Totals {
+        let words = self.ring_words(ring);
+        let load = |at: usize| words[at].load(Ordering::Relaxed);
+        Totals { packets: load(0), bytes: load(1), bursts: load(2) }
+    }
+
+    /// How many packets virtqueue `ring` has dropped for `cause` since the daemon started.
+    ///
+    /// # Panics
+    /// When there is no such virtqueue.
+    #[must_use]
+    pub fn drops(&self, ring: usize, cause: DropCause) -> u64 {
+        self.ring_words(ring)[RING_DROPS + cause as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn number(&self, at: usize) -> u64 {
+        self.words.at(at).load(Ordering::Acquire)
+    }
+
+    fn ring_words(&self, ring: usize) -> &[AtomicU64] {
+        assert!(ring < self.layout.queue_pairs * 2, "no such virtqueue in the recorder");
+        self.words.slice(self.layout.ring(ring), RING_WORDS)
+    }
+}
+
+fn load_anchor(words: &[AtomicU64]) -> Anchor {
+    let load = |at: usize| words[at].load(Ordering::Relaxed);
+    Anchor { ticks: load(0), monotonic_ns: load(1), realtime_ns: load(2) }
+}

@@ -1,0 +1,117 @@
+//! A recording holds what was pushed, and tells what is missing.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+
+use burst_trace::{
+    BurstRecord, Clock, DropCause, ReadError, Reader, RecordKind, Recorder, RecorderOptions,
+    Recording, RecordingWriter, Source,
+};
+
+/// A recorder with two workers.
+fn recorder(directory: &Path, clock: &Clock) -> Recorder {
+    let options = RecorderOptions {
+        path: directory.join("vm0.trace"),
+        workers: 2,
+        queue_pairs: 1,
+        capacity: 64,
+        facts: r#"{"name":"vm0"}"#.into(),
+    };
+    Recorder::create(&options, clock).unwrap()
+}
+
+fn burst(n: u64, worker: u8) -> BurstRecord {
+    BurstRecord {
+        first: n * 100,
+        last: n * 100 + 21,
+        sequence: n,
+        stages: [1, 2, 3, 4, 5, 6],
+        packets: 1,
+        ring: 1,
+        kind: RecordKind::Burst as u8,
+        worker,
+        ..BurstRecord::default()
+    }
+}
+
+#[test]
+fn records_come_back_with_their_worker_and_gaps_are_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let recorder = recorder(directory.path(), &clock);
+    let reader = Reader::open(recorder.path()).unwrap();
+    let path = directory.path().join("some.rec");
+    let mut writer =
+        RecordingWriter::create(&path, &reader, r#"{"name":"vm0","host":{}}"#).unwrap();
+    let records: Vec<_> = (0..100).map(|n| burst(n, u8::try_from(n % 2).unwrap())).collect();
+    for record in &records[..50] {
+        writer.push(record).unwrap();
+    }
+    writer.push(&BurstRecord::gap(1, 17, 5000)).unwrap();
+    for record in &records[50..] {
+        writer.push(record).unwrap();
+    }
+    assert_eq!(writer.counts(), (100, 17));
+    writer.finish(&reader, false).unwrap();
+
+    let source = Source::open(&path).unwrap();
+    assert!(matches!(source, Source::Recording(_)));
+    let mut read = Vec::new();
+    assert_eq!(source.read(|record| read.push(*record)), 17);
+    assert_eq!(read, records);
+    assert_eq!(source.facts(), r#"{"name":"vm0","host":{}}"#);
+    assert_eq!(source.clock(), clock.kind());
+    assert!(!source.has_totals());
+}
+
+#[test]
+fn totals_are_those_of_its_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let recorder = recorder(directory.path(), &clock);
+    let mut worker = recorder.writer(0, clock);
+    (0..10).for_each(|n| worker.burst(&burst(n, 0)));
+    worker.dropped(1, DropCause::TxTooShort, 3, 1);
+    let reader = Reader::open(recorder.path()).unwrap();
+    let path = directory.path().join("some.rec");
+    let writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
+    (0..5).for_each(|n| worker.burst(&burst(n, 0)));
+    worker.dropped(1, DropCause::TxTooShort, 4, 1);
+    writer.finish(&reader, true).unwrap();
+    let source = Source::open(&path).unwrap();
+    assert!(source.has_totals());
+    assert_eq!(source.totals(1).packets, 5);
+    assert_eq!(source.drops(1, DropCause::TxTooShort), 4);
+}
+
+#[test]
+fn one_that_was_not_finished_is_read_as_far_as_it_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let recorder = recorder(directory.path(), &clock);
+    let reader = Reader::open(recorder.path()).unwrap();
+    let path = directory.path().join("some.rec");
+    let mut writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
+    (0..10).for_each(|n| writer.push(&burst(n, 0)).unwrap());
+    writer.finish(&reader, false).unwrap();
+    // Half a record at its end.
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 32).unwrap();
+    let recording = Recording::open(&path).unwrap();
+    assert_eq!(recording.len(), 9);
+    assert_eq!(recording.record(8), burst(8, 0));
+}
+
+#[test]
+fn anything_else_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("else");
+    for bytes in [vec![], vec![0; 100], vec![1; 10_000]] {
+        std::fs::write(&path, bytes).unwrap();
+        assert!(matches!(Source::open(&path), Err(ReadError::Format { .. })));
+    }
+    let clock = Clock::new();
+    let recorder = recorder(directory.path(), &clock);
+    assert!(matches!(Source::open(recorder.path()), Ok(Source::Recorder(_))));
+    assert!(matches!(Recording::open(recorder.path()), Err(ReadError::Format { .. })));
+}

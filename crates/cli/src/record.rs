@@ -1,0 +1,181 @@
+//! `ringscope record`: keeps what a flight recorder holds for a moment only, in a file of its own.
+
+mod keep;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use burst_trace::{Cursor, Reader};
+use report::breakdown::is_alive;
+use report::trigger::Trigger;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::Outcome;
+use crate::progress::Progress;
+use crate::recorder::{Choice, FileId, Found, file_id};
+use crate::stats::seconds;
+use keep::{Keeper, Until};
+
+/// A busy worker fills its part of a recorder in a tenth of a second.
+const POLL_EVERY: Duration = Duration::from_millis(5);
+/// Whether the daemon is still there is asked so often.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+const EXAMPLES: &str = "\
+Examples:
+  ringscope record -o now.rec                       until Ctrl-C
+  ringscope record --seconds 10 -o ten.rec          for 10 seconds
+  ringscope record --last 30 -o before.rec          until Ctrl-C, and keep the last 30 seconds of it
+  ringscope record --when 'rx.total>500us' -o slow.rec
+                                                    wait for a burst that takes longer, and keep 2 seconds before and after
+  ringscope report slow.rec                         where the time went
+
+--when takes DIRECTION.TIME>LIMIT or >=LIMIT: DIRECTION is tx or rx, TIME is total, wakeup or one of the \
+daemon's stages, LIMIT has a unit (ns, us, ms, s).
+
+Records that were overwritten before they could be kept are counted, and the file says where they are \
+missing. What a recorder still holds needs no recording: `ringscope report` reads the recorder of a daemon \
+that runs, ended or crashed (NAME.trace.crashed) as it reads a recording.";
+
+/// The flags of `ringscope record`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    #[command(flatten)]
+    choice: Choice,
+    /// The recording; it is there, whole, when this command ends
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// End after so long
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// Keep only the last so many seconds, in memory until the end
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "when")]
+    last: Option<Duration>,
+    /// Wait for the first burst of which this is true; keep what was before and after, and end
+    #[arg(long, value_name = "CONDITION")]
+    when: Option<Trigger>,
+    /// With --when: how much before that burst is kept
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2", requires = "when")]
+    before: Duration,
+    /// With --when: how much after it
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2", requires = "when")]
+    after: Duration,
+}
+
+/// Why a recording ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The time that was asked for is over, or what was waited for has come.
+    Done,
+    /// By a signal.
+    Stopped,
+    /// The daemon ended, or another one took its place.
+    DaemonGone,
+}
+
+/// Runs `ringscope record` until it is done or ended by a signal.
+///
+/// # Errors
+/// When there is no recorder to follow, or the file cannot be written.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let Found { path, reader, .. } = arguments.choice.open()?;
+    let until = match (&arguments.when, arguments.last) {
+        (Some(trigger), _) => Until::Met(*trigger, arguments.before, arguments.after),
+        (None, Some(last)) => Until::Last(last),
+        (None, None) => Until::All,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let mut keeper = Keeper::create(&arguments.output, &reader, until)?;
+    let mut following = Following::new(path, reader, keeper.wants_the_past());
+    let end = following.follow(&mut keeper, arguments.seconds, &stop)?;
+    let summary = keeper.finish(&following.reader)?;
+    match end {
+        End::Done => {}
+        End::Stopped => eprintln!("ringscope: ended by a signal"),
+        End::DaemonGone => eprintln!("ringscope: the daemon has ended: the recording ends with it"),
+    }
+    eprintln!("ringscope: {summary}");
+    Ok(())
+}
+
+/// A recorder that is followed.
+struct Following {
+    path: PathBuf,
+    file: Option<FileId>,
+    reader: Reader,
+    cursors: Vec<Cursor>,
+}
+
+impl Following {
+    fn new(path: PathBuf, reader: Reader, from_the_oldest: bool) -> Self {
+        let cursor = |worker| {
+            if from_the_oldest { reader.oldest(worker) } else { reader.newest(worker) }
+        };
+        let cursors = (0..reader.workers()).map(cursor).collect();
+        Self { file: file_id(&path), path, cursors, reader }
+    }
+
+    fn follow(
+        &mut self,
+        keeper: &mut Keeper,
+        limit: Option<Duration>,
+        stop: &AtomicBool,
+    ) -> std::io::Result<End> {
+        let started = Instant::now();
+        let mut progress = Progress::new();
+        let mut looked = started;
+        loop {
+            let end = if stop.load(Ordering::Relaxed) {
+                Some(End::Stopped)
+            } else if limit.is_some_and(|limit| started.elapsed() >= limit) {
+                Some(End::Done)
+            } else if looked.elapsed() >= LOOK_EVERY {
+                looked = Instant::now();
+                progress.show(|| keeper.state());
+                self.is_over().then_some(End::DaemonGone)
+            } else {
+                None
+            };
+            // What came until now is read in every case.
+            let came = self.read(keeper)?;
+            if let Some(end) = end {
+                return Ok(end);
+            }
+            if keeper.is_done() {
+                return Ok(End::Done);
+            }
+            if came < self.reader.capacity() / 8 {
+                std::thread::sleep(POLL_EVERY);
+            }
+        }
+    }
+
+    /// Reads what came. Returns the most records of one worker.
+    fn read(&mut self, keeper: &mut Keeper) -> std::io::Result<usize> {
+        let mut most = 0;
+        for (worker, cursor) in (0..).zip(&mut self.cursors) {
+            let (mut came, mut newest, mut kept) = (0, 0, Ok(()));
+            let lost = self.reader.read(cursor, |record| {
+                came += 1;
+                newest = record.last;
+                if kept.is_ok() {
+                    kept = keeper.take(record);
+                }
+            });
+            kept?;
+            keeper.lost(worker, lost, newest)?;
+            most = most.max(came);
+        }
+        Ok(most)
+    }
+
+    fn is_over(&self) -> bool {
+        !is_alive(&self.reader) || file_id(&self.path) != self.file
+    }
+}

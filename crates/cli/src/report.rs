@@ -1,0 +1,163 @@
+//! `ringscope report`: a recording, or a recorder, as tables or as a file that other tools read.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use burst_trace::Source;
+use clap::ValueEnum;
+use report::csv::write_csv;
+use report::hlog::write_hlog;
+use report::html::{PASSES, write_html};
+use report::units::grouped;
+use report::{Breakdown, Window, json, table};
+
+use crate::Outcome;
+use crate::progress::Countdown;
+use crate::recorder::Choice;
+
+const EXAMPLES: &str = "\
+Examples:
+  ringscope report slow.rec                          where the time went, as tables
+  ringscope report                                   the same of all that the only recorder of this host still holds
+  ringscope report /run/ringscope/vm0.trace.crashed  what a daemon that crashed left behind
+  ringscope report slow.rec --format html -o slow.html
+  ringscope report after.rec --format html --before before.rec -o change.html
+  ringscope report slow.rec --format csv -o slow.csv
+  ringscope report slow.rec --format hlog | less
+
+Formats:
+  table       the breakdown, for people
+  json        the same, as the object that `ringscope stats --json` prints
+  html        one page, without anything from a network: a summary in words, what the mean and the slowest packets consist
+              of, distributions, a time line, and the journey of each of the slowest bursts; --before compares two
+  csv         every burst and every drop as a line: times in ns, start_ns is CLOCK_REALTIME; where a stage is not one of
+              the direction's, or was not measured, the field is empty
+  hlog        an HdrHistogram interval log: for each second, direction and stage one histogram, in ns";
+
+/// The flags of `ringscope report`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Arguments {
+    /// What `ringscope record` wrote, or a recorder (NAME.trace, NAME.trace.crashed) [default: the recorder that --name
+    /// and --run-dir name]
+    #[arg(conflicts_with_all = ["name", "run_dir"])]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    choice: Choice,
+    /// What to make of it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// With --format html: compare with this one, which was before
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
+    /// Where to write it [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Html,
+    Json,
+    Csv,
+    Hlog,
+}
+
+/// `--before` without anything that compares.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--before compares in --format html only; make both reports and compare them, or take that format"
+)]
+struct NothingCompared;
+
+/// The output could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path}: {source}; choose another -o, or make room there")]
+struct WriteError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Runs `ringscope report`.
+///
+/// # Errors
+/// When there is nothing to read, or the output cannot be written.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let (source, name) = match &arguments.file {
+        Some(path) => (Source::open(path)?, stem(path)),
+        None => {
+            let found = arguments.choice.open()?;
+            (found.reader.into(), found.name)
+        }
+    };
+    let before = arguments.before.as_deref().map(Source::open).transpose()?;
+    if before.is_some() && arguments.format != Format::Html {
+        return Err(NothingCompared.into());
+    }
+    let what = What { source: &source, before: before.as_ref(), name: &name };
+    match &arguments.output {
+        None => write(&mut BufWriter::new(io::stdout().lock()), what, arguments.format),
+        Some(path) => {
+            let error = |source| WriteError { path: path.clone(), source };
+            let file = File::create(path).map_err(error)?;
+            write(&mut BufWriter::new(file), what, arguments.format).map_err(|failed| {
+                match failed.downcast::<io::Error>() {
+                    Ok(source) => error(*source).into(),
+                    Err(other) => other,
+                }
+            })
+        }
+    }
+}
+
+/// What a report is of.
+#[derive(Clone, Copy)]
+struct What<'a> {
+    source: &'a Source,
+    before: Option<&'a Source>,
+    /// By the file's name; the daemon's own counts more.
+    name: &'a str,
+}
+
+fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
+    let What { source, before, name } = what;
+    let passes = if format == Format::Html { PASSES } else { 1 };
+    let records = source.records_max() + before.map_or(0, Source::records_max);
+    let mut countdown = Countdown::new(records * passes);
+    let lost = match format {
+        Format::Table | Format::Json => {
+            let breakdown = Breakdown::read_with(source, name, Window::Held, |_| countdown.step());
+            if format == Format::Table {
+                out.write_all(table::to_table(&breakdown, None).as_bytes())?;
+                // The table says so itself.
+                0
+            } else {
+                out.write_all((json::to_json(&breakdown) + "\n").as_bytes())?;
+                breakdown.lost_records
+            }
+        }
+        Format::Html => {
+            write_html(out, source, before, name, || countdown.step())?;
+            0
+        }
+        Format::Csv => write_csv(out, source, |_| countdown.step())?,
+        Format::Hlog => write_hlog(out, source, |_| countdown.step())?,
+    };
+    out.flush()?;
+    drop(countdown);
+    if lost > 0 {
+        eprintln!(
+            "ringscope: {} records are missing: they were overwritten before they could be read",
+            grouped(lost)
+        );
+    }
+    Ok(())
+}
+
+fn stem(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = name.unwrap_or_default();
+    name.split('.').next().unwrap_or_default().to_owned()
+}

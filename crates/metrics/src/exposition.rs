@@ -1,0 +1,214 @@
+//! What is known of the guests, as OpenMetrics text.
+
+use std::fmt;
+
+use burst_trace::{Direction, DropCause, Totals};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::guest::{BUCKETS_S, Guest};
+
+type Labels = Vec<(&'static str, String)>;
+
+/// One kind of figure, with its values.
+#[derive(Debug)]
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<Unit>,
+    values: Values,
+}
+
+#[derive(Debug)]
+enum Values {
+    Counters(Vec<(Labels, u64)>),
+    Gauges(Vec<(Labels, f64)>),
+    Histograms(Vec<(Labels, Histogram)>),
+}
+
+#[derive(Debug)]
+struct Histogram {
+    sum_s: f64,
+    count: u64,
+    /// The bucket's upper end, and what is in it alone.
+    buckets: Vec<(f64, u64)>,
+}
+
+/// The text of all metrics of `guests`.
+///
+/// # Errors
+/// Never: a string takes what is written to it.
+pub fn to_text(guests: &[Guest]) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("ringscope");
+    registry.register_collector(Box::new(Families(families(guests))));
+    let mut text = String::new();
+    text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+fn families(guests: &[Guest]) -> Vec<Family> {
+    let totals = |which: fn(&Totals) -> u64| {
+        let of_ring = move |guest: &Guest, ring| {
+            (of_queue(guest, ring), which(&guest.reader.totals(ring.into())))
+        };
+        let values =
+            guests.iter().flat_map(|guest| rings(guest).map(move |ring| of_ring(guest, ring)));
+        Values::Counters(values.collect())
+    };
+    let family = |name, help, values| Family { name, help, unit: None, values };
+    let per_way = |value: fn(&Guest, usize) -> u64| {
+        let ways = |guest| [0, 1].map(|way| (of_way(guest, way), value(guest, way)));
+        Values::Counters(guests.iter().flat_map(ways).collect())
+    };
+    vec![
+        family("packets", "Packets that went through", totals(|it| it.packets)),
+        family("bytes", "Their bytes, without net headers", totals(|it| it.bytes)),
+        family("bursts", "The bursts they came in", totals(|it| it.bursts)),
+        family("drops", "Packets that went no further, by cause", Values::Counters(drops(guests))),
+        family(
+            "polled_packets",
+            "Packets found by polling, whose stage notice is an upper bound, of those in the histograms",
+            per_way(|guest, way| guest.ways[way].polled_packets),
+        ),
+        family(
+            "records_lost",
+            "Records that were overwritten before they could be counted in the histograms",
+            Values::Counters(guests.iter().map(|it| (of_guest(it), it.lost)).collect()),
+        ),
+        Family {
+            name: "start_time",
+            help: "When the daemon started",
+            unit: Some(Unit::Seconds),
+            values: Values::Gauges(guests.iter().map(|it| (of_guest(it), start_s(it))).collect()),
+        },
+        family(
+            "build",
+            "1, with what the daemon says of its run as labels",
+            Values::Gauges(guests.iter().map(|it| (run(it), 1.0)).collect()),
+        ),
+        Family {
+            name: "stage",
+            help: "Time of a packet in a stage, in all of the daemon's (total), and until the worker was awake (wakeup)",
+            unit: Some(Unit::Seconds),
+            values: Values::Histograms(guests.iter().flat_map(histograms).collect()),
+        },
+    ]
+}
+
+fn rings(guest: &Guest) -> impl Iterator<Item = u16> + use<> {
+    0..u16::try_from(guest.reader.queue_pairs() * 2).unwrap_or(u16::MAX)
+}
+
+fn of_guest(guest: &Guest) -> Labels {
+    vec![("guest", guest.name.clone())]
+}
+
+fn of_way(guest: &Guest, way: usize) -> Labels {
+    vec![("guest", guest.name.clone()), ("direction", guest.ways[way].direction.name().into())]
+}
+
+fn of_queue(guest: &Guest, ring: u16) -> Labels {
+    vec![
+        ("guest", guest.name.clone()),
+        ("direction", Direction::of_ring(ring).name().into()),
+        ("queue", ring.to_string()),
+    ]
+}
+
+/// Every cause of the queue's direction: what has not happened yet is 0, so that the first time shows as a change.
+fn drops(guests: &[Guest]) -> Vec<(Labels, u64)> {
+    let mut drops = Vec::new();
+    for (guest, ring) in guests.iter().flat_map(|guest| rings(guest).map(move |ring| (guest, ring)))
+    {
+        let direction = Direction::of_ring(ring).name();
+        for cause in DropCause::ALL {
+            let count = guest.reader.drops(ring.into(), *cause);
+            if count > 0 || cause.name().starts_with(direction) {
+                let mut labels = of_queue(guest, ring);
+                labels.push(("cause", cause.name().into()));
+                drops.push((labels, count));
+            }
+        }
+    }
+    drops
+}
+
+fn start_s(guest: &Guest) -> f64 {
+    guest.reader.anchor_start().realtime_ns as f64 / 1e9
+}
+
+fn run(guest: &Guest) -> Labels {
+    let mut labels = of_guest(guest);
+    for name in ["version", "datapath", "poll"] {
+        let value = guest.facts.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+        labels.push((name, value.into()));
+    }
+    labels
+}
+
+fn histograms(guest: &Guest) -> Vec<(Labels, Histogram)> {
+    let rate = guest.reader.ticks_per_second() as f64;
+    let mut all = Vec::new();
+    for (n, way) in guest.ways.iter().enumerate() {
+        for (name, times) in &way.times {
+            if *name == "wakeup" && times.packets == 0 {
+                // Nobody measures it here.
+                continue;
+            }
+            let mut labels = of_way(guest, n);
+            labels.push(("stage", (*name).into()));
+            let ends = BUCKETS_S.into_iter().chain([f64::MAX]);
+            all.push((
+                labels,
+                Histogram {
+                    sum_s: times.ticks as f64 / rate,
+                    count: times.packets,
+                    buckets: ends.zip(times.counts).collect(),
+                },
+            ));
+        }
+    }
+    all
+}
+
+/// All families, as the library asks for them.
+#[derive(Debug)]
+struct Families(Vec<Family>);
+
+impl Collector for Families {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for Family { name, help, unit, values } in &self.0 {
+            let kind = match values {
+                Values::Counters(_) => MetricType::Counter,
+                Values::Gauges(_) => MetricType::Gauge,
+                Values::Histograms(_) => MetricType::Histogram,
+            };
+            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+            match values {
+                Values::Counters(values) => {
+                    for (labels, value) in values {
+                        family
+                            .encode_family(labels)?
+                            .encode_counter::<NoLabelSet, _, u64>(value, None)?;
+                    }
+                }
+                Values::Gauges(values) => {
+                    for (labels, value) in values {
+                        family.encode_family(labels)?.encode_gauge(value)?;
+                    }
+                }
+                Values::Histograms(values) => {
+                    for (labels, it) in values {
+                        let Histogram { sum_s, count, buckets } = it;
+                        family
+                            .encode_family(labels)?
+                            .encode_histogram::<NoLabelSet>(*sum_s, *count, buckets, None)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,336 @@
+//! What the page needs of the records.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use burst_trace::{BurstRecord, Direction, RecordKind, Source};
+use serde::Serialize;
+
+use super::words::words;
+use crate::breakdown::Breakdown;
+use crate::collect::{Collector, DirectionBreakdown};
+use crate::figures::TickRate;
+use crate::stages::StageRow;
+use crate::tail::{Composition, Tail};
+use crate::when::When;
+
+/// So many of each direction's slowest bursts can be looked at.
+const OUTLIERS: usize = 200;
+/// What a worker did so long before and after is shown with them,
+const AROUND_NS: u64 = 1_000_000;
+/// but at most so many bursts.
+const NEIGHBOURS: usize = 24;
+/// The time line has at most so many points.
+const BINS: u64 = 600;
+/// Columns of a histogram from one time to its double.
+const COLUMNS_AN_OCTAVE: f64 = 8.0;
+const QUANTILES: [f64; 14] =
+    [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999, 1.0];
+
+/// One direction.
+#[derive(Serialize)]
+pub struct Way {
+    direction: &'static str,
+    packets: u64,
+    bytes: u64,
+    bursts: u64,
+    polled: u64,
+    drops: BTreeMap<&'static str, u64>,
+    words: Vec<String>,
+    stages: Vec<StageRow>,
+    total: StageRow,
+    /// The daemon's own stages, in order.
+    own: Vec<&'static str>,
+    mean: Option<Composition>,
+    tail: Option<Composition>,
+    tail_over_ns: u64,
+    spreads: Vec<Spread>,
+    bins: Vec<Bin>,
+    outliers: Vec<Outlier>,
+}
+
+/// How one time spreads.
+#[derive(Serialize)]
+struct Spread {
+    name: &'static str,
+    /// Quantile and time, ns.
+    curve: Vec<(f64, u64)>,
+    /// A column's number and packets: column n begins at 2^(n/8) ns.
+    columns: Vec<(i32, u64)>,
+}
+
+/// A point of the time line.
+#[derive(Clone, Serialize)]
+struct Bin {
+    /// Seconds since the beginning.
+    at_s: f64,
+    packets: u64,
+    mean_ns: f64,
+    max_ns: u64,
+}
+
+/// A slow burst.
+#[derive(Serialize)]
+struct Outlier {
+    #[serde(flatten)]
+    burst: Burst,
+    around: Vec<Burst>,
+}
+
+/// A burst's way.
+#[derive(Clone, Serialize)]
+struct Burst {
+    direction: &'static str,
+    sequence: u64,
+    ring: u16,
+    worker: u8,
+    packets: u16,
+    bytes: u32,
+    /// Its first boundary, ns since the time line's beginning.
+    start_ns: u64,
+    total_ns: u64,
+    wakeup_ns: Option<u64>,
+    is_polled: bool,
+    stages_ns: Vec<u64>,
+}
+
+/// Reads `source` and says what there is of both directions, and when the time line begins (`CLOCK_REALTIME`, ns).
+pub fn ways(source: &Source, name: &str, each: &mut impl FnMut()) -> (Breakdown, Vec<Way>, u64) {
+    let rate = TickRate::new(source.ticks_per_second());
+    let mut collector = Collector::new(rate);
+    let (mut first, mut last) = (u64::MAX, 0);
+    let breakdown = super::breakdown(source, name, each);
+    source.read(|record| {
+        if is_burst(record) {
+            collector.add(record);
+            (first, last) = (first.min(record.first), last.max(record.last));
+        }
+    });
+    let first = first.min(last);
+    let mut second = breakdown.directions().map(|way| Second::new(way, rate, first, last));
+    source.read(|record| {
+        each();
+        second.iter_mut().for_each(|way| way.add(record));
+    });
+    let mut outliers = second.each_mut().map(Second::outliers);
+    let mut around = Around::new(&outliers, rate);
+    source.read(|record| {
+        each();
+        around.add(record, &mut outliers, rate, first);
+    });
+    let ways = breakdown.directions().into_iter().zip(second).zip(outliers);
+    let ways = ways.map(|((way, second), outliers)| second.finish(way, &collector, outliers));
+    let start_ns = When::of(source).realtime_ns(first);
+    let ways = ways.collect();
+    (breakdown, ways, start_ns)
+}
+
+fn is_burst(record: &BurstRecord) -> bool {
+    record.kind == RecordKind::Burst as u8 && record.packets > 0
+}
+
+impl Burst {
+    fn new(record: &BurstRecord, rate: TickRate, first: u64) -> Self {
+        let stages = record.direction().stages().len();
+        Self {
+            direction: record.direction().name(),
+            sequence: record.sequence,
+            ring: record.ring,
+            worker: record.worker,
+            packets: record.packets,
+            bytes: record.bytes,
+            start_ns: rate.ns(record.first.saturating_sub(first)),
+            total_ns: rate.ns(record.total()),
+            wakeup_ns: record.wakeup.map(|ticks| rate.ns(ticks.into())),
+            is_polled: record.flags & BurstRecord::POLLED != 0,
+            stages_ns: record.stages[..stages].iter().map(|&ticks| rate.ns(ticks)).collect(),
+        }
+    }
+}
+
+/// The second pass, of one direction.
+struct Second {
+    direction: Direction,
+    rate: TickRate,
+    first: u64,
+    bin_ticks: u64,
+    bins: Vec<(u64, u128, u64)>,
+    tail: Tail,
+    over_ns: u64,
+    mean: Tail,
+    slowest: BinaryHeap<Reverse<(u64, u64, SortedLast)>>,
+}
+
+/// A record that takes no part in an order.
+struct SortedLast(BurstRecord);
+
+impl PartialEq for SortedLast {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for SortedLast {}
+
+impl PartialOrd for SortedLast {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for SortedLast {
+    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
+    }
+}
+
+impl Second {
+    fn new(way: &DirectionBreakdown, rate: TickRate, first: u64, last: u64) -> Self {
+        let over_ns = way.total.figures.map_or(0, |figures| figures.p99_ns);
+        let bin_ticks = ((last - first) / BINS + 1).max(1);
+        let bins = usize::try_from((last - first) / bin_ticks + 1).unwrap_or(1);
+        Self {
+            direction: way.direction,
+            rate,
+            first,
+            bin_ticks,
+            bins: vec![(0, 0, 0); bins],
+            tail: Tail::new(way.direction, over_ns),
+            over_ns,
+            mean: Tail::of_all(way.direction),
+            slowest: BinaryHeap::new(),
+        }
+    }
+
+    fn add(&mut self, record: &BurstRecord) {
+        if !is_burst(record) || record.direction() != self.direction {
+            return;
+        }
+        let total = record.total();
+        let bin = record.last.saturating_sub(self.first) / self.bin_ticks;
+        if let Some(bin) = usize::try_from(bin).ok().and_then(|bin| self.bins.get_mut(bin)) {
+            bin.0 += u64::from(record.packets);
+            bin.1 += u128::from(total) * u128::from(record.packets);
+            bin.2 = bin.2.max(total);
+        }
+        self.tail.add(record, self.rate);
+        self.mean.add(record, self.rate);
+        let is_slow = self.slowest.peek().is_none_or(|Reverse((least, ..))| total > *least);
+        if is_slow || self.slowest.len() < OUTLIERS {
+            self.slowest.push(Reverse((total, record.first, SortedLast(*record))));
+            if self.slowest.len() > OUTLIERS {
+                self.slowest.pop();
+            }
+        }
+    }
+
+    /// The slowest bursts, in the order of time.
+    fn outliers(&mut self) -> Vec<(BurstRecord, Vec<Burst>)> {
+        let slowest = std::mem::take(&mut self.slowest).into_iter();
+        let mut outliers: Vec<_> =
+            slowest.map(|Reverse((.., SortedLast(record)))| (record, Vec::new())).collect();
+        outliers.sort_by_key(|(record, _)| record.first);
+        outliers
+    }
+
+    fn finish(
+        self,
+        way: &DirectionBreakdown,
+        collector: &Collector,
+        outliers: Vec<(BurstRecord, Vec<Burst>)>,
+    ) -> Way {
+        let Self { rate, first, bin_ticks, .. } = self;
+        let tail = self.tail.composition(rate);
+        let bins = (0..).zip(&self.bins).filter(|(_, bin)| bin.0 > 0);
+        Way {
+            direction: way.direction.name(),
+            packets: way.packets,
+            bytes: way.bytes,
+            bursts: way.bursts,
+            polled: way.polled_packets,
+            drops: way
+                .drops
+                .iter()
+                .filter(|(_, n)| *n > 0)
+                .map(|(it, n)| (it.name(), *n))
+                .collect(),
+            words: words(way, tail.as_ref()),
+            stages: way.stages.clone(),
+            total: way.total,
+            own: way.direction.stages().iter().map(|stage| stage.name()).collect(),
+            mean: self.mean.composition(rate),
+            tail,
+            tail_over_ns: self.over_ns,
+            spreads: spreads(collector, way.direction, rate),
+            bins: bins
+                .map(|(n, &(packets, sum, max))| Bin {
+                    at_s: rate.seconds(n * bin_ticks),
+                    packets,
+                    mean_ns: rate.mean_ns(i128::try_from(sum).unwrap_or(i128::MAX), packets),
+                    max_ns: rate.ns(max),
+                })
+                .collect(),
+            outliers: outliers
+                .into_iter()
+                .map(|(record, around)| Outlier { burst: Burst::new(&record, rate, first), around })
+                .collect(),
+        }
+    }
+}
+
+fn spreads(collector: &Collector, direction: Direction, rate: TickRate) -> Vec<Spread> {
+    let spread = |(name, times): (&'static str, &crate::figures::Distribution)| {
+        let mut columns = BTreeMap::new();
+        for (ns, packets) in times.buckets() {
+            // Less than a nanosecond is the first column.
+            let column = ((ns.max(1) as f64).log2() * COLUMNS_AN_OCTAVE).floor() as i32;
+            *columns.entry(if ns == 0 { -1 } else { column }).or_insert(0) += packets;
+        }
+        let curve = QUANTILES.map(|quantile| (quantile, times.quantile_ns(quantile, rate)));
+        Spread { name, curve: curve.to_vec(), columns: columns.into_iter().collect() }
+    };
+    collector.distributions(direction).filter(|(_, times)| times.count() > 0).map(spread).collect()
+}
+
+/// The third pass: finds the outliers that a burst is near to.
+struct Around {
+    /// By worker: from when to when something is near, and which outlier that is.
+    near: BTreeMap<u8, Vec<(u64, u64, usize, usize)>>,
+    longest: u64,
+}
+
+impl Around {
+    fn new(outliers: &[Vec<(BurstRecord, Vec<Burst>)>; 2], rate: TickRate) -> Self {
+        let reach = rate.ticks(AROUND_NS as f64 / 1e9);
+        let mut near: BTreeMap<u8, Vec<_>> = BTreeMap::new();
+        for (way, outliers) in outliers.iter().enumerate() {
+            for (n, (record, _)) in outliers.iter().enumerate() {
+                let from = record.first.saturating_sub(reach);
+                near.entry(record.worker).or_default().push((from, record.last + reach, way, n));
+            }
+        }
+        near.values_mut().for_each(|near| near.sort_unstable());
+        let longest = near.values().flatten().map(|(from, to, ..)| to - from).max().unwrap_or(0);
+        Self { near, longest }
+    }
+
+    fn add(
+        &mut self,
+        record: &BurstRecord,
+        outliers: &mut [Vec<(BurstRecord, Vec<Burst>)>; 2],
+        rate: TickRate,
+        first: u64,
+    ) {
+        let Some(near) = self.near.get(&record.worker).filter(|_| is_burst(record)) else { return };
+        let begin = near.partition_point(|(from, ..)| from + self.longest < record.last);
+        for &(from, to, way, n) in &near[begin..] {
+            if from > record.last {
+                break;
+            }
+            let (outlier, around) = &mut outliers[way][n];
+            if record.first <= to && around.len() < NEIGHBOURS && outlier != record {
+                around.push(Burst::new(record, rate, first));
+            }
+        }
+    }
+}

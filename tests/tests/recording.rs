@@ -1,0 +1,254 @@
+//! `ringscope record` keeps what passes, or counts what it lost; `ringscope report` reads it.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use burst_trace::{RecordKind, Source};
+use frontend::{Guest, GuestOptions};
+use lab::Signal;
+use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::frames;
+use rustix::process::{Pid, kill_process};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(20);
+const TX: usize = 1;
+
+/// `ringscope record` under way. It is killed when this is dropped.
+struct Recorder(Child);
+
+impl Recorder {
+    fn start(directory: &Path, file: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program("ringscope").unwrap());
+        command.arg("record").arg("--run-dir").arg(directory).arg("-o").arg(file).args(arguments);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // It has its place in the recorder once its file is there.
+        let part = file.with_added_extension("part");
+        let until = Instant::now() + SOON;
+        while !part.exists() {
+            assert!(Instant::now() < until, "no {}", part.display());
+            sleep(Duration::from_millis(5));
+        }
+        sleep(Duration::from_millis(20));
+        Self(child)
+    }
+
+    /// Ends it as Ctrl-C does. Returns what it said.
+    fn interrupt(self) -> String {
+        kill_process(Pid::from_child(&self.0), Signal::INT).unwrap();
+        self.wait()
+    }
+
+    /// Waits until it has ended by itself. Returns what it said.
+    fn wait(mut self) -> String {
+        let until = Instant::now() + SOON;
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "ringscope record does not end");
+            sleep(Duration::from_millis(10));
+        }
+        let mut said = String::new();
+        std::io::Read::read_to_string(self.0.stderr.as_mut().unwrap(), &mut said).unwrap();
+        said
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What `ringscope` prints.
+fn ringscope(arguments: &[&str]) -> String {
+    let output = Command::new(program("ringscope").unwrap()).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn report(file: &Path, format: &str) -> String {
+    ringscope(&["report", file.to_str().unwrap(), "--format", format])
+}
+
+/// Bursts, their packets, and records that are missing.
+fn count(file: &Path) -> (u64, u64, u64) {
+    let (mut bursts, mut packets) = (0, 0);
+    let lost = Source::open(file).unwrap().read(|record| {
+        if record.kind == RecordKind::Burst as u8 {
+            bursts += 1;
+            packets += u64::from(record.packets);
+        }
+    });
+    (bursts, packets, lost)
+}
+
+#[test]
+fn a_rush_is_kept_whole_or_what_is_missing_is_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "null:rx=64", "--poll", "always"];
+    let daemon = Daemon::start(directory.path(), "rush", &arguments).unwrap();
+    let file = directory.path().join("rush.rec");
+    let recorder = Recorder::start(directory.path(), &file, &[]);
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        guest.pair(0).receive_within(SOON).unwrap().expect("a frame");
+    }
+    guest.stop_ring(0).unwrap();
+    guest.stop_ring(1).unwrap();
+    let said = recorder.interrupt();
+    assert!(said.contains("rush.rec: "), "{said}");
+    let (bursts, packets, lost) = count(&file);
+    let totals = daemon.reader().unwrap().totals(0);
+    assert!(bursts > 1000, "{bursts}");
+    assert_eq!(bursts + lost, totals.bursts);
+    assert!(packets <= totals.packets && (lost > 0 || packets == totals.packets));
+    // The header has the totals of the time, whatever was lost.
+    assert_eq!(Source::open(&file).unwrap().totals(0), totals);
+    assert!(!file.with_added_extension("part").exists());
+}
+
+#[test]
+fn a_slow_burst_is_waited_for_and_kept_with_what_was_around_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "null", "--fault", "delay:tx.egress=3000,every=200"];
+    let daemon = Daemon::start(directory.path(), "slow", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let file = directory.path().join("slow.rec");
+    let arguments = ["--when", "tx.egress>=3ms", "--before", "0.1", "--after", "0.05"];
+    let recorder = Recorder::start(directory.path(), &file, &arguments);
+    for n in 0..450 {
+        assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
+        sleep(Duration::from_millis(1));
+        guest.pair(0).reap().unwrap();
+    }
+    let said = recorder.wait();
+    assert!(said.contains("the burst: tx queue 1"), "{said}");
+    let source = Source::open(&file).unwrap();
+    let second = source.ticks_per_second();
+    let mut bursts = Vec::new();
+    assert_eq!(source.read(|record| bursts.push(*record)), 0);
+    let is_slow = |ticks: u64| ticks >= second * 3 / 1000;
+    let met = bursts.iter().position(|burst| is_slow(burst.stages[3])).expect("the slow one");
+    let at = bursts[met].last;
+    assert!(met > 20 && bursts.len() - met > 10, "{met} of {}", bursts.len());
+    assert!(bursts.iter().all(|burst| burst.last + second / 10 >= at), "older than asked for");
+    assert!(bursts.iter().all(|burst| burst.last <= at + second / 20), "later than asked for");
+}
+
+#[test]
+fn the_last_time_before_the_end_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "last", &["--datapath", "null"]).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let file = directory.path().join("last.rec");
+    let recorder = Recorder::start(directory.path(), &file, &["--last", "0.2"]);
+    for n in 0..500 {
+        assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
+        sleep(Duration::from_millis(1));
+        guest.pair(0).reap().unwrap();
+    }
+    recorder.interrupt();
+    let source = Source::open(&file).unwrap();
+    let mut times = Vec::new();
+    source.read(|record| times.push(record.last));
+    let (first, last) = (times[0], times[times.len() - 1]);
+    assert!(last - first <= source.ticks_per_second() / 5);
+    assert!(times.len() > 50 && times.len() < 250, "{}", times.len());
+}
+
+#[test]
+fn what_a_killed_daemon_left_and_what_was_recorded_of_it_say_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(directory.path(), "dead", &["--datapath", "reflect"]).unwrap();
+    let file = directory.path().join("dead.rec");
+    let recorder = Recorder::start(directory.path(), &file, &[]);
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    frames::come_back(&mut guest).unwrap();
+    daemon.signal(Signal::KILL).unwrap();
+    daemon.wait(SOON).unwrap();
+    let said = recorder.wait();
+    assert!(said.contains("the daemon has ended"), "{said}");
+    let left = report(daemon.recorder(), "json");
+    let kept = report(&file, "json");
+    let (left, kept): (Value, Value) =
+        (serde_json::from_str(&left).unwrap(), serde_json::from_str(&kept).unwrap());
+    assert!(kept["tx"]["packets"].as_u64().unwrap() > 0);
+    for direction in ["tx", "rx"] {
+        assert_eq!(left[direction], kept[direction]);
+    }
+    assert!(report(&file, "table").contains("of the recording"));
+    // A new daemon sets it aside.
+    let _daemon = Daemon::start(directory.path(), "dead", &["--datapath", "reflect"]).unwrap();
+    let aside = daemon.recorder().with_added_extension("crashed");
+    let aside: Value = serde_json::from_str(&report(&aside, "json")).unwrap();
+    assert_eq!(aside["tx"], kept["tx"]);
+}
+
+#[test]
+fn each_format_tells_of_the_same_packets() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "same", &["--datapath", "reflect"]).unwrap();
+    let file = directory.path().join("same.rec");
+    let recorder = Recorder::start(directory.path(), &file, &[]);
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    for _ in 0..20 {
+        frames::come_back(&mut guest).unwrap();
+    }
+    guest.stop_ring(1).unwrap();
+    guest.stop_ring(0).unwrap();
+    recorder.interrupt();
+    let stats = ["stats", "--json", "--run-dir", directory.path().to_str().unwrap()];
+    let stats: Value = serde_json::from_str(&ringscope(&stats)).unwrap();
+    let json: Value = serde_json::from_str(&report(&file, "json")).unwrap();
+    assert_eq!((&json["tx"], &json["rx"]), (&stats["tx"], &stats["rx"]));
+    let csv = report(&file, "csv");
+    let mut lines = csv.lines();
+    let columns: Vec<_> = lines.next().unwrap().split(',').collect();
+    let place = |name: &str| columns.iter().position(|column| *column == name).unwrap();
+    let (mut packets, mut weighted) = (0, 0.0);
+    for line in lines {
+        let fields: Vec<_> = line.split(',').collect();
+        assert_eq!(fields.len(), columns.len(), "{line}");
+        if (fields[0], fields[place("direction")]) == ("burst", "tx") {
+            let number = |name: &str| fields[place(name)].parse::<u64>().unwrap();
+            let stages = ["notice", "queued", "gather", "egress", "complete", "signal"];
+            let sum: u64 = stages.iter().map(|stage| number(&format!("{stage}_ns"))).sum();
+            // Each is rounded by itself.
+            assert!(sum.abs_diff(number("total_ns")) <= 3, "{line}");
+            packets += number("packets");
+            weighted += (number("packets") * number("total_ns")) as f64;
+        }
+    }
+    assert_eq!(Some(packets), json["tx"]["packets"].as_u64());
+    let mean = json["tx"]["total"]["mean_ns"].as_f64().unwrap();
+    assert!((weighted / packets as f64 - mean).abs() < 1.0);
+    hlog_has(&report(&file, "hlog"), "tx.total", packets, &json["tx"]["total"]);
+    let totals = daemon.reader().unwrap().totals(TX);
+    assert_eq!(totals.packets, packets);
+}
+
+/// The log's histograms of `tag`, added up, are the figures.
+fn hlog_has(log: &str, tag: &str, packets: u64, figures: &Value) {
+    use hdrhistogram::Histogram;
+    use hdrhistogram::serialization::Deserializer;
+    use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+    let mut all = Histogram::<u64>::new(3).unwrap();
+    for entry in IntervalLogIterator::new(log.as_bytes()) {
+        let LogEntry::Interval(line) = entry.unwrap() else { continue };
+        if line.tag().is_some_and(|it| it.as_str() == tag) {
+            let bytes = base64::Engine::decode(
+                &base64::engine::general_purpose::STANDARD,
+                line.encoded_histogram(),
+            );
+            let part: Histogram<u64> =
+                Deserializer::new().deserialize(&mut bytes.unwrap().as_slice()).unwrap();
+            all.add(part).unwrap();
+        }
+    }
+    assert_eq!(all.len(), packets);
+    let max = figures["max_ns"].as_u64().unwrap();
+    assert!(all.max().abs_diff(max) <= max / 500, "{} {max}", all.max());
+}
