@@ -1,6 +1,6 @@
 //! `ringscope record` keeps what passes, or counts what it lost; `ringscope report` reads it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ impl Recorder {
         command.arg("record").arg("--run-dir").arg(directory).arg("-o").arg(file).args(arguments);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // It has its place in the recorder once its file is there.
-        let part = file.with_added_extension("part");
+        let part = beside(file, "part");
         let until = Instant::now() + SOON;
         while !part.exists() {
             assert!(Instant::now() < until, "no {}", part.display());
@@ -59,6 +59,11 @@ impl Drop for Recorder {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// `FILE.EXTENSION`.
+fn beside(file: &Path, extension: &str) -> PathBuf {
+    PathBuf::from(format!("{}.{extension}", file.display()))
 }
 
 /// What `ringscope` prints.
@@ -107,7 +112,7 @@ fn a_rush_is_kept_whole_or_what_is_missing_is_counted() {
     assert!(packets <= totals.packets && (lost > 0 || packets == totals.packets));
     // The header has the totals of the time, whatever was lost.
     assert_eq!(Source::open(&file).unwrap().totals(0), totals);
-    assert!(!file.with_added_extension("part").exists());
+    assert!(!beside(&file, "part").exists());
 }
 
 #[test]
@@ -182,7 +187,7 @@ fn what_a_killed_daemon_left_and_what_was_recorded_of_it_say_the_same() {
     assert!(report(&file, "table").contains("of the recording"));
     // A new daemon sets it aside.
     let _daemon = Daemon::start(directory.path(), "dead", &["--datapath", "reflect"]).unwrap();
-    let aside = daemon.recorder().with_added_extension("crashed");
+    let aside = beside(daemon.recorder(), "crashed");
     let aside: Value = serde_json::from_str(&report(&aside, "json")).unwrap();
     assert_eq!(aside["tx"], kept["tx"]);
 }
