@@ -124,7 +124,10 @@ impl Browser {
                 serde_json::from_str(entry["message"].as_str().unwrap_or_default())?;
             let message = &message["message"];
             let url = message["params"]["request"]["url"].as_str().unwrap_or_default();
-            let is_asked = message["method"] == "Network.requestWillBeSent";
+            // The browser's own first page asks for things, too.
+            let is_the_pages =
+                message["params"]["documentURL"].as_str().is_some_and(|it| it.starts_with("file:"));
+            let is_asked = is_the_pages && message["method"] == "Network.requestWillBeSent";
             if is_asked && !url.starts_with("file:") && !url.starts_with("data:") {
                 complaints.push(format!("asked for {url}"));
             }

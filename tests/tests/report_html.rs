@@ -15,7 +15,7 @@ const TX: u16 = 1;
 
 /// A daemon's recorder with some slow bursts, reported to `page`.
 fn page(directory: &Path, name: &str, page: &Path, more: &[&str]) -> Vec<BurstRecord> {
-    let arguments = ["--datapath", "reflect", "--fault", "delay:tx.egress=700,every=40"];
+    let arguments = ["--datapath", "reflect", "--fault", "delay:tx.egress=8000,every=40"];
     let daemon = Daemon::start(directory, name, &arguments).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     for _ in 0..60 {

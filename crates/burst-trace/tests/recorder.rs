@@ -51,7 +51,8 @@ fn what_was_written_is_read_with_its_totals_and_drops() {
     let mut read = Vec::new();
     assert_eq!(reader.read(&mut reader.oldest(1), |record| read.push(*record)), 0);
     assert_eq!(read.len(), 11);
-    assert_eq!(read[..10], (0..10).map(numbered).collect::<Vec<_>>());
+    let of_worker = |n| BurstRecord { worker: 1, ..numbered(n) };
+    assert_eq!(read[..10], (0..10).map(of_worker).collect::<Vec<_>>());
     assert_eq!((read[10].kind, read[10].packets), (RecordKind::Drop as u8, 4));
     assert_eq!(reader.totals(3).packets, (1..=10).sum::<u64>());
     assert_eq!(reader.totals(3).bursts, 10);

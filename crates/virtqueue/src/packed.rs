@@ -7,6 +7,8 @@
 //! Chains are given back in the order in which they were taken, so whenever nothing is under way what is
 //! used ends where what is available begins: one position says where the ring goes on.
 
+mod position;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,11 +16,11 @@ use guest_memory::{Area, Cursor, GuestMemory, fence};
 
 use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
 use crate::layout::{
-    DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, DESCRIPTOR_LEN,
-    EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, EVENT_OFF_WRAP, PACKED_ADDRESS,
-    PACKED_TAIL, PackedDescriptor,
+    DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, EVENT_DESC, EVENT_DISABLE,
+    EVENT_ENABLE, EVENT_FLAGS, EVENT_OFF_WRAP, PACKED_ADDRESS, PACKED_TAIL, PackedDescriptor,
 };
 use crate::queue::{ConfigError, Parts, QueueSetup};
+use position::{OWNER, Position};
 
 /// The largest ring (2.8.10.1: `off_wrap` has 15 bits for the offset).
 const SIZE_MAX: u16 = 1 << 15;
@@ -28,69 +30,8 @@ const LOOK_AHEAD: u16 = 64;
 /// so it works on the first frames of a burst while the last ones are under way, and no line changes
 /// hands twice.
 const LINE: u16 = 4;
-/// The bits that say whose a descriptor is.
-const OWNER: u16 = DESC_F_AVAIL | DESC_F_USED;
 /// All bits that must be right in a descriptor that is a chain of one buffer.
 const ONE_BUFFER: u16 = OWNER | DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE;
-
-/// A descriptor of a ring, and the lap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Position {
-    slot: u16,
-    /// The wrap counter of this lap (2.8.1).
-    wrap: bool,
-}
-
-impl Position {
-    /// From `off_wrap` of the specification (2.8.14): the wrap counter is bit 15.
-    const fn from_bits(bits: u16) -> Self {
-        Self { slot: bits & 0x7fff, wrap: bits & 0x8000 != 0 }
-    }
-
-    const fn bits(self) -> u16 {
-        self.slot | if self.wrap { 0x8000 } else { 0 }
-    }
-
-    /// `count` descriptors on, at most a lap.
-    #[inline]
-    const fn after(self, count: u16, size: u16) -> Self {
-        let slot = self.slot as u32 + count as u32;
-        if slot >= size as u32 {
-            #[expect(clippy::cast_possible_truncation, reason = "below `size`")]
-            return Self { slot: (slot - size as u32) as u16, wrap: !self.wrap };
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "below `size`")]
-        Self { slot: slot as u16, wrap: self.wrap }
-    }
-
-    /// `count` descriptors back, at most a lap.
-    #[inline]
-    const fn before(self, count: u16, size: u16) -> Self {
-        if count > self.slot {
-            return Self { slot: size - (count - self.slot), wrap: !self.wrap };
-        }
-        Self { slot: self.slot - count, wrap: self.wrap }
-    }
-
-    /// How far it is from `earlier` to here, of two laps.
-    #[inline]
-    const fn distance_from(self, earlier: Self, size: u16) -> u32 {
-        let laps = if self.wrap == earlier.wrap { 0 } else { size as u32 };
-        (self.slot as u32 + laps + 2 * size as u32 - earlier.slot as u32) % (2 * size as u32)
-    }
-
-    /// What [`OWNER`] bits an available descriptor has here.
-    #[inline]
-    const fn available(self) -> u16 {
-        if self.wrap { DESC_F_AVAIL } else { DESC_F_USED }
-    }
-
-    /// What [`OWNER`] bits a used descriptor has here.
-    #[inline]
-    const fn used(self) -> u16 {
-        if self.wrap { OWNER } else { 0 }
-    }
-}
 
 /// A packed ring in use.
 #[derive(Debug)]
@@ -479,26 +420,6 @@ impl PackedQueue {
         if self.event_flags != flags {
             self.event_flags = flags;
             self.device.store(EVENT_FLAGS, flags, Ordering::Release);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_go_round_in_two_laps() {
-        for size in [1_u16, 2, 3, 7, 32, 1000, SIZE_MAX] {
-            let mut position = Position { slot: 0, wrap: true };
-            for step in (0..=size).step_by(usize::from(size / 7).max(1)) {
-                let after = position.after(step, size);
-                assert!(after.slot < size);
-                assert_eq!(after.before(step, size), position);
-                assert_eq!(after.distance_from(position, size), u32::from(step));
-                assert_eq!(Position::from_bits(after.bits()), after);
-                position = after;
-            }
         }
     }
 }

@@ -106,7 +106,9 @@ impl Keeper {
         {
             self.met = Some(*record);
             self.end = record.last.saturating_add(self.rate.ticks(after.as_secs_f64()));
-            self.write_recent()?;
+            // With it, so that what is too old by it goes.
+            self.put(*record)?;
+            return self.write_recent();
         }
         self.put(*record)
     }
