@@ -41,7 +41,7 @@ fn a_slow_burst_is_chosen_and_its_journey_is_the_records() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("page.html");
     let bursts = page(directory.path(), "page", &file, &[]);
-    let browser = Browser::start(1200, 1500).unwrap();
+    let browser = Browser::start(1200, 2300).unwrap();
     browser.open(&file).unwrap();
     assert_eq!(browser.run("return document.title").unwrap(), "ringscope: page");
     let words = browser.run("return document.querySelector('#tx .words').textContent").unwrap();
