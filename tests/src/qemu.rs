@@ -72,6 +72,21 @@ impl Place {
         })
     }
 
+    /// Makes the outside host and a wire, for a macvtap over it that the daemon makes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on_macvtap(queue_pairs: u16) -> Result<Self, Failure> {
+        Self::make(queue_pairs, || {
+            let outside = Outside::on_wire("test", queue_pairs)?;
+            let wire = outside.wire();
+            // As unique as the wire's.
+            let name = wire.replacen("rv", "rm", 1);
+            let datapath = format!("macvtap:ifname={name},over={wire}");
+            Ok((outside, datapath))
+        })
+    }
+
     fn make(
         queue_pairs: u16,
         build: impl FnOnce() -> Result<(Outside, String), Failure>,
