@@ -1,5 +1,6 @@
 //! `ringscope report`: a recording, or a recorder, as tables or as a file that other tools read.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use burst_trace::Source;
 use clap::ValueEnum;
 use report::csv::write_csv;
-use report::hlog::write_hlog;
+use report::hlog::{HlogError, write_hlog};
 use report::html::{PASSES, write_html};
 use report::units::grouped;
 use report::{Breakdown, Window, json, table};
@@ -143,7 +144,13 @@ fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
             0
         }
         Format::Csv => write_csv(out, source, |_| countdown.step())?,
-        Format::Hlog => write_hlog(out, source, |_| countdown.step())?,
+        Format::Hlog => {
+            write_hlog(out, source, |_| countdown.step()).map_err(|error| match error {
+                // A reader that goes away is told by what the system says.
+                HlogError::Io(error) => Box::<dyn Error>::from(error),
+                other => other.into(),
+            })?
+        }
     };
     out.flush()?;
     drop(countdown);

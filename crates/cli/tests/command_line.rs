@@ -136,9 +136,59 @@ fn without_a_terminal_top_points_to_stats() {
 fn a_reader_that_goes_away_is_no_error() {
     let dir = TempDir::new().unwrap();
     let _recorder = recorder(dir.path(), "vm0");
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let output = command(dir.path(), &["stats"]).stdout(writer).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    assert!(output.stderr.is_empty(), "{output:?}");
+    let report =
+        ["table", "json", "csv", "hlog", "html"].map(|format| vec!["report", "--format", format]);
+    for arguments in [vec!["stats"]].into_iter().chain(report) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command(dir.path(), &arguments).stdout(writer).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
+fn a_recorder_that_was_left_is_reported_in_every_format() {
+    let dir = TempDir::new().unwrap();
+    drop(recorder(dir.path(), "vm0"));
+    for (format, part) in [
+        ("table", "guest to wire (tx): 1 packets"),
+        ("json", "\"packets\": 1,"),
+        ("csv", "burst,tx,1,0,0,1,64,"),
+        ("hlog", "Tag=tx.total,"),
+        ("html", "\"direction\":\"tx\",\"packets\":1,"),
+    ] {
+        let output = ringscope(dir.path(), &["report", "--format", format]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(part), "{format}: no {part} in {text}");
+        // The same in a file.
+        let file = dir.path().join("report");
+        let to_file = ["report", "--format", format, "-o", file.to_str().unwrap()];
+        assert!(ringscope(dir.path(), &to_file).status.success());
+        assert!(std::fs::read_to_string(&file).unwrap().contains(part));
+    }
+}
+
+#[test]
+fn what_cannot_be_reported_or_recorded_is_said() {
+    let dir = TempDir::new().unwrap();
+    assert_fails(&ringscope(dir.path(), &["report"]), 1, &["found none", "--run-dir"]);
+    let _recorder = recorder(dir.path(), "vm0");
+    let plain = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_ringscope")).args(arguments).output().unwrap()
+    };
+    assert_fails(&plain(&["report", "/nowhere.rec"]), 1, &["cannot read /nowhere.rec"]);
+    let other = dir.path().join("other");
+    std::fs::write(&other, vec![b'x'; 8192]).unwrap();
+    let other = plain(&["report", other.to_str().unwrap()]);
+    assert_fails(&other, 1, &["no flight recorder or recording", "RINGSCP1"]);
+    let unwritable = ringscope(dir.path(), &["report", "-o", "/nowhere/report"]);
+    assert_fails(&unwritable, 1, &["cannot write /nowhere/report", "-o"]);
+    let before = dir.path().join("vm0.trace");
+    let compared = ringscope(dir.path(), &["report", "--before", before.to_str().unwrap()]);
+    assert_fails(&compared, 1, &["--format html"]);
+    let unwritable = ringscope(dir.path(), &["record", "-o", "/nowhere/some.rec"]);
+    assert_fails(&unwritable, 1, &["cannot write the recording /nowhere/some.rec", "-o"]);
+    let condition = ringscope(dir.path(), &["record", "-o", "x", "--when", "total>1us"]);
+    assert_fails(&condition, 2, &["rx.total>500us", "found 'total>1us'"]);
 }
