@@ -12,7 +12,6 @@ use std::io::{self, Write};
 use burst_trace::{BurstRecord, Clock, Source};
 use serde::Serialize;
 
-use crate::breakdown::{Breakdown, Window};
 use crate::figures::TickRate;
 use gather::Way;
 
@@ -112,9 +111,4 @@ impl Cost {
         let record_ns = mean(clock.now() - start);
         Self { clock_ns, burst_ns: 6.0 * clock_ns + record_ns }
     }
-}
-
-/// The breakdown of all of `source`.
-fn breakdown(source: &Source, name: &str, each: &mut impl FnMut()) -> Breakdown {
-    Breakdown::read_with(source, name, Window::Held, |_| each())
 }

@@ -1,13 +1,13 @@
 //! What the page needs of the records.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 
 use burst_trace::{BurstRecord, Direction, RecordKind, Source};
 use serde::Serialize;
 
 use super::words::words;
-use crate::breakdown::Breakdown;
+use crate::breakdown::{Breakdown, Window};
 use crate::collect::{Collector, DirectionBreakdown};
 use crate::figures::TickRate;
 use crate::stages::StageRow;
@@ -99,8 +99,8 @@ pub fn ways(source: &Source, name: &str, each: &mut impl FnMut()) -> (Breakdown,
     let rate = TickRate::new(source.ticks_per_second());
     let mut collector = Collector::new(rate);
     let (mut first, mut last) = (u64::MAX, 0);
-    let breakdown = super::breakdown(source, name, each);
-    source.read(|record| {
+    let breakdown = Breakdown::read_with(source, name, Window::Held, |record| {
+        each();
         if is_burst(record) {
             collector.add(record);
             (first, last) = (first.min(record.first), last.max(record.last));
@@ -158,29 +158,32 @@ struct Second {
     tail: Tail,
     over_ns: u64,
     mean: Tail,
-    slowest: BinaryHeap<Reverse<(u64, u64, SortedLast)>>,
+    slowest: Slowest,
 }
 
-/// A record that takes no part in an order.
-struct SortedLast(BurstRecord);
+/// The slowest bursts so far, and some that are not.
+#[derive(Default)]
+struct Slowest {
+    bursts: Vec<BurstRecord>,
+    /// There are enough that are slower than this.
+    over: u64,
+}
 
-impl PartialEq for SortedLast {
-    fn eq(&self, _: &Self) -> bool {
-        true
+impl Slowest {
+    fn add(&mut self, record: &BurstRecord) {
+        if record.total() <= self.over && self.bursts.len() >= OUTLIERS {
+            return;
+        }
+        self.bursts.push(*record);
+        if self.bursts.len() == 2 * OUTLIERS {
+            self.sift();
+        }
     }
-}
 
-impl Eq for SortedLast {}
-
-impl PartialOrd for SortedLast {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for SortedLast {
-    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
-        std::cmp::Ordering::Equal
+    fn sift(&mut self) {
+        self.bursts.sort_unstable_by_key(|record| Reverse(record.total()));
+        self.bursts.truncate(OUTLIERS);
+        self.over = self.bursts.last().map_or(0, BurstRecord::total);
     }
 }
 
@@ -198,7 +201,7 @@ impl Second {
             tail: Tail::new(way.direction, over_ns),
             over_ns,
             mean: Tail::of_all(way.direction),
-            slowest: BinaryHeap::new(),
+            slowest: Slowest::default(),
         }
     }
 
@@ -215,22 +218,15 @@ impl Second {
         }
         self.tail.add(record, self.rate);
         self.mean.add(record, self.rate);
-        let is_slow = self.slowest.peek().is_none_or(|Reverse((least, ..))| total > *least);
-        if is_slow || self.slowest.len() < OUTLIERS {
-            self.slowest.push(Reverse((total, record.first, SortedLast(*record))));
-            if self.slowest.len() > OUTLIERS {
-                self.slowest.pop();
-            }
-        }
+        self.slowest.add(record);
     }
 
     /// The slowest bursts, in the order of time.
     fn outliers(&mut self) -> Vec<(BurstRecord, Vec<Burst>)> {
-        let slowest = std::mem::take(&mut self.slowest).into_iter();
-        let mut outliers: Vec<_> =
-            slowest.map(|Reverse((.., SortedLast(record)))| (record, Vec::new())).collect();
-        outliers.sort_by_key(|(record, _)| record.first);
-        outliers
+        self.slowest.sift();
+        let mut bursts = std::mem::take(&mut self.slowest.bursts);
+        bursts.sort_by_key(|record| record.first);
+        bursts.into_iter().map(|record| (record, Vec::new())).collect()
     }
 
     fn finish(
