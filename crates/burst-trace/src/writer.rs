@@ -219,6 +219,11 @@ impl Writer {
         });
     }
 
+    /// Leaves a time in the host kernel behind ([`RecordKind::Kernel`]). It is nobody's packet: no total counts it.
+    pub fn kernel(&mut self, record: &BurstRecord) {
+        self.push(record);
+    }
+
     /// Counts a drop without leaving a record.
     pub fn count_dropped(&mut self, ring: u16, cause: DropCause, packets: u16) {
         let at = self.layout.ring(usize::from(ring)) + RING_DROPS + cause as usize;
