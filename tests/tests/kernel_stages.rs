@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -21,11 +21,15 @@ const PINGS: usize = 200;
 const STOPPED: Duration = Duration::from_millis(50);
 const SEEN_NS: u64 = 40_000_000;
 
+fn ringscope() -> Command {
+    Command::new(program("ringscope").unwrap())
+}
+
 /// What `ringscope` prints of the daemon called `name`.
 fn stats(directory: &Path, name: &str, arguments: &[&str]) -> String {
     // The thread that writes the kernel's times down reads them some milliseconds later.
     sleep(Duration::from_millis(50));
-    let mut command = Command::new(program("ringscope").unwrap());
+    let mut command = ringscope();
     command.args(["stats", "--name", name]).arg("--run-dir").arg(directory).args(arguments);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -61,6 +65,11 @@ fn on_a_tap_every_stage_of_the_kernel_that_is_attached_has_figures() {
         sleep(Duration::from_millis(1));
         assert!(pinger.ping(guest.pair(0), 100 + n, PATIENCE), "ping {n} is lost");
     }
+    let file = directory.path().join("vm0.rec");
+    let mut record = ringscope();
+    record.args(["record", "--name", "vm0", "--seconds", "2", "--run-dir"]).arg(directory.path());
+    let mut record = record.arg("-o").arg(&file).stderr(Stdio::null()).spawn().unwrap();
+    sleep(Duration::from_millis(200));
     let unasked = "ping -q -c 100 -i 0.003 -W 0.1 10.77.0.2 || true";
     outside.exec(unasked).unwrap();
 
@@ -83,6 +92,12 @@ fn on_a_tap_every_stage_of_the_kernel_that_is_attached_has_figures() {
     let mean = |stage| row(&found, "tx", stage)["mean_ns"].as_f64().unwrap();
     assert!(mean("host-tx") < mean("egress"), "{} in {}", mean("host-tx"), mean("egress"));
     assert_eq!(row(&found, "rx", "inject")["count"], Value::Null);
+
+    assert!(record.wait().unwrap().success());
+    let report = ringscope().arg("report").arg(&file).args(["--format", "json"]).output().unwrap();
+    let report = serde_json::from_slice(&report.stdout).unwrap();
+    assert!(number(row(&report, "rx", "host-rx"), "count") >= 90, "{report}");
+    assert!(number(row(&report, "rx", "wakeup"), "count") >= 90, "{report}");
 
     let table = stats(directory.path(), "vm0", &[]);
     assert!(table.contains("inject is not measured: KVM's tracepoints"), "{table}");
