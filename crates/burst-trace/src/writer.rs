@@ -20,7 +20,7 @@ use crate::stage::DropCause;
 pub struct RecorderOptions {
     /// The file: `RUN_DIR/NAME.trace`.
     pub path: PathBuf,
-    /// How many workers write.
+    /// How many write: the workers, and whoever adds times in the host kernel.
     pub workers: usize,
     /// How many queue pairs the device has.
     pub queue_pairs: usize,
