@@ -46,7 +46,7 @@ pub struct Args {
 
     /// Several guests: a TOML file with a table [[guest]] for each, whose keys are the flags below
     #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "pcap",
-          "poll", "cpus", "sched", "trace", "fault"])]
+          "poll", "cpus", "sched", "trace", "kernel_stages", "fault"])]
     pub config: Option<PathBuf>,
 
     /// Print what this program can do, as JSON for management tools, and end
@@ -103,6 +103,12 @@ pub struct Args {
     /// Record every burst; off keeps only the counters
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub trace: Switch,
+
+    /// Measure in the host kernel too, by BPF programs that are there as long as this is: how long a worker's thread
+    /// takes to run (wakeup), and frames between a tap given by its name and the next device (host-tx, host-rx);
+    /// needs root
+    #[arg(long)]
+    pub kernel_stages: bool,
 
     /// Plant a fault, to see what becomes of it: delay:STAGE=USEC[,every=N], drop[:tx|rx][=P][,every=N][,seed=N]
     /// or error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]; may be repeated

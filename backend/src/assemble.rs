@@ -15,11 +15,13 @@ use datapath::{
     Null, Pcap, Reflect, TapError, Uring, pcap, switch,
 };
 use metrics::{Address, Metrics, MetricsError};
+use serde_json::Value;
 use vhost_control::socket::Server;
 use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
 use worker::{GuestOptions, Mailbox, Member, Worker, WorkerOptions};
 
+use crate::kernel::{FollowError, Following, Programs};
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::spec::{DatapathSpec, Engine};
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
@@ -52,6 +54,12 @@ pub enum Error {
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The kernel's programs.
+    #[error(transparent)]
+    Kernel(#[from] kernel_stages::Error),
+    /// What they measure.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
     /// A worker.
     #[error(
         "worker {index} cannot run{}: {source}",
@@ -111,11 +119,13 @@ fn measure(address: &Address, guests: &[GuestPlan]) -> Result<Metrics, MetricsEr
     Metrics::serve(address, guests.iter().map(open).collect::<Result<_, _>>()?)
 }
 
-/// A daemon that is being put together. Metrics end before workers do, and workers before recorders.
+/// A daemon that is being put together. Metrics end before workers do, and workers before who writes down what the
+/// kernel measured of them, and before recorders.
 #[derive(Default)]
 struct Daemon {
     metrics: Option<Metrics>,
     workers: Vec<Worker>,
+    kernels: Vec<Following>,
     recordings: Vec<Recording>,
     fronts: Vec<Front>,
     handed: Handed,
@@ -192,7 +202,8 @@ impl Daemon {
         endpoint: Endpoint,
     ) -> Result<(), Error> {
         let capabilities = datapaths[0].capabilities();
-        let recording = self.record(plan)?;
+        let programs = Programs::attach(plan)?;
+        let recording = self.record(plan, programs.as_ref())?;
         let first = self.workers.len();
         let mut hands: Vec<Vec<(u16, D)>> = plan.workers.iter().map(|_| Vec::new()).collect();
         for (pair, datapath) in (0..).zip(datapaths) {
@@ -206,6 +217,8 @@ impl Daemon {
                 .map_err(|source| Error::Worker { index, source })?;
             self.workers.push(worker);
         }
+        let threads: Vec<_> = self.workers[first..].iter().map(Worker::tid).collect();
+        self.follow(plan, programs, &threads, &recording)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
         self.show(plan, endpoint, &capabilities, mailboxes.cloned().collect(), &recording);
         self.recordings.push(recording);
@@ -244,18 +257,21 @@ impl Daemon {
         let mut members = Vec::new();
         for plan in plans {
             let endpoint = meet(&plan.endpoint, &mut self.handed)?;
-            let recording = self.record(plan)?;
+            let programs = Programs::attach(plan)?;
+            let recording = self.record(plan, programs.as_ref())?;
             let guest = guest_options(plan, recording.recorder.writer(0, self.clock));
             let GuestPlan { queue_pairs, mac, .. } = **plan;
             members.push((guest, Member { queue_pairs, mac, capabilities }));
-            prepared.push((endpoint, recording));
+            prepared.push((endpoint, programs, recording));
         }
         let index = self.workers.len();
         let GuestPlan { workers, poll, .. } = plans[0];
         let options = WorkerOptions { index, scheduling: workers[0], poll: *poll };
         let worker = Worker::spawn_switch(options, members, uplink, self.clock)
             .map_err(|source| Error::Worker { index, source })?;
-        for (n, (plan, (endpoint, recording))) in plans.iter().zip(prepared).enumerate() {
+        for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
+            let (endpoint, programs, recording) = prepared;
+            self.follow(plan, programs, &[worker.tid()], &recording)?;
             self.show(
                 plan,
                 endpoint,
@@ -269,14 +285,29 @@ impl Daemon {
         Ok(())
     }
 
+    /// Has a guest's times in the kernel recorded, by a producer of its own behind the workers'.
+    fn follow(
+        &mut self,
+        plan: &GuestPlan,
+        programs: Option<Programs>,
+        threads: &[u32],
+        recording: &Recording,
+    ) -> Result<(), Error> {
+        if let Some(programs) = programs {
+            let writer = recording.recorder.writer(plan.workers.len(), self.clock);
+            self.kernels.push(programs.follow(&plan.label, threads, writer, self.clock)?);
+        }
+        Ok(())
+    }
+
     /// Makes a guest's recorder.
-    fn record(&self, plan: &GuestPlan) -> Result<Recording, Error> {
+    fn record(&self, plan: &GuestPlan, programs: Option<&Programs>) -> Result<Recording, Error> {
         let options = RecorderOptions {
             path: plan.recorder.clone(),
-            workers: plan.workers.len(),
+            workers: plan.workers.len() + usize::from(programs.is_some()),
             queue_pairs: plan.queue_pairs.into(),
             capacity: RECORDS,
-            facts: facts(plan),
+            facts: facts(plan, programs.map(|programs| &programs.facts)),
         };
         let recorder = Recorder::create(&options, &self.clock)?;
         Ok(Recording { recorder, stays: false })
@@ -388,8 +419,8 @@ fn device(plan: &GuestPlan, capabilities: &Capabilities, mailboxes: &[Arc<Mailbo
     }
 }
 
-/// What a report should know of this run.
-fn facts(plan: &GuestPlan) -> String {
+/// What a report should know of this run. `kernel`: what is measured in the host kernel.
+fn facts(plan: &GuestPlan, kernel: Option<&Value>) -> String {
     let cpus: Vec<_> = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
     serde_json::json!({
         "name": plan.name,
@@ -402,6 +433,7 @@ fn facts(plan: &GuestPlan) -> String {
         "trace": if plan.trace { "on" } else { "off" },
         "faults": plan.delays.len() + plan.faults.len(),
         "pcap": plan.capture,
+        "kernel_stages": kernel,
     })
     .to_string()
 }

@@ -6,6 +6,7 @@
 mod args;
 mod assemble;
 mod config;
+mod kernel;
 mod plan;
 mod spec;
 mod sys;

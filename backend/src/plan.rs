@@ -62,6 +62,8 @@ pub struct GuestPlan {
     pub recorder: PathBuf,
     /// Whether bursts are recorded.
     pub trace: bool,
+    /// Whether times in the host kernel are recorded too.
+    pub kernel_stages: bool,
     /// Delays to plant.
     pub delays: Vec<Delay>,
     /// Faults of the wire to plant.
@@ -180,6 +182,9 @@ impl GuestPlan {
         if args.pcap.is_some() && args.trace == Switch::Off {
             return Err(PlanError::CaptureWithoutTrace);
         }
+        if args.kernel_stages && args.trace == Switch::Off {
+            return Err(PlanError::KernelStagesWithoutTrace);
+        }
         let on_switch = matches!(datapath, DatapathSpec::Switch { .. });
         if on_switch && args.pcap.is_some() {
             return Err(PlanError::NoWire("--pcap"));
@@ -206,6 +211,7 @@ impl GuestPlan {
             poll: args.poll,
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
             trace: args.trace == Switch::On,
+            kernel_stages: args.kernel_stages,
             delays,
             faults,
             capture: args.pcap,
@@ -344,6 +350,8 @@ mod tests {
         assert!(matches!(one, Err(PlanError::OneDescriptor { queue_pairs: 2, .. })));
         let without_trace = plan(&format!("{base} --pcap /f --trace off"));
         assert_eq!(without_trace, Err(PlanError::CaptureWithoutTrace));
+        let without_trace = plan(&format!("{base} --kernel-stages --trace off"));
+        assert_eq!(without_trace, Err(PlanError::KernelStagesWithoutTrace));
         let name = PlanError::BadName("a/b".into());
         assert_eq!(plan(&format!("{base} --name a/b")), Err(name));
     }

@@ -12,6 +12,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("guest-memory", &[]),
     ("virtqueue", &["guest-memory"]),
     ("burst-trace", &[]),
+    // What it measures are stages that the recorder knows.
+    ("kernel-stages", &["burst-trace"]),
     // Every drop has a cause that the recorder knows.
     ("virtio-net", &["guest-memory", "virtqueue", "burst-trace"]),
     ("datapath", &["guest-memory", "virtio-net", "burst-trace"]),
@@ -21,7 +23,15 @@ const EDGES: &[(&str, &[&str])] = &[
     ("metrics", &["burst-trace"]),
     (
         "ringscoped",
-        &["virtio-net", "burst-trace", "datapath", "worker", "vhost-control", "metrics"],
+        &[
+            "virtio-net",
+            "burst-trace",
+            "kernel-stages",
+            "datapath",
+            "worker",
+            "vhost-control",
+            "metrics",
+        ],
     ),
     ("report", &["burst-trace"]),
     ("lab", &[]),
@@ -56,6 +66,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/guest-memory/src/modelled.rs",
     "crates/guest-memory/src/prefetch.rs",
     "crates/guest-memory/src/slice.rs",
+    "crates/kernel-stages/src/sys.rs",
     "crates/lab/src/sys.rs",
     "crates/vhost-control/src/sys.rs",
     "crates/worker/src/sys.rs",

@@ -52,6 +52,11 @@ pub enum PlanError {
         "--pcap needs the stamps of every burst, which --trace off leaves out; drop one of the two"
     )]
     CaptureWithoutTrace,
+    /// Times in the kernel without records.
+    #[error(
+        "--kernel-stages adds to the records of bursts, which --trace off leaves out; drop one of the two"
+    )]
+    KernelStagesWithoutTrace,
     /// What sits around a wire, where there is none.
     #[error(
         "{0} is around the wire of a guest, and a guest of a switch has none; drop it, or give the guest a datapath of \

@@ -20,7 +20,7 @@ use crate::stage::DropCause;
 pub struct RecorderOptions {
     /// The file: `RUN_DIR/NAME.trace`.
     pub path: PathBuf,
-    /// How many workers write.
+    /// How many write: the workers, and whoever adds times in the host kernel.
     pub workers: usize,
     /// How many queue pairs the device has.
     pub queue_pairs: usize,
@@ -217,6 +217,11 @@ impl Writer {
             cause: cause as u8,
             ..BurstRecord::default()
         });
+    }
+
+    /// Leaves a time in the host kernel behind ([`RecordKind::Kernel`]). It is nobody's packet: no total counts it.
+    pub fn kernel(&mut self, record: &BurstRecord) {
+        self.push(record);
     }
 
     /// Counts a drop without leaving a record.

@@ -1,8 +1,9 @@
 //! One pass over records, to figures a direction. Memory is bounded: it does not grow with the records.
 
-use burst_trace::{BurstRecord, Direction, DropCause, RecordKind};
+use burst_trace::{BurstRecord, Direction, DropCause, KernelStage, RecordKind};
 
 use crate::figures::{Distribution, TickRate};
+use crate::kernel::{self, Wakeup, Wakeups};
 use crate::stages::{Place, StageRow, Tier, places};
 
 /// What went one way in a window.
@@ -51,6 +52,7 @@ impl DirectionBreakdown {
 pub struct Collector {
     rate: TickRate,
     ways: [Way; 2],
+    wakeups: Wakeups,
     malformed: u64,
 }
 
@@ -65,6 +67,8 @@ struct Way {
     stages: Vec<Distribution>,
     /// The host kernel's: from a frame's arrival to the worker's first boundary.
     wakeup: Distribution,
+    /// The host kernel's: between the datapath and a device.
+    host: Distribution,
     total: Distribution,
 }
 
@@ -72,7 +76,8 @@ impl Collector {
     /// An empty one for records stamped by a clock of this rate.
     #[must_use]
     pub fn new(rate: TickRate) -> Self {
-        Self { rate, ways: [Way::new(Direction::Tx), Way::new(Direction::Rx)], malformed: 0 }
+        let ways = [Way::new(Direction::Tx), Way::new(Direction::Rx)];
+        Self { rate, ways, wakeups: Wakeups::default(), malformed: 0 }
     }
 
     /// Adds a record. `false` when it says nothing that this version knows.
@@ -80,6 +85,21 @@ impl Collector {
         let way = &mut self.ways[usize::from(record.direction() == Direction::Rx)];
         if record.kind == RecordKind::Burst as u8 && record.packets > 0 {
             way.add_burst(record, self.rate);
+            self.wakeups.add_burst(record);
+            self.overflow();
+        } else if let Some(stage) = kernel::stage(record) {
+            match stage {
+                KernelStage::Wakeup => {
+                    self.wakeups.add(record);
+                    self.overflow();
+                }
+                KernelStage::HostTx | KernelStage::HostRx => {
+                    way.host.add(record.total(), 1, self.rate);
+                }
+                KernelStage::Inject => {}
+            }
+        } else if is_of_others(record) {
+            return true;
         } else if let Some(cause) = drop_cause(record) {
             way.drops[cause as usize] += u64::from(record.packets);
         } else {
@@ -95,8 +115,16 @@ impl Collector {
         self.malformed
     }
 
+    fn overflow(&mut self) {
+        for Wakeup { direction, packets, ticks } in self.wakeups.overflow(self.rate) {
+            let way = &mut self.ways[usize::from(direction == Direction::Rx)];
+            way.wakeup.add(ticks, packets, self.rate);
+        }
+    }
+
     /// Empties it, and keeps its memory.
     pub fn clear(&mut self) {
+        self.wakeups.clear();
         for way in &mut self.ways {
             way.clear();
         }
@@ -116,7 +144,12 @@ impl Collector {
     /// What was collected of `direction`.
     #[must_use]
     pub fn breakdown(&self, direction: Direction) -> DirectionBreakdown {
-        self.ways[usize::from(direction == Direction::Rx)].breakdown(self.rate)
+        let way = &self.ways[usize::from(direction == Direction::Rx)];
+        let mut wakeup = way.wakeup.clone();
+        for joined in self.wakeups.joined().iter().filter(|it| it.direction == direction) {
+            wakeup.add(joined.ticks, joined.packets, self.rate);
+        }
+        way.breakdown(&wakeup, self.rate)
     }
 }
 
@@ -125,6 +158,11 @@ impl Collector {
 pub fn drop_cause(record: &BurstRecord) -> Option<DropCause> {
     let is_drop = record.kind == RecordKind::Drop as u8;
     DropCause::ALL.get(usize::from(record.cause)).copied().filter(|_| is_drop)
+}
+
+/// Whether a record is for other readers than this one.
+fn is_of_others(record: &BurstRecord) -> bool {
+    [RecordKind::Probe, RecordKind::Gap].iter().any(|kind| record.kind == *kind as u8)
 }
 
 impl Way {
@@ -138,6 +176,7 @@ impl Way {
             drops: vec![0; DropCause::ALL.len()],
             stages: direction.stages().iter().map(|_| Distribution::new()).collect(),
             wakeup: Distribution::new(),
+            host: Distribution::new(),
             total: Distribution::new(),
         }
     }
@@ -163,10 +202,11 @@ impl Way {
         self.drops.fill(0);
         self.stages.iter_mut().for_each(Distribution::clear);
         self.wakeup.clear();
+        self.host.clear();
         self.total.clear();
     }
 
-    fn breakdown(&self, rate: TickRate) -> DirectionBreakdown {
+    fn breakdown(&self, wakeup: &Distribution, rate: TickRate) -> DirectionBreakdown {
         let measured = |stage, tier, times: &Distribution| StageRow {
             stage,
             tier,
@@ -177,8 +217,11 @@ impl Way {
         let stages = places(self.direction)
             .iter()
             .map(|place| match *place {
-                Place::Outside("wakeup", tier) if self.wakeup.count() > 0 => {
-                    measured("wakeup", tier, &self.wakeup)
+                Place::Outside("wakeup", tier) if wakeup.count() > 0 => {
+                    measured("wakeup", tier, wakeup)
+                }
+                Place::Outside(name @ ("host-tx" | "host-rx"), tier) if self.host.count() > 0 => {
+                    measured(name, tier, &self.host)
                 }
                 Place::Outside(name, tier) => StageRow::not_measured(name, tier),
                 Place::Daemon(stage) => times.next().map_or_else(

@@ -13,6 +13,8 @@ pub struct Facts {
     pub poll: Option<String>,
     /// The daemon's version.
     pub version: Option<String>,
+    /// What was asked for in the host kernel: stages by their name, and `on` or why not. Empty when nothing was.
+    pub kernel_stages: Vec<(String, String)>,
 }
 
 impl Facts {
@@ -31,8 +33,15 @@ impl Facts {
             datapath: fact("datapath"),
             poll: fact("poll"),
             version: fact("version"),
+            kernel_stages: kernel_stages(facts.get("kernel_stages")),
         }
     }
+}
+
+fn kernel_stages(facts: Option<&Value>) -> Vec<(String, String)> {
+    let clean = |text: &str| text.chars().map(printable).collect();
+    let stages = facts.and_then(Value::as_object).into_iter().flatten();
+    stages.filter_map(|(stage, state)| Some((clean(stage), clean(state.as_str()?)))).collect()
 }
 
 /// A recorder can be anyone's file: its text must not steer the terminal.
@@ -50,6 +59,9 @@ mod tests {
         assert_eq!(facts.name.as_deref(), Some("vm0"));
         assert_eq!(facts.poll.as_deref(), Some(r#"{"adaptive":50}"#));
         assert_eq!((facts.datapath, facts.version), (None, None));
+        let facts = Facts::parse(r#"{"kernel_stages":{"wakeup":"on","inject":"n/a: no\u0007"}}"#);
+        let stages = [("inject", "n/a: no\u{fffd}"), ("wakeup", "on")];
+        assert_eq!(facts.kernel_stages, stages.map(|(stage, state)| (stage.into(), state.into())));
         for text in ["", "{", "[1]", "7"] {
             assert_eq!(Facts::parse(text), Facts::default(), "{text}");
         }

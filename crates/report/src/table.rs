@@ -79,6 +79,7 @@ fn direction(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     text.push('\n');
     text += &stage_table(way);
     text += &notes(way);
+    text += &kernel_notes(breakdown, way);
     text += &drops(way, breakdown.window);
     text
 }
@@ -141,6 +142,23 @@ fn notes(way: &DirectionBreakdown) -> String {
             "bursts hold {burst:.2} packets: each packet's time is its burst's, although the first \
              ones of a burst may be through earlier"
         );
+    }
+    text
+}
+
+/// Where the kernel's programs were asked for: what they did not measure and why, and what they measured twice.
+fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
+    let mut text = String::new();
+    for (stage, state) in &breakdown.facts.kernel_stages {
+        if let Some(reason) = state.strip_prefix("n/a: ")
+            && way.stage(stage).is_some_and(|row| row.figures.is_none())
+        {
+            let _ = writeln!(text, "{stage} is not measured: {reason}");
+        }
+    }
+    let on_tap = breakdown.facts.datapath.as_ref().is_some_and(|it| it.starts_with("tap:"));
+    if on_tap && way.stage("host-tx").is_some_and(|row| row.figures.is_some()) {
+        text += "host-tx lies within egress: on a tap, the host works on a frame in the worker's own call\n";
     }
     text
 }

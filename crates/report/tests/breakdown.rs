@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use burst_trace::{
-    BurstRecord, Clock, Direction, DropCause, Reader, RecordKind, Recorder, RecorderOptions, Writer,
+    BurstRecord, Clock, Direction, DropCause, KernelStage, Reader, RecordKind, Recorder,
+    RecorderOptions, Writer,
 };
 use report::breakdown::WindowEnd;
 use report::figures::TickRate;
 use report::round_trip::{Exchanges, Measured};
-use report::{Breakdown, Follower, Initiator, Window, json, table};
+use report::{Breakdown, DirectionBreakdown, Follower, Initiator, Window, json, table};
 use serde_json::Value;
 
 struct Synthetic {
@@ -291,6 +292,47 @@ fn records_of_unknown_kinds_are_counted_and_nothing_else() {
     let breakdown = synthetic.read(Window::Held);
     assert_eq!((breakdown.malformed_records, breakdown.tx.packets), (3, 0));
     assert!(breakdown.window_s.abs() < f64::EPSILON);
+}
+
+#[test]
+fn times_in_the_kernel_have_rows_of_their_own_and_are_nobodys_packets() {
+    let synthetic = Synthetic::new(2, 64);
+    let (mut worker, mut kernel) = (synthetic.writer(0), synthetic.writer(1));
+    let start = synthetic.clock.now();
+    let us = |n: u64| synthetic.ticks(n * 1000);
+    let time = |stage: KernelStage, ring, from, to| BurstRecord {
+        first: start + us(from),
+        last: start + us(to),
+        ring,
+        kind: RecordKind::Kernel as u8,
+        cause: stage as u8,
+        ..BurstRecord::default()
+    };
+    let tx = burst(1, start + us(1000), 3, us(10));
+    worker.burst(&tx);
+    worker.burst(&burst(0, start + us(2000), 2, us(10)));
+    worker.burst(&BurstRecord { kind: RecordKind::Probe as u8, ..tx });
+    // The first boundary of the burst to the wire is 210 us before its last one.
+    kernel.kernel(&time(KernelStage::Wakeup, 0, 750, 760));
+    kernel.kernel(&time(KernelStage::HostTx, 1, 900, 903));
+    kernel.kernel(&time(KernelStage::HostRx, 0, 1500, 1504));
+    kernel.kernel(&time(KernelStage::HostRx, 0, 1500, 1506));
+    let breakdown = synthetic.read(Window::Held);
+    assert_eq!(
+        (breakdown.malformed_records, breakdown.tx.packets, breakdown.rx.packets),
+        (0, 3, 2)
+    );
+    let found = |way: &DirectionBreakdown, stage| {
+        let row = way.stage(stage).unwrap();
+        row.figures.map(|it| (row.count.unwrap(), (it.mean_ns / 1000.0).round() as u64))
+    };
+    assert_eq!(found(&breakdown.tx, "wakeup"), Some((3, 40)));
+    assert_eq!(found(&breakdown.tx, "host-tx"), Some((1, 3)));
+    assert_eq!(found(&breakdown.rx, "host-rx"), Some((2, 5)));
+    assert_eq!(found(&breakdown.rx, "wakeup"), None, "that wake-up was for the other burst");
+    assert_eq!(breakdown.rx.stage("inject").unwrap().count, None);
+    let text = table::to_table(&breakdown, None);
+    assert!(text.contains("host-tx lies within egress"), "{text}");
 }
 
 #[test]

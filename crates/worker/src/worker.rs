@@ -52,6 +52,7 @@ pub struct Worker {
     /// One a guest.
     mailboxes: Vec<Arc<Mailbox>>,
     thread: Option<JoinHandle<()>>,
+    tid: u32,
 }
 
 impl Worker {
@@ -106,7 +107,7 @@ impl Worker {
             let _closed_at_the_end = CloseAtTheEnd(Arc::clone(&inside));
             match Loop::new(options, wiring, guests, pairs, clock, inside) {
                 Ok(mut work) => {
-                    let _ = ready.send(Ok(()));
+                    let _ = ready.send(Ok(rustix::thread::gettid()));
                     work.run();
                 }
                 Err(error) => {
@@ -115,8 +116,17 @@ impl Worker {
             }
         })?;
         let started = is_ready.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
-        let worker = Self { inbox, mailboxes, thread: Some(thread) };
-        started.map(|()| worker)
+        let mut worker = Self { inbox, mailboxes, thread: Some(thread), tid: 0 };
+        started.map(|tid| {
+            worker.tid = tid.as_raw_nonzero().get().unsigned_abs();
+            worker
+        })
+    }
+
+    /// The kernel's number of its thread, as in `gettid(2)`.
+    #[must_use]
+    pub const fn tid(&self) -> u32 {
+        self.tid
     }
 
     /// How the device of guest number `guest`, in the order they were given, talks to it.

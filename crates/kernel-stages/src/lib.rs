@@ -1,0 +1,223 @@
+//! Spans of a packet's way in the host kernel (tier K), measured by BPF programs on tracepoints with types.
+//!
+//! Nothing is there unless it is asked for: the programs come with [`KernelStages::attach`] and go when it is dropped.
+//! What cannot be attached on this kernel says why, and its stages are not measured.
+//!
+//! - `bpf/stages.bpf.c`: the programs.
+//! - `programs`: how they get into the kernel.
+//! - `sys`: a descriptor that libbpf-rs tells by its number only.
+
+mod programs;
+mod sys;
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use burst_trace::KernelStage;
+use libbpf_rs::{ErrorKind, RingBufferBuilder};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+use rustix::process::geteuid;
+
+use crate::programs::{GROUPS, Programs};
+
+/// Why there are no programs at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// They may not be loaded.
+    #[error(
+        "expected to be allowed to trace the kernel, found that it refuses ({0}): run as root (or with CAP_BPF and \
+         CAP_PERFMON), or without --kernel-stages"
+    )]
+    NotAllowed(libbpf_rs::Error),
+    /// Threads have other numbers here than in the kernel's programs.
+    #[error(
+        "expected to run among all the host's processes, found a PID namespace of our own, where the kernel's programs \
+         would not know the workers: share the host's (--pid=host), or run without --kernel-stages"
+    )]
+    PidNamespace,
+    /// A worker could not be entered.
+    #[error("the kernel's programs cannot be told of a worker: {0}")]
+    Worker(libbpf_rs::Error),
+}
+
+/// A span that was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Which one.
+    pub stage: KernelStage,
+    /// The number of the worker that it is about, as given to [`KernelStages::add_worker`]; 0 for `host-rx`, which is
+    /// over before a worker has the frame.
+    pub worker: u32,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub start_ns: u64,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub end_ns: u64,
+}
+
+/// What became of a stage: measured, or why not.
+pub type Attached = (KernelStage, Result<(), String>);
+
+/// The programs in the kernel. Dropped, they are gone.
+#[derive(Debug)]
+pub struct KernelStages {
+    groups: Vec<Programs>,
+}
+
+/// Spans gather for so long once there are any: reading each one by itself would wake up a thread as often as the
+/// worker's.
+const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+
+/// The inode of the first PID namespace (`PROC_PID_INIT_INO` in the kernel's `include/linux/proc_ns.h`).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+impl KernelStages {
+    /// Attaches what can be. Frames are followed to and from `taps`, interfaces by their name; of threads, those that
+    /// are [added](Self::add_worker).
+    ///
+    /// # Errors
+    /// When nothing can be, because of who or where we are.
+    pub fn attach(taps: &[&str]) -> Result<(Self, Vec<Attached>), Error> {
+        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, message| {
+            log::debug!("{}", message.trim_end());
+        })));
+        let namespace = std::fs::read_link("/proc/self/ns/pid");
+        if namespace.is_ok_and(|name| name.as_os_str() != FIRST_PID_NAMESPACE) {
+            return Err(Error::PidNamespace);
+        }
+        let (mut groups, mut attached) = (Vec::new(), Vec::new());
+        for group in GROUPS {
+            let result = if group.needs_taps && taps.is_empty() {
+                Err("only frames of a tap that is given by its name are followed".to_owned())
+            } else {
+                match indices(taps).and_then(|taps| Ok(Programs::load(&group, &taps)?)) {
+                    Ok(programs) => {
+                        groups.push(programs);
+                        Ok(())
+                    }
+                    // The verifier says the same of programs that it does not understand, to root too.
+                    Err(Refusal::Bpf(error))
+                        if error.kind() == ErrorKind::PermissionDenied && !geteuid().is_root() =>
+                    {
+                        return Err(Error::NotAllowed(error));
+                    }
+                    Err(error) => Err(error.to_string()),
+                }
+            };
+            attached.extend(group.stages.iter().map(|stage| (*stage, result.clone())));
+        }
+        Ok((Self { groups }, attached))
+    }
+
+    /// The thread `tid` is worker number `worker`.
+    ///
+    /// # Errors
+    /// When there is no room for more.
+    pub fn add_worker(&self, tid: u32, worker: u32) -> Result<(), Error> {
+        let mut groups = self.groups.iter();
+        groups.try_for_each(|group| group.set("workers", tid, worker)).map_err(Error::Worker)
+    }
+
+    /// Hands every span to `each` until `stop` becomes readable. Sleeps while there is none.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn drain(&self, stop: BorrowedFd<'_>, each: impl FnMut(Span)) -> io::Result<()> {
+        let each = RefCell::new(each);
+        let maps: Vec<_> = self.groups.iter().filter_map(|group| group.map("events")).collect();
+        let mut builder = RingBufferBuilder::new();
+        for map in &maps {
+            let take = |bytes: &[u8]| {
+                if let Some(span) = span(bytes) {
+                    (each.borrow_mut())(span);
+                }
+                0
+            };
+            builder.add(map, take).map_err(io::Error::other)?;
+        }
+        if maps.is_empty() {
+            return wait(&[stop], None).map(|_| ());
+        }
+        let buffer = builder.build().map_err(io::Error::other)?;
+        loop {
+            let is_over =
+                wait(&[stop, sys::readable(&buffer)], None)? || wait(&[stop], Some(&GATHER))?;
+            buffer.consume().map_err(io::Error::other)?;
+            if is_over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many spans found no room until they were read.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.groups.iter().filter_map(|group| group.counter("lost")).sum()
+    }
+}
+
+/// Why a group of programs is not there.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("this kernel refuses the programs: {0}")]
+    Bpf(#[from] libbpf_rs::Error),
+    #[error("the interface {name} is not found: {source}")]
+    Interface { name: String, source: rustix::io::Errno },
+}
+
+fn indices(taps: &[&str]) -> Result<Vec<u32>, Refusal> {
+    let index = |name: &&str| {
+        socket(AddressFamily::INET, SocketType::DGRAM, None)
+            .and_then(|socket| netdevice::name_to_index(socket, name))
+            .map_err(|source| Refusal::Interface { name: (*name).to_owned(), source })
+    };
+    taps.iter().map(index).collect()
+}
+
+/// Sleeps until one of `fds` is readable or `limit` has passed. Returns whether the first one is.
+fn wait(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) -> io::Result<bool> {
+    let entry = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+    let mut entries: Vec<_> = fds.iter().map(|fd| entry(fd.as_fd())).collect();
+    loop {
+        match poll(&mut entries, limit) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => return Ok(!entries[0].revents().is_empty()),
+        }
+    }
+}
+
+/// The programs' `struct event`.
+fn span(bytes: &[u8]) -> Option<Span> {
+    let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let short = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let stage = KernelStage::from_number(u8::try_from(short(16)?).ok()?)?;
+    Some(Span { stage, worker: short(20)?, start_ns: long(0)?, end_ns: long(8)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_read_as_the_programs_write_it() {
+        let words = [7_u64, 9, u64::from(KernelStage::HostTx as u8) | 3 << 32];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let expected = Span { stage: KernelStage::HostTx, worker: 3, start_ns: 7, end_ns: 9 };
+        if cfg!(target_endian = "little") {
+            assert_eq!(span(&bytes), Some(expected));
+        }
+        assert_eq!(span(&bytes[..20]), None, "half of one");
+        assert_eq!(span(&[0; 24]), None, "no stage");
+    }
+
+    #[test]
+    fn waiting_ends_at_once_when_the_other_end_of_a_pipe_is_gone() {
+        let (stop, alive) = std::io::pipe().unwrap();
+        let short = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        assert!(!wait(&[stop.as_fd()], Some(&short)).unwrap());
+        drop(alive);
+        assert!(wait(&[stop.as_fd()], None).unwrap());
+    }
+}

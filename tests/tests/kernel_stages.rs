@@ -1,0 +1,186 @@
+//! `--kernel-stages`: what passes in the host kernel is in the report, or the report says why it is not.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use frontend::{Guest, GuestOptions};
+use lab::Signal;
+use lab::outside::Outside;
+use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::frames;
+use ringscope_tests::pings::Pinger;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const PINGS: usize = 200;
+/// How long the daemon is stopped, and what of it has to be seen at least.
+const STOPPED: Duration = Duration::from_millis(50);
+const SEEN_NS: u64 = 40_000_000;
+
+fn ringscope() -> Command {
+    Command::new(program("ringscope").unwrap())
+}
+
+/// What `ringscope` prints of the daemon called `name`.
+fn stats(directory: &Path, name: &str, arguments: &[&str]) -> String {
+    // The thread that writes the kernel's times down reads them some milliseconds later.
+    sleep(Duration::from_millis(50));
+    let mut command = ringscope();
+    command.args(["stats", "--name", name]).arg("--run-dir").arg(directory).args(arguments);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(directory: &Path, name: &str) -> Value {
+    serde_json::from_str(&stats(directory, name, &["--json"])).unwrap()
+}
+
+/// The line of a stage, one way.
+fn row<'v>(stats: &'v Value, way: &str, stage: &str) -> &'v Value {
+    let rows = stats[way]["stages"].as_array().unwrap();
+    rows.iter().find(|row| row["stage"] == stage).unwrap()
+}
+
+fn number(row: &Value, figure: &str) -> u64 {
+    row[figure].as_u64().unwrap_or_else(|| panic!("no {figure} in {row}"))
+}
+
+#[test]
+fn on_a_tap_every_stage_of_the_kernel_that_is_attached_has_figures() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("kstages").unwrap();
+    let tap = outside.add_tap(1).unwrap();
+    let datapath = format!("tap:ifname={tap}");
+    let arguments = ["--datapath", &datapath, "--poll", "never", "--kernel-stages"];
+    let mut daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+    for n in 0..PINGS {
+        // Time for the worker to fall asleep. Answers come within its own call: it does not sleep until then.
+        sleep(Duration::from_millis(1));
+        assert!(pinger.ping(guest.pair(0), 100 + n, PATIENCE), "ping {n} is lost");
+    }
+    let file = directory.path().join("vm0.rec");
+    let mut record = ringscope();
+    record.args(["record", "--name", "vm0", "--seconds", "2", "--run-dir"]).arg(directory.path());
+    let mut record = record.arg("-o").arg(&file).stderr(Stdio::null()).spawn().unwrap();
+    sleep(Duration::from_millis(200));
+    let unasked = "ping -q -c 100 -i 0.003 -W 0.1 10.77.0.2 || true";
+    outside.exec(unasked).unwrap();
+
+    let found = json(directory.path(), "vm0");
+    let (sent, came) = (number(&found["tx"], "packets"), number(&found["rx"], "packets"));
+    assert!(came >= sent + 90, "{came} frames came, {sent} were sent");
+    for (way, stage, at_least, at_most) in [
+        ("tx", "wakeup", sent * 9 / 10, sent),
+        ("rx", "wakeup", 90, came),
+        ("tx", "host-tx", sent * 9 / 10, sent),
+        ("rx", "host-rx", came * 9 / 10, came),
+    ] {
+        let row = row(&found, way, stage);
+        let count = number(row, "count");
+        assert!((at_least..=at_most).contains(&count), "{way}: {at_least} to {at_most}: {row}");
+        let middle = number(row, "p50_ns");
+        assert!(middle > 0 && middle < 10_000_000, "{row}");
+    }
+    // The host's work on a frame is a part of the call that hands it over.
+    let mean = |stage| row(&found, "tx", stage)["mean_ns"].as_f64().unwrap();
+    assert!(mean("host-tx") < mean("egress"), "{} in {}", mean("host-tx"), mean("egress"));
+    assert_eq!(row(&found, "rx", "inject")["count"], Value::Null);
+
+    assert!(record.wait().unwrap().success());
+    let report = ringscope().arg("report").arg(&file).args(["--format", "json"]).output().unwrap();
+    let report = serde_json::from_slice(&report.stdout).unwrap();
+    assert!(number(row(&report, "rx", "host-rx"), "count") >= 90, "{report}");
+    assert!(number(row(&report, "rx", "wakeup"), "count") >= 90, "{report}");
+
+    let table = stats(directory.path(), "vm0", &[]);
+    assert!(table.contains("inject is not measured: KVM's tracepoints"), "{table}");
+    assert!(table.contains("host-tx lies within egress"), "{table}");
+    assert!(!table.contains("does not know"), "{table}");
+    assert!(daemon.terminate(PATIENCE).unwrap().success(), "{}", daemon.log());
+}
+
+#[test]
+fn a_daemon_that_is_stopped_shows_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("kstopped").unwrap();
+    let tap = outside.add_tap(1).unwrap();
+    let datapath = format!("tap:ifname={tap}");
+    let arguments = ["--datapath", &datapath, "--poll", "never", "--kernel-stages"];
+    let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+    pinger.ping_all(guest.pair(0), 20);
+    daemon.signal(Signal::STOP).unwrap();
+    let ping = outside.command("ping").args(["-c", "1", "-W", "1", "10.77.0.2"]).spawn();
+    sleep(STOPPED);
+    daemon.signal(Signal::CONT).unwrap();
+    pinger.ping_all(guest.pair(0), 1);
+    let _ = ping.unwrap().wait();
+
+    let found = json(directory.path(), "vm0");
+    let longest = ["wakeup", "notice"]
+        .map(|stage| row(&found, "rx", stage)["max_ns"].as_u64().unwrap_or(0))
+        .into_iter()
+        .max();
+    assert!(longest >= Some(SEEN_NS), "{longest:?} ns of {STOPPED:?} in {found:#}");
+}
+
+#[test]
+fn without_a_tap_the_wake_ups_are_there_and_the_table_says_why_nothing_else_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "reflect", "--poll", "never", "--kernel-stages"];
+    let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    frames::come_back(&mut guest).unwrap();
+    let found = json(directory.path(), "vm0");
+    assert_eq!(row(&found, "tx", "host-tx")["count"], Value::Null);
+    assert_eq!(row(&found, "rx", "host-rx")["count"], Value::Null);
+    assert!(number(row(&found, "tx", "wakeup"), "count") > 0);
+    let table = stats(directory.path(), "vm0", &[]);
+    for stage in ["host-tx", "host-rx"] {
+        let why = format!("{stage} is not measured: only frames of a tap");
+        assert!(table.contains(&why), "{table}");
+    }
+}
+
+#[test]
+fn without_the_flag_nothing_of_the_kernel_is_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "reflect", "--poll", "never"];
+    let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    frames::come_back(&mut guest).unwrap();
+    let found = json(directory.path(), "vm0");
+    for (way, stage) in [("tx", "wakeup"), ("tx", "host-tx"), ("rx", "host-rx")] {
+        assert_eq!(row(&found, way, stage)["count"], Value::Null, "{stage}");
+    }
+    assert!(!stats(directory.path(), "vm0", &[]).contains("is not measured"));
+}
+
+#[test]
+fn who_may_not_is_told_in_one_sentence() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    // Somebody else may not be let into the folder where it is built.
+    let daemon = directory.path().join("ringscoped");
+    fs::copy(program("ringscoped").unwrap(), &daemon).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(daemon);
+    command.args(["--datapath", "reflect", "--kernel-stages", "--socket-path"]);
+    command.arg(directory.path().join("vm0.sock")).arg("--run-dir").arg(directory.path());
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("run as root"), "{said}");
+    assert!(
+        !directory.path().join("vm0.trace").exists() && !directory.path().join("vm0.sock").exists()
+    );
+}
