@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use report::csv::write_csv;
 use report::hlog::write_hlog;
 use report::html::{PASSES, write_html};
+use report::perfetto::write_perfetto;
 use report::units::grouped;
 use report::{Breakdown, Window, json, table};
 
@@ -25,6 +26,7 @@ Examples:
   ringscope report after.rec --format html --before before.rec -o change.html
   ringscope report slow.rec --format csv -o slow.csv
   ringscope report slow.rec --format hlog | less
+  ringscope report slow.rec --format perfetto -o slow.pftrace     then open it at https://ui.perfetto.dev
 
 Formats:
   table       the breakdown, for people
@@ -33,7 +35,9 @@ Formats:
               of, distributions, a time line, and the journey of each of the slowest bursts; --before compares two
   csv         every burst and every drop as a line: times in ns, start_ns is CLOCK_REALTIME; where a stage is not one of
               the direction's, or was not measured, the field is empty
-  hlog        an HdrHistogram interval log: for each second, direction and stage one histogram, in ns";
+  hlog        an HdrHistogram interval log: for each second, direction and stage one histogram, in ns
+  perfetto    a trace for the Perfetto UI and its trace processor: a track for each queue, a slice for each burst, in it one
+              for each stage, an instant for each drop; times are CLOCK_MONOTONIC";
 
 /// The flags of `ringscope report`.
 #[derive(Debug, clap::Args)]
@@ -63,6 +67,7 @@ enum Format {
     Json,
     Csv,
     Hlog,
+    Perfetto,
 }
 
 /// `--before` without anything that compares.
@@ -144,6 +149,7 @@ fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
         }
         Format::Csv => write_csv(out, source, |_| countdown.step())?,
         Format::Hlog => write_hlog(out, source, |_| countdown.step())?,
+        Format::Perfetto => write_perfetto(out, source, name, |_| countdown.step())?,
     };
     out.flush()?;
     drop(countdown);

@@ -93,7 +93,7 @@ fn nanoseconds(text: &str) -> Option<u64> {
         _ => return None,
     };
     let ns = text[..at].trim().parse::<f64>().ok()? * factor;
-    (ns.is_finite() && ns >= 0.0 && ns < 1e18).then_some(ns.round() as u64)
+    (0.0..1e18).contains(&ns).then_some(ns.round() as u64)
 }
 
 #[cfg(test)]
