@@ -14,7 +14,8 @@
 //! - [`tail`]: what the slowest packets' time consists of; [`advice`]: what to tune when a stage is large.
 //! - [`html`]: all of it in one page to look at.
 //! - [`table`] and [`json`]: a breakdown in words and as one object; [`csv`], [`hlog`]: every record, and distributions
-//!   second by second, for other tools; [`perfetto`]: every record as a slice of time, to look at.
+//!   second by second, for other tools; [`perfetto`]: every record as a slice of time, to look at;
+//!   [`pcapng`]: as a packet of a capture.
 
 pub mod advice;
 pub mod breakdown;
@@ -26,6 +27,7 @@ pub mod follow;
 pub mod hlog;
 pub mod html;
 pub mod json;
+pub mod pcapng;
 pub mod perfetto;
 pub mod recent;
 pub mod rollup;
