@@ -28,7 +28,7 @@ fn record(directory: &Path) -> (Source, Vec<BurstRecord>, std::path::PathBuf) {
     command.args(["record", "--seconds", "2", "--run-dir"]).arg(directory).arg("-o").arg(&file);
     let mut recorder = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let until = Instant::now() + SOON;
-    while !file.with_added_extension("part").exists() {
+    while !directory.join("files.rec.part").exists() {
         assert!(Instant::now() < until, "no recording begins");
         sleep(Duration::from_millis(5));
     }
