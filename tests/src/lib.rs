@@ -10,6 +10,7 @@
 //! - [`lan`]: guests in software on one switch.
 //! - [`packets`]: packets that a kernel answers.
 //! - [`pcapng`]: reads captures back.
+//! - [`perfetto`]: reads traces for Perfetto back.
 //! - [`pings`]: pings from a guest in software, and what became of each.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
@@ -25,6 +26,7 @@ pub mod hostile;
 pub mod lan;
 pub mod packets;
 pub mod pcapng;
+pub mod perfetto;
 pub mod pings;
 pub mod qemu;
 pub mod trace;

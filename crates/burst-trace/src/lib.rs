@@ -10,11 +10,14 @@
 //! - [`location`]: where recorders are.
 //! - [`writer`]: the daemon's end; [`reader`]: everyone else's.
 //! - [`recording`]: what was kept of a recorder over some time; [`source`]: either of the two.
+//! - [`comment`]: a burst in a line of text; [`pcapng`]: the blocks of the captures that such comments are in.
 
 pub mod clock;
+pub mod comment;
 pub mod file;
 pub mod header;
 pub mod location;
+pub mod pcapng;
 pub mod reader;
 pub mod record;
 pub mod recording;

@@ -10,6 +10,8 @@ use clap::ValueEnum;
 use report::csv::write_csv;
 use report::hlog::{HlogError, write_hlog};
 use report::html::{PASSES, write_html};
+use report::pcapng::write_pcapng;
+use report::perfetto::write_perfetto;
 use report::units::grouped;
 use report::{Breakdown, Window, json, table};
 
@@ -26,6 +28,8 @@ Examples:
   ringscope report after.rec --format html --before before.rec -o change.html
   ringscope report slow.rec --format csv -o slow.csv
   ringscope report slow.rec --format hlog | less
+  ringscope report slow.rec --format perfetto -o slow.pftrace     then open it at https://ui.perfetto.dev
+  ringscope report slow.rec --format pcapng | tshark -r - -T fields -e frame.time_epoch -e frame.comment
 
 Formats:
   table       the breakdown, for people
@@ -34,7 +38,12 @@ Formats:
               of, distributions, a time line, and the journey of each of the slowest bursts; --before compares two
   csv         every burst and every drop as a line: times in ns, start_ns is CLOCK_REALTIME; where a stage is not one of
               the direction's, or was not measured, the field is empty
-  hlog        an HdrHistogram interval log: for each second, direction and stage one histogram, in ns";
+  hlog        an HdrHistogram interval log: for each second, direction and stage one histogram, in ns
+  perfetto    a trace for the Perfetto UI and its trace processor: a track for each queue, a slice for each burst, in it one
+              for each stage, an instant for each drop; times are CLOCK_MONOTONIC
+  pcapng      a capture without the frames, which no record has: for each burst one packet with nothing captured, as long as
+              the mean of the burst's frames, with its stages as comment; for each drop one of length 0 with its cause; time is
+              CLOCK_REALTIME at the first boundary";
 
 /// The flags of `ringscope report`.
 #[derive(Debug, clap::Args)]
@@ -64,6 +73,8 @@ enum Format {
     Json,
     Csv,
     Hlog,
+    Perfetto,
+    Pcapng,
 }
 
 /// `--before` without anything that compares.
@@ -151,6 +162,8 @@ fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
                 other => other.into(),
             })?
         }
+        Format::Pcapng => write_pcapng(out, source, name, |_| countdown.step())?,
+        Format::Perfetto => write_perfetto(out, source, name, |_| countdown.step())?,
     };
     out.flush()?;
     drop(countdown);

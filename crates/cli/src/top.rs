@@ -2,6 +2,7 @@
 
 mod screen;
 mod source;
+mod stream;
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Outcome;
 use crate::recorder::Choice;
@@ -23,12 +26,17 @@ const EXAMPLES: &str = "\
 Examples:
   ringscope top                    the only recorder of this host, a new picture each second
   ringscope top --name vm0 --interval 0.5
+  ringscope top --json | jq -c '[.tx.packets, .outliers[0].total_ns]'
 
 Keys: q or Ctrl-C ends it.
 
 Rates, bytes and drops come from the daemon's counters and are exact. Times come from the records; those \
 that were overwritten before they could be read are counted as lost. The bar shows what the mean \
-consists of.";
+consists of.
+
+With --json there is one object a line for each interval, until Ctrl-C: time_ns (CLOCK_REALTIME at its end), name, window_s, \
+tx and rx as in `ringscope stats --json`, outliers (its five slowest bursts, the slowest first: times in ns, stages by \
+name), and lost_records.";
 
 /// The flags of `ringscope top`.
 #[derive(Debug, clap::Args)]
@@ -39,12 +47,15 @@ pub struct Arguments {
     /// Time between two pictures
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = crate::stats::seconds)]
     interval: Duration,
+    /// One JSON object a line for each interval; needs no terminal
+    #[arg(long)]
+    json: bool,
 }
 
 /// There is nothing to draw on.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "expected a terminal as standard output, found a file or a pipe; use `ringscope stats` there"
+    "expected a terminal as standard output, found a file or a pipe; use --json there, or `ringscope stats`"
 )]
 struct NoTerminal;
 
@@ -54,12 +65,15 @@ struct NoTerminal;
 /// When there is no recorder to follow, or no terminal.
 pub fn run(arguments: &Arguments) -> Outcome {
     let source = Source::new(arguments.choice.open()?);
-    if !io::stdout().is_terminal() {
+    if !arguments.json && !io::stdout().is_terminal() {
         return Err(NoTerminal.into());
     }
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+    for signal in [SIGTERM, SIGHUP, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    if arguments.json {
+        return Ok(stream::follow(source, arguments.interval, &stop)?);
     }
     // The terminal comes back in every case: `try_init` sees to it when we panic.
     let mut terminal = ratatui::try_init()?;

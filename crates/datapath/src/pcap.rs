@@ -5,10 +5,9 @@
 //! `seen` on the wire. The file is written by a thread of its own, and no frame waits for it.
 //!
 //! - `capture`: the file, its thread, and the way there.
-//! - `format`: the blocks of the file.
+//! - `burst_trace`'s `pcapng` and `comment`: the blocks of the file, and what is said in them.
 
 mod capture;
-mod format;
 
 use std::io;
 use std::os::fd::BorrowedFd;

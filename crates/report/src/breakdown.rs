@@ -178,7 +178,7 @@ fn newest(source: &Source) -> u64 {
 }
 
 /// Drops since the daemon's start, or in the recording's time: the counters do not forget what the records do not hold.
-fn drops_since_start(header: &Header, direction: Direction) -> Vec<(DropCause, u64)> {
+pub(crate) fn drops_since_start(header: &Header, direction: Direction) -> Vec<(DropCause, u64)> {
     let rings =
         |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
     list_drops(direction, |cause| {

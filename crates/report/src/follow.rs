@@ -6,10 +6,18 @@
 use std::time::Instant;
 
 use burst_trace::Totals;
-use burst_trace::{Cursor, Direction, DropCause, Reader, RecordKind};
+use burst_trace::{BurstRecord, Cursor, Direction, DropCause, Reader, RecordKind};
 
+use crate::breakdown::drops_since_start;
 use crate::collect::{Collector, DirectionBreakdown};
 use crate::figures::{Distribution, Figures, TickRate};
+use crate::slowest::Slowest;
+use crate::when::When;
+
+/// In the order of [`Follower::drops`].
+const DIRECTIONS: [Direction; 2] = [Direction::Tx, Direction::Rx];
+/// So many of an interval's slowest bursts are told of.
+const OUTLIERS: usize = 5;
 
 /// Follows a recorder from its newest record on.
 #[derive(Debug)]
@@ -19,6 +27,9 @@ pub struct Follower {
     cursors: Vec<Cursor>,
     collector: Collector,
     queues: Vec<Queue>,
+    /// Of transmit and receive queues, since the daemon's start.
+    drops: [Vec<(DropCause, u64)>; 2],
+    slowest: Slowest,
     lost: u64,
     lost_before: u64,
     started: Instant,
@@ -35,6 +46,8 @@ pub struct Interval {
     pub rx: DirectionInterval,
     /// Queue by queue, in the order of their indices.
     pub queues: Vec<QueueInterval>,
+    /// The slowest bursts by the records, the slowest first; at most five.
+    pub outliers: Vec<Outlier>,
     /// Records that were overwritten before they could be read, in this interval.
     pub lost: u64,
     /// The same since the beginning.
@@ -48,8 +61,21 @@ pub struct DirectionInterval {
     pub totals: Totals,
     /// By the counters: packets that went no further.
     pub dropped: u64,
+    /// The same by cause: every cause of this direction.
+    pub drops: Vec<(DropCause, u64)>,
     /// By the records.
     pub records: DirectionBreakdown,
+}
+
+/// A burst that was slow.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlier {
+    /// As it was recorded, in ticks.
+    pub record: BurstRecord,
+    /// What those ticks are.
+    pub rate: TickRate,
+    /// `CLOCK_REALTIME` at its first boundary: nanoseconds since 1970.
+    pub start_ns: u64,
 }
 
 /// One virtqueue in an interval.
@@ -85,6 +111,8 @@ impl Follower {
             cursors: (0..reader.workers()).map(|worker| reader.newest(worker)).collect(),
             collector: Collector::new(rate),
             queues: (0..rings).map(|ring| Queue::new(&reader, ring)).collect(),
+            drops: DIRECTIONS.map(|direction| drops_since_start(&reader, direction)),
+            slowest: Slowest::new(OUTLIERS),
             lost: 0,
             lost_before: 0,
             started: Instant::now(),
@@ -100,13 +128,15 @@ impl Follower {
 
     /// Reads what came since the last time. The oftener, the less is overwritten unread.
     pub fn poll(&mut self) {
-        let Self { reader, rate, cursors, collector, queues, lost, .. } = self;
+        let Self { reader, rate, cursors, collector, queues, slowest, lost, .. } = self;
         for cursor in cursors {
             *lost += reader.read(cursor, |record| {
                 collector.add(record);
-                if record.kind == RecordKind::Burst as u8
-                    && let Some(queue) = queues.get_mut(usize::from(record.ring))
-                {
+                if record.kind != RecordKind::Burst as u8 {
+                    return;
+                }
+                slowest.add(record);
+                if let Some(queue) = queues.get_mut(usize::from(record.ring)) {
                     let total = queue.total.get_or_insert_with(Distribution::new);
                     total.add(record.total(), record.packets, *rate);
                 }
@@ -120,12 +150,18 @@ impl Follower {
         let rate = self.rate;
         let queues: Vec<_> =
             self.queues.iter_mut().map(|queue| queue.take(&self.reader, rate)).collect();
-        let direction = |direction| DirectionInterval::of(direction, &queues, &self.collector);
+        let [tx, rx] = DIRECTIONS.map(|direction| self.direction(direction, &queues));
+        let when = When::of(&self.reader);
+        let outlier = |record: BurstRecord| {
+            let start_ns = when.realtime_ns(record.first);
+            Outlier { record, rate, start_ns }
+        };
         let interval = Interval {
             seconds: self.started.elapsed().as_secs_f64(),
-            tx: direction(Direction::Tx),
-            rx: direction(Direction::Rx),
+            tx,
+            rx,
             queues,
+            outliers: self.slowest.take().into_iter().map(outlier).collect(),
             lost: self.lost - self.lost_before,
             lost_in_all: self.lost,
         };
@@ -134,12 +170,21 @@ impl Follower {
         self.started = Instant::now();
         interval
     }
-}
 
-impl DirectionInterval {
-    fn of(direction: Direction, queues: &[QueueInterval], collector: &Collector) -> Self {
-        let mut way =
-            Self { totals: Totals::default(), dropped: 0, records: collector.breakdown(direction) };
+    fn direction(&mut self, direction: Direction, queues: &[QueueInterval]) -> DirectionInterval {
+        let now = drops_since_start(&self.reader, direction);
+        let before = &mut self.drops[direction as usize];
+        let mut way = DirectionInterval {
+            totals: Totals::default(),
+            dropped: 0,
+            drops: now
+                .iter()
+                .zip(before.iter())
+                .map(|((cause, now), (_, before))| (*cause, now.saturating_sub(*before)))
+                .collect(),
+            records: self.collector.breakdown(direction),
+        };
+        *before = now;
         for queue in queues.iter().filter(|queue| Direction::of_ring(queue.ring) == direction) {
             way.totals.packets += queue.totals.packets;
             way.totals.bytes += queue.totals.bytes;

@@ -1,15 +1,18 @@
-//! A breakdown as the one object that `ringscope stats --json` prints.
+//! A breakdown as the one object that `ringscope stats --json` prints, and an interval as a line of `ringscope top --json`.
 //!
 //! A stage or total has figures if and only if its `count` is above 0: one that is not measured has
 //! `"count": null`, one without packets has `"count": 0`, and neither has any figure.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use burst_trace::DropCause;
+use burst_trace::{BurstRecord, DropCause};
 
 use crate::breakdown::Breakdown;
 use crate::collect::DirectionBreakdown;
+use crate::follow::{DirectionInterval, Interval, Outlier};
 use crate::stages::StageRow;
 
 #[derive(Serialize)]
@@ -70,4 +73,94 @@ pub fn to_json(breakdown: &Breakdown) -> String {
         rx: (&breakdown.rx).into(),
     };
     serde_json::to_string_pretty(&object).expect("an object with string keys")
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time_ns: u128,
+    name: &'a str,
+    window_s: f64,
+    tx: Way<'a>,
+    rx: Way<'a>,
+    outliers: Vec<OutlierObject>,
+    lost_records: u64,
+}
+
+#[derive(Serialize)]
+struct OutlierObject {
+    direction: &'static str,
+    queue: u16,
+    worker: u8,
+    sequence: u64,
+    packets: u16,
+    bytes: u32,
+    start_ns: u64,
+    polled: bool,
+    wakeup_ns: Option<u64>,
+    stages_ns: Stages,
+    total_ns: u64,
+}
+
+struct Stages(Outlier);
+
+impl Serialize for Stages {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Outlier { record, rate, .. } = self.0;
+        let stages = record.direction().stages();
+        let mut map = serializer.serialize_map(Some(stages.len()))?;
+        for (stage, ticks) in stages.iter().zip(record.stages) {
+            map.serialize_entry(stage.name(), &rate.ns(ticks))?;
+        }
+        map.end()
+    }
+}
+
+impl From<&Outlier> for OutlierObject {
+    fn from(outlier: &Outlier) -> Self {
+        let Outlier { record, rate, start_ns } = *outlier;
+        Self {
+            direction: record.direction().name(),
+            queue: record.ring,
+            worker: record.worker,
+            sequence: record.sequence,
+            packets: record.packets,
+            bytes: record.bytes,
+            start_ns,
+            polled: record.flags & BurstRecord::POLLED != 0,
+            wakeup_ns: record.wakeup.map(|ticks| rate.ns(ticks.into())),
+            stages_ns: Stages(*outlier),
+            total_ns: rate.ns(record.total()),
+        }
+    }
+}
+
+/// Counts are the daemon's own, times are of the records that could be read.
+impl<'a> From<&'a DirectionInterval> for Way<'a> {
+    fn from(way: &'a DirectionInterval) -> Self {
+        Self {
+            packets: way.totals.packets,
+            bytes: way.totals.bytes,
+            bursts: way.totals.bursts,
+            drops: Drops(&way.drops),
+            ..(&way.records).into()
+        }
+    }
+}
+
+/// The interval of the daemon `name` that ended `time` after 1970 began, on one line.
+///
+/// # Panics
+/// Never: all keys are strings.
+#[must_use]
+pub fn interval_to_json(interval: &Interval, name: &str, time: Duration) -> String {
+    let line = Line {
+        time_ns: time.as_nanos(),
+        name,
+        window_s: interval.seconds,
+        tx: (&interval.tx).into(),
+        rx: (&interval.rx).into(),
+        outliers: interval.outliers.iter().map(Into::into).collect(),
+        lost_records: interval.lost,
+    };
+    serde_json::to_string(&line).expect("an object with string keys")
 }

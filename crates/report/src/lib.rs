@@ -7,6 +7,7 @@
 //! - [`breakdown`]: where the time went in one window of a recorder.
 //! - [`follow`]: the same for a recorder that is still being written, interval by interval.
 //! - [`trigger`]: what a burst has to be like to be kept; [`recent`]: records until it is known whether they are.
+//! - [`slowest`]: the slowest bursts of some time.
 //! - [`round_trip`]: what of a measured round trip is ours, the guest's and the host's.
 //! - [`rollup`]: the four spans of the receive way that earlier work on this question used.
 //! - [`facts`]: what the daemon said of its run.
@@ -15,7 +16,8 @@
 //! - [`tail`]: what the slowest packets' time consists of; [`advice`]: what to tune when a stage is large.
 //! - [`html`]: all of it in one page to look at.
 //! - [`table`] and [`json`]: a breakdown in words and as one object; [`csv`], [`hlog`]: every record, and distributions
-//!   second by second, for other tools.
+//!   second by second, for other tools; [`perfetto`]: every record as a slice of time, to look at;
+//!   [`pcapng`]: as a packet of a capture.
 
 pub mod advice;
 pub mod breakdown;
@@ -28,9 +30,12 @@ pub mod hlog;
 pub mod html;
 pub mod json;
 pub mod kernel;
+pub mod pcapng;
+pub mod perfetto;
 pub mod recent;
 pub mod rollup;
 pub mod round_trip;
+pub mod slowest;
 pub mod stages;
 pub mod table;
 pub mod tail;
@@ -42,6 +47,6 @@ pub use breakdown::{Breakdown, Window};
 pub use collect::{Collector, DirectionBreakdown};
 pub use facts::Facts;
 pub use figures::Figures;
-pub use follow::{Follower, Interval, QueueInterval};
+pub use follow::{Follower, Interval, Outlier, QueueInterval};
 pub use round_trip::{Initiator, RoundTrip, RoundTripError};
 pub use stages::{StageRow, Tier};

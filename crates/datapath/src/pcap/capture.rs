@@ -4,7 +4,6 @@
 //! over, and neither waits nor, once the blocks have grown to what bursts need, allocates. When there is no empty
 //! block, or too many bytes wait for the disk, frames are left out and counted.
 
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -16,9 +15,9 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use burst_trace::clock::Anchor;
+use burst_trace::comment::{Frames, describe};
+use burst_trace::pcapng::{self, Packet, Totals, Way};
 use burst_trace::{BurstRecord, Clock, Direction, Stage};
-
-use super::format::{self, Packet, Totals, Way};
 
 /// Blocks of each queue.
 const BLOCKS: usize = 512;
@@ -185,7 +184,7 @@ pub fn begin(
         counters: Arc::clone(&counters),
         left_out: 0,
     };
-    format::begin(&mut scribe.out, &options.application, &options.name, &options.description);
+    pcapng::begin(&mut scribe.out, &options.application, &options.name, &options.description);
     let thread = Builder::new()
         .name("capture".into())
         .spawn(move || scribe.run(&bursts, &home))
@@ -290,19 +289,18 @@ impl Scribe {
             time_ns
         };
         *last_ns = time_ns;
-        let way = match record.direction() {
-            Direction::Tx => Way::Outbound,
-            Direction::Rx => Way::Inbound,
-        };
+        let way = Way::of(record.direction());
         let mut rest = block.bytes.as_slice();
         for &(number, len) in &block.frames {
             let (bytes, next) = rest.split_at(len as usize);
             rest = next;
             self.comment.clear();
-            self.time.describe(&mut self.comment, record, (number.into(), block.handed));
-            let comment = &self.comment;
-            let queue = record.ring / 2;
-            format::packet(&mut self.out, &Packet { time_ns, queue, way, bytes, comment });
+            let frames = Frames::One { number: number.into(), handed: block.handed };
+            let nanoseconds = |ticks| self.time.nanoseconds(ticks);
+            describe(&mut self.comment, record, frames, nanoseconds);
+            let (comment, queue, original_len) = (&self.comment, record.ring / 2, len);
+            let packet = Packet { time_ns, queue, way, bytes, original_len, comment };
+            pcapng::packet(&mut self.out, &packet);
         }
         self.written += block.frames.len() as u64;
     }
@@ -324,7 +322,7 @@ impl Scribe {
         let left_out = self.counters.left_out.load(Ordering::Relaxed);
         let now_ns = self.time.now();
         let totals = Totals { seen: self.written + left_out, left_out };
-        format::statistics(&mut self.out, now_ns, totals);
+        pcapng::statistics(&mut self.out, now_ns, totals);
     }
 
     /// Writes what there is. A file that cannot be written is cut behind the last whole block, and left alone.
@@ -407,28 +405,5 @@ impl WallClock {
     #[expect(clippy::cast_possible_truncation, reason = "64 bits of nanoseconds are centuries")]
     fn nanoseconds(&self, ticks: u64) -> u64 {
         (u128::from(ticks) * 1_000_000_000 / u128::from(self.ticks_per_second)) as u64
-    }
-
-    /// Appends what is known of a frame: frame `number` of `handed` in its burst.
-    fn describe(&self, text: &mut String, record: &BurstRecord, (number, handed): (usize, usize)) {
-        let direction = record.direction();
-        // Nothing fails that is written to a string.
-        let _ = write!(
-            text,
-            "{} ring={} burst={} frame={}/{handed}",
-            direction.name(),
-            record.ring,
-            record.sequence,
-            number + 1
-        );
-        if usize::from(record.packets) != handed {
-            let _ = write!(text, " carried={}", record.packets);
-        }
-        for (stage, ticks) in direction.stages().iter().zip(record.stages) {
-            let _ = write!(text, " {}={}ns", stage.name(), self.nanoseconds(ticks));
-        }
-        if record.flags & BurstRecord::POLLED != 0 {
-            text.push_str(" polled");
-        }
     }
 }

@@ -1,6 +1,8 @@
 //! The blocks of a pcapng file (IETF draft-ietf-opsawg-pcapng): as many of them as a capture of one interface needs.
 //! All numbers are little-endian.
 
+use crate::stage::Direction;
+
 /// Section Header Block (4.1).
 const SECTION_HEADER: u32 = 0x0A0D_0D0A;
 /// Interface Description Block (4.2).
@@ -40,6 +42,17 @@ pub enum Way {
     Outbound = 2,
 }
 
+impl Way {
+    /// The way of a burst: what the guest sent, its interface sent.
+    #[must_use]
+    pub const fn of(direction: Direction) -> Self {
+        match direction {
+            Direction::Tx => Self::Outbound,
+            Direction::Rx => Self::Inbound,
+        }
+    }
+}
+
 /// What is said of a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'p> {
@@ -47,8 +60,13 @@ pub struct Packet<'p> {
     pub time_ns: u64,
     /// The queue of the interface that it went through.
     pub queue: u16,
+    /// Which way it went.
     pub way: Way,
+    /// What there is of it.
     pub bytes: &'p [u8],
+    /// How long it was, bytes.
+    pub original_len: u32,
+    /// Text about it.
     pub comment: &'p str,
 }
 
@@ -86,11 +104,10 @@ pub fn begin(out: &mut Vec<u8>, application: &str, name: &str, description: &str
 /// Appends a packet.
 pub fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
     block(out, ENHANCED_PACKET, |out| {
-        let len = length(packet.bytes.len());
         out.extend(0_u32.to_le_bytes());
         time(out, packet.time_ns);
-        out.extend(len.to_le_bytes());
-        out.extend(len.to_le_bytes());
+        out.extend(length(packet.bytes.len()).to_le_bytes());
+        out.extend(packet.original_len.to_le_bytes());
         padded(out, packet.bytes);
         put(out, option::EPB_FLAGS, &(packet.way as u32).to_le_bytes());
         put(out, option::EPB_QUEUE, &u32::from(packet.queue).to_le_bytes());
@@ -157,10 +174,11 @@ mod tests {
     fn a_packet_is_laid_out_as_the_draft_says() {
         let mut out = Vec::new();
         let (time_ns, way) = (0x0123_4567_89ab_cdef, Way::Outbound);
-        packet(&mut out, &Packet { time_ns, queue: 3, way, bytes: &[9; 5], comment: "abc" });
+        let (bytes, original_len) = (&[9; 5], 7);
+        packet(&mut out, &Packet { time_ns, queue: 3, way, bytes, original_len, comment: "abc" });
         let expected = [
             &[6, 0, 0, 0, 68, 0, 0, 0, 0, 0, 0, 0][..],
-            &[0x67, 0x45, 0x23, 0x01, 0xef, 0xcd, 0xab, 0x89, 5, 0, 0, 0, 5, 0, 0, 0],
+            &[0x67, 0x45, 0x23, 0x01, 0xef, 0xcd, 0xab, 0x89, 5, 0, 0, 0, 7, 0, 0, 0],
             &[9, 9, 9, 9, 9, 0, 0, 0],
             &[2, 0, 4, 0, 2, 0, 0, 0],
             &[6, 0, 4, 0, 3, 0, 0, 0],

@@ -1,0 +1,83 @@
+//! What is said of a burst, or of a frame of it, in a line of text: the comments of captures.
+
+use std::fmt::Write as _;
+
+use crate::record::BurstRecord;
+
+/// Which frames of a burst a comment is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frames {
+    /// One of them.
+    One {
+        /// Its number among them, from 0.
+        number: usize,
+        /// How many the datapath was handed; more than [`BurstRecord::packets`] when some were lost there.
+        handed: usize,
+    },
+    /// All that went through.
+    All,
+}
+
+/// Appends `tx ring=1 burst=4711 frame=3/32 notice=812ns ...` to `text`, or `frames=32` in place of `frame=3/32` where
+/// it is about all of them. `nanoseconds` turns ticks of the record into time.
+pub fn describe(
+    text: &mut String,
+    record: &BurstRecord,
+    frames: Frames,
+    nanoseconds: impl Fn(u64) -> u64,
+) {
+    let direction = record.direction();
+    // Nothing fails that is written to a string.
+    let _ = write!(text, "{} ring={} burst={}", direction.name(), record.ring, record.sequence);
+    let packets = usize::from(record.packets);
+    let _ = match frames {
+        Frames::One { number, handed } if handed == packets => {
+            write!(text, " frame={}/{handed}", number + 1)
+        }
+        Frames::One { number, handed } => {
+            write!(text, " frame={}/{handed} carried={packets}", number + 1)
+        }
+        Frames::All => write!(text, " frames={packets}"),
+    };
+    for (stage, ticks) in direction.stages().iter().zip(record.stages) {
+        let _ = write!(text, " {}={}ns", stage.name(), nanoseconds(ticks));
+    }
+    if record.flags & BurstRecord::POLLED != 0 {
+        text.push_str(" polled");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_and_a_whole_burst_are_said_alike() {
+        let mut record = BurstRecord {
+            sequence: 4711,
+            stages: [1, 0, 3, 4, 5, 6],
+            packets: 31,
+            ring: 1,
+            ..BurstRecord::default()
+        };
+        let said = |record: &BurstRecord, frames| {
+            let mut text = String::new();
+            describe(&mut text, record, frames, |ticks| ticks * 10);
+            text
+        };
+        let stages = "notice=10ns queued=0ns gather=30ns egress=40ns complete=50ns signal=60ns";
+        assert_eq!(
+            said(&record, Frames::One { number: 2, handed: 31 }),
+            format!("tx ring=1 burst=4711 frame=3/31 {stages}")
+        );
+        assert_eq!(
+            said(&record, Frames::One { number: 2, handed: 32 }),
+            format!("tx ring=1 burst=4711 frame=3/32 carried=31 {stages}")
+        );
+        record.flags = BurstRecord::POLLED;
+        assert_eq!(
+            said(&record, Frames::All),
+            format!("tx ring=1 burst=4711 frames=31 {stages} polled")
+        );
+    }
+}

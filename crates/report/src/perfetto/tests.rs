@@ -1,0 +1,226 @@
+use std::path::Path;
+
+use burst_trace::{Clock, Reader, Recorder, RecorderOptions, RecordingWriter};
+
+use super::*;
+
+/// A slice or an instant (`end` is none) as the trace processor makes it of events.
+#[derive(Clone, Debug, PartialEq)]
+struct Slice {
+    track: String,
+    name: String,
+    category: String,
+    start: u64,
+    end: Option<u64>,
+    /// The slice around it.
+    parent: Option<usize>,
+    notes: Vec<(String, u64)>,
+}
+
+/// A recording of `records`.
+fn recording(directory: &Path, records: &[BurstRecord]) -> Source {
+    let options = RecorderOptions {
+        path: directory.join("vm0.trace"),
+        workers: 1,
+        queue_pairs: 1,
+        capacity: 64,
+        facts: String::new(),
+    };
+    let recorder = Recorder::create(&options, &Clock::new()).unwrap();
+    let reader = Reader::open(recorder.path()).unwrap();
+    let path = directory.join("vm0.rec");
+    let mut writer = RecordingWriter::create(&path, &reader, r#"{"name":"vm0"}"#).unwrap();
+    records.iter().for_each(|record| writer.push(record).unwrap());
+    writer.finish(&reader, true).unwrap();
+    Source::open(&path).unwrap()
+}
+
+fn written(source: &Source) -> (proto::Trace, u64) {
+    let mut out = Vec::new();
+    let lost = write_perfetto(&mut out, source, "other", |_| ()).unwrap();
+    (proto::Trace::decode(out.as_slice()).unwrap(), lost)
+}
+
+fn name_of(names: &[InternedName], iid: u64) -> String {
+    let found = names.iter().find(|name| name.iid == Some(iid)).expect("a name that was given");
+    found.name.clone().unwrap()
+}
+
+/// Puts events together: in the order of time, those of one time in the file's, each track a stack.
+fn slices(trace: &proto::Trace) -> Vec<Slice> {
+    let names = trace.packet.iter().find_map(|packet| packet.interned_data.as_ref()).unwrap();
+    let tracks: HashMap<_, _> = trace
+        .packet
+        .iter()
+        .filter_map(|packet| packet.track_descriptor.clone())
+        .map(|track| (track.uuid, track.name.unwrap_or_default()))
+        .collect();
+    let mut events: Vec<_> =
+        trace.packet.iter().filter(|packet| packet.track_event.is_some()).collect();
+    events.sort_by_key(|packet| packet.timestamp);
+    let (mut slices, mut open) = (Vec::<Slice>::new(), HashMap::<_, Vec<usize>>::new());
+    for packet in events {
+        assert_eq!(packet.timestamp_clock_id, Some(BUILTIN_CLOCK_MONOTONIC));
+        let (at, event) = (packet.timestamp.unwrap(), packet.track_event.as_ref().unwrap());
+        let stack = open.entry(event.track_uuid).or_default();
+        if event.r#type == Some(TYPE_SLICE_END) {
+            slices[stack.pop().expect("a slice that is open")].end = Some(at);
+            continue;
+        }
+        if event.r#type == Some(TYPE_SLICE_BEGIN) {
+            stack.push(slices.len());
+        }
+        let value = |note: &DebugAnnotation| note.uint_value.or(note.bool_value.map(u64::from));
+        slices.push(Slice {
+            track: tracks[&event.track_uuid].clone(),
+            name: name_of(&names.event_names, event.name_iid.unwrap()),
+            category: name_of(&names.event_categories, event.category_iids[0]),
+            start: at,
+            end: None,
+            parent: stack.iter().rev().find(|slice| **slice != slices.len()).copied(),
+            notes: event
+                .debug_annotations
+                .iter()
+                .map(|note| {
+                    let name = name_of(&names.debug_annotation_names, note.name_iid.unwrap());
+                    (name, value(note).unwrap())
+                })
+                .collect(),
+        });
+    }
+    assert!(open.values().all(Vec::is_empty), "every slice ends");
+    slices
+}
+
+/// A burst that begins at `first` and is in its stages for so many ticks.
+fn burst(ring: u16, sequence: u64, first: u64, stages: &[u64]) -> BurstRecord {
+    let mut record = BurstRecord {
+        first,
+        last: first + stages.iter().sum::<u64>(),
+        sequence,
+        bytes: 120,
+        packets: 2,
+        ring,
+        kind: RecordKind::Burst as u8,
+        ..BurstRecord::default()
+    };
+    record.stages[..stages.len()].copy_from_slice(stages);
+    record
+}
+
+#[test]
+fn each_burst_is_a_slice_with_its_stages_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = Clock::new().now();
+    let tx = burst(1, 7, now, &[10_000, 0, 20_000, 300_000, 5_000, 700]);
+    let rx = BurstRecord {
+        flags: BurstRecord::POLLED,
+        wakeup: Some(9_000),
+        ..burst(0, 9, now + 1_000, &[40_000, 50_000, 0, 60_000, 70_000])
+    };
+    let source = recording(directory.path(), &[tx, rx]);
+    let (trace, lost) = written(&source);
+    assert_eq!(lost, 0);
+    let (when, rate) = (When::of(&source), TickRate::new(source.ticks_per_second()));
+    let slices = slices(&trace);
+    for (record, track) in [(tx, "tx 1"), (rx, "rx 0")] {
+        let whole = slices.iter().position(|it| it.track == track && it.name == "burst").unwrap();
+        let found = &slices[whole];
+        assert_eq!((found.category.as_str(), found.parent), ("burst", None));
+        assert_eq!(found.start, when.monotonic_ns(record.first));
+        assert_eq!(found.end, Some(when.monotonic_ns(record.last)));
+        let note = |name: &str| found.notes.iter().find(|(known, _)| known == name).map(|it| it.1);
+        assert_eq!(note("packets"), Some(record.packets.into()));
+        assert_eq!(note("bytes"), Some(record.bytes.into()));
+        assert_eq!(note("sequence"), Some(record.sequence));
+        assert_eq!(note("polled"), Some(u64::from(record.flags)));
+        assert_eq!(note("wakeup_ns"), record.wakeup.map(|ticks| rate.ns(ticks.into())));
+        let inner: Vec<_> = slices.iter().filter(|it| it.parent == Some(whole)).collect();
+        let mut expected = Vec::new();
+        let mut at = record.first;
+        for (stage, ticks) in record.direction().stages().iter().zip(record.stages) {
+            let (from, to) = (when.monotonic_ns(at), when.monotonic_ns(at + ticks));
+            if ticks > 0 {
+                expected.push((stage.name(), "stage", from, Some(to)));
+            }
+            at += ticks;
+        }
+        let inner: Vec<_> = inner
+            .iter()
+            .map(|it| (it.name.as_str(), it.category.as_str(), it.start, it.end))
+            .collect();
+        assert_eq!(inner, expected);
+    }
+    assert_eq!(slices.len(), 2 + 5 + 4);
+}
+
+#[test]
+fn bursts_that_overlap_are_on_as_many_tracks_as_it_takes() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = Clock::new().now();
+    // Three that were seen together and taken one after the other; then two that follow one upon the other.
+    let mut records: Vec<_> = (0..3)
+        .map(|n| burst(1, n, now, &[1_000, 50_000 * n, 20_000, 20_000, 5_000, 5_000]))
+        .collect();
+    let last = records[2].last;
+    records.push(burst(1, 3, last, &[10_000, 0, 10_000, 10_000, 10_000, 10_000]));
+    records.push(burst(1, 4, records[3].last, &[10_000, 0, 10_000, 10_000, 10_000, 10_000]));
+    let (trace, _) = written(&recording(directory.path(), &records));
+    let tracks: Vec<_> =
+        trace.packet.iter().filter_map(|packet| packet.track_descriptor.as_ref()).collect();
+    let process = tracks[0].process.as_ref().unwrap();
+    assert_eq!(process.process_name.as_deref(), Some("ringscoped vm0"));
+    assert_eq!(process.pid, i32::try_from(std::process::id()).ok());
+    let lanes: Vec<_> = tracks[1..].iter().map(|it| (it.name.as_deref(), it.parent_uuid)).collect();
+    assert_eq!(lanes, [(Some("tx 1"), Some(PROCESS)); 3]);
+    let slices = slices(&trace);
+    let whole: Vec<_> = slices.iter().filter(|slice| slice.name == "burst").collect();
+    assert_eq!(whole.len(), records.len());
+    assert!(whole.iter().all(|slice| slice.parent.is_none()), "no burst within another");
+}
+
+#[test]
+fn drops_have_their_cause_and_kernel_times_a_track_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = Clock::new().now();
+    let lost = BurstRecord {
+        first: now,
+        last: now,
+        packets: 3,
+        ring: 1,
+        kind: RecordKind::Drop as u8,
+        cause: DropCause::TxTooLong as u8,
+        ..BurstRecord::default()
+    };
+    let injected = BurstRecord {
+        first: now,
+        last: now + 80_000,
+        kind: RecordKind::Kernel as u8,
+        cause: KernelStage::Inject as u8,
+        ..BurstRecord::default()
+    };
+    let unknown = BurstRecord { kind: 99, ..lost };
+    let gap = BurstRecord::gap(0, 12, now);
+    let source = recording(directory.path(), &[lost, injected, unknown, gap]);
+    let (trace, missing) = written(&source);
+    assert_eq!(missing, 12);
+    let when = When::of(&source);
+    let mut found = slices(&trace);
+    found.sort_by(|one, other| one.track.cmp(&other.track));
+    let slice = |track: &str, name: &str, category: &str, end, notes: &[(&str, u64)]| Slice {
+        track: track.into(),
+        name: name.into(),
+        category: category.into(),
+        start: when.monotonic_ns(now),
+        end,
+        parent: None,
+        notes: notes.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
+    };
+    let end = Some(when.monotonic_ns(now + 80_000));
+    let cause = format!("drop {}", DropCause::TxTooLong.name());
+    let expected = [
+        slice("kernel 0", "inject", "kernel", end, &[]),
+        slice("tx 1", &cause, "drop", None, &[("packets", 3)]),
+    ];
+    assert_eq!(found, expected);
+}

@@ -1,0 +1,51 @@
+//! The slowest bursts of some time.
+
+use burst_trace::BurstRecord;
+
+/// So many of the slowest bursts that were added.
+#[derive(Clone, Debug)]
+pub struct Slowest {
+    /// The slowest first; of two that took as long, the one that was added first.
+    bursts: Vec<BurstRecord>,
+    max: usize,
+}
+
+impl Slowest {
+    /// Keeps at most `max`, and at least one.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        let max = max.max(1);
+        Self { bursts: Vec::with_capacity(max), max }
+    }
+
+    /// Adds a burst, if it is one of them.
+    pub fn add(&mut self, record: &BurstRecord) {
+        let at = self.bursts.partition_point(|kept| kept.total() >= record.total());
+        if at < self.max {
+            self.bursts.truncate(self.max - 1);
+            self.bursts.insert(at, *record);
+        }
+    }
+
+    /// All that are kept, the slowest first; nothing is left.
+    pub fn take(&mut self) -> Vec<BurstRecord> {
+        std::mem::replace(&mut self.bursts, Vec::with_capacity(self.max))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_are_kept_in_order() {
+        let mut slowest = Slowest::new(3);
+        for (sequence, last) in [5, 1, 7, 5, 3, 9].into_iter().enumerate() {
+            let sequence = sequence as u64;
+            slowest.add(&BurstRecord { sequence, last, ..BurstRecord::default() });
+        }
+        let kept: Vec<_> = slowest.take().iter().map(|it| (it.sequence, it.last)).collect();
+        assert_eq!(kept, [(5, 9), (2, 7), (0, 5)]);
+        assert!(slowest.take().is_empty());
+    }
+}

@@ -1,0 +1,165 @@
+//! What `ringscope report` writes for other tools says what the recording says: a trace for Perfetto, and a capture that
+//! tshark reads.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use burst_trace::{BurstRecord, DropCause, RecordKind, Source};
+use frontend::{Guest, GuestOptions};
+use report::figures::TickRate;
+use report::when::When;
+use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::frames;
+use ringscope_tests::perfetto::Trace;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A recording of a run with bursts that had to queue and with drops, and what is in it.
+fn record(directory: &Path) -> (Source, Vec<BurstRecord>, std::path::PathBuf) {
+    let arguments = ["--datapath", "reflect", "--fault", "drop=0.1,seed=1"];
+    let daemon = Daemon::start(directory, "files", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let file = directory.join("files.rec");
+    let mut command = Command::new(program("ringscope").unwrap());
+    // It ends by itself, also when this test does not come so far.
+    command.args(["record", "--seconds", "2", "--run-dir"]).arg(directory).arg("-o").arg(&file);
+    let mut recorder = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let until = Instant::now() + SOON;
+    while !directory.join("files.rec.part").exists() {
+        assert!(Instant::now() < until, "no recording begins");
+        sleep(Duration::from_millis(5));
+    }
+    for round in 0..20 {
+        for n in 0..120 {
+            assert!(guest.pair(0).queue(&frames::frame(round * 120 + n, 60 + 7 * n)).unwrap());
+        }
+        guest.pair(0).flush().unwrap();
+        while guest.pair(0).receive_within(Duration::from_millis(20)).unwrap().is_some() {}
+        guest.pair(0).reap().unwrap();
+    }
+    assert!(recorder.wait().unwrap().success(), "ringscope record");
+    let source = Source::open(&file).unwrap();
+    let mut records = Vec::new();
+    assert_eq!(source.read(|record| records.push(*record)), 0);
+    (source, records, file)
+}
+
+fn report(file: &Path, format: &str) -> Vec<u8> {
+    let mut command = Command::new(program("ringscope").unwrap());
+    let output = command.arg("report").arg(file).args(["--format", format]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn bursts(records: &[BurstRecord]) -> impl Iterator<Item = &BurstRecord> {
+    records.iter().filter(|record| record.kind == RecordKind::Burst as u8)
+}
+
+fn drops(records: &[BurstRecord]) -> impl Iterator<Item = (&BurstRecord, DropCause)> {
+    let drops = records.iter().filter(|record| record.kind == RecordKind::Drop as u8);
+    drops.map(|record| (record, DropCause::ALL[usize::from(record.cause)]))
+}
+
+#[test]
+fn perfetto_and_tshark_read_what_was_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, records, file) = record(directory.path());
+    assert!(bursts(&records).count() >= 40 && drops(&records).next().is_some());
+    check_perfetto(&source, &records, &report(&file, "perfetto"));
+    let capture = directory.path().join("files.pcapng");
+    std::fs::write(&capture, report(&file, "pcapng")).unwrap();
+    check_pcapng(&source, &records, &capture);
+}
+
+fn check_perfetto(source: &Source, records: &[BurstRecord], trace: &[u8]) {
+    let (when, trace) = (When::of(source), Trace::read(trace));
+    // Each burst is there with its times and its stages, and nothing else is.
+    let mut expected = BTreeMap::new();
+    for burst in bursts(records) {
+        let track = format!("{} {}", burst.direction().name(), burst.ring);
+        let mut at = burst.first;
+        let mut stages = Vec::new();
+        for (stage, ticks) in burst.direction().stages().iter().zip(burst.stages) {
+            let (from, to) = (when.monotonic_ns(at), when.monotonic_ns(at + ticks));
+            at += ticks;
+            if to > from {
+                stages.push((stage.name().to_owned(), from, to));
+            }
+        }
+        let whole = (when.monotonic_ns(burst.first), when.monotonic_ns(burst.last));
+        let numbers = (u64::from(burst.packets), u64::from(burst.bytes));
+        expected.insert((track, burst.sequence), (whole, numbers, stages));
+    }
+    let mut found = BTreeMap::new();
+    for (n, slice) in trace.slices.iter().enumerate() {
+        if slice.name == "burst" {
+            assert_eq!(slice.parent, None, "bursts of one track do not overlap: {slice:?}");
+            let inner = trace.slices.iter().skip(n).filter(|inner| inner.parent == Some(n));
+            let stages = inner
+                .filter_map(|inner| Some((inner.name.clone(), inner.start_ns, inner.end_ns?)))
+                .collect();
+            let whole = (slice.start_ns, slice.end_ns.expect("an end"));
+            let numbers = (slice.notes["packets"], slice.notes["bytes"]);
+            let key = (slice.track.clone(), slice.notes["sequence"]);
+            assert!(
+                found.insert(key, (whole, numbers, stages)).is_none(),
+                "{slice:?} is there twice"
+            );
+        }
+    }
+    assert_eq!(found.len(), bursts(records).count());
+    assert!(found == expected, "expected {expected:#?}, found {found:#?}");
+    let lost: HashSet<_> = drops(records)
+        .map(|(drop, cause)| (when.monotonic_ns(drop.first), format!("drop {}", cause.name())))
+        .collect();
+    let instants = trace.slices.iter().filter(|slice| slice.end_ns.is_none());
+    let instants: HashSet<_> = instants.map(|slice| (slice.start_ns, slice.name.clone())).collect();
+    assert_eq!(instants, lost);
+    // The guest filled its ring with more than one burst.
+    let lanes = trace.tracks.values().filter(|(_, name)| name == "tx 1").count();
+    assert!(lanes > 1, "{lanes} tracks of a queue in which bursts had to wait");
+}
+
+fn check_pcapng(source: &Source, records: &[BurstRecord], capture: &Path) {
+    let fields = ["time_epoch", "len", "cap_len", "packet_flags_direction", "comment"];
+    let mut tshark = Command::new("tshark");
+    tshark.arg("-r").arg(capture).args(["-T", "fields"]);
+    fields.iter().for_each(|field| _ = tshark.arg("-e").arg(format!("frame.{field}")));
+    let output = tshark.output().expect("tshark: qemu-scripts/setup --tests installs it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found = String::from_utf8(output.stdout).unwrap();
+    let (when, rate) = (When::of(source), TickRate::new(source.ticks_per_second()));
+    let mut lines = found.lines();
+    for record in records {
+        let direction = record.direction();
+        let mut comment = format!("{} ring={}", direction.name(), record.ring);
+        let mut len = 0;
+        if record.kind == RecordKind::Burst as u8 {
+            comment += &format!(" burst={} frames={}", record.sequence, record.packets);
+            for (stage, ticks) in direction.stages().iter().zip(record.stages) {
+                comment += &format!(" {}={}ns", stage.name(), rate.ns(ticks));
+            }
+            if record.flags & BurstRecord::POLLED != 0 {
+                comment += " polled";
+            }
+            len = (f64::from(record.bytes) / f64::from(record.packets)).round() as u32;
+        } else if record.kind == RecordKind::Drop as u8 {
+            let cause = DropCause::ALL[usize::from(record.cause)].name();
+            comment += &format!(" drop={cause} packets={}", record.packets);
+        } else {
+            continue;
+        }
+        let line: Vec<_> = lines.next().expect("a packet of this record").split('\t').collect();
+        let (seconds, rest) = line[0].split_once('.').expect("a time with its fraction");
+        let ns = seconds.parse::<u64>().unwrap() * 1_000_000_000 + rest.parse::<u64>().unwrap();
+        assert_eq!((rest.len(), ns), (9, when.realtime_ns(record.first)), "{line:?}");
+        let way = if direction.name() == "tx" { 2 } else { 1 };
+        let way_found = line[3].trim_start_matches("0x").parse::<u32>();
+        assert_eq!(way_found, Ok(way), "{line:?}");
+        assert_eq!((line[1], line[2], line[4]), (&*len.to_string(), "0", &*comment));
+    }
+    assert_eq!(lines.next(), None, "no packet without a record");
+}
