@@ -243,6 +243,10 @@ impl Writer {
         }
         self.head += 1;
         self.words.at(self.head_at).store(self.head, Ordering::Release);
+        // The next one was written a lap ago, megabytes back. Until it is here, the fence before the question whether to
+        // signal would wait for it.
+        let next = self.head as usize & (self.layout.capacity - 1);
+        self.words.prefetch_to_write(self.records_at + next * RECORD_WORDS);
     }
 
     /// Once a second of work: the counter's present relation to the monotonic clock, and its rate over
