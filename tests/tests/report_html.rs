@@ -46,7 +46,8 @@ fn a_slow_burst_is_chosen_and_its_journey_is_the_records() {
     assert_eq!(browser.run("return document.title").unwrap(), "ringscope: page");
     let words = browser.run("return document.querySelector('#tx .words').textContent").unwrap();
     let words = words.as_str().unwrap();
-    assert!(words.contains("For the tail, try first (egress)"), "{words}");
+    // For the mean, or for the tail as well: what waits behind a delayed burst has that in its notice.
+    assert!(words.contains("try first (egress)"), "{words}");
     assert!(words.contains("Not measured here: guest-send, wakeup, host-tx."), "{words}");
     let rows =
         browser.run("return document.querySelectorAll('#tx table tbody tr').length").unwrap();
