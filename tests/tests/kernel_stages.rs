@@ -121,6 +121,8 @@ fn a_daemon_that_is_stopped_shows_it() {
     let ping = outside.command("ping").args(["-c", "1", "-W", "1", "10.77.0.2"]).spawn();
     sleep(STOPPED);
     daemon.signal(Signal::CONT).unwrap();
+    // The wake-up is for the frame that waited, not for what the guest sends next.
+    sleep(STOPPED);
     pinger.ping_all(guest.pair(0), 1);
     let _ = ping.unwrap().wait();
 
