@@ -16,7 +16,8 @@ fn main() {
     SkeletonBuilder::new()
         .source(SOURCE)
         .obj(out.join("stages.bpf.o"))
-        .clang_args([headers.as_str(), "-Wall", "-Werror"])
+        // Atomic operations that return what was there need version 3 of the instructions (kernel 5.12).
+        .clang_args([headers.as_str(), "-Wall", "-Werror", "-mcpu=v3"])
         .build()
         .unwrap_or_else(|error| {
             panic!("{SOURCE} does not compile; expected clang and the libbpf headers (qemu-scripts/setup): {error:#}")

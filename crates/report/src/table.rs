@@ -160,6 +160,11 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     if on_tap && way.stage("host-tx").is_some_and(|row| row.figures.is_some()) {
         text += "host-tx lies within egress: on a tap, the host works on a frame in the worker's own call\n";
     }
+    let is_followed = |stage| way.stage(stage).and_then(|row| row.count).unwrap_or(way.packets);
+    if ["host-tx", "host-rx"].into_iter().any(|stage| is_followed(stage) < way.packets) {
+        text +=
+            "in a rush, one frame in 10 µs is followed through the host's kernel, not every one\n";
+    }
     text
 }
 
