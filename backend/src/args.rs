@@ -46,7 +46,7 @@ pub struct Args {
 
     /// Several guests: a TOML file with a table [[guest]] for each, whose keys are the flags below
     #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "pcap",
-          "poll", "cpus", "sched", "trace", "kernel_stages", "fault"])]
+          "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault"])]
     pub config: Option<PathBuf>,
 
     /// Print what this program can do, as JSON for management tools, and end
@@ -109,6 +109,11 @@ pub struct Args {
     /// needs root
     #[arg(long)]
     pub kernel_stages: bool,
+
+    /// Record every probe packet by its number, too: those of ringscope agent udp-ping to or from this UDP port, for
+    /// ringscope stats --probes
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub trace_probe: Option<u16>,
 
     /// Plant a fault, to see what becomes of it: delay:STAGE=USEC[,every=N], drop[:tx|rx][=P][,every=N][,seed=N]
     /// or error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]; may be repeated

@@ -401,8 +401,8 @@ fn meet(endpoint: &EndpointPlan, handed: &mut Handed) -> Result<Endpoint, Socket
 }
 
 fn guest_options(plan: &GuestPlan, writer: Writer) -> GuestOptions {
-    let GuestPlan { label, delays, trace, .. } = plan;
-    GuestOptions { label: label.clone(), writer, delays: delays.clone(), trace: *trace }
+    let &GuestPlan { ref label, ref delays, trace, probe_port, .. } = plan;
+    GuestOptions { label: label.clone(), writer, delays: delays.clone(), trace, probe_port }
 }
 
 /// `mailboxes`: one a worker of the guest's.

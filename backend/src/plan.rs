@@ -64,6 +64,8 @@ pub struct GuestPlan {
     pub trace: bool,
     /// Whether times in the host kernel are recorded too.
     pub kernel_stages: bool,
+    /// Probe packets to or from this UDP port are recorded.
+    pub probe_port: Option<u16>,
     /// Delays to plant.
     pub delays: Vec<Delay>,
     /// Faults of the wire to plant.
@@ -185,6 +187,9 @@ impl GuestPlan {
         if args.kernel_stages && args.trace == Switch::Off {
             return Err(PlanError::KernelStagesWithoutTrace);
         }
+        if args.trace_probe.is_some() && args.trace == Switch::Off {
+            return Err(PlanError::ProbesWithoutTrace);
+        }
         let on_switch = matches!(datapath, DatapathSpec::Switch { .. });
         if on_switch && args.pcap.is_some() {
             return Err(PlanError::NoWire("--pcap"));
@@ -212,6 +217,7 @@ impl GuestPlan {
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
             trace: args.trace == Switch::On,
             kernel_stages: args.kernel_stages,
+            probe_port: args.trace_probe,
             delays,
             faults,
             capture: args.pcap,
@@ -352,6 +358,8 @@ mod tests {
         assert_eq!(without_trace, Err(PlanError::CaptureWithoutTrace));
         let without_trace = plan(&format!("{base} --kernel-stages --trace off"));
         assert_eq!(without_trace, Err(PlanError::KernelStagesWithoutTrace));
+        let without_trace = plan(&format!("{base} --trace-probe 7 --trace off"));
+        assert_eq!(without_trace, Err(PlanError::ProbesWithoutTrace));
         let name = PlanError::BadName("a/b".into());
         assert_eq!(plan(&format!("{base} --name a/b")), Err(name));
     }

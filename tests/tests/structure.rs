@@ -34,7 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("report", &["burst-trace"]),
-    ("lab", &[]),
+    ("lab", &["burst-trace"]),
     ("ringscope", &["burst-trace", "report", "lab"]),
     ("frontend", &["guest-memory", "virtqueue", "virtio-net"]),
     ("ringscope-tests", &["burst-trace", "report", "lab", "frontend"]),

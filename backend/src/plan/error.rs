@@ -57,6 +57,11 @@ pub enum PlanError {
         "--kernel-stages adds to the records of bursts, which --trace off leaves out; drop one of the two"
     )]
     KernelStagesWithoutTrace,
+    /// Probes are recorded beside their bursts.
+    #[error(
+        "--trace-probe adds to the records of bursts, which --trace off leaves out; drop one of the two"
+    )]
+    ProbesWithoutTrace,
     /// What sits around a wire, where there is none.
     #[error(
         "{0} is around the wire of a guest, and a guest of a switch has none; drop it, or give the guest a datapath of \

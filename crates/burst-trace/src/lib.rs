@@ -10,6 +10,7 @@
 //! - [`location`]: where recorders are.
 //! - [`writer`]: the daemon's end; [`reader`]: everyone else's.
 //! - [`recording`]: what was kept of a recorder over some time; [`source`]: either of the two.
+//! - [`probe`]: packets that carry a number of their own.
 //! - [`comment`]: a burst in a line of text; [`pcapng`]: the blocks of the captures that such comments are in.
 
 pub mod clock;
@@ -18,6 +19,7 @@ pub mod file;
 pub mod header;
 pub mod location;
 pub mod pcapng;
+pub mod probe;
 pub mod reader;
 pub mod record;
 pub mod recording;
@@ -28,6 +30,7 @@ pub mod writer;
 
 pub use clock::{Anchor, Clock, ClockKind};
 pub use header::{Header, ReadError, Totals};
+pub use probe::Probe;
 pub use reader::{Cursor, Reader};
 pub use record::{BurstRecord, RecordKind};
 pub use recording::{Recording, RecordingWriter};

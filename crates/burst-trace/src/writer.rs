@@ -224,6 +224,12 @@ impl Writer {
         self.push(record);
     }
 
+    /// Leaves a probe behind that the burst of `record` carried ([`RecordKind::Probe`]). The burst's packets count it.
+    pub fn probe(&mut self, record: &BurstRecord, run: u32, sequence: u64) {
+        let kind = RecordKind::Probe as u8;
+        self.push(&BurstRecord { kind, sequence, bytes: run, ..*record });
+    }
+
     /// Counts a drop without leaving a record.
     pub fn count_dropped(&mut self, ring: u16, cause: DropCause, packets: u16) {
         let at = self.layout.ring(usize::from(ring)) + RING_DROPS + cause as usize;

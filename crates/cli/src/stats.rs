@@ -6,6 +6,8 @@ use std::time::Duration;
 use burst_trace::Source;
 use clap::ValueEnum;
 use report::figures::TickRate;
+use report::journey::stamps::Stamps;
+use report::journey::{self, Journeys};
 use report::round_trip::{Exchanges, Measured};
 use report::units::grouped;
 use report::{Breakdown, Initiator, RoundTrip, Window, json, table};
@@ -20,6 +22,8 @@ Examples:
   ringscope stats --json | jq '.tx.stages[] | select(.count > 0) | {stage, p99_ns}'
   ringscope stats --last 10 --round-trip ping.json
                                      and what of a round trip is ours, the guest's and the host's
+  ringscope stats --probes ping.csv --echo echo.csv
+                                     the same packet by packet, from application to application
 
 A burst's time in a stage is the time of each of its packets there: `count` is packets. Stages of tier D \
 are the daemon's own and add up to the total; K (host kernel) and G (guest) read n/a, in JSON \
@@ -42,8 +46,15 @@ pub struct Arguments {
     /// A round trip that `ringscope agent udp-ping` measured in the same time (JSON): take it apart
     #[arg(long, value_name = "FILE")]
     round_trip: Option<PathBuf>,
-    /// Where that round trip was begun
-    #[arg(long, value_name = "SIDE", default_value = "host", requires = "round_trip")]
+    /// What ringscope agent udp-ping --stamps wrote of its probes, which the daemon recorded (--trace-probe): the way of
+    /// each, from application to application
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["round_trip", "last"])]
+    probes: Option<PathBuf>,
+    /// What ringscope agent udp-echo --stamps wrote of the same probes
+    #[arg(long, value_name = "FILE", requires = "probes")]
+    echo: Option<PathBuf>,
+    /// Where that round trip, or those probes, were begun
+    #[arg(long, value_name = "SIDE", default_value = "host")]
     initiator: Side,
 }
 
@@ -82,7 +93,12 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let Found { name, reader, .. } = arguments.choice.open()?;
     let source = Source::from(reader);
     let window = arguments.last.map_or(Window::Held, Window::Last);
-    let text = if arguments.json {
+    let text = if let Some(file) = &arguments.probes {
+        let echo = arguments.echo.as_deref().map(Stamps::read).transpose()?;
+        let sender = Stamps::read(file)?;
+        let joined = Journeys::join(&source, arguments.initiator.into(), &sender, echo.as_ref());
+        if arguments.json { journey::to_json(&joined) + "\n" } else { journey::to_text(&joined) }
+    } else if arguments.json {
         let breakdown = Breakdown::read(&source, &name, window);
         warn_of_lost_records(&breakdown);
         json::to_json(&breakdown) + "\n"

@@ -9,6 +9,7 @@
 //! - [`trigger`]: what a burst has to be like to be kept; [`recent`]: records until it is known whether they are.
 //! - [`slowest`]: the slowest bursts of some time.
 //! - [`round_trip`]: what of a measured round trip is ours, the guest's and the host's.
+//! - [`journey`]: probe packets joined end to end, by everyone's stamps.
 //! - [`rollup`]: the four spans of the receive way that earlier work on this question used.
 //! - [`facts`]: what the daemon said of its run.
 //! - [`units`]: numbers as a person reads them.
@@ -28,6 +29,7 @@ pub mod figures;
 pub mod follow;
 pub mod hlog;
 pub mod html;
+pub mod journey;
 pub mod json;
 pub mod kernel;
 pub mod pcapng;

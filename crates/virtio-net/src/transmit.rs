@@ -259,8 +259,8 @@ impl<'b, 'm> Frame<'b, 'm> {
         None
     }
 
-    /// Copies the frame, without its header, to the front of `to`, which must hold it. Returns its
-    /// length.
+    /// Copies the frame, without its header, to the front of `to`, as much as fits. Returns how much that
+    /// was, in bytes.
     #[inline]
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
         let (mut skip, mut copied) = (self.header_len, 0);

@@ -185,6 +185,7 @@ impl<U: Datapath> Fabric<U> {
             let done = self.carry(at, burst.frames(), sight, pairs, shared);
             shared.of(guest).tracer.cross(&mut journey, Stage::Egress);
             let Transmitted { taken, bytes, mut drops } = done;
+            pairs[at].carried(burst.frames(), taken, &drops);
             #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
             let packets = (taken as u16).saturating_sub(drops.total());
             let slots = burst.complete(queue, taken, &mut drops);

@@ -6,8 +6,9 @@ use virtio_net::{Frames, GuestRoom, Offloads};
 use virtqueue::Chains;
 
 use crate::pair::{Context, Pair, Starved};
+use crate::probes::watch;
 use crate::ring::{Ring, RingState};
-use crate::trace::{Journey, Outcome};
+use crate::trace::Journey;
 use crate::transmit::Untold;
 
 /// Since when frames for a guest have been in sight.
@@ -110,7 +111,8 @@ impl<D: Datapath> Pair<D> {
             let mut chains = Chains::new();
             let mut room =
                 GuestRoom::open(queue, memory, &mut chains, &mut self.receive, *negotiated);
-            (fill(&mut self.datapath, &mut room), room.close())
+            let Self { datapath, probes, .. } = self;
+            (watch(probes.as_deref_mut(), &mut room, |room| fill(datapath, room)), room.close())
         };
         if let Some(broken) = received.broken {
             ring.break_down(broken);
@@ -132,6 +134,7 @@ impl<D: Datapath> Pair<D> {
             // Of the same turn: the guest is told of both at once.
             self.finish_forwarded(before, context);
         }
+        self.published();
         self.forwarded = Some(Untold { journey, packets, bytes, polled: sight.polled });
         Delivery::Done(filled)
     }
@@ -152,15 +155,9 @@ impl<D: Datapath> Pair<D> {
 
     /// Leaves the record of a burst that was forwarded behind.
     #[inline]
-    fn finish_forwarded(&mut self, untold: Untold, context: &mut Context<'_>) {
-        let Untold { mut journey, packets, bytes, polled } = untold;
-        context.tracer.cross(&mut journey, Stage::Signal);
-        if packets > 0 {
-            let (ring, sequence) = (self.rings()[0], self.sequences[0]);
-            let outcome = Outcome { ring, sequence, packets, bytes, polled };
-            self.datapath.recorded(&context.tracer.finish(&journey, outcome));
-            self.sequences[0] += u64::from(packets);
-        }
+    fn finish_forwarded(&mut self, mut untold: Untold, context: &mut Context<'_>) {
+        context.tracer.cross(&mut untold.journey, Stage::Signal);
+        self.record(Direction::Rx, &untold, context.tracer);
     }
 
     /// Whether what the guest sends has to wait: for a receive ring that is not in service yet, or for

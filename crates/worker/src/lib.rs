@@ -6,6 +6,7 @@
 //! - `idle`: what it does without work; `forecast`: when a pair's next work is due.
 //! - `pace`: how soon a ring is looked at again in a rush.
 //! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
+//! - `probes`: packets that carry a number of their own.
 //! - `wiring`: how the pairs are joined: each with a wire of its own, or by `fabric`, a switch, with one another;
 //!   `forward`: from ring to ring.
 //! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
@@ -20,6 +21,7 @@ pub mod mailbox;
 mod pace;
 mod pair;
 pub mod policy;
+mod probes;
 mod receive;
 mod ring;
 mod sleep;

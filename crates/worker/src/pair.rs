@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use burst_trace::{DropCause, DropCounts};
+use burst_trace::{Direction, DropCause, DropCounts};
 use datapath::Datapath;
 use guest_memory::GuestMemory;
 use virtio_net::{Negotiated, ReceiveState};
@@ -12,9 +12,10 @@ use virtio_net::{Negotiated, ReceiveState};
 use crate::forecast::{Forecast, Worked};
 use crate::mailbox::{RingStart, StartError};
 use crate::pace::Pace;
+use crate::probes::Probes;
 use crate::ring::{Ring, RingState};
 use crate::sleep::{Sleeper, Token};
-use crate::trace::Tracer;
+use crate::trace::{Outcome, Tracer};
 use crate::transmit::Untold;
 
 /// A frame waits this long for more guest buffers, then it is dropped: a guest that posts fewer than one
@@ -132,6 +133,8 @@ pub struct Pair<D> {
     /// What this turn forwarded into the receive ring.
     pub forwarded: Option<Untold>,
     pub receive: ReceiveState,
+    /// Probe packets are looked for.
+    pub probes: Option<Box<Probes>>,
     /// The datapath may have frames: it became readable and was not yet found empty.
     pub readable: bool,
     /// The last look at the datapath was an error.
@@ -158,6 +161,7 @@ impl<D: Datapath> Pair<D> {
             starved: None,
             forwarded: None,
             receive: ReceiveState::default(),
+            probes: None,
             readable: false,
             failed: None,
             worked: Worked::default(),
@@ -184,6 +188,34 @@ impl<D: Datapath> Pair<D> {
             worked = true;
         }
         worked
+    }
+
+    /// Leaves a burst behind that has crossed all its boundaries, and the probes in it.
+    #[inline]
+    pub fn record(&mut self, direction: Direction, burst: &Untold, tracer: &mut Tracer) {
+        let &Untold { ref journey, packets, bytes, polled } = burst;
+        if packets == 0 {
+            return;
+        }
+        let at = match direction {
+            Direction::Rx => 0,
+            Direction::Tx => 1,
+        };
+        let (ring, sequence) = (self.rings()[at], self.sequences[at]);
+        let record = tracer.finish(journey, Outcome { ring, sequence, packets, bytes, polled });
+        self.datapath.recorded(&record);
+        if let Some(probes) = &mut self.probes {
+            probes.recorded(&record, tracer);
+        }
+        self.sequences[at] += u64::from(packets);
+    }
+
+    /// What was placed in the receive ring is published.
+    #[inline]
+    pub fn published(&mut self) {
+        if let Some(probes) = &mut self.probes {
+            probes.published();
+        }
     }
 
     /// There is nothing to do since `now`.

@@ -9,8 +9,10 @@ use virtio_net::receive::Received;
 use virtqueue::{Broken, Chains};
 
 use crate::pair::{Context, Failed, Pair, RETRY_DOUBLINGS, Starved};
+use crate::probes::watch;
 use crate::ring::{Ring, RingState};
-use crate::trace::{Journey, Outcome};
+use crate::trace::Journey;
+use crate::transmit::Untold;
 
 impl<D: Datapath> Pair<D> {
     /// Moves one burst from the wire to the guest. Returns whether there was one.
@@ -101,14 +103,10 @@ impl<D: Datapath> Pair<D> {
         tracer.cross(&mut journey, Stage::Publish);
         ring.signal();
         tracer.cross(&mut journey, Stage::Signal);
-        if received.packets > 0 {
-            let (sequence, packets) = (self.sequences[0], received.packets);
-            let outcome =
-                Outcome { ring: ring.index, sequence, packets, bytes: received.bytes, polled };
-            self.datapath.recorded(&tracer.finish(&journey, outcome));
-            self.sequences[0] += u64::from(packets);
-        }
-        tracer.dropped(ring.index, &drops);
+        self.published();
+        let Received { packets, bytes, .. } = received;
+        self.record(Direction::Rx, &Untold { journey, packets, bytes, polled }, context.tracer);
+        context.tracer.dropped(ring.index, &drops);
         Ok(true)
     }
 
@@ -132,7 +130,8 @@ impl<D: Datapath> Pair<D> {
         let Ring { queue, memory, negotiated, .. } = ring;
         let mut chains = Chains::new();
         let mut room = GuestRoom::open(queue, memory, &mut chains, &mut self.receive, *negotiated);
-        let looked = self.datapath.receive(&mut room);
+        let Self { datapath, probes, .. } = self;
+        let looked = watch(probes.as_deref_mut(), &mut room, |room| datapath.receive(room));
         (looked, room.close())
     }
 

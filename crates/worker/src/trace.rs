@@ -178,6 +178,13 @@ impl Tracer {
         record
     }
 
+    /// Leaves a probe behind that the burst of `record` carried.
+    pub fn probe(&mut self, record: &BurstRecord, run: u32, sequence: u64) {
+        if self.records {
+            self.writer.probe(record, run, sequence);
+        }
+    }
+
     /// Counts frames for virtqueue `ring` that were lost before the worker saw them.
     #[cold]
     pub fn lost(&mut self, ring: u16, cause: DropCause, mut packets: u64) {

@@ -2,12 +2,12 @@
 
 use burst_trace::{Direction, DropCause, DropCounts, Stage};
 use datapath::{Datapath, Transmitted};
-use virtio_net::{BURST_MAX, TransmitBurst};
+use virtio_net::{BURST_MAX, Frames, TransmitBurst};
 use virtqueue::{Broken, Chains};
 
 use crate::pair::{Backlog, Context, Pair};
 use crate::ring::{Ring, RingState};
-use crate::trace::{Journey, Outcome};
+use crate::trace::Journey;
 
 /// A burst that the datapath is done with.
 pub struct Sent {
@@ -48,18 +48,11 @@ impl<D: Datapath> Pair<D> {
 
     /// Tells the guest of the burst that it got back, if it wants to be told.
     #[inline]
-    pub fn tell_transmitted(&mut self, untold: Untold, context: &mut Context<'_>) {
+    pub fn tell_transmitted(&mut self, mut untold: Untold, context: &mut Context<'_>) {
         let Some(ring) = &mut self.tx else { return };
-        let Untold { mut journey, packets, bytes, polled } = untold;
         ring.signal();
-        context.tracer.cross(&mut journey, Stage::Signal);
-        if packets > 0 {
-            let sequence = self.sequences[1];
-            let ring = ring.index;
-            let outcome = Outcome { ring, sequence, packets, bytes, polled };
-            self.datapath.recorded(&context.tracer.finish(&journey, outcome));
-            self.sequences[1] += u64::from(packets);
-        }
+        context.tracer.cross(&mut untold.journey, Stage::Signal);
+        self.record(Direction::Tx, &untold, context.tracer);
     }
 
     #[inline]
@@ -132,6 +125,15 @@ impl<D: Datapath> Pair<D> {
         (slots > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled })
     }
 
+    /// The first `taken` frames are done with. Where some were not carried, it is not said which ones.
+    #[inline]
+    pub fn carried(&mut self, frames: Frames<'_, '_>, taken: usize, drops: &DropCounts) {
+        if let Some(probes) = &mut self.probes {
+            let carried = if drops.is_empty() { taken } else { 0 };
+            probes.look_at_sent(frames.take(carried).iter());
+        }
+    }
+
     /// Takes chains, has the datapath carry their frames, and publishes those that are done with.
     #[inline]
     fn send(
@@ -153,6 +155,7 @@ impl<D: Datapath> Pair<D> {
             self.datapath.transmit(frames)
         };
         self.blocked = taken < frames.len();
+        self.carried(frames, taken, &drops);
         match &self.forwarded {
             // Nothing came after it was published.
             Some(forwarded) => {

@@ -16,6 +16,7 @@ use crate::mailbox::{Command, Inbox, Mailbox, RingStart, StartError};
 use crate::pace::LONGEST;
 use crate::pair::{Context, HOLD, Pair, RETRY, Shared};
 use crate::policy::{PollPolicy, Scheduling};
+use crate::probes::Probes;
 use crate::sleep::{Sleeper, Token};
 use crate::sys;
 use crate::trace::Tracer;
@@ -43,6 +44,8 @@ pub struct GuestOptions {
     pub delays: Vec<Delay>,
     /// Whether bursts are stamped and recorded.
     pub trace: bool,
+    /// Probe packets to or from this UDP port are recorded, too.
+    pub probe_port: Option<u16>,
 }
 
 /// A worker's thread, from the outside. Ends the thread when dropped.
@@ -211,7 +214,7 @@ impl<W: Wiring> Loop<W> {
         options: WorkerOptions,
         mut wiring: W,
         guests: Vec<GuestOptions>,
-        pairs: Vec<Pair<W::Wire>>,
+        mut pairs: Vec<Pair<W::Wire>>,
         clock: Clock,
         inbox: Arc<Inbox>,
     ) -> io::Result<Self> {
@@ -219,6 +222,10 @@ impl<W: Wiring> Loop<W> {
         let sleeper = Sleeper::new()?;
         sleeper.add(inbox.wake(), Token::Mailbox)?;
         wiring.start(&sleeper)?;
+        for pair in &mut pairs {
+            let port = guests[pair.guest].probe_port;
+            pair.probes = port.map(|port| Box::new(Probes::new(port)));
+        }
         let tracer = |guest: GuestOptions| {
             let fault = Fault::new(&guest.delays, &clock);
             Tracer::new(clock, guest.writer, fault, guest.trace)

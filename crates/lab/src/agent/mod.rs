@@ -6,9 +6,10 @@
 mod channels;
 mod clock;
 mod console;
+mod figures;
 mod pattern;
-mod probe;
 mod shell;
+mod stamps;
 mod tcp;
 mod udp_echo;
 mod udp_ping;
@@ -17,7 +18,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use probe::{PROBE_BYTES, Probe};
 pub use tcp::{TcpReport, TransferHalf};
 pub use udp_ping::PingReport;
 

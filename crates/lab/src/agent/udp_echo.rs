@@ -1,9 +1,15 @@
 //! `udp-echo`: sends every packet back to where it came from.
 
 use super::Error;
+use super::clock::now_ns;
+use super::stamps::{Log, Pending, Received, Row, StampedSocket, receive, sent_stamps};
+use burst_trace::Probe;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
+
+/// What was stamped is in its file at the latest when no packet came for so long.
+const QUIET: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -13,13 +19,19 @@ pub(super) struct Args {
     /// End after this many seconds; 0 means when killed.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     timeout: u64,
+    /// Write when each probe was received and sent, by application and kernel, for ringscope stats --echo.
+    #[arg(long, value_name = "FILE")]
+    stamps: Option<String>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Error> {
     let socket =
         UdpSocket::bind(args.bind).map_err(|source| Error::Bind { address: args.bind, source })?;
     let limit = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
-    echo(&socket, limit)
+    match &args.stamps {
+        None => echo(&socket, limit),
+        Some(path) => echo_stamped(StampedSocket::new(socket)?, limit, Log::create(path)?),
+    }
 }
 
 /// Echoes until `limit` is over.
@@ -37,15 +49,63 @@ pub(super) fn echo(socket: &UdpSocket, limit: Option<Duration>) -> Result<(), Er
         match socket.recv_from(&mut packet) {
             // A reply that cannot be sent is a lost packet, and the sender counts these.
             Ok((length, from)) => drop(socket.send_to(&packet[..length], from)),
-            // ECONNREFUSED reports an earlier reply's ICMP error: that sender has gone.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock
-                        | ErrorKind::TimedOut
-                        | ErrorKind::Interrupted
-                        | ErrorKind::ConnectionRefused
-                ) => {}
+            Err(error) if is_passing(error.kind()) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// ECONNREFUSED reports an earlier reply's ICMP error: that sender has gone.
+const fn is_passing(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::WouldBlock
+            | ErrorKind::TimedOut
+            | ErrorKind::Interrupted
+            | ErrorKind::ConnectionRefused
+    )
+}
+
+/// The same, and writes down when.
+pub(super) fn echo_stamped(
+    mut stamped: StampedSocket,
+    limit: Option<Duration>,
+    mut log: Log,
+) -> Result<(), Error> {
+    let end = limit.map(|limit| Instant::now() + limit);
+    let mut packet = vec![0; 1 << 16];
+    let mut pending = Pending::default();
+    loop {
+        let left = end.map_or(QUIET, |end| end.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            pending.write(&mut log, true)?;
+            return log.flush();
+        }
+        stamped.socket().set_read_timeout(Some(left.min(QUIET)))?;
+        let received = receive(stamped.socket(), &mut packet);
+        let received_ns = now_ns();
+        match received {
+            Ok(Received { length, from: Some(from), kernel_ns }) => {
+                let sent_ns = now_ns();
+                if stamped.socket().send_to(&packet[..length], from).is_ok() {
+                    let number = stamped.count_sent();
+                    if let Some(probe) = Probe::read(&packet[..length]) {
+                        let (received_kernel_ns, received_ns) = (kernel_ns, Some(received_ns));
+                        let sent_kernel_ns = None;
+                        let row =
+                            Row { probe, sent_ns, sent_kernel_ns, received_kernel_ns, received_ns };
+                        pending.push(number, row);
+                    }
+                }
+                sent_stamps(stamped.socket(), |number, ns| pending.stamp(number, ns))?;
+                pending.write(&mut log, false)?;
+            }
+            Ok(_) => {}
+            Err(error) if is_passing(error.kind()) => {
+                sent_stamps(stamped.socket(), |number, ns| pending.stamp(number, ns))?;
+                pending.write(&mut log, true)?;
+                log.flush()?;
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -6,8 +6,10 @@
 
 use super::Error;
 use super::clock::{now_ns, sharpen_timers, sleep_until};
+use super::figures::Figures;
 use super::pattern::Pattern;
-use super::probe::{Figures, PROBE_BYTES, Probe};
+use super::stamps::{Log, Received, Row, StampedSocket, receive, sent_stamps};
+use burst_trace::probe::{PROBE_BYTES, Probe};
 use serde::Serialize;
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -57,6 +59,9 @@ pub(super) struct Args {
     /// Write every packet as `sequence,intended_ns,sent_ns,received_ns`; empty where lost.
     #[arg(long, value_name = "FILE")]
     samples: Option<String>,
+    /// Write when each packet was sent and received, by application and kernel, for ringscope stats --probes.
+    #[arg(long, value_name = "FILE")]
+    stamps: Option<String>,
 }
 
 /// What `udp-ping` prints; times are nanoseconds, absent when nothing came back.
@@ -107,6 +112,41 @@ struct Sample {
     intended_ns: u64,
     sent_ns: u64,
     received_ns: u64,
+    sent_kernel_ns: u64,
+    received_kernel_ns: u64,
+}
+
+/// Which packet is which, among those that the kernel has numbered.
+#[derive(Debug, Default)]
+struct Numbered {
+    is_wanted: bool,
+    samples: Vec<usize>,
+}
+
+impl Numbered {
+    fn new(args: &Args) -> Self {
+        Self { is_wanted: args.stamps.is_some(), samples: Vec::new() }
+    }
+
+    /// Sample number `at` was sent, and the kernel has numbered it.
+    fn sent(&mut self, at: usize) {
+        if self.is_wanted {
+            self.samples.push(at);
+        }
+    }
+
+    /// Takes over what the kernel has stamped by now. The queue of what it has is short.
+    fn stamp(&self, socket: &UdpSocket, samples: &mut [Sample]) -> io::Result<()> {
+        if !self.is_wanted {
+            return Ok(());
+        }
+        sent_stamps(socket, |number, ns| {
+            let at = self.samples.get(number as usize).copied();
+            if let Some(sample) = at.and_then(|at| samples.get_mut(at)) {
+                sample.sent_kernel_ns = ns;
+            }
+        })
+    }
 }
 
 pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
@@ -115,16 +155,22 @@ pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
     let local: SocketAddr =
         if args.target.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = UdpSocket::bind(local).map_err(|source| Error::Bind { address: local, source })?;
+    let run = run_number();
+    let log = args.stamps.as_deref().map(Log::create).transpose()?;
+    let socket = if log.is_some() { StampedSocket::new(socket)?.into() } else { socket };
     let peer = |doing| move |source| Error::Peer { doing, peer: args.target, source };
     socket.connect(args.target).map_err(peer("send to"))?;
     let (samples, strays) = match args.mode {
-        Mode::Open => open_loop(args, &socket),
-        Mode::Closed => closed_loop(args, &socket),
+        Mode::Open => open_loop(args, &socket, run),
+        Mode::Closed => closed_loop(args, &socket, run),
     }
     .map_err(peer("exchange packets with"))?;
     if let Some(path) = &args.samples {
         write_samples(path, &samples)
             .map_err(|source| Error::File { path: path.clone(), source })?;
+    }
+    if let Some(log) = log {
+        write_stamps(log, run, &samples)?;
     }
     let report = summarise(args, &samples, strays);
     if report.received == 0 {
@@ -163,8 +209,7 @@ fn run_number() -> u32 {
     (now_ns() as u32) ^ std::process::id().rotate_left(16)
 }
 
-fn open_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, Strays)> {
-    let run = run_number();
+fn open_loop(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<(Vec<Sample>, Strays)> {
     let replies = socket.try_clone()?;
     let finished = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -173,8 +218,8 @@ fn open_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, Strays
         finished.store(true, Ordering::Release);
         let (received, strays) = receiver.join().expect("the receiver does not panic")?;
         let mut samples = sent?;
-        for (sample, received_ns) in samples.iter_mut().zip(received) {
-            sample.received_ns = received_ns;
+        for (sample, (received_ns, kernel_ns)) in samples.iter_mut().zip(received) {
+            (sample.received_ns, sample.received_kernel_ns) = (received_ns, kernel_ns);
         }
         Ok((samples, strays))
     })
@@ -187,6 +232,7 @@ fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<S
     // The first send is a little off, so that the receiver is waiting by then.
     let start = now_ns() + 1_000_000;
     let end = deadline(args, start);
+    let mut numbered = Numbered::new(args);
     for sequence in 0..total(args) {
         let intended_ns = start + sequence * args.interval_us * 1000;
         sleep_until(intended_ns);
@@ -195,17 +241,25 @@ fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<S
             break;
         }
         Probe { run, sequence, intended_ns, sent_ns }.write(&mut packet);
-        send(socket, &packet)?;
-        samples.push(Sample { intended_ns, sent_ns, received_ns: 0 });
+        if send(socket, &packet)? {
+            numbered.sent(samples.len());
+        }
+        samples.push(Sample { intended_ns, sent_ns, ..Sample::default() });
+        numbered.stamp(socket, &mut samples)?;
     }
+    // The last ones may still be on their way to the driver.
+    std::thread::sleep(Duration::from_millis(1));
+    numbered.stamp(socket, &mut samples)?;
     Ok(samples)
 }
 
-/// A packet that the local stack refuses for now is lost like any other, and shows as such.
-fn send(socket: &UdpSocket, packet: &[u8]) -> io::Result<()> {
+/// A packet that the local stack refuses for now is lost like any other, and shows as such. Returns whether it
+/// was taken.
+fn send(socket: &UdpSocket, packet: &[u8]) -> io::Result<bool> {
     match socket.send(packet) {
-        Err(error) if !is_passing(&error) => Err(error),
-        _ => Ok(()),
+        Ok(_) => Ok(true),
+        Err(error) if is_passing(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -217,14 +271,15 @@ fn is_passing(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// The receiver of the open loop: reception times by sequence, and the count of duplicates.
+/// The receiver of the open loop: reception times by sequence, the application's and the kernel's, and the count of
+/// duplicates.
 fn collect(
     args: &Args,
     socket: &UdpSocket,
     run: u32,
     finished: &AtomicBool,
-) -> io::Result<(Vec<u64>, Strays)> {
-    let mut received = vec![0; total(args) as usize];
+) -> io::Result<(Vec<(u64, u64)>, Strays)> {
+    let mut received = vec![(0, 0); total(args) as usize];
     let mut missing = received.len();
     let mut strays = Strays::default();
     let blank = blank_packet(args.size);
@@ -233,17 +288,17 @@ fn collect(
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
     let mut end = u64::MAX;
     while missing > 0 {
-        let result = socket.recv(&mut packet);
+        let result = receive(socket, &mut packet);
         let now = now_ns();
         match result {
-            Ok(length) => {
+            Ok(Received { length, kernel_ns, .. }) => {
                 let probe = Probe::read(&packet[..length]).filter(|probe| probe.run == run);
                 match probe.and_then(|probe| received.get_mut(probe.sequence as usize)) {
                     Some(_) if packet[PROBE_BYTES..length] != blank[PROBE_BYTES..] => {
                         strays.changed += 1;
                     }
-                    Some(slot) if *slot == 0 => {
-                        *slot = now;
+                    Some(slot) if slot.0 == 0 => {
+                        *slot = (now, kernel_ns.unwrap_or(0));
                         missing -= 1;
                     }
                     Some(_) => strays.duplicates += 1,
@@ -263,13 +318,13 @@ fn collect(
     Ok((received, strays))
 }
 
-fn closed_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, Strays)> {
-    let run = run_number();
+fn closed_loop(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<(Vec<Sample>, Strays)> {
     let mut packet = blank_packet(args.size);
     let mut samples: Vec<Sample> = Vec::with_capacity(total(args) as usize);
     let mut strays = Strays::default();
     let mut intended_ns = now_ns();
     let end = deadline(args, intended_ns);
+    let mut numbered = Numbered::new(args);
     for sequence in 0..total(args) {
         sleep_until(intended_ns);
         let sent_ns = now_ns();
@@ -277,39 +332,47 @@ fn closed_loop(args: &Args, socket: &UdpSocket) -> io::Result<(Vec<Sample>, Stra
             break;
         }
         Probe { run, sequence, intended_ns: sent_ns, sent_ns }.write(&mut packet);
-        send(socket, &packet)?;
-        let mut sample = Sample { intended_ns: sent_ns, sent_ns, received_ns: 0 };
+        if send(socket, &packet)? {
+            numbered.sent(samples.len());
+        }
+        let mut sample = Sample { intended_ns: sent_ns, sent_ns, ..Sample::default() };
         let limit = sent_ns + args.wait_ms * 1_000_000;
-        sample.received_ns = await_reply(socket, &packet, limit, &mut strays)?;
+        (sample.received_ns, sample.received_kernel_ns) =
+            await_reply(socket, &packet, limit, &mut strays)?;
         samples.push(sample);
+        numbered.stamp(socket, &mut samples)?;
         intended_ns = sent_ns + args.interval_us * 1000;
     }
     Ok((samples, strays))
 }
 
-/// The time of the reply to `sent`; 0 when it did not come by `limit`.
+/// The time of the reply to `sent`, the application's and the kernel's; 0 when it did not come by `limit`.
 fn await_reply(
     socket: &UdpSocket,
     sent: &[u8],
     limit: u64,
     strays: &mut Strays,
-) -> io::Result<u64> {
+) -> io::Result<(u64, u64)> {
     let mut packet = vec![0; 1 << 16];
     loop {
         let left = limit.saturating_sub(now_ns());
         if left == 0 {
-            return Ok(0);
+            return Ok((0, 0));
         }
         socket.set_read_timeout(Some(Duration::from_nanos(left)))?;
-        let result = socket.recv(&mut packet);
+        let result = receive(socket, &mut packet);
         let now = now_ns();
         match result {
-            Ok(length) if packet[..length] == *sent => return Ok(now),
-            Ok(length) => match Probe::read(&packet[..length]).zip(Probe::read(sent)) {
-                Some((came, ours)) if came.run != ours.run => {}
-                Some((came, ours)) if came.sequence != ours.sequence => strays.duplicates += 1,
-                _ => strays.changed += 1,
-            },
+            Ok(Received { length, kernel_ns, .. }) if packet[..length] == *sent => {
+                return Ok((now, kernel_ns.unwrap_or(0)));
+            }
+            Ok(Received { length, .. }) => {
+                match Probe::read(&packet[..length]).zip(Probe::read(sent)) {
+                    Some((came, ours)) if came.run != ours.run => {}
+                    Some((came, ours)) if came.sequence != ours.sequence => strays.duplicates += 1,
+                    _ => strays.changed += 1,
+                }
+            }
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
         }
@@ -340,6 +403,21 @@ fn summarise(args: &Args, samples: &[Sample], strays: Strays) -> PingReport {
         changed: strays.changed,
         figures: Figures::of(round_trips),
     }
+}
+
+fn write_stamps(mut log: Log, run: u32, samples: &[Sample]) -> Result<(), Error> {
+    let known = |ns: u64| (ns > 0).then_some(ns);
+    for (sequence, sample) in (0..).zip(samples) {
+        let &Sample { intended_ns, sent_ns, .. } = sample;
+        log.write(&Row {
+            probe: Probe { run, sequence, intended_ns, sent_ns },
+            sent_ns,
+            sent_kernel_ns: known(sample.sent_kernel_ns),
+            received_kernel_ns: known(sample.received_kernel_ns),
+            received_ns: known(sample.received_ns),
+        })?;
+    }
+    log.flush()
 }
 
 fn write_samples(path: &str, samples: &[Sample]) -> io::Result<()> {

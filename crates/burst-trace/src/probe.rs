@@ -1,0 +1,75 @@
+//! Probe packets: UDP payloads that carry a number of their own, so that one packet can be found again in the stamps of
+//! everyone it passes.
+
+/// Length of the payload that a probe needs; longer packets are padded.
+pub const PROBE_BYTES: usize = 32;
+
+/// "RSCP": tells a probe from other packets on the same port.
+const MAGIC: u32 = 0x5253_4350;
+
+/// What a probe packet carries, big endian in this order: magic, run, sequence, intended send
+/// time, actual send time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Tells one run's packets from stragglers of the run before.
+    pub run: u32,
+    /// Counts from 0, warm-up included.
+    pub sequence: u64,
+    /// When the timetable wanted it sent, in nanoseconds of the sender's `CLOCK_MONOTONIC`.
+    pub intended_ns: u64,
+    /// When it was sent, on the same clock.
+    pub sent_ns: u64,
+}
+
+impl Probe {
+    /// Writes the probe to the start of a packet.
+    ///
+    /// # Panics
+    /// When the packet is shorter than [`PROBE_BYTES`].
+    pub fn write(&self, packet: &mut [u8]) {
+        packet[0..4].copy_from_slice(&MAGIC.to_be_bytes());
+        packet[4..8].copy_from_slice(&self.run.to_be_bytes());
+        packet[8..16].copy_from_slice(&self.sequence.to_be_bytes());
+        packet[16..24].copy_from_slice(&self.intended_ns.to_be_bytes());
+        packet[24..32].copy_from_slice(&self.sent_ns.to_be_bytes());
+    }
+
+    /// Reads a probe; `None` when the payload is too short or is something else.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the run is the lower half of the first word"
+    )]
+    pub fn read(payload: &[u8]) -> Option<Self> {
+        let word = |at: usize| {
+            let bytes = payload.get(at..at + 8)?;
+            Some(u64::from_be_bytes(bytes.try_into().ok()?))
+        };
+        let head = word(0)?;
+        if (head >> 32) as u32 != MAGIC {
+            return None;
+        }
+        Some(Self {
+            run: head as u32,
+            sequence: word(8)?,
+            intended_ns: word(16)?,
+            sent_ns: word(24)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_survives_the_wire() {
+        let probe = Probe { run: 7, sequence: 1 << 40, intended_ns: 3, sent_ns: u64::MAX };
+        let mut packet = [0; 64];
+        probe.write(&mut packet);
+        assert_eq!(Probe::read(&packet), Some(probe));
+        assert_eq!(Probe::read(&packet[..31]), None);
+        packet[0] ^= 1;
+        assert_eq!(Probe::read(&packet), None);
+    }
+}

@@ -1,0 +1,217 @@
+//! When the kernel sent and received a packet: `SO_TIMESTAMPING` (Documentation/networking/timestamping.rst), by software,
+//! where the driver is given the packet and where the stack is given it by the driver.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind, IoSliceMut, Write};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::AsRawFd;
+
+use burst_trace::Probe;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, recvmsg, setsockopt, sockopt,
+};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Error;
+use super::clock::now_ns;
+
+/// So many packets may be on their way to the driver: who was not stamped until then never is.
+const PENDING_MAX: usize = 4096;
+
+/// How often two clocks are read for one relation of them.
+const READINGS: u32 = 5;
+
+/// A socket whose packets the kernel stamps. It counts those that were sent.
+#[derive(Debug)]
+pub(super) struct StampedSocket {
+    socket: UdpSocket,
+    sent: u32,
+}
+
+/// For who numbers packets himself.
+impl From<StampedSocket> for UdpSocket {
+    fn from(stamped: StampedSocket) -> Self {
+        stamped.socket
+    }
+}
+
+/// A packet that was received.
+pub(super) struct Received {
+    pub(super) length: usize,
+    pub(super) from: Option<SocketAddr>,
+    /// When the kernel received it, nanoseconds of `CLOCK_MONOTONIC`.
+    pub(super) kernel_ns: Option<u64>,
+}
+
+impl StampedSocket {
+    pub(super) fn new(socket: UdpSocket) -> io::Result<Self> {
+        let wanted = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
+            | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
+            | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
+            | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID
+            | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY;
+        setsockopt(&socket, sockopt::Timestamping, &wanted)?;
+        Ok(Self { socket, sent: 0 })
+    }
+
+    /// The socket itself.
+    pub(super) const fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// The kernel has numbered a packet that was sent. Returns its number.
+    pub(super) const fn count_sent(&mut self) -> u32 {
+        let number = self.sent;
+        self.sent = self.sent.wrapping_add(1);
+        number
+    }
+}
+
+/// Receives a packet, and when the kernel had it.
+pub(super) fn receive(socket: &UdpSocket, packet: &mut [u8]) -> io::Result<Received> {
+    let mut control = nix::cmsg_space!([libc::timespec; 3]);
+    let mut into = [IoSliceMut::new(packet)];
+    let message = recvmsg::<SockaddrStorage>(
+        socket.as_raw_fd(),
+        &mut into,
+        Some(&mut control),
+        MsgFlags::empty(),
+    )?;
+    let kernel_ns = message.cmsgs().ok().and_then(|mut all| all.find_map(|it| stamp(&it)));
+    Ok(Received {
+        length: message.bytes,
+        from: message.address.as_ref().and_then(address),
+        kernel_ns,
+    })
+}
+
+/// Tells `each` of packets that the driver was given since this was last asked: number and time.
+pub(super) fn sent_stamps(socket: &UdpSocket, mut each: impl FnMut(u32, u64)) -> io::Result<()> {
+    loop {
+        let mut control =
+            nix::cmsg_space!([libc::timespec; 3], libc::sock_extended_err, libc::sockaddr_in6);
+        let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut [], Some(&mut control), flags);
+        let message = match message.map_err(io::Error::from) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            other => other?,
+        };
+        let (mut number, mut time) = (None, None);
+        for part in message.cmsgs()? {
+            match part {
+                ControlMessageOwned::Ipv4RecvErr(error, _)
+                | ControlMessageOwned::Ipv6RecvErr(error, _)
+                    if error.ee_origin == libc::SO_EE_ORIGIN_TIMESTAMPING =>
+                {
+                    number = Some(error.ee_data);
+                }
+                other => time = time.or(stamp(&other)),
+            }
+        }
+        if let Some((number, time)) = number.zip(time) {
+            each(number, time);
+        }
+    }
+}
+
+/// The software stamp of a packet, nanoseconds of `CLOCK_MONOTONIC`.
+fn stamp(part: &ControlMessageOwned) -> Option<u64> {
+    let ControlMessageOwned::ScmTimestampsns(stamps) = part else { return None };
+    let stamp = stamps.system;
+    let ns = stamp.tv_sec() as u64 * 1_000_000_000 + stamp.tv_nsec() as u64;
+    (ns > 0).then(|| (ns as i64 - realtime_ahead_ns()) as u64)
+}
+
+/// Stamps are of `CLOCK_REALTIME`, which is so far ahead of `CLOCK_MONOTONIC` now: by the quickest of a few readings, as
+/// a thread that is interrupted within one reads two different moments.
+fn realtime_ahead_ns() -> i64 {
+    let reading = |_| {
+        let before = now_ns() as i64;
+        let real = clock_gettime(ClockId::Realtime);
+        let after = now_ns() as i64;
+        (after - before, real.tv_sec * 1_000_000_000 + real.tv_nsec - (before + after) / 2)
+    };
+    (0..READINGS).map(reading).min().map_or(0, |(_, ahead)| ahead)
+}
+
+fn address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = address.as_sockaddr_in().map(|it| SocketAddr::V4(SocketAddrV4::from(*it)));
+    v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::V6(SocketAddrV6::from(*it))))
+}
+
+/// A probe at this machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row {
+    pub(super) probe: Probe,
+    pub(super) sent_ns: u64,
+    pub(super) sent_kernel_ns: Option<u64>,
+    pub(super) received_kernel_ns: Option<u64>,
+    pub(super) received_ns: Option<u64>,
+}
+
+/// The file of stamps, for `ringscope stats --probes` and `--echo`.
+pub(super) struct Log {
+    file: BufWriter<File>,
+    path: String,
+}
+
+impl Log {
+    pub(super) fn create(path: &str) -> Result<Self, Error> {
+        let log = || {
+            let mut file = BufWriter::new(File::create(path)?);
+            writeln!(file, "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns")?;
+            Ok(file)
+        };
+        let file = log().map_err(|source| Error::File { path: path.into(), source })?;
+        Ok(Self { file, path: path.into() })
+    }
+
+    pub(super) fn write(&mut self, row: &Row) -> Result<(), Error> {
+        let text = |ns: Option<u64>| ns.map_or_else(String::new, |ns| ns.to_string());
+        let Row { probe: Probe { run, sequence, .. }, sent_ns, .. } = row;
+        let sent_kernel = text(row.sent_kernel_ns);
+        let (received_kernel, received) = (text(row.received_kernel_ns), text(row.received_ns));
+        let line = writeln!(
+            self.file,
+            "{run},{sequence},{sent_ns},{sent_kernel},{received_kernel},{received}"
+        );
+        line.map_err(|source| self.error(source))
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), Error> {
+        self.file.flush().map_err(|source| self.error(source))
+    }
+
+    fn error(&self, source: io::Error) -> Error {
+        Error::File { path: self.path.clone(), source }
+    }
+}
+
+/// Rows whose packets the driver was not given yet, by the kernel's number.
+#[derive(Debug, Default)]
+pub(super) struct Pending(VecDeque<(u32, Row)>);
+
+impl Pending {
+    pub(super) fn push(&mut self, number: u32, row: Row) {
+        self.0.push_back((number, row));
+    }
+
+    /// Packet `number` was given to the driver.
+    pub(super) fn stamp(&mut self, number: u32, kernel_ns: u64) {
+        if let Some((_, row)) = self.0.iter_mut().find(|(it, _)| *it == number) {
+            row.sent_kernel_ns = Some(kernel_ns);
+        }
+    }
+
+    /// Writes what is complete, or all.
+    pub(super) fn write(&mut self, log: &mut Log, all: bool) -> Result<(), Error> {
+        while let Some((_, row)) = self.0.front()
+            && (all || row.sent_kernel_ns.is_some() || self.0.len() > PENDING_MAX)
+        {
+            log.write(row)?;
+            self.0.pop_front();
+        }
+        Ok(())
+    }
+}

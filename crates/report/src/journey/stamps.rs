@@ -1,0 +1,147 @@
+//! What an agent wrote down of its probe packets: `ringscope agent udp-ping --stamps` and `udp-echo --stamps`.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The file's first line.
+const COLUMNS: &str = "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns";
+
+/// Why a file of stamps could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StampsError {
+    /// The file could not be read.
+    #[error(
+        "cannot read the stamps {path}: {source}; make them with `ringscope agent udp-ping --stamps`"
+    )]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "{path}, line {line}: expected {expected}, found '{found}'; make it with `ringscope agent udp-ping --stamps` \
+         or `udp-echo --stamps`"
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1 on.
+        line: usize,
+        /// What should have been there.
+        expected: &'static str,
+        /// What was.
+        found: String,
+    },
+}
+
+/// Which probe: the run of a sender, and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProbeId {
+    /// Run.
+    pub run: u32,
+    /// Sequence number.
+    pub sequence: u64,
+}
+
+/// A probe at one agent, in nanoseconds of that machine's `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// The application sent it, or sent it back.
+    pub sent: u64,
+    /// The network driver was given it.
+    pub sent_kernel: Option<u64>,
+    /// The kernel's network stack was given it by the driver.
+    pub received_kernel: Option<u64>,
+    /// The application had it; never, where it was lost.
+    pub received: Option<u64>,
+}
+
+/// The stamps of one agent.
+#[derive(Clone, Debug, Default)]
+pub struct Stamps {
+    /// By probe, each once: of a packet that came twice, the first.
+    pub probes: HashMap<ProbeId, Stamp>,
+}
+
+impl Stamps {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read or is something else.
+    pub fn read(path: &Path) -> Result<Self, StampsError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| StampsError::Io { path: path.into(), source })?;
+        Self::parse(&text).map_err(|(line, expected, found)| {
+            let found = found.chars().take(80).collect();
+            StampsError::Format { path: path.into(), line, expected, found }
+        })
+    }
+
+    fn parse(text: &str) -> Result<Self, (usize, &'static str, String)> {
+        let mut lines = (1..).zip(text.lines().map(str::trim_end));
+        let (_, columns) = lines.next().unwrap_or((1, ""));
+        if columns != COLUMNS {
+            return Err((1, COLUMNS, columns.into()));
+        }
+        let mut probes = HashMap::new();
+        for (number, line) in lines {
+            let (id, stamp) = read_line(line).ok_or((
+                number,
+                "six numbers, of which the last three may be empty",
+                line.to_owned(),
+            ))?;
+            probes.entry(id).or_insert(stamp);
+        }
+        Ok(Self { probes })
+    }
+}
+
+fn read_line(line: &str) -> Option<(ProbeId, Stamp)> {
+    let fields: Vec<_> = line.split(',').collect();
+    let &[run, sequence, sent, sent_kernel, received_kernel, received] = fields.as_slice() else {
+        return None;
+    };
+    let optional = |field: &str| match field {
+        "" => Some(None),
+        number => number.parse().ok().map(Some),
+    };
+    let id = ProbeId { run: run.parse().ok()?, sequence: sequence.parse().ok()? };
+    let stamp = Stamp {
+        sent: sent.parse().ok()?,
+        sent_kernel: optional(sent_kernel)?,
+        received_kernel: optional(received_kernel)?,
+        received: optional(received)?,
+    };
+    Some((id, stamp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_line_by_line() {
+        let stamps =
+            Stamps::parse(&format!("{COLUMNS}\n7,0,10,,30,40\n7,1,50,60,,\n7,0,1,1,1,1\n"))
+                .unwrap();
+        let of = |sequence| stamps.probes[&ProbeId { run: 7, sequence }];
+        assert_eq!(
+            of(0),
+            Stamp { sent: 10, sent_kernel: None, received_kernel: Some(30), received: Some(40) }
+        );
+        assert_eq!(of(1), Stamp { sent: 50, sent_kernel: Some(60), ..Stamp::default() });
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        for (text, line) in
+            [("", 1), ("a,b\n", 1), ("HEAD\n1,2,3\n", 2), ("HEAD\n1,2,3,4,5,6\n1,2,x,,,\n", 3)]
+        {
+            let wrong = Stamps::parse(&text.replace("HEAD", COLUMNS)).unwrap_err();
+            assert_eq!(wrong.0, line, "{wrong:?}");
+        }
+    }
+}

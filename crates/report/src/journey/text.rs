@@ -1,0 +1,204 @@
+//! Joined journeys as a table, and as one object.
+
+use std::fmt::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use super::{Journeys, Part, REMAINDER, parts};
+use crate::round_trip::Initiator;
+use crate::units::{grouped, percent, time};
+
+/// Fewer packets than this have no tail to speak of.
+const TAIL_PACKETS_MIN: usize = 100;
+
+/// The parts of all round trips, nanoseconds.
+struct Row {
+    part: Part,
+    /// Sorted.
+    times: Vec<i64>,
+    /// The mean among the slowest hundredth of round trips.
+    tail_ns: Option<f64>,
+}
+
+fn rows(joined: &Journeys) -> Vec<Row> {
+    let mut slowest: Vec<_> = joined.journeys.iter().collect();
+    slowest.sort_unstable_by_key(|journey| std::cmp::Reverse(journey.round_trip_ns));
+    slowest.truncate(if slowest.len() < TAIL_PACKETS_MIN { 0 } else { slowest.len() / 100 });
+    let of = |(n, part)| {
+        let mut times: Vec<_> =
+            joined.journeys.iter().filter_map(|journey| journey.parts[n]).collect();
+        times.sort_unstable();
+        let tail: Vec<_> = slowest.iter().filter_map(|journey| journey.parts[n]).collect();
+        Row { part, times, tail_ns: mean(&tail) }
+    };
+    (0..).zip(parts(joined.initiator)).map(of).collect()
+}
+
+fn mean(times: &[i64]) -> Option<f64> {
+    (!times.is_empty()).then(|| times.iter().sum::<i64>() as f64 / times.len() as f64)
+}
+
+/// Nearest rank.
+fn quantile(sorted: &[i64], share: f64) -> Option<i64> {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
+}
+
+/// What is said in a person's words.
+#[must_use]
+pub fn to_text(joined: &Journeys) -> String {
+    let Journeys { initiator, journeys, unseen, lost, has_echo } = joined;
+    let (from, to) = match initiator {
+        Initiator::Host => ("the host", "the guest"),
+        Initiator::Guest => ("the guest", "the host"),
+    };
+    let count = grouped(journeys.len() as u64);
+    let mut text =
+        format!("{count} probes from {from} to {to} and back, joined packet by packet\n");
+    if *lost > 0 {
+        let _ = writeln!(text, "note: {} more did not come back", grouped(*lost as u64));
+    }
+    if *unseen > 0 {
+        let unseen = grouped(*unseen as u64);
+        let _ = writeln!(
+            text,
+            "note: {unseen} more are not in the recorder, or only one way (--trace-probe PORT?)"
+        );
+    }
+    if !has_echo {
+        let _ = writeln!(text, "note: without --echo the turn of {to} is not taken apart");
+    }
+    if journeys.is_empty() {
+        return text;
+    }
+    let trips: Vec<_> = {
+        let mut trips: Vec<_> = journeys.iter().map(|journey| journey.round_trip_ns).collect();
+        trips.sort_unstable();
+        trips
+    };
+    let whole = mean(&trips).unwrap_or(0.0);
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header([
+        "of",
+        "stage",
+        "tier",
+        "count",
+        "mean",
+        "p50",
+        "p99",
+        "max",
+        "share",
+        "slowest 1 %",
+    ]);
+    for row in rows(joined) {
+        table.add_row(cells(&row, whole * journeys.len() as f64));
+    }
+    let mut sum = vec!["".into(), "round trip".into(), "".into(), count];
+    sum.extend(spread(&trips));
+    sum.push(percent(whole, whole));
+    table.add_row(sum);
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let _ = writeln!(text, "\n{}", table.trim_fmt());
+    let mut bounds: Vec<_> = journeys.iter().map(|journey| journey.bound_ns).collect();
+    bounds.sort_unstable();
+    let bound = |share| quantile(&bounds, share).map_or(0.0, |ns| ns as f64);
+    let _ = writeln!(
+        text,
+        "\nThe parts of each packet add up to its round trip. The remainder lies between two clocks: interrupts and\n\
+         drivers of the guest, and kicks; it is known to {} (p50) or {} (p99). No offset between the clocks is assumed.",
+        time(bound(0.5)),
+        time(bound(0.99)),
+    );
+    text
+}
+
+fn cells(row: &Row, whole_of_all: f64) -> Vec<String> {
+    let side = match row.part {
+        REMAINDER => "between".to_owned(),
+        part => format!("{:?}", part.side).to_lowercase(),
+    };
+    let mut cells = vec![side, row.part.stage.to_owned(), row.part.tier.to_owned()];
+    match mean(&row.times) {
+        None => cells.push("n/a".into()),
+        Some(mean) => {
+            cells.push(grouped(row.times.len() as u64));
+            cells.extend(spread(&row.times));
+            cells.push(percent(mean * row.times.len() as f64, whole_of_all));
+            cells.push(row.tail_ns.map_or("-".into(), time));
+        }
+    }
+    cells
+}
+
+fn spread(sorted: &[i64]) -> [String; 4] {
+    let at = |share| quantile(sorted, share).map_or_else(|| "-".into(), |ns| time(ns as f64));
+    [mean(sorted).map_or_else(|| "-".into(), time), at(0.5), at(0.99), at(1.0)]
+}
+
+#[derive(Serialize)]
+struct Object<'a> {
+    initiator: &'static str,
+    lost: usize,
+    unseen: usize,
+    stages: Vec<Stage>,
+    journeys: Vec<Line<'a>>,
+}
+
+#[derive(Serialize)]
+struct Stage {
+    #[serde(flatten)]
+    part: Part,
+    count: Option<usize>,
+    mean_ns: Option<f64>,
+    p50_ns: Option<i64>,
+    p99_ns: Option<i64>,
+    max_ns: Option<i64>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    run: u32,
+    sequence: u64,
+    round_trip_ns: i64,
+    bound_ns: i64,
+    /// In the order of the stages.
+    parts_ns: &'a [Option<i64>],
+}
+
+/// One object: the stages, and every journey with what it took in each of them.
+///
+/// # Panics
+/// Never: all keys are strings.
+#[must_use]
+pub fn to_json(joined: &Journeys) -> String {
+    let stage = |Row { part, times, .. }: Row| Stage {
+        part,
+        count: (!times.is_empty()).then_some(times.len()),
+        mean_ns: mean(&times),
+        p50_ns: quantile(&times, 0.5),
+        p99_ns: quantile(&times, 0.99),
+        max_ns: times.last().copied(),
+    };
+    let lines = joined.journeys.iter().map(|journey| Line {
+        run: journey.id.run,
+        sequence: journey.id.sequence,
+        round_trip_ns: journey.round_trip_ns,
+        bound_ns: journey.bound_ns,
+        parts_ns: &journey.parts,
+    });
+    let object = Object {
+        initiator: match joined.initiator {
+            Initiator::Host => "host",
+            Initiator::Guest => "guest",
+        },
+        lost: joined.lost,
+        unseen: joined.unseen,
+        stages: rows(joined).into_iter().map(stage).collect(),
+        journeys: lines.collect(),
+    };
+    serde_json::to_string_pretty(&object).expect("an object with string keys")
+}

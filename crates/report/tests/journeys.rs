@@ -1,0 +1,231 @@
+//! Probes whose every stamp is known, joined.
+
+use std::time::Duration;
+
+use burst_trace::{
+    BurstRecord, Clock, Direction, KernelStage, Reader, RecordKind, Recorder, RecorderOptions,
+    Stage,
+};
+use report::Initiator;
+use report::journey::stamps::{ProbeId, Stamp, Stamps};
+use report::journey::{Journey, Journeys, REMAINDER, Side, parts, to_json, to_text};
+use report::when::When;
+
+const RUN: u32 = 7;
+/// What a recorder's clock may be off from the host's, here.
+const CLOSE_NS: i64 = 100;
+
+struct Known {
+    _dir: tempfile::TempDir,
+    recorder: Recorder,
+    clock: Clock,
+    /// Where time begins, ticks.
+    zero: u64,
+}
+
+impl Known {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::new();
+        let options = RecorderOptions {
+            path: dir.path().join("vm0.trace"),
+            workers: 2,
+            queue_pairs: 1,
+            capacity: 64,
+            facts: "{}".into(),
+        };
+        let recorder = Recorder::create(&options, &clock).unwrap();
+        Self { _dir: dir, recorder, clock, zero: clock.now() }
+    }
+
+    /// A moment, in microseconds since the beginning.
+    fn at(&self, us: u64) -> u64 {
+        self.zero + self.clock.ticks_in(Duration::from_micros(us))
+    }
+
+    /// A burst that begins at a moment and has stages of so many microseconds.
+    fn burst(&self, direction: Direction, first: u64, stages_us: &[u64]) -> BurstRecord {
+        let mut stages = [0; 6];
+        for (stage, us) in stages.iter_mut().zip(stages_us) {
+            *stage = self.at(*us) - self.zero;
+        }
+        let first = self.at(first);
+        BurstRecord {
+            first,
+            last: first + stages.iter().sum::<u64>(),
+            stages,
+            bytes: 64,
+            packets: 1,
+            ring: u16::from(direction == Direction::Tx),
+            kind: RecordKind::Burst as u8,
+            ..BurstRecord::default()
+        }
+    }
+
+    fn join(&self, initiator: Initiator, sender: Stamp, echo: Option<Stamp>) -> Journeys {
+        let source = Reader::open(self.recorder.path()).unwrap().into();
+        let stamps =
+            |stamp: Stamp| Stamps { probes: [(ProbeId { run: RUN, sequence: 3 }, stamp)].into() };
+        Journeys::join(&source, initiator, &stamps(sender), echo.map(stamps).as_ref())
+    }
+
+    /// The same moment on the host's clock, nanoseconds.
+    fn host(&self, us: u64) -> u64 {
+        let reader = Reader::open(self.recorder.path()).unwrap();
+        When::of(&reader).monotonic_ns(self.at(us))
+    }
+}
+
+/// The host sends at 10, we have it from 20 to 27, the guest's turn is of 30, we have it from 70 to 85, and the
+/// host has the answer at 90.
+fn from_the_host(known: &Known) {
+    let mut writer = known.recorder.writer(0, known.clock);
+    let mut kernel = known.recorder.writer(1, known.clock);
+    let rx = known.burst(Direction::Rx, 20, &[1, 0, 3, 1, 2]);
+    let rx = BurstRecord { wakeup: Some(u32::try_from(known.at(4) - known.zero).unwrap()), ..rx };
+    let tx = known.burst(Direction::Tx, 70, &[2, 0, 4, 6, 2, 1]);
+    for record in [rx, tx] {
+        writer.burst(&record);
+        writer.probe(&record, RUN, 3);
+        writer.probe(&record, RUN + 1, 3);
+    }
+    kernel.kernel(&BurstRecord {
+        first: known.at(65),
+        last: known.at(69),
+        kind: RecordKind::Kernel as u8,
+        cause: KernelStage::Wakeup as u8,
+        ..BurstRecord::default()
+    });
+}
+
+fn part_us(journey: &Journey, initiator: Initiator, side: Side, stage: &str) -> Option<i64> {
+    let at = parts(initiator).iter().position(|it| it.side == side && it.stage == stage).unwrap();
+    journey.parts[at].map(|ns| (ns + CLOSE_NS).div_euclid(1000))
+}
+
+#[test]
+fn every_stamp_of_a_hosts_probe_has_its_place_and_all_parts_add_up() {
+    let known = Known::new();
+    from_the_host(&known);
+    // The guest's clock has nothing to do with the host's.
+    let echo = Stamp {
+        received_kernel: Some(5_000_000),
+        received: Some(5_010_000),
+        sent: 5_022_000,
+        sent_kernel: Some(5_030_000),
+    };
+    let sender = Stamp { sent: known.host(10), received: Some(known.host(90)), ..Stamp::default() };
+    let joined = known.join(Initiator::Host, sender, Some(echo));
+    assert_eq!((joined.journeys.len(), joined.lost, joined.unseen), (1, 0, 0));
+    let journey = &joined.journeys[0];
+    let of = |side, stage| part_us(journey, Initiator::Host, side, stage);
+    for (side, stage, us) in [
+        (Side::Host, "host-send", 6),
+        (Side::Rx, "wakeup", 4),
+        (Side::Rx, "notice", 1),
+        (Side::Rx, "place", 3),
+        (Side::Rx, "publish", 1),
+        (Side::Rx, "signal", 2),
+        (Side::Guest, "guest-receive", 10),
+        (Side::Guest, "guest-turn", 12),
+        (Side::Guest, "guest-send", 8),
+        (Side::Tx, "wakeup", 5),
+        (Side::Tx, "notice", 2),
+        (Side::Tx, "gather", 4),
+        (Side::Tx, "egress", 6),
+        (Side::Host, "host-receive", 8),
+        // 27 to 65, without the guest's 30.
+        (Side::Between, "remainder", 8),
+    ] {
+        assert_eq!(of(side, stage), Some(us), "{side:?} {stage}");
+    }
+    let sum: i64 = journey.parts.iter().flatten().sum();
+    assert_eq!(sum, journey.round_trip_ns);
+    // What was signalled, and noticed: and half a microsecond, and a thousandth.
+    assert!((4_500..4_700).contains(&journey.bound_ns), "{}", journey.bound_ns);
+    let text = to_text(&joined);
+    assert!(text.contains("1 probes from the host to the guest and back"), "{text}");
+    assert!(to_json(&joined).contains("\"guest-turn\""));
+}
+
+#[test]
+fn without_the_echos_stamps_its_turn_is_in_the_remainder() {
+    let known = Known::new();
+    from_the_host(&known);
+    let sender = Stamp { sent: known.host(10), received: Some(known.host(90)), ..Stamp::default() };
+    let joined = known.join(Initiator::Host, sender, None);
+    let journey = &joined.journeys[0];
+    assert_eq!(part_us(journey, Initiator::Host, Side::Guest, "guest-turn"), None);
+    assert_eq!(part_us(journey, Initiator::Host, Side::Between, REMAINDER.stage), Some(38));
+    assert!(to_text(&joined).contains("without --echo the turn of the guest is not taken apart"));
+}
+
+#[test]
+fn a_guests_probe_has_the_hosts_turn_between_ours() {
+    let known = Known::new();
+    let mut writer = known.recorder.writer(0, known.clock);
+    let tx = known.burst(Direction::Tx, 20, &[2, 0, 4, 6, 2, 1]);
+    let rx = known.burst(Direction::Rx, 50, &[1, 0, 3, 1, 2]);
+    for record in [tx, rx] {
+        writer.burst(&record);
+        writer.probe(&record, RUN, 3);
+    }
+    let sender = Stamp {
+        sent: 1_000,
+        sent_kernel: Some(8_000),
+        received_kernel: Some(60_000),
+        received: Some(69_000),
+    };
+    let echo = Stamp { received: Some(known.host(38)), sent: known.host(41), ..Stamp::default() };
+    let joined = known.join(Initiator::Guest, sender, Some(echo));
+    let journey = &joined.journeys[0];
+    let of = |side, stage| part_us(journey, Initiator::Guest, side, stage);
+    assert_eq!(of(Side::Guest, "guest-send"), Some(7));
+    assert_eq!(of(Side::Host, "host-receive"), Some(6));
+    assert_eq!(of(Side::Host, "host-turn"), Some(3));
+    assert_eq!(of(Side::Host, "host-send"), Some(9));
+    assert_eq!(of(Side::Guest, "guest-receive"), Some(9));
+    // 68 without 12 and 7 of ours, 18 of the host's, 16 of the guest's.
+    assert_eq!(of(Side::Between, "remainder"), Some(15));
+    let whole = known.join(Initiator::Guest, sender, None);
+    assert_eq!(part_us(&whole.journeys[0], Initiator::Guest, Side::Host, "host-turn"), Some(18));
+}
+
+#[test]
+fn what_was_lost_or_never_seen_is_counted() {
+    let known = Known::new();
+    let lost = known.join(Initiator::Host, Stamp::default(), None);
+    assert_eq!((lost.journeys.len(), lost.lost, lost.unseen), (0, 1, 0));
+    let unseen = Stamp { received: Some(5), ..Stamp::default() };
+    let unseen = known.join(Initiator::Host, unseen, None);
+    assert_eq!((unseen.journeys.len(), unseen.lost, unseen.unseen), (0, 0, 1));
+    assert!(to_text(&unseen).contains("--trace-probe"));
+}
+
+#[test]
+fn stages_of_a_probes_burst_telescope_in_whole_nanoseconds() {
+    let known = Known::new();
+    let mut writer = known.recorder.writer(0, known.clock);
+    for (direction, first) in [(Direction::Rx, 20), (Direction::Tx, 70)] {
+        let mut record = known.burst(direction, first, &[]);
+        let stages = direction.stages().len();
+        for (n, stage) in record.stages.iter_mut().enumerate().take(stages) {
+            *stage = 3 + n as u64;
+        }
+        record.last = record.first + record.stages.iter().sum::<u64>();
+        writer.burst(&record);
+        writer.probe(&record, RUN, 3);
+    }
+    let sender = Stamp { sent: known.host(10), received: Some(known.host(90)), ..Stamp::default() };
+    let joined = known.join(Initiator::Host, sender, None);
+    let journey = &joined.journeys[0];
+    let ours: i64 = parts(Initiator::Host)
+        .iter()
+        .zip(&journey.parts)
+        .filter(|(part, _)| part.side == Side::Rx && Stage::from_name(part.stage).is_some())
+        .filter_map(|(_, ns)| *ns)
+        .sum();
+    // 3 to 7 ticks: less than one nanosecond of rounding in all, not one a stage.
+    let exact = 25.0 * 1e9 / known.clock.ticks_per_second() as f64;
+    assert!((ours as f64 - exact).abs() <= 1.0, "{ours} of {exact}");
+}

@@ -1,0 +1,187 @@
+//! Which probe packets a burst carried: UDP packets to or from a port, with a number of their own in the payload
+//! ([`burst_trace::Probe`]).
+
+use burst_trace::{BurstRecord, Direction, Probe};
+use virtio_net::{BURST_MAX, Frame, GuestRoom};
+
+use crate::trace::Tracer;
+
+/// Headers up to the payload and the probe in it: Ethernet with two VLAN tags, the longest of IP, UDP.
+const FRONT: usize = 14 + 8 + 60 + UDP_LEN + burst_trace::probe::PROBE_BYTES;
+/// RFC 768.
+const UDP_LEN: usize = 8;
+const UDP: u8 = 17;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// IEEE 802.1Q, 802.1ad.
+const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
+
+/// The probes of a pair's bursts that are on their way.
+#[derive(Debug)]
+pub struct Probes {
+    port: u16,
+    sent: Vec<Probe>,
+    /// Of the burst that is being placed; the one before may not be recorded yet.
+    placing: Vec<Probe>,
+    placed: Vec<Probe>,
+}
+
+impl Probes {
+    /// Looks for packets to or from UDP `port`.
+    pub fn new(port: u16) -> Self {
+        let list = || Vec::with_capacity(BURST_MAX);
+        Self { port, sent: list(), placing: list(), placed: list() }
+    }
+
+    /// These frames of the guest's were carried.
+    pub fn look_at_sent<'f, 'm: 'f>(&mut self, frames: impl Iterator<Item = Frame<'f, 'm>>) {
+        look(self.port, frames, &mut self.sent);
+    }
+
+    /// These frames were placed in the guest's buffers.
+    pub fn look_at_placed<'f, 'm: 'f>(&mut self, frames: impl Iterator<Item = Frame<'f, 'm>>) {
+        look(self.port, frames, &mut self.placing);
+    }
+
+    /// What was placed is published, and recorded next.
+    pub fn published(&mut self) {
+        std::mem::swap(&mut self.placing, &mut self.placed);
+    }
+
+    /// Leaves the probes behind that the burst of `record` carried.
+    pub fn recorded(&mut self, record: &BurstRecord, tracer: &mut Tracer) {
+        let probes = match record.direction() {
+            Direction::Tx => &mut self.sent,
+            Direction::Rx => &mut self.placed,
+        };
+        for probe in probes.drain(..) {
+            tracer.probe(record, probe.run, probe.sequence);
+        }
+    }
+}
+
+/// Has `place` place frames in the room, and looks at those where probes are looked for.
+#[inline]
+pub fn watch<'m, T>(
+    probes: Option<&mut Probes>,
+    room: &mut GuestRoom<'_, 'm>,
+    place: impl FnOnce(&mut GuestRoom<'_, 'm>) -> T,
+) -> T {
+    let Some(probes) = probes else { return place(room) };
+    room.keep();
+    let mark = room.mark();
+    let done = place(room);
+    probes.look_at_placed(room.placed_since(mark));
+    done
+}
+
+fn look<'f, 'm: 'f>(
+    port: u16,
+    frames: impl Iterator<Item = Frame<'f, 'm>>,
+    found: &mut Vec<Probe>,
+) {
+    found.clear();
+    for frame in frames.take(BURST_MAX) {
+        let mut front = [0; FRONT];
+        let len = frame.copy_to(&mut front);
+        found.extend(payload(&front[..len], port).and_then(Probe::read));
+    }
+}
+
+/// The payload of an Ethernet frame, if it is UDP to or from `port`: in its first fragment, behind IPv6 without extension
+/// headers.
+fn payload(frame: &[u8], port: u16) -> Option<&[u8]> {
+    let word = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
+    let mut at = 12;
+    for _ in 0..2 {
+        at += if ETHERTYPES_VLAN.contains(&word(at)?) { 4 } else { 0 };
+    }
+    let ethertype = word(at)?;
+    let ip = at + 2;
+    let (protocol, udp) = match ethertype {
+        // RFC 791: header length in words of 4 bytes, fragment offset in the lower 13 bits.
+        ETHERTYPE_IPV4 if word(ip + 6)? & 0x1fff == 0 => {
+            (*frame.get(ip + 9)?, ip + usize::from(frame.get(ip)? & 0xf) * 4)
+        }
+        ETHERTYPE_IPV6 => (*frame.get(ip + 6)?, ip + 40),
+        _ => return None,
+    };
+    if protocol != UDP || (word(udp)? != port && word(udp + 2)? != port) {
+        return None;
+    }
+    frame.get(udp + UDP_LEN..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROBE: Probe = Probe { run: 5, sequence: 77, intended_ns: 1, sent_ns: 2 };
+
+    /// Ethernet with `tags` VLAN tags, then `ip`, then UDP from 1000 to 7007 with a probe.
+    fn frame(tags: usize, ethertype: u16, ip: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; 12];
+        (0..tags).for_each(|_| frame.extend([0x81, 0, 0, 5]));
+        frame.extend(ethertype.to_be_bytes());
+        frame.extend(ip);
+        frame.extend(1000u16.to_be_bytes());
+        frame.extend(7007u16.to_be_bytes());
+        frame.extend([0; 4]);
+        let mut probe = [0; burst_trace::probe::PROBE_BYTES];
+        PROBE.write(&mut probe);
+        frame.extend(probe);
+        frame
+    }
+
+    fn ipv4(words: u8, protocol: u8, fragment: u16) -> Vec<u8> {
+        let mut ip = vec![0; usize::from(words) * 4];
+        (ip[0], ip[9]) = (0x40 | words, protocol);
+        ip[6..8].copy_from_slice(&fragment.to_be_bytes());
+        ip
+    }
+
+    fn ipv6() -> Vec<u8> {
+        let mut ip = vec![0; 40];
+        (ip[0], ip[6]) = (0x60, UDP);
+        ip
+    }
+
+    fn probe_in(frame: &[u8], port: u16) -> Option<Probe> {
+        payload(frame, port).and_then(Probe::read)
+    }
+
+    #[test]
+    fn probes_are_found_behind_every_header() {
+        for tags in 0..=2 {
+            for words in [5, 15] {
+                let frame = frame(tags, ETHERTYPE_IPV4, &ipv4(words, UDP, 0x4000));
+                assert!(frame.len() <= FRONT);
+                assert_eq!(probe_in(&frame, 7007), Some(PROBE), "{tags} {words}");
+                assert_eq!(probe_in(&frame, 1000), Some(PROBE));
+                assert_eq!(probe_in(&frame, 7008), None);
+            }
+            assert_eq!(probe_in(&frame(tags, ETHERTYPE_IPV6, &ipv6()), 7007), Some(PROBE));
+        }
+    }
+
+    #[test]
+    fn other_packets_are_none() {
+        for ip in [ipv4(5, 6, 0), ipv4(5, UDP, 185)] {
+            assert_eq!(probe_in(&frame(0, ETHERTYPE_IPV4, &ip), 7007), None);
+        }
+        assert_eq!(probe_in(&frame(0, 0x0806, &ipv4(5, UDP, 0)), 7007), None);
+        assert_eq!(probe_in(&frame(3, ETHERTYPE_IPV4, &ipv4(5, UDP, 0)), 7007), None);
+    }
+
+    #[test]
+    fn a_frame_that_ends_anywhere_is_no_probe() {
+        for whole in
+            [frame(2, ETHERTYPE_IPV4, &ipv4(15, UDP, 0)), frame(0, ETHERTYPE_IPV6, &ipv6())]
+        {
+            for len in 0..whole.len() {
+                assert_eq!(probe_in(&whole[..len], 7007), None, "{len}");
+            }
+        }
+    }
+}
