@@ -21,7 +21,7 @@ use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
 use virtio_net::ConfigSpace;
 use worker::{GuestOptions, Mailbox, Member, Worker, WorkerOptions};
 
-use crate::kernel::{FollowError, Following, Programs};
+use crate::kernel::{Enrolled, FollowError, Following, Kernel};
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::spec::{DatapathSpec, Engine};
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
@@ -96,7 +96,8 @@ pub enum Error {
 /// # Errors
 /// See [`Error`].
 pub fn run(plan: &Plan, handed: Handed, stop: BorrowedFd<'_>) -> Result<(), Error> {
-    let mut daemon = Daemon { handed, ..Daemon::default() };
+    let kernel = Kernel::attach(&plan.guests)?;
+    let mut daemon = Daemon { handed, kernel, ..Daemon::default() };
     for guest in &plan.guests {
         let name = |source| match plan.guests.len() {
             1 => source,
@@ -107,6 +108,7 @@ pub fn run(plan: &Plan, handed: Handed, stop: BorrowedFd<'_>) -> Result<(), Erro
     for switch in &plan.switches {
         daemon.add_switch(switch, &plan.guests)?;
     }
+    daemon.following = daemon.kernel.take().map(Kernel::follow).transpose()?;
     if let Some(address) = &plan.metrics {
         daemon.metrics = Some(measure(address, &plan.guests)?);
     }
@@ -125,7 +127,8 @@ fn measure(address: &Address, guests: &[GuestPlan]) -> Result<Metrics, MetricsEr
 struct Daemon {
     metrics: Option<Metrics>,
     workers: Vec<Worker>,
-    kernels: Vec<Following>,
+    following: Option<Following>,
+    kernel: Option<Kernel>,
     recordings: Vec<Recording>,
     fronts: Vec<Front>,
     handed: Handed,
@@ -202,8 +205,8 @@ impl Daemon {
         endpoint: Endpoint,
     ) -> Result<(), Error> {
         let capabilities = datapaths[0].capabilities();
-        let programs = Programs::attach(plan)?;
-        let recording = self.record(plan, programs.as_ref())?;
+        let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan));
+        let recording = self.record(plan, enrolled.as_ref())?;
         let first = self.workers.len();
         let mut hands: Vec<Vec<(u16, D)>> = plan.workers.iter().map(|_| Vec::new()).collect();
         for (pair, datapath) in (0..).zip(datapaths) {
@@ -218,7 +221,7 @@ impl Daemon {
             self.workers.push(worker);
         }
         let threads: Vec<_> = self.workers[first..].iter().map(Worker::tid).collect();
-        self.follow(plan, programs, &threads, &recording)?;
+        self.follow(plan, enrolled.as_ref(), &threads, &recording)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
         self.show(plan, endpoint, &capabilities, mailboxes.cloned().collect(), &recording);
         self.recordings.push(recording);
@@ -257,12 +260,12 @@ impl Daemon {
         let mut members = Vec::new();
         for plan in plans {
             let endpoint = meet(&plan.endpoint, &mut self.handed)?;
-            let programs = Programs::attach(plan)?;
-            let recording = self.record(plan, programs.as_ref())?;
+            let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan));
+            let recording = self.record(plan, enrolled.as_ref())?;
             let guest = guest_options(plan, recording.recorder.writer(0, self.clock));
             let GuestPlan { queue_pairs, mac, .. } = **plan;
             members.push((guest, Member { queue_pairs, mac, capabilities }));
-            prepared.push((endpoint, programs, recording));
+            prepared.push((endpoint, enrolled, recording));
         }
         let index = self.workers.len();
         let GuestPlan { workers, poll, .. } = plans[0];
@@ -270,8 +273,8 @@ impl Daemon {
         let worker = Worker::spawn_switch(options, members, uplink, self.clock)
             .map_err(|source| Error::Worker { index, source })?;
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
-            let (endpoint, programs, recording) = prepared;
-            self.follow(plan, programs, &[worker.tid()], &recording)?;
+            let (endpoint, enrolled, recording) = prepared;
+            self.follow(plan, enrolled.as_ref(), &[worker.tid()], &recording)?;
             self.show(
                 plan,
                 endpoint,
@@ -289,25 +292,25 @@ impl Daemon {
     fn follow(
         &mut self,
         plan: &GuestPlan,
-        programs: Option<Programs>,
+        enrolled: Option<&Enrolled>,
         threads: &[u32],
         recording: &Recording,
     ) -> Result<(), Error> {
-        if let Some(programs) = programs {
+        if let Some((kernel, guest)) = self.kernel.as_mut().zip(enrolled) {
             let writer = recording.recorder.writer(plan.workers.len(), self.clock);
-            self.kernels.push(programs.follow(&plan.label, threads, writer, self.clock)?);
+            kernel.record(guest, threads, writer, self.clock)?;
         }
         Ok(())
     }
 
     /// Makes a guest's recorder.
-    fn record(&self, plan: &GuestPlan, programs: Option<&Programs>) -> Result<Recording, Error> {
+    fn record(&self, plan: &GuestPlan, enrolled: Option<&Enrolled>) -> Result<Recording, Error> {
         let options = RecorderOptions {
             path: plan.recorder.clone(),
-            workers: plan.workers.len() + usize::from(programs.is_some()),
+            workers: plan.workers.len() + usize::from(enrolled.is_some()),
             queue_pairs: plan.queue_pairs.into(),
             capacity: RECORDS,
-            facts: facts(plan, programs.map(|programs| &programs.facts)),
+            facts: facts(plan, enrolled.map(|guest| &guest.facts)),
         };
         let recorder = Recorder::create(&options, &self.clock)?;
         Ok(Recording { recorder, stays: false })

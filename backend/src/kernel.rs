@@ -1,4 +1,4 @@
-//! Times in the host kernel, on their way from its programs to a guest's recorder (`--kernel-stages`).
+//! Times in the host kernel, on their way from its programs to the guests' recorders (`--kernel-stages`).
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd as _;
@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use burst_trace::{Anchor, BurstRecord, Clock, KernelStage, RecordKind, Writer};
-use kernel_stages::{KernelStages, Span};
+use kernel_stages::{Attached, KernelStages, Span};
 use serde_json::{Map, Value};
 
 use crate::plan::GuestPlan;
@@ -15,30 +15,54 @@ use crate::spec::{DatapathSpec, Port};
 /// An anchor is good for so long: the two clocks drift by a few nanoseconds until then.
 const ANCHORED: Duration = Duration::from_millis(10);
 
-/// The programs of a guest, before its workers are there.
-pub struct Programs {
+/// The kernel's programs, which are there once for all guests, and who writes down what they measure.
+pub struct Kernel {
     stages: KernelStages,
+    attached: Vec<Attached>,
+    /// Who writes for each guest that asks for it, once its workers are there.
+    guests: Vec<Option<Scribe>>,
+    /// Of each worker's thread, by its number: whose it is, and its number there. Guests of a switch share one.
+    threads: Vec<(u32, Vec<(usize, u32)>)>,
+}
+
+/// A guest whose times in the kernel will be recorded.
+pub struct Enrolled {
+    number: usize,
     /// What became of each stage, for the recorder's header.
     pub facts: Value,
 }
 
-impl Programs {
-    /// Attaches what the plan asks for.
-    pub fn attach(plan: &GuestPlan) -> Result<Option<Self>, kernel_stages::Error> {
-        if !plan.kernel_stages {
+impl Kernel {
+    /// Attaches what the plans ask for.
+    pub fn attach(plans: &[GuestPlan]) -> Result<Option<Self>, kernel_stages::Error> {
+        let mut asking = plans.iter().filter(|plan| plan.kernel_stages).peekable();
+        if asking.peek().is_none() {
             return Ok(None);
         }
-        let taps = match &plan.datapath {
-            DatapathSpec::Tap { port: Port::Name(name), .. } => vec![name.as_str()],
-            _ => Vec::new(),
+        let (stages, attached) = KernelStages::attach(asking.any(|plan| tap(plan).is_some()))?;
+        Ok(Some(Self { stages, attached, guests: Vec::new(), threads: Vec::new() }))
+    }
+
+    /// Follows a guest's frames, whose tap is there, if the plan asks for it.
+    pub fn enroll(&mut self, plan: &GuestPlan) -> Option<Enrolled> {
+        if !plan.kernel_stages {
+            return None;
+        }
+        let number = self.guests.len();
+        self.guests.push(None);
+        let followed = match tap(plan) {
+            None => Err(kernel_stages::NO_TAP.to_owned()),
+            Some(name) => self.stages.add_tap(name, u32::try_from(number).unwrap_or(u32::MAX)),
         };
-        let (stages, attached) = KernelStages::attach(&taps)?;
         let mut facts = Map::new();
-        for (stage, result) in attached {
+        for (stage, result) in &self.attached {
+            let needs_tap = matches!(stage, KernelStage::HostTx | KernelStage::HostRx);
+            let result =
+                if needs_tap { result.as_ref().and(followed.as_ref()) } else { result.as_ref() };
             let fact = match result {
                 Ok(()) => "on".to_owned(),
                 Err(reason) => {
-                    if !taps.is_empty() {
+                    if tap(plan).is_some() {
                         log::warn!("{}{} is not measured: {reason}", plan.label, stage.name());
                     }
                     format!("n/a: {reason}")
@@ -48,28 +72,70 @@ impl Programs {
         }
         let reason = "n/a: KVM's tracepoints are not attached in this version";
         facts.insert(KernelStage::Inject.name().into(), reason.into());
-        Ok(Some(Self { stages, facts: facts.into() }))
+        Some(Enrolled { number, facts: facts.into() })
     }
 
-    /// Has what they measure of the guest's workers, threads in the order of their numbers, written by `writer`.
-    pub fn follow(
-        self,
-        label: &str,
+    /// Has what is measured of the guest's workers, threads in the order of their numbers, written by `writer`.
+    pub fn record(
+        &mut self,
+        guest: &Enrolled,
         workers: &[u32],
         writer: Writer,
         clock: Clock,
-    ) -> Result<Following, FollowError> {
-        for (number, tid) in (0..).zip(workers) {
-            self.stages.add_worker(*tid, number)?;
+    ) -> Result<(), FollowError> {
+        self.guests[guest.number] = Some(Scribe::new(writer, clock));
+        for (worker, &tid) in (0..).zip(workers) {
+            let whose = (guest.number, worker);
+            match self.threads.iter_mut().find(|(other, _)| *other == tid) {
+                Some((_, owners)) => owners.push(whose),
+                None => {
+                    let number = u32::try_from(self.threads.len()).unwrap_or(u32::MAX);
+                    self.threads.push((tid, vec![whose]));
+                    self.stages.add_worker(tid, number)?;
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// Begins to write down what is measured.
+    pub fn follow(self) -> Result<Following, FollowError> {
         let (stop, alive) = io::pipe()?;
-        let (label, stages) = (label.to_owned(), self.stages);
         let name = "kernel-stages".to_owned();
-        let thread = Builder::new().name(name).spawn(move || {
-            let mut scribe = Scribe::new(writer, clock);
-            follow(&stages, &stop, &label, |span| scribe.write(span));
-        })?;
+        let thread = Builder::new().name(name).spawn(move || self.run(&stop))?;
         Ok(Following { alive: Some(alive), thread: Some(thread) })
+    }
+
+    fn run(mut self, stop: &PipeReader) {
+        let (guests, threads) = (&mut self.guests, &self.threads);
+        let write = |span: Span| {
+            let mut write = |guest: usize, worker| {
+                if let Some(scribe) = guests.get_mut(guest).and_then(Option::as_mut) {
+                    scribe.write(span, worker);
+                }
+            };
+            if span.stage == KernelStage::HostRx {
+                // It is over before a worker has the frame.
+                write(span.about as usize, 0);
+            } else if let Some((_, owners)) = threads.get(span.about as usize) {
+                owners.iter().for_each(|&(guest, worker)| write(guest, worker));
+            }
+        };
+        if let Err(error) = self.stages.drain(stop.as_fd(), write) {
+            log::error!("times in the host kernel are not recorded any more: {error}");
+        }
+        let lost = self.stages.lost();
+        if lost > 0 {
+            log::warn!("{lost} times in the host kernel came faster than they were read");
+        }
+    }
+}
+
+/// The tap by whose name a guest's frames can be followed.
+const fn tap(plan: &GuestPlan) -> Option<&String> {
+    match &plan.datapath {
+        DatapathSpec::Tap { port: Port::Name(name), .. } => Some(name),
+        _ => None,
     }
 }
 
@@ -84,7 +150,7 @@ pub enum FollowError {
     Thread(#[from] io::Error),
 }
 
-/// The thread that reads one guest's times. It ends, and its programs go, when this is dropped.
+/// The thread that reads all guests' times. It ends, and its programs go, when this is dropped.
 pub struct Following {
     /// The thread notices that this is gone.
     alive: Option<PipeWriter>,
@@ -104,16 +170,6 @@ impl Drop for Following {
     }
 }
 
-fn follow(stages: &KernelStages, stop: &PipeReader, label: &str, each: impl FnMut(Span)) {
-    if let Err(error) = stages.drain(stop.as_fd(), each) {
-        log::error!("{label}times in the host kernel are not recorded any more: {error}");
-    }
-    let lost = stages.lost();
-    if lost > 0 {
-        log::warn!("{label}{lost} times in the host kernel came faster than they were read");
-    }
-}
-
 /// Turns spans into records.
 struct Scribe {
     writer: Writer,
@@ -128,7 +184,7 @@ impl Scribe {
         Self { writer, clock, anchor: clock.anchor(), anchored: clock.ticks_in(ANCHORED) }
     }
 
-    fn write(&mut self, span: Span) {
+    fn write(&mut self, span: Span, worker: u32) {
         if self.clock.now().saturating_sub(self.anchor.ticks) > self.anchored {
             self.anchor = self.clock.anchor();
         }
@@ -136,7 +192,7 @@ impl Scribe {
         self.writer.kernel(&BurstRecord {
             first: ticks(span.start_ns),
             last: ticks(span.end_ns),
-            bytes: span.worker,
+            bytes: worker,
             ring: u16::from(span.stage == KernelStage::HostTx),
             kind: RecordKind::Kernel as u8,
             cause: span.stage as u8,

@@ -43,7 +43,8 @@ struct event {
 	__u64 start;
 	__u64 end;
 	__u32 stage;
-	__u32 worker;
+	// The worker's number, or the tap's.
+	__u32 about;
 };
 
 // A frame on its way.
@@ -58,17 +59,24 @@ struct sight {
 	__u32 unused;
 };
 
-// In a rush not every frame is followed: from each origin one in so many nanoseconds,
-#define EACH_NS 10000
-// but for so many in a row when there was none for a while.
-#define ROW 64
+// In a rush not every frame of a device is followed: so many in each of the kernel's ticks,
+#define A_TICK 16
+// and of those behind them one in so many, a power of two.
+#define ONE_IN 64
 
 // One slot a frame, by its address. A frame that comes where another one is that was dropped somewhere takes its place.
 #define SLOTS 4096
 static struct sight slots[SLOTS];
 
-// When the next frame of an origin is followed, as long as that many follow one another without a pause.
-static __u64 due_from_worker, due_from_device;
+// How many frames a device has brought in the present tick. Two CPUs that bring some at once may count one less.
+struct pace {
+	__u64 tick;
+	__u64 count;
+};
+
+// Devices whose indices differ by a multiple of this share one.
+#define PACES 64
+static struct pace paces[PACES];
 
 // include/linux/sched.h: __TASK_STOPPED, __TASK_TRACED.
 #define HELD (0x4 | 0x8)
@@ -89,7 +97,7 @@ struct {
 	__type(value, __u64);
 } woken SEC(".maps");
 
-// The workers' taps by interface index.
+// The workers' taps by interface index: their numbers.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -110,7 +118,7 @@ struct {
 	__type(value, __u64);
 } lost SEC(".maps");
 
-static __always_inline void tell(__u32 stage, __u32 worker, __u64 start, __u64 end)
+static __always_inline void tell(__u32 stage, __u32 about, __u64 start, __u64 end)
 {
 	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
@@ -125,7 +133,7 @@ static __always_inline void tell(__u32 stage, __u32 worker, __u64 start, __u64 e
 	event->start = start;
 	event->end = end;
 	event->stage = stage;
-	event->worker = worker;
+	event->about = about;
 	bpf_ringbuf_submit(event, 0);
 }
 
@@ -183,16 +191,16 @@ static __always_inline struct sight *slot_of(__u64 key)
 	return &slots[(key >> 6) % SLOTS];
 }
 
-static __always_inline bool is_followed(__u64 *due, __u64 now)
+static __always_inline bool is_followed(__u32 ifindex)
 {
-	__u64 next = *due;
+	struct pace *pace = &paces[ifindex % PACES];
+	__u64 tick = bpf_jiffies64();
 
-	if (next > now)
-		return false;
-	if (next + ROW * EACH_NS < now)
-		next = now - ROW * EACH_NS;
-	*due = next + EACH_NS;
-	return true;
+	if (pace->tick != tick) {
+		pace->tick = tick;
+		pace->count = 0;
+	}
+	return pace->count++ < A_TICK || pace->count % ONE_IN == 0;
 }
 
 SEC("tp_btf/netif_receive_skb")
@@ -213,9 +221,9 @@ int BPF_PROG(receiving, struct sk_buff *skb)
 		// Another frame was there.
 		slot->skb = 0;
 	}
-	now = bpf_ktime_get_ns();
-	if (due_from_worker > now && due_from_device > now)
+	if (!is_followed(ifindex))
 		return 0;
+	now = bpf_ktime_get_ns();
 	if (bpf_map_lookup_elem(&taps, &ifindex)) {
 		__u32 tid = (__u32)bpf_get_current_pid_tgid();
 		__u32 *worker = bpf_map_lookup_elem(&workers, &tid);
@@ -225,8 +233,6 @@ int BPF_PROG(receiving, struct sk_buff *skb)
 		origin = FROM_WORKER;
 		from = *worker;
 	}
-	if (!is_followed(origin == FROM_WORKER ? &due_from_worker : &due_from_device, now))
-		return 0;
 	slot->skb = 0;
 	slot->time = now;
 	slot->origin = origin;

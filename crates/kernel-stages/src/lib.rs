@@ -47,9 +47,9 @@ pub enum Error {
 pub struct Span {
     /// Which one.
     pub stage: KernelStage,
-    /// The number of the worker that it is about, as given to [`KernelStages::add_worker`]; 0 for `host-rx`, which is
-    /// over before a worker has the frame.
-    pub worker: u32,
+    /// What it is about: of `host-rx`, the number given to [`KernelStages::add_tap`], of the others that given to
+    /// [`KernelStages::add_worker`].
+    pub about: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub start_ns: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
@@ -65,6 +65,9 @@ pub struct KernelStages {
     groups: Vec<Programs>,
 }
 
+/// Why frames are not followed where there is no tap.
+pub const NO_TAP: &str = "only frames of a tap that is given by its name are followed";
+
 /// Spans gather for so long once there are any: reading each one by itself would wake up a thread as often as the
 /// worker's.
 const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
@@ -73,12 +76,12 @@ const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 impl KernelStages {
-    /// Attaches what can be. Frames are followed to and from `taps`, interfaces by their name; of threads, those that
-    /// are [added](Self::add_worker).
+    /// Attaches what can be. Frames are followed to and from interfaces, and of threads it is seen when they are woken up,
+    /// that are added afterwards. Without `taps` there will be no interfaces.
     ///
     /// # Errors
     /// When nothing can be, because of who or where we are.
-    pub fn attach(taps: &[&str]) -> Result<(Self, Vec<Attached>), Error> {
+    pub fn attach(taps: bool) -> Result<(Self, Vec<Attached>), Error> {
         libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, message| {
             log::debug!("{}", message.trim_end());
         })));
@@ -88,21 +91,21 @@ impl KernelStages {
         }
         let (mut groups, mut attached) = (Vec::new(), Vec::new());
         for group in GROUPS {
-            let result = if group.needs_taps && taps.is_empty() {
-                Err("only frames of a tap that is given by its name are followed".to_owned())
+            let result = if group.needs_taps && !taps {
+                Err(NO_TAP.to_owned())
             } else {
-                match indices(taps).and_then(|taps| Ok(Programs::load(&group, &taps)?)) {
+                match Programs::load(&group) {
                     Ok(programs) => {
                         groups.push(programs);
                         Ok(())
                     }
                     // The verifier says the same of programs that it does not understand, to root too.
-                    Err(Refusal::Bpf(error))
+                    Err(error)
                         if error.kind() == ErrorKind::PermissionDenied && !geteuid().is_root() =>
                     {
                         return Err(Error::NotAllowed(error));
                     }
-                    Err(error) => Err(error.to_string()),
+                    Err(error) => Err(format!("this kernel refuses the programs: {error}")),
                 }
             };
             attached.extend(group.stages.iter().map(|stage| (*stage, result.clone())));
@@ -110,13 +113,26 @@ impl KernelStages {
         Ok((Self { groups }, attached))
     }
 
-    /// The thread `tid` is worker number `worker`.
+    /// The thread `tid` is a worker, number `number`.
     ///
     /// # Errors
     /// When there is no room for more.
-    pub fn add_worker(&self, tid: u32, worker: u32) -> Result<(), Error> {
+    pub fn add_worker(&self, tid: u32, number: u32) -> Result<(), Error> {
         let mut groups = self.groups.iter();
-        groups.try_for_each(|group| group.set("workers", tid, worker)).map_err(Error::Worker)
+        groups.try_for_each(|group| group.set("workers", tid, number)).map_err(Error::Worker)
+    }
+
+    /// The interface called `name` is a tap of the workers', number `number`.
+    ///
+    /// # Errors
+    /// Why its frames cannot be followed.
+    pub fn add_tap(&self, name: &str, number: u32) -> Result<(), String> {
+        let index = socket(AddressFamily::INET, SocketType::DGRAM, None)
+            .and_then(|socket| netdevice::name_to_index(socket, name))
+            .map_err(|error| format!("the interface {name} is not found: {error}"))?;
+        let mut groups = self.groups.iter();
+        let added = groups.try_for_each(|group| group.set("taps", index, number));
+        added.map_err(|error| format!("the kernel's programs cannot be told of {name}: {error}"))
     }
 
     /// Hands every span to `each` until `stop` becomes readable. Sleeps while there is none.
@@ -157,24 +173,6 @@ impl KernelStages {
     }
 }
 
-/// Why a group of programs is not there.
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    #[error("this kernel refuses the programs: {0}")]
-    Bpf(#[from] libbpf_rs::Error),
-    #[error("the interface {name} is not found: {source}")]
-    Interface { name: String, source: rustix::io::Errno },
-}
-
-fn indices(taps: &[&str]) -> Result<Vec<u32>, Refusal> {
-    let index = |name: &&str| {
-        socket(AddressFamily::INET, SocketType::DGRAM, None)
-            .and_then(|socket| netdevice::name_to_index(socket, name))
-            .map_err(|source| Refusal::Interface { name: (*name).to_owned(), source })
-    };
-    taps.iter().map(index).collect()
-}
-
 /// Sleeps until one of `fds` is readable or `limit` has passed. Returns whether the first one is.
 fn wait(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) -> io::Result<bool> {
     let entry = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
@@ -193,7 +191,7 @@ fn span(bytes: &[u8]) -> Option<Span> {
     let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     let short = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let stage = KernelStage::from_number(u8::try_from(short(16)?).ok()?)?;
-    Some(Span { stage, worker: short(20)?, start_ns: long(0)?, end_ns: long(8)? })
+    Some(Span { stage, about: short(20)?, start_ns: long(0)?, end_ns: long(8)? })
 }
 
 #[cfg(test)]
@@ -204,7 +202,7 @@ mod tests {
     fn an_event_is_read_as_the_programs_write_it() {
         let words = [7_u64, 9, u64::from(KernelStage::HostTx as u8) | 3 << 32];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let expected = Span { stage: KernelStage::HostTx, worker: 3, start_ns: 7, end_ns: 9 };
+        let expected = Span { stage: KernelStage::HostTx, about: 3, start_ns: 7, end_ns: 9 };
         if cfg!(target_endian = "little") {
             assert_eq!(span(&bytes), Some(expected));
         }

@@ -38,7 +38,7 @@ pub struct Programs {
 }
 
 impl Programs {
-    pub fn load(group: &Group, taps: &[u32]) -> libbpf_rs::Result<Self> {
+    pub fn load(group: &Group) -> libbpf_rs::Result<Self> {
         let mut object = ObjectBuilder::default().open_memory(&OBJECT.0)?;
         let is_ours = |name: &std::ffi::OsStr| group.names.iter().any(|ours| name == *ours);
         for mut program in object.progs_mut() {
@@ -46,16 +46,11 @@ impl Programs {
             program.set_autoload(is_wanted);
         }
         let object = object.load()?;
-        let mut programs = Self { _links: Vec::new(), object };
-        for tap in taps {
-            // A tap's frames are not yet any worker's.
-            programs.set("taps", *tap, 0)?;
-        }
-        programs._links = (programs.object.progs_mut())
+        let links = (object.progs_mut())
             .filter(|program| is_ours(program.name()))
             .map(|program| program.attach())
             .collect::<libbpf_rs::Result<_>>()?;
-        Ok(programs)
+        Ok(Self { _links: links, object })
     }
 
     /// Enters `key` with `value` in the map called `name`.
