@@ -107,6 +107,38 @@ fn on_a_tap_every_stage_of_the_kernel_that_is_attached_has_figures() {
 }
 
 #[test]
+fn in_a_rush_some_frames_are_followed_and_the_table_says_so() {
+    const RUSH: u64 = 20_000;
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("krush").unwrap();
+    let tap = outside.add_tap(1).unwrap();
+    let datapath = format!("tap:ifname={tap}");
+    let arguments = ["--datapath", &datapath, "--kernel-stages"];
+    let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let pair = guest.pair(0);
+    // To the outside host, who does not answer this protocol (IEEE 802: for experiments).
+    let mut pinger = Pinger::new(pair, Pinger::MAC);
+    pinger.ping_all(pair, 1);
+    let mut frame = pinger.sent.last().unwrap().clone();
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    let mut sent = 0;
+    while sent < RUSH {
+        sent += u64::from(pair.send(&frame).unwrap());
+        pair.reap().unwrap();
+    }
+    sleep(Duration::from_millis(200));
+    let found = json(directory.path(), "vm0");
+    let row = row(&found, "tx", "host-tx");
+    let (count, packets) = (number(row, "count"), number(&found["tx"], "packets"));
+    assert!(packets >= RUSH, "{packets}");
+    // One in 64, and some more at the beginning of each tick.
+    assert!(count >= RUSH / 128 && count <= RUSH / 2, "{row}");
+    let table = stats(directory.path(), "vm0", &[]);
+    assert!(table.contains("in a rush"), "{table}");
+}
+
+#[test]
 fn a_daemon_that_is_stopped_shows_it() {
     let directory = tempfile::tempdir().unwrap();
     let mut outside = Outside::new("kstopped").unwrap();
