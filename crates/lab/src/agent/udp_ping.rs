@@ -59,7 +59,8 @@ pub(super) struct Args {
     /// Write every packet as `sequence,intended_ns,sent_ns,received_ns`; empty where lost.
     #[arg(long, value_name = "FILE")]
     samples: Option<String>,
-    /// Write when each packet was sent and received, by application and kernel, for ringscope stats --probes.
+    /// Write when each packet that counts was sent and received, by application and kernel, for ringscope stats
+    /// --probes.
     #[arg(long, value_name = "FILE")]
     stamps: Option<String>,
 }
@@ -170,7 +171,7 @@ pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
             .map_err(|source| Error::File { path: path.clone(), source })?;
     }
     if let Some(log) = log {
-        write_stamps(log, run, &samples)?;
+        write_stamps(log, run, &samples, args.warmup)?;
     }
     let report = summarise(args, &samples, strays);
     if report.received == 0 {
@@ -405,9 +406,9 @@ fn summarise(args: &Args, samples: &[Sample], strays: Strays) -> PingReport {
     }
 }
 
-fn write_stamps(mut log: Log, run: u32, samples: &[Sample]) -> Result<(), Error> {
+fn write_stamps(mut log: Log, run: u32, samples: &[Sample], warmup: u64) -> Result<(), Error> {
     let known = |ns: u64| (ns > 0).then_some(ns);
-    for (sequence, sample) in (0..).zip(samples) {
+    for (sequence, sample) in (0..).zip(samples).skip(warmup as usize) {
         let &Sample { intended_ns, sent_ns, .. } = sample;
         log.write(&Row {
             probe: Probe { run, sequence, intended_ns, sent_ns },
