@@ -17,11 +17,11 @@ use datapath::{
 use metrics::{Address, Metrics, MetricsError};
 use serde_json::Value;
 use vhost_control::socket::Server;
-use vhost_control::{Device, Endpoint, ServeError, SocketError, serve};
+use vhost_control::{Device, Endpoint, ServeError, SocketError, Witness, serve};
 use virtio_net::ConfigSpace;
 use worker::{GuestOptions, Mailbox, Member, Worker, WorkerOptions};
 
-use crate::kernel::{Enrolled, FollowError, Following, Kernel};
+use crate::kernel::{Enrolled, FollowError, Following, FrontEnd, Kernel};
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::spec::{DatapathSpec, Engine};
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
@@ -223,7 +223,8 @@ impl Daemon {
         let threads: Vec<_> = self.workers[first..].iter().map(Worker::tid).collect();
         self.follow(plan, enrolled.as_ref(), &threads, &recording)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
-        self.show(plan, endpoint, &capabilities, mailboxes.cloned().collect(), &recording);
+        let witness = enrolled.and_then(|guest| guest.witness);
+        self.show(plan, endpoint, &capabilities, mailboxes.cloned().collect(), &recording, witness);
         self.recordings.push(recording);
         Ok(())
     }
@@ -281,6 +282,7 @@ impl Daemon {
                 &capabilities,
                 vec![Arc::clone(worker.mailbox(n))],
                 &recording,
+                enrolled.and_then(|guest| guest.witness),
             );
             self.recordings.push(recording);
         }
@@ -323,6 +325,7 @@ impl Daemon {
         capabilities: &Capabilities,
         mailboxes: Vec<Arc<Mailbox>>,
         recording: &Recording,
+        witness: Option<FrontEnd>,
     ) {
         log::info!(
             "{}: {} with {} queue pair(s), polling {}, recording to {}",
@@ -332,7 +335,7 @@ impl Daemon {
             plan.poll,
             recording.recorder.path().display()
         );
-        let device = Arc::new(device(plan, capabilities, &mailboxes));
+        let device = Arc::new(device(plan, capabilities, &mailboxes, witness));
         self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
     }
 
@@ -409,7 +412,12 @@ fn guest_options(plan: &GuestPlan, writer: Writer) -> GuestOptions {
 }
 
 /// `mailboxes`: one a worker of the guest's.
-fn device(plan: &GuestPlan, capabilities: &Capabilities, mailboxes: &[Arc<Mailbox>]) -> Device {
+fn device(
+    plan: &GuestPlan,
+    capabilities: &Capabilities,
+    mailboxes: &[Arc<Mailbox>],
+    witness: Option<FrontEnd>,
+) -> Device {
     let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
     let mailbox = |pair| Arc::clone(&mailboxes[usize::from(pair) % mailboxes.len()]);
     Device {
@@ -419,6 +427,7 @@ fn device(plan: &GuestPlan, capabilities: &Capabilities, mailboxes: &[Arc<Mailbo
         queue_pairs: plan.queue_pairs,
         queue_size: plan.queue_size,
         workers: (0..plan.queue_pairs).map(mailbox).collect(),
+        witness: witness.map(|witness| Box::new(witness) as Box<dyn Witness>),
     }
 }
 

@@ -6,8 +6,9 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use burst_trace::{Anchor, BurstRecord, Clock, KernelStage, RecordKind, Writer};
-use kernel_stages::{Attached, KernelStages, Span};
+use kernel_stages::{Attached, FrontEnds, KernelStages, Span};
 use serde_json::{Map, Value};
+use vhost_control::Witness;
 
 use crate::plan::GuestPlan;
 use crate::spec::{DatapathSpec, Port};
@@ -30,6 +31,30 @@ pub struct Enrolled {
     number: usize,
     /// What became of each stage, for the recorder's header.
     pub facts: Value,
+    /// Has the guest's front end known to the programs.
+    pub witness: Option<FrontEnd>,
+}
+
+/// Tells the kernel's programs which process a guest's front end is.
+#[derive(Debug)]
+pub struct FrontEnd {
+    number: usize,
+    label: String,
+    front_ends: FrontEnds,
+}
+
+impl Witness for FrontEnd {
+    fn connected(&self, process: u32) {
+        if let Err(error) =
+            self.front_ends.add(process, u32::try_from(self.number).unwrap_or(u32::MAX))
+        {
+            log::warn!("{}inject is not measured: {error}", self.label);
+        }
+    }
+
+    fn gone(&self, process: u32) {
+        self.front_ends.remove(process);
+    }
 }
 
 impl Kernel {
@@ -70,9 +95,10 @@ impl Kernel {
             };
             facts.insert(stage.name().into(), fact.into());
         }
-        let reason = "n/a: KVM's tracepoints are not attached in this version";
-        facts.insert(KernelStage::Inject.name().into(), reason.into());
-        Some(Enrolled { number, facts: facts.into() })
+        let front_ends = self.stages.front_ends();
+        let witness =
+            front_ends.map(|front_ends| FrontEnd { number, label: plan.label.clone(), front_ends });
+        Some(Enrolled { number, facts: facts.into(), witness })
     }
 
     /// Has what is measured of the guest's workers, threads in the order of their numbers, written by `writer`.
@@ -114,8 +140,8 @@ impl Kernel {
                     scribe.write(span, worker);
                 }
             };
-            if span.stage == KernelStage::HostRx {
-                // It is over before a worker has the frame.
+            if matches!(span.stage, KernelStage::HostRx | KernelStage::Inject) {
+                // No worker's: it is over before one has the frame, or begins when one has called.
                 write(span.about as usize, 0);
             } else if let Some((_, owners)) = threads.get(span.about as usize) {
                 owners.iter().for_each(|&(guest, worker)| write(guest, worker));

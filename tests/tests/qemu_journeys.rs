@@ -139,14 +139,14 @@ fn expect_every_packet_adds_up(found: &Value, stamps: &[String; 2], turn: (&str,
     assert!(below.is_empty(), "remainders below their bounds: {below:#?}");
 }
 
-/// A worker that does not poll is woken up for most packets. Not for an answer that is there before it has fallen asleep:
-/// the host's comes that soon, the guest's does not.
-fn expect_wakeups(found: &Value, sides: &[&str]) {
-    for &side in sides {
+/// A worker that does not poll is woken up for packets, but not for one that is there before it has fallen asleep: how many
+/// those are depends on what else the machine does. The host's answers come that soon, the guest's seldom do.
+fn expect_measured(found: &Value, of: &[(&str, &str)]) {
+    for &(side, stage) in of {
         let stages = found["stages"].as_array().expect("stages");
-        let row = stages.iter().find(|it| it["side"] == side && it["stage"] == "wakeup");
-        let row = row.expect("a wakeup");
-        assert!(row["count"].as_u64() >= Some(PROBES as u64 / 2), "{row}");
+        let row = stages.iter().find(|it| it["side"] == side && it["stage"] == stage);
+        let row = row.expect("a row");
+        assert!(row["count"].as_u64() >= Some(PROBES as u64 / 10), "{row}");
     }
 }
 
@@ -158,15 +158,15 @@ fn every_probe_is_followed_from_application_to_application() -> Result<(), Failu
         let options = place.options()?;
         place.attach(options)?;
         for (from, initiator, turn, woken) in [
-            (From::Outside, "host", ("guest", "guest-turn"), &["rx", "tx"][..]),
-            (From::Guest, "guest", ("host", "host-turn"), &["tx"][..]),
+            (From::Outside, "host", ("guest", "guest-turn"), [("rx", "wakeup"), ("tx", "wakeup")]),
+            (From::Guest, "guest", ("host", "host-turn"), [("tx", "wakeup"), ("tx", "wakeup")]),
         ] {
             let stamps = exchange(&mut place, from)?;
             eprintln!("{}", joined(&place, initiator, &stamps, false)?);
             let found: Value = serde_json::from_str(&joined(&place, initiator, &stamps, true)?)?;
             expect_every_packet_adds_up(&found, &stamps, turn);
             if poll == "never" {
-                expect_wakeups(&found, woken);
+                expect_measured(&found, &woken);
             }
         }
     }

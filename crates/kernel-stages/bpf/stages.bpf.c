@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 // Spans of a packet's way in the host kernel, on tracepoints with types (BTF). Two groups, loaded apart:
 //
-//   sched  a worker's thread was woken up, until it runs
+//   sched  a worker's thread was woken up, until it runs; a thread of a front end was woken up by a worker, which called
+//          its guest, until it runs
 //   net    a frame came in by a device, until it was handed to a tap; or was taken from a tap by the worker's own
 //          write, until another device's driver got it
 #include <linux/bpf.h>
@@ -12,6 +13,7 @@
 // Of the kernel's own types only what is read here; where it lies is found out when this is loaded.
 struct task_struct {
 	int pid;
+	int tgid;
 	unsigned int __state;
 } __attribute__((preserve_access_index));
 
@@ -30,6 +32,7 @@ enum stage {
 	WAKEUP = 1,
 	HOST_TX = 2,
 	HOST_RX = 3,
+	INJECT = 4,
 };
 
 // Where a frame was first seen.
@@ -43,7 +46,7 @@ struct event {
 	__u64 start;
 	__u64 end;
 	__u32 stage;
-	// The worker's number, or the tap's.
+	// The number of the worker, of the tap, or of the front end.
 	__u32 about;
 };
 
@@ -97,6 +100,28 @@ struct {
 	__type(value, __u64);
 } woken SEC(".maps");
 
+// Front ends by the process's id: their numbers.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u32);
+} front_ends SEC(".maps");
+
+// A thread of a front end's that was woken up by a worker and does not run yet.
+struct call {
+	__u64 time;
+	__u32 front_end;
+	__u32 unused;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, struct call);
+} called SEC(".maps");
+
 // The workers' taps by interface index: their numbers.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -140,13 +165,27 @@ static __always_inline void tell(__u32 stage, __u32 about, __u64 start, __u64 en
 SEC("tp_btf/sched_waking")
 int BPF_PROG(waking, struct task_struct *p)
 {
-	__u32 tid = p->pid;
+	__u32 tid = p->pid, tgid = p->tgid, waker;
+	__u32 *front_end;
 
+	// The first of several counts, of either kind.
 	if (bpf_map_lookup_elem(&workers, &tid)) {
 		__u64 now = bpf_ktime_get_ns();
 
-		// The first of several counts.
 		bpf_map_update_elem(&woken, &tid, &now, BPF_NOEXIST);
+		return 0;
+	}
+	front_end = bpf_map_lookup_elem(&front_ends, &tgid);
+	if (!front_end)
+		return 0;
+	waker = (__u32)bpf_get_current_pid_tgid();
+	if (bpf_map_lookup_elem(&workers, &waker)) {
+		struct call call = {
+			.time = bpf_ktime_get_ns(),
+			.front_end = *front_end,
+		};
+
+		bpf_map_update_elem(&called, &tid, &call, BPF_NOEXIST);
 	}
 	return 0;
 }
@@ -155,6 +194,7 @@ SEC("tp_btf/sched_switch")
 int BPF_PROG(switching, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
 	__u32 tid = prev->pid;
+	struct call *call;
 	__u32 *worker;
 	__u64 *start;
 
@@ -165,6 +205,11 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev, struct task_stru
 		bpf_map_update_elem(&woken, &tid, &now, BPF_ANY);
 	}
 	tid = next->pid;
+	call = bpf_map_lookup_elem(&called, &tid);
+	if (call) {
+		tell(INJECT, call->front_end, call->time, bpf_ktime_get_ns());
+		bpf_map_delete_elem(&called, &tid);
+	}
 	worker = bpf_map_lookup_elem(&workers, &tid);
 	if (!worker)
 		return 0;

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use burst_trace::KernelStage;
-use libbpf_rs::{ErrorKind, RingBufferBuilder};
+use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::process::geteuid;
@@ -47,8 +47,8 @@ pub enum Error {
 pub struct Span {
     /// Which one.
     pub stage: KernelStage,
-    /// What it is about: of `host-rx`, the number given to [`KernelStages::add_tap`], of the others that given to
-    /// [`KernelStages::add_worker`].
+    /// What it is about: of `host-rx`, the number given to [`KernelStages::add_tap`], of `inject` that given to
+    /// [`FrontEnds::add`], of the others that given to [`KernelStages::add_worker`].
     pub about: u32,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub start_ns: u64,
@@ -63,6 +63,26 @@ pub type Attached = (KernelStage, Result<(), String>);
 #[derive(Debug)]
 pub struct KernelStages {
     groups: Vec<Programs>,
+}
+
+/// The processes whose threads are seen when a worker wakes them up: it called their guest.
+#[derive(Debug)]
+pub struct FrontEnds(MapHandle);
+
+impl FrontEnds {
+    /// `process` is a front end, number `number`, until it is [removed](Self::remove).
+    ///
+    /// # Errors
+    /// When there is no room for more.
+    pub fn add(&self, process: u32, number: u32) -> libbpf_rs::Result<()> {
+        self.0.update(&process.to_ne_bytes(), &number.to_ne_bytes(), MapFlags::ANY)
+    }
+
+    /// `process` is none any more.
+    pub fn remove(&self, process: u32) {
+        // It may never have been added.
+        let _ = self.0.delete(&process.to_ne_bytes());
+    }
 }
 
 /// Why frames are not followed where there is no tap.
@@ -133,6 +153,14 @@ impl KernelStages {
         let mut groups = self.groups.iter();
         let added = groups.try_for_each(|group| group.set("taps", index, number));
         added.map_err(|error| format!("the kernel's programs cannot be told of {name}: {error}"))
+    }
+
+    /// Where front ends are added as they come, from any thread; none where nothing would be seen of them.
+    #[must_use]
+    pub fn front_ends(&self) -> Option<FrontEnds> {
+        let mut maps = self.groups.iter().filter(|group| group.sees_threads());
+        let map = maps.find_map(|group| group.map("front_ends"))?;
+        MapHandle::try_from(&map).ok().map(FrontEnds)
     }
 
     /// Hands every span to `each` until `stop` becomes readable. Sleeps while there is none.

@@ -21,7 +21,11 @@ pub struct Group {
 
 /// All programs. One group can be there without the other.
 pub const GROUPS: [Group; 2] = [
-    Group { names: &["waking", "switching"], stages: &[KernelStage::Wakeup], needs_taps: false },
+    Group {
+        names: &["waking", "switching"],
+        stages: &[KernelStage::Wakeup, KernelStage::Inject],
+        needs_taps: false,
+    },
     Group {
         names: &["receiving", "transmitting"],
         stages: &[KernelStage::HostTx, KernelStage::HostRx],
@@ -35,6 +39,7 @@ pub struct Programs {
     // Dropped in this order.
     _links: Vec<Link>,
     object: Object,
+    sees_threads: bool,
 }
 
 impl Programs {
@@ -50,7 +55,16 @@ impl Programs {
             .filter(|program| is_ours(program.name()))
             .map(|program| program.attach())
             .collect::<libbpf_rs::Result<_>>()?;
-        Ok(Self { _links: links, object })
+        Ok(Self {
+            _links: links,
+            object,
+            sees_threads: group.stages.contains(&KernelStage::Wakeup),
+        })
+    }
+
+    /// Whether it sees threads being woken up.
+    pub const fn sees_threads(&self) -> bool {
+        self.sees_threads
     }
 
     /// Enters `key` with `value` in the map called `name`.

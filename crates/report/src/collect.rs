@@ -69,6 +69,8 @@ struct Way {
     wakeup: Distribution,
     /// The host kernel's: between the datapath and a device.
     host: Distribution,
+    /// From the guest being called to its front end's thread.
+    inject: Distribution,
     total: Distribution,
 }
 
@@ -96,7 +98,7 @@ impl Collector {
                 KernelStage::HostTx | KernelStage::HostRx => {
                     way.host.add(record.total(), 1, self.rate);
                 }
-                KernelStage::Inject => {}
+                KernelStage::Inject => way.inject.add(record.total(), 1, self.rate),
             }
         } else if is_of_others(record) {
             return true;
@@ -177,6 +179,7 @@ impl Way {
             stages: direction.stages().iter().map(|_| Distribution::new()).collect(),
             wakeup: Distribution::new(),
             host: Distribution::new(),
+            inject: Distribution::new(),
             total: Distribution::new(),
         }
     }
@@ -203,6 +206,7 @@ impl Way {
         self.stages.iter_mut().for_each(Distribution::clear);
         self.wakeup.clear();
         self.host.clear();
+        self.inject.clear();
         self.total.clear();
     }
 
@@ -222,6 +226,9 @@ impl Way {
                 }
                 Place::Outside(name @ ("host-tx" | "host-rx"), tier) if self.host.count() > 0 => {
                     measured(name, tier, &self.host)
+                }
+                Place::Outside(name @ "inject", tier) if self.inject.count() > 0 => {
+                    measured(name, tier, &self.inject)
                 }
                 Place::Outside(name, tier) => StageRow::not_measured(name, tier),
                 Place::Daemon(stage) => times.next().map_or_else(

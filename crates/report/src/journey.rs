@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! host    host-send                 sent .. in the datapath's queue, or the daemon's first boundary
-//! daemon  wakeup notice starved place publish (rx), signal
+//! daemon  wakeup notice starved place publish (rx), signal; inject: .. the front end's thread ran
 //! guest   guest-receive             the guest's stack was given it .. its application had it
 //!         guest-turn                .. it sent the answer
 //!         guest-send                .. the guest's driver was given that
@@ -18,8 +18,8 @@
 //! parts and the remainder add up to the round trip, for every packet.
 //!
 //! The remainder is known to [`Journey::bound_ns`]: the guest may have had the packet as soon as it was published, while
-//! we still signalled; the answer may have been there since the look before the one that saw it; the sender's host may
-//! have had it while the datapath still sent; and the two clocks may run apart by [`DRIFT`].
+//! we still signalled, or its front end was still to run (a driver that polls needs no interrupt); the answer may have
+//! been there since the look before the one that saw it; and the two clocks may run apart by [`DRIFT`].
 
 pub mod stamps;
 mod text;
@@ -87,17 +87,19 @@ const GUEST_TURN: Part = part(Side::Guest, "guest-turn", "G");
 const GUEST_RECEIVE: Part = part(Side::Guest, "guest-receive", "G");
 const RX_WAKEUP: Part = part(Side::Rx, "wakeup", "K");
 const TX_WAKEUP: Part = part(Side::Tx, "wakeup", "K");
+const INJECT: Part = part(Side::Rx, "inject", "K");
 /// What lies between the stamps of two clocks.
 pub const REMAINDER: Part = part(Side::Between, "remainder", "-");
 
 /// Our part of the way into the guest.
-const INTO_GUEST: [Part; 6] = [
+const INTO_GUEST: [Part; 7] = [
     RX_WAKEUP,
     own(Direction::Rx, Stage::Notice),
     own(Direction::Rx, Stage::Starved),
     own(Direction::Rx, Stage::Place),
     own(Direction::Rx, Stage::Publish),
     own(Direction::Rx, Stage::Signal),
+    INJECT,
 ];
 /// And out of it.
 const OUT_OF_GUEST: [Part; 5] = [
@@ -205,6 +207,8 @@ impl Journeys {
 struct Way {
     rx: Burst,
     tx: Burst,
+    /// From our last boundary until the front end's thread ran, if it had to be woken up and that was seen.
+    inject: Option<i64>,
 }
 
 /// A burst that carried a probe.
@@ -248,6 +252,8 @@ struct Seen {
     bursts: HashMap<(ProbeId, Direction), BurstRecord>,
     /// Ticks at which each worker's thread was woken up, in order.
     wakeups: HashMap<u32, Vec<u64>>,
+    /// Ticks at which a front end was woken up to interrupt its guest, and at which it ran, in order.
+    injects: Vec<(u64, u64)>,
     /// Ticks at which each worker's bursts begin, in order.
     firsts: HashMap<u32, Vec<u64>>,
 }
@@ -257,23 +263,28 @@ impl Seen {
         let mut bursts = HashMap::new();
         let mut wakeups: HashMap<u32, Vec<u64>> = HashMap::new();
         let mut firsts: HashMap<u32, Vec<u64>> = HashMap::new();
+        let mut injects = Vec::new();
         source.read(|record| {
             if record.kind == RecordKind::Probe as u8 {
                 let id = ProbeId { run: record.bytes, sequence: record.sequence };
                 bursts.entry((id, record.direction())).or_insert(*record);
             } else if kernel::stage(record) == Some(KernelStage::Wakeup) {
                 wakeups.entry(record.bytes).or_default().push(record.first);
+            } else if kernel::stage(record) == Some(KernelStage::Inject) {
+                injects.push((record.first, record.last));
             } else if record.kind == RecordKind::Burst as u8 {
                 firsts.entry(record.worker.into()).or_default().push(record.first);
             }
         });
         wakeups.values_mut().chain(firsts.values_mut()).for_each(|all| all.sort_unstable());
+        injects.sort_unstable();
         let ns_per_tick = 1e9 / source.ticks_per_second() as f64;
-        Self { when: When::of(source), ns_per_tick, bursts, wakeups, firsts }
+        Self { when: When::of(source), ns_per_tick, bursts, wakeups, injects, firsts }
     }
 
     fn way(&self, id: ProbeId) -> Option<Way> {
-        Some(Way { rx: self.burst(id, Direction::Rx)?, tx: self.burst(id, Direction::Tx)? })
+        let rx = self.burst(id, Direction::Rx)?;
+        Some(Way { rx, tx: self.burst(id, Direction::Tx)?, inject: self.inject(&rx) })
     }
 
     fn burst(&self, id: ProbeId, direction: Direction) -> Option<Burst> {
@@ -283,6 +294,15 @@ impl Seen {
         let arrived = record.wakeup.map(|ticks| first - waited(ticks));
         let arrived = arrived.or_else(|| self.woken(&record));
         Some(Burst { record, first, arrived, ns_per_tick: self.ns_per_tick })
+    }
+
+    /// From a burst's last boundary until the front end's thread ran that was woken up while we signalled.
+    fn inject(&self, rx: &Burst) -> Option<i64> {
+        let record = &rx.record;
+        let signal: u64 = record.stages[Direction::Rx.stages().len() - 1];
+        let from = self.injects.partition_point(|&(woken, _)| woken < record.last - signal);
+        let &(woken, ran) = self.injects.get(from)?;
+        (woken <= record.last).then(|| (self.ns(ran) - self.ns(record.last)).max(0))
     }
 
     /// When the worker's thread was woken up for a burst: the latest time before it, with no other burst in between.
@@ -314,7 +334,7 @@ fn journey(
     echo: Option<&Stamp>,
     way: &Way,
 ) -> Journey {
-    let Way { rx, tx } = way;
+    let Way { rx, tx, inject } = way;
     let sent = Some(sender.sent);
     let round_trip_ns = received.cast_signed() - sender.sent.cast_signed();
     let mut measured = HashMap::new();
@@ -351,6 +371,7 @@ fn journey(
         }
     }
     set(RX_WAKEUP, rx.arrived.map(|arrived| rx.first - arrived));
+    set(INJECT, *inject);
     set(TX_WAKEUP, tx.arrived.map(|woken| tx.first - woken));
     for (burst, part) in
         INTO_GUEST.iter().map(|part| (rx, part)).chain(OUT_OF_GUEST.iter().map(|part| (tx, part)))
@@ -362,7 +383,8 @@ fn journey(
     let known: i64 = measured.values().sum();
     measured.insert(REMAINDER, round_trip_ns - known);
     let drift = (round_trip_ns as f64 * DRIFT).ceil() as i64;
-    let bound_ns = rx.stage(Stage::Signal) + tx.stage(Stage::Notice) + ANCHOR_NS + drift;
+    let overlap = rx.stage(Stage::Signal) + inject.unwrap_or(0) + tx.stage(Stage::Notice);
+    let bound_ns = overlap + ANCHOR_NS + drift;
     let parts = parts(initiator).iter().map(|part| measured.get(part).copied()).collect();
     Journey { id, round_trip_ns, parts, bound_ns }
 }

@@ -160,6 +160,19 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     if on_tap && way.stage("host-tx").is_some_and(|row| row.figures.is_some()) {
         text += "host-tx lies within egress: on a tap, the host works on a frame in the worker's own call\n";
     }
+    let inject = way.stage("inject");
+    let is_on = |(stage, state): &(String, String)| stage == "inject" && state == "on";
+    if inject.is_some() && breakdown.facts.kernel_stages.iter().any(is_on) {
+        text += match inject.and_then(|row| row.figures) {
+            Some(_) => {
+                "inject ends where the front end's thread runs that interrupts the guest, which is emulated\n"
+            }
+            None => {
+                "inject is not measured: no thread of the front end was woken up for it (with KVM the kernel itself \
+                 interrupts the guest)\n"
+            }
+        };
+    }
     let is_followed = |stage| way.stage(stage).and_then(|row| row.count).unwrap_or(way.packets);
     if ["host-tx", "host-rx"].into_iter().any(|stage| is_followed(stage) < way.packets) {
         text += "in a rush, the host's kernel is asked about some frames only: of each device, 16 a tick and one in 64 of the rest\n";

@@ -89,13 +89,16 @@ fn from_the_host(known: &Known) {
         writer.probe(&record, RUN, 3);
         writer.probe(&record, RUN + 1, 3);
     }
-    kernel.kernel(&BurstRecord {
-        first: known.at(65),
-        last: known.at(69),
-        kind: RecordKind::Kernel as u8,
-        cause: KernelStage::Wakeup as u8,
-        ..BurstRecord::default()
-    });
+    // The front end is woken up while we signal, the worker by the kick.
+    for (stage, first, last) in [(KernelStage::Wakeup, 65, 69), (KernelStage::Inject, 26, 30)] {
+        kernel.kernel(&BurstRecord {
+            first: known.at(first),
+            last: known.at(last),
+            kind: RecordKind::Kernel as u8,
+            cause: stage as u8,
+            ..BurstRecord::default()
+        });
+    }
 }
 
 fn part_us(journey: &Journey, initiator: Initiator, side: Side, stage: &str) -> Option<i64> {
@@ -126,6 +129,7 @@ fn every_stamp_of_a_hosts_probe_has_its_place_and_all_parts_add_up() {
         (Side::Rx, "place", 3),
         (Side::Rx, "publish", 1),
         (Side::Rx, "signal", 2),
+        (Side::Rx, "inject", 3),
         (Side::Guest, "guest-receive", 10),
         (Side::Guest, "guest-turn", 12),
         (Side::Guest, "guest-send", 8),
@@ -134,15 +138,15 @@ fn every_stamp_of_a_hosts_probe_has_its_place_and_all_parts_add_up() {
         (Side::Tx, "gather", 4),
         (Side::Tx, "egress", 6),
         (Side::Host, "host-receive", 8),
-        // 27 to 65, without the guest's 30.
-        (Side::Between, "remainder", 8),
+        // 30 to 65, without the guest's 30.
+        (Side::Between, "remainder", 5),
     ] {
         assert_eq!(of(side, stage), Some(us), "{side:?} {stage}");
     }
     let sum: i64 = journey.parts.iter().flatten().sum();
     assert_eq!(sum, journey.round_trip_ns);
-    // What was signalled, and noticed: and half a microsecond, and a thousandth.
-    assert!((4_500..4_700).contains(&journey.bound_ns), "{}", journey.bound_ns);
+    // What was signalled, injected and noticed; half a microsecond, and a thousandth.
+    assert!((7_400..7_800).contains(&journey.bound_ns), "{}", journey.bound_ns);
     let text = to_text(&joined);
     assert!(text.contains("1 probes from the host to the guest and back"), "{text}");
     assert!(to_json(&joined).contains("\"guest-turn\""));
@@ -156,7 +160,7 @@ fn without_the_echos_stamps_its_turn_is_in_the_remainder() {
     let joined = known.join(Initiator::Host, sender, None);
     let journey = &joined.journeys[0];
     assert_eq!(part_us(journey, Initiator::Host, Side::Guest, "guest-turn"), None);
-    assert_eq!(part_us(journey, Initiator::Host, Side::Between, REMAINDER.stage), Some(38));
+    assert_eq!(part_us(journey, Initiator::Host, Side::Between, REMAINDER.stage), Some(35));
     assert!(to_text(&joined).contains("without --echo the turn of the guest is not taken apart"));
 }
 

@@ -1,5 +1,6 @@
 //! What is offered to front ends, and what one connection has made of it.
 
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,6 +31,17 @@ pub struct Device {
     pub queue_size: u16,
     /// For each queue pair, the worker that serves it.
     pub workers: Vec<Arc<Mailbox>>,
+    /// Who else wants to know of front ends.
+    pub witness: Option<Box<dyn Witness>>,
+}
+
+/// Is told which processes are the front ends of a device.
+pub trait Witness: fmt::Debug + Send + Sync {
+    /// `process` has connected.
+    fn connected(&self, process: u32);
+
+    /// It is gone.
+    fn gone(&self, process: u32);
 }
 
 impl Device {
@@ -55,6 +67,14 @@ pub struct Session {
     refused: Mutex<Option<PrivateMemory>>,
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let (Some(witness), Some(peer)) = (&self.device.witness, self.peer) {
+            witness.gone(peer);
+        }
+    }
+}
+
 impl Session {
     /// A new connection's view.
     #[must_use]
@@ -64,6 +84,9 @@ impl Session {
             Arc::new(RingControl::new(&device.label, index, Arc::clone(mailbox)))
         };
         let rings = (0..device.queue_pairs * 2).map(ring).collect();
+        if let (Some(witness), Some(peer)) = (&device.witness, peer) {
+            witness.connected(peer);
+        }
         Self { device: Arc::clone(device), peer, rings, refused: Mutex::default() }
     }
 

@@ -27,6 +27,6 @@ pub mod socket;
 mod sys;
 mod vring;
 
-pub use device::Device;
+pub use device::{Device, Witness};
 pub use server::{ServeError, serve};
 pub use socket::{Endpoint, SocketError};
