@@ -134,7 +134,7 @@ fn in_a_rush_some_frames_are_followed_and_the_table_says_so() {
     let (count, packets) = (number(row, "count"), number(&found["tx"], "packets"));
     assert!(packets >= RUSH, "{packets}");
     // One in 64, and some more at the beginning of each tick.
-    assert!(count >= RUSH / 128 && count <= RUSH / 2, "{row}");
+    assert!((RUSH / 128..=RUSH / 2).contains(&count), "{row}");
     let table = stats(directory.path(), "vm0", &[]);
     assert!(table.contains("in a rush"), "{table}");
 }

@@ -1,0 +1,79 @@
+//! Round trips against an echo of this machine.
+
+use super::*;
+use crate::agent::udp_echo::echo;
+use clap::Parser;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    args: Args,
+}
+
+fn ping(line: &str) -> Result<PingReport, Error> {
+    run(&Line::parse_from(line.split_whitespace()).args)
+}
+
+fn echo_server() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || echo(&socket, Some(Duration::from_secs(10))));
+    address
+}
+
+#[test]
+fn both_loops_count_every_packet() {
+    for mode in ["open", "closed"] {
+        let line = format!("ping {} --count 50 --warmup 5 --mode {mode}", echo_server());
+        let report = ping(&line).unwrap();
+        assert_eq!((report.sent, report.received, report.lost), (50, 50, 0), "{mode}");
+        assert_eq!((report.duplicates, report.changed), (0, 0));
+        assert!(report.figures.unwrap().min_ns > 0);
+    }
+}
+
+#[test]
+fn a_changed_payload_is_no_reply() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let target = socket.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut packet = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut packet) {
+            let sequence = Probe::read(&packet[..length]).unwrap().sequence;
+            packet[length - 1] ^= u8::from(sequence % 2 == 1);
+            socket.send_to(&packet[..length], from).unwrap();
+        }
+    });
+    for mode in ["open", "closed"] {
+        let line = format!("ping {target} --count 4 --warmup 0 --wait-ms 50 --mode {mode}");
+        let report = ping(&line).unwrap();
+        assert_eq!((report.received, report.lost, report.changed), (2, 2, 2), "{mode}");
+    }
+}
+
+#[test]
+fn a_silent_peer_is_told_in_bounded_time() {
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let target = silent.local_addr().unwrap();
+    for mode in ["open", "closed"] {
+        let line = format!("ping {target} --count 3 --warmup 0 --wait-ms 30 --mode {mode}");
+        assert!(matches!(ping(&line), Err(Error::NoReply { sent: 3, .. })), "{mode}");
+    }
+}
+
+#[test]
+fn samples_hold_one_line_a_packet() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("samples.csv");
+    let target = echo_server();
+    ping(&format!("ping {target} --count 4 --warmup 1 --samples {}", path.display())).unwrap();
+    assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 6);
+}
+
+#[test]
+fn wrong_values_are_refused() {
+    for flag in ["--size 31", "--count 0", "--wait-ms 0"] {
+        let error = ping(&format!("ping 127.0.0.1:9 {flag}")).unwrap_err();
+        assert!(error.to_string().contains("expected"), "{error}");
+    }
+}
