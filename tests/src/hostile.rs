@@ -12,9 +12,13 @@ use tempfile::TempDir;
 
 use crate::daemon::Daemon;
 use crate::frames;
+use crate::lan::guest_table;
+use crate::mirror::{Kind, Mirror};
 use crate::trace::Trace;
 
 const SOON: Duration = Duration::from_secs(2);
+/// Long enough for a frame that is under way.
+const QUIET: Duration = Duration::from_millis(20);
 const MIB: u64 = 1 << 20;
 
 /// Guest memory that no ring and no honest buffer is in.
@@ -24,42 +28,67 @@ pub const UNMAPPED: u64 = 1 << 40;
 /// Descriptors of each ring.
 pub const SIZE: u16 = 64;
 
-/// A guest with two queue pairs on a daemon that reflects. The first pair is abused, the second must not
-/// notice. Receive rings have descriptors to spare.
+/// A guest that is abused, and somebody who must not notice: where the daemon reflects, the second queue pair
+/// of the same guest, on a wire of the kernel's another guest of the same daemon. Receive rings have
+/// descriptors to spare.
 #[derive(Debug)]
 pub struct Scene {
-    /// The guest.
+    /// The guest; its first queue pair is abused.
     pub guest: Guest,
     /// The daemon.
     pub daemon: Daemon,
+    neighbour: Option<Guest>,
+    kind: Kind,
     trace: Trace,
+    _mirrors: Vec<Mirror>,
     _directory: TempDir,
 }
 
 impl Scene {
-    /// With this guest; its queue pairs, rings and memory are the scene's. Whether the daemon polls depends
-    /// on the rings, so that it does and does not with either format.
+    /// On this kind of wire, with this guest; its queue pairs, rings and memory are the scene's. The daemon
+    /// polls as [`poll_for`] says.
+    fn new(kind: Kind, options: GuestOptions) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let poll = poll_for(&options);
+        let (wires, pairs) = if kind == Kind::Reflect { (1, 2) } else { (2, 1) };
+        let mirrors: Vec<_> = (0..wires).map(|_| Mirror::new(kind)).collect();
+        let table = |(n, mirror): (usize, &Mirror)| {
+            let keys = [
+                format!("datapath = '{}'", mirror.datapath()),
+                format!("queue-pairs = {pairs}\npoll = '{poll}'"),
+            ];
+            guest_table(directory.path(), n, &keys.join("\n"))
+        };
+        let config: String = mirrors.iter().enumerate().map(table).collect();
+        let daemon = Daemon::start_with_config(directory.path(), "vm0", &config).unwrap();
+        let mut options = options.queue_pairs(pairs).queue_size(SIZE).mergeable(false);
+        options.receive_pieces = 3;
+        options.regions = vec![RegionOptions { address: 0, len: 16 * MIB }];
+        let connect = |n: usize| {
+            let path = directory.path().join(format!("vm{n}.sock"));
+            Guest::connect(path, options.clone()).unwrap()
+        };
+        let (guest, neighbour) = (connect(0), (wires > 1).then(|| connect(1)));
+        let trace = Trace::open(directory.path(), "vm0");
+        Self { guest, daemon, neighbour, kind, trace, _mirrors: mirrors, _directory: directory }
+    }
+
+    /// Scenes on every kind of wire with both formats, and with and without completion in order.
     ///
     /// # Panics
     /// When daemon and guest do not come together.
-    #[must_use]
-    pub fn new(options: GuestOptions) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let has = |bit: u32| options.features & 1 << bit != 0;
-        let poll = if has(34) == has(35) { "never" } else { "adaptive" };
-        let arguments = ["--datapath", "reflect", "--queue-pairs", "2", "--poll", poll];
-        let daemon = Daemon::start(directory.path(), "hostile", &arguments).unwrap();
-        let mut options = options.queue_pairs(2).queue_size(SIZE).mergeable(false);
-        options.receive_pieces = 3;
-        options.regions = vec![RegionOptions { address: 0, len: 16 * MIB }];
-        let guest = Guest::connect(daemon.socket(), options).unwrap();
-        let trace = Trace::open(directory.path(), "hostile");
-        Self { guest, daemon, trace, _directory: directory }
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::all_of(&GuestOptions::default())
     }
 
-    /// Scenes with both formats, and with and without completion in order.
-    pub fn all() -> impl Iterator<Item = Self> {
-        frames::formats(&GuestOptions::default()).into_iter().map(Self::new)
+    /// The same with such a guest.
+    ///
+    /// # Panics
+    /// As [`all`](Self::all).
+    pub fn all_of(options: &GuestOptions) -> impl Iterator<Item = Self> + use<> {
+        let of_kind = |kind: Kind| kind.guests(options).into_iter().map(move |it| (kind, it));
+        let all: Vec<_> = Kind::ALL.into_iter().flat_map(of_kind).collect();
+        all.into_iter().map(|(kind, options)| Self::new(kind, options))
     }
 
     /// Whether rings are packed.
@@ -68,12 +97,43 @@ impl Scene {
         self.guest.features().packed()
     }
 
-    /// Frames flow on both pairs, and nobody wrote where nobody may.
+    /// Frames flow on all pairs, and nobody wrote where nobody may.
     ///
     /// # Panics
     /// When not.
     pub fn expect_traffic(&mut self) {
         frames::come_back(&mut self.guest).unwrap();
+        self.neighbour.as_mut().map_or(Ok(()), frames::come_back).unwrap();
+    }
+
+    /// The guest reboots, and then all is well.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn expect_recovery(&mut self) {
+        self.guest.reboot().unwrap();
+        // What was under way in the kernel comes still.
+        while self.kind != Kind::Reflect
+            && self.guest.pair(0).receive_within(QUIET).unwrap().is_some()
+        {}
+        self.expect_traffic();
+    }
+
+    /// Who must not notice did not: none of those rings is given up, and they carry frames.
+    ///
+    /// # Panics
+    /// When that does not hold.
+    pub fn expect_others(&mut self) {
+        match &mut self.neighbour {
+            Some(neighbour) => {
+                assert!(!has_given_up(neighbour, &[0, 1]), "another guest's ring is given up");
+                frames::come_back(neighbour).unwrap();
+            }
+            None => {
+                assert!(!has_given_up(&mut self.guest, &[2, 3]), "another pair's ring is given up");
+                frames::come_back_on(&mut self.guest, 1).unwrap();
+            }
+        }
     }
 
     /// A chain of `buffers` on ring `index` of the first pair comes back with length 0, counted by its
@@ -124,12 +184,12 @@ impl Scene {
         });
         let came = came.unwrap_or_else(|| panic!("a chain is lost: {}", self.daemon.log()));
         // What was sent to get there comes back first.
-        while pair.receive_within(Duration::from_millis(20)).unwrap().is_some() {}
+        while pair.receive_within(QUIET).unwrap().is_some() {}
         came
     }
 
     /// `act` breaks ring `index` of the first pair: its err descriptor is written, the log says `why`, the
-    /// other pair carries frames, and all is well after a reset.
+    /// others carry frames, and all is well after a reset.
     ///
     /// # Panics
     /// When not.
@@ -148,10 +208,8 @@ impl Scene {
         let log = self.daemon.log()[logged..].to_owned();
         assert!(gave_up.is_some(), "{why}: the ring is not given up: {log}");
         assert!(log.contains(why), "{why}: {log}");
-        for other in [1 - index, 2, 3] {
-            let other = self.guest.ring(other).gave_up(Duration::ZERO).unwrap();
-            assert!(!other, "{why}: another ring is given up too: {log}");
-        }
+        let other = has_given_up(&mut self.guest, &[1 - index]);
+        assert!(!other, "{why}: the other ring is given up too: {log}");
         if index == 0 {
             // What was sent to a receiver that is gone is lost, not kept: without another kick.
             let pair = self.guest.pair(0);
@@ -161,11 +219,22 @@ impl Scene {
             });
             assert!(all.is_some(), "{why}: the other ring stands still");
         }
-        frames::come_back_on(&mut self.guest, 1).unwrap();
+        self.expect_others();
         self.guest.check_canaries().unwrap();
-        self.guest.reboot().unwrap();
-        self.expect_traffic();
+        self.expect_recovery();
     }
+}
+
+fn has_given_up(guest: &mut Guest, rings: &[u16]) -> bool {
+    rings.iter().any(|&index| guest.ring(index).gave_up(Duration::ZERO).unwrap())
+}
+
+/// How the daemon is to poll for such a guest: with either ring format it does for one, and sleeps for the
+/// other, of those with completion in order and those without.
+#[must_use]
+pub fn poll_for(options: &GuestOptions) -> &'static str {
+    let has = |bit: u32| options.features & 1 << bit != 0;
+    if has(34) == has(35) { "never" } else { "adaptive" }
 }
 
 /// Asks again and again, for a while.

@@ -8,6 +8,7 @@
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`lan`]: guests in software on one switch.
+//! - [`mirror`]: wires that give every frame back as it was.
 //! - [`packets`]: packets that a kernel answers.
 //! - [`pcapng`]: reads captures back.
 //! - [`perfetto`]: reads traces for Perfetto back.
@@ -24,6 +25,7 @@ pub mod dpdk;
 pub mod frames;
 pub mod hostile;
 pub mod lan;
+pub mod mirror;
 pub mod packets;
 pub mod pcapng;
 pub mod perfetto;

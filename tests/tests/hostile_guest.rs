@@ -9,18 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burst_trace::DropCause::{
-    self, RxDirection, RxEmptyChain, RxNoBuffers, RxTooBig, RxUnmapped, TxDirection, TxRefused,
-    TxTooShort, TxUnmapped,
+    RxDirection, RxEmptyChain, RxNoBuffers, RxTooBig, RxUnmapped, TxBadNetHeader, TxDirection,
+    TxRefused, TxTooShort, TxUnmapped, TxUnsegmentable,
 };
 use frontend::driver::Driver;
 use frontend::layout::{DESC_F_INDIRECT, DESC_F_NEXT, Descriptor, PackedDescriptor};
 use frontend::{Error, Guest, GuestOptions, RegionOptions};
-use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::frames;
 use ringscope_tests::hostile::{
-    SCRATCH, SIZE, Scene, UNMAPPED, offer_one, readable, within_soon, writable,
+    SCRATCH, SIZE, Scene, UNMAPPED, offer_one, poll_for, readable, within_soon, writable,
 };
+use ringscope_tests::mirror::{Kind, Mirror};
 use ringscope_tests::trace::Trace;
 
 #[test]
@@ -80,8 +80,7 @@ fn indices_that_the_ring_does_not_have_break_it() {
             let pair = scene.guest.pair(0);
             let returned = within_soon(|| pair.reap().err()).expect("the chain comes back");
             assert!(matches!(returned, Error::NotOffered { ring: 1, head: 0xffff }));
-            scene.guest.reboot().unwrap();
-            scene.expect_traffic();
+            scene.expect_recovery();
             continue;
         }
         scene.expect_break(1, "descriptor index 64 in a table of 64", |ring| {
@@ -144,8 +143,7 @@ fn indirect_tables_that_are_wrong_break_the_ring() {
         let len = if scene.is_packed() { 16 * 32769 } else { 16 };
         scene.expect_break(1, "it loops", |ring| offer_one(ring, TABLE, len, DESC_F_INDIRECT, 0));
     }
-    for packed in [false, true] {
-        let mut scene = Scene::new(GuestOptions::default().indirect(false).packed(packed));
+    for mut scene in Scene::all_of(&GuestOptions::default().indirect(false)) {
         scene.expect_break(1, "without VIRTIO_F_INDIRECT_DESC negotiated", |ring| {
             offer_one(ring, TABLE, 16, DESC_F_INDIRECT, 0);
         });
@@ -155,8 +153,7 @@ fn indirect_tables_that_are_wrong_break_the_ring() {
 #[test]
 fn descriptors_that_change_while_they_are_read_hurt_only_their_guest() {
     // An indirect table that is nowhere breaks the ring: without them, all that goes wrong is a chain.
-    for options in frames::formats(&GuestOptions::default().indirect(false)) {
-        let mut scene = Scene::new(options);
+    for mut scene in Scene::all_of(&GuestOptions::default().indirect(false)) {
         let memory = Arc::clone(scene.guest.memory().guest());
         let table =
             |ring: u16, guest: &mut Guest| guest.ring(ring).driver().setup().descriptor_table;
@@ -193,8 +190,7 @@ fn descriptors_that_change_while_they_are_read_hurt_only_their_guest() {
         assert!(all.is_some(), "a chain is lost: {}", scene.daemon.log());
         assert!(scene.drops(1, TxUnmapped) > 0, "it never hit");
         scene.guest.check_canaries().unwrap();
-        scene.guest.reboot().unwrap();
-        scene.expect_traffic();
+        scene.expect_recovery();
     }
 }
 
@@ -203,10 +199,26 @@ const fn table_offset(n: usize) -> u64 {
     (n % SIZE as usize) as u64 * 16
 }
 
+/// Has guests like these meet a daemon on a wire of each of `kinds`.
+fn on_mirrors(
+    kinds: &[Kind],
+    options: &[GuestOptions],
+    mut meet: impl FnMut(Kind, &Daemon, &Trace, GuestOptions),
+) {
+    for &kind in kinds {
+        let directory = tempfile::tempdir().unwrap();
+        let mirror = Mirror::new(kind);
+        for options in options.iter().flat_map(|options| kind.guests(options)) {
+            let arguments = ["--datapath", mirror.datapath(), "--poll", poll_for(&options)];
+            let daemon = Daemon::start(directory.path(), "odd", &arguments).unwrap();
+            let trace = Trace::open(directory.path(), "odd");
+            meet(kind, &daemon, &trace, options);
+        }
+    }
+}
+
 #[test]
 fn headers_in_single_bytes_and_buffers_across_regions_are_as_good_as_any() {
-    let directory = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(directory.path(), "odd", &["--datapath", "reflect"]).unwrap();
     let seam = RegionOptions { address: 1 << 20, len: 1 << 20 };
     let options = GuestOptions {
         regions: vec![
@@ -217,7 +229,7 @@ fn headers_in_single_bytes_and_buffers_across_regions_are_as_good_as_any() {
         ],
         ..GuestOptions::default().queue_size(128)
     };
-    for options in frames::formats(&options) {
+    on_mirrors(&Kind::ALL, &[options], |_, daemon, _, options| {
         let mut guest = Guest::connect(daemon.socket(), options).unwrap();
         frames::come_back(&mut guest).unwrap();
         let frame = frames::frame(3, 200);
@@ -227,63 +239,50 @@ fn headers_in_single_bytes_and_buffers_across_regions_are_as_good_as_any() {
         let came = guest.pair(0).receive_within(Duration::from_secs(2)).unwrap();
         assert_eq!(came.expect("the frame comes back").bytes, frame);
         frames::come_back(&mut guest).unwrap();
-        guest.stop_ring(0).unwrap();
-        guest.disconnect();
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    });
 }
 
 #[test]
 fn frames_that_receive_buffers_are_too_small_for_are_dropped_or_spread() {
-    let directory = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(directory.path(), "small", &["--datapath", "reflect"]).unwrap();
-    let trace = Trace::open(directory.path(), "small");
-    let mut drops = [0; 2];
-    let base = GuestOptions { buffer_len: 128, ..GuestOptions::default().queue_size(16) };
+    let base = GuestOptions {
+        buffer_len: 128,
+        regions: vec![RegionOptions { address: 0, len: SCRATCH + 4096 }],
+        ..GuestOptions::default().queue_size(16)
+    };
     let guests = [false, true].map(|mergeable| base.clone().mergeable(mergeable));
-    for options in guests.iter().flat_map(frames::formats) {
+    on_mirrors(&Kind::ALL, &guests, |kind, daemon, trace, options| {
         let mut guest = Guest::connect(daemon.socket(), options).unwrap();
         let mergeable = guest.features().mergeable();
+        let mut drops = 0;
         // 16 buffers of 128 bytes; one of 116 is a frame's that fits.
         for (len, fits) in [(116, true), (117, mergeable), (1500, mergeable), (2100, false)] {
             let ring = guest.ring(1);
-            let room = ring.offer_foreign(&[readable(0, len + 12)]);
+            let room = ring.offer_foreign(&[readable(SCRATCH, len + 12)]);
             assert!(room, "no room for a frame of {len} bytes");
             ring.publish();
             ring.kick_anyway().unwrap();
-            let pair = guest.pair(0);
-            let mut frame = None;
-            let came = within_soon(|| {
+            drops += u64::from(!fits);
+            let (pair, mut frame, mut came) = (guest.pair(0), None, None);
+            let cause = if mergeable { RxNoBuffers } else { RxTooBig };
+            let done = within_soon(|| {
                 // The guest holds every frame's `num_buffers` against what it finds.
                 frame = frame.take().or(pair.receive().unwrap());
                 pair.reap().unwrap();
-                pair.transmit_ring().foreign_used().pop()
+                came = came.or_else(|| pair.transmit_ring().foreign_used().pop());
+                let received = if fits { frame.is_some() } else { trace.drops(0, cause) == drops };
+                (came.is_some() && received).then_some(())
             });
-            assert!(came.is_some(), "the chain of {len} bytes is lost");
-            frame = frame.or(pair.receive().unwrap());
+            assert!(done.is_some(), "{kind:?}: {len} bytes, {came:?} {frame:?} {}", daemon.log());
             assert_eq!(frame.map(|frame| frame.bytes.len()), fits.then_some(len as usize));
-            if !fits {
-                drops[usize::from(mergeable)] += 1;
-            }
         }
         guest.check_canaries().unwrap();
-        guest.stop_ring(0).unwrap();
-        guest.disconnect();
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!([RxTooBig, RxNoBuffers].map(|cause| trace.drops(0, cause)), drops);
+    });
 }
 
 #[test]
-fn net_headers_that_lie_are_refused_by_the_kernel_and_counted() {
+fn net_headers_that_lie_are_refused_and_counted() {
     const NEEDS_CHECKSUM: u8 = 1;
     const TCP4: u8 = 1;
-    let directory = tempfile::tempdir().unwrap();
-    let mut outside = Outside::new("liar").unwrap();
-    let tap = outside.add_tap(1).unwrap();
-    let arguments = ["--datapath", &format!("tap:ifname={tap}")];
-    let daemon = Daemon::start(directory.path(), "liar", &arguments).unwrap();
-    let trace = Trace::open(directory.path(), "liar");
     // Flags, type of segmentation; header length, segment size, checksum start and offset.
     let lies = [
         ([NEEDS_CHECKSUM, 0], [0, 0, 0xfff0, 16]),
@@ -292,22 +291,27 @@ fn net_headers_that_lie_are_refused_by_the_kernel_and_counted() {
         ([NEEDS_CHECKSUM, 0x7f], [54, 100, 34, 16]),
         ([NEEDS_CHECKSUM, TCP4], [0xffff, 100, 34, 16]),
     ];
-    let expect = |ring: u16, cause: DropCause, count| {
-        within_soon(|| (trace.drops(ring, cause) == count).then_some(())).is_some()
-    };
-    let mut count = 0;
-    for options in frames::formats(&GuestOptions::default().offloads()) {
+    // A daemon that reflects offers no offloads, and reads no header.
+    let guests = [GuestOptions::default().offloads()];
+    on_mirrors(&[Kind::Tap, Kind::AfXdp], &guests, |kind, daemon, trace, options| {
+        // By the kernel, or by the daemon before it.
+        let refused = || {
+            [TxRefused, TxBadNetHeader, TxUnsegmentable]
+                .map(|it| trace.drops(1, it))
+                .iter()
+                .sum::<u64>()
+        };
         let mut guest = Guest::connect(daemon.socket(), options).unwrap();
-        for ([flags, kind], numbers) in lies {
+        for (count, ([flags, kind_of], numbers)) in (1..).zip(lies) {
             let numbers = numbers.map(u16::to_le_bytes).concat();
-            let header = [&[flags, kind][..], &numbers, &[0; 2]].concat();
+            let header = [&[flags, kind_of][..], &numbers, &[0; 2]].concat();
             let packets = trace.packets(1);
             assert!(guest.pair(0).send_chain(&header, &[&frames::frame(1, 100)]).unwrap());
-            count += 1;
-            assert!(expect(1, TxRefused, count), "{header:?} {}", daemon.log());
+            let counted = within_soon(|| (refused() == count).then_some(()));
+            assert!(counted.is_some(), "{kind:?}: {header:?} {} {}", refused(), daemon.log());
             assert!(guest.pair(0).send(&frames::frame(1, 100)).unwrap());
             let sent = within_soon(|| (trace.packets(1) == packets + 1).then_some(()));
-            assert!(sent.is_some(), "nothing goes on after {header:?}");
+            assert!(sent.is_some(), "{kind:?}: nothing goes on after {header:?}");
             let pair = guest.pair(0);
             let free = within_soon(|| {
                 pair.reap().unwrap();
@@ -316,8 +320,5 @@ fn net_headers_that_lie_are_refused_by_the_kernel_and_counted() {
             assert!(free.is_some(), "a chain is lost");
         }
         guest.check_canaries().unwrap();
-        guest.stop_ring(0).unwrap();
-        guest.disconnect();
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    });
 }
