@@ -17,6 +17,8 @@ use ringscope_tests::trace::Trace;
 const SOON: Duration = Duration::from_secs(5);
 const RX: u16 = 0;
 const TX: u16 = 1;
+/// The daemon on a wire of the kernel.
+const NAME: &str = "wire";
 
 /// Sends so many numbered frames in bursts to a daemon that reflects them; which ones came back, in order.
 fn reflected(pair: &mut Pair, count: usize) -> Vec<usize> {
@@ -96,42 +98,58 @@ fn the_same_frames_are_lost_again_whatever_the_rings_are_like() {
     }
 }
 
-/// A daemon on a tap of `outside` with these faults, and a guest.
-fn on_tap(outside: &mut Outside, directory: &Path, poll: &str, fault: &str) -> (Daemon, Guest) {
-    let datapath = format!("tap:ifname={}", outside.add_tap(1).unwrap());
+/// What is behind the daemon, and each polling mode on it.
+fn wires() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ["tap", "af-xdp"].into_iter().flat_map(|wire| ["never", "adaptive"].map(|poll| (wire, poll)))
+}
+
+/// The outside host on such a wire, a daemon with these faults, and a guest.
+fn on_wire(wire: &str, directory: &Path, poll: &str, fault: &str) -> (Outside, Daemon, Guest) {
+    let (outside, ifname) = if wire == "tap" {
+        let mut outside = Outside::new("faults").unwrap();
+        let tap = outside.add_tap(1).unwrap();
+        (outside, tap)
+    } else {
+        let outside = Outside::on_wire("faults", 1).unwrap();
+        let veth = outside.wire().to_owned();
+        (outside, veth)
+    };
+    let datapath = format!("{wire}:ifname={ifname}");
     let arguments = ["--datapath", &datapath, "--poll", poll, "--fault", fault];
-    let daemon = Daemon::start(directory, "tap", &arguments).unwrap();
+    let daemon = Daemon::start(directory, NAME, &arguments).unwrap();
     let guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    (daemon, guest)
+    (outside, daemon, guest)
 }
 
 #[test]
-fn on_a_tap_the_same_frames_are_lost_again_and_counted() {
+fn on_a_wire_the_same_frames_are_lost_again_and_counted() {
     const PINGS: usize = 60;
     let directory = tempfile::tempdir().unwrap();
-    let mut outside = Outside::new("lossy").unwrap();
     for (fault, ring, cause) in [
         ("drop:tx=0.1,seed=5", TX, DropCause::TxFault),
         ("drop:rx=0.1,seed=5", RX, DropCause::RxFault),
     ] {
         let mut runs = Vec::new();
-        for poll in ["never", "adaptive"] {
-            let (_daemon, mut guest) = on_tap(&mut outside, directory.path(), poll, fault);
+        for (wire, poll) in wires() {
+            let (_outside, _daemon, mut guest) = on_wire(wire, directory.path(), poll, fault);
             let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
             let mut ping = |_| pinger.ping(guest.pair(0), 100, Duration::from_millis(60));
             let answered: Vec<bool> = (0..PINGS).map(&mut ping).collect();
             guest.stop_ring(RX).unwrap();
             guest.stop_ring(TX).unwrap();
             let lost = answered.iter().filter(|&&answered| !answered).count();
-            assert!((1..PINGS / 3).contains(&lost), "{fault}: {lost}");
-            let trace = Trace::open(directory.path(), "tap");
+            assert!((1..PINGS / 3).contains(&lost), "{fault} {wire}: {lost}");
+            let trace = Trace::open(directory.path(), NAME);
             let counted = trace.drops(ring, cause);
-            assert!(counted >= lost as u64, "{fault}: {counted} counted, {lost} lost");
+            assert!(counted >= lost as u64, "{fault} {wire}: {counted} counted, {lost} lost");
             assert_eq!(trace.check(TX).packets + trace.drops(TX, cause), pinger.sent.len() as u64);
             assert_eq!(trace.check(RX).packets, pinger.came.len() as u64);
             runs.push(answered);
         }
-        assert_eq!(runs[0], runs[1], "{fault}");
+        // Each wire, polled in one way and the other.
+        for pair in runs.chunks(2) {
+            assert_eq!(pair[0], pair[1], "{fault}");
+        }
     }
 }
 
@@ -178,14 +196,13 @@ fn an_error_costs_the_frame_that_it_meets_or_none_at_all() {
 }
 
 #[test]
-fn on_a_tap_what_an_error_meets_is_counted_or_sent_later() {
+fn on_a_wire_what_an_error_meets_is_counted_or_sent_later() {
     const PINGS: u64 = 50;
     let directory = tempfile::tempdir().unwrap();
-    let mut outside = Outside::new("errors").unwrap();
     for (error, cause) in ERRORS {
-        for poll in ["never", "adaptive"] {
+        for (wire, poll) in wires() {
             let fault = format!("error:tx.{error},every=10");
-            let (mut daemon, mut guest) = on_tap(&mut outside, directory.path(), poll, &fault);
+            let (_outside, mut daemon, mut guest) = on_wire(wire, directory.path(), poll, &fault);
             let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
             let mut lost = 0;
             for _ in 0..PINGS {
@@ -193,33 +210,32 @@ fn on_a_tap_what_an_error_meets_is_counted_or_sent_later() {
                 lost += u64::from(!pinger.ping(guest.pair(0), 100, patience));
             }
             // The question for the address was one frame more.
-            assert_eq!(lost, if cause.is_some() { PINGS / 10 } else { 0 }, "{error} {poll}");
+            assert_eq!(lost, if cause.is_some() { PINGS / 10 } else { 0 }, "{error} {wire} {poll}");
             guest.stop_ring(TX).unwrap();
-            let trace = Trace::open(directory.path(), "tap");
+            let trace = Trace::open(directory.path(), NAME);
             let counted = cause.map_or(0, |cause| trace.drops(TX, cause));
-            assert_eq!(counted, lost, "{error} --poll {poll}");
+            assert_eq!(counted, lost, "{error} {wire} --poll {poll}");
             assert!(daemon.is_alive(), "{}", daemon.log());
         }
     }
 }
 
 #[test]
-fn a_tap_that_cannot_be_read_now_is_read_later_and_loses_nothing() {
+fn a_wire_that_cannot_be_read_now_is_read_later_and_loses_nothing() {
     const PINGS: usize = 40;
     let directory = tempfile::tempdir().unwrap();
-    let mut outside = Outside::new("unread").unwrap();
     for (error, _) in ERRORS {
-        for poll in ["never", "adaptive"] {
+        for (wire, poll) in wires() {
             let fault = format!("error:rx.{error},every=8");
-            let (mut daemon, mut guest) = on_tap(&mut outside, directory.path(), poll, &fault);
+            let (_outside, mut daemon, mut guest) = on_wire(wire, directory.path(), poll, &fault);
             let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
             pinger.ping_all(guest.pair(0), PINGS);
             guest.stop_ring(RX).unwrap();
-            let trace = Trace::open(directory.path(), "tap");
+            let trace = Trace::open(directory.path(), NAME);
             let counted = trace.drops(RX, DropCause::RxError);
             // That there is nothing to be read now is no loss.
             let expected = if error == "EAGAIN" { 0..1 } else { 4..PINGS as u64 };
-            assert!(expected.contains(&counted), "{error} --poll {poll}: {counted}");
+            assert!(expected.contains(&counted), "{error} {wire} --poll {poll}: {counted}");
             assert_eq!(trace.check(RX).packets, pinger.came.len() as u64);
             assert!(daemon.is_alive(), "{}", daemon.log());
         }
@@ -229,10 +245,9 @@ fn a_tap_that_cannot_be_read_now_is_read_later_and_loses_nothing() {
 #[test]
 fn a_datapath_that_never_takes_a_frame_holds_up_its_guest_and_nobody_else() {
     let directory = tempfile::tempdir().unwrap();
-    let mut outside = Outside::new("never").unwrap();
-    for poll in ["never", "adaptive"] {
-        let (mut daemon, mut guest) =
-            on_tap(&mut outside, directory.path(), poll, "error:tx.EAGAIN");
+    for (wire, poll) in wires() {
+        let (_outside, mut daemon, mut guest) =
+            on_wire(wire, directory.path(), poll, "error:tx.EAGAIN");
         for n in 0..10 {
             assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
         }
@@ -241,11 +256,11 @@ fn a_datapath_that_never_takes_a_frame_holds_up_its_guest_and_nobody_else() {
         sleep(Duration::from_secs(1));
         assert!(
             daemon.cpu_time() - before <= Duration::from_millis(100),
-            "--poll {poll}: it spins"
+            "{wire} --poll {poll}: it spins"
         );
-        assert_eq!(guest.pair(0).reap().unwrap(), 0, "--poll {poll}");
+        assert_eq!(guest.pair(0).reap().unwrap(), 0, "{wire} --poll {poll}");
         // They are the guest's own again once the ring stops.
-        assert_eq!(guest.stop_ring(TX).unwrap(), 0, "--poll {poll}");
+        assert_eq!(guest.stop_ring(TX).unwrap(), 0, "{wire} --poll {poll}");
         daemon.signal(Signal::TERM).unwrap();
         let ended = daemon.ended_within(Duration::from_secs(1)).unwrap();
         assert!(ended.is_some_and(|status| status.success()), "{}", daemon.log());
