@@ -98,27 +98,46 @@ fn found(names: &[String]) -> String {
 }
 
 impl Choice {
+    /// The name that was asked for, if one was.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The run directory: the one that was given, or the default.
+    ///
+    /// # Errors
+    /// When none was given and there is no default.
+    pub fn run_dir(&self) -> Result<PathBuf, FindError> {
+        self.run_dir.clone().or_else(default_run_dir).ok_or(FindError::NoRunDir)
+    }
+
     /// Finds the recorder and opens it.
     ///
     /// # Errors
     /// When there is none, more than one to choose from, or it cannot be read.
     pub fn open(&self) -> Result<Found, FindError> {
-        let dir = match &self.run_dir {
-            Some(dir) => dir.clone(),
-            None => default_run_dir().ok_or(FindError::NoRunDir)?,
-        };
+        let dir = self.run_dir()?;
         let name = match &self.name {
             Some(name) => name.clone(),
             None => only_name(&dir)?,
         };
-        let path = recorder_path(&dir, &name);
-        if !path.exists() {
-            let names = names(&dir)?;
-            return Err(FindError::NoSuchName { path, names });
-        }
-        let reader = Reader::open(&path)?;
-        Ok(Found { name, path, reader })
+        open(&dir, name)
     }
+}
+
+/// Opens the recorder called `name` in `dir`.
+///
+/// # Errors
+/// When there is none of that name, or it cannot be read.
+pub fn open(dir: &Path, name: String) -> Result<Found, FindError> {
+    let path = recorder_path(dir, &name);
+    if !path.exists() {
+        let names = names(dir)?;
+        return Err(FindError::NoSuchName { path, names });
+    }
+    let reader = Reader::open(&path)?;
+    Ok(Found { name, path, reader })
 }
 
 fn only_name(dir: &Path) -> Result<String, FindError> {
@@ -131,7 +150,10 @@ fn only_name(dir: &Path) -> Result<String, FindError> {
 }
 
 /// The names of all recorders in `dir`, sorted. What a crashed daemon left (`NAME.trace.crashed`) is none.
-fn names(dir: &Path) -> Result<Vec<String>, FindError> {
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn names(dir: &Path) -> Result<Vec<String>, FindError> {
     let error = |source| FindError::RunDir { dir: dir.into(), source };
     let mut names = Vec::new();
     for entry in dir.read_dir().map_err(error)? {

@@ -1,8 +1,20 @@
 //! `ringscope top`: where the time goes, live.
 
+mod cells;
+#[cfg(test)]
+mod fixture;
+mod guest;
+mod guests;
+mod help;
+mod keys;
+mod order;
+mod outliers;
+mod queues;
 mod screen;
 mod source;
+mod sources;
 mod stream;
+mod view;
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -10,33 +22,42 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::event::{self, Event};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Outcome;
 use crate::recorder::Choice;
-use screen::Screen;
-use source::Source;
+use keys::Command;
+use sources::Sources;
+use view::View;
 
 /// How often the recorder is read between two redraws: the oftener, the less is overwritten unread.
 const POLL_EVERY: Duration = Duration::from_millis(25);
 
 const EXAMPLES: &str = "\
 Examples:
-  ringscope top                    the only recorder of this host, a new picture each second
+  ringscope top                    the only guest of this host, or a table of all; a new picture each second
   ringscope top --name vm0 --interval 0.5
-  ringscope top --json | jq -c '[.tx.packets, .outliers[0].total_ns]'
+  ringscope top --all --sort rx-p99
+  ringscope top --json | jq -c '[.name, .tx.packets, .outliers[0].total_ns]'
 
-Keys: q or Ctrl-C ends it.
+Keys:
+  q, Ctrl-C          end it
+  Enter, 1-9         in the table: open the marked guest, or that on this line; up, down mark another one
+  Esc                back to the table
+  s, r               sort by the next column; the other way round (guests, or the queues of one)
+  p, space           hold the picture; what comes is counted, and the next picture is of the whole pause
+  o                  the interval's slowest bursts first, where a low terminal has no room for them
+  h, ?               what keys, columns and stages are
 
 Rates, bytes and drops come from the daemon's counters and are exact. Times come from the records; those \
 that were overwritten before they could be read are counted as lost. The bar shows what the mean \
-consists of.
+consists of. Without --name, guests that come later are shown as well, and those whose daemon has ended are marked.
 
-With --json there is one object a line for each interval, until Ctrl-C: time_ns (CLOCK_REALTIME at its end), name, window_s, \
-tx and rx as in `ringscope stats --json`, outliers (its five slowest bursts, the slowest first: times in ns, stages by \
-name), and lost_records.";
+With --json there is one object a line for each guest and interval, until Ctrl-C: time_ns (CLOCK_REALTIME at its end), \
+name, window_s, tx and rx as in `ringscope stats --json`, outliers (its five slowest bursts, the slowest first: times in \
+ns, stages by name), and lost_records.";
 
 /// The flags of `ringscope top`.
 #[derive(Debug, clap::Args)]
@@ -47,7 +68,13 @@ pub struct Arguments {
     /// Time between two pictures
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = crate::stats::seconds)]
     interval: Duration,
-    /// One JSON object a line for each interval; needs no terminal
+    /// Begin with the table of all guests, also of one or none
+    #[arg(long, conflicts_with = "name")]
+    all: bool,
+    /// What the table of guests is sorted by at first
+    #[arg(long, value_name = "COLUMN", default_value = "name")]
+    sort: guests::Column,
+    /// One JSON object a line for each guest and interval; needs no terminal
     #[arg(long)]
     json: bool,
 }
@@ -64,7 +91,7 @@ struct NoTerminal;
 /// # Errors
 /// When there is no recorder to follow, or no terminal.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let source = Source::new(arguments.choice.open()?);
+    let sources = Sources::open(&arguments.choice, arguments.all)?;
     if !arguments.json && !io::stdout().is_terminal() {
         return Err(NoTerminal.into());
     }
@@ -73,50 +100,64 @@ pub fn run(arguments: &Arguments) -> Outcome {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     if arguments.json {
-        return Ok(stream::follow(source, arguments.interval, &stop)?);
+        return Ok(stream::follow(sources, arguments.interval, &stop)?);
+    }
+    let dir = sources.dir().cloned();
+    let mut view = View::new(dir, sources.first(), arguments.sort);
+    if !arguments.all && view.is_of_one() {
+        view.open_first();
     }
     // The terminal comes back in every case: `try_init` sees to it when we panic.
     let mut terminal = ratatui::try_init()?;
-    let done = follow(&mut terminal, source, arguments.interval, &stop);
+    let done = follow(&mut terminal, sources, view, arguments.interval, &stop);
     ratatui::try_restore()?;
     Ok(done?)
 }
 
 fn follow(
     terminal: &mut DefaultTerminal,
-    mut source: Source,
+    mut sources: Sources,
+    mut view: View,
     interval: Duration,
     stop: &AtomicBool,
 ) -> io::Result<()> {
-    let mut screen = Screen::new(source.identity());
     let mut redraw_at = Instant::now() + interval;
     let mut is_stale = true;
     while !stop.load(Ordering::Relaxed) {
         if is_stale {
-            terminal.draw(|frame| screen.render(frame))?;
+            terminal.draw(|frame| screen::render(&view, frame))?;
         }
-        let pause = redraw_at.saturating_duration_since(Instant::now()).min(POLL_EVERY);
         is_stale = false;
-        if event::poll(pause)? {
+        if event::poll(pause(&view, redraw_at))? {
             match event::read()? {
-                event if is_end(&event) => return Ok(()),
                 Event::Resize(..) => is_stale = true,
+                Event::Key(key) => match keys::command(&key) {
+                    Some(Command::End) => return Ok(()),
+                    Some(command) => {
+                        view.obey(command);
+                        is_stale = true;
+                    }
+                    None => {}
+                },
                 _ => {}
             }
         }
-        source.poll();
-        if Instant::now() >= redraw_at {
+        sources.poll();
+        // What comes in a pause stays where it is counted, and is of the interval that ends after it.
+        if !view.is_paused() && Instant::now() >= redraw_at {
             redraw_at = Instant::now() + interval;
-            screen.update(source.take(), source.identity());
+            let samples = sources.take();
+            view.update(samples, sources.unreadable());
             is_stale = true;
         }
     }
     Ok(())
 }
 
-fn is_end(event: &Event) -> bool {
-    let Event::Key(key) = event else { return false };
-    let is_control_c =
-        key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-    key.kind == KeyEventKind::Press && (is_control_c || key.code == KeyCode::Char('q'))
+fn pause(view: &View, redraw_at: Instant) -> Duration {
+    if view.is_paused() {
+        POLL_EVERY
+    } else {
+        redraw_at.saturating_duration_since(Instant::now()).min(POLL_EVERY)
+    }
 }

@@ -1,5 +1,6 @@
 //! The tool as its user meets it: what it prints, and what it says when something is not as it should be.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -130,6 +131,42 @@ fn without_a_terminal_top_points_to_stats() {
     let dir = TempDir::new().unwrap();
     let _recorder = recorder(dir.path(), "vm0");
     assert_fails(&ringscope(dir.path(), &["top"]), 1, &["expected a terminal", "ringscope stats"]);
+}
+
+#[test]
+fn the_flags_of_top_are_checked() {
+    let dir = TempDir::new().unwrap();
+    let _recorders = [recorder(dir.path(), "vm1"), recorder(dir.path(), "vm0")];
+    // Several are no error, as the terminal is what it misses.
+    assert_fails(&ringscope(dir.path(), &["top"]), 1, &["expected a terminal"]);
+    let both = ringscope(dir.path(), &["top", "--all", "--name", "vm0"]);
+    assert_fails(&both, 2, &["--all", "--name"]);
+    assert_fails(&ringscope(dir.path(), &["top", "--sort", "x"]), 2, &["rx-p99", "drops"]);
+}
+
+#[test]
+fn top_streams_every_guest_also_those_that_come_later_and_none_that_is_gone() {
+    let dir = TempDir::new().unwrap();
+    std::fs::write(dir.path().join("broken.trace"), "").unwrap();
+    let mut arguments = command(dir.path(), &["top", "--all", "--json", "--interval", "0.1"]);
+    let mut top = arguments.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(top.stdout.take().unwrap()).lines();
+    let mut names = move |number| -> Vec<String> {
+        let objects = lines.by_ref().take(number);
+        let objects = objects.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+        objects.map(|object| object["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let second = recorder(dir.path(), "vm1");
+    assert_eq!(names(2), ["vm1", "vm1"]);
+    let _first = recorder(dir.path(), "vm0");
+    let mut both = names(20).split_off(16);
+    both.sort();
+    assert_eq!(both, ["vm0", "vm0", "vm1", "vm1"]);
+    drop(second);
+    std::fs::remove_file(dir.path().join("vm1.trace")).unwrap();
+    assert_eq!(names(20)[16..], ["vm0"; 4]);
+    top.kill().unwrap();
+    top.wait().unwrap();
 }
 
 #[test]

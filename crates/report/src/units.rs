@@ -12,6 +12,14 @@ pub fn time(ns: f64) -> String {
     format!("{} {unit}", three_digits(value))
 }
 
+/// The time of day, UTC, of nanoseconds since 1970: to the microsecond.
+#[must_use]
+pub fn time_of_day(ns_since_1970: u64) -> String {
+    let (seconds, us) = (ns_since_1970 / 1_000_000_000, ns_since_1970 / 1000 % 1_000_000);
+    let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02}.{us:06}", seconds % 60)
+}
+
 /// A number with SI prefix, without unit: `12.3k`.
 #[must_use]
 pub fn scaled(value: f64) -> String {
@@ -69,6 +77,13 @@ mod tests {
         ] {
             assert_eq!(time(ns), text);
         }
+    }
+
+    #[test]
+    fn a_day_begins_at_midnight() {
+        assert_eq!(time_of_day(0), "00:00:00.000000");
+        assert_eq!(time_of_day(1_000_000_000_000_001_999), "01:46:40.000001");
+        assert_eq!(time_of_day(86_399_999_999_999), "23:59:59.999999");
     }
 
     #[test]

@@ -1,329 +1,250 @@
-//! The picture of `ringscope top`.
+//! The picture of `ringscope top`: a head, the guests or one of them, the keys, and help over all of it.
 
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use burst_trace::Direction;
-use report::follow::DirectionInterval;
-use report::stages::Tier;
-use report::units::{grouped, percent, scaled, time};
-use report::{Figures, Interval, QueueInterval, StageRow};
+use super::cells::{ALARM, BOLD, cut, cut_last};
+use super::view::View;
+use super::{guest, guests, help};
 
-use super::source::Identity;
+const PAUSED: Style =
+    Style::new().fg(Color::Yellow).add_modifier(Modifier::BOLD).add_modifier(Modifier::REVERSED);
+const KEYS: Style = Style::new().add_modifier(Modifier::DIM);
 
-/// One a stage, in the order of the bar.
-const COLORS: [Color; 6] =
-    [Color::Blue, Color::Magenta, Color::Cyan, Color::Green, Color::Yellow, Color::Red];
-const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
-const HEADING: Style = Style::new().add_modifier(Modifier::UNDERLINED);
-const FIGURE_WIDTH: u16 = 9;
-
-/// What is drawn.
-#[derive(Debug)]
-pub struct Screen {
-    identity: Identity,
-    interval: Option<Interval>,
-}
-
-impl Screen {
-    /// A screen before its first interval.
-    #[must_use]
-    pub const fn new(identity: Identity) -> Self {
-        Self { identity, interval: None }
-    }
-
-    /// Takes what the next picture shows.
-    pub fn update(&mut self, interval: Interval, identity: Identity) {
-        self.interval = Some(interval);
-        self.identity = identity;
-    }
-
-    /// Draws it.
-    pub fn render(&self, frame: &mut Frame) {
-        let Some(interval) = &self.interval else {
-            let [head, rest] =
-                Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(frame.area());
-            frame.render_widget(self.head(), head);
-            frame.render_widget("collecting the first interval", rest);
-            return;
-        };
-        let [head, status, tx, rx, queues] = Layout::vertical([
-            Constraint::Length(1),
-            Constraint::Length(1),
-            Constraint::Length(height(Direction::Tx)),
-            Constraint::Length(height(Direction::Rx)),
-            Constraint::Fill(1),
-        ])
-        .areas(frame.area());
-        frame.render_widget(self.head(), head);
-        frame.render_widget(status_line(interval), status);
-        render_direction(frame, tx, &interval.tx, interval.seconds);
-        render_direction(frame, rx, &interval.rx, interval.seconds);
-        render_queues(frame, queues, interval);
-    }
-
-    fn head(&self) -> Line<'_> {
-        let Identity { name, facts, pid, is_alive } = &self.identity;
-        let mut text = String::new();
-        for (what, fact) in [("", &facts.datapath), ("poll ", &facts.poll)] {
-            if let Some(fact) = fact {
-                text += &format!("  {what}{fact}");
+/// Draws what `view` shows.
+pub fn render(view: &View, frame: &mut Frame) {
+    let mut rest = frame.area();
+    // Of a terminal of one line, that is the guest's name.
+    let head = cut(&mut rest, 1);
+    frame.render_widget(keys(view), cut_last(&mut rest));
+    match view.opened() {
+        Some(sample) => {
+            frame.render_widget(guest::head(&sample.identity), head);
+            if let Some(interval) = &sample.interval {
+                frame.render_widget(guest::status(interval), cut(&mut rest, 1));
+                guest::render(frame, rest, interval, &view.queue_order, view.outliers_first);
+            } else {
+                frame.render_widget(Line::from("collecting the first interval"), rest);
             }
         }
-        let state = if *is_alive {
-            Span::raw(format!("  pid {pid}"))
-        } else {
-            Span::styled(format!("  pid {pid} has ended"), Style::new().fg(Color::Red))
-        };
-        Line::from(vec![Span::styled(format!("ringscope {name}"), BOLD), text.into(), state])
+        None => {
+            frame.render_widget(head_of_all(view), head);
+            render_all(view, frame, rest);
+        }
+    }
+    if let Some(from_line) = view.help_from_line {
+        help::render(frame, frame.area(), from_line);
     }
 }
 
-/// Title, headings, the daemon's stages, total, bar.
-fn height(direction: Direction) -> u16 {
-    u16::try_from(direction.stages().len()).unwrap_or(0) + 4
-}
-
-fn status_line(interval: &Interval) -> Line<'static> {
-    let lost = format!(
-        "records lost: {} now, {} in all",
-        scaled(interval.lost as f64),
-        scaled(interval.lost_in_all as f64)
-    );
-    let style = if interval.lost > 0 { Style::new().fg(Color::Red) } else { Style::new() };
-    Line::from(vec![
-        Span::raw(format!("q ends  every {:.1} s  ", interval.seconds)),
-        Span::styled(lost, style),
-        Span::raw(not_measured(interval)),
-    ])
-}
-
-/// Whose stages the recorder has no figures of.
-fn not_measured(interval: &Interval) -> String {
-    let lacks = |tier| {
-        let rows = interval.tx.records.stages.iter().chain(&interval.rx.records.stages);
-        rows.into_iter().any(|row| row.tier == tier && row.count.is_none())
+fn head_of_all(view: &View) -> Line<'static> {
+    let guests = match view.samples.len() {
+        1 => "1 guest".to_owned(),
+        number => format!("{number} guests"),
     };
-    let tiers: Vec<_> = [(Tier::K, "kernel"), (Tier::G, "guest")]
-        .into_iter()
-        .filter(|(tier, _)| lacks(*tier))
-        .map(|(_, name)| name)
-        .collect();
-    if tiers.is_empty() { String::new() } else { format!("  {} stages n/a", tiers.join(", ")) }
-}
-
-fn render_direction(frame: &mut Frame, area: Rect, way: &DirectionInterval, seconds: f64) {
-    let [title, table, bar] =
-        Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)])
-            .areas(area);
-    frame.render_widget(title_line(way, seconds), title);
-    frame.render_widget(stage_table(way, seconds), table);
-    frame.render_widget(Paragraph::new(bar_line(way, bar.width)), bar);
-}
-
-fn title_line(way: &DirectionInterval, seconds: f64) -> Line<'static> {
-    let name = match way.records.direction {
-        Direction::Tx => "guest to wire (tx)",
-        Direction::Rx => "wire to guest (rx)",
-    };
-    let rate = |amount: u64| scaled(amount as f64 / seconds);
-    let totals = &way.totals;
-    let mut text = format!(
-        "  {} packets/s  {}bit/s",
-        rate(totals.packets),
-        scaled(8.0 * totals.bytes as f64 / seconds)
-    );
-    if totals.bursts > 0 {
-        text += &format!("  {:.2} a burst", totals.packets as f64 / totals.bursts as f64);
+    let mut spans = vec![Span::styled(format!("ringscope {guests}"), BOLD)];
+    if let Some(dir) = &view.dir {
+        spans.push(format!("  in {}", dir.display()).into());
     }
-    let drops = drops_span(way.dropped);
-    Line::from(vec![Span::styled(name, BOLD), text.into(), drops])
-}
-
-fn drops_span(dropped: u64) -> Span<'static> {
-    let style = if dropped > 0 { Style::new().fg(Color::Red) } else { Style::new() };
-    Span::styled(format!("  {} drops", grouped(dropped)), style)
-}
-
-fn stage_table(way: &DirectionInterval, seconds: f64) -> Table<'static> {
-    let records = &way.records;
-    let total_ns = records.total.figures.map_or(0.0, |figures| figures.mean_ns);
-    let is_polled = records.polled_packets > 0;
-    let mut colors = COLORS.iter();
-    let rows = records
-        .stages
-        .iter()
-        .filter(|row| row.tier == Tier::D)
-        .map(|row| (row, colors.next().copied().unwrap_or(Color::Reset)))
-        .chain([(&records.total, Color::Reset)])
-        .map(|(row, color)| {
-            let is_bound = is_polled && matches!(row.stage, "notice" | "total");
-            let name = format!("{}{}", row.stage, if is_bound { " ≤" } else { "" });
-            let mut cells = vec![Cell::from(name).style(Style::new().fg(color))];
-            cells.extend(stage_cells(row, way.totals.packets, seconds, total_ns).map(right));
-            Row::new(cells)
-        });
-    let headings = ["rate/s", "mean", "p50", "p99", "max", "share"];
-    let mut widths = vec![Constraint::Length(10)];
-    widths.extend([Constraint::Length(FIGURE_WIDTH); 6]);
-    let mut header = vec![Cell::from("stage")];
-    header.extend(headings.map(|heading| right(heading.into())));
-    Table::new(rows, widths).header(Row::new(header).style(HEADING))
-}
-
-fn stage_cells(row: &StageRow, packets: u64, seconds: f64, total_ns: f64) -> [String; 6] {
-    let rate = scaled(packets as f64 / seconds);
-    let share = row.figures.map_or_else(dash, |figures| percent(figures.mean_ns, total_ns));
-    let [mean, p50, p99, max] = figure_cells(row.figures);
-    [rate, mean, p50, p99, max, share]
-}
-
-fn figure_cells(figures: Option<Figures>) -> [String; 4] {
-    let Some(figures) = figures else { return [dash(), dash(), dash(), dash()] };
-    let Figures { mean_ns, p50_ns, p99_ns, max_ns, .. } = figures;
-    [time(mean_ns), time(p50_ns as f64), time(p99_ns as f64), time(max_ns as f64)]
-}
-
-fn dash() -> String {
-    "-".into()
-}
-
-fn right(text: String) -> Cell<'static> {
-    Cell::from(Line::from(text).right_aligned())
-}
-
-/// What the mean consists of: a stretch a stage, as long as its share, with its name where that fits.
-fn bar_line(way: &DirectionInterval, width: u16) -> Line<'static> {
-    let stages = way.records.stages.iter().filter(|row| row.tier == Tier::D);
-    let means: Vec<_> =
-        stages.map(|row| (row.stage, row.figures.map_or(0.0, |f| f.mean_ns))).collect();
-    let total_ns: f64 = means.iter().map(|(_, mean_ns)| mean_ns).sum();
-    if total_ns <= 0.0 {
-        return Line::from("no packets");
+    let ended = view.samples.iter().filter(|sample| !sample.identity.is_alive).count();
+    if ended > 0 {
+        spans.push(Span::styled(format!("  {ended} ended"), ALARM));
     }
-    let (mut sum_ns, mut drawn) = (0.0, 0);
-    let spans = means.iter().zip(COLORS).map(|(&(stage, mean_ns), color)| {
-        // Ends are rounded, not lengths: so the stretches fill the line exactly.
-        sum_ns += mean_ns;
-        let end = (sum_ns / total_ns * f64::from(width)).round() as usize;
-        let length = end - drawn;
-        drawn = end;
-        let name = if stage.len() < length { stage } else { "" };
-        Span::styled(format!("{name:^length$}"), Style::new().fg(Color::Black).bg(color))
-    });
-    Line::from(spans.collect::<Vec<_>>())
+    if !view.unreadable.is_empty() {
+        let names = view.unreadable.join(", ");
+        spans.push(Span::styled(format!("  cannot be read: {names}"), ALARM));
+    }
+    Line::from(spans)
 }
 
-fn render_queues(frame: &mut Frame, area: Rect, interval: &Interval) {
-    let used = |queue: &&QueueInterval| queue.totals.packets > 0 || queue.dropped > 0;
-    let rows = interval.queues.iter().filter(used).map(|queue| {
-        let rate = |amount: u64| scaled(amount as f64 / interval.seconds);
-        let direction = Direction::of_ring(queue.ring).name();
-        let [mean, p50, p99, max] = figure_cells(queue.total);
-        let bits = scaled(8.0 * queue.totals.bytes as f64 / interval.seconds);
-        let cells = [rate(queue.totals.packets), mean, p50, p99, max, bits, grouped(queue.dropped)];
-        let name = Cell::from(format!("{:<3}{direction}", queue.ring));
-        Row::new([name].into_iter().chain(cells.map(right)))
-    });
-    let mut header = vec![Cell::from("queue")];
-    let headings = ["rate/s", "mean", "p50", "p99", "max", "bit/s", "drops"];
-    header.extend(headings.map(|heading| right(heading.into())));
-    let mut widths = vec![Constraint::Length(10)];
-    widths.extend([Constraint::Length(FIGURE_WIDTH); 7]);
-    frame.render_widget(Table::new(rows, widths).header(Row::new(header).style(HEADING)), area);
+fn render_all(view: &View, frame: &mut Frame, area: Rect) {
+    if view.samples.is_empty() {
+        frame.render_widget(Line::from("waiting for a daemon with --trace on"), area);
+    } else {
+        guests::render(frame, area, &view.samples, &view.order, view.marked_line());
+    }
+}
+
+fn keys(view: &View) -> Line<'static> {
+    let mut keys = match (view.opened(), &view.dir) {
+        (None, _) => "q ends  Enter opens  s sorts  r reverses",
+        (Some(_), Some(_)) => "q ends  Esc all guests  o slowest bursts  s sorts  r reverses",
+        (Some(_), None) => "q ends  o slowest bursts  s sorts  r reverses",
+    }
+    .to_owned();
+    let mut spans = Vec::new();
+    if view.is_paused() {
+        spans.push(Span::styled("PAUSED", PAUSED));
+        keys = format!("  p goes on  {keys}");
+    } else {
+        keys += "  p pauses";
+    }
+    spans.push(Span::styled(keys + "  ? help", KEYS));
+    Line::from(spans)
 }
 
 #[cfg(test)]
 mod tests {
-    use burst_trace::{
-        BurstRecord, Clock, DropCause, Reader, RecordKind, Recorder, RecorderOptions,
-    };
-    use ratatui::Terminal;
-    use ratatui::backend::TestBackend;
-    use report::{Facts, Follower};
-
     use super::*;
+    use crate::top::fixture::{picture, sample};
+    use crate::top::guests::Column;
+    use crate::top::keys::{Command, Step};
+    use crate::top::sources::Sample;
 
-    /// The picture of an interval in which 40 packets of 1 to 6 µs a stage left by queue 1.
-    fn picture(width: u16, height: u16) -> String {
-        let dir = tempfile::tempdir().unwrap();
-        let clock = Clock::new();
-        let options = RecorderOptions {
-            path: dir.path().join("vm0.trace"),
-            workers: 1,
-            queue_pairs: 1,
-            capacity: 64,
-            facts: String::new(),
-        };
-        let recorder = Recorder::create(&options, &clock).unwrap();
-        let mut follower = Follower::new(Reader::open(recorder.path()).unwrap());
-        let mut writer = recorder.writer(0, clock);
-        let microseconds = clock.ticks_per_second() / 1_000_000;
-        let stages = [1, 2, 3, 4, 5, 6].map(|n| n * microseconds);
-        let (first, last) = (1000, 1000 + 21 * microseconds);
-        let kind = RecordKind::Burst as u8;
-        let flags = BurstRecord::POLLED;
-        let burst = BurstRecord {
-            first,
-            last,
-            stages,
-            packets: 4,
-            ring: 1,
-            kind,
-            flags,
-            ..BurstRecord::default()
-        };
-        (0..10).for_each(|_| writer.burst(&burst));
-        writer.dropped(1, DropCause::TxLinkDown, 3, last);
-        let identity = Identity {
-            name: "vm0".into(),
-            facts: Facts { poll: Some("never".into()), ..Facts::default() },
-            pid: 7,
-            is_alive: false,
-        };
-        let mut screen = Screen::new(identity.clone());
-        screen.update(Interval { seconds: 2.0, ..follower.take() }, identity);
-        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|frame| screen.render(frame)).unwrap();
-        terminal.backend().to_string()
+    fn line(picture: &str, text: &str) -> String {
+        let found = picture.lines().find(|line| line.contains(text));
+        found.unwrap_or_else(|| panic!("no `{text}` in\n{picture}")).to_owned()
+    }
+
+    fn assert_has(line: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(line.contains(part), "no `{part}` in {line}");
+        }
+    }
+
+    /// The only guest's screen.
+    fn one() -> View {
+        let mut view = View::new(None, vec![sample("vm0", 10)], Column::Name);
+        view.open_first();
+        view
+    }
+
+    fn all() -> View {
+        let mut ended = sample("vm2", 0);
+        ended.identity.is_alive = false;
+        let found = Sample { interval: None, ..sample("vm1", 0) };
+        let samples = vec![sample("vm0", 10), found, ended];
+        View::new(Some("/run/ringscope".into()), samples, Column::Name)
     }
 
     #[test]
-    fn a_picture_shows_rates_times_shares_and_queues() {
-        let picture = picture(80, 24);
-        let line = |text: &str| {
-            let found = picture.lines().find(|line| line.contains(text));
-            found.unwrap_or_else(|| panic!("no `{text}` in\n{picture}")).to_owned()
-        };
-        assert!(line("ringscope vm0").contains("poll never  pid 7 has ended"));
-        assert!(line("records lost").contains("0 in all  kernel, guest stages n/a"));
-        assert!(line("guest to wire").contains("20 packets/s"));
-        assert!(line("guest to wire").contains("4.00 a burst  3 drops"));
-        let egress = line("egress  ");
-        for figure in ["20", "4.00 µs", "19.0 %"] {
-            assert!(egress.contains(figure), "{egress}");
-        }
-        assert!(line("notice ≤").contains("1.00 µs"));
-        assert!(line("gather").contains("3.00 µs"));
-        assert!(line("1  tx").contains("21.0 µs"));
-        assert!(picture.contains("no packets"), "{picture}");
+    fn a_guest_has_rates_times_shares_and_queues() {
+        let picture = picture(&one(), 80, 24);
+        assert_has(&line(&picture, "ringscope vm0"), &["tap:ifname=tap0  poll never  pid 7"]);
+        assert_has(&line(&picture, "records lost"), &["every 2.0 s", "kernel, guest stages n/a"]);
+        assert_has(&line(&picture, "guest to wire"), &["20 packets/s", "4.00 a burst  3 drops"]);
+        assert_has(&line(&picture, "egress  "), &["20", "9.00 µs", "4.00 µs", "34.6 %"]);
+        assert_has(&line(&picture, "notice ≤"), &["1.00 µs"]);
+        assert_has(&line(&picture, "1  tx"), &["18", "21.0 µs", "3"]);
+        assert_has(&line(&picture, "3  tx"), &["2", "71.0 µs"]);
+        assert_has(&line(&picture, "no packets"), &[]);
+        assert_has(&line(&picture, "q ends"), &["o slowest bursts", "p pauses  ? help"]);
+        assert!(!picture.contains("Esc"), "there are no others");
+        assert!(!picture.contains("slowest at"), "there is no room:\n{picture}");
+    }
+
+    #[test]
+    fn the_slowest_bursts_are_there_where_there_is_room_or_when_they_are_asked_for() {
+        let mut view = one();
+        let tall = picture(&view, 80, 40);
+        assert_has(&line(&tall, "slowest at, UTC"), &["queue", "total", "most of it in"]);
+        assert_has(&line(&tall, "≤ 71.0 µs"), &["3  tx", "4", "egress 76.1 %"]);
+        assert_has(&line(&tall, "≤ 21.0 µs"), &["1  tx", "signal 28.6 %"]);
+        view.obey(Command::Outliers);
+        let low = picture(&view, 80, 24);
+        assert_has(&line(&low, "≤ 71.0 µs"), &["3  tx"]);
+        assert!(low.lines().nth(2).unwrap().contains("slowest at"), "{low}");
     }
 
     #[test]
     fn the_bar_fills_the_line() {
-        let picture = picture(90, 30);
+        let picture = picture(&one(), 90, 30);
         let is_bar = |line: &&str| line.contains(" egress ") && line.contains(" signal ");
         let bar = picture.lines().find(is_bar).expect("a bar");
         assert_eq!(bar.trim_matches('"').chars().count(), 90);
     }
 
     #[test]
+    fn the_queues_are_sorted() {
+        let mut view = one();
+        let first = |view: &View| {
+            let picture = picture(view, 80, 40);
+            let lines: Vec<_> = picture.lines().collect();
+            let heading = lines.iter().position(|line| line.contains("bit/s     drops")).unwrap();
+            (lines[heading].to_owned(), lines[heading + 1].to_owned())
+        };
+        let (heading, queue) = first(&view);
+        assert!(heading.contains("queue▲") && queue.contains("1  tx"), "{heading}\n{queue}");
+        [Command::Sort, Command::Sort].into_iter().for_each(|command| view.obey(command));
+        let (heading, queue) = first(&view);
+        assert!(heading.contains("mean▼") && queue.contains("3  tx"), "{heading}\n{queue}");
+    }
+
+    #[test]
+    fn each_guest_is_a_line_and_those_that_are_new_or_ended_are_told() {
+        let picture = picture(&all(), 160, 24);
+        assert_has(&line(&picture, "ringscope"), &["3 guests  in /run/ringscope  1 ended"]);
+        let heading = line(&picture, "guest▲");
+        assert_has(&heading, &["datapath", "tx pps", "rx bps", "tx p50", "rx max", "drops/s"]);
+        let first = line(&picture, "1 vm0");
+        assert_has(&first, &["tap:ifname=tap0", "20", "16.0k", "21.0 µs", "71.0 µs"]);
+        assert_has(&first, &["1", "tx egress 34.6 %"]);
+        assert_has(&line(&picture, "2 vm1"), &["-"]);
+        assert_has(&line(&picture, "3 vm2"), &["0", "-", "has ended"]);
+        assert_has(&line(&picture, "q ends"), &["Enter opens  s sorts  r reverses"]);
+    }
+
+    #[test]
+    fn a_narrow_table_has_the_names_what_they_are_sorted_by_and_what_has_room() {
+        let mut view = all();
+        let heading = line(&picture(&view, 80, 24), "guest▲");
+        assert_has(&heading, &["tx pps", "rx pps", "tx p99", "rx p99", "drops/s", "mostly in"]);
+        assert!(!heading.contains("datapath") && !heading.contains("p50"), "{heading}");
+        view.obey(Command::Sort);
+        assert_has(&line(&picture(&view, 30, 24), "  guest "), &["datapath▲"]);
+    }
+
+    #[test]
+    fn the_marked_guest_is_in_sight() {
+        let samples = (0..40).map(|n| sample(&format!("vm{n:02}"), 0)).collect();
+        let mut view = View::new(Some("/run/ringscope".into()), samples, Column::Name);
+        assert_has(&line(&picture(&view, 80, 10), "7 vm06"), &[]);
+        view.obey(Command::Move(Step::Last));
+        assert_has(&line(&picture(&view, 80, 10), "vm39"), &[]);
+    }
+
+    #[test]
+    fn the_others_of_a_guest_a_pause_and_the_wait_for_the_first_are_told() {
+        let mut view = all();
+        view.obey(Command::OpenLine(1));
+        let open = picture(&view, 80, 24);
+        assert_has(&line(&open, "collecting the first interval"), &[]);
+        assert_has(&line(&open, "q ends"), &["Esc all guests"]);
+        view.obey(Command::Pause);
+        assert_has(&line(&picture(&view, 80, 24), "PAUSED"), &["p goes on"]);
+        view.obey(Command::Back);
+        view.update(Vec::new(), &["old".into()]);
+        let none = picture(&view, 80, 24);
+        assert_has(&line(&none, "0 guests"), &["cannot be read: old"]);
+        assert_has(&line(&none, "waiting for a daemon"), &[]);
+    }
+
+    #[test]
+    fn help_names_every_key_in_24_lines() {
+        let mut view = all();
+        view.obey(Command::Help);
+        let whole = picture(&view, 80, 24);
+        let keys =
+            ["up, down", "Enter or 1-9", "s   ", "r   ", "p or space", "o   ", "Esc", "h or ?"];
+        assert_has(&whole, &keys);
+        assert_has(&whole, &["signal       interrupting", "needs none", "└───"]);
+        view.obey(Command::Move(Step::By(2)));
+        assert!(!picture(&view, 80, 24).contains("Enter or 1-9"));
+    }
+
+    #[test]
     fn any_size_of_terminal_will_do() {
-        for (width, height) in [(1, 1), (10, 3), (40, 12), (300, 100)] {
-            picture(width, height);
+        let mut views = [one(), all(), View::new(Some("/".into()), Vec::new(), Column::Stage)];
+        for commands in [None, Some(Command::Outliers), Some(Command::Pause), Some(Command::Help)] {
+            for view in &mut views {
+                commands.into_iter().for_each(|command| view.obey(command));
+                for (width, height) in (1..=30).flat_map(|n| [(n, n), (1, n), (n, 1), (80, n)]) {
+                    picture(view, width, height);
+                }
+                picture(view, 300, 100);
+            }
         }
     }
 }

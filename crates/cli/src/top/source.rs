@@ -66,6 +66,18 @@ impl Source {
         is_new_file || self.follower.reader().anchor_start() != self.start
     }
 
+    /// The name of the file: no other recorder of its run directory has it.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the file was removed, and nobody writes it any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        !self.path.exists() && !is_alive(self.follower.reader())
+    }
+
     /// Whose recorder it is.
     #[must_use]
     pub fn identity(&self) -> Identity {

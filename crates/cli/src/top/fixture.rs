@@ -1,0 +1,73 @@
+//! What the tests show.
+
+use burst_trace::{BurstRecord, Clock, DropCause, Reader, RecordKind, Recorder, RecorderOptions};
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use report::{Facts, Follower, Interval};
+
+use super::screen;
+use super::source::Identity;
+use super::sources::Sample;
+use super::view::View;
+
+/// An interval of 2 s in which so many bursts of 4 packets, with 1 to 6 µs a stage, left by queue 1, the last one by
+/// queue 3 and after 50 µs more in `egress`; 3 packets were lost.
+pub fn interval(bursts: usize) -> Interval {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let options = RecorderOptions {
+        path: dir.path().join("vm0.trace"),
+        workers: 1,
+        queue_pairs: 2,
+        capacity: 64,
+        facts: String::new(),
+    };
+    let recorder = Recorder::create(&options, &clock).unwrap();
+    let mut follower = Follower::new(Reader::open(recorder.path()).unwrap());
+    let mut writer = recorder.writer(0, clock);
+    let microseconds = clock.ticks_per_second() / 1_000_000;
+    let first = clock.now();
+    for n in 0..bursts {
+        let is_last = n + 1 == bursts;
+        let mut stages = [1, 2, 3, 4, 5, 6].map(|us| us * microseconds);
+        stages[3] += if is_last { 50 * microseconds } else { 0 };
+        writer.burst(&BurstRecord {
+            first,
+            last: first + stages.iter().sum::<u64>(),
+            stages,
+            packets: 4,
+            bytes: 400,
+            ring: if is_last { 3 } else { 1 },
+            kind: RecordKind::Burst as u8,
+            flags: BurstRecord::POLLED,
+            ..BurstRecord::default()
+        });
+    }
+    if bursts > 0 {
+        writer.dropped(1, DropCause::TxLinkDown, 3, first);
+    }
+    Interval { seconds: 2.0, ..follower.take() }
+}
+
+/// A guest that runs, with such an interval.
+pub fn sample(name: &str, bursts: usize) -> Sample {
+    let facts = Facts {
+        datapath: Some("tap:ifname=tap0".into()),
+        poll: Some("never".into()),
+        ..Facts::default()
+    };
+    let identity = Identity { name: name.into(), facts, pid: 7, is_alive: true };
+    Sample { key: name.into(), identity, interval: Some(interval(bursts)) }
+}
+
+/// The guests in the order of the table.
+pub fn names(view: &View) -> Vec<&str> {
+    view.samples.iter().map(|sample| sample.key.as_str()).collect()
+}
+
+/// What a terminal of this size shows.
+pub fn picture(view: &View, width: u16, height: u16) -> String {
+    let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+    terminal.draw(|frame| screen::render(view, frame)).unwrap();
+    terminal.backend().to_string()
+}
