@@ -104,7 +104,10 @@ pub fn ip(line: &str) {
 }
 
 /// No IPv6 on the link: a test's frames are the only ones.
-fn quieten(link: &str) {
+///
+/// # Panics
+/// When there is no such link.
+pub fn quieten(link: &str) {
     // A kernel without IPv6 has nothing to switch off.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1");
 }

@@ -8,7 +8,9 @@ use burst_trace::{BurstRecord, DropCause};
 use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
+use ringscope_tests::cable::quieten;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::lan;
 use ringscope_tests::pings::Pinger;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -291,4 +293,59 @@ fn what_an_interface_cannot_do_is_said_with_what_to_do() {
         let error = Daemon::start(directory.path(), "xdp", &all).unwrap_err().to_string();
         assert!(error.contains(expected), "{keys} {arguments:?}: {error}");
     }
+}
+
+/// An interface that is removed with its peer.
+struct Wire(String);
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "delete", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_far_end_that_is_frozen_shows_as_its_losses_and_holds_up_nobody() {
+    const FRAMES: u64 = 20_000;
+    let names = ["a", "b"].map(|end| format!("rvf{}{end}", std::process::id()));
+    ip(&format!("link add {} type veth peer name {}", names[0], names[1]));
+    let _wire = Wire(names[0].clone());
+    for name in &names {
+        quieten(name);
+        ip(&format!("link set {name} up"));
+    }
+    let [(_near_dir, near), (_far_dir, far)] = names.map(|name| {
+        let directory = tempfile::tempdir().unwrap();
+        let datapath = format!("af-xdp:ifname={name}");
+        let daemon = Daemon::start(directory.path(), "xdp", &["--datapath", &datapath]).unwrap();
+        (directory, daemon)
+    });
+    let connect = |daemon: &Daemon| Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let (mut sender, mut receiver) = (connect(&near), connect(&far));
+    let frame = lan::frame(lan::station(2), lan::station(1), 0, 60);
+
+    far.signal(Signal::STOP).unwrap();
+    let until = Instant::now() + SOON;
+    let mut sent = 0;
+    while sent < FRAMES {
+        sent += u64::from(sender.pair(0).send(&frame).unwrap());
+        sender.pair(0).reap().unwrap();
+        assert!(Instant::now() < until, "{sent} of {FRAMES} frames were taken");
+    }
+    far.signal(Signal::CONT).unwrap();
+
+    let (trace, until) = (far.reader().unwrap(), Instant::now() + SOON);
+    let mut came = 0;
+    let lost = || DropCause::ALL.iter().map(|cause| trace.drops(0, *cause)).sum::<u64>();
+    while came + lost() < FRAMES {
+        while let Some(received) = receiver.pair(0).receive().unwrap() {
+            came += u64::from(received.bytes == frame);
+        }
+        assert!(Instant::now() < until, "{came} frames came, {} were lost", lost());
+    }
+    assert_eq!(came + lost(), FRAMES);
+    let ring_full = trace.drops(0, DropCause::RxRingFull) + trace.drops(0, DropCause::RxNoChunk);
+    assert!(ring_full > FRAMES / 2, "{ring_full} were lost because nobody took them");
+    let none: u64 = DropCause::ALL.iter().map(|it| near.reader().unwrap().drops(1, *it)).sum();
+    assert_eq!(none, 0, "the sender's side carried all");
 }
