@@ -4,10 +4,11 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{BurstRecord, DropCause};
+use burst_trace::{BurstRecord, DropCause, SocketEvent};
 use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
+use report::{Breakdown, Window, table};
 use ringscope_tests::cable::quieten;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::lan;
@@ -320,7 +321,8 @@ fn a_far_end_that_is_frozen_shows_as_its_losses_and_holds_up_nobody() {
         let daemon = Daemon::start(directory.path(), "xdp", &["--datapath", &datapath]).unwrap();
         (directory, daemon)
     });
-    let connect = |daemon: &Daemon| Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let connect =
+        |daemon: &Daemon| Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let (mut sender, mut receiver) = (connect(&near), connect(&far));
     let frame = lan::frame(lan::station(2), lan::station(1), 0, 60);
 
@@ -348,4 +350,9 @@ fn a_far_end_that_is_frozen_shows_as_its_losses_and_holds_up_nobody() {
     assert!(ring_full > FRAMES / 2, "{ring_full} were lost because nobody took them");
     let none: u64 = DropCause::ALL.iter().map(|it| near.reader().unwrap().drops(1, *it)).sum();
     assert_eq!(none, 0, "the sender's side carried all");
+    // Each call sends until the ring is empty, which is no loss, and counted.
+    let emptied = near.reader().unwrap().events(1, SocketEvent::TxRingEmpty);
+    assert!(emptied > 0);
+    let stats = Breakdown::read(&near.reader().unwrap().into(), "xdp", Window::Held);
+    assert!(table::to_table(&stats, None).contains("tx_ring_empty_descs "));
 }

@@ -81,8 +81,8 @@ fn on_a_tap_every_stage_of_the_kernel_that_is_attached_has_figures() {
         ("rx", "wakeup", 90, came),
         ("tx", "host-tx", sent * 9 / 10, sent),
         ("rx", "host-rx", came * 9 / 10, came),
-        // This guest waits for each answer, and so for its interrupt, in its front end's own thread.
-        ("rx", "inject", sent * 9 / 10, sent),
+        // This guest waits for its interrupt in its front end's own thread, unless the answer is there before it sleeps.
+        ("rx", "inject", sent / 4, sent),
     ] {
         let row = row(&found, way, stage);
         let count = number(row, "count");

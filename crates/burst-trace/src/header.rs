@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
-    FACTS_BYTES_MAX, HEADER_WORDS, Layout, RING_DROPS, RING_WORDS, VERSION, Words, word,
+    FACTS_BYTES_MAX, HEADER_WORDS, Layout, RING_DROPS, RING_EVENTS, RING_WORDS, VERSION, Words,
+    word,
 };
-use crate::stage::DropCause;
+use crate::stage::{DropCause, SocketEvent};
 
 /// Why a recorder or a recording could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -202,6 +203,15 @@ impl Header {
     #[must_use]
     pub fn drops(&self, ring: usize, cause: DropCause) -> u64 {
         self.ring_words(ring)[RING_DROPS + cause as usize].load(Ordering::Relaxed)
+    }
+
+    /// How often `event` was counted of virtqueue `ring` since the daemon started.
+    ///
+    /// # Panics
+    /// When there is no such virtqueue.
+    #[must_use]
+    pub fn events(&self, ring: usize, event: SocketEvent) -> u64 {
+        self.ring_words(ring)[RING_EVENTS + event as usize].load(Ordering::Relaxed)
     }
 
     pub(crate) fn number(&self, at: usize) -> u64 {

@@ -35,5 +35,5 @@ pub use reader::{Cursor, Reader};
 pub use record::{BurstRecord, RecordKind};
 pub use recording::{Recording, RecordingWriter};
 pub use source::Source;
-pub use stage::{Direction, DropCause, DropCounts, KernelStage, Stage};
+pub use stage::{Direction, DropCause, DropCounts, KernelStage, SocketEvent, Stage};
 pub use writer::{Recorder, RecorderError, RecorderOptions, Writer};

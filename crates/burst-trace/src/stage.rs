@@ -221,6 +221,46 @@ drop_causes! {
     RxFault = "rx_dropped_by_fault",
 }
 
+/// What the kernel counts of an AF_XDP socket besides lost frames (`struct xdp_statistics` of `linux/if_xdp.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SocketEvent {
+    /// RX: the fill ring was empty when a frame came. Where the frame was lost by it, it is a drop as well.
+    FillRingEmpty,
+    /// RX: the fill ring held an address that is none.
+    FillRingInvalid,
+    /// TX: the transmit ring was empty when the driver looked.
+    TxRingEmpty,
+    /// TX: the transmit ring held a descriptor that is none.
+    TxRingInvalid,
+}
+
+impl SocketEvent {
+    /// Every one, in the order of its number in the recorder file.
+    pub const ALL: [Self; 4] =
+        [Self::FillRingEmpty, Self::FillRingInvalid, Self::TxRingEmpty, Self::TxRingInvalid];
+
+    /// The kernel's name for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FillRingEmpty => "rx_fill_ring_empty_descs",
+            Self::FillRingInvalid => "rx_invalid_descs",
+            Self::TxRingEmpty => "tx_ring_empty_descs",
+            Self::TxRingInvalid => "tx_invalid_descs",
+        }
+    }
+
+    /// Which way it holds frames up.
+    #[must_use]
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::FillRingEmpty | Self::FillRingInvalid => Direction::Rx,
+            Self::TxRingEmpty | Self::TxRingInvalid => Direction::Tx,
+        }
+    }
+}
+
 /// How many packets of one burst were dropped, by cause.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DropCounts {

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::clock::{Anchor, Clock};
-use crate::file::{FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, VERSION, Words, word};
+use crate::file::{FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, VERSION, Words, word};
 use crate::reader::Reader;
 use crate::record::{BurstRecord, RECORD_WORDS, RecordKind};
-use crate::stage::DropCause;
+use crate::stage::{DropCause, SocketEvent};
 
 /// What a recorder is made for.
 #[derive(Clone, Debug)]
@@ -234,6 +234,12 @@ impl Writer {
     pub fn count_dropped(&mut self, ring: u16, cause: DropCause, packets: u16) {
         let at = self.layout.ring(usize::from(ring)) + RING_DROPS + cause as usize;
         add(self.words.at(at), u64::from(packets));
+    }
+
+    /// Counts what the kernel has counted of an AF_XDP socket.
+    pub fn count_event(&mut self, ring: u16, event: SocketEvent, times: u64) {
+        let at = self.layout.ring(usize::from(ring)) + RING_EVENTS + event as usize;
+        add(self.words.at(at), times);
     }
 
     #[inline]

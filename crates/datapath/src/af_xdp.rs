@@ -35,7 +35,7 @@ use rustix::fd::OwnedFd;
 use virtio_net::features::HEADER_LEN;
 use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads};
 
-use crate::{Capabilities, Datapath, Look, Transmitted};
+use crate::{Capabilities, Counted, Datapath, Look, Transmitted};
 use device::Device;
 use error::explain;
 use napi::NapiSettings;
@@ -326,7 +326,7 @@ impl Datapath for AfXdp {
 
     const COUNTS_LOSSES: bool = true;
 
-    fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
+    fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
         self.sockets.iter_mut().for_each(|socket| socket.losses(each));
     }
 

@@ -12,7 +12,7 @@ use burst_trace::{BurstRecord, Direction, DropCause};
 use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::{Frames, GuestRoom, Negotiated};
 
-use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
+use crate::{Capabilities, Counted, Datapath, Look, Refusal, Transmitted};
 
 /// The forms, as they are written.
 const FORMS: &str =
@@ -367,7 +367,7 @@ impl<D: Datapath> Datapath for Faulty<D> {
         self.inner.receive_frame(to)
     }
 
-    fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
+    fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
         self.inner.losses(each);
     }
 

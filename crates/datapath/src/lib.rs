@@ -30,7 +30,7 @@ pub mod tap;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use burst_trace::{BurstRecord, DropCause, DropCounts};
+use burst_trace::{BurstRecord, DropCause, DropCounts, SocketEvent};
 use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
 
@@ -76,6 +76,15 @@ impl Transmitted {
         self.bytes = self.bytes.saturating_add(next.bytes);
         self.drops.add_all(&next.drops);
     }
+}
+
+/// What was counted behind the datapath's back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// A frame for the guest was lost.
+    Lost(DropCause),
+    /// Something else, by which no frame was lost, or that is counted as lost already.
+    Event(SocketEvent),
 }
 
 /// What a look for frames to the guest found.
@@ -149,9 +158,9 @@ pub trait Datapath: Send + 'static {
     /// Whether frames for the guest can be lost in a place that only [`losses`](Self::losses) looks at.
     const COUNTS_LOSSES: bool = false;
 
-    /// Tells of the frames for the guest that were lost on the way here since this was last asked. It takes a
-    /// system call.
-    fn losses(&mut self, _each: &mut dyn FnMut(DropCause, u64)) {}
+    /// Tells of the frames for the guest that were lost on the way here since this was last asked, and what else was
+    /// counted there. It takes a system call.
+    fn losses(&mut self, _each: &mut dyn FnMut(Counted, u64)) {}
 
     /// When the first frame of the last look came to the host's kernel, nanoseconds of `CLOCK_MONOTONIC`, if the
     /// kernel says.

@@ -12,11 +12,11 @@ mod capture;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use burst_trace::{BurstRecord, Direction, DropCause};
+use burst_trace::{BurstRecord, Direction};
 use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom, Negotiated};
 
-use crate::{Capabilities, Datapath, Look, Transmitted};
+use crate::{Capabilities, Counted, Datapath, Look, Transmitted};
 
 pub use capture::{CaptureError, CaptureOptions, Lane, begin};
 
@@ -167,7 +167,7 @@ impl<D: Datapath> Datapath for Pcap<D> {
         self.inner.receive_frame(to)
     }
 
-    fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
+    fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
         self.inner.losses(each);
     }
 

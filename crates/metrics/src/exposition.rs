@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burst_trace::{Direction, DropCause, Totals};
+use burst_trace::{Direction, DropCause, SocketEvent, Totals};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -67,6 +67,11 @@ fn families(guests: &[Guest]) -> Vec<Family> {
         family("bytes", "Their bytes, without net headers", totals(|it| it.bytes)),
         family("bursts", "The bursts they came in", totals(|it| it.bursts)),
         family("drops", "Packets that went no further, by cause", Values::Counters(drops(guests))),
+        family(
+            "af_xdp_events",
+            "What the kernel counts of AF_XDP sockets besides lost frames",
+            Values::Counters(events(guests)),
+        ),
         family(
             "polled_packets",
             "Packets found by polling, whose stage notice is an upper bound, of those in the histograms",
@@ -133,6 +138,23 @@ fn drops(guests: &[Guest]) -> Vec<(Labels, u64)> {
         }
     }
     drops
+}
+
+fn events(guests: &[Guest]) -> Vec<(Labels, u64)> {
+    let of_ring = |guest: &Guest, ring: u16, event: SocketEvent| {
+        let mut labels = of_queue(guest, ring);
+        labels.push(("event", event.name().into()));
+        (labels, guest.reader.events(ring.into(), event))
+    };
+    let mut events = Vec::new();
+    for guest in guests {
+        for ring in rings(guest) {
+            let own = |event: &SocketEvent| event.direction() == Direction::of_ring(ring);
+            let all = SocketEvent::ALL.into_iter().filter(own);
+            events.extend(all.map(|event| of_ring(guest, ring, event)));
+        }
+    }
+    events
 }
 
 fn start_s(guest: &Guest) -> f64 {

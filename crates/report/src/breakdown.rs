@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Clock, Direction, DropCause, Header, Reader, Source};
+use burst_trace::{BurstRecord, Clock, Direction, DropCause, Header, Reader, SocketEvent, Source};
 
 use crate::collect::{Collector, DirectionBreakdown, list_drops};
 use crate::facts::Facts;
@@ -109,6 +109,9 @@ impl Breakdown {
             if window == Window::Held && source.has_totals() {
                 part.drops = drops_since_start(source, direction);
             }
+            if let Source::Recorder(reader) = source {
+                part.events = events(reader, direction);
+            }
             part
         };
         Self {
@@ -175,6 +178,14 @@ fn newest(source: &Source) -> u64 {
     let mut newest = 0;
     source.read(|record| newest = newest.max(record.last));
     newest
+}
+
+/// What was counted of AF_XDP sockets since the daemon's start.
+fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
+    let rings = 0..header.queue_pairs() * 2;
+    let count = |event| rings.clone().map(|ring| header.events(ring, event)).sum();
+    let of_way = SocketEvent::ALL.into_iter().filter(|event| event.direction() == direction);
+    of_way.map(|event| (event, count(event))).collect()
 }
 
 /// Drops since the daemon's start, or in the recording's time: the counters do not forget what the records do not hold.

@@ -1,6 +1,6 @@
 //! One pass over records, to figures a direction. Memory is bounded: it does not grow with the records.
 
-use burst_trace::{BurstRecord, Direction, DropCause, KernelStage, RecordKind};
+use burst_trace::{BurstRecord, Direction, DropCause, KernelStage, RecordKind, SocketEvent};
 
 use crate::figures::{Distribution, TickRate};
 use crate::kernel::{self, Wakeup, Wakeups};
@@ -21,6 +21,9 @@ pub struct DirectionBreakdown {
     pub polled_packets: u64,
     /// Packets that went no further: every cause of this direction, and its count.
     pub drops: Vec<(DropCause, u64)>,
+    /// What the kernel has counted of AF_XDP sockets since the daemon started: every event of this direction, where that
+    /// is known.
+    pub events: Vec<(SocketEvent, u64)>,
     /// All stages of all tiers, in a packet's order.
     pub stages: Vec<StageRow>,
     /// Last boundary minus first: exactly the sum of the daemon's stages.
@@ -244,6 +247,7 @@ impl Way {
             bursts: self.bursts,
             polled_packets: self.polled_packets,
             drops: list_drops(self.direction, |cause| self.drops[cause as usize]),
+            events: Vec::new(),
             stages,
             total: measured("total", Tier::D, &self.total),
         }

@@ -81,6 +81,7 @@ fn direction(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     text += &notes(way);
     text += &kernel_notes(breakdown, way);
     text += &drops(way, breakdown.window);
+    text += &events(way);
     text
 }
 
@@ -178,6 +179,19 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
         text += "in a rush, the host's kernel is asked about some frames only: of each device, 16 a tick and one in 64 of the rest\n";
     }
     text
+}
+
+fn events(way: &DirectionBreakdown) -> String {
+    let counted: Vec<_> = way
+        .events
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(event, count)| format!("{} {}", event.name(), grouped(*count)))
+        .collect();
+    if counted.is_empty() {
+        return String::new();
+    }
+    format!("AF_XDP since the daemon's start, no losses by themselves: {}\n", counted.join(", "))
 }
 
 fn drops(way: &DirectionBreakdown, window: Window) -> String {

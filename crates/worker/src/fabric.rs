@@ -284,7 +284,7 @@ impl<U: Datapath> Wiring for Fabric<U> {
     /// What the uplink lost had no receiver yet: it is counted with the first guest.
     fn account(&mut self, pairs: &mut [Pair<Port>], shared: &mut Shared<'_>) {
         if let (Some(uplink), Some(first)) = (&mut self.uplink, pairs.first()) {
-            uplink.account(first.rings()[0], shared.of(first.guest).tracer);
+            uplink.account(first.rings(), shared.of(first.guest).tracer);
         }
     }
 

@@ -321,10 +321,10 @@ impl<D: Datapath> Pair<D> {
         }
     }
 
-    /// Counts the frames that were lost before they could be seen.
+    /// Counts the frames that were lost before they could be seen, and what else was counted there.
     pub fn account(&mut self, tracer: &mut Tracer) {
-        let ring = self.rings()[0];
-        self.datapath.losses(&mut |cause, packets| tracer.lost(ring, cause, packets));
+        let rings = self.rings();
+        self.datapath.losses(&mut |what, times| tracer.counted(rings, what, times));
     }
 
     /// Gives up the frame that waits for buffers, if there is one.

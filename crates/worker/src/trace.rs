@@ -7,6 +7,8 @@ use burst_trace::{
     Anchor, BurstRecord, Clock, Direction, DropCause, DropCounts, RecordKind, Stage, Writer,
 };
 
+use datapath::Counted;
+
 use crate::fault::Fault;
 
 /// A burst on its way: the boundaries it has crossed.
@@ -185,9 +187,20 @@ impl Tracer {
         }
     }
 
-    /// Counts frames for virtqueue `ring` that were lost before the worker saw them.
+    /// Takes over what was counted behind the datapath of a pair with these virtqueues: receive, transmit.
     #[cold]
-    pub fn lost(&mut self, ring: u16, cause: DropCause, mut packets: u64) {
+    pub fn counted(&mut self, rings: [u16; 2], what: Counted, times: u64) {
+        match what {
+            Counted::Lost(cause) => self.lost(rings[0], cause, times),
+            Counted::Event(event) => {
+                let ring = if event.direction() == Direction::Rx { rings[0] } else { rings[1] };
+                self.writer.count_event(ring, event, times);
+            }
+        }
+    }
+
+    /// Counts frames for virtqueue `ring` that were lost before the worker saw them.
+    fn lost(&mut self, ring: u16, cause: DropCause, mut packets: u64) {
         let now = self.clock.now();
         while packets > 0 {
             let some = u16::try_from(packets).unwrap_or(u16::MAX);

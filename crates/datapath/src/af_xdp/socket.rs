@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::DropCause;
+use burst_trace::{DropCause, SocketEvent};
 use guest_memory::GuestMemory;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::io::Errno;
@@ -23,6 +23,7 @@ use super::device::Device;
 use super::rings::{Consumer, Producer};
 use super::umem::{HEADROOM, Umem};
 use super::{Choice, Options};
+use crate::Counted;
 use crate::sys::set_socket_option;
 
 /// Entries of the receive and transmit rings, and of the completion ring.
@@ -279,23 +280,29 @@ impl Socket {
         }
     }
 
-    /// Tells of the frames that were lost since this was last asked, by the kernel or because their guest was gone.
-    pub fn losses(&mut self, each: &mut dyn FnMut(DropCause, u64)) {
+    /// Tells of the frames that were lost since this was last asked, by the kernel or because their guest was gone, and
+    /// of everything else that the kernel has counted.
+    pub fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
         let discarded = std::mem::take(&mut self.discarded);
         if discarded > 0 {
-            each(DropCause::RxStopped, discarded);
+            each(Counted::Lost(DropCause::RxStopped), discarded);
         }
         // Refused only for what is no AF_XDP socket.
         let Ok(counted) = sockopt::xdp_statistics(&self.fd) else { return };
         let before = std::mem::replace(&mut self.counted, counted);
-        let mut tell = |cause, of: fn(&XdpStatistics) -> u64| {
-            let lost = of(&counted).saturating_sub(of(&before));
-            if lost > 0 {
-                each(cause, lost);
+        let mut tell = |what, of: fn(&XdpStatistics) -> u64| {
+            let more = of(&counted).saturating_sub(of(&before));
+            if more > 0 {
+                each(what, more);
             }
         };
-        tell(DropCause::RxRingFull, |it| it.rx_ring_full.unwrap_or(0));
-        tell(DropCause::RxNoChunk, |it| it.rx_dropped);
+        tell(Counted::Lost(DropCause::RxRingFull), |it| it.rx_ring_full.unwrap_or(0));
+        tell(Counted::Lost(DropCause::RxNoChunk), |it| it.rx_dropped);
+        let mut event = |event, of| tell(Counted::Event(event), of);
+        event(SocketEvent::FillRingEmpty, |it| it.rx_fill_ring_empty_descs.unwrap_or(0));
+        event(SocketEvent::FillRingInvalid, |it| it.rx_invalid_descs);
+        event(SocketEvent::TxRingEmpty, |it| it.tx_ring_empty_descs.unwrap_or(0));
+        event(SocketEvent::TxRingInvalid, |it| it.tx_invalid_descs);
     }
 
     /// Has the kernel send what is in the transmit ring (`sendto(2)`, as `af_xdp.rst` describes it). Without a driver

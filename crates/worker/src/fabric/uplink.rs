@@ -94,9 +94,9 @@ impl<U: Datapath> Uplink<U> {
         Ok(())
     }
 
-    /// Counts what was lost before it could be read, on virtqueue `ring`.
-    pub fn account(&mut self, ring: u16, tracer: &mut Tracer) {
-        self.datapath.losses(&mut |cause, packets| tracer.lost(ring, cause, packets));
+    /// Counts what was lost before it could be read, and what else was counted there, on these virtqueues.
+    pub fn account(&mut self, rings: [u16; 2], tracer: &mut Tracer) {
+        self.datapath.losses(&mut |what, times| tracer.counted(rings, what, times));
     }
 
     /// Whether there is work that no descriptor tells of, or told of before.
