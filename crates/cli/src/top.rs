@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::Outcome;
 use crate::recorder::Choice;
@@ -96,7 +96,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
         return Err(NoTerminal.into());
     }
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGHUP, SIGINT] {
+    // Not SIGHUP, which ends us at once: the terminal is gone then, and who waits for its next key waits for ever.
+    for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     if arguments.json {

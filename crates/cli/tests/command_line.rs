@@ -1,8 +1,9 @@
 //! The tool as its user meets it: what it prints, and what it says when something is not as it should be.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use burst_trace::{BurstRecord, Clock, RecordKind, Recorder, RecorderOptions};
 use serde_json::Value;
@@ -131,6 +132,36 @@ fn without_a_terminal_top_points_to_stats() {
     let dir = TempDir::new().unwrap();
     let _recorder = recorder(dir.path(), "vm0");
     assert_fails(&ringscope(dir.path(), &["top"]), 1, &["expected a terminal", "ringscope stats"]);
+}
+
+#[test]
+fn top_ends_with_its_terminal() {
+    let dir = TempDir::new().unwrap();
+    let _recorder = recorder(dir.path(), "vm0");
+    let line =
+        format!("exec {} top --run-dir {}", env!("CARGO_BIN_EXE_ringscope"), dir.path().display());
+    let mut script = Command::new("script");
+    script.args(["-q", "-f", "-c", &line, "/dev/null"]).env("TERM", "xterm");
+    let mut terminal =
+        script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("util-linux");
+    // Its first picture is there.
+    let mut picture = [0; 64];
+    terminal.stdout.as_mut().unwrap().read_exact(&mut picture).unwrap();
+    let id = terminal.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    let top = children.split_whitespace().next().expect("what runs in the terminal").to_owned();
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    let is_there = || {
+        let stat = std::fs::read_to_string(format!("/proc/{top}/stat")).unwrap_or_default();
+        // Gone, or only to be reaped.
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+    };
+    let until = Instant::now() + Duration::from_secs(5);
+    while is_there() {
+        assert!(Instant::now() < until, "it goes on without a terminal");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
