@@ -14,7 +14,7 @@ pub mod config;
 pub mod features;
 pub mod finish;
 pub mod header;
-mod packet;
+pub mod packet;
 pub mod receive;
 mod run;
 pub mod transmit;

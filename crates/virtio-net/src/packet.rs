@@ -29,14 +29,18 @@ const UDP_LEN: usize = 8;
 /// Which Internet protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
+    /// IPv4 (RFC 791).
     V4,
+    /// IPv6 (RFC 8200).
     V6,
 }
 
 /// Which transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
+    /// TCP (RFC 9293).
     Tcp,
+    /// UDP (RFC 768).
     Udp,
 }
 
@@ -54,7 +58,9 @@ impl Transport {
 /// Where the headers of a frame are, in bytes from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
+    /// Which Internet protocol.
     pub version: Version,
+    /// Which transport protocol.
     pub transport: Transport,
     /// Where the IP header begins.
     pub network_at: usize,

@@ -1,21 +1,15 @@
 //! Which probe packets a burst carried: UDP packets to or from a port, with a number of their own in the payload
 //! ([`burst_trace::Probe`]).
 
+use burst_trace::probe::PROBE_BYTES;
 use burst_trace::{BurstRecord, Direction, Probe};
+use virtio_net::packet::{Packet, Transport};
 use virtio_net::{BURST_MAX, Frame, GuestRoom};
 
 use crate::trace::Tracer;
 
-/// Headers up to the payload and the probe in it: Ethernet with two VLAN tags, the longest of IP, UDP.
-const FRONT: usize = 14 + 8 + 60 + UDP_LEN + burst_trace::probe::PROBE_BYTES;
-/// RFC 768.
-const UDP_LEN: usize = 8;
-const UDP: u8 = 17;
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
-/// IEEE 802.1Q, 802.1ad.
-const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
+/// Headers up to the payload and the probe in it: Ethernet with two VLAN tags, the longest of IP (RFC 791), UDP.
+const FRONT: usize = 14 + 8 + 60 + 8 + PROBE_BYTES;
 
 /// The probes of a pair's bursts that are on their way.
 #[derive(Debug)]
@@ -89,33 +83,22 @@ fn look<'f, 'm: 'f>(
     }
 }
 
-/// The payload of an Ethernet frame, if it is UDP to or from `port`: in its first fragment, behind IPv6 without extension
-/// headers.
+/// The payload of an Ethernet frame, if it is UDP to or from `port` and no fragment.
 fn payload(frame: &[u8], port: u16) -> Option<&[u8]> {
-    let word = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
-    let mut at = 12;
-    for _ in 0..2 {
-        at += if ETHERTYPES_VLAN.contains(&word(at)?) { 4 } else { 0 };
-    }
-    let ethertype = word(at)?;
-    let ip = at + 2;
-    let (protocol, udp) = match ethertype {
-        // RFC 791: header length in words of 4 bytes, fragment offset in the lower 13 bits.
-        ETHERTYPE_IPV4 if word(ip + 6)? & 0x1fff == 0 => {
-            (*frame.get(ip + 9)?, ip + usize::from(frame.get(ip)? & 0xf) * 4)
-        }
-        ETHERTYPE_IPV6 => (*frame.get(ip + 6)?, ip + 40),
-        _ => return None,
-    };
-    if protocol != UDP || (word(udp)? != port && word(udp + 2)? != port) {
-        return None;
-    }
-    frame.get(udp + UDP_LEN..)
+    let packet = Packet::find(frame).filter(|packet| packet.transport == Transport::Udp)?;
+    // RFC 768: source port, destination port.
+    let ports = frame.get(packet.transport_at..packet.transport_at + 4)?;
+    let mut ports = ports.chunks(2).map(|port| u16::from_be_bytes([port[0], port[1]]));
+    ports.any(|it| it == port).then(|| frame.get(packet.payload_at..))?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ETHERTYPE_IPV4: u16 = 0x0800;
+    const ETHERTYPE_IPV6: u16 = 0x86dd;
+    const UDP: u8 = 17;
 
     const PROBE: Probe = Probe { run: 5, sequence: 77, intended_ns: 1, sent_ns: 2 };
 
@@ -128,7 +111,7 @@ mod tests {
         frame.extend(1000u16.to_be_bytes());
         frame.extend(7007u16.to_be_bytes());
         frame.extend([0; 4]);
-        let mut probe = [0; burst_trace::probe::PROBE_BYTES];
+        let mut probe = [0; PROBE_BYTES];
         PROBE.write(&mut probe);
         frame.extend(probe);
         frame
