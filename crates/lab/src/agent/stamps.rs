@@ -22,20 +22,6 @@ const PENDING_MAX: usize = 4096;
 /// How often two clocks are read for one relation of them.
 const READINGS: u32 = 5;
 
-/// A socket whose packets the kernel stamps. It counts those that were sent.
-#[derive(Debug)]
-pub(super) struct StampedSocket {
-    socket: UdpSocket,
-    sent: u32,
-}
-
-/// For who numbers packets himself.
-impl From<StampedSocket> for UdpSocket {
-    fn from(stamped: StampedSocket) -> Self {
-        stamped.socket
-    }
-}
-
 /// A packet that was received.
 pub(super) struct Received {
     pub(super) length: usize,
@@ -44,28 +30,14 @@ pub(super) struct Received {
     pub(super) kernel_ns: Option<u64>,
 }
 
-impl StampedSocket {
-    pub(super) fn new(socket: UdpSocket) -> io::Result<Self> {
-        let wanted = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
-            | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
-            | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
-            | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID
-            | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY;
-        setsockopt(&socket, sockopt::Timestamping, &wanted)?;
-        Ok(Self { socket, sent: 0 })
-    }
-
-    /// The socket itself.
-    pub(super) const fn socket(&self) -> &UdpSocket {
-        &self.socket
-    }
-
-    /// The kernel has numbered a packet that was sent. Returns its number.
-    pub(super) const fn count_sent(&mut self) -> u32 {
-        let number = self.sent;
-        self.sent = self.sent.wrapping_add(1);
-        number
-    }
+/// Has the kernel stamp the socket's packets, and number those that it takes to send: 0, 1, and so on.
+pub(super) fn stamp_packets(socket: &UdpSocket) -> io::Result<()> {
+    let wanted = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
+        | TimestampingFlag::SOF_TIMESTAMPING_OPT_ID
+        | TimestampingFlag::SOF_TIMESTAMPING_OPT_TSONLY;
+    Ok(setsockopt(socket, sockopt::Timestamping, &wanted)?)
 }
 
 /// Receives a packet, and when the kernel had it.

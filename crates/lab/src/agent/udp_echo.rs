@@ -2,7 +2,7 @@
 
 use super::Error;
 use super::clock::now_ns;
-use super::stamps::{Log, Pending, Received, Row, StampedSocket, receive, sent_stamps};
+use super::stamps::{Log, Pending, Received, Row, receive, sent_stamps, stamp_packets};
 use burst_trace::Probe;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -30,7 +30,10 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
     let limit = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
     match &args.stamps {
         None => echo(&socket, limit),
-        Some(path) => echo_stamped(StampedSocket::new(socket)?, limit, Log::create(path)?),
+        Some(path) => {
+            stamp_packets(&socket)?;
+            echo_stamped(&socket, limit, Log::create(path)?)
+        }
     }
 }
 
@@ -68,41 +71,41 @@ const fn is_passing(kind: ErrorKind) -> bool {
 
 /// The same, and writes down when.
 pub(super) fn echo_stamped(
-    mut stamped: StampedSocket,
+    socket: &UdpSocket,
     limit: Option<Duration>,
     mut log: Log,
 ) -> Result<(), Error> {
     let end = limit.map(|limit| Instant::now() + limit);
     let mut packet = vec![0; 1 << 16];
-    let mut pending = Pending::default();
+    let (mut pending, mut sent) = (Pending::default(), 0_u32);
     loop {
         let left = end.map_or(QUIET, |end| end.saturating_duration_since(Instant::now()));
         if left.is_zero() {
             pending.write(&mut log, true)?;
             return log.flush();
         }
-        stamped.socket().set_read_timeout(Some(left.min(QUIET)))?;
-        let received = receive(stamped.socket(), &mut packet);
+        socket.set_read_timeout(Some(left.min(QUIET)))?;
+        let received = receive(socket, &mut packet);
         let received_ns = now_ns();
         match received {
             Ok(Received { length, from: Some(from), kernel_ns }) => {
                 let sent_ns = now_ns();
-                if stamped.socket().send_to(&packet[..length], from).is_ok() {
-                    let number = stamped.count_sent();
+                if socket.send_to(&packet[..length], from).is_ok() {
                     if let Some(probe) = Probe::read(&packet[..length]) {
                         let (received_kernel_ns, received_ns) = (kernel_ns, Some(received_ns));
                         let sent_kernel_ns = None;
                         let row =
                             Row { probe, sent_ns, sent_kernel_ns, received_kernel_ns, received_ns };
-                        pending.push(number, row);
+                        pending.push(sent, row);
                     }
+                    sent = sent.wrapping_add(1);
                 }
-                sent_stamps(stamped.socket(), |number, ns| pending.stamp(number, ns))?;
+                sent_stamps(socket, |number, ns| pending.stamp(number, ns))?;
                 pending.write(&mut log, false)?;
             }
             Ok(_) => {}
             Err(error) if is_passing(error.kind()) => {
-                sent_stamps(stamped.socket(), |number, ns| pending.stamp(number, ns))?;
+                sent_stamps(socket, |number, ns| pending.stamp(number, ns))?;
                 pending.write(&mut log, true)?;
                 log.flush()?;
             }

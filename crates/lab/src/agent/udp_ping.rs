@@ -8,7 +8,7 @@ use super::Error;
 use super::clock::{now_ns, sharpen_timers, sleep_until};
 use super::figures::Figures;
 use super::pattern::Pattern;
-use super::stamps::{Log, Received, Row, StampedSocket, receive, sent_stamps};
+use super::stamps::{Log, Received, Row, receive, sent_stamps, stamp_packets};
 use burst_trace::probe::{PROBE_BYTES, Probe};
 use serde::Serialize;
 use std::fs::File;
@@ -158,7 +158,9 @@ pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
     let socket = UdpSocket::bind(local).map_err(|source| Error::Bind { address: local, source })?;
     let run = run_number();
     let log = args.stamps.as_deref().map(Log::create).transpose()?;
-    let socket = if log.is_some() { StampedSocket::new(socket)?.into() } else { socket };
+    if log.is_some() {
+        stamp_packets(&socket)?;
+    }
     let peer = |doing| move |source| Error::Peer { doing, peer: args.target, source };
     socket.connect(args.target).map_err(peer("send to"))?;
     let (samples, strays) = match args.mode {
