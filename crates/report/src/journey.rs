@@ -147,17 +147,6 @@ pub struct Journey {
     pub bound_ns: i64,
 }
 
-impl Journey {
-    /// What is left of the round trip when all that was measured is taken from it, nanoseconds.
-    ///
-    /// # Panics
-    /// Never: it is the last part.
-    #[must_use]
-    pub fn remainder_ns(&self) -> i64 {
-        self.parts.last().copied().flatten().expect("every journey has a remainder")
-    }
-}
-
 /// All probes of a run that came back.
 #[derive(Clone, Debug)]
 pub struct Journeys {
@@ -223,23 +212,24 @@ struct Burst {
 }
 
 impl Burst {
-    /// What a stage took.
+    /// What a stage took. Boundaries are rounded, not stages: so the stages telescope.
     fn stage(&self, stage: Stage) -> i64 {
-        self.boundary_after(stage) - self.boundary_before(stage)
+        let at = self.place(stage);
+        self.boundary(at + 1) - self.boundary(at)
     }
 
-    fn boundary_before(&self, stage: Stage) -> i64 {
-        self.boundary(|at| at == stage, false)
+    /// The boundary that ends a stage.
+    fn end_of(&self, stage: Stage) -> i64 {
+        self.boundary(self.place(stage) + 1)
     }
 
-    fn boundary_after(&self, stage: Stage) -> i64 {
-        self.boundary(|at| at == stage, true)
-    }
-
-    /// Boundaries are rounded, not stages: so the stages telescope.
-    fn boundary(&self, is_it: impl Fn(Stage) -> bool, after: bool) -> i64 {
+    fn place(&self, stage: Stage) -> usize {
         let stages = self.record.direction().stages();
-        let at = stages.iter().position(|&stage| is_it(stage)).unwrap_or(0) + usize::from(after);
+        stages.iter().position(|it| *it == stage).expect("a stage of the burst's direction")
+    }
+
+    /// The boundary before stage number `at`.
+    fn boundary(&self, at: usize) -> i64 {
         let ticks: u64 = self.record.stages[..at].iter().sum();
         self.first + (ticks as f64 * self.ns_per_tick).round() as i64
     }
@@ -345,7 +335,7 @@ fn journey(
     };
     // On the host's clock: into the daemon, and out of it.
     let came = rx.arrived.unwrap_or(rx.first);
-    let left = tx.boundary_after(Stage::Egress);
+    let left = tx.end_of(Stage::Egress);
     let host = |ns: u64| ns.cast_signed();
     match initiator {
         Initiator::Host => {
