@@ -38,6 +38,8 @@ pub struct Pause {
     lateness: u64,
     /// By how much sleeps lasted longer than they should.
     late: Lengths,
+    /// How long it took to run again after a sleep that something ended, if nothing was looked for since, ticks.
+    overslept: u64,
     /// When the sleep that was last asked for should end, ticks.
     wake_at: Option<u64>,
     /// Since when there has been neither work nor a wake-up, ticks.
@@ -60,6 +62,7 @@ impl Pause {
             spin,
             lateness: clock.ticks_in(LATENESS),
             late: Lengths::default(),
+            overslept: 0,
             wake_at: None,
             since: None,
             looks: 0,
@@ -86,6 +89,7 @@ impl Pause {
         }
         if woken {
             self.since = None;
+            self.overslept = self.late.usual().unwrap_or(self.lateness);
         }
     }
 
@@ -110,6 +114,7 @@ impl Pause {
         let now = self.clock.now();
         let since = *self.since.get_or_insert_with(|| {
             pairs.iter_mut().for_each(|pair| pair.rest(now));
+            self.overslept = 0;
             now
         });
         if now.saturating_sub(since) < self.spin {
@@ -122,8 +127,8 @@ impl Pause {
     /// How long to sleep at `now`, if not so little that it is not worth it.
     #[cold]
     fn wait<D: Datapath>(&mut self, pairs: &[Pair<D>], now: u64) -> Option<Idle> {
-        let due = pairs.iter().filter_map(|pair| pair.forecast.due(self.spin));
-        let next = due.filter(|due| now < due.end).map(|due| due.start).min();
+        let due = pairs.iter().filter_map(|pair| pair.forecast.due(now, self.spin));
+        let next = due.map(|due| due.start).min();
         self.wake_at = None;
         let Some(next) = next else { return Some(Idle::Sleep(None)) };
         let lead = self.late.most().unwrap_or(self.lateness).min(self.spin);
@@ -137,7 +142,8 @@ impl Pause {
     #[cold]
     fn learn<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) {
         self.is_long = false;
-        let now = self.clock.now();
-        pairs.iter_mut().for_each(|pair| pair.learn(now));
+        let over = self.clock.now().saturating_sub(self.overslept);
+        let spin = self.spin;
+        pairs.iter_mut().for_each(|pair| pair.learn(over, spin));
     }
 }

@@ -227,9 +227,10 @@ impl<D: Datapath> Pair<D> {
     }
 
     /// A long rest of the worker is over at `now`; perhaps it was this pair that ended it.
-    pub fn learn(&mut self, now: u64) {
+    /// `spin`: how long it polls.
+    pub fn learn(&mut self, now: u64, spin: u64) {
         if self.worked != Worked::default() {
-            self.forecast.learn(now);
+            self.forecast.learn(now, spin);
         }
     }
 
