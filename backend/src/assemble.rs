@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use burst_trace::{Clock, Reader, Recorder, RecorderError, RecorderOptions, Writer};
+use burst_trace::{Clock, Participants, Reader, Recorder, RecorderError, RecorderOptions, Writer};
 use datapath::af_xdp::Options;
 use datapath::{
     AfXdp, AfXdpError, Capabilities, CaptureError, CaptureOptions, Datapath, Faulty, MacvtapError,
@@ -21,7 +21,7 @@ use vhost_control::{Device, Endpoint, ServeError, SocketError, Witness, serve};
 use virtio_net::ConfigSpace;
 use worker::{GuestOptions, Mailbox, Member, Worker, WorkerOptions};
 
-use crate::kernel::{Enrolled, FollowError, Following, FrontEnd, Kernel};
+use crate::kernel::{Enrolled, FollowError, Following, Kernel};
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::spec::{DatapathSpec, Engine};
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
@@ -141,6 +141,20 @@ struct Recording {
     stays: bool,
 }
 
+/// Notes a guest's front end in its recorder.
+#[derive(Debug)]
+struct Noted(Participants);
+
+impl Witness for Noted {
+    fn connected(&self, process: u32) {
+        self.0.set_front_end(process);
+    }
+
+    fn gone(&self, process: u32) {
+        self.0.clear_front_end(process);
+    }
+}
+
 /// What is shown to the front ends of a guest.
 struct Front {
     name: String,
@@ -221,10 +235,10 @@ impl Daemon {
             self.workers.push(worker);
         }
         let threads: Vec<_> = self.workers[first..].iter().map(Worker::tid).collect();
-        self.follow(plan, enrolled.as_ref(), &threads, &recording)?;
+        let witnesses = self.follow(plan, enrolled, &threads, &recording)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
-        let witness = enrolled.and_then(|guest| guest.witness);
-        self.show(plan, endpoint, &capabilities, mailboxes.cloned().collect(), &recording, witness);
+        let mailboxes = mailboxes.cloned().collect();
+        self.show(plan, endpoint, &capabilities, mailboxes, &recording, witnesses);
         self.recordings.push(recording);
         Ok(())
     }
@@ -275,34 +289,35 @@ impl Daemon {
             .map_err(|source| Error::Worker { index, source })?;
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
             let (endpoint, enrolled, recording) = prepared;
-            self.follow(plan, enrolled.as_ref(), &[worker.tid()], &recording)?;
-            self.show(
-                plan,
-                endpoint,
-                &capabilities,
-                vec![Arc::clone(worker.mailbox(n))],
-                &recording,
-                enrolled.and_then(|guest| guest.witness),
-            );
+            let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recording)?;
+            let mailboxes = vec![Arc::clone(worker.mailbox(n))];
+            self.show(plan, endpoint, &capabilities, mailboxes, &recording, witnesses);
             self.recordings.push(recording);
         }
         self.workers.push(worker);
         Ok(())
     }
 
-    /// Has a guest's times in the kernel recorded, by a producer of its own behind the workers'.
+    /// Notes who takes part, and has a guest's times in the kernel recorded, if that is wanted, by a producer of its own
+    /// behind the workers'. Returns who wants to know of front ends.
     fn follow(
         &mut self,
         plan: &GuestPlan,
-        enrolled: Option<&Enrolled>,
+        enrolled: Option<Enrolled>,
         threads: &[u32],
         recording: &Recording,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Box<dyn Witness>>, Error> {
+        let participants = recording.recorder.participants();
+        for (worker, &thread) in threads.iter().enumerate() {
+            participants.set_thread(worker, thread);
+        }
+        let mut witnesses: Vec<Box<dyn Witness>> = vec![Box::new(Noted(participants))];
         if let Some((kernel, guest)) = self.kernel.as_mut().zip(enrolled) {
             let writer = recording.recorder.writer(plan.workers.len(), self.clock);
-            kernel.record(guest, threads, writer, self.clock)?;
+            kernel.record(&guest, threads, writer, self.clock)?;
+            witnesses.extend(guest.witness.map(|witness| Box::new(witness) as Box<dyn Witness>));
         }
-        Ok(())
+        Ok(witnesses)
     }
 
     /// Makes a guest's recorder.
@@ -325,7 +340,7 @@ impl Daemon {
         capabilities: &Capabilities,
         mailboxes: Vec<Arc<Mailbox>>,
         recording: &Recording,
-        witness: Option<FrontEnd>,
+        witnesses: Vec<Box<dyn Witness>>,
     ) {
         log::info!(
             "{}: {} with {} queue pair(s), polling {}, recording to {}",
@@ -335,7 +350,7 @@ impl Daemon {
             plan.poll,
             recording.recorder.path().display()
         );
-        let device = Arc::new(device(plan, capabilities, &mailboxes, witness));
+        let device = Arc::new(device(plan, capabilities, &mailboxes, witnesses));
         self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
     }
 
@@ -416,7 +431,7 @@ fn device(
     plan: &GuestPlan,
     capabilities: &Capabilities,
     mailboxes: &[Arc<Mailbox>],
-    witness: Option<FrontEnd>,
+    witnesses: Vec<Box<dyn Witness>>,
 ) -> Device {
     let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
     let mailbox = |pair| Arc::clone(&mailboxes[usize::from(pair) % mailboxes.len()]);
@@ -427,7 +442,7 @@ fn device(
         queue_pairs: plan.queue_pairs,
         queue_size: plan.queue_size,
         workers: (0..plan.queue_pairs).map(mailbox).collect(),
-        witness: witness.map(|witness| Box::new(witness) as Box<dyn Witness>),
+        witnesses,
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use burst_trace::{Anchor, BurstRecord, Clock, KernelStage, RecordKind, Writer};
+use burst_trace::{Anchor, Clock, KernelStage, Writer};
 use kernel_stages::{Attached, FrontEnds, KernelStages, Span};
 use serde_json::{Map, Value};
 use vhost_control::Witness;
@@ -215,14 +215,6 @@ impl Scribe {
             self.anchor = self.clock.anchor();
         }
         let ticks = |ns| self.anchor.ticks_at(ns, &self.clock);
-        self.writer.kernel(&BurstRecord {
-            first: ticks(span.start_ns),
-            last: ticks(span.end_ns),
-            bytes: worker,
-            ring: u16::from(span.stage == KernelStage::HostTx),
-            kind: RecordKind::Kernel as u8,
-            cause: span.stage as u8,
-            ..BurstRecord::default()
-        });
+        self.writer.kernel(&span.record(worker, ticks));
     }
 }

@@ -186,6 +186,61 @@ fn without_a_tap_the_wake_ups_are_there_and_the_table_says_why_nothing_else_is()
 }
 
 #[test]
+fn a_recording_can_measure_the_kernel_for_a_daemon_that_does_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("krecord").unwrap();
+    let tap = outside.add_tap(1).unwrap();
+    let datapath = format!("tap:ifname={tap}");
+    let arguments = ["--datapath", &datapath, "--poll", "never"];
+    let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    let file = directory.path().join("vm0.rec");
+    let mut record = ringscope();
+    record.args(["record", "--kernel-stages", "--name", "vm0", "--seconds", "3", "-o"]).arg(&file);
+    let mut record = record.arg("--run-dir").arg(directory.path()).spawn().unwrap();
+    // Time for the programs to be there; the front end comes later, and is seen all the same.
+    sleep(Duration::from_secs(1));
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    sleep(Duration::from_millis(300));
+    let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+    for n in 0..PINGS {
+        sleep(Duration::from_millis(1));
+        assert!(pinger.ping(guest.pair(0), 100 + n, PATIENCE), "ping {n} is lost");
+    }
+    assert!(record.wait().unwrap().success());
+    let report = ringscope().arg("report").arg(&file).args(["--format", "json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    for (way, stage, least) in [
+        ("tx", "wakeup", PINGS * 9 / 10),
+        ("tx", "host-tx", PINGS * 9 / 10),
+        ("rx", "host-rx", PINGS * 9 / 10),
+        ("rx", "inject", PINGS / 4),
+    ] {
+        let row = row(&report, way, stage);
+        assert!(number(row, "count") >= least as u64, "{way}: {least}: {row}");
+        assert!((1..10_000_000).contains(&number(row, "p50_ns")), "{row}");
+    }
+    let table = ringscope().arg("report").arg(&file).output().unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("host-tx lies within egress"), "{table}");
+    // The daemon's own recorder has none of it.
+    assert_eq!(row(&json(directory.path(), "vm0"), "rx", "host-rx")["count"], Value::Null);
+}
+
+#[test]
+fn a_recording_of_a_daemon_that_measures_the_kernel_does_not_do_it_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "reflect", "--kernel-stages"];
+    let _daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    let mut record = ringscope();
+    record.args(["record", "--kernel-stages", "-o"]).arg(directory.path().join("vm0.rec"));
+    let output = record.arg("--run-dir").arg(directory.path()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("leave --kernel-stages out"), "{said}");
+    assert!(!directory.path().join("vm0.rec.part").exists());
+}
+
+#[test]
 fn without_the_flag_nothing_of_the_kernel_is_measured() {
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--datapath", "reflect", "--poll", "never"];

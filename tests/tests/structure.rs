@@ -35,7 +35,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("report", &["burst-trace"]),
     ("lab", &["burst-trace"]),
-    ("ringscope", &["burst-trace", "report", "lab"]),
+    // Its recorder may measure the kernel for a while.
+    ("ringscope", &["burst-trace", "kernel-stages", "report", "lab"]),
     ("frontend", &["guest-memory", "virtqueue", "virtio-net"]),
     ("ringscope-tests", &["burst-trace", "report", "lab", "frontend"]),
 ];

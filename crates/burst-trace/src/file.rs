@@ -3,7 +3,7 @@
 //! ```text
 //! header    4096 bytes  magic, sizes, clock and its anchors, facts as JSON
 //! rings     512 bytes a virtqueue: totals and drops by cause, written by the ring's worker
-//! workers   64 bytes a worker: how many records it has written
+//! workers   64 bytes a worker: how many records it has written, and which thread it is
 //! records   64 bytes each, `capacity` of them a worker, the oldest overwritten first
 //! ```
 //!
@@ -56,6 +56,8 @@ pub mod word {
     pub const ANCHOR_LATEST: usize = 14;
     /// In a recording: 1 when the rings' totals are those of its time.
     pub const COUNTED: usize = 17;
+    /// The process of the front end that is connected; 0 for none.
+    pub const FRONT_END: usize = 18;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }
@@ -73,6 +75,8 @@ pub const RING_EVENTS: usize = 3;
 pub const RING_DROPS: usize = 8;
 /// A worker's words; the first counts its records.
 pub const WORKER_WORDS: usize = 8;
+/// Which of a worker's words is its thread's number; 0 for none.
+pub const WORKER_THREAD: usize = 1;
 
 /// Where everything is in a file of this shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

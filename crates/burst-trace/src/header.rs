@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
-    FACTS_BYTES_MAX, HEADER_WORDS, Layout, RING_DROPS, RING_EVENTS, RING_WORDS, VERSION, Words,
-    word,
+    FACTS_BYTES_MAX, HEADER_WORDS, Layout, RING_DROPS, RING_EVENTS, RING_WORDS, VERSION,
+    WORKER_THREAD, Words, word,
 };
 use crate::stage::{DropCause, SocketEvent};
 
@@ -151,6 +151,26 @@ impl Header {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.number(word::RUNNING) == 1
+    }
+
+    /// The thread that `worker` is, if that is known.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    #[must_use]
+    pub fn thread(&self, worker: usize) -> Option<u32> {
+        assert!(worker < self.layout.workers, "no such worker in the recorder");
+        self.participant(self.layout.head(worker) + WORKER_THREAD)
+    }
+
+    /// The process of the front end that is connected now, if there is one and it is known.
+    #[must_use]
+    pub fn front_end(&self) -> Option<u32> {
+        self.participant(word::FRONT_END)
+    }
+
+    fn participant(&self, at: usize) -> Option<u32> {
+        u32::try_from(self.number(at)).ok().filter(|&number| number > 0)
     }
 
     /// What the daemon said of this run: JSON text.

@@ -36,4 +36,4 @@ pub use record::{BurstRecord, RecordKind};
 pub use recording::{Recording, RecordingWriter};
 pub use source::Source;
 pub use stage::{Direction, DropCause, DropCounts, KernelStage, SocketEvent, Stage};
-pub use writer::{Recorder, RecorderError, RecorderOptions, Writer};
+pub use writer::{Participants, Recorder, RecorderError, RecorderOptions, Writer};

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::clock::{Anchor, Clock};
-use crate::file::{FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, VERSION, Words, word};
+use crate::file::{
+    FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, VERSION, WORKER_THREAD, Words, word,
+};
 use crate::reader::Reader;
 use crate::record::{BurstRecord, RECORD_WORDS, RecordKind};
 use crate::stage::{DropCause, SocketEvent};
@@ -137,6 +139,12 @@ impl Recorder {
         }
     }
 
+    /// Where it is noted who takes part, from any thread.
+    #[must_use]
+    pub fn participants(&self) -> Participants {
+        Participants { words: Arc::clone(&self.words), layout: self.layout }
+    }
+
     fn write_header(&self, facts: &str, clock: &Clock) {
         let header = self.words.slice(0, crate::file::HEADER_WORDS);
         let set = |at: usize, value: u64| header[at].store(value, Ordering::Relaxed);
@@ -165,6 +173,36 @@ impl Recorder {
 impl Drop for Recorder {
     fn drop(&mut self) {
         self.words.at(word::RUNNING).store(0, Ordering::Release);
+    }
+}
+
+/// Notes in a recorder which threads and processes take part, for who measures something of them from outside.
+#[derive(Debug)]
+pub struct Participants {
+    words: Arc<Words>,
+    layout: Layout,
+}
+
+impl Participants {
+    /// `worker` is the thread `tid`.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    pub fn set_thread(&self, worker: usize, tid: u32) {
+        assert!(worker < self.layout.workers, "no such worker in the recorder");
+        let at = self.layout.head(worker) + WORKER_THREAD;
+        self.words.at(at).store(tid.into(), Ordering::Relaxed);
+    }
+
+    /// The front end is `process`.
+    pub fn set_front_end(&self, process: u32) {
+        self.words.at(word::FRONT_END).store(process.into(), Ordering::Relaxed);
+    }
+
+    /// The front end is `process` no more. If another one came meanwhile, it stays.
+    pub fn clear_front_end(&self, process: u32) {
+        let word = self.words.at(word::FRONT_END);
+        let _ = word.compare_exchange(process.into(), 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 

@@ -1,13 +1,14 @@
 //! `ringscope record`: keeps what a flight recorder holds for a moment only, in a file of its own.
 
 mod keep;
+mod kernel;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burst_trace::{Cursor, Reader};
+use burst_trace::{BurstRecord, Cursor, Reader};
 use report::breakdown::is_alive;
 use report::trigger::Trigger;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -17,6 +18,7 @@ use crate::progress::Progress;
 use crate::recorder::{Choice, FileId, Found, file_id};
 use crate::stats::seconds;
 use keep::{Keeper, Until};
+use kernel::Kernel;
 
 /// A busy worker fills its part of a recorder in a tenth of a second.
 const POLL_EVERY: Duration = Duration::from_millis(5);
@@ -30,10 +32,15 @@ Examples:
   ringscope record --last 30 -o before.rec          until Ctrl-C, and keep the last 30 seconds of it
   ringscope record --when 'rx.total>500us' -o slow.rec
                                                     wait for a burst that takes longer, and keep 2 seconds before and after
+  ringscope record --kernel-stages --seconds 5 -o k.rec
+                                                    and with the host kernel's part
   ringscope report slow.rec                         where the time went
 
 --when takes DIRECTION.TIME>LIMIT or >=LIMIT: DIRECTION is tx or rx, TIME is total, wakeup or one of the \
 daemon's stages, LIMIT has a unit (ns, us, ms, s).
+
+--kernel-stages has BPF programs in the kernel as long as this command runs. They see every frame of the host and cost \
+a busy guest a twentieth of its rate; root is needed.
 
 Records that were overwritten before they could be kept are counted, and the file says where they are \
 missing. What a recorder still holds needs no recording: `ringscope report` reads the recorder of a daemon \
@@ -63,6 +70,9 @@ pub struct Arguments {
     /// With --when: how much after it
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2", requires = "when")]
     after: Duration,
+    /// Measure what the host kernel does with frames of the daemon's tap, with its workers' wake-ups and its interrupts, too
+    #[arg(long)]
+    kernel_stages: bool,
 }
 
 /// Why a recording ended.
@@ -91,8 +101,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let mut keeper = Keeper::create(&arguments.output, &reader, until)?;
-    let mut following = Following::new(path, reader, keeper.wants_the_past());
+    let kernel = arguments.kernel_stages.then(|| Kernel::attach(&reader)).transpose()?;
+    let stages = kernel.as_ref().map(Kernel::facts);
+    let mut keeper = Keeper::create(&arguments.output, &reader, stages, until)?;
+    let mut following = Following::new(path, reader, kernel, keeper.wants_the_past());
     let end = following.follow(&mut keeper, arguments.seconds, &stop)?;
     let summary = keeper.finish(&following.reader)?;
     match end {
@@ -110,15 +122,16 @@ struct Following {
     file: Option<FileId>,
     reader: Reader,
     cursors: Vec<Cursor>,
+    kernel: Option<Kernel>,
 }
 
 impl Following {
-    fn new(path: PathBuf, reader: Reader, from_the_oldest: bool) -> Self {
+    fn new(path: PathBuf, reader: Reader, kernel: Option<Kernel>, from_the_oldest: bool) -> Self {
         let cursor = |worker| {
             if from_the_oldest { reader.oldest(worker) } else { reader.newest(worker) }
         };
         let cursors = (0..reader.workers()).map(cursor).collect();
-        Self { file: file_id(&path), path, cursors, reader }
+        Self { file: file_id(&path), path, cursors, reader, kernel }
     }
 
     fn follow(
@@ -138,12 +151,16 @@ impl Following {
             } else if looked.elapsed() >= LOOK_EVERY {
                 looked = Instant::now();
                 progress.show(|| keeper.state());
+                if let Some(kernel) = &mut self.kernel {
+                    kernel.see_front_end(&self.reader);
+                }
                 self.is_over().then_some(End::DaemonGone)
             } else {
                 None
             };
             // What came until now is read in every case.
-            let came = self.read(keeper)?;
+            let lost = self.kernel.as_mut().filter(|_| end.is_some()).map_or(0, Kernel::end);
+            let came = self.read(keeper, lost)?;
             if let Some(end) = end {
                 return Ok(end);
             }
@@ -156,9 +173,17 @@ impl Following {
         }
     }
 
-    /// Reads what came. Returns the most records of one worker.
-    fn read(&mut self, keeper: &mut Keeper) -> std::io::Result<usize> {
+    /// Reads what came; so many times in the kernel were lost. Returns the most records of one worker.
+    fn read(&mut self, keeper: &mut Keeper, lost: u64) -> std::io::Result<usize> {
         let mut most = 0;
+        if let Some(kernel) = &self.kernel {
+            let mut last = BurstRecord::default();
+            for record in kernel.records() {
+                keeper.take(&record)?;
+                last = record;
+            }
+            keeper.lost(last.worker, lost, last.last)?;
+        }
         for (worker, cursor) in (0..).zip(&mut self.cursors) {
             let (mut came, mut newest, mut kept) = (0, 0, Ok(()));
             let lost = self.reader.read(cursor, |record| {

@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use burst_trace::KernelStage;
+use burst_trace::{BurstRecord, KernelStage, RecordKind};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -54,6 +54,21 @@ pub struct Span {
     pub start_ns: u64,
     /// `CLOCK_MONOTONIC`, nanoseconds.
     pub end_ns: u64,
+}
+
+impl Span {
+    /// Its record. `worker`: the number of the worker that it is about; `ticks` turns its times into the recorder's.
+    pub fn record(&self, worker: u32, ticks: impl Fn(u64) -> u64) -> BurstRecord {
+        BurstRecord {
+            first: ticks(self.start_ns),
+            last: ticks(self.end_ns),
+            bytes: worker,
+            ring: u16::from(self.stage == KernelStage::HostTx),
+            kind: RecordKind::Kernel as u8,
+            cause: self.stage as u8,
+            ..BurstRecord::default()
+        }
+    }
 }
 
 /// What became of a stage: measured, or why not.

@@ -32,7 +32,7 @@ pub struct Device {
     /// For each queue pair, the worker that serves it.
     pub workers: Vec<Arc<Mailbox>>,
     /// Who else wants to know of front ends.
-    pub witness: Option<Box<dyn Witness>>,
+    pub witnesses: Vec<Box<dyn Witness>>,
 }
 
 /// Is told which processes are the front ends of a device.
@@ -69,8 +69,8 @@ pub struct Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let (Some(witness), Some(peer)) = (&self.device.witness, self.peer) {
-            witness.gone(peer);
+        if let Some(peer) = self.peer {
+            self.device.witnesses.iter().for_each(|witness| witness.gone(peer));
         }
     }
 }
@@ -84,8 +84,8 @@ impl Session {
             Arc::new(RingControl::new(&device.label, index, Arc::clone(mailbox)))
         };
         let rings = (0..device.queue_pairs * 2).map(ring).collect();
-        if let (Some(witness), Some(peer)) = (&device.witness, peer) {
-            witness.connected(peer);
+        if let Some(peer) = peer {
+            device.witnesses.iter().for_each(|witness| witness.connected(peer));
         }
         Self { device: Arc::clone(device), peer, rings, refused: Mutex::default() }
     }

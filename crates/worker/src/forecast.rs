@@ -234,7 +234,11 @@ mod tests {
             let gaps = noise(rare * 3).map(|it| if it < 3 { 2 + it } else { 1 });
             let pauses = gaps.zip(noise(jitter)).map(|(beats, extra)| beats * 3000 + extra);
             let awake = awake(pauses.take(1000));
-            assert!(share(&awake[100..]) >= 0.95, "1 in {rare}, {jitter}: {}", share(&awake[100..]));
+            assert!(
+                share(&awake[100..]) >= 0.95,
+                "1 in {rare}, {jitter}: {}",
+                share(&awake[100..])
+            );
         }
     }
 

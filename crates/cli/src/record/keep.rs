@@ -10,6 +10,7 @@ use report::figures::TickRate;
 use report::recent::Recent;
 use report::trigger::Trigger;
 use report::units::{grouped, time};
+use serde_json::Value;
 
 use crate::doctor;
 
@@ -54,11 +55,17 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    pub fn create(path: &Path, of: &Reader, until: Until) -> Result<Self, KeepError> {
+    /// `kernel`: what became of the kernel's stages, if they are measured for this recording.
+    pub fn create(
+        path: &Path,
+        of: &Reader,
+        kernel: Option<&Value>,
+        until: Until,
+    ) -> Result<Self, KeepError> {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
-        let writer = RecordingWriter::create(&part, of, &facts(of))
+        let writer = RecordingWriter::create(&part, of, &facts(of, kernel))
             .map_err(|source| KeepError { path: path.into(), source })?;
         let rate = TickRate::new(of.ticks_per_second());
         let recent = match until {
@@ -210,11 +217,14 @@ impl Drop for Keeper {
 }
 
 /// What the recorder says of its run, and what this host is.
-fn facts(of: &Reader) -> String {
-    let mut facts: serde_json::Value = serde_json::from_str(&of.facts()).unwrap_or_default();
+fn facts(of: &Reader, kernel: Option<&Value>) -> String {
+    let mut facts: Value = serde_json::from_str(&of.facts()).unwrap_or_default();
     if !facts.is_object() {
         facts = serde_json::json!({});
     }
     facts["host"] = doctor::summary();
+    if let Some(kernel) = kernel {
+        facts["kernel_stages"] = kernel.clone();
+    }
     facts.to_string()
 }

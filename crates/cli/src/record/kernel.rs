@@ -1,0 +1,200 @@
+//! Times in the host kernel, measured for a recording only: the daemon knows nothing of it.
+
+use std::fs;
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::AsFd as _;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use burst_trace::{BurstRecord, Clock, KernelStage, Reader};
+use kernel_stages::{Attached, FrontEnds, KernelStages, NO_TAP, Span};
+use serde_json::{Map, Value};
+
+/// An anchor is good for so long: the two clocks drift by a few nanoseconds until then.
+const ANCHORED: Duration = Duration::from_millis(10);
+
+/// Why the kernel's times are not measured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The daemon does.
+    #[error(
+        "the daemon measures the host kernel's times itself (ringscoped --kernel-stages), and they are in every \
+         recording: leave --kernel-stages out"
+    )]
+    MeasuredAlready,
+    /// A worker cannot be found among the host's threads.
+    #[error(
+        "expected thread {thread} of process {process} to be a worker of the daemon, found {found}: run where the \
+         daemon's processes have the numbers that it knows itself (its PID namespace), or have it measure \
+         (ringscoped --kernel-stages)"
+    )]
+    Worker {
+        /// The daemon's process.
+        process: u64,
+        /// The thread, 0 where the recorder does not say.
+        thread: u32,
+        /// What it is.
+        found: String,
+    },
+    /// The programs.
+    #[error(transparent)]
+    Programs(#[from] kernel_stages::Error),
+    /// The thread.
+    #[error("the thread that reads the kernel's times cannot run: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// The programs that measure one daemon's guest, and what they measured. They go when this is dropped.
+pub struct Kernel {
+    facts: Value,
+    front_ends: Option<FrontEnds>,
+    front_end: Option<u32>,
+    records: Receiver<BurstRecord>,
+    /// The thread notices that this is gone.
+    alive: Option<PipeWriter>,
+    thread: Option<JoinHandle<u64>>,
+}
+
+impl Kernel {
+    /// Attaches what can be, for the daemon that writes `recorder`.
+    pub fn attach(recorder: &Reader) -> Result<Self, Error> {
+        let facts: Value = serde_json::from_str(&recorder.facts()).unwrap_or_default();
+        if !facts["kernel_stages"].is_null() {
+            return Err(Error::MeasuredAlready);
+        }
+        let threads = threads(recorder)?;
+        let tap = facts["datapath"].as_str().and_then(tap);
+        let (stages, attached) = KernelStages::attach(tap.is_some())?;
+        for (number, thread) in (0..).zip(threads) {
+            stages.add_worker(thread, number)?;
+        }
+        let followed = match tap {
+            None => Err(NO_TAP.to_owned()),
+            Some(name) => stages.add_tap(name, 0),
+        };
+        let facts = states(&attached, &followed);
+        let front_ends = stages.front_ends();
+        let (stop, alive) = io::pipe()?;
+        let (sender, records) = channel();
+        let name = "kernel-stages".to_owned();
+        // Behind the workers of the recorder, as the daemon's own would be.
+        let producer = u8::try_from(recorder.workers()).unwrap_or(u8::MAX);
+        let thread =
+            Builder::new().name(name).spawn(move || measure(&stages, &stop, producer, &sender))?;
+        let mut kernel = Self {
+            facts,
+            front_ends,
+            front_end: None,
+            records,
+            alive: Some(alive),
+            thread: Some(thread),
+        };
+        kernel.see_front_end(recorder);
+        Ok(kernel)
+    }
+
+    /// What became of each stage, for the recording.
+    pub const fn facts(&self) -> &Value {
+        &self.facts
+    }
+
+    /// Front ends come and go.
+    pub fn see_front_end(&mut self, recorder: &Reader) {
+        let now = recorder.front_end();
+        let Some(front_ends) = self.front_ends.as_ref().filter(|_| now != self.front_end) else {
+            return;
+        };
+        if let Some(gone) = self.front_end {
+            front_ends.remove(gone);
+        }
+        self.front_end = now;
+        if let Some(error) = now.and_then(|process| front_ends.add(process, 0).err()) {
+            eprintln!("ringscope: inject is not measured: {error}");
+        }
+    }
+
+    /// What was measured since the last time.
+    pub fn records(&self) -> impl Iterator<Item = BurstRecord> + '_ {
+        self.records.try_iter()
+    }
+
+    /// Ends measuring: what comes from [`records`](Self::records) after this is the rest. Returns how many times came
+    /// faster than they were read.
+    pub fn end(&mut self) -> u64 {
+        drop(self.alive.take());
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or(0)
+    }
+}
+
+/// The workers' threads, in the order of their numbers. Whoever adds times in the host kernel has none.
+fn threads(recorder: &Reader) -> Result<Vec<u32>, Error> {
+    let process = recorder.pid();
+    let thread = |worker| {
+        let thread = recorder.thread(worker).unwrap_or(0);
+        let name = fs::read_to_string(format!("/proc/{process}/task/{thread}/comm"));
+        let found = match name {
+            Ok(name) if name.starts_with("worker-") => return Ok(thread),
+            Ok(name) => format!("'{}'", name.trim_end()),
+            Err(error) => error.to_string(),
+        };
+        Err(Error::Worker { process, thread, found })
+    };
+    (0..recorder.workers()).map(thread).collect()
+}
+
+/// The tap by whose name frames can be followed.
+fn tap(datapath: &str) -> Option<&str> {
+    datapath.strip_prefix("tap:")?.split(',').find_map(|option| option.strip_prefix("ifname="))
+}
+
+/// What became of each stage, as the daemon notes it where it measures itself.
+fn states(attached: &[Attached], followed: &Result<(), String>) -> Value {
+    let mut states = Map::new();
+    for (stage, result) in attached {
+        let needs_tap = matches!(stage, KernelStage::HostTx | KernelStage::HostRx);
+        let result =
+            if needs_tap { result.as_ref().and(followed.as_ref()) } else { result.as_ref() };
+        let state = result.map_or_else(|reason| format!("n/a: {reason}"), |()| "on".to_owned());
+        states.insert(stage.name().into(), state.into());
+    }
+    states.into()
+}
+
+/// Turns what the programs measure into records until `stop` becomes readable.
+fn measure(
+    stages: &KernelStages,
+    stop: &PipeReader,
+    producer: u8,
+    records: &Sender<BurstRecord>,
+) -> u64 {
+    let clock = Clock::new();
+    let mut anchor = clock.anchor();
+    let anchored = clock.ticks_in(ANCHORED);
+    let write = |span: Span| {
+        if clock.now().saturating_sub(anchor.ticks) > anchored {
+            anchor = clock.anchor();
+        }
+        // The tap's and the front end's number is no worker's, and 0.
+        let record = span.record(span.about, |ns| anchor.ticks_at(ns, &clock));
+        // Nobody reads any more when the recording has ended by an error.
+        let _ = records.send(BurstRecord { worker: producer, ..record });
+    };
+    if let Err(error) = stages.drain(stop.as_fd(), write) {
+        eprintln!("ringscope: times in the host kernel are not recorded any more: {error}");
+    }
+    stages.lost()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tap_is_found_in_what_the_recorder_says_of_the_datapath() {
+        assert_eq!(tap("tap:ifname=tap0"), Some("tap0"));
+        assert_eq!(tap("tap:napi=on,ifname=tap0,engine=uring"), Some("tap0"));
+        assert_eq!(tap("tap:fd=3"), None);
+        assert_eq!(tap("macvtap:ifname=mv0"), None);
+    }
+}
