@@ -2,6 +2,7 @@
 //! tshark reads.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -16,6 +17,8 @@ use ringscope_tests::frames;
 use ringscope_tests::perfetto::Trace;
 
 const SOON: Duration = Duration::from_secs(10);
+/// How many frames are sent at a time.
+const ROUND: usize = 120;
 
 /// A recording of a run with bursts that had to queue and with drops, and what is in it.
 fn record(directory: &Path) -> (Source, Vec<BurstRecord>, std::path::PathBuf) {
@@ -33,12 +36,16 @@ fn record(directory: &Path) -> (Source, Vec<BurstRecord>, std::path::PathBuf) {
         sleep(Duration::from_millis(5));
     }
     for round in 0..20 {
-        for n in 0..120 {
-            assert!(guest.pair(0).queue(&frames::frame(round * 120 + n, 60 + 7 * n)).unwrap());
+        for n in 0..ROUND {
+            assert!(guest.pair(0).queue(&frames::frame(round * ROUND + n, 60 + 7 * n)).unwrap());
         }
         guest.pair(0).flush().unwrap();
-        while guest.pair(0).receive_within(Duration::from_millis(20)).unwrap().is_some() {}
-        guest.pair(0).reap().unwrap();
+        let (mut back, until) = (0, Instant::now() + SOON);
+        while back < ROUND {
+            assert!(Instant::now() < until, "{back} of {ROUND} buffers came back");
+            while guest.pair(0).receive_within(Duration::from_millis(5)).unwrap().is_some() {}
+            back += guest.pair(0).reap().unwrap();
+        }
     }
     assert!(recorder.wait().unwrap().success(), "ringscope record");
     let source = Source::open(&file).unwrap();
@@ -68,7 +75,9 @@ fn perfetto_and_tshark_read_what_was_recorded() {
     let directory = tempfile::tempdir().unwrap();
     let (source, records, file) = record(directory.path());
     assert!(bursts(&records).count() >= 40 && drops(&records).next().is_some());
-    check_perfetto(&source, &records, &report(&file, "perfetto"));
+    let trace = report(&file, "perfetto");
+    check_perfetto(&source, &records, &trace);
+    check_perfetto_knows(&trace);
     let capture = directory.path().join("files.pcapng");
     std::fs::write(&capture, report(&file, "pcapng")).unwrap();
     check_pcapng(&source, &records, &capture);
@@ -121,6 +130,29 @@ fn check_perfetto(source: &Source, records: &[BurstRecord], trace: &[u8]) {
     // The guest filled its ring with more than one burst.
     let lanes = trace.tracks.values().filter(|(_, name)| name == "tx 1").count();
     assert!(lanes > 1, "{lanes} tracks of a queue in which bursts had to wait");
+}
+
+/// Perfetto's own definitions have a name for everything in `trace`: nothing is lost by reading and writing it with them.
+fn check_perfetto_knows(trace: &[u8]) {
+    const KNOWN: &str = "
+import sys
+from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace
+trace = Trace.FromString(sys.stdin.buffer.read())
+trace.DiscardUnknownFields()
+sys.stdout.buffer.write(trace.SerializeToString())
+";
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/perfetto/bin/python");
+    let mut python = Command::new(python)
+        .args(["-c", KNOWN])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("Perfetto's definitions: qemu-scripts/setup --tests installs them");
+    // It reads to the end before it writes.
+    python.stdin.take().unwrap().write_all(trace).unwrap();
+    let known = python.wait_with_output().unwrap();
+    assert!(known.status.success());
+    assert!(known.stdout == trace, "{} bytes of {} are known", known.stdout.len(), trace.len());
 }
 
 fn check_pcapng(source: &Source, records: &[BurstRecord], capture: &Path) {
