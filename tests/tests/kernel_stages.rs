@@ -196,7 +196,8 @@ fn a_recording_can_measure_the_kernel_for_a_daemon_that_does_not() {
     let file = directory.path().join("vm0.rec");
     let mut record = ringscope();
     record.args(["record", "--kernel-stages", "--name", "vm0", "--seconds", "3", "-o"]).arg(&file);
-    let mut record = record.arg("--run-dir").arg(directory.path()).spawn().unwrap();
+    let record = record.arg("--run-dir").arg(directory.path()).stderr(Stdio::piped());
+    let record = record.spawn().unwrap();
     // Time for the programs to be there; the front end comes later, and is seen all the same.
     sleep(Duration::from_secs(1));
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
@@ -206,7 +207,11 @@ fn a_recording_can_measure_the_kernel_for_a_daemon_that_does_not() {
         sleep(Duration::from_millis(1));
         assert!(pinger.ping(guest.pair(0), 100 + n, PATIENCE), "ping {n} is lost");
     }
-    assert!(record.wait().unwrap().success());
+    let ended = record.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.success(), "{said}");
+    let cost = said.lines().find(|line| line.contains("the kernel's programs ran")).unwrap();
+    assert!(cost.contains("% of a CPU") && !cost.contains(" 0 times"), "{cost}");
     let report = ringscope().arg("report").arg(&file).args(["--format", "json"]).output().unwrap();
     let report: Value = serde_json::from_slice(&report.stdout).unwrap();
     for (way, stage, least) in [

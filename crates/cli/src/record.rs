@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burst_trace::{BurstRecord, Cursor, Reader};
+use kernel_stages::Cost;
 use report::breakdown::is_alive;
 use report::trigger::Trigger;
+use report::units::{grouped, time};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Outcome;
@@ -18,7 +20,7 @@ use crate::progress::Progress;
 use crate::recorder::{Choice, FileId, Found, file_id};
 use crate::stats::seconds;
 use keep::{Keeper, Until};
-use kernel::Kernel;
+use kernel::{Kernel, Measured};
 
 /// A busy worker fills its part of a recorder in a tenth of a second.
 const POLL_EVERY: Duration = Duration::from_millis(5);
@@ -103,6 +105,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     }
     let kernel = arguments.kernel_stages.then(|| Kernel::attach(&reader)).transpose()?;
     let stages = kernel.as_ref().map(Kernel::facts);
+    let started = Instant::now();
     let mut keeper = Keeper::create(&arguments.output, &reader, stages, until)?;
     let mut following = Following::new(path, reader, kernel, keeper.wants_the_past());
     let end = following.follow(&mut keeper, arguments.seconds, &stop)?;
@@ -113,7 +116,21 @@ pub fn run(arguments: &Arguments) -> Outcome {
         End::DaemonGone => eprintln!("ringscope: the daemon has ended: the recording ends with it"),
     }
     eprintln!("ringscope: {summary}");
+    if let Some(cost) = following.measured.cost {
+        eprintln!("ringscope: {}", in_words(cost, started.elapsed()));
+    }
     Ok(())
+}
+
+/// What the kernel's programs cost in so much time.
+fn in_words(cost: Cost, elapsed: Duration) -> String {
+    let share = cost.time.as_secs_f64() / elapsed.as_secs_f64();
+    let each = cost.time.as_nanos() as f64 / cost.runs.max(1) as f64;
+    let (runs, each) = (grouped(cost.runs), time(each));
+    format!(
+        "the kernel's programs ran {runs} times, for {each} each: {:.2} % of a CPU",
+        share * 100.0
+    )
 }
 
 /// A recorder that is followed.
@@ -123,6 +140,8 @@ struct Following {
     reader: Reader,
     cursors: Vec<Cursor>,
     kernel: Option<Kernel>,
+    /// What is known of it in the end.
+    measured: Measured,
 }
 
 impl Following {
@@ -131,7 +150,7 @@ impl Following {
             if from_the_oldest { reader.oldest(worker) } else { reader.newest(worker) }
         };
         let cursors = (0..reader.workers()).map(cursor).collect();
-        Self { file: file_id(&path), path, cursors, reader, kernel }
+        Self { file: file_id(&path), path, cursors, reader, kernel, measured: Measured::default() }
     }
 
     fn follow(
@@ -146,7 +165,7 @@ impl Following {
         loop {
             let end = if stop.load(Ordering::Relaxed) {
                 Some(End::Stopped)
-            } else if limit.is_some_and(|limit| started.elapsed() >= limit) {
+            } else if keeper.is_done() || limit.is_some_and(|limit| started.elapsed() >= limit) {
                 Some(End::Done)
             } else if looked.elapsed() >= LOOK_EVERY {
                 looked = Instant::now();
@@ -159,13 +178,14 @@ impl Following {
                 None
             };
             // What came until now is read in every case.
-            let lost = self.kernel.as_mut().filter(|_| end.is_some()).map_or(0, Kernel::end);
-            let came = self.read(keeper, lost)?;
+            if end.is_some()
+                && let Some(kernel) = &mut self.kernel
+            {
+                self.measured = kernel.end();
+            }
+            let came = self.read(keeper)?;
             if let Some(end) = end {
                 return Ok(end);
-            }
-            if keeper.is_done() {
-                return Ok(End::Done);
             }
             if came < self.reader.capacity() / 8 {
                 std::thread::sleep(POLL_EVERY);
@@ -173,8 +193,8 @@ impl Following {
         }
     }
 
-    /// Reads what came; so many times in the kernel were lost. Returns the most records of one worker.
-    fn read(&mut self, keeper: &mut Keeper, lost: u64) -> std::io::Result<usize> {
+    /// Reads what came. Returns the most records of one worker.
+    fn read(&mut self, keeper: &mut Keeper) -> std::io::Result<usize> {
         let mut most = 0;
         if let Some(kernel) = &self.kernel {
             let mut last = BurstRecord::default();
@@ -182,7 +202,7 @@ impl Following {
                 keeper.take(&record)?;
                 last = record;
             }
-            keeper.lost(last.worker, lost, last.last)?;
+            keeper.lost(last.worker, self.measured.lost, last.last)?;
         }
         for (worker, cursor) in (0..).zip(&mut self.cursors) {
             let (mut came, mut newest, mut kept) = (0, 0, Ok(()));

@@ -5,16 +5,18 @@
 //!
 //! - `bpf/stages.bpf.c`: the programs.
 //! - `programs`: how they get into the kernel.
-//! - `sys`: a descriptor that libbpf-rs tells by its number only.
+//! - `sys`: descriptors that libbpf-rs does not have.
 
 mod programs;
 mod sys;
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use burst_trace::{BurstRecord, KernelStage, RecordKind};
+use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
@@ -78,6 +80,29 @@ pub type Attached = (KernelStage, Result<(), String>);
 #[derive(Debug)]
 pub struct KernelStages {
     groups: Vec<Programs>,
+}
+
+/// What the programs cost the host's CPUs, while it was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// How often one of them ran.
+    pub runs: u64,
+    /// How long all of that took, with what counting takes.
+    pub time: Duration,
+}
+
+/// What programs cost is counted, of all programs of the host, until this is dropped.
+#[derive(Debug)]
+pub struct Counting(#[expect(dead_code, reason = "kept open")] OwnedFd);
+
+impl Counting {
+    /// Begins to count.
+    ///
+    /// # Errors
+    /// When the kernel does not do that: Linux has it since 5.8.
+    pub fn begin() -> io::Result<Self> {
+        sys::count_runs().map(Self)
+    }
 }
 
 /// The processes whose threads are seen when a worker wakes them up: it called their guest.
@@ -207,6 +232,18 @@ impl KernelStages {
                 return Ok(());
             }
         }
+    }
+
+    /// What the programs have cost in [the times that it was counted](Counting).
+    #[must_use]
+    pub fn cost(&self) -> Cost {
+        let ours: Vec<u32> = self.groups.iter().flat_map(Programs::ids).collect();
+        let mut cost = Cost::default();
+        for program in ProgInfoIter::default().filter(|program| ours.contains(&program.id)) {
+            cost.runs += program.run_cnt;
+            cost.time += Duration::from_nanos(program.run_time_ns);
+        }
+        cost
     }
 
     /// How many spans found no room until they were read.

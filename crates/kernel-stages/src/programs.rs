@@ -1,7 +1,9 @@
 //! The programs of `bpf/stages.bpf.c`, loaded and attached.
 
 use burst_trace::KernelStage;
-use libbpf_rs::{Link, Map, MapCore, MapFlags, Object, ObjectBuilder};
+use std::os::fd::AsFd as _;
+
+use libbpf_rs::{Link, Map, MapCore, MapFlags, Object, ObjectBuilder, Program};
 
 /// The compiled programs, aligned as an ELF file has to be.
 #[repr(align(8))]
@@ -65,6 +67,12 @@ impl Programs {
     /// Whether it sees threads being woken up.
     pub const fn sees_threads(&self) -> bool {
         self.sees_threads
+    }
+
+    /// The kernel's numbers of the programs.
+    pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
+        let loaded = self.object.progs().filter(Program::autoload);
+        loaded.filter_map(|program| Program::id_from_fd(program.as_fd()).ok())
     }
 
     /// Enters `key` with `value` in the map called `name`.

@@ -8,7 +8,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use burst_trace::{BurstRecord, Clock, KernelStage, Reader};
-use kernel_stages::{Attached, FrontEnds, KernelStages, NO_TAP, Span};
+use kernel_stages::{Attached, Cost, Counting, FrontEnds, KernelStages, NO_TAP, Span};
 use serde_json::{Map, Value};
 
 /// An anchor is good for so long: the two clocks drift by a few nanoseconds until then.
@@ -53,7 +53,16 @@ pub struct Kernel {
     records: Receiver<BurstRecord>,
     /// The thread notices that this is gone.
     alive: Option<PipeWriter>,
-    thread: Option<JoinHandle<u64>>,
+    thread: Option<JoinHandle<Measured>>,
+}
+
+/// What is known in the end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Measured {
+    /// How many times came faster than they were read.
+    pub lost: u64,
+    /// What the programs cost, where the kernel counts that.
+    pub cost: Option<Cost>,
 }
 
 impl Kernel {
@@ -119,11 +128,10 @@ impl Kernel {
         self.records.try_iter()
     }
 
-    /// Ends measuring: what comes from [`records`](Self::records) after this is the rest. Returns how many times came
-    /// faster than they were read.
-    pub fn end(&mut self) -> u64 {
+    /// Ends measuring: what comes from [`records`](Self::records) after this is the rest.
+    pub fn end(&mut self) -> Measured {
         drop(self.alive.take());
-        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or(0)
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
@@ -167,7 +175,8 @@ fn measure(
     stop: &PipeReader,
     producer: u8,
     records: &Sender<BurstRecord>,
-) -> u64 {
+) -> Measured {
+    let counting = Counting::begin();
     let clock = Clock::new();
     let mut anchor = clock.anchor();
     let anchored = clock.ticks_in(ANCHORED);
@@ -183,7 +192,7 @@ fn measure(
     if let Err(error) = stages.drain(stop.as_fd(), write) {
         eprintln!("ringscope: times in the host kernel are not recorded any more: {error}");
     }
-    stages.lost()
+    Measured { lost: stages.lost(), cost: counting.ok().map(|_| stages.cost()) }
 }
 
 #[cfg(test)]
