@@ -16,7 +16,7 @@ use crate::run::read_at;
 
 /// So many bytes of a frame hold its headers up to TCP's options: with two tags and all options of IPv4 102, and without
 /// extensions of IPv6 82.
-const FRONT: usize = 128;
+pub(crate) const FRONT: usize = 128;
 /// Where the flags are in a TCP header, and the congestion bit among them (RFC 9293, 3.1).
 const FLAGS: usize = 13;
 const CWR: u8 = 0x80;

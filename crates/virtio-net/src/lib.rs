@@ -7,6 +7,7 @@
 //! - [`receive`]: room for a burst of frames to the guest, mergeable or not.
 //! - [`finish`]: checksums and segments, done with the copy of a frame.
 //! - [`arrival`]: what is left to do to a frame that does not say so.
+//! - `merge`: TCP segments that came one by one, as one packet.
 //! - `packet`: where a frame's headers are.
 
 pub mod arrival;
@@ -14,6 +15,7 @@ pub mod config;
 pub mod features;
 pub mod finish;
 pub mod header;
+mod merge;
 pub mod packet;
 pub mod receive;
 mod run;
@@ -23,6 +25,7 @@ pub use config::{ConfigSpace, MacAddress};
 pub use features::{Negotiated, Offloads};
 pub use finish::Finish;
 pub use header::NetHeader;
+pub use merge::Link;
 pub use receive::{GuestRoom, Placed, ReceiveState};
 pub use transmit::{Frame, Frames, TransmitBurst};
 

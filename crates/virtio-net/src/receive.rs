@@ -6,10 +6,11 @@
 //! is copied to further guest buffers (and the next list is longer); when the guest has none, the frame is
 //! held until it has, and is never torn or lost.
 //!
-//! `finished`: frames whose length is known, because they are in memory already. `watched`: what wrappers of a
-//! datapath see of the room, and lose of it.
+//! `finished`: frames whose length is known, because they are in memory already. `merged`: several of those as one
+//! packet. `watched`: what wrappers of a datapath see of the room, and lose of it.
 
 mod finished;
+mod merged;
 mod watched;
 
 use burst_trace::{DropCause, DropCounts};
@@ -102,6 +103,8 @@ pub struct GuestRoom<'r, 'm> {
     limit: usize,
     /// The frame behind the limit is to be lost.
     is_losing: bool,
+    /// No frame is merged with another.
+    apart: bool,
     /// How many chains of finished frames are completed together.
     together: usize,
     /// See [`Received::starved`].
@@ -157,6 +160,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             dropped: 0,
             limit: BURST_MAX,
             is_losing: false,
+            apart: false,
             together: COMPLETED_TOGETHER,
             starved: false,
             bytes: 0,

@@ -3,6 +3,7 @@
 mod arrival;
 mod finish;
 mod hostile;
+mod merge;
 mod packets;
 mod place;
 mod runs;

@@ -23,7 +23,7 @@ const MERGEABLE: u64 = 1 << 15;
 const SIZE: u16 = 256;
 
 /// A guest's ring.
-struct Ring {
+pub struct Ring {
     memory: Arc<GuestMemory>,
     driver: Driver,
     queue: Queue,
@@ -34,7 +34,7 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(features: u64) -> Self {
+    pub fn new(features: u64) -> Self {
         let negotiated = Negotiated(features);
         let map = Mapping::from_ranges(&[(GuestAddress(0), 0x80_0000)]).unwrap();
         let memory = Arc::new(GuestMemory::new(Arc::new(map)));
@@ -60,7 +60,7 @@ impl Ring {
     }
 
     /// Offers chains for receiving.
-    fn offer(&mut self, chains: &[&[u32]]) {
+    pub fn offer(&mut self, chains: &[&[u32]]) {
         for lens in chains {
             let first = self.add(lens, true);
             self.offered.push((first, lens.iter().sum()));
@@ -68,7 +68,10 @@ impl Ring {
     }
 
     /// What `work` does with the room, in a burst of its own.
-    fn with_room<T>(&mut self, work: impl FnOnce(&mut GuestRoom<'_, '_>) -> T) -> (T, Received) {
+    pub fn with_room<T>(
+        &mut self,
+        work: impl FnOnce(&mut GuestRoom<'_, '_>) -> T,
+    ) -> (T, Received) {
         let memory = Arc::clone(&self.memory);
         let mut chains = Chains::new();
         self.queue.look().unwrap();
@@ -90,7 +93,7 @@ impl Ring {
     }
 
     /// The next frame that came, and its net header.
-    fn came(&mut self) -> Option<(NetHeader, Vec<u8>)> {
+    pub fn came(&mut self) -> Option<(NetHeader, Vec<u8>)> {
         let mut bytes = self.came_in_buffer()?;
         for _ in 1..u16::from_le_bytes([bytes[10], bytes[11]]) {
             bytes.extend(self.came_in_buffer().unwrap());
