@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::str::FromStr;
 
 use datapath::Planted;
-use datapath::af_xdp::{Choice, Options, UmemOwner, XdpMode};
+use datapath::af_xdp::{Choice, Merging, Options, UmemOwner, XdpMode};
 use datapath::macvtap::Over;
 use virtio_net::FRAME_LEN_MAX;
 use worker::Delay;
@@ -194,6 +194,7 @@ fn af_xdp_options(fields: &mut Fields<'_>) -> Result<Options, String> {
         need_wakeup: fields.one_of("need-wakeup", &CHOICES)?,
         busy_poll: fields.one_of("busy-poll", &CHOICES)?,
         umem: fields.one_of("umem", &[UmemOwner::Host, UmemOwner::Guest])?,
+        merge: fields.one_of("merge", &[Merging::On, Merging::Off])?,
         stamps: true,
     })
 }
@@ -221,12 +222,13 @@ impl fmt::Display for DatapathSpec {
             }
             Self::AfXdp { ifname, options } => {
                 write!(f, "af-xdp:ifname={ifname}")?;
-                let Options { mode, zero_copy, need_wakeup, busy_poll, umem, .. } = options;
+                let Options { mode, zero_copy, need_wakeup, busy_poll, umem, merge, .. } = options;
                 write_unless_default(f, "mode", mode)?;
                 write_unless_default(f, "zerocopy", zero_copy)?;
                 write_unless_default(f, "need-wakeup", need_wakeup)?;
                 write_unless_default(f, "busy-poll", busy_poll)?;
-                write_unless_default(f, "umem", umem)
+                write_unless_default(f, "umem", umem)?;
+                write_unless_default(f, "merge", merge)
             }
             Self::Switch { name, uplink: None } => write!(f, "switch:{name}"),
             Self::Switch { name, uplink: Some(uplink) } => {
@@ -363,6 +365,7 @@ mod tests {
             "macvtap:fd=3",
             "af-xdp:ifname=eth0",
             "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on,busy-poll=on,umem=guest",
+            "af-xdp:ifname=eth0,merge=off",
             "switch:lan",
             "switch:lan,uplink=af-xdp:ifname=eth0,mode=native",
             "switch:lan,uplink=macvtap:ifname=mv0,over=eth0,mode=passthru",
@@ -397,8 +400,9 @@ mod tests {
             ("af-xdp:ifname=a,mode=fast", "mode=auto|native|generic"),
             (
                 "af-xdp:ifname=a,copy=on",
-                "the keys ifname, mode, zerocopy, need-wakeup, busy-poll, umem",
+                "the keys ifname, mode, zerocopy, need-wakeup, busy-poll, umem, merge",
             ),
+            ("af-xdp:ifname=a,merge=auto", "merge=on|off"),
             ("switch", "switch:NAME"),
             ("switch:", "switch:NAME"),
             ("switch:a/b", "switch:NAME"),

@@ -44,7 +44,7 @@ use socket::Socket;
 use transmit::Queued;
 
 pub use error::AfXdpError;
-pub use options::{Choice, Options, UmemOwner, XdpMode};
+pub use options::{Choice, Merging, Options, UmemOwner, XdpMode};
 
 /// The queues of an interface that one queue pair has.
 #[derive(Debug)]
@@ -202,8 +202,13 @@ impl Datapath for AfXdp {
     fn capabilities(&self) -> Capabilities {
         // Fragments of UDP are the one thing that is not finished here: nobody sends them any more.
         let offloads = Offloads { ufo: false, ..Offloads::ALL };
-        // A network card delivers finished frames.
-        let to_guest = if self.device.is_virtual { offloads } else { Offloads::default() };
+        // A network card delivers finished frames; TCP segments become unfinished when they are merged.
+        let merged = Offloads { checksum: true, tso4: true, tso6: true, ..Offloads::default() };
+        let to_guest = match (self.device.is_virtual, self.options.merge) {
+            (true, _) => offloads,
+            (false, Merging::On) => merged,
+            (false, Merging::Off) => Offloads::default(),
+        };
         Capabilities { name: "af-xdp", from_guest: offloads, to_guest, mtu: self.device.mtu }
     }
 

@@ -347,6 +347,10 @@ impl<D: Datapath> Datapath for Faulty<D> {
             }
             self.read_errors.passed(1);
         }
+        if !self.losses.0.is_empty() {
+            // How frames come in bursts must not say which of them are one packet, and lost as one.
+            room.keep_apart();
+        }
         loop {
             let before = room.frames();
             room.lose_after(self.losses.passing(usize::MAX));

@@ -76,6 +76,25 @@ impl fmt::Display for UmemOwner {
     }
 }
 
+/// Whether TCP segments of one flow that came together are merged into one packet for the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Merging {
+    /// Where the guest takes it.
+    #[default]
+    On,
+    /// Every frame reaches the guest by itself.
+    Off,
+}
+
+impl fmt::Display for Merging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
 /// How the sockets are set up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -90,6 +109,8 @@ pub struct Options {
     pub busy_poll: Choice,
     /// Whose memory frames are sent from.
     pub umem: UmemOwner,
+    /// Whether TCP segments for the guest are merged.
+    pub merge: Merging,
     /// Whether the XDP program notes when each frame came.
     pub stamps: bool,
 }

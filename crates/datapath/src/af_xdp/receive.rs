@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
-use virtio_net::{BURST_MAX, Finish, GuestRoom, NetHeader, Placed, arrival};
+use virtio_net::{BURST_MAX, Finish, GuestRoom, Link, NetHeader, Placed, arrival};
 
 use super::socket::{PARTS_MAX, Socket};
 use crate::Look;
@@ -30,9 +30,17 @@ impl Socket {
         }
         self.arrived_ns = self.arrival_of(self.receive.peek(0).addr);
         room.expect(available as usize);
+        let merges = self.merges && room.merges();
         let mut done = 0;
         while done < available {
-            let Some(parts) = self.place_frame(done, available, room) else { break };
+            let mut parts = 0;
+            if merges && available - done > 1 {
+                parts = self.place_merged(done, available, room);
+            }
+            if parts == 0 {
+                let Some(placed) = self.place_frame(done, available, room) else { break };
+                parts = placed;
+            }
             for part in done..done + parts {
                 self.fill.push(self.umem.chunk_of(self.receive.peek(part).addr));
             }
@@ -42,6 +50,21 @@ impl Socket {
         self.receive.release();
         self.fill.publish();
         if done == available && self.receive.available() == 0 { Look::Drained } else { Look::More }
+    }
+
+    /// Places the frame of the entry `at`, of `available` ones, as one packet with those that it can be merged with.
+    /// Returns how many they are: none where it cannot. What lies in several chunks is long enough as it is.
+    #[inline]
+    fn place_merged(&self, at: u32, available: u32, room: &mut GuestRoom<'_, '_>) -> u32 {
+        let link = Link { mtu: self.mtu, is_virtual: self.is_virtual };
+        let frames = (at..available).map_while(|entry| {
+            let XdpDesc { addr, len, options } = self.receive.peek(entry);
+            let is_whole = !options.contains(XdpDescOptions::XDP_PKT_CONTD);
+            self.umem.received(addr, len).filter(|_| is_whole)
+        });
+        #[expect(clippy::cast_possible_truncation, reason = "at most `available`")]
+        let merged = room.place_merged(link, frames) as u32;
+        merged
     }
 
     /// Places the frame that begins at the entry `at`, of `available` ones. Returns how many entries it has, or

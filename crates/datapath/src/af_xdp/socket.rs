@@ -22,7 +22,7 @@ use virtio_net::Finish;
 use super::device::Device;
 use super::rings::{Consumer, Producer};
 use super::umem::{HEADROOM, Umem};
-use super::{Choice, Options};
+use super::{Choice, Merging, Options};
 use crate::Counted;
 use crate::sys::set_socket_option;
 
@@ -88,6 +88,8 @@ pub struct Socket {
     pub is_virtual: bool,
     /// The largest payload of a link frame, bytes.
     pub mtu: u16,
+    /// Whether TCP segments for the guest are merged, if it takes that.
+    pub merges: bool,
     /// How the last frame that needed finishing became finished ones. It is large, and stays where it is.
     pub finish: Finish,
     /// How many descriptors were put into the transmit ring.
@@ -169,6 +171,7 @@ impl Socket {
             multi_buffer,
             is_virtual: device.is_virtual,
             mtu: device.mtu,
+            merges: options.merge == Merging::On,
             finish: Finish::default(),
             submitted: 0,
             completed: 0,
