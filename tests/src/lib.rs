@@ -13,6 +13,7 @@
 //! - [`pcapng`]: reads captures back.
 //! - [`perfetto`]: reads traces for Perfetto back.
 //! - [`pings`]: pings from a guest in software, and what became of each.
+//! - [`recording`]: `ringscope record` under way.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
 //! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
@@ -31,5 +32,6 @@ pub mod pcapng;
 pub mod perfetto;
 pub mod pings;
 pub mod qemu;
+pub mod recording;
 pub mod trace;
 pub mod traffic;

@@ -1,7 +1,7 @@
 //! `ringscope record` keeps what passes, or counts what it lost; `ringscope report` reads it.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -10,61 +10,11 @@ use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::frames;
-use rustix::process::{Pid, kill_process};
+use ringscope_tests::recording::{Recording, beside};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(20);
 const TX: usize = 1;
-
-/// `ringscope record` under way. It is killed when this is dropped.
-struct Recorder(Child);
-
-impl Recorder {
-    fn start(directory: &Path, file: &Path, arguments: &[&str]) -> Self {
-        let mut command = Command::new(program("ringscope").unwrap());
-        command.arg("record").arg("--run-dir").arg(directory).arg("-o").arg(file).args(arguments);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        // It has its place in the recorder once its file is there.
-        let part = beside(file, "part");
-        let until = Instant::now() + SOON;
-        while !part.exists() {
-            assert!(Instant::now() < until, "no {}", part.display());
-            sleep(Duration::from_millis(5));
-        }
-        sleep(Duration::from_millis(20));
-        Self(child)
-    }
-
-    /// Ends it as Ctrl-C does. Returns what it said.
-    fn interrupt(self) -> String {
-        kill_process(Pid::from_child(&self.0), Signal::INT).unwrap();
-        self.wait()
-    }
-
-    /// Waits until it has ended by itself. Returns what it said.
-    fn wait(mut self) -> String {
-        let until = Instant::now() + SOON;
-        while self.0.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < until, "ringscope record does not end");
-            sleep(Duration::from_millis(10));
-        }
-        let mut said = String::new();
-        std::io::Read::read_to_string(self.0.stderr.as_mut().unwrap(), &mut said).unwrap();
-        said
-    }
-}
-
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// `FILE.EXTENSION`.
-fn beside(file: &Path, extension: &str) -> PathBuf {
-    PathBuf::from(format!("{}.{extension}", file.display()))
-}
 
 /// What `ringscope` prints.
 fn ringscope(arguments: &[&str]) -> String {
@@ -95,7 +45,7 @@ fn a_rush_is_kept_whole_or_what_is_missing_is_counted() {
     let arguments = ["--datapath", "null:rx=64", "--poll", "always"];
     let daemon = Daemon::start(directory.path(), "rush", &arguments).unwrap();
     let file = directory.path().join("rush.rec");
-    let recorder = Recorder::start(directory.path(), &file, &[]);
+    let recorder = Recording::start(directory.path(), &file, &[]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let until = Instant::now() + Duration::from_secs(2);
     while Instant::now() < until {
@@ -103,7 +53,7 @@ fn a_rush_is_kept_whole_or_what_is_missing_is_counted() {
     }
     guest.stop_ring(0).unwrap();
     guest.stop_ring(1).unwrap();
-    let said = recorder.interrupt();
+    let said = recorder.interrupt().unwrap();
     assert!(said.contains("rush.rec: "), "{said}");
     let (bursts, packets, lost) = count(&file);
     let totals = daemon.reader().unwrap().totals(0);
@@ -123,13 +73,13 @@ fn a_slow_burst_is_waited_for_and_kept_with_what_was_around_it() {
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let file = directory.path().join("slow.rec");
     let arguments = ["--when", "tx.egress>=3ms", "--before", "0.1", "--after", "0.05"];
-    let recorder = Recorder::start(directory.path(), &file, &arguments);
+    let recorder = Recording::start(directory.path(), &file, &arguments).unwrap();
     for n in 0..450 {
         assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
         sleep(Duration::from_millis(1));
         guest.pair(0).reap().unwrap();
     }
-    let said = recorder.wait();
+    let said = recorder.wait().unwrap();
     assert!(said.contains("the burst: tx queue 1"), "{said}");
     let source = Source::open(&file).unwrap();
     let second = source.ticks_per_second();
@@ -149,13 +99,13 @@ fn the_last_time_before_the_end_is_kept() {
     let daemon = Daemon::start(directory.path(), "last", &["--datapath", "null"]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let file = directory.path().join("last.rec");
-    let recorder = Recorder::start(directory.path(), &file, &["--last", "0.2"]);
+    let recorder = Recording::start(directory.path(), &file, &["--last", "0.2"]).unwrap();
     for n in 0..500 {
         assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
         sleep(Duration::from_millis(1));
         guest.pair(0).reap().unwrap();
     }
-    recorder.interrupt();
+    recorder.interrupt().unwrap();
     let source = Source::open(&file).unwrap();
     let mut times = Vec::new();
     source.read(|record| times.push(record.last));
@@ -169,12 +119,12 @@ fn what_a_killed_daemon_left_and_what_was_recorded_of_it_say_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(directory.path(), "dead", &["--datapath", "reflect"]).unwrap();
     let file = directory.path().join("dead.rec");
-    let recorder = Recorder::start(directory.path(), &file, &[]);
+    let recorder = Recording::start(directory.path(), &file, &[]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     frames::come_back(&mut guest).unwrap();
     daemon.signal(Signal::KILL).unwrap();
     daemon.wait(SOON).unwrap();
-    let said = recorder.wait();
+    let said = recorder.wait().unwrap();
     assert!(said.contains("the daemon has ended"), "{said}");
     let left = report(daemon.recorder(), "json");
     let kept = report(&file, "json");
@@ -197,14 +147,14 @@ fn each_format_tells_of_the_same_packets() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(directory.path(), "same", &["--datapath", "reflect"]).unwrap();
     let file = directory.path().join("same.rec");
-    let recorder = Recorder::start(directory.path(), &file, &[]);
+    let recorder = Recording::start(directory.path(), &file, &[]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     for _ in 0..20 {
         frames::come_back(&mut guest).unwrap();
     }
     guest.stop_ring(1).unwrap();
     guest.stop_ring(0).unwrap();
-    recorder.interrupt();
+    recorder.interrupt().unwrap();
     let stats = ["stats", "--json", "--run-dir", directory.path().to_str().unwrap()];
     let stats: Value = serde_json::from_str(&ringscope(&stats)).unwrap();
     let json: Value = serde_json::from_str(&report(&file, "json")).unwrap();
