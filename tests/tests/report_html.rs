@@ -1,10 +1,14 @@
 //! The page of `ringscope report --format html`, looked at in a browser.
 
-use std::path::Path;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use burst_trace::{BurstRecord, Direction};
+use burst_trace::{BurstRecord, Clock, Direction, RecordKind, Recorder, RecorderOptions};
 use frontend::{Guest, GuestOptions};
+use report::Initiator;
+use report::journey::parts;
 use ringscope_tests::browser::{Browser, keep_picture};
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::frames;
@@ -96,6 +100,122 @@ fn two_are_compared_stage_by_stage() {
     let text = browser.run("return document.querySelector('#tx .change').textContent").unwrap();
     let text = text.as_str().unwrap();
     assert!(text.contains("Compared with before") && text.contains("mean before"), "{text}");
+    assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
+}
+
+/// A recorder of 200 probes of the host's, 1 ms apart, and what their sender stamped: number n took 100 µs and n. Only what
+/// one clock measured is known exactly, so the daemon's part is of whole microseconds: 10 in, 20 out.
+fn probes(directory: &Path) -> [PathBuf; 2] {
+    const RUN: u32 = 7;
+    let clock = Clock::new();
+    let trace = directory.join("probes.trace");
+    let options = RecorderOptions {
+        path: trace.clone(),
+        workers: 1,
+        queue_pairs: 1,
+        capacity: 1024,
+        facts: "{}".into(),
+    };
+    let recorder = Recorder::create(&options, &clock).unwrap();
+    let anchor = clock.anchor();
+    let mut writer = recorder.writer(0, clock);
+    let ticks = |us| clock.ticks_in(Duration::from_micros(us));
+    let mut stamps =
+        "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns\n".to_owned();
+    for sequence in 0..200 {
+        let sent = anchor.ticks + ticks(1000 * (sequence + 1));
+        for (ring, at, us) in [(0, 30, 2), (1, 60, 4)] {
+            let direction = Direction::of_ring(ring);
+            let mut stages = [0; 6];
+            stages[..direction.stages().len()].fill(ticks(us));
+            let first = sent + ticks(at);
+            let last = first + stages.iter().sum::<u64>();
+            let kind = RecordKind::Burst as u8;
+            let burst =
+                BurstRecord { first, last, stages, packets: 1, ring, kind, ..Default::default() };
+            writer.burst(&burst);
+            writer.probe(&burst, RUN, sequence);
+        }
+        let sent_ns = anchor.monotonic_ns + 1_000_000 * (sequence + 1);
+        let received_ns = sent_ns + 100_000 + sequence * 1000;
+        writeln!(stamps, "{RUN},{sequence},{sent_ns},,,{received_ns}").unwrap();
+    }
+    let sender = directory.join("ping.csv");
+    std::fs::write(&sender, stamps).unwrap();
+    [trace, sender]
+}
+
+#[test]
+fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
+    let directory = tempfile::tempdir().unwrap();
+    let [trace, sender] = probes(directory.path());
+    let file = directory.path().join("page.html");
+    let output = Command::new(program("ringscope").unwrap())
+        .args(["report", "--format", "html", "-o"])
+        .args([&file, &trace])
+        .arg("--probes")
+        .arg(sender)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let browser = Browser::start(1200, 2300).unwrap();
+    browser.open(&file).unwrap();
+    let text = |selector: &str| {
+        let script = format!("return document.querySelector('{selector}').textContent");
+        browser.run(&script).unwrap().as_str().unwrap().to_owned()
+    };
+    assert_eq!(text("#trips h2"), "From application to application");
+    assert!(text("#trips p").starts_with("200 probes from the host to the guest and back"));
+    assert!(text("#trips").contains("mean of the 2 round trips above p99 (297 µs)"));
+    assert!(text("#trips .key:nth-child(3)").starts_with("guest n/a"), "nobody measured it");
+    assert!(text("#trips .remainder").contains("known to "), "{}", text("#trips .remainder"));
+    // The parts of a bar have their colour by whose they are, and fill it.
+    let filled = browser.run(
+        "const bar = document.querySelector('#trips .bar'); const parts = [...bar.children]; \
+         return [new Set(parts.map(it => getComputedStyle(it).backgroundColor)).size, \
+         parts.reduce((sum, it) => sum + it.getBoundingClientRect().width, 0) / bar.getBoundingClientRect().width]",
+    );
+    let filled = filled.unwrap();
+    assert_eq!(filled[0], 3, "host, daemon, between: {filled}");
+    assert!((0.95..1.05).contains(&filled[1].as_f64().unwrap()), "{filled}");
+
+    browser.click("#point-7-199").unwrap();
+    let shown = browser.run(
+        "return [...document.querySelectorAll('#journey td.ns')].map(it => \
+         [it.dataset.side, it.dataset.stage, it.dataset.ns === '' ? null : Number(it.dataset.ns)])",
+    );
+    let shown = shown.unwrap();
+    let shown = shown.as_array().unwrap();
+    let parts = parts(Initiator::Host);
+    assert_eq!(shown.len(), parts.len());
+    for (part, shown) in parts.iter().zip(shown) {
+        assert_eq!([&shown[0], &shown[1]], [part.side.name(), part.stage]);
+        let expected = match (part.side.name(), part.stage) {
+            (_, "wakeup" | "inject") | ("guest", _) => None,
+            ("rx", _) => Some(2.0),
+            ("tx", _) => Some(4.0),
+            ("host", "host-send") => Some(30.0),
+            // 299 without what it took until the datapath had it: 60 and 16.
+            ("host", _) => Some(223.0),
+            // From 40 to 60.
+            _ => Some(20.0),
+        };
+        let us = shown[2].as_f64().map(|ns| ns / 1000.0);
+        assert_eq!(us.is_some(), expected.is_some(), "{shown}");
+        let off = us.unwrap_or_default() - expected.unwrap_or_default();
+        assert!(off.abs() < 0.5, "{shown}, {expected:?} µs were stamped");
+    }
+    let total = browser.run("return document.getElementById('journey-total').dataset.ns");
+    assert_eq!(total.unwrap(), "299000");
+    // A link to a probe opens it, and a burst is chosen as ever.
+    browser.run("location.hash = 'probe-7-150'").unwrap();
+    let title = browser.run("return new Promise(done => setTimeout(() => done(document.querySelector('#journey h3').textContent), 100))");
+    assert_eq!(title.unwrap(), "The round trip of probe 150: 250 µs");
+    keep_picture("RINGSCOPE_PROBES_PICTURE", &browser.screenshot().unwrap()).unwrap();
+    browser.run("document.querySelector('#rx circle').dispatchEvent(new Event('click'))").unwrap();
+    assert!(text("#journey h3").starts_with("The journey of rx packet"));
+    assert_eq!(browser.run("return document.querySelectorAll('#journey').length").unwrap(), 1);
+    assert!(!text("main").contains("null"), "what is not there is not shown");
     assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
 }
 

@@ -7,11 +7,12 @@
 //! - [`record`]: keeps what a recorder holds for a moment only, in a file.
 //! - [`report`]: such a file, or a recorder, as tables or as a file for other tools.
 //! - [`doctor`]: what on this host spoils a measurement, and what AF_XDP can do on an interface.
-//! - [`recorder`]: which recorder they read.
+//! - [`recorder`]: which recorder they read; [`probes`]: which probe packets they join.
 //! - [`output`]: standard output that may go away; [`progress`]: how far something is.
 
 mod doctor;
 mod output;
+mod probes;
 mod progress;
 mod record;
 mod recorder;

@@ -10,12 +10,14 @@ use clap::ValueEnum;
 use report::csv::write_csv;
 use report::hlog::{HlogError, write_hlog};
 use report::html::{PASSES, write_html};
+use report::journey::{self, Journeys};
 use report::pcapng::write_pcapng;
 use report::perfetto::write_perfetto;
 use report::units::grouped;
 use report::{Breakdown, Window, json, table};
 
 use crate::Outcome;
+use crate::probes::Probes;
 use crate::progress::Countdown;
 use crate::recorder::Choice;
 
@@ -26,6 +28,8 @@ Examples:
   ringscope report /run/ringscope/vm0.trace.crashed  what a daemon that crashed left behind
   ringscope report slow.rec --format html -o slow.html
   ringscope report after.rec --format html --before before.rec -o change.html
+  ringscope report probes.rec --probes ping.csv --echo echo.csv --format html -o probes.html
+                                                     with probe packets, from application to application
   ringscope report slow.rec --format csv -o slow.csv
   ringscope report slow.rec --format hlog | less
   ringscope report slow.rec --format perfetto -o slow.pftrace     then open it at https://ui.perfetto.dev
@@ -43,7 +47,10 @@ Formats:
               for each stage, an instant for each drop; times are CLOCK_MONOTONIC
   pcapng      a capture without the frames, which no record has: for each burst one packet with nothing captured, as long as
               the mean of the burst's frames, with its stages as comment; for each drop one of length 0 with its cause; time is
-              CLOCK_REALTIME at the first boundary";
+              CLOCK_REALTIME at the first boundary
+
+With --probes, table and json are what `ringscope stats --probes` prints, csv has a line for each probe that came back with
+what each part of its round trip took, and html has all of the page and a section of the probes.";
 
 /// The flags of `ringscope report`.
 #[derive(Debug, clap::Args)]
@@ -61,6 +68,8 @@ pub struct Arguments {
     /// With --format html: compare with this one, which was before
     #[arg(long, value_name = "FILE")]
     before: Option<PathBuf>,
+    #[command(flatten)]
+    probes: Probes,
     /// Where to write it [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -77,12 +86,31 @@ enum Format {
     Pcapng,
 }
 
+impl Format {
+    /// Whether joined probes have a place in it.
+    fn takes_probes(self) -> Result<(), NoPlace> {
+        match self {
+            Self::Table | Self::Html | Self::Json | Self::Csv => Ok(()),
+            Self::Hlog => Err(NoPlace("hlog")),
+            Self::Perfetto => Err(NoPlace("perfetto")),
+            Self::Pcapng => Err(NoPlace("pcapng")),
+        }
+    }
+}
+
 /// `--before` without anything that compares.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "--before compares in --format html only; make both reports and compare them, or take that format"
 )]
 struct NothingCompared;
+
+/// `--probes` with a format that has no place for them.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--probes is for --format table, json, csv and html: --format {0} has no place for joined probes; take one of those"
+)]
+struct NoPlace(&'static str);
 
 /// The output could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +136,12 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if before.is_some() && arguments.format != Format::Html {
         return Err(NothingCompared.into());
     }
-    let what = What { source: &source, before: before.as_ref(), name: &name };
+    if arguments.probes.are_asked_for() {
+        arguments.format.takes_probes()?;
+    }
+    let journeys = arguments.probes.join(&source)?;
+    let what =
+        What { source: &source, before: before.as_ref(), journeys: journeys.as_ref(), name: &name };
     match &arguments.output {
         None => write(&mut BufWriter::new(io::stdout().lock()), what, arguments.format),
         Some(path) => {
@@ -129,12 +162,16 @@ pub fn run(arguments: &Arguments) -> Outcome {
 struct What<'a> {
     source: &'a Source,
     before: Option<&'a Source>,
+    journeys: Option<&'a Journeys>,
     /// By the file's name; the daemon's own counts more.
     name: &'a str,
 }
 
 fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
-    let What { source, before, name } = what;
+    let What { source, before, journeys, name } = what;
+    if let Some(joined) = journeys.filter(|_| format != Format::Html) {
+        return write_journeys(out, joined, format);
+    }
     let passes = if format == Format::Html { PASSES } else { 1 };
     let records = source.records_max() + before.map_or(0, Source::records_max);
     let mut countdown = Countdown::new(records * passes);
@@ -151,7 +188,7 @@ fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
             }
         }
         Format::Html => {
-            write_html(out, source, before, name, || countdown.step())?;
+            write_html(out, source, before, journeys, name, || countdown.step())?;
             0
         }
         Format::Csv => write_csv(out, source, |_| countdown.step())?,
@@ -174,6 +211,26 @@ fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
         );
     }
     Ok(())
+}
+
+/// Joined probes by themselves.
+fn write_journeys(out: &mut impl Write, joined: &Journeys, format: Format) -> Outcome {
+    match format {
+        Format::Csv => {
+            journey::write_csv(out, joined)?;
+            // The other formats say so themselves.
+            if joined.lost + joined.unseen > 0 {
+                eprintln!(
+                    "ringscope: {} probes did not come back, {} more are not among the records, or only one way",
+                    grouped(joined.lost as u64),
+                    grouped(joined.unseen as u64)
+                );
+            }
+        }
+        Format::Json => out.write_all((journey::to_json(joined) + "\n").as_bytes())?,
+        _ => out.write_all(journey::to_text(joined).as_bytes())?,
+    }
+    Ok(out.flush()?)
 }
 
 fn stem(path: &Path) -> String {

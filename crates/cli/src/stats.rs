@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use burst_trace::Source;
-use clap::ValueEnum;
 use report::figures::TickRate;
-use report::journey::stamps::Stamps;
-use report::journey::{self, Journeys};
+use report::journey;
 use report::round_trip::{Exchanges, Measured};
 use report::units::grouped;
 use report::{Breakdown, Initiator, RoundTrip, Window, json, table};
 
+use crate::probes::Probes;
 use crate::recorder::{Choice, Found};
 use crate::{Outcome, output};
 
@@ -41,36 +40,13 @@ pub struct Arguments {
     json: bool,
     /// Only what ended in the last SECONDS: before now, or before the newest record once the daemon
     /// has ended
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "probes")]
     last: Option<Duration>,
     /// A round trip that `ringscope agent udp-ping` measured in the same time (JSON): take it apart
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "probes")]
     round_trip: Option<PathBuf>,
-    /// What ringscope agent udp-ping --stamps wrote of its probes, which the daemon recorded (--trace-probe): the way of
-    /// each, from application to application
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["round_trip", "last"])]
-    probes: Option<PathBuf>,
-    /// What ringscope agent udp-echo --stamps wrote of the same probes
-    #[arg(long, value_name = "FILE", requires = "probes")]
-    echo: Option<PathBuf>,
-    /// Where that round trip, or those probes, were begun
-    #[arg(long, value_name = "SIDE", default_value = "host")]
-    initiator: Side,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Side {
-    Host,
-    Guest,
-}
-
-impl From<Side> for Initiator {
-    fn from(side: Side) -> Self {
-        match side {
-            Side::Host => Self::Host,
-            Side::Guest => Self::Guest,
-        }
-    }
+    #[command(flatten)]
+    probes: Probes,
 }
 
 /// A duration given as a number of seconds above 0.
@@ -93,10 +69,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let Found { name, reader, .. } = arguments.choice.open()?;
     let source = Source::from(reader);
     let window = arguments.last.map_or(Window::Held, Window::Last);
-    let text = if let Some(file) = &arguments.probes {
-        let echo = arguments.echo.as_deref().map(Stamps::read).transpose()?;
-        let sender = Stamps::read(file)?;
-        let joined = Journeys::join(&source, arguments.initiator.into(), &sender, echo.as_ref());
+    let text = if let Some(joined) = arguments.probes.join(&source)? {
         if arguments.json { journey::to_json(&joined) + "\n" } else { journey::to_text(&joined) }
     } else if arguments.json {
         let breakdown = Breakdown::read(&source, &name, window);
@@ -104,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         json::to_json(&breakdown) + "\n"
     } else if let Some(file) = &arguments.round_trip {
         let (breakdown, trip) =
-            take_apart(&source, &name, window, file, arguments.initiator.into())?;
+            take_apart(&source, &name, window, file, arguments.probes.initiator())?;
         table::to_table(&breakdown, Some(&trip))
     } else {
         table::to_table(&Breakdown::read(&source, &name, window), None)

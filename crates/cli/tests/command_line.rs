@@ -238,6 +238,60 @@ fn a_recorder_that_was_left_is_reported_in_every_format() {
 }
 
 #[test]
+fn probes_are_joined_alike_by_stats_and_report_where_there_is_a_place_for_them() {
+    let dir = TempDir::new().unwrap();
+    let recorder = recorder(dir.path(), "vm0");
+    let clock = Clock::new();
+    let mut writer = recorder.writer(0, clock);
+    let now = clock.now();
+    for (ring, at) in [(0, now), (1, now + 10_000)] {
+        let kind = RecordKind::Burst as u8;
+        let record = BurstRecord {
+            first: at,
+            last: at + 500,
+            stages: [100, 100, 100, 100, 100, 0],
+            packets: 1,
+            ring,
+            kind,
+            ..BurstRecord::default()
+        };
+        writer.burst(&record);
+        writer.probe(&record, 7, 3);
+    }
+    let file = dir.path().join("ping.csv");
+    let columns = "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns";
+    std::fs::write(&file, format!("{columns}\n7,3,1000,,,91000\n7,4,1000,,,\n")).unwrap();
+    let probes = ["--probes", file.to_str().unwrap()];
+    let said = |arguments: &[&str]| {
+        let output = ringscope(dir.path(), &[arguments, &probes].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (stats, report) in [
+        (vec!["stats"], vec!["report"]),
+        (vec!["stats", "--json"], vec!["report", "--format", "json"]),
+    ] {
+        assert_eq!(said(&stats), said(&report));
+    }
+    assert!(said(&["report"]).contains("1 probes from the host to the guest and back"));
+    assert!(said(&["report", "--initiator", "guest"]).contains("from the guest to the host"));
+    assert!(said(&["report", "--format", "csv"]).contains("\n7,3,1000,90000,"));
+    assert!(said(&["report", "--format", "html"]).contains("\"trips\":{\"initiator\":\"host\""));
+    for format in ["hlog", "perfetto", "pcapng"] {
+        let arguments = [&["report", "--format", format], &probes[..]].concat();
+        let output = ringscope(dir.path(), &arguments);
+        assert_fails(&output, 1, &["--probes is for --format table", format]);
+    }
+    for (also, value) in [("--last", "1"), ("--round-trip", "x")] {
+        let arguments = [&["stats", also, value], &probes[..]].concat();
+        assert_fails(&ringscope(dir.path(), &arguments), 2, &["cannot be used with", also]);
+    }
+    std::fs::write(&file, "x").unwrap();
+    let output = ringscope(dir.path(), &[&["report"], &probes[..]].concat());
+    assert_fails(&output, 1, &["ping.csv, line 1", "udp-ping --stamps"]);
+}
+
+#[test]
 fn what_cannot_be_reported_or_recorded_is_said() {
     let dir = TempDir::new().unwrap();
     assert_fails(&ringscope(dir.path(), &["report"]), 1, &["found none", "--run-dir"]);

@@ -5,6 +5,7 @@
 //! into it as JSON.
 
 mod gather;
+mod trips;
 mod words;
 
 use std::io::{self, Write};
@@ -13,7 +14,9 @@ use burst_trace::{BurstRecord, Clock, Source};
 use serde::Serialize;
 
 use crate::figures::TickRate;
+use crate::journey::Journeys;
 use gather::Way;
+use trips::Trips;
 
 const PAGE: &str = include_str!("html/page.html");
 /// What stands in the page for the data.
@@ -34,6 +37,7 @@ struct Page {
     cost: Cost,
     ways: Vec<Way>,
     before: Option<Box<Before>>,
+    trips: Option<Trips>,
 }
 
 /// What is compared with.
@@ -50,7 +54,8 @@ struct Cost {
     burst_ns: f64,
 }
 
-/// Writes the page for `source`, compared with `before` if there is one. `name` counts where the daemon's facts give none.
+/// Writes the page for `source`, compared with `before` if there is one, and with probes that were joined if there are
+/// `journeys`. `name` counts where the daemon's facts give none.
 /// `each` is called for every record of each pass ([`PASSES`] a source), for whoever shows how far it is.
 ///
 /// # Errors
@@ -59,6 +64,7 @@ pub fn write_html(
     out: &mut impl Write,
     source: &Source,
     before: Option<&Source>,
+    journeys: Option<&Journeys>,
     name: &str,
     mut each: impl FnMut(),
 ) -> io::Result<()> {
@@ -78,6 +84,7 @@ pub fn write_html(
         cost: Cost::measure(),
         ways,
         before,
+        trips: journeys.map(Trips::new),
     };
     // Within a script, "</" could end it.
     let data = serde_json::to_string(&page)?.replace("</", "<\\/");

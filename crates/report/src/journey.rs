@@ -21,6 +21,8 @@
 //! we still signalled, or its front end was still to run (a driver that polls needs no interrupt); the answer may have
 //! been there since the look before the one that saw it; and the two clocks may run apart by [`DRIFT`].
 
+mod csv;
+pub(crate) mod rows;
 pub mod stamps;
 mod text;
 
@@ -33,6 +35,7 @@ use crate::round_trip::Initiator;
 use crate::{kernel, when::When};
 use stamps::{ProbeId, Stamp, Stamps};
 
+pub use csv::write_csv;
 pub use text::{to_json, to_text};
 
 /// How far two clocks may run apart: each may be slewed by 500 parts in a million (`adjtimex(2)`).
@@ -54,6 +57,20 @@ pub enum Side {
     Tx,
     /// What lies between two clocks.
     Between,
+}
+
+impl Side {
+    /// As tables and files call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Rx => "rx",
+            Self::Guest => "guest",
+            Self::Tx => "tx",
+            Self::Between => "between",
+        }
+    }
 }
 
 /// A part of a round trip.
@@ -139,6 +156,8 @@ pub fn parts(initiator: Initiator) -> Vec<Part> {
 pub struct Journey {
     /// Which probe.
     pub id: ProbeId,
+    /// When it was sent, by its sender's clock, nanoseconds.
+    pub sent_ns: u64,
     /// What its sender measured, nanoseconds.
     pub round_trip_ns: i64,
     /// What each of [`parts`] took, nanoseconds, none where it was not measured. Their sum is the round trip.
@@ -376,5 +395,5 @@ fn journey(
     let overlap = rx.stage(Stage::Signal) + inject.unwrap_or(0) + tx.stage(Stage::Notice);
     let bound_ns = overlap + ANCHOR_NS + drift;
     let parts = parts(initiator).iter().map(|part| measured.get(part).copied()).collect();
-    Journey { id, round_trip_ns, parts, bound_ns }
+    Journey { id, sent_ns: sender.sent, round_trip_ns, parts, bound_ns }
 }

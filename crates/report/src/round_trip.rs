@@ -31,6 +31,15 @@ pub enum Initiator {
 }
 
 impl Initiator {
+    /// `host` or `guest`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Guest => "guest",
+        }
+    }
+
     const fn request(self) -> Direction {
         match self {
             Self::Host => Direction::Rx,

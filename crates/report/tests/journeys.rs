@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use burst_trace::{
     BurstRecord, Clock, Direction, KernelStage, Reader, RecordKind, Recorder, RecorderOptions,
-    Stage,
+    RecordingWriter, Source, Stage,
 };
 use report::Initiator;
+use report::html::write_html;
 use report::journey::stamps::{ProbeId, Stamp, Stamps};
-use report::journey::{Journey, Journeys, REMAINDER, Side, parts, to_json, to_text};
+use report::journey::{Journey, Journeys, REMAINDER, Side, parts, to_json, to_text, write_csv};
 use report::when::When;
 
 const RUN: u32 = 7;
@@ -16,7 +17,7 @@ const RUN: u32 = 7;
 const CLOSE_NS: i64 = 100;
 
 struct Known {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     recorder: Recorder,
     clock: Clock,
     /// Where time begins, ticks.
@@ -35,7 +36,7 @@ impl Known {
             facts: "{}".into(),
         };
         let recorder = Recorder::create(&options, &clock).unwrap();
-        Self { _dir: dir, recorder, clock, zero: clock.now() }
+        Self { dir, recorder, clock, zero: clock.now() }
     }
 
     /// A moment, in microseconds since the beginning.
@@ -63,10 +64,23 @@ impl Known {
     }
 
     fn join(&self, initiator: Initiator, sender: Stamp, echo: Option<Stamp>) -> Journeys {
-        let source = Reader::open(self.recorder.path()).unwrap().into();
-        let stamps =
-            |stamp: Stamp| Stamps { probes: [(ProbeId { run: RUN, sequence: 3 }, stamp)].into() };
-        Journeys::join(&source, initiator, &stamps(sender), echo.map(stamps).as_ref())
+        join(&self.source(), initiator, sender, echo)
+    }
+
+    fn source(&self) -> Source {
+        Reader::open(self.recorder.path()).unwrap().into()
+    }
+
+    /// What `ringscope record` makes of it.
+    fn recording(&self) -> Source {
+        let path = self.dir.path().join("vm0.rec");
+        let reader = Reader::open(self.recorder.path()).unwrap();
+        let mut writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
+        for worker in 0..reader.workers() {
+            reader.read(&mut reader.oldest(worker), |record| writer.push(record).unwrap());
+        }
+        writer.finish(&reader, true).unwrap();
+        Source::open(&path).unwrap()
     }
 
     /// The same moment on the host's clock, nanoseconds.
@@ -74,6 +88,12 @@ impl Known {
         let reader = Reader::open(self.recorder.path()).unwrap();
         When::of(&reader).monotonic_ns(self.at(us))
     }
+}
+
+fn join(source: &Source, initiator: Initiator, sender: Stamp, echo: Option<Stamp>) -> Journeys {
+    let stamps =
+        |stamp: Stamp| Stamps { probes: [(ProbeId { run: RUN, sequence: 3 }, stamp)].into() };
+    Journeys::join(source, initiator, &stamps(sender), echo.map(stamps).as_ref())
 }
 
 /// The host sends at 10, we have it from 20 to 27, the guest's turn is of 30, we have it from 70 to 85, and the
@@ -150,6 +170,45 @@ fn every_stamp_of_a_hosts_probe_has_its_place_and_all_parts_add_up() {
     let text = to_text(&joined);
     assert!(text.contains("1 probes from the host to the guest and back"), "{text}");
     assert!(to_json(&joined).contains("\"guest-turn\""));
+}
+
+#[test]
+fn a_recording_has_the_same_journeys_in_every_format() {
+    let known = Known::new();
+    from_the_host(&known);
+    let sender = Stamp { sent: known.host(10), received: Some(known.host(90)), ..Stamp::default() };
+    let live = known.join(Initiator::Host, sender, None);
+    let recording = known.recording();
+    let kept = join(&recording, Initiator::Host, sender, None);
+    assert_eq!(live.journeys, kept.journeys);
+    let parts = parts(Initiator::Host);
+    let journey = &kept.journeys[0];
+    let empty = |part: &Option<i64>| part.map_or_else(String::new, |ns| ns.to_string());
+
+    let mut csv = Vec::new();
+    write_csv(&mut csv, &kept).unwrap();
+    let csv = String::from_utf8(csv).unwrap();
+    let lines: Vec<_> = csv.lines().map(|line| line.split(',').collect::<Vec<_>>()).collect();
+    let names = parts.iter().map(|it| format!("{}.{}_ns", it.side.name(), it.stage));
+    assert_eq!(lines[0][5..], names.collect::<Vec<_>>());
+    assert_eq!(lines[0][..5], ["run", "sequence", "sent_ns", "round_trip_ns", "bound_ns"]);
+    let head = [7, 3, sender.sent.cast_signed(), journey.round_trip_ns, journey.bound_ns];
+    assert_eq!(lines[1][..5], head.map(|it| it.to_string()));
+    assert_eq!(lines[1][5..], journey.parts.iter().map(empty).collect::<Vec<_>>());
+    assert_eq!(lines.len(), 2);
+
+    let mut page = Vec::new();
+    write_html(&mut page, &recording, None, Some(&kept), "vm0", || ()).unwrap();
+    let page = String::from_utf8(page).unwrap();
+    let (_, data) = page.split_once("type=\"application/json\">").unwrap();
+    let (data, _) = data.split_once("</script>").unwrap();
+    let trips = &serde_json::from_str::<serde_json::Value>(data).unwrap()["trips"];
+    assert_eq!(trips["slowest"][0]["parts_ns"], serde_json::json!(journey.parts));
+    assert_eq!(trips["slowest"][0]["bound_ns"], journey.bound_ns);
+    let mean = &trips["mean"];
+    let sum: f64 = mean["parts_ns"].as_array().unwrap().iter().filter_map(|it| it.as_f64()).sum();
+    assert!((sum - mean["total_ns"].as_f64().unwrap()).abs() < 1e-3, "{mean}");
+    assert!(trips["tail"].is_null() && trips["has_echo"] == false, "{trips}");
 }
 
 #[test]

@@ -5,45 +5,10 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use super::{Journeys, Part, REMAINDER, parts};
+use super::rows::{Row, bounds, mean, quantile, round_trips, rows};
+use super::{Journeys, Part};
 use crate::round_trip::Initiator;
 use crate::units::{grouped, percent, time};
-
-/// Fewer packets than this have no tail to speak of.
-const TAIL_PACKETS_MIN: usize = 100;
-
-/// The parts of all round trips, nanoseconds.
-struct Row {
-    part: Part,
-    /// Sorted.
-    times: Vec<i64>,
-    /// The mean among the slowest hundredth of round trips.
-    tail_ns: Option<f64>,
-}
-
-fn rows(joined: &Journeys) -> Vec<Row> {
-    let mut slowest: Vec<_> = joined.journeys.iter().collect();
-    slowest.sort_unstable_by_key(|journey| std::cmp::Reverse(journey.round_trip_ns));
-    slowest.truncate(if slowest.len() < TAIL_PACKETS_MIN { 0 } else { slowest.len() / 100 });
-    let of = |(n, part)| {
-        let mut times: Vec<_> =
-            joined.journeys.iter().filter_map(|journey| journey.parts[n]).collect();
-        times.sort_unstable();
-        let tail: Vec<_> = slowest.iter().filter_map(|journey| journey.parts[n]).collect();
-        Row { part, times, tail_ns: mean(&tail) }
-    };
-    (0..).zip(parts(joined.initiator)).map(of).collect()
-}
-
-fn mean(times: &[i64]) -> Option<f64> {
-    (!times.is_empty()).then(|| times.iter().sum::<i64>() as f64 / times.len() as f64)
-}
-
-/// Nearest rank.
-fn quantile(sorted: &[i64], share: f64) -> Option<i64> {
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied()
-}
 
 /// What is said in a person's words.
 #[must_use]
@@ -72,11 +37,7 @@ pub fn to_text(joined: &Journeys) -> String {
     if journeys.is_empty() {
         return text;
     }
-    let trips: Vec<_> = {
-        let mut trips: Vec<_> = journeys.iter().map(|journey| journey.round_trip_ns).collect();
-        trips.sort_unstable();
-        trips
-    };
+    let trips = round_trips(joined);
     let whole = mean(&trips).unwrap_or(0.0);
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -103,25 +64,21 @@ pub fn to_text(joined: &Journeys) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let _ = writeln!(text, "\n{}", table.trim_fmt());
-    let mut bounds: Vec<_> = journeys.iter().map(|journey| journey.bound_ns).collect();
-    bounds.sort_unstable();
-    let bound = |share| quantile(&bounds, share).map_or(0.0, |ns| ns as f64);
+    let bounds = bounds(joined);
+    let bound = |percent| quantile(&bounds, percent).map_or(0.0, |ns| ns as f64);
     let _ = writeln!(
         text,
         "\nThe parts of each packet add up to its round trip. The remainder lies between two clocks: interrupts and\n\
          drivers of the guest, and kicks; it is known to {} (p50) or {} (p99). No offset between the clocks is assumed.",
-        time(bound(0.5)),
-        time(bound(0.99)),
+        time(bound(50)),
+        time(bound(99)),
     );
     text
 }
 
 fn cells(row: &Row, whole_of_all: f64) -> Vec<String> {
-    let side = match row.part {
-        REMAINDER => "between".to_owned(),
-        part => format!("{:?}", part.side).to_lowercase(),
-    };
-    let mut cells = vec![side, row.part.stage.to_owned(), row.part.tier.to_owned()];
+    let mut cells =
+        vec![row.part.side.name().to_owned(), row.part.stage.to_owned(), row.part.tier.to_owned()];
     match mean(&row.times) {
         None => cells.push("n/a".into()),
         Some(mean) => {
@@ -135,8 +92,8 @@ fn cells(row: &Row, whole_of_all: f64) -> Vec<String> {
 }
 
 fn spread(sorted: &[i64]) -> [String; 4] {
-    let at = |share| quantile(sorted, share).map_or_else(|| "-".into(), |ns| time(ns as f64));
-    [mean(sorted).map_or_else(|| "-".into(), time), at(0.5), at(0.99), at(1.0)]
+    let at = |percent| quantile(sorted, percent).map_or_else(|| "-".into(), |ns| time(ns as f64));
+    [mean(sorted).map_or_else(|| "-".into(), time), at(50), at(99), at(100)]
 }
 
 #[derive(Serialize)]
@@ -179,8 +136,8 @@ pub fn to_json(joined: &Journeys) -> String {
         part,
         count: (!times.is_empty()).then_some(times.len()),
         mean_ns: mean(&times),
-        p50_ns: quantile(&times, 0.5),
-        p99_ns: quantile(&times, 0.99),
+        p50_ns: quantile(&times, 50),
+        p99_ns: quantile(&times, 99),
         max_ns: times.last().copied(),
     };
     let lines = joined.journeys.iter().map(|journey| Line {
@@ -191,10 +148,7 @@ pub fn to_json(joined: &Journeys) -> String {
         parts_ns: &journey.parts,
     });
     let object = Object {
-        initiator: match joined.initiator {
-            Initiator::Host => "host",
-            Initiator::Guest => "guest",
-        },
+        initiator: joined.initiator.name(),
         lost: joined.lost,
         unseen: joined.unseen,
         stages: rows(joined).into_iter().map(stage).collect(),

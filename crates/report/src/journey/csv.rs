@@ -1,0 +1,31 @@
+//! Joined journeys as comma-separated values.
+
+use std::io::{self, Write};
+
+use super::{Journeys, parts};
+
+/// Writes a line for each journey: which probe, when it was sent (nanoseconds of its sender's clock), its round trip, how
+/// exactly the remainder is known, and each part as `SIDE.STAGE_ns`, empty where it was not measured.
+///
+/// # Errors
+/// What `out` answers.
+pub fn write_csv(out: &mut impl Write, joined: &Journeys) -> io::Result<()> {
+    write!(out, "run,sequence,sent_ns,round_trip_ns,bound_ns")?;
+    for part in parts(joined.initiator) {
+        write!(out, ",{}.{}_ns", part.side.name(), part.stage)?;
+    }
+    writeln!(out)?;
+    for journey in &joined.journeys {
+        let (id, round_trip_ns) = (journey.id, journey.round_trip_ns);
+        write!(out, "{},{},{},{round_trip_ns}", id.run, id.sequence, journey.sent_ns)?;
+        write!(out, ",{}", journey.bound_ns)?;
+        for part in &journey.parts {
+            match part {
+                Some(ns) => write!(out, ",{ns}")?,
+                None => write!(out, ",")?,
+            }
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! What all round trips come to, part by part.
+
+use super::{Journey, Journeys, Part, parts};
+
+/// Fewer packets than this have no tail to speak of.
+const TAIL_PACKETS_MIN: usize = 100;
+
+/// A part of all round trips, nanoseconds.
+pub struct Row {
+    pub part: Part,
+    /// Of those where it was measured, sorted.
+    pub times: Vec<i64>,
+    /// The mean among the round trips of the [`tail`], of those where it was measured.
+    pub tail_ns: Option<f64>,
+}
+
+/// Every part, in the order of time.
+pub fn rows(joined: &Journeys) -> Vec<Row> {
+    let tail = tail(joined);
+    let of = |(n, part)| {
+        let mut times: Vec<_> =
+            joined.journeys.iter().filter_map(|journey| journey.parts[n]).collect();
+        times.sort_unstable();
+        let slow: Vec<_> = tail.iter().filter_map(|journey| journey.parts[n]).collect();
+        Row { part, times, tail_ns: mean(&slow) }
+    };
+    (0..).zip(parts(joined.initiator)).map(of).collect()
+}
+
+/// All round trips, sorted, nanoseconds.
+pub fn round_trips(joined: &Journeys) -> Vec<i64> {
+    let mut trips: Vec<_> = joined.journeys.iter().map(|it| it.round_trip_ns).collect();
+    trips.sort_unstable();
+    trips
+}
+
+/// How exactly the remainders are known, sorted, nanoseconds.
+pub fn bounds(joined: &Journeys) -> Vec<i64> {
+    let mut bounds: Vec<_> = joined.journeys.iter().map(|it| it.bound_ns).collect();
+    bounds.sort_unstable();
+    bounds
+}
+
+/// The round trips above the 99th percentile: none where there are too few to tell.
+pub fn tail(joined: &Journeys) -> Vec<&Journey> {
+    let trips = round_trips(joined);
+    let over = quantile(&trips, 99).filter(|_| trips.len() >= TAIL_PACKETS_MIN);
+    let is_above = |it: &&Journey| over.is_some_and(|over| it.round_trip_ns > over);
+    joined.journeys.iter().filter(is_above).collect()
+}
+
+pub fn mean(times: &[i64]) -> Option<f64> {
+    (!times.is_empty()).then(|| times.iter().sum::<i64>() as f64 / times.len() as f64)
+}
+
+/// Nearest rank.
+pub fn quantile(sorted: &[i64], percent: usize) -> Option<i64> {
+    let rank = (percent * sorted.len()).div_ceil(100);
+    sorted.get(rank.max(1) - 1).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Initiator;
+    use crate::journey::stamps::ProbeId;
+
+    fn joined(trips: impl IntoIterator<Item = i64>) -> Journeys {
+        let journey = |(n, round_trip_ns)| Journey {
+            id: ProbeId { run: 1, sequence: n },
+            sent_ns: n,
+            round_trip_ns,
+            parts: vec![Some(round_trip_ns); parts(Initiator::Host).len()],
+            bound_ns: 0,
+        };
+        Journeys {
+            initiator: Initiator::Host,
+            journeys: (0..).zip(trips).map(journey).collect(),
+            unseen: 0,
+            lost: 0,
+            has_echo: true,
+        }
+    }
+
+    #[test]
+    fn the_tail_is_what_took_longer_than_99_of_100() {
+        let slow = |joined: &Journeys| -> Vec<_> {
+            tail(joined).iter().map(|it| it.round_trip_ns).collect()
+        };
+        assert_eq!(slow(&joined(1..=99)), [] as [i64; 0], "too few");
+        assert_eq!(slow(&joined(1..=100)), [100]);
+        assert_eq!(slow(&joined((1..=700).rev())), [700, 699, 698, 697, 696, 695, 694]);
+        assert_eq!(slow(&joined([5; 300])), [] as [i64; 0], "none is slower than another");
+        assert_eq!(rows(&joined(1..=300))[0].tail_ns, Some(299.0));
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_times() {
+        let of = |percent| quantile(&[1, 2, 3, 4], percent);
+        assert_eq!([0, 50, 51, 99, 100].map(of), [1, 2, 3, 4, 4].map(Some));
+        assert_eq!(quantile(&[], 50), None);
+    }
+}
