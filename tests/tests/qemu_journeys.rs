@@ -9,6 +9,7 @@ use std::time::Duration;
 use lab::outside::Outside;
 use ringscope_tests::daemon::program;
 use ringscope_tests::qemu::{Failure, GUEST, Place, said};
+use ringscope_tests::recording::Recording;
 use ringscope_tests::traffic::{From, outside_agent};
 use serde_json::Value;
 
@@ -76,22 +77,45 @@ fn exchange(place: &mut Place, from: From) -> Result<[String; 2], Failure> {
     }
 }
 
-/// What `ringscope stats --probes` makes of it.
+/// What `ringscope stats --probes` makes of it, or `ringscope report --probes` of a recording.
 fn joined(
     place: &Place,
+    of: &[&str],
     initiator: &str,
     stamps: &[String; 2],
-    json: bool,
 ) -> Result<String, Failure> {
     let files = ["sender.csv", "echo.csv"].map(|name| place.directory().join(name));
     for (file, text) in files.iter().zip(stamps) {
         fs::write(file, text.replace('\r', ""))?;
     }
     let mut command = Command::new(program("ringscope")?);
-    command.args(["stats", "--name", "vm0", "--initiator", initiator, "--run-dir"]);
-    command.arg(place.directory());
+    command.args(of).args(["--initiator", initiator]);
     command.arg("--probes").arg(&files[0]).arg("--echo").arg(&files[1]);
-    said(command.args(json.then_some("--json")))
+    said(&mut command)
+}
+
+/// The recorder's clock is set beside the host's time and again, so the two files do not know alike where one is on the
+/// other: what lies between stamps of the daemon and of the host's agent differs by that, what only one stamped does not.
+fn expect_the_same(live: &Value, kept: &Value) {
+    const CLOSE_NS: i64 = 2_000;
+    assert_eq!([&live["lost"], &live["unseen"]], [&kept["lost"], &kept["unseen"]]);
+    let stages = live["stages"].as_array().expect("stages");
+    let [live, kept] = [live, kept].map(|it| it["journeys"].as_array().expect("journeys"));
+    assert_eq!(live.len(), kept.len());
+    for (live, kept) in live.iter().zip(kept) {
+        for key in ["run", "sequence", "round_trip_ns"] {
+            assert_eq!(live[key], kept[key]);
+        }
+        for (at, stage) in stages.iter().enumerate() {
+            let [one, other] = [live, kept].map(|it| it["parts_ns"][at].as_i64());
+            assert_eq!(one.is_some(), other.is_some(), "{stage}: {live} and {kept}");
+            let off = (one.unwrap_or(0) - other.unwrap_or(0)).abs();
+            let is_of_both = stage["side"] == "host" || stage["side"] == "between";
+            // A nanosecond is rounding.
+            let close = if is_of_both { CLOSE_NS } else { 1 };
+            assert!(off <= close, "{stage}: {one:?} and {other:?} of the recording");
+        }
+    }
 }
 
 /// The round trip of a probe by its sender's own stamps.
@@ -161,9 +185,19 @@ fn every_probe_is_followed_from_application_to_application() -> Result<(), Failu
             (From::Outside, "host", ("guest", "guest-turn"), [("rx", "wakeup"), ("tx", "wakeup")]),
             (From::Guest, "guest", ("host", "host-turn"), [("tx", "wakeup"), ("tx", "wakeup")]),
         ] {
+            let file = place.directory().join("probes.rec");
+            let recording = Recording::start(place.directory(), &file, &["--name", "vm0"])?;
             let stamps = exchange(&mut place, from)?;
-            eprintln!("{}", joined(&place, initiator, &stamps, false)?);
-            let found: Value = serde_json::from_str(&joined(&place, initiator, &stamps, true)?)?;
+            recording.interrupt()?;
+            let directory = place.directory().display().to_string();
+            let live = ["stats", "--name", "vm0", "--run-dir", &directory];
+            eprintln!("{}", joined(&place, &live, initiator, &stamps)?);
+            let live = [&live[..], &["--json"]].concat();
+            let found: Value = serde_json::from_str(&joined(&place, &live, initiator, &stamps)?)?;
+            let file = file.to_string_lossy();
+            let kept = ["report", &file, "--format", "json"];
+            let kept: Value = serde_json::from_str(&joined(&place, &kept, initiator, &stamps)?)?;
+            expect_the_same(&found, &kept);
             expect_every_packet_adds_up(&found, &stamps, turn);
             if poll == "never" {
                 expect_measured(&found, &woken);
