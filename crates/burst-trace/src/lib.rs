@@ -10,6 +10,7 @@
 //! - [`location`]: where recorders are.
 //! - [`writer`]: the daemon's end; [`reader`]: everyone else's.
 //! - [`recording`]: what was kept of a recorder over some time; [`source`]: either of the two.
+//! - [`wakeups`]: wake-ups that the host kernel stamped, joined to the bursts that they were for.
 //! - [`probe`]: packets that carry a number of their own.
 //! - [`comment`]: a burst in a line of text; [`pcapng`]: the blocks of the captures that such comments are in.
 
@@ -26,6 +27,7 @@ pub mod recording;
 pub mod source;
 pub mod stage;
 mod sys;
+pub mod wakeups;
 pub mod writer;
 
 pub use clock::{Anchor, Clock, ClockKind};
@@ -36,4 +38,5 @@ pub use record::{BurstRecord, RecordKind};
 pub use recording::{Recording, RecordingWriter};
 pub use source::Source;
 pub use stage::{Direction, DropCause, DropCounts, KernelStage, SocketEvent, Stage};
+pub use wakeups::{Wakeup, Wakeups};
 pub use writer::{Participants, Recorder, RecorderError, RecorderOptions, Writer};

@@ -1,6 +1,6 @@
 //! The 64 bytes that one burst leaves behind.
 
-use crate::stage::{Direction, STAGES_MAX};
+use crate::stage::{Direction, KernelStage, STAGES_MAX};
 
 /// A record's length in 64-bit words.
 pub const RECORD_WORDS: usize = 8;
@@ -14,7 +14,7 @@ pub enum RecordKind {
     /// Packets that went no further; [`BurstRecord::cause`] says why.
     Drop = 2,
     /// A time in the host kernel, from [`BurstRecord::first`] to [`BurstRecord::last`];
-    /// [`BurstRecord::cause`] says which ([`KernelStage`](crate::KernelStage)).
+    /// [`BurstRecord::cause`] says which ([`KernelStage`]).
     Kernel = 3,
     /// A packet that carries a probe: the times are its burst's, [`BurstRecord::sequence`] is the probe's own number
     /// and [`BurstRecord::bytes`] its run's.
@@ -50,7 +50,7 @@ pub struct BurstRecord {
     /// [`BurstRecord::POLLED`].
     pub flags: u8,
     /// For [`RecordKind::Drop`]: the [`DropCause`](crate::DropCause) as a number; for [`RecordKind::Kernel`], the
-    /// [`KernelStage`](crate::KernelStage).
+    /// [`KernelStage`].
     pub cause: u8,
     /// Which worker's it is. A reader fills it in; in a recording it is part of the record.
     pub worker: u8,
@@ -77,6 +77,13 @@ impl BurstRecord {
     #[must_use]
     pub const fn direction(&self) -> Direction {
         Direction::of_ring(self.ring)
+    }
+
+    /// The time in the kernel that a record tells of, if it does.
+    #[must_use]
+    pub fn kernel_stage(&self) -> Option<KernelStage> {
+        let is_kernel = self.kind == RecordKind::Kernel as u8;
+        KernelStage::from_number(self.cause).filter(|_| is_kernel)
     }
 
     /// Last boundary minus first, ticks.

@@ -1,10 +1,16 @@
 //! One pass over records, to figures a direction. Memory is bounded: it does not grow with the records.
 
-use burst_trace::{BurstRecord, Direction, DropCause, KernelStage, RecordKind, SocketEvent};
+use std::borrow::Cow;
+
+use burst_trace::{
+    BurstRecord, Direction, DropCause, KernelStage, RecordKind, SocketEvent, Wakeup, Wakeups,
+};
 
 use crate::figures::{Distribution, TickRate};
-use crate::kernel::{self, Wakeup, Wakeups};
 use crate::stages::{Place, StageRow, Tier, places};
+
+/// Wake-ups of bursts of so many last seconds may still come.
+const WAITING_S: f64 = 1.0;
 
 /// What went one way in a window.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,7 +98,7 @@ impl Collector {
             way.add_burst(record, self.rate);
             self.wakeups.add_burst(record);
             self.overflow();
-        } else if let Some(stage) = kernel::stage(record) {
+        } else if let Some(stage) = record.kernel_stage() {
             match stage {
                 KernelStage::Wakeup => {
                     self.wakeups.add(record);
@@ -121,7 +127,9 @@ impl Collector {
     }
 
     fn overflow(&mut self) {
-        for Wakeup { direction, packets, ticks } in self.wakeups.overflow(self.rate) {
+        for Wakeup { direction, packets, ticks } in
+            self.wakeups.overflow(self.rate.ticks(WAITING_S))
+        {
             let way = &mut self.ways[usize::from(direction == Direction::Rx)];
             way.wakeup.add(ticks, packets, self.rate);
         }
@@ -136,25 +144,43 @@ impl Collector {
         self.malformed = 0;
     }
 
-    /// The distributions of `direction`: those of its stages in order, and that of the total.
+    /// The distributions of `direction`: those of the daemon's stages in order, that of the total, and those of the host
+    /// kernel's stages.
+    #[must_use]
     pub fn distributions(
         &self,
         direction: Direction,
-    ) -> impl Iterator<Item = (&'static str, &Distribution)> {
+    ) -> Vec<(&'static str, Cow<'_, Distribution>)> {
         let way = &self.ways[usize::from(direction == Direction::Rx)];
         let stages = direction.stages().iter().map(|stage| stage.name()).zip(&way.stages);
-        stages.chain([("total", &way.total)])
+        let stages = stages.chain([("total", &way.total)]);
+        let mut all: Vec<_> = stages.map(|(name, times)| (name, Cow::Borrowed(times))).collect();
+        all.push((KernelStage::Wakeup.name(), Cow::Owned(self.wakeup(direction))));
+        match direction {
+            Direction::Tx => all.push((KernelStage::HostTx.name(), Cow::Borrowed(&way.host))),
+            Direction::Rx => {
+                all.push((KernelStage::HostRx.name(), Cow::Borrowed(&way.host)));
+                all.push((KernelStage::Inject.name(), Cow::Borrowed(&way.inject)));
+            }
+        }
+        all
     }
 
     /// What was collected of `direction`.
     #[must_use]
     pub fn breakdown(&self, direction: Direction) -> DirectionBreakdown {
         let way = &self.ways[usize::from(direction == Direction::Rx)];
+        way.breakdown(&self.wakeup(direction), self.rate)
+    }
+
+    /// Until workers were awake, by their bursts' own records and by what can be joined now.
+    fn wakeup(&self, direction: Direction) -> Distribution {
+        let way = &self.ways[usize::from(direction == Direction::Rx)];
         let mut wakeup = way.wakeup.clone();
         for joined in self.wakeups.joined().iter().filter(|it| it.direction == direction) {
             wakeup.add(joined.ticks, joined.packets, self.rate);
         }
-        way.breakdown(&wakeup, self.rate)
+        wakeup
     }
 }
 

@@ -32,7 +32,7 @@ use burst_trace::{BurstRecord, Direction, KernelStage, RecordKind, Source, Stage
 use serde::Serialize;
 
 use crate::round_trip::Initiator;
-use crate::{kernel, when::When};
+use crate::when::When;
 use stamps::{ProbeId, Stamp, Stamps};
 
 pub use csv::write_csv;
@@ -277,9 +277,9 @@ impl Seen {
             if record.kind == RecordKind::Probe as u8 {
                 let id = ProbeId { run: record.bytes, sequence: record.sequence };
                 bursts.entry((id, record.direction())).or_insert(*record);
-            } else if kernel::stage(record) == Some(KernelStage::Wakeup) {
+            } else if record.kernel_stage() == Some(KernelStage::Wakeup) {
                 wakeups.entry(record.bytes).or_default().push(record.first);
-            } else if kernel::stage(record) == Some(KernelStage::Inject) {
+            } else if record.kernel_stage() == Some(KernelStage::Inject) {
                 injects.push((record.first, record.last));
             } else if record.kind == RecordKind::Burst as u8 {
                 firsts.entry(record.worker.into()).or_default().push(record.first);

@@ -3,7 +3,6 @@
 //! - [`figures`]: a distribution of times: exact count, mean, min and max, and percentiles.
 //! - [`stages`]: every stage of every tier in the order of the tables, measured or not.
 //! - [`collect`]: one pass over records, to figures a direction.
-//! - [`kernel`]: wake-ups that the host kernel stamped, joined to their bursts.
 //! - [`breakdown`]: where the time went in one window of a recorder.
 //! - [`follow`]: the same for a recorder that is still being written, interval by interval.
 //! - [`trigger`]: what a burst has to be like to be kept; [`recent`]: records until it is known whether they are.
@@ -31,7 +30,6 @@ pub mod hlog;
 pub mod html;
 pub mod journey;
 pub mod json;
-pub mod kernel;
 pub mod pcapng;
 pub mod perfetto;
 pub mod recent;

@@ -2,7 +2,8 @@
 //!
 //! The daemon is a process; each queue is a track of it, `rx 0`, `tx 1` and so on by virtqueue index. A burst is a slice
 //! from its first boundary to its last; within it lie its stages, those that took no time left out. A drop is an instant.
-//! What was measured in the host kernel is on a track of its own a worker (`kernel 0`). Times are `CLOCK_MONOTONIC`, the
+//! What was measured in the host kernel is on tracks of its own: wake-ups on one a worker (`kernel 0`), the rest on one
+//! (`kernel`). Times are `CLOCK_MONOTONIC`, the
 //! clock of most other traces of a host.
 //!
 //! **Lanes.** Slices of one track have to lie within one another, and bursts of one queue do not: one that had to queue
@@ -94,7 +95,8 @@ pub fn write_perfetto(
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Owner {
     Ring(u16),
-    Worker(u8),
+    Worker(u32),
+    Kernel,
 }
 
 /// A track that is free from `end_ns` on.
@@ -165,21 +167,25 @@ impl<'o, W: Write> Trace<'o, W> {
             let event = event(TYPE_INSTANT, track, Category::Drop, DROPS + cause as u64, notes);
             return self.put_event(at, event);
         }
-        let is_kernel = record.kind == RecordKind::Kernel as u8;
-        match KernelStage::from_number(record.cause) {
-            Some(stage) if is_kernel => {
-                let start = self.when.monotonic_ns(record.first);
-                let end = self.when.monotonic_ns(record.last).max(start);
-                let track = self.lane(Owner::Worker(record.worker), start, end)?;
-                let name = KERNEL + stage as u64;
-                self.put_event(
-                    start,
-                    event(TYPE_SLICE_BEGIN, track, Category::Kernel, name, vec![]),
-                )?;
-                self.put_event(end, end_of(track))
-            }
-            _ => Ok(()),
+        match record.kernel_stage() {
+            Some(stage) => self.add_kernel(record, stage),
+            None => Ok(()),
         }
+    }
+
+    fn add_kernel(&mut self, record: &BurstRecord, stage: KernelStage) -> io::Result<()> {
+        let start = self.when.monotonic_ns(record.first);
+        let end = self.when.monotonic_ns(record.last).max(start);
+        // A wake-up has the number of the worker's thread that was woken up, the others are nobody's.
+        let owner = match stage {
+            KernelStage::Wakeup => Owner::Worker(record.bytes),
+            KernelStage::HostTx | KernelStage::HostRx | KernelStage::Inject => Owner::Kernel,
+        };
+        let track = self.lane(owner, start, end)?;
+        let name = KERNEL + stage as u64;
+        let event = event(TYPE_SLICE_BEGIN, track, Category::Kernel, name, vec![]);
+        self.put_event(start, event)?;
+        self.put_event(end, end_of(track))
     }
 
     fn add_burst(&mut self, record: &BurstRecord) -> io::Result<()> {
@@ -246,6 +252,7 @@ impl<'o, W: Write> Trace<'o, W> {
                 format!("{} {ring}", Direction::of_ring(ring).name())
             }
             Owner::Worker(worker) => format!("kernel {worker}"),
+            Owner::Kernel => "kernel".into(),
         };
         self.put_track(TrackDescriptor {
             uuid: Some(uuid),

@@ -1,5 +1,6 @@
 //! What the page needs of the records.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use serde::Serialize;
 use super::words::words;
 use crate::breakdown::{Breakdown, Window};
 use crate::collect::{Collector, DirectionBreakdown};
-use crate::figures::TickRate;
+use crate::figures::{Distribution, TickRate};
 use crate::stages::StageRow;
 use crate::tail::{Composition, Tail};
 use crate::when::When;
@@ -275,7 +276,7 @@ impl Second {
 }
 
 fn spreads(collector: &Collector, direction: Direction, rate: TickRate) -> Vec<Spread> {
-    let spread = |(name, times): (&'static str, &crate::figures::Distribution)| {
+    let spread = |(name, times): (&'static str, Cow<'_, Distribution>)| {
         let mut columns = BTreeMap::new();
         for (ns, packets) in times.buckets() {
             // Less than a nanosecond is the first column.
@@ -285,7 +286,8 @@ fn spreads(collector: &Collector, direction: Direction, rate: TickRate) -> Vec<S
         let curve = QUANTILES.map(|quantile| (quantile, times.quantile_ns(quantile, rate)));
         Spread { name, curve: curve.to_vec(), columns: columns.into_iter().collect() }
     };
-    collector.distributions(direction).filter(|(_, times)| times.count() > 0).map(spread).collect()
+    let all = collector.distributions(direction).into_iter();
+    all.filter(|(_, times)| times.count() > 0).map(spread).collect()
 }
 
 /// The third pass: finds the outliers that a burst is near to.

@@ -199,9 +199,10 @@ fn drops_have_their_cause_and_kernel_times_a_track_of_their_own() {
         cause: KernelStage::Inject as u8,
         ..BurstRecord::default()
     };
+    let woken = BurstRecord { cause: KernelStage::Wakeup as u8, bytes: 3, ..injected };
     let unknown = BurstRecord { kind: 99, ..lost };
     let gap = BurstRecord::gap(0, 12, now);
-    let source = recording(directory.path(), &[lost, injected, unknown, gap]);
+    let source = recording(directory.path(), &[lost, injected, woken, unknown, gap]);
     let (trace, missing) = written(&source);
     assert_eq!(missing, 12);
     let when = When::of(&source);
@@ -219,7 +220,8 @@ fn drops_have_their_cause_and_kernel_times_a_track_of_their_own() {
     let end = Some(when.monotonic_ns(now + 80_000));
     let cause = format!("drop {}", DropCause::TxTooLong.name());
     let expected = [
-        slice("kernel 0", "inject", "kernel", end, &[]),
+        slice("kernel", "inject", "kernel", end, &[]),
+        slice("kernel 3", "wakeup", "kernel", end, &[]),
         slice("tx 1", &cause, "drop", None, &[("packets", 3)]),
     ];
     assert_eq!(found, expected);

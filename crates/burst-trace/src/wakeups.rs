@@ -5,15 +5,11 @@
 
 use std::mem;
 
-use burst_trace::{BurstRecord, Direction, KernelStage, RecordKind};
-
-use crate::figures::TickRate;
+use crate::record::BurstRecord;
+use crate::stage::Direction;
 
 /// So many bursts, and as many wake-ups, wait for one another at most: then the older ones are joined as they are.
 const WAITING_MAX: usize = 1 << 20;
-/// The newest ones, of so many seconds, go on waiting then.
-const WAITING_S: f64 = 1.0;
-
 /// What waits to be joined.
 #[derive(Clone, Debug, Default)]
 pub struct Wakeups {
@@ -42,13 +38,6 @@ pub struct Wakeup {
     pub ticks: u64,
 }
 
-/// The time in the kernel that a record tells of, if it does.
-#[must_use]
-pub fn stage(record: &BurstRecord) -> Option<KernelStage> {
-    let is_kernel = record.kind == RecordKind::Kernel as u8;
-    KernelStage::from_number(record.cause).filter(|_| is_kernel)
-}
-
 impl Wakeups {
     /// Adds a record of [`KernelStage::Wakeup`], which has the worker's number where a burst has its bytes.
     pub fn add(&mut self, record: &BurstRecord) {
@@ -75,14 +64,25 @@ impl Wakeups {
         self.clone().join(u64::MAX)
     }
 
-    /// When there are too many to wait, joins those that are older than a second, or all.
-    pub fn overflow(&mut self, rate: TickRate) -> Vec<Wakeup> {
+    /// Takes out what can be joined of bursts that began before the last `waiting` ticks: the records of younger ones'
+    /// wake-ups may still come.
+    pub fn take_old(&mut self, waiting: u64) -> Vec<Wakeup> {
+        let newest = self.bursts.iter().map(|burst| burst.first);
+        let newest = newest.chain(self.wakeups.iter().map(|(_, at)| *at)).max().unwrap_or(0);
+        self.join(newest.saturating_sub(waiting))
+    }
+
+    /// Takes out everything that can be joined now, and forgets the bursts that cannot.
+    pub fn take(&mut self) -> Vec<Wakeup> {
+        self.join(u64::MAX)
+    }
+
+    /// When there are too many to wait, joins those that are older than `waiting` ticks, or all.
+    pub fn overflow(&mut self, waiting: u64) -> Vec<Wakeup> {
         if self.bursts.len().max(self.wakeups.len()) < WAITING_MAX {
             return Vec::new();
         }
-        let newest = self.bursts.iter().map(|burst| burst.first);
-        let newest = newest.chain(self.wakeups.iter().map(|(_, at)| *at)).max().unwrap_or(0);
-        let mut joined = self.join(newest.saturating_sub(rate.ticks(WAITING_S)));
+        let mut joined = self.take_old(waiting);
         if self.bursts.len().max(self.wakeups.len()) > WAITING_MAX / 2 {
             joined.extend(self.join(u64::MAX));
         }
@@ -132,6 +132,8 @@ impl Wakeups {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::RecordKind;
+    use crate::stage::KernelStage;
 
     fn burst(worker: u8, first: u64, packets: u16) -> BurstRecord {
         let kind = RecordKind::Burst as u8;
@@ -172,6 +174,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_young_goes_on_waiting_and_what_was_taken_is_gone() {
+        let mut wakeups = Wakeups::default();
+        wakeups.add_burst(&burst(0, 110, 1));
+        wakeups.add(&wakeup(0, 100));
+        wakeups.add_burst(&burst(0, 210, 2));
+        let ticks = |joined: Vec<Wakeup>| joined.iter().map(|it| it.ticks).collect::<Vec<_>>();
+        assert_eq!(ticks(wakeups.take_old(50)), [10]);
+        assert_eq!(ticks(wakeups.take_old(50)), []);
+        // Late, but in time.
+        wakeups.add(&wakeup(0, 203));
+        assert_eq!(ticks(wakeups.take()), [7]);
+        wakeups.add_burst(&burst(0, 310, 2));
+        assert_eq!(ticks(wakeups.take()), [], "each wake-up is taken once");
+    }
+
+    #[test]
     fn bursts_that_were_polled_for_or_know_their_wake_up_have_none_from_here() {
         let mut wakeups = Wakeups::default();
         wakeups.add(&wakeup(0, 100));
@@ -182,13 +200,13 @@ mod tests {
 
     #[test]
     fn too_many_are_joined_as_they_come_and_none_twice() {
-        let rate = TickRate::new(1_000_000);
+        const WAITING: u64 = 1_000_000;
         let mut wakeups = Wakeups::default();
         let (mut joined, count) = (0, WAITING_MAX as u64 + 5_000);
         for n in 0..count {
             wakeups.add(&wakeup(0, n * 10));
             wakeups.add_burst(&burst(0, n * 10 + 3, 1));
-            let early = wakeups.overflow(rate);
+            let early = wakeups.overflow(WAITING);
             assert!(early.iter().all(|it| it.ticks == 3));
             joined += early.len();
         }
