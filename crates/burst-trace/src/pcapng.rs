@@ -58,10 +58,10 @@ impl Way {
 pub struct Packet<'p> {
     /// Nanoseconds since 1970.
     pub time_ns: u64,
-    /// The queue of the interface that it went through.
-    pub queue: u16,
-    /// Which way it went.
-    pub way: Way,
+    /// The queue of the interface that it went through, where that is known.
+    pub queue: Option<u16>,
+    /// Which way it went, where that is known.
+    pub way: Option<Way>,
     /// What there is of it.
     pub bytes: &'p [u8],
     /// How long it was, bytes.
@@ -109,8 +109,12 @@ pub fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
         out.extend(length(packet.bytes.len()).to_le_bytes());
         out.extend(packet.original_len.to_le_bytes());
         padded(out, packet.bytes);
-        put(out, option::EPB_FLAGS, &(packet.way as u32).to_le_bytes());
-        put(out, option::EPB_QUEUE, &u32::from(packet.queue).to_le_bytes());
+        if let Some(way) = packet.way {
+            put(out, option::EPB_FLAGS, &(way as u32).to_le_bytes());
+        }
+        if let Some(queue) = packet.queue {
+            put(out, option::EPB_QUEUE, &u32::from(queue).to_le_bytes());
+        }
         put(out, option::COMMENT, packet.comment.as_bytes());
         put(out, option::END, &[]);
     });
@@ -173,9 +177,12 @@ mod tests {
     #[test]
     fn a_packet_is_laid_out_as_the_draft_says() {
         let mut out = Vec::new();
-        let (time_ns, way) = (0x0123_4567_89ab_cdef, Way::Outbound);
+        let (time_ns, way) = (0x0123_4567_89ab_cdef, Some(Way::Outbound));
         let (bytes, original_len) = (&[9; 5], 7);
-        packet(&mut out, &Packet { time_ns, queue: 3, way, bytes, original_len, comment: "abc" });
+        packet(
+            &mut out,
+            &Packet { time_ns, queue: Some(3), way, bytes, original_len, comment: "abc" },
+        );
         let expected = [
             &[6, 0, 0, 0, 68, 0, 0, 0, 0, 0, 0, 0][..],
             &[0x67, 0x45, 0x23, 0x01, 0xef, 0xcd, 0xab, 0x89, 5, 0, 0, 0, 7, 0, 0, 0],

@@ -131,6 +131,16 @@ impl KernelStage {
         }
     }
 
+    /// Which way's it is. A wake-up is of the burst that it was for.
+    #[must_use]
+    pub const fn direction(self) -> Option<Direction> {
+        match self {
+            Self::Wakeup => None,
+            Self::HostTx => Some(Direction::Tx),
+            Self::HostRx | Self::Inject => Some(Direction::Rx),
+        }
+    }
+
     /// The stage with this number in a record.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {

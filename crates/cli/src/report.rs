@@ -40,14 +40,14 @@ Formats:
   json        the same, as the object that `ringscope stats --json` prints
   html        one page, without anything from a network: a summary in words, what the mean and the slowest packets consist
               of, distributions, a time line, and the journey of each of the slowest bursts; --before compares two
-  csv         every burst and every drop as a line: times in ns, start_ns is CLOCK_REALTIME; where a stage is not one of
-              the direction's, or was not measured, the field is empty
+  csv         every burst, every drop and every time in the host kernel as a line: times in ns, start_ns is CLOCK_REALTIME;
+              where a stage is not one of the direction's, or was not measured, the field is empty
   hlog        an HdrHistogram interval log: for each second, direction and stage one histogram, in ns
   perfetto    a trace for the Perfetto UI and its trace processor: a track for each queue, a slice for each burst, in it one
-              for each stage, an instant for each drop; times are CLOCK_MONOTONIC
+              for each stage, an instant for each drop, tracks of the host kernel's times; times are CLOCK_MONOTONIC
   pcapng      a capture without the frames, which no record has: for each burst one packet with nothing captured, as long as
-              the mean of the burst's frames, with its stages as comment; for each drop one of length 0 with its cause; time is
-              CLOCK_REALTIME at the first boundary
+              the mean of the burst's frames, with its stages as comment; for each drop, and each time in the host kernel, one of length 0
+              that says so; time is CLOCK_REALTIME at the first boundary
 
 With --probes, table and json are what `ringscope stats --probes` prints, csv has a line for each probe that came back with
 what each part of its round trip took, and html has all of the page and a section of the probes.";

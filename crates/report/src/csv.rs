@@ -2,14 +2,15 @@
 
 use std::io::{self, Write};
 
-use burst_trace::{BurstRecord, RecordKind, Source, Stage};
+use burst_trace::{BurstRecord, KernelStage, RecordKind, Source, Stage};
 
 use crate::collect::drop_cause;
 use crate::figures::TickRate;
 use crate::when::When;
 
 /// The first line. A burst has no `cause`; a drop has no times but `start_ns`, and `packets` are those that went no
-/// further. `start_ns` is `CLOCK_REALTIME` at the first boundary.
+/// further. A time in the host kernel has its stage as `cause`, its beginning and `total_ns`, and no queue; a wake-up has the
+/// worker whose thread it was, and no direction. `start_ns` is `CLOCK_REALTIME` at the first boundary.
 const COLUMNS: &str = "kind,direction,queue,worker,sequence,packets,bytes,start_ns,polled,cause,wakeup_ns,notice_ns,\
                        queued_ns,starved_ns,gather_ns,place_ns,egress_ns,publish_ns,complete_ns,signal_ns,total_ns";
 
@@ -26,7 +27,7 @@ const STAGES: [Stage; 9] = [
     Stage::Signal,
 ];
 
-/// Writes all bursts and drops of `source`, one after the other as they are read: of one worker in order. `each` is
+/// Writes all bursts, drops and kernel times of `source`, one after the other as they are read: of one worker in order. `each` is
 /// called for every record, for whoever shows how far it is. Returns how many records were lost.
 ///
 /// # Errors
@@ -54,6 +55,9 @@ fn write_line(
     rate: TickRate,
     when: When,
 ) -> io::Result<()> {
+    if let Some(stage) = record.kernel_stage() {
+        return write_kernel(out, record, stage, rate, when);
+    }
     let cause = drop_cause(record);
     let is_burst = record.kind == RecordKind::Burst as u8;
     if !is_burst && cause.is_none() {
@@ -78,4 +82,21 @@ fn write_line(
         }
     }
     writeln!(out, ",{}", rate.ns(record.total()))
+}
+
+fn write_kernel(
+    out: &mut impl Write,
+    record: &BurstRecord,
+    stage: KernelStage,
+    rate: TickRate,
+    when: When,
+) -> io::Result<()> {
+    let (name, start) = (stage.name(), when.realtime_ns(record.first));
+    let total = rate.ns(record.last.saturating_sub(record.first));
+    write!(out, "kernel,")?;
+    match stage.direction() {
+        Some(direction) => write!(out, "{},,", direction.name())?,
+        None => write!(out, ",,{}", record.bytes)?,
+    }
+    writeln!(out, ",,,,{start},,{name},,,,,,,,,,,{total}")
 }

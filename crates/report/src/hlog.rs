@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
-use burst_trace::{BurstRecord, Direction, RecordKind, Source};
+use burst_trace::{BurstRecord, Direction, KernelStage, RecordKind, Source, Wakeup, Wakeups};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogWriter, IntervalLogWriterBuilder, IntervalLogWriterError, Tag,
@@ -16,6 +16,8 @@ use crate::when::When;
 /// One line a second and time.
 const INTERVAL_NS: u64 = 1_000_000_000;
 const SIGNIFICANT_DIGITS: u8 = 3;
+/// Bursts of so many last seconds of an interval count in the next one with their wake-ups: those may still come.
+const LATE_S: f64 = 0.05;
 
 /// Why a log could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +31,8 @@ pub enum HlogError {
 }
 
 /// Writes the times of all packets of `source` in nanoseconds: one histogram for each direction, time and second, tagged
-/// `tx.total`, `tx.egress` and so on. `each` is called for every record. Returns how many records were lost.
+/// `tx.total`, `tx.egress` and so on; of the host kernel's stages (`tx.wakeup`, `tx.host-tx`, `rx.host-rx`, `rx.inject`) where
+/// there are any. A wake-up counts for the packets of its burst, other kernel times once each. `each` is called for every record. Returns how many records were lost.
 ///
 /// # Errors
 /// See [`HlogError`].
@@ -50,17 +53,24 @@ pub fn write_hlog(
     let mut written = Ok(());
     let lost = source.read_by_time(|record| {
         each(record);
-        if written.is_err() || record.kind != RecordKind::Burst as u8 {
+        let is_burst = record.kind == RecordKind::Burst as u8;
+        let kernel = record.kernel_stage();
+        if written.is_err() || !(is_burst || kernel.is_some()) {
             return;
         }
         let number = when.realtime_ns(record.last).saturating_sub(start_ns) / INTERVAL_NS;
         if number > interval.number {
+            interval.join_wakeups(|wakeups| wakeups.take_old(rate.ticks(LATE_S)), rate);
             written = interval.write(&mut log);
             interval.number = number;
         }
-        interval.add(record, rate);
+        match kernel {
+            Some(stage) => interval.add_kernel(record, stage, rate),
+            None => interval.add(record, rate),
+        }
     });
     written?;
+    interval.join_wakeups(Wakeups::take, rate);
     interval.write(&mut log)?;
     Ok(lost)
 }
@@ -69,9 +79,10 @@ pub fn write_hlog(
 struct Interval {
     number: u64,
     ways: [Vec<(Tag<'static>, Histogram<u64>)>; 2],
+    wakeups: Wakeups,
 }
 
-/// The tags of a direction: its stages in order, then wakeup and total.
+/// The tags of a direction: its stages in order, then total, wakeup, and what else the host kernel measures.
 const TAGS: [&[&str]; 2] = [
     &[
         "tx.notice",
@@ -80,10 +91,21 @@ const TAGS: [&[&str]; 2] = [
         "tx.egress",
         "tx.complete",
         "tx.signal",
-        "tx.wakeup",
         "tx.total",
+        "tx.wakeup",
+        "tx.host-tx",
     ],
-    &["rx.notice", "rx.starved", "rx.place", "rx.publish", "rx.signal", "rx.wakeup", "rx.total"],
+    &[
+        "rx.notice",
+        "rx.starved",
+        "rx.place",
+        "rx.publish",
+        "rx.signal",
+        "rx.total",
+        "rx.wakeup",
+        "rx.host-rx",
+        "rx.inject",
+    ],
 ];
 
 impl Interval {
@@ -93,7 +115,7 @@ impl Interval {
                 .filter_map(|tag| Some((Tag::new(tag)?, Histogram::new(SIGNIFICANT_DIGITS).ok()?)))
                 .collect()
         };
-        Self { number: 0, ways: TAGS.map(way) }
+        Self { number: 0, ways: TAGS.map(way), wakeups: Wakeups::default() }
     }
 
     fn add(&mut self, record: &BurstRecord, rate: TickRate) {
@@ -101,12 +123,39 @@ impl Interval {
         let way = &mut self.ways[usize::from(direction == Direction::Rx)];
         let stages = direction.stages().len();
         let times = record.stages[..stages].iter().copied().map(Some);
-        let times = times.chain([record.wakeup.map(u64::from), Some(record.total())]);
+        let times = times.chain([Some(record.total()), record.wakeup.map(u64::from)]);
         for ((_, histogram), ticks) in way.iter_mut().zip(times) {
             if let Some(ticks) = ticks {
-                // A histogram that grows takes every number of 64 bits that is a time.
-                let _ = histogram.record_n(rate.ns(ticks), record.packets.into());
+                put(histogram, rate.ns(ticks), record.packets);
             }
+        }
+        self.wakeups.add_burst(record);
+    }
+
+    fn add_kernel(&mut self, record: &BurstRecord, stage: KernelStage, rate: TickRate) {
+        let Some(direction) = stage.direction() else { return self.wakeups.add(record) };
+        let ns = rate.ns(record.last.saturating_sub(record.first));
+        self.put(direction, stage, ns, 1);
+    }
+
+    fn join_wakeups(&mut self, take: impl Fn(&mut Wakeups) -> Vec<Wakeup>, rate: TickRate) {
+        for Wakeup { direction, packets, ticks } in take(&mut self.wakeups) {
+            self.put(direction, KernelStage::Wakeup, rate.ns(ticks), packets);
+        }
+    }
+
+    /// Counts `packets` whose stage in the kernel took `ns`.
+    fn put(&mut self, direction: Direction, stage: KernelStage, ns: u64, packets: u16) {
+        let at = direction.stages().len() + 1;
+        let place = match stage {
+            KernelStage::Wakeup => at,
+            KernelStage::HostTx | KernelStage::HostRx => at + 1,
+            KernelStage::Inject => at + 2,
+        };
+        if let Some((_, histogram)) =
+            self.ways[usize::from(direction == Direction::Rx)].get_mut(place)
+        {
+            put(histogram, ns, packets);
         }
     }
 
@@ -122,6 +171,11 @@ impl Interval {
         }
         Ok(())
     }
+}
+
+fn put(histogram: &mut Histogram<u64>, ns: u64, packets: u16) {
+    // A histogram that grows takes every number of 64 bits that is a time.
+    let _ = histogram.record_n(ns, packets.into());
 }
 
 impl From<IntervalLogWriterError<V2DeflateSerializeError>> for HlogError {

@@ -5,6 +5,7 @@
 //! into it as JSON.
 
 mod gather;
+mod kernel;
 mod trips;
 mod words;
 

@@ -289,7 +289,7 @@ impl Scribe {
             time_ns
         };
         *last_ns = time_ns;
-        let way = Way::of(record.direction());
+        let way = Some(Way::of(record.direction()));
         let mut rest = block.bytes.as_slice();
         for &(number, len) in &block.frames {
             let (bytes, next) = rest.split_at(len as usize);
@@ -298,7 +298,7 @@ impl Scribe {
             let frames = Frames::One { number: number.into(), handed: block.handed };
             let nanoseconds = |ticks| self.time.nanoseconds(ticks);
             describe(&mut self.comment, record, frames, nanoseconds);
-            let (comment, queue, original_len) = (&self.comment, record.ring / 2, len);
+            let (comment, queue, original_len) = (&self.comment, Some(record.ring / 2), len);
             let packet = Packet { time_ns, queue, way, bytes, original_len, comment };
             pcapng::packet(&mut self.out, &packet);
         }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use burst_trace::{BurstRecord, Direction, RecordKind, Source};
 use serde::Serialize;
 
+use super::kernel::{Kernel, KernelTime};
 use super::words::words;
 use crate::breakdown::{Breakdown, Window};
 use crate::collect::{Collector, DirectionBreakdown};
@@ -75,6 +76,7 @@ struct Bin {
 struct Outlier {
     #[serde(flatten)]
     burst: Burst,
+    kernel: Vec<KernelTime>,
     around: Vec<Burst>,
 }
 
@@ -90,7 +92,6 @@ struct Burst {
     /// Its first boundary, ns since the time line's beginning.
     start_ns: u64,
     total_ns: u64,
-    wakeup_ns: Option<u64>,
     is_polled: bool,
     stages_ns: Vec<u64>,
 }
@@ -102,8 +103,8 @@ pub fn ways(source: &Source, name: &str, each: &mut impl FnMut()) -> (Breakdown,
     let (mut first, mut last) = (u64::MAX, 0);
     let breakdown = Breakdown::read_with(source, name, Window::Held, |record| {
         each();
+        collector.add(record);
         if is_burst(record) {
-            collector.add(record);
             (first, last) = (first.min(record.first), last.max(record.last));
         }
     });
@@ -115,10 +116,23 @@ pub fn ways(source: &Source, name: &str, each: &mut impl FnMut()) -> (Breakdown,
     });
     let mut outliers = second.each_mut().map(Second::outliers);
     let mut around = Around::new(&outliers, rate);
+    let bursts = outliers.iter().flatten().map(|(record, _)| *record);
+    let mut kernel = Kernel::new(bursts, source.queue_pairs());
     source.read(|record| {
         each();
         around.add(record, &mut outliers, rate, first);
+        if is_burst(record) {
+            kernel.add_burst(record);
+        } else if let Some(stage) = record.kernel_stage() {
+            kernel.add(record, stage);
+        }
     });
+    let mut kernel = kernel.finish(rate).into_iter();
+    let mut outlier = |(record, around)| {
+        let kernel = kernel.next().unwrap_or_default();
+        Outlier { burst: Burst::new(&record, rate, first), kernel, around }
+    };
+    let outliers = outliers.map(|all| all.into_iter().map(&mut outlier).collect());
     let ways = breakdown.directions().into_iter().zip(second).zip(outliers);
     let ways = ways.map(|((way, second), outliers)| second.finish(way, &collector, outliers));
     let start_ns = When::of(source).realtime_ns(first);
@@ -142,7 +156,6 @@ impl Burst {
             bytes: record.bytes,
             start_ns: rate.ns(record.first.saturating_sub(first)),
             total_ns: rate.ns(record.total()),
-            wakeup_ns: record.wakeup.map(|ticks| rate.ns(ticks.into())),
             is_polled: record.flags & BurstRecord::POLLED != 0,
             stages_ns: record.stages[..stages].iter().map(|&ticks| rate.ns(ticks)).collect(),
         }
@@ -234,9 +247,9 @@ impl Second {
         self,
         way: &DirectionBreakdown,
         collector: &Collector,
-        outliers: Vec<(BurstRecord, Vec<Burst>)>,
+        outliers: Vec<Outlier>,
     ) -> Way {
-        let Self { rate, first, bin_ticks, .. } = self;
+        let Self { rate, bin_ticks, .. } = self;
         let tail = self.tail.composition(rate);
         let bins = (0..).zip(&self.bins).filter(|(_, bin)| bin.0 > 0);
         Way {
@@ -267,10 +280,7 @@ impl Second {
                     max_ns: rate.ns(max),
                 })
                 .collect(),
-            outliers: outliers
-                .into_iter()
-                .map(|(record, around)| Outlier { burst: Burst::new(&record, rate, first), around })
-                .collect(),
+            outliers,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::advice::advice;
 use crate::collect::DirectionBreakdown;
-use crate::stages::StageRow;
+use crate::stages::{StageRow, Tier};
 use crate::tail::Composition;
 use crate::units::{grouped, time};
 
@@ -53,6 +53,7 @@ pub fn words(way: &DirectionBreakdown, tail: Option<&Composition>) -> Vec<String
             "Most were found by polling: notice counts from the last look that found nothing, and is an upper bound.".into(),
         );
     }
+    words.extend(in_the_kernel(way));
     let missing: Vec<_> = way
         .stages
         .iter()
@@ -63,6 +64,17 @@ pub fn words(way: &DirectionBreakdown, tail: Option<&Composition>) -> Vec<String
         words.push(format!("Not measured here: {}.", missing.join(", ")));
     }
     words
+}
+
+/// What was measured in the host kernel, which is beside the daemon's stages, not one of them.
+fn in_the_kernel(way: &DirectionBreakdown) -> Option<String> {
+    let said = |row: &StageRow| {
+        let figures = row.figures.filter(|_| row.tier == Tier::K)?;
+        let (mean, p99) = (time(figures.mean_ns), time(figures.p99_ns as f64));
+        Some(format!("{} {mean} on average, 1 % longer than {p99}", row.stage))
+    };
+    let said: Vec<_> = way.stages.iter().filter_map(said).collect();
+    (!said.is_empty()).then(|| format!("In the host kernel, beside these: {}.", said.join("; ")))
 }
 
 /// The largest parts, as long as they are worth a word: at most three.
