@@ -69,7 +69,12 @@ impl Wakeups {
     pub fn take_old(&mut self, waiting: u64) -> Vec<Wakeup> {
         let newest = self.bursts.iter().map(|burst| burst.first);
         let newest = newest.chain(self.wakeups.iter().map(|(_, at)| *at)).max().unwrap_or(0);
-        self.join(newest.saturating_sub(waiting))
+        self.take_before(newest.saturating_sub(waiting))
+    }
+
+    /// Takes out what can be joined of bursts that began before `until`, ticks, and forgets those that cannot.
+    pub fn take_before(&mut self, until: u64) -> Vec<Wakeup> {
+        self.join(until)
     }
 
     /// Takes out everything that can be joined now, and forgets the bursts that cannot.

@@ -95,7 +95,7 @@ fn families(guests: &[Guest]) -> Vec<Family> {
         ),
         Family {
             name: "stage",
-            help: "Time of a packet in a stage, in all of the daemon's (total), and until the worker was awake (wakeup)",
+            help: "Time of a packet in a stage of the daemon's (tier D), in all of them (total), and in the host kernel (tier K)",
             unit: Some(Unit::Seconds),
             values: Values::Histograms(guests.iter().flat_map(histograms).collect()),
         },
@@ -174,13 +174,14 @@ fn histograms(guest: &Guest) -> Vec<(Labels, Histogram)> {
     let rate = guest.reader.ticks_per_second() as f64;
     let mut all = Vec::new();
     for (n, way) in guest.ways.iter().enumerate() {
-        for (name, times) in &way.times {
-            if *name == "wakeup" && times.packets == 0 {
-                // Nobody measures it here.
-                continue;
-            }
+        let own = way.times.iter().map(|(name, times)| (*name, "D", times));
+        // What nobody measures here is left out.
+        let kernel = way.kernel.iter().filter(|(_, times)| times.packets > 0);
+        let kernel = kernel.map(|(stage, times)| (stage.name(), "K", times));
+        for (name, tier, times) in own.chain(kernel) {
             let mut labels = of_way(guest, n);
-            labels.push(("stage", (*name).into()));
+            labels.push(("tier", tier.into()));
+            labels.push(("stage", name.into()));
             let ends = BUCKETS_S.into_iter().chain([f64::MAX]);
             all.push((
                 labels,

@@ -1,14 +1,21 @@
 //! One guest's recorder, followed.
 
 use std::path::Path;
+use std::time::Duration;
 
-use burst_trace::{BurstRecord, Cursor, Direction, ReadError, Reader, RecordKind};
+use burst_trace::{
+    BurstRecord, Clock, Cursor, Direction, KernelStage, ReadError, Reader, RecordKind, Wakeup,
+    Wakeups,
+};
 
 /// Upper ends of the histograms' buckets, seconds; the last one is without end.
 pub const BUCKETS_S: [f64; 22] = [
     1e-7, 2e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
     2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
 ];
+
+/// A burst's wake-up may be told of so much later. It counts from then on: what has been told of a burst stays.
+const LATE: Duration = Duration::from_secs(1);
 
 /// A guest, by its recorder.
 #[derive(Debug)]
@@ -18,6 +25,9 @@ pub struct Guest {
     pub(crate) facts: serde_json::Value,
     cursors: Vec<Cursor>,
     bounds: [u64; BUCKETS_S.len()],
+    clock: Clock,
+    /// Where the daemon was asked for times in the host kernel.
+    wakeups: Option<Wakeups>,
     pub(crate) ways: [Way; 2],
     pub(crate) lost: u64,
 }
@@ -26,8 +36,10 @@ pub struct Guest {
 #[derive(Debug)]
 pub(crate) struct Way {
     pub(crate) direction: Direction,
-    /// The daemon's stages in order, then wakeup and total.
+    /// The daemon's stages in order, then their total.
     pub(crate) times: Vec<(&'static str, Times)>,
+    /// The host kernel's stages.
+    pub(crate) kernel: Vec<(KernelStage, Times)>,
     pub(crate) polled_packets: u64,
 }
 
@@ -48,9 +60,12 @@ impl Guest {
     pub fn open(name: &str, path: &Path) -> Result<Self, ReadError> {
         let reader = Reader::open(path)?;
         let rate = reader.ticks_per_second() as f64;
+        let facts: serde_json::Value = serde_json::from_str(&reader.facts()).unwrap_or_default();
         Ok(Self {
             name: name.into(),
-            facts: serde_json::from_str(&reader.facts()).unwrap_or_default(),
+            wakeups: facts["kernel_stages"].is_object().then(Wakeups::default),
+            facts,
+            clock: Clock::new(),
             cursors: (0..reader.workers()).map(|worker| reader.oldest(worker)).collect(),
             bounds: BUCKETS_S.map(|seconds| (seconds * rate) as u64),
             ways: [Way::new(Direction::Tx), Way::new(Direction::Rx)],
@@ -61,17 +76,35 @@ impl Guest {
 
     /// Reads what came. Returns what part of the recorder the most of one worker fills: 1 is all of it.
     pub(crate) fn follow(&mut self) -> f64 {
-        let Self { reader, cursors, bounds, ways, lost, .. } = self;
+        let Self { reader, cursors, bounds, ways, wakeups, lost, .. } = self;
         let mut most = 0;
         for cursor in cursors {
             let mut came = 0;
             *lost += reader.read(cursor, |record| {
                 came += 1;
+                let way = |direction| usize::from(direction == Direction::Rx);
                 if record.kind == RecordKind::Burst as u8 {
-                    ways[usize::from(record.direction() == Direction::Rx)].add(record, bounds);
+                    ways[way(record.direction())].add(record, bounds);
+                    if let Some(wakeups) = wakeups {
+                        wakeups.add_burst(record);
+                    }
+                } else if let Some(stage) = record.kernel_stage() {
+                    if let Some(direction) = stage.direction() {
+                        let ticks = record.last.saturating_sub(record.first);
+                        ways[way(direction)].add_kernel(stage, ticks, 1, bounds);
+                    } else if let Some(wakeups) = wakeups {
+                        wakeups.add(record);
+                    }
                 }
             });
             most = most.max(came);
+        }
+        if let Some(wakeups) = wakeups {
+            let until = self.clock.now().saturating_sub(self.clock.ticks_in(LATE));
+            for Wakeup { direction, packets, ticks } in wakeups.take_before(until) {
+                let way = &mut ways[usize::from(direction == Direction::Rx)];
+                way.add_kernel(KernelStage::Wakeup, ticks, packets.into(), bounds);
+            }
         }
         f64::from(most) / reader.capacity() as f64
     }
@@ -79,22 +112,34 @@ impl Guest {
 
 impl Way {
     fn new(direction: Direction) -> Self {
-        let names = direction.stages().iter().map(|stage| stage.name()).chain(["wakeup", "total"]);
+        let names = direction.stages().iter().map(|stage| stage.name()).chain(["total"]);
         let times = names.map(|name| (name, Times::default())).collect();
-        Self { direction, times, polled_packets: 0 }
+        let is_its = |stage: &KernelStage| stage.direction().is_none_or(|it| it == direction);
+        let kernel = KernelStage::ALL.into_iter().filter(is_its);
+        let kernel = kernel.map(|stage| (stage, Times::default())).collect();
+        Self { direction, times, kernel, polled_packets: 0 }
     }
 
     fn add(&mut self, record: &BurstRecord, bounds: &[u64]) {
         let stages = &record.stages[..self.direction.stages().len()];
-        let times = stages.iter().copied().map(Some);
-        let times = times.chain([record.wakeup.map(u64::from), Some(record.total())]);
+        let times = stages.iter().copied().chain([record.total()]);
         for ((_, sum), ticks) in self.times.iter_mut().zip(times) {
-            if let Some(ticks) = ticks {
-                sum.add(ticks, record.packets.into(), bounds);
-            }
+            sum.add(ticks, record.packets.into(), bounds);
+        }
+        if let Some(ticks) = record.wakeup {
+            let packets = record.packets.into();
+            self.add_kernel(KernelStage::Wakeup, ticks.into(), packets, bounds);
         }
         if record.flags & BurstRecord::POLLED != 0 {
             self.polled_packets += u64::from(record.packets);
+        }
+    }
+}
+
+impl Way {
+    fn add_kernel(&mut self, stage: KernelStage, ticks: u64, packets: u64, bounds: &[u64]) {
+        for (_, sum) in self.kernel.iter_mut().filter(|(it, _)| *it == stage) {
+            sum.add(ticks, packets, bounds);
         }
     }
 }
@@ -110,6 +155,82 @@ impl Times {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exposition::to_text;
+    use burst_trace::{Recorder, RecorderOptions};
+
+    /// A burst each way, 10 µs in each stage, and what the kernel had to do with them, some microseconds after the
+    /// recorder's beginning.
+    fn write(recorder: &Recorder, clock: Clock, zero: u64) {
+        let ticks = |us| clock.ticks_in(Duration::from_micros(us));
+        let (mut worker, mut kernel) = (recorder.writer(0, clock), recorder.writer(1, clock));
+        for (ring, first, packets) in [(1, 1000, 2), (0, 2000, 3)] {
+            let mut stages = [0; 6];
+            stages[..Direction::of_ring(ring).stages().len()].fill(ticks(10));
+            let first = zero + ticks(first);
+            let last = first + stages.iter().sum::<u64>();
+            let kind = RecordKind::Burst as u8;
+            worker.burst(&BurstRecord {
+                first,
+                last,
+                stages,
+                packets,
+                ring,
+                kind,
+                ..Default::default()
+            });
+        }
+        for (stage, ring, first, last) in [
+            (KernelStage::Wakeup, 0, 980, 999),
+            (KernelStage::HostTx, 1, 1032, 1037),
+            (KernelStage::Inject, 0, 2045, 2075),
+        ] {
+            let (first, last) = (zero + ticks(first), zero + ticks(last));
+            let (kind, cause) = (RecordKind::Kernel as u8, stage as u8);
+            kernel.kernel(&BurstRecord { first, last, ring, kind, cause, ..Default::default() });
+        }
+    }
+
+    #[test]
+    fn the_host_kernels_stages_have_histograms_where_they_are_measured() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::new();
+        let facts = r#"{"kernel_stages":{"wakeup":"on"}}"#;
+        let path = directory.path().join("vm0.trace");
+        let options = RecorderOptions {
+            path: path.clone(),
+            workers: 2,
+            queue_pairs: 1,
+            capacity: 64,
+            facts: facts.into(),
+        };
+        let recorder = Recorder::create(&options, &clock).unwrap();
+        write(&recorder, clock, clock.now());
+        let mut guest = Guest::open("vm0", &path).unwrap();
+        let mut counts = || {
+            guest.follow();
+            let text = to_text(std::slice::from_ref(&guest)).unwrap();
+            let of = |labels: &str| {
+                let head = format!("ringscope_stage_seconds_count{{guest=\"vm0\",{labels}}} ");
+                let line = text.lines().find_map(|line| line.strip_prefix(&head));
+                line.map(|count| count.parse::<u64>().unwrap())
+            };
+            [("tx", "D", "total"), ("tx", "K", "host-tx"), ("rx", "K", "inject")]
+                .into_iter()
+                .chain([("rx", "K", "host-rx"), ("tx", "K", "wakeup"), ("rx", "K", "wakeup")])
+                .map(|(way, tier, stage)| {
+                    of(&format!("direction=\"{way}\",tier=\"{tier}\",stage=\"{stage}\""))
+                })
+                .collect::<Vec<_>>()
+        };
+        // Nothing was told of host-rx, and a burst that is so young may still have another wake-up.
+        assert_eq!(counts(), [Some(2), Some(1), Some(1), None, None, None]);
+        std::thread::sleep(LATE);
+        assert_eq!(counts(), [Some(2), Some(1), Some(1), None, Some(2), None]);
+        assert_eq!(counts()[4], Some(2), "it counts once");
+        let wakeup = guest.ways[0].kernel[0].1.ticks;
+        let us = |ticks: u128| ticks * 1_000_000 / u128::from(clock.ticks_per_second());
+        assert!((39..=41).contains(&us(wakeup)), "20 us of two packets: {wakeup}");
+    }
 
     #[test]
     fn a_time_is_in_the_first_bucket_that_is_not_shorter() {
