@@ -68,7 +68,7 @@ pub fn render(
         render_outliers(frame, &mut rest, interval);
     }
     for (way, has_heading) in [(&interval.tx, true), (&interval.rx, false)] {
-        let area = cut(&mut rest, height(way.records.direction, has_heading));
+        let area = cut(&mut rest, height(way, has_heading));
         render_direction(frame, area, way, interval.seconds, has_heading);
     }
     let table = queues::table(interval, order);
@@ -83,9 +83,15 @@ fn render_outliers(frame: &mut Frame, rest: &mut Rect, interval: &Interval) {
     frame.render_widget(outliers::table(&interval.outliers), area);
 }
 
-/// Title, headings, the daemon's stages, total, bar.
-fn height(direction: Direction, has_heading: bool) -> u16 {
-    super::cells::lines(direction.stages().len()) + 3 + u16::from(has_heading)
+/// Title, headings, the daemon's stages, total, the kernel's stages, bar.
+fn height(way: &DirectionInterval, has_heading: bool) -> u16 {
+    let stages = way.records.direction.stages().len() + in_the_kernel(way).count();
+    super::cells::lines(stages) + 3 + u16::from(has_heading)
+}
+
+/// The stages of the host kernel that were measured.
+fn in_the_kernel(way: &DirectionInterval) -> impl Iterator<Item = &StageRow> {
+    way.records.stages.iter().filter(|row| row.tier == Tier::K && row.figures.is_some())
 }
 
 /// Whose stages the recorder has no figures of.
@@ -154,7 +160,8 @@ fn stage_table(way: &DirectionInterval, seconds: f64, has_heading: bool) -> Tabl
             let mut cells = vec![Cell::from(name).style(Style::new().fg(color))];
             cells.extend(stage_cells(row, way.totals.packets, seconds, total_ns).map(right));
             Row::new(cells)
-        });
+        })
+        .chain(in_the_kernel(way).map(|row| kernel_row(row, seconds)));
     let widths = [Constraint::Length(10)].into_iter().chain([Constraint::Length(FIGURE_WIDTH); 6]);
     let table = Table::new(rows, widths);
     if !has_heading {
@@ -164,6 +171,15 @@ fn stage_table(way: &DirectionInterval, seconds: f64, has_heading: bool) -> Tabl
     let mut header = vec![Cell::from("stage")];
     header.extend(headings.map(|heading| right(heading.into())));
     table.header(Row::new(header).style(HEADING))
+}
+
+/// Beside the daemon's stages, and partly within them: so it has no share.
+fn kernel_row(row: &StageRow, seconds: f64) -> Row<'static> {
+    let [rate, mean, p50, p99, max, _] =
+        stage_cells(row, row.count.unwrap_or_default(), seconds, 0.0);
+    let mut cells = vec![Cell::from(row.stage)];
+    cells.extend([rate, mean, p50, p99, max, dash()].map(right));
+    Row::new(cells)
 }
 
 fn stage_cells(row: &StageRow, packets: u64, seconds: f64, total_ns: f64) -> [String; 6] {

@@ -19,7 +19,7 @@ mostly in    the stage in which packets spent most, and its share
 ≤            found by polling: it was no longer than this, maybe shorter
 drops        packets that went no further, by the counters
 records lost overwritten before they could be read: times lack them
-
+below total  in the host kernel (--kernel-stages), where it is measured
 tx  guest to wire                    rx  wire to guest
 notice       from waking up to seeing that there is work
 queued       tx: until this burst had its turn

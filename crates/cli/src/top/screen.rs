@@ -136,6 +136,23 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_measured_is_below_the_total_without_a_share() {
+        let mut sample = sample("vm0", 10);
+        let records = &mut sample.interval.as_mut().unwrap().tx.records;
+        let figures = records.total.figures;
+        let row = records.stages.iter_mut().find(|row| row.stage == "host-tx").unwrap();
+        (row.count, row.figures) = (Some(14), figures);
+        let mut view = View::new(None, vec![sample], Column::Name);
+        view.open_first();
+        let picture = picture(&view, 80, 40);
+        let lines: Vec<_> = picture.lines().collect();
+        let total = lines.iter().position(|line| line.contains("total ≤")).unwrap();
+        assert_has(lines[total + 1], &["host-tx ", "  7 ", "26.0 µs", "71.0 µs", "-"]);
+        assert!(!lines[total + 1].contains('%'), "{picture}");
+        assert!(!picture.contains("wakeup") && lines[total + 2].contains("egress"), "{picture}");
+    }
+
+    #[test]
     fn the_slowest_bursts_are_there_where_there_is_room_or_when_they_are_asked_for() {
         let mut view = one();
         let tall = picture(&view, 80, 40);
