@@ -110,14 +110,14 @@ pub fn run(plan: &Plan, handed: Handed, stop: BorrowedFd<'_>) -> Result<(), Erro
     }
     daemon.following = daemon.kernel.take().map(Kernel::follow).transpose()?;
     if let Some(address) = &plan.metrics {
-        daemon.metrics = Some(measure(address, &plan.guests)?);
+        daemon.metrics = Some(measure(address, &plan.guests, daemon.clock)?);
     }
     daemon.serve(stop)
 }
 
 /// Serves the metrics of all guests, whose recorders are there.
-fn measure(address: &Address, guests: &[GuestPlan]) -> Result<Metrics, MetricsError> {
-    let open = |guest: &GuestPlan| metrics::Guest::open(&guest.name, &guest.recorder);
+fn measure(address: &Address, guests: &[GuestPlan], clock: Clock) -> Result<Metrics, MetricsError> {
+    let open = |guest: &GuestPlan| metrics::Guest::open(&guest.name, &guest.recorder, clock);
     Metrics::serve(address, guests.iter().map(open).collect::<Result<_, _>>()?)
 }
 

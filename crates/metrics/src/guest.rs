@@ -53,11 +53,11 @@ pub(crate) struct Times {
 }
 
 impl Guest {
-    /// Opens the recorder at `path`, which is `name`'s, and follows it from its oldest record on.
+    /// Opens the recorder at `path`, which is `name`'s and of this `clock`, and follows it from its oldest record on.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn open(name: &str, path: &Path) -> Result<Self, ReadError> {
+    pub fn open(name: &str, path: &Path, clock: Clock) -> Result<Self, ReadError> {
         let reader = Reader::open(path)?;
         let rate = reader.ticks_per_second() as f64;
         let facts: serde_json::Value = serde_json::from_str(&reader.facts()).unwrap_or_default();
@@ -65,7 +65,7 @@ impl Guest {
             name: name.into(),
             wakeups: facts["kernel_stages"].is_object().then(Wakeups::default),
             facts,
-            clock: Clock::new(),
+            clock,
             cursors: (0..reader.workers()).map(|worker| reader.oldest(worker)).collect(),
             bounds: BUCKETS_S.map(|seconds| (seconds * rate) as u64),
             ways: [Way::new(Direction::Tx), Way::new(Direction::Rx)],
@@ -205,7 +205,7 @@ mod tests {
         };
         let recorder = Recorder::create(&options, &clock).unwrap();
         write(&recorder, clock, clock.now());
-        let mut guest = Guest::open("vm0", &path).unwrap();
+        let mut guest = Guest::open("vm0", &path, clock).unwrap();
         let mut counts = || {
             guest.follow();
             let text = to_text(std::slice::from_ref(&guest)).unwrap();
