@@ -1,7 +1,9 @@
 //! `--kernel-stages`: what passes in the host kernel is in the report, or the report says why it is not.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -50,13 +52,64 @@ fn number(row: &Value, figure: &str) -> u64 {
     row[figure].as_u64().unwrap_or_else(|| panic!("no {figure} in {row}"))
 }
 
+/// What the daemon's metrics are.
+fn ask(socket: &Path) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// What was recorded of unasked pings is in the files for other tools as in the report.
+fn expect_in_every_file(file: &Path) {
+    let report = |format: &str| {
+        let output = ringscope().arg("report").arg(file).args(["--format", format]).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let csv = report("csv");
+    let log = report("hlog");
+    let report = serde_json::from_str(&report("json")).unwrap();
+    assert!(number(row(&report, "rx", "host-rx"), "count") >= 90, "{report}");
+    assert!(number(row(&report, "rx", "wakeup"), "count") >= 90, "{report}");
+
+    for (way, stage) in [("rx", "host-rx"), ("rx", "inject"), ("tx", "host-tx")] {
+        let is_its = |line: &&str| {
+            line.starts_with(&format!("kernel,{way},")) && line.contains(&format!(",{stage},"))
+        };
+        let lines = csv.lines().filter(is_its).count() as u64;
+        let row = row(&report, way, stage);
+        assert_eq!(lines, row["count"].as_u64().unwrap_or(0), "{way} {stage}");
+        assert_eq!(log.contains(&format!("Tag={way}.{stage},")), lines > 0, "{way} {stage}");
+    }
+    assert!(log.contains("Tag=rx.wakeup,"), "{log}");
+}
+
+/// What Prometheus reads is what the report says.
+fn expect_in_metrics(socket: &Path, directory: &Path) {
+    // The latest wake-ups have their time until they count.
+    sleep(Duration::from_millis(1100));
+    let (metrics, found) = (ask(socket), json(directory, "vm0"));
+    for (way, stage) in [("tx", "wakeup"), ("tx", "host-tx"), ("rx", "host-rx"), ("rx", "inject")] {
+        let labels = format!("guest=\"vm0\",direction=\"{way}\",tier=\"K\",stage=\"{stage}\"");
+        let head = format!("ringscope_stage_seconds_count{{{labels}}} ");
+        let count = metrics.lines().find_map(|line| line.strip_prefix(&head));
+        let count = count.unwrap_or_else(|| panic!("no {head} in {metrics}"));
+        let expected = number(row(&found, way, stage), "count");
+        assert_eq!(count.parse::<u64>().unwrap(), expected, "{way} {stage}");
+    }
+}
+
 #[test]
 fn on_a_tap_every_stage_of_the_kernel_that_is_attached_has_figures() {
     let directory = tempfile::tempdir().unwrap();
     let mut outside = Outside::new("kstages").unwrap();
     let tap = outside.add_tap(1).unwrap();
     let datapath = format!("tap:ifname={tap}");
-    let arguments = ["--datapath", &datapath, "--poll", "never", "--kernel-stages"];
+    let socket = directory.path().join("metrics.sock");
+    let metrics = format!("unix:{}", socket.display());
+    let mut arguments = vec!["--datapath", &datapath, "--poll", "never", "--kernel-stages"];
+    arguments.extend(["--metrics", &metrics]);
     let mut daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
@@ -95,10 +148,8 @@ fn on_a_tap_every_stage_of_the_kernel_that_is_attached_has_figures() {
     assert!(mean("host-tx") < mean("egress"), "{} in {}", mean("host-tx"), mean("egress"));
 
     assert!(record.wait().unwrap().success());
-    let report = ringscope().arg("report").arg(&file).args(["--format", "json"]).output().unwrap();
-    let report = serde_json::from_slice(&report.stdout).unwrap();
-    assert!(number(row(&report, "rx", "host-rx"), "count") >= 90, "{report}");
-    assert!(number(row(&report, "rx", "wakeup"), "count") >= 90, "{report}");
+    expect_in_every_file(&file);
+    expect_in_metrics(&socket, directory.path());
 
     let table = stats(directory.path(), "vm0", &[]);
     assert!(table.contains("inject ends where the front end's thread runs"), "{table}");

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Clock, Direction, RecordKind, Recorder, RecorderOptions};
+use burst_trace::{
+    BurstRecord, Clock, Direction, KernelStage, RecordKind, Recorder, RecorderOptions,
+};
 use frontend::{Guest, GuestOptions};
 use report::Initiator;
 use report::journey::parts;
@@ -111,14 +113,14 @@ fn probes(directory: &Path) -> [PathBuf; 2] {
     let trace = directory.join("probes.trace");
     let options = RecorderOptions {
         path: trace.clone(),
-        workers: 1,
+        workers: 2,
         queue_pairs: 1,
         capacity: 1024,
         facts: "{}".into(),
     };
     let recorder = Recorder::create(&options, &clock).unwrap();
     let anchor = clock.anchor();
-    let mut writer = recorder.writer(0, clock);
+    let (mut writer, mut kernel) = (recorder.writer(0, clock), recorder.writer(1, clock));
     let ticks = |us| clock.ticks_in(Duration::from_micros(us));
     let mut stamps =
         "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns\n".to_owned();
@@ -130,12 +132,29 @@ fn probes(directory: &Path) -> [PathBuf; 2] {
             stages[..direction.stages().len()].fill(ticks(us));
             let first = sent + ticks(at);
             let last = first + stages.iter().sum::<u64>();
-            let kind = RecordKind::Burst as u8;
-            let burst =
-                BurstRecord { first, last, stages, packets: 1, ring, kind, ..Default::default() };
+            let burst = BurstRecord {
+                first,
+                last,
+                sequence,
+                stages,
+                packets: 1,
+                ring,
+                kind: RecordKind::Burst as u8,
+                ..Default::default()
+            };
             writer.burst(&burst);
             writer.probe(&burst, RUN, sequence);
         }
+        // The kernel takes a frame while the daemon hands it over, and goes on for 5 µs.
+        let first = sent + ticks(73);
+        kernel.kernel(&BurstRecord {
+            first,
+            last: first + ticks(5),
+            ring: 1,
+            kind: RecordKind::Kernel as u8,
+            cause: KernelStage::HostTx as u8,
+            ..Default::default()
+        });
         let sent_ns = anchor.monotonic_ns + 1_000_000 * (sequence + 1);
         let received_ns = sent_ns + 100_000 + sequence * 1000;
         writeln!(stamps, "{RUN},{sequence},{sent_ns},,,{received_ns}").unwrap();
@@ -145,11 +164,10 @@ fn probes(directory: &Path) -> [PathBuf; 2] {
     [trace, sender]
 }
 
-#[test]
-fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
-    let directory = tempfile::tempdir().unwrap();
-    let [trace, sender] = probes(directory.path());
-    let file = directory.path().join("page.html");
+/// Their page, opened.
+fn page_of_probes(directory: &Path) -> Browser {
+    let [trace, sender] = probes(directory);
+    let file = directory.join("page.html");
     let output = Command::new(program("ringscope").unwrap())
         .args(["report", "--format", "html", "-o"])
         .args([&file, &trace])
@@ -160,10 +178,19 @@ fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let browser = Browser::start(1200, 2300).unwrap();
     browser.open(&file).unwrap();
-    let text = |selector: &str| {
-        let script = format!("return document.querySelector('{selector}').textContent");
-        browser.run(&script).unwrap().as_str().unwrap().to_owned()
-    };
+    browser
+}
+
+fn text(browser: &Browser, selector: &str) -> String {
+    let script = format!("return document.querySelector('{selector}').textContent");
+    browser.run(&script).unwrap().as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
+    let directory = tempfile::tempdir().unwrap();
+    let browser = page_of_probes(directory.path());
+    let text = |selector: &str| text(&browser, selector);
     assert_eq!(text("#trips h2"), "From application to application");
     assert!(text("#trips p").starts_with("200 probes from the host to the guest and back"));
     assert!(text("#trips").contains("mean of the 2 round trips above p99 (297 µs)"));
@@ -207,15 +234,38 @@ fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
     }
     let total = browser.run("return document.getElementById('journey-total').dataset.ns");
     assert_eq!(total.unwrap(), "299000");
-    // A link to a probe opens it, and a burst is chosen as ever.
+    // A link to a probe opens it.
     browser.run("location.hash = 'probe-7-150'").unwrap();
     let title = browser.run("return new Promise(done => setTimeout(() => done(document.querySelector('#journey h3').textContent), 100))");
     assert_eq!(title.unwrap(), "The round trip of probe 150: 250 µs");
     keep_picture("RINGSCOPE_PROBES_PICTURE", &browser.screenshot().unwrap()).unwrap();
-    browser.run("document.querySelector('#rx circle').dispatchEvent(new Event('click'))").unwrap();
-    assert!(text("#journey h3").starts_with("The journey of rx packet"));
-    assert_eq!(browser.run("return document.querySelectorAll('#journey').length").unwrap(), 1);
     assert!(!text("main").contains("null"), "what is not there is not shown");
+    assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_kernel_had_to_do_with_a_burst_stands_where_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let browser = page_of_probes(directory.path());
+    let text = |selector: &str| text(&browser, selector);
+    let point = "document.getElementById('point-tx-150').dispatchEvent(new Event('click'))";
+    browser.run(point).unwrap();
+    assert!(text("#journey h3").starts_with("The journey of tx packet 150"));
+    assert_eq!(browser.run("return document.querySelectorAll('#journey').length").unwrap(), 1);
+    let kernel = browser.run(
+        "const cells = [...document.querySelectorAll('#journey td.kernel')]; \
+         const of = name => document.querySelector(`#journey td[data-stage=${name}]`).parentNode.lastChild.firstChild; \
+         const left = name => of(name).getBoundingClientRect().left; \
+         return cells.map(it => [it.dataset.stage, Math.round(it.dataset.ns / 1000)]).concat( \
+         [[left('egress') < left('host-tx'), left('host-tx') < left('complete')]])",
+    );
+    let expected = serde_json::json!([["host-tx", 5], [true, true]]);
+    assert_eq!(kernel.unwrap(), expected);
+    let spread = "const select = document.querySelector('#tx select'); select.value = 'host-tx'; \
+                  select.dispatchEvent(new Event('change'));";
+    browser.run(spread).unwrap();
+    assert!(text("#tx .two").starts_with("host-tx: packets"), "{}", text("#tx .two"));
+    assert!(text("#tx .words").contains("In the host kernel, beside these: host-tx 5.00 µs"));
     assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
 }
 
