@@ -238,6 +238,7 @@ fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
     browser.run("location.hash = 'probe-7-150'").unwrap();
     let title = browser.run("return new Promise(done => setTimeout(() => done(document.querySelector('#journey h3').textContent), 100))");
     assert_eq!(title.unwrap(), "The round trip of probe 150: 250 µs");
+    browser.run("document.getElementById('trips').scrollIntoView()").unwrap();
     keep_picture("RINGSCOPE_PROBES_PICTURE", &browser.screenshot().unwrap()).unwrap();
     assert!(!text("main").contains("null"), "what is not there is not shown");
     assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());

@@ -1,8 +1,8 @@
 //! One HTML file, without anything from a network, that shows where the time goes.
 //!
 //! Three passes over the records, none of which keeps them: figures; then what the tail consists of, the time line and the
-//! slowest bursts; then what their workers did around them. The page is `page.html`: its script draws the data that is put
-//! into it as JSON.
+//! slowest bursts; then what their workers, and the host kernel, did around them. The page is `page.html`: its script
+//! draws the data that is put into it as JSON.
 
 mod gather;
 mod kernel;
