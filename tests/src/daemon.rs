@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use burst_trace::{Reader, location};
@@ -60,7 +61,7 @@ impl Daemon {
                 let text = format!("ringscoped opened no socket:\n{}", daemon.log());
                 return Err(io::Error::other(text));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            sleep(Duration::from_millis(10));
         }
         Ok(daemon)
     }
@@ -92,7 +93,7 @@ impl Daemon {
                 let text = format!("ringscoped did not get ready:\n{}", daemon.log());
                 return Err(io::Error::other(text));
             }
-            std::thread::sleep(Duration::from_millis(10));
+            sleep(Duration::from_millis(10));
         }
         Ok(daemon)
     }
@@ -158,6 +159,26 @@ impl Daemon {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
+    /// Stops it (SIGSTOP) and waits until all its threads are: each goes on until it has heard of it. SIGCONT ends that.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn hold(&self) -> io::Result<()> {
+        self.signal(Signal::STOP)?;
+        loop {
+            let mut all = true;
+            for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+                let state = fs::read_to_string(thread?.path().join("stat"))?;
+                // Behind the name, which may have brackets itself.
+                all &= state.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"));
+            }
+            if all {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(1));
+        }
+    }
+
     /// How it ended, if it does within `time`.
     ///
     /// # Errors
@@ -169,7 +190,7 @@ impl Daemon {
             if status.is_some() || Instant::now() > until {
                 return Ok(status);
             }
-            std::thread::sleep(Duration::from_millis(5));
+            sleep(Duration::from_millis(5));
         }
     }
 

@@ -326,7 +326,7 @@ fn a_far_end_that_is_frozen_shows_as_its_losses_and_holds_up_nobody() {
     let (mut sender, mut receiver) = (connect(&near), connect(&far));
     let frame = lan::frame(lan::station(2), lan::station(1), 0, 60);
 
-    far.signal(Signal::STOP).unwrap();
+    far.hold().unwrap();
     let until = Instant::now() + SOON;
     let mut sent = 0;
     while sent < FRAMES {

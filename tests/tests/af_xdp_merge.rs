@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use burst_trace::{DropCause, Reader};
@@ -49,7 +50,7 @@ impl Wire {
 
     /// Sends packets in segments while nobody looks at the far end, so that all of them are in one burst there.
     fn send(&mut self) -> Vec<Vec<u8>> {
-        self.far.signal(Signal::STOP).unwrap();
+        self.far.hold().unwrap();
         let mut sent = Vec::new();
         for seed in 0..PACKETS {
             let payload = frames::frame(seed, LEN);
@@ -60,11 +61,12 @@ impl Wire {
             assert!(self.sender.pair(0).send_chain(&header, &[&packet]).unwrap());
             sent.push(packet);
         }
-        let path = format!("/sys/class/net/{}/statistics/tx_packets", self.link.0[0]);
         let until = Instant::now() + SOON;
-        while std::fs::read_to_string(&path).unwrap().trim().parse::<usize>().unwrap() < SEGMENTS {
+        while self.link.seen() < SEGMENTS {
             assert!(Instant::now() < until, "not all segments were sent: {}", self.near.log());
         }
+        // The last of them were counted; in the socket's ring they are only when all are.
+        sleep(Duration::from_millis(10));
         self.far.signal(Signal::CONT).unwrap();
         sent
     }
@@ -101,6 +103,14 @@ impl Link {
             ip(&format!("link set {name} up"));
         }
         link
+    }
+
+    /// How many frames the program at the far end has seen.
+    fn seen(&self) -> usize {
+        let output = Command::new("ethtool").args(["-S", &self.0[1]]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let counts = text.lines().filter_map(|line| line.trim().split_once("_xdp_packets: "));
+        counts.map(|(_, count)| count.parse::<usize>().unwrap()).sum()
     }
 }
 

@@ -202,7 +202,7 @@ fn a_stopped_daemon_shows_as_notice_when_it_polls_and_before_its_stages_when_it_
         let pair = guest.pair(0);
         exchange(pair, &frames::frame(0, 100));
         sleep(Duration::from_millis(20));
-        daemon.signal(Signal::STOP).unwrap();
+        daemon.hold().unwrap();
         // Signals take their time to arrive.
         sleep(Duration::from_millis(5));
         assert!(pair.send(&frames::frame(1, 100)).unwrap());

@@ -201,7 +201,7 @@ fn a_daemon_that_is_stopped_shows_it() {
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
     pinger.ping_all(guest.pair(0), 20);
-    daemon.signal(Signal::STOP).unwrap();
+    daemon.hold().unwrap();
     let ping = outside.command("ping").args(["-c", "1", "-W", "1", "10.77.0.2"]).spawn();
     sleep(STOPPED);
     daemon.signal(Signal::CONT).unwrap();
