@@ -1,6 +1,7 @@
 //! What a hostile guest does to a ring, and what must come of it.
 
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -40,18 +41,17 @@ pub struct Scene {
     neighbour: Option<Guest>,
     kind: Kind,
     trace: Trace,
-    _mirrors: Vec<Mirror>,
+    _mirrors: Rc<[Mirror]>,
     _directory: TempDir,
 }
 
 impl Scene {
-    /// On this kind of wire, with this guest; its queue pairs, rings and memory are the scene's. The daemon
-    /// polls as [`poll_for`] says.
-    fn new(kind: Kind, options: GuestOptions) -> Self {
+    /// On these wires of one kind, with this guest; its queue pairs, rings and memory are the scene's. The
+    /// daemon polls as [`poll_for`] says.
+    fn new(kind: Kind, mirrors: Rc<[Mirror]>, options: GuestOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let poll = poll_for(&options);
-        let (wires, pairs) = if kind == Kind::Reflect { (1, 2) } else { (2, 1) };
-        let mirrors: Vec<_> = (0..wires).map(|_| Mirror::new(kind)).collect();
+        let pairs = if mirrors.len() == 1 { 2 } else { 1 };
         let table = |(n, mirror): (usize, &Mirror)| {
             let keys = [
                 format!("datapath = '{}'", mirror.datapath()),
@@ -68,7 +68,7 @@ impl Scene {
             let path = directory.path().join(format!("vm{n}.sock"));
             Guest::connect(path, options.clone()).unwrap()
         };
-        let (guest, neighbour) = (connect(0), (wires > 1).then(|| connect(1)));
+        let (guest, neighbour) = (connect(0), (mirrors.len() > 1).then(|| connect(1)));
         let trace = Trace::open(directory.path(), "vm0");
         Self { guest, daemon, neighbour, kind, trace, _mirrors: mirrors, _directory: directory }
     }
@@ -86,9 +86,14 @@ impl Scene {
     /// # Panics
     /// As [`all`](Self::all).
     pub fn all_of(options: &GuestOptions) -> impl Iterator<Item = Self> + use<> {
-        let of_kind = |kind: Kind| kind.guests(options).into_iter().map(move |it| (kind, it));
-        let all: Vec<_> = Kind::ALL.into_iter().flat_map(of_kind).collect();
-        all.into_iter().map(|(kind, options)| Self::new(kind, options))
+        let options = options.clone();
+        Kind::ALL.into_iter().flat_map(move |kind| {
+            let guests = kind.guests(&options);
+            // The wires stay while daemons and guests come and go: to make one takes longer than most tests.
+            let wires = if kind == Kind::Reflect { 1 } else { 2 };
+            let mirrors: Rc<[Mirror]> = (0..wires).map(|_| Mirror::new(kind)).collect();
+            guests.into_iter().map(move |it| Self::new(kind, Rc::clone(&mirrors), it))
+        })
     }
 
     /// Whether rings are packed.
@@ -184,7 +189,7 @@ impl Scene {
         });
         let came = came.unwrap_or_else(|| panic!("a chain is lost: {}", self.daemon.log()));
         // What was sent to get there comes back first.
-        while pair.receive_within(QUIET).unwrap().is_some() {}
+        while index == 0 && pair.receive_within(QUIET).unwrap().is_some() {}
         came
     }
 
