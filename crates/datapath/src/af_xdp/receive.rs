@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
-use virtio_net::{BURST_MAX, Finish, GuestRoom, Link, NetHeader, Placed, arrival};
+use virtio_net::{BURST_MAX, FRAME_LEN_MAX, Finish, GuestRoom, Link, NetHeader, Placed, arrival};
 
 use super::socket::{PARTS_MAX, Socket};
 use crate::Look;
@@ -22,20 +22,22 @@ impl Socket {
         if asks && !self.receive.has_entries() {
             self.poll_driver();
         }
+        // A frame that begins in this burst may end behind it.
+        let available = self.receive.available();
         #[expect(clippy::cast_possible_truncation, reason = "64")]
-        let available = self.receive.available().min(BURST_MAX as u32);
-        if available == 0 {
+        let burst = available.min(BURST_MAX as u32);
+        if burst == 0 {
             self.arrived_ns = None;
             return Look::Drained;
         }
         self.arrived_ns = self.arrival_of(self.receive.peek(0).addr);
-        room.expect(available as usize);
+        room.expect(burst as usize);
         let merges = self.merges && room.merges();
         let mut done = 0;
-        while done < available {
+        while done < burst {
             let mut parts = 0;
-            if merges && available - done > 1 {
-                parts = self.place_merged(done, available, room);
+            if merges && burst - done > 1 {
+                parts = self.place_merged(done, burst, room);
             }
             if parts == 0 {
                 let Some(placed) = self.place_frame(done, available, room) else { break };
@@ -49,20 +51,20 @@ impl Socket {
         self.receive.skip(done);
         self.receive.release();
         self.fill.publish();
-        if done == available && self.receive.available() == 0 { Look::Drained } else { Look::More }
+        if done >= burst && self.receive.available() == 0 { Look::Drained } else { Look::More }
     }
 
-    /// Places the frame of the entry `at`, of `available` ones, as one packet with those that it can be merged with.
+    /// Places the frame of the entry `at`, of those before `end`, as one packet with those that it can be merged with.
     /// Returns how many they are: none where it cannot. What lies in several chunks is long enough as it is.
     #[inline]
-    fn place_merged(&self, at: u32, available: u32, room: &mut GuestRoom<'_, '_>) -> u32 {
+    fn place_merged(&self, at: u32, end: u32, room: &mut GuestRoom<'_, '_>) -> u32 {
         let link = Link { mtu: self.mtu, is_virtual: self.is_virtual };
-        let frames = (at..available).map_while(|entry| {
+        let frames = (at..end).map_while(|entry| {
             let XdpDesc { addr, len, options } = self.receive.peek(entry);
             let is_whole = !options.contains(XdpDescOptions::XDP_PKT_CONTD);
             self.umem.received(addr, len).filter(|_| is_whole)
         });
-        #[expect(clippy::cast_possible_truncation, reason = "at most `available`")]
+        #[expect(clippy::cast_possible_truncation, reason = "at most `end`")]
         let merged = room.place_merged(link, frames) as u32;
         merged
     }
@@ -77,16 +79,19 @@ impl Socket {
         room: &mut GuestRoom<'_, '_>,
     ) -> Option<u32> {
         let mut frame = ArrayVec::<_, PARTS_MAX>::new();
+        let mut is_too_long = false;
         for entry in at..available {
             let XdpDesc { addr, len, options } = self.receive.peek(entry);
             if let Some(part) = self.umem.received(addr, len) {
-                // The kernel makes no frame of more parts (`MAX_SKB_FRAGS`).
-                let _ = frame.try_push(part);
+                is_too_long |= frame.try_push(part).is_err();
             }
             if options.contains(XdpDescOptions::XDP_PKT_CONTD) {
                 continue;
             }
-            let placed = if self.is_virtual {
+            let placed = if is_too_long {
+                // Of a virtual device whose `gso_max_size` was raised: no guest takes that.
+                room.refuse(DropCause::RxTooBig)
+            } else if self.is_virtual {
                 Self::place_perhaps_unfinished(&frame, self.mtu, &mut self.begun_receive, room)
             } else {
                 room.place_run(&NetHeader::PLAIN, &frame, 0)
@@ -97,33 +102,42 @@ impl Socket {
     }
 
     /// Copies the next frame to `to`, behind a net header of `header_len` bytes that says what is left to do to it.
-    /// Returns the length of both; what does not fit is lost.
+    /// Returns the length of both; a frame that does not fit is lost.
     pub fn receive_frame(&mut self, header_len: usize, to: GuestSlice<'_>) -> Option<usize> {
-        let available = self.receive.look();
-        let is_last = |&entry: &u32| {
-            !self.receive.peek(entry).options.contains(XdpDescOptions::XDP_PKT_CONTD)
-        };
-        let parts = (0..available).find(is_last)? + 1;
-        let mut len = header_len;
-        for entry in 0..parts {
-            let XdpDesc { addr, len: part, .. } = self.receive.peek(entry);
-            if let Some(part) = self.umem.slice(addr, part) {
-                len += to.copy_from(len, &part, 0);
+        loop {
+            let available = self.receive.look();
+            let is_last = |&entry: &u32| {
+                !self.receive.peek(entry).options.contains(XdpDescOptions::XDP_PKT_CONTD)
+            };
+            let parts = (0..available).find(is_last)? + 1;
+            let mut len = header_len;
+            for entry in 0..parts {
+                let XdpDesc { addr, len: part, .. } = self.receive.peek(entry);
+                if let Some(part) = self.umem.slice(addr, part) {
+                    if len + part.len() <= to.len() {
+                        to.copy_from(len, &part, 0);
+                    }
+                    len += part.len();
+                }
+                self.fill.push(self.umem.chunk_of(addr));
             }
+            let fits = len <= to.len();
+            if fits {
+                let header = if self.is_virtual {
+                    arrival::header_of(&[to.part(0, len)], header_len, len - header_len, self.mtu)
+                } else {
+                    NetHeader::PLAIN
+                };
+                to.write(0, &header.to_bytes()[..header_len]);
+            }
+            self.receive.skip(parts);
+            self.receive.release();
+            self.fill.publish();
+            if fits {
+                return Some(len);
+            }
+            self.too_long += 1;
         }
-        let header = if self.is_virtual {
-            arrival::header_of(&[to.part(0, len)], header_len, len - header_len, self.mtu)
-        } else {
-            NetHeader::PLAIN
-        };
-        to.write(0, &header.to_bytes()[..header_len]);
-        for entry in 0..parts {
-            self.fill.push(self.umem.chunk_of(self.receive.peek(entry).addr));
-        }
-        self.receive.skip(parts);
-        self.receive.release();
-        self.fill.publish();
-        Some(len)
     }
 
     /// Places a frame of a virtual device, which may have left its checksum and its segments to us. What the
@@ -136,6 +150,9 @@ impl Socket {
         room: &mut GuestRoom<'_, '_>,
     ) -> Placed {
         let len = frame.iter().map(GuestSlice::len).sum();
+        if len > FRAME_LEN_MAX {
+            return room.refuse(DropCause::RxTooBig);
+        }
         let header = arrival::header_of(frame, 0, len, mtu);
         if header.is_for(room.guest_offloads()) {
             return room.place_run(&header, frame, 0);

@@ -36,8 +36,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Room that a received frame needs beside the MTU: link header, two tags, and the stamp before it.
 const LINK_ROOM: u32 = 14 + 8 + 16;
 
-/// The most chunks that a frame may lie in: 64 KiB in the shortest ones, and the link header.
-pub const PARTS_MAX: usize = 34;
+/// The shortest chunks, bytes.
+const CHUNK_MIN: u32 = 2048;
+
+/// The most chunks that a frame may lie in: the longest IP packet and its link header, in the shortest ones, of which
+/// the kernel fills what is behind its headroom.
+pub const PARTS_MAX: usize = (0xffff + LINK_ROOM).div_ceil(CHUNK_MIN - HEADROOM) as usize;
 
 /// The counters of a new socket.
 const NOTHING: XdpStatistics = XdpStatistics {
@@ -106,6 +110,8 @@ pub struct Socket {
     pub arrived_ns: Option<u64>,
     /// How many frames came for a guest that was gone, since this was last asked.
     pub discarded: u64,
+    /// How many frames were longer than any that a switch carries, since this was last asked.
+    pub too_long: u64,
     /// What the kernel had counted when last asked.
     counted: XdpStatistics,
 }
@@ -123,9 +129,9 @@ impl Socket {
         options: &Options,
         guest: Option<&GuestMemory>,
     ) -> io::Result<Self> {
-        let single = 2048 - HEADROOM - LINK_ROOM;
+        let single = CHUNK_MIN - HEADROOM - LINK_ROOM;
         let is_short = u32::from(device.mtu) <= single && guest.is_none();
-        let chunk = if is_short { 2048 } else { 4096 };
+        let chunk = if is_short { CHUNK_MIN } else { 4096 };
         let umem = Umem::new(chunk, FILL, RING, guest)?;
         let fits_one = u32::from(device.mtu) + LINK_ROOM + HEADROOM <= chunk;
         // A guest's frame mostly lies in several buffers.
@@ -180,6 +186,7 @@ impl Socket {
             unsent: false,
             arrived_ns: None,
             discarded: 0,
+            too_long: 0,
             counted: NOTHING,
         };
         for offset in socket.umem.receive_chunks() {
@@ -289,6 +296,10 @@ impl Socket {
         let discarded = std::mem::take(&mut self.discarded);
         if discarded > 0 {
             each(Counted::Lost(DropCause::RxStopped), discarded);
+        }
+        let too_long = std::mem::take(&mut self.too_long);
+        if too_long > 0 {
+            each(Counted::Lost(DropCause::RxTooBig), too_long);
         }
         // Refused only for what is no AF_XDP socket.
         let Ok(counted) = sockopt::xdp_statistics(&self.fd) else { return };
