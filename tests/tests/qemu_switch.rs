@@ -70,7 +70,7 @@ fn carry(
 
 #[test]
 fn segments_cross_whole_between_guests_with_offloads() -> Result<(), Failure> {
-    carry("", |_| {}, |guest| guest.packed = true, 256)
+    carry("", |_| {}, |guest| guest.packed = true, 1024)
 }
 
 #[test]
