@@ -129,10 +129,12 @@ fn redirection(interface: &str) -> String {
 }
 
 /// The same for who would not see it then: generic XDP leaves alone what is marked as redirected, and an ifb,
-/// which gives back what was on its way out, takes the mark away (kernel `drivers/net/ifb.c`).
+/// which gives back what was on its way out, takes the mark away (kernel `drivers/net/ifb.c`). Its module, if it is
+/// one, would make two more of them for the host.
 fn unmarked_redirection(interface: &str) -> String {
     format!(
-        "ip link add ifb0 type ifb && ip link set ifb0 mtu {MTU} up && {} && {}",
+        "modprobe -q ifb numifbs=0; \
+         ip link add ifb0 type ifb && ip link set ifb0 mtu {MTU} up && {} && {}",
         redirection(interface),
         redirect(interface, "egress", "ifb0")
     )
