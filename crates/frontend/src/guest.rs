@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,6 +14,11 @@ use crate::link::Link;
 use crate::memory::SharedMemory;
 use crate::signal::eventfd;
 use crate::{Error, GuestOptions, Pair, RegionOptions, Ring};
+
+/// For so long somebody who was sent away comes again. The back end has one front end at a time, and need not know yet that
+/// the one before is gone: where another thread is just starting a program, that has its socket open for a moment, too.
+const AGAIN_FOR: Duration = Duration::from_millis(500);
+const AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// A guest in software.
 #[derive(Debug)]
@@ -27,13 +33,21 @@ pub struct Guest {
 
 impl Guest {
     /// Connects to the back end that listens at `path`, and starts all rings with receive buffers in
-    /// them.
+    /// them. Who is sent away at once comes again a few times.
     ///
     /// # Errors
     /// When no back end is there in time, it refuses, or the options do not fit together.
     pub fn connect(path: impl AsRef<Path>, options: GuestOptions) -> Result<Self, Error> {
-        let stream = connect(path.as_ref(), options.patience)?;
-        Self::over(stream, options)
+        let until = Instant::now() + AGAIN_FOR;
+        loop {
+            let stream = connect(path.as_ref(), options.patience)?;
+            match Self::over(stream, options.clone()) {
+                Err(error) if error.is_closed_at_once() && Instant::now() < until => {
+                    sleep(AGAIN_AFTER)
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Listens at `path` for a back end that is the client; see [`Listener`].
@@ -222,7 +236,7 @@ impl Guest {
             let stream = connect(path.as_ref(), self.options.patience)?;
             match self.reconnect_over(stream) {
                 Err(error) if error.is_closed_at_once() && Instant::now() < until => {
-                    std::thread::sleep(Duration::from_millis(10));
+                    sleep(AGAIN_AFTER);
                 }
                 result => return result,
             }
@@ -331,7 +345,7 @@ fn connect(path: &Path, patience: Duration) -> Result<UnixStream, Error> {
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
                     && Instant::now() < until =>
             {
-                std::thread::sleep(Duration::from_millis(10));
+                sleep(Duration::from_millis(10));
             }
             Err(source) => return Err(Error::Connect { path: path.to_owned(), source }),
         }
