@@ -147,14 +147,14 @@ rate() {
 
 # start_two_guests NAME PACKED FRAME: ports of one testpmd, at the sockets 0 and 1 of that name. What one sends comes to the
 # other.
-macs=(52:54:00:00:00:0a 52:54:00:00:00:0b)
+port_macs=(52:54:00:00:00:0a 52:54:00:00:00:0b)
 start_two_guests() {
     local name=$1 packed=$2 frame=$3
     start_testpmd "guests-$name" --lcores '(0)@0,(1)@0' -m 512 --single-file-segments \
-        --vdev "net_virtio_user0,path=$run/$name-0.sock,queues=1,queue_size=1024,packed_vq=$packed,mac=${macs[0]}" \
-        --vdev "net_virtio_user1,path=$run/$name-1.sock,queues=1,queue_size=1024,packed_vq=$packed,mac=${macs[1]}" \
+        --vdev "net_virtio_user0,path=$run/$name-0.sock,queues=1,queue_size=1024,packed_vq=$packed,mac=${port_macs[0]}" \
+        --vdev "net_virtio_user1,path=$run/$name-1.sock,queues=1,queue_size=1024,packed_vq=$packed,mac=${port_macs[1]}" \
         -- -i --forward-mode=io --burst=32 --txd=1024 --rxd=1024 --txpkts="$frame" \
-        --eth-peer=0,"${macs[1]}" --eth-peer=1,"${macs[0]}"
+        --eth-peer=0,"${port_macs[1]}" --eth-peer=1,"${port_macs[0]}"
     await "guests-$name" 'testpmd>' 1
 }
 
