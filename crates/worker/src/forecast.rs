@@ -43,10 +43,12 @@ impl Forecast {
         (self.after, self.since) = (worked, now);
     }
 
-    /// The pair's rest is over at `now`. `budget` as for [`due`](Self::due).
-    pub fn learn(&mut self, now: u64, budget: u64) {
+    /// The pair's rest is over at `now`, or by so much sooner or later. `budget` as for [`due`](Self::due).
+    pub fn learn(&mut self, now: u64, inexact: u64, budget: u64) {
         if self.after != Worked::default() {
-            self.pauses[usize::from(self.after.0)].learn(now.saturating_sub(self.since), budget);
+            let pauses = &mut self.pauses[usize::from(self.after.0)];
+            pauses.learn(now.saturating_sub(self.since), budget);
+            pauses.inexact = inexact;
         }
     }
 
@@ -58,7 +60,7 @@ impl Forecast {
         if learned < Lengths::ENOUGH || deviation >= budget {
             return None;
         }
-        let around = budget.min(4 * deviation);
+        let around = budget.min(4 * deviation + pauses.inexact).max(budget / NARROW);
         let beats = if pauses.may_have_gaps(budget) { BEATS_MAX } else { 1 };
         let likely = (1..=beats).map(|beat| self.since + beat * mean);
         let due = likely.map(|likely| likely.saturating_sub(around)..likely + around);
@@ -68,6 +70,8 @@ impl Forecast {
 
 /// A beat with gaps is waited for so many times; and a pause of so many beats still tells of the beat.
 const BEATS_MAX: u64 = 4;
+/// However well a beat is kept, it is waited for from this part of the budget before its moment, and until as much after it.
+const NARROW: u64 = 8;
 /// Gaps are looked for where the beat is so many budgets long. Pauses without any beat are then found to be a quarter of
 /// one off on average, which is twice the budget: too far to be polled for.
 const SPARSE: u64 = 8;
@@ -81,6 +85,9 @@ struct Pauses {
     lengths: Lengths,
     /// How many were shorter since one kept the beat.
     short: u8,
+    /// How far off the last one may be: nobody was awake for its end. All of them being off by as much, and always met
+    /// too early or too late, would not show in their deviation.
+    inexact: u64,
 }
 
 impl Pauses {
@@ -91,7 +98,8 @@ impl Pauses {
     /// One took `length`.
     fn learn(&mut self, length: u64, budget: u64) {
         let mean = self.lengths.mean;
-        if length.abs_diff(mean) < mean / 8 {
+        let keeps = |length: u64| length.abs_diff(mean) < mean / 8;
+        if keeps(length) {
             self.short = 0;
         } else if length < mean {
             self.short += 1;
@@ -99,14 +107,11 @@ impl Pauses {
                 *self = Self::default();
             }
         }
-        let mut length = length;
-        if mean > 0 && self.may_have_gaps(budget) {
-            let beats = (length + mean / 2) / mean;
-            if (2..=BEATS_MAX).contains(&beats) {
-                length -= (beats - 1) * mean;
-            }
-        }
-        self.lengths.learn(length);
+        let gaps = if self.may_have_gaps(budget) { BEATS_MAX - 1 } else { 0 };
+        // Only a whole number of beats tells of the beat: what is known may be another one, which is over.
+        let one =
+            (0..=gaps).filter_map(|gap| length.checked_sub(gap * mean)).find(|&one| keeps(one));
+        self.lengths.learn(one.unwrap_or(length));
     }
 }
 
@@ -166,7 +171,7 @@ mod tests {
                 forecast.rest(Worked::RECEIVED, now);
                 now += pause;
                 let awake = is_awake(&forecast, now);
-                forecast.learn(now, BUDGET);
+                forecast.learn(now, 0, BUDGET);
                 awake
             })
             .collect()
@@ -205,7 +210,7 @@ mod tests {
         for pause in noise(20_000).take(1000) {
             forecast.rest(Worked::TRANSMITTED, 0);
             polled += usize::from(forecast.due(0, BUDGET).is_some());
-            forecast.learn(200 + pause, BUDGET);
+            forecast.learn(200 + pause, 0, BUDGET);
         }
         assert!(polled < 10, "{polled} of 1000");
     }
@@ -243,14 +248,36 @@ mod tests {
     }
 
     #[test]
+    fn a_beat_is_met_though_it_was_only_seen_too_early_or_too_late() {
+        for off in [-60, 60] {
+            let mut forecast = Forecast::default();
+            for beat in 0..50 {
+                forecast.rest(Worked::RECEIVED, 0);
+                let is_met = is_awake(&forecast, 3000);
+                assert!(is_met || beat < 20, "off by {off}");
+                let (length, inexact) = if is_met { (3000, 0) } else { (3000 + off, 60) };
+                forecast.learn(u64::try_from(length).unwrap(), inexact, BUDGET);
+            }
+        }
+    }
+
+    #[test]
     fn who_has_gone_is_waited_for_a_few_beats_only() {
         let mut forecast = Forecast::default();
         (0..50).for_each(|_| {
             forecast.rest(Worked::RECEIVED, 0);
-            forecast.learn(3000, BUDGET);
+            forecast.learn(3000, 0, BUDGET);
         });
         assert!(is_awake(&forecast, BEATS_MAX * 3000));
         assert_eq!(forecast.due(BEATS_MAX * 3000 + BUDGET, BUDGET), None);
+    }
+
+    #[test]
+    fn a_beat_behind_a_rush_is_learned() {
+        for rush in [250, 300, 900, 1700, 2500] {
+            let awake = awake(noise(rush).map(|pause| 200 + pause).take(500).chain([3000; 200]));
+            assert!(share(&awake[560..]) >= 0.99, "{rush}: {:?}", &awake[560..]);
+        }
     }
 
     #[test]
@@ -261,7 +288,7 @@ mod tests {
             for (worked, pause) in [(Worked::RECEIVED, 300), (Worked::TRANSMITTED, 2700)] {
                 forecast.rest(worked, now);
                 now += pause;
-                forecast.learn(now, BUDGET);
+                forecast.learn(now, 0, BUDGET);
             }
         }
         forecast.rest(Worked::RECEIVED, 0);

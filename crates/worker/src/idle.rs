@@ -38,7 +38,10 @@ pub struct Pause {
     lateness: u64,
     /// By how much sleeps lasted longer than they should.
     late: Lengths,
-    /// How long it took to run again after a sleep that something ended, if nothing was looked for since, ticks.
+    /// When it was last known that there is no work, or that a sleep is over, ticks. What a turn with work takes is not part
+    /// of the pause before it.
+    looked: u64,
+    /// How long it takes to run again after a sleep, if nothing was looked for since, ticks.
     overslept: u64,
     /// When the sleep that was last asked for should end, ticks.
     wake_at: Option<u64>,
@@ -62,6 +65,7 @@ impl Pause {
             spin,
             lateness: clock.ticks_in(LATENESS),
             late: Lengths::default(),
+            looked: 0,
             overslept: 0,
             wake_at: None,
             since: None,
@@ -82,14 +86,15 @@ impl Pause {
     /// A sleep is over. `woken`: something ended it, not the time; then the worker polls anew, whether or not it
     /// finds work.
     pub fn slept(&mut self, woken: bool) {
+        self.looked = self.clock.now();
         if let Some(wake_at) = self.wake_at.take()
-            && let Some(late) = self.clock.now().checked_sub(wake_at)
+            && let Some(late) = self.looked.checked_sub(wake_at)
         {
             self.late.learn(late);
         }
+        self.overslept = self.late.usual().unwrap_or(self.lateness);
         if woken {
             self.since = None;
-            self.overslept = self.late.usual().unwrap_or(self.lateness);
         }
     }
 
@@ -114,9 +119,9 @@ impl Pause {
         let now = self.clock.now();
         let since = *self.since.get_or_insert_with(|| {
             pairs.iter_mut().for_each(|pair| pair.rest(now));
-            self.overslept = 0;
             now
         });
+        (self.looked, self.overslept) = (now, 0);
         if now.saturating_sub(since) < self.spin {
             return None;
         }
@@ -142,8 +147,8 @@ impl Pause {
     #[cold]
     fn learn<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) {
         self.is_long = false;
-        let over = self.clock.now().saturating_sub(self.overslept);
-        let spin = self.spin;
-        pairs.iter_mut().for_each(|pair| pair.learn(over, spin));
+        let over = self.looked.saturating_sub(self.overslept);
+        let (inexact, spin) = (self.overslept, self.spin);
+        pairs.iter_mut().for_each(|pair| pair.learn(over, inexact, spin));
     }
 }

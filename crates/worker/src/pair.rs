@@ -227,10 +227,10 @@ impl<D: Datapath> Pair<D> {
     }
 
     /// A long rest of the worker is over at `now`; perhaps it was this pair that ended it.
-    /// `spin`: how long it polls.
-    pub fn learn(&mut self, now: u64, spin: u64) {
+    /// It may have been sooner or later by `inexact`. `spin`: how long it polls.
+    pub fn learn(&mut self, now: u64, inexact: u64, spin: u64) {
         if self.worked != Worked::default() {
-            self.forecast.learn(now, spin);
+            self.forecast.learn(now, inexact, spin);
         }
     }
 
