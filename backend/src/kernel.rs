@@ -3,25 +3,21 @@
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd as _;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
-use burst_trace::{Anchor, Clock, KernelStage, Writer};
-use kernel_stages::{Attached, FrontEnds, KernelStages, Span};
+use burst_trace::{Clock, KernelStage, Writer};
+use kernel_stages::{Attached, FrontEnds, KernelStages, Scribe, Span};
 use serde_json::{Map, Value};
 use vhost_control::Witness;
 
 use crate::plan::GuestPlan;
 use crate::spec::{DatapathSpec, Port};
 
-/// An anchor is good for so long: the two clocks drift by a few nanoseconds until then.
-const ANCHORED: Duration = Duration::from_millis(10);
-
 /// The kernel's programs, which are there once for all guests, and who writes down what they measure.
 pub struct Kernel {
     stages: KernelStages,
     attached: Vec<Attached>,
     /// Who writes for each guest that asks for it, once its workers are there.
-    guests: Vec<Option<Scribe>>,
+    guests: Vec<Option<(Scribe, Writer)>>,
     /// Of each worker's thread, by its number: whose it is, and its number there. Guests of a switch share one.
     threads: Vec<(u32, Vec<(usize, u32)>)>,
 }
@@ -80,20 +76,11 @@ impl Kernel {
             Some(name) => self.stages.add_tap(name, u32::try_from(number).unwrap_or(u32::MAX)),
         };
         let mut facts = Map::new();
-        for (stage, result) in &self.attached {
-            let needs_tap = matches!(stage, KernelStage::HostTx | KernelStage::HostRx);
-            let result =
-                if needs_tap { result.as_ref().and(followed.as_ref()) } else { result.as_ref() };
-            let fact = match result {
-                Ok(()) => "on".to_owned(),
-                Err(reason) => {
-                    if tap(plan).is_some() {
-                        log::warn!("{}{} is not measured: {reason}", plan.label, stage.name());
-                    }
-                    format!("n/a: {reason}")
-                }
-            };
-            facts.insert(stage.name().into(), fact.into());
+        for (stage, result) in kernel_stages::for_guest(&self.attached, &followed) {
+            if let Some(reason) = result.err().filter(|_| tap(plan).is_some()) {
+                log::warn!("{}{} is not measured: {reason}", plan.label, stage.name());
+            }
+            facts.insert(stage.name().into(), kernel_stages::in_words(result).into());
         }
         let front_ends = self.stages.front_ends();
         let witness =
@@ -109,7 +96,7 @@ impl Kernel {
         writer: Writer,
         clock: Clock,
     ) -> Result<(), FollowError> {
-        self.guests[guest.number] = Some(Scribe::new(writer, clock));
+        self.guests[guest.number] = Some((Scribe::new(clock), writer));
         for (worker, &tid) in (0..).zip(workers) {
             let whose = (guest.number, worker);
             match self.threads.iter_mut().find(|(other, _)| *other == tid) {
@@ -136,8 +123,8 @@ impl Kernel {
         let (guests, threads) = (&mut self.guests, &self.threads);
         let write = |span: Span| {
             let mut write = |guest: usize, worker| {
-                if let Some(scribe) = guests.get_mut(guest).and_then(Option::as_mut) {
-                    scribe.write(span, worker);
+                if let Some((scribe, writer)) = guests.get_mut(guest).and_then(Option::as_mut) {
+                    writer.kernel(&scribe.record(span, worker));
                 }
             };
             if matches!(span.stage, KernelStage::HostRx | KernelStage::Inject) {
@@ -193,28 +180,5 @@ impl Drop for Following {
                 "the thread that reads the kernel's times ended by a fault of its own; see above"
             );
         }
-    }
-}
-
-/// Turns spans into records.
-struct Scribe {
-    writer: Writer,
-    clock: Clock,
-    anchor: Anchor,
-    /// [`ANCHORED`] in ticks.
-    anchored: u64,
-}
-
-impl Scribe {
-    fn new(writer: Writer, clock: Clock) -> Self {
-        Self { writer, clock, anchor: clock.anchor(), anchored: clock.ticks_in(ANCHORED) }
-    }
-
-    fn write(&mut self, span: Span, worker: u32) {
-        if self.clock.now().saturating_sub(self.anchor.ticks) > self.anchored {
-            self.anchor = self.clock.anchor();
-        }
-        let ticks = |ns| self.anchor.ticks_at(ns, &self.clock);
-        self.writer.kernel(&span.record(worker, ticks));
     }
 }

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, KernelStage, RecordKind};
+use burst_trace::{Anchor, BurstRecord, Clock, KernelStage, RecordKind};
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -58,16 +58,38 @@ pub struct Span {
     pub end_ns: u64,
 }
 
-impl Span {
-    /// Its record. `worker`: the number of the worker that it is about; `ticks` turns its times into the recorder's.
-    pub fn record(&self, worker: u32, ticks: impl Fn(u64) -> u64) -> BurstRecord {
+/// An anchor is good for so long: the two clocks drift by a few nanoseconds until then.
+const ANCHORED: Duration = Duration::from_millis(10);
+
+/// Turns spans into records.
+#[derive(Debug)]
+pub struct Scribe {
+    clock: Clock,
+    anchor: Anchor,
+    /// [`ANCHORED`] in ticks.
+    anchored: u64,
+}
+
+impl Scribe {
+    /// With times of `clock`.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, anchor: clock.anchor(), anchored: clock.ticks_in(ANCHORED) }
+    }
+
+    /// The record of a span that is over just now, about the worker with that number.
+    pub fn record(&mut self, span: Span, worker: u32) -> BurstRecord {
+        if self.clock.now().saturating_sub(self.anchor.ticks) > self.anchored {
+            self.anchor = self.clock.anchor();
+        }
+        let ticks = |ns| self.anchor.ticks_at(ns, &self.clock);
         BurstRecord {
-            first: ticks(self.start_ns),
-            last: ticks(self.end_ns),
+            first: ticks(span.start_ns),
+            last: ticks(span.end_ns),
             bytes: worker,
-            ring: u16::from(self.stage == KernelStage::HostTx),
+            ring: u16::from(span.stage == KernelStage::HostTx),
             kind: RecordKind::Kernel as u8,
-            cause: self.stage as u8,
+            cause: span.stage as u8,
             ..BurstRecord::default()
         }
     }
@@ -75,6 +97,23 @@ impl Span {
 
 /// What became of a stage: measured, or why not.
 pub type Attached = (KernelStage, Result<(), String>);
+
+/// What became of each stage for a guest whose tap is followed, or why it is not.
+pub fn for_guest<'a>(
+    attached: &'a [Attached],
+    followed: &'a Result<(), String>,
+) -> impl Iterator<Item = (KernelStage, Result<&'a (), &'a String>)> {
+    attached.iter().map(move |(stage, result)| {
+        let needs_tap = matches!(stage, KernelStage::HostTx | KernelStage::HostRx);
+        let followed = followed.as_ref();
+        (*stage, if needs_tap { result.as_ref().and(followed) } else { result.as_ref() })
+    })
+}
+
+/// The same of one stage, as it stands in a recorder's facts.
+pub fn in_words(result: Result<&(), &String>) -> String {
+    result.map_or_else(|reason| format!("n/a: {reason}"), |()| "on".to_owned())
+}
 
 /// The programs in the kernel. Dropped, they are gone.
 #[derive(Debug)]

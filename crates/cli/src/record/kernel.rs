@@ -5,14 +5,10 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd as _;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
-use burst_trace::{BurstRecord, Clock, KernelStage, Reader};
-use kernel_stages::{Attached, Cost, Counting, FrontEnds, KernelStages, NO_TAP, Span};
+use burst_trace::{BurstRecord, Clock, Reader};
+use kernel_stages::{Cost, Counting, FrontEnds, KernelStages, NO_TAP, Scribe, Span};
 use serde_json::{Map, Value};
-
-/// An anchor is good for so long: the two clocks drift by a few nanoseconds until then.
-const ANCHORED: Duration = Duration::from_millis(10);
 
 /// Why the kernel's times are not measured.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +78,9 @@ impl Kernel {
             None => Err(NO_TAP.to_owned()),
             Some(name) => stages.add_tap(name, 0),
         };
-        let facts = states(&attached, &followed);
+        let facts: Map<_, _> = kernel_stages::for_guest(&attached, &followed)
+            .map(|(stage, result)| (stage.name().into(), kernel_stages::in_words(result).into()))
+            .collect();
         let front_ends = stages.front_ends();
         let (stop, alive) = io::pipe()?;
         let (sender, records) = channel();
@@ -92,7 +90,7 @@ impl Kernel {
         let thread =
             Builder::new().name(name).spawn(move || measure(&stages, &stop, producer, &sender))?;
         let mut kernel = Self {
-            facts,
+            facts: facts.into(),
             front_ends,
             front_end: None,
             records,
@@ -156,19 +154,6 @@ fn tap(datapath: &str) -> Option<&str> {
     datapath.strip_prefix("tap:")?.split(',').find_map(|option| option.strip_prefix("ifname="))
 }
 
-/// What became of each stage, as the daemon notes it where it measures itself.
-fn states(attached: &[Attached], followed: &Result<(), String>) -> Value {
-    let mut states = Map::new();
-    for (stage, result) in attached {
-        let needs_tap = matches!(stage, KernelStage::HostTx | KernelStage::HostRx);
-        let result =
-            if needs_tap { result.as_ref().and(followed.as_ref()) } else { result.as_ref() };
-        let state = result.map_or_else(|reason| format!("n/a: {reason}"), |()| "on".to_owned());
-        states.insert(stage.name().into(), state.into());
-    }
-    states.into()
-}
-
 /// Turns what the programs measure into records until `stop` becomes readable.
 fn measure(
     stages: &KernelStages,
@@ -177,15 +162,10 @@ fn measure(
     records: &Sender<BurstRecord>,
 ) -> Measured {
     let counting = Counting::begin();
-    let clock = Clock::new();
-    let mut anchor = clock.anchor();
-    let anchored = clock.ticks_in(ANCHORED);
+    let mut scribe = Scribe::new(Clock::new());
     let write = |span: Span| {
-        if clock.now().saturating_sub(anchor.ticks) > anchored {
-            anchor = clock.anchor();
-        }
         // The tap's and the front end's number is no worker's, and 0.
-        let record = span.record(span.about, |ns| anchor.ticks_at(ns, &clock));
+        let record = scribe.record(span, span.about);
         // Nobody reads any more when the recording has ended by an error.
         let _ = records.send(BurstRecord { worker: producer, ..record });
     };
