@@ -103,7 +103,9 @@ pub fn run(arguments: &Arguments) -> Outcome {
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let kernel = arguments.kernel_stages.then(|| Kernel::attach(&reader)).transpose()?;
+    // Of a daemon that has ended there is nothing to measure, and what follows says that it has.
+    let measures = arguments.kernel_stages && is_alive(&reader);
+    let kernel = measures.then(|| Kernel::attach(&reader)).transpose()?;
     let stages = kernel.as_ref().map(Kernel::facts);
     let started = Instant::now();
     let mut keeper = Keeper::create(&arguments.output, &reader, stages, until)?;
@@ -140,6 +142,8 @@ struct Following {
     reader: Reader,
     cursors: Vec<Cursor>,
     kernel: Option<Kernel>,
+    /// The last of its records.
+    newest: BurstRecord,
     /// What is known of it in the end.
     measured: Measured,
 }
@@ -150,7 +154,8 @@ impl Following {
             if from_the_oldest { reader.oldest(worker) } else { reader.newest(worker) }
         };
         let cursors = (0..reader.workers()).map(cursor).collect();
-        Self { file: file_id(&path), path, cursors, reader, kernel, measured: Measured::default() }
+        let (newest, measured) = Default::default();
+        Self { file: file_id(&path), path, cursors, reader, kernel, newest, measured }
     }
 
     fn follow(
@@ -197,12 +202,11 @@ impl Following {
     fn read(&mut self, keeper: &mut Keeper) -> std::io::Result<usize> {
         let mut most = 0;
         if let Some(kernel) = &self.kernel {
-            let mut last = BurstRecord::default();
             for record in kernel.records() {
                 keeper.take(&record)?;
-                last = record;
+                self.newest = record;
             }
-            keeper.lost(last.worker, self.measured.lost, last.last)?;
+            keeper.lost(self.newest.worker, self.measured.lost, self.newest.last)?;
         }
         for (worker, cursor) in (0..).zip(&mut self.cursors) {
             let (mut came, mut newest, mut kept) = (0, 0, Ok(()));
