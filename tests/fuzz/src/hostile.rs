@@ -162,6 +162,8 @@ struct Ring {
     canaries: Canaries,
     /// How many descriptors were offered past the driver's own count of those that are free.
     offered: usize,
+    /// Whether the driver has added chains that it has not shown yet.
+    is_adding: bool,
 }
 
 impl Ring {
@@ -183,11 +185,21 @@ impl Ring {
             canaries.allow(setup.descriptor_table, u64::from(size) * 16);
         }
         let device = Device::new(queue, guest, access);
-        Self { guest, options, position, access, driver, device, canaries, offered: 0 }
+        Self {
+            guest,
+            options,
+            position,
+            access,
+            driver,
+            device,
+            canaries,
+            offered: 0,
+            is_adding: false,
+        }
     }
 
     fn reset(&mut self) {
-        self.offered = 0;
+        (self.offered, self.is_adding) = (0, false);
         self.driver = Driver::new(&self.guest.memory, RING, self.options, self.position);
         let queue = Queue::new(&self.driver.setup(), &self.guest.memory).unwrap();
         self.device = Device::new(queue, self.guest, self.access);
@@ -199,6 +211,9 @@ impl Ring {
             Step::Add { ref places, indirect, table } => self.add(places, indirect, table),
             Step::Descriptor { slot, place, flags, next } => {
                 let (slot, next) = (u16::from(slot) % self.options.size, next.into());
+                // The first descriptor of what is not shown yet gets its length and direction later: this address goes with
+                // those.
+                self.canaries.off |= self.options.packed && self.is_adding;
                 let words = self.descriptor(place, flags, next);
                 self.write_words(
                     self.driver.setup().descriptor_table + u64::from(slot) * 16,
@@ -220,7 +235,10 @@ impl Ring {
                     }
                 }
             }
-            Step::Publish => self.driver.publish(),
+            Step::Publish => {
+                self.driver.publish();
+                self.is_adding = false;
+            }
             Step::Index(ahead) => {
                 if let Driver::Split(driver) = &mut self.driver {
                     let index = self.device.queue.next_available();
@@ -294,6 +312,7 @@ impl Ring {
         for buffer in buffers.iter().filter(|buffer| buffer.writable) {
             self.canaries.allow(buffer.address, buffer.len.into());
         }
+        self.is_adding = true;
         if indirect && !buffers.is_empty() {
             self.driver.add_indirect(&buffers, TABLES + u64::from(table % 48) * 16);
         } else {
