@@ -9,9 +9,11 @@ use serde_json::Value;
 /// Who may use whom, in the order a packet meets them: arrows point to what stands further up. Whoever
 /// adds an edge says in its commit why the layers need it.
 const EDGES: &[(&str, &[&str])] = &[
-    ("guest-memory", &[]),
+    ("file-mapping", &[]),
+    // Guest memory and recorders are files that somebody else may shorten.
+    ("guest-memory", &["file-mapping"]),
     ("virtqueue", &["guest-memory"]),
-    ("burst-trace", &[]),
+    ("burst-trace", &["file-mapping"]),
     // What it measures are stages that the recorder knows.
     ("kernel-stages", &["burst-trace"]),
     // Every drop has a cause that the recorder knows.
@@ -36,7 +38,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("report", &["burst-trace"]),
     ("lab", &["burst-trace"]),
     // Its recorder may measure the kernel for a while.
-    ("ringscope", &["burst-trace", "kernel-stages", "report", "lab"]),
+    // It says when a file that it read was shortened meanwhile.
+    ("ringscope", &["file-mapping", "burst-trace", "kernel-stages", "report", "lab"]),
     ("frontend", &["guest-memory", "virtqueue", "virtio-net"]),
     ("ringscope-tests", &["burst-trace", "report", "lab", "frontend"]),
 ];
@@ -60,6 +63,11 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/datapath/src/sys.rs",
     // What the kernel reads and writes by address stays valid until it is done.
     "crates/datapath/src/tap/uring.rs",
+    // A signal handler, and mappings that it may change.
+    "crates/file-mapping/src/guard.rs",
+    "crates/file-mapping/src/mapping.rs",
+    "crates/file-mapping/src/signal.rs",
+    "crates/file-mapping/tests/torn.rs",
     "crates/guest-memory/src/area.rs",
     "crates/guest-memory/src/host.rs",
     "crates/guest-memory/src/memory.rs",

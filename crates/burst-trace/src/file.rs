@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicU64;
 
-use memmap2::{MmapOptions, MmapRaw};
+use file_mapping::FileMapping;
 
 use crate::record::RECORD_WORDS;
 
@@ -126,10 +126,11 @@ impl Layout {
     }
 }
 
-/// A file mapped shared and seen as atomic 64-bit words.
+/// A file mapped shared and seen as atomic 64-bit words. Whoever may open the file may shorten it meanwhile: what is
+/// missing then reads as zeroes.
 #[derive(Debug)]
 pub struct Words {
-    map: MmapRaw,
+    map: FileMapping,
     len: usize,
 }
 
@@ -139,7 +140,7 @@ impl Words {
     /// # Errors
     /// What `mmap` answers.
     pub fn map_writable(file: &File) -> io::Result<Self> {
-        let map = MmapOptions::new().map_raw(file)?;
+        let map = FileMapping::writable(file)?;
         Ok(Self { len: map.len() / 8, map })
     }
 
@@ -148,7 +149,7 @@ impl Words {
     /// # Errors
     /// What `mmap` answers.
     pub fn map_read_only(file: &File) -> io::Result<Self> {
-        let map = MmapOptions::new().map_raw_read_only(file)?;
+        let map = FileMapping::read_only(file)?;
         Ok(Self { len: map.len() / 8, map })
     }
 
@@ -156,6 +157,12 @@ impl Words {
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether the file was found shorter than it was when it was mapped: words are missing.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.map.is_torn()
     }
 
     /// Whether the file is empty.
@@ -176,7 +183,10 @@ impl Words {
         // it lives as long as `self`, and its bytes are only ever accessed as atomics. A reader's
         // mapping is read-only; `Reader` only loads.
         unsafe {
-            std::slice::from_raw_parts(self.map.as_ptr().cast::<AtomicU64>().add(first), count)
+            std::slice::from_raw_parts(
+                self.map.as_ptr().cast_const().cast::<AtomicU64>().add(first),
+                count,
+            )
         }
     }
 

@@ -234,6 +234,12 @@ impl Header {
         self.ring_words(ring)[RING_EVENTS + event as usize].load(Ordering::Relaxed)
     }
 
+    /// Whether the file became shorter while it was read: what is missing read as zeroes.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.words.is_torn()
+    }
+
     pub(crate) fn number(&self, at: usize) -> u64 {
         self.words.at(at).load(Ordering::Acquire)
     }

@@ -78,6 +78,10 @@ impl Reader {
             }
             fence(Ordering::Acquire);
             let head = head_word.load(Ordering::Relaxed);
+            if head < cursor.next {
+                // Somebody shortened the file, or writes into it who is no recorder.
+                break;
+            }
             if head - cursor.next >= capacity {
                 // This slot is, or is just being, overwritten. Go on well ahead of the writer.
                 let next = (head - capacity + capacity / 8 + 1).min(end);

@@ -268,6 +268,12 @@ impl Writer {
         self.push(&BurstRecord { kind, sequence, bytes: run, ..*record });
     }
 
+    /// Whether the file was shortened by somebody: what is written now reaches no reader.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.words.is_torn()
+    }
+
     /// Counts a drop without leaving a record.
     pub fn count_dropped(&mut self, ring: u16, cause: DropCause, packets: u16) {
         let at = self.layout.ring(usize::from(ring)) + RING_DROPS + cause as usize;

@@ -123,3 +123,21 @@ fn a_run_directory_that_cannot_be_made_is_said_in_one_sentence() {
     assert!(matches!(error, RecorderError::Io { .. }));
     assert!(error.to_string().contains("--run-dir"), "{error}");
 }
+
+#[test]
+fn a_recorder_that_is_truncated_ends_neither_who_writes_it_nor_who_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let recorder = Recorder::create(&options(&dir, 1024), &clock).unwrap();
+    let reader = Reader::open(recorder.path()).unwrap();
+    let mut writer = recorder.writer(1, clock);
+    (0..100).for_each(|n| writer.burst(&numbered(n)));
+    let mut cursor = reader.oldest(1);
+    assert_eq!(reader.read(&mut cursor, |_| {}), 0);
+    std::fs::OpenOptions::new().write(true).open(recorder.path()).unwrap().set_len(0).unwrap();
+    (0..3000).for_each(|n| writer.burst(&numbered(n)));
+    let mut read = 0;
+    assert_eq!(reader.read(&mut cursor, |_| read += 1), 0);
+    assert_eq!((read, reader.totals(3).packets, reader.anchor_latest().ticks), (0, 0, 0));
+    assert!(writer.is_torn() && reader.is_torn());
+}

@@ -65,6 +65,9 @@ Examples:
 
 Exit code: 0, or 1 with one sentence on standard error, or 2 for wrong flags.";
 
+const SHORTENED: &str = "a recorder or recording became shorter while it was read, so the result is not whole; read it \
+again, and look for who truncates it";
+
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Stats(arguments) => stats::run(&arguments),
@@ -75,6 +78,11 @@ fn main() -> ExitCode {
         Command::Agent(arguments) => lab::agent::run(arguments).map_err(Into::into),
     };
     match done {
+        // Whatever it read then was zeroes.
+        _ if file_mapping::generation() > 0 => {
+            eprintln!("ringscope: {SHORTENED}");
+            ExitCode::FAILURE
+        }
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {

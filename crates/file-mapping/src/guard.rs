@@ -1,0 +1,44 @@
+//! The registration of one mapping.
+#![allow(unsafe_code, reason = "a mapping is registered by address")]
+
+use std::io;
+
+use crate::{signal, table};
+
+/// A registered mapping: while this lives, a page that its file does not have is replaced by zeroes.
+#[derive(Debug)]
+pub struct Guard {
+    slot: usize,
+}
+
+impl Guard {
+    /// Registers the `len` bytes at `start`, and installs the signal handler if this is the first mapping.
+    ///
+    /// # Errors
+    /// When more mappings are registered than the table holds, or the handler cannot be installed.
+    ///
+    /// # Safety
+    /// They are one mapping, which stays until this is dropped. Nobody holds a reference into it other than to
+    /// atomics: its bytes change at any time. `protection` is that of the mapping (`PROT_READ`, `PROT_WRITE`).
+    pub unsafe fn new(start: *const u8, len: usize, protection: i32) -> io::Result<Self> {
+        signal::install()?;
+        let slot = table::register(start.addr(), len, protection).ok_or_else(|| {
+            let text = format!("more than {} files are mapped", table::SLOTS_MAX);
+            io::Error::new(io::ErrorKind::OutOfMemory, text)
+        })?;
+        Ok(Self { slot })
+    }
+
+    /// Whether a part of the mapping was replaced by zeroes.
+    #[inline]
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        table::is_torn(self.slot)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        table::remove(self.slot);
+    }
+}

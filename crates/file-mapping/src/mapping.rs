@@ -1,0 +1,68 @@
+//! A whole file, mapped and registered.
+#![allow(unsafe_code, reason = "a mapping is registered by address")]
+
+use std::fs::File;
+use std::io;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::Guard;
+
+/// A whole file, mapped shared. It may be shortened while it is mapped.
+#[derive(Debug)]
+pub struct FileMapping {
+    // Dropped before the mapping is.
+    guard: Guard,
+    map: MmapRaw,
+}
+
+impl FileMapping {
+    /// Maps all of `file` for reading.
+    ///
+    /// # Errors
+    /// What `mmap(2)` answers; `InvalidInput` for an empty file; `OutOfMemory` when too many files are mapped.
+    pub fn read_only(file: &File) -> io::Result<Self> {
+        Self::register(MmapOptions::new().map_raw_read_only(file)?, libc::PROT_READ)
+    }
+
+    /// Maps all of `file` for reading and writing.
+    ///
+    /// # Errors
+    /// As [`read_only`](Self::read_only).
+    pub fn writable(file: &File) -> io::Result<Self> {
+        Self::register(MmapOptions::new().map_raw(file)?, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    fn register(map: MmapRaw, protection: i32) -> io::Result<Self> {
+        // SAFETY: `map` lives as long as the guard (field order), and hands out raw pointers only.
+        let guard = unsafe { Guard::new(map.as_ptr(), map.len(), protection)? };
+        Ok(Self { guard, map })
+    }
+
+    /// The first byte. Of a mapping for reading only nothing may be written.
+    #[inline]
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.map.as_mut_ptr()
+    }
+
+    /// Length in bytes: that of the file when it was mapped.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether there are no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.len() == 0
+    }
+
+    /// Whether the file became shorter: a part of it was read, or written, that it does not have any more.
+    #[inline]
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.guard.is_torn()
+    }
+}
