@@ -14,6 +14,7 @@ use datapath::{
     AfXdp, AfXdpError, Capabilities, CaptureError, CaptureOptions, Datapath, Faulty, MacvtapError,
     Null, Pcap, Reflect, TapError, Uring, pcap, switch,
 };
+use log_limit::LogLimit;
 use metrics::{Address, Metrics, MetricsError};
 use serde_json::Value;
 use vhost_control::socket::Server;
@@ -219,7 +220,8 @@ impl Daemon {
         endpoint: Endpoint,
     ) -> Result<(), Error> {
         let capabilities = datapaths[0].capabilities();
-        let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan));
+        let log = log_of(plan);
+        let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
         let recording = self.record(plan, enrolled.as_ref())?;
         let first = self.workers.len();
         let mut hands: Vec<Vec<(u16, D)>> = plan.workers.iter().map(|_| Vec::new()).collect();
@@ -229,7 +231,7 @@ impl Daemon {
         for (n, pairs) in hands.into_iter().enumerate() {
             let index = first + n;
             let options = WorkerOptions { index, scheduling: plan.workers[n], poll: plan.poll };
-            let guest = guest_options(plan, recording.recorder.writer(n, self.clock));
+            let guest = guest_options(plan, &log, recording.recorder.writer(n, self.clock));
             let worker = Worker::spawn(options, guest, pairs, self.clock)
                 .map_err(|source| Error::Worker { index, source })?;
             self.workers.push(worker);
@@ -238,7 +240,7 @@ impl Daemon {
         let witnesses = self.follow(plan, enrolled, &threads, &recording)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
         let mailboxes = mailboxes.cloned().collect();
-        self.show(plan, endpoint, &capabilities, mailboxes, &recording, witnesses);
+        self.show(plan, (endpoint, log), &capabilities, mailboxes, &recording, witnesses);
         self.recordings.push(recording);
         Ok(())
     }
@@ -275,12 +277,13 @@ impl Daemon {
         let mut members = Vec::new();
         for plan in plans {
             let endpoint = meet(&plan.endpoint, &mut self.handed)?;
-            let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan));
+            let log = log_of(plan);
+            let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
             let recording = self.record(plan, enrolled.as_ref())?;
-            let guest = guest_options(plan, recording.recorder.writer(0, self.clock));
+            let guest = guest_options(plan, &log, recording.recorder.writer(0, self.clock));
             let GuestPlan { queue_pairs, mac, .. } = **plan;
             members.push((guest, Member { queue_pairs, mac, capabilities }));
-            prepared.push((endpoint, enrolled, recording));
+            prepared.push((endpoint, log, enrolled, recording));
         }
         let index = self.workers.len();
         let GuestPlan { workers, poll, .. } = plans[0];
@@ -288,10 +291,10 @@ impl Daemon {
         let worker = Worker::spawn_switch(options, members, uplink, self.clock)
             .map_err(|source| Error::Worker { index, source })?;
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
-            let (endpoint, enrolled, recording) = prepared;
+            let (endpoint, log, enrolled, recording) = prepared;
             let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recording)?;
             let mailboxes = vec![Arc::clone(worker.mailbox(n))];
-            self.show(plan, endpoint, &capabilities, mailboxes, &recording, witnesses);
+            self.show(plan, (endpoint, log), &capabilities, mailboxes, &recording, witnesses);
             self.recordings.push(recording);
         }
         self.workers.push(worker);
@@ -336,7 +339,7 @@ impl Daemon {
     fn show(
         &mut self,
         plan: &GuestPlan,
-        endpoint: Endpoint,
+        (endpoint, log): (Endpoint, Arc<LogLimit>),
         capabilities: &Capabilities,
         mailboxes: Vec<Arc<Mailbox>>,
         recording: &Recording,
@@ -350,7 +353,7 @@ impl Daemon {
             plan.poll,
             recording.recorder.path().display()
         );
-        let device = Arc::new(device(plan, capabilities, &mailboxes, witnesses));
+        let device = Arc::new(device(plan, log, capabilities, &mailboxes, witnesses));
         self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
     }
 
@@ -391,7 +394,7 @@ fn serve_alone(front: Front, stop: BorrowedFd<'_>) -> Result<(), Error> {
     let Front { name, endpoint, device } = front;
     serve(endpoint, &device, stop).map_err(|error| {
         // The others go on, perhaps for long.
-        log::error!("{}{error}", device.label);
+        log::error!("{}{error}", device.log.prefix());
         Error::Guest { name, source: Box::new(error.into()) }
     })
 }
@@ -421,14 +424,20 @@ fn meet(endpoint: &EndpointPlan, handed: &mut Handed) -> Result<Endpoint, Socket
     }
 }
 
-fn guest_options(plan: &GuestPlan, writer: Writer) -> GuestOptions {
-    let &GuestPlan { ref label, ref delays, trace, probe_port, .. } = plan;
-    GuestOptions { label: label.clone(), writer, delays: delays.clone(), trace, probe_port }
+/// Where what a guest and its front end cause is logged.
+fn log_of(plan: &GuestPlan) -> Arc<LogLimit> {
+    Arc::new(LogLimit::new(plan.label.as_str()))
+}
+
+fn guest_options(plan: &GuestPlan, log: &Arc<LogLimit>, writer: Writer) -> GuestOptions {
+    let &GuestPlan { ref delays, trace, probe_port, .. } = plan;
+    GuestOptions { log: Arc::clone(log), writer, delays: delays.clone(), trace, probe_port }
 }
 
 /// `mailboxes`: one a worker of the guest's.
 fn device(
     plan: &GuestPlan,
+    log: Arc<LogLimit>,
     capabilities: &Capabilities,
     mailboxes: &[Arc<Mailbox>],
     witnesses: Vec<Box<dyn Witness>>,
@@ -436,7 +445,7 @@ fn device(
     let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
     let mailbox = |pair| Arc::clone(&mailboxes[usize::from(pair) % mailboxes.len()]);
     Device {
-        label: plan.label.as_str().into(),
+        log,
         features: Device::features(offloads, plan.queue_pairs, plan.mac.is_some()),
         config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu),
         queue_pairs: plan.queue_pairs,

@@ -2,10 +2,12 @@
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use burst_trace::{Clock, KernelStage, Writer};
 use kernel_stages::{Attached, FrontEnds, KernelStages, Scribe, Span};
+use log_limit::LogLimit;
 use serde_json::{Map, Value};
 use vhost_control::Witness;
 
@@ -35,7 +37,7 @@ pub struct Enrolled {
 #[derive(Debug)]
 pub struct FrontEnd {
     number: usize,
-    label: String,
+    log: Arc<LogLimit>,
     front_ends: FrontEnds,
 }
 
@@ -44,7 +46,7 @@ impl Witness for FrontEnd {
         if let Err(error) =
             self.front_ends.add(process, u32::try_from(self.number).unwrap_or(u32::MAX))
         {
-            log::warn!("{}inject is not measured: {error}", self.label);
+            log_limit::warn!(self.log, "inject is not measured: {error}");
         }
     }
 
@@ -64,8 +66,8 @@ impl Kernel {
         Ok(Some(Self { stages, attached, guests: Vec::new(), threads: Vec::new() }))
     }
 
-    /// Follows a guest's frames, whose tap is there, if the plan asks for it.
-    pub fn enroll(&mut self, plan: &GuestPlan) -> Option<Enrolled> {
+    /// Follows a guest's frames, whose tap is there, if the plan asks for it. What its front end causes goes to `log`.
+    pub fn enroll(&mut self, plan: &GuestPlan, log: &Arc<LogLimit>) -> Option<Enrolled> {
         if !plan.kernel_stages {
             return None;
         }
@@ -84,7 +86,7 @@ impl Kernel {
         }
         let front_ends = self.stages.front_ends();
         let witness =
-            front_ends.map(|front_ends| FrontEnd { number, label: plan.label.clone(), front_ends });
+            front_ends.map(|front_ends| FrontEnd { number, log: Arc::clone(log), front_ends });
         Some(Enrolled { number, facts: facts.into(), witness })
     }
 

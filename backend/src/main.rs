@@ -19,6 +19,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+use log_limit::Foreign;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
@@ -35,8 +36,7 @@ fn main() -> ExitCode {
     }
     let plan = plan(args)
         .unwrap_or_else(|error| Args::command().error(ErrorKind::ArgumentConflict, error).exit());
-    let level = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(level).format_target(false).init();
+    start_log();
     match run(&plan) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -44,6 +44,29 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The crates that limit the log lines that a guest or its front end can cause. The lines of all others are limited here.
+const OWN_CRATES: &[&str] = &[
+    "ringscoped",
+    "burst_trace",
+    "datapath",
+    "guest_memory",
+    "kernel_stages",
+    "log_limit",
+    "metrics",
+    "vhost_control",
+    "virtio_net",
+    "virtqueue",
+    "worker",
+];
+
+fn start_log() {
+    let level = env_logger::Env::default().default_filter_or("info");
+    let logger = env_logger::Builder::from_env(level).format_target(false).build();
+    log::set_max_level(logger.filter());
+    // Fails only where there is a logger already.
+    let _ = log::set_boxed_logger(Box::new(Foreign::new(logger, OWN_CRATES)));
 }
 
 /// What the flags, or the file that they name, say is to be done.

@@ -12,6 +12,11 @@ use std::time::{Duration, Instant};
 use burst_trace::{Reader, location};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// What a daemon logs in most tests: they look for every message, so its log limit is lifted.
+const ALL_LINES: &str = "info,datapath=debug,log_limit=debug";
+/// What it logs in production.
+const LIMITED_LINES: &str = "info";
+
 /// A running `ringscoped`. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Daemon {
@@ -30,7 +35,15 @@ impl Daemon {
     pub fn start(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
         // One that was killed leaves its socket file, which the new one has to replace.
         let stale = inode(&socket_path(directory, name));
-        Self::spawn(directory, name, arguments, None)?.opened(stale)
+        Self::spawn(directory, name, arguments, None, ALL_LINES)?.opened(stale)
+    }
+
+    /// The same with the log limit of production.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_limited(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
+        Self::spawn(directory, name, arguments, None, LIMITED_LINES)?.opened(None)
     }
 
     /// The same, with `fd` as its descriptor 9.
@@ -44,7 +57,7 @@ impl Daemon {
         fd: OwnedFd,
     ) -> io::Result<Self> {
         let stale = inode(&socket_path(directory, name));
-        Self::spawn(directory, name, arguments, Some(fd))?.opened(stale)
+        Self::spawn(directory, name, arguments, Some(fd), ALL_LINES)?.opened(stale)
     }
 
     /// Waits for its socket, where there was a stale one before or none.
@@ -71,7 +84,7 @@ impl Daemon {
     /// # Errors
     /// When it is not built.
     pub fn start_as_client(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
-        Self::spawn(directory, name, &[&["--client"], arguments].concat(), None)
+        Self::spawn(directory, name, &[&["--client"], arguments].concat(), None, ALL_LINES)
     }
 
     /// Starts the daemon with a file of several guests, its log and its run directory in `directory`, and waits
@@ -81,11 +94,27 @@ impl Daemon {
     /// # Errors
     /// When it is not built, or does not get ready; the message has its log.
     pub fn start_with_config(directory: &Path, first: &str, config: &str) -> io::Result<Self> {
+        Self::start_several(directory, first, config, ALL_LINES)
+    }
+
+    /// The same with the log limit of production.
+    ///
+    /// # Errors
+    /// As [`start_with_config`](Self::start_with_config).
+    pub fn start_limited_with_config(
+        directory: &Path,
+        first: &str,
+        config: &str,
+    ) -> io::Result<Self> {
+        Self::start_several(directory, first, config, LIMITED_LINES)
+    }
+
+    fn start_several(directory: &Path, first: &str, config: &str, lines: &str) -> io::Result<Self> {
         let path = directory.join("config.toml");
         fs::write(&path, config)?;
         let mut command = Command::new(program("ringscoped")?);
         command.arg("--config").arg(&path);
-        let mut daemon = Self::spawn_command(directory, first, command, None)?;
+        let mut daemon = Self::spawn_command(directory, first, command, None, lines)?;
         let guests = config.matches("[[guest]]").count();
         let until = Instant::now() + Duration::from_secs(5);
         while daemon.log().matches("recording to").count() < guests {
@@ -103,6 +132,7 @@ impl Daemon {
         name: &str,
         arguments: &[&str],
         handed: Option<OwnedFd>,
+        lines: &str,
     ) -> io::Result<Self> {
         let program = program("ringscoped")?;
         let mut command = match &handed {
@@ -116,20 +146,21 @@ impl Daemon {
         };
         command.arg("--socket-path").arg(socket_path(directory, name));
         command.args(["--name", name]).args(arguments);
-        Self::spawn_command(directory, name, command, handed)
+        Self::spawn_command(directory, name, command, handed, lines)
     }
 
-    /// `handed` becomes its standard input.
+    /// `handed` becomes its standard input, `lines` its `RUST_LOG`.
     fn spawn_command(
         directory: &Path,
         name: &str,
         mut command: Command,
         handed: Option<OwnedFd>,
+        lines: &str,
     ) -> io::Result<Self> {
         let socket = socket_path(directory, name);
         let log = directory.join(format!("{name}.log"));
         let child = command
-            .env("RUST_LOG", "info,datapath=debug")
+            .env("RUST_LOG", lines)
             .arg("--run-dir")
             .arg(directory)
             .stdin(handed.map_or_else(Stdio::null, Stdio::from))

@@ -14,13 +14,19 @@ const EDGES: &[(&str, &[&str])] = &[
     ("guest-memory", &["file-mapping"]),
     ("virtqueue", &["guest-memory"]),
     ("burst-trace", &["file-mapping"]),
+    ("log-limit", &[]),
     // What it measures are stages that the recorder knows.
     ("kernel-stages", &["burst-trace"]),
     // Every drop has a cause that the recorder knows.
     ("virtio-net", &["guest-memory", "virtqueue", "burst-trace"]),
-    ("datapath", &["guest-memory", "virtio-net", "burst-trace"]),
-    ("worker", &["guest-memory", "virtqueue", "virtio-net", "burst-trace", "datapath"]),
-    ("vhost-control", &["guest-memory", "virtqueue", "virtio-net", "worker"]),
+    // Enabling and disabling a ring has AF_XDP log its counters.
+    ("datapath", &["guest-memory", "virtio-net", "burst-trace", "log-limit"]),
+    // What a guest or its front end can have logged is limited: here and in the next two.
+    (
+        "worker",
+        &["guest-memory", "virtqueue", "virtio-net", "burst-trace", "log-limit", "datapath"],
+    ),
+    ("vhost-control", &["guest-memory", "virtqueue", "virtio-net", "log-limit", "worker"]),
     // It reads recorders, as whoever else does.
     ("metrics", &["burst-trace"]),
     (
@@ -28,6 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "virtio-net",
             "burst-trace",
+            "log-limit",
             "kernel-stages",
             "datapath",
             "worker",

@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use burst_trace::DropCause;
 use guest_memory::{GuestMemory, GuestSlice};
+use log_limit::LogLimit;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use virtio_net::features::HEADER_LEN;
@@ -59,6 +60,8 @@ pub struct AfXdp {
     _napi: Arc<Option<NapiSettings>>,
     device: Device,
     options: Options,
+    /// Where the counters of its sockets go: a guest has them logged whenever it disables a ring.
+    log: LogLimit,
     /// Which socket is looked at first.
     turn: usize,
     /// Whether the guest may leave checksums and segments to us.
@@ -132,6 +135,7 @@ impl AfXdp {
                 _napi: Arc::clone(&napi),
                 device: device.clone(),
                 options: *options,
+                log: LogLimit::new(""),
                 turn: 0,
                 finishes: false,
                 header_len: HEADER_LEN,
@@ -241,7 +245,11 @@ impl Datapath for AfXdp {
             } else {
                 let ((transmit, receive), queue) = (socket.chunks_at_rest(), socket.queue);
                 let name = &self.device.name;
-                log::info!("{name}: queue {queue} until now: {}", socket.counters());
+                log_limit::info!(
+                    self.log,
+                    "{name}: queue {queue} until now: {}",
+                    socket.counters()
+                );
                 log::debug!("{name}: queue {queue} at rest with {transmit} and {receive} chunks");
             }
             self.program.direct(socket.queue, active.then(|| socket.as_fd()))?;

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use guest_memory::GuestMemory;
+use log_limit::LogLimit;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
 use virtio_net::{ConfigSpace, Negotiated, features};
@@ -19,8 +20,8 @@ use crate::vring::{Memory, Vring};
 /// The device, for as long as the daemon runs.
 #[derive(Debug)]
 pub struct Device {
-    /// What stands before messages about it: its name, where a daemon has several; else nothing.
-    pub label: Arc<str>,
+    /// Where messages about it go.
+    pub log: Arc<LogLimit>,
     /// The virtio features offered.
     pub features: u64,
     /// The configuration space, for front ends that ask for it.
@@ -81,7 +82,7 @@ impl Session {
     pub fn new(device: &Arc<Device>, peer: Option<u32>) -> Self {
         let ring = |index: u16| {
             let mailbox = &device.workers[usize::from(index / 2)];
-            Arc::new(RingControl::new(&device.label, index, Arc::clone(mailbox)))
+            Arc::new(RingControl::new(&device.log, index, Arc::clone(mailbox)))
         };
         let rings = (0..device.queue_pairs * 2).map(ring).collect();
         if let Some(peer) = peer {
@@ -125,7 +126,10 @@ impl VhostUserBackend for Session {
     }
 
     fn acked_features(&self, features: u64) {
-        log::debug!("{}the front end acknowledged the features {features:#x}", self.device.label);
+        log::debug!(
+            "{}the front end acknowledged the features {features:#x}",
+            self.device.log.prefix()
+        );
         self.rings.iter().for_each(|ring| ring.set_negotiated(Negotiated(features)));
     }
 
@@ -164,7 +168,7 @@ impl VhostUserBackend for Session {
             }
         }
         let memory = Arc::new(GuestMemory::new(map));
-        let label = &self.device.label;
+        let label = self.device.log.prefix();
         log::debug!("{label}the guest has {} MiB of memory", memory.len() >> 20);
         let mut told: Vec<&Arc<Mailbox>> = Vec::new();
         for mailbox in &self.device.workers {

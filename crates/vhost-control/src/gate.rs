@@ -11,7 +11,6 @@
 //! so an answer from here does not overtake another one.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -27,8 +26,6 @@ const HEADER_LEN: usize = 12;
 const VERSION: u32 = 1;
 /// The length of an answer that says whether a message was accepted.
 const ANSWER_LEN: u32 = 8;
-/// At most one line in this time, whatever the front end sends.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A message that goes no further.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,7 +46,6 @@ pub struct Gate {
     regions: Vec<Region>,
     /// By ring, 0 where nothing was said.
     sizes: Vec<u16>,
-    logged: Option<Instant>,
 }
 
 /// A region of guest memory.
@@ -72,7 +68,6 @@ impl Gate {
             answers: false,
             regions: Vec::new(),
             sizes: vec![0; rings.len()],
-            logged: None,
         }
     }
 
@@ -192,11 +187,9 @@ impl Gate {
         format!("there is no queue {index}; expected one below {}", self.rings.len())
     }
 
-    fn log(&mut self, request: FrontendReq, why: &str) {
-        if self.logged.is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
-            self.logged = Some(Instant::now());
-            let label = self.rings.first().map_or("", |ring| ring.label());
-            log::warn!("{label}{request:?} of the front end was refused: {why}");
+    fn log(&self, request: FrontendReq, why: &str) {
+        if let Some(ring) = self.rings.first() {
+            log_limit::warn!(ring.log(), "{request:?} of the front end was refused: {why}");
         }
     }
 }

@@ -9,6 +9,7 @@ use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
+use log_limit::LogLimit;
 use virtio_net::Negotiated;
 use virtqueue::QueueSetup;
 use worker::{Mailbox, RingStart};
@@ -16,8 +17,8 @@ use worker::{Mailbox, RingStart};
 /// One virtqueue of a connection.
 #[derive(Debug)]
 pub struct RingControl {
-    /// What stands before messages about it.
-    label: Arc<str>,
+    /// Where messages about it go.
+    log: Arc<LogLimit>,
     index: u16,
     mailbox: Arc<Mailbox>,
     said: Mutex<Said>,
@@ -52,16 +53,16 @@ enum Kick {
 }
 
 impl RingControl {
-    /// The virtqueue `index`, served by the worker behind `mailbox`; `label` stands before messages about it.
+    /// The virtqueue `index`, served by the worker behind `mailbox`; messages about it go to `log`.
     #[must_use]
-    pub fn new(label: &Arc<str>, index: u16, mailbox: Arc<Mailbox>) -> Self {
-        Self { label: Arc::clone(label), index, mailbox, said: Mutex::default() }
+    pub fn new(log: &Arc<LogLimit>, index: u16, mailbox: Arc<Mailbox>) -> Self {
+        Self { log: Arc::clone(log), index, mailbox, said: Mutex::default() }
     }
 
-    /// What stands before messages about it.
+    /// Where messages about it go.
     #[must_use]
-    pub fn label(&self) -> &str {
-        &self.label
+    pub const fn log(&self) -> &Arc<LogLimit> {
+        &self.log
     }
 
     /// `SET_VRING_NUM`. A ring that runs keeps its size.
@@ -83,9 +84,9 @@ impl RingControl {
     pub fn set_addresses(&self, addresses: [u64; 3]) {
         let mut said = self.said();
         if said.running && said.addresses != Some(addresses) {
-            log::warn!(
-                "{}queue {}: new addresses while it runs count from its next start",
-                self.label,
+            log_limit::warn!(
+                self.log,
+                "queue {}: new addresses while it runs count from its next start",
                 self.index
             );
         }
@@ -209,10 +210,10 @@ impl RingControl {
             Ok(()) => {
                 said.running = true;
                 let at = setup.next_available;
-                log::debug!("{}queue {} starts at {at}: {setup:x?}", self.label, self.index);
+                log::debug!("{}queue {} starts at {at}: {setup:x?}", self.log.prefix(), self.index);
             }
             Err(error) => {
-                log::error!("{}queue {} cannot be served: {error}", self.label, self.index);
+                log_limit::error!(self.log, "queue {} cannot be served: {error}", self.index);
                 tell_error(said.error.as_ref());
             }
         }
@@ -225,7 +226,7 @@ impl RingControl {
         if let Ok(Some(next_available)) = self.mailbox.stop(self.index) {
             said.next_available = next_available;
         }
-        log::debug!("{}queue {} stopped at {}", self.label, self.index, said.next_available);
+        log::debug!("{}queue {} stopped at {}", self.log.prefix(), self.index, said.next_available);
     }
 
     fn said(&self) -> MutexGuard<'_, Said> {

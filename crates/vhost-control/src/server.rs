@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use log_limit::LogLimit;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{Error as ProtocolError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -72,14 +73,14 @@ fn serve_as_server(
         }
         match server.listener.accept() {
             Err(error) => {
-                log::warn!("{}a front end could not be accepted: {error}", device.label);
+                log_limit::warn!(device.log, "a front end could not be accepted: {error}");
                 // It still waits there: without a pause this would be a busy loop.
                 if wait([stop], Some(RETRY))?[0] {
                     return Ok(());
                 }
             }
             Ok((stream, _)) => {
-                if outlive(&device.label, converse(device, stream, stop, Some(server)))?
+                if outlive(&device.log, converse(device, stream, stop, Some(server)))?
                     == End::Stopped
                 {
                     return Ok(());
@@ -99,15 +100,17 @@ fn serve_as_client(
         match UnixStream::connect(path) {
             Ok(stream) => {
                 is_waiting = false;
-                if outlive(&device.label, converse(device, stream, stop, None))? == End::Stopped {
+                if outlive(&device.log, converse(device, stream, stop, None))? == End::Stopped {
                     return Ok(());
                 }
             }
             Err(error) => {
                 if !is_waiting {
                     let path = path.display();
-                    let label = &device.label;
-                    log::info!("{label}waiting for a front end to listen on {path} ({error})");
+                    log_limit::info!(
+                        device.log,
+                        "waiting for a front end to listen on {path} ({error})"
+                    );
                 }
                 is_waiting = true;
             }
@@ -128,10 +131,10 @@ enum End {
 }
 
 /// A front end that the system has no room for now, such as descriptors, is refused; the next one may do.
-fn outlive(label: &str, end: Result<End, ServeError>) -> Result<End, ServeError> {
+fn outlive(log: &LogLimit, end: Result<End, ServeError>) -> Result<End, ServeError> {
     match end {
         Err(error @ ServeError::System { .. }) => {
-            log::error!("{label}a front end was refused: {error}");
+            log_limit::error!(log, "a front end was refused: {error}");
             Ok(End::Gone)
         }
         end => end,
@@ -145,17 +148,18 @@ fn converse(
     stop: BorrowedFd<'_>,
     server: Option<&Server>,
 ) -> Result<End, ServeError> {
-    let label = &device.label;
+    let log = &device.log;
     let peer = peer_process(front.as_fd());
-    log::info!(
-        "{label}a front end is connected{}",
+    log_limit::info!(
+        log,
+        "a front end is connected{}",
         peer.map_or(String::new(), |pid| format!(": process {pid}"))
     );
     let session = Arc::new(Session::new(device, peer));
     let (mut daemon, framework) = connect_framework(&session)?;
     let gate = Gate::new(session.rings(), device.queue_size);
     let mut relay = Relay::new(front, framework, gate).map_err(system("relaying messages"))?;
-    let end = relay_until_end(label, &mut relay, stop, server);
+    let end = relay_until_end(log, &mut relay, stop, server);
     // The framework's thread ends with its socket. The front end is let go last: QEMU takes a ring's used
     // index for its position as soon as the connection is closed, so no worker may touch the ring then.
     let front = relay.into_front();
@@ -164,10 +168,11 @@ fn converse(
     drop(front);
     match result {
         Err(error) if !is_goodbye(&error) => {
-            log::warn!("{label}the connection to the front end was ended: {error}");
+            log_limit::warn!(log, "the connection to the front end was ended: {error}");
         }
-        _ => log::info!("{label}the front end is gone"),
+        _ => log_limit::info!(log, "the front end is gone"),
     }
+    log.settle();
     match session.refused() {
         Some(private) => Err(private.into()),
         None => end,
@@ -175,7 +180,7 @@ fn converse(
 }
 
 fn relay_until_end(
-    label: &str,
+    log: &LogLimit,
     relay: &mut Relay,
     stop: BorrowedFd<'_>,
     server: Option<&Server>,
@@ -195,14 +200,14 @@ fn relay_until_end(
         match (answered, asked) {
             (Ok(Passed::Some), Ok(Passed::Some)) => {}
             (Err(error), _) | (_, Err(error)) => {
-                log::warn!("{label}the front end is sent away: {error}");
+                log_limit::warn!(log, "the front end is sent away: {error}");
                 return Ok(End::Gone);
             }
             _ => return Ok(End::Gone),
         }
         // A front end that has just gone may leave messages to read before its end shows.
         if second && !has_hung_up(relay.ends()[0]) {
-            server.into_iter().for_each(|server| refuse_second(label, server, &mut refused));
+            server.into_iter().for_each(|server| refuse_second(log, server, &mut refused));
         }
     }
 }
@@ -230,9 +235,9 @@ fn connect_framework(session: &Arc<Session>) -> Result<(Daemon, UnixStream), Ser
 }
 
 /// One device has one front end. Said once for each that is served, however many others try.
-fn refuse_second(label: &str, server: &Server, refused: &mut bool) {
+fn refuse_second(log: &LogLimit, server: &Server, refused: &mut bool) {
     if server.listener.accept().is_ok() && !std::mem::replace(refused, true) {
-        log::warn!("{label}a second front end was refused: the first one is still connected");
+        log_limit::warn!(log, "a second front end was refused: the first one is still connected");
     }
 }
 

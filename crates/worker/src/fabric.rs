@@ -21,6 +21,7 @@ use std::time::Duration;
 use burst_trace::{Clock, DropCause, DropCounts, Stage};
 use datapath::switch::{GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, UPLINK_ADDRESSES_MAX};
 use datapath::{Capabilities, Datapath, Transmitted};
+use log_limit::LogLimit;
 use virtio_net::{Frames, MacAddress, TransmitBurst};
 use virtqueue::{Broken, Chains};
 
@@ -267,11 +268,11 @@ impl<U: Datapath> Fabric<U> {
 }
 
 /// The pairs of these guests, in the order in which [`Fabric::new`] numbers them.
-pub fn pairs_of<'m>(members: impl Iterator<Item = (Arc<str>, &'m Member)>) -> Vec<Pair<Port>> {
-    let pairs = |(guest, (label, member)): (usize, (Arc<str>, &Member))| {
+pub fn pairs_of<'m>(members: impl Iterator<Item = (Arc<LogLimit>, &'m Member)>) -> Vec<Pair<Port>> {
+    let pairs = |(guest, (log, member)): (usize, (Arc<LogLimit>, &Member))| {
         let capabilities = member.capabilities;
         (0..member.queue_pairs)
-            .map(move |index| Pair::new(guest, Arc::clone(&label), index, Port::new(capabilities)))
+            .map(move |index| Pair::new(guest, Arc::clone(&log), index, Port::new(capabilities)))
     };
     members.enumerate().flat_map(pairs).collect()
 }

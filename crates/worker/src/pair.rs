@@ -7,6 +7,7 @@ use std::time::Duration;
 use burst_trace::{Direction, DropCause, DropCounts};
 use datapath::Datapath;
 use guest_memory::GuestMemory;
+use log_limit::LogLimit;
 use virtio_net::{Negotiated, ReceiveState};
 
 use crate::forecast::{Forecast, Worked};
@@ -22,10 +23,13 @@ use crate::transmit::Untold;
 /// frame needs must not hold up every frame after it.
 pub const HOLD: Duration = Duration::from_millis(100);
 
-/// A datapath that could not be read is left alone this long, and twice as long each time it fails again,
+/// First retry delay after a failed read of a datapath; it doubles with each further failure in a row,
 pub const RETRY: Duration = Duration::from_millis(10);
-/// until it was so often twice as long: 640 ms.
-pub const RETRY_DOUBLINGS: u32 = 6;
+/// this many times: up to 640 ms.
+const RETRY_DOUBLINGS: u32 = 6;
+/// The first failures in a row are logged, then one in this many: about every 10 s, so that a pair that fails for hours
+/// does not use up the log limit of its guest.
+const FAILURES_A_LINE: u32 = 16;
 
 /// Frames that the datapath did not take are offered again after this time: what says that it takes some again is
 /// an edge, which may have been before the frames were refused, and not every datapath has one.
@@ -109,16 +113,34 @@ pub struct Starved {
 pub struct Failed {
     /// When it is looked at again, ticks.
     pub retry_at: u64,
-    /// How often it failed before, without a look that succeeded in between; at most [`RETRY_DOUBLINGS`].
-    pub times: u32,
+    /// Failures in a row before this one.
+    times: u32,
+}
+
+impl Failed {
+    /// Another failure at `now`; `before`: the previous one, if no look has succeeded since. `retry`: [`RETRY`] in ticks.
+    pub fn again(before: Option<Self>, now: u64, retry: u64) -> Self {
+        let times = before.map_or(0, |before| before.times.saturating_add(1));
+        Self { retry_at: now + (retry << times.min(RETRY_DOUBLINGS)), times }
+    }
+
+    /// How long the datapath is left alone.
+    pub fn delay(self) -> Duration {
+        RETRY * (1 << self.times.min(RETRY_DOUBLINGS))
+    }
+
+    /// Whether this failure is worth a log line.
+    pub const fn is_logged(self) -> bool {
+        self.times < RETRY_DOUBLINGS || self.times.is_multiple_of(FAILURES_A_LINE)
+    }
 }
 
 /// A queue pair.
 pub struct Pair<D> {
     /// The guest's number among those of the worker.
     pub guest: usize,
-    /// What stands before messages about it.
-    pub label: Arc<str>,
+    /// Where messages about it go.
+    pub log: Arc<LogLimit>,
     pub index: u16,
     pub datapath: D,
     pub tx: Option<Box<Ring>>,
@@ -146,10 +168,10 @@ pub struct Pair<D> {
 }
 
 impl<D: Datapath> Pair<D> {
-    pub fn new(guest: usize, label: Arc<str>, index: u16, datapath: D) -> Self {
+    pub fn new(guest: usize, log: Arc<LogLimit>, index: u16, datapath: D) -> Self {
         Self {
             guest,
-            label,
+            log,
             index,
             datapath,
             tx: None,
@@ -269,7 +291,7 @@ impl<D: Datapath> Pair<D> {
             self.datapath.configure(negotiated).map_err(StartError::System)?;
             self.configured = Some(negotiated);
         }
-        let started = Ring::start(&self.label, ring, start, context.tracer.stamp())
+        let started = Ring::start(&self.log, ring, start, context.tracer.stamp())
             .map_err(StartError::Config)?;
         started.listen(context.sleeper).map_err(StartError::System)?;
         if !ring.is_multiple_of(2) {
@@ -316,7 +338,7 @@ impl<D: Datapath> Pair<D> {
         if let Some(tx) = &mut self.tx {
             self.datapath.detach();
             if let Err(error) = self.datapath.attach(memory) {
-                tx.stop_broken(&format!("its memory is new: {error}"));
+                tx.stop_broken(format_args!("its memory is new: {error}"));
             }
             self.activate();
         }
@@ -399,8 +421,8 @@ impl<D: Datapath> Pair<D> {
         let active = self.rx.as_ref().is_some_and(|ring| ring.state == RingState::Enabled);
         if let Err(error) = self.datapath.set_active(active) {
             let wanted = if active { "attach" } else { "detach" };
-            let Self { label, index, .. } = self;
-            log::warn!("{label}queue pair {index}: the datapath did not {wanted}: {error}");
+            let Self { log, index, .. } = self;
+            log_limit::warn!(log, "queue pair {index}: the datapath did not {wanted}: {error}");
         }
         // There may be frames from before; the first look finds out.
         (self.readable, self.failed) = (active, None);

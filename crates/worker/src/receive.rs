@@ -8,7 +8,7 @@ use virtio_net::GuestRoom;
 use virtio_net::receive::Received;
 use virtqueue::{Broken, Chains};
 
-use crate::pair::{Context, Failed, Pair, RETRY_DOUBLINGS, Starved};
+use crate::pair::{Context, Failed, Pair, Starved};
 use crate::probes::watch;
 use crate::ring::{Ring, RingState};
 use crate::trace::Journey;
@@ -115,13 +115,18 @@ impl<D: Datapath> Pair<D> {
     #[cold]
     fn fail(&mut self, error: &io::Error, drops: &mut DropCounts, context: &Context<'_>) {
         // That there is nothing to be read now costs no frame.
+        let failed = Failed::again(self.failed, context.tracer.now(), context.retry);
+        self.failed = Some(failed);
         if error.kind() != io::ErrorKind::WouldBlock {
-            log_error(&self.label, self.index, error);
+            if failed.is_logged() {
+                let Self { log, index, .. } = self;
+                log_limit::warn!(
+                    log,
+                    "queue pair {index}: no frame could be read from the datapath: {error}"
+                );
+            }
             drops.add(DropCause::RxError);
         }
-        let times = self.failed.map_or(0, |failed| (failed.times + 1).min(RETRY_DOUBLINGS));
-        let retry_at = context.tracer.now() + (context.retry << times);
-        self.failed = Some(Failed { retry_at, times });
     }
 
     /// Has the datapath place frames in the guest's buffers.
@@ -189,17 +194,5 @@ impl<D: Datapath> Pair<D> {
         self.drop_held(DropCause::RxNoBuffers, context.tracer);
         self.starved = None;
         true
-    }
-}
-
-/// At most one line a second and queue pair is worth reading.
-#[cold]
-fn log_error(label: &str, pair: u16, error: &std::io::Error) {
-    use std::cell::Cell;
-    use std::time::{Duration, Instant};
-    thread_local!(static LAST: Cell<Option<Instant>> = const { Cell::new(None) });
-    if LAST.get().is_none_or(|last| last.elapsed() >= Duration::from_secs(1)) {
-        LAST.set(Some(Instant::now()));
-        log::warn!("{label}queue pair {pair}: no frame could be read from the datapath: {error}");
     }
 }

@@ -1,10 +1,12 @@
 //! A ring in service.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::Arc;
 
 use guest_memory::GuestMemory;
+use log_limit::LogLimit;
 use virtio_net::Negotiated;
 use virtqueue::{Broken, ConfigError, Queue, QueueSetup};
 
@@ -15,8 +17,8 @@ use crate::sys;
 /// A ring that was started and not yet stopped.
 #[derive(Debug)]
 pub struct Ring {
-    /// What stands before messages about it.
-    label: Arc<str>,
+    /// Where messages about it go.
+    log: Arc<LogLimit>,
     pub index: u16,
     pub queue: Queue,
     pub memory: Arc<GuestMemory>,
@@ -46,7 +48,7 @@ pub enum RingState {
 
 impl Ring {
     pub fn start(
-        label: &Arc<str>,
+        log: &Arc<LogLimit>,
         index: u16,
         start: RingStart,
         now: u64,
@@ -54,12 +56,13 @@ impl Ring {
         let queue = Queue::new(&start.setup, &start.memory)?;
         let (goes_on, said) = (queue.next_available(), start.setup.next_available);
         if goes_on != said {
-            log::warn!(
-                "{label}queue {index} goes on at {goes_on}, its used index, not at {said}, where it was"
+            log_limit::warn!(
+                log,
+                "queue {index} goes on at {goes_on}, its used index, not at {said}, where it was"
             );
         }
         let mut ring = Self {
-            label: Arc::clone(label),
+            log: Arc::clone(log),
             index,
             queue,
             memory: start.memory,
@@ -107,7 +110,7 @@ impl Ring {
     }
 
     pub fn set_call(&mut self, call: Option<File>) {
-        self.call = call.and_then(nonblocking);
+        self.call = call.and_then(|call| nonblocking(call, &self.log));
     }
 
     /// A new descriptor for a ring in service. The guest is told at once, wanted or not: QEMU starts a ring
@@ -119,7 +122,7 @@ impl Ring {
     }
 
     pub fn set_error(&mut self, error: Option<File>) {
-        self.error = error.and_then(nonblocking);
+        self.error = error.and_then(|error| nonblocking(error, &self.log));
     }
 
     /// Goes on in a new memory table.
@@ -130,7 +133,7 @@ impl Ring {
                 self.queue = queue;
                 self.memory = Arc::clone(memory);
             }
-            Err(error) => self.stop_broken(&format!("its memory is gone: {error}")),
+            Err(error) => self.stop_broken(format_args!("its memory is gone: {error}")),
         }
     }
 
@@ -153,14 +156,14 @@ impl Ring {
 
     #[cold]
     pub fn break_down(&mut self, broken: Broken) {
-        self.stop_broken(&format!("the guest broke it: {broken}"));
+        self.stop_broken(format_args!("the guest broke it: {broken}"));
     }
 
-    pub fn stop_broken(&mut self, why: &str) {
+    pub fn stop_broken(&mut self, why: fmt::Arguments<'_>) {
         self.state = RingState::Broken;
-        log::error!(
-            "{}queue {} stops, because {why}; it is served again when the guest's driver resets the device",
-            self.label,
+        log_limit::error!(
+            self.log,
+            "queue {} stops, because {why}; it is served again when the guest's driver resets the device",
             self.index
         );
         if let Some(error) = &mut self.error {
@@ -170,11 +173,11 @@ impl Ring {
 }
 
 /// An eventfd that cannot make the worker wait.
-fn nonblocking(file: File) -> Option<File> {
+fn nonblocking(file: File, log: &LogLimit) -> Option<File> {
     match sys::set_nonblocking(&file) {
         Ok(()) => Some(file),
         Err(error) => {
-            log::warn!("a descriptor from the front end is not used: {error}");
+            log_limit::warn!(log, "a descriptor from the front end is not used: {error}");
             None
         }
     }

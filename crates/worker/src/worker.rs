@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use burst_trace::{Clock, Writer};
 use datapath::Datapath;
+use log_limit::LogLimit;
 
 use crate::fabric::{Fabric, Member, pairs_of};
 use crate::fault::{Delay, Fault};
@@ -36,8 +37,8 @@ pub struct WorkerOptions {
 /// A guest that a worker serves, or a part of its queue pairs.
 #[derive(Debug)]
 pub struct GuestOptions {
-    /// What stands before messages about it: its name, where a daemon has several guests.
-    pub label: String,
+    /// Where messages about it go.
+    pub log: Arc<LogLimit>,
     /// The worker's end of the guest's recorder.
     pub writer: Writer,
     /// Delays to plant.
@@ -69,8 +70,8 @@ impl Worker {
         pairs: Vec<(u16, D)>,
         clock: Clock,
     ) -> io::Result<Self> {
-        let label: Arc<str> = guest.label.as_str().into();
-        let new = |(index, datapath)| Pair::new(0, Arc::clone(&label), index, datapath);
+        let log = Arc::clone(&guest.log);
+        let new = |(index, datapath)| Pair::new(0, Arc::clone(&log), index, datapath);
         let pairs = pairs.into_iter().map(new).collect();
         Self::spawn_wired(options, Direct::new(), vec![guest], pairs, clock)
     }
@@ -87,8 +88,8 @@ impl Worker {
         clock: Clock,
     ) -> io::Result<Self> {
         let (guests, members): (Vec<_>, Vec<_>) = guests.into_iter().unzip();
-        let labels = guests.iter().map(|guest| guest.label.as_str().into());
-        let pairs = pairs_of(labels.zip(&members));
+        let logs = guests.iter().map(|guest| Arc::clone(&guest.log));
+        let pairs = pairs_of(logs.zip(&members));
         let fabric = Fabric::new(&members, uplink, &clock);
         Self::spawn_wired(options, fabric, guests, pairs, clock)
     }
@@ -320,7 +321,11 @@ impl<W: Wiring> Loop<W> {
         self.listens = true;
         for pair in &self.pairs {
             if let Err(error) = pair.listen(&self.sleeper) {
-                log::error!("queue pair {}: it cannot be waited for: {error}", pair.index);
+                log_limit::error!(
+                    pair.log,
+                    "queue pair {}: its datapath cannot be waited for: {error}",
+                    pair.index
+                );
             }
         }
     }

@@ -7,6 +7,7 @@ use burst_trace::{DropCause, DropCounts};
 use datapath::switch::{ADDRESSES_LEN, Verdict};
 use datapath::{Capabilities, Datapath, Transmitted};
 use guest_memory::Spare;
+use log_limit::LogLimit;
 use virtio_net::features::{HEADER_LEN, VERSION_1};
 use virtio_net::{
     FRAME_LEN_MAX, Finish, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, header,
@@ -16,7 +17,7 @@ use super::waiting::{Crowd, Wait, has_room};
 use super::{Fabric, UPLINK, bits};
 use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
-use crate::pair::{Failed, Pair, RETRY, RETRY_DOUBLINGS, Shared};
+use crate::pair::{Failed, Pair, Shared};
 use crate::sleep::{Sleeper, Token};
 use crate::trace::Tracer;
 
@@ -30,6 +31,8 @@ const TURNS_A_LOOK: u32 = 16;
 #[derive(Debug)]
 pub struct Uplink<U> {
     datapath: U,
+    /// Where messages about it go.
+    log: LogLimit,
     /// What may be left to do to the frames that it hands us, and to those that it is handed.
     offloads: u64,
     /// Length of the net headers that it was last told of.
@@ -60,6 +63,7 @@ impl<U: Datapath> Uplink<U> {
         let offloads = from_guest.from_guest() | to_guest.to_guest();
         Self {
             datapath,
+            log: LogLimit::new(""),
             offloads,
             header_len: 0,
             frame: Spare::new(HEADER_LEN + FRAME_LEN_MAX),
@@ -122,7 +126,7 @@ impl<U: Datapath> Uplink<U> {
 
     /// How long it is left alone, if it could not be read.
     pub fn pause(&self) -> Option<Duration> {
-        self.failed.map(|failed| RETRY * (1 << failed.times))
+        self.failed.map(Failed::delay)
     }
 
     pub const fn forget_waiting(&mut self) {
@@ -449,11 +453,14 @@ impl<U: Datapath> Fabric<U> {
     #[cold]
     fn fail(&mut self, error: &io::Error, now: u64, shared: &Shared<'_>) {
         let Some(uplink) = &mut self.uplink else { return };
-        if uplink.failed.is_none() {
-            log::warn!("no frame could be read from the uplink of a switch: {error}");
+        let failed = Failed::again(uplink.failed, now, shared.retry);
+        uplink.failed = Some(failed);
+        if failed.is_logged() {
+            log_limit::warn!(
+                uplink.log,
+                "no frame could be read from the uplink of a switch: {error}"
+            );
         }
-        let times = uplink.failed.map_or(0, |failed| (failed.times + 1).min(RETRY_DOUBLINGS));
-        uplink.failed = Some(Failed { retry_at: now + (shared.retry << times), times });
         uplink.readable = true;
     }
 }

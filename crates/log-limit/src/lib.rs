@@ -1,0 +1,65 @@
+//! A limit for log lines: what a guest or its front end causes must not fill the log.
+//!
+//! Each guest has one [`LogLimit`], for everything that it or its front end can cause, so that one guest's noise
+//! never hides a line about another. Write through the macros [`error!`], [`warn!`] and [`info!`]: a line over the
+//! limit is not even formatted.
+//!
+//! ```
+//! let limit = log_limit::LogLimit::new("vm0: ");
+//! for queue in 0..1000 {
+//!     log_limit::warn!(limit, "queue {queue} stops");
+//! }
+//! ```
+//!
+//! writes 10 lines. The next line that passes ends with `(990 lines left out)`.
+//!
+//! - `limit`: the limit and its clock; `foreign`: the same for the lines of other people's crates.
+
+mod foreign;
+mod limit;
+
+pub use foreign::Foreign;
+pub use limit::{LINES_AT_ONCE, LeftOut, LogLimit};
+
+/// For the macros.
+#[doc(hidden)]
+pub use log as log_crate;
+
+/// Logs an error through a [`LogLimit`].
+#[macro_export]
+macro_rules! error {
+    ($limit:expr, $($line:tt)+) => { $crate::line!($limit, Error, $($line)+) };
+}
+
+/// Logs a warning through a [`LogLimit`].
+#[macro_export]
+macro_rules! warn {
+    ($limit:expr, $($line:tt)+) => { $crate::line!($limit, Warn, $($line)+) };
+}
+
+/// Logs information through a [`LogLimit`].
+#[macro_export]
+macro_rules! info {
+    ($limit:expr, $($line:tt)+) => { $crate::line!($limit, Info, $($line)+) };
+}
+
+/// Logs a line of any level through a [`LogLimit`].
+#[doc(hidden)]
+#[macro_export]
+macro_rules! line {
+    ($limit:expr, $level:ident, $($line:tt)+) => {{
+        let limit: &$crate::LogLimit = &$limit;
+        let level = $crate::log_crate::Level::$level;
+        // A line that nobody reads must not use up the limit.
+        if $crate::log_crate::log_enabled!(level)
+            && let Some(left_out) = limit.pass()
+        {
+            $crate::log_crate::log!(
+                level,
+                "{}{}{left_out}",
+                limit.prefix(),
+                ::core::format_args!($($line)+)
+            );
+        }
+    }};
+}

@@ -1,0 +1,114 @@
+//! What a guest or its front end has the daemon log: some lines at once, then one a second.
+
+use std::os::unix::net::UnixStream;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use frontend::{Guest, GuestOptions};
+use lab::outside::Outside;
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::frames;
+use ringscope_tests::hostile::within_soon;
+use ringscope_tests::lan::guest_table;
+
+const REFLECT: [&str; 2] = ["--datapath", "reflect"];
+/// How often each abuse is repeated. Each time causes a line, or several.
+const TIMES: usize = 300;
+/// Lines that may come at once, and what a daemon logs besides: its start and its end.
+const AT_ONCE: usize = 10 + 5;
+
+/// `abuse` has the daemon log little, the number of lines left out included.
+fn expect_few_lines(daemon: &Daemon, abuse: impl FnOnce()) {
+    let (before, begun) = (daemon.log().lines().count(), Instant::now());
+    abuse();
+    let log = daemon.log();
+    let lines = log.lines().count() - before;
+    let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap() + 1;
+    assert!(lines <= AT_ONCE + seconds, "{lines} lines in {seconds} s");
+    assert!(lines >= 5, "{lines} lines");
+    let said = within_soon(|| {
+        // A further line, once a second has passed.
+        drop(UnixStream::connect(daemon.socket()));
+        daemon.log().contains(" lines left out)").then_some(())
+    });
+    assert!(said.is_some(), "nothing is said of the lines left out:\n{}", daemon.log());
+}
+
+#[test]
+fn a_ring_that_breaks_again_and_again_fills_no_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_limited(directory.path(), "vm", &REFLECT).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let base = guest.stop_ring(1).unwrap();
+    expect_few_lines(&daemon, || {
+        for _ in 0..TIMES {
+            // One chain more than the driver has published, which breaks a split ring.
+            guest.start_ring_at(1, base.wrapping_add(1)).unwrap();
+            assert!(guest.ring(1).gave_up(Duration::from_secs(2)).unwrap());
+            guest.stop_ring(1).unwrap();
+        }
+    });
+}
+
+#[test]
+fn connections_in_a_row_fill_no_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_limited(directory.path(), "vm", &REFLECT).unwrap();
+    expect_few_lines(&daemon, || {
+        for _ in 0..TIMES {
+            drop(UnixStream::connect(daemon.socket()).unwrap());
+        }
+        // They are taken one after the other.
+        Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    });
+}
+
+#[test]
+fn refused_messages_fill_no_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_limited(directory.path(), "vm", &REFLECT).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    expect_few_lines(&daemon, || {
+        for _ in 0..TIMES {
+            guest.link().unwrap().set_size(1, 0).unwrap_err();
+        }
+        guest.disconnect();
+    });
+}
+
+#[test]
+fn enabling_and_disabling_a_ring_on_af_xdp_fills_no_log() {
+    let outside = Outside::on_wire("lines", 1).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let datapath = format!("af-xdp:ifname={}", outside.wire());
+    let daemon = Daemon::start_limited(directory.path(), "vm", &["--datapath", &datapath]).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    expect_few_lines(&daemon, || {
+        let link = guest.link().unwrap();
+        for _ in 0..TIMES {
+            link.enable(0, false).unwrap();
+            link.enable(0, true).unwrap();
+        }
+        sleep(Duration::from_secs(1));
+        link.enable(0, false).unwrap();
+        guest.disconnect();
+    });
+}
+
+#[test]
+fn one_guests_noise_hides_no_line_of_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let config: String =
+        (0..2).map(|n| guest_table(directory.path(), n, "datapath = 'reflect'")).collect();
+    let daemon = Daemon::start_limited_with_config(directory.path(), "vm0", &config).unwrap();
+    for _ in 0..TIMES {
+        drop(UnixStream::connect(daemon.socket()).unwrap());
+    }
+    let mut quiet =
+        Guest::connect(directory.path().join("vm1.sock"), GuestOptions::default()).unwrap();
+    frames::come_back(&mut quiet).unwrap();
+    assert!(daemon.log().contains("vm1: a front end is connected"), "{}", daemon.log());
+    quiet.disconnect();
+    let gone = within_soon(|| daemon.log().contains("vm1: the front end is gone").then_some(()));
+    assert!(gone.is_some(), "{}", daemon.log());
+}
