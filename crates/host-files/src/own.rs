@@ -1,0 +1,145 @@
+//! A file of the daemon's own, in a directory that others may write to: new each time, and the lock that says whose a
+//! name is.
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+
+use crate::identity::{FileId, kind, refused};
+
+/// How often a name is tried again that others take and give up at the same time.
+const TRIES: u32 = 16;
+
+/// Makes the file `path` with this mode. A regular file of this user that is there is replaced; one that begins with
+/// `mark` is not.
+///
+/// # Errors
+/// When something else is there, or what the system answers.
+pub fn create_own(path: &Path, mode: u32, mark: [u8; 8]) -> io::Result<File> {
+    for _ in 0..TRIES {
+        match new_file(path, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => return made,
+        }
+        let Some(found) = own_file(path)? else { continue };
+        if begins_with(path, mark)? {
+            return Err(refused("it is a flight recorder"));
+        }
+        // By its name only: whoever has the old one open keeps it.
+        let Some(name) = path.file_name() else { return Err(refused("it is a directory")) };
+        let mut beside = name.to_owned();
+        beside.push(format!(".{}.new", std::process::id()));
+        let beside = path.with_file_name(beside);
+        let file = new_file(&beside, mode)?;
+        let is_same = own_file(path)?.is_none_or(|now| FileId::of(&now) == FileId::of(&found));
+        let done = if is_same { fs::rename(&beside, path) } else { Err(changed()) };
+        return match done {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                let _ = fs::remove_file(&beside);
+                Err(error)
+            }
+        };
+    }
+    Err(changed())
+}
+
+/// Makes the file `path`, which is not there.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`] when anything is there, a link included; else what the system answers.
+pub fn new_file(path: &Path, mode: u32) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(mode).custom_flags(flags).open(path)
+}
+
+/// The regular file of this user at `path`, if anything is there.
+///
+/// # Errors
+/// When it is something else, or another user's.
+pub fn own_file(path: &Path) -> io::Result<Option<Metadata>> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found?,
+    };
+    check(&found).map(|()| Some(found))
+}
+
+fn check(found: &Metadata) -> io::Result<()> {
+    if !found.is_file() {
+        let found = kind(found.file_type());
+        return Err(refused(format!(
+            "expected a regular file or nothing, found {found}; remove it"
+        )));
+    }
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        let uid = found.uid();
+        return Err(refused(format!("the file there is another user's (number {uid}); remove it")));
+    }
+    Ok(())
+}
+
+fn begins_with(path: &Path, mark: [u8; 8]) -> io::Result<bool> {
+    let mut begin = [0; 8];
+    let file = crate::open_regular(path);
+    Ok(file.and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == mark)
+}
+
+fn changed() -> io::Error {
+    refused("something else takes the same name again and again")
+}
+
+/// A lock that says whose a name is, on a file that only this user can open. It is given up when the process ends,
+/// however it ends; dropped, the file is removed.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock `path`; `None` when another process has it.
+    ///
+    /// # Errors
+    /// When something else or another user's file is there, or what the system answers.
+    pub fn take(path: &Path) -> io::Result<Option<Self>> {
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options.custom_flags(flags);
+        for _ in 0..TRIES {
+            // What is there is looked at before it is opened: a device could do something.
+            own_file(path)?;
+            let file = options.open(path)?;
+            let found = file.metadata()?;
+            check(&found)?;
+            // Whoever could open it could lock it.
+            if found.mode() & 0o777 != 0o600 {
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
+            }
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                done => done?,
+            }
+            // Its last owner may have removed it meanwhile; then it locks nothing.
+            if own_file(path)?.is_some_and(|now| FileId::of(&now) == FileId::of(&found)) {
+                return Ok(Some(Self { _file: file, path: path.into() }));
+            }
+        }
+        Err(changed())
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is still locked: who opens it from now on finds another file, or none.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests;
