@@ -78,6 +78,9 @@ pub const WORKER_WORDS: usize = 8;
 /// Which of a worker's words is its thread's number; 0 for none.
 pub const WORKER_THREAD: usize = 1;
 
+/// The most records of all workers together: 1 GiB, more than a daemon makes room for.
+pub const RECORDS_MAX: usize = 1 << 24;
+
 /// Where everything is in a file of this shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -122,7 +125,7 @@ impl Layout {
             && self.queue_pairs >= 1
             && self.queue_pairs <= 1024
             && self.capacity.is_power_of_two()
-            && self.capacity <= 1 << 30
+            && self.capacity <= RECORDS_MAX / self.workers
     }
 }
 

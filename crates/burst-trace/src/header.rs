@@ -1,13 +1,16 @@
 //! What stands before the records, in a flight recorder's file and in a recording of one.
 
-use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use host_files::{FileId, open_regular};
 
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
-    FACTS_BYTES_MAX, HEADER_WORDS, Layout, RING_DROPS, RING_EVENTS, RING_WORDS, VERSION,
+    FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_DROPS, RING_EVENTS, RING_WORDS, VERSION,
     WORKER_THREAD, Words, word,
 };
 use crate::stage::{DropCause, SocketEvent};
@@ -35,7 +38,21 @@ pub enum ReadError {
         /// What was.
         found: String,
     },
+    /// The daemon ended while it wrote how the recorder's clock relates to those of the host.
+    #[error(
+        "{path} cannot be used: expected its clock's relation to the host's clocks, found it half written for {} ms; \
+         its daemon ended, or was stopped, in that moment",
+        ANCHOR_WAIT.as_millis()
+    )]
+    HalfAnchor {
+        /// The file.
+        path: PathBuf,
+    },
 }
+
+/// How long a reader waits for a daemon that is writing the latest anchor: it takes nanoseconds, unless the daemon is not
+/// scheduled, or has ended in that moment.
+const ANCHOR_WAIT: Duration = Duration::from_millis(500);
 
 /// The totals of one virtqueue since the daemon started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +71,7 @@ pub struct Header {
     words: Words,
     layout: Layout,
     clock: ClockKind,
+    file: FileId,
 }
 
 impl Header {
@@ -68,7 +86,7 @@ impl Header {
         room: impl FnOnce(&Layout) -> usize,
     ) -> Result<Self, ReadError> {
         let io_error = |source| ReadError::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io_error)?;
+        let file = open_regular(path).map_err(io_error)?;
         let format = |expected: String, found: String| ReadError::Format {
             path: path.into(),
             expected,
@@ -100,7 +118,18 @@ impl Header {
         let clock = u32::try_from(number(word::CLOCK)).ok().and_then(ClockKind::from_number);
         let clock =
             clock.ok_or_else(|| format("a known clock".into(), number(word::CLOCK).to_string()))?;
-        Ok(Self { words, layout, clock })
+        let file = FileId::of_file(&file).map_err(io_error)?;
+        let header = Self { words, layout, clock, file };
+        match header.whole_anchor() {
+            Some(_) => Ok(header),
+            None => Err(ReadError::HalfAnchor { path: path.into() }),
+        }
+    }
+
+    /// Which file it is.
+    #[must_use]
+    pub const fn file(&self) -> FileId {
+        self.file
     }
 
     pub(crate) const fn words(&self) -> &Words {
@@ -190,18 +219,29 @@ impl Header {
         load_anchor(self.words.slice(word::ANCHOR_START, 3))
     }
 
-    /// The latest such instant: at most a second of work old.
+    /// The latest such instant: at most a second of work old. That of the start where the daemon ended while it wrote the
+    /// latest one.
     #[must_use]
     pub fn anchor_latest(&self) -> Anchor {
+        self.whole_anchor().unwrap_or_else(|| self.anchor_start())
+    }
+
+    /// The latest anchor; `None` when it stays half written.
+    fn whole_anchor(&self) -> Option<Anchor> {
         let version = self.words.at(word::ANCHOR_VERSION);
+        let mut until = None;
         loop {
             let before = version.load(Ordering::Acquire);
             let anchor = load_anchor(self.words.slice(word::ANCHOR_LATEST, 3));
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && version.load(Ordering::Relaxed) == before {
-                return anchor;
+                return Some(anchor);
             }
-            std::hint::spin_loop();
+            // The clock is asked only where the first try was in vain.
+            if Instant::now() > *until.get_or_insert_with(|| Instant::now() + ANCHOR_WAIT) {
+                return None;
+            }
+            std::thread::yield_now();
         }
     }
 
@@ -247,6 +287,38 @@ impl Header {
     fn ring_words(&self, ring: usize) -> &[AtomicU64] {
         assert!(ring < self.layout.queue_pairs * 2, "no such virtqueue in the recorder");
         self.words.slice(self.layout.ring(ring), RING_WORDS)
+    }
+}
+
+/// What the file at a recorder's path says of its daemon.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    /// The process that writes it, or wrote it.
+    pub pid: u64,
+    /// Its daemon has not ended in order, or not yet.
+    pub is_running: bool,
+}
+
+/// Reads only that, of a recorder of any version; `None` when the file is something else. One of which only the beginning
+/// was made is a recorder whose daemon recorded nothing.
+pub(crate) fn left(path: &Path) -> io::Result<Option<Left>> {
+    let file = open_regular(path)?;
+    let number = |at: usize| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at as u64 * 8).map(|()| u64::from_le_bytes(bytes))
+    };
+    if file.metadata()?.len() < HEADER_WORDS as u64 * 8 {
+        let is_empty = file.metadata()?.len() == 0;
+        return Ok(is_empty.then_some(Left { pid: 0, is_running: false }));
+    }
+    match number(word::MAGIC)? {
+        MAGIC => {
+            let is_running = number(word::RUNNING)? == 1;
+            Ok(Some(Left { pid: number(word::PID)?, is_running }))
+        }
+        // The mark is written last.
+        0 => Ok(Some(Left { pid: 0, is_running: false })),
+        _ => Ok(None),
     }
 }
 

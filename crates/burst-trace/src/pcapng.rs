@@ -131,6 +131,27 @@ pub fn statistics(out: &mut Vec<u8>, time_ns: u64, totals: Totals) {
     });
 }
 
+/// Of blocks that were appended one after the other: where the last one ends that is whole within the first `len` bytes, and
+/// how many packets are behind that.
+#[must_use]
+pub fn whole_blocks(blocks: &[u8], len: usize) -> (usize, u64) {
+    let number = |at: usize| {
+        let bytes = blocks.get(at..at + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let (mut at, mut whole, mut missing) = (0, 0, 0);
+    // A type, and the length of all of the block.
+    while let (Some(kind), Some(block_len)) = (number(at), number(at + 4)) {
+        at += (block_len as usize).max(8);
+        if at <= len {
+            whole = at;
+        } else if kind == ENHANCED_PACKET {
+            missing += 1;
+        }
+    }
+    (whole, missing)
+}
+
 /// The high half of a stamp comes first (4.3).
 #[expect(clippy::cast_possible_truncation, reason = "two halves")]
 fn time(out: &mut Vec<u8>, time_ns: u64) {
@@ -194,6 +215,24 @@ mod tests {
             &[68, 0, 0, 0],
         ];
         assert_eq!(out, expected.concat());
+    }
+
+    #[test]
+    fn blocks_are_whole_or_missing() {
+        let mut out = Vec::new();
+        begin(&mut out, "a", "b", "c");
+        let start = out.len();
+        let (time_ns, queue, way, comment) = (1, None, None, "");
+        for _ in 0..3 {
+            let bytes = &[7; 100];
+            packet(&mut out, &Packet { time_ns, queue, way, bytes, original_len: 100, comment });
+        }
+        let each = (out.len() - start) / 3;
+        assert_eq!(whole_blocks(&out, out.len()), (out.len(), 0));
+        assert_eq!(whole_blocks(&out, start + each), (start + each, 2));
+        assert_eq!(whole_blocks(&out, start + 2 * each - 1), (start + each, 2));
+        assert_eq!(whole_blocks(&out, start), (start, 3));
+        assert!(whole_blocks(&out, 5).0 == 0 && whole_blocks(&[], 0) == (0, 0));
     }
 
     #[test]

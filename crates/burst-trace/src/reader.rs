@@ -67,7 +67,7 @@ impl Reader {
         let head_word = self.head(cursor.worker);
         let capacity = self.header.layout().capacity as u64;
         let worker = u8::try_from(cursor.worker).unwrap_or(u8::MAX);
-        let mut lost = 0;
+        let mut lost = 0_u64;
         let end = head_word.load(Ordering::Acquire);
         while cursor.next < end {
             let slot = usize::try_from(cursor.next % capacity).unwrap_or(0);
@@ -78,14 +78,14 @@ impl Reader {
             }
             fence(Ordering::Acquire);
             let head = head_word.load(Ordering::Relaxed);
-            if head < cursor.next {
-                // Somebody shortened the file, or writes into it who is no recorder.
+            if head < end {
+                // Somebody shortened the file, or writes into it who is no recorder: a recorder's count never goes back.
                 break;
             }
             if head - cursor.next >= capacity {
                 // This slot is, or is just being, overwritten. Go on well ahead of the writer.
                 let next = (head - capacity + capacity / 8 + 1).min(end);
-                lost += next - cursor.next;
+                lost = lost.saturating_add(next - cursor.next);
                 cursor.next = next;
                 continue;
             }

@@ -6,10 +6,10 @@
 //! ```
 //!
 //! The records of one worker are in order; those of different workers are not. A recording that was not brought to an
-//! end (its writer was killed) is read as far as it goes; it has no totals then.
+//! end (its writer was killed, or the disk was full) is read as far as it goes; it has no totals then.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -81,10 +81,19 @@ impl Recording {
     }
 }
 
+/// This many bytes are written at a time.
+const WRITE_BYTES: usize = 1 << 20;
+
 /// A recording that is being written.
 #[derive(Debug)]
 pub struct RecordingWriter {
-    file: BufWriter<File>,
+    file: File,
+    /// Whether the file can be changed behind its end: it begins with the recording, and is no pipe.
+    can_go_back: bool,
+    /// What is not written yet.
+    out: Vec<u8>,
+    /// The number of bytes that are.
+    written: u64,
     facts: String,
     start: Counts,
     anchor: Anchor,
@@ -102,22 +111,28 @@ impl RecordingWriter {
     /// # Errors
     /// What the file system answers.
     pub fn create(path: &Path, of: &Reader, facts: &str) -> io::Result<Self> {
+        Self::begin(File::create(path)?, true, of, facts)
+    }
+
+    /// The same to a file that is open and empty, or to a pipe. `can_go_back` says which: without it the header stays as
+    /// it is at the beginning, and the recording has no totals.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn begin(file: File, can_go_back: bool, of: &Reader, facts: &str) -> io::Result<Self> {
         if facts.len() > FACTS_BYTES_MAX {
             let found = facts.len();
             let message =
                 format!("expected facts of at most {FACTS_BYTES_MAX} bytes, found {found}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let mut writer = Self {
-            file: BufWriter::with_capacity(1 << 20, File::create(path)?),
-            facts: facts.into(),
-            start: counts(of),
-            anchor: of.anchor_latest(),
-            records: 0,
-            lost: 0,
-        };
-        let head = writer.head(of, false);
-        writer.file.write_all(&head)?;
+        let (out, facts) = (Vec::with_capacity(WRITE_BYTES), facts.into());
+        let (start, anchor) = (counts(of), of.anchor_latest());
+        let (written, records, lost) = (0, 0, 0);
+        let mut writer =
+            Self { file, can_go_back, out, written, facts, start, anchor, records, lost };
+        writer.out = writer.head(of, false);
+        writer.flush()?;
         Ok(writer)
     }
 
@@ -127,11 +142,33 @@ impl RecordingWriter {
     /// What the file system answers.
     pub fn push(&mut self, record: &BurstRecord) -> io::Result<()> {
         if record.kind == RecordKind::Gap as u8 {
-            self.lost += record.sequence;
+            self.lost = self.lost.saturating_add(record.sequence);
         } else {
             self.records += 1;
         }
-        self.file.write_all(record.to_words().map(u64::to_ne_bytes).as_flattened())
+        self.out.extend(record.to_words().map(u64::to_ne_bytes).as_flattened());
+        if self.out.len() < WRITE_BYTES { Ok(()) } else { self.flush() }
+    }
+
+    /// Writes what was kept so far: a recorder that is killed loses only what comes later.
+    ///
+    /// # Errors
+    /// What the file system answers. Then there is nothing left to do but to [`cut`](Self::cut) it.
+    pub fn flush(&mut self) -> io::Result<()> {
+        let mut rest = self.out.as_slice();
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(len) => {
+                    self.written += len as u64;
+                    rest = &rest[len..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.clear();
+        Ok(())
     }
 
     /// How many records were kept, and how many were lost.
@@ -146,9 +183,30 @@ impl RecordingWriter {
     /// # Errors
     /// What the file system answers.
     pub fn finish(mut self, of: &Reader, is_all: bool) -> io::Result<()> {
-        self.file.flush()?;
-        let head = self.head(of, is_all);
-        self.file.get_ref().write_all_at(&head, 0)
+        self.flush()?;
+        if self.can_go_back {
+            let head = self.head(of, is_all);
+            self.file.write_all_at(&head, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a recording of which something could not be written, behind the last record that was written whole. It has
+    /// the clock's latest relations and no totals.
+    ///
+    /// # Errors
+    /// When nothing of it can be read again, or what the file system answers.
+    pub fn cut(self, of: &Reader) -> io::Result<()> {
+        let head = self.head(of, false);
+        let begin = head.len() as u64;
+        if !self.can_go_back || self.written < begin {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        let record = (RECORD_WORDS * 8) as u64;
+        self.file.set_len(begin + (self.written - begin) / record * record)?;
+        // A file system that writes elsewhere instead may have no room for that either: then it stays as it was.
+        let _ = self.file.write_all_at(&head, 0);
+        Ok(())
     }
 
     /// The bytes before the records.

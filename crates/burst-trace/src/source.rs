@@ -72,12 +72,12 @@ impl Source {
         match self {
             Self::Recorder(reader) => (0..reader.workers())
                 .map(|worker| reader.read(&mut reader.oldest(worker), &mut each))
-                .sum(),
+                .fold(0, u64::saturating_add),
             Self::Recording(recording) => {
                 let mut lost = 0;
                 for record in (0..recording.len()).map(|n| recording.record(n)) {
                     if record.kind == RecordKind::Gap as u8 {
-                        lost += record.sequence;
+                        lost = u64::saturating_add(lost, record.sequence);
                     } else {
                         each(&record);
                     }

@@ -1,21 +1,24 @@
 //! The daemon's end of the flight recorder: [`Recorder`] makes the file, a [`Writer`] a worker fills it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use rustix::fs::{FlockOperation, flock};
+use host_files::Lock;
+use host_files::own::{new_file, own_file};
 
 use crate::clock::{Anchor, Clock};
 use crate::file::{
     FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, VERSION, WORKER_THREAD, Words, word,
 };
-use crate::reader::Reader;
+use crate::header::{Left, left};
 use crate::record::{BurstRecord, RECORD_WORDS, RecordKind};
 use crate::stage::{DropCause, SocketEvent};
+
+/// A recorder is for its user and group: it says when a guest sent how much.
+const MODE: u32 = 0o640;
 
 /// What a recorder is made for.
 #[derive(Clone, Debug)]
@@ -45,12 +48,25 @@ pub enum RecorderError {
         /// What the system answered.
         source: io::Error,
     },
+    /// The lock that says whose the recorder's name is.
+    #[error(
+        "cannot lock the flight recorder's name with {path}: {source}; choose another --run-dir or --name"
+    )]
+    Lock {
+        /// The lock's file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
     /// Another daemon that still runs writes this file.
-    #[error("{path} is being written by process {pid}; choose another --name, or end that daemon")]
+    #[error(
+        "{path} is being written by {}; choose another --name, or end that daemon",
+        if *pid == 0 { "another process".into() } else { format!("process {pid}") }
+    )]
     InUse {
         /// The recorder's file.
         path: PathBuf,
-        /// The process that writes it.
+        /// The process that writes it; 0 where the file does not say yet.
         pid: u64,
     },
 }
@@ -60,8 +76,9 @@ pub enum RecorderError {
 /// Dropping it marks the file as ended in order; the file stays, for those who want to look at it.
 #[derive(Debug)]
 pub struct Recorder {
-    /// Locked as long as the daemon lives: a process number may be another process's by the time it is read.
-    _file: File,
+    /// Held as long as the daemon lives: a process number may be another process's by the time it is read. It is not on
+    /// the recorder itself, which its readers could lock as well.
+    _lock: Lock,
     words: Arc<Words>,
     layout: Layout,
     path: PathBuf,
@@ -77,7 +94,6 @@ impl Recorder {
     pub fn create(options: &RecorderOptions, clock: &Clock) -> Result<Self, RecorderError> {
         let path = &options.path;
         let io_error = |source| RecorderError::Io { path: path.clone(), source };
-        set_aside_what_is_there(path)?;
         let layout = Layout {
             workers: options.workers,
             queue_pairs: options.queue_pairs,
@@ -86,28 +102,23 @@ impl Recorder {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(io_error)?;
         }
-        // A new file, never the old one anew: a reader that still maps that one would be killed by SIGBUS
+        let Some(lock) = Lock::take(&lock_path(path))
+            .map_err(|source| RecorderError::Lock { path: lock_path(path), source })?
+        else {
+            let pid = left(path).ok().flatten().map_or(0, |left| left.pid);
+            return Err(RecorderError::InUse { path: path.clone(), pid });
+        };
+        set_aside_what_is_there(path).map_err(io_error)?;
+        // A new file, never the old one again: a reader that still maps that one would be killed by SIGBUS
         // between its truncation and the moment its space is back.
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
-            _ => {}
-        }
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(path)
-            .map_err(io_error)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|error| io_error(error.into()))?;
+        let file = new_file(path, MODE).map_err(io_error)?;
         reserve(&file, layout.words() as u64 * 8).map_err(|error| {
             // Nothing is left behind: a file without its space would end the daemon with SIGBUS.
             let _ = fs::remove_file(path);
             io_error(error)
         })?;
         let words = Arc::new(Words::map_writable(&file).map_err(io_error)?);
-        let recorder = Self { _file: file, words, layout, path: path.clone() };
+        let recorder = Self { _lock: lock, words, layout, path: path.clone() };
         recorder.write_header(&options.facts, clock);
         Ok(recorder)
     }
@@ -345,20 +356,27 @@ fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     crate::sys::fallocate(file.as_raw_fd(), bytes)
 }
 
-fn set_aside_what_is_there(path: &Path) -> Result<(), RecorderError> {
-    let Ok(reader) = Reader::open(path) else { return Ok(()) };
-    if !reader.is_running() {
+/// What is at the recorder's path goes: a crashed daemon's recorder to `NAME.trace.crashed`, one that ended for good.
+fn set_aside_what_is_there(path: &Path) -> io::Result<()> {
+    if own_file(path)?.is_none() {
         return Ok(());
     }
-    let io_error = |source| RecorderError::Io { path: path.into(), source };
-    let file = File::open(path).map_err(io_error)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(RecorderError::InUse { path: path.into(), pid: reader.pid() });
+    match left(path)? {
+        // The lock is ours, so its daemon is gone.
+        Some(Left { is_running: true, .. }) => {
+            let mut aside = path.as_os_str().to_owned();
+            aside.push(".crashed");
+            fs::rename(path, aside)
         }
-        result => result.map_err(|error| io_error(error.into()))?,
+        Some(_) => fs::remove_file(path),
+        None => {
+            let why = "the file there is no flight recorder; remove it";
+            Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+        }
     }
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".crashed");
-    fs::rename(path, aside).map_err(io_error)
+}
+
+/// `RUN_DIR/NAME.lock` of the recorder `RUN_DIR/NAME.trace`.
+fn lock_path(recorder: &Path) -> PathBuf {
+    recorder.with_extension("lock")
 }

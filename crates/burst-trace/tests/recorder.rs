@@ -1,10 +1,13 @@
 //! The recorder as its two users see it: one thread writes, another follows.
 
-use std::os::unix::fs::FileExt as _;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use burst_trace::file::{Layout, word};
 use burst_trace::{
-    BurstRecord, Clock, DropCause, Reader, RecordKind, Recorder, RecorderError, RecorderOptions,
+    BurstRecord, Clock, DropCause, ReadError, Reader, RecordKind, Recorder, RecorderError,
+    RecorderOptions,
 };
 
 fn options(dir: &tempfile::TempDir, capacity: usize) -> RecorderOptions {
@@ -112,6 +115,92 @@ fn a_crashed_daemons_recorder_is_kept_aside() {
     file.write_all_at(&1_u64.to_le_bytes(), 8 * burst_trace::file::word::RUNNING as u64).unwrap();
     let _second = Recorder::create(&options, &clock).unwrap();
     assert!(dir.path().join("vm0.trace.crashed").exists());
+}
+
+/// Makes word `at` of a recorder's file something else.
+fn tamper(options: &RecorderOptions, at: usize, value: u64) {
+    let file = fs::OpenOptions::new().write(true).open(&options.path).unwrap();
+    file.write_all_at(&value.to_ne_bytes(), 8 * at as u64).unwrap();
+}
+
+#[test]
+fn nobody_who_may_read_a_recorder_can_hold_up_the_next_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let options = options(&dir, 64);
+    drop(Recorder::create(&options, &clock).unwrap());
+    tamper(&options, word::RUNNING, 1);
+    let reader = File::open(&options.path).unwrap();
+    rustix::fs::flock(&reader, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let _second = Recorder::create(&options, &clock).unwrap();
+    let mode = |path: &str| fs::metadata(dir.path().join(path)).unwrap().permissions().mode();
+    assert_eq!((mode("vm0.trace") & 0o777, mode("vm0.lock") & 0o777), (0o640, 0o600));
+}
+
+#[test]
+fn a_recorder_is_made_at_no_link_fifo_or_file_of_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let options = options(&dir, 64);
+    let target = dir.path().join("target");
+    fs::write(&target, "precious").unwrap();
+    let cases: [(&str, &dyn Fn()); 4] = [
+        ("found a symbolic link", &|| symlink("target", &options.path).unwrap()),
+        ("found a symbolic link", &|| symlink("nowhere", &options.path).unwrap()),
+        ("found a FIFO", &|| {
+            let mode = rustix::fs::Mode::RWXU;
+            rustix::fs::mkfifoat(rustix::fs::CWD, &options.path, mode).unwrap();
+        }),
+        ("no flight recorder", &|| fs::write(&options.path, "a capture").unwrap()),
+    ];
+    for (part, make) in cases {
+        make();
+        let error = Recorder::create(&options, &clock).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("--run-dir"), "{error}");
+        fs::remove_file(&options.path).unwrap();
+    }
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+    assert!(!dir.path().join("nowhere").exists());
+    let _recorder = Recorder::create(&options, &clock).unwrap();
+}
+
+#[test]
+fn a_half_written_anchor_is_waited_for_not_long_and_the_file_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let options = options(&dir, 64);
+    let recorder = Recorder::create(&options, &clock).unwrap();
+    let reader = Reader::open(&options.path).unwrap();
+    tamper(&options, word::ANCHOR_VERSION, 3);
+    assert!(matches!(Reader::open(&options.path), Err(ReadError::HalfAnchor { .. })));
+    assert_eq!(reader.anchor_latest(), reader.anchor_start(), "who reads already goes on");
+    drop(recorder);
+    tamper(&options, word::RUNNING, 1);
+    let _second = Recorder::create(&options, &clock).unwrap();
+    assert!(dir.path().join("vm0.trace.crashed").exists());
+}
+
+#[test]
+fn a_count_of_records_that_makes_no_sense_ends_a_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let options = options(&dir, 64);
+    let recorder = Recorder::create(&options, &clock).unwrap();
+    let reader = Reader::open(recorder.path()).unwrap();
+    let head = Layout { workers: 2, queue_pairs: 2, capacity: 64 }.head(0);
+    let mut cursor = reader.oldest(0);
+    for count in [u64::MAX, 5, u64::MAX - 3, 0, 1 << 63] {
+        tamper(&options, head, count);
+        let mut records = 0;
+        reader.read(&mut cursor, |_| records += 1);
+        assert!(records <= 64);
+        reader.read(&mut reader.oldest(0), |_| records += 1);
+        assert!(records <= 128);
+        // It goes back while it is read.
+        tamper(&options, head, 40);
+        let mut oldest = reader.oldest(0);
+        reader.read(&mut oldest, |_| tamper(&options, head, 2));
+    }
 }
 
 #[test]

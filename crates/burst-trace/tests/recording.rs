@@ -1,8 +1,10 @@
 //! A recording holds what was pushed, and tells what is missing.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use burst_trace::file::word;
 use burst_trace::{
     BurstRecord, Clock, DropCause, ReadError, Reader, RecordKind, Recorder, RecorderOptions,
     Recording, RecordingWriter, Source,
@@ -100,6 +102,48 @@ fn one_that_was_not_finished_is_read_as_far_as_it_goes() {
     let recording = Recording::open(&path).unwrap();
     assert_eq!(recording.len(), 9);
     assert_eq!(recording.record(8), burst(8, 0));
+}
+
+#[test]
+fn one_that_was_cut_ends_with_its_last_whole_record() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let recorder = recorder(directory.path(), &clock);
+    let reader = Reader::open(recorder.path()).unwrap();
+    let path = directory.path().join("some.rec");
+    let mut writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
+    (0..10).for_each(|n| writer.push(&burst(n, 0)).unwrap());
+    writer.flush().unwrap();
+    assert_eq!(Recording::open(&path).unwrap().len(), 10, "also while it is written");
+    writer.push(&burst(10, 0)).unwrap();
+    writer.cut(&reader).unwrap();
+    let recording = Recording::open(&path).unwrap();
+    assert_eq!((recording.len(), recording.has_totals()), (10, false));
+}
+
+#[test]
+fn sizes_that_no_daemon_writes_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let recorder = recorder(directory.path(), &clock);
+    let path = directory.path().join("copy");
+    for (at, sizes) in [
+        (word::WORKERS, &[0, 1025, 1 << 32, u64::MAX][..]),
+        (word::QUEUE_PAIRS, &[0, 1025, 1 << 60, u64::MAX]),
+        (word::CAPACITY, &[0, 3, 1 << 24, 1 << 58, u64::MAX]),
+        (word::VERSION, &[0, 2]),
+        (word::CLOCK, &[0, 4, u64::MAX]),
+    ] {
+        for &size in sizes {
+            fs::copy(recorder.path(), &path).unwrap();
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.write_all_at(&size.to_ne_bytes(), 8 * at as u64).unwrap();
+            // There is room for whatever it says: holes cost nothing.
+            file.set_len(1 << 42).unwrap();
+            let opened = Source::open(&path);
+            assert!(matches!(opened, Err(ReadError::Format { .. })), "word {at}: {size}");
+        }
+    }
 }
 
 #[test]
