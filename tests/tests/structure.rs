@@ -48,10 +48,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("lab", &["host-files", "burst-trace"]),
     // Its recorder may measure the kernel for a while; its outputs replace nothing by mistake.
     // It says when a file that it read was shortened meanwhile.
-    (
-        "ringscope",
-        &["file-mapping", "host-files", "burst-trace", "kernel-stages", "report", "lab"],
-    ),
+    ("ringscope", &["file-mapping", "host-files", "burst-trace", "kernel-stages", "report", "lab"]),
     ("frontend", &["guest-memory", "virtqueue", "virtio-net"]),
     ("ringscope-tests", &["burst-trace", "report", "lab", "frontend"]),
 ];

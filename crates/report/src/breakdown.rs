@@ -6,7 +6,7 @@ use std::time::Duration;
 use burst_trace::{BurstRecord, Clock, Direction, DropCause, Header, Reader, SocketEvent, Source};
 
 use crate::collect::{Collector, DirectionBreakdown, list_drops};
-use crate::facts::Facts;
+use crate::facts::{Facts, without_controls};
 use crate::figures::TickRate;
 
 /// Which of the records count.
@@ -115,7 +115,7 @@ impl Breakdown {
             part
         };
         Self {
-            name: facts.name.clone().unwrap_or_else(|| name.to_owned()),
+            name: facts.name.clone().unwrap_or_else(|| without_controls(name)),
             clock: source.clock().name(),
             ticks_per_second: source.ticks_per_second(),
             facts,
@@ -183,7 +183,8 @@ fn newest(source: &Source) -> u64 {
 /// What was counted of AF_XDP sockets since the daemon's start.
 fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
     let rings = 0..header.queue_pairs() * 2;
-    let count = |event| rings.clone().map(|ring| header.events(ring, event)).sum();
+    let count =
+        |event| rings.clone().map(|ring| header.events(ring, event)).fold(0, u64::saturating_add);
     let of_way = SocketEvent::ALL.into_iter().filter(|event| event.direction() == direction);
     of_way.map(|event| (event, count(event))).collect()
 }
@@ -193,7 +194,9 @@ pub(crate) fn drops_since_start(header: &Header, direction: Direction) -> Vec<(D
     let rings =
         |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
     list_drops(direction, |cause| {
-        (0..header.queue_pairs() * 2).filter(rings).map(|ring| header.drops(ring, cause)).sum()
+        let drops =
+            (0..header.queue_pairs() * 2).filter(rings).map(|ring| header.drops(ring, cause));
+        drops.fold(0, u64::saturating_add)
     })
 }
 
@@ -214,7 +217,8 @@ impl Held {
     /// Since when it holds everything, if not from the beginning: a worker that filled its part has nothing from before
     /// its first record.
     fn from(&self, reader: &Reader, lost: u64) -> Option<u64> {
-        let is_full = self.records + lost + 1 >= reader.capacity() as u64;
+        let is_full =
+            self.records.saturating_add(lost).saturating_add(1) >= reader.capacity() as u64;
         self.first.filter(|_| is_full)
     }
 }

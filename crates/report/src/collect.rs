@@ -52,7 +52,7 @@ impl DirectionBreakdown {
     /// All packets that went no further.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.drops.iter().map(|(_, count)| count).sum()
+        self.drops.iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 }
 

@@ -25,8 +25,8 @@ impl Facts {
         let fact = |name: &str| match facts.get(name)? {
             Value::Null => None,
             Value::String(text) if text.is_empty() => None,
-            Value::String(text) => Some(text.chars().map(printable).collect()),
-            other => Some(other.to_string()),
+            Value::String(text) => Some(without_controls(text)),
+            other => Some(without_controls(&other.to_string())),
         };
         Self {
             name: fact("name"),
@@ -39,12 +39,20 @@ impl Facts {
 }
 
 fn kernel_stages(facts: Option<&Value>) -> Vec<(String, String)> {
-    let clean = |text: &str| text.chars().map(printable).collect();
     let stages = facts.and_then(Value::as_object).into_iter().flatten();
-    stages.filter_map(|(stage, state)| Some((clean(stage), clean(state.as_str()?)))).collect()
+    stages
+        .filter_map(|(stage, state)| {
+            Some((without_controls(stage), without_controls(state.as_str()?)))
+        })
+        .collect()
 }
 
-/// A recorder can be anyone's file: its text must not steer the terminal.
+/// The same text without characters that steer a terminal. A recorder, and its name, can be anyone's.
+#[must_use]
+pub fn without_controls(text: &str) -> String {
+    text.chars().map(printable).collect()
+}
+
 fn printable(character: char) -> char {
     if character.is_control() { '\u{fffd}' } else { character }
 }

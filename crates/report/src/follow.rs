@@ -130,7 +130,7 @@ impl Follower {
     pub fn poll(&mut self) {
         let Self { reader, rate, cursors, collector, queues, slowest, lost, .. } = self;
         for cursor in cursors {
-            *lost += reader.read(cursor, |record| {
+            let missed = reader.read(cursor, |record| {
                 collector.add(record);
                 if record.kind != RecordKind::Burst as u8 {
                     return;
@@ -141,6 +141,7 @@ impl Follower {
                     total.add(record.total(), record.packets, *rate);
                 }
             });
+            *lost = lost.saturating_add(missed);
         }
     }
 
@@ -186,10 +187,10 @@ impl Follower {
         };
         *before = now;
         for queue in queues.iter().filter(|queue| Direction::of_ring(queue.ring) == direction) {
-            way.totals.packets += queue.totals.packets;
-            way.totals.bytes += queue.totals.bytes;
-            way.totals.bursts += queue.totals.bursts;
-            way.dropped += queue.dropped;
+            way.totals.packets = way.totals.packets.saturating_add(queue.totals.packets);
+            way.totals.bytes = way.totals.bytes.saturating_add(queue.totals.bytes);
+            way.totals.bursts = way.totals.bursts.saturating_add(queue.totals.bursts);
+            way.dropped = way.dropped.saturating_add(queue.dropped);
         }
         way
     }
@@ -223,6 +224,7 @@ impl Queue {
 
 fn counters(reader: &Reader, ring: u16) -> (Totals, u64) {
     let ring = usize::from(ring);
-    let dropped = DropCause::ALL.iter().map(|&cause| reader.drops(ring, cause)).sum();
+    let drops = DropCause::ALL.iter().map(|&cause| reader.drops(ring, cause));
+    let dropped = drops.fold(0, u64::saturating_add);
     (reader.totals(ring), dropped)
 }

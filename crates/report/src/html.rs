@@ -87,13 +87,30 @@ pub fn write_html(
         before,
         trips: journeys.map(Trips::new),
     };
-    // Within a script, "</" could end it.
-    let data = serde_json::to_string(&page)?.replace("</", "<\\/");
+    let data = inert(&serde_json::to_string(&page)?);
     let (head, tail) = PAGE.split_once(PLACE).unwrap_or((PAGE, ""));
     for part in [head, &data, tail] {
         out.write_all(part.as_bytes())?;
     }
     Ok(())
+}
+
+/// The same JSON, with nothing in it that could end its script or begin a comment in the page: `</script>` ends one, and
+/// after `<!--<script>` the page's own end tag does not (HTML, 13.2.5.20, script data double escaped state). Such
+/// characters stand in strings only, where JSON has an escape for each.
+fn inert(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        match character {
+            '<' => text.push_str("\\u003c"),
+            '>' => text.push_str("\\u003e"),
+            '&' => text.push_str("\\u0026"),
+            '\u{2028}' => text.push_str("\\u2028"),
+            '\u{2029}' => text.push_str("\\u2029"),
+            other => text.push(other),
+        }
+    }
+    text
 }
 
 /// How often the records of a source are read.
@@ -118,5 +135,20 @@ impl Cost {
         std::hint::black_box(place);
         let record_ns = mean(clock.now() - start);
         Self { clock_ns, burst_ns: 5.0 * clock_ns + record_ns }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_the_data_is_markup_and_it_says_the_same() {
+        let said = "<!--<script></script>]]>&amp;\u{2028}\u{2029}<\\/";
+        let json = serde_json::to_string(&serde_json::json!({ said: [said, 1.5] })).unwrap();
+        let inert = inert(&json);
+        assert!(!inert.contains(['<', '>', '&', '\u{2028}', '\u{2029}']), "{inert}");
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(value(&inert), value(&json));
     }
 }

@@ -234,7 +234,7 @@ impl Burst {
     /// What a stage took. Boundaries are rounded, not stages: so the stages telescope.
     fn stage(&self, stage: Stage) -> i64 {
         let at = self.place(stage);
-        self.boundary(at + 1) - self.boundary(at)
+        self.boundary(at + 1).saturating_sub(self.boundary(at))
     }
 
     /// The boundary that ends a stage.
@@ -250,7 +250,7 @@ impl Burst {
     /// The boundary before stage number `at`.
     fn boundary(&self, at: usize) -> i64 {
         let ticks: u64 = self.record.stages[..at].iter().sum();
-        self.first + (ticks as f64 * self.ns_per_tick).round() as i64
+        self.first.saturating_add((ticks as f64 * self.ns_per_tick).round() as i64)
     }
 }
 
@@ -300,7 +300,7 @@ impl Seen {
         let record = *self.bursts.get(&(id, direction))?;
         let first = self.ns(record.first);
         let waited = |ticks: u32| (f64::from(ticks) * self.ns_per_tick).round() as i64;
-        let arrived = record.wakeup.map(|ticks| first - waited(ticks));
+        let arrived = record.wakeup.map(|ticks| first.saturating_sub(waited(ticks)));
         let arrived = arrived.or_else(|| self.woken(&record));
         Some(Burst { record, first, arrived, ns_per_tick: self.ns_per_tick })
     }
@@ -309,9 +309,10 @@ impl Seen {
     fn inject(&self, rx: &Burst) -> Option<i64> {
         let record = &rx.record;
         let signal: u64 = record.stages[Direction::Rx.stages().len() - 1];
-        let from = self.injects.partition_point(|&(woken, _)| woken < record.last - signal);
+        let from =
+            self.injects.partition_point(|&(woken, _)| woken < record.last.saturating_sub(signal));
         let &(woken, ran) = self.injects.get(from)?;
-        (woken <= record.last).then(|| (self.ns(ran) - self.ns(record.last)).max(0))
+        (woken <= record.last).then(|| self.ns(ran).saturating_sub(self.ns(record.last)).max(0))
     }
 
     /// When the worker's thread was woken up for a burst: the latest time before it, with no other burst in between.
@@ -332,7 +333,7 @@ impl Seen {
 }
 
 fn between(from: Option<u64>, to: Option<u64>) -> Option<i64> {
-    Some(to?.cast_signed() - from?.cast_signed())
+    Some(to?.cast_signed().saturating_sub(from?.cast_signed()))
 }
 
 fn journey(
@@ -345,7 +346,7 @@ fn journey(
 ) -> Journey {
     let Way { rx, tx, inject } = way;
     let sent = Some(sender.sent);
-    let round_trip_ns = received.cast_signed() - sender.sent.cast_signed();
+    let round_trip_ns = received.cast_signed().saturating_sub(sender.sent.cast_signed());
     let mut measured = HashMap::new();
     let mut set = |part: Part, ns: Option<i64>| {
         if let Some(ns) = ns {
@@ -358,8 +359,8 @@ fn journey(
     let host = |ns: u64| ns.cast_signed();
     match initiator {
         Initiator::Host => {
-            set(HOST_SEND, Some(came - host(sender.sent)));
-            set(HOST_RECEIVE, Some(host(received) - left));
+            set(HOST_SEND, Some(came.saturating_sub(host(sender.sent))));
+            set(HOST_RECEIVE, Some(host(received).saturating_sub(left)));
             let at = echo.copied().unwrap_or_default();
             set(GUEST_RECEIVE, between(at.received_kernel, at.received));
             set(GUEST_TURN, echo.and_then(|at| between(at.received, Some(at.sent))));
@@ -370,18 +371,18 @@ fn journey(
             set(GUEST_RECEIVE, between(sender.received_kernel, Some(received)));
             match echo.and_then(|at| at.received.map(|received| (received, at.sent))) {
                 Some((received, sent)) => {
-                    set(HOST_RECEIVE, Some(host(received) - left));
-                    set(HOST_TURN, Some(host(sent) - host(received)));
-                    set(HOST_SEND, Some(came - host(sent)));
+                    set(HOST_RECEIVE, Some(host(received).saturating_sub(left)));
+                    set(HOST_TURN, Some(host(sent).saturating_sub(host(received))));
+                    set(HOST_SEND, Some(came.saturating_sub(host(sent))));
                 }
                 // The host's part is known as a whole.
-                None => set(HOST_TURN, Some(came - left)),
+                None => set(HOST_TURN, Some(came.saturating_sub(left))),
             }
         }
     }
-    set(RX_WAKEUP, rx.arrived.map(|arrived| rx.first - arrived));
+    set(RX_WAKEUP, rx.arrived.map(|arrived| rx.first.saturating_sub(arrived)));
     set(INJECT, *inject);
-    set(TX_WAKEUP, tx.arrived.map(|woken| tx.first - woken));
+    set(TX_WAKEUP, tx.arrived.map(|woken| tx.first.saturating_sub(woken)));
     for (burst, part) in
         INTO_GUEST.iter().map(|part| (rx, part)).chain(OUT_OF_GUEST.iter().map(|part| (tx, part)))
     {
@@ -389,11 +390,12 @@ fn journey(
             set(*part, Some(burst.stage(stage)));
         }
     }
-    let known: i64 = measured.values().sum();
-    measured.insert(REMAINDER, round_trip_ns - known);
+    let known = measured.values().fold(0, |sum: i64, part| sum.saturating_add(*part));
+    measured.insert(REMAINDER, round_trip_ns.saturating_sub(known));
     let drift = (round_trip_ns as f64 * DRIFT).ceil() as i64;
-    let overlap = rx.stage(Stage::Signal) + inject.unwrap_or(0) + tx.stage(Stage::Notice);
-    let bound_ns = overlap + ANCHOR_NS + drift;
+    let overlap =
+        [rx.stage(Stage::Signal), inject.unwrap_or(0), tx.stage(Stage::Notice), ANCHOR_NS];
+    let bound_ns = overlap.iter().fold(drift, |sum, part| sum.saturating_add(*part));
     let parts = parts(initiator).iter().map(|part| measured.get(part).copied()).collect();
     Journey { id, sent_ns: sender.sent, round_trip_ns, parts, bound_ns }
 }

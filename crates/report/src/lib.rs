@@ -45,7 +45,7 @@ pub mod when;
 
 pub use breakdown::{Breakdown, Window};
 pub use collect::{Collector, DirectionBreakdown};
-pub use facts::Facts;
+pub use facts::{Facts, without_controls};
 pub use figures::Figures;
 pub use follow::{Follower, Interval, Outlier, QueueInterval};
 pub use round_trip::{Initiator, RoundTrip, RoundTripError};

@@ -314,11 +314,17 @@ impl Around {
         for (way, outliers) in outliers.iter().enumerate() {
             for (n, (record, _)) in outliers.iter().enumerate() {
                 let from = record.first.saturating_sub(reach);
-                near.entry(record.worker).or_default().push((from, record.last + reach, way, n));
+                near.entry(record.worker).or_default().push((
+                    from,
+                    record.last.saturating_add(reach),
+                    way,
+                    n,
+                ));
             }
         }
         near.values_mut().for_each(|near| near.sort_unstable());
-        let longest = near.values().flatten().map(|(from, to, ..)| to - from).max().unwrap_or(0);
+        let longest = near.values().flatten().map(|(from, to, ..)| to.saturating_sub(*from));
+        let longest = longest.max().unwrap_or(0);
         Self { near, longest }
     }
 
@@ -330,7 +336,8 @@ impl Around {
         first: u64,
     ) {
         let Some(near) = self.near.get(&record.worker).filter(|_| is_burst(record)) else { return };
-        let begin = near.partition_point(|(from, ..)| from + self.longest < record.last);
+        let begin =
+            near.partition_point(|(from, ..)| from.saturating_add(self.longest) < record.last);
         for &(from, to, way, n) in &near[begin..] {
             if from > record.last {
                 break;

@@ -117,12 +117,12 @@ impl Trips {
 
 fn composition(trips: &[&Journey]) -> Option<Composition> {
     let first = trips.first()?;
-    let mean = |sum: i64| sum as f64 / trips.len() as f64;
-    let sum_of = |n: usize| trips.iter().filter_map(|it| it.parts[n]).sum();
+    let mean = |sum: i128| sum as f64 / trips.len() as f64;
+    let sum_of = |n: usize| trips.iter().filter_map(|it| it.parts[n]).map(i128::from).sum();
     Some(Composition {
         trips: trips.len(),
         parts_ns: (0..first.parts.len()).map(|n| mean(sum_of(n))).collect(),
-        total_ns: mean(trips.iter().map(|it| it.round_trip_ns).sum()),
+        total_ns: mean(trips.iter().map(|it| i128::from(it.round_trip_ns)).sum()),
     })
 }
 

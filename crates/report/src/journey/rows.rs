@@ -50,7 +50,8 @@ pub fn tail(joined: &Journeys) -> Vec<&Journey> {
 }
 
 pub fn mean(times: &[i64]) -> Option<f64> {
-    (!times.is_empty()).then(|| times.iter().sum::<i64>() as f64 / times.len() as f64)
+    (!times.is_empty())
+        .then(|| times.iter().map(|&ns| i128::from(ns)).sum::<i128>() as f64 / times.len() as f64)
 }
 
 /// Nearest rank.
