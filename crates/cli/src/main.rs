@@ -8,7 +8,7 @@
 //! - [`report`]: such a file, or a recorder, as tables or as a file for other tools.
 //! - [`doctor`]: what on this host spoils a measurement, and what AF_XDP can do on an interface.
 //! - [`recorder`]: which recorder they read; [`probes`]: which probe packets they join.
-//! - [`output`]: standard output that may go away; [`progress`]: how far something is.
+//! - [`output`]: standard output that may go away, and what is never written over; [`progress`]: how far something is.
 
 mod doctor;
 mod output;
@@ -22,8 +22,11 @@ mod top;
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use ::report::without_controls;
 use clap::{Parser, Subcommand};
+use signal_hook::consts::SIGXFSZ;
 
 #[derive(Parser)]
 #[command(
@@ -69,7 +72,13 @@ const SHORTENED: &str = "a recorder or recording became shorter while it was rea
 again, and look for who truncates it";
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
+    let arguments = Arguments::parse();
+    // A limit to a file's size is an error where the file is written, as a full disk is, and ends nothing by itself.
+    if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {
+        eprintln!("ringscope: signals cannot be handled: {error}");
+        return ExitCode::FAILURE;
+    }
+    let done = match arguments.command {
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
         Command::Record(arguments) => record::run(&arguments),
@@ -86,7 +95,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ringscope: {error}");
+            eprintln!("ringscope: {}", without_controls(&error.to_string()));
             ExitCode::FAILURE
         }
     }

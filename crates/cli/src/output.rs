@@ -1,7 +1,11 @@
-//! Standard output that may go away: `ringscope stats | head -1` is no error.
+//! Where output goes: standard output that may go away (`ringscope stats | head -1` is no error), and what files must not
+//! be written over.
 
 use std::error::Error;
 use std::io::{self, Write};
+
+use burst_trace::file::MAGIC;
+use host_files::{FileId, Guard};
 
 /// Writes `text` to standard output and sees it off.
 ///
@@ -13,7 +17,20 @@ pub fn print(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Whether whoever read our output has gone.
+/// Nothing that is read is written over, and no recorder.
+pub const fn guard(inputs: &[FileId]) -> Guard<'_> {
+    Guard { inputs, mark: MAGIC.to_le_bytes() }
+}
+
+/// Whether whoever read our output has gone: the error, or what caused it.
 pub fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    let mut error = Some(error);
+    while let Some(cause) = error {
+        let io = cause.downcast_ref::<io::Error>();
+        if io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use burst_trace::Source;
 use clap::ValueEnum;
+use host_files::FileId;
 use report::Initiator;
 use report::journey::Journeys;
 use report::journey::stamps::{Stamps, StampsError};
@@ -40,6 +41,11 @@ impl Probes {
             Side::Host => Initiator::Host,
             Side::Guest => Initiator::Guest,
         }
+    }
+
+    /// The files that are read for them.
+    pub fn files(&self) -> impl Iterator<Item = FileId> {
+        [&self.probes, &self.echo].into_iter().flatten().filter_map(|path| FileId::of_path(path))
     }
 
     /// Those of `source`, if they are asked for.

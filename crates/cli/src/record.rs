@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burst_trace::{BurstRecord, Cursor, Reader};
+use host_files::{FileId, Output};
 use kernel_stages::Cost;
 use report::breakdown::is_alive;
 use report::trigger::Trigger;
@@ -16,10 +17,11 @@ use report::units::{grouped, time};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Outcome;
+use crate::output::guard;
 use crate::progress::Progress;
-use crate::recorder::{Choice, FileId, Found, file_id};
+use crate::recorder::{Choice, Found};
 use crate::stats::seconds;
-use keep::{Keeper, Until};
+use keep::{KeepError, Keeper, Until};
 use kernel::{Kernel, Measured};
 
 /// A busy worker fills its part of a recorder in a tenth of a second.
@@ -44,6 +46,11 @@ daemon's stages, LIMIT has a unit (ns, us, ms, s).
 --kernel-stages has BPF programs in the kernel as long as this command runs. They see every frame of the host and cost \
 a busy guest a twentieth of its rate; root is needed.
 
+A regular FILE is replaced when the recording is whole; a link to one is followed; a device or FIFO is written into, and \
+then the recording has no totals. On a full disk, or a file-size limit, the recording ends, and FILE holds what fitted (exit \
+code 1). What a killed record leaves is FILE.part, which `ringscope report FILE.part` reads; with --last and --when nothing \
+is written before the end. A second Ctrl-C ends it at once.
+
 Records that were overwritten before they could be kept are counted, and the file says where they are \
 missing. What a recorder still holds needs no recording: `ringscope report` reads the recorder of a daemon \
 that runs, ended or crashed (NAME.trace.crashed) as it reads a recording.";
@@ -54,7 +61,7 @@ that runs, ended or crashed (NAME.trace.crashed) as it reads a recording.";
 pub struct Arguments {
     #[command(flatten)]
     choice: Choice,
-    /// The recording; it is there, whole, when this command ends
+    /// The recording; - is standard output. It is FILE.part until this command ends
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// End after so long
@@ -99,23 +106,35 @@ pub fn run(arguments: &Arguments) -> Outcome {
         (None, Some(last)) => Until::Last(last),
         (None, None) => Until::All,
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
     // Of a daemon that has ended there is nothing to measure, and what follows says that it has.
     let measures = arguments.kernel_stages && is_alive(&reader);
     let kernel = measures.then(|| Kernel::attach(&reader)).transpose()?;
     let stages = kernel.as_ref().map(Kernel::facts);
+    let path_of = &arguments.output;
+    // Before signals are handled: a FIFO is waited for here, and a signal has to end that.
+    let output = Output::open(path_of, guard(&[reader.file()]))
+        .map_err(|source| KeepError::Nothing { path: path_of.clone(), source })?;
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // A second one ends it at once: it may be waiting for whoever reads what it writes.
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
     let started = Instant::now();
-    let mut keeper = Keeper::create(&arguments.output, &reader, stages, until)?;
+    let mut keeper = Keeper::create(output, path_of, &reader, stages, until)?;
     let mut following = Following::new(path, reader, kernel, keeper.wants_the_past());
-    let end = following.follow(&mut keeper, arguments.seconds, &stop)?;
-    let summary = keeper.finish(&following.reader)?;
+    let end = following.follow(&mut keeper, arguments.seconds, &stop);
+    let (end, so_far) = match end {
+        Ok(end) => (Some(end), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    let summary = keeper.finish(&following.reader, so_far)?;
     match end {
-        End::Done => {}
-        End::Stopped => eprintln!("ringscope: ended by a signal"),
-        End::DaemonGone => eprintln!("ringscope: the daemon has ended: the recording ends with it"),
+        Some(End::Done) | None => {}
+        Some(End::Stopped) => eprintln!("ringscope: ended by a signal"),
+        Some(End::DaemonGone) => {
+            eprintln!("ringscope: the daemon has ended: the recording ends with it");
+        }
     }
     eprintln!("ringscope: {summary}");
     if let Some(cost) = following.measured.cost {
@@ -138,7 +157,6 @@ fn in_words(cost: Cost, elapsed: Duration) -> String {
 /// A recorder that is followed.
 struct Following {
     path: PathBuf,
-    file: Option<FileId>,
     reader: Reader,
     cursors: Vec<Cursor>,
     kernel: Option<Kernel>,
@@ -155,7 +173,7 @@ impl Following {
         };
         let cursors = (0..reader.workers()).map(cursor).collect();
         let (newest, measured) = Default::default();
-        Self { file: file_id(&path), path, cursors, reader, kernel, newest, measured }
+        Self { path, cursors, reader, kernel, newest, measured }
     }
 
     fn follow(
@@ -174,6 +192,7 @@ impl Following {
                 Some(End::Done)
             } else if looked.elapsed() >= LOOK_EVERY {
                 looked = Instant::now();
+                keeper.flush()?;
                 progress.show(|| keeper.state());
                 if let Some(kernel) = &mut self.kernel {
                     kernel.see_front_end(&self.reader);
@@ -225,6 +244,6 @@ impl Following {
     }
 
     fn is_over(&self) -> bool {
-        !is_alive(&self.reader) || file_id(&self.path) != self.file
+        !is_alive(&self.reader) || FileId::of_path(&self.path) != Some(self.reader.file())
     }
 }

@@ -1,8 +1,6 @@
 //! Which recorder is read: `RUN_DIR/NAME.trace`.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use burst_trace::location::{EXTENSION, default_run_dir, recorder_path};
@@ -28,14 +26,6 @@ pub struct Found {
     pub path: PathBuf,
     /// Its reader.
     pub reader: Reader,
-}
-
-/// Device and inode: what tells one file of a name from the next.
-pub type FileId = (u64, u64);
-
-/// Which file has this name now, if any.
-pub fn file_id(path: &Path) -> Option<FileId> {
-    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Why there is no recorder to read.

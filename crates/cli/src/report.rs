@@ -1,12 +1,12 @@
 //! `ringscope report`: a recording, or a recorder, as tables or as a file that other tools read.
 
 use std::error::Error;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use burst_trace::Source;
 use clap::ValueEnum;
+use host_files::Output;
 use report::csv::write_csv;
 use report::hlog::{HlogError, write_hlog};
 use report::html::{PASSES, write_html};
@@ -17,6 +17,7 @@ use report::units::grouped;
 use report::{Breakdown, Window, json, table};
 
 use crate::Outcome;
+use crate::output::guard;
 use crate::probes::Probes;
 use crate::progress::Countdown;
 use crate::recorder::Choice;
@@ -49,6 +50,9 @@ Formats:
               the mean of the burst's frames, with its stages as comment; for each drop, and each time in the host kernel, one of length 0
               that says so; time is CLOCK_REALTIME at the first boundary
 
+-o FILE replaces a regular file when the report is whole, and leaves it alone when it cannot be; a link is followed, a device \
+or FIFO is written into. Nothing that is read is written over, and no recorder.
+
 With --probes, table and json are what `ringscope stats --probes` prints, csv has a line for each probe that came back with
 what each part of its round trip took, and html has all of the page and a section of the probes.";
 
@@ -70,7 +74,7 @@ pub struct Arguments {
     before: Option<PathBuf>,
     #[command(flatten)]
     probes: Probes,
-    /// Where to write it [default: standard output]
+    /// Where to write it, replacing a regular file when it is whole; - is standard output [default: -]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -139,22 +143,28 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if arguments.probes.are_asked_for() {
         arguments.format.takes_probes()?;
     }
+    let error = |path: &Path, source| WriteError { path: path.into(), source };
+    let inputs: Vec<_> = [Some(source.file()), before.as_ref().map(|before| before.file())]
+        .into_iter()
+        .flatten()
+        .chain(arguments.probes.files())
+        .collect();
+    // What cannot be written is said before anything is read.
+    let open = |path| Output::open(path, guard(&inputs)).map_err(|source| error(path, source));
+    let output = arguments.output.as_deref().map(open).transpose()?;
     let journeys = arguments.probes.join(&source)?;
     let what =
         What { source: &source, before: before.as_ref(), journeys: journeys.as_ref(), name: &name };
-    match &arguments.output {
-        None => write(&mut BufWriter::new(io::stdout().lock()), what, arguments.format),
-        Some(path) => {
-            let error = |source| WriteError { path: path.clone(), source };
-            let file = File::create(path).map_err(error)?;
-            write(&mut BufWriter::new(file), what, arguments.format).map_err(|failed| {
-                match failed.downcast::<io::Error>() {
-                    Ok(source) => error(*source).into(),
-                    Err(other) => other,
-                }
-            })
-        }
-    }
+    let (Some(path), Some(output)) = (&arguments.output, output) else {
+        return write(&mut BufWriter::new(io::stdout().lock()), what, arguments.format);
+    };
+    let mut out = BufWriter::new(output);
+    write(&mut out, what, arguments.format).map_err(|failed| match failed.downcast() {
+        Ok(source) => error(path, *source).into(),
+        Err(other) => other,
+    })?;
+    let output = out.into_inner().map_err(|failed| error(path, failed.into_error()))?;
+    Ok(output.keep().map_err(|source| error(path, source))?)
 }
 
 /// What a report is of.

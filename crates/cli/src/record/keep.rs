@@ -1,11 +1,11 @@
 //! What is kept of a recorder, and where.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Clock, Reader, RecordingWriter};
+use burst_trace::{BurstRecord, Clock, Reader, RecordKind, Recording, RecordingWriter};
+use host_files::Output;
 use report::figures::TickRate;
 use report::recent::Recent;
 use report::trigger::Trigger;
@@ -28,19 +28,36 @@ pub enum Until {
     Met(Trigger, Duration, Duration),
 }
 
-/// The file could not be written.
+/// The recording could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write the recording {path}: {source}; choose another -o, or make room there")]
-pub struct KeepError {
-    path: PathBuf,
-    source: io::Error,
+pub enum KeepError {
+    /// Nothing of it.
+    #[error("cannot write the recording {path}: {source}; choose another -o, or make room there")]
+    Nothing {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// What came last. The rest is there, and can be read.
+    #[error(
+        "cannot write all of the recording {path}: {source}; what fitted is in {kept}; make room there, or choose another -o"
+    )]
+    Cut {
+        /// The file.
+        path: PathBuf,
+        /// Where it is, and how much.
+        kept: String,
+        /// What the system answered.
+        source: io::Error,
+    },
 }
 
 /// A recording in the making. It has another name until it is whole; dropped before, it leaves nothing.
 pub struct Keeper {
-    writer: Option<RecordingWriter>,
+    writer: RecordingWriter,
+    output: Output,
     path: PathBuf,
-    part: PathBuf,
     rate: TickRate,
     until: Until,
     recent: Option<Recent>,
@@ -55,18 +72,19 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// `kernel`: what became of the kernel's stages, if they are measured for this recording.
+    /// `output` is what `path` names. `kernel`: what became of the kernel's stages, if they are measured for this
+    /// recording.
     pub fn create(
+        output: Output,
         path: &Path,
         of: &Reader,
         kernel: Option<&Value>,
         until: Until,
     ) -> Result<Self, KeepError> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let writer = RecordingWriter::create(&part, of, &facts(of, kernel))
-            .map_err(|source| KeepError { path: path.into(), source })?;
+        let writer = output.file().try_clone().and_then(|file| {
+            RecordingWriter::begin(file, output.part().is_some(), of, &facts(of, kernel))
+        });
+        let writer = writer.map_err(|source| KeepError::Nothing { path: path.into(), source })?;
         let rate = TickRate::new(of.ticks_per_second());
         let recent = match until {
             Until::All => None,
@@ -75,9 +93,9 @@ impl Keeper {
             }
         };
         Ok(Self {
-            writer: Some(writer),
+            writer,
+            output,
             path: path.into(),
-            part,
             rate,
             until,
             recent,
@@ -140,10 +158,12 @@ impl Keeper {
 
     fn write(&mut self, record: &BurstRecord) -> io::Result<()> {
         self.first = self.first.min(record.first);
-        match &mut self.writer {
-            Some(writer) => writer.push(record),
-            None => Ok(()),
-        }
+        self.writer.push(record)
+    }
+
+    /// Writes what is not to be kept in memory until the end.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
     }
 
     fn write_recent(&mut self) -> io::Result<()> {
@@ -164,7 +184,7 @@ impl Keeper {
 
     /// How far it is.
     pub fn state(&self) -> String {
-        let (written, lost) = self.writer.as_ref().map_or((0, 0), RecordingWriter::counts);
+        let (written, lost) = self.writer.counts();
         let kept = self.recent.as_ref().map_or(written, |recent| recent.len() as u64);
         let what = match (self.until, &self.met) {
             (Until::Met(..), None) => "waiting, ",
@@ -173,25 +193,33 @@ impl Keeper {
         format!("{what}{} records kept, {} lost", grouped(kept), grouped(lost))
     }
 
-    /// Writes what is still in memory and gives the file its name. Returns what it holds, in words.
-    pub fn finish(mut self, of: &Reader) -> Result<String, KeepError> {
-        let path = self.path.clone();
-        self.close(of).map_err(|source| KeepError { path, source })
+    /// Writes what is still in memory and gives the file its name. Returns what it holds, in words. `so_far` is what
+    /// became of it until now: what was written before something could not be written is kept.
+    pub fn finish(mut self, of: &Reader, so_far: io::Result<()>) -> Result<String, KeepError> {
+        if matches!(self.until, Until::Met(..)) && self.met.is_none() && so_far.is_ok() {
+            return Ok("no burst fulfilled the condition: nothing was recorded".into());
+        }
+        match so_far.and_then(|()| self.write_all()) {
+            Ok(()) => {
+                let path = self.path.clone();
+                self.close(of).map_err(|source| KeepError::Nothing { path, source })
+            }
+            Err(source) => Err(self.cut(of, source)),
+        }
     }
 
-    fn close(&mut self, of: &Reader) -> io::Result<String> {
+    fn write_all(&mut self) -> io::Result<()> {
         if matches!(self.until, Until::Last(_)) {
             // What is too old by now, not by the newest record, goes too; it was asked for by the clock.
             self.write_recent()?;
         }
-        let waited_in_vain = matches!(self.until, Until::Met(..)) && self.met.is_none();
-        if waited_in_vain {
-            return Ok("no burst fulfilled the condition: nothing was recorded".into());
-        }
-        let Some(writer) = self.writer.take() else { return Ok(String::new()) };
-        let (records, lost) = writer.counts();
-        writer.finish(of, matches!(self.until, Until::All))?;
-        fs::rename(&self.part, &self.path)?;
+        self.writer.flush()
+    }
+
+    fn close(self, of: &Reader) -> io::Result<String> {
+        let (records, lost) = self.writer.counts();
+        self.writer.finish(of, matches!(self.until, Until::All))?;
+        self.output.keep()?;
         let span = self.newest.min(self.end).saturating_sub(self.first.min(self.newest));
         let mut text = format!(
             "{}: {}, {} records, {} lost",
@@ -208,12 +236,38 @@ impl Keeper {
         }
         Ok(text)
     }
+
+    /// Ends it where `source` happened.
+    fn cut(self, of: &Reader, source: io::Error) -> KeepError {
+        let Self { writer, output, path, rate, .. } = self;
+        let part = output.part().map(ToOwned::to_owned);
+        let held = writer.cut(of).ok().zip(part).and_then(|((), part)| held(&part));
+        match held {
+            Some((records, span)) if records > 0 => {
+                let (span, records) = (time(rate.ns(span) as f64), grouped(records));
+                let kept = match output.keep() {
+                    Ok(()) => format!("{}: {span}, {records} records", path.display()),
+                    // It says where it stays.
+                    Err(error) => format!("{}: {span}, {records} records, {error}", path.display()),
+                };
+                KeepError::Cut { path, kept, source }
+            }
+            _ => KeepError::Nothing { path, source },
+        }
+    }
 }
 
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.part);
+/// How many records a recording holds, and over how many ticks.
+fn held(path: &Path) -> Option<(u64, u64)> {
+    let recording = Recording::open(path).ok()?;
+    let (mut records, mut first, mut last) = (0, u64::MAX, 0);
+    for record in (0..recording.len()).map(|n| recording.record(n)) {
+        if record.kind != RecordKind::Gap as u8 {
+            records += 1;
+            (first, last) = (first.min(record.first), last.max(record.last));
+        }
     }
+    Some((records, last.saturating_sub(first)))
 }
 
 /// What the recorder says of its run, and what this host is.

@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use burst_trace::Reader;
 use burst_trace::clock::Anchor;
+use host_files::FileId;
 use report::breakdown::is_alive;
-use report::{Facts, Follower, Interval};
+use report::{Facts, Follower, Interval, without_controls};
 
-use crate::recorder::{FileId, Found, file_id};
+use crate::recorder::Found;
 
 /// A recorder, and the file it was opened from.
 #[derive(Debug)]
 pub struct Source {
     name: String,
     path: PathBuf,
-    file: Option<FileId>,
     start: Anchor,
     follower: Follower,
 }
@@ -37,8 +37,8 @@ impl Source {
     #[must_use]
     pub fn new(found: Found) -> Self {
         let Found { name, path, reader } = found;
-        let (file, start) = (file_id(&path), reader.anchor_start());
-        Self { name, path, file, start, follower: Follower::new(reader) }
+        let start = reader.anchor_start();
+        Self { name, path, start, follower: Follower::new(reader) }
     }
 
     /// Reads what came since the last time.
@@ -52,7 +52,6 @@ impl Source {
         if self.is_replaced()
             && let Ok(reader) = Reader::open(&self.path)
         {
-            self.file = file_id(&self.path);
             self.start = reader.anchor_start();
             self.follower = Follower::new(reader);
         }
@@ -61,9 +60,9 @@ impl Source {
 
     /// A new daemon makes a new file, or writes the old one anew, with its own start in it.
     fn is_replaced(&self) -> bool {
-        let file = file_id(&self.path);
-        let is_new_file = file.is_some() && file != self.file;
-        is_new_file || self.follower.reader().anchor_start() != self.start
+        let reader = self.follower.reader();
+        let is_new_file = FileId::of_path(&self.path).is_some_and(|file| file != reader.file());
+        is_new_file || reader.anchor_start() != self.start
     }
 
     /// The name of the file: no other recorder of its run directory has it.
@@ -84,7 +83,7 @@ impl Source {
         let reader = self.follower.reader();
         let facts = Facts::parse(&reader.facts());
         Identity {
-            name: facts.name.clone().unwrap_or_else(|| self.name.clone()),
+            name: facts.name.clone().unwrap_or_else(|| without_controls(&self.name)),
             facts,
             pid: reader.pid(),
             is_alive: is_alive(reader),
