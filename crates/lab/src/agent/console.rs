@@ -116,8 +116,9 @@ fn reply_to(sequence: u64, outcome: io::Result<(i32, Vec<u8>)>) -> Vec<u8> {
 /// Output goes through a file and not a pipe, so that a command may leave a process behind in the
 /// background without the reader waiting for that one's end as well.
 fn shell(command: &str, limit: Duration, scratch: &str) -> io::Result<(i32, Vec<u8>)> {
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(scratch)?;
+    // Whatever an agent that was killed left, or a link: not written into.
+    let _ = std::fs::remove_file(scratch);
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(scratch)?;
     // Unlinked, so that the next command starts with a file of its own.
     std::fs::remove_file(scratch)?;
     let child = Command::new("/bin/sh")

@@ -8,6 +8,8 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use burst_trace::Probe;
+use burst_trace::file::MAGIC;
+use host_files::Guard;
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, recvmsg, setsockopt, sockopt,
 };
@@ -122,6 +124,11 @@ pub(super) struct Row {
     pub(super) received_ns: Option<u64>,
 }
 
+/// Makes a file of the agent's: it can be read while it is written, and is never a flight recorder.
+pub(super) fn create(path: &str) -> io::Result<File> {
+    host_files::rewrite(path.as_ref(), Guard { inputs: &[], mark: MAGIC.to_le_bytes() })
+}
+
 /// The file of stamps, for `ringscope stats --probes` and `--echo`.
 pub(super) struct Log {
     file: BufWriter<File>,
@@ -131,7 +138,7 @@ pub(super) struct Log {
 impl Log {
     pub(super) fn create(path: &str) -> Result<Self, Error> {
         let log = || {
-            let mut file = BufWriter::new(File::create(path)?);
+            let mut file = BufWriter::new(create(path)?);
             writeln!(file, "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns")?;
             Ok(file)
         };

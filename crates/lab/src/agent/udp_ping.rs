@@ -8,7 +8,7 @@ use super::Error;
 use super::clock::{now_ns, sharpen_timers, sleep_until};
 use super::figures::Figures;
 use super::pattern::Pattern;
-use super::stamps::{Log, Received, Row, receive, sent_stamps, stamp_packets};
+use super::stamps::{Log, Received, Row, create, receive, sent_stamps, stamp_packets};
 use burst_trace::probe::{PROBE_BYTES, Probe};
 use serde::Serialize;
 use std::fs::File;
@@ -158,6 +158,9 @@ pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
     let socket = UdpSocket::bind(local).map_err(|source| Error::Bind { address: local, source })?;
     let run = run_number();
     let log = args.stamps.as_deref().map(Log::create).transpose()?;
+    let file =
+        |path: &String| create(path).map_err(|source| Error::File { path: path.clone(), source });
+    let samples_to = args.samples.as_ref().map(file).transpose()?;
     if log.is_some() {
         stamp_packets(&socket)?;
     }
@@ -168,8 +171,8 @@ pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
         Mode::Closed => closed_loop(args, &socket, run),
     }
     .map_err(peer("exchange packets with"))?;
-    if let Some(path) = &args.samples {
-        write_samples(path, &samples)
+    if let Some((path, file)) = args.samples.as_ref().zip(samples_to) {
+        write_samples(file, &samples)
             .map_err(|source| Error::File { path: path.clone(), source })?;
     }
     if let Some(log) = log {
@@ -423,8 +426,8 @@ fn write_stamps(mut log: Log, run: u32, samples: &[Sample], warmup: u64) -> Resu
     log.flush()
 }
 
-fn write_samples(path: &str, samples: &[Sample]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
+fn write_samples(file: File, samples: &[Sample]) -> io::Result<()> {
+    let mut file = BufWriter::new(file);
     writeln!(file, "sequence,intended_ns,sent_ns,received_ns")?;
     for (sequence, sample) in samples.iter().enumerate() {
         write!(file, "{sequence},{},{},", sample.intended_ns, sample.sent_ns)?;
