@@ -16,11 +16,12 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use log_limit::Foreign;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::low_level::pipe;
 
 use crate::args::Args;
@@ -91,6 +92,8 @@ fn run(plan: &Plan) -> Result<(), String> {
 
 /// Becomes readable when the daemon is asked to end.
 fn stop_signals() -> io::Result<UnixStream> {
+    // A limit to a file's size is an error where the file is written, as a full disk is.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     let (stop, signalled) = UnixStream::pair()?;
     for signal in [SIGTERM, SIGINT, SIGHUP] {
         pipe::register(signal, signalled.try_clone()?)?;

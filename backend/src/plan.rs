@@ -124,6 +124,11 @@ impl Plan {
             {
                 return Err(PlanError::SameCapture(path.clone()));
             }
+            if let Some(path) = &guest.capture
+                && guests.iter().any(|other| other.recorder == *path)
+            {
+                return Err(PlanError::CaptureIsRecorder(path.clone()));
+            }
         }
         let switches = switches(&guests)?;
         let plan = Self { guests, switches, metrics: None };
@@ -399,6 +404,8 @@ mod tests {
         let captured = |guest: String| format!("{guest} --pcap /f");
         let same = PlanError::SameCapture("/f".into());
         assert_eq!(both(captured(guest("a", "x")), captured(guest("b", "y"))), Err(same));
+        let trace = both(guest("a", "x"), format!("{} --pcap /r/x.trace", guest("b", "y")));
+        assert_eq!(trace, Err(PlanError::CaptureIsRecorder("/r/x.trace".into())));
         let error = both(guest("a", "x"), guest("b", "b/c")).unwrap_err().to_string();
         assert!(error.starts_with("guest 'b/c': --name 'b/c' is no file name"), "{error}");
     }

@@ -85,6 +85,9 @@ pub enum PlanError {
     /// Two guests captured in one file.
     #[error("two guests have the capture {}; expected a file of its own for each", .0.display())]
     SameCapture(PathBuf),
+    /// A capture where a recorder is made.
+    #[error("--pcap {} is where a flight recorder is made; choose another file", .0.display())]
+    CaptureIsRecorder(PathBuf),
     /// What one worker cannot do both ways.
     #[error(
         "the guests of switch '{switch}' are served by one worker: expected the same {key} for all of them, found \

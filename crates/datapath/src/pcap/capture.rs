@@ -4,9 +4,8 @@
 //! over, and neither waits nor, once the blocks have grown to what bursts need, allocates. When there is no empty
 //! block, or too many bytes wait for the disk, frames are left out and counted.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +15,10 @@ use std::time::{Duration, Instant};
 
 use burst_trace::clock::Anchor;
 use burst_trace::comment::{Frames, describe};
+use burst_trace::file::MAGIC;
 use burst_trace::pcapng::{self, Packet, Totals, Way};
 use burst_trace::{BurstRecord, Clock, Direction, Stage};
+use host_files::create_own;
 
 /// Blocks of each queue.
 const BLOCKS: usize = 512;
@@ -25,6 +26,8 @@ const BLOCKS: usize = 512;
 const WAITING_MAX: u64 = 32 << 20;
 /// A block that is larger than this gives the rest back: one burst of the largest frames is 4 MiB.
 const BLOCK_BYTES_KEPT: usize = 64 << 10;
+/// For its owner alone.
+const MODE: u32 = 0o600;
 /// So much is written at a time.
 const WRITE_BYTES: usize = 256 << 10;
 /// What was captured is in the file after this time.
@@ -33,7 +36,7 @@ const FLUSH: Duration = Duration::from_millis(500);
 /// What a capture is made for.
 #[derive(Clone, Debug)]
 pub struct CaptureOptions {
-    /// The file. What was there before is gone.
+    /// The file: a new one each time. A regular file of this user that is there is replaced, anything else refused.
     pub path: PathBuf,
     /// The program that writes it, with its version.
     pub application: String,
@@ -160,11 +163,15 @@ pub fn begin(
     clock: Clock,
 ) -> Result<Vec<Lane>, CaptureError> {
     let queues = usize::from(queues);
-    let path = options.path.clone();
-    let mut open = OpenOptions::new();
-    // A capture holds what guests say to one another.
-    open.write(true).create(true).truncate(true).mode(0o600);
-    let file = open.open(&path).map_err(|source| CaptureError::File { path, source })?;
+    let mut out = Vec::with_capacity(2 * WRITE_BYTES);
+    pcapng::begin(&mut out, &options.application, &options.name, &options.description);
+    // A capture holds what guests say to one another. Its beginning is written here: what cannot be written is said at
+    // the start, and whoever makes another file finds that this one is none of his.
+    let file = create_own(&options.path, MODE, MAGIC.to_le_bytes())
+        .and_then(|mut file| file.write_all(&out).map(|()| file))
+        .map_err(|source| CaptureError::File { path: options.path.clone(), source })?;
+    let good = out.len() as u64;
+    out.clear();
     let counters = Arc::new(Counters::default());
     let (full, bursts) = sync_channel(BLOCKS * queues);
     let rounds: Vec<_> = (0..queues).map(|_| sync_channel(BLOCKS)).collect();
@@ -175,8 +182,8 @@ pub fn begin(
     let mut scribe = Scribe {
         file: Some(file),
         path: options.path.clone(),
-        good: 0,
-        out: Vec::with_capacity(2 * WRITE_BYTES),
+        good,
+        out,
         comment: String::new(),
         time: WallClock::new(clock),
         last_ns: vec![0; 2 * queues],
@@ -184,7 +191,6 @@ pub fn begin(
         counters: Arc::clone(&counters),
         left_out: 0,
     };
-    pcapng::begin(&mut scribe.out, &options.application, &options.name, &options.description);
     let thread = Builder::new()
         .name("capture".into())
         .spawn(move || scribe.run(&bursts, &home))
@@ -235,7 +241,6 @@ struct Scribe {
 
 impl Scribe {
     fn run(&mut self, bursts: &Receiver<Block>, home: &[SyncSender<Block>]) {
-        self.flush();
         let mut flushed = Instant::now();
         loop {
             // Without anything to be written it sleeps without a limit.
@@ -268,6 +273,11 @@ impl Scribe {
         self.tell_left_out();
         self.put_statistics();
         self.flush();
+        let left_out = self.counters.left_out.load(Ordering::Relaxed);
+        if self.file.is_none() && left_out > self.left_out {
+            let path = self.path.display();
+            log::warn!("{left_out} frames are not in {path}, which ended early");
+        }
     }
 
     fn write(&mut self, block: &Block) {
@@ -328,14 +338,30 @@ impl Scribe {
     /// Writes what there is. A file that cannot be written is cut behind the last whole block, and left alone.
     fn flush(&mut self) {
         if let Some(file) = &mut self.file {
-            match file.write_all(&self.out) {
-                Ok(()) => self.good += self.out.len() as u64,
-                Err(error) => {
-                    log::error!("{} ends here, frames go on: {error}", self.path.display());
-                    // A pipe has no length, and a reader that is gone needs none.
-                    let _ = file.set_len(self.good);
-                    self.file = None;
+            let mut written = 0;
+            let failed = loop {
+                if written == self.out.len() {
+                    break None;
                 }
+                match file.write(&self.out[written..]) {
+                    Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
+                    Ok(len) => written += len,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => break Some(error),
+                }
+            };
+            if let Some(error) = failed {
+                let (whole, missing) = pcapng::whole_blocks(&self.out, written);
+                self.good += whole as u64;
+                log::error!(
+                    "{} ends here, frames go on without it: {error}; make room there, and start again to capture more",
+                    self.path.display()
+                );
+                self.counters.left_out.fetch_add(missing, Ordering::Relaxed);
+                let _ = file.set_len(self.good);
+                self.file = None;
+            } else {
+                self.good += written as u64;
             }
         }
         self.out.clear();
