@@ -23,6 +23,7 @@ use clap::{CommandFactory as _, Parser as _};
 use log_limit::Foreign;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::low_level::pipe;
+use vhost_control::limits;
 
 use crate::args::Args;
 use crate::config::Config;
@@ -85,9 +86,25 @@ fn plan(args: Args) -> Result<Plan, String> {
 }
 
 fn run(plan: &Plan) -> Result<(), String> {
+    raise_descriptor_limit(plan);
     let handed = Handed::take_over(plan).map_err(|error| error.to_string())?;
     let stop = stop_signals().map_err(|error| format!("signals cannot be handled: {error}"))?;
     assemble::run(plan, handed, stop.as_fd()).map_err(|error| error.to_string())
+}
+
+/// One front end can have us keep some hundred descriptors, whatever it does. All of them together must not use up
+/// what this process may have, or one guest could keep others from connecting.
+fn raise_descriptor_limit(plan: &Plan) {
+    let guests = plan.guests.iter().map(|guest| limits::descriptors_of(guest.queue_pairs));
+    let wanted: u64 = guests.sum();
+    match limits::raise_descriptor_limit() {
+        Ok(limit) if limit < wanted => log::warn!(
+            "front ends may use up to {wanted} file descriptors, and the limit is {limit}: raise the hard limit \
+             (ulimit -Hn, LimitNOFILE= of systemd), or one guest may keep others from connecting"
+        ),
+        Ok(_) => {}
+        Err(error) => log::warn!("the limit of open files cannot be raised: {error}"),
+    }
 }
 
 /// Becomes readable when the daemon is asked to end.

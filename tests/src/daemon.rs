@@ -60,6 +60,23 @@ impl Daemon {
         Self::spawn(directory, name, arguments, Some(fd), ALL_LINES)?.opened(stale)
     }
 
+    /// The same with this variable in its environment.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_under(
+        directory: &Path,
+        name: &str,
+        arguments: &[&str],
+        variable: (&str, &Path),
+    ) -> io::Result<Self> {
+        let mut command = Command::new(program("ringscoped")?);
+        command.arg("--socket-path").arg(socket_path(directory, name));
+        command.args(["--name", name]).args(arguments).env(variable.0, variable.1);
+        let stale = inode(&socket_path(directory, name));
+        Self::spawn_command(directory, name, command, None)?.opened(stale)
+    }
+
     /// Waits for its socket, where there was a stale one before or none.
     fn opened(self, stale: Option<(u64, i64, i64)>) -> io::Result<Self> {
         let mut daemon = self;

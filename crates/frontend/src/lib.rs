@@ -8,6 +8,7 @@
 //! - [`buffers`]: the buffers of a ring, with canaries between them.
 //! - [`memory`]: guest memory that the back end can map.
 //! - [`link`](mod@link): the conversation over the socket.
+//! - [`raw`]: messages as bytes and descriptors, for front ends that misbehave.
 //! - [`error`]: what can go wrong, and whose doing it is.
 
 pub mod buffers;
@@ -19,6 +20,7 @@ pub mod options;
 pub mod pair;
 #[cfg(test)]
 mod pair_tests;
+pub mod raw;
 pub mod ring;
 mod signal;
 

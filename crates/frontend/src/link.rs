@@ -18,6 +18,8 @@ use crate::{Error, GuestOptions, Ring};
 /// A connection to a back end, with features negotiated.
 pub struct Link {
     frontend: Frontend,
+    /// The same socket.
+    stream: UnixStream,
     offered: u64,
     features: Negotiated,
     protocol: VhostUserProtocolFeatures,
@@ -47,6 +49,7 @@ impl Link {
         let offered = frontend.get_features().map_err(Error::refused("GET_FEATURES"))?;
         let mut link = Self {
             frontend,
+            stream: other.try_clone().map_err(Error::system("copying the socket"))?,
             offered,
             features: options.accepted(offered),
             protocol: VhostUserProtocolFeatures::empty(),
@@ -100,6 +103,12 @@ impl Link {
     /// The front end itself, for messages that no honest guest sends.
     pub const fn frontend(&mut self) -> &mut Frontend {
         &mut self.frontend
+    }
+
+    /// The socket itself, for what no front end of good faith sends ([`crate::raw`]).
+    #[must_use]
+    pub const fn stream(&self) -> &UnixStream {
+        &self.stream
     }
 
     /// Shares guest memory.

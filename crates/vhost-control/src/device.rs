@@ -11,7 +11,7 @@ use vhost_user_backend::VhostUserBackend;
 use virtio_net::{ConfigSpace, Negotiated, features};
 use vm_memory::{GuestAddressSpace as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::epoll::EventSet;
-use worker::Mailbox;
+use worker::{Custody, Mailbox};
 
 use crate::ring::RingControl;
 use crate::sharing::{self, PrivateMemory};
@@ -77,12 +77,12 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// A new connection's view.
+    /// A new connection's view; `custody` closes its descriptors.
     #[must_use]
-    pub fn new(device: &Arc<Device>, peer: Option<u32>) -> Self {
+    pub fn new(device: &Arc<Device>, peer: Option<u32>, custody: &Arc<Custody>) -> Self {
         let ring = |index: u16| {
             let mailbox = &device.workers[usize::from(index / 2)];
-            Arc::new(RingControl::new(&device.log, index, Arc::clone(mailbox)))
+            Arc::new(RingControl::new(&device.log, index, Arc::clone(mailbox), custody))
         };
         let rings = (0..device.queue_pairs * 2).map(ring).collect();
         if let Some(peer) = peer {

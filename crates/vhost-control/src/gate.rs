@@ -9,6 +9,9 @@
 //! The verdict rests on what the front end said itself, in the order in which it said it: what it does not
 //! ask an answer to may not have reached the framework yet. A front end that asks for answers waits for each,
 //! so an answer from here does not overtake another one.
+//!
+//! Descriptors are looked at here too: the framework never holds one that is not what its message asks for
+//! ([`crate::descriptor`]).
 
 use std::sync::Arc;
 
@@ -17,7 +20,11 @@ use vhost::vhost_user::message::{
 };
 use virtio_net::Negotiated;
 use virtqueue::layout::part_lens;
+use worker::{Custody, Foreign};
 
+use crate::descriptor::{self, Kind};
+use crate::limits::REGIONS_MAX;
+use crate::pipe::Forwarder;
 use crate::ring::RingControl;
 
 /// A header: request, flags and the length of what follows.
@@ -29,9 +36,11 @@ const ANSWER_LEN: u32 = 8;
 
 /// A message that goes no further.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// What the front end is to be told, if it asked for an answer.
-    pub answer: Option<Vec<u8>>,
+pub enum Refused {
+    /// It changes nothing. What the front end is to be told, if it asked for an answer.
+    Message(Option<Vec<u8>>),
+    /// The connection ends, for this reason.
+    Connection(String),
 }
 
 /// What one front end has said, as far as verdicts rest on it.
@@ -46,6 +55,9 @@ pub struct Gate {
     regions: Vec<Region>,
     /// By ring, 0 where nothing was said.
     sizes: Vec<u16>,
+    custody: Arc<Custody>,
+    /// By ring: what passes its signals on, where its call descriptor is a pipe.
+    pipes: Vec<Option<Forwarder>>,
 }
 
 /// A region of guest memory.
@@ -60,7 +72,7 @@ struct Region {
 impl Gate {
     /// For a front end that has said nothing yet.
     #[must_use]
-    pub fn new(rings: &[Arc<RingControl>], size_max: u16) -> Self {
+    pub fn new(rings: &[Arc<RingControl>], size_max: u16, custody: &Arc<Custody>) -> Self {
         Self {
             rings: rings.to_vec(),
             size_max,
@@ -68,24 +80,43 @@ impl Gate {
             answers: false,
             regions: Vec::new(),
             sizes: vec![0; rings.len()],
+            custody: Arc::clone(custody),
+            pipes: rings.iter().map(|_| None).collect(),
         }
     }
 
-    /// Whether `message`, header and payload, may be passed on.
+    /// Whether `message`, header and payload, may be passed on with its `descriptors`. Some of these are replaced.
     ///
     /// # Errors
     /// When not.
-    pub fn judge(&mut self, message: &[u8]) -> Result<(), Refused> {
+    pub fn judge(&mut self, message: &[u8], descriptors: &mut Vec<Foreign>) -> Result<(), Refused> {
         let Some((header, payload)) = message.split_at_checked(HEADER_LEN) else { return Ok(()) };
         let words = Words(header);
         let (Some(code), Some(flags)) = (words.u32(0), words.u32(4)) else { return Ok(()) };
-        let Ok(request) = FrontendReq::try_from(code) else { return Ok(()) };
+        let request = FrontendReq::try_from(code);
+        let Ok(request) = request.map_err(|()| code) else {
+            return takes_none(&format!("request {code}"), descriptors);
+        };
         // A payload of the wrong length is for the framework to refuse.
         let payload = Words(payload);
         let verdict = match request {
             FrontendReq::SET_VRING_NUM => payload.vring_state().map(|it| self.set_size(it)),
             FrontendReq::SET_VRING_ADDR => payload.vring_address().map(|it| self.check_parts(&it)),
+            FrontendReq::SET_VRING_KICK | FrontendReq::SET_VRING_ERR => {
+                Some(self.admit_eventfd(payload, descriptors))
+            }
+            FrontendReq::SET_VRING_CALL => Some(self.admit_call(payload, descriptors)),
+            FrontendReq::SET_MEM_TABLE | FrontendReq::ADD_MEM_REG => {
+                Some(self.admit_memory(request, payload, descriptors))
+            }
+            FrontendReq::REM_MEM_REG => {
+                // Older front ends pass one, which must not be used (vhost-user, "VHOST_USER_REM_MEM_REG").
+                descriptors.clear();
+                self.take_note(request, payload);
+                None
+            }
             _ => {
+                takes_none(&format!("{request:?}"), descriptors)?;
                 self.take_note(request, payload);
                 None
             }
@@ -93,7 +124,7 @@ impl Gate {
         let Some(Err(why)) = verdict else { return Ok(()) };
         self.log(request, &why);
         let wants_answer = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
-        Err(Refused { answer: (self.answers && wants_answer).then(|| error_answer(code)) })
+        Err(Refused::Message((self.answers && wants_answer).then(|| error_answer(code))))
     }
 
     /// Completes an answer of the framework's. It knows 16 bits of a position; of a packed ring the used
@@ -136,6 +167,58 @@ impl Gate {
             }
             _ => {}
         }
+    }
+
+    fn admit_eventfd(&self, payload: Words<'_>, descriptors: &[Foreign]) -> Result<(), String> {
+        self.ring_of(payload)?;
+        descriptors.iter().try_for_each(|fd| expect_kinds(fd, &[Kind::Eventfd]).map(drop))
+    }
+
+    fn admit_call(
+        &mut self,
+        payload: Words<'_>,
+        descriptors: &mut [Foreign],
+    ) -> Result<(), String> {
+        let index = self.ring_of(payload)?;
+        let mut forwarder = None;
+        for descriptor in descriptors {
+            if expect_kinds(descriptor, &[Kind::Eventfd, Kind::Pipe])? == Kind::Pipe {
+                let replaced = |error| format!("its pipe cannot be opened for writing: {error}");
+                let call = descriptor.try_clone().map_err(replaced)?;
+                let (forwards, eventfd) = Forwarder::start(call).map_err(replaced)?;
+                forwarder = Some(forwards);
+                *descriptor = self.custody.take(eventfd);
+            }
+        }
+        if let Some(slot) = self.pipes.get_mut(index) {
+            *slot = forwarder;
+        }
+        Ok(())
+    }
+
+    fn admit_memory(
+        &mut self,
+        request: FrontendReq,
+        payload: Words<'_>,
+        descriptors: &[Foreign],
+    ) -> Result<(), String> {
+        for descriptor in descriptors {
+            expect_kinds(descriptor, &[Kind::File])?;
+        }
+        if request == FrontendReq::ADD_MEM_REG && self.regions.len() >= REGIONS_MAX {
+            return Err(format!(
+                "guest memory has {REGIONS_MAX} regions already; that is the most"
+            ));
+        }
+        self.take_note(request, payload);
+        Ok(())
+    }
+
+    /// The ring of a message that sets a descriptor.
+    fn ring_of(&self, payload: Words<'_>) -> Result<usize, String> {
+        // Bits 0 to 7; what else is wrong is for the framework to refuse.
+        let index = payload.u64(0).map_or(0, |word| (word & 0xff) as usize);
+        if index < self.sizes.len() { Ok(index) } else { Err(self.no_such_ring(index)) }
     }
 
     fn set_size(&mut self, (index, size): (usize, u32)) -> Result<(), String> {
@@ -184,7 +267,7 @@ impl Gate {
     }
 
     fn no_such_ring(&self, index: usize) -> String {
-        format!("there is no queue {index}; expected one below {}", self.rings.len())
+        format!("there is no queue {index}; expected one below {}", self.sizes.len())
     }
 
     fn log(&self, request: FrontendReq, why: &str) {
@@ -245,6 +328,26 @@ impl Words<'_> {
     }
 }
 
+/// Messages without descriptors.
+fn takes_none(request: &str, descriptors: &[Foreign]) -> Result<(), Refused> {
+    if descriptors.is_empty() {
+        return Ok(());
+    }
+    let count = descriptors.len();
+    Err(Refused::Connection(format!("{request} with {count} file descriptors; expected none")))
+}
+
+/// The kind of `descriptor`, if it is one of these.
+fn expect_kinds(descriptor: &Foreign, expected: &[Kind]) -> Result<Kind, String> {
+    let (kind, found) = descriptor::inspect(descriptor)
+        .map_err(|error| format!("what its descriptor is cannot be found out: {error}"))?;
+    if expected.contains(&kind) {
+        return Ok(kind);
+    }
+    let names: Vec<_> = expected.iter().map(|kind| kind.name()).collect();
+    Err(format!("its descriptor is {found:?}; expected {}", names.join(" or ")))
+}
+
 /// "Not accepted" (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
 fn error_answer(code: u32) -> Vec<u8> {
     let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
@@ -255,8 +358,26 @@ fn error_answer(code: u32) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::event::{EventfdFlags, epoll, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
 
     const NEED_REPLY: u32 = 1 << 3;
+
+    impl Gate {
+        fn hear(&mut self, message: &[u8]) -> Result<(), Refused> {
+            self.judge(message, &mut Vec::new())
+        }
+
+        /// Judges a message that sets a descriptor of ring 1. Returns the kind that is passed on.
+        fn hand_over(&mut self, request: FrontendReq, fd: impl Into<OwnedFd>) -> Option<Kind> {
+            let mut descriptors = vec![self.custody.take(fd.into())];
+            let message = message(request, NEED_REPLY, &words(&[1]));
+            self.judge(&message, &mut descriptors).ok()?;
+            Some(descriptor::inspect(&descriptors[0]).unwrap().0)
+        }
+    }
 
     fn message(request: FrontendReq, flags: u32, payload: &[u8]) -> Vec<u8> {
         let len = u32::try_from(payload.len()).unwrap();
@@ -270,11 +391,12 @@ mod tests {
 
     /// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
     fn gate(features: u64) -> Gate {
-        let mut gate = Gate { sizes: vec![64; 2], ..Gate::new(&[], 256) };
+        let custody = Custody::new(&Arc::default()).unwrap();
+        let mut gate = Gate { sizes: vec![64; 2], ..Gate::new(&[], 256, &custody) };
         let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
         let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));
-        gate.judge(&table).unwrap();
-        gate.judge(&message(FrontendReq::SET_FEATURES, 0, &words(&[features]))).unwrap();
+        gate.hear(&table).unwrap();
+        gate.hear(&message(FrontendReq::SET_FEATURES, 0, &words(&[features]))).unwrap();
         gate
     }
 
@@ -290,7 +412,7 @@ mod tests {
             let mut gate = gate(features);
             let mut may = |parts| {
                 let parts = addresses(1, parts);
-                gate.judge(&message(FrontendReq::SET_VRING_ADDR, NEED_REPLY, &parts)).is_ok()
+                gate.hear(&message(FrontendReq::SET_VRING_ADDR, NEED_REPLY, &parts)).is_ok()
             };
             assert!(may([0x10000, 0x11000, 0x12000]));
             assert!(!may([0x10008, 0x11000, 0x12000]));
@@ -314,15 +436,15 @@ mod tests {
         let mut gate = gate(0);
         let wrong = addresses(2, [0x10000, 0x11000, 0x12000]);
         let mut judge = |flags, payload: &[u8]| {
-            gate.judge(&message(FrontendReq::SET_VRING_ADDR, flags, payload))
+            gate.hear(&message(FrontendReq::SET_VRING_ADDR, flags, payload))
         };
-        assert_eq!(judge(NEED_REPLY, &wrong), Err(Refused { answer: None }));
+        assert_eq!(judge(NEED_REPLY, &wrong), Err(Refused::Message(None)));
         // What has the wrong length is for the framework.
         assert_eq!(judge(NEED_REPLY, &wrong[..39]), Ok(()));
-        gate.judge(&message(FrontendReq::SET_PROTOCOL_FEATURES, 0, &words(&[1 << 3]))).unwrap();
-        let mut judge = |flags| gate.judge(&message(FrontendReq::SET_VRING_ADDR, flags, &wrong));
-        assert_eq!(judge(0), Err(Refused { answer: None }));
-        assert_eq!(judge(NEED_REPLY), Err(Refused { answer: Some(error_answer(9)) }));
+        gate.hear(&message(FrontendReq::SET_PROTOCOL_FEATURES, 0, &words(&[1 << 3]))).unwrap();
+        let mut judge = |flags| gate.hear(&message(FrontendReq::SET_VRING_ADDR, flags, &wrong));
+        assert_eq!(judge(0), Err(Refused::Message(None)));
+        assert_eq!(judge(NEED_REPLY), Err(Refused::Message(Some(error_answer(9)))));
     }
 
     #[test]
@@ -339,12 +461,50 @@ mod tests {
     fn memory_that_was_taken_away_holds_no_ring() {
         let mut gate = gate(0);
         let parts = addresses(0, [0x20000, 0x21000, 0x22000]);
-        let judge = |gate: &mut Gate| gate.judge(&message(FrontendReq::SET_VRING_ADDR, 0, &parts));
+        let judge = |gate: &mut Gate| gate.hear(&message(FrontendReq::SET_VRING_ADDR, 0, &parts));
         assert!(judge(&mut gate).is_ok());
         let region = words(&[0, 0x10000, 0x8000, 0x20000, 0]);
-        gate.judge(&message(FrontendReq::REM_MEM_REG, 0, &region)).unwrap();
+        gate.hear(&message(FrontendReq::REM_MEM_REG, 0, &region)).unwrap();
         assert!(judge(&mut gate).is_err());
-        gate.judge(&message(FrontendReq::ADD_MEM_REG, 0, &region)).unwrap();
+        gate.hear(&message(FrontendReq::ADD_MEM_REG, 0, &region)).unwrap();
         assert!(judge(&mut gate).is_ok());
+    }
+
+    #[test]
+    fn kick_and_error_are_eventfds_and_call_may_be_a_pipe() {
+        use FrontendReq::{SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK};
+        let mut gate = gate(0);
+        for request in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+            let new = || eventfd(0, EventfdFlags::empty()).unwrap();
+            assert_eq!(gate.hand_over(request, new()), Some(Kind::Eventfd));
+            let (socket, _other) = UnixStream::pair().unwrap();
+            assert_eq!(gate.hand_over(request, socket), None);
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+            assert_eq!(gate.hand_over(request, epoll), None);
+            let memory = memfd_create("anon_inode:[eventfd]", MemfdFlags::CLOEXEC).unwrap();
+            assert_eq!(gate.hand_over(request, memory), None);
+        }
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let writer = OwnedFd::from(writer);
+        assert_eq!(gate.hand_over(SET_VRING_KICK, writer.try_clone().unwrap()), None);
+        // An eventfd of ours takes its place.
+        assert_eq!(gate.hand_over(SET_VRING_CALL, writer), Some(Kind::Eventfd));
+    }
+
+    #[test]
+    fn memory_is_a_file_and_no_other_message_has_descriptors() {
+        let mut gate = gate(0);
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let mut descriptors = vec![gate.custody.take(socket.into())];
+        let region =
+            message(FrontendReq::ADD_MEM_REG, 0, &words(&[0, 0x30000, 0x1000, 0x30000, 0]));
+        assert_eq!(gate.judge(&region, &mut descriptors), Err(Refused::Message(None)));
+        assert_eq!(gate.regions.len(), 2);
+        let owner = message(FrontendReq::SET_OWNER, 0, &[]);
+        assert!(matches!(gate.judge(&owner, &mut descriptors), Err(Refused::Connection(_))));
+        let removal =
+            message(FrontendReq::REM_MEM_REG, 0, &words(&[0, 0x10000, 0x8000, 0x20000, 0]));
+        assert_eq!(gate.judge(&removal, &mut descriptors), Ok(()));
+        assert!(descriptors.is_empty());
     }
 }

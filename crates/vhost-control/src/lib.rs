@@ -13,12 +13,20 @@
 //! - It refuses QEMU's virtio-net: see `relay`.
 //! - It ends the connection over what is wrong with a single ring: see `gate`.
 //!
+//! A front end is not trusted with its descriptors either: `descriptor` tells what one is without touching it, `pipe` is
+//! for the one kind that is not an eventfd, and [`worker::Custody`] closes them.
+//!
 //! - [`device`]: what is offered to front ends; [`ring`]: the life of a ring; [`sharing`]: whether the
 //!   guest's memory is really shared; [`socket`]: making, finding and cleaning up the socket;
-//!   [`server`]: connections one after the other.
+//!   [`server`]: connections one after the other, `conversation`: one of them; [`limits`]: of file descriptors.
 
+mod conversation;
+mod descriptor;
 pub mod device;
+mod framework;
 mod gate;
+pub mod limits;
+mod pipe;
 mod relay;
 pub mod ring;
 pub mod server;

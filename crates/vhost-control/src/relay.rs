@@ -15,26 +15,32 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserVirtioFeatures};
+use worker::{Custody, Foreign};
 
-use crate::gate::Gate;
+use crate::gate::{Gate, Refused};
+use crate::limits::UNCLOSED_MAX;
 
 /// `SET_FEATURES`, protocol version 1, 8 bytes of payload.
 const SET_FEATURES_HEADER: [u32; 3] = [2, 1, 8];
-/// The most descriptors of one message: a memory table of 32 regions would need 32.
-const DESCRIPTORS_MAX: usize = 64;
+/// The most descriptors of one message. The framework takes so many: it drops the rest, and with more than fit its
+/// buffer it loses its place in the stream.
+pub const DESCRIPTORS_MAX: usize = MAX_ATTACHED_FD_ENTRIES;
 /// Every message begins with request, flags and the length of what follows, 4 bytes each.
 const HEADER_LEN: usize = 12;
 /// The longest payload that the framework takes.
-const PAYLOAD_LEN_MAX: usize = 4096;
+const PAYLOAD_LEN_MAX: usize = MAX_MSG_SIZE;
+/// The longest time from a message's first byte to its last.
+const MESSAGE_TIME: Duration = Duration::from_secs(5);
 /// A front end that does not take its answers in this time is given up. Answers are few and small, so only
 /// one that never reads gets here; and whoever asks the daemon to stop waits no longer than this.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -54,14 +60,19 @@ pub struct Relay {
     front: UnixStream,
     framework: UnixStream,
     gate: Gate,
+    custody: Arc<Custody>,
     from_front: Message,
     from_framework: Message,
+    /// Whether a whole message has come from the front end.
+    heard: bool,
+    /// When the message that is coming is to be whole.
+    due: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 struct Message {
     bytes: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<Foreign>,
 }
 
 impl Relay {
@@ -69,7 +80,12 @@ impl Relay {
     ///
     /// # Errors
     /// What the sockets answer.
-    pub fn new(front: UnixStream, framework: UnixStream, gate: Gate) -> io::Result<Self> {
+    pub fn new(
+        front: UnixStream,
+        framework: UnixStream,
+        gate: Gate,
+        custody: &Arc<Custody>,
+    ) -> io::Result<Self> {
         for stream in [&front, &framework] {
             stream.set_write_timeout(Some(PATIENCE))?;
         }
@@ -79,7 +95,21 @@ impl Relay {
         message.extend(features.to_ne_bytes());
         send(&framework, &message, &[])?;
         let (from_front, from_framework) = Default::default();
-        Ok(Self { front, framework, gate, from_front, from_framework })
+        let custody = Arc::clone(custody);
+        let (heard, due) = (false, None);
+        Ok(Self { front, framework, gate, custody, from_front, from_framework, heard, due })
+    }
+
+    /// Whether the front end has said anything yet, as a whole message.
+    #[must_use]
+    pub const fn heard(&self) -> bool {
+        self.heard
+    }
+
+    /// When the message that is coming from the front end is to be whole, if one is.
+    #[must_use]
+    pub const fn due(&self) -> Option<Instant> {
+        self.due
     }
 
     /// Closes the framework's end, and keeps the front end's.
@@ -97,17 +127,50 @@ impl Relay {
     /// Passes on what the front end said, or refuses it.
     ///
     /// # Errors
-    /// What the sockets answer, and a message with more descriptors than any may have.
+    /// What the sockets answer, and a message that no front end may send.
     pub fn pass_request(&mut self) -> io::Result<Passed> {
-        let passed = self.from_front.read(&self.front)?;
-        let Some(message) = self.from_front.take_whole()? else { return Ok(passed) };
-        match self.gate.judge(&message.bytes) {
-            Ok(()) => message.send(&self.framework)?,
-            Err(refused) => {
-                refused.answer.map_or(Ok(()), |answer| send(&self.front, &answer, &[]))?;
+        self.wait_for_closing()?;
+        let passed = self.from_front.read(&self.front, &self.custody)?;
+        let Some(mut message) = self.from_front.take_whole()? else {
+            if !self.from_front.bytes.is_empty() {
+                self.due.get_or_insert_with(|| Instant::now() + MESSAGE_TIME);
             }
+            return Ok(passed);
+        };
+        (self.heard, self.due) = (true, None);
+        match self.gate.judge(&message.bytes, &mut message.descriptors) {
+            Ok(()) => {
+                self.expect_room(message.descriptors.len())?;
+                message.send(&self.framework)?;
+            }
+            Err(Refused::Message(None)) => {}
+            Err(Refused::Message(Some(answer))) => send(&self.front, &answer, &[])?,
+            Err(Refused::Connection(why)) => return Err(invalid(why)),
         }
         Ok(passed)
+    }
+
+    /// A front end cannot give up descriptors faster than they are closed.
+    fn wait_for_closing(&self) -> io::Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while self.custody.unclosed() > UNCLOSED_MAX {
+            if Instant::now() > until {
+                let text =
+                    "the file descriptors that it gave up cannot be closed: closing them blocks";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// The framework needs `count` more descriptors for what comes. It would go on without them in silence.
+    fn expect_room(&self, count: usize) -> io::Result<()> {
+        let mut copies = Vec::with_capacity(count);
+        for _ in 0..count {
+            copies.push(self.framework.try_clone().map_err(|_| no_descriptors())?);
+        }
+        Ok(())
     }
 
     /// Passes on what the framework answered.
@@ -115,7 +178,7 @@ impl Relay {
     /// # Errors
     /// As [`Relay::pass_request`].
     pub fn pass_answer(&mut self) -> io::Result<Passed> {
-        let passed = self.from_framework.read(&self.framework)?;
+        let passed = self.from_framework.read(&self.framework, &self.custody)?;
         if let Some(mut message) = self.from_framework.take_whole()? {
             self.gate.complete(&mut message.bytes);
             message.send(&self.front)?;
@@ -126,7 +189,7 @@ impl Relay {
 
 impl Message {
     /// Reads what has come of the message.
-    fn read(&mut self, from: &UnixStream) -> io::Result<Passed> {
+    fn read(&mut self, from: &UnixStream, custody: &Arc<Custody>) -> io::Result<Passed> {
         let mut buffer = [0; HEADER_LEN + PAYLOAD_LEN_MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -139,12 +202,16 @@ impl Message {
         };
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
+                self.descriptors.extend(descriptors.map(|fd| custody.take(fd)));
             }
         }
-        let too_many = self.descriptors.len() > DESCRIPTORS_MAX;
-        if too_many || received.flags.contains(ReturnFlags::CTRUNC) {
+        let (count, truncated) =
+            (self.descriptors.len(), received.flags.contains(ReturnFlags::CTRUNC));
+        if count > DESCRIPTORS_MAX || truncated && count == DESCRIPTORS_MAX {
             return Err(invalid(format!("more than {DESCRIPTORS_MAX} file descriptors")));
+        }
+        if truncated {
+            return Err(no_descriptors());
         }
         if received.bytes == 0 {
             return Ok(Passed::Closed);
@@ -181,6 +248,14 @@ fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("a message with {what}"))
 }
 
+/// This process has no file descriptors left.
+fn no_descriptors() -> io::Error {
+    io::Error::other(
+        "its file descriptors cannot be received, because this process has none left; raise its limit of open files \
+         (RLIMIT_NOFILE)",
+    )
+}
+
 fn send(to: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -200,12 +275,15 @@ fn send(to: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read as _, Write as _};
+    use std::fs::File;
+    use std::io::{Read as _, Seek as _, Write as _};
 
     fn relay() -> (UnixStream, Relay, UnixStream) {
         let (qemu, front) = UnixStream::pair().unwrap();
         let (framework, mut daemon) = UnixStream::pair().unwrap();
-        let relay = Relay::new(front, framework, Gate::new(&[], 256)).unwrap();
+        let custody = Custody::new(&Arc::default()).unwrap();
+        let gate = Gate::new(&[], 256, &custody);
+        let relay = Relay::new(front, framework, gate, &custody).unwrap();
         let mut first = [0; 20];
         daemon.read_exact(&mut first).unwrap();
         assert_eq!(first[..12], [2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0]);
@@ -221,21 +299,27 @@ mod tests {
     #[test]
     fn a_descriptor_stays_with_its_message() {
         let (qemu, mut relay, daemon) = relay();
-        let (mut here, there) = UnixStream::pair().unwrap();
+        let mut here = tempfile::tempfile().unwrap();
+        let there = here.try_clone().unwrap();
         // Without and with a descriptor, one after the other: the kernel would read both at once.
         send(&qemu, &message(b"plain"), &[]).unwrap();
-        send(&qemu, &message(b"with descriptor"), &[there.as_fd()]).unwrap();
+        let payload = b"with descriptor";
+        let len = u32::try_from(payload.len()).unwrap();
+        // A new region of memory, wrong but for its descriptor.
+        let header = [37_u32, 1, len].map(u32::to_ne_bytes).concat();
+        let with = [&header[..], payload].concat();
+        send(&qemu, &with, &[there.as_fd()]).unwrap();
         drop(there);
         for _ in 0..4 {
             assert_eq!(relay.pass_request().unwrap(), Passed::Some);
         }
-        for (payload, count) in [(&b"plain"[..], 0), (b"with descriptor", 1)] {
-            let mut bytes = vec![0; HEADER_LEN + payload.len()];
+        for (expected, count) in [(message(b"plain"), 0), (with, 1)] {
+            let mut bytes = vec![0; expected.len()];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let mut list = [IoSliceMut::new(&mut bytes)];
             recvmsg(&daemon, &mut list, &mut ancillary, RecvFlags::empty()).unwrap();
-            assert_eq!(bytes, message(payload));
+            assert_eq!(bytes, expected);
             let mut descriptors = Vec::new();
             for message in ancillary.drain() {
                 if let RecvAncillaryMessage::ScmRights(passed) = message {
@@ -244,9 +328,10 @@ mod tests {
             }
             assert_eq!(descriptors.len(), count);
             for descriptor in descriptors {
-                UnixStream::from(descriptor).write_all(b"x").unwrap();
+                File::from(descriptor).write_all(b"x").unwrap();
             }
         }
+        here.rewind().unwrap();
         here.read_exact(&mut [0]).unwrap();
     }
 
@@ -295,5 +380,41 @@ mod tests {
         let header = [7_u32, 1, 5000].map(u32::to_ne_bytes).concat();
         qemu.write_all(&header).unwrap();
         assert!(relay.pass_request().is_err());
+    }
+
+    /// The framework takes 32 and would read on in the payload of a message with more.
+    #[test]
+    fn the_framework_gets_no_more_descriptors_than_it_takes() {
+        for count in [32, 33, 64] {
+            let (qemu, mut relay, daemon) = relay();
+            let file = tempfile::tempfile().unwrap();
+            let message = [37_u32, 1, 0].map(u32::to_ne_bytes).concat();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let descriptors = vec![file.as_fd(); count];
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let list = [IoSlice::new(&message)];
+            sendmsg(&qemu, &list, &mut ancillary, SendFlags::empty()).unwrap();
+            let passed = relay.pass_request();
+            assert_eq!(passed.is_ok(), count == 32, "{passed:?}");
+            daemon.set_nonblocking(true).unwrap();
+            let mut read = [0; HEADER_LEN];
+            assert_eq!((&daemon).read(&mut read).is_ok(), count == 32);
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_not_whole_is_due() {
+        let (mut qemu, mut relay, _daemon) = relay();
+        assert!(!relay.heard() && relay.due().is_none());
+        qemu.write_all(&message(b"")[..5]).unwrap();
+        relay.pass_request().unwrap();
+        let due = relay.due().expect("it is coming");
+        qemu.write_all(&message(b"")[5..6]).unwrap();
+        relay.pass_request().unwrap();
+        assert!(!relay.heard() && relay.due() == Some(due), "a byte more does not put it off");
+        qemu.write_all(&message(b"")[6..]).unwrap();
+        relay.pass_request().unwrap();
+        assert!(relay.heard() && relay.due().is_none());
     }
 }

@@ -5,14 +5,13 @@
 //! method that starts, stops, enables or disables returns after the worker has done it.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::Negotiated;
 use virtqueue::QueueSetup;
-use worker::{Mailbox, RingStart};
+use worker::{Custody, Foreign, Mailbox, RingStart};
 
 /// One virtqueue of a connection.
 #[derive(Debug)]
@@ -21,6 +20,7 @@ pub struct RingControl {
     log: Arc<LogLimit>,
     index: u16,
     mailbox: Arc<Mailbox>,
+    custody: Arc<Custody>,
     said: Mutex<Said>,
 }
 
@@ -32,8 +32,8 @@ struct Said {
     addresses: Option<[u64; 3]>,
     next_available: u16,
     kick: Kick,
-    call: Option<File>,
-    error: Option<File>,
+    call: Option<Arc<Foreign>>,
+    error: Option<Arc<Foreign>>,
     enabled: bool,
     negotiated: Negotiated,
     memory: Option<Arc<GuestMemory>>,
@@ -47,16 +47,23 @@ enum Kick {
     #[default]
     Unset,
     /// `SET_VRING_KICK`, with a descriptor or without one (then the worker polls).
-    Set(Option<File>),
+    Set(Option<Arc<Foreign>>),
     /// The ring was stopped; the framework clears the descriptor next, and that is no message.
     Stopped,
 }
 
 impl RingControl {
-    /// The virtqueue `index`, served by the worker behind `mailbox`; messages about it go to `log`.
+    /// The virtqueue `index`, served by the worker behind `mailbox`; messages about it go to `log`, and `custody` closes
+    /// its descriptors.
     #[must_use]
-    pub fn new(log: &Arc<LogLimit>, index: u16, mailbox: Arc<Mailbox>) -> Self {
-        Self { log: Arc::clone(log), index, mailbox, said: Mutex::default() }
+    pub fn new(
+        log: &Arc<LogLimit>,
+        index: u16,
+        mailbox: Arc<Mailbox>,
+        custody: &Arc<Custody>,
+    ) -> Self {
+        let (log, custody) = (Arc::clone(log), Arc::clone(custody));
+        Self { log, index, mailbox, custody, said: Mutex::default() }
     }
 
     /// Where messages about it go.
@@ -116,27 +123,25 @@ impl RingControl {
         }
         // A new kick for a ring that runs: it goes on where it is, with the new one.
         self.stop_if_running(&mut said);
-        said.kick = Kick::Set(kick);
+        said.kick = Kick::Set(self.keep(kick));
         self.start_if_ready(&mut said);
     }
 
     /// `SET_VRING_CALL`, or the framework's clearing after a stop.
     pub fn set_call(&self, call: Option<File>) {
         let mut said = self.said();
+        said.call = self.keep(call);
         if said.running {
-            let _ = self.mailbox.set_call(self.index, call);
-        } else {
-            said.call = call;
+            let _ = self.mailbox.set_call(self.index, said.call.clone());
         }
     }
 
     /// `SET_VRING_ERR`.
     pub fn set_error(&self, error: Option<File>) {
         let mut said = self.said();
+        said.error = self.keep(error);
         if said.running {
-            let _ = self.mailbox.set_error(self.index, error);
-        } else {
-            said.error = error;
+            let _ = self.mailbox.set_error(self.index, said.error.clone());
         }
     }
 
@@ -196,14 +201,14 @@ impl RingControl {
             event_index: said.negotiated.event_index(),
             indirect: said.negotiated.indirect(),
         };
-        let clone = |file: &Option<File>| file.as_ref().and_then(|file| file.try_clone().ok());
         let start = RingStart {
             setup,
             memory: Arc::clone(memory),
             negotiated: said.negotiated,
-            kick: clone(kick),
-            call: clone(&said.call),
-            error: clone(&said.error),
+            // The same descriptors, not copies: a copy may not be had, and a ring must not start without its call.
+            kick: kick.clone(),
+            call: said.call.clone(),
+            error: said.error.clone(),
             enabled: said.enabled,
         };
         match self.mailbox.start(self.index, start) {
@@ -214,7 +219,9 @@ impl RingControl {
             }
             Err(error) => {
                 log_limit::error!(self.log, "queue {} cannot be served: {error}", self.index);
-                tell_error(said.error.as_ref());
+                if let Some(error) = &said.error {
+                    error.signal_elsewhere();
+                }
             }
         }
     }
@@ -229,16 +236,11 @@ impl RingControl {
         log::debug!("{}queue {} stopped at {}", self.log.prefix(), self.index, said.next_available);
     }
 
+    fn keep(&self, file: Option<File>) -> Option<Arc<Foreign>> {
+        file.map(|file| Arc::new(self.custody.take(file.into())))
+    }
+
     fn said(&self) -> MutexGuard<'_, Said> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Tells the front end that a ring is not served. It must not make us wait.
-fn tell_error(error: Option<&File>) {
-    let Some(mut error) = error else { return };
-    if rustix::io::ioctl_fionbio(error, true).is_ok() {
-        // A full counter is a message that is already there.
-        let _ = error.write(&1_u64.to_ne_bytes());
     }
 }

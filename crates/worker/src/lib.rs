@@ -9,9 +9,12 @@
 //! - `probes`: packets that carry a number of their own.
 //! - `wiring`: how the pairs are joined: each with a wire of its own, or by `fabric`, a switch, with one another;
 //!   `forward`: from ring to ring.
+//! - [`custody`]: descriptors from front ends; `alarm`: what ends a call that blocks on one.
 //! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
 //! - [`fault`]: delays planted in a stage, to prove that they show there.
 
+mod alarm;
+pub mod custody;
 mod fabric;
 pub mod fault;
 mod forecast;
@@ -31,6 +34,7 @@ mod transmit;
 mod wiring;
 mod worker;
 
+pub use custody::{Custody, Foreign, Hung};
 pub use fabric::{Member, PAIRS_MAX as SWITCH_PAIRS_MAX};
 pub use fault::{Delay, Fault};
 pub use mailbox::{Mailbox, RingStart, StartError, WorkerGone};

@@ -4,16 +4,25 @@
 //! the worker no longer touches the ring, and its position is exact.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use guest_memory::GuestMemory;
 use virtio_net::Negotiated;
 use virtqueue::{ConfigError, QueueSetup};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::alarm::PERIOD;
+use crate::custody::Foreign;
+use crate::sys;
+
+/// The longest wait for an answer. A worker answers between two bursts, so only one that hangs takes longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same once the daemon was asked to end.
+const PATIENCE_AT_THE_END: Duration = Duration::from_millis(200);
 
 /// What a worker needs to serve a ring.
 #[derive(Debug)]
@@ -25,11 +34,11 @@ pub struct RingStart {
     /// What the guest agreed on.
     pub negotiated: Negotiated,
     /// Readable when the guest added chains; none when the front end wants us to poll.
-    pub kick: Option<File>,
+    pub kick: Option<Arc<Foreign>>,
     /// Written to tell the guest of used chains; none when it polls.
-    pub call: Option<File>,
+    pub call: Option<Arc<Foreign>>,
     /// Written when the guest broke the ring.
-    pub error: Option<File>,
+    pub error: Option<Arc<Foreign>>,
     /// Whether frames flow already.
     pub enabled: bool,
 }
@@ -57,13 +66,13 @@ impl std::fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// The worker has ended, so nothing can be asked of it.
+/// The worker has ended, or hangs, so nothing can be asked of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerGone;
 
 impl std::fmt::Display for WorkerGone {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the worker of this queue has ended")
+        write!(f, "the worker of this queue has ended, or does not answer")
     }
 }
 
@@ -74,8 +83,8 @@ pub(crate) enum Command {
     Start { ring: u16, start: Box<RingStart>, done: SyncSender<Result<(), StartError>> },
     Stop { ring: u16, done: SyncSender<Option<u16>> },
     Enable { ring: u16, enabled: bool, done: SyncSender<()> },
-    Call { ring: u16, call: Option<File>, done: SyncSender<()> },
-    Error { ring: u16, error: Option<File>, done: SyncSender<()> },
+    Call { ring: u16, call: Option<Arc<Foreign>>, done: SyncSender<()> },
+    Error { ring: u16, error: Option<Arc<Foreign>>, done: SyncSender<()> },
     Memory { memory: Arc<GuestMemory>, done: SyncSender<()> },
     End,
 }
@@ -96,6 +105,10 @@ pub(crate) struct Inbox {
     /// Whether `waiting` has something: what the worker looks at between bursts.
     pending: AtomicBool,
     wake: EventFd,
+    /// The worker's thread; 0 until it runs.
+    thread: AtomicI32,
+    /// The daemon was asked to end.
+    hurries: AtomicBool,
 }
 
 impl Mailbox {
@@ -133,7 +146,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// When the worker has ended.
-    pub fn set_call(&self, ring: u16, call: Option<File>) -> Result<(), WorkerGone> {
+    pub fn set_call(&self, ring: u16, call: Option<Arc<Foreign>>) -> Result<(), WorkerGone> {
         self.ask(|done| Command::Call { ring, call, done })
     }
 
@@ -141,7 +154,7 @@ impl Mailbox {
     ///
     /// # Errors
     /// When the worker has ended.
-    pub fn set_error(&self, ring: u16, error: Option<File>) -> Result<(), WorkerGone> {
+    pub fn set_error(&self, ring: u16, error: Option<Arc<Foreign>>) -> Result<(), WorkerGone> {
         self.ask(|done| Command::Error { ring, error, done })
     }
 
@@ -156,7 +169,25 @@ impl Mailbox {
     fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, WorkerGone> {
         let (done, answer) = sync_channel(1);
         self.inbox.post(self.guest, command(done));
-        answer.recv().map_err(|_| WorkerGone)
+        let mut waited = Duration::ZERO;
+        loop {
+            // Counted in steps: a process that was stopped for a while has not waited.
+            match answer.recv_timeout(PERIOD) {
+                Ok(answer) => return Ok(answer),
+                Err(RecvTimeoutError::Disconnected) => return Err(WorkerGone),
+                Err(RecvTimeoutError::Timeout) => waited += PERIOD,
+            }
+            let hurries = self.inbox.hurries.load(Ordering::Relaxed);
+            if waited >= if hurries { PATIENCE_AT_THE_END } else { PATIENCE } {
+                return Err(WorkerGone);
+            }
+            self.inbox.interrupt();
+        }
+    }
+
+    /// The daemon was asked to end: who asks the worker waits only briefly from now on.
+    pub fn hurry(&self) {
+        self.inbox.hurries.store(true, Ordering::Relaxed);
     }
 }
 
@@ -166,7 +197,26 @@ impl Inbox {
             waiting: Mutex::new(Some(VecDeque::new())),
             pending: AtomicBool::new(false),
             wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            thread: AtomicI32::new(0),
+            hurries: AtomicBool::new(false),
         })
+    }
+
+    /// The worker's thread begins, which is the calling one.
+    pub(crate) fn open(&self) -> io::Result<()> {
+        sys::accept_interruptions()?;
+        let thread = rustix::thread::gettid().as_raw_nonzero().get();
+        self.thread.store(thread, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Interrupts what the worker waits for in the kernel: a write to a descriptor that its front end made block. What
+    /// it sleeps on is not disturbed by that.
+    pub(crate) fn interrupt(&self) {
+        let thread = self.thread.load(Ordering::Relaxed);
+        if thread != 0 {
+            sys::interrupt(thread);
+        }
     }
 
     /// Asks the worker to end, without waiting for it.

@@ -291,8 +291,9 @@ impl<D: Datapath> Pair<D> {
             self.datapath.configure(negotiated).map_err(StartError::System)?;
             self.configured = Some(negotiated);
         }
-        let started = Ring::start(&self.log, ring, start, context.tracer.stamp())
-            .map_err(StartError::Config)?;
+        let (alarm, now) = (context.sleeper.alarm(), context.tracer.stamp());
+        let started =
+            Ring::start(&self.log, ring, start, alarm, now).map_err(StartError::Config)?;
         started.listen(context.sleeper).map_err(StartError::System)?;
         if !ring.is_multiple_of(2) {
             self.datapath.attach(&started.memory).map_err(StartError::System)?;

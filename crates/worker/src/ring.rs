@@ -1,8 +1,6 @@
 //! A ring in service.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Write as _;
 use std::sync::Arc;
 
 use guest_memory::GuestMemory;
@@ -10,6 +8,8 @@ use log_limit::LogLimit;
 use virtio_net::Negotiated;
 use virtqueue::{Broken, ConfigError, Queue, QueueSetup};
 
+use crate::alarm::Alarm;
+use crate::custody::Foreign;
 use crate::mailbox::RingStart;
 use crate::sleep::{Sleeper, Token};
 use crate::sys;
@@ -24,9 +24,11 @@ pub struct Ring {
     pub memory: Arc<GuestMemory>,
     pub negotiated: Negotiated,
     setup: QueueSetup,
-    kick: Option<File>,
-    call: Option<File>,
-    error: Option<File>,
+    kick: Option<Arc<Foreign>>,
+    call: Option<Arc<Foreign>>,
+    error: Option<Arc<Foreign>>,
+    /// Ends a signal that blocks, where the worker serves other guests too.
+    alarm: Option<Arc<Alarm>>,
     pub state: RingState,
     /// When the ring was last looked at, ticks: whatever a later look finds came after this.
     pub last_look: u64,
@@ -51,6 +53,7 @@ impl Ring {
         log: &Arc<LogLimit>,
         index: u16,
         start: RingStart,
+        alarm: Option<&Arc<Alarm>>,
         now: u64,
     ) -> Result<Self, ConfigError> {
         let queue = Queue::new(&start.setup, &start.memory)?;
@@ -70,12 +73,12 @@ impl Ring {
             setup: start.setup,
             kick: start.kick,
             call: None,
-            error: None,
+            error: start.error,
+            alarm: alarm.cloned(),
             state: if start.enabled { RingState::Enabled } else { RingState::Waiting },
             last_look: now,
         };
         ring.set_call(start.call);
-        ring.set_error(start.error);
         // The ring is looked at anyway until the worker goes to sleep.
         ring.queue.disarm_kick();
         // Whoever served the ring before may have ended between publishing and telling.
@@ -85,7 +88,7 @@ impl Ring {
 
     pub fn listen(&self, sleeper: &Sleeper) -> std::io::Result<()> {
         match &self.kick {
-            Some(kick) => sleeper.add(kick, Token::Kick(self.index)),
+            Some(kick) => sleeper.add(kick.as_ref(), Token::Kick(self.index)),
             None => Ok(()),
         }
     }
@@ -96,7 +99,7 @@ impl Ring {
 
     pub fn ignore(&self, sleeper: &Sleeper) {
         if let Some(kick) = &self.kick {
-            sleeper.remove(kick);
+            sleeper.remove(kick.as_ref());
         }
     }
 
@@ -109,20 +112,29 @@ impl Ring {
         };
     }
 
-    pub fn set_call(&mut self, call: Option<File>) {
-        self.call = call.and_then(|call| nonblocking(call, &self.log));
+    pub fn set_call(&mut self, call: Option<Arc<Foreign>>) {
+        self.call = call;
+        if let Some(call) = &self.call
+            && let Err(error) = sys::set_nonblocking(call.as_ref())
+        {
+            log_limit::warn!(
+                self.log,
+                "queue {}: its call descriptor may block: {error}",
+                self.index
+            );
+        }
     }
 
     /// A new descriptor for a ring in service. The guest is told at once, wanted or not: QEMU starts a ring
     /// with a descriptor that nobody listens to and gives the guest's own one just after it, and what was
     /// told in between is lost. With the event index, the guest would then never be told again.
-    pub fn change_call(&mut self, call: Option<File>) {
+    pub fn change_call(&mut self, call: Option<Arc<Foreign>>) {
         self.set_call(call);
         self.tell();
     }
 
-    pub fn set_error(&mut self, error: Option<File>) {
-        self.error = error.and_then(|error| nonblocking(error, &self.log));
+    pub fn set_error(&mut self, error: Option<Arc<Foreign>>) {
+        self.error = error;
     }
 
     /// Goes on in a new memory table.
@@ -147,10 +159,20 @@ impl Ring {
 
     #[inline]
     fn tell(&mut self) {
-        if let Some(call) = &mut self.call {
-            // A full counter means that the guest has a signal waiting; any other failure is the front
-            // end's own.
-            let _ = call.write(&1_u64.to_ne_bytes());
+        if let Some(call) = &self.call
+            && call.signal(self.alarm.as_deref()).is_err()
+        {
+            self.give_up_call();
+        }
+    }
+
+    #[cold]
+    fn give_up_call(&mut self) {
+        self.call = None;
+        if self.state != RingState::Broken {
+            self.stop_broken(format_args!(
+                "its front end made a write to the call descriptor block"
+            ));
         }
     }
 
@@ -166,19 +188,8 @@ impl Ring {
             "queue {} stops, because {why}; it is served again when the guest's driver resets the device",
             self.index
         );
-        if let Some(error) = &mut self.error {
-            let _ = error.write(&1_u64.to_ne_bytes());
-        }
-    }
-}
-
-/// An eventfd that cannot make the worker wait.
-fn nonblocking(file: File, log: &LogLimit) -> Option<File> {
-    match sys::set_nonblocking(&file) {
-        Ok(()) => Some(file),
-        Err(error) => {
-            log_limit::warn!(log, "a descriptor from the front end is not used: {error}");
-            None
+        if let Some(error) = &self.error {
+            error.signal_elsewhere();
         }
     }
 }

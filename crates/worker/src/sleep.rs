@@ -5,10 +5,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use epoll::{ControlOptions, Event, Events};
 use vmm_sys_util::timerfd::TimerFd;
+
+use crate::alarm::Alarm;
 
 /// Whom an event is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,16 +60,20 @@ pub struct Sleeper {
     timer: TimerFd,
     /// Whether the timer may still fire.
     is_timed: bool,
+    /// What ends a signal that blocks, where the worker serves several guests.
+    alarm: Option<Arc<Alarm>>,
 }
 
 impl Sleeper {
-    pub fn new() -> io::Result<Self> {
+    /// For the calling thread, which serves `guests`.
+    pub fn new(guests: usize) -> io::Result<Self> {
         let events = [Event::new(Events::empty(), 0); EVENTS_MAX];
         let sleeper = Self {
             epoll: crate::sys::new_epoll()?,
             events,
             timer: TimerFd::new()?,
             is_timed: false,
+            alarm: (guests > 1).then(|| Alarm::new().map(Arc::new)).transpose()?,
         };
         sleeper.add_number(&sleeper.timer, Events::EPOLLIN, TIMER)?;
         Ok(sleeper)
@@ -98,9 +105,16 @@ impl Sleeper {
         );
     }
 
+    pub const fn alarm(&self) -> Option<&Arc<Alarm>> {
+        self.alarm.as_ref()
+    }
+
     /// Sleeps until something happens or `limit` has passed. Returns what happened.
     pub fn sleep(&mut self, limit: Option<Duration>) -> impl Iterator<Item = Token> + '_ {
         self.set_timer(limit);
+        if let Some(alarm) = &self.alarm {
+            alarm.disarm();
+        }
         let count = epoll::wait(self.epoll.as_raw_fd(), -1, &mut self.events);
         // An interrupted sleep is one without events: the loop looks around and comes back.
         self.events.iter().take(count.unwrap_or(0)).filter_map(|event| {

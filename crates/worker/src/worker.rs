@@ -146,6 +146,10 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.inbox.end();
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            self.inbox.interrupt();
+            std::thread::sleep(Duration::from_millis(1));
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -220,7 +224,8 @@ impl<W: Wiring> Loop<W> {
         inbox: Arc<Inbox>,
     ) -> io::Result<Self> {
         sys::schedule(options.scheduling)?;
-        let sleeper = Sleeper::new()?;
+        inbox.open()?;
+        let sleeper = Sleeper::new(guests.len())?;
         sleeper.add(inbox.wake(), Token::Mailbox)?;
         wiring.start(&sleeper)?;
         for pair in &mut pairs {

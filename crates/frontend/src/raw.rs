@@ -1,0 +1,91 @@
+//! Messages as bytes and descriptors, for front ends that misbehave.
+
+use std::io::{self, IoSlice, Read as _};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vhost::vhost_user::message::FrontendReq;
+
+use crate::Error;
+
+/// A message that gives a ring one of its descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// `VHOST_USER_SET_VRING_KICK`
+    Kick,
+    /// `VHOST_USER_SET_VRING_CALL`
+    Call,
+    /// `VHOST_USER_SET_VRING_ERR`
+    Error,
+}
+
+impl Handover {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Kick, Self::Call, Self::Error];
+
+    const fn request(self) -> FrontendReq {
+        match self {
+            Self::Kick => FrontendReq::SET_VRING_KICK,
+            Self::Call => FrontendReq::SET_VRING_CALL,
+            Self::Error => FrontendReq::SET_VRING_ERR,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Kick => "SET_VRING_KICK",
+            Self::Call => "SET_VRING_CALL",
+            Self::Error => "SET_VRING_ERR",
+        }
+    }
+}
+
+/// In a header's flags: version 1, and an answer is asked for.
+const FLAGS: u32 = 1 | 1 << 3;
+/// The most descriptors of one message here: more than any back end takes.
+const DESCRIPTORS_MAX: usize = 250;
+
+/// Sends a message, right or wrong, with any number of descriptors up to 250. An answer is asked for.
+///
+/// # Errors
+/// What the system answers.
+pub fn send(
+    mut to: &UnixStream,
+    request: u32,
+    payload: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
+    let header = [request, FLAGS, payload.len() as u32].map(u32::to_ne_bytes).concat();
+    let message = [&header[..], payload].concat();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let sent = sendmsg(to, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    io::Write::write_all(&mut to, &message[sent..])
+}
+
+/// Gives ring `ring` a descriptor of any kind, and waits for the answer.
+///
+/// # Errors
+/// When the back end refuses, or the conversation breaks.
+pub fn hand_over(
+    mut to: &UnixStream,
+    what: Handover,
+    ring: u16,
+    descriptor: BorrowedFd<'_>,
+) -> Result<(), Error> {
+    let payload = u64::from(ring).to_ne_bytes();
+    send(to, what.request() as u32, &payload, &[descriptor]).map_err(Error::system("sending"))?;
+    let mut answer = [0; 20];
+    to.read_exact(&mut answer).map_err(Error::system("reading an answer"))?;
+    if answer[12..] == [0; 8] {
+        return Ok(());
+    }
+    let refusal = vhost::vhost_user::Error::BackendInternalError;
+    Err(Error::refused(what.name())(refusal.into()))
+}

@@ -1,0 +1,212 @@
+//! One connection, from its beginning to its end.
+//!
+//! The calling thread waits for all at once: the front end, what it and the framework say to each other, other front
+//! ends, and being asked to stop. The framework's own thread handles the messages.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use log_limit::LogLimit;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vhost::vhost_user::Error as ProtocolError;
+use vhost_user_backend::Error as DaemonError;
+use worker::Custody;
+
+use crate::device::{Device, Session};
+use crate::framework;
+use crate::gate::Gate;
+use crate::relay::{Passed, Relay};
+use crate::server::{RETRY, ServeError, system};
+use crate::socket::Server;
+use crate::sys::peer_process;
+
+/// The longest time from a connection to its first message, where front ends come to us. A client waits: whoever
+/// listens there may take its time until it accepts.
+const FIRST_MESSAGE_TIME: Duration = Duration::from_secs(5);
+
+/// How a conversation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The front end is gone, or was sent away.
+    Gone,
+    /// It was sent away because it made a worker hang.
+    Hung,
+    /// The daemon was asked to stop.
+    Stopped,
+}
+
+/// Stays with a front end until it goes, or `stop` becomes readable. `closers` counts the threads that close its
+/// descriptors.
+///
+/// # Errors
+/// When its memory is not shared, or the system refuses.
+pub fn converse(
+    device: &Arc<Device>,
+    front: UnixStream,
+    stop: BorrowedFd<'_>,
+    server: Option<&Server>,
+    closers: &Arc<AtomicUsize>,
+) -> Result<End, ServeError> {
+    let log = &device.log;
+    let peer = peer_process(front.as_fd());
+    log_limit::info!(
+        log,
+        "a front end is connected{}",
+        peer.map_or(String::new(), |pid| format!(": process {pid}"))
+    );
+    let custody = Custody::new(closers).map_err(system("setting up a connection"))?;
+    let session = Arc::new(Session::new(device, peer, &custody));
+    let (mut daemon, framework) =
+        framework::start(&session).map_err(system("setting up a connection"))?;
+    let gate = Gate::new(session.rings(), device.queue_size, &custody);
+    let mut relay =
+        Relay::new(front, framework, gate, &custody).map_err(system("relaying messages"))?;
+    let mut visit = Visit { log, stop, server, custody: &custody, listen_at: None, refused: false };
+    let end = visit.relay_until_end(&mut relay);
+    if matches!(end, Ok(End::Stopped)) {
+        device.workers.iter().for_each(|worker| worker.hurry());
+    }
+    // The framework's thread ends with its socket. The front end is let go last: QEMU takes a ring's used
+    // index for its position as soon as the connection is closed, so no worker may touch the ring then.
+    let front = relay.into_front();
+    let result = daemon.wait();
+    session.end();
+    drop(front);
+    match result {
+        Err(error) if !is_goodbye(&error) => {
+            log_limit::warn!(log, "the connection to the front end was ended: {error}");
+        }
+        _ => log_limit::info!(log, "the front end is gone"),
+    }
+    log.settle();
+    match session.refused() {
+        Some(private) => Err(private.into()),
+        None => end,
+    }
+}
+
+/// What is waited for beside a front end's messages.
+struct Visit<'v> {
+    log: &'v LogLimit,
+    stop: BorrowedFd<'v>,
+    server: Option<&'v Server>,
+    custody: &'v Custody,
+    /// Other front ends are not looked at before this: one could not be accepted.
+    listen_at: Option<Instant>,
+    /// One was refused, and that was said.
+    refused: bool,
+}
+
+impl Visit<'_> {
+    fn relay_until_end(&mut self, relay: &mut Relay) -> Result<End, ServeError> {
+        let log = self.log;
+        let silent_until = self.server.map(|_| Instant::now() + FIRST_MESSAGE_TIME);
+        loop {
+            let now = Instant::now();
+            let due = if relay.heard() { relay.due() } else { relay.due().or(silent_until) };
+            if due.is_some_and(|due| due <= now) {
+                let what = if relay.due().is_some() { "all of a message" } else { "a message" };
+                log_limit::warn!(log, "the front end is sent away: {what} did not come in time");
+                return Ok(End::Gone);
+            }
+            self.listen_at = self.listen_at.filter(|&at| at > now);
+            let limit = due.into_iter().chain(self.listen_at).min().map(|at| at - now);
+            let listener = match (self.server, self.listen_at) {
+                (Some(server), None) => server.listener.as_fd(),
+                _ => self.stop,
+            };
+            let [front, framework] = relay.ends();
+            let [stopped, hung, front_said, framework_said, second] =
+                wait([self.stop, self.custody.hung(), front, framework, listener], limit)?;
+            if stopped {
+                return Ok(End::Stopped);
+            }
+            if hung {
+                return Ok(End::Hung);
+            }
+            // Answers first: the last one before the framework hangs up must not be lost.
+            let answered = if framework_said { relay.pass_answer() } else { Ok(Passed::Some) };
+            let asked = if front_said { relay.pass_request() } else { Ok(Passed::Some) };
+            match (answered, asked) {
+                (Ok(Passed::Some), Ok(Passed::Some)) => {}
+                (Err(error), _) | (_, Err(error)) => {
+                    log_limit::warn!(log, "the front end is sent away: {error}");
+                    return Ok(End::Gone);
+                }
+                _ => return Ok(End::Gone),
+            }
+            // A front end that has just gone may leave messages to read before its end shows.
+            if second && !has_hung_up(relay.ends()[0]) {
+                if !relay.heard() && relay.due().is_none() {
+                    log_limit::warn!(
+                        log,
+                        "the front end said nothing, and another one takes its place"
+                    );
+                    return Ok(End::Gone);
+                }
+                self.refuse_second();
+            }
+        }
+    }
+
+    /// One device has one front end. Said once for each that is served, however many others try.
+    fn refuse_second(&mut self) {
+        let Some(server) = self.server else { return };
+        match server.listener.accept() {
+            Ok(_) if !self.refused => {
+                self.refused = true;
+                let log = self.log;
+                log_limit::warn!(
+                    log,
+                    "a second front end was refused: the first one is still connected"
+                );
+            }
+            Ok(_) => {}
+            // It stays in the queue: without a pause this would be a busy loop.
+            Err(_) => self.listen_at = Some(Instant::now() + RETRY),
+        }
+    }
+}
+
+/// A front end that ends closes the socket, at times in the middle of a message.
+const fn is_goodbye(error: &DaemonError) -> bool {
+    matches!(
+        error,
+        DaemonError::HandleRequest(
+            ProtocolError::Disconnected
+                | ProtocolError::PartialMessage
+                | ProtocolError::SocketBroken(_)
+        )
+    )
+}
+
+/// Whether the other end of `fd` is closed.
+fn has_hung_up(fd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
+}
+
+/// Waits until one of `fds` is readable, or `limit` has passed. Returns which are.
+///
+/// # Errors
+/// What the system answers.
+pub fn wait<const N: usize>(
+    fds: [BorrowedFd<'_>; N],
+    limit: Option<Duration>,
+) -> Result<[bool; N], ServeError> {
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    loop {
+        match poll(&mut polled, limit.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                return Err(ServeError::System { step: "poll", source: error.into() });
+            }
+            Ok(_) => return Ok(polled.map(|fd| !fd.revents().is_empty())),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! A timer that ends a system call that blocks.
+//!
+//! A write to an eventfd blocks when its counter is full and `O_NONBLOCK` is off, and the front end can bring both
+//! about at any moment. A worker that serves several guests must not wait for that. A signal ends such a write with
+//! `EINTR`, so a timer sends the thread one every [`PERIOD`] while it writes signals. The handler does nothing.
+//!
+//! A timer of the thread's own, in place of a thread that watches: it needs no wake-up when the worker wakes up, it
+//! comes again if a tick falls between two instructions before the write, and at rest it is off. It costs a busy
+//! worker 100 interruptions a second, and one that sleeps two system calls a sleep. A worker with a single guest has
+//! none: there the control plane interrupts it when it does not answer ([`crate::mailbox`]).
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::sys::{self, SignalTimer};
+
+/// The longest that a system call blocks.
+pub const PERIOD: Duration = Duration::from_millis(10);
+
+/// The timer of one thread.
+#[derive(Debug)]
+pub struct Alarm {
+    timer: SignalTimer,
+    is_armed: AtomicBool,
+}
+
+impl Alarm {
+    /// For the calling thread, which alone uses it. Off at first.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn new() -> io::Result<Self> {
+        sys::accept_interruptions()?;
+        Ok(Self { timer: SignalTimer::new()?, is_armed: AtomicBool::new(false) })
+    }
+
+    /// From now on every system call that blocks ends.
+    #[inline]
+    pub fn arm(&self) {
+        if !self.is_armed.load(Ordering::Relaxed) {
+            self.set(true);
+        }
+    }
+
+    /// Nothing is interrupted any more.
+    #[inline]
+    pub fn disarm(&self) {
+        if self.is_armed.load(Ordering::Relaxed) {
+            self.set(false);
+        }
+    }
+
+    #[cold]
+    fn set(&self, armed: bool) {
+        self.timer.set(if armed { PERIOD } else { Duration::ZERO });
+        self.is_armed.store(armed, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,234 @@
+//! File descriptors that a front end handed over.
+//!
+//! A front end may keep its own end of them, and with it their flags. So a call on one can block although we made it
+//! non-blocking, and `close` can block as well: a TCP socket with `SO_LINGER` waits for its peer, a FUSE file for its
+//! file system. Workers and control threads therefore never close one. Each connection has a thread for that, which
+//! nobody waits for; [`Alarm`] ends what a signal can end.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Builder;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+use crate::alarm::Alarm;
+use crate::sys;
+
+/// The descriptors of one connection.
+#[derive(Debug)]
+pub struct Custody {
+    work: Sender<Work>,
+    unclosed: Arc<AtomicUsize>,
+    hung: OwnedFd,
+}
+
+/// What the thread of a [`Custody`] does.
+#[derive(Debug)]
+enum Work {
+    Close(OwnedFd),
+    Signal(Arc<Foreign>),
+}
+
+/// A descriptor from a front end. It is closed by the thread of its [`Custody`].
+#[derive(Debug)]
+pub struct Foreign {
+    /// None only while it is dropped.
+    fd: Option<OwnedFd>,
+    custody: Arc<Custody>,
+}
+
+/// A write to an eventfd blocked, and was ended: the front end took `O_NONBLOCK` off it and filled its counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hung;
+
+impl Custody {
+    /// For a new connection. `threads` counts the threads of this kind that have not ended yet: after its connection
+    /// one ends as soon as everything is closed.
+    ///
+    /// # Errors
+    /// When the system has no thread or no eventfd left.
+    pub fn new(threads: &Arc<AtomicUsize>) -> io::Result<Arc<Self>> {
+        let (work, todo) = channel();
+        let unclosed = Arc::new(AtomicUsize::new(0));
+        let hung = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let (inside, alive) = (Arc::clone(&unclosed), Alive::new(threads));
+        Builder::new().name("closer".into()).spawn(move || {
+            let _alive = alive;
+            close_all(&todo, &inside);
+        })?;
+        Ok(Arc::new(Self { work, unclosed, hung }))
+    }
+
+    /// Takes a descriptor in.
+    #[must_use]
+    pub fn take(self: &Arc<Self>, fd: OwnedFd) -> Foreign {
+        Foreign { fd: Some(fd), custody: Arc::clone(self) }
+    }
+
+    /// The number of descriptors that were given up and are not closed yet.
+    #[must_use]
+    pub fn unclosed(&self) -> usize {
+        self.unclosed.load(Ordering::Relaxed)
+    }
+
+    /// Readable once a worker hung in a write to one of these descriptors ([`Hung`]).
+    #[must_use]
+    pub fn hung(&self) -> BorrowedFd<'_> {
+        self.hung.as_fd()
+    }
+}
+
+impl Foreign {
+    /// Adds 1 to an eventfd's counter. A full counter is a signal that is already there, and any other failure is the
+    /// front end's own.
+    ///
+    /// With `alarm`, for a worker that serves several guests, the write ends after some time even if it blocks.
+    ///
+    /// # Errors
+    /// When the write blocked. Its front end is to be sent away ([`Custody::hung`]).
+    #[inline]
+    pub(crate) fn signal(&self, alarm: Option<&Alarm>) -> Result<(), Hung> {
+        let Some(fd) = &self.fd else { return Ok(()) };
+        if let Some(alarm) = alarm {
+            alarm.arm();
+            // The front end can take the flag off at any time. To look costs half of what waiting to be interrupted
+            // costs the other guests; what changes after the look, the alarm ends.
+            let _ = sys::set_nonblocking(fd);
+        }
+        match rustix::io::write(fd, &1_u64.to_ne_bytes()) {
+            // Only a write that waits for room in the counter is interrupted.
+            Err(Errno::INTR) => Err(self.report()),
+            _ => Ok(()),
+        }
+    }
+
+    #[cold]
+    fn report(&self) -> Hung {
+        // Non-blocking, and ours: a full counter says it already.
+        let _ = rustix::io::write(&self.custody.hung, &1_u64.to_ne_bytes());
+        Hung
+    }
+
+    /// Another descriptor of the same.
+    ///
+    /// # Errors
+    /// When this process has none left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(self.custody.take(self.as_fd().try_clone_to_owned()?))
+    }
+
+    /// Has its thread add 1 to an eventfd's counter, so that the caller cannot be held up.
+    pub fn signal_elsewhere(self: &Arc<Self>) {
+        let _ = self.custody.work.send(Work::Signal(Arc::clone(self)));
+    }
+}
+
+impl AsFd for Foreign {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // It is taken out only by `drop`.
+        self.fd.as_ref().expect("a descriptor").as_fd()
+    }
+}
+
+impl AsRawFd for Foreign {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let Some(fd) = self.fd.take() else { return };
+        self.custody.unclosed.fetch_add(1, Ordering::Relaxed);
+        // The thread ends only when nobody can send any more.
+        let _ = self.custody.work.send(Work::Close(fd));
+    }
+}
+
+/// Counts a thread while it lives.
+struct Alive(Arc<AtomicUsize>);
+
+impl Alive {
+    fn new(threads: &Arc<AtomicUsize>) -> Self {
+        threads.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(threads))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn close_all(todo: &Receiver<Work>, unclosed: &AtomicUsize) {
+    // Without one, what blocks holds up this thread alone.
+    let alarm = Alarm::new().ok();
+    for work in todo {
+        if let Some(alarm) = &alarm {
+            alarm.arm();
+        }
+        match work {
+            Work::Close(fd) => {
+                drop(fd);
+                unclosed.fetch_sub(1, Ordering::Relaxed);
+            }
+            Work::Signal(error) => {
+                let _ = error.signal(alarm.as_ref());
+            }
+        }
+        if let Some(alarm) = &alarm {
+            alarm.disarm();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn wait_for(what: &str, done: impl Fn() -> bool) {
+        let until = Instant::now() + Duration::from_secs(5);
+        while !done() {
+            assert!(Instant::now() < until, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn what_is_given_up_is_closed_and_the_thread_ends_with_the_last() {
+        let threads = Arc::default();
+        let custody = Custody::new(&threads).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let foreign = custody.take(writer.into());
+        drop(custody);
+        assert_eq!(threads.load(Ordering::Relaxed), 1);
+        drop(foreign);
+        // The end of the pipe: its only writer is closed.
+        assert_eq!(std::io::read_to_string(reader).unwrap(), "");
+        wait_for("the thread is still there", || threads.load(Ordering::Relaxed) == 0);
+    }
+
+    /// A full counter without `O_NONBLOCK`, and `O_NONBLOCK` taken off again by somebody whenever it is set.
+    #[test]
+    fn a_signal_that_blocks_ends_and_is_reported() {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let custody = Custody::new(&Arc::default()).unwrap();
+        let full = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let call = Arc::new(custody.take(full));
+        // Of a worker that serves one guest: nobody looks at the flag, somebody else interrupts it.
+        let alarm = Alarm::new().unwrap();
+        alarm.arm();
+        assert_eq!(call.signal(None), Err(Hung));
+        let mut polled = [PollFd::from_borrowed_fd(custody.hung(), PollFlags::IN)];
+        assert_eq!(poll(&mut polled, None), Ok(1));
+        // Of several: the flag is set again, and a full counter is a signal that is there.
+        assert_eq!(call.signal(Some(&alarm)), Ok(()));
+    }
+}
