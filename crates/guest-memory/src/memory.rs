@@ -32,6 +32,7 @@ struct Region {
 /// old mappings live until the last [`Arc`] of it is dropped.
 #[derive(Debug)]
 pub struct GuestMemory {
+    /// By address; no two overlap.
     regions: Box<[Region]>,
     /// The parts of rings that were set up, by address.
     #[cfg(loom)]
@@ -80,10 +81,10 @@ impl<'m> Window<'m> {
     #[cold]
     #[inline(never)]
     fn elsewhere(&mut self, address: u64, len: u64) -> Option<GuestSlice<'m>> {
-        let all = self.memory.regions.iter().enumerate();
-        let (index, region) = all.into_iter().find(|(_, it)| it.whole(address, len).is_some())?;
+        let (index, region) = self.memory.locate(address)?;
+        let slice = region.whole(address, len)?;
         (self.index, self.region) = (index, *region);
-        region.whole(address, len)
+        Some(slice)
     }
 }
 
@@ -91,7 +92,8 @@ impl GuestMemory {
     /// Takes over a mapping.
     #[must_use]
     pub fn new(map: Arc<Mapping>) -> Self {
-        let regions = map
+        // The mapping has them in this order already, and does not let them overlap.
+        let regions: Box<[Region]> = map
             .iter()
             .map(|region: &GuestRegionMmap<()>| Region {
                 start: region.start_addr().raw_value(),
@@ -99,6 +101,7 @@ impl GuestMemory {
                 host: region.as_ptr(),
             })
             .collect();
+        debug_assert!(regions.is_sorted_by(|a, b| a.start.saturating_add(a.len) <= b.start));
         Self {
             regions,
             #[cfg(loom)]
@@ -160,10 +163,17 @@ impl GuestMemory {
     /// # Errors
     /// [`Unmapped`] when a part of the range is not guest memory, or it lies in more than one region.
     pub fn contiguous(&self, address: u64, len: u64) -> Result<GuestSlice<'_>, Unmapped> {
-        self.regions
-            .iter()
-            .find_map(|region| region.whole(address, len))
+        self.locate(address)
+            .and_then(|(_, region)| region.whole(address, len))
             .ok_or(Unmapped { address, len })
+    }
+
+    /// The only region that may have the byte at `address`, and its number. A guest that has many regions and goes
+    /// from one to the other with each descriptor must not make every one of these a walk through all regions.
+    fn locate(&self, address: u64) -> Option<(usize, &Region)> {
+        let index =
+            self.regions.partition_point(|region| region.start <= address).checked_sub(1)?;
+        Some((index, &self.regions[index]))
     }
 
     /// Copies guest memory from guest-physical `address` on into `bytes`: what a guest does with its own
@@ -199,14 +209,11 @@ impl GuestMemory {
     ) -> Result<(), Unmapped> {
         let unmapped = Unmapped { address, len };
         address.checked_add(len).ok_or(unmapped)?;
+        let (first, _) = self.locate(address).ok_or(unmapped)?;
         let (mut at, mut left) = (address, len);
-        loop {
-            let (index, part) = self
-                .regions
-                .iter()
-                .enumerate()
-                .find_map(|(index, region)| Some((index, region.front(at, left)?)))
-                .ok_or(unmapped)?;
+        // What goes on where a region ends is in the next one.
+        for (index, region) in self.regions.iter().enumerate().skip(first) {
+            let part = region.front(at, left).ok_or(unmapped)?;
             cursor.region = index;
             let took = part.len() as u64;
             each(part);
@@ -216,6 +223,7 @@ impl GuestMemory {
             at += took;
             left -= took;
         }
+        Err(unmapped)
     }
 }
 
@@ -297,6 +305,24 @@ mod tests {
             (0x1000, u64::MAX),
         ] {
             assert_eq!(runs(&memory, address, len), Err(Unmapped { address, len }), "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn every_region_of_many_is_found_wherever_the_cursor_was() {
+        // Pairs of adjacent pages with a hole behind each.
+        let start = |n: u64| n / 2 * 0x3000 + n % 2 * 0x1000;
+        let ranges: Vec<_> = (0..100).map(|n| (GuestAddress(start(n)), 0x1000)).collect();
+        let memory = GuestMemory::new(Arc::new(Mapping::from_ranges(&ranges).unwrap()));
+        let mut cursor = Cursor::default();
+        for n in (0..100).chain((0..100).rev()) {
+            let mut found = Vec::new();
+            memory.translate(start(n), 0x1000, &mut cursor, |it| found.push(it.address())).unwrap();
+            assert_eq!(found, [memory.regions[n as usize].host as usize]);
+            let over_the_end = runs(&memory, start(n) + 0xfff, 2);
+            let unmapped = Unmapped { address: start(n) + 0xfff, len: 2 };
+            assert_eq!(over_the_end, if n % 2 == 0 { Ok(vec![1, 1]) } else { Err(unmapped) });
+            assert!(memory.contiguous(start(n) + 0xfff, 2).is_err());
         }
     }
 
