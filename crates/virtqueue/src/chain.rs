@@ -12,6 +12,18 @@ pub const CHAINS_MAX: usize = if cfg!(loom) { 8 } else { 1024 };
 /// The most slices of one chain: what one `readv` or `writev` takes (`UIO_MAXIOV` is 1024), less one for
 /// the spare room that receiving adds.
 pub const CHAIN_SLICES_MAX: usize = 1023;
+/// The most descriptors that are walked for one burst, not counting those of its last chain and chains of one
+/// buffer. What one descriptor costs in pieces of memory counts as so many descriptors.
+pub const BURST_DESCRIPTORS_MAX: u32 = 2048;
+/// The most descriptors of a chain where the ring is smaller. A driver must not make a chain longer than the ring
+/// (virtio 1.2, 2.7.5.3.1 and 2.8.19), but some do, because QEMU's own devices take this many
+/// (`VIRTQUEUE_MAX_SIZE` in include/hw/virtio/virtio.h).
+const CHAIN_DESCRIPTORS: u32 = 1024;
+
+/// The most descriptors of a chain in a ring of `size`, direct and indirect ones together.
+pub(crate) fn chain_limit(size: u16) -> u32 {
+    CHAIN_DESCRIPTORS.max(size.into())
+}
 
 /// What a buffer begins with, mostly, and is touched apart from the rest: a net header (virtio 1.2, 5.1.6).
 /// Only a hint for what to fetch.
@@ -68,6 +80,8 @@ pub struct Chain {
 pub struct Chains<'m> {
     chains: ArrayVec<Chain, CHAINS_MAX>,
     slices: ArrayVec<GuestSlice<'m>, SLICES_MAX>,
+    /// How many descriptors were walked for chains that are not just one buffer: see [`BURST_DESCRIPTORS_MAX`].
+    walked: u32,
     /// Whether there was a chain that is not just one buffer.
     has_lists: bool,
 }
@@ -176,6 +190,19 @@ impl<'m> Chains<'m> {
         pushed
     }
 
+    /// How many descriptors were walked for chains that are not just one buffer, also for those that were put back.
+    #[inline]
+    #[must_use]
+    pub const fn walked(&self) -> u32 {
+        self.walked
+    }
+
+    /// Whether no more lists are followed for this burst: they come with the next one.
+    #[inline]
+    pub(crate) const fn is_spent(&self) -> bool {
+        self.walked >= BURST_DESCRIPTORS_MAX
+    }
+
     /// How many chains there are.
     #[inline]
     #[must_use]
@@ -229,6 +256,15 @@ pub enum Broken {
         /// How many descriptors the table has.
         size: u32,
     },
+    /// The chain has more descriptors than a chain may have, direct and indirect ones together.
+    #[error(
+        "a descriptor chain of more than {limit} descriptors; expected no more than the ring has, or 1024 in a smaller \
+         ring"
+    )]
+    TooManyDescriptors {
+        /// The most that it may have.
+        limit: u32,
+    },
     /// The chain's buffers add up to 2^32 bytes or more (2.7.5: forbidden).
     #[error("a descriptor chain of {len} bytes; the limit is 2^32")]
     TooLong {
@@ -258,6 +294,11 @@ pub enum Broken {
 }
 
 /// Collects the buffers of one chain, whatever its format, off the fast path.
+///
+/// A descriptor of no bytes is taken and has no slice: the specification does not forbid it, and Linux's vhost and
+/// DPDK's take it (QEMU's own devices break the queue). It counts like any other, towards the chain's limit and
+/// towards what is walked for one burst. A chain of nothing else has a length of 0: a device that finds nothing in it
+/// gives it back, and counts it.
 pub(crate) struct Collect<'w, 'm> {
     memory: &'m GuestMemory,
     cursor: &'w mut Cursor,
@@ -323,11 +364,13 @@ impl<'w, 'm> Collect<'w, 'm> {
         self.chains.slices.truncate(self.first);
     }
 
-    /// Adds the chain. Returns whether it was taken: not, if there is no room for it in this burst.
+    /// Adds the chain, for which so many descriptors were walked. Returns whether it was taken: not, if there is no room for it in this burst.
     #[expect(clippy::cast_possible_truncation, reason = "SLICES_MAX fits 16 bits, len was checked")]
-    pub(crate) fn finish(self, id: u16, slots: u16) -> bool {
+    pub(crate) fn finish(self, id: u16, slots: u16, walked: u32) -> bool {
         let Self { chains, first, len, mut fault, .. } = self;
         let mut count = chains.slices.len() - first;
+        // From region to region, one descriptor can be as dear as there are regions.
+        chains.walked += walked.max(count as u32);
         if fault.is_none() && count > CHAIN_SLICES_MAX {
             fault = Some(ChainFault::TooManySlices);
         }

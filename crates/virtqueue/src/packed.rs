@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use guest_memory::{Area, Cursor, GuestMemory, fence};
 
-use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
+use crate::chain::{Access, Broken, Chain, Chains, Collect, chain_limit, table_entry};
 use crate::layout::{
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, EVENT_DESC, EVENT_DISABLE,
     EVENT_ENABLE, EVENT_FLAGS, EVENT_OFF_WRAP, PACKED_ADDRESS, PACKED_TAIL, PackedDescriptor,
@@ -213,38 +213,42 @@ impl PackedQueue {
         descriptor: PackedDescriptor,
         chains: &mut Chains<'m>,
     ) -> Result<u16, Broken> {
+        if chains.is_spent() {
+            return Ok(0);
+        }
         let mut cursor = self.cursor;
         let mut collect = Collect::new(memory, &mut cursor, chains, access);
-        let (id, slots) = match self.follow(descriptor, &mut collect) {
+        let (id, slots, walked) = match self.follow(descriptor, &mut collect) {
             Ok(followed) => followed,
             Err(broken) => {
                 collect.forget();
                 return Err(broken);
             }
         };
-        let taken = collect.finish(id, slots);
+        let taken = collect.finish(id, slots, walked);
         self.cursor = cursor;
         Ok(if taken { slots } else { 0 })
     }
 
-    /// Returns the buffer id, which is that of the last descriptor, and how many there are.
+    /// Returns the buffer id, which is that of the last descriptor, how many descriptors of the ring there are, and how
+    /// many with buffers.
     fn follow(
         &self,
         mut descriptor: PackedDescriptor,
         collect: &mut Collect<'_, '_>,
-    ) -> Result<(u16, u16), Broken> {
+    ) -> Result<(u16, u16, u32), Broken> {
         let (mut at, mut slots) = (self.next, 1);
         loop {
             if descriptor.flags & DESC_F_INDIRECT != 0 {
                 if slots > 1 || descriptor.flags & DESC_F_NEXT != 0 {
                     return Err(Broken::IndirectNested);
                 }
-                self.follow_indirect(descriptor, collect)?;
-                break;
+                let walked = self.follow_indirect(descriptor, collect)?;
+                return Ok((descriptor.id, 1, walked));
             }
             collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
             if descriptor.flags & DESC_F_NEXT == 0 {
-                break;
+                return Ok((descriptor.id, slots, slots.into()));
             }
             if slots == self.size - self.held {
                 return Err(Broken::Loop { size: self.size.into() });
@@ -253,23 +257,22 @@ impl PackedQueue {
             at = at.after(1, self.size);
             descriptor = self.descriptor(at);
         }
-        Ok((descriptor.id, slots))
     }
 
     /// Follows an indirect table (2.8.7): its descriptors stand in order, and only their WRITE flags
-    /// count.
+    /// count. Returns how many there are: all of the table is the chain.
     fn follow_indirect(
         &self,
         table: PackedDescriptor,
         collect: &mut Collect<'_, '_>,
-    ) -> Result<(), Broken> {
+    ) -> Result<u32, Broken> {
         if !self.indirect {
             return Err(Broken::IndirectNotNegotiated);
         }
         let (table, size) = collect.table(table.address, table.len)?;
-        if size > u32::from(SIZE_MAX) {
-            // A driver must not make a chain longer than the ring (2.8.19); no ring is as long as this.
-            return Err(Broken::Loop { size });
+        let limit = chain_limit(self.size);
+        if size > limit {
+            return Err(Broken::TooManyDescriptors { limit });
         }
         for index in 0..size {
             let [address, tail] = table_entry(&table, index).map(u64::from_le);
@@ -279,7 +282,7 @@ impl PackedQueue {
             }
             collect.buffer(address, descriptor.len, descriptor.flags)?;
         }
-        Ok(())
+        Ok(size)
     }
 
     #[inline]

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use guest_memory::{Area, Cursor, GuestMemory, GuestSlice, fence};
 
-use crate::chain::{Access, Broken, Chain, Chains, Collect, table_entry};
+use crate::chain::{Access, Broken, Chain, Chains, Collect, chain_limit, table_entry};
 use crate::layout::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor,
     ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, event_passed,
@@ -163,31 +163,39 @@ impl SplitQueue {
         descriptor: Descriptor,
         chains: &mut Chains<'m>,
     ) -> Result<bool, Broken> {
+        if chains.is_spent() {
+            return Ok(false);
+        }
         let mut cursor = self.cursor;
         let mut collect = Collect::new(memory, &mut cursor, chains, access);
-        if let Err(broken) = self.follow(descriptor, &mut collect) {
-            collect.forget();
-            return Err(broken);
-        }
-        let taken = collect.finish(head, 1);
+        let walked = match self.follow(descriptor, &mut collect) {
+            Ok(walked) => walked,
+            Err(broken) => {
+                collect.forget();
+                return Err(broken);
+            }
+        };
+        let taken = collect.finish(head, 1, walked);
         self.cursor = cursor;
         Ok(taken)
     }
 
+    /// Returns how many descriptors with buffers there are.
     fn follow(
         &self,
         mut descriptor: Descriptor,
         collect: &mut Collect<'_, '_>,
-    ) -> Result<(), Broken> {
+    ) -> Result<u32, Broken> {
         let mut left = self.size;
         loop {
             left -= 1;
             if descriptor.flags & DESC_F_INDIRECT != 0 {
-                return self.follow_indirect(descriptor, collect);
+                let before = u32::from(self.size - left) - 1;
+                return Ok(before + self.follow_indirect(descriptor, before, collect)?);
             }
             collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
             if descriptor.flags & DESC_F_NEXT == 0 {
-                return Ok(());
+                return Ok(u32::from(self.size - left));
             }
             let next = descriptor.next;
             if next < self.size && left == 0 {
@@ -198,12 +206,14 @@ impl SplitQueue {
     }
 
     /// Follows an indirect table (2.7.5.3). The table is read where it lies: each descriptor is copied
-    /// once, checked and used.
+    /// once, checked and used. `before` descriptors of the ring's own table belong to the same chain. Returns how many
+    /// of the indirect table do.
     fn follow_indirect(
         &self,
         table: Descriptor,
+        before: u32,
         collect: &mut Collect<'_, '_>,
-    ) -> Result<(), Broken> {
+    ) -> Result<u32, Broken> {
         if !self.indirect {
             return Err(Broken::IndirectNotNegotiated);
         }
@@ -211,24 +221,27 @@ impl SplitQueue {
             return Err(Broken::IndirectNested);
         }
         let (table, size): (GuestSlice<'_>, u32) = collect.table(table.address, table.len)?;
-        let mut index = 0_u32;
-        // `next` has 16 bits: a longer walk goes in circles, however large the guest made the table.
-        let mut left = size.min(1 << 16);
+        let limit = chain_limit(self.size);
+        // The table may be larger than what the chain uses of it. A walk longer than the table goes in circles.
+        let most = size.min(limit - before);
+        let (mut index, mut walked) = (0_u32, 0);
         loop {
             if index >= size {
                 return Err(Broken::Index { index, size });
             }
-            if left == 0 {
-                return Err(Broken::Loop { size });
+            if walked == most {
+                let loops = most == size;
+                let too_many = Broken::TooManyDescriptors { limit };
+                return Err(if loops { Broken::Loop { size } } else { too_many });
             }
-            left -= 1;
+            walked += 1;
             let descriptor = Descriptor::from_words(table_entry(&table, index));
             if descriptor.flags & DESC_F_INDIRECT != 0 {
                 return Err(Broken::IndirectNested);
             }
             collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
             if descriptor.flags & DESC_F_NEXT == 0 {
-                return Ok(());
+                return Ok(walked);
             }
             index = descriptor.next.into();
         }

@@ -6,11 +6,12 @@ mod common;
 use std::sync::Arc;
 
 use common::{
-    DATA, END, RING, Ring, SEAM, Shape, assert_unchanged_but, buffer, goes_on, memory, packed,
-    readable, shapes, snapshot,
+    DATA, END, Outcome, RING, Ring, SEAM, Shape, assert_unchanged_but, buffer, goes_on, memory,
+    packed, readable, shapes, snapshot,
 };
 use guest_memory::{AreaError, GuestMemory};
-use virtqueue::driver::Driver;
+use virtqueue::chain::BURST_DESCRIPTORS_MAX;
+use virtqueue::driver::{Buffer, Driver};
 use virtqueue::layout::DESC_F_NEXT;
 use virtqueue::{Access, Broken, Chains, ConfigError, Queue, QueueSetup};
 
@@ -100,6 +101,85 @@ fn case_33_chains_of_no_bytes_come_back_with_length_0() {
                 assert_unchanged_but(&memory, &before, &[ring.used_words(0)]);
             }
         }
+    }
+}
+
+/// HOSTILE 55: a chain has no more descriptors than its ring, or 1024 where the ring is smaller.
+#[test]
+fn case_55_a_chain_longer_than_its_ring_breaks_it() {
+    for (size, limit) in [(8, 1024), (1024, 1024), (2048, 2048)] {
+        for shape in shapes(size) {
+            let outcome = |count: usize| {
+                let mut ring = Ring::new(shape);
+                let buffers = vec![readable(DATA, 0); count];
+                ring.driver.add_indirect(&buffers, DATA + 0x1000).unwrap();
+                ring.hostile_outcome(Access::Read)
+            };
+            assert_eq!(outcome(limit), Ok(Outcome::Bytes(Vec::new())));
+            let broken = Broken::TooManyDescriptors { limit: u32::try_from(limit).unwrap() };
+            assert_eq!(outcome(limit + 1), Err(broken));
+            assert_eq!(outcome(4 * limit), Err(broken));
+        }
+    }
+}
+
+/// How many descriptors are walked to take all the chains of `buffers` that fill a ring of 64, burst by burst.
+fn walked_by_burst(shape: Shape, memory: &Arc<GuestMemory>, buffers: &[Buffer]) -> Vec<u32> {
+    let mut ring = Ring::over(Arc::clone(memory), shape);
+    for _ in 0..64 {
+        ring.driver.add_indirect(buffers, DATA).unwrap();
+    }
+    ring.driver.publish();
+    let (mut walked, mut taken) = (Vec::new(), 0);
+    while taken < 64 {
+        assert_ne!(ring.queue.look(), Ok(0));
+        let mut chains = Chains::new();
+        // A receiver takes chains several times for one burst.
+        for _ in 0..3 {
+            ring.queue.take(memory, Access::Read, 64, &mut chains).unwrap();
+        }
+        assert!(!chains.is_empty(), "a burst that takes nothing");
+        taken += chains.len();
+        walked.push(chains.walked());
+        ring.queue.complete_read(chains.all());
+        ring.queue.publish();
+    }
+    assert_eq!((taken, ring.reap().len()), (64, 64));
+    walked
+}
+
+/// HOSTILE 55: whatever chains there are, a burst ends when so many descriptors were walked, and the next one goes on.
+#[test]
+fn case_55_a_burst_ends_when_too_much_was_walked_and_the_next_goes_on() {
+    for shape in shapes(64) {
+        let unmapped = readable(1 << 40, 1);
+        let wrong = Buffer { writable: true, ..readable(DATA, 1) };
+        for (buffer, count) in
+            [(readable(DATA, 0), 1024), (readable(DATA, 0), 600), (unmapped, 1000), (wrong, 1)]
+        {
+            let walked = walked_by_burst(shape, &memory(), &vec![buffer; count]);
+            assert_eq!(walked.iter().sum::<u32>(), 64 * u32::try_from(count).unwrap());
+            let most = walked.iter().max().unwrap();
+            assert!(*most < BURST_DESCRIPTORS_MAX + 1024, "{most} descriptors of {count}");
+        }
+    }
+}
+
+/// One descriptor over many small regions costs as much as many descriptors.
+#[test]
+fn case_55_pieces_of_memory_count_like_descriptors() {
+    let ranges: Vec<_> = std::iter::once((0, 4 << 20))
+        .chain((0..500).map(|n| ((4 << 20) + n * 0x1000, 0x1000)))
+        .map(|(at, len): (u64, usize)| (vm_memory::GuestAddress(at), len))
+        .collect();
+    let map = guest_memory::memory::Mapping::from_ranges(&ranges).unwrap();
+    let memory = Arc::new(GuestMemory::new(Arc::new(map)));
+    for shape in shapes(64) {
+        let across = readable(4 << 20, 500 * 0x1000);
+        let walked = walked_by_burst(shape, &memory, &[across; 5]);
+        let most = walked.iter().max().unwrap();
+        assert!(*most < BURST_DESCRIPTORS_MAX + 5 * 500, "{most} pieces");
+        assert!(walked.len() > 20, "{walked:?}");
     }
 }
 

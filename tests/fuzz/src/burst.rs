@@ -1,5 +1,6 @@
 //! The device's side, one burst after the other, as a worker would.
 
+use virtqueue::chain::BURST_DESCRIPTORS_MAX;
 use virtqueue::{Access, Broken, Chain, Chains, Queue};
 
 use crate::memory::Guest;
@@ -33,6 +34,9 @@ impl Device {
         }
         let new = &self.chains.all()[before..];
         assert!(new.len() <= max);
+        // A chain has no more descriptors than this, each in one or two of the regions.
+        let limit = 2 * u32::from(self.queue.size().max(1024));
+        assert!(self.chains.walked() < BURST_DESCRIPTORS_MAX + limit, "too much walked for a burst");
         if new.is_empty() {
             assert_eq!(self.queue.next_available(), position, "moved on without a chain");
         }
