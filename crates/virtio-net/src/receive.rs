@@ -123,6 +123,11 @@ pub struct Received {
     pub bytes: u32,
     /// Frames and buffers that went no further.
     pub drops: DropCounts,
+    /// What it took of the ring: chains that were given back, and descriptors that were walked for chains that are not
+    /// just one buffer. At most [`BUFFERS_MAX`] and, but for the last chain, [`BURST_DESCRIPTORS_MAX`].
+    ///
+    /// [`BURST_DESCRIPTORS_MAX`]: virtqueue::chain::BURST_DESCRIPTORS_MAX
+    pub work: u32,
     /// How the guest broke the ring, if it did.
     pub broken: Option<Broken>,
     /// A frame was not placed because the guest has too few buffers now.
@@ -241,12 +246,15 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     #[inline]
     pub fn close(mut self) -> Received {
         self.complete();
+        #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
+        let work = self.done as u32 + self.chains.walked();
         let unused = self.chains.truncate(self.done);
         self.queue.put_back(unused);
         Received {
             packets: self.packets,
             bytes: self.bytes,
             drops: self.drops,
+            work,
             broken: self.broken,
             starved: self.starved,
         }

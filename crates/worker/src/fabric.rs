@@ -25,14 +25,14 @@ use log_limit::LogLimit;
 use virtio_net::{Frames, MacAddress, TransmitBurst};
 use virtqueue::{Broken, Chains};
 
-use self::placing::{Placing, Unfinished, all};
+use self::placing::{Ending, Placing, Unfinished, all, deliver_all};
 use self::sorting::bytes_of;
 use self::uplink::Uplink;
-use self::waiting::{CROWDED, Crowd, End, STUCK, Wait};
+use self::waiting::{CROWDED, Crowd, End, STUCK, Wait, has_room};
 
 use crate::forecast::Worked;
-use crate::forward::{Delivery, Sight};
-use crate::pair::{Context, Pair, Shared, Starved};
+use crate::forward::Sight;
+use crate::pair::{Pair, Shared, Starved};
 use crate::ring::{Ring, RingState};
 use crate::sleep::Sleeper;
 use crate::transmit::{Sent, Untold, discard_burst};
@@ -77,6 +77,8 @@ pub struct Fabric<U> {
     uplink_full_since: Option<u64>,
     /// Which frames of this burst go to everyone.
     flooded: u64,
+    /// What the uplink's frames of this turn took of receive rings.
+    work: u32,
     /// Which pairs have frames that they were not told of.
     untold: u64,
     /// [`STUCK`] and [`CROWDED`] in ticks.
@@ -117,6 +119,7 @@ impl<U: Datapath> Fabric<U> {
             unfinished: Unfinished::new(),
             uplink_full_since: None,
             flooded: 0,
+            work: 0,
             untold: 0,
             stuck: clock.ticks_in(STUCK),
             crowded: clock.ticks_in(CROWDED),
@@ -229,7 +232,7 @@ impl<U: Datapath> Fabric<U> {
             let drops = DropCounts::default();
             let mut placing = Placing { frames, unfinished, offloads, left, segments, drops };
             let delivered = deliver_all(pair, &mut placing, &mut sight, &mut context);
-            self.untold |= u64::from(delivered) << to;
+            self.untold |= u64::from(delivered.any) << to;
             let Placing { left: rest, segments, drops, .. } = placing;
             context.tracer.dropped(pair.rings()[0], &drops);
             if rest == 0 {
@@ -237,13 +240,21 @@ impl<U: Datapath> Fabric<U> {
             } else if pair.is_served() {
                 let crowd = Crowd::new(gathered, frames.len());
                 let end = &mut self.ends[to];
-                end.note_full(now, delivered);
-                let until = end.patience(crowd.is_crowded, self.stuck, self.crowded);
+                let until = if delivered.end == Ending::Cut {
+                    // It has room for all that it got: what is left is only for the next turn.
+                    end.full_since = None;
+                    now + self.stuck
+                } else {
+                    end.note_full(now, delivered.placed);
+                    end.patience(crowd.is_crowded, self.stuck, self.crowded)
+                };
                 let wait = Wait { receiver: to, until, segments };
                 if self.may_wait(wait, rest, crowd, now) {
                     put_off(rest, frames, &mut done);
-                    let Sight { wake, seen, polled } = sight;
-                    pair.starved.get_or_insert(Starved { wake, seen, polled, since: wake });
+                    if delivered.end == Ending::NoRoom {
+                        let Sight { wake, seen, polled } = sight;
+                        pair.starved.get_or_insert(Starved { wake, seen, polled, since: wake });
+                    }
                     (self.ends[at].waits, self.ends[at].begun) = (Some(wait), Some(wait));
                 } else {
                     pair.starved = None;
@@ -316,8 +327,12 @@ impl<U: Datapath> Wiring for Fabric<U> {
     }
 
     fn has_work(&self, pairs: &[Pair<Port>]) -> bool {
-        let waiting = self.ends.iter().zip(pairs).filter(|(end, _)| end.waits.is_some());
-        waiting.filter_map(|(_, pair)| pair.tx.as_ref()).any(|tx| tx.queue.has_grown())
+        let can_go_on = |(end, pair): (&End, &Pair<Port>)| {
+            let Some(Wait { receiver, .. }) = end.waits else { return false };
+            pair.tx.as_ref().is_some_and(|tx| tx.queue.has_grown())
+                || pairs.get(receiver).is_some_and(has_room)
+        };
+        self.ends.iter().zip(pairs).any(can_go_on)
             || self.uplink.as_ref().is_some_and(Uplink::has_work)
     }
 
@@ -336,30 +351,6 @@ impl<U: Datapath> Wiring for Fabric<U> {
     fn woken(&mut self) {
         if let Some(uplink) = &mut self.uplink {
             (uplink.readable, uplink.blocked) = (true, false);
-        }
-    }
-}
-
-/// Delivers as much of `placing` as there is room for: what it takes more bursts for, too. Returns whether it was any.
-#[inline]
-fn deliver_all(
-    pair: &mut Pair<Port>,
-    placing: &mut Placing<'_, '_, '_>,
-    sight: &mut Sight,
-    context: &mut Context<'_>,
-) -> bool {
-    let mut delivered = false;
-    loop {
-        let before = (placing.left, placing.segments);
-        let delivery = pair.deliver(*sight, context, |_, room| placing.place(room));
-        if !matches!(delivery, Delivery::Done(())) {
-            return delivered;
-        }
-        delivered = true;
-        // The next receiver's turn begins here.
-        sight.seen = pair.forwarded.as_ref().map_or(sight.seen, |it| it.journey.last());
-        if placing.left == 0 || before == (placing.left, placing.segments) {
-            return delivered;
         }
     }
 }

@@ -22,14 +22,16 @@ pub struct Sight {
     pub polled: bool,
 }
 
-/// How a delivery to a guest went.
+/// How a delivery to a guest went, with what it took of its ring ([`Received::work`]).
+///
+/// [`Received::work`]: virtio_net::receive::Received::work
 pub enum Delivery<T> {
-    /// The guest has no receive buffers at all: it is `starved` from now on.
-    NoBuffers,
+    /// The guest has no receive buffers at all, or too few for one frame: it is `starved` from now on.
+    NoBuffers(u32),
     /// There is no receive ring in service.
     NotServed,
     /// What was placed is published, and the guest to be told.
-    Done(T),
+    Done(T, u32),
 }
 
 impl<D: Datapath> Pair<D> {
@@ -52,8 +54,8 @@ impl<D: Datapath> Pair<D> {
         }
         let sight = Sight { wake: gathered, seen: gathered, polled };
         match self.deliver(sight, context, |datapath, room| datapath.forward(frames, room)) {
-            Delivery::Done(transmitted) => transmitted,
-            Delivery::NoBuffers => Transmitted::default(),
+            Delivery::Done(transmitted, _) => transmitted,
+            Delivery::NoBuffers(_) => Transmitted::default(),
             // Not kept for later: nothing would wake the worker up for them.
             Delivery::NotServed => self.datapath.transmit(frames),
         }
@@ -87,7 +89,7 @@ impl<D: Datapath> Pair<D> {
         match ring.queue.look() {
             Ok(0) => {
                 starve(&mut self.starved, sight, context);
-                return Delivery::NoBuffers;
+                return Delivery::NoBuffers(0);
             }
             Ok(_) => {}
             Err(broken) => {
@@ -120,10 +122,10 @@ impl<D: Datapath> Pair<D> {
         }
         if received.packets == 0 && received.drops.is_empty() {
             if !received.starved {
-                return Delivery::Done(filled);
+                return Delivery::Done(filled, received.work);
             }
             starve(&mut self.starved, sight, context);
-            return Delivery::NoBuffers;
+            return Delivery::NoBuffers(received.work);
         }
         tracer.cross(&mut journey, Stage::Place);
         ring.queue.publish();
@@ -136,7 +138,7 @@ impl<D: Datapath> Pair<D> {
         }
         self.published();
         self.forwarded = Some(Untold { journey, packets, bytes, polled: sight.polled });
-        Delivery::Done(filled)
+        Delivery::Done(filled, received.work)
     }
 
     /// Tells the receiver of the burst that was forwarded in this turn. Returns whether there was one.

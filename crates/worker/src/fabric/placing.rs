@@ -1,13 +1,30 @@
 //! Frames of one sender, on their way into the rings of their receivers.
 
 use burst_trace::{DropCause, DropCounts};
-use datapath::switch::ADDRESSES_LEN;
+use datapath::switch::{ADDRESSES_LEN, Port};
 use virtio_net::{BURST_MAX, header};
 use virtio_net::{Finish, Frame, Frames, GuestRoom, NetHeader, Offloads, Placed};
+
+use crate::forward::{Delivery, Sight};
+use crate::pair::{Context, Pair};
 
 /// A frame with more segments is dropped. A sender could have the worker cut 65 536 of a byte each, 64 times a burst;
 /// 64 KiB in the smallest segments that Linux sends (`TCP_MIN_SND_MSS`) are fewer than these.
 const SEGMENTS_MAX: usize = 2048;
+/// What one buffer of a frame costs beside its bytes, in bytes that are copied in the same time.
+const SLICE_COST: usize = 128;
+/// What a segment costs beside its bytes, in the same measure. With it, 45 segments of 1448 bytes leave room for four
+/// such frames in a burst, and only the last frame of a burst can take it past [`ROUNDS_MAX`].
+const SEGMENT_COST: usize = 384;
+
+/// What a burst of one sender may take of one receiver's ring ([`Received::work`]) until it ends: a receiver with
+/// nothing but empty chains, faulty ones or buffers of a byte costs everybody else no more than that. 256 KiB in
+/// buffers of 1526 bytes are 176 chains.
+///
+/// [`Received::work`]: virtio_net::receive::Received::work
+pub const WORK_MAX: u32 = 2048;
+/// The most bursts, of [`BURST_MAX`] frames or segments each, that one receiver gets of one burst of a sender.
+const ROUNDS_MAX: u32 = 12;
 
 /// The net headers of a burst's frames that are not finished. They were copied when they were checked.
 #[derive(Debug)]
@@ -37,7 +54,7 @@ impl Unfinished {
         let addresses = frame.front().ok_or(DropCause::TxTooShort)?;
         let header = frame.header();
         if header.is_plain() {
-            return Ok((addresses, frame.len()));
+            return Ok((addresses, frame.len() + SLICE_COST * frame.slices().len()));
         }
         let segments = Finish::plan_frame(&header, frame)?.count();
         if segments > SEGMENTS_MAX {
@@ -46,8 +63,8 @@ impl Unfinished {
         self.set |= 1 << n;
         // Only what the next one is to know; that a checksum was verified is no sender's word to give.
         self.headers[n] = NetHeader { flags: header.flags & header::NEEDS_CSUM, ..header };
-        // What a segment costs beside its bytes.
-        Ok((addresses, frame.len() + 64 * segments))
+        let pieces = SLICE_COST * frame.slices().len() + SEGMENT_COST * segments;
+        Ok((addresses, frame.len() + pieces))
     }
 }
 
@@ -111,6 +128,65 @@ impl Placing<'_, '_, '_> {
             Placed::NoRoom => all - finish.count(),
         };
         placed
+    }
+}
+
+/// Why a delivery ended before all was placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The receiver has no buffers now, or is not served any more.
+    NoRoom,
+    /// It has, but they took [`WORK_MAX`]. The next turn goes on.
+    Spent,
+    /// It got as much as one turn gives it ([`ROUNDS_MAX`]). The next turn goes on.
+    Cut,
+}
+
+/// What became of a delivery.
+pub struct Delivered {
+    /// There is something to tell the receiver of: frames, or chains that came back without.
+    pub any: bool,
+    /// Something was placed.
+    pub placed: bool,
+    /// Why it ended, if something is left.
+    pub end: Ending,
+}
+
+/// Delivers as much of `placing` as there is room for: what it takes more bursts for, too.
+#[inline]
+pub fn deliver_all(
+    pair: &mut Pair<Port>,
+    placing: &mut Placing<'_, '_, '_>,
+    sight: &mut Sight,
+    context: &mut Context<'_>,
+) -> Delivered {
+    let mut delivered = Delivered { any: false, placed: false, end: Ending::NoRoom };
+    let (mut rounds, mut work) = (0, 0);
+    loop {
+        let before = (placing.left, placing.segments);
+        let delivery = pair.deliver(*sight, context, |_, room| placing.place(room));
+        let Delivery::Done((), taken) = delivery else { return delivered };
+        delivered.any = true;
+        // The next receiver's turn begins here.
+        sight.seen = pair.forwarded.as_ref().map_or(sight.seen, |it| it.journey.last());
+        let placed = before != (placing.left, placing.segments);
+        delivered.placed |= placed;
+        work += taken;
+        rounds += 1;
+        if placing.left == 0 {
+            return delivered;
+        }
+        if work >= WORK_MAX {
+            delivered.end = Ending::Spent;
+            return delivered;
+        }
+        if !placed {
+            return delivered;
+        }
+        if rounds == ROUNDS_MAX {
+            delivered.end = Ending::Cut;
+            return delivered;
+        }
     }
 }
 

@@ -7,8 +7,9 @@ use virtio_net::Frames;
 
 use super::{End, Fabric, UPLINK, bits};
 
-/// A burst from one guest ends behind the frame with which so many bytes have to be copied: 64 segments of 64 KiB would keep
-/// the worker from the other guests for as long as it takes to copy 4 MiB.
+/// Copy budget of a burst from one guest, in bytes: it ends with the frame that exceeds it. 64 frames of 64 KiB would keep
+/// the worker from the other guests for as long as it takes to copy 4 MiB. Pieces and segments count, too
+/// ([`Unfinished::note`](super::Unfinished::note)): many small ones take longer than their bytes.
 const BURST_BYTES_MAX: usize = 256 << 10;
 
 impl<U: Datapath> Fabric<U> {
@@ -25,16 +26,14 @@ impl<U: Datapath> Fabric<U> {
                 break;
             }
             done.taken += 1;
-            let addresses = match self.unfinished.note(n, &frame) {
-                Ok((addresses, bytes)) => {
-                    cost += bytes;
-                    addresses
-                }
+            let (addresses, price) = match self.unfinished.note(n, &frame) {
+                Ok(noted) => noted,
                 Err(cause) => {
                     done.drops.add(cause);
                     continue;
                 }
             };
+            cost += price;
             let bit = 1 << n;
             let dropped = done.drops.total();
             done.bytes += wire_len(frame.len());
@@ -54,7 +53,7 @@ impl<U: Datapath> Fabric<U> {
                 }
                 Verdict::Everyone => {
                     let copies = self.share_with_everyone(port, queue, bit);
-                    cost += frame.len() * copies.saturating_sub(1);
+                    cost += price * copies.saturating_sub(1);
                     if copies == 0 {
                         done.drops.add(DropCause::TxNoReceiver);
                     }

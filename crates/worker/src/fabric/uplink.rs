@@ -13,6 +13,7 @@ use virtio_net::{
     FRAME_LEN_MAX, Finish, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, header,
 };
 
+use super::placing::WORK_MAX;
 use super::waiting::{Crowd, Wait, has_room};
 use super::{Fabric, UPLINK, bits};
 use crate::forecast::Worked;
@@ -266,7 +267,8 @@ impl<U: Datapath> Fabric<U> {
             return false;
         }
         let mut budget = BURST;
-        while budget > 0 {
+        self.work = 0;
+        while budget > 0 && self.work < WORK_MAX {
             match self.pass_on(&mut budget, pairs, shared) {
                 Ok(Looked::More) => {}
                 Ok(Looked::Empty) => break,
@@ -363,10 +365,13 @@ impl<U: Datapath> Fabric<U> {
             uplink.read = None;
             return;
         };
-        let mut failed = None;
+        let (mut failed, mut placed) = (None, false);
         let delivery = pair.deliver(sight, &mut shared.of(pair.guest), |_, room| {
             loop {
-                if uplink.place(offloads, room) == Placed::NoRoom {
+                let before = uplink.read;
+                let done = uplink.place(offloads, room);
+                placed |= done == Placed::Done || uplink.read != before;
+                if done == Placed::NoRoom {
                     return;
                 }
                 uplink.read = None;
@@ -389,30 +394,50 @@ impl<U: Datapath> Fabric<U> {
         });
         let now = sight.seen;
         match delivery {
-            Delivery::Done(()) => {
+            Delivery::Done((), work) => {
                 self.untold |= 1 << to;
-                self.ends[to].full_since = None;
+                self.work += work;
+                if placed {
+                    self.ends[to].full_since = None;
+                } else {
+                    // It has chains, but nothing can be placed in them.
+                    self.wait_or_drop(to, now, pairs, shared);
+                }
             }
             Delivery::NotServed => {
                 super::drop_frames(1, DropCause::RxStopped, pair, shared);
                 uplink.read = None;
             }
-            Delivery::NoBuffers => {
-                let end = &mut self.ends[to];
-                end.note_full(now, false);
-                let until = end.patience(true, self.stuck, self.crowded);
-                if now < until {
-                    uplink.waits = Some(Wait { receiver: to, until, segments: 0 });
-                } else {
-                    pair.starved = None;
-                    super::drop_frames(1, DropCause::RxSwitchFull, pair, shared);
-                    uplink.read = None;
-                }
+            Delivery::NoBuffers(work) => {
+                self.work += work;
+                self.wait_or_drop(to, now, pairs, shared);
             }
         }
         if let Some(error) = failed {
             self.fail(&error, now, shared);
         }
+    }
+
+    /// The frame that was read finds no room at a pair: it waits for a moment, then it is dropped.
+    #[cold]
+    fn wait_or_drop(
+        &mut self,
+        to: usize,
+        now: u64,
+        pairs: &mut [Pair<super::Port>],
+        shared: &mut Shared<'_>,
+    ) {
+        let Some(uplink) = &mut self.uplink else { return };
+        let end = &mut self.ends[to];
+        end.note_full(now, false);
+        let until = end.patience(true, self.stuck, self.crowded);
+        if now < until {
+            uplink.waits = Some(Wait { receiver: to, until, segments: 0 });
+            return;
+        }
+        pairs[to].starved = None;
+        super::drop_frames(1, DropCause::RxSwitchFull, &pairs[to], shared);
+        uplink.read = None;
     }
 
     /// Copies the frame that was read to one of several pairs. Nobody waits for that.
@@ -430,15 +455,19 @@ impl<U: Datapath> Fabric<U> {
         let delivery =
             pair.deliver(sight, &mut shared.of(pair.guest), |_, room| uplink.place(offloads, room));
         uplink.read = before;
-        match delivery {
-            Delivery::Done(Placed::Done) => self.untold |= 1 << to,
-            Delivery::NotServed => {}
-            lost @ (Delivery::Done(Placed::NoRoom) | Delivery::NoBuffers) => {
-                // Some of its segments may be there.
-                self.untold |= u64::from(!matches!(lost, Delivery::NoBuffers)) << to;
-                pair.starved = None;
-                super::drop_frames(1, DropCause::RxSwitchFull, pair, shared);
+        let (placed, work) = match delivery {
+            Delivery::NotServed => return,
+            Delivery::Done(placed, work) => {
+                // Some of its segments may be there, if not all.
+                self.untold |= 1 << to;
+                (placed, work)
             }
+            Delivery::NoBuffers(work) => (Placed::NoRoom, work),
+        };
+        self.work += work;
+        if placed == Placed::NoRoom {
+            pair.starved = None;
+            super::drop_frames(1, DropCause::RxSwitchFull, pair, shared);
         }
     }
 
