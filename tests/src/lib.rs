@@ -7,6 +7,7 @@
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
+//! - [`hostile_rings`]: what a hostile guest keeps a ring busy with.
 //! - [`lan`]: guests in software on one switch.
 //! - [`mirror`]: wires that give every frame back as it was.
 //! - [`packets`]: packets that a kernel answers.
@@ -25,6 +26,7 @@ pub mod debian;
 pub mod dpdk;
 pub mod frames;
 pub mod hostile;
+pub mod hostile_rings;
 pub mod lan;
 pub mod mirror;
 pub mod packets;

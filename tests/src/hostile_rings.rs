@@ -1,0 +1,278 @@
+//! What a hostile guest puts in a ring that is cheap to make and dear to serve, again and again.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use frontend::driver::Driver;
+use frontend::layout::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, PackedDescriptor};
+use frontend::{Guest, GuestOptions, RegionOptions, Ring};
+
+use crate::hostile::UNMAPPED;
+use crate::{lan, packets};
+
+const MIB: u64 = 1 << 20;
+/// Where indirect tables lie: behind the rings and honest buffers.
+const TABLE: u64 = 16 * MIB;
+/// Where buffers lie.
+const DATA: u64 = 20 * MIB;
+/// Small regions, one after the other, from here on.
+const SMALL: u64 = 24 * MIB;
+const SMALL_LEN: u64 = 4096;
+/// One message of the front end names no more than 32 regions.
+const SMALL_COUNT: u64 = 30;
+/// What a chain may have in a ring that is no larger (virtio 1.2, 2.7.5.3.1; QEMU's own devices take this many).
+const CHAIN_MAX: usize = 1024;
+/// The most pieces that one system call takes, less one: what the daemon takes for one frame.
+const PIECES_MAX: usize = 1023;
+
+/// What a hostile guest does with a ring. Those that send do it by themselves; those that receive need somebody who
+/// sends to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// Sends tables of 65,536 (packed: 32,768) descriptors without bytes. That breaks the ring, and the guest resets it.
+    SendHugeTables,
+    /// Sends tables of 1024 descriptors without bytes.
+    SendEmptyTables,
+    /// Sends frames of 1011 bytes in pieces of a byte.
+    SendBytes,
+    /// Sends frames whose pieces lie in one small region after the other.
+    SendRegions,
+    /// Sends tables whose descriptors all lie across all small regions.
+    SendAcross,
+    /// Sends descriptors that are not mapped.
+    SendUnmapped,
+    /// Sends 60,000 bytes of TCP to be cut into segments of 32 bytes.
+    SendSegments,
+    /// Sends the same in as many pieces as there may be.
+    SendSegmentsInPieces,
+    /// Receives into tables of 65,536 (packed: 32,768) descriptors without bytes. That breaks the ring, and the guest
+    /// resets it.
+    ReceiveHugeTables,
+    /// Receives into tables of 1024 descriptors without bytes.
+    ReceiveEmptyTables,
+    /// Receives into descriptors without bytes.
+    ReceiveEmpty,
+    /// Receives into what is not mapped.
+    ReceiveUnmapped,
+    /// Receives into buffers of a byte each.
+    ReceiveBytes,
+    /// Receives into chains of 1023 pieces of a byte.
+    ReceivePieces,
+    /// Receives into a good buffer behind 1023 descriptors without bytes.
+    ReceiveLate,
+}
+
+/// How far a guest came that [keeps](Pattern::keep_busy) its ring busy.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Ends it.
+    pub done: AtomicBool,
+    /// How many chains came back.
+    pub came: AtomicU64,
+    /// How often the ring broke and was reset.
+    pub resets: AtomicU64,
+}
+
+impl Progress {
+    /// Ends it when dropped.
+    #[must_use]
+    pub const fn stop_at_the_end(&self) -> StopAtTheEnd<'_> {
+        StopAtTheEnd(self)
+    }
+}
+
+/// However a test ends, its threads do.
+#[derive(Debug)]
+pub struct StopAtTheEnd<'p>(&'p Progress);
+
+impl Drop for StopAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.done.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Pattern {
+    /// All of them.
+    pub const ALL: [Self; 15] = [
+        Self::SendHugeTables,
+        Self::SendEmptyTables,
+        Self::SendBytes,
+        Self::SendRegions,
+        Self::SendAcross,
+        Self::SendUnmapped,
+        Self::SendSegments,
+        Self::SendSegmentsInPieces,
+        Self::ReceiveHugeTables,
+        Self::ReceiveEmptyTables,
+        Self::ReceiveEmpty,
+        Self::ReceiveUnmapped,
+        Self::ReceiveBytes,
+        Self::ReceivePieces,
+        Self::ReceiveLate,
+    ];
+
+    /// Whether it is the receive ring.
+    #[must_use]
+    pub const fn receives(self) -> bool {
+        matches!(
+            self,
+            Self::ReceiveHugeTables
+                | Self::ReceiveEmptyTables
+                | Self::ReceiveEmpty
+                | Self::ReceiveUnmapped
+                | Self::ReceiveBytes
+                | Self::ReceivePieces
+                | Self::ReceiveLate
+        )
+    }
+
+    /// Whether the guest breaks its own ring.
+    #[must_use]
+    pub const fn breaks(self) -> bool {
+        matches!(self, Self::SendHugeTables | Self::ReceiveHugeTables)
+    }
+
+    /// What the guest must be like.
+    #[must_use]
+    pub fn options(self, packed: bool) -> GuestOptions {
+        let options = GuestOptions::default().packed(packed);
+        // Without mergeable buffers one that is too small costs nothing.
+        let options = match self {
+            Self::SendSegments | Self::SendSegmentsInPieces => options.offloads(),
+            _ => options,
+        };
+        let small = (0..SMALL_COUNT)
+            .map(|n| RegionOptions { address: SMALL + n * SMALL_LEN, len: SMALL_LEN });
+        let regions = std::iter::once(RegionOptions { address: 0, len: SMALL - 4096 });
+        GuestOptions { regions: regions.chain(small).collect(), ..options }
+    }
+
+    /// Keeps the back end busy with it until it is told to end; frames that are sent go to `to`, from `from`.
+    ///
+    /// # Panics
+    /// When the back end does not do as it should.
+    pub fn keep_busy(self, guest: &mut Guest, [to, from]: [[u8; 6]; 2], progress: &Progress) {
+        let descriptor = self.prepare(guest, to, from);
+        let index = u16::from(!self.receives());
+        loop {
+            guest.pair(0).reap().unwrap();
+            let ring = guest.ring(index);
+            let free = if self.receives() { 0 } else { ring.driver().setup().size };
+            (0..free).for_each(|head| offer(ring, head, descriptor));
+            ring.publish();
+            ring.kick().unwrap();
+            loop {
+                if progress.done.load(Ordering::Relaxed) {
+                    return;
+                }
+                let ring = guest.ring(index);
+                let mut count = 0;
+                // Whatever comes back of the receive buffers that an honest guest offers is made like the others.
+                while let Some(back) = ring.driver().used() {
+                    offer(ring, back.id, descriptor);
+                    count += 1;
+                }
+                if count == 0 {
+                    if ring.gave_up(Duration::ZERO).unwrap() {
+                        break;
+                    }
+                    std::thread::yield_now();
+                    continue;
+                }
+                ring.publish();
+                ring.kick().unwrap();
+                progress.came.fetch_add(count, Ordering::Relaxed);
+            }
+            guest.reboot().unwrap();
+            progress.resets.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes what lies in memory. Returns address, length and flags of the descriptor that it all begins with.
+    fn prepare(self, guest: &Guest, to: [u8; 6], from: [u8; 6]) -> (u64, u32, u16) {
+        let memory = guest.memory().guest();
+        let packed = guest.features().packed();
+        let write = if self.receives() { DESC_F_WRITE } else { 0 };
+        let frame = [&[0; 12][..], &lan::frame(to, from, 1, PIECES_MAX - 12)].concat();
+        memory.write(DATA, &frame).unwrap();
+        let nothing = |count| vec![(DATA, 0); count];
+        let table: Vec<(u64, u32)> = match self {
+            Self::SendHugeTables | Self::ReceiveHugeTables => {
+                nothing(if packed { 1 << 15 } else { 1 << 16 })
+            }
+            Self::SendEmptyTables | Self::ReceiveEmptyTables => nothing(CHAIN_MAX),
+            Self::SendBytes | Self::ReceivePieces => {
+                (DATA..).take(PIECES_MAX).map(|at| (at, 1)).collect()
+            }
+            Self::SendRegions => {
+                let places = (0..PIECES_MAX as u64).map(|n| SMALL + n % SMALL_COUNT * SMALL_LEN);
+                let places: Vec<_> = places.zip(0..).map(|(at, n)| (at + n / 30, 1)).collect();
+                for (&(at, _), byte) in places.iter().zip(&frame) {
+                    memory.write(at, &[*byte]).unwrap();
+                }
+                places
+            }
+            Self::SendAcross => vec![(SMALL, (SMALL_COUNT * SMALL_LEN) as u32); CHAIN_MAX],
+            Self::SendUnmapped => return (UNMAPPED, 100, 0),
+            Self::ReceiveUnmapped => return (UNMAPPED, 100, write),
+            Self::ReceiveEmpty => return (DATA, 0, write),
+            Self::ReceiveBytes => return (DATA, 1, write),
+            Self::ReceiveLate => {
+                nothing(CHAIN_MAX - 1).into_iter().chain([(DATA + 4096, 2048)]).collect()
+            }
+            Self::SendSegments | Self::SendSegmentsInPieces => {
+                // NEEDS_CSUM, TCPV4, header length 54, segments of 32; checksum from 34 on, at 16.
+                let header = [1, 1, 54, 0, 32, 0, 34, 0, 16, 0, 0, 0];
+                let packet = packets::tcp_unsummed((from, to), &[7; 60_000]);
+                let whole = [&header[..], &packet].concat();
+                memory.write(DATA, &whole).unwrap();
+                let len = whole.len() as u32;
+                if self == Self::SendSegments {
+                    return (DATA, len, 0);
+                }
+                let piece = len / PIECES_MAX as u32;
+                let pieces = (0..PIECES_MAX as u32).map(|n| (DATA + u64::from(n * piece), piece));
+                let last = DATA + u64::from(PIECES_MAX as u32 * piece);
+                assert!(last <= DATA + u64::from(len));
+                pieces.collect()
+            }
+        };
+        write_table(guest, &table, write);
+        (TABLE, 16 * table.len() as u32, DESC_F_INDIRECT)
+    }
+}
+
+/// Writes an indirect table of these places and lengths.
+fn write_table(guest: &Guest, table: &[(u64, u32)], write: u16) {
+    let packed = guest.features().packed();
+    let count = table.len();
+    let bytes: Vec<u8> = table
+        .iter()
+        .zip(1_usize..)
+        .flat_map(|(&(address, len), next)| {
+            if packed {
+                let tail = PackedDescriptor { address, len, id: 0, flags: write }.tail();
+                return [address.to_le_bytes(), tail.to_le_bytes()];
+            }
+            let goes_on = if next < count { DESC_F_NEXT } else { 0 };
+            let next = next as u16;
+            let descriptor = Descriptor { address, len, flags: write | goes_on, next };
+            descriptor.to_words().map(u64::to_ne_bytes)
+        })
+        .flatten()
+        .collect();
+    guest.memory().guest().write(TABLE, &bytes).unwrap();
+}
+
+/// Offers one descriptor; of a split ring, in place of `head`.
+fn offer(ring: &mut Ring, head: u16, (address, len, flags): (u64, u32, u16)) {
+    match ring.driver() {
+        Driver::Split(driver) => {
+            driver.write_descriptor(head, Descriptor { address, len, flags, next: 0 });
+            driver.offer_raw(head);
+        }
+        Driver::Packed(driver) => {
+            driver.offer_raw(PackedDescriptor { address, len, id: head, flags });
+        }
+    }
+}
