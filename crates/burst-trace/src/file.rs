@@ -66,11 +66,13 @@ pub mod word {
 pub const HEADER_WORDS: usize = 512;
 /// Room for the facts.
 pub const FACTS_BYTES_MAX: usize = (HEADER_WORDS - word::FACTS) * 8;
-/// A ring's totals, in words: packets, bytes, bursts, socket events from [`RING_EVENTS`] on, then drops from
-/// [`RING_DROPS`] on.
+/// A ring's totals, in words: packets, bytes, bursts, socket events from [`RING_EVENTS`] on, moves of addresses at
+/// [`RING_MOVES`], then drops from [`RING_DROPS`] on.
 pub const RING_WORDS: usize = 64;
 /// Where in a ring's words the socket events begin.
 pub const RING_EVENTS: usize = 3;
+/// Which of a ring's words counts the addresses that moved between the guest's port of a switch and another one.
+pub const RING_MOVES: usize = 7;
 /// Where in a ring's words the drops begin.
 pub const RING_DROPS: usize = 8;
 /// A worker's words; the first counts its records.

@@ -10,8 +10,8 @@ use host_files::{FileId, open_regular};
 
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
-    FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_DROPS, RING_EVENTS, RING_WORDS, VERSION,
-    WORKER_THREAD, Words, word,
+    FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_DROPS, RING_EVENTS, RING_MOVES, RING_WORDS,
+    VERSION, WORKER_THREAD, Words, word,
 };
 use crate::stage::{DropCause, SocketEvent};
 
@@ -278,6 +278,16 @@ impl Header {
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.words.is_torn()
+    }
+
+    /// How many addresses moved between the guest's port of a switch and another one since the daemon started, counted on
+    /// virtqueue `ring`.
+    ///
+    /// # Panics
+    /// When there is no such virtqueue.
+    #[must_use]
+    pub fn moves(&self, ring: usize) -> u64 {
+        self.ring_words(ring)[RING_MOVES].load(Ordering::Relaxed)
     }
 
     pub(crate) fn number(&self, at: usize) -> u64 {

@@ -229,6 +229,8 @@ drop_causes! {
     TxFault = "tx_dropped_by_fault",
     /// RX: a planted fault took it.
     RxFault = "rx_dropped_by_fault",
+    /// TX: on a switch, the frame's source address is not one that the guest may send from.
+    TxSpoofedSource = "tx_spoofed_source",
 }
 
 /// What the kernel counts of an AF_XDP socket besides lost frames (`struct xdp_statistics` of `linux/if_xdp.h`).

@@ -11,7 +11,8 @@ use host_files::own::{new_file, own_file};
 
 use crate::clock::{Anchor, Clock};
 use crate::file::{
-    FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, VERSION, WORKER_THREAD, Words, word,
+    FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, RING_MOVES, VERSION, WORKER_THREAD,
+    Words, word,
 };
 use crate::header::{Left, left};
 use crate::record::{BurstRecord, RECORD_WORDS, RecordKind};
@@ -295,6 +296,11 @@ impl Writer {
     pub fn count_event(&mut self, ring: u16, event: SocketEvent, times: u64) {
         let at = self.layout.ring(usize::from(ring)) + RING_EVENTS + event as usize;
         add(self.words.at(at), times);
+    }
+
+    /// Counts addresses that moved between the guest's port of a switch and another one.
+    pub fn count_moves(&mut self, ring: u16, addresses: u64) {
+        add(self.words.at(self.layout.ring(usize::from(ring)) + RING_MOVES), addresses);
     }
 
     #[inline]

@@ -73,6 +73,11 @@ fn families(guests: &[Guest]) -> Vec<Family> {
             Values::Counters(events(guests)),
         ),
         family(
+            "address_moves",
+            "Addresses that moved between the guest's port of a switch and another one",
+            Values::Counters(guests.iter().map(|it| (of_guest(it), moves(it))).collect()),
+        ),
+        family(
             "polled_packets",
             "Packets found by polling, whose stage notice is an upper bound, of those in the histograms",
             per_way(|guest, way| guest.ways[way].polled_packets),
@@ -155,6 +160,10 @@ fn events(guests: &[Guest]) -> Vec<(Labels, u64)> {
         }
     }
     events
+}
+
+fn moves(guest: &Guest) -> u64 {
+    rings(guest).map(|ring| guest.reader.moves(ring.into())).sum()
 }
 
 fn start_s(guest: &Guest) -> f64 {

@@ -111,6 +111,7 @@ impl Breakdown {
             }
             if let Source::Recorder(reader) = source {
                 part.events = events(reader, direction);
+                part.moves = moves(reader, direction);
             }
             part
         };
@@ -187,6 +188,13 @@ fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
         |event| rings.clone().map(|ring| header.events(ring, event)).fold(0, u64::saturating_add);
     let of_way = SocketEvent::ALL.into_iter().filter(|event| event.direction() == direction);
     of_way.map(|event| (event, count(event))).collect()
+}
+
+/// Addresses that moved between ports of a switch since the daemon's start.
+fn moves(header: &Header, direction: Direction) -> u64 {
+    let of_way =
+        |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
+    (0..header.queue_pairs() * 2).filter(of_way).map(|ring| header.moves(ring)).sum()
 }
 
 /// Drops since the daemon's start, or in the recording's time: the counters do not forget what the records do not hold.

@@ -30,6 +30,9 @@ pub struct DirectionBreakdown {
     /// What the kernel has counted of AF_XDP sockets since the daemon started: every event of this direction, where that
     /// is known.
     pub events: Vec<(SocketEvent, u64)>,
+    /// How many addresses moved between the guest's port of a switch and another one since the daemon started: counted with
+    /// what the guest sends.
+    pub moves: u64,
     /// All stages of all tiers, in a packet's order.
     pub stages: Vec<StageRow>,
     /// Last boundary minus first: exactly the sum of the daemon's stages.
@@ -274,6 +277,7 @@ impl Way {
             polled_packets: self.polled_packets,
             drops: list_drops(self.direction, |cause| self.drops[cause as usize]),
             events: Vec::new(),
+            moves: 0,
             stages,
             total: measured("total", Tier::D, &self.total),
         }

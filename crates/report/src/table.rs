@@ -82,6 +82,13 @@ fn direction(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     text += &kernel_notes(breakdown, way);
     text += &drops(way, breakdown.window);
     text += &events(way);
+    if way.moves > 0 {
+        let moves = grouped(way.moves);
+        let _ = writeln!(
+            text,
+            "addresses that moved between ports of the switch since the daemon's start: {moves}"
+        );
+    }
     text
 }
 
