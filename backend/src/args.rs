@@ -45,7 +45,7 @@ pub struct Args {
     pub fd: Option<RawFd>,
 
     /// Several guests: a TOML file with a table [[guest]] for each, whose keys are the flags below
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "pcap",
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "pcap",
           "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault"])]
     pub config: Option<PathBuf>,
 
@@ -76,6 +76,10 @@ pub struct Args {
     /// The device's address, for front ends that ask for it (QEMU has its own option)
     #[arg(long)]
     pub mac: Option<MacAddress>,
+
+    /// On a switch: drop the guest's frames whose source is not --mac [default: on with --mac]
+    #[arg(long, value_enum)]
+    pub mac_locked: Option<Switch>,
 
     /// What to do without work: sleep at once; poll a while first (USEC, 200 if not given), and again when the
     /// next packet of a beat is due; or never sleep

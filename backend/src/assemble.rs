@@ -281,8 +281,8 @@ impl Daemon {
             let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
             let recording = self.record(plan, enrolled.as_ref())?;
             let guest = guest_options(plan, &log, recording.recorder.writer(0, self.clock));
-            let GuestPlan { queue_pairs, mac, .. } = **plan;
-            members.push((guest, Member { queue_pairs, mac, capabilities }));
+            let GuestPlan { queue_pairs, mac, mac_locked, .. } = **plan;
+            members.push((guest, Member { queue_pairs, mac, mac_locked, capabilities }));
             prepared.push((endpoint, log, enrolled, recording));
         }
         let index = self.workers.len();

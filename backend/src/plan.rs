@@ -54,6 +54,8 @@ pub struct GuestPlan {
     pub queue_size: u16,
     /// The device's address.
     pub mac: Option<MacAddress>,
+    /// Whether it may send from this address only: on a switch.
+    pub mac_locked: bool,
     /// What workers do without work.
     pub poll: PollPolicy,
     /// Where each worker runs; at least one.
@@ -199,6 +201,7 @@ impl GuestPlan {
         if on_switch && args.pcap.is_some() {
             return Err(PlanError::NoWire("--pcap"));
         }
+        let mac_locked = mac_locked(args.mac_locked, args.mac, on_switch)?;
         let (mut delays, mut faults) = (Vec::new(), Vec::new());
         for fault in args.fault {
             match fault {
@@ -218,6 +221,7 @@ impl GuestPlan {
             queue_pairs: args.queue_pairs,
             queue_size: args.queue_size,
             mac: args.mac,
+            mac_locked,
             poll: args.poll,
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
             trace: args.trace == Switch::On,
@@ -227,6 +231,20 @@ impl GuestPlan {
             faults,
             capture: args.pcap,
         })
+    }
+}
+
+/// Whether a guest may send from its own address only, given the flag, its address, and whether it is on a switch.
+fn mac_locked(
+    flag: Option<Switch>,
+    mac: Option<MacAddress>,
+    on_switch: bool,
+) -> Result<bool, PlanError> {
+    match flag {
+        Some(_) if !on_switch => Err(PlanError::LockWithoutSwitch),
+        Some(Switch::On) if mac.is_none() => Err(PlanError::LockWithoutMac),
+        Some(Switch::Off) => Ok(false),
+        Some(Switch::On) | None => Ok(on_switch && mac.is_some()),
     }
 }
 
@@ -244,6 +262,11 @@ fn switches(guests: &[GuestPlan]) -> Result<Vec<SwitchPlan>, PlanError> {
             None => switches.push(SwitchPlan { name: name.clone(), guests: vec![n], uplink }),
             Some(switch) => {
                 agree(name, &guests[switch.guests[0]], guest)?;
+                if let Some(mac) = guest.mac
+                    && switch.guests.iter().any(|&other| guests[other].mac == Some(mac))
+                {
+                    return Err(PlanError::SameMac { switch: name.clone(), mac });
+                }
                 switch.guests.push(n);
                 match (&switch.uplink, uplink) {
                     (None, uplink) => switch.uplink = uplink,
@@ -423,6 +446,32 @@ mod tests {
         assert_eq!(both("switch:lan,uplink=tap:fd=5", "switch:wan,uplink=tap:fd=5"), same);
         // One uplink, which both name.
         assert_eq!(both("switch:lan,uplink=tap:fd=5", "switch:lan,uplink=tap:fd=5"), Ok(3));
+    }
+
+    #[test]
+    fn a_guest_of_a_switch_with_an_address_sends_from_it_only() {
+        let vm0 = "--socket-path /tmp/vm0.sock --datapath switch:lan";
+        let locked = |flags: &str| plan(&format!("{vm0} {flags}")).map(|plan| plan.mac_locked);
+        let mac = "--mac 52:54:00:00:00:01";
+        assert_eq!(locked(""), Ok(false));
+        assert_eq!(locked(mac), Ok(true));
+        assert_eq!(locked(&format!("{mac} --mac-locked on")), Ok(true));
+        assert_eq!(locked(&format!("{mac} --mac-locked off")), Ok(false));
+        assert_eq!(locked("--mac-locked off"), Ok(false));
+        assert_eq!(locked("--mac-locked on"), Err(PlanError::LockWithoutMac));
+        let apart = format!("--socket-path /tmp/vm0.sock --datapath reflect {mac}");
+        assert_eq!(plan(&apart).map(|plan| plan.mac_locked), Ok(false));
+        for state in ["on", "off"] {
+            let apart = plan(&format!("{apart} --mac-locked {state}"));
+            assert_eq!(apart, Err(PlanError::LockWithoutSwitch));
+        }
+        let both = |datapath: &str| {
+            let vm1 = format!("--socket-path /tmp/vm1.sock --datapath {datapath} {mac}");
+            daemon(&[&format!("{vm0} {mac}"), &vm1]).map(|_| ())
+        };
+        let mac = "52:54:00:00:00:01".parse().unwrap();
+        assert_eq!(both("switch:lan"), Err(PlanError::SameMac { switch: "lan".into(), mac }));
+        assert_eq!(both("switch:wan"), Ok(()));
     }
 
     #[test]

@@ -58,9 +58,17 @@ impl Lan {
     /// As [`new`](Self::new).
     #[must_use]
     pub fn with_datapath(datapath: &str, options: &[GuestOptions], keys: &str) -> Self {
+        Self::with_keys(options, |_| format!("datapath = '{datapath}'\n{keys}"))
+    }
+
+    /// The same with these lines, `datapath` among them, for guest number `n`.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    #[must_use]
+    pub fn with_keys(options: &[GuestOptions], keys: impl Fn(usize) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let keys = format!("datapath = '{datapath}'\n{keys}");
-        let table = |n| guest_table(directory.path(), n, &keys);
+        let table = |n| guest_table(directory.path(), n, &keys(n));
         let config: String = (0..options.len()).map(table).collect();
         let daemon = Daemon::start_with_config(directory.path(), "vm0", &config).unwrap();
         let mut lan = Self { guests: Vec::new(), daemon, directory };

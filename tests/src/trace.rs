@@ -48,6 +48,12 @@ impl Trace {
         self.reader.drops(ring.into(), cause)
     }
 
+    /// How many addresses moved between the guest's port of a switch and another one.
+    #[must_use]
+    pub fn moves(&self) -> u64 {
+        (0..self.reader.queue_pairs() * 2).map(|ring| self.reader.moves(ring)).sum()
+    }
+
     /// How many packets went through virtqueue `ring`.
     #[must_use]
     pub fn packets(&self, ring: u16) -> u64 {

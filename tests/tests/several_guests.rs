@@ -97,7 +97,8 @@ fn the_example_of_the_guide_runs() {
         Guest::connect(path, GuestOptions::default()).unwrap()
     };
     let mut guests = [0, 1, 2].map(join);
-    let sent = frame(EVERYONE, station(0), 1, 100);
+    // The address that the example gives it.
+    let sent = frame(EVERYONE, [0x52, 0x54, 0, 0, 0, 0x10], 1, 100);
     assert!(guests[0].pair(0).send(&sent).unwrap());
     // The third one is on the same bridge, though not on the switch.
     for guest in &mut guests[1..] {

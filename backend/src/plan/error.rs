@@ -3,6 +3,8 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use virtio_net::MacAddress;
+
 use crate::spec::DatapathSpec;
 
 /// Flags that do not go together, or that lack one that cannot be guessed.
@@ -68,6 +70,27 @@ pub enum PlanError {
          its own"
     )]
     NoWire(&'static str),
+    /// Addresses are learned on switches only.
+    #[error(
+        "--mac-locked is for a guest of a switch, where another guest could send from its address; expected --datapath \
+         switch:NAME with it: drop the flag"
+    )]
+    LockWithoutSwitch,
+    /// Locked to no address.
+    #[error(
+        "--mac-locked on says that the guest may send from --mac only, and there is no --mac; add it"
+    )]
+    LockWithoutMac,
+    /// Two guests of one switch with one address.
+    #[error(
+        "two guests of switch '{switch}' have the address {mac}; expected one of its own for each"
+    )]
+    SameMac {
+        /// The switch's name.
+        switch: String,
+        /// The address.
+        mac: MacAddress,
+    },
     /// Something is wrong with one of several guests.
     #[error("guest '{name}': {source}")]
     Guest {

@@ -6,8 +6,10 @@
 //!
 //! - `sorting`: to whom the frames of a burst go; `placing`: the way into the receivers' rings.
 //! - `waiting`: what becomes of frames for which there is no room.
+//! - `addresses`: reports addresses that more than one port sends from.
 //! - `uplink`: the port that has a datapath in place of a guest.
 
+mod addresses;
 mod placing;
 mod sorting;
 mod uplink;
@@ -50,6 +52,8 @@ pub struct Member {
     pub queue_pairs: u16,
     /// The address that it was given, if it was.
     pub mac: Option<MacAddress>,
+    /// Whether it may send from this address only.
+    pub mac_locked: bool,
     /// What its port can do.
     pub capabilities: Capabilities,
 }
@@ -99,14 +103,19 @@ impl<U: Datapath> Fabric<U> {
         let (mut ports, mut ends, mut uplink_port) = (Vec::new(), Vec::new(), 0);
         for (port, member) in (0..).zip(members) {
             uplink_port = port + 1;
-            if let Some(mac) = member.mac {
-                switch.pin(port, mac);
+            match member.mac {
+                Some(mac) if member.mac_locked => switch.lock(port, mac),
+                Some(mac) => switch.pin(port, mac),
+                None => {}
             }
             let first = ends.len();
             ends.extend((0..member.queue_pairs.into()).map(|queue| End::new(port, queue)));
             ports.push(first..ends.len());
         }
         assert!(ends.len() <= PAIRS_MAX, "at most {PAIRS_MAX} queue pairs on a switch");
+        if uplink.is_some() {
+            switch.set_uplink(uplink_port);
+        }
         Self {
             switch,
             uplink: uplink.map(Uplink::new),
@@ -137,7 +146,7 @@ impl<U: Datapath> Fabric<U> {
         let sent = sent.unwrap_or_else(|broken| {
             ring.break_down(broken);
             (pairs[at].backlog, pairs[at].blocked) = (None, false);
-            self.ends[at].waits = None;
+            self.stop_waiting(at, pairs);
             None
         });
         pairs[at].tx = Some(ring);
@@ -187,6 +196,9 @@ impl<U: Datapath> Fabric<U> {
             let gathered = context.tracer.recent(&journey);
             let sight = Sight { wake: gathered, seen: gathered, polled: backlog.polled };
             let done = self.carry(at, burst.frames(), sight, pairs, shared);
+            if let Some(news) = self.switch.take_news() {
+                self.report(news, pairs, shared);
+            }
             shared.of(guest).tracer.cross(&mut journey, Stage::Egress);
             let Transmitted { taken, bytes, mut drops } = done;
             pairs[at].carried(burst.frames(), taken, &drops);
@@ -309,20 +321,23 @@ impl<U: Datapath> Wiring for Fabric<U> {
         worked | self.uplink_turn(pairs, shared, worked)
     }
 
-    fn rings_changed(&mut self, pairs: &mut [Pair<Port>]) {
-        self.uplink.iter_mut().for_each(Uplink::forget_waiting);
+    /// Only what concerns this pair begins again: a guest that changes its rings over and over must not have another one's
+    /// frames wait longer, or sent twice.
+    fn rings_changed(&mut self, at: usize, pairs: &mut [Pair<Port>], now: u64) {
+        self.stop_waiting(at, pairs);
+        let pair = &mut pairs[at];
+        (pair.blocked, pair.starved) = (false, None);
         let before = self.up;
-        self.up = 0;
-        for (at, (end, pair)) in self.ends.iter_mut().zip(pairs).enumerate() {
-            self.up |= u64::from(pair.is_served()) << at;
-            end.forget();
-            (pair.blocked, pair.starved) = (false, None);
+        self.up = before & !(1 << at) | u64::from(pair.is_served()) << at;
+        if self.up & 1 << at == 0 {
+            // Frames for it are lost now. Those for a ring that goes on wait no longer than before.
+            self.ends[at].full_since = None;
         }
-        for (port, pairs) in (0..).zip(&self.ports) {
-            let mask = all(pairs.len()) << pairs.start;
-            if before & mask != 0 && self.up & mask == 0 {
-                self.switch.unplug(port);
-            }
+        let port = self.ends[at].port;
+        let pairs = &self.ports[usize::from(port)];
+        let mask = all(pairs.len()) << pairs.start;
+        if before & mask != 0 && self.up & mask == 0 {
+            self.switch.unplug(port, now);
         }
     }
 

@@ -213,6 +213,11 @@ impl Tracer {
         }
     }
 
+    /// Counts addresses that moved between the guest's port of a switch and another one, on its virtqueue `ring`.
+    pub fn moved(&mut self, ring: u16, addresses: u64) {
+        self.writer.count_moves(ring, addresses);
+    }
+
     /// Counts what was dropped of a burst of virtqueue `ring`.
     #[inline]
     pub fn dropped(&mut self, ring: u16, drops: &DropCounts) {

@@ -372,6 +372,13 @@ impl<W: Wiring> Loop<W> {
     #[cold]
     fn obey(&mut self) -> std::ops::ControlFlow<()> {
         for (guest, command) in self.inbox.take() {
+            let changed = match command {
+                Command::Start { ring, .. }
+                | Command::Stop { ring, .. }
+                | Command::Enable { ring, .. } => Some(Some(ring)),
+                Command::Memory { .. } => Some(None),
+                Command::Call { .. } | Command::Error { .. } | Command::End => None,
+            };
             match command {
                 Command::Start { ring, start, done } => {
                     let _ = done.send(self.start(guest, ring, *start));
@@ -407,9 +414,22 @@ impl<W: Wiring> Loop<W> {
                 }
                 Command::End => return std::ops::ControlFlow::Break(()),
             }
+            if let Some(ring) = changed {
+                self.rings_changed(guest, ring);
+            }
         }
-        self.wiring.rings_changed(&mut self.pairs);
         std::ops::ControlFlow::Continue(())
+    }
+
+    /// Tells the wiring that this ring of the guest changed, or all its rings.
+    fn rings_changed(&mut self, guest: usize, ring: Option<u16>) {
+        let now = self.clock.now();
+        for at in 0..self.pairs.len() {
+            let pair = &self.pairs[at];
+            if pair.guest == guest && ring.is_none_or(|ring| pair.rings().contains(&ring)) {
+                self.wiring.rings_changed(at, &mut self.pairs, now);
+            }
+        }
     }
 
     fn start(&mut self, guest: usize, ring: u16, start: RingStart) -> Result<(), StartError> {

@@ -60,6 +60,7 @@ impl<U: Datapath> Fabric<U> {
                 }
                 Verdict::FloodLimit => done.drops.add(DropCause::TxFloodLimit),
                 Verdict::Nowhere => done.drops.add(DropCause::TxNoReceiver),
+                Verdict::Spoofed => done.drops.add(DropCause::TxSpoofedSource),
             }
             if done.drops.total() > dropped {
                 done.bytes -= wire_len(frame.len());

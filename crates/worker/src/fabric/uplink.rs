@@ -33,7 +33,7 @@ const TURNS_A_LOOK: u32 = 16;
 pub struct Uplink<U> {
     datapath: U,
     /// Where messages about it go.
-    log: LogLimit,
+    pub log: LogLimit,
     /// What may be left to do to the frames that it hands us, and to those that it is handed.
     offloads: u64,
     /// Length of the net headers that it was last told of.
@@ -128,10 +128,6 @@ impl<U: Datapath> Uplink<U> {
     /// How long it is left alone, if it could not be read.
     pub fn pause(&self) -> Option<Duration> {
         self.failed.map(Failed::delay)
-    }
-
-    pub const fn forget_waiting(&mut self) {
-        self.waits = None;
     }
 
     /// Sends those of the frames whose bits are set. Returns the bits of those that it did not take, and what
@@ -284,6 +280,9 @@ impl<U: Datapath> Fabric<U> {
         if let Some(before) = before {
             self.let_go(before.receiver, pairs);
         }
+        if let Some(news) = self.switch.take_news() {
+            self.report(news, pairs, shared);
+        }
         let worked = self.untold != 0;
         for receiver in bits(std::mem::take(&mut self.untold)) {
             let pair = &mut pairs[receiver];
@@ -342,8 +341,8 @@ impl<U: Datapath> Fabric<U> {
                 }
                 self.forget_read();
             }
-            // It is for somebody out there.
-            Verdict::Nowhere => self.forget_read(),
+            // It is for somebody out there. What comes from there is never refused.
+            Verdict::Nowhere | Verdict::Spoofed => self.forget_read(),
         }
         Ok(Looked::More)
     }

@@ -99,6 +99,16 @@ impl<U: Datapath> Fabric<U> {
         left == behind && left & self.flooded == 0 && now < wait.until
     }
 
+    /// Nothing of what pair `at` sends waits any more, and its next frame is a new one.
+    #[cold]
+    pub(super) fn stop_waiting(&mut self, at: usize, pairs: &mut [Pair<Port>]) {
+        let End { waits, begun, .. } = self.ends[at];
+        (self.ends[at].waits, self.ends[at].begun) = (None, None);
+        if let Some(wait) = waits.or(begun) {
+            self.let_go(wait.receiver, pairs);
+        }
+    }
+
     /// Nothing of what waited for pair `receiver` is left: unless others do, it is not starved any more.
     #[cold]
     pub(super) fn let_go(&self, receiver: usize, pairs: &mut [Pair<Port>]) {
@@ -113,11 +123,6 @@ impl<U: Datapath> Fabric<U> {
 impl End {
     pub const fn new(port: u8, queue: usize) -> Self {
         Self { port, queue, waits: None, begun: None, full_since: None, took: 0 }
-    }
-
-    /// Nothing waits any more.
-    pub const fn forget(&mut self) {
-        (self.waits, self.begun, self.full_since) = (None, None, None);
     }
 
     /// There was not room for all; for some there was, if `took`.
@@ -141,4 +146,39 @@ impl End {
 pub fn has_room(receiver: &Pair<Port>) -> bool {
     let is_changed = |rx: &Ring| rx.state != RingState::Enabled || rx.queue.has_grown();
     receiver.starved.is_none() || receiver.rx.as_deref().is_none_or(is_changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use burst_trace::Clock;
+    use datapath::{Null, switch};
+    use log_limit::LogLimit;
+
+    use super::super::{Member, pairs_of};
+    use super::*;
+    use crate::wiring::Wiring as _;
+
+    /// A guest that enables its rings over and over has neither another one's frames wait longer, nor segments of them sent
+    /// again that are there already.
+    #[test]
+    fn a_change_of_one_guests_rings_leaves_what_waits_for_others() {
+        let capabilities = switch::capabilities(None);
+        let member = Member { queue_pairs: 2, mac: None, mac_locked: false, capabilities };
+        let mut pairs = pairs_of((0..3).map(|_| (Arc::new(LogLimit::new("")), &member)));
+        let mut fabric = Fabric::new(&[member; 3], None::<Null>, &Clock::default());
+        let wait = |receiver| Some(Wait { receiver, until: 100, segments: 7 });
+        for (at, (end, pair)) in fabric.ends.iter_mut().zip(&mut pairs).enumerate() {
+            (end.waits, end.begun) = (wait((at + 2) % 6), wait((at + 2) % 6));
+            end.full_since = Some(50);
+            pair.blocked = true;
+        }
+        fabric.rings_changed(2, &mut pairs, 80);
+        for (at, (end, pair)) in fabric.ends.iter().zip(&pairs).enumerate() {
+            let found = (end.waits.is_some(), end.full_since.is_some(), pair.blocked);
+            assert_eq!(found, (at != 2, at != 2, at != 2), "pair {at}");
+            assert_eq!(end.begun.map(|it| it.segments), (at != 2).then_some(7));
+        }
+    }
 }
