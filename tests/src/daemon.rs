@@ -74,7 +74,7 @@ impl Daemon {
         command.arg("--socket-path").arg(socket_path(directory, name));
         command.args(["--name", name]).args(arguments).env(variable.0, variable.1);
         let stale = inode(&socket_path(directory, name));
-        Self::spawn_command(directory, name, command, None)?.opened(stale)
+        Self::spawn_command(directory, name, command, None, ALL_LINES)?.opened(stale)
     }
 
     /// Waits for its socket, where there was a stale one before or none.
