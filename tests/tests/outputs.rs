@@ -189,9 +189,9 @@ fn a_readers_lock_holds_up_no_daemon_and_a_daemons_lock_does() {
     let said = refused(directory.path(), &["--name", "vm0"]);
     assert!(said.contains(&format!("written by process {}", daemon.pid())), "{said}");
     let reader = fs::File::open(daemon.recorder()).unwrap();
-    rustix::fs::flock(&reader, rustix::fs::FlockOperation::LockExclusive).unwrap();
     daemon.signal(Signal::KILL).unwrap();
     daemon.ended_within(SOON).unwrap().expect("it was killed");
+    rustix::fs::flock(&reader, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
     let daemon = Daemon::start(directory.path(), "vm0", &["--datapath", "reflect"]).unwrap();
     let mode = fs::metadata(daemon.recorder()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
