@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use burst_trace::DropCause;
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
+use ringscope_tests::daemon::Daemon;
 use ringscope_tests::frames::{self, formats};
-use ringscope_tests::lan::{EVERYONE, Lan, frame, station};
+use ringscope_tests::lan::{EVERYONE, Lan, frame, guest_table, station};
 use ringscope_tests::packets;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -119,16 +120,20 @@ fn unlocked_a_guest_with_mac_keeps_that_address_and_may_have_others() {
 
 #[test]
 fn spoofing_without_end_fills_no_log() {
-    let mut lan = Lan::with_keys(&guests(2), with_mac);
-    lan.introduce();
+    let directory = tempfile::tempdir().unwrap();
+    let table = |n| guest_table(directory.path(), n, &with_mac(n));
+    let config = [0, 1].map(table).concat();
+    let daemon = Daemon::start_limited_with_config(directory.path(), "vm0", &config).unwrap();
+    let mut guest =
+        Guest::connect(directory.path().join("vm0.sock"), GuestOptions::default()).unwrap();
     let spoofed = frame(EVERYONE, station(1), 1, 60);
     let until = Instant::now() + Duration::from_millis(500);
     let mut sent = 0;
     while Instant::now() < until {
-        sent += usize::from(lan.pair(0).send(&spoofed).unwrap());
+        sent += usize::from(guest.pair(0).send(&spoofed).unwrap());
     }
     assert!(sent > 100, "{sent} frames");
-    let log = lan.daemon.log();
+    let log = daemon.log();
     let lines = log.lines().filter(|line| line.contains("vm0: sends from")).count();
     assert!((1..=12).contains(&lines), "{lines} lines");
 }
