@@ -52,6 +52,8 @@ impl Scene {
         let directory = tempfile::tempdir().unwrap();
         let poll = poll_for(&options);
         let pairs = if mirrors.len() == 1 { 2 } else { 1 };
+        let format = if options.features & 1 << 34 == 0 { "split" } else { "packed" };
+        println!("scene: {kind} {format} {poll}");
         let table = |(n, mirror): (usize, &Mirror)| {
             let keys = [
                 format!("datapath = '{}'", mirror.datapath()),

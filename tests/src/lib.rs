@@ -1,5 +1,6 @@
 //! End to end: the parts that tests put together.
 //!
+//! - [`beside`]: honest traffic beside a hostile guest, and how long it takes.
 //! - [`browser`]: a headless browser that looks at reports.
 //! - [`cable`]: an interface of this host, and a host at the other end of its cable.
 //! - [`daemon`]: the daemon under test.
@@ -19,6 +20,7 @@
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
 //! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
 
+pub mod beside;
 pub mod browser;
 pub mod cable;
 pub mod daemon;

@@ -7,6 +7,7 @@
 //! veth === eth0 - the same, and redirected through an ifb as it goes back
 //! ```
 
+use std::fmt;
 use std::process::Command;
 
 use frontend::GuestOptions;
@@ -61,6 +62,19 @@ impl Kind {
             Self::AfXdpFromGuest => is_packed(options) != is_in_order(options),
         });
         guests
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reflect => "reflect",
+            Self::Tap => "tap",
+            Self::TapUring => "tap,engine=uring",
+            Self::AfXdp => "af-xdp",
+            Self::AfXdpFromGuest => "af-xdp,umem=guest",
+            Self::AfXdpGeneric => "af-xdp,mode=generic",
+        })
     }
 }
 

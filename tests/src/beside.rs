@@ -1,0 +1,275 @@
+//! Honest traffic beside a hostile guest, and how long a frame of it takes.
+//!
+//! One thread plays all guests in turn: a thread for each would compete with the others for one CPU, and the
+//! scheduler's time slices would be longer than what is measured. The daemon has the other CPU.
+
+use std::fmt;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use frontend::driver::Buffer;
+use frontend::{Guest, GuestOptions, Pair, RegionOptions};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use tempfile::TempDir;
+
+use crate::daemon::Daemon;
+use crate::frames;
+use crate::lan::{EVERYONE, frame, guest_table, station};
+use crate::mirror::{Kind, Mirror};
+use crate::packets::tcp_unsummed;
+
+/// Longest wait for one frame. It counts as this long when it does not come.
+const LOST: Duration = Duration::from_secs(1);
+/// Descriptors of each ring.
+pub const SIZE: u16 = 256;
+/// Guest memory of the hostile guest, bytes: rings and buffers are at its front, what patterns need at its end.
+pub const MEMORY: u64 = 32 << 20;
+
+/// What joins the guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// A switch: one worker serves the hostile guest and two honest ones, which send to each other.
+    Switch,
+    /// A wire that gives every frame back. Honest is a second queue pair of the same worker where the daemon
+    /// reflects, else a second guest.
+    Mirror(Kind),
+}
+
+impl Wire {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::Switch).chain(Kind::ALL.into_iter().map(Self::Mirror))
+    }
+
+    /// Whether the hostile and the honest rings are served by one worker.
+    #[must_use]
+    pub const fn has_one_worker(self) -> bool {
+        matches!(self, Self::Switch | Self::Mirror(Kind::Reflect))
+    }
+}
+
+impl fmt::Display for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Switch => f.write_str("switch"),
+            Self::Mirror(kind) => write!(f, "{kind}"),
+        }
+    }
+}
+
+/// A daemon, a hostile guest and honest traffic.
+#[derive(Debug)]
+pub struct Beside {
+    /// The hostile guest first. On a switch, two honest ones and one that takes what is sent to it follow; on a wire
+    /// of the kernel, an honest one.
+    guests: Vec<Guest>,
+    /// The daemon.
+    pub daemon: Daemon,
+    wire: Wire,
+    _mirrors: Rc<[Mirror]>,
+    _directory: TempDir,
+}
+
+impl Beside {
+    /// On `wire` and these `mirrors` of it; every ring is packed or none is.
+    ///
+    /// # Panics
+    /// When daemon and guests do not come together.
+    #[must_use]
+    pub fn new(wire: Wire, mirrors: &Rc<[Mirror]>, packed: bool, poll: &str) -> Self {
+        // The thread that plays the guests keeps off the daemon's CPU.
+        let mut cpus = CpuSet::new();
+        cpus.set(1);
+        sched_setaffinity(None, &cpus).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let pairs = if wire == Wire::Mirror(Kind::Reflect) { 2 } else { 1 };
+        let datapath = |n: usize| match wire {
+            Wire::Switch => "switch:lan".to_owned(),
+            Wire::Mirror(_) => mirrors[n].datapath().to_owned(),
+        };
+        let count = if wire == Wire::Switch { 4 } else { mirrors.len() };
+        let table = |n| {
+            // Two workers on one CPU would be measured by the scheduler's time slices.
+            let cpus = if wire.has_one_worker() { "cpus = '0'" } else { "" };
+            let keys = format!(
+                "datapath = '{}'\nqueue-pairs = {pairs}\npoll = '{poll}'\n{cpus}",
+                datapath(n)
+            );
+            guest_table(directory.path(), n, &keys)
+        };
+        let config: String = (0..count).map(table).collect();
+        let daemon = Daemon::start_with_config(directory.path(), "vm0", &config).unwrap();
+        let options = GuestOptions::default().queue_pairs(pairs).queue_size(SIZE).packed(packed);
+        let connect = |n: usize| {
+            let mut options = options.clone();
+            if n == 0 {
+                options = options.offloads();
+                options.regions = vec![RegionOptions { address: 0, len: MEMORY }];
+            }
+            Guest::connect(directory.path().join(format!("vm{n}.sock")), options).unwrap()
+        };
+        let guests = (0..count).map(connect).collect();
+        let mut scene =
+            Self { guests, daemon, wire, _mirrors: Rc::clone(mirrors), _directory: directory };
+        scene.introduce();
+        scene
+    }
+
+    /// On a switch, every guest says where it is.
+    fn introduce(&mut self) {
+        if self.wire != Wire::Switch {
+            return;
+        }
+        for from in 0..self.guests.len() {
+            assert!(
+                self.guests[from].pair(0).send(&frame(EVERYONE, station(from), 0, 60)).unwrap()
+            );
+            for to in (0..self.guests.len()).filter(|to| *to != from) {
+                let came = self.guests[to].pair(0).receive_within(LOST).unwrap();
+                assert!(came.is_some(), "guest {to} does not hear guest {from}");
+            }
+        }
+    }
+
+    /// The guest that misbehaves.
+    pub fn hostile(&mut self) -> &mut Guest {
+        &mut self.guests[0]
+    }
+
+    /// The hostile guest reboots: its rings start again, empty and whole.
+    ///
+    /// # Panics
+    /// When it is not served again.
+    pub fn reboot(&mut self) {
+        self.guests[0].reboot().unwrap();
+    }
+
+    /// The round trips of honest frames while the hostile guest acts in between, shortest first. `act` is called over
+    /// and over, and must not wait. At least `least` of them, more until `time` is over; no longer than ten times that.
+    ///
+    /// # Panics
+    /// When an honest ring misbehaves.
+    pub fn round_trips(
+        &mut self,
+        least: usize,
+        time: Duration,
+        act: &mut dyn FnMut(&mut Guest),
+    ) -> Vec<Duration> {
+        let begun = Instant::now();
+        let mut times = Vec::new();
+        while (times.len() < least || begun.elapsed() < time) && begun.elapsed() < 10 * time {
+            times.push(self.round_trip(times.len(), act));
+        }
+        times.sort();
+        times
+    }
+
+    fn round_trip(&mut self, n: usize, act: &mut dyn FnMut(&mut Guest)) -> Duration {
+        let begun = Instant::now();
+        let sent = match self.wire {
+            Wire::Switch => frame(station(2), station(1), n, 60),
+            Wire::Mirror(_) => frames::frame(n, 60),
+        };
+        self.asks().send(&sent).unwrap();
+        while begun.elapsed() < LOST {
+            act(&mut self.guests[0]);
+            if self.wire == Wire::Switch {
+                self.answer();
+            }
+            while let Some(came) = self.asks().receive().unwrap() {
+                let is_answer = match self.wire {
+                    Wire::Switch => {
+                        came.bytes[14..] == sent[14..] && came.bytes[6..12] == station(2)
+                    }
+                    Wire::Mirror(_) => came.bytes == sent,
+                };
+                if is_answer {
+                    return begun.elapsed();
+                }
+            }
+        }
+        LOST
+    }
+
+    /// Who asks.
+    fn asks(&mut self) -> &mut Pair {
+        match self.wire {
+            Wire::Mirror(Kind::Reflect) => self.guests[0].pair(1),
+            _ => self.guests[1].pair(0),
+        }
+    }
+
+    /// On a switch, guest 2 answers, and guest 3 takes what comes.
+    fn answer(&mut self) {
+        while let Some(came) = self.guests[2].pair(0).receive().unwrap() {
+            if came.bytes[6..12] == station(1) {
+                let back = [&station(1)[..], &station(2), &came.bytes[12..]].concat();
+                self.guests[2].pair(0).send(&back).unwrap();
+            }
+        }
+        take(self.guests[3].pair(0));
+    }
+}
+
+/// Takes what came, but no more than a burst: taking is not what is measured.
+///
+/// # Panics
+/// When the ring misbehaves.
+pub fn take(pair: &mut Pair) {
+    for _ in 0..64 {
+        if pair.receive().unwrap().is_none() {
+            return;
+        }
+    }
+}
+
+/// Prepares a lawful flood: a guest that keeps to the rules, sends TCP in segments of 60,000 bytes, to be cut into packets of
+/// 1448, as fast as it can, and takes all that comes. Any neighbour has to live with that.
+///
+/// # Panics
+/// When its rings misbehave.
+pub fn flood(guest: &mut Guest) -> impl FnMut(&mut Guest) + use<> {
+    let mut send = resend(guest, &segments(1448));
+    move |guest| {
+        take(guest.pair(0));
+        send(guest);
+    }
+}
+
+/// A TCP segment of 60,000 bytes from guest 0 to guest 3, with a net header that says: to be cut into packets of `gso_size`.
+#[must_use]
+pub fn segments(gso_size: u16) -> Vec<u8> {
+    let [low, high] = gso_size.to_le_bytes();
+    // NEEDS_CSUM, TCPV4, header length 54, size; checksum from 34 on, at 16.
+    let header = [1, 1, 54, 0, low, high, 34, 0, 16, 0, 0, 0];
+    [&header[..], &tcp_unsummed((station(0), station(3)), &[1; 60_000])].concat()
+}
+
+/// Prepares to send the same frame, with its net header, over and over: it is written once, to where nothing else is,
+/// and then offered as often as the ring has room.
+///
+/// # Panics
+/// When the ring misbehaves.
+pub fn resend(guest: &mut Guest, frame: &[u8]) -> impl FnMut(&mut Guest) + use<> {
+    let at = MEMORY - (1 << 20);
+    guest.memory().guest().write(at, frame).expect("guest memory");
+    #[expect(clippy::cast_possible_truncation, reason = "one frame")]
+    let chain = [Buffer { address: at, len: frame.len() as u32, writable: false }];
+    move |guest| {
+        guest.pair(0).reap().unwrap();
+        let ring = guest.ring(1);
+        ring.foreign_used();
+        while ring.offer_foreign(&chain) {}
+        ring.publish();
+        ring.kick().unwrap();
+    }
+}
+
+/// The value that `percent` of `sorted` do not exceed.
+#[must_use]
+pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted
+        .get((sorted.len() * percent / 100).min(sorted.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(LOST)
+}
