@@ -10,7 +10,7 @@ use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap
 use crate::{GuestMemory, GuestSlice};
 
 /// Page-aligned host memory that somebody else reads and writes meanwhile. Like guest memory it is only
-/// reached by copies.
+/// reached by copies. It is left out of core files.
 #[derive(Debug)]
 pub struct HostMemory {
     map: MmapRaw,
@@ -38,6 +38,7 @@ impl HostMemory {
         let map = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
         // Without them everything works, too.
         let _ = map.advise(Advice::HugePage);
+        map.advise(Advice::DontDump)?;
         Ok(Self { map, guest: Box::default() })
     }
 
@@ -62,6 +63,7 @@ impl HostMemory {
             aliases.push(alias);
             offset += alias.len;
         }
+        map.advise(Advice::DontDump)?;
         Ok(Self { map, guest: aliases.into() })
     }
 

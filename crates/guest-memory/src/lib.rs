@@ -27,6 +27,8 @@ pub mod sum;
 #[cfg(not(loom))]
 pub use area::Area;
 pub use area::AreaError;
+/// Changes when a guest's memory was torn ([`GuestMemory::is_torn`]), or another mapped file.
+pub use file_mapping::generation;
 pub use host::HostMemory;
 pub use memory::{Cursor, GuestMemory, Unmapped, Window};
 #[cfg(loom)]

@@ -1,8 +1,10 @@
 //! The region table: where each guest-physical range is mapped in this process.
 #![allow(unsafe_code, reason = "pointers into mappings that `map` keeps alive")]
 
+use std::io;
 use std::sync::Arc;
 
+use file_mapping::Guard;
 use vm_memory::{
     Address, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap,
 };
@@ -38,6 +40,8 @@ pub struct GuestMemory {
     #[cfg(loom)]
     pub(crate) modelled:
         std::sync::Mutex<std::collections::BTreeMap<u64, Arc<crate::modelled::Words>>>,
+    /// One a region, if it is guarded; dropped before the mappings are.
+    guards: Box<[Arc<Guard>]>,
     /// Owns the mappings that `regions` points into.
     map: Arc<Mapping>,
 }
@@ -106,8 +110,38 @@ impl GuestMemory {
             regions,
             #[cfg(loom)]
             modelled: std::sync::Mutex::default(),
+            guards: Box::default(),
             map,
         }
+    }
+
+    /// Takes over a mapping of files that somebody else may shorten meanwhile: what is missing then reads as zeroes
+    /// ([`is_torn`](Self::is_torn)). It is left out of core files. `before`: the guest's table before this one, of
+    /// which regions may be left.
+    ///
+    /// # Errors
+    /// What `madvise(2)` answers; `OutOfMemory` when too many files are mapped.
+    pub fn guarded(map: Arc<Mapping>, before: Option<&Self>) -> io::Result<Self> {
+        let mut memory = Self::new(map);
+        let guard = |region: &Region| {
+            let left = before.and_then(|before| before.guard_of(region));
+            left.map_or_else(|| region.guard().map(Arc::new), |guard| Ok(Arc::clone(guard)))
+        };
+        memory.guards = memory.regions.iter().map(guard).collect::<io::Result<_>>()?;
+        Ok(memory)
+    }
+
+    /// Whether a file of the guest's memory became shorter, or its file system had no room for a page: something
+    /// was missing and read as zeroes. It stays so; the front end has to give new memory.
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.guards.iter().any(|guard| guard.is_torn())
+    }
+
+    fn guard_of(&self, wanted: &Region) -> Option<&Arc<Guard>> {
+        let same = |it: &Region| it.host == wanted.host && it.len == wanted.len;
+        let at = self.regions.iter().position(same)?;
+        self.guards.get(at)
     }
 
     /// What it was made of.
@@ -231,6 +265,18 @@ impl Region {
     /// No memory at all.
     const NONE: Self = Self { start: 0, len: 0, host: std::ptr::null_mut() };
 
+    #[expect(clippy::cast_possible_truncation, reason = "a mapping's length fits usize")]
+    fn guard(&self) -> io::Result<Guard> {
+        let len = self.len as usize;
+        // SAFETY: the region is a mapping of the `GuestMemory` that is being made; the advice changes no byte of it.
+        if unsafe { libc::madvise(self.host.cast(), len, libc::MADV_DONTDUMP) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the mapping outlives the guard, which the `GuestMemory` drops first, and whoever shares the guard
+        // has the same region in a mapping of its own. No reference into guest memory is ever made but to atomics.
+        unsafe { Guard::new(self.host, len, libc::PROT_READ | libc::PROT_WRITE) }
+    }
+
     /// The range as one slice, when it lies in this region with all its bytes.
     #[inline]
     fn whole<'m>(&self, address: u64, len: u64) -> Option<GuestSlice<'m>> {
@@ -342,5 +388,43 @@ mod tests {
         assert_eq!(bytes, [8, 9]);
         assert!(memory.write(0x2fff, &[0; 2]).is_err() && memory.read(0, &mut bytes).is_err());
         assert!(memory.contiguous(0x1fff, 2).is_err());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "files cannot be mapped there")]
+    fn a_file_that_is_shortened_tears_the_memory_and_what_is_left_of_it_in_the_next_table() {
+        use vm_memory::{FileOffset, GuestMemoryBackend as _};
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x4000).unwrap();
+        let place = |start| Some(FileOffset::new(file.try_clone().unwrap(), start));
+        let regions =
+            [(GuestAddress(0), 0x2000, place(0)), (GuestAddress(0x2000), 0x2000, place(0x2000))];
+        let map = Mapping::from_ranges_with_files(regions).unwrap();
+        let (rest, _removed) = map.remove_region(GuestAddress(0), 0x2000).unwrap();
+        let memory = GuestMemory::guarded(Arc::new(map), None).unwrap();
+        let other = GuestMemory::guarded(
+            Arc::new(Mapping::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap()),
+            None,
+        );
+        memory.write(0x2000, b"there").unwrap();
+        file.set_len(0x2000).unwrap();
+        assert!(!memory.is_torn());
+        let mut bytes = [1; 5];
+        memory.read(0x3000, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 5]);
+        assert!(memory.is_torn() && !other.unwrap().is_torn());
+        assert!(GuestMemory::guarded(Arc::new(rest), Some(&memory)).unwrap().is_torn());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "there are no core files there")]
+    fn guarded_memory_is_left_out_of_core_files() {
+        let map = Arc::new(Mapping::from_ranges(&[(GuestAddress(0), 0x3000)]).unwrap());
+        let memory = GuestMemory::guarded(Arc::clone(&map), None).unwrap();
+        let start = format!("{:x}-", memory.regions[0].host.addr());
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let of_region = maps.split(&start).nth(1).expect("its mapping");
+        let flags = of_region.lines().find(|line| line.starts_with("VmFlags:")).unwrap();
+        assert!(flags.split(' ').any(|flag| flag == "dd"), "{flags}");
     }
 }
