@@ -162,29 +162,21 @@ impl AfXdp {
         Ok(())
     }
 
-    /// As [`transmit`](Datapath::transmit), from the guest's own memory: a frame is taken when the kernel is done
-    /// with it. Until then it comes again, at the front of every burst.
+    /// As [`transmit`](Datapath::transmit), from the guest's own memory: frames that are taken are on their way.
     fn transmit_in_place(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
         let Some(socket) = self.sockets.first_mut() else { return done };
-        for frame in frames.skip(self.in_flight.len()).iter() {
+        for frame in frames.iter().take(BURST_MAX.saturating_sub(self.in_flight.len())) {
             let header = if self.finishes { frame.header() } else { NetHeader::PLAIN };
             let mut outcome = Transmitted { taken: 1, ..Transmitted::default() };
             if socket.queue(&header, &frame, &mut outcome) == Queued::Full {
                 break;
             }
             self.in_flight.push_back(InFlight { until: socket.submitted, outcome });
+            done.taken += 1;
         }
         socket.transmit.publish();
         self.down = socket.flush().is_err();
-        socket.reap();
-        while let Some(oldest) = self.in_flight.pop_front() {
-            if oldest.until > socket.completed {
-                self.in_flight.push_front(oldest);
-                break;
-            }
-            done.add(&oldest.outcome);
-        }
         done
     }
 
@@ -299,6 +291,27 @@ impl Datapath for AfXdp {
         }
         socket.transmit.publish();
         self.down = socket.flush().is_err();
+        done
+    }
+
+    #[inline]
+    fn holds_frames(&self) -> bool {
+        self.options.umem == UmemOwner::Guest
+    }
+
+    fn sent(&mut self) -> Transmitted {
+        let mut done = Transmitted::default();
+        let Some(socket) = self.sockets.first_mut() else { return done };
+        if socket.unsent {
+            self.down = socket.flush().is_err();
+        }
+        socket.reap();
+        while let Some(oldest) = self.in_flight.front()
+            && oldest.until <= socket.completed
+        {
+            done.add(&oldest.outcome);
+            self.in_flight.pop_front();
+        }
         done
     }
 

@@ -3,6 +3,8 @@
 //! Which frames are hit depends on the seed and on nothing else: the same frames in the same order have the same
 //! losses, however they come in bursts.
 
+mod held;
+
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,6 +14,7 @@ use burst_trace::{BurstRecord, Direction, DropCause};
 use guest_memory::{GuestMemory, GuestSlice};
 use virtio_net::{Frames, GuestRoom, Negotiated};
 
+use self::held::Held;
 use crate::{Capabilities, Counted, Datapath, Look, Refusal, Transmitted};
 
 /// The forms, as they are written.
@@ -221,6 +224,7 @@ impl Faults {
 #[derive(Debug)]
 pub struct Faulty<D> {
     inner: D,
+    held: Held,
     sending: Faults,
     losses: Faults,
     read_errors: Faults,
@@ -235,6 +239,7 @@ impl<D: Datapath> Faulty<D> {
         let receives = |planted: &Planted| planted.concerns(Direction::Rx);
         Self {
             inner,
+            held: Held::default(),
             sending: Faults::new(faults, queue, |it| it.concerns(Direction::Tx)),
             losses: Faults::new(faults, queue, |it| receives(it) && is_drop(it)),
             read_errors: Faults::new(faults, queue, |it| receives(it) && !is_drop(it)),
@@ -277,6 +282,7 @@ impl<D: Datapath> Datapath for Faulty<D> {
     }
 
     fn detach(&mut self) {
+        self.held.clear();
         self.inner.detach();
     }
 
@@ -286,24 +292,37 @@ impl<D: Datapath> Datapath for Faulty<D> {
 
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
+        let holds = self.inner.holds_frames();
         while done.taken < frames.len() {
             let passing = self.sending.passing(frames.len() - done.taken);
             if passing > 0 {
                 let sent = self.inner.transmit(frames.skip(done.taken).take(passing));
                 self.sending.passed(sent.taken);
                 done.add(&sent);
+                if holds {
+                    self.held.pass(sent.taken);
+                }
                 if sent.taken < passing {
                     break;
                 }
             } else if let Some(hit) = self.sending.strike() {
                 match refusal(hit) {
                     Refusal::Later => break,
+                    Refusal::Lost(cause) if holds => self.held.lose(cause),
                     Refusal::Lost(cause) => done.drops.add(cause),
                 }
                 done.taken += 1;
             }
         }
         done
+    }
+
+    fn holds_frames(&self) -> bool {
+        self.inner.holds_frames()
+    }
+
+    fn sent(&mut self) -> Transmitted {
+        self.held.settle(self.inner.sent())
     }
 
     fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted {

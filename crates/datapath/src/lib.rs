@@ -71,7 +71,7 @@ pub struct Transmitted {
 
 impl Transmitted {
     /// Adds what became of the next part of the burst.
-    fn add(&mut self, next: &Self) {
+    pub fn add(&mut self, next: &Self) {
         self.taken += next.taken;
         self.bytes = self.bytes.saturating_add(next.bytes);
         self.drops.add_all(&next.drops);
@@ -128,6 +128,19 @@ pub trait Datapath: Send + 'static {
 
     /// Carries frames from the guest, in order.
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted;
+
+    /// Whether frames are sent from the guest's memory after [`transmit`](Self::transmit) has returned. Then what it
+    /// takes is on its way: the guest must not get it back, and it is not offered again, until
+    /// [`sent`](Self::sent) says what became of it.
+    #[inline]
+    fn holds_frames(&self) -> bool {
+        false
+    }
+
+    /// What became of the oldest frames on their way: those that the kernel is done with.
+    fn sent(&mut self) -> Transmitted {
+        Transmitted::default()
+    }
 
     /// Whether frames go straight from the buffers of the guest that sends into those of the guest that
     /// receives. Then the worker calls [`forward`](Self::forward) in place of transmitting and receiving.

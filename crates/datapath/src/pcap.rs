@@ -9,11 +9,12 @@
 
 mod capture;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use burst_trace::{BurstRecord, Direction};
-use guest_memory::{GuestMemory, GuestSlice};
+use guest_memory::{GuestMemory, GuestSlice, Spare};
 use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom, Negotiated};
 
 use crate::{Capabilities, Counted, Datapath, Look, Transmitted};
@@ -27,6 +28,29 @@ pub struct Pcap<D> {
     lane: Lane,
     sent: Kept,
     placed: Kept,
+    /// Copies of the frames that `inner` has on their way, with their net headers.
+    held: VecDeque<Copied>,
+}
+
+/// A frame with its net header.
+#[derive(Debug)]
+struct Copied {
+    bytes: Spare,
+    len: usize,
+    header_len: usize,
+}
+
+impl Copied {
+    fn new(frame: &Frame<'_, '_>) -> Self {
+        let len = frame.header_len() + frame.len();
+        let bytes = Spare::new(len);
+        let mut at = 0;
+        for slice in frame.slices() {
+            bytes.slice().copy_from(at, slice, 0);
+            at += slice.len();
+        }
+        Self { bytes, len, header_len: frame.header_len() }
+    }
 }
 
 /// Frames of a burst that is not recorded yet.
@@ -95,7 +119,8 @@ impl<D: Datapath> Pcap<D> {
     /// Captures what passes `inner`.
     #[must_use]
     pub fn new(inner: D, lane: Lane) -> Self {
-        Self { inner, lane, sent: Kept::default(), placed: Kept::default() }
+        let (sent, placed) = Default::default();
+        Self { inner, lane, sent, placed, held: VecDeque::new() }
     }
 
     fn keep_sent(&mut self, frames: Frames<'_, '_>, done: &Transmitted) {
@@ -140,6 +165,7 @@ impl<D: Datapath> Datapath for Pcap<D> {
     }
 
     fn detach(&mut self) {
+        self.held.clear();
         self.inner.detach();
     }
 
@@ -149,7 +175,28 @@ impl<D: Datapath> Datapath for Pcap<D> {
 
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let done = self.inner.transmit(frames);
-        self.keep_sent(frames, &done);
+        if self.inner.holds_frames() {
+            self.held.extend(frames.take(done.taken).iter().map(|frame| Copied::new(&frame)));
+        } else {
+            self.keep_sent(frames, &done);
+        }
+        done
+    }
+
+    fn holds_frames(&self) -> bool {
+        self.inner.holds_frames()
+    }
+
+    fn sent(&mut self) -> Transmitted {
+        let done = self.inner.sent();
+        let carried = done.taken - usize::from(done.drops.total());
+        let copies = self.held.drain(..done.taken.min(self.held.len())).collect::<Vec<_>>();
+        if carried > 0 {
+            let slices: Vec<_> = copies.iter().map(|copy| [copy.bytes.slice()]).collect();
+            let frames = copies.iter().zip(&slices);
+            let frames = frames.map(|(copy, slices)| Frame::new(slices, copy.len, copy.header_len));
+            self.sent.keep(&self.lane, frames, Some(carried));
+        }
         done
     }
 

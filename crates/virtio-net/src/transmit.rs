@@ -65,6 +65,20 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
         queue.complete_read(done)
     }
 
+    /// The chains of the first `taken` frames with every faulty one before the next frame, and the rest.
+    pub(crate) fn split(&self, taken: usize) -> (&'b [Chain], &'b [Chain]) {
+        let chains = self.chains.all();
+        let is_all = self.frames == chains.len();
+        let done =
+            if is_all { taken } else { self.count_faults(taken, &mut DropCounts::default()) };
+        chains.split_at(done)
+    }
+
+    /// Length of the net header before each frame, in bytes.
+    pub(crate) const fn header_len(&self) -> usize {
+        self.header_len
+    }
+
     /// How many chains there are before the frame that comes after the first `taken` ones.
     #[cold]
     fn count_faults(&self, taken: usize, drops: &mut DropCounts) -> usize {
@@ -88,7 +102,7 @@ const fn is_frame(len: usize, header_len: usize) -> bool {
 
 /// Why a chain is no frame that can be sent.
 #[inline]
-const fn fault(chain: &Chain, header_len: usize) -> Option<DropCause> {
+pub(crate) const fn fault(chain: &Chain, header_len: usize) -> Option<DropCause> {
     let len = chain.len as usize;
     match chain.fault {
         Some(ChainFault::Unmapped) => Some(DropCause::TxUnmapped),
@@ -204,7 +218,8 @@ pub struct Frame<'b, 'm> {
 
 impl<'b, 'm> Frame<'b, 'm> {
     /// `len` bytes at the front of `slices`, more than `header_len`.
-    pub(crate) const fn new(slices: &'b [GuestSlice<'m>], len: usize, header_len: usize) -> Self {
+    #[must_use]
+    pub const fn new(slices: &'b [GuestSlice<'m>], len: usize, header_len: usize) -> Self {
         Self { slices, len, header_len }
     }
 

@@ -6,6 +6,7 @@
 //! - `idle`: what it does without work; `forecast`: when a pair's next work is due.
 //! - `pace`: how soon a ring is looked at again in a rush.
 //! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
+//! - `in_place`: frames that are sent from the guest's own memory; `torn`: guests whose memory is missing.
 //! - `probes`: packets that carry a number of their own.
 //! - `wiring`: how the pairs are joined: each with a wire of its own, or by `fabric`, a switch, with one another;
 //!   `forward`: from ring to ring.
@@ -20,6 +21,7 @@ pub mod fault;
 mod forecast;
 mod forward;
 mod idle;
+mod in_place;
 pub mod mailbox;
 mod pace;
 mod pair;
@@ -29,6 +31,7 @@ mod receive;
 mod ring;
 mod sleep;
 mod sys;
+mod torn;
 mod trace;
 mod transmit;
 mod wiring;

@@ -8,7 +8,7 @@ use burst_trace::{Direction, DropCause, DropCounts};
 use datapath::Datapath;
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
-use virtio_net::{Negotiated, ReceiveState};
+use virtio_net::{HeldChains, Negotiated, ReceiveState};
 
 use crate::forecast::{Forecast, Worked};
 use crate::mailbox::{RingStart, StartError};
@@ -148,6 +148,8 @@ pub struct Pair<D> {
     /// Packets that went through each ring since the daemon started: 0 RX, 1 TX.
     pub sequences: [u64; 2],
     pub backlog: Option<Backlog>,
+    /// Chains whose frames are on their way in the guest's memory.
+    pub held: HeldChains,
     pub pace: Pace,
     /// The datapath took no more frames at the last try.
     pub blocked: bool,
@@ -178,6 +180,7 @@ impl<D: Datapath> Pair<D> {
             rx: None,
             sequences: [0; 2],
             backlog: None,
+            held: HeldChains::default(),
             pace: Pace::default(),
             blocked: false,
             starved: None,
@@ -304,6 +307,9 @@ impl<D: Datapath> Pair<D> {
     }
 
     pub fn stop(&mut self, ring: u16, context: &mut Context<'_>) -> Option<u16> {
+        if !ring.is_multiple_of(2) {
+            self.settle(context.tracer);
+        }
         let stopped = self.slot(ring).take()?;
         stopped.ignore(context.sleeper);
         if ring.is_multiple_of(2) {
@@ -314,11 +320,19 @@ impl<D: Datapath> Pair<D> {
             self.backlog = None;
             self.blocked = false;
             self.datapath.detach();
+            self.held.clear();
         }
         Some(stopped.queue.next_available())
     }
 
     pub fn enable(&mut self, ring: u16, enabled: bool, tracer: &mut Tracer) {
+        let lets_go = !ring.is_multiple_of(2) && !enabled && self.settle(tracer);
+        if lets_go && let Some(tx) = &mut self.tx {
+            // What is left is not sent any more. The datapath is needed again when the ring is enabled.
+            if let Err(error) = self.datapath.attach(&tx.memory) {
+                tx.stop_broken(format_args!("its frames could not be sent in time: {error}"));
+            }
+        }
         if let Some(ring) = self.ring_mut(ring) {
             ring.set_enabled(enabled);
         }
@@ -330,7 +344,8 @@ impl<D: Datapath> Pair<D> {
         self.activate();
     }
 
-    pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemory>, tracer: &mut Tracer) {
+        self.settle(tracer);
         for ring in [&mut self.rx, &mut self.tx].into_iter().flatten() {
             ring.set_memory(memory);
         }

@@ -13,6 +13,7 @@ use crate::custody::Foreign;
 use crate::mailbox::RingStart;
 use crate::sleep::{Sleeper, Token};
 use crate::sys;
+use crate::torn::TORN;
 
 /// A ring that was started and not yet stopped.
 #[derive(Debug)]
@@ -178,6 +179,10 @@ impl Ring {
 
     #[cold]
     pub fn break_down(&mut self, broken: Broken) {
+        if self.memory.is_torn() {
+            // It read zeroes: that is no fault of the driver's.
+            return self.stop_broken(format_args!("{TORN}"));
+        }
         self.stop_broken(format_args!("the guest broke it: {broken}"));
     }
 

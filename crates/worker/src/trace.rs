@@ -83,6 +83,8 @@ pub struct Tracer {
     writer: Writer,
     fault: Option<Fault>,
     records: bool,
+    /// The recorder is missing a part, and that was said.
+    torn: bool,
     /// An instant on the recorder's clock and on the kernel's.
     anchor: Anchor,
     /// [`ANCHORED`] in ticks.
@@ -97,7 +99,18 @@ impl Tracer {
     pub fn new(clock: Clock, writer: Writer, fault: Fault, records: bool) -> Self {
         let fault = (!fault.is_empty()).then_some(fault);
         let (anchor, anchored) = (Anchor::default(), clock.ticks_in(ANCHORED));
-        Self { clock, writer, fault, records, anchor, anchored }
+        Self { clock, writer, fault, records, torn: false, anchor, anchored }
+    }
+
+    /// Says once if the recorder was shortened by somebody. `prefix` stands before the message.
+    #[cold]
+    pub fn look_at_recorder(&mut self, prefix: &str) {
+        if self.writer.is_torn() && !std::mem::replace(&mut self.torn, true) {
+            log::error!(
+                "{prefix}the flight recorder was truncated: what it counts and records from now on is lost; traffic \
+                 goes on, and a restart of the daemon makes a new one"
+            );
+        }
     }
 
     /// The time now, ticks: for the poll policy.

@@ -112,7 +112,7 @@ impl<D: Datapath> Pair<D> {
         let Sent { slots, packets, bytes, ref drops } = *sent;
         context.tracer.cross(&mut journey, Stage::Complete);
         context.tracer.dropped(ring.index, drops);
-        let left = backlog.slots.saturating_sub(slots);
+        let left = backlog.slots.saturating_sub(slots).max(self.held.slots());
         if context.polling {
             let now = context.tracer.recent(&journey);
             // A packed ring does not tell how much there is behind a full burst.
@@ -143,6 +143,9 @@ impl<D: Datapath> Pair<D> {
         polled: bool,
         context: &mut Context<'_>,
     ) -> Result<Sent, Broken> {
+        if self.datapath.holds_frames() {
+            return self.send_in_place(ring, journey, context.tracer);
+        }
         let Ring { queue, memory, negotiated, .. } = ring;
         let mut chains = Chains::new();
         let burst = TransmitBurst::gather(queue, memory, *negotiated, &mut chains)?;
@@ -165,7 +168,7 @@ impl<D: Datapath> Pair<D> {
         }
 
         #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
-        let packets = taken as u16 - drops.total();
+        let packets = (taken as u16).saturating_sub(drops.total());
         let slots = burst.complete(queue, taken, &mut drops);
         queue.publish();
         Ok(Sent { slots, packets, bytes, drops })

@@ -196,6 +196,8 @@ struct Loop<W: Wiring> {
     /// Whether datapaths wake it up.
     listens: bool,
     losses: Losses,
+    /// [`guest_memory::generation`] when mappings were last looked at.
+    generation: u32,
 }
 
 /// When to ask datapaths for what they lost.
@@ -252,6 +254,7 @@ impl<W: Wiring> Loop<W> {
             busy: 0,
             listens: false,
             losses: Losses { asked: 0, every: clock.ticks_in(LOSSES_EVERY), turns: 0 },
+            generation: 0,
         })
     }
 
@@ -259,6 +262,9 @@ impl<W: Wiring> Loop<W> {
         loop {
             if self.inbox.is_pending() && self.obey().is_break() {
                 return;
+            }
+            if guest_memory::generation() != self.generation {
+                self.look_at_mappings();
             }
             if self.turn() {
                 self.pause.end(&mut self.pairs);
@@ -409,7 +415,8 @@ impl<W: Wiring> Loop<W> {
                 }
                 Command::Memory { memory, done } => {
                     let of_guest = self.pairs.iter_mut().filter(|pair| pair.guest == guest);
-                    of_guest.for_each(|pair| pair.set_memory(&memory));
+                    let tracer = &mut self.tracers[guest];
+                    of_guest.for_each(|pair| pair.set_memory(&memory, tracer));
                     let _ = done.send(());
                 }
                 Command::End => return std::ops::ControlFlow::Break(()),
@@ -418,7 +425,26 @@ impl<W: Wiring> Loop<W> {
                 self.rings_changed(guest, ring);
             }
         }
+        if self.generation > 0 {
+            // A ring may have been started in memory that was torn before.
+            self.look_at_mappings();
+        }
         std::ops::ControlFlow::Continue(())
+    }
+
+    /// A mapped file of somebody else's became shorter: a guest's memory, or a recorder.
+    #[cold]
+    fn look_at_mappings(&mut self) {
+        self.generation = guest_memory::generation();
+        let now = self.clock.now();
+        for at in 0..self.pairs.len() {
+            let pair = &mut self.pairs[at];
+            let tracer = &mut self.tracers[pair.guest];
+            tracer.look_at_recorder(pair.log.prefix());
+            if pair.break_torn(tracer) {
+                self.wiring.rings_changed(at, &mut self.pairs, now);
+            }
+        }
     }
 
     /// Tells the wiring that this ring of the guest changed, or all its rings.
