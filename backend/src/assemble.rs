@@ -98,7 +98,7 @@ pub enum Error {
 /// See [`Error`].
 pub fn run(plan: &Plan, handed: Handed, stop: BorrowedFd<'_>) -> Result<(), Error> {
     let kernel = Kernel::attach(&plan.guests)?;
-    let mut daemon = Daemon { handed, kernel, ..Daemon::default() };
+    let mut daemon = Daemon { handed, kernel, guests: plan.guests.len(), ..Daemon::default() };
     for guest in &plan.guests {
         let name = |source| match plan.guests.len() {
             1 => source,
@@ -134,6 +134,8 @@ struct Daemon {
     fronts: Vec<Front>,
     handed: Handed,
     clock: Clock,
+    /// How many guests there are, those of switches included.
+    guests: usize,
 }
 
 /// A recorder. Unless its guest was served to the end, it leaves nothing behind when it has recorded nothing.
@@ -353,7 +355,9 @@ impl Daemon {
             plan.poll,
             recording.recorder.path().display()
         );
-        let device = Arc::new(device(plan, log, capabilities, &mailboxes, witnesses));
+        let memory_max = Device::memory_max(self.guests);
+        let device = device(plan, log, capabilities, &mailboxes, witnesses);
+        let device = Arc::new(Device { memory_max, ..device });
         self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
     }
 
@@ -451,6 +455,7 @@ fn device(
         queue_pairs: plan.queue_pairs,
         queue_size: plan.queue_size,
         workers: (0..plan.queue_pairs).map(mailbox).collect(),
+        memory_max: Device::memory_max(1),
         witnesses,
     }
 }

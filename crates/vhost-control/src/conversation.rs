@@ -61,7 +61,7 @@ pub fn converse(
     let session = Arc::new(Session::new(device, peer, &custody));
     let (mut daemon, framework) =
         framework::start(&session).map_err(system("setting up a connection"))?;
-    let gate = Gate::new(session.rings(), device.queue_size, &custody);
+    let gate = Gate::new(session.rings(), device.queue_size, session.limits(), &custody);
     let mut relay =
         Relay::new(front, framework, gate, &custody).map_err(system("relaying messages"))?;
     let mut visit = Visit { log, stop, server, custody: &custody, listen_at: None, refused: false };

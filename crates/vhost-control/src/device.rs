@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
@@ -13,8 +13,9 @@ use vm_memory::{GuestAddressSpace as _, GuestMemoryBackend as _, GuestMemoryRegi
 use vmm_sys_util::epoll::EventSet;
 use worker::{Custody, Mailbox};
 
+use crate::regions::{self, Limits};
 use crate::ring::RingControl;
-use crate::sharing::{self, PrivateMemory};
+use crate::sharing::{PrivateMemory, Sharing};
 use crate::vring::{Memory, Vring};
 
 /// The device, for as long as the daemon runs.
@@ -32,6 +33,8 @@ pub struct Device {
     pub queue_size: u16,
     /// For each queue pair, the worker that serves it.
     pub workers: Vec<Arc<Mailbox>>,
+    /// The most bytes of memory of its guest ([`memory_max`](Self::memory_max)).
+    pub memory_max: u64,
     /// Who else wants to know of front ends.
     pub witnesses: Vec<Box<dyn Witness>>,
 }
@@ -56,6 +59,13 @@ impl Device {
         let mac = if has_mac { features::MAC } else { 0 };
         features::BASE | datapath | multi_queue | mac
     }
+
+    /// The most bytes of memory of each of so many guests: together they fill no more than half of this process's
+    /// addresses.
+    #[must_use]
+    pub const fn memory_max(guests: usize) -> u64 {
+        regions::bytes_max(guests)
+    }
 }
 
 /// One front end's view of the device, from its connection to its end.
@@ -65,6 +75,9 @@ pub struct Session {
     /// The front end's process, where it is known.
     peer: Option<u32>,
     rings: Vec<Arc<RingControl>>,
+    sharing: Mutex<Sharing>,
+    /// The guest's memory as long as the framework may have it mapped: it reads there itself.
+    memory: Mutex<Option<Arc<GuestMemory>>>,
     refused: Mutex<Option<PrivateMemory>>,
 }
 
@@ -88,7 +101,20 @@ impl Session {
         if let Some(peer) = peer {
             device.witnesses.iter().for_each(|witness| witness.connected(peer));
         }
-        Self { device: Arc::clone(device), peer, rings, refused: Mutex::default() }
+        Self {
+            device: Arc::clone(device),
+            peer,
+            rings,
+            sharing: Mutex::new(Sharing::new(peer)),
+            memory: Mutex::default(),
+            refused: Mutex::default(),
+        }
+    }
+
+    /// What its guest's memory may be.
+    #[must_use]
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { bytes_max: self.device.memory_max, peer: self.peer }
     }
 
     /// The rings by index.
@@ -100,7 +126,7 @@ impl Session {
     /// Why this front end cannot be served at all, if that came up.
     #[must_use]
     pub fn refused(&self) -> Option<PrivateMemory> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.refused).take()
     }
 
     /// The front end is gone: every worker lets go of its rings and memory.
@@ -159,15 +185,16 @@ impl VhostUserBackend for Session {
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let map = memory.memory().clone().into_inner();
-        for region in map.iter() {
-            let (Some(file), Some(peer)) = (region.file_offset(), self.peer) else { continue };
-            if let Some(private) = sharing::find_private(file.file(), peer) {
-                let refusal = io::Error::new(io::ErrorKind::InvalidInput, private.to_string());
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(private);
-                return Err(refusal);
-            }
+        let files = map.iter().filter_map(|region| Some(region.file_offset()?.file()));
+        if let Some(private) = lock(&self.sharing).find_private(files) {
+            let refusal = io::Error::new(io::ErrorKind::InvalidInput, private.to_string());
+            *lock(&self.refused) = Some(private);
+            return Err(refusal);
         }
-        let memory = Arc::new(GuestMemory::new(map));
+        let mut current = lock(&self.memory);
+        let memory = Arc::new(GuestMemory::guarded(map, current.as_deref())?);
+        // The one before stays guarded until nobody has it any more.
+        let _before = current.replace(Arc::clone(&memory));
         let label = self.device.log.prefix();
         log::debug!("{label}the guest has {} MiB of memory", memory.len() >> 20);
         let mut told: Vec<&Arc<Mailbox>> = Vec::new();
@@ -194,4 +221,8 @@ impl VhostUserBackend for Session {
         // Never called without an event loop; an error would end one.
         Ok(())
     }
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,6 +13,7 @@
 //! Descriptors are looked at here too: the framework never holds one that is not what its message asks for
 //! ([`crate::descriptor`]).
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
@@ -23,8 +24,8 @@ use virtqueue::layout::part_lens;
 use worker::{Custody, Foreign};
 
 use crate::descriptor::{self, Kind};
-use crate::limits::REGIONS_MAX;
 use crate::pipe::Forwarder;
+use crate::regions::{self, Limits, Region};
 use crate::ring::RingControl;
 
 /// A header: request, flags and the length of what follows.
@@ -52,6 +53,7 @@ pub struct Gate {
     features: Option<Negotiated>,
     /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was negotiated.
     answers: bool,
+    limits: Limits,
     regions: Vec<Region>,
     /// By ring, 0 where nothing was said.
     sizes: Vec<u16>,
@@ -60,24 +62,21 @@ pub struct Gate {
     pipes: Vec<Option<Forwarder>>,
 }
 
-/// A region of guest memory.
-#[derive(Clone, Copy, Debug)]
-struct Region {
-    guest_address: u64,
-    len: u64,
-    /// Where it is in the front end's own memory: ring addresses are of this kind.
-    user_address: u64,
-}
-
 impl Gate {
     /// For a front end that has said nothing yet.
     #[must_use]
-    pub fn new(rings: &[Arc<RingControl>], size_max: u16, custody: &Arc<Custody>) -> Self {
+    pub fn new(
+        rings: &[Arc<RingControl>],
+        size_max: u16,
+        limits: Limits,
+        custody: &Arc<Custody>,
+    ) -> Self {
         Self {
             rings: rings.to_vec(),
             size_max,
             features: None,
             answers: false,
+            limits,
             regions: Vec::new(),
             sizes: vec![0; rings.len()],
             custody: Arc::clone(custody),
@@ -155,12 +154,6 @@ impl Gate {
                 let answers = VhostUserProtocolFeatures::REPLY_ACK.bits();
                 self.answers = payload.u64(0).is_some_and(|bits| bits & answers != 0);
             }
-            FrontendReq::SET_MEM_TABLE => {
-                let count = payload.u32(0).unwrap_or(0);
-                self.regions =
-                    (0..count as usize).map_while(|n| payload.region(8 + 32 * n)).collect();
-            }
-            FrontendReq::ADD_MEM_REG => self.regions.extend(payload.region(8)),
             FrontendReq::REM_MEM_REG => {
                 let removed = payload.region(8).map(|region| region.guest_address);
                 self.regions.retain(|region| Some(region.guest_address) != removed);
@@ -205,12 +198,16 @@ impl Gate {
         for descriptor in descriptors {
             expect_kinds(descriptor, &[Kind::File])?;
         }
-        if request == FrontendReq::ADD_MEM_REG && self.regions.len() >= REGIONS_MAX {
-            return Err(format!(
-                "guest memory has {REGIONS_MAX} regions already; that is the most"
-            ));
+        let files: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        let is_table = request == FrontendReq::SET_MEM_TABLE;
+        let count = if is_table { payload.u32(0).unwrap_or(0) } else { 1 };
+        let new: Vec<_> = (0..count as usize).map_while(|n| payload.region(8 + 32 * n)).collect();
+        let present = if is_table { &[][..] } else { &self.regions };
+        regions::check(present, &new, &files, &self.limits)?;
+        if is_table {
+            self.regions.clear();
         }
-        self.take_note(request, payload);
+        self.regions.extend(new);
         Ok(())
     }
 
@@ -277,15 +274,6 @@ impl Gate {
     }
 }
 
-impl Region {
-    fn holds(&self, address: u64, len: u64) -> bool {
-        address
-            .checked_sub(self.user_address)
-            .and_then(|offset| offset.checked_add(len))
-            .is_some_and(|end| end <= self.len)
-    }
-}
-
 /// `VhostUserVringAddr`.
 #[derive(Clone, Copy, Debug)]
 struct VringAddress {
@@ -324,7 +312,8 @@ impl Words<'_> {
 
     fn region(self, at: usize) -> Option<Region> {
         let (guest_address, len) = (self.u64(at)?, self.u64(at + 8)?);
-        Some(Region { guest_address, len, user_address: self.u64(at + 16)? })
+        let (user_address, offset) = (self.u64(at + 16)?, self.u64(at + 24)?);
+        Some(Region { guest_address, len, user_address, offset })
     }
 }
 
@@ -364,6 +353,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     const NEED_REPLY: u32 = 1 << 3;
+    const LIMITS: Limits = Limits { bytes_max: 1 << 30, peer: None };
 
     impl Gate {
         fn hear(&mut self, message: &[u8]) -> Result<(), Refused> {
@@ -392,7 +382,7 @@ mod tests {
     /// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
     fn gate(features: u64) -> Gate {
         let custody = Custody::new(&Arc::default()).unwrap();
-        let mut gate = Gate { sizes: vec![64; 2], ..Gate::new(&[], 256, &custody) };
+        let mut gate = Gate { sizes: vec![64; 2], ..Gate::new(&[], 256, LIMITS, &custody) };
         let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
         let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));
         gate.hear(&table).unwrap();

@@ -12,6 +12,7 @@
 //!   recorder outlive them.
 //! - It refuses QEMU's virtio-net: see `relay`.
 //! - It ends the connection over what is wrong with a single ring: see `gate`.
+//! - It maps whatever it is given: see `regions`, and `files` for what may be found out of a file.
 //!
 //! A front end is not trusted with its descriptors either: `descriptor` tells what one is without touching it, `pipe` is
 //! for the one kind that is not an eventfd, and [`worker::Custody`] closes them.
@@ -23,10 +24,12 @@
 mod conversation;
 mod descriptor;
 pub mod device;
+mod files;
 mod framework;
 mod gate;
 pub mod limits;
 mod pipe;
+mod regions;
 mod relay;
 pub mod ring;
 pub mod server;

@@ -282,7 +282,8 @@ mod tests {
         let (qemu, front) = UnixStream::pair().unwrap();
         let (framework, mut daemon) = UnixStream::pair().unwrap();
         let custody = Custody::new(&Arc::default()).unwrap();
-        let gate = Gate::new(&[], 256, &custody);
+        let limits = crate::regions::Limits { bytes_max: 1 << 30, peer: None };
+        let gate = Gate::new(&[], 256, limits, &custody);
         let relay = Relay::new(front, framework, gate, &custody).unwrap();
         let mut first = [0; 20];
         daemon.read_exact(&mut first).unwrap();

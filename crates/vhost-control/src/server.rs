@@ -162,14 +162,15 @@ impl Service<'_> {
     }
 }
 
-/// A front end that the system has no room for now, such as descriptors, is refused; the next one may do.
+/// A front end that the system has no room for now, such as descriptors, or whose memory is private, is refused; the
+/// next one may do.
 fn outlive(log: &LogLimit, end: Result<End, ServeError>) -> Result<End, ServeError> {
     match end {
-        Err(error @ ServeError::System { .. }) => {
+        Err(error) => {
             log_limit::error!(log, "a front end was refused: {error}");
             Ok(End::Gone)
         }
-        end => end,
+        Ok(end) => Ok(end),
     }
 }
 

@@ -4,7 +4,9 @@
 //! the guest then writes to copies of its pages, and nothing ever arrives here. No message says so. But
 //! the kernel does: `/proc/PID/maps` of the front end shows how it maps that file.
 
-use std::fs::{self, File};
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -20,32 +22,78 @@ pub struct PrivateMemory {
     pub pid: u32,
 }
 
-/// Looks how the front end's process `pid` maps `file`. None when it maps it shared, or when this cannot
-/// be found out.
-#[must_use]
-pub fn find_private(file: &File, pid: u32) -> Option<PrivateMemory> {
-    let metadata = file.metadata().ok()?;
-    let maps = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("maps")).ok()?;
-    is_private(&maps, metadata.dev(), metadata.ino()).then_some(PrivateMemory { pid })
+/// At most this much of `/proc/PID/maps` is read for one front end, which may have any number of mappings: QEMU has
+/// some hundred KiB. What was not read is not known.
+const MAPS_MAX: u64 = 32 << 20;
+
+/// What is known of how a front end maps its files.
+#[derive(Debug)]
+pub struct Sharing {
+    /// The front end's process, where it is known.
+    peer: Option<u32>,
+    /// Files that were looked for: device and inode.
+    known: HashSet<(u64, u64)>,
+    /// How much may still be read.
+    left: u64,
 }
 
-/// Whether `maps` has private mappings of that file, and no shared one.
-fn is_private(maps: &str, device: u64, inode: u64) -> bool {
-    let device = format!("{:02x}:{:02x}", rustix::fs::major(device), rustix::fs::minor(device));
-    let inode = inode.to_string();
-    let mut private = false;
-    for line in maps.lines() {
-        // address perms offset dev inode pathname (proc_pid_maps(5))
-        let fields: Vec<_> = line.split_ascii_whitespace().take(5).collect();
-        let [_, permissions, _, its_device, its_inode] = fields[..] else { continue };
-        if its_device == device && its_inode == inode {
-            if permissions.ends_with('s') {
-                return false;
-            }
-            private = true;
-        }
+impl Sharing {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(peer: Option<u32>) -> Self {
+        Self { peer, known: HashSet::new(), left: MAPS_MAX }
     }
-    private
+
+    /// Looks how the front end maps `files`, those that were not looked for before. None when it maps them shared, or
+    /// when this cannot be found out.
+    pub fn find_private<'f>(
+        &mut self,
+        files: impl Iterator<Item = &'f File>,
+    ) -> Option<PrivateMemory> {
+        let pid = self.peer?;
+        let identity = |file: &File| file.metadata().ok().map(|it| (it.dev(), it.ino()));
+        let new: HashSet<_> =
+            files.filter_map(identity).filter(|file| self.known.insert(*file)).collect();
+        if new.is_empty() || self.left == 0 {
+            return None;
+        }
+        let file = File::open(Path::new("/proc").join(pid.to_string()).join("maps")).ok()?;
+        let mut maps = BufReader::new(file).take(self.left);
+        let is_private = is_private(&mut maps, new);
+        self.left = maps.limit();
+        (is_private && self.left > 0).then_some(PrivateMemory { pid })
+    }
+}
+
+/// Whether `maps` has private mappings of one of these files, and no shared one of it.
+fn is_private(maps: &mut impl BufRead, files: HashSet<(u64, u64)>) -> bool {
+    let (mut unseen, mut private) = (files, HashSet::new());
+    let mut line = Vec::new();
+    while maps.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
+        let text = String::from_utf8_lossy(&line);
+        // address perms offset dev inode pathname (proc_pid_maps(5))
+        let fields: Vec<_> = text.split_ascii_whitespace().take(5).collect();
+        if let [_, permissions, _, device, inode] = fields[..]
+            && let Some(file) = identity(device, inode)
+            && unseen.contains(&file)
+        {
+            if permissions.ends_with('s') {
+                private.remove(&file);
+                unseen.remove(&file);
+            } else {
+                private.insert(file);
+            }
+        }
+        line.clear();
+    }
+    !private.is_empty()
+}
+
+/// Device and inode as `stat(2)` gives them.
+fn identity(device: &str, inode: &str) -> Option<(u64, u64)> {
+    let (major, minor) = device.split_once(':')?;
+    let number = |text| u32::from_str_radix(text, 16).ok();
+    Some((rustix::fs::makedev(number(major)?, number(minor)?), inode.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -59,18 +107,28 @@ mod tests {
 7f0040001000-7f0040002000 rw-p 00000000 00:00 0 [stack]
 ";
 
-    #[test]
-    fn a_file_is_private_when_no_mapping_of_it_is_shared() {
-        assert!(is_private(MAPS, 1, 1025));
-        assert!(!is_private(MAPS, 1, 1026));
-        assert!(!is_private(MAPS, 1, 1027), "not mapped: nothing is known");
-        assert!(!is_private(MAPS, 2, 1025), "another device");
+    fn private(files: &[(u64, u64)]) -> bool {
+        is_private(&mut MAPS.as_bytes(), files.iter().copied().collect())
     }
 
     #[test]
-    fn our_own_shared_mapping_is_seen_as_shared() {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let program = fs::metadata("/proc/self/exe").unwrap();
-        assert!(is_private(&maps, program.dev(), program.ino()), "programs are mapped privately");
+    fn a_file_is_private_when_no_mapping_of_it_is_shared() {
+        assert!(private(&[(1, 1025)]));
+        assert!(!private(&[(1, 1026)]));
+        assert!(private(&[(1, 1026), (1, 1025)]), "one of several is enough");
+        assert!(!private(&[(1, 1027)]), "not mapped: nothing is known");
+        assert!(!private(&[(2, 1025)]), "another device");
+    }
+
+    #[test]
+    fn how_our_own_program_is_mapped_is_looked_up_once() {
+        let program = File::open("/proc/self/exe").unwrap();
+        let pid = std::process::id();
+        let mut sharing = Sharing::new(Some(pid));
+        let private = sharing.find_private([&program].into_iter());
+        assert_eq!(private, Some(PrivateMemory { pid }), "programs are mapped privately");
+        let read = sharing.left;
+        assert!(read < MAPS_MAX && sharing.find_private([&program].into_iter()).is_none());
+        assert_eq!(sharing.left, read);
     }
 }

@@ -1,0 +1,236 @@
+//! Which file system a descriptor of a front end is of, without asking that file system.
+//!
+//! `fstat` and `fstatfs` of a FUSE, NFS or 9p file wait for a program or a server, as long as these want. The kernel
+//! itself knows the mount that a descriptor is of (`/proc/self/fdinfo/N`, `mnt_id`), and what is mounted there
+//! (`/proc/PID/mountinfo`).
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, fstatfs, memfd_create};
+
+/// File systems whose pages come from memory or from a disk of this host.
+const LOCAL: &[&str] = &[
+    "tmpfs",
+    "ramfs",
+    "rootfs",
+    "hugetlbfs",
+    "ext2",
+    "ext3",
+    "ext4",
+    "xfs",
+    "btrfs",
+    "f2fs",
+    "bcachefs",
+    "zfs",
+    "jfs",
+    "devtmpfs",
+];
+/// The same by their numbers (`linux/magic.h`), as far as they may be unknown to `mountinfo`: tmpfs, hugetlbfs,
+/// ramfs, ext2 to ext4, XFS, Btrfs.
+const LOCAL_NUMBERS: &[u64] =
+    &[0x0102_1994, HUGETLBFS, 0x8584_58f6, 0xef53, 0x5846_5342, 0x9123_683e];
+const HUGETLBFS: u64 = 0x9584_58f6;
+/// At most this much is read of what is mounted: a front end may have mounts of its own.
+const MOUNTS_MAX: u64 = 4 << 20;
+/// How long an unknown file system has to say what it is.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is known of a file system that is fit for guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// Of huge pages.
+    HugePages,
+    /// Another one.
+    Plain,
+}
+
+/// The file system of `file`, if pages of it come without asking anybody. `peer`: the process that has it mounted.
+///
+/// # Errors
+/// Why it cannot be guest memory.
+pub fn file_system(file: BorrowedFd<'_>, peer: Option<u32>) -> Result<FileSystem, String> {
+    let Some(mount) = mount_of(file) else {
+        // Without /proc nothing can be found out this way.
+        return Ok(FileSystem::Plain);
+    };
+    let memory = memory_mounts();
+    if memory.plain == Some(mount) {
+        return Ok(FileSystem::Plain);
+    }
+    if memory.huge.contains(&mount) {
+        return Ok(FileSystem::HugePages);
+    }
+    let ours = mounts("self");
+    let found = find(&ours, mount).or_else(|| {
+        let theirs = mounts(&peer?.to_string());
+        let found = find(&theirs, mount)?;
+        // Anybody may put one together of parts, in a name space of mounts of his own.
+        let is_known = found.kind != "overlay"
+            || ours
+                .lines()
+                .any(|line| Mount::parse(line).is_some_and(|mount| mount.device == found.device));
+        is_known.then_some(found)
+    });
+    match found {
+        Some(found) if found.kind == "hugetlbfs" => Ok(FileSystem::HugePages),
+        Some(found) if found.kind == "overlay" || LOCAL.contains(&found.kind.as_str()) => {
+            Ok(FileSystem::Plain)
+        }
+        Some(found) => Err(unfit(&found.kind)),
+        None => ask(file),
+    }
+}
+
+fn unfit(kind: &str) -> String {
+    format!(
+        "its file is of a file system ({kind}) whose pages may never come; expected a memfd, or a file of tmpfs, \
+         hugetlbfs or a local disk"
+    )
+}
+
+/// The length of the dax device with this number, bytes.
+pub fn dax_len(device: u64) -> Option<u64> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let directory = format!("/sys/dev/char/{major}:{minor}");
+    let subsystem = fs::read_link(format!("{directory}/subsystem")).ok()?;
+    let is_dax = subsystem.file_name().is_some_and(|name| name == "dax");
+    is_dax.then(|| fs::read_to_string(format!("{directory}/size")).ok()?.trim().parse().ok())?
+}
+
+/// A line of `mountinfo` (`proc_pid_mountinfo(5)`).
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    id: u64,
+    device: String,
+    kind: String,
+}
+
+impl Mount {
+    fn parse(line: &str) -> Option<Self> {
+        let (place, what) = line.split_once(" - ")?;
+        let mut fields = place.split(' ');
+        let id = fields.next()?.parse().ok()?;
+        let device = fields.nth(1)?.to_owned();
+        Some(Self { id, device, kind: what.split(' ').next()?.to_owned() })
+    }
+}
+
+fn find(mounts: &str, id: u64) -> Option<Mount> {
+    mounts.lines().filter_map(Mount::parse).find(|mount| mount.id == id)
+}
+
+fn mounts(process: &str) -> String {
+    let mut text = Vec::new();
+    if let Ok(file) = File::open(format!("/proc/{process}/mountinfo")) {
+        // What was read until it failed counts.
+        let _ = file.take(MOUNTS_MAX).read_to_end(&mut text);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The kernel's number of the mount that a descriptor is of.
+fn mount_of(file: BorrowedFd<'_>) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+}
+
+/// The kernel's own mounts, of which memory files are (`memfd_create(2)`); no `mountinfo` has them.
+struct MemoryMounts {
+    plain: Option<u64>,
+    huge: Vec<u64>,
+}
+
+fn memory_mounts() -> &'static MemoryMounts {
+    static MOUNTS: OnceLock<MemoryMounts> = OnceLock::new();
+    MOUNTS.get_or_init(|| {
+        use std::os::fd::AsFd as _;
+        let mount = |flags| {
+            let file = memfd_create("ringscope", flags | MemfdFlags::CLOEXEC).ok()?;
+            mount_of(file.as_fd())
+        };
+        let sizes = [
+            MemfdFlags::HUGE_64KB,
+            MemfdFlags::HUGE_512KB,
+            MemfdFlags::HUGE_1MB,
+            MemfdFlags::HUGE_2MB,
+            MemfdFlags::HUGE_8MB,
+            MemfdFlags::HUGE_16MB,
+            MemfdFlags::HUGE_32MB,
+            MemfdFlags::HUGE_256MB,
+            MemfdFlags::HUGE_512MB,
+            MemfdFlags::HUGE_1GB,
+            MemfdFlags::HUGE_2GB,
+            MemfdFlags::HUGE_16GB,
+        ];
+        let huge = sizes.iter().filter_map(|&size| mount(MemfdFlags::HUGETLB | size)).collect();
+        MemoryMounts { plain: mount(MemfdFlags::empty()), huge }
+    })
+}
+
+/// Asks a file system of which nothing is known, from a thread that may wait for it; one at a time, for it may wait
+/// for ever.
+fn ask(file: BorrowedFd<'_>) -> Result<FileSystem, String> {
+    static ASKING: AtomicBool = AtomicBool::new(false);
+    let unknown = || unfit("unknown");
+    if ASKING.swap(true, Ordering::AcqRel) {
+        return Err(unknown());
+    }
+    let (said, hear) = channel();
+    let asked = file.try_clone_to_owned().and_then(|file| {
+        std::thread::Builder::new().name("file-system".into()).spawn(move || {
+            let kind = fstatfs(&file).map(|it| it.f_type);
+            // To close it may take as long.
+            drop(file);
+            ASKING.store(false, Ordering::Release);
+            let _ = said.send(kind);
+        })
+    });
+    if asked.is_err() {
+        ASKING.store(false, Ordering::Release);
+        return Err(unknown());
+    }
+    let kind = hear.recv_timeout(PATIENCE).ok().and_then(Result::ok).ok_or_else(unknown)?;
+    #[expect(clippy::cast_sign_loss, reason = "a number of 32 bits")]
+    let kind = (kind as u64) & 0xffff_ffff;
+    if kind == HUGETLBFS {
+        return Ok(FileSystem::HugePages);
+    }
+    if LOCAL_NUMBERS.contains(&kind) {
+        Ok(FileSystem::Plain)
+    } else {
+        Err(unfit(&format!("{kind:#x}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd as _;
+
+    #[test]
+    fn a_mount_is_found_by_its_number() {
+        let text = "\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+36 22 0:31 /a /mnt/with\\040blank rw,noatime - fuse.sshfs host:/ rw,user_id=0
+";
+        let kind = |id| find(text, id).map(|mount| mount.kind);
+        assert_eq!(kind(22).as_deref(), Some("ext4"));
+        assert_eq!(find(text, 36).map(|it| it.device).as_deref(), Some("0:31"));
+        assert_eq!(kind(36).as_deref(), Some("fuse.sshfs"));
+        assert_eq!(kind(23), None);
+    }
+
+    #[test]
+    fn memory_files_are_known_by_the_kernels_own_mount() {
+        let file = memfd_create("any", MemfdFlags::CLOEXEC).unwrap();
+        assert_eq!(file_system(file.as_fd(), None), Ok(FileSystem::Plain));
+        assert_eq!(mount_of(file.as_fd()), memory_mounts().plain);
+        assert_eq!(ask(file.as_fd()), Ok(FileSystem::Plain));
+    }
+}
