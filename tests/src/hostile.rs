@@ -143,6 +143,32 @@ impl Scene {
         }
     }
 
+    /// Another guest of the daemon carries frames, if there is one, and the daemon runs.
+    ///
+    /// # Panics
+    /// When not.
+    pub fn expect_neighbour(&mut self) {
+        assert!(self.daemon.is_alive(), "{}", self.daemon.log());
+        if self.neighbour.is_some() {
+            self.expect_others();
+        }
+    }
+
+    /// The guest is gone, and another one comes, to which all is well.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn expect_successor(&mut self) {
+        let options = self.guest.options().clone();
+        self.guest.disconnect();
+        self.guest = Guest::connect(self.daemon.socket(), options).unwrap();
+        // What was under way in the kernel comes still.
+        while self.kind != Kind::Reflect
+            && self.guest.pair(0).receive_within(QUIET).unwrap().is_some()
+        {}
+        self.expect_traffic();
+    }
+
     /// A chain of `buffers` on ring `index` of the first pair comes back with length 0, counted by its
     /// cause, and traffic goes on.
     ///

@@ -11,7 +11,7 @@ use virtio_net::Negotiated;
 
 use crate::buffers::Buffers;
 use crate::link::Link;
-use crate::memory::SharedMemory;
+use crate::memory::{SharedMemory, memory_file};
 use crate::signal::eventfd;
 use crate::{Error, GuestOptions, Pair, RegionOptions, Ring};
 
@@ -67,12 +67,13 @@ impl Guest {
         let link = Link::negotiate(stream, &options)?;
         let features = link.features();
         options.check_rings(features)?;
-        let mut memory = if options.regions.is_empty() {
-            let len = bytes_wanted(&options, features).next_multiple_of(1 << 21);
-            SharedMemory::new(&[RegionOptions { address: 0, len }])?
-        } else {
-            SharedMemory::new(&options.regions)?
+        let len = bytes_wanted(&options, features).next_multiple_of(1 << 21);
+        let regions = match &options.regions[..] {
+            [] => &[RegionOptions { address: 0, len }][..],
+            regions => regions,
         };
+        let file = options.file.clone().map_or_else(memory_file, Ok)?;
+        let mut memory = SharedMemory::in_file(regions, file, options.private)?;
         let mut ring = |index| Ring::new(index, &mut memory, &options, features);
         let rings = (0..options.queue_pairs).map(|n| Ok((ring(2 * n)?, ring(2 * n + 1)?)));
         let rings = rings.collect::<Result<Vec<_>, Error>>()?;

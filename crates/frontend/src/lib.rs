@@ -26,7 +26,7 @@ mod signal;
 
 pub use error::Error;
 pub use guest::{Guest, Listener};
-pub use options::{GuestOptions, RegionOptions};
+pub use options::{FileRegion, GuestOptions, RegionOptions};
 pub use pair::{Frame, Pair};
 pub use ring::{Counters, Ring};
 /// The driver's side of a ring and the numbers of its format, for guests that misbehave.

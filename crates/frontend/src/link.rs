@@ -7,13 +7,16 @@ use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
-use vhost::{VhostBackend as _, VringConfigData};
+use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_net::Negotiated;
 use virtio_net::features::MAC;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::SharedMemory;
-use crate::{Error, GuestOptions, Ring};
+use crate::{Error, FileRegion, GuestOptions, Ring};
+
+/// Where regions that are only offered are said to be in the front end's memory.
+const FOREIGN: u64 = 1 << 46;
 
 /// A connection to a back end, with features negotiated.
 pub struct Link {
@@ -120,6 +123,25 @@ impl Link {
         shared.map(drop).map_err(Error::refused("SET_MEM_TABLE"))
     }
 
+    /// Offers these regions as guest memory, in place of all others.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn offer_table(&mut self, regions: &[FileRegion<'_>]) -> Result<(), Error> {
+        let regions: Vec<_> = regions.iter().map(info).collect();
+        let shared = self.frontend.set_mem_table(&regions);
+        shared.map(drop).map_err(Error::refused("SET_MEM_TABLE"))
+    }
+
+    /// Offers one more region of guest memory.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn add_region(&mut self, region: &FileRegion<'_>) -> Result<(), Error> {
+        let added = self.frontend.add_mem_region(&info(region));
+        added.map(drop).map_err(Error::refused("ADD_MEM_REG"))
+    }
+
     /// Sets a ring up, starts it at its base and enables it.
     ///
     /// # Errors
@@ -213,7 +235,8 @@ impl Link {
     fn agree_on_protocol(&mut self, stream: UnixStream) -> Result<(), Error> {
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG;
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         let offered = self.frontend.get_protocol_features();
         let offered = offered.map_err(Error::refused("GET_PROTOCOL_FEATURES"))?;
         self.protocol = offered & wanted;
@@ -238,6 +261,17 @@ impl Link {
         let (_, bytes) = config.map_err(Error::refused("GET_CONFIG"))?;
         self.mac = bytes.try_into().ok();
         Ok(())
+    }
+}
+
+/// A region as messages describe it, far from where real ones are in the front end's memory.
+fn info(of: &FileRegion<'_>) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: of.region.address,
+        memory_size: of.region.len,
+        userspace_addr: of.region.address + FOREIGN,
+        mmap_offset: of.offset,
+        mmap_handle: of.file.as_raw_fd(),
     }
 }
 

@@ -10,6 +10,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{
     Address as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _,
+    GuestRegionMmap, MmapRegion,
 };
 
 use crate::{Error, RegionOptions};
@@ -30,26 +31,42 @@ impl SharedMemory {
     /// # Errors
     /// When the system has no memory, or the regions are not as they must be.
     pub fn new(regions: &[RegionOptions]) -> Result<Self, Error> {
+        Self::in_file(regions, memory_file()?, false)
+    }
+
+    /// Makes these regions in `file`, one after the other, and maps them privately if so wanted. The file may be
+    /// shortened later: what is missing then reads as zeroes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn in_file(
+        regions: &[RegionOptions],
+        file: Arc<File>,
+        private: bool,
+    ) -> Result<Self, Error> {
         let mut regions = regions.to_vec();
         regions.sort_by_key(|region| region.address);
-        let file = memfd_create("ringscope-guest", MemfdFlags::CLOEXEC)
-            .map_err(Error::system("making a memory file"))?;
-        let file = Arc::new(File::from(file));
         file.set_len(regions.iter().map(|region| region.len).sum())
             .map_err(Error::system("sizing guest memory"))?;
+        let wrong =
+            |error: &dyn std::fmt::Display| Error::Options(format!("guest memory: {error}"));
+        let sharing = if private { libc::MAP_PRIVATE } else { libc::MAP_SHARED };
         let mut offset = 0;
-        let ranges: Vec<_> = regions
-            .iter()
-            .map(|region| {
-                let place = FileOffset::from_arc(Arc::clone(&file), offset);
-                offset += region.len;
-                (GuestAddress(region.address), region.len as usize, Some(place))
-            })
-            .collect();
-        let map = Mapping::from_ranges_with_files(ranges)
-            .map_err(|error| Error::Options(format!("guest memory: {error}")))?;
-        let map = Arc::new(map);
-        let memory = Arc::new(GuestMemory::new(Arc::clone(&map)));
+        let mut mapped = Vec::new();
+        for region in &regions {
+            let place = FileOffset::from_arc(Arc::clone(&file), offset);
+            offset += region.len;
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = sharing | libc::MAP_NORESERVE;
+            let len = region.len as usize;
+            let mapping = MmapRegion::build(Some(place), len, protection, flags);
+            let mapping = mapping.map_err(|error| wrong(&error))?;
+            let mapping = GuestRegionMmap::new(mapping, GuestAddress(region.address));
+            mapped.push(mapping.ok_or_else(|| wrong(&"a region that wraps"))?);
+        }
+        let map = Arc::new(Mapping::from_regions(mapped).map_err(|error| wrong(&error))?);
+        let memory = GuestMemory::guarded(Arc::clone(&map), None);
+        let memory = Arc::new(memory.map_err(Error::system("guarding guest memory"))?);
         let free = regions.iter().map(|region| region.address..region.address + region.len);
         Ok(Self { map, memory, file, free: free.collect() })
     }
@@ -123,6 +140,12 @@ impl SharedMemory {
         }
         Err(Error::MemoryFull { wanted: len })
     }
+}
+
+/// A new memory file.
+pub(crate) fn memory_file() -> Result<Arc<File>, Error> {
+    let file = memfd_create("ringscope-guest", MemfdFlags::CLOEXEC);
+    Ok(Arc::new(File::from(file.map_err(Error::system("making a memory file"))?)))
 }
 
 #[cfg(test)]

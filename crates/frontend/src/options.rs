@@ -1,5 +1,7 @@
 //! What the guest is to be like.
 
+use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_net::features::{BASE, MAC, MULTI_QUEUE, Negotiated, Offloads};
@@ -29,6 +31,17 @@ pub struct RegionOptions {
     pub len: u64,
 }
 
+/// A part of a file, offered as a region of guest memory whether it can be one or not.
+#[derive(Clone, Copy, Debug)]
+pub struct FileRegion<'f> {
+    /// Where it is to be.
+    pub region: RegionOptions,
+    /// The file.
+    pub file: &'f File,
+    /// Where it begins in the file, bytes.
+    pub offset: u64,
+}
+
 /// What the guest is to be like.
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
@@ -42,6 +55,11 @@ pub struct GuestOptions {
     /// Guest memory. Empty: one region at 0 that is large enough. Rings do not cross from one region to
     /// the next; buffers do, where two are adjacent.
     pub regions: Vec<RegionOptions>,
+    /// The file that guest memory is in; none: a memory file.
+    pub file: Option<Arc<File>>,
+    /// Whether guest memory is mapped privately, as QEMU does without `share=on`: the back end sees nothing of what the
+    /// guest writes.
+    pub private: bool,
     /// Length of each buffer, net header included.
     pub buffer_len: u32,
     /// How many buffers a receive chain has, one descriptor each.
@@ -62,6 +80,8 @@ impl Default for GuestOptions {
             queue_size: 256,
             features: BASE & !(RING_PACKED | IN_ORDER) | MAC | MULTI_QUEUE,
             regions: Vec::new(),
+            file: None,
+            private: false,
             buffer_len: 2048,
             receive_pieces: 1,
             canary_len: 4096,

@@ -393,7 +393,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "files cannot be mapped there")]
     fn a_file_that_is_shortened_tears_the_memory_and_what_is_left_of_it_in_the_next_table() {
-        use vm_memory::{FileOffset, GuestMemoryBackend as _};
+        use vm_memory::FileOffset;
         let file = tempfile::tempfile().unwrap();
         file.set_len(0x4000).unwrap();
         let place = |start| Some(FileOffset::new(file.try_clone().unwrap(), start));

@@ -1,0 +1,76 @@
+//! Recorders that somebody truncates, under the daemon that writes them and under those who read them.
+
+use std::fs::OpenOptions;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use frontend::{Guest, GuestOptions};
+use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::frames;
+use ringscope_tests::hostile::within_soon;
+
+fn truncate(path: &std::path::Path) {
+    OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
+}
+
+#[test]
+fn a_recorder_that_is_truncated_costs_its_trace_and_no_traffic() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "reflect", "--metrics", "127.0.0.1:0"];
+    let mut daemon = Daemon::start(directory.path(), "cut", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    frames::come_back(&mut guest).unwrap();
+    truncate(daemon.recorder());
+    for _ in 0..5 {
+        frames::come_back(&mut guest).unwrap();
+    }
+    let said = within_soon(|| {
+        frames::come_back(&mut guest).unwrap();
+        daemon.log().contains("the flight recorder was truncated").then_some(())
+    });
+    assert!(said.is_some() && daemon.is_alive(), "{}", daemon.log());
+    assert_eq!(daemon.log().matches("was truncated").count(), 1, "{}", daemon.log());
+    let ended = daemon.terminate(Duration::from_secs(2)).unwrap();
+    assert!(ended.success(), "{ended}: {}", daemon.log());
+}
+
+#[test]
+fn whoever_reads_a_recorder_that_is_truncated_says_so() {
+    for arguments in [&["record", "--seconds", "2", "-o"][..], &["top", "--json"], &["stats"]] {
+        let directory = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(directory.path(), "cut", &["--datapath", "reflect"]).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        frames::come_back(&mut guest).unwrap();
+        let is_endless = arguments[0] == "top";
+        let mut command = Command::new(program("ringscope").unwrap());
+        command.args(arguments);
+        if arguments.ends_with(&["-o"]) {
+            command.arg(directory.path().join("out.rec"));
+        }
+        command.arg("--run-dir").arg(directory.path());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut reader = command.spawn().unwrap();
+        sleep(Duration::from_millis(500));
+        truncate(daemon.recorder());
+        sleep(Duration::from_secs(2));
+        if is_endless {
+            let pid = rustix::process::Pid::from_child(&reader);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        }
+        let limit = within_soon(|| reader.try_wait().unwrap().map(|_| ()));
+        if limit.is_none() {
+            let _ = reader.kill();
+        }
+        let output = reader.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let status = output.status;
+        assert!(limit.is_some(), "{arguments:?} does not end: {said}");
+        assert_eq!(status.signal(), None, "{arguments:?} ends by a signal: {said}");
+        if arguments[0] == "record" {
+            assert_eq!(status.code(), Some(1), "{said}");
+            assert!(said.contains("became shorter"), "{said}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Frames that AF_XDP sends from the guest's own memory (`umem=guest`), while the guest does not leave them alone.
+
+use std::time::Duration;
+
+use frontend::{Guest, GuestOptions};
+use lab::outside::Outside;
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::frames::{self, formats};
+use ringscope_tests::hostile::within_soon;
+use ringscope_tests::trace::Trace;
+
+const FRAMES: usize = 32;
+
+/// A wire whose far end takes some 50 ms to be done with [`FRAMES`]: as long the last of them are on their way.
+fn slow_wire() -> Outside {
+    let outside = Outside::on_wire("slow", 1).unwrap();
+    for line in [
+        "ip link add late0 type ifb",
+        "ip link set late0 up",
+        "tc qdisc add dev late0 root tbf rate 800kbit burst 2000 latency 5s",
+        "tc qdisc add dev eth0 clsact",
+        "tc filter add dev eth0 ingress protocol all u32 match u32 0 0 action mirred egress redirect dev late0",
+    ] {
+        outside.exec(line).unwrap();
+    }
+    outside
+}
+
+fn meet(mut act: impl FnMut(&mut Guest)) {
+    let outside = slow_wire();
+    for options in formats(&GuestOptions::default().queue_size(64)) {
+        let directory = tempfile::tempdir().unwrap();
+        let datapath = format!("af-xdp:ifname={},umem=guest", outside.wire());
+        let mut daemon =
+            Daemon::start(directory.path(), "slow", &["--datapath", &datapath]).unwrap();
+        let trace = Trace::open(directory.path(), "slow");
+        let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+        for n in 0..FRAMES {
+            assert!(guest.pair(0).queue(&frames::frame(n, 200)).unwrap());
+        }
+        guest.pair(0).flush().unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+        act(&mut guest);
+        assert!(daemon.is_alive() && !daemon.log().contains("panicked"), "{}", daemon.log());
+        let all = within_soon(|| {
+            guest.pair(0).reap().unwrap();
+            (guest.pair(0).transmit_ring().driver().free() == 64).then_some(())
+        });
+        assert!(all.is_some(), "chains are lost: {}", daemon.log());
+        assert_eq!(trace.packets(1), FRAMES as u64, "{}", daemon.log());
+        assert!(guest.pair(0).send(&frames::frame(1, 300)).unwrap());
+        let more = within_soon(|| (trace.packets(1) == FRAMES as u64 + 1).then_some(()));
+        assert!(more.is_some(), "it sends no more: {}", daemon.log());
+    }
+}
+
+#[test]
+fn descriptors_that_are_written_over_while_their_frames_are_on_their_way_change_nothing() {
+    meet(|guest| {
+        let packed = guest.features().packed();
+        let setup = guest.ring(1).driver().setup();
+        let memory = std::sync::Arc::clone(guest.memory().guest());
+        for slot in 0..64 {
+            let at = setup.descriptor_table + 16 * slot;
+            // Too short for a frame: address stays, the length is 5.
+            memory.write(at + 8, &5_u32.to_le_bytes()).unwrap();
+            if !packed {
+                memory.write(at, &u64::MAX.to_le_bytes()).unwrap();
+            }
+        }
+        // Something to look at, again and again.
+        guest.ring(1).kick_anyway().unwrap();
+    });
+}
+
+#[test]
+fn a_ring_that_is_disabled_and_enabled_has_each_of_its_frames_sent_once() {
+    meet(|guest| {
+        for _ in 0..3 {
+            guest.link().unwrap().enable(1, false).unwrap();
+            guest.link().unwrap().enable(1, true).unwrap();
+        }
+    });
+}
