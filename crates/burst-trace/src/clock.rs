@@ -1,8 +1,7 @@
 //! The clock that stamps boundaries.
 //!
 //! The CPU's counter read plainly (x86-64 TSC, aarch64 CNTVCT): about a third of what `clock_gettime`
-//! costs, and no system call. Where the counter does not run at one rate on every core and in every
-//! sleep state, `CLOCK_MONOTONIC` instead. Differences of ticks are exact; [`Clock::ticks_per_second`]
+//! costs, and no system call. Where the kernel does not trust the counter, `CLOCK_MONOTONIC` instead. Differences of ticks are exact; [`Clock::ticks_per_second`]
 //! turns them into nanoseconds.
 #![allow(unsafe_code, reason = "reading the CPU counter and clock_gettime have no safe form")]
 
@@ -58,11 +57,14 @@ impl Clock {
     #[must_use]
     pub fn new() -> Self {
         let kind = best_kind();
-        let ticks_per_second = match kind {
-            ClockKind::Monotonic => 1_000_000_000,
+        let rate = match kind {
+            ClockKind::Monotonic => None,
             ClockKind::Tsc | ClockKind::Cntvct => measure_rate(kind),
         };
-        Self { kind, ticks_per_second }
+        match rate {
+            Some(ticks_per_second) => Self { kind, ticks_per_second },
+            None => Self { kind: ClockKind::Monotonic, ticks_per_second: 1_000_000_000 },
+        }
     }
 
     /// Which counter it is.
@@ -108,9 +110,11 @@ impl Clock {
                 let before = self.now();
                 let monotonic_ns = read_clock(libc::CLOCK_MONOTONIC);
                 let after = self.now();
-                let ticks = before + (after - before) / 2;
+                // A counter that starts again between the two reads is none to go by: that pair loses.
+                let distance = after.wrapping_sub(before);
+                let ticks = before.saturating_add(distance / 2);
                 let realtime_ns = read_clock(libc::CLOCK_REALTIME);
-                (after - before, Anchor { ticks, monotonic_ns, realtime_ns })
+                (distance, Anchor { ticks, monotonic_ns, realtime_ns })
             })
             .min_by_key(|(distance, _)| *distance)
             .map(|(_, anchor)| anchor)
@@ -177,21 +181,64 @@ fn read_clock(id: libc::clockid_t) -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
-/// The TSC when it runs at one rate in every state, by the CPU's word (CPUID 8000_0007h EDX bit 8) or
-/// because the kernel itself keeps time by it.
+/// What the kernel says of its clock sources (`kernel/time/clocksource.c`): the one that it keeps time by, and all that it
+/// could. A counter that its watchdog has found wrong is in neither.
+#[derive(Clone, Debug, Default)]
+struct Sources {
+    current: Option<String>,
+    available: Option<String>,
+}
+
+impl Sources {
+    fn of_this_host() -> Self {
+        let read = |file| {
+            std::fs::read_to_string(format!("/sys/devices/system/clocksource/clocksource0/{file}"))
+                .ok()
+        };
+        Self { current: read("current_clocksource"), available: read("available_clocksource") }
+    }
+
+    /// The source that the kernel keeps time by, where it says so.
+    fn current(&self) -> Option<&str> {
+        self.current.as_deref().map(str::trim)
+    }
+
+    /// Whether the kernel trusts the TSC: it keeps time by it, or by a page of its hypervisor that gives the TSC's rate,
+    /// and could use the TSC, which also the CPU says (CPUID) runs at one rate in every state. A kernel that keeps time by
+    /// anything else, or says nothing, has its reasons: the CPU's word alone does not count.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is no TSC"))]
+    fn trust_tsc(&self, is_invariant: bool) -> bool {
+        match self.current() {
+            Some("tsc") => true,
+            Some("kvm-clock" | "hyperv_clocksource_tsc_page" | "xen") => {
+                let available = self.available.as_deref().unwrap_or_default();
+                is_invariant && available.split_whitespace().any(|name| name == "tsc")
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the kernel trusts the counter of aarch64, which by the architecture runs at one rate.
+    #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "there is no such counter"))]
+    fn trust_cntvct(&self) -> bool {
+        self.current().is_none_or(|name| name == "arch_sys_counter")
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn best_kind() -> ClockKind {
     use core::arch::x86_64::__cpuid;
+    // CPUID 8000_0007h EDX bit 8: the TSC is invariant.
     let extended = __cpuid(0x8000_0000).eax;
-    let invariant = extended >= 0x8000_0007 && __cpuid(0x8000_0007).edx & (1 << 8) != 0;
-    let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
-    let kernel_uses_it = std::fs::read_to_string(source).is_ok_and(|name| name.trim() == "tsc");
-    if invariant || kernel_uses_it { ClockKind::Tsc } else { ClockKind::Monotonic }
+    let is_invariant = extended >= 0x8000_0007 && __cpuid(0x8000_0007).edx & (1 << 8) != 0;
+    let is_trusted = Sources::of_this_host().trust_tsc(is_invariant);
+    if is_trusted { ClockKind::Tsc } else { ClockKind::Monotonic }
 }
 
 #[cfg(target_arch = "aarch64")]
 fn best_kind() -> ClockKind {
-    ClockKind::Cntvct
+    let is_trusted = Sources::of_this_host().trust_cntvct();
+    if is_trusted { ClockKind::Cntvct } else { ClockKind::Monotonic }
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -199,17 +246,22 @@ fn best_kind() -> ClockKind {
     ClockKind::Monotonic
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "a rate in Hz fits 64 bits")]
-fn measure_rate(kind: ClockKind) -> u64 {
+/// The counter's rate, if it runs.
+fn measure_rate(kind: ClockKind) -> Option<u64> {
     let clock = Clock { kind, ticks_per_second: 0 };
     let first = clock.anchor();
     let start = Instant::now();
     while start.elapsed() < CALIBRATION {
         std::thread::sleep(CALIBRATION - start.elapsed().min(CALIBRATION));
     }
-    let second = clock.anchor();
-    let ticks = u128::from(second.ticks - first.ticks) * 1_000_000_000;
-    (ticks / u128::from(second.monotonic_ns - first.monotonic_ns)) as u64
+    rate_between(first, clock.anchor())
+}
+
+/// Ticks a second from `first` to `second`; none of a counter that stands, or went back.
+pub(crate) fn rate_between(first: Anchor, second: Anchor) -> Option<u64> {
+    let ticks = u128::from(second.ticks.checked_sub(first.ticks)?) * 1_000_000_000;
+    let rate = ticks.checked_div(second.monotonic_ns.checked_sub(first.monotonic_ns)?.into())?;
+    u64::try_from(rate).ok().filter(|&rate| rate > 0)
 }
 
 #[cfg(test)]
@@ -227,6 +279,45 @@ mod tests {
         let before = anchor.ticks_at(anchor.monotonic_ns - 5_500_000, &clock);
         assert!(after > anchor.ticks && before < anchor.ticks);
         assert_eq!((ms(after), ms(before)), (5, 5));
+    }
+
+    #[test]
+    fn the_kernels_word_counts_for_more_than_the_cpus() {
+        let sources = |current: Option<&str>, available: &str| Sources {
+            current: current.map(|name| format!("{name}\n")),
+            available: Some(format!("{available} \n")),
+        };
+        for (current, available, is_invariant, expected) in [
+            (Some("tsc"), "tsc hpet acpi_pm", true, true),
+            // Old CPUs of one socket do not say so, and the kernel has found that it is.
+            (Some("tsc"), "tsc hpet acpi_pm", false, true),
+            (Some("kvm-clock"), "kvm-clock tsc acpi_pm", true, true),
+            (Some("kvm-clock"), "kvm-clock tsc acpi_pm", false, false),
+            // The watchdog has found it wrong.
+            (Some("kvm-clock"), "kvm-clock acpi_pm", true, false),
+            (Some("hpet"), "hpet acpi_pm", true, false),
+            // Without high-resolution timers it stays in the list.
+            (Some("hpet"), "tsc hpet acpi_pm", true, false),
+            (Some("acpi_pm"), "tsc-early acpi_pm", true, false),
+            (Some("hyperv_clocksource_tsc_page"), "hyperv_clocksource_tsc_page tsc", true, true),
+            (Some("hyperv_clocksource_msr"), "hyperv_clocksource_msr tsc", true, false),
+            (None, "", true, false),
+        ] {
+            let found = sources(current, available).trust_tsc(is_invariant);
+            assert_eq!(found, expected, "{current:?} of {available}, invariant: {is_invariant}");
+        }
+        assert!(sources(Some("arch_sys_counter"), "arch_sys_counter").trust_cntvct());
+        assert!(Sources::default().trust_cntvct());
+        assert!(!sources(Some("timer0"), "arch_sys_counter timer0").trust_cntvct());
+    }
+
+    #[test]
+    fn a_counter_that_stands_or_goes_back_has_no_rate() {
+        let at = |ticks, monotonic_ns| Anchor { ticks, monotonic_ns, realtime_ns: 0 };
+        assert_eq!(rate_between(at(5, 0), at(30_000_005, 10_000_000)), Some(3_000_000_000));
+        for second in [at(1000, 10_000_000), at(0, 10_000_000), at(2000, 5)] {
+            assert_eq!(rate_between(at(1000, 5), second), None);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use host_files::Lock;
 use host_files::own::{new_file, own_file};
 
-use crate::clock::{Anchor, Clock};
+use crate::clock::{Anchor, Clock, rate_between};
 use crate::file::{
     FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, RING_MOVES, VERSION, WORKER_THREAD,
     Words, word,
@@ -146,7 +146,8 @@ impl Recorder {
             records_at: self.layout.records(worker),
             clock,
             start: anchor,
-            refresh_at: anchor.ticks + clock.ticks_per_second(),
+            refreshed_at: anchor.ticks,
+            second: clock.ticks_per_second(),
             keeps_anchor: worker == 0,
         }
     }
@@ -228,7 +229,10 @@ pub struct Writer {
     records_at: usize,
     clock: Clock,
     start: Anchor,
-    refresh_at: u64,
+    /// When the anchor was refreshed, ticks.
+    refreshed_at: u64,
+    /// A second in ticks, as measured at the start.
+    second: u64,
     keeps_anchor: bool,
 }
 
@@ -238,7 +242,7 @@ impl Writer {
     pub fn burst(&mut self, record: &BurstRecord) {
         self.count(record);
         self.push(record);
-        if self.keeps_anchor && record.last >= self.refresh_at {
+        if self.keeps_anchor && record.last.abs_diff(self.refreshed_at) >= self.second {
             self.refresh_anchor();
         }
     }
@@ -325,22 +329,27 @@ impl Writer {
     /// Once a second of work: the counter's present relation to the monotonic clock, and its rate over
     /// all the time since the start.
     #[cold]
-    #[expect(clippy::cast_possible_truncation, reason = "a rate in Hz fits 64 bits")]
     fn refresh_anchor(&mut self) {
         let anchor = self.clock.anchor();
-        self.refresh_at = anchor.ticks + self.clock.ticks_per_second();
+        self.refreshed_at = anchor.ticks;
         let version = self.words.at(word::ANCHOR_VERSION);
         let now = version.load(Ordering::Relaxed);
         version.store(now + 1, Ordering::Relaxed);
         fence(Ordering::Release);
         store_anchor(self.words.slice(word::ANCHOR_LATEST, 3), anchor);
-        let elapsed_ns = anchor.monotonic_ns - self.start.monotonic_ns;
-        if elapsed_ns > 500_000_000 {
-            let ticks = u128::from(anchor.ticks - self.start.ticks) * 1_000_000_000;
-            let rate = (ticks / u128::from(elapsed_ns)) as u64;
-            self.words.at(word::TICKS_PER_SECOND).store(rate, Ordering::Relaxed);
+        if anchor.monotonic_ns.saturating_sub(self.start.monotonic_ns) > 500_000_000 {
+            match rate_between(self.start, anchor).filter(|&rate| self.is_likely(rate)) {
+                Some(rate) => self.words.at(word::TICKS_PER_SECOND).store(rate, Ordering::Relaxed),
+                // The counter has jumped, in a suspend for instance. Its rate is measured from here on.
+                None => self.start = anchor,
+            }
         }
         version.store(now + 2, Ordering::Release);
+    }
+
+    /// Whether the counter may run at `rate`: within a sixteenth of what was measured at the start.
+    const fn is_likely(&self, rate: u64) -> bool {
+        rate.abs_diff(self.second) <= self.second / 16
     }
 }
 

@@ -79,7 +79,7 @@ impl Scribe {
 
     /// The record of a span that is over just now, about the worker with that number.
     pub fn record(&mut self, span: Span, worker: u32) -> BurstRecord {
-        if self.clock.now().saturating_sub(self.anchor.ticks) > self.anchored {
+        if self.clock.now().abs_diff(self.anchor.ticks) > self.anchored {
             self.anchor = self.clock.anchor();
         }
         let ticks = |ns| self.anchor.ticks_at(ns, &self.clock);

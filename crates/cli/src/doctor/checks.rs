@@ -151,11 +151,12 @@ fn clock(host: &Host) -> Check {
     match host.clock {
         ClockKind::Monotonic => Check::note(
             name,
-            "by clock_gettime: the CPU's counter does not run at one rate always; each stamp costs more",
+            "by clock_gettime: the kernel does not trust the CPU's counter, or does not say so; each stamp costs more",
         ),
-        kind => {
-            Check::ok(name, format!("by the CPU's counter ({}), which is invariant", kind.name()))
-        }
+        kind => Check::ok(
+            name,
+            format!("by the CPU's counter ({}), which the kernel trusts", kind.name()),
+        ),
     }
 }
 

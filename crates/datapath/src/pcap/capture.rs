@@ -403,7 +403,7 @@ impl WallClock {
     /// Once a second: how the clocks stand to each other now, and the counter's rate since the start.
     #[expect(clippy::cast_possible_truncation, reason = "a rate in Hz fits 64 bits")]
     fn keep(&mut self) {
-        if self.clock.now().saturating_sub(self.latest.ticks) < self.ticks_per_second {
+        if self.clock.now().abs_diff(self.latest.ticks) < self.ticks_per_second {
             return;
         }
         self.latest = self.clock.anchor();
