@@ -12,10 +12,13 @@
 //! - [`fault`]: loses frames and answers errors that were asked for.
 //! - [`pcap`]: writes a copy of every frame to a file.
 //!
+//! - `claim`: one process for each tap and macvtap whose queues the kernel gives to anybody.
+//!
 //! A datapath moves bursts and returns facts. It never reads the clock, and it says of every frame that it
 //! did not carry why.
 
 pub mod af_xdp;
+mod claim;
 pub mod fault;
 pub mod macvtap;
 mod netlink;

@@ -24,6 +24,7 @@ use libc::{TUNGETIFF, TUNSETIFF};
 use rustix::fs::{CWD, FileType, Mode as Permissions, makedev, mknodat};
 use virtio_net::{Frames, GuestRoom, Negotiated};
 
+use crate::claim::{Claim, Taken};
 use crate::netlink::{Connection, NewMacvtap};
 use crate::sys::{self, InterfaceRequest};
 use crate::tap::{self, QueueFacts, TapQueue};
@@ -140,6 +141,8 @@ pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
             _ => MacvtapError::System { name: name.clone(), step, source },
         }
     };
+    let served = |Taken { process }| MacvtapError::Served { name: name.clone(), process };
+    let claim = Arc::new(Claim::take(index).map_err(served)?);
     let link = Link::watch(name, index, made).map_err(system("listening for its state"))?;
     let link = Arc::new(link);
     let node = Node::of(index, device).map_err(system("making a device node"))?;
@@ -151,7 +154,9 @@ pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
         let mut request = InterfaceRequest::new(name, flags);
         sys::ioctl_interface(&file, TUNSETIFF, &mut request)
             .map_err(system("setting its headers (TUNSETIFF)"))?;
-        let facts = QueueFacts { kind: "macvtap", name: name.clone(), mtu, lets_go: true };
+        let claim = Some(Arc::clone(&claim));
+        let facts =
+            QueueFacts { kind: "macvtap", name: name.clone(), mtu, lets_go: true, _claim: claim };
         let offloads = tap::probe_offloads(&file);
         let queue = TapQueue::new(file, facts, offloads).map_err(system("detaching the queue"))?;
         Ok(Macvtap { queue, link: Some(Arc::clone(&link)) })
@@ -179,7 +184,8 @@ pub fn open_handed(fd: OwnedFd) -> Result<Macvtap, MacvtapError> {
     let system = |(name, step, source)| MacvtapError::System { name, step, source };
     sys::ioctl_interface(&file, TUNSETIFF, &mut request)
         .map_err(|error| system((name.clone(), "setting its headers (TUNSETIFF)", error)))?;
-    let facts = QueueFacts { kind: "macvtap", mtu: tap::mtu_of(&name), name, lets_go: true };
+    let mtu = tap::mtu_of(&name);
+    let facts = QueueFacts { kind: "macvtap", mtu, name, lets_go: true, _claim: None };
     Ok(Macvtap { queue: tap::take(file, facts).map_err(system)?, link: None })
 }
 

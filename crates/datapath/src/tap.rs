@@ -16,10 +16,12 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use libc::{TUNGETFEATURES, TUNGETIFF, TUNSETIFF};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, major, makedev};
 
+use crate::claim::{Claim, Taken};
 use crate::sys::{self, InterfaceRequest};
 
 pub use error::TapError;
@@ -50,7 +52,10 @@ pub struct TapOptions {
 pub fn open(options: &TapOptions) -> Result<Vec<TapQueue>, TapError> {
     let TapOptions { name, queues, .. } = options;
     let lets_go = has_several_queues(name, *queues)?;
-    let facts = QueueFacts { kind: "tap", name: name.clone(), mtu: mtu_of(name), lets_go };
+    // Of a tap with one queue the kernel makes sure itself.
+    let claim = lets_go.then(|| claim(name)).transpose()?.flatten();
+    let facts =
+        QueueFacts { kind: "tap", name: name.clone(), mtu: mtu_of(name), lets_go, _claim: claim };
     let mut files = Vec::new();
     for _ in 0..*queues {
         files.push(attach(options, lets_go)?);
@@ -89,7 +94,7 @@ pub fn open_handed(fd: OwnedFd) -> Result<TapQueue, TapError> {
         }
     }
     let (name, lets_go) = (request.name(), has(libc::IFF_MULTI_QUEUE));
-    let facts = QueueFacts { kind: "tap", mtu: mtu_of(&name), name, lets_go };
+    let facts = QueueFacts { kind: "tap", mtu: mtu_of(&name), name, lets_go, _claim: None };
     take(file, facts).map_err(|(name, step, source)| TapError::System { name, step, source })
 }
 
@@ -120,6 +125,13 @@ pub(crate) fn is_macvtap(device: u64) -> bool {
         .lines()
         .filter_map(|line| line.trim().split_once(' '))
         .any(|(number, name)| name == "macvtap" && number.parse() == Ok(major(device)))
+}
+
+/// Makes sure that no other daemon serves the tap `name`.
+fn claim(name: &str) -> Result<Option<Arc<Claim>>, TapError> {
+    let Some(index) = index_of(name) else { return Ok(None) };
+    let served = |Taken { process }| TapError::Served { name: name.to_owned(), process };
+    Claim::take(index).map(|claim| Some(Arc::new(claim))).map_err(served)
 }
 
 /// Whether the tap `name` is there, and was made for several queues.
@@ -176,6 +188,10 @@ pub(crate) fn is_interface(name: &str) -> bool {
         && !name.contains('/')
         && !matches!(name, "." | "..")
         && Path::new("/sys/class/net").join(name).exists()
+}
+
+pub(crate) fn index_of(name: &str) -> Option<u32> {
+    read_sysfs(name, "ifindex")?.parse().ok()
 }
 
 pub(crate) fn mtu_of(name: &str) -> u16 {

@@ -8,6 +8,17 @@ use super::Mode;
 /// Why a macvtap cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MacvtapError {
+    /// Another daemon serves the interface.
+    #[error(
+        "macvtap '{name}' is served by process {process} already, and two would share its flows; end that one, or \
+         choose another macvtap"
+    )]
+    Served {
+        /// The interface's name.
+        name: String,
+        /// The other process; 0 where it cannot be seen from here.
+        process: i32,
+    },
     /// There is no such interface.
     #[error(
         "no network interface '{name}'; make it first: ip link add link eth0 name {name} type macvtap mode \

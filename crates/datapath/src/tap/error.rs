@@ -40,6 +40,17 @@ pub enum TapError {
         /// The interface's name.
         name: String,
     },
+    /// Another daemon serves the interface.
+    #[error(
+        "tap '{name}' is served by process {process} already, and two would share its flows; end that one, or choose \
+         another tap"
+    )]
+    Served {
+        /// The interface's name.
+        name: String,
+        /// The other process; 0 where it cannot be seen from here.
+        process: i32,
+    },
     /// No permission.
     #[error(
         "no permission to use {what}; run as root or with CAP_NET_ADMIN, or make the tap yours: ip \

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use guest_memory::GuestSlice;
 use libc::{
@@ -11,6 +12,7 @@ use libc::{
 };
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed};
 
+use crate::claim::Claim;
 use crate::sys::{self, InterfaceRequest};
 use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
 
@@ -102,6 +104,8 @@ pub struct QueueFacts {
     /// Whether the interface lets go of a queue while others are served. If not, the kernel keeps up to
     /// `txqueuelen` frames for it.
     pub lets_go: bool,
+    /// That no other process serves it.
+    pub _claim: Option<Arc<Claim>>,
 }
 
 /// An open queue.

@@ -1,0 +1,93 @@
+//! One process for each interface whose queues the kernel gives to anybody.
+//!
+//! A tap of several queues, and any macvtap, take further queues from a second process without a word, and give it a
+//! part of the flows. So whoever serves one holds a socket in the abstract name space, which belongs to the network
+//! namespace as the interface does, and ends with its process.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
+
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, UCred, connect, socket_with,
+};
+use rustix::process::geteuid;
+
+/// An interface that this process serves.
+#[derive(Debug)]
+pub struct Claim {
+    /// None where another user's process has taken the name: anybody can, and must not keep us from our interface.
+    _held: Option<UnixListener>,
+}
+
+/// The interface is served by another process already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// That process; 0 where it is one of another PID namespace.
+    pub process: i32,
+}
+
+impl Claim {
+    /// Claims the interface with this index, in the network namespace of this process.
+    ///
+    /// # Errors
+    /// When another process of this user, or of root, has it.
+    pub fn take(index: u32) -> Result<Self, Taken> {
+        let name = format!("ringscope-interface-{index}");
+        let Ok(address) = SocketAddr::from_abstract_name(name.as_bytes()) else {
+            return Ok(Self { _held: None });
+        };
+        let why = match UnixListener::bind_addr(&address) {
+            Ok(listener) => return Ok(Self { _held: Some(listener) }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => match holder_of(&name) {
+                Ok(holder) if holder.uid.is_root() || holder.uid == geteuid() => {
+                    return Err(Taken { process: holder.pid.as_raw_nonzero().get() });
+                }
+                Ok(holder) => format!("process {} holds it", holder.pid.as_raw_nonzero()),
+                Err(error) => format!("it is in use, and not by a ringscoped: {error}"),
+            },
+            Err(error) => error.to_string(),
+        };
+        log::warn!(
+            "that no second process serves interface {index} is not made sure of: the abstract socket @{name} cannot \
+             be had ({why})"
+        );
+        Ok(Self { _held: None })
+    }
+}
+
+/// The process that listens at the abstract address `name`. Nobody accepts there, so this must not wait for room.
+fn holder_of(name: &str) -> io::Result<UCred> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+    Ok(socket_peercred(&socket)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No interface has so high a number.
+    const NONE: u32 = i32::MAX.cast_unsigned();
+
+    #[test]
+    fn an_interface_has_one_process_at_a_time() {
+        let claim = Claim::take(NONE).unwrap();
+        let process = std::process::id().cast_signed();
+        assert_eq!(Claim::take(NONE).unwrap_err(), Taken { process });
+        assert!(Claim::take(NONE - 1).is_ok());
+        drop(claim);
+        assert!(Claim::take(NONE).is_ok());
+    }
+
+    #[test]
+    fn a_name_that_no_daemon_holds_keeps_nobody_away() {
+        let name = format!("ringscope-interface-{}", NONE - 2);
+        let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
+        // It does not listen, so its process cannot be told.
+        let _squatter = std::os::unix::net::UnixDatagram::bind_addr(&address).unwrap();
+        assert!(Claim::take(NONE - 2).is_ok());
+    }
+}
