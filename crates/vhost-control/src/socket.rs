@@ -40,6 +40,12 @@ pub enum SocketError {
         /// The socket's path.
         path: PathBuf,
     },
+    /// The directory is not there.
+    #[error("cannot listen on {path}: there is no directory {directory}; make it first, or choose another --socket-path", directory = path.parent().unwrap_or(path).display())]
+    NoDirectory {
+        /// The socket's path.
+        path: PathBuf,
+    },
     /// Something that is no socket has that name.
     #[error("{path} is there and is no socket; remove it, or choose another --socket-path")]
     NotASocket {
@@ -90,7 +96,10 @@ impl Server {
                 Ok(_) => return Err(SocketError::InUse { path: path.into() }),
             }
         }
-        let listener = UnixListener::bind(path).map_err(system)?;
+        let listener = UnixListener::bind(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => SocketError::NoDirectory { path: path.into() },
+            _ => system(source),
+        })?;
         let inode = fs::symlink_metadata(path).map_err(system)?.ino();
         Ok(Self { listener, made: Some((path.into(), inode)) })
     }
