@@ -119,8 +119,8 @@ pub struct Args {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub trace_probe: Option<u16>,
 
-    /// Plant a fault, to see what becomes of it: delay:STAGE=USEC[,every=N], drop[:tx|rx][=P][,every=N][,seed=N]
-    /// or error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]; may be repeated
+    /// Plant a fault, to see what becomes of it: delay:STAGE=USEC[,every=N], drop[:tx|rx][=P][,every=N][,seed=N],
+    /// error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N] or panic:tx|rx[,after=N]; may be repeated
     #[arg(long, value_name = "SPEC")]
     pub fault: Vec<FaultSpec>,
 

@@ -3,110 +3,58 @@
 //! The order matters for leaving nothing behind: datapath first, then the socket, the recorder last of what
 //! has a name in the file system.
 
-use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use burst_trace::{Clock, Participants, Reader, Recorder, RecorderError, RecorderOptions, Writer};
+use burst_trace::{Clock, Participants, Reader, Recorder, RecorderOptions, Writer};
 use datapath::af_xdp::Options;
 use datapath::{
-    AfXdp, AfXdpError, Capabilities, CaptureError, CaptureOptions, Datapath, Faulty, MacvtapError,
-    Null, Pcap, Reflect, TapError, Uring, pcap, switch,
+    AfXdp, Capabilities, CaptureOptions, Datapath, Faulty, Null, Pcap, Reflect, Uring, pcap, switch,
 };
 use log_limit::LogLimit;
 use metrics::{Address, Metrics, MetricsError};
 use serde_json::Value;
 use vhost_control::socket::Server;
-use vhost_control::{Device, Endpoint, ServeError, SocketError, Witness, serve};
+use vhost_control::{Device, Endpoint, SocketError, Witness, serve};
 use virtio_net::ConfigSpace;
-use worker::{GuestOptions, Mailbox, Member, Worker, WorkerOptions};
+use worker::{
+    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
+};
 
-use crate::kernel::{Enrolled, FollowError, Following, Kernel};
+use crate::error::Error;
+use crate::kernel::{Enrolled, Following, Kernel};
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::spec::{DatapathSpec, Engine};
+use crate::stop::Stop;
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
 
 /// Bursts that the recorder keeps of each worker: 4 MiB, minutes of a quiet guest's traffic and a good
 /// second of a busy one's.
 const RECORDS: usize = 1 << 16;
 
-/// Why the daemon cannot run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The tap.
-    #[error(transparent)]
-    Tap(#[from] TapError),
-    /// The macvtap.
-    #[error(transparent)]
-    Macvtap(#[from] MacvtapError),
-    /// The interface of AF_XDP sockets.
-    #[error(transparent)]
-    AfXdp(#[from] AfXdpError),
-    /// The socket.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// The capture.
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    /// The recorder.
-    #[error(transparent)]
-    Recorder(#[from] RecorderError),
-    /// Metrics.
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    /// The kernel's programs.
-    #[error(transparent)]
-    Kernel(#[from] kernel_stages::Error),
-    /// What they measure.
-    #[error(transparent)]
-    Follow(#[from] FollowError),
-    /// A worker.
-    #[error(
-        "worker {index} cannot run{}: {source}",
-        if source.kind() == io::ErrorKind::PermissionDenied {
-            " with --sched (it needs root or CAP_SYS_NICE)"
-        } else {
-            " (do all CPUs of --cpus exist?)"
-        }
-    )]
-    Worker {
-        /// Its number.
-        index: usize,
-        /// What the system answered.
-        source: io::Error,
-    },
-    /// Something is wrong with one of several guests.
-    #[error("guest '{name}': {source}")]
-    Guest {
-        /// Its name.
-        name: String,
-        /// What is wrong.
-        source: Box<Error>,
-    },
-    /// A thread that serves a guest.
-    #[error("a guest's thread ended by a fault of its own; see the message above")]
-    Panic,
-    /// Serving ended.
-    #[error(transparent)]
-    Serve(#[from] ServeError),
-}
-
-/// Runs the daemon until `stop` becomes readable.
+/// Runs the daemon until it is to stop.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn run(plan: &Plan, handed: Handed, stop: BorrowedFd<'_>) -> Result<(), Error> {
+pub fn run(plan: &Plan, handed: Handed, stop: &Stop) -> Result<(), Error> {
+    make_run_dirs(plan)?;
     let kernel = Kernel::attach(&plan.guests)?;
-    let mut daemon = Daemon { handed, kernel, guests: plan.guests.len(), ..Daemon::default() };
+    let mut daemon = Daemon::new(plan, handed, kernel, stop.alarm().clone());
     for guest in &plan.guests {
         let name = |source| match plan.guests.len() {
             1 => source,
             _ => Error::Guest { name: guest.name.clone(), source: Box::new(source) },
         };
+        if stop.is_asked() {
+            return Ok(());
+        }
         daemon.add_guest(guest).map_err(name)?;
     }
     for switch in &plan.switches {
+        if stop.is_asked() {
+            return Ok(());
+        }
         daemon.add_switch(switch, &plan.guests)?;
     }
     daemon.following = daemon.kernel.take().map(Kernel::follow).transpose()?;
@@ -114,6 +62,20 @@ pub fn run(plan: &Plan, handed: Handed, stop: BorrowedFd<'_>) -> Result<(), Erro
         daemon.metrics = Some(measure(address, &plan.guests, daemon.clock)?);
     }
     daemon.serve(stop)
+}
+
+/// Makes the directory of a guest's recorder where its socket lies in it, too: the socket comes first.
+fn make_run_dirs(plan: &Plan) -> Result<(), Error> {
+    for guest in &plan.guests {
+        if let EndpointPlan::Listen(socket) = &guest.endpoint
+            && let Some(path) = guest.recorder.parent()
+            && socket.parent() == Some(path)
+        {
+            let refused = |source| Error::RunDir { path: path.into(), source };
+            std::fs::create_dir_all(path).map_err(refused)?;
+        }
+    }
+    Ok(())
 }
 
 /// Serves the metrics of all guests, whose recorders are there.
@@ -124,7 +86,6 @@ fn measure(address: &Address, guests: &[GuestPlan], clock: Clock) -> Result<Metr
 
 /// A daemon that is being put together. Metrics end before workers do, and workers before who writes down what the
 /// kernel measured of them, and before recorders.
-#[derive(Default)]
 struct Daemon {
     metrics: Option<Metrics>,
     workers: Vec<Worker>,
@@ -136,6 +97,7 @@ struct Daemon {
     clock: Clock,
     /// How many guests there are, those of switches included.
     guests: usize,
+    alarm: PanicAlarm,
 }
 
 /// A recorder. Unless its guest was served to the end, it leaves nothing behind when it has recorded nothing.
@@ -166,6 +128,21 @@ struct Front {
 }
 
 impl Daemon {
+    fn new(plan: &Plan, handed: Handed, kernel: Option<Kernel>, alarm: PanicAlarm) -> Self {
+        Self {
+            metrics: None,
+            workers: Vec::new(),
+            following: None,
+            kernel,
+            recordings: Vec::new(),
+            fronts: Vec::new(),
+            handed,
+            clock: Clock::new(),
+            guests: plan.guests.len(),
+            alarm,
+        }
+    }
+
     /// Puts a guest together that has a datapath of its own; one on a switch comes with the switch.
     fn add_guest(&mut self, plan: &GuestPlan) -> Result<(), Error> {
         let pairs = usize::from(plan.queue_pairs);
@@ -232,7 +209,7 @@ impl Daemon {
         }
         for (n, pairs) in hands.into_iter().enumerate() {
             let index = first + n;
-            let options = WorkerOptions { index, scheduling: plan.workers[n], poll: plan.poll };
+            let options = self.worker_options(index, plan.workers[n], plan.poll);
             let guest = guest_options(plan, &log, recording.recorder.writer(n, self.clock));
             let worker = Worker::spawn(options, guest, pairs, self.clock)
                 .map_err(|source| Error::Worker { index, source })?;
@@ -245,6 +222,15 @@ impl Daemon {
         self.show(plan, (endpoint, log), &capabilities, mailboxes, &recording, witnesses);
         self.recordings.push(recording);
         Ok(())
+    }
+
+    fn worker_options(
+        &self,
+        index: usize,
+        scheduling: Scheduling,
+        poll: PollPolicy,
+    ) -> WorkerOptions {
+        WorkerOptions { index, scheduling, poll, alarm: self.alarm.clone() }
     }
 
     /// Puts a switch together with all its guests.
@@ -289,7 +275,7 @@ impl Daemon {
         }
         let index = self.workers.len();
         let GuestPlan { workers, poll, .. } = plans[0];
-        let options = WorkerOptions { index, scheduling: workers[0], poll: *poll };
+        let options = self.worker_options(index, workers[0], *poll);
         let worker = Worker::spawn_switch(options, members, uplink, self.clock)
             .map_err(|source| Error::Worker { index, source })?;
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
@@ -361,24 +347,20 @@ impl Daemon {
         self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
     }
 
-    /// Serves every guest until `stop` becomes readable. One whose front end cannot be served does not end the
-    /// others.
-    fn serve(mut self, stop: BorrowedFd<'_>) -> Result<(), Error> {
-        let mut fronts = std::mem::take(&mut self.fronts);
-        let results: Vec<Result<(), Error>> = if fronts.len() == 1 {
-            fronts.drain(..).map(|it| Ok(serve(it.endpoint, &it.device, stop)?)).collect()
-        } else {
-            std::thread::scope(|scope| {
-                let serve_one = |front: Front| scope.spawn(move || serve_alone(front, stop));
-                let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
-                threads
-                    .into_iter()
-                    .map(|thread| thread.join().unwrap_or(Err(Error::Panic)))
-                    .collect()
-            })
-        };
+    /// Serves every guest until the daemon is to stop. One whose front end cannot be served does not end the others.
+    fn serve(mut self, stop: &Stop) -> Result<(), Error> {
+        let fronts = std::mem::take(&mut self.fronts);
+        let is_alone = fronts.len() == 1;
+        let results: Vec<Result<(), Error>> = std::thread::scope(|scope| {
+            let serve_one = |front| scope.spawn(move || serve_guest(front, is_alone, stop));
+            let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or(Err(Error::Fault))).collect()
+        });
         for (recording, result) in self.recordings.iter_mut().zip(&results) {
             recording.stays = result.is_ok();
+        }
+        if stop.alarm().is_raised() {
+            return Err(Error::Fault);
         }
         results.into_iter().collect()
     }
@@ -393,10 +375,13 @@ fn capture(plan: &GuestPlan, path: &Path) -> CaptureOptions {
     }
 }
 
-/// Serves a guest among others.
-fn serve_alone(front: Front, stop: BorrowedFd<'_>) -> Result<(), Error> {
+fn serve_guest(front: Front, is_alone: bool, stop: &Stop) -> Result<(), Error> {
+    let _watched = stop.alarm().watch();
     let Front { name, endpoint, device } = front;
-    serve(endpoint, &device, stop).map_err(|error| {
+    serve(endpoint, &device, stop.as_fd()).map_err(|error| {
+        if is_alone {
+            return error.into();
+        }
         // The others go on, perhaps for long.
         log::error!("{}{error}", device.log.prefix());
         Error::Guest { name, source: Box::new(error.into()) }
@@ -434,8 +419,9 @@ fn log_of(plan: &GuestPlan) -> Arc<LogLimit> {
 }
 
 fn guest_options(plan: &GuestPlan, log: &Arc<LogLimit>, writer: Writer) -> GuestOptions {
-    let &GuestPlan { ref delays, trace, probe_port, .. } = plan;
-    GuestOptions { log: Arc::clone(log), writer, delays: delays.clone(), trace, probe_port }
+    let &GuestPlan { ref delays, ref crashes, trace, probe_port, .. } = plan;
+    let (delays, crashes) = (delays.clone(), crashes.clone());
+    GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, probe_port }
 }
 
 /// `mailboxes`: one a worker of the guest's.
@@ -472,7 +458,7 @@ fn facts(plan: &GuestPlan, kernel: Option<&Value>) -> String {
         "cpus": cpus,
         "sched": plan.workers[0].fifo.map(|priority| format!("fifo:{priority}")),
         "trace": if plan.trace { "on" } else { "off" },
-        "faults": plan.delays.len() + plan.faults.len(),
+        "faults": plan.delays.len() + plan.crashes.len() + plan.faults.len(),
         "pcap": plan.capture,
         "kernel_stages": kernel,
     })

@@ -6,29 +6,31 @@
 mod args;
 mod assemble;
 mod config;
+mod error;
 mod kernel;
 mod plan;
 mod spec;
+mod stop;
 mod sys;
 mod wires;
 
-use std::io;
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use log_limit::Foreign;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
-use signal_hook::low_level::pipe;
+use signal_hook::consts::SIGXFSZ;
 use vhost_control::limits;
 
 use crate::args::Args;
 use crate::config::Config;
 use crate::plan::Plan;
+use crate::stop::Stop;
 use crate::wires::Handed;
+
+/// The exit status after a fault of our own (`sysexits.h`, `EX_SOFTWARE`).
+const STATUS_FAULT: u8 = 70;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ringscoped: {error}");
-            ExitCode::FAILURE
+            if error.is_fault() { ExitCode::from(STATUS_FAULT) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -85,11 +87,13 @@ fn plan(args: Args) -> Result<Plan, String> {
     Ok(Plan { metrics: args.metrics.or(metrics), ..plan })
 }
 
-fn run(plan: &Plan) -> Result<(), String> {
+fn run(plan: &Plan) -> Result<(), error::Error> {
     raise_descriptor_limit(plan);
-    let handed = Handed::take_over(plan).map_err(|error| error.to_string())?;
-    let stop = stop_signals().map_err(|error| format!("signals cannot be handled: {error}"))?;
-    assemble::run(plan, handed, stop.as_fd()).map_err(|error| error.to_string())
+    let handed = Handed::take_over(plan)?;
+    // A limit to a file's size is an error where the file is written, as a full disk is.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(error::Error::Signals)?;
+    let stop = Stop::on_signals().map_err(error::Error::Signals)?;
+    assemble::run(plan, handed, &stop)
 }
 
 /// One front end can have us keep some hundred descriptors, whatever it does. All of them together must not use up
@@ -105,17 +109,6 @@ fn raise_descriptor_limit(plan: &Plan) {
         Ok(_) => {}
         Err(error) => log::warn!("the limit of open files cannot be raised: {error}"),
     }
-}
-
-/// Becomes readable when the daemon is asked to end.
-fn stop_signals() -> io::Result<UnixStream> {
-    // A limit to a file's size is an error where the file is written, as a full disk is.
-    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
-    let (stop, signalled) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        pipe::register(signal, signalled.try_clone()?)?;
-    }
-    Ok(stop)
 }
 
 /// `--print-capabilities` (QEMU, docs/interop/vhost-user.json): what management tools look for.

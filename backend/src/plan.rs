@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use burst_trace::location;
 use datapath::Planted;
 use virtio_net::MacAddress;
-use worker::{Delay, PollPolicy, SWITCH_PAIRS_MAX, Scheduling};
+use worker::{Crash, Delay, PollPolicy, SWITCH_PAIRS_MAX, Scheduling};
 
 use crate::args::{Args, Switch};
 use crate::spec::{DatapathSpec, FaultSpec};
@@ -70,6 +70,8 @@ pub struct GuestPlan {
     pub probe_port: Option<u16>,
     /// Delays to plant.
     pub delays: Vec<Delay>,
+    /// Panics to plant.
+    pub crashes: Vec<Crash>,
     /// Faults of the wire to plant.
     pub faults: Vec<Planted>,
     /// The file that packets are copied to.
@@ -202,16 +204,7 @@ impl GuestPlan {
             return Err(PlanError::NoWire("--pcap"));
         }
         let mac_locked = mac_locked(args.mac_locked, args.mac, on_switch)?;
-        let (mut delays, mut faults) = (Vec::new(), Vec::new());
-        for fault in args.fault {
-            match fault {
-                FaultSpec::Delay(delay) => delays.push(delay),
-                FaultSpec::Wire(_) if on_switch => {
-                    return Err(PlanError::NoWire("--fault drop or error"));
-                }
-                FaultSpec::Wire(planted) => faults.push(planted),
-            }
-        }
+        let (delays, crashes, faults) = sort_faults(args.fault, on_switch)?;
         Ok(Self {
             label: String::new(),
             endpoint,
@@ -228,6 +221,7 @@ impl GuestPlan {
             kernel_stages: args.kernel_stages,
             probe_port: args.trace_probe,
             delays,
+            crashes,
             faults,
             capture: args.pcap,
         })
@@ -246,6 +240,24 @@ fn mac_locked(
         Some(Switch::Off) => Ok(false),
         Some(Switch::On) | None => Ok(on_switch && mac.is_some()),
     }
+}
+
+/// Delays and panics are of workers, the others are of the wire: guests of a switch have none.
+type Faults = (Vec<Delay>, Vec<Crash>, Vec<Planted>);
+
+fn sort_faults(all: Vec<FaultSpec>, on_switch: bool) -> Result<Faults, PlanError> {
+    let (mut delays, mut crashes, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+    for fault in all {
+        match fault {
+            FaultSpec::Delay(delay) => delays.push(delay),
+            FaultSpec::Crash(crash) => crashes.push(crash),
+            FaultSpec::Wire(_) if on_switch => {
+                return Err(PlanError::NoWire("--fault drop or error"));
+            }
+            FaultSpec::Wire(planted) => faults.push(planted),
+        }
+    }
+    Ok((delays, crashes, faults))
 }
 
 /// The switches that the guests name, each with what its worker and its guests have to agree on.

@@ -8,7 +8,7 @@ use datapath::Planted;
 use datapath::af_xdp::{Choice, Merging, Options, UmemOwner, XdpMode};
 use datapath::macvtap::Over;
 use virtio_net::FRAME_LEN_MAX;
-use worker::Delay;
+use worker::{Crash, Delay};
 
 /// The kinds that there are, as they are written.
 const FORMS: &str = "tap:ifname=NAME, macvtap:ifname=NAME, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC], reflect or \
@@ -254,6 +254,8 @@ fn write_unless_default<T: fmt::Display + Default + PartialEq>(
 pub enum FaultSpec {
     /// A delay in a stage.
     Delay(Delay),
+    /// A panic of the worker.
+    Crash(Crash),
     /// Frames that are lost, or errors of the datapath.
     Wire(Planted),
 }
@@ -266,8 +268,12 @@ impl FromStr for FaultSpec {
             text.parse().map(Self::Wire)
         } else if text.starts_with("delay:") {
             text.parse().map(Self::Delay)
+        } else if text.starts_with("panic:") {
+            text.parse().map(Self::Crash)
         } else {
-            Err(format!("expected delay:STAGE=USEC, drop=P or error:ERRNO, found '{text}'"))
+            Err(format!(
+                "expected delay:STAGE=USEC, drop=P, error:ERRNO or panic:tx|rx, found '{text}'"
+            ))
         }
     }
 }

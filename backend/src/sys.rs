@@ -1,8 +1,21 @@
-//! Descriptors that were handed over by number.
-#![allow(unsafe_code, reason = "ownership of a descriptor by number")]
+//! Descriptors that were handed over by number, and signals that whoever started us has ignored.
+#![allow(
+    unsafe_code,
+    reason = "ownership of a descriptor by number, and sigaction has no safe form"
+)]
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// Whether `signal` is ignored: `nohup` does that, and a shell without job control for what it starts in the background.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: an all-zero sigaction is a valid one; nothing is set, and the call fills `current`, which outlives it.
+    unsafe {
+        let mut current: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut current) == 0
+            && current.sa_sigaction == libc::SIG_IGN
+    }
+}
 
 /// Takes over the descriptor `fd`, which whoever started us left open for us.
 pub fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {

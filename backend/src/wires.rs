@@ -8,7 +8,7 @@ use datapath::{Macvtap, MacvtapError, TapError, TapQueue};
 use vhost_control::SocketError;
 use virtio_net::MacAddress;
 
-use crate::assemble::Error;
+use crate::error::Error;
 use crate::plan::{EndpointPlan, Plan};
 use crate::spec::{DatapathSpec, Port};
 use crate::sys;

@@ -239,9 +239,10 @@ fn sockets_in_the_way_are_replaced_or_refused() {
     let again = &mut in_directory(directory.path(), "vm", &REFLECT);
     fails_saying(again, &["is there and is no socket"]);
     assert_eq!(fs::read_to_string(daemon.socket()).unwrap(), "mine");
-    let nowhere = &mut in_directory(&directory.path().join("none"), "vm", &REFLECT);
-    fails_saying(nowhere, &["cannot listen on", "No such file"]);
-    assert!(!directory.path().join("none").exists());
+    let none = directory.path().join("none");
+    let nowhere = &mut with_run_dir(&none, directory.path(), "vm", &REFLECT);
+    fails_saying(nowhere, &["cannot listen on", "there is no directory", "make it first"]);
+    assert!(!none.exists());
 }
 
 #[test]

@@ -58,6 +58,7 @@ const DEV_EDGES: &[(&str, &[&str])] = &[
     // With the feature `driver`: the guest's side of the rings.
     ("virtqueue", &["virtqueue"]),
     ("virtio-net", &["virtqueue"]),
+    ("worker", &["virtqueue"]),
 ];
 
 /// The files that may hold `unsafe` blocks: one or few a crate, each with the reason at its top.

@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use burst_trace::{Clock, DropCause, DropCounts, Stage};
+use burst_trace::{DropCause, DropCounts, Stage};
 use datapath::switch::{GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, UPLINK_ADDRESSES_MAX};
 use datapath::{Capabilities, Datapath, Transmitted};
 use log_limit::LogLimit;
@@ -32,6 +32,7 @@ use self::sorting::bytes_of;
 use self::uplink::Uplink;
 use self::waiting::{CROWDED, Crowd, End, STUCK, Wait, has_room};
 
+use crate::clock::{Clock, Deadline};
 use crate::forecast::Worked;
 use crate::forward::Sight;
 use crate::pair::{Pair, Shared, Starved};
@@ -255,7 +256,7 @@ impl<U: Datapath> Fabric<U> {
                 let until = if delivered.end == Ending::Cut {
                     // It has room for all that it got: what is left is only for the next turn.
                     end.full_since = None;
-                    now + self.stuck
+                    Deadline::after(now, self.stuck)
                 } else {
                     end.note_full(now, delivered.placed);
                     end.patience(crowd.is_crowded, self.stuck, self.crowded)

@@ -1,9 +1,11 @@
-//! Delays planted in a stage, to prove that they show in that stage and in no other.
+//! Delays planted in a stage, to prove that they show in that stage and in no other, and planted panics.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-use burst_trace::{Clock, Direction, Stage};
+use burst_trace::{Direction, Stage};
+
+use crate::clock::{Clock, Deadline};
 
 /// One delay: `delay:STAGE=USEC[,every=N]`, where STAGE may be given a direction: `tx.signal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +61,45 @@ impl FromStr for Delay {
     }
 }
 
-/// The delays of one worker, at work.
+/// One panic: `panic:tx|rx[,after=N]`, where N bursts go through before it. It shows what becomes of a fault of our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// The direction of the burst that it meets.
+    pub direction: Direction,
+    /// How many bursts of that direction go through before.
+    pub after: u32,
+}
+
+impl FromStr for Crash {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("expected panic:tx|rx[,after=N], found '{text}'");
+        let mut parts = text.strip_prefix("panic:").ok_or_else(wrong)?.split(',');
+        let direction = match parts.next() {
+            Some("tx") => Direction::Tx,
+            Some("rx") => Direction::Rx,
+            _ => return Err(wrong()),
+        };
+        let after = match parts.next() {
+            None => 0,
+            Some(part) => part
+                .strip_prefix("after=")
+                .and_then(|number| number.parse().ok())
+                .ok_or_else(wrong)?,
+        };
+        if parts.next().is_some() {
+            return Err(wrong());
+        }
+        Ok(Self { direction, after })
+    }
+}
+
+/// The faults of one worker for one guest, at work.
 #[derive(Clone, Debug, Default)]
-pub struct Fault {
+pub(crate) struct Fault {
     planted: Vec<Planted>,
+    crashes: Vec<Crash>,
 }
 
 #[derive(Clone, Debug)]
@@ -73,22 +110,26 @@ struct Planted {
 }
 
 impl Fault {
-    /// Plants `delays`.
-    #[must_use]
-    pub fn new(delays: &[Delay], clock: &Clock) -> Self {
+    /// Plants `delays` and `crashes`.
+    pub(crate) fn new(delays: &[Delay], crashes: &[Crash], clock: &Clock) -> Self {
         let plant =
             |delay: &Delay| Planted { delay: *delay, ticks: clock.ticks_in(delay.time), bursts: 0 };
-        Self { planted: delays.iter().map(plant).collect() }
+        Self { planted: delays.iter().map(plant).collect(), crashes: crashes.to_vec() }
     }
 
     /// Whether nothing is planted.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.planted.is_empty()
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.planted.is_empty() && self.crashes.is_empty()
     }
 
     /// Waits, if a delay is due in this stage now. Returns whether this stage has delays at all.
+    ///
+    /// # Panics
+    /// When a panic is planted here.
     pub(crate) fn wait(&mut self, direction: Direction, stage: Stage, clock: &Clock) -> bool {
+        if stage == Stage::Notice {
+            self.begin_burst(direction);
+        }
         let mut here = false;
         for planted in &mut self.planted {
             let Delay { direction: only, stage: at, every, .. } = planted.delay;
@@ -99,13 +140,20 @@ impl Fault {
             planted.bursts += 1;
             if planted.bursts == every {
                 planted.bursts = 0;
-                let end = clock.now() + planted.ticks;
-                while clock.now() < end {
+                let end = Deadline::after(clock.now(), planted.ticks);
+                while !end.is_due(clock.now()) {
                     std::hint::spin_loop();
                 }
             }
         }
         here
+    }
+
+    fn begin_burst(&mut self, direction: Direction) {
+        for crash in self.crashes.iter_mut().filter(|crash| crash.direction == direction) {
+            assert!(crash.after > 0, "planted by --fault panic");
+            crash.after -= 1;
+        }
     }
 }
 
@@ -140,10 +188,20 @@ mod tests {
     }
 
     #[test]
+    fn panics_are_read() {
+        let crash: Crash = "panic:tx,after=3".parse().unwrap();
+        assert_eq!(crash, Crash { direction: Direction::Tx, after: 3 });
+        assert_eq!("panic:rx".parse(), Ok(Crash { direction: Direction::Rx, after: 0 }));
+        for wrong in ["panic", "panic:", "panic:both", "panic:tx,after=", "panic:tx,every=2"] {
+            assert!(wrong.parse::<Crash>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_delay_is_due_every_so_many_bursts() {
-        let clock = Clock::new();
+        let clock = Clock::from(burst_trace::Clock::new());
         let delay: Delay = "delay:tx.notice=2000,every=3".parse().unwrap();
-        let mut fault = Fault::new(&[delay], &clock);
+        let mut fault = Fault::new(&[delay], &[], &clock);
         let limit = clock.ticks_in(Duration::from_micros(2000));
         let mut delayed = Vec::new();
         for _ in 0..6 {

@@ -60,10 +60,11 @@ impl Forecast {
         if learned < Lengths::ENOUGH || deviation >= budget {
             return None;
         }
-        let around = budget.min(4 * deviation + pauses.inexact).max(budget / NARROW);
+        let around =
+            budget.min((4 * deviation).saturating_add(pauses.inexact)).max(budget / NARROW);
         let beats = if pauses.may_have_gaps(budget) { BEATS_MAX } else { 1 };
-        let likely = (1..=beats).map(|beat| self.since + beat * mean);
-        let due = likely.map(|likely| likely.saturating_sub(around)..likely + around);
+        let likely = (1..=beats).map(|beat| self.since.saturating_add(beat.saturating_mul(mean)));
+        let due = likely.map(|likely| likely.saturating_sub(around)..likely.saturating_add(around));
         due.into_iter().find(|due| now < due.end)
     }
 }
@@ -92,7 +93,7 @@ struct Pauses {
 
 impl Pauses {
     const fn may_have_gaps(&self, budget: u64) -> bool {
-        self.lengths.mean >= SPARSE * budget
+        self.lengths.mean >= SPARSE.saturating_mul(budget)
     }
 
     /// One took `length`.
@@ -109,8 +110,9 @@ impl Pauses {
         }
         let gaps = if self.may_have_gaps(budget) { BEATS_MAX - 1 } else { 0 };
         // Only a whole number of beats tells of the beat: what is known may be another one, which is over.
-        let one =
-            (0..=gaps).filter_map(|gap| length.checked_sub(gap * mean)).find(|&one| keeps(one));
+        let one = (0..=gaps)
+            .filter_map(|gap| length.checked_sub(gap.saturating_mul(mean)))
+            .find(|&one| keeps(one));
         self.lengths.learn(one.unwrap_or(length));
     }
 }
@@ -136,10 +138,11 @@ impl Lengths {
         } else {
             // One that is far out must not undo what many have shown: it counts as four deviations. A beat
             // that really changes is followed all the same, for each of these almost doubles the deviation.
-            let error = error.min(4 * self.deviation + self.mean / 64);
+            let error = error.min(self.deviation.saturating_mul(4).saturating_add(self.mean / 64));
             self.deviation = self.deviation - self.deviation / 4 + error / 4;
             let step = error / 8;
-            self.mean = if length < self.mean { self.mean - step } else { self.mean + step };
+            self.mean =
+                if length < self.mean { self.mean - step } else { self.mean.saturating_add(step) };
         }
         self.learned = self.learned.saturating_add(1);
     }
@@ -151,7 +154,8 @@ impl Lengths {
 
     /// It mostly takes no longer than this, if so much is known.
     pub fn most(&self) -> Option<u64> {
-        (self.learned >= Self::ENOUGH).then_some(self.mean + 4 * self.deviation)
+        (self.learned >= Self::ENOUGH)
+            .then_some(self.mean.saturating_add(self.deviation.saturating_mul(4)))
     }
 }
 

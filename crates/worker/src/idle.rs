@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use burst_trace::Clock;
 use datapath::Datapath;
 
+use crate::clock::{Clock, Deadline};
 use crate::forecast::Lengths;
 use crate::pair::Pair;
 use crate::policy::PollPolicy;
@@ -122,7 +122,7 @@ impl Pause {
             now
         });
         (self.looked, self.overslept) = (now, 0);
-        if now.saturating_sub(since) < self.spin {
+        if !Deadline::after(since, self.spin).is_due(now) {
             return None;
         }
         self.is_long = true;

@@ -8,13 +8,16 @@
 //! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
 //! - `in_place`: frames that are sent from the guest's own memory; `torn`: guests whose memory is missing.
 //! - `probes`: packets that carry a number of their own.
+//! - [`panic`]: how the daemon hears of a worker that panicked.
+//! - `clock`: the time, and deadlines that hold when it jumps.
 //! - `wiring`: how the pairs are joined: each with a wire of its own, or by `fabric`, a switch, with one another;
 //!   `forward`: from ring to ring.
 //! - [`custody`]: descriptors from front ends; `alarm`: what ends a call that blocks on one.
 //! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
-//! - [`fault`]: delays planted in a stage, to prove that they show there.
+//! - [`fault`]: delays planted in a stage, to prove that they show there, and planted panics.
 
 mod alarm;
+mod clock;
 pub mod custody;
 mod fabric;
 pub mod fault;
@@ -25,12 +28,15 @@ mod in_place;
 pub mod mailbox;
 mod pace;
 mod pair;
+pub mod panic;
 pub mod policy;
 mod probes;
 mod receive;
 mod ring;
 mod sleep;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod torn;
 mod trace;
 mod transmit;
@@ -39,7 +45,8 @@ mod worker;
 
 pub use custody::{Custody, Foreign, Hung};
 pub use fabric::{Member, PAIRS_MAX as SWITCH_PAIRS_MAX};
-pub use fault::{Delay, Fault};
+pub use fault::{Crash, Delay};
 pub use mailbox::{Mailbox, RingStart, StartError, WorkerGone};
+pub use panic::PanicAlarm;
 pub use policy::{PollPolicy, Scheduling};
 pub use worker::{GuestOptions, Worker, WorkerOptions};

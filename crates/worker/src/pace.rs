@@ -70,7 +70,12 @@ impl Pace {
     /// Whether it is time to look. The clock is only read when there is something to wait for.
     #[inline]
     pub fn is_due(&self, now: impl FnOnce() -> u64) -> bool {
-        self.due == 0 || now() >= self.due
+        if self.due == 0 {
+            return true;
+        }
+        let left = self.due.saturating_sub(now());
+        // The clock has gone back where it is farther away than it ever was.
+        left == 0 || left > self.wait
     }
 
     /// A burst of so many packets was taken by `now`; with `more`, the look that found them found more than fit.

@@ -10,6 +10,7 @@ use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::{HeldChains, Negotiated, ReceiveState};
 
+use crate::clock::Deadline;
 use crate::forecast::{Forecast, Worked};
 use crate::mailbox::{RingStart, StartError};
 use crate::pace::Pace;
@@ -111,8 +112,8 @@ pub struct Starved {
 /// The datapath could not be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Failed {
-    /// When it is looked at again, ticks.
-    pub retry_at: u64,
+    /// When it is looked at again.
+    pub retry: Deadline,
     /// Failures in a row before this one.
     times: u32,
 }
@@ -121,7 +122,7 @@ impl Failed {
     /// Another failure at `now`; `before`: the previous one, if no look has succeeded since. `retry`: [`RETRY`] in ticks.
     pub fn again(before: Option<Self>, now: u64, retry: u64) -> Self {
         let times = before.map_or(0, |before| before.times.saturating_add(1));
-        Self { retry_at: now + (retry << times.min(RETRY_DOUBLINGS)), times }
+        Self { retry: Deadline::after(now, retry << times.min(RETRY_DOUBLINGS)), times }
     }
 
     /// How long the datapath is left alone.
@@ -297,9 +298,17 @@ impl<D: Datapath> Pair<D> {
         let (alarm, now) = (context.sleeper.alarm(), context.tracer.stamp());
         let started =
             Ring::start(&self.log, ring, start, alarm, now).map_err(StartError::Config)?;
-        started.listen(context.sleeper).map_err(StartError::System)?;
-        if !ring.is_multiple_of(2) {
+        let sends = !ring.is_multiple_of(2);
+        if sends {
             self.datapath.attach(&started.memory).map_err(StartError::System)?;
+        }
+        // Last: a kick that is listened to for a ring that is not served would wake the worker up for nothing as long as
+        // anybody has the descriptor open.
+        if let Err(error) = started.listen(context.sleeper) {
+            if sends {
+                self.datapath.detach();
+            }
+            return Err(StartError::System(error));
         }
         *self.slot(ring) = Some(Box::new(started));
         self.activate();
@@ -414,7 +423,7 @@ impl<D: Datapath> Pair<D> {
         let looks_again = self.starved.is_none() && is_served(&self.rx);
         let failed = self.failed.filter(|_| looks_again);
         // A timer that is set to no time at all would never end.
-        let again = failed.map(|it| tracer.time_until(it.retry_at).max(Duration::from_micros(1)));
+        let again = failed.map(|it| tracer.time_until(it.retry).max(Duration::from_micros(1)));
         [hold, refused, again].into_iter().flatten().min()
     }
 
@@ -428,7 +437,10 @@ impl<D: Datapath> Pair<D> {
     /// Asks for no kicks while the rings are looked at anyway.
     pub fn disarm(&mut self) {
         for ring in [&mut self.rx, &mut self.tx].into_iter().flatten() {
-            ring.queue.disarm_kick();
+            // A broken ring is left alone: its driver may use that memory for something else already.
+            if matches!(ring.state, RingState::Enabled | RingState::Disabled) {
+                ring.queue.disarm_kick();
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use virtio_net::GuestRoom;
 use virtio_net::receive::Received;
 use virtqueue::{Broken, Chains};
 
+use crate::clock::Deadline;
 use crate::pair::{Context, Failed, Pair, Starved};
 use crate::probes::watch;
 use crate::ring::{Ring, RingState};
@@ -44,7 +45,7 @@ impl<D: Datapath> Pair<D> {
         if has_descriptor && !self.readable && !context.polling {
             return Ok(false);
         }
-        if self.failed.is_some_and(|failed| context.tracer.now() < failed.retry_at) {
+        if self.failed.is_some_and(|failed| !failed.retry.is_due(context.tracer.now())) {
             return Ok(false);
         }
         if let Some(starved) = self.starved
@@ -188,7 +189,8 @@ impl<D: Datapath> Pair<D> {
     /// A frame that has waited too long for more buffers makes way. Returns whether one did.
     #[cold]
     fn give_up_held(&mut self, starved: Starved, context: &mut Context<'_>) -> bool {
-        if !self.receive.is_holding() || context.tracer.now() < starved.since + context.hold {
+        let hold = Deadline::after(starved.since, context.hold);
+        if !self.receive.is_holding() || !hold.is_due(context.tracer.now()) {
             return false;
         }
         self.drop_held(DropCause::RxNoBuffers, context.tracer);

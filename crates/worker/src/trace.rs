@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use burst_trace::stage::STAGES_MAX;
 use burst_trace::{
-    Anchor, BurstRecord, Clock, Direction, DropCause, DropCounts, RecordKind, Stage, Writer,
+    Anchor, BurstRecord, Direction, DropCause, DropCounts, RecordKind, Stage, Writer,
 };
 
 use datapath::Counted;
 
+use crate::clock::{Clock, Deadline};
 use crate::fault::Fault;
 
 /// A burst on its way: the boundaries it has crossed.
@@ -131,9 +132,9 @@ impl Tracer {
         if self.records { journey.last } else { self.clock.now() }
     }
 
-    /// How long it is until `at`, ticks.
-    pub fn time_until(&self, at: u64) -> Duration {
-        self.clock.duration_of(at.saturating_sub(self.clock.now()))
+    /// How long it is until `deadline`.
+    pub fn time_until(&self, deadline: Deadline) -> Duration {
+        self.clock.duration_of(deadline.left(self.clock.now()))
     }
 
     /// Whether delays are planted.
@@ -161,7 +162,7 @@ impl Tracer {
         if !self.records {
             return;
         }
-        if journey.last.saturating_sub(self.anchor.ticks) > self.anchored {
+        if journey.last.abs_diff(self.anchor.ticks) > self.anchored {
             self.anchor = self.clock.anchor();
         }
         journey.arrive(self.anchor.ticks_at(monotonic_ns, &self.clock));

@@ -6,16 +6,18 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use burst_trace::{Clock, Writer};
+use burst_trace::Writer;
 use datapath::Datapath;
 use log_limit::LogLimit;
 
+use crate::clock::{Clock, Deadline};
 use crate::fabric::{Fabric, Member, pairs_of};
-use crate::fault::{Delay, Fault};
+use crate::fault::{Crash, Delay, Fault};
 use crate::idle::{Idle, Pause};
 use crate::mailbox::{Command, Inbox, Mailbox, RingStart, StartError};
 use crate::pace::LONGEST;
 use crate::pair::{Context, HOLD, Pair, RETRY, Shared};
+use crate::panic::PanicAlarm;
 use crate::policy::{PollPolicy, Scheduling};
 use crate::probes::Probes;
 use crate::sleep::{Sleeper, Token};
@@ -32,6 +34,8 @@ pub struct WorkerOptions {
     pub scheduling: Scheduling,
     /// What it does without work.
     pub poll: PollPolicy,
+    /// Raised if it panics.
+    pub alarm: PanicAlarm,
 }
 
 /// A guest that a worker serves, or a part of its queue pairs.
@@ -43,6 +47,8 @@ pub struct GuestOptions {
     pub writer: Writer,
     /// Delays to plant.
     pub delays: Vec<Delay>,
+    /// Panics to plant.
+    pub crashes: Vec<Crash>,
     /// Whether bursts are stamped and recorded.
     pub trace: bool,
     /// Probe packets to or from this UDP port are recorded, too.
@@ -68,12 +74,12 @@ impl Worker {
         options: WorkerOptions,
         guest: GuestOptions,
         pairs: Vec<(u16, D)>,
-        clock: Clock,
+        clock: burst_trace::Clock,
     ) -> io::Result<Self> {
         let log = Arc::clone(&guest.log);
         let new = |(index, datapath)| Pair::new(0, Arc::clone(&log), index, datapath);
         let pairs = pairs.into_iter().map(new).collect();
-        Self::spawn_wired(options, Direct::new(), vec![guest], pairs, clock)
+        Self::spawn_wired(options, Direct::new(), vec![guest], pairs, clock.into())
     }
 
     /// Starts a worker that joins all queue pairs of several guests, and perhaps one queue of a datapath as their
@@ -85,8 +91,9 @@ impl Worker {
         options: WorkerOptions,
         guests: Vec<(GuestOptions, Member)>,
         uplink: Option<U>,
-        clock: Clock,
+        clock: burst_trace::Clock,
     ) -> io::Result<Self> {
+        let clock = Clock::from(clock);
         let (guests, members): (Vec<_>, Vec<_>) = guests.into_iter().unzip();
         let logs = guests.iter().map(|guest| Arc::clone(&guest.log));
         let pairs = pairs_of(logs.zip(&members));
@@ -94,7 +101,7 @@ impl Worker {
         Self::spawn_wired(options, fabric, guests, pairs, clock)
     }
 
-    fn spawn_wired<W: Wiring>(
+    pub(crate) fn spawn_wired<W: Wiring>(
         options: WorkerOptions,
         wiring: W,
         guests: Vec<GuestOptions>,
@@ -108,6 +115,7 @@ impl Worker {
         let inside = Arc::clone(&inbox);
         let name = format!("worker-{}", options.index);
         let thread = Builder::new().name(name).spawn(move || {
+            let _watched = options.alarm.watch();
             let _closed_at_the_end = CloseAtTheEnd(Arc::clone(&inside));
             match Loop::new(options, wiring, guests, pairs, clock, inside) {
                 Ok(mut work) => {
@@ -235,7 +243,7 @@ impl<W: Wiring> Loop<W> {
             pair.probes = port.map(|port| Box::new(Probes::new(port)));
         }
         let tracer = |guest: GuestOptions| {
-            let fault = Fault::new(&guest.delays, &clock);
+            let fault = Fault::new(&guest.delays, &guest.crashes, &clock);
             Tracer::new(clock, guest.writer, fault, guest.trace)
         };
         Ok(Self {
@@ -302,9 +310,9 @@ impl<W: Wiring> Loop<W> {
             return None;
         }
         let now = self.clock.now();
-        let due = self.losses.asked + self.losses.every;
-        if now < due {
-            return Some(self.clock.duration_of(due - now));
+        let left = Deadline::after(self.losses.asked, self.losses.every).left(now);
+        if left > 0 {
+            return Some(self.clock.duration_of(left));
         }
         (self.losses.asked, self.losses.turns) = (now, 0);
         let (wiring, pairs, mut shared) = self.split();

@@ -16,6 +16,7 @@ use virtio_net::{
 use super::placing::WORK_MAX;
 use super::waiting::{Crowd, Wait, has_room};
 use super::{Fabric, UPLINK, bits};
+use crate::clock::Deadline;
 use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
 use crate::pair::{Failed, Pair, Shared};
@@ -236,7 +237,8 @@ impl<U: Datapath> Fabric<U> {
             return;
         }
         let since = *self.uplink_full_since.get_or_insert(now);
-        let wait = Wait { receiver: UPLINK, until: since + self.crowded, segments: 0 };
+        let wait =
+            Wait { receiver: UPLINK, until: Deadline::after(since, self.crowded), segments: 0 };
         if self.may_wait(wait, rest, Crowd::new(gathered, frames.len()), now) {
             super::put_off(rest, frames, done);
             self.ends[at].waits = Some(wait);
@@ -258,7 +260,7 @@ impl<U: Datapath> Fabric<U> {
         }
         let now = shared.tracers[0].now();
         let before = uplink.waits;
-        let is_left_alone = uplink.failed.is_some_and(|failed| now < failed.retry_at);
+        let is_left_alone = uplink.failed.is_some_and(|failed| !failed.retry.is_due(now));
         if is_left_alone || self.uplink_waits(pairs, now) {
             return false;
         }
@@ -296,7 +298,7 @@ impl<U: Datapath> Fabric<U> {
     fn uplink_waits(&mut self, pairs: &[Pair<super::Port>], now: u64) -> bool {
         let Some(uplink) = &mut self.uplink else { return false };
         let Some(wait) = uplink.waits else { return false };
-        let waits = now < wait.until && !has_room(&pairs[wait.receiver]);
+        let waits = !wait.until.is_due(now) && !has_room(&pairs[wait.receiver]);
         if !waits {
             uplink.waits = None;
         }
@@ -430,7 +432,7 @@ impl<U: Datapath> Fabric<U> {
         let end = &mut self.ends[to];
         end.note_full(now, false);
         let until = end.patience(true, self.stuck, self.crowded);
-        if now < until {
+        if !until.is_due(now) {
             uplink.waits = Some(Wait { receiver: to, until, segments: 0 });
             return;
         }

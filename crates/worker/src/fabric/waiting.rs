@@ -13,6 +13,7 @@ use virtio_net::{BURST_MAX, Frames};
 use super::placing::all;
 use super::sorting::go_one_way;
 use super::{Fabric, UPLINK};
+use crate::clock::Deadline;
 use crate::pair::{Pair, Shared};
 use crate::ring::{Ring, RingState};
 
@@ -41,7 +42,7 @@ pub struct End {
 pub struct Wait {
     /// The pair.
     pub receiver: usize,
-    pub until: u64,
+    pub until: Deadline,
     /// How many segments of the first frame it has already.
     pub segments: usize,
 }
@@ -83,7 +84,7 @@ impl<U: Datapath> Fabric<U> {
             } else {
                 has_room(&pairs[wait.receiver])
             };
-            !can_go_on && !ring.queue.has_grown() && shared.tracers[0].now() < wait.until
+            !can_go_on && !ring.queue.has_grown() && !wait.until.is_due(shared.tracers[0].now())
         });
         if !waits {
             self.ends[at].waits = None;
@@ -96,7 +97,7 @@ impl<U: Datapath> Fabric<U> {
     pub(super) fn may_wait(&self, wait: Wait, left: u64, crowd: Crowd, now: u64) -> bool {
         let first = left.trailing_zeros();
         let behind = all(crowd.count) >> first << first;
-        left == behind && left & self.flooded == 0 && now < wait.until
+        left == behind && left & self.flooded == 0 && !wait.until.is_due(now)
     }
 
     /// Nothing of what pair `at` sends waits any more, and its next frame is a new one.
@@ -135,9 +136,9 @@ impl End {
 
     /// Until when frames may wait for it. A receiver that takes some now and then is waited for; but where more
     /// stand behind them than is in sight, only for a moment.
-    pub fn patience(&self, is_crowded: bool, stuck: u64, crowded: u64) -> u64 {
+    pub fn patience(&self, is_crowded: bool, stuck: u64, crowded: u64) -> Deadline {
         let since = self.full_since.unwrap_or_default();
-        if is_crowded { since + crowded } else { self.took + stuck }
+        if is_crowded { Deadline::after(since, crowded) } else { Deadline::after(self.took, stuck) }
     }
 }
 
@@ -152,7 +153,6 @@ pub fn has_room(receiver: &Pair<Port>) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use burst_trace::Clock;
     use datapath::{Null, switch};
     use log_limit::LogLimit;
 
@@ -167,8 +167,9 @@ mod tests {
         let capabilities = switch::capabilities(None);
         let member = Member { queue_pairs: 2, mac: None, mac_locked: false, capabilities };
         let mut pairs = pairs_of((0..3).map(|_| (Arc::new(LogLimit::new("")), &member)));
-        let mut fabric = Fabric::new(&[member; 3], None::<Null>, &Clock::default());
-        let wait = |receiver| Some(Wait { receiver, until: 100, segments: 7 });
+        let mut fabric =
+            Fabric::new(&[member; 3], None::<Null>, &burst_trace::Clock::default().into());
+        let wait = |receiver| Some(Wait { receiver, until: Deadline::after(0, 100), segments: 7 });
         for (at, (end, pair)) in fabric.ends.iter_mut().zip(&mut pairs).enumerate() {
             (end.waits, end.begun) = (wait((at + 2) % 6), wait((at + 2) % 6));
             end.full_since = Some(50);

@@ -1,0 +1,93 @@
+//! Why the daemon cannot run.
+
+use std::io;
+use std::path::PathBuf;
+
+use burst_trace::RecorderError;
+use datapath::{AfXdpError, CaptureError, MacvtapError, TapError};
+use metrics::MetricsError;
+use vhost_control::{ServeError, SocketError};
+
+use crate::kernel::FollowError;
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tap.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The macvtap.
+    #[error(transparent)]
+    Macvtap(#[from] MacvtapError),
+    /// The interface of AF_XDP sockets.
+    #[error(transparent)]
+    AfXdp(#[from] AfXdpError),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The capture.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The recorder.
+    #[error(transparent)]
+    Recorder(#[from] RecorderError),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// The kernel's programs.
+    #[error(transparent)]
+    Kernel(#[from] kernel_stages::Error),
+    /// What they measure.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    /// A worker.
+    #[error(
+        "worker {index} cannot run{}: {source}",
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            " with --sched (it needs root or CAP_SYS_NICE)"
+        } else {
+            " (do all CPUs of --cpus exist?)"
+        }
+    )]
+    Worker {
+        /// Its number.
+        index: usize,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// Something is wrong with one of several guests.
+    #[error("guest '{name}': {source}")]
+    Guest {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: Box<Error>,
+    },
+    /// A worker, or a thread that serves a guest, panicked.
+    #[error(
+        "a worker or a guest's thread ended by a fault of its own (see the message above), and the daemon with it; \
+         please report this, and start it again"
+    )]
+    Fault,
+    /// Signals.
+    #[error("signals cannot be handled: {0}")]
+    Signals(io::Error),
+    /// The directory of the recorders, and of sockets in it.
+    #[error("cannot make the directory {path}: {source}; choose another --run-dir")]
+    RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// Serving ended.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+impl Error {
+    /// Whether the fault is our own.
+    pub const fn is_fault(&self) -> bool {
+        matches!(self, Self::Fault)
+    }
+}

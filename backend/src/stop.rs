@@ -1,0 +1,54 @@
+//! What ends the daemon: a signal, or a fault of our own.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+use worker::PanicAlarm;
+
+use crate::sys;
+
+/// Becomes readable, and stays so, when the daemon is to end.
+#[derive(Debug)]
+pub struct Stop {
+    asked: UnixStream,
+    alarm: PanicAlarm,
+}
+
+impl Stop {
+    /// Listens for SIGTERM, and for SIGINT and SIGHUP where the program that started us does not have them ignored.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn on_signals() -> io::Result<Self> {
+        let (asked, ask) = UnixStream::pair()?;
+        pipe::register(SIGTERM, ask.try_clone()?)?;
+        for signal in [SIGINT, SIGHUP] {
+            if !sys::is_ignored(signal) {
+                pipe::register(signal, ask.try_clone()?)?;
+            }
+        }
+        Ok(Self { asked, alarm: PanicAlarm::new(ask) })
+    }
+
+    /// Raised by threads without which guests are not served, when they panic: the daemon ends.
+    pub const fn alarm(&self) -> &PanicAlarm {
+        &self.alarm
+    }
+
+    /// Whether the daemon is to end.
+    pub fn is_asked(&self) -> bool {
+        let mut asked = [PollFd::new(&self.asked, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut asked, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl AsFd for Stop {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.asked.as_fd()
+    }
+}

@@ -1,0 +1,99 @@
+//! The worker's time: the recorder's clock, and deadlines on it.
+//!
+//! The clock may jump: after a suspend the CPU's counter starts again on some machines, and a virtual machine that
+//! moves to another host may get another counter. A deadline that was made before must not be days away then.
+
+use std::ops::Deref;
+
+/// The recorder's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    clock: burst_trace::Clock,
+    /// Ticks that a test has the clock jump by.
+    #[cfg(test)]
+    jump: Option<&'static std::sync::atomic::AtomicU64>,
+}
+
+impl Clock {
+    /// The time now, ticks.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        let now = self.clock.now();
+        #[cfg(test)]
+        if let Some(jump) = self.jump {
+            return now.wrapping_add(jump.load(std::sync::atomic::Ordering::Relaxed));
+        }
+        now
+    }
+
+    /// A clock that reads `jump` ticks more than it should.
+    #[cfg(test)]
+    pub fn jumping(jump: &'static std::sync::atomic::AtomicU64) -> Self {
+        Self { clock: burst_trace::Clock::new(), jump: Some(jump) }
+    }
+}
+
+impl From<burst_trace::Clock> for Clock {
+    fn from(clock: burst_trace::Clock) -> Self {
+        Self {
+            clock,
+            #[cfg(test)]
+            jump: None,
+        }
+    }
+}
+
+impl Deref for Clock {
+    type Target = burst_trace::Clock;
+
+    fn deref(&self) -> &burst_trace::Clock {
+        &self.clock
+    }
+}
+
+/// A moment to come, ticks.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline {
+    at: u64,
+    /// How far away it was when it was made.
+    span: u64,
+}
+
+impl Deadline {
+    /// `span` ticks after `now`.
+    #[inline]
+    pub const fn after(now: u64, span: u64) -> Self {
+        Self { at: now.saturating_add(span), span }
+    }
+
+    /// Whether it has come.
+    #[inline]
+    pub const fn is_due(self, now: u64) -> bool {
+        self.left(now) == 0
+    }
+
+    /// How many ticks are left until then. Of a deadline that is much farther away than it ever was, none are: the clock
+    /// has gone back. Up to twice the span is believed, because `now` may be a little older than the deadline.
+    #[inline]
+    pub const fn left(self, now: u64) -> u64 {
+        let left = self.at.saturating_sub(now);
+        if left > self.span.saturating_mul(2) { 0 } else { left }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Deadline;
+
+    #[test]
+    fn a_deadline_comes_also_when_the_clock_goes_back() {
+        let deadline = Deadline::after(1_000_000, 100);
+        assert!(!deadline.is_due(1_000_000) && deadline.is_due(1_000_100));
+        assert_eq!((deadline.left(1_000_040), deadline.left(1_000_200)), (60, 0));
+        // Made a moment after the time that it is compared with.
+        assert!(!deadline.is_due(999_990));
+        assert!(deadline.is_due(0) && deadline.is_due(999_000) && deadline.is_due(u64::MAX));
+        assert!(Deadline::after(u64::MAX - 1, 100).left(u64::MAX - 1) <= 100);
+        assert!(Deadline::after(5, 0).is_due(5));
+    }
+}

@@ -1,0 +1,316 @@
+//! A worker with a driver at its other side and a datapath that does as it is told.
+
+use std::fs::{File, read_to_string};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use burst_trace::{Recorder, RecorderOptions};
+use datapath::{Capabilities, Datapath, Look, Transmitted};
+use guest_memory::GuestMemory;
+use log_limit::LogLimit;
+use rustix::event::{EventfdFlags, eventfd};
+use virtio_net::features::BASE;
+use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
+use virtqueue::driver::{Buffer, Driver, RingOptions};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use crate::clock::Clock;
+use crate::pair::Pair;
+use crate::wiring::Direct;
+use crate::{
+    Custody, Foreign, GuestOptions, PanicAlarm, PollPolicy, RingStart, Scheduling, StartError,
+    Worker, WorkerOptions,
+};
+
+const SOON: Duration = Duration::from_secs(5);
+/// Where the rings are in the guest's memory, by their index, and where frames are.
+const RINGS: [u64; 2] = [0x1000, 0x8000];
+const FRAME: Buffer = Buffer { address: 0x1_0000, len: 100, writable: false };
+const SIZE: u16 = 64;
+
+/// What a datapath is told to do.
+#[derive(Debug, Default)]
+struct Orders {
+    refuses_memory: AtomicBool,
+    cannot_be_read: AtomicBool,
+    /// Times that it was read.
+    reads: AtomicU64,
+}
+
+/// Takes all frames and has none.
+#[derive(Debug)]
+struct Obedient {
+    orders: Arc<Orders>,
+    /// Never readable.
+    descriptor: OwnedFd,
+}
+
+impl Datapath for Obedient {
+    fn capabilities(&self) -> Capabilities {
+        let none = Offloads::default();
+        Capabilities { name: "obedient", from_guest: none, to_guest: none, mtu: 1500 }
+    }
+
+    fn attach(&mut self, _memory: &GuestMemory) -> io::Result<()> {
+        match self.orders.refuses_memory.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::OutOfMemory.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn set_active(&mut self, _active: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        Transmitted { taken: frames.len(), ..Transmitted::default() }
+    }
+
+    fn receive(&mut self, _room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        self.orders.reads.fetch_add(1, Ordering::Relaxed);
+        match self.orders.cannot_be_read.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::NetworkDown.into()),
+            false => Ok(Look::Drained),
+        }
+    }
+
+    fn has_frames(&self) -> bool {
+        false
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.descriptor.as_fd())
+    }
+}
+
+fn new_eventfd() -> File {
+    eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap().into()
+}
+
+/// A guest of one queue pair.
+struct Rig {
+    worker: Worker,
+    orders: Arc<Orders>,
+    memory: Arc<GuestMemory>,
+    drivers: [Driver; 2],
+    /// Of each ring.
+    kicks: [File; 2],
+    errors: [File; 2],
+    custody: Arc<Custody>,
+    _alarm: UnixStream,
+    _directory: tempfile::TempDir,
+    _recorder: Recorder,
+}
+
+impl Rig {
+    fn new(poll: PollPolicy, clock: Clock) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = RecorderOptions {
+            path: directory.path().join("vm.trace"),
+            workers: 1,
+            queue_pairs: 1,
+            capacity: 64,
+            facts: String::new(),
+        };
+        let recorder = Recorder::create(&options, &clock).unwrap();
+        let log = Arc::new(LogLimit::new(""));
+        let guest = GuestOptions {
+            log: Arc::clone(&log),
+            writer: recorder.writer(0, *clock),
+            delays: Vec::new(),
+            crashes: Vec::new(),
+            trace: true,
+            probe_port: None,
+        };
+        let (alarm, wake) = UnixStream::pair().unwrap();
+        let options = WorkerOptions {
+            index: 0,
+            scheduling: Scheduling::default(),
+            poll,
+            alarm: PanicAlarm::new(wake),
+        };
+        let orders = Arc::new(Orders::default());
+        let datapath = Obedient { orders: Arc::clone(&orders), descriptor: new_eventfd().into() };
+        let pairs = vec![Pair::new(0, log, 0, datapath)];
+        let worker = Worker::spawn_wired(options, Direct::new(), vec![guest], pairs, clock);
+        let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
+        let memory = Arc::new(GuestMemory::new(Arc::new(map)));
+        let drivers = RINGS.map(|at| Driver::new(&memory, at, RingOptions::of(SIZE), 0));
+        Self {
+            worker: worker.unwrap(),
+            orders,
+            memory,
+            drivers,
+            kicks: [new_eventfd(), new_eventfd()],
+            errors: [new_eventfd(), new_eventfd()],
+            custody: Custody::new(&Arc::default()).unwrap(),
+            _alarm: alarm,
+            _directory: directory,
+            _recorder: recorder,
+        }
+    }
+
+    fn start(&self, ring: u16) -> Result<(), StartError> {
+        let at = usize::from(ring);
+        let start = RingStart {
+            setup: self.drivers[at].setup(),
+            memory: Arc::clone(&self.memory),
+            negotiated: Negotiated(BASE),
+            kick: Some(self.hand_over(&self.kicks[at])),
+            call: None,
+            error: Some(self.hand_over(&self.errors[at])),
+            enabled: true,
+        };
+        self.worker.mailbox(0).start(ring, start)
+    }
+
+    fn hand_over(&self, file: &File) -> Arc<Foreign> {
+        Arc::new(self.custody.take(file.try_clone().unwrap().into()))
+    }
+
+    fn kick(&self, ring: usize) {
+        (&self.kicks[ring]).write_all(&1_u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Sends `count` frames, and waits until their buffers are back.
+    fn send(&mut self, count: usize) {
+        for _ in 0..count {
+            self.drivers[1].add(&[FRAME]).unwrap();
+        }
+        self.drivers[1].publish();
+        self.kick(1);
+        let mut back = 0;
+        wait_for(|| {
+            back += std::iter::from_fn(|| self.drivers[1].used()).count();
+            back == count
+        });
+    }
+
+    /// How often the worker has slept so far (`proc_pid_status(5)`).
+    fn sleeps(&self) -> u64 {
+        let path = format!("/proc/self/task/{}/status", self.worker.tid());
+        let status = read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.unwrap().trim().parse().unwrap()
+    }
+
+    /// Waits until the worker sleeps and nothing wakes it up.
+    fn settle(&self) {
+        wait_for(|| {
+            let before = self.sleeps();
+            sleep(Duration::from_millis(50));
+            self.sleeps() == before && self.is_asleep()
+        });
+    }
+
+    fn is_asleep(&self) -> bool {
+        let path = format!("/proc/self/task/{}/stat", self.worker.tid());
+        let stat = read_to_string(path).unwrap();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+    }
+}
+
+#[track_caller]
+fn wait_for(mut is_so: impl FnMut() -> bool) {
+    let until = Instant::now() + SOON;
+    while !is_so() {
+        assert!(Instant::now() < until, "not within {SOON:?}");
+        sleep(Duration::from_micros(100));
+    }
+}
+
+fn steady() -> Clock {
+    Clock::from(burst_trace::Clock::new())
+}
+
+#[test]
+fn a_ring_whose_memory_the_datapath_refuses_is_not_listened_to() {
+    let mut rig = Rig::new(PollPolicy::Never, steady());
+    rig.orders.refuses_memory.store(true, Ordering::Relaxed);
+    assert!(matches!(rig.start(1), Err(StartError::System(_))));
+    rig.settle();
+    let before = rig.sleeps();
+    for _ in 0..10 {
+        rig.kick(1);
+        sleep(Duration::from_millis(5));
+    }
+    assert_eq!(rig.sleeps(), before, "a kick wakes the worker up");
+    rig.orders.refuses_memory.store(false, Ordering::Relaxed);
+    rig.start(1).unwrap();
+    rig.send(3);
+}
+
+#[test]
+fn nothing_is_written_into_a_ring_that_is_broken() {
+    let mut rig = Rig::new(PollPolicy::Never, steady());
+    rig.start(1).unwrap();
+    rig.send(3);
+    rig.settle();
+    let setup = rig.drivers[1].setup();
+    // More chains than the ring has (virtio 1.2, 2.7.13: `idx` follows the flags).
+    rig.memory.write(setup.driver_area + 2, &2000_u16.to_le_bytes()).unwrap();
+    rig.kick(1);
+    wait_for(|| (&rig.errors[1]).read(&mut [0; 8]).is_ok());
+    let canary = [0xa5; 16];
+    rig.memory.write(setup.device_area, &canary).unwrap();
+    for _ in 0..5 {
+        rig.kick(1);
+        rig.settle();
+    }
+    let mut found = [0; 16];
+    rig.memory.read(setup.device_area, &mut found).unwrap();
+    assert_eq!(found, canary);
+}
+
+/// What a clock may be off by after a jump, ticks: a counter that starts again after days, one that goes on elsewhere,
+/// and one that goes back by a little.
+const JUMPS: [u64; 5] = [1 << 50, 0, u64::MAX >> 1, (1 << 50) - 1_000_000_000, 1 << 40];
+
+#[test]
+fn a_clock_that_jumps_stops_no_traffic() {
+    for poll in [PollPolicy::Never, PollPolicy::default(), PollPolicy::Always] {
+        let jump: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(1 << 50)));
+        let mut rig = Rig::new(poll, Clock::jumping(jump));
+        rig.start(0).unwrap();
+        rig.start(1).unwrap();
+        for to in JUMPS.into_iter().cycle().take(20) {
+            // So much that looks at the ring wait for more.
+            for _ in 0..200 {
+                rig.send(usize::from(SIZE) / 2);
+            }
+            jump.store(to, Ordering::Relaxed);
+        }
+        rig.send(1);
+        if poll != PollPolicy::Always {
+            rig.settle();
+            // It is awake, and polls.
+            rig.send(1);
+            jump.store(0, Ordering::Relaxed);
+            rig.settle();
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_jumps_keeps_no_datapath_from_being_read_again() {
+    let jump: &'static AtomicU64 = Box::leak(Box::new(AtomicU64::new(1 << 50)));
+    let mut rig = Rig::new(PollPolicy::default(), Clock::jumping(jump));
+    rig.orders.cannot_be_read.store(true, Ordering::Relaxed);
+    for _ in 0..8 {
+        rig.drivers[0].add(&[Buffer { address: 0x2_0000, len: 2048, writable: true }]).unwrap();
+    }
+    rig.drivers[0].publish();
+    rig.start(0).unwrap();
+    let reads = |rig: &Rig| rig.orders.reads.load(Ordering::Relaxed);
+    wait_for(|| reads(&rig) >= 3);
+    for to in JUMPS {
+        jump.store(to, Ordering::Relaxed);
+        let before = reads(&rig);
+        wait_for(|| reads(&rig) > before + 1);
+    }
+}

@@ -1,0 +1,182 @@
+//! How the daemon starts and ends: faults of its own, signals, its directory, and interfaces that another one serves.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use frontend::{Guest, GuestOptions};
+use ringscope_tests::cable::{Cable, ip};
+use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::frames;
+use ringscope_tests::hostile::within_soon;
+use ringscope_tests::lan::guest_table;
+use rustix::process::{Pid, Signal, kill_process};
+
+const SOON: Duration = Duration::from_secs(5);
+const REFLECT: [&str; 2] = ["--datapath", "reflect"];
+/// The status after a fault of its own.
+const FAULT: Option<i32> = Some(70);
+
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // If it has ended already there is nothing more to be done.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn command(socket: &Path, run_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program("ringscoped").unwrap());
+    command.arg("--socket-path").arg(socket).arg("--run-dir").arg(run_dir).args(arguments);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_worker_that_panics_ends_the_daemon_with_a_message_and_a_status() {
+    let directory = tempfile::tempdir().unwrap();
+    for direction in ["tx", "rx"] {
+        let fault = format!("panic:{direction},after=3");
+        let arguments = [&REFLECT[..], &["--fault", &fault]].concat();
+        let mut daemon = Daemon::start(directory.path(), "vm", &arguments).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        for n in 0..10 {
+            let _ = guest.pair(0).send(&frames::frame(n, 100));
+            let _ = guest.pair(0).receive_within(Duration::from_millis(20));
+        }
+        let status = daemon.ended_within(SOON).unwrap().expect("it goes on without its worker");
+        assert_eq!(status.code(), FAULT, "{}", daemon.log());
+        let log = daemon.log();
+        assert!(log.contains("planted by --fault panic"), "{log}");
+        let last = log.lines().last().unwrap();
+        assert!(
+            last.starts_with("ringscoped: ") && last.contains("by a fault of its own"),
+            "{log}"
+        );
+        assert!(!daemon.socket().exists(), "the socket stays");
+        assert!(daemon.reader().unwrap().totals(1).packets >= 2, "the recorder is lost");
+    }
+}
+
+#[test]
+fn a_worker_that_panics_has_the_other_guests_drained_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = ["datapath = 'reflect'\nfault = ['panic:tx']", "datapath = 'reflect'"];
+    let config: String =
+        (0..).zip(keys).map(|(n, keys)| guest_table(directory.path(), n, keys)).collect();
+    let mut daemon = Daemon::start_with_config(directory.path(), "vm0", &config).unwrap();
+    let socket = |n| directory.path().join(format!("vm{n}.sock"));
+    let [mut faulty, mut other] =
+        [0, 1].map(|n| Guest::connect(socket(n), GuestOptions::default()).unwrap());
+    frames::come_back(&mut other).unwrap();
+    let _ = faulty.pair(0).send(&frames::frame(0, 100));
+    let status = daemon.ended_within(SOON).unwrap().expect("it goes on without a worker");
+    assert_eq!(status.code(), FAULT, "{}", daemon.log());
+    assert!(!socket(0).exists() && !socket(1).exists());
+    // What the other guest sent has come back, and its rings were let go of in order.
+    other.pair(0).reap().unwrap();
+    assert!(daemon.log().contains("vm1: the front end is gone"), "{}", daemon.log());
+}
+
+#[test]
+fn the_run_directory_is_there_before_the_socket_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let run_dir = directory.path().join("new").join("ringscope");
+    let socket = run_dir.join("vm0.sock");
+    let mut daemon = Running(command(&socket, &run_dir, &REFLECT).spawn().unwrap());
+    let guest = within_soon(|| Guest::connect(&socket, GuestOptions::default()).ok());
+    frames::come_back(&mut guest.expect("it serves")).unwrap();
+    terminate(&daemon);
+    assert_eq!(daemon.0.wait().unwrap().code(), Some(0));
+
+    let elsewhere = directory.path().join("elsewhere").join("vm0.sock");
+    let output = command(&elsewhere, &run_dir, &REFLECT).output().unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("no directory") && said.contains("make it first"), "{said}");
+    assert!(!elsewhere.parent().unwrap().exists());
+}
+
+fn terminate(daemon: &Running) {
+    kill_process(Pid::from_child(&daemon.0), Signal::TERM).unwrap();
+}
+
+#[test]
+fn signals_that_are_ignored_stay_ignored_but_sigterm() {
+    let directory = tempfile::tempdir().unwrap();
+    for (ignored, ends) in
+        [("HUP", Signal::INT), ("INT", Signal::HUP), ("HUP INT TERM", Signal::TERM)]
+    {
+        let socket = directory.path().join("vm0.sock");
+        let plain = command(&socket, directory.path(), &REFLECT);
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(format!("trap '' {ignored}; exec \"$@\"")).arg("sh");
+        shell.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
+        let mut daemon = Running(shell.spawn().unwrap());
+        let guest = within_soon(|| Guest::connect(&socket, GuestOptions::default()).ok());
+        let mut guest = guest.expect("it serves");
+        for (name, signal) in [("HUP", Signal::HUP), ("INT", Signal::INT)] {
+            if ignored.contains(name) {
+                kill_process(Pid::from_child(&daemon.0), signal).unwrap();
+            }
+        }
+        for _ in 0..10 {
+            frames::come_back(&mut guest).unwrap();
+        }
+        assert!(daemon.0.try_wait().unwrap().is_none(), "{ignored}: it has ended");
+        kill_process(Pid::from_child(&daemon.0), ends).unwrap();
+        let status = within_soon(|| daemon.0.try_wait().unwrap());
+        let status = status.unwrap_or_else(|| panic!("{ignored}: it goes on"));
+        assert_eq!((status.code(), status.signal()), (Some(0), None), "{ignored}");
+    }
+}
+
+/// A tap for several queues, removed when dropped.
+struct Tap(String);
+
+impl Tap {
+    fn new() -> Self {
+        let name = format!("rsq{}", std::process::id() % 100_000);
+        ip(&format!("tuntap add dev {name} mode tap multi_queue vnet_hdr"));
+        Self(name)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        ip(&format!("link del {}", self.0));
+    }
+}
+
+#[test]
+fn a_second_daemon_on_an_interface_is_refused() {
+    let (tap, cable) = (Tap::new(), Cable::new());
+    let (macvtap, _) = cable.add_macvtap();
+    for datapath in [format!("tap:ifname={}", tap.0), format!("macvtap:ifname={macvtap}")] {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut daemon = Daemon::start(first.path(), "vm", &["--datapath", &datapath]).unwrap();
+        let socket = second.path().join("vm.sock");
+        let refused =
+            || command(&socket, second.path(), &["--datapath", &datapath]).output().unwrap();
+        let output = refused();
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let expected = format!("is served by process {} already", daemon.pid());
+        assert!(said.contains(&expected), "{said}");
+        assert!(fs::read_dir(second.path()).unwrap().next().is_none(), "something is left");
+        // The interface is free again, however the first one ended.
+        daemon.signal(Signal::KILL).unwrap();
+        daemon.ended_within(SOON).unwrap().expect("killed");
+        let again = Daemon::start(second.path(), "vm", &["--datapath", &datapath]).unwrap();
+        drop(again);
+    }
+}
