@@ -395,3 +395,36 @@ fn set_aside_what_is_there(path: &Path) -> io::Result<()> {
 fn lock_path(recorder: &Path) -> PathBuf {
     recorder.with_extension("lock")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_that_starts_again_keeps_its_rate() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = Clock::new();
+        let options = RecorderOptions {
+            path: directory.path().join("vm.trace"),
+            workers: 1,
+            queue_pairs: 1,
+            capacity: 64,
+            facts: String::new(),
+        };
+        let recorder = Recorder::create(&options, &clock).unwrap();
+        let mut writer = recorder.writer(0, clock);
+        let second = clock.ticks_per_second();
+        let rate = || recorder.words.at(word::TICKS_PER_SECOND).load(Ordering::Relaxed);
+        // It was days further on, or back, when the recorder was made, a second ago.
+        for ticks in [writer.start.ticks + (second << 20), 0] {
+            writer.start.ticks = ticks;
+            writer.start.monotonic_ns -= 1_000_000_000;
+            writer.refresh_anchor();
+            assert_eq!(rate(), second);
+            assert!(
+                writer.start.ticks.abs_diff(clock.now()) < second,
+                "it is measured from here on"
+            );
+        }
+    }
+}

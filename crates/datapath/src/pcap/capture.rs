@@ -19,6 +19,7 @@ use burst_trace::file::MAGIC;
 use burst_trace::pcapng::{self, Packet, Totals, Way};
 use burst_trace::{BurstRecord, Clock, Direction, Stage};
 use host_files::create_own;
+use log_limit::LogLimit;
 
 /// Blocks of each queue.
 const BLOCKS: usize = 512;
@@ -190,6 +191,7 @@ pub fn begin(
         written: 0,
         counters: Arc::clone(&counters),
         left_out: 0,
+        log: LogLimit::new(""),
     };
     let thread = Builder::new()
         .name("capture".into())
@@ -237,6 +239,8 @@ struct Scribe {
     counters: Arc<Counters>,
     /// How many were left out when it was last said.
     left_out: u64,
+    /// Where that is said: a guest that floods leaves some out of every block.
+    log: LogLimit,
 }
 
 impl Scribe {
@@ -321,7 +325,8 @@ impl Scribe {
         if left_out > self.left_out && self.file.is_some() {
             self.left_out = left_out;
             let path = self.path.display();
-            log::warn!(
+            log_limit::warn!(
+                self.log,
                 "{left_out} frames are left out of {path} so far: it cannot be written as fast"
             );
             self.put_statistics();
@@ -409,8 +414,15 @@ impl WallClock {
         self.latest = self.clock.anchor();
         let elapsed_ns = u128::from(self.latest.monotonic_ns - self.start.monotonic_ns);
         if elapsed_ns > 500_000_000 {
-            let ticks = u128::from(self.latest.ticks - self.start.ticks);
-            self.ticks_per_second = (ticks * 1_000_000_000 / elapsed_ns) as u64;
+            let ticks = u128::from(self.latest.ticks.saturating_sub(self.start.ticks));
+            let rate = (ticks * 1_000_000_000 / elapsed_ns) as u64;
+            let nominal = self.clock.ticks_per_second();
+            if rate.abs_diff(nominal) <= nominal / 16 {
+                self.ticks_per_second = rate;
+            } else {
+                // The counter has jumped, in a suspend for instance. Its rate is measured from here on.
+                self.start = self.latest;
+            }
         }
     }
 
