@@ -147,7 +147,9 @@ fn a_socket_whose_close_waits_holds_nobody_up() {
     scene.daemon.signal(Signal::CONT).unwrap();
     stream.read_exact(&mut [0; 20]).unwrap();
     let call = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let began = Instant::now();
     scene.hand_over(Handover::Call, 1, &call).unwrap();
+    assert!(began.elapsed() < SOON, "it waited for {:?}", began.elapsed());
     frames::come_back(&mut scene.guest).unwrap();
     scene.expect_next();
     scene.expect_end();
