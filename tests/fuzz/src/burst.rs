@@ -36,7 +36,10 @@ impl Device {
         assert!(new.len() <= max);
         // A chain has no more descriptors than this, each in one or two of the regions.
         let limit = 2 * u32::from(self.queue.size().max(1024));
-        assert!(self.chains.walked() < BURST_DESCRIPTORS_MAX + limit, "too much walked for a burst");
+        assert!(
+            self.chains.walked() < BURST_DESCRIPTORS_MAX + limit,
+            "too much walked for a burst"
+        );
         if new.is_empty() {
             assert_eq!(self.queue.next_available(), position, "moved on without a chain");
         }

@@ -4,8 +4,14 @@
 //! - [`burst`]: the device's side, one burst after the other, as a worker would.
 //! - [`hostile`]: targets `split` and `packed`.
 //! - [`honest`]: target `oracle`.
+//! - [`frames`]: target `frames`.
+//! - [`recordings`]: target `recordings`.
+//! - [`control`]: target `control`.
 
 pub mod burst;
+pub mod control;
+pub mod frames;
 pub mod honest;
 pub mod hostile;
 pub mod memory;
+pub mod recordings;

@@ -1,0 +1,305 @@
+//! The devices, their workers, and the front end that behaves well.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use burst_trace::{Clock, Recorder, RecorderOptions};
+use datapath::{Capabilities, Datapath as _, Null, Reflect, switch};
+use log_limit::LogLimit;
+use rustix::event::{EventfdFlags, eventfd};
+use vhost_control::{Device, Endpoint, serve};
+use virtio_net::{ConfigSpace, MacAddress};
+use vmm_sys_util::signal::register_signal_handler;
+use worker::{
+    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
+};
+
+use super::front::Front;
+
+/// Queue pairs of the devices that are not on the switch.
+const PAIRS: u16 = 2;
+/// A conversation must end this long after its front end is gone, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How many inputs lie between two looks for descriptors, and between two with traffic.
+const CHECK_DESCRIPTORS: u64 = 256;
+const CHECK_TRAFFIC: u64 = 64;
+/// Descriptors that come and go: other threads may just be closing some.
+const DESCRIPTORS_MORE: usize = 16;
+
+/// The daemon's parts, for the life of this process.
+pub struct World {
+    devices: Vec<Arc<Device>>,
+    /// Never readable.
+    stop: OwnedFd,
+    /// The other guest of the switch.
+    neighbour: Mutex<Option<frontend::Guest>>,
+    checks: AtomicU64,
+    descriptors: OnceLock<usize>,
+    _workers: Vec<Worker>,
+    _recorders: Vec<Recorder>,
+}
+
+/// What a front end's conversation with a device came to.
+pub struct Conversation {
+    ended: Receiver<()>,
+}
+
+impl Conversation {
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// When it does not come in time.
+    pub fn end(self) {
+        self.ended.recv_timeout(PATIENCE).expect("a conversation ends when its front end is gone");
+    }
+}
+
+/// Formats every line and writes it nowhere.
+struct Formatter;
+
+impl log::Log for Formatter {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let _ = write!(std::io::sink(), "{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+impl World {
+    /// The world, made when it is first asked for.
+    pub fn get() -> &'static Self {
+        static WORLD: OnceLock<World> = OnceLock::new();
+        static FORMATTER: Formatter = Formatter;
+        let mut is_new = false;
+        let world = WORLD.get_or_init(|| {
+            let _ = log::set_logger(&FORMATTER);
+            log::set_max_level(log::LevelFilter::Debug);
+            // A Rust program ignores it; this one's `main` is the fuzzer's.
+            register_signal_handler(libc::SIGPIPE, ignore).expect("a signal handler");
+            is_new = true;
+            Self::new()
+        });
+        if is_new {
+            world.meet_neighbour();
+        }
+        world
+    }
+
+    fn new() -> Self {
+        let clock = Clock::new();
+        let (mut devices, mut workers, mut recorders) = (Vec::new(), Vec::new(), Vec::new());
+        let mut guest = |name: &str| {
+            let (recorder, options) = guest_options(name, clock);
+            recorders.push(recorder);
+            options
+        };
+        let reflect: Vec<_> = (0..PAIRS).map(|pair| (pair, Reflect)).collect();
+        let able = Reflect.capabilities();
+        workers
+            .push(Worker::spawn(options(0), guest("reflect"), reflect, clock).expect("a worker"));
+        devices.push(device("reflect", PAIRS, None, &able, workers[0].mailbox(0)));
+        let null: Vec<_> = (0..PAIRS).map(|pair| (pair, Null::new(256))).collect();
+        let able = null[0].1.capabilities();
+        workers.push(Worker::spawn(options(1), guest("null"), null, clock).expect("a worker"));
+        devices.push(device("null", PAIRS, None, &able, workers[1].mailbox(0)));
+        let able = switch::capabilities(None);
+        let mac = |number| Some(MacAddress([0x52, 0x54, 0, 0, 0, number]));
+        let member = |mac: Option<_>| Member {
+            queue_pairs: 1,
+            mac,
+            mac_locked: mac.is_some(),
+            capabilities: able,
+        };
+        let members = vec![(guest("one"), member(None)), (guest("two"), member(mac(2)))];
+        let joined = Worker::spawn_switch(options(2), members, None::<Null>, clock);
+        workers.push(joined.expect("a worker"));
+        devices.push(device("one", 1, None, &able, workers[2].mailbox(0)));
+        devices.push(device("two", 1, mac(2), &able, workers[2].mailbox(1)));
+        Self {
+            devices,
+            stop: eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"),
+            neighbour: Mutex::new(None),
+            checks: AtomicU64::new(0),
+            descriptors: OnceLock::new(),
+            _workers: workers,
+            _recorders: recorders,
+        }
+    }
+
+    /// How many devices there are to be tried: the last one's guest is the neighbour.
+    #[must_use]
+    pub fn devices(&self) -> usize {
+        self.devices.len() - 1
+    }
+
+    /// The features that a device offers.
+    #[must_use]
+    pub fn offered(&self, device: usize) -> u64 {
+        // VHOST_USER_F_PROTOCOL_FEATURES is the framework's.
+        self.devices[device].features | 1 << 30
+    }
+
+    /// Whether a device is one of the switch's.
+    #[must_use]
+    pub fn is_at_switch(&self, device: usize) -> bool {
+        device + 2 >= self.devices.len()
+    }
+
+    /// Begins a conversation with a device.
+    pub fn converse(&'static self, device: usize) -> (UnixStream, Conversation) {
+        let (front, back) = UnixStream::pair().expect("sockets");
+        let device = &self.devices[device];
+        let (tell, ended) = channel();
+        std::thread::spawn(move || {
+            // What ends one front end's conversation is no matter of the next one's.
+            let _ = serve(Endpoint::Connected(back), device, self.stop.as_fd());
+            let _ = tell.send(());
+        });
+        (front, Conversation { ended })
+    }
+
+    /// A front end that behaves well is served by device number `device`, now and then with traffic; descriptors stay as
+    /// many as they are.
+    pub fn check(&'static self, device: usize) {
+        let count = self.checks.fetch_add(1, Ordering::Relaxed);
+        if count.is_multiple_of(CHECK_TRAFFIC) {
+            self.check_traffic(device);
+        } else {
+            let mut front = Front::connect(self, device);
+            front.sync();
+            assert!(front.is_served(), "no front end is served any more");
+            front.end();
+        }
+        if count.is_multiple_of(CHECK_DESCRIPTORS) && count > 0 {
+            self.check_descriptors();
+        }
+    }
+
+    fn check_descriptors(&self) {
+        let count = || fs::read_dir("/proc/self/fd").expect("descriptors").count();
+        let before = *self.descriptors.get_or_init(count);
+        let until = Instant::now() + PATIENCE;
+        while count() > before + DESCRIPTORS_MORE {
+            assert!(Instant::now() < until, "{before} descriptors have become {}", count());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn check_traffic(&'static self, device: usize) {
+        let (stream, conversation) = self.converse(device);
+        let options = frontend::GuestOptions::default().queue_size(64);
+        let mut guest = frontend::Guest::over(stream, options).expect("a guest is served");
+        let to_all = |from: u8| {
+            [&[0xff; 6][..], &[0x52, 0x54, 0, 0, 0, from], &[0x88, 0xb5], &[7; 86]].concat()
+        };
+        let frame = to_all(9);
+        let pair = guest.pair(0);
+        assert!(pair.send(&frame).expect("a ring in order"), "no room to send");
+        match self.devices[device].log.prefix() {
+            "reflect" => expect(pair, &frame),
+            "one" => {
+                let mut neighbour = self.neighbour.lock().unwrap_or_else(PoisonError::into_inner);
+                let neighbour = neighbour.as_mut().expect("a neighbour").pair(0);
+                expect(neighbour, &frame);
+                neighbour.reap().expect("a ring in order");
+                let answer = to_all(2);
+                assert!(neighbour.send(&answer).expect("a ring in order"), "no room to send");
+                expect(pair, &answer);
+            }
+            _ => {}
+        }
+        guest.check_canaries().expect("no byte beside a buffer is written");
+        drop(guest);
+        conversation.end();
+    }
+
+    fn meet_neighbour(&'static self) {
+        let (stream, conversation) = self.converse(self.devices.len() - 1);
+        // It stays as long as this process.
+        std::mem::forget(conversation);
+        let options = frontend::GuestOptions::default().queue_size(256);
+        let neighbour = frontend::Guest::over(stream, options).expect("a guest is served");
+        *self.neighbour.lock().unwrap_or_else(PoisonError::into_inner) = Some(neighbour);
+    }
+}
+
+/// Waits for `frame` among all that come.
+fn expect(pair: &mut frontend::Pair, frame: &[u8]) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let came = pair.receive_within(left).expect("a ring in order");
+        let came = came.expect("a frame comes to a guest that behaves well");
+        pair.refill().expect("a ring in order");
+        if came.bytes == frame {
+            return;
+        }
+    }
+}
+
+fn options(index: usize) -> WorkerOptions {
+    let scheduling = Scheduling { cpu: None, fifo: None };
+    // Nobody hears it: a panic ends this process at once.
+    let alarm = PanicAlarm::new(UnixStream::pair().expect("sockets").0);
+    WorkerOptions { index, scheduling, poll: PollPolicy::Never, alarm }
+}
+
+fn guest_options(name: &str, clock: Clock) -> (Recorder, GuestOptions) {
+    let path = std::env::temp_dir().join(format!("fuzz-{}-{name}.trace", std::process::id()));
+    let options = RecorderOptions {
+        path: path.clone(),
+        workers: 1,
+        queue_pairs: PAIRS.into(),
+        capacity: 1024,
+        facts: "{}".into(),
+    };
+    let recorder = Recorder::create(&options, &clock).expect("a recorder");
+    // Nobody reads it.
+    fs::remove_file(path).expect("a file of ours");
+    let writer = recorder.writer(0, clock);
+    let log = Arc::new(LogLimit::new(format!("{name}: ")));
+    let probe_port = Some(0x0035);
+    (
+        recorder,
+        GuestOptions {
+            log,
+            writer,
+            delays: Vec::new(),
+            crashes: Vec::new(),
+            trace: true,
+            probe_port,
+        },
+    )
+}
+
+fn device(
+    label: &str,
+    queue_pairs: u16,
+    mac: Option<MacAddress>,
+    capabilities: &Capabilities,
+    mailbox: &Arc<Mailbox>,
+) -> Arc<Device> {
+    let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
+    Arc::new(Device {
+        log: Arc::new(LogLimit::new(label)),
+        features: Device::features(offloads, queue_pairs, mac.is_some()),
+        config: ConfigSpace::new(mac, queue_pairs, capabilities.mtu),
+        queue_pairs,
+        queue_size: 256,
+        workers: vec![Arc::clone(mailbox); queue_pairs.into()],
+        memory_max: 1 << 30,
+        witnesses: Vec::new(),
+    })
+}

@@ -1,0 +1,57 @@
+//! Frames from guests and from the wire: target `frames`.
+//!
+//! - [`packets`]: frames of every shape, right and wrong, and the checksum by the book.
+//! - [`cut`]: software GSO and checksum offload, checked frame by frame.
+//! - [`receive`]: GRO, and frames into a guest's buffers, checked by what a wire would have carried.
+//! - [`ring`]: the guest's receive ring and the sender's transmit ring.
+//! - [`switch`]: where a switch sends frames.
+
+pub mod cut;
+pub mod packets;
+pub mod receive;
+pub mod ring;
+pub mod switch;
+
+use arbitrary::Arbitrary;
+use burst_trace::Probe;
+use burst_trace::probe::PROBE_BYTES;
+use virtio_net::packet::Packet;
+
+/// What is tried.
+#[derive(Arbitrary, Debug)]
+pub enum Story {
+    /// One frame of a guest becomes finished ones.
+    Cut(cut::Story),
+    /// Frames go into a guest's buffers.
+    Receive(receive::Story),
+    /// A switch is asked where frames go.
+    Switch(switch::Story),
+    /// Headers are looked for in any bytes.
+    Parse(Vec<u8>),
+}
+
+/// Plays `story`.
+pub fn play(story: &Story) {
+    match story {
+        Story::Cut(story) => cut::play(story),
+        Story::Receive(story) => receive::play(story),
+        Story::Switch(story) => switch::play(story),
+        Story::Parse(bytes) => parse(bytes),
+    }
+}
+
+/// All headers before the payload lie in the bytes, but for the options of TCP.
+fn parse(bytes: &[u8]) {
+    if let Some(packet) = Packet::find(bytes) {
+        let Packet { network_at, transport_at, payload_at, end, .. } = packet;
+        assert!(network_at >= 14 && transport_at >= network_at + 20);
+        assert!(payload_at >= transport_at + 8 && transport_at + 8 <= bytes.len());
+        assert!(end >= network_at);
+        packet.pseudo_header(bytes);
+        if let Some(probe) = bytes.get(payload_at..).and_then(Probe::read) {
+            let mut written = [0; PROBE_BYTES];
+            probe.write(&mut written);
+            assert_eq!(written, bytes[payload_at..][..PROBE_BYTES]);
+        }
+    }
+}

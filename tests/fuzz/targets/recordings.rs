@@ -1,0 +1,7 @@
+//! Recorders, recordings and stamps that anybody may have written.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use ringscope_fuzz::recordings::{Story, play};
+
+fuzz_target!(|story: Story| play(&story));
