@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use frontend::driver::Buffer;
-use frontend::{Guest, GuestOptions, Pair, RegionOptions};
+use frontend::{Guest, GuestOptions, Pair};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tempfile::TempDir;
 
@@ -22,8 +22,8 @@ use crate::packets::tcp_unsummed;
 const LOST: Duration = Duration::from_secs(1);
 /// Descriptors of each ring.
 pub const SIZE: u16 = 256;
-/// Guest memory of the hostile guest, bytes: rings and buffers are at its front, what patterns need at its end.
-pub const MEMORY: u64 = 32 << 20;
+/// Where a frame that is sent over and over lies: in guest memory, behind rings and honest buffers.
+const FRAME: u64 = 20 << 20;
 
 /// What joins the guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,17 +66,19 @@ pub struct Beside {
     /// The daemon.
     pub daemon: Daemon,
     wire: Wire,
+    /// Whether frames are sent to the hostile guest.
+    pub feeds: bool,
     _mirrors: Rc<[Mirror]>,
     _directory: TempDir,
 }
 
 impl Beside {
-    /// On `wire` and these `mirrors` of it; every ring is packed or none is.
+    /// On `wire` and these `mirrors` of it, with such a hostile guest; the others have rings of the same format.
     ///
     /// # Panics
     /// When daemon and guests do not come together.
     #[must_use]
-    pub fn new(wire: Wire, mirrors: &Rc<[Mirror]>, packed: bool, poll: &str) -> Self {
+    pub fn new(wire: Wire, mirrors: &Rc<[Mirror]>, hostile: GuestOptions, poll: &str) -> Self {
         // The thread that plays the guests keeps off the daemon's CPU.
         let mut cpus = CpuSet::new();
         cpus.set(1);
@@ -99,18 +101,22 @@ impl Beside {
         };
         let config: String = (0..count).map(table).collect();
         let daemon = Daemon::start_with_config(directory.path(), "vm0", &config).unwrap();
-        let options = GuestOptions::default().queue_pairs(pairs).queue_size(SIZE).packed(packed);
+        let hostile = hostile.queue_pairs(pairs).queue_size(SIZE);
+        let packed = hostile.features & 1 << 34 != 0;
+        let honest = GuestOptions::default().queue_size(SIZE).packed(packed);
         let connect = |n: usize| {
-            let mut options = options.clone();
-            if n == 0 {
-                options = options.offloads();
-                options.regions = vec![RegionOptions { address: 0, len: MEMORY }];
-            }
+            let options = if n == 0 { hostile.clone() } else { honest.clone() };
             Guest::connect(directory.path().join(format!("vm{n}.sock")), options).unwrap()
         };
         let guests = (0..count).map(connect).collect();
-        let mut scene =
-            Self { guests, daemon, wire, _mirrors: Rc::clone(mirrors), _directory: directory };
+        let mut scene = Self {
+            guests,
+            daemon,
+            wire,
+            feeds: false,
+            _mirrors: Rc::clone(mirrors),
+            _directory: directory,
+        };
         scene.introduce();
         scene
     }
@@ -173,6 +179,9 @@ impl Beside {
         self.asks().send(&sent).unwrap();
         while begun.elapsed() < LOST {
             act(&mut self.guests[0]);
+            if self.feeds {
+                self.feed();
+            }
             if self.wire == Wire::Switch {
                 self.answer();
             }
@@ -189,6 +198,18 @@ impl Beside {
             }
         }
         LOST
+    }
+
+    /// Sends short frames to the hostile guest: from another one on a switch, else its own, which come back.
+    fn feed(&mut self) {
+        let (pair, to) = match self.wire {
+            Wire::Switch => (self.guests[3].pair(0), frame(station(0), station(3), 0, 200)),
+            Wire::Mirror(_) => (self.guests[0].pair(0), frames::frame(0, 200)),
+        };
+        pair.reap().unwrap();
+        // A burst at a time: sending is not what is measured.
+        let _ = (0..64).all(|_| pair.queue(&to).unwrap());
+        pair.flush().unwrap();
     }
 
     /// Who asks.
@@ -251,10 +272,9 @@ pub fn segments(gso_size: u16) -> Vec<u8> {
 /// # Panics
 /// When the ring misbehaves.
 pub fn resend(guest: &mut Guest, frame: &[u8]) -> impl FnMut(&mut Guest) + use<> {
-    let at = MEMORY - (1 << 20);
-    guest.memory().guest().write(at, frame).expect("guest memory");
+    guest.memory().guest().write(FRAME, frame).expect("guest memory");
     #[expect(clippy::cast_possible_truncation, reason = "one frame")]
-    let chain = [Buffer { address: at, len: frame.len() as u32, writable: false }];
+    let chain = [Buffer { address: FRAME, len: frame.len() as u32, writable: false }];
     move |guest| {
         guest.pair(0).reap().unwrap();
         let ring = guest.ring(1);

@@ -147,44 +147,34 @@ impl Pattern {
         GuestOptions { regions: regions.chain(small).collect(), ..options }
     }
 
+    /// Fills a ring with it. Frames that are sent go to `to`, from `from`. Go on with [`Busy::step`].
+    ///
+    /// # Panics
+    /// When the back end does not do as it should.
+    pub fn begin(self, guest: &mut Guest, [to, from]: [[u8; 6]; 2]) -> Busy {
+        let descriptor = self.prepare(guest, to, from);
+        let busy = Busy { descriptor, index: u16::from(!self.receives()) };
+        busy.fill(guest);
+        busy
+    }
+
     /// Keeps the back end busy with it until it is told to end; frames that are sent go to `to`, from `from`.
     ///
     /// # Panics
     /// When the back end does not do as it should.
-    pub fn keep_busy(self, guest: &mut Guest, [to, from]: [[u8; 6]; 2], progress: &Progress) {
-        let descriptor = self.prepare(guest, to, from);
-        let index = u16::from(!self.receives());
-        loop {
-            guest.pair(0).reap().unwrap();
-            let ring = guest.ring(index);
-            let free = if self.receives() { 0 } else { ring.driver().setup().size };
-            (0..free).for_each(|head| offer(ring, head, descriptor));
-            ring.publish();
-            ring.kick().unwrap();
-            loop {
-                if progress.done.load(Ordering::Relaxed) {
-                    return;
+    pub fn keep_busy(self, guest: &mut Guest, way: [[u8; 6]; 2], progress: &Progress) {
+        let busy = self.begin(guest, way);
+        while !progress.done.load(Ordering::Relaxed) {
+            let count = busy.step(guest);
+            progress.came.fetch_add(count, Ordering::Relaxed);
+            if count == 0 {
+                if busy.has_broken(guest) {
+                    guest.reboot().unwrap();
+                    progress.resets.fetch_add(1, Ordering::Relaxed);
+                    busy.fill(guest);
                 }
-                let ring = guest.ring(index);
-                let mut count = 0;
-                // Whatever comes back of the receive buffers that an honest guest offers is made like the others.
-                while let Some(back) = ring.driver().used() {
-                    offer(ring, back.id, descriptor);
-                    count += 1;
-                }
-                if count == 0 {
-                    if ring.gave_up(Duration::ZERO).unwrap() {
-                        break;
-                    }
-                    std::thread::yield_now();
-                    continue;
-                }
-                ring.publish();
-                ring.kick().unwrap();
-                progress.came.fetch_add(count, Ordering::Relaxed);
+                std::thread::yield_now();
             }
-            guest.reboot().unwrap();
-            progress.resets.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -239,6 +229,53 @@ impl Pattern {
         };
         write_table(guest, &table, write);
         (TABLE, 16 * table.len() as u32, DESC_F_INDIRECT)
+    }
+}
+
+/// A ring that a [`Pattern`] keeps busy.
+#[derive(Clone, Copy, Debug)]
+pub struct Busy {
+    descriptor: (u64, u32, u16),
+    index: u16,
+}
+
+impl Busy {
+    /// Offers as much as there is room for: to send, the whole ring. Whatever comes back of the receive buffers that
+    /// an honest guest offers is made like the others.
+    fn fill(&self, guest: &mut Guest) {
+        guest.pair(0).reap().unwrap();
+        let ring = guest.ring(self.index);
+        let free = if self.index == 0 { 0 } else { ring.driver().setup().size };
+        (0..free).for_each(|head| offer(ring, head, self.descriptor));
+        ring.publish();
+        ring.kick().unwrap();
+    }
+
+    /// Offers again what came back. Returns how many chains did.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    pub fn step(&self, guest: &mut Guest) -> u64 {
+        let ring = guest.ring(self.index);
+        let mut count = 0;
+        while let Some(back) = ring.driver().used() {
+            offer(ring, back.id, self.descriptor);
+            count += 1;
+        }
+        if count > 0 {
+            ring.publish();
+            ring.kick().unwrap();
+        }
+        count
+    }
+
+    /// Whether the back end has given the ring up.
+    ///
+    /// # Panics
+    /// When the system refuses.
+    #[must_use]
+    pub fn has_broken(&self, guest: &mut Guest) -> bool {
+        guest.ring(self.index).gave_up(Duration::ZERO).unwrap()
     }
 }
 

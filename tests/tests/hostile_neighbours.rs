@@ -5,8 +5,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use frontend::Guest;
-use ringscope_tests::beside::{Beside, Wire, flood, percentile, resend, segments, take};
+use frontend::{Guest, GuestOptions};
+use ringscope_tests::beside::{Beside, Wire, flood, percentile, take};
+use ringscope_tests::hostile_rings::Pattern;
+use ringscope_tests::lan::station;
 use ringscope_tests::mirror::{Kind, Mirror};
 
 /// Longest 99th percentile where one worker serves several guests.
@@ -22,37 +24,65 @@ const TIME: Duration = Duration::from_millis(150);
 /// A measurement is repeated so often before it counts: noise comes from outside, a slow worker is slow every time.
 const TRIES: usize = 3;
 
-/// Calls the guest's misdeed over and over.
-type Act = Box<dyn FnMut(&mut Guest)>;
+/// What a hostile guest does over and over.
+#[derive(Clone, Copy, Debug)]
+enum Misdeed {
+    /// Keeps a ring busy with chains that are cheap to make and dear to serve.
+    Ring(Pattern),
+    /// Kicks without having anything to say.
+    KickForNothing,
+    /// Sends to everyone, and takes nothing.
+    TakeNothing,
+    /// Stops, resets and starts its rings.
+    Reboot,
+}
 
-/// A misdeed: its name, and what prepares it.
-type Misdeed = (&'static str, fn(&mut Guest) -> Act);
-
-const MISDEEDS: &[Misdeed] = &[
-    ("kicks without work", |_| Box::new(kick_for_nothing)),
-    ("takes nothing", |_| Box::new(take_nothing)),
-    ("64 KiB in segments of 32 bytes", send_many_segments),
-];
-
-fn kick_for_nothing(guest: &mut Guest) {
-    for ring in 0..2 {
-        (0..8).for_each(|_| guest.ring(ring).kick_anyway().unwrap());
+impl Misdeed {
+    fn all() -> impl Iterator<Item = Self> {
+        let others = [Self::KickForNothing, Self::TakeNothing, Self::Reboot];
+        // Those that break their ring need a reset for every chain: as often as `Reboot` does it.
+        let rings = Pattern::ALL.into_iter().filter(|pattern| !pattern.breaks());
+        rings.map(Self::Ring).chain(others)
     }
-}
 
-fn take_nothing(guest: &mut Guest) {
-    let pair = guest.pair(0);
-    while pair.queue(&[0xff; 60]).unwrap() {}
-    pair.flush().unwrap();
-}
+    fn options(self, packed: bool) -> GuestOptions {
+        let options = match self {
+            Self::Ring(pattern) => pattern.options(packed),
+            _ => GuestOptions {
+                regions: Pattern::SendBytes.options(packed).regions,
+                ..GuestOptions::default()
+            },
+        };
+        // The lawful flood has its segments cut.
+        options.packed(packed).offloads()
+    }
 
-/// Nearly as many segments as a frame may be cut into.
-fn send_many_segments(guest: &mut Guest) -> Act {
-    let mut send = resend(guest, &segments(32));
-    Box::new(move |guest| {
-        take(guest.pair(0));
-        send(guest);
-    })
+    /// Prepares it. The answer does it once, and does not wait.
+    fn prepare(self, scene: &mut Beside) -> Box<dyn FnMut(&mut Guest)> {
+        match self {
+            Self::Ring(pattern) => {
+                scene.feeds = pattern.receives();
+                let busy = pattern.begin(scene.hostile(), [station(3), station(0)]);
+                Box::new(move |guest| {
+                    busy.step(guest);
+                    if !pattern.receives() {
+                        take(guest.pair(0));
+                    }
+                })
+            }
+            Self::KickForNothing => Box::new(|guest| {
+                for ring in 0..2 {
+                    (0..8).for_each(|_| guest.ring(ring).kick_anyway().unwrap());
+                }
+            }),
+            Self::TakeNothing => Box::new(|guest| {
+                let pair = guest.pair(0);
+                while pair.queue(&[0xff; 60]).unwrap() {}
+                pair.flush().unwrap();
+            }),
+            Self::Reboot => Box::new(|guest| guest.reboot().unwrap()),
+        }
+    }
 }
 
 /// A figure of one cell of the table.
@@ -123,17 +153,17 @@ fn compare(wire: Wire) {
     for (packed, poll) in [(false, "always"), (false, "never"), (true, "always"), (true, "never")] {
         let format = if packed { "packed" } else { "split" };
         println!("scene: {wire} {format} {poll}");
-        let mut scene = Beside::new(wire, &mirrors, packed, poll);
-        for (name, prepare) in MISDEEDS {
+        for misdeed in Misdeed::all() {
+            let name = format!("{misdeed:?}");
             let mut tries = 0;
             let (cells, holds) = loop {
                 tries += 1;
+                let mut scene = Beside::new(wire, &mirrors, misdeed.options(packed), poll);
                 let mut lawful = flood(scene.hostile());
                 let lawful = measure(&mut scene, &mut lawful);
                 scene.reboot();
-                let mut act = prepare(scene.hostile());
+                let mut act = misdeed.prepare(&mut scene);
                 let beside = measure(&mut scene, &mut *act);
-                scene.reboot();
                 let (cells, holds) = judge(wire, &lawful, &beside);
                 if holds || tries == TRIES {
                     break (cells, holds);
