@@ -1,10 +1,12 @@
 //! Honest traffic beside a hostile guest, and how long a frame of it takes.
 //!
-//! One thread plays all guests in turn: a thread for each would compete with the others for one CPU, and the
+//! One thread plays all guests in turn, as far as none of them has to wait: a thread for each would compete with the others for one CPU, and the
 //! scheduler's time slices would be longer than what is measured. The daemon has the other CPU.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use frontend::driver::Buffer;
@@ -161,16 +163,57 @@ impl Beside {
         time: Duration,
         act: &mut dyn FnMut(&mut Guest),
     ) -> Vec<Duration> {
+        let (wire, feeds) = (self.wire, self.feeds);
+        let (hostile, honest) = self.guests.split_at_mut(1);
+        Play { wire, feeds, hostile: hostile.first_mut(), honest, act }.round_trips(least, time)
+    }
+
+    /// The same where what the hostile guest does takes waiting: on a thread of its own, until it is told to end.
+    ///
+    /// # Panics
+    /// When a ring misbehaves, and where the hostile guest has the honest rings, too.
+    pub fn round_trips_while(
+        &mut self,
+        least: usize,
+        time: Duration,
+        run: impl FnOnce(&mut Guest, &AtomicBool) + Send,
+    ) -> Vec<Duration> {
+        let (wire, feeds) = (self.wire, self.feeds);
+        let [hostile, honest @ ..] = &mut self.guests[..] else { panic!("a hostile guest") };
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| run(hostile, &done));
+            let act = &mut |_: &mut Guest| {};
+            let play = Play { wire, feeds, hostile: None, honest, act };
+            let times = catch_unwind(AssertUnwindSafe(|| play.round_trips(least, time)));
+            done.store(true, Ordering::Relaxed);
+            thread.join().expect("the hostile guest");
+            times.unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
+}
+
+/// The guests while they are played. `hostile` is none where another thread plays it.
+struct Play<'g> {
+    wire: Wire,
+    feeds: bool,
+    hostile: Option<&'g mut Guest>,
+    honest: &'g mut [Guest],
+    act: &'g mut dyn FnMut(&mut Guest),
+}
+
+impl Play<'_> {
+    fn round_trips(mut self, least: usize, time: Duration) -> Vec<Duration> {
         let begun = Instant::now();
         let mut times = Vec::new();
         while (times.len() < least || begun.elapsed() < time) && begun.elapsed() < 10 * time {
-            times.push(self.round_trip(times.len(), act));
+            times.push(self.round_trip(times.len()));
         }
         times.sort();
         times
     }
 
-    fn round_trip(&mut self, n: usize, act: &mut dyn FnMut(&mut Guest)) -> Duration {
+    fn round_trip(&mut self, n: usize) -> Duration {
         let begun = Instant::now();
         let sent = match self.wire {
             Wire::Switch => frame(station(2), station(1), n, 60),
@@ -178,7 +221,10 @@ impl Beside {
         };
         self.asks().send(&sent).unwrap();
         while begun.elapsed() < LOST {
-            act(&mut self.guests[0]);
+            match &mut self.hostile {
+                Some(hostile) => (self.act)(hostile),
+                None => std::thread::yield_now(),
+            }
             if self.feeds {
                 self.feed();
             }
@@ -202,9 +248,10 @@ impl Beside {
 
     /// Sends short frames to the hostile guest: from another one on a switch, else its own, which come back.
     fn feed(&mut self) {
-        let (pair, to) = match self.wire {
-            Wire::Switch => (self.guests[3].pair(0), frame(station(0), station(3), 0, 200)),
-            Wire::Mirror(_) => (self.guests[0].pair(0), frames::frame(0, 200)),
+        let (pair, to) = match (self.wire, &mut self.hostile) {
+            (Wire::Mirror(_), Some(hostile)) => (hostile.pair(0), frames::frame(0, 200)),
+            (Wire::Mirror(_), None) => return,
+            (Wire::Switch, _) => (self.honest[2].pair(0), frame(station(0), station(3), 0, 200)),
         };
         pair.reap().unwrap();
         // A burst at a time: sending is not what is measured.
@@ -212,23 +259,24 @@ impl Beside {
         pair.flush().unwrap();
     }
 
-    /// Who asks.
+    /// Who asks: where the daemon reflects, the second queue pair of the hostile guest.
     fn asks(&mut self) -> &mut Pair {
-        match self.wire {
-            Wire::Mirror(Kind::Reflect) => self.guests[0].pair(1),
-            _ => self.guests[1].pair(0),
+        match &mut self.hostile {
+            Some(hostile) if self.wire == Wire::Mirror(Kind::Reflect) => hostile.pair(1),
+            _ => self.honest[0].pair(0),
         }
     }
 
-    /// On a switch, guest 2 answers, and guest 3 takes what comes.
+    /// On a switch, the second honest guest answers, and the third takes what comes.
     fn answer(&mut self) {
-        while let Some(came) = self.guests[2].pair(0).receive().unwrap() {
+        let pair = self.honest[1].pair(0);
+        while let Some(came) = pair.receive().unwrap() {
             if came.bytes[6..12] == station(1) {
                 let back = [&station(1)[..], &station(2), &came.bytes[12..]].concat();
-                self.guests[2].pair(0).send(&back).unwrap();
+                pair.send(&back).unwrap();
             }
         }
-        take(self.guests[3].pair(0));
+        take(self.honest[2].pair(0));
     }
 }
 

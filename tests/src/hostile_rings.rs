@@ -242,7 +242,10 @@ pub struct Busy {
 impl Busy {
     /// Offers as much as there is room for: to send, the whole ring. Whatever comes back of the receive buffers that
     /// an honest guest offers is made like the others.
-    fn fill(&self, guest: &mut Guest) {
+    ///
+    /// # Panics
+    /// When the back end does not do as it should.
+    pub fn fill(&self, guest: &mut Guest) {
         guest.pair(0).reap().unwrap();
         let ring = guest.ring(self.index);
         let free = if self.index == 0 { 0 } else { ring.driver().setup().size };
