@@ -17,6 +17,7 @@ use lab::Signal;
 use lab::outside::Outside;
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::frames;
+use ringscope_tests::hostile::within_soon;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
@@ -205,7 +206,7 @@ fn without_permission_it_says_what_is_needed_and_leaves_nothing() {
     };
     try_it(&public, &public, &["--datapath", &tap], &["no permission to use tap", "CAP_NET_ADMIN"]);
     try_it(&private, &public, &REFLECT, &["cannot listen on", "Permission denied"]);
-    try_it(&public, &private, &REFLECT, &["cannot make the flight recorder", "--run-dir"]);
+    try_it(&public, &private, &REFLECT, &["the flight recorder", "--run-dir"]);
     let real_time = ["--datapath", "reflect", "--sched", "fifo:5"];
     try_it(&public, &public, &real_time, &["--sched", "CAP_SYS_NICE"]);
 }
@@ -268,7 +269,7 @@ fn a_name_is_one_daemons_as_long_as_it_lives() {
     };
     let pid = format!("process {}", daemon.pid());
     fails_saying(&mut another(), &["is being written by", &pid, "--name"]);
-    assert_eq!(names_in(directory.path()), ["vm.log", "vm.sock", "vm.trace"]);
+    assert_eq!(names_in(directory.path()), ["vm.lock", "vm.log", "vm.sock", "vm.trace"]);
     daemon.signal(Signal::KILL).unwrap();
     daemon.ended_within(SOON).unwrap().expect("killed");
     // The name is free again, whoever has the process's number by now.
@@ -353,6 +354,10 @@ fn a_front_end_that_there_is_no_room_for_is_refused_and_the_next_one_served() {
     let directory = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(directory.path(), "vm", &REFLECT).unwrap();
     let process = Pid::from_raw(daemon.pid().cast_signed());
+    // It has opened what serving needs once it has served somebody.
+    drop(UnixStream::connect(daemon.socket()).unwrap());
+    let served = within_soon(|| daemon.log().contains("the front end is gone").then_some(()));
+    assert!(served.is_some(), "{}", daemon.log());
     let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count() as u64;
     let free = getrlimit(Resource::Nofile);
     // None to spare, and then one: enough to accept, and not for what else a connection needs.
