@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
-
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::Outcome;
@@ -129,7 +130,10 @@ fn follow(
             terminal.draw(|frame| screen::render(&view, frame))?;
         }
         is_stale = false;
-        if event::poll(pause(&view, redraw_at))? {
+        if !is_terminal_there(pause(&view, redraw_at))? {
+            return Ok(());
+        }
+        while event::poll(Duration::ZERO)? {
             match event::read()? {
                 Event::Resize(..) => is_stale = true,
                 Event::Key(key) => match keys::command(&key) {
@@ -153,6 +157,18 @@ fn follow(
         }
     }
     Ok(())
+}
+
+/// Waits for input or a signal, no longer than `limit`. Returns whether the terminal is still there: without it, and with
+/// SIGHUP ignored (`nohup`), [`event::poll`] would never return.
+fn is_terminal_there(limit: Duration) -> io::Result<bool> {
+    let stdout = io::stdout();
+    let mut polled = [PollFd::new(&stdout, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
+    match poll(&mut polled, Some(&limit)) {
+        Ok(_) | Err(Errno::INTR) => Ok(!polled[0].revents().contains(PollFlags::HUP)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn pause(view: &View, redraw_at: Instant) -> Duration {

@@ -138,8 +138,15 @@ fn without_a_terminal_top_points_to_stats() {
 fn top_ends_with_its_terminal() {
     let dir = TempDir::new().unwrap();
     let _recorder = recorder(dir.path(), "vm0");
+    // SIGHUP may be ignored, as by nohup.
+    for before in ["", "trap '' HUP; "] {
+        expect_end_with_terminal(dir.path(), before);
+    }
+}
+
+fn expect_end_with_terminal(dir: &Path, before: &str) {
     let line =
-        format!("exec {} top --run-dir {}", env!("CARGO_BIN_EXE_ringscope"), dir.path().display());
+        format!("{before}exec {} top --run-dir {}", env!("CARGO_BIN_EXE_ringscope"), dir.display());
     let mut script = Command::new("script");
     script.args(["-q", "-f", "-c", &line, "/dev/null"]).env("TERM", "xterm");
     let mut terminal =
