@@ -39,7 +39,7 @@ mod table;
 
 use std::time::Duration;
 
-use virtio_net::MacAddress;
+use virtio_net::{FRAME_LEN_MAX, MacAddress};
 
 use self::table::{Dispute, Entry, Table};
 
@@ -64,6 +64,8 @@ pub const FLOOD_BURST: u64 = 512;
 
 /// The longest frame that counts as one: a full Ethernet frame.
 pub const FLOOD_UNIT: usize = 1514;
+/// No frame counts as more than this many ([`FRAME_LEN_MAX`]).
+const FRAME_UNITS_MAX: u64 = (FRAME_LEN_MAX / FLOOD_UNIT) as u64 + 1;
 
 /// How much of a frame decides where it goes: destination and source address.
 pub const ADDRESSES_LEN: usize = 12;
@@ -109,7 +111,8 @@ pub enum News {
     },
 }
 
-/// The addresses of the switch, and what its ports have learned and sent. Times are ticks of one clock.
+/// The addresses of the switch, and what its ports have learned and sent. Times are ticks of one clock, which may jump:
+/// what would be in the future then is long ago.
 #[derive(Debug)]
 pub struct Switch {
     table: Table,
@@ -300,7 +303,7 @@ impl Switch {
     /// Whether `port` may learn one more address.
     fn has_share(&mut self, port: u8, now: u64) -> bool {
         let PortState { addresses, addresses_max, swept, .. } = self.ports[usize::from(port)];
-        if addresses >= addresses_max && now.saturating_sub(swept) >= self.second {
+        if addresses >= addresses_max && now.abs_diff(swept) >= self.second {
             // The whole table is looked at: not for each of the addresses that a guest makes up.
             self.ports[usize::from(port)].swept = now;
             self.sweep(port, now);
@@ -336,13 +339,19 @@ impl Switch {
         let gap = (self.second / FLOOD_RATE).max(1);
         let units = len.div_ceil(FLOOD_UNIT).max(1) as u64;
         let state = &mut self.ports[usize::from(port)];
-        let due = state.flood_due.max(now);
+        let due = due_after(state.flood_due, now, gap * (FLOOD_BURST + FRAME_UNITS_MAX));
         if due - now > gap * FLOOD_BURST {
             return Verdict::FloodLimit;
         }
         state.flood_due = due + units * gap;
         Verdict::Everyone
     }
+}
+
+/// When something is due that is due at `due` at the latest, and not before `now`. The clock went back if that is farther
+/// away than it can be, `farthest`: then it is due now.
+const fn due_after(due: u64, now: u64, farthest: u64) -> u64 {
+    if due <= now || due - now > farthest { now } else { due }
 }
 
 #[inline]

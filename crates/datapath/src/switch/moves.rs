@@ -3,7 +3,7 @@
 use virtio_net::MacAddress;
 
 use super::table::{Dispute, Entry, Slot};
-use super::{News, Switch, address_of};
+use super::{News, Switch, address_of, due_after};
 
 /// How many addresses a port may take over from other ports at once, after a rest; then [`MOVES_RATE`].
 pub const MOVES_BURST: u64 = 16;
@@ -20,7 +20,7 @@ impl Dispute {
     /// The uplink sent from the address of a guest, `to_one` station or to a group. Returns whether it did so often
     /// enough. A frame to a group does not count: some networks return a guest's own broadcasts.
     const fn insists(&mut self, to_one: bool, now: u64, second: u64) -> bool {
-        if to_one && (self.claims == 0 || now.saturating_sub(self.claimed) >= second) {
+        if to_one && (self.claims == 0 || now.abs_diff(self.claimed) >= second) {
             self.claims = self.claims.saturating_add(1);
             self.claimed = now;
         }
@@ -42,9 +42,9 @@ impl Switch {
         self.settle(slot, now);
         let (ageing, move_after, second, uplink) =
             (self.ageing, self.move_after, self.second, self.uplink);
-        let silent = now.saturating_sub(entry.seen);
+        let silent = now.abs_diff(entry.seen);
         let dispute = self.table.dispute_mut(slot);
-        if now.saturating_sub(dispute.tried) >= ageing {
+        if now.abs_diff(dispute.tried) >= ageing {
             (dispute.returns, dispute.claims) = (0, 0);
         }
         dispute.tried = now;
@@ -91,7 +91,7 @@ impl Switch {
     fn may_move(&mut self, port: u8, now: u64) -> bool {
         let gap = self.second / MOVES_RATE;
         let state = &mut self.ports[usize::from(port)];
-        let due = state.move_due.max(now);
+        let due = due_after(state.move_due, now, gap * (MOVES_BURST + 1));
         if due - now > gap * (MOVES_BURST - 1) {
             return false;
         }
@@ -113,7 +113,7 @@ impl Switch {
     pub(super) fn settle(&mut self, slot: Slot, now: u64) {
         let port = self.table.entry(slot).port();
         let dispute = self.table.dispute_mut(slot);
-        if dispute.owner != port && now.saturating_sub(dispute.moved) >= self.ageing {
+        if dispute.owner != port && now.abs_diff(dispute.moved) >= self.ageing {
             let before = std::mem::replace(&mut dispute.owner, port);
             self.ports[usize::from(before)].addresses -= 1;
         }

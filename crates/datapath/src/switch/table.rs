@@ -64,7 +64,7 @@ impl Entry {
 
     /// Whether it counts: it is there and was heard not too long ago.
     pub const fn is_live(&self, now: u64, ageing: u64) -> bool {
-        self.is_pinned() || (self.key & USED != 0 && now.saturating_sub(self.seen) < ageing)
+        self.is_pinned() || (self.key & USED != 0 && now.abs_diff(self.seen) < ageing)
     }
 }
 

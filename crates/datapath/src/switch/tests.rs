@@ -135,3 +135,22 @@ proptest::proptest! {
         proptest::prop_assert_eq!(switch.moves(), 0);
     }
 }
+
+#[test]
+fn a_clock_that_goes_back_stops_no_flood_and_keeps_no_address() {
+    let mut switch = switch(3);
+    let late = 1_000_000 * SECOND;
+    // Owner, flood limit and sweeps are all of the time before.
+    for _ in 0..2 * FLOOD_RATE {
+        switch.route(0, to_everyone(1), 60, late);
+    }
+    for station in 100..200 {
+        switch.route(1, addresses(1, station), 60, late);
+    }
+    assert_eq!(switch.route(0, to_everyone(1), 60, late), Verdict::FloodLimit);
+    assert_eq!(switch.route(0, to_everyone(9), 60, 5), Verdict::Everyone);
+    assert_eq!(switch.route(2, to_everyone(1), 60, 5), Verdict::Everyone);
+    assert_eq!(switch.route(0, addresses(1, 9), 60, 6), Verdict::Port(2), "nobody was heard since");
+    switch.route(1, addresses(1, 7), 60, 7);
+    assert_eq!(switch.route(0, addresses(7, 9), 60, 8), Verdict::Port(1), "what aged made room");
+}
