@@ -144,7 +144,8 @@ mod tests {
     const LIMITS: Limits = Limits { bytes_max: 1 << 30, peer: None };
 
     const fn region(guest_address: u64, len: u64, offset: u64) -> Region {
-        Region { guest_address, len, user_address: 0x7000_0000_0000 + guest_address, offset }
+        let user_address = guest_address.wrapping_add(0x7000_0000_0000);
+        Region { guest_address, len, user_address, offset }
     }
 
     fn memory(len: u64) -> File {
