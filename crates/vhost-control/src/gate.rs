@@ -24,7 +24,7 @@ use virtqueue::layout::part_lens;
 use worker::{Custody, Foreign};
 
 use crate::descriptor::{self, Kind};
-use crate::pipe::Forwarder;
+use crate::pipe::Pipes;
 use crate::regions::{self, Limits, Region};
 use crate::ring::RingControl;
 
@@ -58,8 +58,8 @@ pub struct Gate {
     /// By ring, 0 where nothing was said.
     sizes: Vec<u16>,
     custody: Arc<Custody>,
-    /// By ring: what passes its signals on, where its call descriptor is a pipe.
-    pipes: Vec<Option<Forwarder>>,
+    /// What passes signals on, where call descriptors are pipes.
+    pipes: Pipes,
 }
 
 impl Gate {
@@ -80,7 +80,7 @@ impl Gate {
             regions: Vec::new(),
             sizes: vec![0; rings.len()],
             custody: Arc::clone(custody),
-            pipes: rings.iter().map(|_| None).collect(),
+            pipes: Pipes::new(rings.len()),
         }
     }
 
@@ -178,14 +178,12 @@ impl Gate {
             if expect_kinds(descriptor, &[Kind::Eventfd, Kind::Pipe])? == Kind::Pipe {
                 let replaced = |error| format!("its pipe cannot be opened for writing: {error}");
                 let call = descriptor.try_clone().map_err(replaced)?;
-                let (forwards, eventfd) = Forwarder::start(call).map_err(replaced)?;
+                let (forwards, eventfd) = self.pipes.forward(call).map_err(replaced)?;
                 forwarder = Some(forwards);
                 *descriptor = self.custody.take(eventfd);
             }
         }
-        if let Some(slot) = self.pipes.get_mut(index) {
-            *slot = forwarder;
-        }
+        self.pipes.set(index, forwarder);
         Ok(())
     }
 
@@ -382,7 +380,8 @@ mod tests {
     /// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
     fn gate(features: u64) -> Gate {
         let custody = Custody::new(&Arc::default()).unwrap();
-        let mut gate = Gate { sizes: vec![64; 2], ..Gate::new(&[], 256, LIMITS, &custody) };
+        let (sizes, pipes) = (vec![64; 2], Pipes::new(2));
+        let mut gate = Gate { sizes, pipes, ..Gate::new(&[], 256, LIMITS, &custody) };
         let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
         let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));
         gate.hear(&table).unwrap();

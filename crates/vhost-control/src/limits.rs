@@ -6,8 +6,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::relay::DESCRIPTORS_MAX;
 
-/// Kick, call and error descriptor.
-const OF_A_RING: u64 = 3;
+/// Kick and error descriptor, and four for the call descriptor where that is a pipe: twice, while one replaces another.
+const OF_A_RING: u64 = 2 + 2 * 4;
 /// Regions of guest memory, a descriptor each: as many as `GET_MAX_MEM_SLOTS` answers.
 pub const REGIONS_MAX: usize = 509;
 /// Descriptors that were given up and are not closed yet: a front end that has more waits, or goes.

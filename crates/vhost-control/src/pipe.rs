@@ -6,6 +6,9 @@
 //! of ours, and a thread for each such ring passes that on.
 //!
 //! The thread opens the pipe again: then `O_NONBLOCK` is ours alone.
+//!
+//! Such a thread can stay in the kernel for as long as a writer of the pipe likes. So a connection has few of them, and
+//! each keeps a descriptor of it: the threads that close these ([`worker::custody`]) are counted over all connections.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{Mode, OFlags};
@@ -21,8 +24,51 @@ use worker::Foreign;
 
 use crate::descriptor;
 
-/// The longest wait for a pipe that is opened.
+/// The longest wait for a pipe that is opened, and for a thread that is to end.
 const PATIENCE: Duration = Duration::from_millis(100);
+
+/// The pipes of one connection.
+#[derive(Debug)]
+pub struct Pipes {
+    /// By ring.
+    forwarders: Vec<Option<Forwarder>>,
+    /// Each thread has one more of these.
+    alive: Arc<()>,
+}
+
+impl Pipes {
+    /// None yet, of so many rings.
+    pub fn new(rings: usize) -> Self {
+        Self { forwarders: (0..rings).map(|_| None).collect(), alive: Arc::default() }
+    }
+
+    /// Begins to pass signals on to `pipe`. Returns what takes its place.
+    ///
+    /// # Errors
+    /// When the pipe cannot be opened for writing, too many threads are stuck, or the system has no descriptor or thread
+    /// left.
+    pub fn forward(&self, pipe: Foreign) -> io::Result<(Forwarder, OwnedFd)> {
+        // Of each ring one that ends, and the one in its place.
+        let max = 2 * self.forwarders.len();
+        let until = Instant::now() + PATIENCE;
+        // One of these is no thread's.
+        while Arc::strong_count(&self.alive) > max {
+            if Instant::now() > until {
+                let text = format!("the threads for {max} pipes before it are stuck");
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Forwarder::start(pipe, Arc::clone(&self.alive))
+    }
+
+    /// From now on `ring` has this pipe, or none.
+    pub fn set(&mut self, ring: usize, forwarder: Option<Forwarder>) {
+        if let Some(slot) = self.forwarders.get_mut(ring) {
+            *slot = forwarder;
+        }
+    }
+}
 
 /// Passes the signals of one ring on to a pipe, until it is dropped.
 #[derive(Debug)]
@@ -32,11 +78,7 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Begins. Returns also the eventfd that takes the pipe's place.
-    ///
-    /// # Errors
-    /// When the pipe cannot be opened for writing, or the system has no descriptor or thread left.
-    pub fn start(pipe: Foreign) -> io::Result<(Self, OwnedFd)> {
+    fn start(pipe: Foreign, alive: Arc<()>) -> io::Result<(Self, OwnedFd)> {
         let signalled = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let copy = signalled.try_clone()?;
         let ended = Arc::new(AtomicBool::new(false));
@@ -46,7 +88,6 @@ impl Forwarder {
         Builder::new().name("pipe".into()).spawn(move || {
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let ours = rustix::fs::open(descriptor::path(&pipe), flags, Mode::empty());
-            drop(pipe);
             match ours {
                 Ok(ours) => {
                     let _ = opened.send(Ok(()));
@@ -56,6 +97,7 @@ impl Forwarder {
                     let _ = opened.send(Err(error.into()));
                 }
             }
+            drop((pipe, alive));
         })?;
         let forwarder = Self { signalled, ended };
         let timeout = |_| Err(io::ErrorKind::TimedOut.into());
@@ -96,7 +138,7 @@ mod tests {
     fn a_signal_reaches_the_pipe_and_a_full_one_holds_nobody_up() {
         let custody = Custody::new(&Arc::default()).unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
-        let (forwarder, call) = Forwarder::start(custody.take(writer.into())).unwrap();
+        let (forwarder, call) = Pipes::new(1).forward(custody.take(writer.into())).unwrap();
         // More than a pipe holds.
         for _ in 0..20_000 {
             rustix::io::write(&call, &1_u64.to_ne_bytes()).unwrap();
@@ -107,5 +149,20 @@ mod tests {
         drop(forwarder);
         // Its thread closes the last write end.
         reader.read_to_end(&mut Vec::new()).unwrap();
+    }
+
+    #[test]
+    fn a_connection_has_few_threads_for_pipes() {
+        let closers = Arc::default();
+        let custody = Custody::new(&closers).unwrap();
+        let pipes = Pipes::new(1);
+        let readers: Vec<_> = (0..3).map(|_| io::pipe().unwrap()).collect();
+        let forward = |n: usize| pipes.forward(custody.take(readers[n].1.try_clone()?.into()));
+        let (first, _second) = (forward(0).unwrap(), forward(1).unwrap());
+        assert_eq!(forward(2).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        drop(first);
+        let _third = forward(2).unwrap();
+        drop(custody);
+        assert_eq!(closers.load(Ordering::Relaxed), 1, "counted as long as such a thread lives");
     }
 }
