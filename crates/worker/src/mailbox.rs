@@ -122,7 +122,12 @@ impl Mailbox {
     /// See [`StartError`]; the ring is not served then.
     pub fn start(&self, ring: u16, start: RingStart) -> Result<(), StartError> {
         let start = Box::new(start);
-        self.ask(|done| Command::Start { ring, start, done }).unwrap_or(Err(StartError::WorkerGone))
+        self.ask(|done| Command::Start { ring, start, done }).unwrap_or_else(|WorkerGone| {
+            // A worker that hangs may go on, and find the start. Nobody would stop the ring then.
+            let (done, _) = sync_channel(1);
+            self.inbox.post(self.guest, Command::Stop { ring, done });
+            Err(StartError::WorkerGone)
+        })
     }
 
     /// Stops serving a ring. Returns the available index to go on from, or none when the ring was not

@@ -20,6 +20,7 @@ use virtqueue::driver::{Buffer, Driver, RingOptions};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::clock::Clock;
+use crate::mailbox::{Command, Inbox, Mailbox};
 use crate::pair::Pair;
 use crate::wiring::Direct;
 use crate::{
@@ -156,8 +157,12 @@ impl Rig {
     }
 
     fn start(&self, ring: u16) -> Result<(), StartError> {
+        self.worker.mailbox(0).start(ring, self.ring_start(ring))
+    }
+
+    fn ring_start(&self, ring: u16) -> RingStart {
         let at = usize::from(ring);
-        let start = RingStart {
+        RingStart {
             setup: self.drivers[at].setup(),
             memory: Arc::clone(&self.memory),
             negotiated: Negotiated(BASE),
@@ -165,8 +170,7 @@ impl Rig {
             call: None,
             error: Some(self.hand_over(&self.errors[at])),
             enabled: true,
-        };
-        self.worker.mailbox(0).start(ring, start)
+        }
     }
 
     fn hand_over(&self, file: &File) -> Arc<Foreign> {
@@ -313,4 +317,20 @@ fn a_clock_that_jumps_keeps_no_datapath_from_being_read_again() {
         let before = reads(&rig);
         wait_for(|| reads(&rig) > before + 1);
     }
+}
+
+/// The worker may find it later: it must not serve a ring that the control plane takes for one that never started.
+#[test]
+fn a_start_that_nobody_waits_for_any_more_is_undone() {
+    let rig = Rig::new(PollPolicy::Never, Clock::from(burst_trace::Clock::new()));
+    let inbox = Arc::new(Inbox::new().unwrap());
+    let hangs = Mailbox::new(Arc::clone(&inbox), 0);
+    hangs.hurry();
+    let started = hangs.start(0, rig.ring_start(0));
+    assert!(matches!(started, Err(StartError::WorkerGone)));
+    let commands = Vec::from(inbox.take());
+    assert!(
+        matches!(commands[..], [(0, Command::Start { .. }), (0, Command::Stop { ring: 0, .. })]),
+        "{commands:?}"
+    );
 }
