@@ -10,20 +10,20 @@ use serde_json::Value;
 /// adds an edge says in its commit why the layers need it.
 const EDGES: &[(&str, &[&str])] = &[
     ("file-mapping", &[]),
-    // How files are opened, for whoever opens any.
+    // Every crate that opens files of the host uses it.
     ("host-files", &[]),
-    // Guest memory and recorders are files that somebody else may shorten.
+    ("log-limit", &[]),
+    // Guest memory and recorders are files that other processes may shorten.
     ("guest-memory", &["file-mapping"]),
     ("virtqueue", &["guest-memory"]),
     ("burst-trace", &["file-mapping", "host-files"]),
-    ("log-limit", &[]),
     // What it measures are stages that the recorder knows.
     ("kernel-stages", &["burst-trace"]),
     // Every drop has a cause that the recorder knows.
     ("virtio-net", &["guest-memory", "virtqueue", "burst-trace"]),
-    // Enabling and disabling a ring has AF_XDP log its counters.
+    // A guest that disables a ring makes AF_XDP log its counters.
     ("datapath", &["host-files", "guest-memory", "virtio-net", "burst-trace", "log-limit"]),
-    // What a guest or its front end can have logged is limited: here and in the next two.
+    // Log lines that a guest or its front end causes are limited, here and in the next two.
     (
         "worker",
         &["guest-memory", "virtqueue", "virtio-net", "burst-trace", "log-limit", "datapath"],
@@ -46,8 +46,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("report", &["burst-trace"]),
     ("lab", &["host-files", "burst-trace"]),
-    // Its recorder may measure the kernel for a while; its outputs replace nothing by mistake.
-    // It says when a file that it read was shortened meanwhile.
+    // `record` may measure the kernel; outputs are opened by kind; a file that became shorter while it was read is reported.
     ("ringscope", &["file-mapping", "host-files", "burst-trace", "kernel-stages", "report", "lab"]),
     ("frontend", &["guest-memory", "virtqueue", "virtio-net"]),
     ("ringscope-tests", &["burst-trace", "report", "lab", "frontend"]),
