@@ -1,7 +1,7 @@
 //! Honest traffic beside a hostile guest, and how long a frame of it takes.
 //!
-//! One thread plays all guests in turn, as far as none of them has to wait: a thread for each would compete with the others for one CPU, and the
-//! scheduler's time slices would be longer than what is measured. The daemon has the other CPU.
+//! One thread plays all guests in turn, unless one of them has to wait: a thread for each would compete with the others
+//! for one CPU, and the scheduler's time slices would be longer than the times measured. The daemon has the other CPU.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,13 +18,13 @@ use crate::daemon::Daemon;
 use crate::frames;
 use crate::lan::{EVERYONE, frame, guest_table, station};
 use crate::mirror::{Kind, Mirror};
-use crate::packets::tcp_unsummed;
+use crate::packets::{gso_header, tcp_unsummed};
 
 /// Longest wait for one frame. It counts as this long when it does not come.
 const LOST: Duration = Duration::from_secs(1);
 /// Descriptors of each ring.
 pub const SIZE: u16 = 256;
-/// Where a frame that is sent over and over lies: in guest memory, behind rings and honest buffers.
+/// Guest-physical address of a frame that is sent over and over: after rings and honest buffers.
 const FRAME: u64 = 20 << 20;
 
 /// What joins the guests.
@@ -32,8 +32,8 @@ const FRAME: u64 = 20 << 20;
 pub enum Wire {
     /// A switch: one worker serves the hostile guest and two honest ones, which send to each other.
     Switch,
-    /// A wire that gives every frame back. Honest is a second queue pair of the same worker where the daemon
-    /// reflects, else a second guest.
+    /// A wire that gives every frame back. The honest rings are a second queue pair of the same worker if the daemon
+    /// reflects, otherwise those of a second guest.
     Mirror(Kind),
 }
 
@@ -123,7 +123,7 @@ impl Beside {
         scene
     }
 
-    /// On a switch, every guest says where it is.
+    /// On a switch, every guest sends a frame, so that its address is known.
     fn introduce(&mut self) {
         if self.wire != Wire::Switch {
             return;
@@ -168,7 +168,7 @@ impl Beside {
         Play { wire, feeds, hostile: hostile.first_mut(), honest, act }.round_trips(least, time)
     }
 
-    /// The same where what the hostile guest does takes waiting: on a thread of its own, until it is told to end.
+    /// The same for a hostile guest that has to wait: it runs on a thread of its own until the flag is set.
     ///
     /// # Panics
     /// When a ring misbehaves, and where the hostile guest has the honest rings, too.
@@ -193,7 +193,7 @@ impl Beside {
     }
 }
 
-/// The guests while they are played. `hostile` is none where another thread plays it.
+/// The guests that one thread plays. `hostile` is `None` if another thread plays it.
 struct Play<'g> {
     wire: Wire,
     feeds: bool,
@@ -259,7 +259,7 @@ impl Play<'_> {
         pair.flush().unwrap();
     }
 
-    /// Who asks: where the daemon reflects, the second queue pair of the hostile guest.
+    /// The pair that asks: if the daemon reflects, the second queue pair of the hostile guest.
     fn asks(&mut self) -> &mut Pair {
         match &mut self.hostile {
             Some(hostile) if self.wire == Wire::Mirror(Kind::Reflect) => hostile.pair(1),
@@ -292,8 +292,8 @@ pub fn take(pair: &mut Pair) {
     }
 }
 
-/// Prepares a lawful flood: a guest that keeps to the rules, sends TCP in segments of 60,000 bytes, to be cut into packets of
-/// 1448, as fast as it can, and takes all that comes. Any neighbour has to live with that.
+/// Prepares a lawful flood: a guest that keeps to the rules, sends TCP segments of 60,000 bytes, to be cut into packets
+/// of 1448, as fast as it can, and takes all that comes. Any neighbour has to live with that.
 ///
 /// # Panics
 /// When its rings misbehave.
@@ -305,17 +305,14 @@ pub fn flood(guest: &mut Guest) -> impl FnMut(&mut Guest) + use<> {
     }
 }
 
-/// A TCP segment of 60,000 bytes from guest 0 to guest 3, with a net header that says: to be cut into packets of `gso_size`.
+/// A TCP segment of 60,000 bytes from guest 0 to guest 3, with a net header: to be cut into packets of `gso_size`.
 #[must_use]
 pub fn segments(gso_size: u16) -> Vec<u8> {
-    let [low, high] = gso_size.to_le_bytes();
-    // NEEDS_CSUM, TCPV4, header length 54, size; checksum from 34 on, at 16.
-    let header = [1, 1, 54, 0, low, high, 34, 0, 16, 0, 0, 0];
-    [&header[..], &tcp_unsummed((station(0), station(3)), &[1; 60_000])].concat()
+    [&gso_header(gso_size)[..], &tcp_unsummed((station(0), station(3)), &[1; 60_000])].concat()
 }
 
-/// Prepares to send the same frame, with its net header, over and over: it is written once, to where nothing else is,
-/// and then offered as often as the ring has room.
+/// Prepares to send the same frame, with its net header, over and over: it is written once, and then
+/// offered as often as the ring has room.
 ///
 /// # Panics
 /// When the ring misbehaves.

@@ -1,4 +1,4 @@
-//! What a hostile guest puts in a ring that is cheap to make and dear to serve, again and again.
+//! Chains of a hostile guest that are cheap to make and costly to serve, offered again and again.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,22 +11,21 @@ use crate::hostile::UNMAPPED;
 use crate::{lan, packets};
 
 const MIB: u64 = 1 << 20;
-/// Where indirect tables lie: behind the rings and honest buffers.
+/// Where indirect tables are: after the rings and honest buffers.
 const TABLE: u64 = 16 * MIB;
-/// Where buffers lie.
+/// Where buffers are.
 const DATA: u64 = 20 * MIB;
 /// Small regions, one after the other, from here on.
 const SMALL: u64 = 24 * MIB;
 const SMALL_LEN: u64 = 4096;
 /// One message of the front end names no more than 32 regions.
 const SMALL_COUNT: u64 = 30;
-/// What a chain may have in a ring that is no larger (virtio 1.2, 2.7.5.3.1; QEMU's own devices take this many).
+/// Most descriptors of a chain in a ring that is no larger (virtio 1.2, 2.7.5.3.1; QEMU's own devices take this many).
 const CHAIN_MAX: usize = 1024;
-/// The most pieces that one system call takes, less one: what the daemon takes for one frame.
+/// Most pieces of a frame that the daemon takes: as one system call takes, less one.
 const PIECES_MAX: usize = 1023;
 
-/// What a hostile guest does with a ring. Those that send do it by themselves; those that receive need somebody who
-/// sends to them.
+/// What a hostile guest does with a ring. Patterns that receive need another guest that sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
     /// Sends tables of 65,536 (packed: 32,768) descriptors without bytes. That breaks the ring, and the guest resets it.
@@ -62,14 +61,14 @@ pub enum Pattern {
     ReceiveLate,
 }
 
-/// How far a guest came that [keeps](Pattern::keep_busy) its ring busy.
+/// The progress of a guest that [keeps](Pattern::keep_busy) its ring busy.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Ends it.
     pub done: AtomicBool,
-    /// How many chains came back.
+    /// Number of chains that came back.
     pub came: AtomicU64,
-    /// How often the ring broke and was reset.
+    /// Number of times that the ring broke and was reset.
     pub resets: AtomicU64,
 }
 
@@ -158,7 +157,7 @@ impl Pattern {
         busy
     }
 
-    /// Keeps the back end busy with it until it is told to end; frames that are sent go to `to`, from `from`.
+    /// Keeps the back end busy with it until `progress.done` is set. `way`: destination and source of frames that are sent.
     ///
     /// # Panics
     /// When the back end does not do as it should.
@@ -178,7 +177,7 @@ impl Pattern {
         }
     }
 
-    /// Writes what lies in memory. Returns address, length and flags of the descriptor that it all begins with.
+    /// Writes tables and buffers to guest memory. Returns address, length and flags of the descriptor that it all begins with.
     fn prepare(self, guest: &Guest, to: [u8; 6], from: [u8; 6]) -> (u64, u32, u16) {
         let memory = guest.memory().guest();
         let packed = guest.features().packed();
@@ -211,8 +210,7 @@ impl Pattern {
                 nothing(CHAIN_MAX - 1).into_iter().chain([(DATA + 4096, 2048)]).collect()
             }
             Self::SendSegments | Self::SendSegmentsInPieces => {
-                // NEEDS_CSUM, TCPV4, header length 54, segments of 32; checksum from 34 on, at 16.
-                let header = [1, 1, 54, 0, 32, 0, 34, 0, 16, 0, 0, 0];
+                let header = packets::gso_header(32);
                 let packet = packets::tcp_unsummed((from, to), &[7; 60_000]);
                 let whole = [&header[..], &packet].concat();
                 memory.write(DATA, &whole).unwrap();

@@ -78,6 +78,15 @@ pub fn tcp_unsummed(macs: (Mac, Mac), payload: &[u8]) -> Vec<u8> {
     [&macs.1[..], &macs.0, &IPV4, &ip, &tcp, payload].concat()
 }
 
+/// The net header of a frame of [`tcp_unsummed`] that is to be cut into segments of `gso_size`; 0: not to be cut.
+#[must_use]
+pub const fn gso_header(gso_size: u16) -> [u8; 12] {
+    let gso_type = (gso_size > 0) as u8;
+    let [low, high] = gso_size.to_le_bytes();
+    // NEEDS_CSUM, TCPV4 or none, header length 54, size; checksum from 34 on, at 16.
+    [1, gso_type, 54, 0, low, high, 34, 0, 16, 0, 0, 0]
+}
+
 /// The sequence number and payload of a TCP segment over IPv4, if its lengths and checksums are right.
 #[must_use]
 pub fn tcp_checked(frame: &[u8]) -> Option<(u32, &[u8])> {

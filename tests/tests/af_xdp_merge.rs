@@ -55,9 +55,7 @@ impl Wire {
         for seed in 0..PACKETS {
             let payload = frames::frame(seed, LEN);
             let packet = packets::tcp_unsummed((lan::station(1), lan::station(2)), &payload);
-            let [low, high] = SEGMENT.to_le_bytes();
-            // NEEDS_CSUM, TCPV4, header length 54, size; checksum from 34 on, at 16.
-            let header = [1, 1, 54, 0, low, high, 34, 0, 16, 0, 0, 0];
+            let header = packets::gso_header(SEGMENT);
             assert!(self.sender.pair(0).send_chain(&header, &[&packet]).unwrap());
             sent.push(packet);
         }

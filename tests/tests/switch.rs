@@ -289,14 +289,6 @@ fn who_goes_away_is_forgotten_and_comes_back() {
     lan.expect(2, &to_gone);
 }
 
-/// Net header of a TCP segment over IPv4 whose checksum is left to do, to be cut into segments of `gso_size`, if any.
-fn unfinished(gso_size: u16) -> Vec<u8> {
-    let gso_type = u8::from(gso_size > 0);
-    let [low, high] = gso_size.to_le_bytes();
-    // NEEDS_CSUM, TCPV4, header length 54, size; checksum from 34 on, at 16.
-    vec![1, gso_type, 54, 0, low, high, 34, 0, 16, 0, 0, 0]
-}
-
 #[test]
 fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
     let whole = GuestOptions::default().offloads();
@@ -304,7 +296,7 @@ fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
         let mut lan = Lan::new(&[whole.clone(), whole.clone(), cut], "");
         lan.introduce();
         let payload = frames::frame(1, 20_000);
-        let header = unfinished(1000);
+        let header = packets::gso_header(1000);
         let macs = |to| (station(0), station(to));
         for to in [1, 2] {
             let sent = packets::tcp_unsummed(macs(to), &payload);
@@ -329,7 +321,7 @@ fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
         }
         // A checksum alone.
         let sent = packets::tcp_unsummed(macs(2), &payload[..100]);
-        assert!(lan.pair(0).send_chain(&unfinished(0), &[&sent]).unwrap());
+        assert!(lan.pair(0).send_chain(&packets::gso_header(0), &[&sent]).unwrap());
         let came = lan.pair(2).receive_within(SOON).unwrap().unwrap();
         assert_eq!(packets::tcp_checked(&came.bytes), Some((1, &payload[..100])));
     }
@@ -343,7 +335,7 @@ fn segments_wait_for_room_one_by_one() {
     let payload = frames::frame(1, 60_000);
     for round in 0..3 {
         let sent = packets::tcp_unsummed((station(0), station(1)), &payload);
-        assert!(lan.pair(0).send_chain(&unfinished(600), &[&sent]).unwrap());
+        assert!(lan.pair(0).send_chain(&packets::gso_header(600), &[&sent]).unwrap());
         for (n, part) in payload.chunks(600).enumerate() {
             let came = lan.pair(1).receive_within(SOON).unwrap();
             let came = came.unwrap_or_else(|| panic!("segment {n} of round {round}"));
@@ -362,19 +354,19 @@ fn net_headers_that_make_no_sense_reach_nobody() {
     let sent = packets::tcp_unsummed((station(0), station(1)), &[1; 5000]);
     let tiny = packets::tcp_unsummed((station(0), station(1)), &[1; 60_000]);
     let with = |at: usize, value: u8| {
-        let mut header = unfinished(1000);
+        let mut header = packets::gso_header(1000);
         header[at] = value;
         header
     };
+    let mut sizeless = [0; 12];
+    sizeless[..4].copy_from_slice(&packets::gso_header(1000)[..4]);
     // Checksum far out of the frame; an unknown type; segments of no bytes; of one byte, which are too many.
     for (header, frame) in [
         (with(7, 0xff), &sent),
         (with(1, 7), &sent),
-        (unfinished(1000)[..4].to_vec(), &sent),
-        (unfinished(1), &tiny),
+        (sizeless, &sent),
+        (packets::gso_header(1), &tiny),
     ] {
-        let mut header = header;
-        header.resize(12, 0);
         assert!(lan.pair(0).send_chain(&header, &[frame]).unwrap());
     }
     lan.expect_nothing(1);
