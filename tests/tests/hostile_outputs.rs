@@ -128,7 +128,7 @@ fn a_capture_replaces_its_own_file_and_no_recorder() {
     assert_eq!(Capture::read(&file).interface, "vm0");
     // A running daemon's recorder, and its own.
     for (name, part) in
-        [("vm0", "it is a flight recorder"), ("refused", "is where a flight recorder is made")]
+        [("vm0", "it is a flight recorder"), ("refused", "is the path of a flight recorder")]
     {
         let trace = directory.path().join(format!("{name}.trace"));
         let pcap = ["--pcap", trace.to_str().unwrap()];
@@ -164,7 +164,7 @@ fn a_full_disk_or_a_limit_ends_a_capture_and_not_the_traffic() {
         frames::come_back(&mut guest).unwrap();
         assert!(daemon.terminate(Duration::from_secs(2)).unwrap().success(), "{}", daemon.log());
         let log = daemon.log();
-        assert_eq!(log.matches(" ends here, frames go on").count(), 1, "{log}");
+        assert_eq!(log.matches(" ends, traffic goes on").count(), 1, "{log}");
         assert!(log.contains(&format!("frames are not in {}", file.display())), "{log}");
         // Whole blocks, and nothing else.
         assert!(!Capture::read(file).packets.is_empty());

@@ -76,14 +76,14 @@ pub enum PlanError {
          switch:NAME with it: drop the flag"
     )]
     LockWithoutSwitch,
-    /// Locked to no address.
+    /// A lock without an address.
     #[error(
-        "--mac-locked on says that the guest may send from --mac only, and there is no --mac; add it"
+        "--mac-locked on restricts the guest to the address of --mac, and there is no --mac; add it"
     )]
     LockWithoutMac,
     /// Two guests of one switch with one address.
     #[error(
-        "two guests of switch '{switch}' have the address {mac}; expected one of its own for each"
+        "two guests of switch '{switch}' have the address {mac}; expected an address of its own for each"
     )]
     SameMac {
         /// The switch's name.
@@ -108,8 +108,8 @@ pub enum PlanError {
     /// Two guests captured in one file.
     #[error("two guests have the capture {}; expected a file of its own for each", .0.display())]
     SameCapture(PathBuf),
-    /// A capture where a recorder is made.
-    #[error("--pcap {} is where a flight recorder is made; choose another file", .0.display())]
+    /// A capture at the path of a recorder.
+    #[error("--pcap {} is the path of a flight recorder; choose another file", .0.display())]
     CaptureIsRecorder(PathBuf),
     /// What one worker cannot do both ways.
     #[error(

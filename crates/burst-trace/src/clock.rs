@@ -1,8 +1,8 @@
 //! The clock that stamps boundaries.
 //!
 //! The CPU's counter read plainly (x86-64 TSC, aarch64 CNTVCT): about a third of what `clock_gettime`
-//! costs, and no system call. Where the kernel does not trust the counter, `CLOCK_MONOTONIC` instead. Differences of ticks are exact; [`Clock::ticks_per_second`]
-//! turns them into nanoseconds.
+//! costs, and no system call. Where the kernel does not trust the counter, `CLOCK_MONOTONIC` instead. Differences
+//! of ticks are exact; [`Clock::ticks_per_second`] turns them into nanoseconds.
 #![allow(unsafe_code, reason = "reading the CPU counter and clock_gettime have no safe form")]
 
 use std::time::{Duration, Instant};
@@ -67,6 +67,14 @@ impl Clock {
         }
     }
 
+    /// The counter's rate from `start` to `now`, ticks a second. `None` when the counter jumped in between, as in a suspend:
+    /// the rate then differs by more than a sixteenth from the one measured when the clock was made.
+    #[must_use]
+    pub fn rate_since(&self, start: Anchor, now: Anchor) -> Option<u64> {
+        let nominal = self.ticks_per_second;
+        rate_between(start, now).filter(|rate| rate.abs_diff(nominal) <= nominal / 16)
+    }
+
     /// Which counter it is.
     #[must_use]
     pub const fn kind(&self) -> ClockKind {
@@ -110,7 +118,7 @@ impl Clock {
                 let before = self.now();
                 let monotonic_ns = read_clock(libc::CLOCK_MONOTONIC);
                 let after = self.now();
-                // A counter that starts again between the two reads is none to go by: that pair loses.
+                // A counter that starts again between the two reads makes a huge distance, so another pair is taken.
                 let distance = after.wrapping_sub(before);
                 let ticks = before.saturating_add(distance / 2);
                 let realtime_ns = read_clock(libc::CLOCK_REALTIME);
@@ -181,8 +189,8 @@ fn read_clock(id: libc::clockid_t) -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
-/// What the kernel says of its clock sources (`kernel/time/clocksource.c`): the one that it keeps time by, and all that it
-/// could. A counter that its watchdog has found wrong is in neither.
+/// The kernel's clock sources (`kernel/time/clocksource.c`): the current one, and those available. A counter that the
+/// watchdog has marked unstable is in neither.
 #[derive(Clone, Debug, Default)]
 struct Sources {
     current: Option<String>,
@@ -198,14 +206,14 @@ impl Sources {
         Self { current: read("current_clocksource"), available: read("available_clocksource") }
     }
 
-    /// The source that the kernel keeps time by, where it says so.
+    /// The current clock source, where `/sys` has it.
     fn current(&self) -> Option<&str> {
         self.current.as_deref().map(str::trim)
     }
 
-    /// Whether the kernel trusts the TSC: it keeps time by it, or by a page of its hypervisor that gives the TSC's rate,
-    /// and could use the TSC, which also the CPU says (CPUID) runs at one rate in every state. A kernel that keeps time by
-    /// anything else, or says nothing, has its reasons: the CPU's word alone does not count.
+    /// Whether the kernel trusts the TSC. Either it is the current source; or the current source is the hypervisor's, based
+    /// on the TSC, and the TSC is available and invariant (CPUID). With any other source, or none in `/sys`, the TSC is not
+    /// trusted: the CPU's claim alone is not enough.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "there is no TSC"))]
     fn trust_tsc(&self, is_invariant: bool) -> bool {
         match self.current() {
@@ -246,7 +254,7 @@ fn best_kind() -> ClockKind {
     ClockKind::Monotonic
 }
 
-/// The counter's rate, if it runs.
+/// The counter's rate, if it advances.
 fn measure_rate(kind: ClockKind) -> Option<u64> {
     let clock = Clock { kind, ticks_per_second: 0 };
     let first = clock.anchor();
@@ -257,8 +265,8 @@ fn measure_rate(kind: ClockKind) -> Option<u64> {
     rate_between(first, clock.anchor())
 }
 
-/// Ticks a second from `first` to `second`; none of a counter that stands, or went back.
-pub(crate) fn rate_between(first: Anchor, second: Anchor) -> Option<u64> {
+/// Ticks a second from `first` to `second`; `None` if the counter stood still or went back.
+fn rate_between(first: Anchor, second: Anchor) -> Option<u64> {
     let ticks = u128::from(second.ticks.checked_sub(first.ticks)?) * 1_000_000_000;
     let rate = ticks.checked_div(second.monotonic_ns.checked_sub(first.monotonic_ns)?.into())?;
     u64::try_from(rate).ok().filter(|&rate| rate > 0)
@@ -282,18 +290,18 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_word_counts_for_more_than_the_cpus() {
+    fn the_kernel_decides_whether_the_tsc_is_used() {
         let sources = |current: Option<&str>, available: &str| Sources {
             current: current.map(|name| format!("{name}\n")),
             available: Some(format!("{available} \n")),
         };
         for (current, available, is_invariant, expected) in [
             (Some("tsc"), "tsc hpet acpi_pm", true, true),
-            // Old CPUs of one socket do not say so, and the kernel has found that it is.
+            // Old CPUs do not report it, but the kernel has verified the TSC.
             (Some("tsc"), "tsc hpet acpi_pm", false, true),
             (Some("kvm-clock"), "kvm-clock tsc acpi_pm", true, true),
             (Some("kvm-clock"), "kvm-clock tsc acpi_pm", false, false),
-            // The watchdog has found it wrong.
+            // The watchdog has marked it unstable.
             (Some("kvm-clock"), "kvm-clock acpi_pm", true, false),
             (Some("hpet"), "hpet acpi_pm", true, false),
             // Without high-resolution timers it stays in the list.

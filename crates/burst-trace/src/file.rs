@@ -71,7 +71,7 @@ pub const FACTS_BYTES_MAX: usize = (HEADER_WORDS - word::FACTS) * 8;
 pub const RING_WORDS: usize = 64;
 /// Where in a ring's words the socket events begin.
 pub const RING_EVENTS: usize = 3;
-/// Which of a ring's words counts the addresses that moved between the guest's port of a switch and another one.
+/// The word of a ring that counts addresses moved between the guest's port of a switch and another one.
 pub const RING_MOVES: usize = 7;
 /// Where in a ring's words the drops begin.
 pub const RING_DROPS: usize = 8;
@@ -80,7 +80,7 @@ pub const WORKER_WORDS: usize = 8;
 /// Which of a worker's words is its thread's number; 0 for none.
 pub const WORKER_THREAD: usize = 1;
 
-/// The most records of all workers together: 1 GiB, more than a daemon makes room for.
+/// Most records of all workers together: 1 GiB, more than any daemon writes.
 pub const RECORDS_MAX: usize = 1 << 24;
 
 /// Where everything is in a file of this shape.
@@ -131,8 +131,8 @@ impl Layout {
     }
 }
 
-/// A file mapped shared and seen as atomic 64-bit words. Whoever may open the file may shorten it meanwhile: what is
-/// missing then reads as zeroes.
+/// A file mapped shared and seen as atomic 64-bit words. Another process may shorten the file meanwhile: missing pages
+/// then read as zeroes.
 #[derive(Debug)]
 pub struct Words {
     map: FileMapping,
@@ -164,7 +164,7 @@ impl Words {
         self.len
     }
 
-    /// Whether the file was found shorter than it was when it was mapped: words are missing.
+    /// Whether words are missing: the file became shorter after it was mapped.
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.map.is_torn()

@@ -50,8 +50,8 @@ pub enum ReadError {
     },
 }
 
-/// How long a reader waits for a daemon that is writing the latest anchor: it takes nanoseconds, unless the daemon is not
-/// scheduled, or has ended in that moment.
+/// Longest wait for an anchor that is being written. A write takes nanoseconds, unless the daemon is not scheduled or has
+/// ended in the middle of it.
 const ANCHOR_WAIT: Duration = Duration::from_millis(500);
 
 /// The totals of one virtqueue since the daemon started.
@@ -219,8 +219,8 @@ impl Header {
         load_anchor(self.words.slice(word::ANCHOR_START, 3))
     }
 
-    /// The latest such instant: at most a second of work old. That of the start where the daemon ended while it wrote the
-    /// latest one.
+    /// The latest such instant: at most a second of work old. If the daemon ended while it wrote the latest one, that of the
+    /// start.
     #[must_use]
     pub fn anchor_latest(&self) -> Anchor {
         self.whole_anchor().unwrap_or_else(|| self.anchor_start())
@@ -237,7 +237,7 @@ impl Header {
             if before.is_multiple_of(2) && version.load(Ordering::Relaxed) == before {
                 return Some(anchor);
             }
-            // The clock is asked only where the first try was in vain.
+            // The clock is read only after a first failed try.
             if Instant::now() > *until.get_or_insert_with(|| Instant::now() + ANCHOR_WAIT) {
                 return None;
             }
@@ -274,14 +274,14 @@ impl Header {
         self.ring_words(ring)[RING_EVENTS + event as usize].load(Ordering::Relaxed)
     }
 
-    /// Whether the file became shorter while it was read: what is missing read as zeroes.
+    /// Whether the file became shorter while it was read: missing pages read as zeroes.
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.words.is_torn()
     }
 
-    /// How many addresses moved between the guest's port of a switch and another one since the daemon started, counted on
-    /// virtqueue `ring`.
+    /// Number of addresses moved between the guest's port of a switch and another one since the daemon started, as counted
+    /// on virtqueue `ring`.
     ///
     /// # Panics
     /// When there is no such virtqueue.
@@ -300,17 +300,17 @@ impl Header {
     }
 }
 
-/// What the file at a recorder's path says of its daemon.
+/// The daemon of the file at a recorder's path.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Left {
-    /// The process that writes it, or wrote it.
+    /// The process that writes the file, or wrote it.
     pub pid: u64,
-    /// Its daemon has not ended in order, or not yet.
+    /// The daemon runs, or crashed.
     pub is_running: bool,
 }
 
-/// Reads only that, of a recorder of any version; `None` when the file is something else. One of which only the beginning
-/// was made is a recorder whose daemon recorded nothing.
+/// Reads which daemon left the recorder at `path`, of any version; `None` when the file is no recorder. An empty or half
+/// made file counts as a recorder without records.
 pub(crate) fn left(path: &Path) -> io::Result<Option<Left>> {
     let file = open_regular(path)?;
     let number = |at: usize| {

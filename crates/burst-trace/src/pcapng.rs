@@ -131,8 +131,8 @@ pub fn statistics(out: &mut Vec<u8>, time_ns: u64, totals: Totals) {
     });
 }
 
-/// Of blocks that were appended one after the other: where the last one ends that is whole within the first `len` bytes, and
-/// how many packets are behind that.
+/// Returns where the last block ends that is whole within the first `len` bytes of `blocks`, and the number of packets
+/// after it.
 #[must_use]
 pub fn whole_blocks(blocks: &[u8], len: usize) -> (usize, u64) {
     let number = |at: usize| {
@@ -140,7 +140,7 @@ pub fn whole_blocks(blocks: &[u8], len: usize) -> (usize, u64) {
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
     };
     let (mut at, mut whole, mut missing) = (0, 0, 0);
-    // A type, and the length of all of the block.
+    // Block type and total length.
     while let (Some(kind), Some(block_len)) = (number(at), number(at + 4)) {
         at += (block_len as usize).max(8);
         if at <= len {

@@ -79,7 +79,7 @@ impl Reader {
             fence(Ordering::Acquire);
             let head = head_word.load(Ordering::Relaxed);
             if head < end {
-                // Somebody shortened the file, or writes into it who is no recorder: a recorder's count never goes back.
+                // A recorder's count never goes back: the file was shortened, or another process writes into it.
                 break;
             }
             if head - cursor.next >= capacity {

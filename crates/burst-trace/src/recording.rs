@@ -9,11 +9,13 @@
 //! end (its writer was killed, or the disk was full) is read as far as it goes; it has no totals then.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+
+use host_files::write_counted;
 
 use crate::clock::Anchor;
 use crate::file::{
@@ -81,18 +83,18 @@ impl Recording {
     }
 }
 
-/// This many bytes are written at a time.
+/// Bytes written at a time.
 const WRITE_BYTES: usize = 1 << 20;
 
 /// A recording that is being written.
 #[derive(Debug)]
 pub struct RecordingWriter {
     file: File,
-    /// Whether the file can be changed behind its end: it begins with the recording, and is no pipe.
+    /// Whether the header can be written again: the file is no pipe and begins with the recording.
     can_go_back: bool,
-    /// What is not written yet.
+    /// Bytes not written yet.
     out: Vec<u8>,
-    /// The number of bytes that are.
+    /// Number of bytes written.
     written: u64,
     facts: String,
     start: Counts,
@@ -114,8 +116,8 @@ impl RecordingWriter {
         Self::begin(File::create(path)?, true, of, facts)
     }
 
-    /// The same to a file that is open and empty, or to a pipe. `can_go_back` says which: without it the header stays as
-    /// it is at the beginning, and the recording has no totals.
+    /// The same to a file that is open and empty (`can_go_back`), or to a pipe: there the header cannot be written again,
+    /// and the recording has no totals.
     ///
     /// # Errors
     /// What the file system answers.
@@ -150,23 +152,14 @@ impl RecordingWriter {
         if self.out.len() < WRITE_BYTES { Ok(()) } else { self.flush() }
     }
 
-    /// Writes what was kept so far: a recorder that is killed loses only what comes later.
+    /// Writes the records kept so far: if this process is killed, only later ones are lost.
     ///
     /// # Errors
-    /// What the file system answers. Then there is nothing left to do but to [`cut`](Self::cut) it.
+    /// What the file system answers. After that the recording can only be [cut](Self::cut).
     pub fn flush(&mut self) -> io::Result<()> {
-        let mut rest = self.out.as_slice();
-        while !rest.is_empty() {
-            match self.file.write(rest) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(len) => {
-                    self.written += len as u64;
-                    rest = &rest[len..];
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let (written, result) = write_counted(&self.file, &self.out);
+        self.written += written as u64;
+        result?;
         self.out.clear();
         Ok(())
     }
@@ -191,8 +184,8 @@ impl RecordingWriter {
         Ok(())
     }
 
-    /// Ends a recording of which something could not be written, behind the last record that was written whole. It has
-    /// the clock's latest relations and no totals.
+    /// Ends a recording after a failed write: it is cut after its last whole record. It has the latest anchor of the clock
+    /// and no totals.
     ///
     /// # Errors
     /// When nothing of it can be read again, or what the file system answers.
@@ -204,7 +197,7 @@ impl RecordingWriter {
         }
         let record = (RECORD_WORDS * 8) as u64;
         self.file.set_len(begin + (self.written - begin) / record * record)?;
-        // A file system that writes elsewhere instead may have no room for that either: then it stays as it was.
+        // A copy-on-write file system may have no room for that either: then the header stays as it was.
         let _ = self.file.write_all_at(&head, 0);
         Ok(())
     }

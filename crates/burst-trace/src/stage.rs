@@ -229,7 +229,7 @@ drop_causes! {
     TxFault = "tx_dropped_by_fault",
     /// RX: a planted fault took it.
     RxFault = "rx_dropped_by_fault",
-    /// TX: on a switch, the frame's source address is not one that the guest may send from.
+    /// TX: on a switch, the guest may not send from the frame's source address.
     TxSpoofedSource = "tx_spoofed_source",
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use host_files::Lock;
 use host_files::own::{new_file, own_file};
 
-use crate::clock::{Anchor, Clock, rate_between};
+use crate::clock::{Anchor, Clock};
 use crate::file::{
     FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, RING_MOVES, VERSION, WORKER_THREAD,
     Words, word,
@@ -18,7 +18,7 @@ use crate::header::{Left, left};
 use crate::record::{BurstRecord, RECORD_WORDS, RecordKind};
 use crate::stage::{DropCause, SocketEvent};
 
-/// A recorder is for its user and group: it says when a guest sent how much.
+/// File mode: readable for the user and group only, because a recorder shows when a guest sends how much.
 const MODE: u32 = 0o640;
 
 /// What a recorder is made for.
@@ -49,7 +49,7 @@ pub enum RecorderError {
         /// What the system answered.
         source: io::Error,
     },
-    /// The lock that says whose the recorder's name is.
+    /// The lock on the recorder's name.
     #[error(
         "cannot lock the flight recorder's name with {path}: {source}; choose another --run-dir or --name"
     )]
@@ -67,7 +67,7 @@ pub enum RecorderError {
     InUse {
         /// The recorder's file.
         path: PathBuf,
-        /// The process that writes it; 0 where the file does not say yet.
+        /// The process that writes it; 0 if the file has no process number yet.
         pid: u64,
     },
 }
@@ -77,8 +77,8 @@ pub enum RecorderError {
 /// Dropping it marks the file as ended in order; the file stays, for those who want to look at it.
 #[derive(Debug)]
 pub struct Recorder {
-    /// Held as long as the daemon lives: a process number may be another process's by the time it is read. It is not on
-    /// the recorder itself, which its readers could lock as well.
+    /// Held as long as the daemon lives. A process number alone proves nothing: another process may have it by now. The
+    /// lock is not on the recorder itself, because readers could lock that as well.
     _lock: Lock,
     words: Arc<Words>,
     layout: Layout,
@@ -110,7 +110,7 @@ impl Recorder {
             return Err(RecorderError::InUse { path: path.clone(), pid });
         };
         set_aside_what_is_there(path).map_err(io_error)?;
-        // A new file, never the old one again: a reader that still maps that one would be killed by SIGBUS
+        // A new file, never the old one truncated: a reader that still maps that one would be killed by SIGBUS
         // between its truncation and the moment its space is back.
         let file = new_file(path, MODE).map_err(io_error)?;
         reserve(&file, layout.words() as u64 * 8).map_err(|error| {
@@ -284,7 +284,7 @@ impl Writer {
         self.push(&BurstRecord { kind, sequence, bytes: run, ..*record });
     }
 
-    /// Whether the file was shortened by somebody: what is written now reaches no reader.
+    /// Whether the file was shortened by another process: what is written now reaches no reader.
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.words.is_torn()
@@ -338,18 +338,13 @@ impl Writer {
         fence(Ordering::Release);
         store_anchor(self.words.slice(word::ANCHOR_LATEST, 3), anchor);
         if anchor.monotonic_ns.saturating_sub(self.start.monotonic_ns) > 500_000_000 {
-            match rate_between(self.start, anchor).filter(|&rate| self.is_likely(rate)) {
+            match self.clock.rate_since(self.start, anchor) {
                 Some(rate) => self.words.at(word::TICKS_PER_SECOND).store(rate, Ordering::Relaxed),
-                // The counter has jumped, in a suspend for instance. Its rate is measured from here on.
+                // The counter jumped. Its rate is measured from here on.
                 None => self.start = anchor,
             }
         }
         version.store(now + 2, Ordering::Release);
-    }
-
-    /// Whether the counter may run at `rate`: within a sixteenth of what was measured at the start.
-    const fn is_likely(&self, rate: u64) -> bool {
-        rate.abs_diff(self.second) <= self.second / 16
     }
 }
 
@@ -371,7 +366,7 @@ fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     crate::sys::fallocate(file.as_raw_fd(), bytes)
 }
 
-/// What is at the recorder's path goes: a crashed daemon's recorder to `NAME.trace.crashed`, one that ended for good.
+/// Moves the recorder of a crashed daemon at `path` to `NAME.trace.crashed`, and removes one that ended in order.
 fn set_aside_what_is_there(path: &Path) -> io::Result<()> {
     if own_file(path)?.is_none() {
         return Ok(());
@@ -415,7 +410,7 @@ mod tests {
         let mut writer = recorder.writer(0, clock);
         let second = clock.ticks_per_second();
         let rate = || recorder.words.at(word::TICKS_PER_SECOND).load(Ordering::Relaxed);
-        // It was days further on, or back, when the recorder was made, a second ago.
+        // The counter was days ahead, or at 0, when the recorder was made a second ago.
         for ticks in [writer.start.ticks + (second << 20), 0] {
             writer.start.ticks = ticks;
             writer.start.monotonic_ns -= 1_000_000_000;

@@ -8,7 +8,7 @@
 //! - [`report`]: such a file, or a recorder, as tables or as a file for other tools.
 //! - [`doctor`]: what on this host spoils a measurement, and what AF_XDP can do on an interface.
 //! - [`recorder`]: which recorder they read; [`probes`]: which probe packets they join.
-//! - [`output`]: standard output that may go away, and what is never written over; [`progress`]: how far something is.
+//! - [`output`]: standard output that may be closed, and files that are never written over; [`progress`]: how far something is.
 
 mod doctor;
 mod output;
@@ -68,12 +68,12 @@ Examples:
 
 Exit code: 0, or 1 with one sentence on standard error, or 2 for wrong flags.";
 
-const SHORTENED: &str = "a recorder or recording became shorter while it was read, so the result is not whole; read it \
-again, and look for who truncates it";
+const SHORTENED: &str = "a recorder or recording became shorter while it was read, so the result is incomplete; read it \
+again, and find the program that truncates it";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // A limit to a file's size is an error where the file is written, as a full disk is, and ends nothing by itself.
+    // With the signal handled, a write over the file-size limit fails (EFBIG), as on a full disk, and ends nothing.
     if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {
         eprintln!("ringscope: signals cannot be handled: {error}");
         return ExitCode::FAILURE;
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         Command::Agent(arguments) => lab::agent::run(arguments).map_err(Into::into),
     };
     match done {
-        // Whatever it read then was zeroes.
+        // The missing part was read as zeroes.
         _ if file_mapping::generation() > 0 => {
             eprintln!("ringscope: {SHORTENED}");
             ExitCode::FAILURE

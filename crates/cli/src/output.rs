@@ -1,5 +1,5 @@
-//! Where output goes: standard output that may go away (`ringscope stats | head -1` is no error), and what files must not
-//! be written over.
+//! Where output goes: standard output that may be closed (`ringscope stats | head -1` is no error), and files that must
+//! not be written over.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -17,12 +17,12 @@ pub fn print(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Nothing that is read is written over, and no recorder.
+/// Inputs and recorders are never written over.
 pub const fn guard(inputs: &[FileId]) -> Guard<'_> {
     Guard { inputs, mark: MAGIC.to_le_bytes() }
 }
 
-/// Whether whoever read our output has gone: the error, or what caused it.
+/// Whether the reader of our output is gone: by the error, or one of its causes.
 pub fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
     let mut error = Some(error);
     while let Some(cause) = error {

@@ -47,9 +47,9 @@ daemon's stages, LIMIT has a unit (ns, us, ms, s).
 a busy guest a twentieth of its rate; root is needed.
 
 A regular FILE is replaced when the recording is whole; a link to one is followed; a device or FIFO is written into, and \
-then the recording has no totals. On a full disk, or a file-size limit, the recording ends, and FILE holds what fitted (exit \
-code 1). What a killed record leaves is FILE.part, which `ringscope report FILE.part` reads; with --last and --when nothing \
-is written before the end. A second Ctrl-C ends it at once.
+then the recording has no totals. On a full disk, or at a file-size limit, the recording ends, and FILE holds what fitted \
+(exit code 1). A killed record leaves FILE.part, which `ringscope report FILE.part` reads; with --last and --when nothing is \
+written before the end. A second Ctrl-C ends it at once.
 
 Records that were overwritten before they could be kept are counted, and the file says where they are \
 missing. What a recorder still holds needs no recording: `ringscope report` reads the recorder of a daemon \
@@ -111,12 +111,12 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let kernel = measures.then(|| Kernel::attach(&reader)).transpose()?;
     let stages = kernel.as_ref().map(Kernel::facts);
     let path_of = &arguments.output;
-    // Before signals are handled: a FIFO is waited for here, and a signal has to end that.
+    // Before signals are handled: to open a FIFO waits for its reader, and a signal must end that.
     let output = Output::open(path_of, guard(&[reader.file()]))
         .map_err(|source| KeepError::Nothing { path: path_of.clone(), source })?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // A second one ends it at once: it may be waiting for whoever reads what it writes.
+        // A second signal ends it at once: a write may be waiting for a reader.
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }

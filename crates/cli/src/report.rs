@@ -50,8 +50,8 @@ Formats:
               the mean of the burst's frames, with its stages as comment; for each drop, and each time in the host kernel, one of length 0
               that says so; time is CLOCK_REALTIME at the first boundary
 
--o FILE replaces a regular file when the report is whole, and leaves it alone when it cannot be; a link is followed, a device \
-or FIFO is written into. Nothing that is read is written over, and no recorder.
+-o FILE replaces a regular file when the report is whole, and leaves it as it is if the report fails; a link is followed, a \
+device or FIFO is written into. Inputs and recorders are never written over.
 
 With --probes, table and json are what `ringscope stats --probes` prints, csv has a line for each probe that came back with
 what each part of its round trip took, and html has all of the page and a section of the probes.";
@@ -149,7 +149,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         .flatten()
         .chain(arguments.probes.files())
         .collect();
-    // What cannot be written is said before anything is read.
+    // An output that cannot be written is an error before anything is read.
     let open = |path| Output::open(path, guard(&inputs)).map_err(|source| error(path, source));
     let output = arguments.output.as_deref().map(open).transpose()?;
     let journeys = arguments.probes.join(&source)?;

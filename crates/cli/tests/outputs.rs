@@ -130,10 +130,10 @@ fn an_output_is_never_an_input_or_a_recorder() {
     symlink("x.rec", bench.path("soft.rec")).unwrap();
     for name in ["x.rec", "hard.rec", "soft.rec"] {
         let refused = bench.report(&["-o", name]);
-        assert_refused(&refused, &["cannot write", name, "it is what is read", "-o"]);
+        assert_refused(&refused, &["cannot write", name, "it is one of the inputs", "-o"]);
         assert_refused(
             &bench.report(&["--format", "html", "--before", name, "-o", "x.rec"]),
-            &["it is what is read"],
+            &["it is one of the inputs"],
         );
     }
     assert_eq!(fs::read(bench.path("x.rec")).unwrap(), before);

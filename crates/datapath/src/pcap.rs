@@ -28,7 +28,7 @@ pub struct Pcap<D> {
     lane: Lane,
     sent: Kept,
     placed: Kept,
-    /// Copies of the frames that `inner` has on their way, with their net headers.
+    /// Copies of the frames that `inner` holds, with their net headers.
     held: VecDeque<Copied>,
 }
 

@@ -1,11 +1,11 @@
-//! What tells one file from another, and what kind of file it is.
+//! The identity and the kind of a file.
 
 use std::fs::{self, File, FileType, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-/// Device and inode: what tells one file from another, whatever its names are.
+/// Device and inode: equal for all names of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileId {
     device: u64,
@@ -34,7 +34,7 @@ impl FileId {
     }
 }
 
-/// What a file is, in words: `a FIFO`, `a directory`.
+/// The kind of a file in words: `a FIFO`, `a directory`.
 #[must_use]
 pub fn kind(of: FileType) -> &'static str {
     if of.is_file() {
@@ -54,7 +54,7 @@ pub fn kind(of: FileType) -> &'static str {
     }
 }
 
-/// The error for a file that is of the wrong kind, or somebody else's.
+/// The error for a file of the wrong kind or of another user.
 pub(crate) fn refused(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why.into())
 }

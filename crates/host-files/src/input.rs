@@ -11,12 +11,12 @@ use crate::identity::{kind, refused};
 
 /// Opens the regular file that `path` leads to, for reading. Links are followed.
 ///
-/// A FIFO without a writer, or a device, could keep its opener waiting: they are not opened.
+/// FIFOs and devices are not opened: to open one may block.
 ///
 /// # Errors
 /// When it is no regular file, or what the system answers.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    // Opening some devices does something: look before.
+    // To open some devices has an effect, so the kind is checked before.
     let found = fs::metadata(path)?.file_type();
     if !found.is_file() {
         return Err(not_regular(kind(found)));

@@ -1,20 +1,22 @@
-//! How files of the host are opened: never through a link by mistake, never over a device, never waiting for one.
+//! How files of the host are opened: by kind, never through a link by mistake, and never waiting for one that is read.
 //!
-//! A leaf crate, with three kinds of file:
+//! A leaf crate. Three kinds of file, and what they share:
 //!
 //! - [`input`]: a regular file that is read. Anything else is refused, and opening it never waits.
 //! - [`output`]: a file that a user's tool writes. A regular file is replaced whole at the end; a device or FIFO is
 //!   written into.
-//! - [`own`]: a file of the daemon's own, new each time, and the lock that says whose a name is.
-//! - [`identity`]: what tells one file from another, and what kind of file it is.
+//! - [`own`]: a file of the daemon's own, new each time, and the lock on its name.
+//! - [`identity`]: the identity and the kind of a file; [`write_counted`]: a write that reports how far it got.
 //!
-//! All errors are [`std::io::Error`]s whose text goes after "cannot write PATH: ".
+//! All errors are [`std::io::Error`]s whose text follows "cannot write PATH: " or "cannot read PATH: ".
 
+mod counted;
 pub mod identity;
 pub mod input;
 pub mod output;
 pub mod own;
 
+pub use counted::write_counted;
 pub use identity::FileId;
 pub use input::open_regular;
 pub use output::{Guard, Output, rewrite};

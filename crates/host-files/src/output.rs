@@ -8,7 +8,7 @@
 //! | what standard output is, or the path `-` | standard output |
 //! | a directory, socket, block device, or a link to nothing | refused |
 //!
-//! All of that is found out when it is opened, not after an hour.
+//! All of that is checked when the output is opened, before a long run.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -21,9 +21,9 @@ use rustix::fs::OFlags;
 
 use crate::identity::{FileId, kind, refused};
 
-/// How many files `FILE.part`, `FILE.2.part` and so on may be there already: of runs that were killed.
+/// Most files `FILE.part`, `FILE.2.part` and so on that killed runs may have left.
 const PARTS_MAX: u32 = 100;
-/// The sticky bit of a directory: in it only a file's owner may rename it (`S_ISVTX`).
+/// The sticky bit of a directory (`S_ISVTX`): only a file's owner may rename the file.
 const STICKY: u32 = 0o1000;
 
 /// What must not be written over.
@@ -31,7 +31,7 @@ const STICKY: u32 = 0o1000;
 pub struct Guard<'a> {
     /// The files that are read.
     pub inputs: &'a [FileId],
-    /// How a flight recorder begins: a daemon may be writing it.
+    /// The first 8 bytes of a flight recorder, which a daemon may be writing.
     pub mark: [u8; 8],
 }
 
@@ -65,7 +65,7 @@ impl Output {
             }
             found => found?,
         };
-        // Without reading or writing it, whatever it is.
+        // A handle that neither reads nor writes, so that no kind of file blocks.
         let flags = OFlags::PATH.bits().cast_signed();
         let handle = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -114,7 +114,7 @@ impl Output {
             }
         }
         let mut options = OpenOptions::new();
-        // It holds what the old one held, and is for the same eyes.
+        // The new file has the permissions of the old one.
         let mode = found.filter(|found| is_ours(found)).map(|found| found.mode() & 0o777);
         options
             .read(true)
@@ -148,13 +148,13 @@ impl Output {
         &self.file
     }
 
-    /// Where it is until it has its name, if it gets one: a file that can be read again.
+    /// The path until [`keep`](Self::keep); `None` for an output that is written in place.
     #[must_use]
     pub fn part(&self) -> Option<&Path> {
         self.whole.as_ref().map(|whole| whole.part.as_path())
     }
 
-    /// Brings it to an end: the file has its name now.
+    /// Ends the output: the file gets its name.
     ///
     /// # Errors
     /// What the system answers; what was written stays as [`part`](Self::part).
@@ -190,7 +190,7 @@ impl Drop for Whole {
     }
 }
 
-/// Opens `path` to be written in place, from its beginning: for a file that is read while it is written. Links are
+/// Opens `path` to be written in place from its beginning, for a file that others read while it is written. Links are
 /// followed; a device or FIFO is written into.
 ///
 /// # Errors
@@ -207,12 +207,12 @@ pub fn rewrite(path: &Path, guard: Guard<'_>) -> io::Result<File> {
     Ok(file)
 }
 
-/// The regular file `id` may be replaced: it is none that is read, no recorder, and may be written.
+/// Checks that the regular file `id` may be replaced: it is no input, no recorder, and writable.
 fn check(path: &Path, id: FileId, guard: Guard<'_>) -> io::Result<()> {
     if guard.inputs.contains(&id) {
-        return Err(refused("it is what is read"));
+        return Err(refused("it is one of the inputs"));
     }
-    // A file that may not be read is no recorder that this user could harm unknowingly.
+    // A file that this user cannot read is not a recorder of this user's daemons.
     let mut mark = [0; 8];
     let begins = File::open(path).and_then(|mut file| file.read_exact(&mut mark));
     if begins.is_ok() && mark == guard.mark {

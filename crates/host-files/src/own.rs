@@ -1,5 +1,4 @@
-//! A file of the daemon's own, in a directory that others may write to: new each time, and the lock that says whose a
-//! name is.
+//! A file of the daemon's own in a directory that others may write to: new each time, with a lock on its name.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -10,7 +9,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::identity::{FileId, kind, refused};
 
-/// How often a name is tried again that others take and give up at the same time.
+/// Most tries for a name that other processes create and remove at the same time.
 const TRIES: u32 = 16;
 
 /// Makes the file `path` with this mode. A regular file of this user that is there is replaced; one that begins with
@@ -28,7 +27,7 @@ pub fn create_own(path: &Path, mode: u32, mark: [u8; 8]) -> io::Result<File> {
         if begins_with(path, mark)? {
             return Err(refused("it is a flight recorder"));
         }
-        // By its name only: whoever has the old one open keeps it.
+        // The name is replaced, not the contents: readers that have the old file open keep it.
         let Some(name) = path.file_name() else { return Err(refused("it is a directory")) };
         let mut beside = name.to_owned();
         beside.push(format!(".{}.new", std::process::id()));
@@ -78,7 +77,7 @@ fn check(found: &Metadata) -> io::Result<()> {
     }
     if found.uid() != rustix::process::geteuid().as_raw() {
         let uid = found.uid();
-        return Err(refused(format!("the file there is another user's (number {uid}); remove it")));
+        return Err(refused(format!("the file there is another user's (uid {uid}); remove it")));
     }
     Ok(())
 }
@@ -93,8 +92,8 @@ fn changed() -> io::Error {
     refused("something else takes the same name again and again")
 }
 
-/// A lock that says whose a name is, on a file that only this user can open. It is given up when the process ends,
-/// however it ends; dropped, the file is removed.
+/// A lock on a name, held on a file that only this user can open. It is released when the process ends, however it ends.
+/// Dropping it removes the file.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
@@ -112,12 +111,12 @@ impl Lock {
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags(flags);
         for _ in 0..TRIES {
-            // What is there is looked at before it is opened: a device could do something.
+            // Checked before it is opened: to open a device may have an effect.
             own_file(path)?;
             let file = options.open(path)?;
             let found = file.metadata()?;
             check(&found)?;
-            // Whoever could open it could lock it.
+            // Any process that can open it could lock it.
             if found.mode() & 0o777 != 0o600 {
                 file.set_permissions(fs::Permissions::from_mode(0o600))?;
             }
@@ -136,7 +135,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While it is still locked: who opens it from now on finds another file, or none.
+        // While it is still locked: a process that opens the path from now on gets another file, or none.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -39,9 +39,10 @@ pub enum KeepError {
         /// What the system answered.
         source: io::Error,
     },
-    /// What came last. The rest is there, and can be read.
+    /// The end of it. The rest is there and can be read.
     #[error(
-        "cannot write all of the recording {path}: {source}; what fitted is in {kept}; make room there, or choose another -o"
+        "cannot write all of the recording {path}: {source}; what fitted is in {kept}; make room there, or choose \
+         another -o"
     )]
     Cut {
         /// The file.
@@ -161,7 +162,7 @@ impl Keeper {
         self.writer.push(record)
     }
 
-    /// Writes what is not to be kept in memory until the end.
+    /// Writes the records that need not stay in memory until the end.
     pub fn flush(&mut self) -> io::Result<()> {
         self.writer.flush()
     }
@@ -193,8 +194,8 @@ impl Keeper {
         format!("{what}{} records kept, {} lost", grouped(kept), grouped(lost))
     }
 
-    /// Writes what is still in memory and gives the file its name. Returns what it holds, in words. `so_far` is what
-    /// became of it until now: what was written before something could not be written is kept.
+    /// Writes what is still in memory and gives the file its name. Returns what it holds, in words. `so_far` is the outcome
+    /// until now: after a failed write, the part before it is kept.
     pub fn finish(mut self, of: &Reader, so_far: io::Result<()>) -> Result<String, KeepError> {
         if matches!(self.until, Until::Met(..)) && self.met.is_none() && so_far.is_ok() {
             return Ok("no burst fulfilled the condition: nothing was recorded".into());
@@ -237,7 +238,7 @@ impl Keeper {
         Ok(text)
     }
 
-    /// Ends it where `source` happened.
+    /// Cuts the recording after the failed write `source`.
     fn cut(self, of: &Reader, source: io::Error) -> KeepError {
         let Self { writer, output, path, rate, .. } = self;
         let part = output.part().map(ToOwned::to_owned);
@@ -247,7 +248,7 @@ impl Keeper {
                 let (span, records) = (time(rate.ns(span) as f64), grouped(records));
                 let kept = match output.keep() {
                     Ok(()) => format!("{}: {span}, {records} records", path.display()),
-                    // It says where it stays.
+                    // The error says where the part stays.
                     Err(error) => format!("{}: {span}, {records} records, {error}", path.display()),
                 };
                 KeepError::Cut { path, kept, source }

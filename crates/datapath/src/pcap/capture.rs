@@ -18,7 +18,7 @@ use burst_trace::comment::{Frames, describe};
 use burst_trace::file::MAGIC;
 use burst_trace::pcapng::{self, Packet, Totals, Way};
 use burst_trace::{BurstRecord, Clock, Direction, Stage};
-use host_files::create_own;
+use host_files::{create_own, write_counted};
 use log_limit::LogLimit;
 
 /// Blocks of each queue.
@@ -27,7 +27,7 @@ const BLOCKS: usize = 512;
 const WAITING_MAX: u64 = 32 << 20;
 /// A block that is larger than this gives the rest back: one burst of the largest frames is 4 MiB.
 const BLOCK_BYTES_KEPT: usize = 64 << 10;
-/// For its owner alone.
+/// File mode: readable for the owner only.
 const MODE: u32 = 0o600;
 /// So much is written at a time.
 const WRITE_BYTES: usize = 256 << 10;
@@ -166,8 +166,7 @@ pub fn begin(
     let queues = usize::from(queues);
     let mut out = Vec::with_capacity(2 * WRITE_BYTES);
     pcapng::begin(&mut out, &options.application, &options.name, &options.description);
-    // A capture holds what guests say to one another. Its beginning is written here: what cannot be written is said at
-    // the start, and whoever makes another file finds that this one is none of his.
+    // The header is written here, so that a file that cannot be written is an error at the start.
     let file = create_own(&options.path, MODE, MAGIC.to_le_bytes())
         .and_then(|mut file| file.write_all(&out).map(|()| file))
         .map_err(|source| CaptureError::File { path: options.path.clone(), source })?;
@@ -239,7 +238,7 @@ struct Scribe {
     counters: Arc<Counters>,
     /// How many were left out when it was last said.
     left_out: u64,
-    /// Where that is said: a guest that floods leaves some out of every block.
+    /// Limits the lines about it: when a guest floods, each block leaves some out.
     log: LogLimit,
 }
 
@@ -343,23 +342,12 @@ impl Scribe {
     /// Writes what there is. A file that cannot be written is cut behind the last whole block, and left alone.
     fn flush(&mut self) {
         if let Some(file) = &mut self.file {
-            let mut written = 0;
-            let failed = loop {
-                if written == self.out.len() {
-                    break None;
-                }
-                match file.write(&self.out[written..]) {
-                    Ok(0) => break Some(io::ErrorKind::WriteZero.into()),
-                    Ok(len) => written += len,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => break Some(error),
-                }
-            };
-            if let Some(error) = failed {
+            let (written, result) = write_counted(file, &self.out);
+            if let Err(error) = result {
                 let (whole, missing) = pcapng::whole_blocks(&self.out, written);
                 self.good += whole as u64;
                 log::error!(
-                    "{} ends here, frames go on without it: {error}; make room there, and start again to capture more",
+                    "the capture {} ends, traffic goes on: {error}; make room there, and restart the daemon to capture more",
                     self.path.display()
                 );
                 self.counters.left_out.fetch_add(missing, Ordering::Relaxed);
@@ -406,22 +394,16 @@ impl WallClock {
     }
 
     /// Once a second: how the clocks stand to each other now, and the counter's rate since the start.
-    #[expect(clippy::cast_possible_truncation, reason = "a rate in Hz fits 64 bits")]
     fn keep(&mut self) {
         if self.clock.now().abs_diff(self.latest.ticks) < self.ticks_per_second {
             return;
         }
         self.latest = self.clock.anchor();
-        let elapsed_ns = u128::from(self.latest.monotonic_ns - self.start.monotonic_ns);
-        if elapsed_ns > 500_000_000 {
-            let ticks = u128::from(self.latest.ticks.saturating_sub(self.start.ticks));
-            let rate = (ticks * 1_000_000_000 / elapsed_ns) as u64;
-            let nominal = self.clock.ticks_per_second();
-            if rate.abs_diff(nominal) <= nominal / 16 {
-                self.ticks_per_second = rate;
-            } else {
-                // The counter has jumped, in a suspend for instance. Its rate is measured from here on.
-                self.start = self.latest;
+        if self.latest.monotonic_ns.saturating_sub(self.start.monotonic_ns) > 500_000_000 {
+            match self.clock.rate_since(self.start, self.latest) {
+                Some(rate) => self.ticks_per_second = rate,
+                // The counter jumped. Its rate is measured from here on.
+                None => self.start = self.latest,
             }
         }
     }

@@ -37,7 +37,7 @@ fn a_file_is_replaced_whole_at_the_end_and_left_alone_without_one() {
     assert_eq!((names(&directory), fs::read(&path).unwrap()), (vec!["out".into()], b"old".into()));
     write(&path).unwrap();
     assert_eq!((names(&directory), fs::read(&path).unwrap()), (vec!["out".into()], b"new".into()));
-    assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o640, "for the same eyes");
+    assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o640, "the permissions stay");
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn an_input_and_a_recorder_are_refused_by_whatever_name() {
     let inputs = [FileId::of_path(&path("in")).unwrap()];
     for name in ["in", "hard", "soft"] {
         let error = open(&path(name), &inputs).unwrap_err().to_string();
-        assert_eq!(error, "it is what is read");
+        assert_eq!(error, "it is one of the inputs");
     }
     fs::write(path("vm0.trace"), [&MARK[..], &[0; 100]].concat()).unwrap();
     let error = write(&path("vm0.trace")).unwrap_err().to_string();

@@ -17,7 +17,11 @@ fn it_is_a_new_file_each_time_for_its_owner_alone() {
     let before = FileId::of_path(&path);
     let reader = File::open(&path).unwrap();
     let made = create_own(&path, 0o600, MARK).unwrap();
-    assert_ne!(FileId::of_path(&path), before, "whoever had it open reads nothing of the new one");
+    assert_ne!(
+        FileId::of_path(&path),
+        before,
+        "a reader of the old file sees nothing of the new one"
+    );
     assert_eq!(made.metadata().unwrap().mode() & 0o777, 0o600);
     assert_eq!(reader.metadata().unwrap().nlink(), 0);
     assert_eq!(directory.path().read_dir().unwrap().count(), 1);
@@ -41,7 +45,7 @@ fn links_fifos_recorders_and_other_users_files_are_refused_and_left_alone() {
     fs::write(path("other"), "theirs").unwrap();
     // Only root can give a file away.
     if chown(path("other"), Some(Uid::from_raw(12345)), Some(Gid::from_raw(12345))).is_ok() {
-        cases.push(("other", "another user's (number 12345)"));
+        cases.push(("other", "another user's (uid 12345)"));
     }
     for (name, part) in cases {
         let error = create_own(&path(name), 0o600, MARK).unwrap_err().to_string();
