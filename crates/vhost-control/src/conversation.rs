@@ -1,7 +1,7 @@
 //! One connection, from its beginning to its end.
 //!
-//! The calling thread waits for all at once: the front end, what it and the framework say to each other, other front
-//! ends, and being asked to stop. The framework's own thread handles the messages.
+//! The calling thread waits for everything at once: messages of the front end and answers of the framework, other front
+//! ends, a worker that hangs, and the request to stop. The framework's own thread handles the messages.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -23,8 +23,8 @@ use crate::server::{RETRY, ServeError, system};
 use crate::socket::Server;
 use crate::sys::peer_process;
 
-/// The longest time from a connection to its first message, where front ends come to us. A client waits: whoever
-/// listens there may take its time until it accepts.
+/// Longest time from a connection to its first message, if we listen. If we connect, there is no limit: the front end
+/// may accept later.
 const FIRST_MESSAGE_TIME: Duration = Duration::from_secs(5);
 
 /// How a conversation ended.
@@ -32,7 +32,7 @@ const FIRST_MESSAGE_TIME: Duration = Duration::from_secs(5);
 pub enum End {
     /// The front end is gone, or was sent away.
     Gone,
-    /// It was sent away because it made a worker hang.
+    /// It was sent away because it made a worker block.
     Hung,
     /// The daemon was asked to stop.
     Stopped,
@@ -94,9 +94,9 @@ struct Visit<'v> {
     stop: BorrowedFd<'v>,
     server: Option<&'v Server>,
     custody: &'v Custody,
-    /// Other front ends are not looked at before this: one could not be accepted.
+    /// No other front end is accepted before this time: the last try failed.
     listen_at: Option<Instant>,
-    /// One was refused, and that was said.
+    /// A second front end was refused, and that was logged.
     refused: bool,
 }
 
@@ -138,7 +138,7 @@ impl Visit<'_> {
                 }
                 _ => return Ok(End::Gone),
             }
-            // A front end that has just gone may leave messages to read before its end shows.
+            // A front end that has hung up may have left messages, which are read before its end shows.
             if second && !has_hung_up(relay.ends()[0]) {
                 if !relay.heard() && relay.due().is_none() {
                     log_limit::warn!(
@@ -152,7 +152,7 @@ impl Visit<'_> {
         }
     }
 
-    /// One device has one front end. Said once for each that is served, however many others try.
+    /// One device has one front end. Logged once for each that is served, however many others try.
     fn refuse_second(&mut self) {
         let Some(server) = self.server else { return };
         match server.listener.accept() {
@@ -165,7 +165,7 @@ impl Visit<'_> {
                 );
             }
             Ok(_) => {}
-            // It stays in the queue: without a pause this would be a busy loop.
+            // It stays in the listener's queue: without a pause this would be a busy loop.
             Err(_) => self.listen_at = Some(Instant::now() + RETRY),
         }
     }

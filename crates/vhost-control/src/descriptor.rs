@@ -1,8 +1,8 @@
-//! What a file descriptor from a front end is.
+//! The kind of a file descriptor from a front end.
 //!
-//! Any call into an unknown file can block: a FUSE file answers when its file system wants to. So nothing is asked of
-//! the file itself. `/proc/self/fd/N` is a link that the kernel writes by itself, from the file's kind and name. A name
-//! cannot imitate a kind: what has a name begins with `/` there.
+//! Any call into an unknown file can block: a FUSE file answers when its file system wants to. So no call goes to the
+//! file itself. The kernel makes the link text of `/proc/self/fd/N` from the file's kind and name. A name cannot imitate
+//! a kind: the text of a file with a name begins with `/`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// In messages, after "expected".
+    /// For messages, after "expected".
     pub const fn name(self) -> &'static str {
         match self {
             Self::Eventfd => "an eventfd",
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_by_the_kernel() {
+    fn the_kernel_reports_the_kind() {
         assert_eq!(kind(&eventfd(0, EventfdFlags::SEMAPHORE).unwrap()), Kind::Eventfd);
         let (reader, writer) = std::io::pipe().unwrap();
         assert_eq!((kind(&reader), kind(&writer)), (Kind::Pipe, Kind::Pipe));

@@ -60,8 +60,7 @@ impl Device {
         features::BASE | datapath | multi_queue | mac
     }
 
-    /// The most bytes of memory of each of so many guests: together they fill no more than half of this process's
-    /// addresses.
+    /// Most bytes of memory for each of `guests` guests: together they fill at most half of this process's address space.
     #[must_use]
     pub const fn memory_max(guests: usize) -> u64 {
         regions::bytes_max(guests)
@@ -76,7 +75,7 @@ pub struct Session {
     peer: Option<u32>,
     rings: Vec<Arc<RingControl>>,
     sharing: Mutex<Sharing>,
-    /// The guest's memory as long as the framework may have it mapped: it reads there itself.
+    /// The guest's memory while the framework may have it mapped: the framework reads it itself.
     memory: Mutex<Option<Arc<GuestMemory>>>,
     refused: Mutex<Option<PrivateMemory>>,
 }
@@ -193,7 +192,7 @@ impl VhostUserBackend for Session {
         }
         let mut current = lock(&self.memory);
         let memory = Arc::new(GuestMemory::guarded(map, current.as_deref())?);
-        // The one before stays guarded until nobody has it any more.
+        // The previous table stays guarded until its last user drops it.
         let _before = current.replace(Arc::clone(&memory));
         let label = self.device.log.prefix();
         log::debug!("{label}the guest has {} MiB of memory", memory.len() >> 20);

@@ -1,7 +1,7 @@
-//! Which file system a descriptor of a front end is of, without asking that file system.
+//! The file system of a front end's descriptor, found without a call to that file system.
 //!
-//! `fstat` and `fstatfs` of a FUSE, NFS or 9p file wait for a program or a server, as long as these want. The kernel
-//! itself knows the mount that a descriptor is of (`/proc/self/fdinfo/N`, `mnt_id`), and what is mounted there
+//! `fstat` and `fstatfs` of a FUSE, NFS or 9p file wait for a program or a server, without a limit. The kernel itself
+//! reports the mount of a descriptor (`/proc/self/fdinfo/N`, `mnt_id`), and what is mounted there
 //! (`/proc/PID/mountinfo`).
 
 use std::fs::{self, File};
@@ -31,17 +31,17 @@ const LOCAL: &[&str] = &[
     "jfs",
     "devtmpfs",
 ];
-/// The same by their numbers (`linux/magic.h`), as far as they may be unknown to `mountinfo`: tmpfs, hugetlbfs,
-/// ramfs, ext2 to ext4, XFS, Btrfs.
+/// Magic numbers (`linux/magic.h`) of those whose mounts may be missing in `mountinfo`: tmpfs, hugetlbfs, ramfs, ext2 to
+/// ext4, XFS, Btrfs.
 const LOCAL_NUMBERS: &[u64] =
     &[0x0102_1994, HUGETLBFS, 0x8584_58f6, 0xef53, 0x5846_5342, 0x9123_683e];
 const HUGETLBFS: u64 = 0x9584_58f6;
-/// At most this much is read of what is mounted: a front end may have mounts of its own.
+/// Most bytes read of a `mountinfo`: a front end may have any number of mounts.
 const MOUNTS_MAX: u64 = 4 << 20;
-/// How long an unknown file system has to say what it is.
+/// Longest wait for `fstatfs` of an unknown file system.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What is known of a file system that is fit for guest memory.
+/// A file system that is fit for guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileSystem {
     /// Of huge pages.
@@ -50,13 +50,14 @@ pub enum FileSystem {
     Plain,
 }
 
-/// The file system of `file`, if pages of it come without asking anybody. `peer`: the process that has it mounted.
+/// The file system of `file`, if this host has its pages in memory or on a local disk. `peer`: the process that has it
+/// mounted.
 ///
 /// # Errors
 /// Why it cannot be guest memory.
 pub fn file_system(file: BorrowedFd<'_>, peer: Option<u32>) -> Result<FileSystem, String> {
     let Some(mount) = mount_of(file) else {
-        // Without /proc nothing can be found out this way.
+        // Without /proc the mount is unknown.
         return Ok(FileSystem::Plain);
     };
     let memory = memory_mounts();
@@ -70,7 +71,7 @@ pub fn file_system(file: BorrowedFd<'_>, peer: Option<u32>) -> Result<FileSystem
     let found = find(&ours, mount).or_else(|| {
         let theirs = mounts(&peer?.to_string());
         let found = find(&theirs, mount)?;
-        // Anybody may put one together of parts, in a name space of mounts of his own.
+        // Any user can mount an overlay of other file systems in a mount namespace of his own.
         let is_known = found.kind != "overlay"
             || ours
                 .lines()
@@ -134,13 +135,13 @@ fn mounts(process: &str) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// The kernel's number of the mount that a descriptor is of.
+/// The number of the mount that holds a descriptor's file.
 fn mount_of(file: BorrowedFd<'_>) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
 }
 
-/// The kernel's own mounts, of which memory files are (`memfd_create(2)`); no `mountinfo` has them.
+/// The kernel's internal mounts that hold memory files (`memfd_create(2)`); no `mountinfo` lists them.
 struct MemoryMounts {
     plain: Option<u64>,
     huge: Vec<u64>,
@@ -173,8 +174,8 @@ fn memory_mounts() -> &'static MemoryMounts {
     })
 }
 
-/// Asks a file system of which nothing is known, from a thread that may wait for it; one at a time, for it may wait
-/// for ever.
+/// Calls `fstatfs` of an unknown file system on a thread of its own, which may block for ever. Only one such thread at a
+/// time.
 fn ask(file: BorrowedFd<'_>) -> Result<FileSystem, String> {
     static ASKING: AtomicBool = AtomicBool::new(false);
     let unknown = || unfit("unknown");
@@ -185,7 +186,7 @@ fn ask(file: BorrowedFd<'_>) -> Result<FileSystem, String> {
     let asked = file.try_clone_to_owned().and_then(|file| {
         std::thread::Builder::new().name("file-system".into()).spawn(move || {
             let kind = fstatfs(&file).map(|it| it.f_type);
-            // To close it may take as long.
+            // To close the file may block as well.
             drop(file);
             ASKING.store(false, Ordering::Release);
             let _ = said.send(kind);

@@ -25,7 +25,7 @@ use crate::vring::with_rings;
 /// The framework's daemon for a [`Session`].
 pub type Daemon = VhostUserDaemon<Arc<Session>>;
 
-/// How often an address is tried: another process has to come first every time to spoil it.
+/// Most addresses tried: each fails only if another process connects to it first.
 const TRIES: usize = 100;
 
 /// Starts a daemon. Returns it and our end of its socket.
@@ -57,7 +57,7 @@ pub fn connection() -> io::Result<(UnixListener, UnixStream)> {
         listen(&listener, 0)?;
         let ours = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
         match connect(&ours, &address) {
-            // Somebody else is in the queue.
+            // Another process is in the queue.
             Err(Errno::AGAIN) => {}
             result => {
                 result?;

@@ -10,7 +10,7 @@
 //! ask an answer to may not have reached the framework yet. A front end that asks for answers waits for each,
 //! so an answer from here does not overtake another one.
 //!
-//! Descriptors are looked at here too: the framework never holds one that is not what its message asks for
+//! Descriptors are checked here too: the framework only gets descriptors of the kind that their message takes
 //! ([`crate::descriptor`]).
 
 use std::os::fd::AsFd;
@@ -28,8 +28,8 @@ use crate::pipe::Pipes;
 use crate::regions::{self, Limits, Region};
 use crate::ring::RingControl;
 
-/// A header: request, flags and the length of what follows.
-const HEADER_LEN: usize = 12;
+/// Length of a header: request, flags and length of the payload, 4 bytes each.
+pub const HEADER_LEN: usize = 12;
 /// In a header's flags: the version of the protocol.
 const VERSION: u32 = 1;
 /// The length of an answer that says whether a message was accepted.
@@ -38,7 +38,7 @@ const ANSWER_LEN: u32 = 8;
 /// A message that goes no further.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// It changes nothing. What the front end is to be told, if it asked for an answer.
+    /// The message changes nothing. The answer, if the front end asked for one.
     Message(Option<Vec<u8>>),
     /// The connection ends, for this reason.
     Connection(String),
@@ -109,7 +109,7 @@ impl Gate {
                 Some(self.admit_memory(request, payload, descriptors))
             }
             FrontendReq::REM_MEM_REG => {
-                // Older front ends pass one, which must not be used (vhost-user, "VHOST_USER_REM_MEM_REG").
+                // Older front ends send a descriptor, which must be ignored (vhost-user, "VHOST_USER_REM_MEM_REG").
                 descriptors.clear();
                 self.take_note(request, payload);
                 None
@@ -211,7 +211,7 @@ impl Gate {
 
     /// The ring of a message that sets a descriptor.
     fn ring_of(&self, payload: Words<'_>) -> Result<usize, String> {
-        // Bits 0 to 7; what else is wrong is for the framework to refuse.
+        // Bits 0 to 7 are the index. The framework refuses other faults of the word.
         let index = payload.u64(0).map_or(0, |word| (word & 0xff) as usize);
         if index < self.sizes.len() { Ok(index) } else { Err(self.no_such_ring(index)) }
     }
@@ -315,7 +315,7 @@ impl Words<'_> {
     }
 }
 
-/// Messages without descriptors.
+/// Refuses descriptors with a message that takes none.
 fn takes_none(request: &str, descriptors: &[Foreign]) -> Result<(), Refused> {
     if descriptors.is_empty() {
         return Ok(());
@@ -324,7 +324,7 @@ fn takes_none(request: &str, descriptors: &[Foreign]) -> Result<(), Refused> {
     Err(Refused::Connection(format!("{request} with {count} file descriptors; expected none")))
 }
 
-/// The kind of `descriptor`, if it is one of these.
+/// The kind of `descriptor`, if it is one of those expected.
 fn expect_kinds(descriptor: &Foreign, expected: &[Kind]) -> Result<Kind, String> {
     let (kind, found) = descriptor::inspect(descriptor)
         .map_err(|error| format!("what its descriptor is cannot be found out: {error}"))?;

@@ -8,14 +8,14 @@
 //!   (`queues_per_thread` is empty).
 //! - It has no hook for the end of a ring but `GET_VRING_BASE`. [`ring::RingControl`] is told of every
 //!   setter, starts and stops the ring at its worker, and returns when the worker has done so.
-//! - A daemon of it serves one connection. [`server`] makes one a connection; datapath, workers and
-//!   recorder outlive them.
+//! - A daemon of it serves one connection. `conversation` makes one for each connection; datapath, workers
+//!   and recorder outlive them.
 //! - It refuses QEMU's virtio-net: see `relay`.
 //! - It ends the connection over what is wrong with a single ring: see `gate`.
-//! - It maps whatever it is given: see `regions`, and `files` for what may be found out of a file.
-//!
-//! A front end is not trusted with its descriptors either: `descriptor` tells what one is without touching it, `pipe` is
-//! for the one kind that is not an eventfd, and [`worker::Custody`] closes them.
+//! - It maps any file, and it takes any descriptor: see `regions`, `files` and `descriptor`. `gate` refuses what
+//!   does not fit its message, [`worker::Custody`] closes all descriptors, and `pipe` forwards signals to a call
+//!   descriptor that is a pipe.
+//! - It serves only connections that it accepts itself: see `framework`.
 //!
 //! - [`device`]: what is offered to front ends; [`ring`]: the life of a ring; [`sharing`]: whether the
 //!   guest's memory is really shared; [`socket`]: making, finding and cleaning up the socket;

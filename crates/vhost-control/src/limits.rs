@@ -1,4 +1,4 @@
-//! How many file descriptors the guests may take.
+//! Limits of file descriptors and regions.
 
 use std::io;
 
@@ -8,17 +8,17 @@ use crate::relay::DESCRIPTORS_MAX;
 
 /// Kick and error descriptor, and four for the call descriptor where that is a pipe: twice, while one replaces another.
 const OF_A_RING: u64 = 2 + 2 * 4;
-/// Regions of guest memory, a descriptor each: as many as `GET_MAX_MEM_SLOTS` answers.
+/// Most regions of guest memory, a descriptor each: the answer to `GET_MAX_MEM_SLOTS`.
 pub const REGIONS_MAX: usize = 509;
-/// Descriptors that were given up and are not closed yet: a front end that has more waits, or goes.
+/// Most descriptors that were dropped and are not closed yet. Above it the front end waits, and then is sent away.
 pub const UNCLOSED_MAX: usize = 64;
-/// Sockets of the connection, and what the threads of a guest open for themselves.
+/// Sockets of the connection, and descriptors that the threads of a guest open themselves.
 const OTHERS: u64 = 16;
 
-/// The most descriptors that the front end of a guest with `queue_pairs` can have us keep.
+/// Most descriptors that this process holds for the front end of a guest with `queue_pairs`.
 #[must_use]
 pub const fn descriptors_of(queue_pairs: u16) -> u64 {
-    // A message is in two hands for a moment: the relay's and the framework's.
+    // For a moment both the relay and the framework hold those of a message.
     let in_messages = 2 * DESCRIPTORS_MAX as u64;
     queue_pairs as u64 * 2 * OF_A_RING
         + REGIONS_MAX as u64
@@ -27,7 +27,7 @@ pub const fn descriptors_of(queue_pairs: u16) -> u64 {
         + OTHERS
 }
 
-/// Raises this process's limit of open files to what the system allows. Returns that; `u64::MAX` is no limit.
+/// Raises this process's limit of open files to its hard limit. Returns the limit; `u64::MAX` is no limit.
 ///
 /// # Errors
 /// When the system refuses.

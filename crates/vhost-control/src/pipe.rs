@@ -1,11 +1,11 @@
 //! A pipe as call descriptor.
 //!
 //! User Mode Linux gives the write end of a pipe in place of an eventfd, because an eventfd sends no SIGIO
-//! (arch/um/drivers/virtio_uml.c, `vu_setup_vq_call_fd`). A pipe has a lock, which a writer keeps while it copies from
-//! its memory, for as long as a page of that takes to come. So no worker touches a pipe. The worker writes an eventfd
-//! of ours, and a thread for each such ring passes that on.
+//! (arch/um/drivers/virtio_uml.c, `vu_setup_vq_call_fd`). A pipe has a lock, which a writer holds while it copies from
+//! its memory; a page fault there can last without a limit. So no worker touches a pipe. The worker writes to an eventfd
+//! of ours, and a thread for each such ring forwards the signals.
 //!
-//! The thread opens the pipe again: then `O_NONBLOCK` is ours alone.
+//! The thread opens the pipe again, so that the front end cannot clear its `O_NONBLOCK`.
 //!
 //! Such a thread can stay in the kernel for as long as a writer of the pipe likes. So a connection has few of them, and
 //! each keeps a descriptor of it: the threads that close these ([`worker::custody`]) are counted over all connections.
@@ -24,7 +24,7 @@ use worker::Foreign;
 
 use crate::descriptor;
 
-/// The longest wait for a pipe that is opened, and for a thread that is to end.
+/// Longest wait for opening a pipe, and for a thread to end.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The pipes of one connection.
@@ -37,12 +37,12 @@ pub struct Pipes {
 }
 
 impl Pipes {
-    /// None yet, of so many rings.
+    /// For a connection with `rings` rings.
     pub fn new(rings: usize) -> Self {
         Self { forwarders: (0..rings).map(|_| None).collect(), alive: Arc::default() }
     }
 
-    /// Begins to pass signals on to `pipe`. Returns what takes its place.
+    /// Starts forwarding signals to `pipe`. Returns also the eventfd that takes its place.
     ///
     /// # Errors
     /// When the pipe cannot be opened for writing, too many threads are stuck, or the system has no descriptor or thread
@@ -70,7 +70,7 @@ impl Pipes {
     }
 }
 
-/// Passes the signals of one ring on to a pipe, until it is dropped.
+/// Forwards the signals of one ring to a pipe, until it is dropped.
 #[derive(Debug)]
 pub struct Forwarder {
     signalled: Arc<OwnedFd>,
@@ -84,7 +84,7 @@ impl Forwarder {
         let ended = Arc::new(AtomicBool::new(false));
         let (opened, is_open) = sync_channel(1);
         let (inside, until) = (Arc::clone(&signalled), Arc::clone(&ended));
-        // Nobody waits for this thread: even to open a pipe takes its lock.
+        // Never joined: even to open a pipe takes its lock.
         Builder::new().name("pipe".into()).spawn(move || {
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let ours = rustix::fs::open(descriptor::path(&pipe), flags, Mode::empty());
@@ -122,7 +122,7 @@ fn forward(signalled: &OwnedFd, pipe: &OwnedFd, ended: &AtomicBool) {
             return;
         }
         if signals.is_ok() {
-            // Who reads wants 8 bytes a signal. A full pipe has a signal in it; any other failure is the reader's own.
+            // The reader expects 8 bytes a signal. A full pipe has a signal in it; any other failure is the reader's fault.
             let _ = rustix::io::write(pipe, &1_u64.to_ne_bytes());
         }
     }

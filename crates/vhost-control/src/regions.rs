@@ -1,10 +1,10 @@
-//! Which regions of guest memory are taken.
+//! Checks regions of guest memory before they are mapped.
 //!
-//! A region is a file of the front end's, and a mapped file can do harm without a message: one that is too short is
-//! SIGBUS, one whose pages a program or a server hands out (FUSE, NFS, 9p) can hold up whoever touches it for ever, and
-//! enough of them use up this process's addresses. So they are looked at before they are mapped.
+//! A region is a file from the front end, and a mapped file can do harm: access to a file that is too short is SIGBUS; a
+//! page that a program or a server provides (FUSE, NFS, 9p) can block the accessing thread for ever; many large files use
+//! up this process's address space.
 //!
-//! Nothing is asked of a file before it is known that its file system answers at once ([`files`](crate::files)).
+//! No call goes to a file before its file system is known to answer at once ([`files`](crate::files)).
 
 use std::os::fd::BorrowedFd;
 
@@ -13,22 +13,22 @@ use rustix::fs::{FileType, Stat, fstat};
 use crate::files::{self, FileSystem};
 use crate::limits::REGIONS_MAX;
 
-/// The most bytes of all guests together: half of the addresses of a process (47 bits), so that each table can be
-/// replaced by another one of its size.
+/// Most bytes of all guests together: half of a process's address space (47 bits), so that each table can be replaced
+/// with another one of its size.
 const ALL_BYTES_MAX: u64 = 1 << 46;
-/// The most bytes of one guest: 16 TiB.
+/// Most bytes of one guest: 16 TiB.
 const BYTES_MAX: u64 = 1 << 44;
 
-/// What a guest may have.
+/// Limits of one guest's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of memory.
+    /// Most bytes of memory.
     pub bytes_max: u64,
     /// The front end's process, where it is known.
     pub peer: Option<u32>,
 }
 
-/// The most bytes of memory of one of so many guests.
+/// Most bytes of memory for each of `guests` guests.
 #[must_use]
 pub const fn bytes_max(guests: usize) -> u64 {
     let guests = if guests == 0 { 1 } else { guests as u64 };
@@ -43,9 +43,9 @@ pub struct Region {
     pub guest_address: u64,
     /// Length in bytes.
     pub len: u64,
-    /// Where it is in the front end's own memory: ring addresses are of this kind.
+    /// Its address in the front end's own memory. Ring addresses are of this kind.
     pub user_address: u64,
-    /// Where it begins in its file, bytes.
+    /// Its offset in its file, bytes.
     pub offset: u64,
 }
 
@@ -60,7 +60,7 @@ impl Region {
     }
 }
 
-/// Checks the regions `new` with their `files`, which come in addition to those in `present`.
+/// Checks the regions `new`, with their `files`, that are added to those in `present`.
 ///
 /// # Errors
 /// Why they cannot be taken, with the number of the region.
@@ -123,7 +123,7 @@ fn check_file(region: &Region, file: BorrowedFd<'_>, limits: &Limits) -> Result<
     Ok(())
 }
 
-/// Part of a huge page can be mapped and never be unmapped.
+/// Checks that the region has whole huge pages: a part of one can be mapped, but not unmapped.
 fn check_huge(stat: &Stat, region: &Region) -> Result<(), String> {
     let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(1);
     let Region { len, offset, .. } = *region;

@@ -7,11 +7,13 @@
 //! ... this request should be sent only when VHOST_USER_F_PROTOCOL_FEATURES has been negotiated", and QEMU
 //! counts it as negotiated from `GET_FEATURES` on).
 //!
-//! Neither crate lets anything in between, so the framework gets a socket of ours: the relay tells it what
-//! QEMU takes as said, and passes every message through that the [gate](crate::gate) does not refuse, bytes
-//! and descriptors, as it comes. Message
-//! by message, because descriptors belong to the message that they came with, and the kernel joins what
-//! was written in several pieces.
+//! Neither crate lets anything in between, so the framework gets a socket of ours. The relay sends it the
+//! `SET_FEATURES` that QEMU leaves out, and passes on every message that the [gate](crate::gate) does not refuse,
+//! bytes and descriptors. Message by message, because descriptors belong to the message that they came with, and
+//! the kernel joins messages that were written one by one.
+//!
+//! It also limits what a front end can use up here: descriptors of a message, descriptors that are not closed yet,
+//! and the time from a message's first byte to its last.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -27,19 +29,17 @@ use rustix::net::{
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserVirtioFeatures};
 use worker::{Custody, Foreign};
 
-use crate::gate::{Gate, Refused};
+use crate::gate::{Gate, HEADER_LEN, Refused};
 use crate::limits::UNCLOSED_MAX;
 
 /// `SET_FEATURES`, protocol version 1, 8 bytes of payload.
 const SET_FEATURES_HEADER: [u32; 3] = [2, 1, 8];
-/// The most descriptors of one message. The framework takes so many: it drops the rest, and with more than fit its
-/// buffer it loses its place in the stream.
+/// Most descriptors of one message, as the framework takes: it drops the rest, and with more than fit its buffer it
+/// loses its place in the stream.
 pub const DESCRIPTORS_MAX: usize = MAX_ATTACHED_FD_ENTRIES;
-/// Every message begins with request, flags and the length of what follows, 4 bytes each.
-const HEADER_LEN: usize = 12;
 /// The longest payload that the framework takes.
 const PAYLOAD_LEN_MAX: usize = MAX_MSG_SIZE;
-/// The longest time from a message's first byte to its last.
+/// Longest time from a message's first byte to its last.
 const MESSAGE_TIME: Duration = Duration::from_secs(5);
 /// A front end that does not take its answers in this time is given up. Answers are few and small, so only
 /// one that never reads gets here; and whoever asks the daemon to stop waits no longer than this.
@@ -65,7 +65,7 @@ pub struct Relay {
     from_framework: Message,
     /// Whether a whole message has come from the front end.
     heard: bool,
-    /// When the message that is coming is to be whole.
+    /// When the message that is being received must be whole.
     due: Option<Instant>,
 }
 
@@ -100,13 +100,13 @@ impl Relay {
         Ok(Self { front, framework, gate, custody, from_front, from_framework, heard, due })
     }
 
-    /// Whether the front end has said anything yet, as a whole message.
+    /// Whether a whole message has come from the front end.
     #[must_use]
     pub const fn heard(&self) -> bool {
         self.heard
     }
 
-    /// When the message that is coming from the front end is to be whole, if one is.
+    /// When the message that is being received must be whole; `None` between messages.
     #[must_use]
     pub const fn due(&self) -> Option<Instant> {
         self.due
@@ -127,7 +127,7 @@ impl Relay {
     /// Passes on what the front end said, or refuses it.
     ///
     /// # Errors
-    /// What the sockets answer, and a message that no front end may send.
+    /// What the sockets answer, and for a message that no front end may send.
     pub fn pass_request(&mut self) -> io::Result<Passed> {
         self.wait_for_closing()?;
         let passed = self.from_front.read(&self.front, &self.custody)?;
@@ -150,7 +150,7 @@ impl Relay {
         Ok(passed)
     }
 
-    /// A front end cannot give up descriptors faster than they are closed.
+    /// Waits while too many descriptors are not closed yet, so that a front end cannot use up all of them.
     fn wait_for_closing(&self) -> io::Result<()> {
         let until = Instant::now() + PATIENCE;
         while self.custody.unclosed() > UNCLOSED_MAX {
@@ -164,7 +164,8 @@ impl Relay {
         Ok(())
     }
 
-    /// The framework needs `count` more descriptors for what comes. It would go on without them in silence.
+    /// Checks that this process has `count` descriptors left, which the framework needs for the next message. Without
+    /// them it would go on and report nothing.
     fn expect_room(&self, count: usize) -> io::Result<()> {
         let mut copies = Vec::with_capacity(count);
         for _ in 0..count {

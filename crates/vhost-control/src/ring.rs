@@ -53,8 +53,8 @@ enum Kick {
 }
 
 impl RingControl {
-    /// The virtqueue `index`, served by the worker behind `mailbox`; messages about it go to `log`, and `custody` closes
-    /// its descriptors.
+    /// The virtqueue `index`, served by the worker of `mailbox`. Messages about it go to `log`, and `custody` closes its
+    /// descriptors.
     #[must_use]
     pub fn new(
         log: &Arc<LogLimit>,
@@ -205,7 +205,7 @@ impl RingControl {
             setup,
             memory: Arc::clone(memory),
             negotiated: said.negotiated,
-            // The same descriptors, not copies: a copy may not be had, and a ring must not start without its call.
+            // The same descriptors, not duplicates: to duplicate may fail, and a ring must not start without its call.
             kick: kick.clone(),
             call: said.call.clone(),
             error: said.error.clone(),

@@ -18,11 +18,11 @@ use crate::socket::{Endpoint, Server};
 
 /// How often a client tries to reach its server.
 pub(crate) const RETRY: Duration = Duration::from_millis(200);
-/// First pause after a front end that made a worker hang; it doubles with each further one.
+/// First pause after a front end that made a worker block; it doubles with each further one.
 const PAUSE: Duration = Duration::from_secs(1);
 /// The longest such pause. A front end that was served for as long is trusted again.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Threads that still close what earlier front ends left behind. No further front end is served beside more.
+/// Most threads that still close descriptors of earlier front ends. With more, no further front end is served.
 const CLOSERS_MAX: usize = 8;
 
 /// Why the daemon cannot go on.
@@ -51,7 +51,7 @@ pub fn serve(
     device: &Arc<Device>,
     stop: BorrowedFd<'_>,
 ) -> Result<(), ServeError> {
-    // What every conversation needs. Without it nobody could be served, and that is said now.
+    // Every conversation needs one. If it cannot be made, that is an error at the start.
     framework::connection().map_err(system("making a socket"))?;
     let mut service = Service { device, stop, closers: Arc::default(), pause: Duration::ZERO };
     match endpoint {
@@ -61,13 +61,13 @@ pub fn serve(
     }
 }
 
-/// Who serves the front ends of one device.
+/// Serves the front ends of one device, one after the other.
 struct Service<'s> {
     device: &'s Arc<Device>,
     stop: BorrowedFd<'s>,
     /// The number of threads that close the descriptors of a front end.
     closers: Arc<AtomicUsize>,
-    /// The pause after the last front end that made a worker hang.
+    /// The pause after the last front end that made a worker block.
     pause: Duration,
 }
 
@@ -80,7 +80,7 @@ impl Service<'_> {
             match server.listener.accept() {
                 Err(error) => {
                     log_limit::warn!(self.device.log, "a front end could not be accepted: {error}");
-                    // It still waits there: without a pause this would be a busy loop.
+                    // It stays in the listener's queue: without a pause this would be a busy loop.
                     if self.is_stopped_within(RETRY)? {
                         return Ok(());
                     }
@@ -121,7 +121,7 @@ impl Service<'_> {
         }
     }
 
-    /// Stays with a front end until it goes, and pauses after one that made a worker hang.
+    /// Stays with a front end until it goes, and pauses after one that made a worker block.
     fn host(&mut self, front: UnixStream, server: Option<&Server>) -> Result<End, ServeError> {
         let began = Instant::now();
         let end = outlive(&self.device.log, self.converse(front, server))?;
@@ -129,7 +129,7 @@ impl Service<'_> {
             self.pause = (2 * self.pause).clamp(PAUSE, PAUSE_MAX);
             log_limit::warn!(
                 self.device.log,
-                "the next front end is served in {} s, because this one made the worker hang",
+                "the next front end is served in {} s, because this one made the worker block",
                 self.pause.as_secs()
             );
             if self.is_stopped_within(self.pause)? {
@@ -143,7 +143,7 @@ impl Service<'_> {
             if !std::mem::replace(&mut said, true) {
                 log_limit::warn!(
                     self.device.log,
-                    "no front end is served until what the last ones handed over is closed"
+                    "no front end is served until the descriptors of earlier ones are closed"
                 );
             }
             if self.is_stopped_within(RETRY)? {
@@ -162,8 +162,8 @@ impl Service<'_> {
     }
 }
 
-/// A front end that the system has no room for now, such as descriptors, or whose memory is private, is refused; the
-/// next one may do.
+/// Logs why a front end was refused: its memory is private, or the system is short of something, such as descriptors. The
+/// next one may be served.
 fn outlive(log: &LogLimit, end: Result<End, ServeError>) -> Result<End, ServeError> {
     match end {
         Err(error) => {

@@ -22,8 +22,8 @@ pub struct PrivateMemory {
     pub pid: u32,
 }
 
-/// At most this much of `/proc/PID/maps` is read for one front end, which may have any number of mappings: QEMU has
-/// some hundred KiB. What was not read is not known.
+/// Most bytes of `/proc/PID/maps` read for one front end, which may have any number of mappings. QEMU has some hundred KiB.
+/// Mappings after that count as unknown.
 const MAPS_MAX: u64 = 32 << 20;
 
 /// What is known of how a front end maps its files.
@@ -31,9 +31,9 @@ const MAPS_MAX: u64 = 32 << 20;
 pub struct Sharing {
     /// The front end's process, where it is known.
     peer: Option<u32>,
-    /// Files that were looked for: device and inode.
+    /// Files that were looked up: device and inode.
     known: HashSet<(u64, u64)>,
-    /// How much may still be read.
+    /// Bytes that may still be read.
     left: u64,
 }
 
@@ -44,8 +44,8 @@ impl Sharing {
         Self { peer, known: HashSet::new(), left: MAPS_MAX }
     }
 
-    /// Looks how the front end maps `files`, those that were not looked for before. None when it maps them shared, or
-    /// when this cannot be found out.
+    /// Looks up how the front end maps those of `files` that are new. `None` when it maps them shared, or when this cannot
+    /// be found out.
     pub fn find_private<'f>(
         &mut self,
         files: impl Iterator<Item = &'f File>,

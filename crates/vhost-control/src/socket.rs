@@ -41,7 +41,10 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// The directory is not there.
-    #[error("cannot listen on {path}: there is no directory {directory}; make it first, or choose another --socket-path", directory = path.parent().unwrap_or(path).display())]
+    #[error(
+        "cannot listen on {path}: there is no directory {}; make it first, or choose another --socket-path",
+        path.parent().unwrap_or(path).display()
+    )]
     NoDirectory {
         /// The socket's path.
         path: PathBuf,
