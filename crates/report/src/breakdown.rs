@@ -194,7 +194,8 @@ fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
 fn moves(header: &Header, direction: Direction) -> u64 {
     let of_way =
         |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
-    (0..header.queue_pairs() * 2).filter(of_way).map(|ring| header.moves(ring)).sum()
+    let moves = (0..header.queue_pairs() * 2).filter(of_way).map(|ring| header.moves(ring));
+    moves.fold(0, u64::saturating_add)
 }
 
 /// Drops since the daemon's start, or in the recording's time: the counters do not forget what the records do not hold.
