@@ -124,8 +124,8 @@ pub struct Args {
     #[arg(long, value_name = "SPEC")]
     pub fault: Vec<FaultSpec>,
 
-    /// Write a copy of every packet to this file (pcapng), with its burst's stages as a comment. It is a new file each time,
-    /// for its owner alone; only a regular file of the same user is replaced
+    /// Write a copy of every packet to this file (pcapng), with its burst's stages as a comment. The file is new each time,
+    /// mode 0600; only a regular file of the same user is replaced
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
 }

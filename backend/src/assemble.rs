@@ -64,7 +64,7 @@ pub fn run(plan: &Plan, handed: Handed, stop: &Stop) -> Result<(), Error> {
     daemon.serve(stop)
 }
 
-/// Makes the directory of a guest's recorder where its socket lies in it, too: the socket comes first.
+/// Makes the directory of a guest's recorder, if its socket is in the same one: the socket is made before the recorder.
 fn make_run_dirs(plan: &Plan) -> Result<(), Error> {
     for guest in &plan.guests {
         if let EndpointPlan::Listen(socket) = &guest.endpoint
@@ -95,7 +95,7 @@ struct Daemon {
     fronts: Vec<Front>,
     handed: Handed,
     clock: Clock,
-    /// How many guests there are, those of switches included.
+    /// Number of guests, those of switches included.
     guests: usize,
     alarm: PanicAlarm,
 }
@@ -413,7 +413,7 @@ fn meet(endpoint: &EndpointPlan, handed: &mut Handed) -> Result<Endpoint, Socket
     }
 }
 
-/// Where what a guest and its front end cause is logged.
+/// The log of everything that a guest and its front end cause.
 fn log_of(plan: &GuestPlan) -> Arc<LogLimit> {
     Arc::new(LogLimit::new(plan.label.as_str()))
 }

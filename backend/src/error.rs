@@ -65,14 +65,14 @@ pub enum Error {
     },
     /// A worker, or a thread that serves a guest, panicked.
     #[error(
-        "a worker or a guest's thread ended by a fault of its own (see the message above), and the daemon with it; \
-         please report this, and start it again"
+        "a worker or a guest's thread ended by a fault of its own (see the message above), and the daemon ends \
+         with it; please report this, and start it again"
     )]
     Fault,
     /// Signals.
     #[error("signals cannot be handled: {0}")]
     Signals(io::Error),
-    /// The directory of the recorders, and of sockets in it.
+    /// The directory of recorders and sockets.
     #[error("cannot make the directory {path}: {source}; choose another --run-dir")]
     RunDir {
         /// The directory.

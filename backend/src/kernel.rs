@@ -66,7 +66,8 @@ impl Kernel {
         Ok(Some(Self { stages, attached, guests: Vec::new(), threads: Vec::new() }))
     }
 
-    /// Follows a guest's frames, whose tap is there, if the plan asks for it. What its front end causes goes to `log`.
+    /// Follows the frames of a guest whose tap exists, if the plan asks for it. Messages that its front end causes go to
+    /// `log`.
     pub fn enroll(&mut self, plan: &GuestPlan, log: &Arc<LogLimit>) -> Option<Enrolled> {
         if !plan.kernel_stages {
             return None;

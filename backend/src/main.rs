@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The crates that limit the log lines that a guest or its front end can cause. The lines of all others are limited here.
+/// The crates that limit the log lines that a guest or its front end causes. [`Foreign`] limits the lines of all others.
 const OWN_CRATES: &[&str] = &[
     "ringscoped",
     "burst_trace",
@@ -69,7 +69,7 @@ fn start_log() {
     let level = env_logger::Env::default().default_filter_or("info");
     let logger = env_logger::Builder::from_env(level).format_target(false).build();
     log::set_max_level(logger.filter());
-    // Fails only where there is a logger already.
+    // Fails only if there is a logger already.
     let _ = log::set_boxed_logger(Box::new(Foreign::new(logger, OWN_CRATES)));
 }
 
@@ -90,14 +90,14 @@ fn plan(args: Args) -> Result<Plan, String> {
 fn run(plan: &Plan) -> Result<(), error::Error> {
     raise_descriptor_limit(plan);
     let handed = Handed::take_over(plan)?;
-    // A limit to a file's size is an error where the file is written, as a full disk is.
+    // With the signal handled, a write over the file-size limit fails (EFBIG), as on a full disk, and ends nothing.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(error::Error::Signals)?;
     let stop = Stop::on_signals().map_err(error::Error::Signals)?;
     assemble::run(plan, handed, &stop)
 }
 
-/// One front end can have us keep some hundred descriptors, whatever it does. All of them together must not use up
-/// what this process may have, or one guest could keep others from connecting.
+/// One front end can make this process hold several hundred descriptors. All of them together must stay below the limit of
+/// this process, or one guest could keep others from connecting.
 fn raise_descriptor_limit(plan: &Plan) {
     let guests = plan.guests.iter().map(|guest| limits::descriptors_of(guest.queue_pairs));
     let wanted: u64 = guests.sum();

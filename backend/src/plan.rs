@@ -242,7 +242,7 @@ fn mac_locked(
     }
 }
 
-/// Delays and panics are of workers, the others are of the wire: guests of a switch have none.
+/// Faults of workers (delays, panics), and faults of the wire, which guests of a switch do not have.
 type Faults = (Vec<Delay>, Vec<Crash>, Vec<Planted>);
 
 fn sort_faults(all: Vec<FaultSpec>, on_switch: bool) -> Result<Faults, PlanError> {

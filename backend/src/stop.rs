@@ -1,4 +1,4 @@
-//! What ends the daemon: a signal, or a fault of our own.
+//! The request to end the daemon: by a signal, or after a fault of our own.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +19,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Listens for SIGTERM, and for SIGINT and SIGHUP where the program that started us does not have them ignored.
+    /// Listens for SIGTERM, and for SIGINT and SIGHUP unless the parent process had them ignored.
     ///
     /// # Errors
     /// What the system answers.
@@ -34,7 +34,7 @@ impl Stop {
         Ok(Self { asked, alarm: PanicAlarm::new(ask) })
     }
 
-    /// Raised by threads without which guests are not served, when they panic: the daemon ends.
+    /// Raised when a thread that guests depend on panics: the daemon ends.
     pub const fn alarm(&self) -> &PanicAlarm {
         &self.alarm
     }

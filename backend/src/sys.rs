@@ -1,4 +1,4 @@
-//! Descriptors that were handed over by number, and signals that whoever started us has ignored.
+//! Descriptors that were handed over by number, and signals that the parent process ignores.
 #![allow(
     unsafe_code,
     reason = "ownership of a descriptor by number, and sigaction has no safe form"
@@ -7,9 +7,9 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-/// Whether `signal` is ignored: `nohup` does that, and a shell without job control for what it starts in the background.
+/// Whether `signal` is ignored: by `nohup`, or by a shell without job control for a command in the background.
 pub fn is_ignored(signal: i32) -> bool {
-    // SAFETY: an all-zero sigaction is a valid one; nothing is set, and the call fills `current`, which outlives it.
+    // SAFETY: an all-zero sigaction is valid; the call changes no action and fills `current`, which outlives it.
     unsafe {
         let mut current: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &raw mut current) == 0

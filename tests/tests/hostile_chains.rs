@@ -1,5 +1,5 @@
-//! Chains that are cheap to make and dear to serve, from one guest of a switch: what its neighbours see of it is no more
-//! than of a guest that floods as it may.
+//! Chains that are cheap to make and costly to serve, from one guest of a switch: they delay its neighbours no more than a
+//! lawful flood.
 //!
 //! HOSTILE 55.
 
@@ -12,9 +12,9 @@ use ringscope_tests::hostile::within_soon;
 use ringscope_tests::hostile_rings::{Pattern, Progress};
 use ringscope_tests::lan::{Lan, frame, station};
 
-/// A quarter of the neighbours' round trips are shorter than this. All of these threads share the machine's CPUs with the
-/// daemon, and whatever else runs: a round trip is some turns of each. Where chains were followed to their ends, one turn of
-/// the daemon took up to 600 ms, and no round trip went without.
+/// A quarter of the neighbours' round trips must be shorter. All threads of the test share the CPUs with the daemon and any
+/// other load, and a round trip takes some turns of each. When chains were followed to their ends, one turn of the daemon
+/// took up to 600 ms, and each round trip had one.
 const QUARTER_MAX: Duration = Duration::from_millis(50);
 const ROUND_TRIPS: usize = 60;
 
@@ -26,12 +26,12 @@ const HOSTILE: usize = 2;
 const FRIEND: usize = 3;
 
 #[test]
-fn a_split_ring_that_is_dear_to_serve_does_not_hold_up_the_neighbours() {
+fn a_split_ring_that_is_costly_to_serve_does_not_hold_up_the_neighbours() {
     Pattern::ALL.into_iter().for_each(|pattern| neighbours_beside(pattern, false));
 }
 
 #[test]
-fn a_packed_ring_that_is_dear_to_serve_does_not_hold_up_the_neighbours() {
+fn a_packed_ring_that_is_costly_to_serve_does_not_hold_up_the_neighbours() {
     Pattern::ALL.into_iter().for_each(|pattern| neighbours_beside(pattern, true));
 }
 

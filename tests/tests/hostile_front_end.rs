@@ -165,7 +165,7 @@ fn the_pipe_of_user_mode_linux_is_signalled_and_never_waited_for() {
     // A new call descriptor is signalled at once.
     reader.read_exact(&mut signal).unwrap();
     assert_eq!(u64::from_ne_bytes(signal), 1);
-    // Full, and whoever writes to it as it is here waits.
+    // Full, so that a write to it blocks.
     ioctl_fionbio(&writer, true).unwrap();
     while rustix::io::write(&writer, &[0; 4096]).is_ok() {}
     while rustix::io::write(&writer, &[0; 8]).is_ok() {}
@@ -175,7 +175,7 @@ fn the_pipe_of_user_mode_linux_is_signalled_and_never_waited_for() {
         let pair = scene.guest.pair(0);
         assert!(pair.send(&sent).unwrap());
         let until = Instant::now() + SOON;
-        // Nobody reads the pipe, so nobody is told: it is looked for.
+        // The pipe is not read, so there is no signal: the frame is polled for.
         let came = loop {
             pair.receive_ring().driver().arm_signal();
             match pair.receive().unwrap() {
@@ -241,7 +241,7 @@ fn an_error_descriptor_that_blocks_holds_nobody_up() {
     scene.expect_end();
 }
 
-/// Tells a thread to end, also when a test fails.
+/// Ends a thread, also when a test fails.
 struct Ends<'t>(&'t AtomicBool);
 
 impl Drop for Ends<'_> {

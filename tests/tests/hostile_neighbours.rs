@@ -16,7 +16,7 @@ use ringscope_tests::mirror::{Kind, Mirror};
 const P99_MAX: Duration = Duration::from_micros(1500);
 /// How often more than beside a lawful flood.
 const RATIO_MAX: f64 = 2.0;
-/// What a lawful flood counts as, at least, on a switch: below it, clock and scheduler are what is measured.
+/// Least time that a lawful flood counts as on a switch: below it, only clock and scheduler are measured.
 const FLOOR: Duration = Duration::from_micros(250);
 /// The same where the hostile guest runs on a thread of its own, which shares a CPU with the honest ones.
 const FLOOR_OF_THREADS: Duration = Duration::from_micros(750);
@@ -27,13 +27,13 @@ const FLOOR_OF_WORKERS: Duration = Duration::from_millis(4);
 const TRIPS: usize = 200;
 /// Time for each figure, at least.
 const TIME: Duration = Duration::from_millis(100);
-/// A measurement is repeated so often before it counts: noise comes from outside, a slow worker is slow every time.
+/// Most tries of a measurement: noise comes from outside, a slow worker is slow every time.
 const TRIES: usize = 3;
 
 /// What a hostile guest does over and over.
 #[derive(Clone, Copy, Debug)]
 enum Misdeed {
-    /// Keeps a ring busy with chains that are cheap to make and dear to serve.
+    /// Keeps a ring busy with chains that are cheap to make and costly to serve.
     Ring(Pattern),
     /// Kicks without having anything to say.
     KickForNothing,
@@ -72,7 +72,7 @@ impl Misdeed {
         options.packed(packed).offloads()
     }
 
-    /// Does it until it is told to end.
+    /// Does it until `done` is set.
     fn run(self, guest: &mut Guest, done: &AtomicBool) {
         if let Self::Ring(pattern) = self {
             let busy = pattern.begin(guest, [station(3), station(0)]);

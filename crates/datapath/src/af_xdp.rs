@@ -60,7 +60,7 @@ pub struct AfXdp {
     _napi: Arc<Option<NapiSettings>>,
     device: Device,
     options: Options,
-    /// Where the counters of its sockets go: a guest has them logged whenever it disables a ring.
+    /// Limits the lines with socket counters: the guest causes one each time it disables a ring.
     log: LogLimit,
     /// Which socket is looked at first.
     turn: usize,
@@ -162,7 +162,7 @@ impl AfXdp {
         Ok(())
     }
 
-    /// As [`transmit`](Datapath::transmit), from the guest's own memory: frames that are taken are on their way.
+    /// As [`transmit`](Datapath::transmit), from the guest's own memory: frames that are taken are held until sent.
     fn transmit_in_place(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
         let Some(socket) = self.sockets.first_mut() else { return done };

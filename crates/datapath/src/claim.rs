@@ -1,8 +1,8 @@
-//! One process for each interface whose queues the kernel gives to anybody.
+//! One process for each interface that the kernel would let several serve.
 //!
-//! A tap of several queues, and any macvtap, take further queues from a second process without a word, and give it a
-//! part of the flows. So whoever serves one holds a socket in the abstract name space, which belongs to the network
-//! namespace as the interface does, and ends with its process.
+//! The kernel opens further queues of a multi-queue tap, and of any macvtap, for a second process, and gives it a part
+//! of the flows. So the process that serves one holds an abstract socket. Abstract names belong to the network
+//! namespace, as the interface does, and are released when the process ends.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -17,7 +17,7 @@ use rustix::process::geteuid;
 /// An interface that this process serves.
 #[derive(Debug)]
 pub struct Claim {
-    /// None where another user's process has taken the name: anybody can, and must not keep us from our interface.
+    /// `None` where another user's process has taken the name: any process can, and must not keep us from our interface.
     _held: Option<UnixListener>,
 }
 
@@ -50,14 +50,14 @@ impl Claim {
             Err(error) => error.to_string(),
         };
         log::warn!(
-            "that no second process serves interface {index} is not made sure of: the abstract socket @{name} cannot \
-             be had ({why})"
+            "cannot check that no second process serves interface {index}: the abstract socket @{name} is not \
+             available ({why})"
         );
         Ok(Self { _held: None })
     }
 }
 
-/// The process that listens at the abstract address `name`. Nobody accepts there, so this must not wait for room.
+/// The process that listens at the abstract address `name`. Nobody accepts connections there, so this must not block.
 fn holder_of(name: &str) -> io::Result<UCred> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -86,7 +86,7 @@ mod tests {
     fn a_name_that_no_daemon_holds_keeps_nobody_away() {
         let name = format!("ringscope-interface-{}", NONE - 2);
         let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
-        // It does not listen, so its process cannot be told.
+        // It does not listen, so the kernel does not report its process.
         let _squatter = std::os::unix::net::UnixDatagram::bind_addr(&address).unwrap();
         assert!(Claim::take(NONE - 2).is_ok());
     }

@@ -12,7 +12,7 @@
 //! - [`fault`]: loses frames and answers errors that were asked for.
 //! - [`pcap`]: writes a copy of every frame to a file.
 //!
-//! - `claim`: one process for each tap and macvtap whose queues the kernel gives to anybody.
+//! - `claim`: one process for each tap and macvtap that the kernel would let several serve.
 //!
 //! A datapath moves bursts and returns facts. It never reads the clock, and it says of every frame that it
 //! did not carry why.
@@ -132,15 +132,15 @@ pub trait Datapath: Send + 'static {
     /// Carries frames from the guest, in order.
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted;
 
-    /// Whether frames are sent from the guest's memory after [`transmit`](Self::transmit) has returned. Then what it
-    /// takes is on its way: the guest must not get it back, and it is not offered again, until
-    /// [`sent`](Self::sent) says what became of it.
+    /// Whether frames are sent from the guest's memory after [`transmit`](Self::transmit) has returned. Then the guest
+    /// must not get the buffers of frames that were taken back, and they are not offered again, until
+    /// [`sent`](Self::sent) reports them.
     #[inline]
     fn holds_frames(&self) -> bool {
         false
     }
 
-    /// What became of the oldest frames on their way: those that the kernel is done with.
+    /// The outcome of the oldest held frames: those that the kernel is done with.
     fn sent(&mut self) -> Transmitted {
         Transmitted::default()
     }

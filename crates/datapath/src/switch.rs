@@ -4,7 +4,7 @@
 //! of one straight into that of another (`worker::fabric`).
 //!
 //! What a guest can do to the others here is bounded. The table never grows, and each port has its own share of it: a
-//! guest that makes up source addresses uses up its own share, and nobody else's entry goes for it. Frames for everyone
+//! guest that makes up source addresses fills its own share and displaces no other port's entries. Frames for everyone
 //! are limited to [`FLOOD_RATE`] a second and port.
 //!
 //! # Which port has an address
@@ -25,8 +25,8 @@
 //!    different seconds. So a guest that sends from the gateway's address before the gateway does cannot keep it. Frames
 //!    to groups do not count: some networks return a guest's own broadcasts.
 //! 7. A port may take over [`MOVES_BURST`] addresses at once, and then [`MOVES_RATE`] a second. Moves are counted.
-//! 8. A guest's frame from an address that it may not have goes nowhere: it would tell the next switch outside that the
-//!    address is here. It is counted (`tx_spoofed_source`). The same goes for a frame from a group address or from zero,
+//! 8. A guest's frame from an address that it may not have goes nowhere: from it, the next switch outside would learn
+//!    that the address is here. It is counted (`tx_spoofed_source`). The same goes for a frame from a group address or from zero,
 //!    which no station can have. Such frames from the uplink are passed on, but nothing is learned from them.
 //!
 //! A guest that migrates away stops its rings, so its address is learned at the uplink with the first frame from there.
@@ -82,13 +82,13 @@ pub enum Verdict {
     Everyone,
     /// To everyone, but there were too many such frames from this port.
     FloodLimit,
-    /// Back to where it came from: nobody else is to have it.
+    /// To nobody: its destination is at the port that it came from.
     Nowhere,
     /// To nobody: its sender may not send from this address.
     Spoofed,
 }
 
-/// What an operator wants to know of addresses that more than one port sends from.
+/// An event about an address that more than one port sends from, for the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
     /// An address moved.
@@ -137,7 +137,7 @@ struct PortState {
     flood_due: u64,
     /// When the next move would be due, were they evenly spread.
     move_due: u64,
-    /// How many addresses moved here from other ports, or from here to the uplink, since that was last asked for.
+    /// Number of addresses that moved here from other ports, or from here to the uplink, since it was last taken.
     moves: u64,
     /// When addresses of this port that have aged were last looked for.
     swept: u64,
@@ -174,12 +174,12 @@ impl Switch {
         }
     }
 
-    /// `port` is no guest's, but joins the switch to the world outside.
+    /// `port` is the uplink.
     pub const fn set_uplink(&mut self, port: u8) {
         self.uplink = Some(port);
     }
 
-    /// `address` is at `port`, whatever anybody says. To be called before any frame comes.
+    /// Pins `address` to `port`: it never moves. Called before the first frame.
     pub fn pin(&mut self, port: u8, address: MacAddress) {
         let address = number(address.0);
         let slot = self.table.room(address, 0, 0).filter(|_| self.table.find(address).is_none());
@@ -247,12 +247,12 @@ impl Switch {
         self.moves
     }
 
-    /// How many addresses moved to `port` from another one, or from it to the uplink, since the last call.
+    /// Number of addresses that moved to `port` from another one, or from it to the uplink, since the last call.
     pub fn take_moves(&mut self, port: u8) -> u64 {
         std::mem::take(&mut self.ports[usize::from(port)].moves)
     }
 
-    /// What happened last that an operator wants to know of, since the last call.
+    /// The latest event since the last call.
     #[inline]
     pub const fn take_news(&mut self) -> Option<News> {
         self.news.take()

@@ -52,7 +52,7 @@ pub struct TapOptions {
 pub fn open(options: &TapOptions) -> Result<Vec<TapQueue>, TapError> {
     let TapOptions { name, queues, .. } = options;
     let lets_go = has_several_queues(name, *queues)?;
-    // Of a tap with one queue the kernel makes sure itself.
+    // The kernel lets a single process open a tap with one queue.
     let claim = lets_go.then(|| claim(name)).transpose()?.flatten();
     let facts =
         QueueFacts { kind: "tap", name: name.clone(), mtu: mtu_of(name), lets_go, _claim: claim };

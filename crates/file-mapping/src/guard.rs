@@ -5,7 +5,7 @@ use std::io;
 
 use crate::{signal, table};
 
-/// A registered mapping: while this lives, a page that its file does not have is replaced by zeroes.
+/// A registered mapping. While this lives, a page that the file does not have is replaced with zeroes.
 #[derive(Debug)]
 pub struct Guard {
     slot: usize,
@@ -18,8 +18,8 @@ impl Guard {
     /// When more mappings are registered than the table holds, or the handler cannot be installed.
     ///
     /// # Safety
-    /// They are one mapping, which stays until this is dropped. Nobody holds a reference into it other than to
-    /// atomics: its bytes change at any time. `protection` is that of the mapping (`PROT_READ`, `PROT_WRITE`).
+    /// The bytes are one mapping, which stays until this is dropped. There are no references into it but to atomics:
+    /// its bytes change at any time. `protection` is that of the mapping (`PROT_READ`, `PROT_WRITE`).
     pub unsafe fn new(start: *const u8, len: usize, protection: i32) -> io::Result<Self> {
         signal::install()?;
         let slot = table::register(start.addr(), len, protection).ok_or_else(|| {
@@ -29,7 +29,7 @@ impl Guard {
         Ok(Self { slot })
     }
 
-    /// Whether a part of the mapping was replaced by zeroes.
+    /// Whether a part of the mapping was replaced with zeroes.
     #[inline]
     #[must_use]
     pub fn is_torn(&self) -> bool {

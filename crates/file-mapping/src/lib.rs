@@ -1,13 +1,13 @@
 //! Mapped files that somebody else may shorten.
 //!
 //! Reading a page of a mapped file that the file does not have (any more) is SIGBUS, which ends the process: the
-//! file was truncated, its file system is full, or the page's memory is faulty. Whoever may open the file can do
-//! that to us. So such mappings are registered here, and a signal handler replaces what is missing of a registered
-//! mapping by pages of zeroes, marks the mapping as torn, and lets the program go on. Owners look at the mark.
+//! file was truncated, its file system is full, or the page's memory is faulty. Any process that may write the file can
+//! cause it. So such mappings are registered here. A signal handler replaces the missing pages of a registered mapping
+//! with zeroes, marks the mapping as torn, and lets the program go on. Owners check the mark.
 //!
 //! - [`FileMapping`]: a whole file, mapped shared and registered.
-//! - [`Guard`]: the registration of a mapping that somebody else made.
-//! - [`generation`]: one number to look at, for those who own many mappings.
+//! - [`Guard`]: the registration of a mapping that its caller made.
+//! - [`generation`]: one counter to check, for owners of many mappings.
 //! - `table`: the registered mappings; `signal`: the handler.
 
 mod guard;

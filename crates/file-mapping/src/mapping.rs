@@ -39,7 +39,7 @@ impl FileMapping {
         Ok(Self { guard, map })
     }
 
-    /// The first byte. Of a mapping for reading only nothing may be written.
+    /// The first byte. Nothing may be written to a read-only mapping.
     #[inline]
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -59,7 +59,7 @@ impl FileMapping {
         self.map.len() == 0
     }
 
-    /// Whether the file became shorter: a part of it was read, or written, that it does not have any more.
+    /// Whether an access found a page missing: the file became shorter, or its file system is full.
     #[inline]
     #[must_use]
     pub fn is_torn(&self) -> bool {

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::table::{self, Registered};
 
-/// At most this much is replaced at a time, up to the next multiple of it: each missing page one by one would be a
-/// signal for every 4 KiB, and a whole mapping of many GiB takes the kernel long where its pages are there.
+/// Most bytes replaced for one signal, up to the next multiple of this size. Page by page there would be a signal for
+/// every 4 KiB; to replace a whole mapping of many GiB at once takes the kernel too long.
 const HOLE_MAX: usize = 2 << 20;
 
-/// What was done about SIGBUS before: the standard library reports overflows of a stack.
+/// The action before ours: the standard library's handler reports stack overflows.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
-/// Bytes of a page.
+/// Page size in bytes.
 static PAGE: AtomicUsize = AtomicUsize::new(4096);
 
 /// Whether the handler is installed, or what the system answered.
@@ -34,10 +34,10 @@ pub fn install() -> io::Result<()> {
 }
 
 fn install_now() -> io::Result<()> {
-    // SAFETY: a number without effects.
+    // SAFETY: the call only returns a number.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     PAGE.store(usize::try_from(page).unwrap_or(4096), Ordering::Relaxed);
-    // SAFETY: a structure of numbers, for which zeroes are values: no flags, an empty mask, the default action.
+    // SAFETY: an all-zero sigaction is valid: no flags, an empty mask, the default action.
     let (mut previous, mut action): (libc::sigaction, libc::sigaction) =
         unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     // SAFETY: the pointer is to a structure that outlives the call; nothing is changed.
@@ -64,8 +64,8 @@ extern "C" fn on_missing_page(
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: the kernel passes a valid siginfo, which has an address for the codes below.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
-    // The file has no such page, or its memory is faulty. Anything else, a signal that somebody sent in particular,
-    // is no business of ours.
+    // The file has no such page, or its memory is faulty. Any other cause, such as a signal sent by a process, is not
+    // ours to handle.
     let is_missing = matches!(code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR);
     if !(is_missing && table::mend_at(address, |it| fill(it, address))) {
         pass_on(code);
@@ -74,20 +74,20 @@ extern "C" fn on_missing_page(
     unsafe { *libc::__errno_location() = errno };
 }
 
-/// Replaces the missing page, and what follows it, by zeroes. Returns whether it could.
+/// Replaces the missing page, and those that follow it, with zeroes. Returns whether that worked.
 fn fill(it: Registered, address: usize) -> bool {
     let page = PAGE.load(Ordering::Relaxed);
     let end = (it.start + it.len).next_multiple_of(page);
     let from = address - address % page;
     let until = (from + 1).next_multiple_of(HOLE_MAX).min(end);
-    // Huge pages are replaced whole, or not at all: then it is the whole mapping, which has few pages.
+    // Huge pages can only be replaced whole. If the first call fails, the whole mapping is replaced: it has few pages.
     map_zeroes(from, until, it.protection) || map_zeroes(it.start, end, it.protection)
 }
 
 fn map_zeroes(from: usize, until: usize, protection: i32) -> bool {
     // SAFETY: the range lies in a mapping whose owner registered it for this (`Guard::new`): it stays while its guard
-    // lives, and the thread that is here is just accessing it. Nobody has references into it but to atomics, for
-    // which zeroes are values.
+    // lives, which it does: this thread is accessing it. There are no references into it but to atomics, for which
+    // zeroes are valid.
     let mapped = unsafe {
         libc::mmap(
             std::ptr::with_exposed_provenance_mut(from),
@@ -101,12 +101,12 @@ fn map_zeroes(from: usize, until: usize, protection: i32) -> bool {
     mapped != libc::MAP_FAILED
 }
 
-/// The process ends as without us.
+/// Restores the previous action, so that the process ends as it would without this handler.
 fn pass_on(code: i32) {
     let is_sent = code <= 0;
     let previous = PREVIOUS.get().filter(|_| !is_sent);
-    // SAFETY: zeroes are the default action; the pointers are to structures that outlive the call. What accessed the
-    // page does so again when the handler returns, and what was sent is raised again, to be taken after that.
+    // SAFETY: zeroes are the default action; the pointers are to structures that outlive the call. The instruction that
+    // accessed the page runs again when the handler returns; a signal that was sent is raised again, for after that.
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
         let action = previous.unwrap_or(&default);

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The most mappings: 64 guests with 509 regions each, and as many of their next tables.
+/// Most registered mappings: 64 guests with 509 regions each, twice, because a new table is mapped beside the old one.
 pub const SLOTS_MAX: usize = 1 << 16;
 
-/// A mapping, or none.
+/// Room for one mapping, read without a lock (a sequence lock).
 struct Slot {
     /// Odd while it is being changed.
     version: AtomicUsize,
@@ -29,31 +29,26 @@ pub struct Registered {
     pub protection: i32,
 }
 
-/// Slots that nobody has.
-struct Free {
-    /// Those that were used before.
-    returned: Vec<usize>,
-}
-
 static SLOTS: [Slot; SLOTS_MAX] = [const { Slot::new() }; SLOTS_MAX];
-/// How many slots were ever used: the others are not searched.
+/// Number of slots that were ever used. The rest is not searched.
 static USED: AtomicUsize = AtomicUsize::new(0);
-static FREE: Mutex<Free> = Mutex::new(Free { returned: Vec::new() });
-/// How often a mapping was mended.
+/// Used slots that are free again. The lock also serialises changes of the table.
+static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+/// Number of times that a mapping was torn.
 static GENERATION: AtomicU32 = AtomicU32::new(0);
 
-/// Changes each time that a registered mapping was torn. Owners of many mappings remember it and look at their
-/// mappings when it has changed.
+/// Changes each time a registered mapping is torn. Owners of many mappings remember it and check their mappings when it
+/// has changed.
 #[inline]
 #[must_use]
 pub fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// Registers a mapping. Returns its slot, or none when there is no room for more.
+/// Registers a mapping. Returns its slot, or `None` when the table is full.
 pub fn register(start: usize, len: usize, protection: i32) -> Option<usize> {
     let mut free = free();
-    let at = free.returned.pop().or_else(|| {
+    let at = free.pop().or_else(|| {
         let used = USED.load(Ordering::Relaxed);
         (used < SLOTS_MAX).then(|| {
             USED.store(used + 1, Ordering::Release);
@@ -68,7 +63,7 @@ pub fn register(start: usize, len: usize, protection: i32) -> Option<usize> {
 pub fn remove(at: usize) {
     let mut free = free();
     SLOTS[at].change(Registered { start: 0, len: 0, protection: 0 });
-    free.returned.push(at);
+    free.push(at);
 }
 
 /// Whether the mapping in this slot was torn.
@@ -77,7 +72,7 @@ pub fn is_torn(at: usize) -> bool {
     SLOTS[at].torn.load(Ordering::Relaxed)
 }
 
-/// Finds the mapping that `address` lies in. If `mend` can mend it, it is marked as torn. Returns whether it was.
+/// Finds the mapping that holds `address`. If `mend` succeeds, the mapping is marked as torn. Returns whether it was.
 /// Async-signal-safe if `mend` is.
 pub fn mend_at(address: usize, mend: impl FnOnce(Registered) -> bool) -> bool {
     let used = USED.load(Ordering::Acquire);
@@ -94,7 +89,7 @@ pub fn mend_at(address: usize, mend: impl FnOnce(Registered) -> bool) -> bool {
     true
 }
 
-fn free() -> MutexGuard<'static, Free> {
+fn free() -> MutexGuard<'static, Vec<usize>> {
     FREE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -109,7 +104,7 @@ impl Slot {
         }
     }
 
-    /// One thread at a time: the caller holds the lock.
+    /// Writes the slot. The caller holds the lock.
     fn change(&self, to: Registered) {
         let version = self.version.load(Ordering::Relaxed);
         self.version.store(version.wrapping_add(1), Ordering::Relaxed);
@@ -121,7 +116,7 @@ impl Slot {
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// None while it is being changed, too: nobody accesses such a mapping, so it is not the one that is looked for.
+    /// Reads the slot; `None` also while it is being changed: nobody accesses such a mapping, so it is not the one searched.
     fn read(&self) -> Option<Registered> {
         let version = self.version.load(Ordering::Acquire);
         let it = Registered {

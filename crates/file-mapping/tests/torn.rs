@@ -37,7 +37,7 @@ fn a_file_that_is_shortened_tears_its_mapping_and_no_other() {
     assert!(!map.is_torn());
     assert_eq!(word(&map, 4).load(Ordering::Relaxed), 0);
     assert!(map.is_torn() && generation() != before);
-    // What comes after it was replaced together with it; what is before it is missing, too.
+    // Pages after page 4 were replaced together with it; those before it are missing, too.
     for page in [7, 3, 2] {
         word(&map, page).store(9, Ordering::Relaxed);
         assert_eq!(word(&map, page).load(Ordering::Relaxed), 9);
@@ -73,7 +73,7 @@ fn ended_by(name: &str) -> Option<i32> {
 }
 
 #[test]
-fn what_is_not_registered_ends_the_process_as_ever() {
+fn a_mapping_that_is_not_registered_ends_the_process_as_before() {
     assert_eq!(ended_by("reads_a_page_that_is_missing_elsewhere"), Some(libc::SIGBUS));
     assert_eq!(ended_by("is_sent_the_signal"), Some(libc::SIGBUS));
 }

@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::memory::SharedMemory;
 use crate::{Error, FileRegion, GuestOptions, Ring};
 
-/// Where regions that are only offered are said to be in the front end's memory.
+/// Offset of the front-end addresses of regions that are only offered.
 const FOREIGN: u64 = 1 << 46;
 
 /// A connection to a back end, with features negotiated.
@@ -108,7 +108,7 @@ impl Link {
         &mut self.frontend
     }
 
-    /// The socket itself, for what no front end of good faith sends ([`crate::raw`]).
+    /// The socket itself, for messages that no honest front end sends ([`crate::raw`]).
     #[must_use]
     pub const fn stream(&self) -> &UnixStream {
         &self.stream
@@ -264,7 +264,7 @@ impl Link {
     }
 }
 
-/// A region as messages describe it, far from where real ones are in the front end's memory.
+/// A region as messages describe it, at a front-end address where no real mapping is.
 fn info(of: &FileRegion<'_>) -> VhostUserMemoryRegionInfo {
     VhostUserMemoryRegionInfo {
         guest_phys_addr: of.region.address,

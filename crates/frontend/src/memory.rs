@@ -34,8 +34,8 @@ impl SharedMemory {
         Self::in_file(regions, memory_file()?, false)
     }
 
-    /// Makes these regions in `file`, one after the other, and maps them privately if so wanted. The file may be
-    /// shortened later: what is missing then reads as zeroes.
+    /// Makes these regions in `file`, one after the other, mapped privately if `private`. The file may be shortened later:
+    /// missing pages then read as zeroes.
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -31,14 +31,14 @@ pub struct RegionOptions {
     pub len: u64,
 }
 
-/// A part of a file, offered as a region of guest memory whether it can be one or not.
+/// A part of any file, offered as a region of guest memory.
 #[derive(Clone, Copy, Debug)]
 pub struct FileRegion<'f> {
-    /// Where it is to be.
+    /// Address and length.
     pub region: RegionOptions,
     /// The file.
     pub file: &'f File,
-    /// Where it begins in the file, bytes.
+    /// Offset in the file, bytes.
     pub offset: u64,
 }
 
@@ -55,9 +55,9 @@ pub struct GuestOptions {
     /// Guest memory. Empty: one region at 0 that is large enough. Rings do not cross from one region to
     /// the next; buffers do, where two are adjacent.
     pub regions: Vec<RegionOptions>,
-    /// The file that guest memory is in; none: a memory file.
+    /// The file that holds guest memory; `None`: a memory file.
     pub file: Option<Arc<File>>,
-    /// Whether guest memory is mapped privately, as QEMU does without `share=on`: the back end sees nothing of what the
+    /// Whether guest memory is mapped privately, as QEMU does without `share=on`: the back end does not see what the
     /// guest writes.
     pub private: bool,
     /// Length of each buffer, net header included.

@@ -27,7 +27,7 @@ pub mod sum;
 #[cfg(not(loom))]
 pub use area::Area;
 pub use area::AreaError;
-/// Changes when a guest's memory was torn ([`GuestMemory::is_torn`]), or another mapped file.
+/// Changes when the memory of a guest ([`GuestMemory::is_torn`]) or any other mapped file is torn.
 pub use file_mapping::generation;
 pub use host::HostMemory;
 pub use memory::{Cursor, GuestMemory, Unmapped, Window};

@@ -115,9 +115,9 @@ impl GuestMemory {
         }
     }
 
-    /// Takes over a mapping of files that somebody else may shorten meanwhile: what is missing then reads as zeroes
-    /// ([`is_torn`](Self::is_torn)). It is left out of core files. `before`: the guest's table before this one, of
-    /// which regions may be left.
+    /// Takes over a mapping of files that other processes may shorten: a missing page then reads as zeroes
+    /// ([`is_torn`](Self::is_torn)). The memory is left out of core files. `before` is the guest's previous table; regions
+    /// that are in both keep their guards.
     ///
     /// # Errors
     /// What `madvise(2)` answers; `OutOfMemory` when too many files are mapped.
@@ -131,8 +131,8 @@ impl GuestMemory {
         Ok(memory)
     }
 
-    /// Whether a file of the guest's memory became shorter, or its file system had no room for a page: something
-    /// was missing and read as zeroes. It stays so; the front end has to give new memory.
+    /// Whether a page of the guest's memory was missing and read as zeroes: its file became shorter, or the file system is
+    /// full. It stays so until the front end gives new memory.
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.guards.iter().any(|guard| guard.is_torn())
@@ -202,8 +202,8 @@ impl GuestMemory {
             .ok_or(Unmapped { address, len })
     }
 
-    /// The only region that may have the byte at `address`, and its number. A guest that has many regions and goes
-    /// from one to the other with each descriptor must not make every one of these a walk through all regions.
+    /// The only region that can hold `address`, and its index. A binary search: with hundreds of regions, a guest whose
+    /// descriptors alternate between them must not cause a walk through all of them for each.
     fn locate(&self, address: u64) -> Option<(usize, &Region)> {
         let index =
             self.regions.partition_point(|region| region.start <= address).checked_sub(1)?;
@@ -245,7 +245,7 @@ impl GuestMemory {
         address.checked_add(len).ok_or(unmapped)?;
         let (first, _) = self.locate(address).ok_or(unmapped)?;
         let (mut at, mut left) = (address, len);
-        // What goes on where a region ends is in the next one.
+        // A range that goes on after a region's end continues in the next one.
         for (index, region) in self.regions.iter().enumerate().skip(first) {
             let part = region.front(at, left).ok_or(unmapped)?;
             cursor.region = index;
@@ -272,8 +272,8 @@ impl Region {
         if unsafe { libc::madvise(self.host.cast(), len, libc::MADV_DONTDUMP) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the mapping outlives the guard, which the `GuestMemory` drops first, and whoever shares the guard
-        // has the same region in a mapping of its own. No reference into guest memory is ever made but to atomics.
+        // SAFETY: the mapping outlives the guard, which the `GuestMemory` drops first; a table that shares the
+        // guard keeps the same region mapped itself. References into guest memory are only ever made to atomics.
         unsafe { Guard::new(self.host, len, libc::PROT_READ | libc::PROT_WRITE) }
     }
 
@@ -356,7 +356,7 @@ mod tests {
 
     #[test]
     fn every_region_of_many_is_found_wherever_the_cursor_was() {
-        // Pairs of adjacent pages with a hole behind each.
+        // Pairs of adjacent pages with a hole after each.
         let start = |n: u64| n / 2 * 0x3000 + n % 2 * 0x1000;
         let ranges: Vec<_> = (0..100).map(|n| (GuestAddress(start(n)), 0x1000)).collect();
         let memory = GuestMemory::new(Arc::new(Mapping::from_ranges(&ranges).unwrap()));

@@ -1,11 +1,10 @@
-//! The lines of other people's crates.
+//! Log lines of third-party crates.
 
 use log::{Log, Metadata, Record};
 
 use crate::limit::LogLimit;
 
-/// A logger that limits the lines of all crates but some. The crates that this program is built on log what they find
-/// wrong in a front end's messages at level `error`, a line each.
+/// A logger that limits the lines of third-party crates: they log each fault of a front end's messages at level `error`.
 #[derive(Debug)]
 pub struct Foreign<L> {
     logger: L,
@@ -14,7 +13,7 @@ pub struct Foreign<L> {
 }
 
 impl<L: Log> Foreign<L> {
-    /// Writes with `logger`. The crates `own` limit their lines themselves.
+    /// Writes through `logger`. The crates in `own` limit their lines themselves.
     pub fn new(logger: L, own: &'static [&'static str]) -> Self {
         Self { logger, own, limit: LogLimit::new("") }
     }

@@ -1,7 +1,7 @@
-//! A limit for log lines: what a guest or its front end causes must not fill the log.
+//! A limit for log lines: lines that a guest or its front end causes must not fill the log.
 //!
-//! Each guest has one [`LogLimit`], for everything that it or its front end can cause, so that one guest's noise
-//! never hides a line about another. Write through the macros [`error!`], [`warn!`] and [`info!`]: a line over the
+//! Each guest has one [`LogLimit`] for every line that it or its front end can cause. So one guest's lines never
+//! suppress a line about another guest. Write through the macros [`error!`], [`warn!`] and [`info!`]: a line over the
 //! limit is not even formatted.
 //!
 //! ```
@@ -13,7 +13,7 @@
 //!
 //! writes 10 lines. The next line that passes ends with `(990 lines left out)`.
 //!
-//! - `limit`: the limit and its clock; `foreign`: the same for the lines of other people's crates.
+//! - `limit`: the limit and its clock; `foreign`: the same for the lines of third-party crates.
 
 mod foreign;
 mod limit;

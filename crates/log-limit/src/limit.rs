@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 
 use log::{Level, log_enabled};
 
-/// The lines that may come at once after a quiet time.
+/// Lines that pass at once after a quiet time.
 pub const LINES_AT_ONCE: u32 = 10;
-/// The time in which one further line may come.
+/// Time after which one more line passes.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Log lines with a common prefix and a common limit: [`LINES_AT_ONCE`], then one a second.
 ///
-/// Threads may share it. None of them ever waits for another.
+/// Threads may share it; it takes no lock.
 ///
 /// With the log level `debug` for the target `log_limit` (`RUST_LOG=info,log_limit=debug`) nothing is left out.
 #[derive(Debug)]
 pub struct LogLimit {
     prefix: Box<str>,
     started: Instant,
-    /// When the next line would be due if lines came evenly, nanoseconds after `started`.
+    /// When the next line is due if lines come evenly, nanoseconds after `started`.
     due: AtomicU64,
     /// Lines left out since the last one that passed.
     left_out: AtomicU64,
@@ -44,14 +44,14 @@ impl LogLimit {
         &self.prefix
     }
 
-    /// Whether a line may be written now: if so, what has to stand at its end.
+    /// Whether a line may be written now; if so, the text for its end.
     #[must_use]
     pub fn pass(&self) -> Option<LeftOut> {
         self.pass_at(nanoseconds(self.started.elapsed()))
     }
 
-    /// Reports lines that were left out and that no later line has reported, if a line may be written now. To be called
-    /// when something ends that may have written many, such as a connection.
+    /// Reports lines that were left out and not reported yet, if a line may be written now. Called when a source of lines
+    /// ends, such as a connection.
     pub fn settle(&self) {
         if self.left_out.load(Ordering::Relaxed) > 0 {
             crate::warn!(self, "the log is limited");
@@ -83,7 +83,7 @@ impl Drop for LogLimit {
     }
 }
 
-/// How many lines were left out, as it stands at the end of a line: nothing if there were none.
+/// The number of lines left out, as the end of a line; empty if there were none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeftOut(u64);
 
@@ -121,7 +121,7 @@ mod tests {
             assert_eq!(passed(&limit, 1000, second * SECOND - 1), 0);
             assert_eq!(passed(&limit, 1000, second * SECOND), 1);
         }
-        // After a quiet time as many as at first.
+        // After a quiet time, the full number again.
         assert_eq!(passed(&limit, 1000, 1000 * SECOND), LINES_AT_ONCE as usize);
     }
 

@@ -30,8 +30,8 @@ pub struct DirectionBreakdown {
     /// What the kernel has counted of AF_XDP sockets since the daemon started: every event of this direction, where that
     /// is known.
     pub events: Vec<(SocketEvent, u64)>,
-    /// How many addresses moved between the guest's port of a switch and another one since the daemon started: counted with
-    /// what the guest sends.
+    /// Number of addresses moved between the guest's port of a switch and another one since the daemon started. Counted on
+    /// transmit rings.
     pub moves: u64,
     /// All stages of all tiers, in a packet's order.
     pub stages: Vec<StageRow>,

@@ -47,7 +47,7 @@ fn kernel_stages(facts: Option<&Value>) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The same text without characters that steer a terminal. A recorder, and its name, can be anyone's.
+/// The same text without control characters, which could change a terminal's state: any user can write a recorder.
 #[must_use]
 pub fn without_controls(text: &str) -> String {
     text.chars().map(printable).collect()

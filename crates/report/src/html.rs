@@ -95,9 +95,9 @@ pub fn write_html(
     Ok(())
 }
 
-/// The same JSON, with nothing in it that could end its script or begin a comment in the page: `</script>` ends one, and
-/// after `<!--<script>` the page's own end tag does not (HTML, 13.2.5.20, script data double escaped state). Such
-/// characters stand in strings only, where JSON has an escape for each.
+/// The same JSON without characters that could end its script or begin a comment in the page: `</script>` ends a script,
+/// and after `<!--<script>` the page's own end tag does not (HTML, 13.2.5.20, script data double escaped state). They
+/// occur in strings only, where JSON has an escape for each.
 fn inert(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {

@@ -37,8 +37,8 @@ const SEQUENCE: u32 = 1;
 /// The process; lanes follow.
 const PROCESS: u64 = 1;
 
-/// The most lanes of one owner. More bursts of a queue never overlap, unless somebody wrote the file for that; then they
-/// share lanes, and no report takes longer for them.
+/// Most lanes of one owner. More bursts of a queue overlap only in a forged file; then they share lanes, and the report
+/// takes no longer.
 const LANES_MAX: usize = 1 << 10;
 
 /// What an event is, by its number in [`InternedData::event_categories`].

@@ -1,4 +1,4 @@
-//! Chains of frames that are on their way while their bytes stay in the guest's memory.
+//! Chains whose frames are sent from the guest's memory, until the kernel is done with them.
 
 use burst_trace::DropCounts;
 use virtqueue::{Chain, Queue};
@@ -6,11 +6,11 @@ use virtqueue::{Chain, Queue};
 use crate::BURST_MAX;
 use crate::transmit::{TransmitBurst, fault};
 
-/// With more chains than this, no more are taken: what a burst adds is at most as much again.
+/// Most chains held when another burst is taken. A burst adds at most as many again.
 const FULL: usize = BURST_MAX;
 
-/// Chains that were taken and not given back yet, in the order in which they were taken. They are known by what was
-/// copied when they were taken: what the guest writes over their descriptors meanwhile changes nothing.
+/// Chains that were taken and not given back yet, in order. They are copies: a guest that writes over the descriptors
+/// meanwhile changes nothing.
 #[derive(Debug, Default)]
 pub struct HeldChains {
     chains: Vec<Chain>,
@@ -29,8 +29,8 @@ impl HeldChains {
         self.chains.extend_from_slice(kept);
     }
 
-    /// Gives the chains of the `frames` oldest frames back to the guest, and the faulty ones before the next frame, which
-    /// are counted in `drops`. Returns how many entries of the ring went back.
+    /// Gives the chains of the `frames` oldest frames back to the guest, with the faulty ones before the next frame, which
+    /// are counted in `drops`. Returns the number of ring entries given back.
     pub fn complete(&mut self, queue: &mut Queue, frames: usize, drops: &mut DropCounts) -> u16 {
         let (mut left, mut done) = (frames, 0);
         for chain in &self.chains {
@@ -46,13 +46,13 @@ impl HeldChains {
         slots
     }
 
-    /// How many of the chains are frames.
+    /// Number of chains that are frames.
     #[must_use]
     pub fn frames(&self) -> usize {
         self.chains.iter().filter(|chain| fault(chain, self.header_len).is_none()).count()
     }
 
-    /// How many entries of the ring they fill.
+    /// Number of ring entries that they fill.
     #[must_use]
     pub fn slots(&self) -> u16 {
         self.chains.iter().fold(0, |slots, chain| slots.saturating_add(chain.slots))
@@ -71,7 +71,7 @@ impl HeldChains {
         self.chains.len() <= FULL
     }
 
-    /// Forgets them, with their ring.
+    /// Forgets all of them: their ring is gone.
     pub fn clear(&mut self) {
         self.chains.clear();
     }

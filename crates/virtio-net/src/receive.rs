@@ -123,8 +123,8 @@ pub struct Received {
     pub bytes: u32,
     /// Frames and buffers that went no further.
     pub drops: DropCounts,
-    /// What it took of the ring: chains that were given back, and descriptors that were walked for chains that are not
-    /// just one buffer. At most [`BUFFERS_MAX`] and, but for the last chain, [`BURST_DESCRIPTORS_MAX`].
+    /// Cost in ring work: chains given back, plus descriptors walked for chains of more than one buffer. At most
+    /// [`BUFFERS_MAX`] plus [`BURST_DESCRIPTORS_MAX`], plus the last chain's descriptors.
     ///
     /// [`BURST_DESCRIPTORS_MAX`]: virtqueue::chain::BURST_DESCRIPTORS_MAX
     pub work: u32,

@@ -1,5 +1,4 @@
-//! Receive chains that are cheap to offer and dear to take: a burst ends when it took enough of them, and the next one
-//! goes on.
+//! Receive chains that are cheap to offer and costly to take: a burst ends at its limit, and the next one goes on.
 
 use std::sync::Arc;
 
@@ -19,11 +18,11 @@ const IN_ORDER: u64 = 1 << 35;
 const SIZE: u16 = 256;
 const TABLE: u64 = 0x10_0000;
 const BUFFER: u64 = 0x20_0000;
-/// The most of a chain.
+/// Most descriptors of a chain.
 const CHAIN_MAX: u32 = 1024;
 
-/// Places one frame as often as it takes, in a ring of these chains, a table each, with a good one behind. Returns what
-/// became of the bursts.
+/// Places one frame, in as many bursts as it takes, in a ring of these chains (a table each) with a good one at the end.
+/// Returns the outcome of each burst.
 fn place(packed: bool, chain: &[Buffer]) -> Vec<(Placed, Received)> {
     let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x40_0000)]).unwrap();
     let memory = Arc::new(GuestMemory::new(Arc::new(map)));
@@ -56,7 +55,7 @@ fn place(packed: bool, chain: &[Buffer]) -> Vec<(Placed, Received)> {
 }
 
 #[test]
-fn a_burst_takes_only_so_many_empty_or_faulty_chains_and_the_next_goes_on() {
+fn a_burst_takes_a_limited_number_of_empty_or_faulty_chains_and_the_next_goes_on() {
     let buffer = |address, len, writable| Buffer { address, len, writable };
     for packed in [false, true] {
         for (buffer, count, cause) in [

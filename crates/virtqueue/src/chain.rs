@@ -12,10 +12,10 @@ pub const CHAINS_MAX: usize = if cfg!(loom) { 8 } else { 1024 };
 /// The most slices of one chain: what one `readv` or `writev` takes (`UIO_MAXIOV` is 1024), less one for
 /// the spare room that receiving adds.
 pub const CHAIN_SLICES_MAX: usize = 1023;
-/// The most descriptors that are walked for one burst, not counting those of its last chain and chains of one
-/// buffer. What one descriptor costs in pieces of memory counts as so many descriptors.
+/// Most descriptors walked for one burst, without those of its last chain and of chains of one buffer. A descriptor that
+/// spans several regions counts once for each.
 pub const BURST_DESCRIPTORS_MAX: u32 = 2048;
-/// The most descriptors of a chain where the ring is smaller. A driver must not make a chain longer than the ring
+/// Most descriptors of a chain in a ring that is smaller than this. A driver must not make a chain longer than the ring
 /// (virtio 1.2, 2.7.5.3.1 and 2.8.19), but some do, because QEMU's own devices take this many
 /// (`VIRTQUEUE_MAX_SIZE` in include/hw/virtio/virtio.h).
 const CHAIN_DESCRIPTORS: u32 = 1024;
@@ -80,7 +80,7 @@ pub struct Chain {
 pub struct Chains<'m> {
     chains: ArrayVec<Chain, CHAINS_MAX>,
     slices: ArrayVec<GuestSlice<'m>, SLICES_MAX>,
-    /// How many descriptors were walked for chains that are not just one buffer: see [`BURST_DESCRIPTORS_MAX`].
+    /// Number of descriptors walked for chains of more than one buffer: see [`BURST_DESCRIPTORS_MAX`].
     walked: u32,
     /// Whether there was a chain that is not just one buffer.
     has_lists: bool,
@@ -190,14 +190,14 @@ impl<'m> Chains<'m> {
         pushed
     }
 
-    /// How many descriptors were walked for chains that are not just one buffer, also for those that were put back.
+    /// Number of descriptors walked for chains of more than one buffer, those that were put back included.
     #[inline]
     #[must_use]
     pub const fn walked(&self) -> u32 {
         self.walked
     }
 
-    /// Whether no more lists are followed for this burst: they come with the next one.
+    /// Whether the burst has used up [`BURST_DESCRIPTORS_MAX`]. Further chains come with the next burst.
     #[inline]
     pub(crate) const fn is_spent(&self) -> bool {
         self.walked >= BURST_DESCRIPTORS_MAX
@@ -296,9 +296,8 @@ pub enum Broken {
 /// Collects the buffers of one chain, whatever its format, off the fast path.
 ///
 /// A descriptor of no bytes is taken and has no slice: the specification does not forbid it, and Linux's vhost and
-/// DPDK's take it (QEMU's own devices break the queue). It counts like any other, towards the chain's limit and
-/// towards what is walked for one burst. A chain of nothing else has a length of 0: a device that finds nothing in it
-/// gives it back, and counts it.
+/// DPDK's take it (QEMU's own devices break the queue). It counts towards the limits of the chain and of the
+/// burst like any other. A chain of such descriptors only has length 0; the device gives it back and counts it.
 pub(crate) struct Collect<'w, 'm> {
     memory: &'m GuestMemory,
     cursor: &'w mut Cursor,
@@ -364,12 +363,13 @@ impl<'w, 'm> Collect<'w, 'm> {
         self.chains.slices.truncate(self.first);
     }
 
-    /// Adds the chain, for which so many descriptors were walked. Returns whether it was taken: not, if there is no room for it in this burst.
+    /// Adds the chain, for which `walked` descriptors were walked. Returns whether it was taken; if not, this burst has no
+    /// room for it.
     #[expect(clippy::cast_possible_truncation, reason = "SLICES_MAX fits 16 bits, len was checked")]
     pub(crate) fn finish(self, id: u16, slots: u16, walked: u32) -> bool {
         let Self { chains, first, len, mut fault, .. } = self;
         let mut count = chains.slices.len() - first;
-        // From region to region, one descriptor can be as dear as there are regions.
+        // A descriptor that spans several regions costs as much as one for each region.
         chains.walked += walked.max(count as u32);
         if fault.is_none() && count > CHAIN_SLICES_MAX {
             fault = Some(ChainFault::TooManySlices);

@@ -230,8 +230,8 @@ impl PackedQueue {
         Ok(if taken { slots } else { 0 })
     }
 
-    /// Returns the buffer id, which is that of the last descriptor, how many descriptors of the ring there are, and how
-    /// many with buffers.
+    /// Returns the buffer id, which is that of the last descriptor, the number of ring descriptors, and the number of
+    /// descriptors with buffers.
     fn follow(
         &self,
         mut descriptor: PackedDescriptor,
@@ -260,7 +260,7 @@ impl PackedQueue {
     }
 
     /// Follows an indirect table (2.8.7): its descriptors stand in order, and only their WRITE flags
-    /// count. Returns how many there are: all of the table is the chain.
+    /// count. Returns their number: the whole table is the chain.
     fn follow_indirect(
         &self,
         table: PackedDescriptor,

@@ -180,7 +180,7 @@ impl SplitQueue {
         Ok(taken)
     }
 
-    /// Returns how many descriptors with buffers there are.
+    /// Returns the number of descriptors with buffers.
     fn follow(
         &self,
         mut descriptor: Descriptor,
@@ -206,8 +206,8 @@ impl SplitQueue {
     }
 
     /// Follows an indirect table (2.7.5.3). The table is read where it lies: each descriptor is copied
-    /// once, checked and used. `before` descriptors of the ring's own table belong to the same chain. Returns how many
-    /// of the indirect table do.
+    /// once, checked and used. `before` is the number of descriptors of the chain in the ring's own table. Returns their
+    /// number in the indirect table.
     fn follow_indirect(
         &self,
         table: Descriptor,
@@ -222,7 +222,7 @@ impl SplitQueue {
         }
         let (table, size): (GuestSlice<'_>, u32) = collect.table(table.address, table.len)?;
         let limit = chain_limit(self.size);
-        // The table may be larger than what the chain uses of it. A walk longer than the table goes in circles.
+        // The chain may use a part of the table only. A walk of more steps than the table has descriptors is a loop.
         let most = size.min(limit - before);
         let (mut index, mut walked) = (0_u32, 0);
         loop {

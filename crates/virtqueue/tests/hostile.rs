@@ -148,7 +148,7 @@ fn walked_by_burst(shape: Shape, memory: &Arc<GuestMemory>, buffers: &[Buffer]) 
     walked
 }
 
-/// HOSTILE 55: whatever chains there are, a burst ends when so many descriptors were walked, and the next one goes on.
+/// HOSTILE 55: whatever the chains, a burst ends after a limited number of descriptors, and the next one goes on.
 #[test]
 fn case_55_a_burst_ends_when_too_much_was_walked_and_the_next_goes_on() {
     for shape in shapes(64) {

@@ -1,12 +1,12 @@
 //! A timer that ends a system call that blocks.
 //!
-//! A write to an eventfd blocks when its counter is full and `O_NONBLOCK` is off, and the front end can bring both
-//! about at any moment. A worker that serves several guests must not wait for that. A signal ends such a write with
+//! A write to an eventfd blocks when its counter is full and `O_NONBLOCK` is off, and the front end can cause both at
+//! any moment. A worker that serves several guests must not wait for that. A signal ends such a write with
 //! `EINTR`, so a timer sends the thread one every [`PERIOD`] while it writes signals. The handler does nothing.
 //!
-//! A timer of the thread's own, in place of a thread that watches: it needs no wake-up when the worker wakes up, it
-//! comes again if a tick falls between two instructions before the write, and at rest it is off. It costs a busy
-//! worker 100 interruptions a second, and one that sleeps two system calls a sleep. A worker with a single guest has
+//! A timer for each thread, not a watchdog thread: it needs no wake-up when the worker wakes up, it fires again if the
+//! first signal arrives just before the write, and it is off when the worker sleeps. It costs a busy
+//! worker 100 interruptions a second, and a worker that sleeps two system calls for each sleep. A worker with a single guest has
 //! none: there the control plane interrupts it when it does not answer ([`crate::mailbox`]).
 
 use std::io;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::sys::{self, SignalTimer};
 
-/// The longest that a system call blocks.
+/// Longest time that a system call blocks.
 pub const PERIOD: Duration = Duration::from_millis(10);
 
 /// The timer of one thread.
@@ -26,7 +26,7 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// For the calling thread, which alone uses it. Off at first.
+    /// For the calling thread only. Off at first.
     ///
     /// # Errors
     /// What the system answers.

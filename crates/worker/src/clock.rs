@@ -51,11 +51,11 @@ impl Deref for Clock {
     }
 }
 
-/// A moment to come, ticks.
+/// A point in time, ticks.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline {
     at: u64,
-    /// How far away it was when it was made.
+    /// Ticks from its making to `at`.
     span: u64,
 }
 
@@ -72,8 +72,8 @@ impl Deadline {
         self.left(now) == 0
     }
 
-    /// How many ticks are left until then. Of a deadline that is much farther away than it ever was, none are: the clock
-    /// has gone back. Up to twice the span is believed, because `now` may be a little older than the deadline.
+    /// Ticks left; 0 if more than twice the span would be left, because then the clock has gone back. Up to twice the span
+    /// is accepted, because `now` may be a little older than the deadline.
     #[inline]
     pub const fn left(self, now: u64) -> u64 {
         let left = self.at.saturating_sub(now);
@@ -90,7 +90,7 @@ mod tests {
         let deadline = Deadline::after(1_000_000, 100);
         assert!(!deadline.is_due(1_000_000) && deadline.is_due(1_000_100));
         assert_eq!((deadline.left(1_000_040), deadline.left(1_000_200)), (60, 0));
-        // Made a moment after the time that it is compared with.
+        // `now` was read just before the deadline was made.
         assert!(!deadline.is_due(999_990));
         assert!(deadline.is_due(0) && deadline.is_due(999_000) && deadline.is_due(u64::MAX));
         assert!(Deadline::after(u64::MAX - 1, 100).left(u64::MAX - 1) <= 100);

@@ -2,8 +2,8 @@
 //!
 //! A front end may keep its own end of them, and with it their flags. So a call on one can block although we made it
 //! non-blocking, and `close` can block as well: a TCP socket with `SO_LINGER` waits for its peer, a FUSE file for its
-//! file system. Workers and control threads therefore never close one. Each connection has a thread for that, which
-//! nobody waits for; [`Alarm`] ends what a signal can end.
+//! file system. Workers and control threads therefore never close one. Each connection has a thread for that, and
+//! nothing waits for it; [`Alarm`] ends the calls that a signal can end.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -36,7 +36,7 @@ enum Work {
 /// A descriptor from a front end. It is closed by the thread of its [`Custody`].
 #[derive(Debug)]
 pub struct Foreign {
-    /// None only while it is dropped.
+    /// `None` only in `drop`.
     fd: Option<OwnedFd>,
     custody: Arc<Custody>,
 }
@@ -46,8 +46,8 @@ pub struct Foreign {
 pub struct Hung;
 
 impl Custody {
-    /// For a new connection. `threads` counts the threads of this kind that have not ended yet: after its connection
-    /// one ends as soon as everything is closed.
+    /// For a new connection. `threads` counts the threads of this kind that run: one ends after its connection, when all
+    /// descriptors are closed.
     ///
     /// # Errors
     /// When the system has no thread or no eventfd left.
@@ -63,19 +63,19 @@ impl Custody {
         Ok(Arc::new(Self { work, unclosed, hung }))
     }
 
-    /// Takes a descriptor in.
+    /// Takes ownership of a descriptor.
     #[must_use]
     pub fn take(self: &Arc<Self>, fd: OwnedFd) -> Foreign {
         Foreign { fd: Some(fd), custody: Arc::clone(self) }
     }
 
-    /// The number of descriptors that were given up and are not closed yet.
+    /// Number of descriptors that were dropped and are not closed yet.
     #[must_use]
     pub fn unclosed(&self) -> usize {
         self.unclosed.load(Ordering::Relaxed)
     }
 
-    /// Readable once a worker hung in a write to one of these descriptors ([`Hung`]).
+    /// Readable after a worker blocked in a write to one of these descriptors ([`Hung`]).
     #[must_use]
     pub fn hung(&self) -> BorrowedFd<'_> {
         self.hung.as_fd()
@@ -83,20 +83,22 @@ impl Custody {
 }
 
 impl Foreign {
-    /// Adds 1 to an eventfd's counter. A full counter is a signal that is already there, and any other failure is the
-    /// front end's own.
+    /// Adds 1 to an eventfd's counter. A full counter is a signal that is already there; any other failure is the front
+    /// end's fault and is ignored.
     ///
-    /// With `alarm`, for a worker that serves several guests, the write ends after some time even if it blocks.
+    /// With `alarm`, for a worker that serves several guests, a write that blocks ends after [`PERIOD`].
+    ///
+    /// [`PERIOD`]: crate::alarm::PERIOD
     ///
     /// # Errors
-    /// When the write blocked. Its front end is to be sent away ([`Custody::hung`]).
+    /// When the write blocked. The control plane then ends the connection ([`Custody::hung`]).
     #[inline]
     pub(crate) fn signal(&self, alarm: Option<&Alarm>) -> Result<(), Hung> {
         let Some(fd) = &self.fd else { return Ok(()) };
         if let Some(alarm) = alarm {
             alarm.arm();
-            // The front end can take the flag off at any time. To look costs half of what waiting to be interrupted
-            // costs the other guests; what changes after the look, the alarm ends.
+            // The front end can clear the flag at any time. To check it costs much less than to wait for the alarm, which
+            // covers a change after the check.
             let _ = sys::set_nonblocking(fd);
         }
         match rustix::io::write(fd, &1_u64.to_ne_bytes()) {
@@ -108,12 +110,12 @@ impl Foreign {
 
     #[cold]
     fn report(&self) -> Hung {
-        // Non-blocking, and ours: a full counter says it already.
+        // Our own descriptor, non-blocking: a full counter is a report that is already there.
         let _ = rustix::io::write(&self.custody.hung, &1_u64.to_ne_bytes());
         Hung
     }
 
-    /// Another descriptor of the same.
+    /// Duplicates the descriptor.
     ///
     /// # Errors
     /// When this process has none left.
@@ -121,7 +123,7 @@ impl Foreign {
         Ok(self.custody.take(self.as_fd().try_clone_to_owned()?))
     }
 
-    /// Has its thread add 1 to an eventfd's counter, so that the caller cannot be held up.
+    /// Adds 1 to an eventfd's counter on the custody's thread, so that the caller does not block.
     pub fn signal_elsewhere(self: &Arc<Self>) {
         let _ = self.custody.work.send(Work::Signal(Arc::clone(self)));
     }
@@ -129,7 +131,7 @@ impl Foreign {
 
 impl AsFd for Foreign {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // It is taken out only by `drop`.
+        // Only `drop` takes it out.
         self.fd.as_ref().expect("a descriptor").as_fd()
     }
 }
@@ -144,7 +146,7 @@ impl Drop for Foreign {
     fn drop(&mut self) {
         let Some(fd) = self.fd.take() else { return };
         self.custody.unclosed.fetch_add(1, Ordering::Relaxed);
-        // The thread ends only when nobody can send any more.
+        // The thread runs until all senders are dropped.
         let _ = self.custody.work.send(Work::Close(fd));
     }
 }
@@ -166,7 +168,7 @@ impl Drop for Alive {
 }
 
 fn close_all(todo: &Receiver<Work>, unclosed: &AtomicUsize) {
-    // Without one, what blocks holds up this thread alone.
+    // Without an alarm, a call that blocks delays this thread only.
     let alarm = Alarm::new().ok();
     for work in todo {
         if let Some(alarm) = &alarm {
@@ -214,7 +216,7 @@ mod tests {
         wait_for("the thread is still there", || threads.load(Ordering::Relaxed) == 0);
     }
 
-    /// A full counter without `O_NONBLOCK`, and `O_NONBLOCK` taken off again by somebody whenever it is set.
+    /// A full counter without `O_NONBLOCK`.
     #[test]
     fn a_signal_that_blocks_ends_and_is_reported() {
         use rustix::event::{PollFd, PollFlags, poll};
@@ -222,13 +224,13 @@ mod tests {
         let full = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         let call = Arc::new(custody.take(full));
-        // Of a worker that serves one guest: nobody looks at the flag, somebody else interrupts it.
+        // As a worker with one guest: it does not check the flag, and another thread interrupts it.
         let alarm = Alarm::new().unwrap();
         alarm.arm();
         assert_eq!(call.signal(None), Err(Hung));
         let mut polled = [PollFd::from_borrowed_fd(custody.hung(), PollFlags::IN)];
         assert_eq!(poll(&mut polled, None), Ok(1));
-        // Of several: the flag is set again, and a full counter is a signal that is there.
+        // As a worker with several: it sets the flag again, and a full counter is a signal that is there.
         assert_eq!(call.signal(Some(&alarm)), Ok(()));
     }
 }

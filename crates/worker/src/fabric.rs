@@ -82,7 +82,7 @@ pub struct Fabric<U> {
     uplink_full_since: Option<u64>,
     /// Which frames of this burst go to everyone.
     flooded: u64,
-    /// What the uplink's frames of this turn took of receive rings.
+    /// Ring work ([`WORK_MAX`](placing::WORK_MAX)) of the uplink's frames in this turn.
     work: u32,
     /// Which pairs have frames that they were not told of.
     untold: u64,
@@ -254,7 +254,7 @@ impl<U: Datapath> Fabric<U> {
                 let crowd = Crowd::new(gathered, frames.len());
                 let end = &mut self.ends[to];
                 let until = if delivered.end == Ending::Cut {
-                    // It has room for all that it got: what is left is only for the next turn.
+                    // The receiver has room: the rest only waits for the next turn.
                     end.full_since = None;
                     Deadline::after(now, self.stuck)
                 } else {
@@ -322,8 +322,8 @@ impl<U: Datapath> Wiring for Fabric<U> {
         worked | self.uplink_turn(pairs, shared, worked)
     }
 
-    /// Only what concerns this pair begins again: a guest that changes its rings over and over must not have another one's
-    /// frames wait longer, or sent twice.
+    /// Resets the state of this pair only: a guest that changes its rings over and over must not make frames of other guests
+    /// wait longer, or be sent twice.
     fn rings_changed(&mut self, at: usize, pairs: &mut [Pair<Port>], now: u64) {
         self.stop_waiting(at, pairs);
         let pair = &mut pairs[at];
@@ -331,7 +331,7 @@ impl<U: Datapath> Wiring for Fabric<U> {
         let before = self.up;
         self.up = before & !(1 << at) | u64::from(pair.is_served()) << at;
         if self.up & 1 << at == 0 {
-            // Frames for it are lost now. Those for a ring that goes on wait no longer than before.
+            // Frames for it are lost now. While the ring goes on, this stays: its frames must not wait longer.
             self.ends[at].full_since = None;
         }
         let port = self.ends[at].port;

@@ -61,12 +61,13 @@ impl FromStr for Delay {
     }
 }
 
-/// One panic: `panic:tx|rx[,after=N]`, where N bursts go through before it. It shows what becomes of a fault of our own.
+/// One panic: `panic:tx|rx[,after=N]`, where N bursts go through before it. It shows that the daemon
+/// ends in order after a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crash {
-    /// The direction of the burst that it meets.
+    /// The direction of the bursts that count.
     pub direction: Direction,
-    /// How many bursts of that direction go through before.
+    /// Number of bursts of that direction before it.
     pub after: u32,
 }
 

@@ -22,7 +22,7 @@ pub struct Sight {
     pub polled: bool,
 }
 
-/// How a delivery to a guest went, with what it took of its ring ([`Received::work`]).
+/// The outcome of a delivery to a guest, with its ring work ([`Received::work`]).
 ///
 /// [`Received::work`]: virtio_net::receive::Received::work
 pub enum Delivery<T> {

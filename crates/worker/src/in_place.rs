@@ -1,4 +1,4 @@
-//! Frames that are sent from the guest's own memory: it gets their chains back when the kernel is done with them.
+//! Frames that are sent from the guest's own memory: the guest gets their chains back when the kernel is done with them.
 
 use std::time::{Duration, Instant};
 
@@ -12,18 +12,18 @@ use crate::ring::Ring;
 use crate::trace::{Journey, Tracer};
 use crate::transmit::{Sent, Untold};
 
-/// The longest time that the kernel has to send what is on its way when the ring stops. The worker waits for it: only
-/// this guest is on it.
+/// Longest wait for the kernel to send the held frames when the ring stops. The worker may wait: it serves only this
+/// guest.
 const DRAIN: Duration = Duration::from_millis(100);
-/// How often it is looked at meanwhile.
+/// Time between two checks during that wait.
 const LOOK: Duration = Duration::from_micros(200);
 
-/// The boundaries that frames cross which are given back outside of a burst's turn.
+/// The boundaries of frames that are given back outside of a turn.
 const BOUNDARIES: [Stage; 6] =
     [Stage::Notice, Stage::Queued, Stage::Gather, Stage::Egress, Stage::Complete, Stage::Signal];
 
 impl<D: Datapath> Pair<D> {
-    /// Takes chains, has the datapath send their frames, and publishes those that it is done with.
+    /// Takes chains, has the datapath send their frames, and publishes the chains that the kernel is done with.
     pub fn send_in_place(
         &mut self,
         ring: &mut Ring,
@@ -49,14 +49,14 @@ impl<D: Datapath> Pair<D> {
         #[expect(clippy::cast_possible_truncation, reason = "at most two bursts")]
         let packets = (taken as u16).saturating_sub(drops.total());
         let slots = self.held.complete(queue, taken, &mut drops);
-        // It is looked at again soon: nothing says when the kernel is done.
+        // Checked again soon: there is no event for the kernel being done.
         self.blocked = refused || !self.held.is_empty();
         queue.publish();
         Ok(Sent { slots, packets, bytes, drops })
     }
 
-    /// Waits until the kernel is done with the frames on their way, and gives their chains back. Those that it is not
-    /// done with in time are counted as lost, and the datapath lets go of the guest's memory. Returns whether it had to.
+    /// Waits until the kernel is done with the held frames, and gives their chains back. Frames that take longer than
+    /// [`DRAIN`] are counted as lost, and the datapath is detached from the guest's memory. Returns whether it was.
     #[cold]
     pub fn settle(&mut self, tracer: &mut Tracer) -> bool {
         let Some(ring) = self.tx.as_mut().filter(|_| !self.held.is_empty()) else { return false };

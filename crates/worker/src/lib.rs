@@ -8,11 +8,11 @@
 //! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
 //! - `in_place`: frames that are sent from the guest's own memory; `torn`: guests whose memory is missing.
 //! - `probes`: packets that carry a number of their own.
-//! - [`panic`]: how the daemon hears of a worker that panicked.
-//! - `clock`: the time, and deadlines that hold when it jumps.
+//! - [`panic`]: raises an alarm when a worker panics.
+//! - `clock`: the time, and deadlines that are safe when it jumps.
 //! - `wiring`: how the pairs are joined: each with a wire of its own, or by `fabric`, a switch, with one another;
 //!   `forward`: from ring to ring.
-//! - [`custody`]: descriptors from front ends; `alarm`: what ends a call that blocks on one.
+//! - [`custody`]: descriptors from front ends; `alarm`: a timer that ends a call that blocks on one.
 //! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
 //! - [`fault`]: delays planted in a stage, to prove that they show there, and planted panics.
 

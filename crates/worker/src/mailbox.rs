@@ -19,7 +19,7 @@ use crate::alarm::PERIOD;
 use crate::custody::Foreign;
 use crate::sys;
 
-/// The longest wait for an answer. A worker answers between two bursts, so only one that hangs takes longer.
+/// Longest wait for an answer. A worker answers between two bursts, so only one that hangs takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The same once the daemon was asked to end.
 const PATIENCE_AT_THE_END: Duration = Duration::from_millis(200);
@@ -176,7 +176,7 @@ impl Mailbox {
         self.inbox.post(self.guest, command(done));
         let mut waited = Duration::ZERO;
         loop {
-            // Counted in steps: a process that was stopped for a while has not waited.
+            // Counted in steps, so that the time of a stopped process does not count.
             match answer.recv_timeout(PERIOD) {
                 Ok(answer) => return Ok(answer),
                 Err(RecvTimeoutError::Disconnected) => return Err(WorkerGone),
@@ -190,7 +190,7 @@ impl Mailbox {
         }
     }
 
-    /// The daemon was asked to end: who asks the worker waits only briefly from now on.
+    /// The daemon is to end: from now on the control plane waits for the worker only briefly.
     pub fn hurry(&self) {
         self.inbox.hurries.store(true, Ordering::Relaxed);
     }
@@ -207,7 +207,7 @@ impl Inbox {
         })
     }
 
-    /// The worker's thread begins, which is the calling one.
+    /// Registers the calling thread as the worker's.
     pub(crate) fn open(&self) -> io::Result<()> {
         sys::accept_interruptions()?;
         let thread = rustix::thread::gettid().as_raw_nonzero().get();
@@ -215,8 +215,8 @@ impl Inbox {
         Ok(())
     }
 
-    /// Interrupts what the worker waits for in the kernel: a write to a descriptor that its front end made block. What
-    /// it sleeps on is not disturbed by that.
+    /// Interrupts a system call in which the worker blocks: a write to a descriptor that its front end made block. A worker
+    /// that sleeps just goes back to sleep.
     pub(crate) fn interrupt(&self) {
         let thread = self.thread.load(Ordering::Relaxed);
         if thread != 0 {

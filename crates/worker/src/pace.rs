@@ -74,7 +74,7 @@ impl Pace {
             return true;
         }
         let left = self.due.saturating_sub(now());
-        // The clock has gone back where it is farther away than it ever was.
+        // More time is left than the whole wait: the clock has gone back.
         left == 0 || left > self.wait
     }
 

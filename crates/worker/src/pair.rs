@@ -24,9 +24,9 @@ use crate::transmit::Untold;
 /// frame needs must not hold up every frame after it.
 pub const HOLD: Duration = Duration::from_millis(100);
 
-/// First retry delay after a failed read of a datapath; it doubles with each further failure in a row,
+/// First retry delay after a failed read of a datapath; it doubles with each further failure in a row.
 pub const RETRY: Duration = Duration::from_millis(10);
-/// this many times: up to 640 ms.
+/// Most doublings of [`RETRY`]: up to 640 ms.
 const RETRY_DOUBLINGS: u32 = 6;
 /// The first failures in a row are logged, then one in this many: about every 10 s, so that a pair that fails for hours
 /// does not use up the log limit of its guest.
@@ -112,7 +112,7 @@ pub struct Starved {
 /// The datapath could not be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Failed {
-    /// When it is looked at again.
+    /// When it is read again.
     pub retry: Deadline,
     /// Failures in a row before this one.
     times: u32,
@@ -125,7 +125,7 @@ impl Failed {
         Self { retry: Deadline::after(now, retry << times.min(RETRY_DOUBLINGS)), times }
     }
 
-    /// How long the datapath is left alone.
+    /// Time until the next try.
     pub fn delay(self) -> Duration {
         RETRY * (1 << self.times.min(RETRY_DOUBLINGS))
     }
@@ -149,7 +149,7 @@ pub struct Pair<D> {
     /// Packets that went through each ring since the daemon started: 0 RX, 1 TX.
     pub sequences: [u64; 2],
     pub backlog: Option<Backlog>,
-    /// Chains whose frames are on their way in the guest's memory.
+    /// Chains whose frames are being sent from the guest's memory.
     pub held: HeldChains,
     pub pace: Pace,
     /// The datapath took no more frames at the last try.
@@ -302,8 +302,8 @@ impl<D: Datapath> Pair<D> {
         if sends {
             self.datapath.attach(&started.memory).map_err(StartError::System)?;
         }
-        // Last: a kick that is listened to for a ring that is not served would wake the worker up for nothing as long as
-        // anybody has the descriptor open.
+        // Last: the kick of a ring that is not served would keep waking the worker up, as long as any process has the
+        // descriptor open.
         if let Err(error) = started.listen(context.sleeper) {
             if sends {
                 self.datapath.detach();

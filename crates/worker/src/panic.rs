@@ -1,12 +1,12 @@
-//! A fault of our own: how the daemon hears of a thread that panicked.
+//! A fault of our own: an alarm that a panicking thread raises.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Raised when a thread without which guests are not served has panicked. The daemon then ends in order, with a status
-/// that says so: one that goes on refuses every front end, and nobody starts it again.
+/// Raised when a thread that guests depend on has panicked. The daemon then ends in order with a status of its own, so
+/// that a supervisor restarts it. If it went on, it would refuse every front end.
 #[derive(Clone, Debug)]
 pub struct PanicAlarm(Arc<State>);
 
@@ -16,7 +16,7 @@ struct State {
     is_raised: AtomicBool,
 }
 
-/// Raises an [`PanicAlarm`] if the thread that drops it panics.
+/// Raises a [`PanicAlarm`] if the thread that drops it panics.
 #[derive(Debug)]
 pub struct RaiseOnPanic(PanicAlarm);
 
@@ -27,7 +27,7 @@ impl PanicAlarm {
         Self(Arc::new(State { wake, is_raised: AtomicBool::new(false) }))
     }
 
-    /// Watches the calling thread for as long as the result lives.
+    /// Watches the calling thread while the result lives.
     #[must_use]
     pub fn watch(&self) -> RaiseOnPanic {
         RaiseOnPanic(self.clone())
@@ -41,7 +41,7 @@ impl PanicAlarm {
 
     fn raise(&self) {
         self.0.is_raised.store(true, Ordering::Release);
-        // One that nobody reads any more belongs to a daemon that ends already.
+        // It fails only when the daemon is already ending.
         let _ = (&self.0.wake).write_all(&[0]);
     }
 }

@@ -28,7 +28,7 @@ pub struct Ring {
     kick: Option<Arc<Foreign>>,
     call: Option<Arc<Foreign>>,
     error: Option<Arc<Foreign>>,
-    /// Ends a signal that blocks, where the worker serves other guests too.
+    /// Ends a signal that blocks, if the worker serves several guests.
     alarm: Option<Arc<Alarm>>,
     pub state: RingState,
     /// When the ring was last looked at, ticks: whatever a later look finds came after this.
@@ -180,7 +180,7 @@ impl Ring {
     #[cold]
     pub fn break_down(&mut self, broken: Broken) {
         if self.memory.is_torn() {
-            // It read zeroes: that is no fault of the driver's.
+            // The worker read zeroes: the driver is not at fault.
             return self.stop_broken(format_args!("{TORN}"));
         }
         self.stop_broken(format_args!("the guest broke it: {broken}"));

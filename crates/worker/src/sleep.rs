@@ -60,7 +60,7 @@ pub struct Sleeper {
     timer: TimerFd,
     /// Whether the timer may still fire.
     is_timed: bool,
-    /// What ends a signal that blocks, where the worker serves several guests.
+    /// Ends a signal that blocks, if the worker serves several guests.
     alarm: Option<Arc<Alarm>>,
 }
 

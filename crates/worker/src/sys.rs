@@ -37,7 +37,7 @@ pub fn schedule(scheduling: Scheduling) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes reads and writes return at once, whatever the front end made of `fd`.
+/// Sets `O_NONBLOCK`, which the front end may have cleared.
 pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     let fd = fd.as_raw_fd();
     // SAFETY: plain numbers; the kernel checks the descriptor.
@@ -51,8 +51,8 @@ pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     }
 }
 
-/// The signal that interrupts system calls. The first real-time signals belong to the C library, and debuggers and
-/// runtimes take the next ones.
+/// The signal that interrupts system calls. The C library uses the first real-time signals, and debuggers and runtimes
+/// the next ones.
 fn interruption() -> i32 {
     libc::SIGRTMIN() + 7
 }
@@ -78,13 +78,13 @@ pub fn accept_interruptions() -> io::Result<()> {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, interruption());
-        // Whoever started us may have blocked it.
+        // The parent process may have blocked it.
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut())
     };
     if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
-/// Interrupts what the thread `tid` of this process waits for in the kernel, if it
+/// Interrupts the system call in which the thread `tid` of this process blocks, if the thread
 /// [accepts that](accept_interruptions).
 pub fn interrupt(tid: i32) {
     // SAFETY: plain numbers. A thread that has ended is not found, and another one of this process that got its
@@ -94,7 +94,7 @@ pub fn interrupt(tid: i32) {
     }
 }
 
-/// A timer that interrupts its thread again and again (`timer_create(2)`, `SIGEV_THREAD_ID`).
+/// A timer that interrupts its thread periodically (`timer_create(2)`, `SIGEV_THREAD_ID`).
 #[derive(Debug)]
 pub struct SignalTimer(i32);
 
@@ -109,7 +109,7 @@ struct SignalEvent {
 }
 
 impl SignalTimer {
-    /// For the calling thread. It is off.
+    /// For the calling thread. Off at first.
     pub fn new() -> io::Result<Self> {
         let event = SignalEvent {
             value: 0,
@@ -131,7 +131,7 @@ impl SignalTimer {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(id)) }
     }
 
-    /// Interrupts every `period`; none switches it off.
+    /// Interrupts every `period`, which is below 1 s; zero switches the timer off.
     pub fn set(&self, period: Duration) {
         let period = libc::timespec { tv_sec: 0, tv_nsec: period.subsec_nanos().into() };
         let times = libc::itimerspec { it_interval: period, it_value: period };

@@ -1,4 +1,4 @@
-//! A worker with a driver at its other side and a datapath that does as it is told.
+//! A worker between a driver and a scripted datapath.
 
 use std::fs::{File, read_to_string};
 use std::io::{self, Read as _, Write as _};
@@ -34,7 +34,7 @@ const RINGS: [u64; 2] = [0x1000, 0x8000];
 const FRAME: Buffer = Buffer { address: 0x1_0000, len: 100, writable: false };
 const SIZE: u16 = 64;
 
-/// What a datapath is told to do.
+/// The script of the datapath.
 #[derive(Debug, Default)]
 struct Orders {
     refuses_memory: AtomicBool,
@@ -283,7 +283,7 @@ fn a_clock_that_jumps_stops_no_traffic() {
         rig.start(0).unwrap();
         rig.start(1).unwrap();
         for to in JUMPS.into_iter().cycle().take(20) {
-            // So much that looks at the ring wait for more.
+            // Enough that the worker paces its looks at the ring.
             for _ in 0..200 {
                 rig.send(usize::from(SIZE) / 2);
             }

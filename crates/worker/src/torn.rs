@@ -1,4 +1,4 @@
-//! Guests whose memory became shorter: their rings stop, everybody else's go on.
+//! Guests whose memory became shorter: their rings stop, all others go on.
 
 use burst_trace::DropCause;
 use datapath::Datapath;
@@ -7,12 +7,12 @@ use crate::pair::Pair;
 use crate::ring::{Ring, RingState};
 use crate::trace::Tracer;
 
-/// Why such a ring stops.
+/// The reason in the log.
 pub const TORN: &str =
     "a part of the guest's memory is missing (its file was truncated, or its file system is full)";
 
 impl<D: Datapath> Pair<D> {
-    /// Breaks the rings whose memory is torn. Returns whether there were any.
+    /// Breaks the rings whose memory is torn. Returns whether there was one.
     #[cold]
     pub fn break_torn(&mut self, tracer: &mut Tracer) -> bool {
         let [rx, tx] =

@@ -84,7 +84,7 @@ pub struct Tracer {
     writer: Writer,
     fault: Option<Fault>,
     records: bool,
-    /// The recorder is missing a part, and that was said.
+    /// The recorder is torn, and that was logged.
     torn: bool,
     /// An instant on the recorder's clock and on the kernel's.
     anchor: Anchor,
@@ -103,7 +103,7 @@ impl Tracer {
         Self { clock, writer, fault, records, torn: false, anchor, anchored }
     }
 
-    /// Says once if the recorder was shortened by somebody. `prefix` stands before the message.
+    /// Logs once that the recorder was shortened by another process. `prefix`: the log prefix.
     #[cold]
     pub fn look_at_recorder(&mut self, prefix: &str) {
         if self.writer.is_torn() && !std::mem::replace(&mut self.torn, true) {
@@ -132,7 +132,7 @@ impl Tracer {
         if self.records { journey.last } else { self.clock.now() }
     }
 
-    /// How long it is until `deadline`.
+    /// Time left until `deadline`.
     pub fn time_until(&self, deadline: Deadline) -> Duration {
         self.clock.duration_of(deadline.left(self.clock.now()))
     }

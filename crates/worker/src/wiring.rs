@@ -38,8 +38,8 @@ pub trait Wiring: Send + 'static {
     /// What was to wake the worker up for it has done so.
     fn woken(&mut self) {}
 
-    /// The control plane has started, stopped, enabled or disabled a ring of pair number `at` of `pairs`, or has given it
-    /// another memory table. `now`: ticks.
+    /// The control plane has started, stopped, enabled or disabled a ring of `pairs[at]`, or has given the guest another
+    /// memory table, or a ring of the pair broke because its memory is torn. `now`: ticks.
     fn rings_changed(&mut self, _at: usize, _pairs: &mut [Pair<Self::Wire>], _now: u64) {}
 
     /// Whether there is work that the pairs, which have just asked for kicks, do not see themselves.

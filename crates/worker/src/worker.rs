@@ -204,7 +204,7 @@ struct Loop<W: Wiring> {
     /// Whether datapaths wake it up.
     listens: bool,
     losses: Losses,
-    /// [`guest_memory::generation`] when mappings were last looked at.
+    /// [`guest_memory::generation`] at the last check of the mappings.
     generation: u32,
 }
 
@@ -434,13 +434,13 @@ impl<W: Wiring> Loop<W> {
             }
         }
         if self.generation > 0 {
-            // A ring may have been started in memory that was torn before.
+            // A ring may have been started in memory that is torn already.
             self.look_at_mappings();
         }
         std::ops::ControlFlow::Continue(())
     }
 
-    /// A mapped file of somebody else's became shorter: a guest's memory, or a recorder.
+    /// Checks all mappings after one was torn: guest memory, and recorders.
     #[cold]
     fn look_at_mappings(&mut self) {
         self.generation = guest_memory::generation();
@@ -455,7 +455,7 @@ impl<W: Wiring> Loop<W> {
         }
     }
 
-    /// Tells the wiring that this ring of the guest changed, or all its rings.
+    /// Reports to the wiring that this ring of the guest changed, or (`None`) all its rings.
     fn rings_changed(&mut self, guest: usize, ring: Option<u16>) {
         let now = self.clock.now();
         for at in 0..self.pairs.len() {

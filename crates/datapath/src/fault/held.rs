@@ -1,4 +1,4 @@
-//! Frames on their way from the guest's memory, of which some were hit by a fault.
+//! Frames sent from the guest's memory, some of them lost by a planted fault.
 
 use std::collections::VecDeque;
 
@@ -6,12 +6,12 @@ use burst_trace::DropCause;
 
 use crate::Transmitted;
 
-/// Frames in the order in which they were taken: `None` for one that the datapath holds, else why it was lost.
+/// Frames in the order in which they were taken: `None` for one that the datapath holds, else the cause of its loss.
 #[derive(Debug, Default)]
 pub struct Held(VecDeque<Option<DropCause>>);
 
 impl Held {
-    /// The datapath took `count` frames more.
+    /// The datapath took `count` more frames.
     pub fn pass(&mut self, count: usize) {
         self.0.extend(std::iter::repeat_n(None, count));
     }
@@ -21,7 +21,7 @@ impl Held {
         self.0.push_back(Some(cause));
     }
 
-    /// Adds the lost frames to what became of those that the datapath held, as far as they are in order.
+    /// Adds lost frames to the outcome of those that the datapath held, in order.
     pub fn settle(&mut self, sent: Transmitted) -> Transmitted {
         let (mut done, mut left) = (sent, sent.taken);
         while let Some(&oldest) = self.0.front() {
@@ -38,7 +38,7 @@ impl Held {
         done
     }
 
-    /// Nothing is on its way any more.
+    /// Forgets all frames.
     pub fn clear(&mut self) {
         self.0.clear();
     }

@@ -1,19 +1,19 @@
-//! An address that a second port sends from: who has it.
+//! Which port has an address that a second port sends from.
 
 use virtio_net::MacAddress;
 
 use super::table::{Dispute, Entry, Slot};
 use super::{News, Switch, address_of, due_after};
 
-/// How many addresses a port may take over from other ports at once, after a rest; then [`MOVES_RATE`].
+/// Addresses that a port may take over from other ports at once after a quiet time; then [`MOVES_RATE`].
 pub const MOVES_BURST: u64 = 16;
-/// How many addresses a second a port may take over from other ports.
+/// Addresses a second that a port may take over from other ports.
 pub const MOVES_RATE: u64 = 1;
-/// In how many different seconds the uplink must send from an address that a guest uses too, to one station each time,
-/// until it has the address.
+/// Number of different seconds in which the uplink must send from a guest's address, to one station each time, to take
+/// the address over.
 pub const CLAIMS: u8 = 5;
 
-/// [`AGEING`](super::AGEING) is shorter than [`MOVE_AFTER`](super::MOVE_AFTER) doubled so often.
+/// Most doublings: [`MOVE_AFTER`](super::MOVE_AFTER) doubled this many times exceeds [`AGEING`](super::AGEING).
 const RETURNS_MAX: u8 = 9;
 
 impl Dispute {
@@ -87,7 +87,7 @@ impl Switch {
         self.news = Some(News::Moved { address: MacAddress(address_of(address)), from, to });
     }
 
-    /// One more move to `port`, if these are not too many.
+    /// Counts one more move to `port` if the rate limit allows it.
     fn may_move(&mut self, port: u8, now: u64) -> bool {
         let gap = self.second / MOVES_RATE;
         let state = &mut self.ports[usize::from(port)];
@@ -109,7 +109,7 @@ impl Switch {
         self.count(slot);
     }
 
-    /// A port that has had the address for the ageing time, without a word from its owner, owns it.
+    /// A port that has had the address for the ageing time, without a frame from its owner, becomes the owner.
     pub(super) fn settle(&mut self, slot: Slot, now: u64) {
         let port = self.table.entry(slot).port();
         let dispute = self.table.dispute_mut(slot);
@@ -119,7 +119,8 @@ impl Switch {
         }
     }
 
-    /// The port that the address is at has no guest any more: the owner has it back. Returns whether there is another one.
+    /// The port that the address is at has lost its guest: the owner gets the address back. Returns whether there is another
+    /// owner.
     pub(super) fn give_back(&mut self, slot: Slot) -> bool {
         let port = self.table.entry(slot).port();
         let Dispute { owner, returns, moved, .. } = self.table.dispute(slot);

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher as _, Hasher as _};
 
 use super::PORTS_MAX;
 
-/// Entries of a bucket: all that one address can be in. 128 bytes, two cache lines.
+/// Entries of a bucket. An address can be in one bucket only. 128 bytes, two cache lines.
 const WAYS: usize = 8;
 /// Entries of a bucket on average when every port has used up its share. Then about one address in five thousand finds
 /// no room, and frames for it go to everyone.
@@ -62,7 +62,7 @@ impl Entry {
         self.key & (USED | PINNED) == USED
     }
 
-    /// Whether it counts: it is there and was heard not too long ago.
+    /// Whether it is valid: pinned, or learned and not aged.
     pub const fn is_live(&self, now: u64, ageing: u64) -> bool {
         self.is_pinned() || (self.key & USED != 0 && now.abs_diff(self.seen) < ageing)
     }
@@ -100,7 +100,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table for so many addresses.
+    /// A table with room for `addresses_max` addresses.
     pub fn new(addresses_max: usize) -> Self {
         let buckets = addresses_max.div_ceil(LOAD_MAX).next_power_of_two().max(2);
         Self {
@@ -127,7 +127,7 @@ impl Table {
         Some(Slot(bucket, way))
     }
 
-    /// Where a new entry for `address` may be: a free place, or else that of an entry that does not count any more.
+    /// A place for a new entry for `address`: a free one, or that of an aged entry.
     pub fn room(&self, address: u64, now: u64, ageing: u64) -> Option<Slot> {
         let bucket = self.bucket(address);
         let entries = &self.buckets[bucket];
@@ -157,9 +157,9 @@ impl Table {
         (0..self.buckets.len()).flat_map(|bucket| (0..WAYS).map(move |way| Slot(bucket, way)))
     }
 
-    /// Multiplicative hashing (Knuth, TAOCP 3, 6.4), twice: the upper bits of the product. Addresses that were given out one
-    /// after the other differ in their last byte, which is the uppermost here: as many as a bucket holds, and more, would
-    /// fall into one with one secret in a thousand, were that byte not spread over all the others first.
+    /// Multiplicative hashing (Knuth, TAOCP 3, 6.4), twice: the upper bits of the product. Consecutive addresses differ in
+    /// their last byte, which is the uppermost here. Without the first round, one secret in a thousand would put more of
+    /// them into one bucket than it holds.
     #[inline]
     const fn bucket(&self, address: u64) -> usize {
         let bits = self.buckets.len().trailing_zeros();

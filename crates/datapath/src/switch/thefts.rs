@@ -232,7 +232,7 @@ fn what_a_guest_took_goes_back_to_its_owner_when_the_guest_goes() {
     switch.route(1, to_everyone(1), 60, now + SECOND);
     switch.unplug(0, now + SECOND);
     assert_eq!(switch.route(0, to_everyone(1), 60, now + SECOND + 1), Verdict::Spoofed);
-    // Whoever migrates away is learned at the uplink with its first frame from there.
+    // A guest that migrates away is learned at the uplink with its first frame from there.
     switch.unplug(1, now + SECOND + 2);
     switch.route(UPLINK, to_everyone(1), 60, now + SECOND + 3);
     assert_eq!(way_to(&mut switch, 1, now + SECOND + 3), Verdict::Port(UPLINK));
@@ -241,7 +241,7 @@ fn what_a_guest_took_goes_back_to_its_owner_when_the_guest_goes() {
 
 #[test]
 fn a_thief_makes_no_room_for_its_friends() {
-    // Two guests pass addresses to and fro, and learn new ones in between: the table must not fill up by it.
+    // Two guests pass addresses back and forth, and send from new ones in between: the table must not fill up.
     let mut switch = switch(3);
     let mut now = 0;
     for round in 0..2000_u16 {
@@ -259,7 +259,7 @@ fn a_thief_makes_no_room_for_its_friends() {
 }
 
 proptest::proptest! {
-    /// Whoever sends whatever: the uplink's stations stay there while they are in use; a guest's next frame has its address
+    /// Whatever any port sends: the uplink's stations stay there while they are in use; a guest's next frame has its address
     /// back; a locked port sends from its own only; and every place of the table is counted.
     #[test]
     fn nobody_keeps_another_ones_address(

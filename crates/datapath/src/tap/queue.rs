@@ -104,7 +104,7 @@ pub struct QueueFacts {
     /// Whether the interface lets go of a queue while others are served. If not, the kernel keeps up to
     /// `txqueuelen` frames for it.
     pub lets_go: bool,
-    /// That no other process serves it.
+    /// Keeps other processes from serving it.
     pub _claim: Option<Arc<Claim>>,
 }
 

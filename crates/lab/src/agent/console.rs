@@ -116,7 +116,7 @@ fn reply_to(sequence: u64, outcome: io::Result<(i32, Vec<u8>)>) -> Vec<u8> {
 /// Output goes through a file and not a pipe, so that a command may leave a process behind in the
 /// background without the reader waiting for that one's end as well.
 fn shell(command: &str, limit: Duration, scratch: &str) -> io::Result<(i32, Vec<u8>)> {
-    // Whatever an agent that was killed left, or a link: not written into.
+    // A file that a killed agent left, or a link, is not written into.
     let _ = std::fs::remove_file(scratch);
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(scratch)?;
     // Unlinked, so that the next command starts with a file of its own.

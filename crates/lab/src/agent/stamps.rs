@@ -124,7 +124,7 @@ pub(super) struct Row {
     pub(super) received_ns: Option<u64>,
 }
 
-/// Makes a file of the agent's: it can be read while it is written, and is never a flight recorder.
+/// Opens an output of the agent. It can be read while it is written, and a flight recorder is never overwritten.
 pub(super) fn create(path: &str) -> io::Result<File> {
     host_files::rewrite(path.as_ref(), Guard { inputs: &[], mark: MAGIC.to_le_bytes() })
 }

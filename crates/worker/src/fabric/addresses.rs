@@ -1,4 +1,4 @@
-//! Reports addresses that more than one port sends from: counts their moves, and says who sent.
+//! Reports addresses that more than one port sends from: counts their moves, and logs the sender.
 
 use burst_trace::DropCause;
 use datapath::Datapath;
@@ -21,7 +21,7 @@ impl<U: Datapath> Fabric<U> {
         self.log(news, pairs);
     }
 
-    /// One line, within the log limit of the port that sent.
+    /// One line, within the log limit of the sending port.
     fn log(&self, news: News, pairs: &[Pair<Port>]) {
         let guest = |port: u8| self.ports.get(usize::from(port)).map(|own| &pairs[own.start]);
         let name = |port: u8| match guest(port) {

@@ -11,19 +11,19 @@ use crate::pair::{Context, Pair};
 /// A frame with more segments is dropped. A sender could have the worker cut 65 536 of a byte each, 64 times a burst;
 /// 64 KiB in the smallest segments that Linux sends (`TCP_MIN_SND_MSS`) are fewer than these.
 const SEGMENTS_MAX: usize = 2048;
-/// What one buffer of a frame costs beside its bytes, in bytes that are copied in the same time.
+/// Cost of one buffer of a frame beside its bytes, in bytes copied in the same time.
 const SLICE_COST: usize = 128;
-/// What a segment costs beside its bytes, in the same measure. With it, 45 segments of 1448 bytes leave room for four
+/// Cost of a segment beside its bytes, in the same unit. With it, 45 segments of 1448 bytes leave room for four
 /// such frames in a burst, and only the last frame of a burst can take it past [`ROUNDS_MAX`].
 const SEGMENT_COST: usize = 384;
 
-/// What a burst of one sender may take of one receiver's ring ([`Received::work`]) until it ends: a receiver with
-/// nothing but empty chains, faulty ones or buffers of a byte costs everybody else no more than that. 256 KiB in
+/// Work budget of one delivery in one receiver's ring ([`Received::work`]): a receiver with nothing but empty chains,
+/// faulty ones or buffers of one byte costs all others no more than that. 256 KiB in
 /// buffers of 1526 bytes are 176 chains.
 ///
 /// [`Received::work`]: virtio_net::receive::Received::work
 pub const WORK_MAX: u32 = 2048;
-/// The most bursts, of [`BURST_MAX`] frames or segments each, that one receiver gets of one burst of a sender.
+/// Most bursts, of [`BURST_MAX`] frames or segments each, that one receiver gets from one burst of a sender.
 const ROUNDS_MAX: u32 = 12;
 
 /// The net headers of a burst's frames that are not finished. They were copied when they were checked.
@@ -131,28 +131,28 @@ impl Placing<'_, '_, '_> {
     }
 }
 
-/// Why a delivery ended before all was placed.
+/// Why a delivery ended before all frames were placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The receiver has no buffers now, or is not served any more.
     NoRoom,
-    /// It has, but they took [`WORK_MAX`]. The next turn goes on.
+    /// The receiver has buffers, but the delivery used up [`WORK_MAX`]. The next turn goes on.
     Spent,
-    /// It got as much as one turn gives it ([`ROUNDS_MAX`]). The next turn goes on.
+    /// The receiver got [`ROUNDS_MAX`] bursts. The next turn goes on.
     Cut,
 }
 
-/// What became of a delivery.
+/// The outcome of a delivery.
 pub struct Delivered {
-    /// There is something to tell the receiver of: frames, or chains that came back without.
+    /// The receiver needs a signal: it got frames, or chains back without frames.
     pub any: bool,
-    /// Something was placed.
+    /// Frames or segments were placed.
     pub placed: bool,
-    /// Why it ended, if something is left.
+    /// Why it ended, if frames are left.
     pub end: Ending,
 }
 
-/// Delivers as much of `placing` as there is room for: what it takes more bursts for, too.
+/// Delivers as much of `placing` as there is room for, in several bursts if needed.
 #[inline]
 pub fn deliver_all(
     pair: &mut Pair<Port>,

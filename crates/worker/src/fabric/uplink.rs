@@ -343,7 +343,7 @@ impl<U: Datapath> Fabric<U> {
                 }
                 self.forget_read();
             }
-            // It is for somebody out there. What comes from there is never refused.
+            // Its destination is outside. Frames from the uplink are never refused as spoofed.
             Verdict::Nowhere | Verdict::Spoofed => self.forget_read(),
         }
         Ok(Looked::More)
@@ -419,7 +419,7 @@ impl<U: Datapath> Fabric<U> {
         }
     }
 
-    /// The frame that was read finds no room at a pair: it waits for a moment, then it is dropped.
+    /// The frame that was read has no room at a pair: it waits for a moment, then it is dropped.
     #[cold]
     fn wait_or_drop(
         &mut self,

@@ -100,7 +100,7 @@ impl<U: Datapath> Fabric<U> {
         left == behind && left & self.flooded == 0 && !wait.until.is_due(now)
     }
 
-    /// Nothing of what pair `at` sends waits any more, and its next frame is a new one.
+    /// Ends the wait of pair `at` as a sender; its next frame begins with its first segment.
     #[cold]
     pub(super) fn stop_waiting(&mut self, at: usize, pairs: &mut [Pair<Port>]) {
         let End { waits, begun, .. } = self.ends[at];
@@ -160,8 +160,7 @@ mod tests {
     use super::*;
     use crate::wiring::Wiring as _;
 
-    /// A guest that enables its rings over and over has neither another one's frames wait longer, nor segments of them sent
-    /// again that are there already.
+    /// A guest that enables its rings over and over does not make frames of others wait longer, and no segment is sent twice.
     #[test]
     fn a_change_of_one_guests_rings_leaves_what_waits_for_others() {
         let capabilities = switch::capabilities(None);
