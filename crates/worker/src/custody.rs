@@ -8,12 +8,14 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::alarm::Alarm;
 use crate::sys;
@@ -25,6 +27,13 @@ pub struct Custody {
     unclosed: Arc<AtomicUsize>,
     hung: OwnedFd,
 }
+
+/// Longest time for a signal that is nothing special. Each epoll instance that waits for an eventfd is notified within the
+/// write, so a front end that registers it in very many makes every signal as slow as it likes.
+const SLOW: Duration = Duration::from_micros(500);
+
+/// So many slow signals in a row are allowed.
+const SLOW_MAX: u8 = 3;
 
 /// What the thread of a [`Custody`] does.
 #[derive(Debug)]
@@ -38,10 +47,13 @@ enum Work {
 pub struct Foreign {
     /// `None` only in `drop`.
     fd: Option<OwnedFd>,
+    /// The number of slow signals in a row.
+    slow: AtomicU8,
     custody: Arc<Custody>,
 }
 
-/// A write to an eventfd blocked, and was ended: the front end took `O_NONBLOCK` off it and filled its counter.
+/// A write to an eventfd blocked and was ended, because the front end took `O_NONBLOCK` off it and filled its counter; or
+/// writes to it were slow, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hung;
 
@@ -66,7 +78,7 @@ impl Custody {
     /// Takes ownership of a descriptor.
     #[must_use]
     pub fn take(self: &Arc<Self>, fd: OwnedFd) -> Foreign {
-        Foreign { fd: Some(fd), custody: Arc::clone(self) }
+        Foreign { fd: Some(fd), slow: AtomicU8::new(0), custody: Arc::clone(self) }
     }
 
     /// Number of descriptors that were dropped and are not closed yet.
@@ -86,7 +98,8 @@ impl Foreign {
     /// Adds 1 to an eventfd's counter. A full counter is a signal that is already there; any other failure is the front
     /// end's fault and is ignored.
     ///
-    /// With `alarm`, for a worker that serves several guests, a write that blocks ends after [`PERIOD`].
+    /// With `alarm`, for a worker that serves several guests, a write that blocks ends after [`PERIOD`], and one
+    /// that takes too much CPU time again and again counts as blocked.
     ///
     /// [`PERIOD`]: crate::alarm::PERIOD
     ///
@@ -95,17 +108,45 @@ impl Foreign {
     #[inline]
     pub(crate) fn signal(&self, alarm: Option<&Alarm>) -> Result<(), Hung> {
         let Some(fd) = &self.fd else { return Ok(()) };
-        if let Some(alarm) = alarm {
-            alarm.arm();
-            // The front end can clear the flag at any time. To check it costs much less than to wait for the alarm, which
-            // covers a change after the check.
-            let _ = sys::set_nonblocking(fd);
+        let Some(alarm) = alarm else { return self.write(fd) };
+        alarm.arm();
+        // The front end can clear the flag at any time. To check it costs much less than to wait for the alarm, which
+        // covers a change after the check.
+        let _ = sys::set_nonblocking(fd);
+        if self.slow.load(Ordering::Relaxed) > 0 {
+            return self.write_under_suspicion(fd);
         }
+        let begun = Instant::now();
+        let written = self.write(fd);
+        if begun.elapsed() > SLOW {
+            // Perhaps the thread only waited for its CPU.
+            self.slow.store(1, Ordering::Relaxed);
+        }
+        written
+    }
+
+    #[inline]
+    fn write(&self, fd: &OwnedFd) -> Result<(), Hung> {
         match rustix::io::write(fd, &1_u64.to_ne_bytes()) {
             // Only a write that waits for room in the counter is interrupted.
             Err(Errno::INTR) => Err(self.report()),
             _ => Ok(()),
         }
+    }
+
+    /// The write before took long: this one's CPU time is measured.
+    #[cold]
+    fn write_under_suspicion(&self, fd: &OwnedFd) -> Result<(), Hung> {
+        let begun = cpu_time();
+        self.write(fd)?;
+        if cpu_time().saturating_sub(begun) <= SLOW {
+            self.slow.store(0, Ordering::Relaxed);
+            return Ok(());
+        }
+        if self.slow.fetch_add(1, Ordering::Relaxed) >= SLOW_MAX {
+            return Err(self.report());
+        }
+        Ok(())
     }
 
     #[cold]
@@ -151,6 +192,12 @@ impl Drop for Foreign {
     }
 }
 
+/// The CPU time of the calling thread.
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    now.try_into().unwrap_or_default()
+}
+
 /// Counts a thread while it lives.
 struct Alive(Arc<AtomicUsize>);
 
@@ -192,7 +239,6 @@ fn close_all(todo: &Receiver<Work>, unclosed: &AtomicUsize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
 
     fn wait_for(what: &str, done: impl Fn() -> bool) {
         let until = Instant::now() + Duration::from_secs(5);
@@ -232,5 +278,32 @@ mod tests {
         assert_eq!(poll(&mut polled, None), Ok(1));
         // As a worker with several: it sets the flag again, and a full counter is a signal that is there.
         assert_eq!(call.signal(Some(&alarm)), Ok(()));
+    }
+
+    /// An eventfd that 40,000 entries of epoll wait for, with 2,000 descriptors and 20 epoll instances.
+    #[test]
+    fn a_signal_that_is_slow_again_and_again_counts_as_blocked() {
+        use rustix::event::epoll;
+        let custody = Custody::new(&Arc::default()).unwrap();
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        limit.current = limit.maximum;
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+        let copies: Vec<_> = (0..2000).map(|_| fd.try_clone().unwrap()).collect();
+        let waits = || {
+            let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+            for copy in &copies {
+                let data = epoll::EventData::new_u64(0);
+                epoll::add(&set, copy, data, epoll::EventFlags::IN).unwrap();
+            }
+            set
+        };
+        let (call, alarm) = (custody.take(fd), Alarm::new().unwrap());
+        for _ in 0..100 {
+            assert_eq!(call.signal(Some(&alarm)), Ok(()), "nobody waits for it");
+        }
+        let _sets: Vec<_> = (0..20).map(|_| waits()).collect();
+        let took = (0..10).take_while(|_| call.signal(Some(&alarm)).is_ok()).count();
+        assert_eq!(took, usize::from(SLOW_MAX), "signals until it is given up");
     }
 }
