@@ -415,6 +415,10 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
                 continue;
             }
             let used = left.min(chain.len as usize);
+            if buffers > 0 {
+                // Before the driver sees the first one it must see them all (5.1.6.4).
+                self.chains.join(self.done);
+            }
             self.take_chain(used);
             left -= used;
             buffers += 1;

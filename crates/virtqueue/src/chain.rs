@@ -73,6 +73,8 @@ pub struct Chain {
     pub len: u32,
     /// Why it cannot be used. It goes back with length 0; it has no slices then.
     pub fault: Option<ChainFault>,
+    /// Whether it continues what begins in the chain before it: the driver sees both at once.
+    joined: bool,
 }
 
 /// A burst's chains and their checked buffers, one after the other.
@@ -84,6 +86,14 @@ pub struct Chains<'m> {
     walked: u32,
     /// Whether there was a chain that is not just one buffer.
     has_lists: bool,
+}
+
+impl Chain {
+    /// Whether it continues what begins in the chain before it ([`Chains::join`]).
+    #[inline]
+    pub(crate) const fn is_joined(&self) -> bool {
+        self.joined
+    }
 }
 
 impl<'m> Chains<'m> {
@@ -138,6 +148,13 @@ impl<'m> Chains<'m> {
         self.chains[n].len = len;
     }
 
+    /// Notes that chain number `n` continues what begins in the chain before it, as the further buffers of a frame do:
+    /// the driver must not see the first without the rest.
+    #[inline]
+    pub fn join(&mut self, n: usize) {
+        self.chains[n].joined = true;
+    }
+
     /// The buffers of the chains from number `first` to before number `end`, in order.
     #[inline]
     #[must_use]
@@ -179,7 +196,7 @@ impl<'m> Chains<'m> {
             reason = "SLICES_MAX fits 16 bits; a u32 length"
         )]
         let (first, len) = (self.slices.len() as u16, slice.len() as u32);
-        let chain = Chain { id, slots: 1, first, count: 1, len, fault: None };
+        let chain = Chain { id, slots: 1, first, count: 1, len, fault: None, joined: false };
         if self.slices.try_push(slice).is_err() {
             return false;
         }
@@ -388,7 +405,7 @@ impl<'w, 'm> Collect<'w, 'm> {
         let (first, count, len) = (first as u16, count as u16, len as u32);
         let len = if fault.is_some() { 0 } else { len };
         chains.has_lists = true;
-        chains.chains.push(Chain { id, slots, first, count, len, fault });
+        chains.chains.push(Chain { id, slots, first, count, len, fault, joined: false });
         true
     }
 }

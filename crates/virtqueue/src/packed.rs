@@ -321,28 +321,30 @@ impl PackedQueue {
             // One descriptor, with the last chain's id, stands for all (2.8.9).
             [.., last] if self.in_order => {
                 let slots = chains.iter().map(|chain| chain.slots).sum();
-                self.write_used(std::iter::once((last.id, slots, 0)))
+                self.write_used(std::iter::once((last.id, slots, 0, false)))
             }
-            _ => self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, 0))),
+            _ => self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, 0, false))),
         }
     }
 
     #[inline]
     pub(crate) fn complete_written(&mut self, chains: &[Chain]) -> u16 {
-        self.write_used(chains.iter().map(|chain| (chain.id, chain.slots, chain.len)))
+        let used = |chain: &Chain| (chain.id, chain.slots, chain.len, chain.is_joined());
+        self.write_used(chains.iter().map(used))
     }
 
-    /// Writes used descriptors, all but the first one of a cache line: ids, how many
-    /// descriptors they fill, and bytes written. Returns how many descriptors it were.
+    /// Writes used descriptors, all but the first one of a cache line: id, number of descriptors that the chain fills, bytes
+    /// written, and whether it is joined to the one before. Returns the number of descriptors.
     #[inline]
-    fn write_used(&mut self, chains: impl Iterator<Item = (u16, u16, u32)>) -> u16 {
+    fn write_used(&mut self, chains: impl Iterator<Item = (u16, u16, u32, bool)>) -> u16 {
         let (size, mut next, mut all) = (self.size, self.next_used, 0);
-        for (id, slots, len) in chains {
+        for (id, slots, len, joined) in chains {
             // Set where the device has written (2.8.4).
             let write = if len > 0 { DESC_F_WRITE } else { 0 };
             let flags = next.used() | write;
             let word = PackedDescriptor { address: 0, len, id, flags }.tail();
-            if next.slot.is_multiple_of(LINE) {
+            // Not in the middle of a frame: a driver that finds its first buffers only takes the rest for other frames.
+            if next.slot.is_multiple_of(LINE) && !joined {
                 self.publish();
             }
             if self.first_used.is_none() {

@@ -412,3 +412,26 @@ fn in_order_a_burst_goes_back_as_one() {
         }
     }
 }
+
+/// The buffers of one frame become visible together, however many cache lines they lie in: a driver that finds the first
+/// of them takes all (5.1.6.4). Frames of one buffer may become visible line by line.
+#[test]
+fn the_chains_of_one_frame_come_back_together() {
+    for shape in [Shape::split(32), Shape::packed(32), Shape::packed(27)] {
+        let mut ring = Ring::new(shape);
+        for _lap in 0..9 {
+            for _ in 0..16 {
+                ring.driver.add(&[writable(DATA, 64)]).unwrap();
+            }
+            ring.driver.publish();
+            let memory = Arc::clone(&ring.memory);
+            let mut chains = ring.take_all(&memory, Access::Write).unwrap();
+            (1..13).for_each(|n| chains.join(n));
+            ring.queue.complete_written(&chains.all()[..13]);
+            assert!(!ring.driver.has_used(), "a part of the frame is visible");
+            ring.queue.complete_written(&chains.all()[13..]);
+            ring.queue.publish();
+            assert_eq!(ring.reap().len(), 16);
+        }
+    }
+}
