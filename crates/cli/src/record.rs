@@ -21,7 +21,7 @@ use crate::output::guard;
 use crate::progress::Progress;
 use crate::recorder::{Choice, Found};
 use crate::stats::seconds;
-use keep::{KeepError, Keeper, Until};
+use keep::{KeepError, Keeper, Until, facts};
 use kernel::{Kernel, Measured};
 
 /// A busy worker fills its part of a recorder in a tenth of a second.
@@ -109,7 +109,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
     // Of a daemon that has ended there is nothing to measure, and what follows says that it has.
     let measures = arguments.kernel_stages && is_alive(&reader);
     let kernel = measures.then(|| Kernel::attach(&reader)).transpose()?;
-    let stages = kernel.as_ref().map(Kernel::facts);
+    // Before the file is made, because this takes some milliseconds: where the file is, the recording has begun.
+    let facts = facts(&reader, kernel.as_ref().map(Kernel::facts));
     let path_of = &arguments.output;
     // Before signals are handled: to open a FIFO waits for its reader, and a signal must end that.
     let output = Output::open(path_of, guard(&[reader.file()]))
@@ -121,7 +122,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     let started = Instant::now();
-    let mut keeper = Keeper::create(output, path_of, &reader, stages, until)?;
+    let mut keeper = Keeper::create(output, path_of, &reader, &facts, until)?;
     let mut following = Following::new(path, reader, kernel, keeper.wants_the_past());
     let end = following.follow(&mut keeper, arguments.seconds, &stop);
     let (end, so_far) = match end {

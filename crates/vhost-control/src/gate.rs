@@ -476,7 +476,7 @@ mod tests {
         let (_reader, writer) = std::io::pipe().unwrap();
         let writer = OwnedFd::from(writer);
         assert_eq!(gate.hand_over(SET_VRING_KICK, writer.try_clone().unwrap()), None);
-        // An eventfd of ours takes its place.
+        // Our eventfd replaces it.
         assert_eq!(gate.hand_over(SET_VRING_CALL, writer), Some(Kind::Eventfd));
     }
 

@@ -2,8 +2,8 @@
 //!
 //! User Mode Linux gives the write end of a pipe in place of an eventfd, because an eventfd sends no SIGIO
 //! (arch/um/drivers/virtio_uml.c, `vu_setup_vq_call_fd`). A pipe has a lock, which a writer holds while it copies from
-//! its memory; a page fault there can last without a limit. So no worker touches a pipe. The worker writes to an eventfd
-//! of ours, and a thread for each such ring forwards the signals.
+//! its memory; a page fault there can last without a limit. So no worker touches a pipe. The worker writes to our own
+//! eventfd, and a thread for each such ring forwards the signals to the pipe.
 //!
 //! The thread opens the pipe again, so that the front end cannot clear its `O_NONBLOCK`.
 //!

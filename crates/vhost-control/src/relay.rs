@@ -7,7 +7,7 @@
 //! ... this request should be sent only when VHOST_USER_F_PROTOCOL_FEATURES has been negotiated", and QEMU
 //! counts it as negotiated from `GET_FEATURES` on).
 //!
-//! Neither crate lets anything in between, so the framework gets a socket of ours. The relay sends it the
+//! Neither crate has a hook there, so the framework gets our socket. The relay sends it the
 //! `SET_FEATURES` that QEMU leaves out, and passes on every message that the [gate](crate::gate) does not refuse,
 //! bytes and descriptors. Message by message, because descriptors belong to the message that they came with, and
 //! the kernel joins messages that were written one by one.

@@ -32,7 +32,7 @@ pub struct Custody {
 /// write, so a front end that registers it in very many makes every signal as slow as it likes.
 const SLOW: Duration = Duration::from_micros(500);
 
-/// So many slow signals in a row are allowed.
+/// Slow signals in a row that are allowed; the next one ends the connection.
 const SLOW_MAX: u8 = 3;
 
 /// What the thread of a [`Custody`] does.
@@ -52,8 +52,8 @@ pub struct Foreign {
     custody: Arc<Custody>,
 }
 
-/// A write to an eventfd blocked and was ended, because the front end took `O_NONBLOCK` off it and filled its counter; or
-/// writes to it were slow, one after the other.
+/// A write to an eventfd blocked and was interrupted: the front end cleared `O_NONBLOCK` and filled the counter. Or more than
+/// [`SLOW_MAX`] writes in a row were slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hung;
 

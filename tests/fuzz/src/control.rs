@@ -57,7 +57,7 @@ enum Begin {
 enum Step {
     /// Any bytes on the socket.
     Bytes(Vec<u8>),
-    /// Any message, whose header says that it has so many bytes more or less.
+    /// Any message, with a wrong length in its header: the difference in bytes.
     Any { request: u8, flags: u8, lie: i8, payload: Vec<u8>, descriptors: Vec<Descriptor> },
     /// The next message comes in two pieces, cut here.
     Halves(u8),
@@ -99,7 +99,7 @@ enum Step {
     Kick(u8),
     /// The call's counter is full, and who writes there waits.
     FillCall(u8),
-    /// Both sides go on meanwhile: so many times 16 us.
+    /// Waits, in units of 16 us. Both sides go on meanwhile.
     Pause(u8),
     /// The front end goes, and the next one comes.
     Reconnect,

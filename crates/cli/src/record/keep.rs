@@ -73,18 +73,18 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// `output` is what `path` names. `kernel`: what became of the kernel's stages, if they are measured for this
-    /// recording.
+    /// `output` is what `path` names, `facts` the recording's [facts].
     pub fn create(
         output: Output,
         path: &Path,
         of: &Reader,
-        kernel: Option<&Value>,
+        facts: &str,
         until: Until,
     ) -> Result<Self, KeepError> {
-        let writer = output.file().try_clone().and_then(|file| {
-            RecordingWriter::begin(file, output.part().is_some(), of, &facts(of, kernel))
-        });
+        let writer = output
+            .file()
+            .try_clone()
+            .and_then(|file| RecordingWriter::begin(file, output.part().is_some(), of, facts));
         let writer = writer.map_err(|source| KeepError::Nothing { path: path.into(), source })?;
         let rate = TickRate::new(of.ticks_per_second());
         let recent = match until {
@@ -271,8 +271,9 @@ fn held(path: &Path) -> Option<(u64, u64)> {
     Some((records, last.saturating_sub(first)))
 }
 
-/// What the recorder says of its run, and what this host is.
-fn facts(of: &Reader, kernel: Option<&Value>) -> String {
+/// What the recorder says of its run, and what this host is. `kernel`: what became of the kernel's stages, if they are
+/// measured for this recording.
+pub fn facts(of: &Reader, kernel: Option<&Value>) -> String {
     let mut facts: Value = serde_json::from_str(&of.facts()).unwrap_or_default();
     if !facts.is_object() {
         facts = serde_json::json!({});

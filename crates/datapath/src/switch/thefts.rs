@@ -270,7 +270,7 @@ proptest::proptest! {
         // Station 1 is guest 0's, 2 the uplink's, 4 locked to guest 1.
         switch.route(0, to_everyone(1), 60, 0);
         switch.route(UPLINK, to_everyone(2), 60, 0);
-        // When they were last heard; none once they were silent for so long that others may have their addresses.
+        // When each was last heard. `None` after a silence that lets others take its address.
         let (mut now, mut owner, mut uplink) = (0, Some(0), Some(0));
         let is_recent = |heard: &u64, now: u64| now - heard < 300 * SECOND;
         for (port, to, from, pause) in steps {

@@ -84,7 +84,7 @@ pub enum Descriptor {
     Waiting,
     /// One whose counter is full.
     Full,
-    /// A memory file of so many pages.
+    /// A memory file; its length in pages.
     Memory(u8),
     /// The end of a pipe that is read.
     PipeOut,

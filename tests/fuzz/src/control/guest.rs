@@ -54,7 +54,7 @@ pub struct Region {
 enum Lie {
     None,
     Address(u64),
-    /// Longer or shorter by so many pages: than the file, too.
+    /// The length is wrong by this number of pages. It may be longer than the file.
     Length(i8),
     Offset(u64),
     User(u64),
