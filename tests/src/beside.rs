@@ -5,13 +5,16 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process::Command;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use frontend::driver::Buffer;
 use frontend::{Guest, GuestOptions, Pair};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 use tempfile::TempDir;
 
 use crate::daemon::Daemon;
@@ -71,6 +74,7 @@ pub struct Beside {
     /// Whether frames are sent to the hostile guest.
     pub feeds: bool,
     _mirrors: Rc<[Mirror]>,
+    _awake: Option<Awake>,
     _directory: TempDir,
 }
 
@@ -82,9 +86,11 @@ impl Beside {
     #[must_use]
     pub fn new(wire: Wire, mirrors: &Rc<[Mirror]>, hostile: GuestOptions, poll: &str) -> Self {
         // The thread that plays the guests keeps off the daemon's CPU.
-        let mut cpus = CpuSet::new();
-        cpus.set(1);
-        sched_setaffinity(None, &cpus).unwrap();
+        run_on(1);
+        let awake = wire.has_one_worker().then(|| {
+            set_policy(&["--fifo", "--pid", "20"]);
+            Awake::keep(0)
+        });
         let directory = tempfile::tempdir().unwrap();
         let pairs = if wire == Wire::Mirror(Kind::Reflect) { 2 } else { 1 };
         let datapath = |n: usize| match wire {
@@ -117,6 +123,7 @@ impl Beside {
             wire,
             feeds: false,
             _mirrors: Rc::clone(mirrors),
+            _awake: awake,
             _directory: directory,
         };
         scene.introduce();
@@ -277,6 +284,54 @@ impl Play<'_> {
             }
         }
         take(self.honest[2].pair(0));
+    }
+}
+
+/// Keeps the calling thread, and the daemon and threads that it starts from now on, on this CPU.
+fn run_on(cpu: usize) {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    sched_setaffinity(None, &cpus).unwrap();
+}
+
+/// Gives the calling thread, and the daemon and threads that it starts from now on, a scheduling policy (`sched(7)`), in
+/// words of `chrt(1)`.
+///
+/// # Panics
+/// When the system refuses.
+fn set_policy(words: &[&str]) {
+    let thread = gettid().as_raw_nonzero().to_string();
+    let status = Command::new("chrt").args(words).arg(&thread).status();
+    assert!(status.expect("chrt of util-linux").success(), "expected {words:?} to be allowed");
+}
+
+/// A thread that keeps a CPU busy whenever nothing else runs there (`SCHED_IDLE`): a hypervisor takes an idle virtual CPU
+/// away, and on a busy host some milliseconds pass until a sleeping worker's is back.
+#[derive(Debug)]
+struct Awake {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Awake {
+    fn keep(cpu: usize) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            set_policy(&["--idle", "--pid", "0"]);
+            run_on(cpu);
+            while !flag.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        Self { over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 

@@ -15,7 +15,7 @@ use ringscope_tests::lan::{Lan, frame, station};
 /// A quarter of the neighbours' round trips must be shorter. All threads of the test share the CPUs with the daemon and any
 /// other load, and a round trip takes some turns of each. When chains were followed to their ends, one turn of the daemon
 /// took up to 600 ms, and each round trip had one.
-const QUARTER_MAX: Duration = Duration::from_millis(100);
+const QUARTER_MAX: Duration = Duration::from_millis(50);
 const ROUND_TRIPS: usize = 60;
 
 /// Guests of the scene.

@@ -1,24 +1,22 @@
 //! How long honest frames take beside a hostile guest: at most twice as long as beside a guest that keeps to the rules and
 //! sends and takes all it can; and at most 1.5 ms on a switch, where one worker serves them all.
 //!
-//! Those are the bounds of the 99th percentile, on a machine that does nothing else: `RINGSCOPE_P99=1` holds them, best under
-//! `chrt -f 20`, because a time slice of the scheduler is longer than they are. Without it every figure is printed with its
-//! verdict, and what fails is a median above 50 ms: where one guest can hold up another, it was more.
+//! Those are bounds of the 99th percentile. Where one worker serves both, worker and guests run in a real-time class: a time
+//! slice of the ordinary one is longer than the bounds. And the worker's CPU is kept awake, which a hypervisor might not give
+//! back at once.
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use frontend::{Guest, GuestOptions};
+use frontend::{Guest, GuestOptions, Pair};
 use ringscope_tests::beside::{Beside, Wire, flood, percentile, take};
 use ringscope_tests::hostile_rings::Pattern;
-use ringscope_tests::lan::station;
+use ringscope_tests::lan::{EVERYONE, frame, station};
 use ringscope_tests::mirror::{Kind, Mirror};
 
 /// Longest where one worker serves several guests.
 const TIME_MAX: Duration = Duration::from_micros(1500);
-/// Longest median on a machine that may be busy.
-const MEDIAN_MAX: Duration = Duration::from_millis(50);
 /// How often more than beside a lawful flood.
 const RATIO_MAX: f64 = 2.0;
 /// Least time that a lawful flood counts as on a switch: below it, only clock and scheduler are measured.
@@ -32,8 +30,9 @@ const FLOOR_OF_WORKERS: Duration = Duration::from_millis(4);
 const TRIPS: usize = 200;
 /// Time for each figure, at least.
 const TIME: Duration = Duration::from_millis(100);
-/// Most tries of a measurement: noise comes from outside, a slow worker is slow every time.
-const TRIES: usize = 3;
+/// Most tries of a measurement. Noise comes from outside, such as a hypervisor that takes the CPUs away for some
+/// milliseconds; a slow worker is slow every time.
+const TRIES: usize = 5;
 
 /// What a hostile guest does over and over.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +43,8 @@ enum Misdeed {
     KickForNothing,
     /// Sends to everyone, and takes nothing.
     TakeNothing,
+    /// Sends from a neighbour's address.
+    Spoof,
     /// Stops, resets and starts its rings.
     Reboot,
     /// Disables and enables its rings.
@@ -52,7 +53,8 @@ enum Misdeed {
 
 impl Misdeed {
     fn all() -> impl Iterator<Item = Self> {
-        let others = [Self::KickForNothing, Self::TakeNothing, Self::Reboot, Self::Enable];
+        let others =
+            [Self::KickForNothing, Self::TakeNothing, Self::Spoof, Self::Reboot, Self::Enable];
         Pattern::ALL.into_iter().map(Self::Ring).chain(others)
     }
 
@@ -61,7 +63,7 @@ impl Misdeed {
         match self {
             Self::Ring(pattern) => pattern.breaks(),
             Self::Reboot | Self::Enable => true,
-            Self::KickForNothing | Self::TakeNothing => false,
+            Self::KickForNothing | Self::TakeNothing | Self::Spoof => false,
         }
     }
 
@@ -122,26 +124,32 @@ impl Misdeed {
                 }
             }),
             Self::TakeNothing => Box::new(|guest| {
-                let pair = guest.pair(0);
-                while pair.queue(&[0xff; 60]).unwrap() {}
-                pair.flush().unwrap();
+                send_all(guest.pair(0), &frame(EVERYONE, station(0), 0, 60));
+            }),
+            Self::Spoof => Box::new(|guest| {
+                send_all(guest.pair(0), &frame(station(3), station(1), 0, 60));
+                take(guest.pair(0));
             }),
             Self::Reboot | Self::Enable => unreachable!("it waits"),
         }
     }
 }
 
+/// Sends a frame as often as there is room, but no more than a burst: sending is not what is measured.
+fn send_all(pair: &mut Pair, frame: &[u8]) {
+    let _ = (0..64).all(|_| pair.queue(frame).unwrap());
+    pair.flush().unwrap();
+}
+
 /// A figure of one cell of the table.
 struct Figure {
     p50: Duration,
-    p90: Duration,
     p99: Duration,
 }
 
 impl Figure {
     fn of(times: &[Duration]) -> Self {
-        let [p50, p90, p99] = [50, 90, 99].map(|percent| percentile(times, percent));
-        Self { p50, p90, p99 }
+        Self { p50: percentile(times, 50), p99: percentile(times, 99) }
     }
 }
 
@@ -188,13 +196,12 @@ fn compare(wire: Wire) {
         Wire::Mirror(kind) => Rc::new([Mirror::new(kind), Mirror::new(kind)]),
     };
     println!(
-        "row: {:40} {:20} {:7} {:7} {:>8} {:>8} {:>8} {:>9} {:>6}",
+        "row: {:40} {:20} {:7} {:7} {:>8} {:>8} {:>9} {:>6}",
         "honest frames beside a guest that",
         "wire",
         "ring",
         "poll",
         "p50 us",
-        "p90 us",
         "p99 us",
         "lawful",
         "ratio"
@@ -248,15 +255,10 @@ fn judge(wire: Wire, misdeed: Misdeed, lawful: &Figure, beside: &Figure) -> (Str
         true => FLOOR,
     };
     let ratio = beside.p99.as_secs_f64() / lawful.p99.max(floor).as_secs_f64();
-    let within = ratio <= RATIO_MAX && (beside.p99 <= TIME_MAX || wire != Wire::Switch);
-    let holds = match std::env::var_os("RINGSCOPE_P99") {
-        Some(_) => within,
-        None => beside.p50 <= MEDIAN_MAX,
-    };
-    let verdict = if within { "ok" } else { "over" };
-    let [p50, p90, p99] = [beside.p50, beside.p90, beside.p99].map(us);
-    let lawful = us(lawful.p99);
-    (format!("{p50:>8.1} {p90:>8.1} {p99:>8.1} {lawful:>9.1} {ratio:>6.2}  {verdict}"), holds)
+    let holds = ratio <= RATIO_MAX && (beside.p99 <= TIME_MAX || wire != Wire::Switch);
+    let verdict = if holds { "ok" } else { "SLOW" };
+    let [p50, p99, lawful] = [beside.p50, beside.p99, lawful.p99].map(us);
+    (format!("{p50:>8.1} {p99:>8.1} {lawful:>9.1} {ratio:>6.2}  {verdict}"), holds)
 }
 
 fn us(time: Duration) -> f64 {
