@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use burst_trace::{Clock, Recorder, RecorderOptions};
+use burst_trace::{Clock, DropCause, Reader, Recorder, RecorderOptions};
 use datapath::{Capabilities, Datapath as _, Null, Reflect, switch};
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
@@ -43,6 +43,8 @@ pub struct World {
     neighbour: Mutex<Option<frontend::Guest>>,
     checks: AtomicU64,
     descriptors: OnceLock<usize>,
+    /// What each device counts, in the order of `devices`.
+    counts: Vec<Reader>,
     _workers: Vec<Worker>,
     _recorders: Vec<Recorder>,
 }
@@ -101,10 +103,12 @@ impl World {
 
     fn new() -> Self {
         let clock = Clock::new();
-        let (mut devices, mut workers, mut recorders) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut devices, mut workers) = (Vec::new(), Vec::new());
+        let (mut recorders, mut counts) = (Vec::new(), Vec::new());
         let mut guest = |name: &str| {
-            let (recorder, options) = guest_options(name, clock);
+            let (recorder, reader, options) = guest_options(name, clock);
             recorders.push(recorder);
+            counts.push(reader);
             options
         };
         let reflect: Vec<_> = (0..PAIRS).map(|pair| (pair, Reflect)).collect();
@@ -135,6 +139,7 @@ impl World {
             neighbour: Mutex::new(None),
             checks: AtomicU64::new(0),
             descriptors: OnceLock::new(),
+            counts,
             _workers: workers,
             _recorders: recorders,
         }
@@ -207,6 +212,7 @@ impl World {
             [&[0xff; 6][..], &[0x52, 0x54, 0, 0, 0, from], &[0x88, 0xb5], &[7; 86]].concat()
         };
         let frame = to_all(9);
+        let dropped = self.dropped();
         let pair = guest.pair(0);
         assert!(pair.send(&frame).expect("a ring in order"), "no room to send");
         match self.devices[device].log.prefix() {
@@ -214,8 +220,9 @@ impl World {
             "one" => {
                 let mut neighbour = self.neighbour.lock().unwrap_or_else(PoisonError::into_inner);
                 let neighbour = neighbour.as_mut().expect("a neighbour").pair(0);
-                // The guest before may have used up what this port may send to everyone.
+                // The guest before may have used up what this port may send to everyone, or the neighbour's room.
                 if !comes(neighbour, &frame, FLOOD_PAUSE) {
+                    assert!(self.dropped() > dropped, "a frame is lost, and no counter says why");
                     assert!(pair.send(&frame).expect("a ring in order"), "no room to send");
                     expect(neighbour, &frame);
                 }
@@ -229,6 +236,15 @@ impl World {
         guest.check_canaries().expect("no byte beside a buffer is written");
         drop(guest);
         conversation.end();
+    }
+
+    /// Frames that the devices dropped, for whatever cause.
+    fn dropped(&self) -> u64 {
+        let causes = |rings: &Reader, ring| -> u64 {
+            DropCause::ALL.iter().map(|&cause| rings.drops(ring, cause)).sum()
+        };
+        let rings = 2 * usize::from(PAIRS);
+        self.counts.iter().flat_map(|it| (0..rings).map(move |ring| causes(it, ring))).sum()
     }
 
     fn meet_neighbour(&'static self) {
@@ -266,7 +282,7 @@ fn options(index: usize) -> WorkerOptions {
     WorkerOptions { index, scheduling, poll: PollPolicy::Never, alarm }
 }
 
-fn guest_options(name: &str, clock: Clock) -> (Recorder, GuestOptions) {
+fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
     let path = std::env::temp_dir().join(format!("fuzz-{}-{name}.trace", std::process::id()));
     let options = RecorderOptions {
         path: path.clone(),
@@ -276,13 +292,17 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, GuestOptions) {
         facts: "{}".into(),
     };
     let recorder = Recorder::create(&options, &clock).expect("a recorder");
-    // Nobody reads it.
-    fs::remove_file(path).expect("a file of ours");
+    let reader = Reader::open(&path).expect("a recorder");
+    // Nobody else reads it.
+    for path in [path.with_extension("lock"), path] {
+        fs::remove_file(path).expect("a file of ours");
+    }
     let writer = recorder.writer(0, clock);
     let log = Arc::new(LogLimit::new(format!("{name}: ")));
     let probe_port = Some(0x0035);
     (
         recorder,
+        reader,
         GuestOptions {
             log,
             writer,
