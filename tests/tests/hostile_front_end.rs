@@ -177,7 +177,7 @@ fn the_pipe_of_user_mode_linux_is_signalled_and_never_waited_for() {
         let until = Instant::now() + SOON;
         // The pipe is not read, so there is no signal: the frame is polled for.
         let came = loop {
-            pair.receive_ring().driver().arm_signal();
+            pair.receive_ring().driver().enable_notification();
             match pair.receive().unwrap() {
                 Some(came) => break came,
                 None => assert!(Instant::now() < until, "the worker waits for the pipe"),
@@ -197,7 +197,7 @@ fn block(scene: &mut Scene) -> OwnedFd {
     scene.hand_over(Handover::Call, 0, &call).unwrap();
     ioctl_fionbio(&call, false).unwrap();
     let pair = scene.guest.pair(0);
-    pair.receive_ring().driver().arm_signal();
+    pair.receive_ring().driver().enable_notification();
     assert!(pair.send(&frames::frame(0, 100)).unwrap());
     call
 }
@@ -260,7 +260,7 @@ fn a_call_that_blocks_does_not_stop_the_neighbours_on_a_switch() {
     let link = lan.guests[0].link().unwrap().stream();
     raw::hand_over(link, Handover::Call, 0, call.as_fd()).unwrap();
     ioctl_fionbio(&call, false).unwrap();
-    lan.pair(0).receive_ring().driver().arm_signal();
+    lan.pair(0).receive_ring().driver().enable_notification();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _ends = Ends(&stop);
@@ -292,7 +292,7 @@ fn a_call_that_blocks_does_not_stop_the_neighbours_on_a_switch() {
             longest = longest.max(began.elapsed());
             let pair = lan.pair(0);
             while pair.receive().unwrap().is_some() {}
-            pair.receive_ring().driver().arm_signal();
+            pair.receive_ring().driver().enable_notification();
         }
         assert!(came, "a neighbour stands: {}", lan.daemon.log());
         assert!(longest < Duration::from_secs(1), "a frame took {longest:?}");

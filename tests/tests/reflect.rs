@@ -113,7 +113,7 @@ fn a_call_descriptor_that_comes_late_is_told_what_the_one_before_was_told_in_vai
         guest.set_deaf(0, true).unwrap();
         let ring = guest.pair(0).receive_ring();
         let before = ring.drain_calls();
-        ring.driver().arm_signal();
+        ring.driver().enable_notification();
         assert!(guest.pair(0).send(&frames::frame(1, 60)).unwrap());
         let until = Instant::now() + Duration::from_secs(2);
         let ring = guest.pair(0).receive_ring();

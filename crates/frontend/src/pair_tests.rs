@@ -27,8 +27,8 @@ impl Bench {
         let (mut receive, mut transmit) = (ring(0), ring(1));
         let device = |ring: &mut Ring| {
             let mut device = Queue::new(&ring.driver().setup(), memory.guest()).unwrap();
-            device.arm_kick();
-            let _ = device.wants_signal();
+            device.enable_notification();
+            let _ = device.needs_notification();
             device
         };
         let devices = (device(&mut receive), device(&mut transmit));
@@ -63,7 +63,7 @@ fn take<T>(
     access: Access,
     look: impl FnOnce(&[GuestSlice<'_>]) -> T,
 ) -> (Chain, T) {
-    queue.look().unwrap();
+    queue.available_descriptors().unwrap();
     let mut chains = Chains::new();
     queue.take(memory, access, 1, &mut chains).unwrap();
     let chain = chains.all().first().expect("a chain");
@@ -133,7 +133,7 @@ fn kicks_are_sent_when_they_are_wanted_and_counted() {
             bench.pair.send(&[0; 60]).unwrap();
             let counters = bench.pair.transmit_ring().counters();
             assert_eq!((counters.kicks, counters.kicks_saved), (1, 0));
-            bench.transmit.disarm_kick();
+            bench.transmit.disable_notification();
             for _ in 0..3 {
                 bench.pair.send(&[0; 60]).unwrap();
             }
@@ -251,7 +251,7 @@ fn a_wait_ends_with_the_signal_and_a_missing_one_is_counted() {
                             slices[0].write(0, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 9])
                         });
                         complete(receive, chain, 13);
-                        assert!(receive.wants_signal(), "the guest sleeps");
+                        assert!(receive.needs_notification(), "the guest sleeps");
                         if signals {
                             call.write(1).unwrap();
                         }

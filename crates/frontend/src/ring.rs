@@ -204,7 +204,7 @@ impl Ring {
     /// When the system refuses.
     pub fn kick(&mut self) -> Result<(), Error> {
         if std::mem::take(&mut self.unannounced) {
-            if self.driver.wants_kick() {
+            if self.driver.needs_notification() {
                 self.kick_anyway()?;
             } else {
                 self.counters.kicks_saved += 1;
@@ -278,7 +278,7 @@ impl Ring {
     pub fn wait_call(&mut self, timeout: Duration) -> Result<bool, Error> {
         let until = Instant::now() + timeout;
         loop {
-            self.driver.arm_signal();
+            self.driver.enable_notification();
             if self.has_used() {
                 break;
             }
@@ -294,7 +294,7 @@ impl Ring {
                 break;
             }
         }
-        self.driver.disarm_signal();
+        self.driver.disable_notification();
         Ok(self.has_used())
     }
 

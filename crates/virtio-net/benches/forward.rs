@@ -69,8 +69,8 @@ impl Bench {
         while done < packets {
             self.fill();
             let start = Instant::now();
-            while transmit.look().expect("an honest guest") > 0 {
-                receive.look().expect("an honest guest");
+            while transmit.available_descriptors().expect("an honest guest") > 0 {
+                receive.available_descriptors().expect("an honest guest");
                 done += self.burst(&mut receive, &mut transmit, &mut state);
             }
             spent += start.elapsed();
@@ -93,7 +93,7 @@ impl Bench {
         receive.publish();
         burst.complete(transmit, taken, &mut Default::default());
         transmit.publish();
-        std::hint::black_box((transmit.wants_signal(), receive.wants_signal()));
+        std::hint::black_box((transmit.needs_notification(), receive.needs_notification()));
         assert!(taken > 0 && taken <= BURST_MAX);
         received.packets.into()
     }

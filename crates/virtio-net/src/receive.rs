@@ -16,7 +16,7 @@ mod watched;
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::{GuestMemory, GuestSlice, Spare};
 use virtqueue::chain::{CHAIN_SLICES_MAX, CHAINS_MAX};
-use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
+use virtqueue::{Access, Chain, ChainFault, Chains, Queue, RingError};
 
 use self::finished::COMPLETED_TOGETHER;
 pub use self::watched::Mark;
@@ -111,7 +111,7 @@ pub struct GuestRoom<'r, 'm> {
     starved: bool,
     bytes: u32,
     drops: DropCounts,
-    broken: Option<Broken>,
+    broken: Option<RingError>,
 }
 
 /// What a burst of received frames came to.
@@ -129,13 +129,13 @@ pub struct Received {
     /// [`BURST_DESCRIPTORS_MAX`]: virtqueue::chain::BURST_DESCRIPTORS_MAX
     pub work: u32,
     /// How the guest broke the ring, if it did.
-    pub broken: Option<Broken>,
+    pub broken: Option<RingError>,
     /// A frame was not placed because the guest has too few buffers now.
     pub starved: bool,
 }
 
 impl<'r, 'm> GuestRoom<'r, 'm> {
-    /// Opens the room, with no chains yet. Call [`Queue::look`] before, and [`GuestRoom::close`] after.
+    /// Opens the room, with no chains yet. Call [`Queue::available_descriptors`] before, and [`GuestRoom::close`] after.
     #[inline]
     pub fn open(
         queue: &'r mut Queue,

@@ -2,7 +2,7 @@
 
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::{GuestMemory, GuestSlice};
-use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue};
+use virtqueue::{Access, Chain, ChainFault, Chains, Queue, RingError};
 
 use crate::features::Negotiated;
 use crate::header::NetHeader;
@@ -30,7 +30,7 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
         memory: &'m GuestMemory,
         negotiated: Negotiated,
         chains: &'b mut Chains<'m>,
-    ) -> Result<Self, Broken> {
+    ) -> Result<Self, RingError> {
         queue.take(memory, Access::Read, BURST_MAX, chains)?;
         let header_len = negotiated.header_len();
         let frames = match chains.plain() {

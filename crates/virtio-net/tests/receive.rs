@@ -61,7 +61,7 @@ impl Ring {
     fn with_room<T>(&mut self, work: impl FnOnce(&mut GuestRoom<'_, '_>) -> T) -> (T, Received) {
         let memory = Arc::clone(&self.memory);
         let mut chains = Chains::new();
-        self.queue.look().unwrap();
+        self.queue.available_descriptors().unwrap();
         let mut room = GuestRoom::open(
             &mut self.queue,
             &memory,
@@ -296,7 +296,7 @@ fn a_frame_goes_from_the_buffers_of_one_ring_into_those_of_another_however_they_
             }
             sender.driver.add(&buffers).unwrap();
             sender.driver.publish();
-            sender.queue.look().unwrap();
+            sender.queue.available_descriptors().unwrap();
             let mut chains = Chains::new();
             let negotiated = sender.negotiated;
             let burst =
@@ -367,7 +367,7 @@ fn a_burst_goes_from_ring_to_ring_whatever_is_in_its_way() {
                 sender.next_address += u64::from(len) + GAP;
             }
             sender.driver.publish();
-            sender.queue.look().unwrap();
+            sender.queue.available_descriptors().unwrap();
             let mut chains = Chains::new();
             let Ring { queue, memory, negotiated, .. } = &mut sender;
             let burst = TransmitBurst::gather(queue, memory, *negotiated, &mut chains).unwrap();
@@ -428,7 +428,7 @@ fn a_kept_packed_ring_shows_the_guest_nothing_before_the_room_is_closed() {
     (0..16).for_each(|_| drop(ring.offer(&[1000])));
     let driver = std::cell::RefCell::new(&mut ring.driver);
     let mut chains = Chains::new();
-    ring.queue.look().unwrap();
+    ring.queue.available_descriptors().unwrap();
     let (state, negotiated) = (&mut ring.state, ring.negotiated);
     let mut room = GuestRoom::open(&mut ring.queue, &ring.memory, &mut chains, state, negotiated);
     room.keep();

@@ -38,7 +38,7 @@ fn place(packed: bool, chain: &[Buffer]) -> Vec<(Placed, Received)> {
     let mut state = ReceiveState::default();
     let mut bursts = Vec::new();
     loop {
-        assert_ne!(queue.look(), Ok(0), "the good chain is lost");
+        assert_ne!(queue.available_descriptors(), Ok(0), "the good chain is lost");
         let mut chains = Chains::new();
         let mut room =
             GuestRoom::open(&mut queue, &memory, &mut chains, &mut state, Negotiated(features));

@@ -46,7 +46,7 @@ fn faulty_chains_come_back(options: RingOptions) {
     driver.publish();
     let mut chains = Chains::new();
     // A packed ring has no index: a look knows of one entry at least, or of more than a burst.
-    assert_eq!(queue.look(), Ok(if options.packed { 1 } else { 6 }));
+    assert_eq!(queue.available_descriptors(), Ok(if options.packed { 1 } else { 6 }));
     let burst = TransmitBurst::gather(&mut queue, &memory, NEGOTIATED, &mut chains).unwrap();
     let frames = burst.frames();
     assert_eq!(frames.iter().map(|frame| frame.len()).collect::<Vec<_>>(), [60, 60]);
@@ -69,7 +69,7 @@ fn faulty_chains_come_back(options: RingOptions) {
         (DropCause::TxTooLong, 1),
     ];
     assert_eq!(drops.iter().collect::<Vec<_>>(), expected);
-    assert_eq!(queue.look(), Ok(1));
+    assert_eq!(queue.available_descriptors(), Ok(1));
     let mut chains = Chains::new();
     let again = TransmitBurst::gather(&mut queue, &memory, NEGOTIATED, &mut chains).unwrap();
     assert_eq!(again.frames().len(), 1);
@@ -86,7 +86,7 @@ fn a_part_of_the_frames_is_what_it_says_with_and_without_faulty_chains() {
             }
         }
         driver.publish();
-        queue.look().unwrap();
+        queue.available_descriptors().unwrap();
         let mut chains = Chains::new();
         let burst = TransmitBurst::gather(&mut queue, &memory, NEGOTIATED, &mut chains).unwrap();
         let lens = |frames: Frames<'_, '_>| -> Vec<usize> {

@@ -89,7 +89,7 @@ impl Bench {
         while done < packets {
             self.fill();
             let start = Instant::now();
-            while queue.look().expect("an honest guest") > 0 {
+            while queue.available_descriptors().expect("an honest guest") > 0 {
                 done += burst(&mut queue, &memory, &self.case, &mut self.frame);
             }
             spent += start.elapsed();
@@ -161,7 +161,7 @@ fn burst(queue: &mut Queue, memory: &GuestMemory, case: &Case, frame: &mut [u8])
         Access::Write => queue.complete_written(chains.all()),
     };
     queue.publish();
-    std::hint::black_box(queue.wants_signal());
+    std::hint::black_box(queue.needs_notification());
     chains.len() as u64
 }
 

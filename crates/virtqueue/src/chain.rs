@@ -248,7 +248,7 @@ pub enum ChainFault {
 
 /// The guest broke the ring: it stops until the driver resets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub enum RingError {
     /// The available index is further ahead than the ring is long.
     #[error("the available index moved to {index}, {ahead} entries ahead in a ring of {size}")]
     AvailableJump {
@@ -337,21 +337,21 @@ impl<'w, 'm> Collect<'w, 'm> {
     }
 
     /// The bytes of an indirect table of descriptors of 16 bytes, and how many they are.
-    pub(crate) fn table(&self, address: u64, len: u32) -> Result<(GuestSlice<'m>, u32), Broken> {
+    pub(crate) fn table(&self, address: u64, len: u32) -> Result<(GuestSlice<'m>, u32), RingError> {
         if len == 0 || !len.is_multiple_of(16) {
-            return Err(Broken::IndirectLength { len });
+            return Err(RingError::IndirectLength { len });
         }
-        let unmapped = Broken::IndirectUnmapped { address, len };
+        let unmapped = RingError::IndirectUnmapped { address, len };
         let bytes = self.memory.contiguous(address, len.into()).map_err(|_| unmapped)?;
         Ok((bytes, len / 16))
     }
 
     /// Takes one buffer into account. A chain with a fault is followed to its end all the same, because
     /// it may turn out to loop.
-    pub(crate) fn buffer(&mut self, address: u64, len: u32, flags: u16) -> Result<(), Broken> {
+    pub(crate) fn buffer(&mut self, address: u64, len: u32, flags: u16) -> Result<(), RingError> {
         self.len += u64::from(len);
         if self.len > u64::from(u32::MAX) {
-            return Err(Broken::TooLong { len: self.len });
+            return Err(RingError::TooLong { len: self.len });
         }
         if self.fault.is_some() {
             return Ok(());

@@ -7,7 +7,7 @@
 //! - [`layout`]: the numbers of the specification.
 //! - [`driver`] (feature `driver`): the guest's side of the same rings.
 //!
-//! Two kinds of error: [`Broken`] is the guest's doing and stops the ring, [`ChainFault`] is the guest's
+//! Two kinds of error: [`RingError`] is the guest's doing and stops the ring, [`ChainFault`] is the guest's
 //! too but costs it only that chain; [`ConfigError`] means that the front end set the ring up wrongly.
 
 pub mod chain;
@@ -18,7 +18,7 @@ pub mod packed;
 pub mod queue;
 pub mod split;
 
-pub use chain::{Access, Broken, Chain, ChainFault, Chains};
+pub use chain::{Access, Chain, ChainFault, Chains, RingError};
 pub use packed::PackedQueue;
 pub use queue::{ConfigError, Queue, QueueSetup};
 pub use split::SplitQueue;

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use guest_memory::{Area, Cursor, GuestMemory, fence};
 
-use crate::chain::{Access, Broken, Chain, Chains, Collect, chain_limit, table_entry};
+use crate::chain::{Access, Chain, Chains, Collect, RingError, chain_limit, table_entry};
 use crate::layout::{
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, EVENT_DESC, EVENT_DISABLE,
     EVENT_ENABLE, EVENT_FLAGS, EVENT_OFF_WRAP, PACKED_ADDRESS, PACKED_TAIL, PackedDescriptor,
@@ -102,7 +102,7 @@ impl PackedQueue {
     }
 
     #[inline]
-    pub(crate) fn look(&mut self) -> Result<u16, Broken> {
+    pub(crate) fn available_descriptors(&mut self) -> Result<u16, RingError> {
         if self.held == self.size || !self.is_available(self.next) {
             self.frontier = self.next;
             return Ok(0);
@@ -121,7 +121,7 @@ impl PackedQueue {
     }
 
     #[inline]
-    pub(crate) fn has(&self, entries: usize) -> bool {
+    pub(crate) fn has_available(&self, entries: usize) -> bool {
         // Descriptors become available in order.
         u16::try_from(entries).is_ok_and(|entries| {
             entries > 0
@@ -137,7 +137,7 @@ impl PackedQueue {
         access: Access,
         max: usize,
         chains: &mut Chains<'m>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), RingError> {
         let mut left = max;
         loop {
             left -= self.take_plain(memory, access, left, chains);
@@ -212,7 +212,7 @@ impl PackedQueue {
         access: Access,
         descriptor: PackedDescriptor,
         chains: &mut Chains<'m>,
-    ) -> Result<u16, Broken> {
+    ) -> Result<u16, RingError> {
         if chains.is_spent() {
             return Ok(0);
         }
@@ -236,12 +236,12 @@ impl PackedQueue {
         &self,
         mut descriptor: PackedDescriptor,
         collect: &mut Collect<'_, '_>,
-    ) -> Result<(u16, u16, u32), Broken> {
+    ) -> Result<(u16, u16, u32), RingError> {
         let (mut at, mut slots) = (self.next, 1);
         loop {
             if descriptor.flags & DESC_F_INDIRECT != 0 {
                 if slots > 1 || descriptor.flags & DESC_F_NEXT != 0 {
-                    return Err(Broken::IndirectNested);
+                    return Err(RingError::IndirectNested);
                 }
                 let walked = self.follow_indirect(descriptor, collect)?;
                 return Ok((descriptor.id, 1, walked));
@@ -251,7 +251,7 @@ impl PackedQueue {
                 return Ok((descriptor.id, slots, slots.into()));
             }
             if slots == self.size - self.held {
-                return Err(Broken::Loop { size: self.size.into() });
+                return Err(RingError::Loop { size: self.size.into() });
             }
             slots += 1;
             at = at.after(1, self.size);
@@ -265,20 +265,20 @@ impl PackedQueue {
         &self,
         table: PackedDescriptor,
         collect: &mut Collect<'_, '_>,
-    ) -> Result<u32, Broken> {
+    ) -> Result<u32, RingError> {
         if !self.indirect {
-            return Err(Broken::IndirectNotNegotiated);
+            return Err(RingError::IndirectNotNegotiated);
         }
         let (table, size) = collect.table(table.address, table.len)?;
         let limit = chain_limit(self.size);
         if size > limit {
-            return Err(Broken::TooManyDescriptors { limit });
+            return Err(RingError::TooManyDescriptors { limit });
         }
         for index in 0..size {
             let [address, tail] = table_entry(&table, index).map(u64::from_le);
             let descriptor = PackedDescriptor::new(address, tail);
             if descriptor.flags & DESC_F_INDIRECT != 0 {
-                return Err(Broken::IndirectNested);
+                return Err(RingError::IndirectNested);
             }
             collect.buffer(address, descriptor.len, descriptor.flags)?;
         }
@@ -376,7 +376,7 @@ impl PackedQueue {
 
     /// 2.8.10, 2.8.14.
     #[inline]
-    pub(crate) fn wants_signal(&mut self) -> bool {
+    pub(crate) fn needs_notification(&mut self) -> bool {
         let used = self.unsignalled.replace(0);
         // As in the split ring: what is used must be visible before the driver's wish is read.
         fence(Ordering::SeqCst);
@@ -403,7 +403,7 @@ impl PackedQueue {
     }
 
     #[inline]
-    pub(crate) fn arm_kick(&mut self) {
+    pub(crate) fn enable_notification(&mut self) {
         let flags = if self.event_index {
             self.device.store(EVENT_OFF_WRAP, self.frontier.bits(), Ordering::Relaxed);
             EVENT_DESC
@@ -411,12 +411,12 @@ impl PackedQueue {
             EVENT_ENABLE
         };
         self.write_event_flags(flags);
-        // The wish must be visible before the descriptors are read again (see `wants_signal`).
+        // The wish must be visible before the descriptors are read again (see `needs_notification`).
         fence(Ordering::SeqCst);
     }
 
     #[inline]
-    pub(crate) fn disarm_kick(&mut self) {
+    pub(crate) fn disable_notification(&mut self) {
         self.write_event_flags(EVENT_DISABLE);
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use guest_memory::{Area, AreaError, GuestMemory};
 
-use crate::chain::{Access, Broken, Chain, Chains};
+use crate::chain::{Access, Chain, Chains, RingError};
 use crate::layout::part_lens;
 use crate::packed::PackedQueue;
 use crate::split::SplitQueue;
@@ -137,19 +137,19 @@ impl Queue {
     /// # Errors
     /// When the guest broke the ring.
     #[inline]
-    pub fn look(&mut self) -> Result<u16, Broken> {
-        engine!(self, engine => engine.look())
+    pub fn available_descriptors(&mut self) -> Result<u16, RingError> {
+        engine!(self, engine => engine.available_descriptors())
     }
 
     /// Whether so many entries of the ring are known to be available: in a split ring, by the last look.
     #[inline]
     #[must_use]
-    pub fn has(&self, entries: usize) -> bool {
-        engine!(self, engine => engine.has(entries))
+    pub fn has_available(&self, entries: usize) -> bool {
+        engine!(self, engine => engine.has_available(entries))
     }
 
     /// Takes up to `max` of the available chains: copies their descriptors, checks the copies and adds
-    /// them to `chains`. Stops early when there is no room for the next one. [`look`](Self::look) first.
+    /// them to `chains`. Stops early when there is no room for the next one. [`available_descriptors`](Self::available_descriptors) first.
     ///
     /// `memory` is the memory that the ring was set up with.
     ///
@@ -162,7 +162,7 @@ impl Queue {
         access: Access,
         max: usize,
         chains: &mut Chains<'m>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), RingError> {
         engine!(self, engine => engine.take(memory, access, max, chains))
     }
 
@@ -199,8 +199,8 @@ impl Queue {
     /// Whether the driver wants to be told of what was published since it was last told. The first
     /// answer after a start is yes if it depends on what was told before: ask once then.
     #[inline]
-    pub fn wants_signal(&mut self) -> bool {
-        engine!(self, engine => engine.wants_signal())
+    pub fn needs_notification(&mut self) -> bool {
+        engine!(self, engine => engine.needs_notification())
     }
 
     /// Whether the driver made more available than this side has seen.
@@ -213,13 +213,13 @@ impl Queue {
     /// Asks the driver to kick when it makes more available than this side has seen. Look once more
     /// before going to sleep: what came before this call may have come without a kick.
     #[inline]
-    pub fn arm_kick(&mut self) {
-        engine!(self, engine => engine.arm_kick());
+    pub fn enable_notification(&mut self) {
+        engine!(self, engine => engine.enable_notification());
     }
 
     /// Tells the driver that it need not kick.
     #[inline]
-    pub fn disarm_kick(&mut self) {
-        engine!(self, engine => engine.disarm_kick());
+    pub fn disable_notification(&mut self) {
+        engine!(self, engine => engine.disable_notification());
     }
 }

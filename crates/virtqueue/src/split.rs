@@ -1,8 +1,8 @@
 //! The split ring, device side (virtio 1.2, 2.7).
 //!
-//! The order of things, once a burst: [`look`](crate::Queue::look) (one acquire load),
+//! The order of things, once a burst: [`available_descriptors`](crate::Queue::available_descriptors) (one acquire load),
 //! [`take`](crate::Queue::take), [`complete_written`](crate::Queue::complete_written),
-//! [`publish`](crate::Queue::publish) (one release store), [`wants_signal`](crate::Queue::wants_signal)
+//! [`publish`](crate::Queue::publish) (one release store), [`needs_notification`](crate::Queue::needs_notification)
 //! (one full fence).
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use guest_memory::{Area, Cursor, GuestMemory, GuestSlice, fence};
 
-use crate::chain::{Access, Broken, Chain, Chains, Collect, chain_limit, table_entry};
+use crate::chain::{Access, Chain, Chains, Collect, RingError, chain_limit, table_entry};
 use crate::layout::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor,
     ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, event_passed,
@@ -80,18 +80,18 @@ impl SplitQueue {
     }
 
     #[inline]
-    pub(crate) fn look(&mut self) -> Result<u16, Broken> {
+    pub(crate) fn available_descriptors(&mut self) -> Result<u16, RingError> {
         let index = self.driver.load(INDEX, Ordering::Acquire);
         let ahead = index.wrapping_sub(self.next_available);
         if ahead > self.size {
-            return Err(Broken::AvailableJump { index, ahead, size: self.size });
+            return Err(RingError::AvailableJump { index, ahead, size: self.size });
         }
         self.seen_available = index;
         Ok(ahead)
     }
 
     #[inline]
-    pub(crate) fn has(&self, entries: usize) -> bool {
+    pub(crate) fn has_available(&self, entries: usize) -> bool {
         usize::from(self.seen_available.wrapping_sub(self.next_available)) >= entries
     }
 
@@ -102,7 +102,7 @@ impl SplitQueue {
         access: Access,
         max: usize,
         chains: &mut Chains<'m>,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), RingError> {
         let mask = self.size - 1;
         let ahead = self.seen_available.wrapping_sub(self.next_available);
         let count = max.min(ahead.into());
@@ -147,9 +147,9 @@ impl SplitQueue {
     }
 
     #[inline]
-    fn descriptor(&self, index: u16) -> Result<Descriptor, Broken> {
+    fn descriptor(&self, index: u16) -> Result<Descriptor, RingError> {
         if index >= self.size {
-            return Err(Broken::Index { index: index.into(), size: self.size.into() });
+            return Err(RingError::Index { index: index.into(), size: self.size.into() });
         }
         Ok(Descriptor::from_words(self.descriptors.read(usize::from(index) * DESCRIPTOR_LEN)))
     }
@@ -162,7 +162,7 @@ impl SplitQueue {
         head: u16,
         descriptor: Descriptor,
         chains: &mut Chains<'m>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, RingError> {
         if chains.is_spent() {
             return Ok(false);
         }
@@ -185,7 +185,7 @@ impl SplitQueue {
         &self,
         mut descriptor: Descriptor,
         collect: &mut Collect<'_, '_>,
-    ) -> Result<u32, Broken> {
+    ) -> Result<u32, RingError> {
         let mut left = self.size;
         loop {
             left -= 1;
@@ -199,7 +199,7 @@ impl SplitQueue {
             }
             let next = descriptor.next;
             if next < self.size && left == 0 {
-                return Err(Broken::Loop { size: self.size.into() });
+                return Err(RingError::Loop { size: self.size.into() });
             }
             descriptor = self.descriptor(next)?;
         }
@@ -213,12 +213,12 @@ impl SplitQueue {
         table: Descriptor,
         before: u32,
         collect: &mut Collect<'_, '_>,
-    ) -> Result<u32, Broken> {
+    ) -> Result<u32, RingError> {
         if !self.indirect {
-            return Err(Broken::IndirectNotNegotiated);
+            return Err(RingError::IndirectNotNegotiated);
         }
         if table.flags & DESC_F_NEXT != 0 {
-            return Err(Broken::IndirectNested);
+            return Err(RingError::IndirectNested);
         }
         let (table, size): (GuestSlice<'_>, u32) = collect.table(table.address, table.len)?;
         let limit = chain_limit(self.size);
@@ -227,17 +227,17 @@ impl SplitQueue {
         let (mut index, mut walked) = (0_u32, 0);
         loop {
             if index >= size {
-                return Err(Broken::Index { index, size });
+                return Err(RingError::Index { index, size });
             }
             if walked == most {
                 let loops = most == size;
-                let too_many = Broken::TooManyDescriptors { limit };
-                return Err(if loops { Broken::Loop { size } } else { too_many });
+                let too_many = RingError::TooManyDescriptors { limit };
+                return Err(if loops { RingError::Loop { size } } else { too_many });
             }
             walked += 1;
             let descriptor = Descriptor::from_words(table_entry(&table, index));
             if descriptor.flags & DESC_F_INDIRECT != 0 {
-                return Err(Broken::IndirectNested);
+                return Err(RingError::IndirectNested);
             }
             collect.buffer(descriptor.address, descriptor.len, descriptor.flags)?;
             if descriptor.flags & DESC_F_NEXT == 0 {
@@ -292,7 +292,7 @@ impl SplitQueue {
 
     /// 2.7.7, 2.7.10.
     #[inline]
-    pub(crate) fn wants_signal(&mut self) -> bool {
+    pub(crate) fn needs_notification(&mut self) -> bool {
         let old = self.signalled_used.replace(self.next_used);
         // The used index must be visible before the driver's wish is read: the driver writes its wish
         // and then looks at the used index, so one of the two sees the other.
@@ -312,7 +312,7 @@ impl SplitQueue {
     }
 
     #[inline]
-    pub(crate) fn arm_kick(&mut self) {
+    pub(crate) fn enable_notification(&mut self) {
         if self.event_index {
             // Not `next_available`: a queue that sleeps on chains too few for its next frame has seen
             // the index pass that already, and the driver would not kick for the missing ones.
@@ -321,13 +321,13 @@ impl SplitQueue {
         } else {
             self.device.store(FLAGS, 0, Ordering::Relaxed);
         }
-        // The wish must be visible before the available index is read again (see `wants_signal`).
+        // The wish must be visible before the available index is read again (see `needs_notification`).
         fence(Ordering::SeqCst);
     }
 
     /// With the event index, not moving it on is enough.
     #[inline]
-    pub(crate) fn disarm_kick(&mut self) {
+    pub(crate) fn disable_notification(&mut self) {
         if !self.event_index {
             self.device.store(FLAGS, USED_F_NO_NOTIFY, Ordering::Relaxed);
         }

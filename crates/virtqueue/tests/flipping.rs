@@ -18,7 +18,7 @@ use virtqueue::layout::{
     DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, Descriptor, EVENT_LEN,
     PackedDescriptor, device_area_len, driver_area_len,
 };
-use virtqueue::{Access, Broken, Chains};
+use virtqueue::{Access, Chains, RingError};
 
 const SIZE: u16 = 8;
 /// An indirect table, as long as the ring's.
@@ -140,10 +140,10 @@ fn overwrite(memory: &GuestMemory, buffer: &GuestSlice<'_>) -> usize {
 }
 
 /// Takes a burst, uses its buffers, and gives it back.
-fn serve(ring: &mut Ring, access: Access, outcomes: &mut Outcomes) -> Result<(), Broken> {
+fn serve(ring: &mut Ring, access: Access, outcomes: &mut Outcomes) -> Result<(), RingError> {
     let memory = Arc::clone(&ring.memory);
     let mut chains = Chains::new();
-    if ring.queue.look()? > 0 {
+    if ring.queue.available_descriptors()? > 0 {
         ring.queue.take(&memory, access, 2, &mut chains)?;
     }
     for n in 0..chains.len() {
@@ -171,10 +171,10 @@ fn serve(ring: &mut Ring, access: Access, outcomes: &mut Outcomes) -> Result<(),
         Access::Write => ring.queue.complete_written(chains.all()),
     };
     ring.queue.publish();
-    let _ = ring.queue.wants_signal();
-    ring.queue.arm_kick();
+    let _ = ring.queue.needs_notification();
+    ring.queue.enable_notification();
     let _ = ring.queue.has_grown();
-    ring.queue.disarm_kick();
+    ring.queue.disable_notification();
     Ok(())
 }
 

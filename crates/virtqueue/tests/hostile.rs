@@ -13,7 +13,7 @@ use guest_memory::{AreaError, GuestMemory};
 use virtqueue::chain::BURST_DESCRIPTORS_MAX;
 use virtqueue::driver::{Buffer, Driver};
 use virtqueue::layout::DESC_F_NEXT;
-use virtqueue::{Access, Broken, Chains, ConfigError, Queue, QueueSetup};
+use virtqueue::{Access, Chains, ConfigError, Queue, QueueSetup, RingError};
 
 /// Whether a ring of this setup can be served.
 fn check(setup: &QueueSetup, memory: &Arc<GuestMemory>) -> Result<(), ConfigError> {
@@ -37,10 +37,10 @@ fn a_chain_that_breaks_the_ring_leaves_no_buffers() {
             }
         }
         ring.driver.publish();
-        assert_ne!(ring.queue.look(), Ok(0));
+        assert_ne!(ring.queue.available_descriptors(), Ok(0));
         let mut chains = Chains::new();
         let broken = ring.queue.take(&memory, Access::Read, 8, &mut chains);
-        assert_eq!(broken, Err(Broken::Loop { size: 8 }));
+        assert_eq!(broken, Err(RingError::Loop { size: 8 }));
         assert_eq!((chains.len(), chains.buffers_between(0, 1).len()), (1, 2));
     }
 }
@@ -116,7 +116,7 @@ fn case_55_a_chain_longer_than_its_ring_breaks_it() {
                 ring.hostile_outcome(Access::Read)
             };
             assert_eq!(outcome(limit), Ok(Outcome::Bytes(Vec::new())));
-            let broken = Broken::TooManyDescriptors { limit: u32::try_from(limit).unwrap() };
+            let broken = RingError::TooManyDescriptors { limit: u32::try_from(limit).unwrap() };
             assert_eq!(outcome(limit + 1), Err(broken));
             assert_eq!(outcome(4 * limit), Err(broken));
         }
@@ -132,7 +132,7 @@ fn walked_by_burst(shape: Shape, memory: &Arc<GuestMemory>, buffers: &[Buffer]) 
     ring.driver.publish();
     let (mut walked, mut taken) = (Vec::new(), 0);
     while taken < 64 {
-        assert_ne!(ring.queue.look(), Ok(0));
+        assert_ne!(ring.queue.available_descriptors(), Ok(0));
         let mut chains = Chains::new();
         // A receiver takes chains several times for one burst.
         for _ in 0..3 {

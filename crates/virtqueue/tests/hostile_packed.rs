@@ -13,11 +13,11 @@ use common::{
 use virtqueue::layout::{
     DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, PackedDescriptor,
 };
-use virtqueue::{Access, Broken, ChainFault, Chains};
+use virtqueue::{Access, ChainFault, Chains, RingError};
 
 /// The outcome of a chain of these descriptors, in a ring of 8, also where it ends in between. Checks
 /// that all of guest memory but its used descriptor is as before.
-fn outcome_of(descriptors: &[PackedDescriptor]) -> Result<Outcome, Broken> {
+fn outcome_of(descriptors: &[PackedDescriptor]) -> Result<Outcome, RingError> {
     let [first, second] = [Shape::packed(8), Shape::packed(8).ending_in(1)]
         .map(|shape| outcome_in(Ring::new(shape), descriptors, Access::Read));
     assert_eq!(first, second);
@@ -28,7 +28,7 @@ fn outcome_in(
     mut ring: Ring,
     descriptors: &[PackedDescriptor],
     access: Access,
-) -> Result<Outcome, Broken> {
+) -> Result<Outcome, RingError> {
     descriptors.iter().for_each(|descriptor| ring.packed().offer_raw(*descriptor));
     ring.hostile_outcome(access)
 }
@@ -47,7 +47,7 @@ const fn indirect(address: u64, len: u32) -> PackedDescriptor {
 
 #[test]
 fn case_1_a_list_round_the_whole_ring_breaks_it() {
-    let looped = Err(Broken::Loop { size: 8 });
+    let looped = Err(RingError::Loop { size: 8 });
     assert_eq!(outcome_of(&[goes_on(DATA, 16); 8]), looped);
     // Also where it has a fault besides: a chain that is never given back.
     assert_eq!(outcome_of(&[goes_on(END, 16); 8]), looped);
@@ -67,25 +67,25 @@ fn case_1_a_list_into_what_the_device_holds_breaks_the_ring() {
         (0..held).for_each(|_| ring.packed().offer_raw(last(DATA, 1)));
         (held..8).for_each(|_| ring.packed().offer_raw(goes_on(DATA, 1)));
         ring.driver.publish();
-        assert_ne!(ring.queue.look(), Ok(0));
+        assert_ne!(ring.queue.available_descriptors(), Ok(0));
         let mut chains = Chains::new();
         ring.queue.take(&memory, Access::Read, held, &mut chains).unwrap();
         assert_eq!(chains.len(), held);
         let before = snapshot(&memory);
         let broken = ring.queue.take(&memory, Access::Read, 1, &mut chains);
-        assert_eq!(broken, Err(Broken::Loop { size: 8 }));
+        assert_eq!(broken, Err(RingError::Loop { size: 8 }));
         assert_unchanged_but(&memory, &before, &[]);
     }
 }
 
 #[test]
 fn case_2_a_loop_of_no_bytes_breaks_the_ring_in_bounded_time() {
-    assert_eq!(outcome_of(&[goes_on(DATA, 0); 8]), Err(Broken::Loop { size: 8 }));
+    assert_eq!(outcome_of(&[goes_on(DATA, 0); 8]), Err(RingError::Loop { size: 8 }));
     for size in [1, 3, 1000, 32768] {
         let mut ring = Ring::new(Shape::packed(size));
         (0..size).for_each(|_| ring.packed().offer_raw(goes_on(DATA, 0)));
         let start = Instant::now();
-        let broken = Err(Broken::Loop { size: size.into() });
+        let broken = Err(RingError::Loop { size: size.into() });
         assert_eq!(ring.hostile_outcome(Access::Read), broken);
         assert!(start.elapsed() < Duration::from_secs(1));
     }
@@ -129,7 +129,7 @@ fn case_4_never_more_is_held_than_the_ring_has() {
         let chains = ring.take_all(&memory, Access::Read).unwrap();
         assert_eq!(chains.len(), usize::from(size));
         flag_all_available(&mut ring, false);
-        assert_eq!(ring.queue.look(), Ok(0));
+        assert_eq!(ring.queue.available_descriptors(), Ok(0));
         assert!(ring.take_all(&memory, Access::Read).unwrap().is_empty());
         let mut again = Chains::new();
         ring.queue.take(&memory, Access::Read, 8, &mut again).unwrap();
@@ -158,11 +158,11 @@ fn case_4_never_more_is_held_than_the_ring_has() {
 fn case_5_a_chain_longer_than_32_bits_breaks_the_ring() {
     let half = 1 << 31;
     let two = [goes_on(DATA, half), last(DATA, half)];
-    assert_eq!(outcome_of(&two), Err(Broken::TooLong { len: 1 << 32 }));
+    assert_eq!(outcome_of(&two), Err(RingError::TooLong { len: 1 << 32 }));
     let two = [goes_on(DATA, u32::MAX), last(DATA, u32::MAX)];
-    assert_eq!(outcome_of(&two), Err(Broken::TooLong { len: 2 * u64::from(u32::MAX) }));
+    assert_eq!(outcome_of(&two), Err(RingError::TooLong { len: 2 * u64::from(u32::MAX) }));
     let outcome = table_outcome(&[last(DATA, half), last(DATA, half)], 32);
-    assert_eq!(outcome, Err(Broken::TooLong { len: 1 << 32 }));
+    assert_eq!(outcome, Err(RingError::TooLong { len: 1 << 32 }));
     // One byte less is only more than the guest has.
     let two = [goes_on(DATA, half), last(DATA, half - 1)];
     assert_eq!(outcome_of(&two), Ok(Outcome::Refused(ChainFault::Unmapped)));
@@ -195,7 +195,7 @@ fn case_8_what_is_not_mapped_costs_the_chain_even_at_length_0() {
 const TABLE: u64 = DATA + 0x1000;
 
 /// The outcome of an indirect table of these descriptors, said to be `len` bytes long.
-fn table_outcome(table: &[PackedDescriptor], len: u32) -> Result<Outcome, Broken> {
+fn table_outcome(table: &[PackedDescriptor], len: u32) -> Result<Outcome, RingError> {
     let ring = Ring::new(Shape::packed(8));
     for (n, descriptor) in (0..).zip(table) {
         write(&ring.memory, TABLE + 16 * n, &packed_bytes_of(*descriptor));
@@ -209,25 +209,25 @@ fn case_9_wrong_indirect_tables_break_the_ring() {
     assert_eq!(table_outcome(&[good], 16), Ok(Outcome::Bytes(vec![0; 4])));
     // Nested.
     let nested = [last(DATA, 1), indirect(DATA + 0x2000, 16)];
-    assert_eq!(table_outcome(&nested, 32), Err(Broken::IndirectNested));
+    assert_eq!(table_outcome(&nested, 32), Err(RingError::IndirectNested));
     // Length 0 or no multiple of 16.
     for len in [0, 1, 15, 17, 0xffff_ffff] {
-        assert_eq!(table_outcome(&[good], len), Err(Broken::IndirectLength { len }));
+        assert_eq!(table_outcome(&[good], len), Err(RingError::IndirectLength { len }));
     }
     // Unmapped, or in two regions.
     for (address, len) in [(END, 16), (1 << 40, 16), (u64::MAX - 15, 16), (SEAM - 16, 32)] {
-        let broken = Broken::IndirectUnmapped { address, len };
+        let broken = RingError::IndirectUnmapped { address, len };
         assert_eq!(outcome_of(&[indirect(address, len)]), Err(broken));
     }
     // Together with NEXT, and at the end of a list.
     let both = packed(DATA, 16, DESC_F_INDIRECT | DESC_F_NEXT);
-    assert_eq!(outcome_of(&[both, good]), Err(Broken::IndirectNested));
+    assert_eq!(outcome_of(&[both, good]), Err(RingError::IndirectNested));
     let list = [goes_on(DATA, 4), indirect(DATA, 16)];
-    assert_eq!(outcome_of(&list), Err(Broken::IndirectNested));
+    assert_eq!(outcome_of(&list), Err(RingError::IndirectNested));
     // Not negotiated.
     let ring = Ring::new(Shape::packed(8).without_indirect());
     let outcome = outcome_in(ring, &[indirect(DATA, 16)], Access::Read);
-    assert_eq!(outcome, Err(Broken::IndirectNotNegotiated));
+    assert_eq!(outcome, Err(RingError::IndirectNotNegotiated));
 }
 
 /// The descriptors of a table stand one after the other: NEXT, and all but WRITE, means nothing there.
@@ -241,7 +241,7 @@ fn case_9_a_table_is_read_in_order_whatever_its_flags_say() {
 #[test]
 fn case_55_a_table_longer_than_a_chain_may_be_is_not_walked() {
     let zero = packed_bytes_of(last(DATA, 0)).repeat(32769);
-    let too_many = Broken::TooManyDescriptors { limit: 1024 };
+    let too_many = RingError::TooManyDescriptors { limit: 1024 };
     for (count, expected) in [
         (1024, Ok(Outcome::Bytes(Vec::new()))),
         (1025, Err(too_many)),

@@ -11,11 +11,11 @@ use common::{
     write,
 };
 use virtqueue::layout::{DESC_F_NEXT, DESC_F_WRITE, Descriptor};
-use virtqueue::{Access, Broken, ChainFault, Chains};
+use virtqueue::{Access, ChainFault, Chains, RingError};
 
 /// The outcome of the chain at head 0 of a ring of 8 with these descriptors. Checks that all of guest
 /// memory but the device area is as before.
-fn outcome_of(descriptors: &[Descriptor]) -> Result<Outcome, Broken> {
+fn outcome_of(descriptors: &[Descriptor]) -> Result<Outcome, RingError> {
     outcome_in(Ring::new(Shape::split(8)), descriptors, Access::Read)
 }
 
@@ -23,7 +23,7 @@ fn outcome_in(
     mut ring: Ring,
     descriptors: &[Descriptor],
     access: Access,
-) -> Result<Outcome, Broken> {
+) -> Result<Outcome, RingError> {
     for (index, descriptor) in (0..).zip(descriptors) {
         ring.split().write_descriptor(index, *descriptor);
     }
@@ -33,7 +33,7 @@ fn outcome_in(
 
 #[test]
 fn case_1_a_chain_that_loops_breaks_the_ring() {
-    let looped = Err(Broken::Loop { size: 8 });
+    let looped = Err(RingError::Loop { size: 8 });
     assert_eq!(outcome_of(&[goes_on(DATA, 16, 0)]), looped);
     let three = [goes_on(DATA, 1, 1), goes_on(DATA, 1, 2), goes_on(DATA, 1, 1)];
     assert_eq!(outcome_of(&three), looped);
@@ -43,13 +43,13 @@ fn case_1_a_chain_that_loops_breaks_the_ring() {
 
 #[test]
 fn case_2_a_loop_of_no_bytes_breaks_the_ring_in_bounded_time() {
-    assert_eq!(outcome_of(&[goes_on(DATA, 0, 0)]), Err(Broken::Loop { size: 8 }));
+    assert_eq!(outcome_of(&[goes_on(DATA, 0, 0)]), Err(RingError::Loop { size: 8 }));
     // The largest ring, and an indirect table as large as guest memory.
     let mut ring = Ring::new(Shape::split(32768));
     ring.split().write_descriptor(0, goes_on(DATA, 0, 0));
     ring.split().offer_raw(0);
     let start = Instant::now();
-    assert_eq!(ring.outcome(Access::Read), Err(Broken::Loop { size: 32768 }));
+    assert_eq!(ring.outcome(Access::Read), Err(RingError::Loop { size: 32768 }));
     assert!(start.elapsed() < Duration::from_secs(1));
 }
 
@@ -64,7 +64,7 @@ fn case_2_a_huge_indirect_table_is_walked_no_further_than_a_chain_may_reach() {
     ring.split().write_descriptor(0, indirect(0x10_0000, len));
     ring.split().offer_raw(0);
     let start = Instant::now();
-    assert_eq!(ring.outcome(Access::Read), Err(Broken::TooManyDescriptors { limit: 1024 }));
+    assert_eq!(ring.outcome(Access::Read), Err(RingError::TooManyDescriptors { limit: 1024 }));
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
 }
 
@@ -73,11 +73,11 @@ fn case_3_indices_outside_the_table_break_the_ring() {
     for head in [8, 9, 0x7fff, 0xffff] {
         let mut ring = Ring::new(Shape::split(8));
         ring.split().offer_raw(head);
-        let broken = Broken::Index { index: head.into(), size: 8 };
+        let broken = RingError::Index { index: head.into(), size: 8 };
         assert_eq!(ring.outcome(Access::Read), Err(broken));
         assert_eq!(outcome_of(&[goes_on(DATA, 1, head)]), Err(broken));
         assert_eq!(table_outcome(&[goes_on(DATA, 1, head), last(DATA, 1)], 32), {
-            Err(Broken::Index { index: head.into(), size: 2 })
+            Err(RingError::Index { index: head.into(), size: 2 })
         });
     }
 }
@@ -89,8 +89,8 @@ fn case_4_an_available_index_too_far_ahead_breaks_the_ring() {
             let mut ring = Ring::new(Shape::split(8).starting_at(start));
             let index = start.wrapping_add(ahead);
             ring.split().write_available_index(index);
-            let broken = Broken::AvailableJump { index, ahead, size: 8 };
-            assert_eq!(ring.queue.look(), Err(broken));
+            let broken = RingError::AvailableJump { index, ahead, size: 8 };
+            assert_eq!(ring.queue.available_descriptors(), Err(broken));
             // Nothing is taken on the way.
             let memory = Arc::clone(&ring.memory);
             let mut chains = Chains::new();
@@ -99,7 +99,7 @@ fn case_4_an_available_index_too_far_ahead_breaks_the_ring() {
         }
         let mut ring = Ring::new(Shape::split(8).starting_at(start));
         ring.split().write_available_index(start.wrapping_add(8));
-        assert_eq!(ring.queue.look(), Ok(8));
+        assert_eq!(ring.queue.available_descriptors(), Ok(8));
     }
 }
 
@@ -107,9 +107,9 @@ fn case_4_an_available_index_too_far_ahead_breaks_the_ring() {
 fn case_5_a_chain_longer_than_32_bits_breaks_the_ring() {
     let half = 1 << 31;
     let two = [goes_on(DATA, half, 1), last(DATA, half)];
-    assert_eq!(outcome_of(&two), Err(Broken::TooLong { len: 1 << 32 }));
+    assert_eq!(outcome_of(&two), Err(RingError::TooLong { len: 1 << 32 }));
     let two = [goes_on(DATA, u32::MAX, 1), last(DATA, u32::MAX)];
-    assert_eq!(outcome_of(&two), Err(Broken::TooLong { len: 2 * u64::from(u32::MAX) }));
+    assert_eq!(outcome_of(&two), Err(RingError::TooLong { len: 2 * u64::from(u32::MAX) }));
     // One byte less is only more than the guest has.
     let two = [goes_on(DATA, half, 1), last(DATA, half - 1)];
     assert_eq!(outcome_of(&two), Ok(Outcome::Refused(ChainFault::Unmapped)));
@@ -146,7 +146,7 @@ fn case_8_what_is_not_mapped_costs_the_chain_even_at_length_0() {
 }
 
 /// The outcome of an indirect table of these descriptors, said to be `len` bytes long.
-fn table_outcome(table: &[Descriptor], len: u32) -> Result<Outcome, Broken> {
+fn table_outcome(table: &[Descriptor], len: u32) -> Result<Outcome, RingError> {
     let ring = Ring::new(Shape::split(8));
     let at = DATA + 0x1000;
     for (n, descriptor) in (0..).zip(table) {
@@ -161,32 +161,32 @@ fn case_9_wrong_indirect_tables_break_the_ring() {
     assert_eq!(table_outcome(&[good], 16), Ok(Outcome::Bytes(vec![0; 4])));
     // Nested.
     let nested = [goes_on(DATA, 1, 1), indirect(DATA + 0x2000, 16)];
-    assert_eq!(table_outcome(&nested, 32), Err(Broken::IndirectNested));
+    assert_eq!(table_outcome(&nested, 32), Err(RingError::IndirectNested));
     // Length 0 or no multiple of 16.
     for len in [0, 1, 15, 17, 0xffff_ffff] {
-        assert_eq!(table_outcome(&[good], len), Err(Broken::IndirectLength { len }));
+        assert_eq!(table_outcome(&[good], len), Err(RingError::IndirectLength { len }));
     }
     // Looping.
-    assert_eq!(table_outcome(&[goes_on(DATA, 1, 0)], 16), Err(Broken::Loop { size: 1 }));
+    assert_eq!(table_outcome(&[goes_on(DATA, 1, 0)], 16), Err(RingError::Loop { size: 1 }));
     // Unmapped, or in two regions.
     for (address, len) in [(END, 16), (1 << 40, 16), (u64::MAX - 15, 16), (SEAM - 16, 32)] {
-        let broken = Broken::IndirectUnmapped { address, len };
+        let broken = RingError::IndirectUnmapped { address, len };
         assert_eq!(outcome_of(&[indirect(address, len)]), Err(broken));
     }
     // Together with NEXT.
     let both = Descriptor { next: 1, ..indirect(DATA, 16) };
     let both = Descriptor { flags: both.flags | DESC_F_NEXT, ..both };
-    assert_eq!(outcome_of(&[both, good]), Err(Broken::IndirectNested));
+    assert_eq!(outcome_of(&[both, good]), Err(RingError::IndirectNested));
     // Not negotiated.
     let ring = Ring::new(Shape::split(8).without_indirect());
     let outcome = outcome_in(ring, &[indirect(DATA, 16)], Access::Read);
-    assert_eq!(outcome, Err(Broken::IndirectNotNegotiated));
+    assert_eq!(outcome, Err(RingError::IndirectNotNegotiated));
 }
 
 /// A chain in the ring's own table may go on in an indirect one (2.7.5.3.1): together they are one chain.
 #[test]
 fn case_55_direct_and_indirect_descriptors_are_counted_together() {
-    let too_many = Err(Broken::TooManyDescriptors { limit: 1024 });
+    let too_many = Err(RingError::TooManyDescriptors { limit: 1024 });
     for (count, expected) in [(1020, Ok(Outcome::Bytes(Vec::new()))), (1021, too_many)] {
         let mut ring = Ring::new(Shape::split(8));
         let table = DATA + 0x1000;

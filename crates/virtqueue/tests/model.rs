@@ -142,7 +142,7 @@ impl Model {
         let news = !self.offered.is_empty();
         self.published.append(&mut self.offered);
         self.ring.driver.publish();
-        let kicked = self.ring.driver.wants_kick();
+        let kicked = self.ring.driver.needs_notification();
         match self.device {
             Wish::Never if self.can_say_never() => assert!(!kicked, "a kick that nobody wants"),
             Wish::News if news => {
@@ -160,7 +160,7 @@ impl Model {
 
     fn serve(&mut self, take: usize, put_back: usize, unused: u32) {
         let memory = Arc::clone(&self.ring.memory);
-        let seen = self.ring.queue.look().unwrap();
+        let seen = self.ring.queue.available_descriptors().unwrap();
         assert_eq!(seen > 0, !self.published.is_empty());
         let mut chains = Chains::new();
         self.ring.queue.take(&memory, self.access, take, &mut chains).unwrap();
@@ -197,7 +197,7 @@ impl Model {
         let news = !self.completed.is_empty();
         self.shown.append(&mut self.completed);
         self.ring.queue.publish();
-        let signalled = self.ring.queue.wants_signal();
+        let signalled = self.ring.queue.needs_notification();
         match self.driver {
             Wish::Never if self.can_say_never() => assert!(!signalled, "a signal nobody wants"),
             // The first answer after a start is yes if the driver did not say never.
@@ -237,19 +237,19 @@ impl Model {
             Step::Return => self.give_back(),
             Step::Reap { count } => self.reap(count),
             Step::Poll => {
-                self.ring.queue.disarm_kick();
+                self.ring.queue.disable_notification();
                 self.device = Wish::Never;
             }
             Step::Sleep => {
-                self.ring.queue.arm_kick();
+                self.ring.queue.enable_notification();
                 self.device = if self.ring.queue.has_grown() { Wish::Unknown } else { Wish::News };
             }
             Step::DriverPoll => {
-                self.ring.driver.disarm_signal();
+                self.ring.driver.disable_notification();
                 self.driver = Wish::Never;
             }
             Step::DriverSleep => {
-                self.ring.driver.arm_signal();
+                self.ring.driver.enable_notification();
                 self.driver = if self.ring.driver.has_used() { Wish::Unknown } else { Wish::News };
             }
             Step::Restart => {
@@ -257,7 +257,7 @@ impl Model {
                 self.ring.restart();
                 self.starts = true;
                 // The new one sets its wish itself.
-                self.ring.queue.disarm_kick();
+                self.ring.queue.disable_notification();
                 self.device = Wish::Never;
             }
         }

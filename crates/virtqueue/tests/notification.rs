@@ -52,8 +52,8 @@ fn ring(options: RingOptions) -> Ring {
     let driver = Driver::new(&memory, 0, options, position);
     let mut queue = Queue::new(&driver.setup(), &memory).unwrap();
     // As a worker does at the start.
-    queue.disarm_kick();
-    queue.wants_signal();
+    queue.disable_notification();
+    queue.needs_notification();
     Ring { memory, driver, queue }
 }
 
@@ -74,12 +74,12 @@ fn kicks(options: RingOptions) {
             move || {
                 let mut taken = 0;
                 while taken < CHAINS {
-                    queue.arm_kick();
+                    queue.enable_notification();
                     if !queue.has_grown() {
                         kick.wait();
                     }
-                    queue.disarm_kick();
-                    while queue.look().unwrap() > 0 {
+                    queue.disable_notification();
+                    while queue.available_descriptors().unwrap() > 0 {
                         let mut chains = Chains::new();
                         queue.take(&memory, Access::Read, 1, &mut chains).unwrap();
                         assert_eq!(chains.all()[0].fault, None);
@@ -91,7 +91,7 @@ fn kicks(options: RingOptions) {
         for _ in 0..CHAINS {
             driver.add(&[BUFFER]).unwrap();
             driver.publish();
-            if driver.wants_kick() {
+            if driver.needs_notification() {
                 kick.notify();
             }
         }
@@ -112,13 +112,13 @@ fn signals(options: RingOptions) {
             let signal = Arc::clone(&signal);
             move || {
                 let mut chains = Chains::new();
-                queue.look().unwrap();
+                queue.available_descriptors().unwrap();
                 queue.take(&memory, Access::Read, CHAINS, &mut chains).unwrap();
                 assert_eq!(chains.len(), CHAINS);
                 for chain in chains.all() {
                     queue.complete_read(std::slice::from_ref(chain));
                     queue.publish();
-                    if queue.wants_signal() {
+                    if queue.needs_notification() {
                         signal.notify();
                     }
                 }
@@ -126,11 +126,11 @@ fn signals(options: RingOptions) {
         });
         let mut returned = 0;
         while returned < CHAINS {
-            driver.arm_signal();
+            driver.enable_notification();
             if !driver.has_used() {
                 signal.wait();
             }
-            driver.disarm_signal();
+            driver.disable_notification();
             while let Some(chain) = driver.used() {
                 assert_eq!(usize::from(chain.id), returned, "in order");
                 returned += 1;

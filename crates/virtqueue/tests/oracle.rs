@@ -90,7 +90,10 @@ impl Pair {
         oracle.set_next_avail(start);
         oracle.set_next_used(start);
         oracle.set_ready(true);
-        assert!(ours.wants_signal(), "the first answer after a start, which the oracle has not");
+        assert!(
+            ours.needs_notification(),
+            "the first answer after a start, which the oracle has not"
+        );
         let pair = Self { map, memory, access, driver, ours, oracle, tables: 0, reaped: start };
         pair.mirror_driver();
         // Where both device areas begin.
@@ -143,7 +146,7 @@ impl Pair {
 
     fn serve(&mut self, take: usize, put_back: usize, lens: u32) -> Result<(), TestCaseError> {
         let memory = Arc::clone(&self.memory);
-        let available = usize::from(self.ours.look().unwrap());
+        let available = usize::from(self.ours.available_descriptors().unwrap());
         let mut chains = Chains::new();
         self.ours.take(&memory, self.access, take, &mut chains).unwrap();
         prop_assert_eq!(chains.len(), take.min(available));
@@ -177,7 +180,7 @@ impl Pair {
         }
         self.ours.complete_written(chains.all());
         self.ours.publish();
-        let signal = self.ours.wants_signal();
+        let signal = self.ours.needs_notification();
         prop_assert_eq!(signal, self.oracle.needs_notification(&*self.map).unwrap());
         Ok(())
     }
@@ -193,12 +196,12 @@ impl Pair {
     }
 
     fn arm(&mut self) {
-        if self.ours.look().unwrap() > 0 {
+        if self.ours.available_descriptors().unwrap() > 0 {
             return;
         }
-        self.ours.arm_kick();
+        self.ours.enable_notification();
         let news = self.oracle.enable_notification(&*self.map).unwrap();
-        assert_eq!(self.ours.look().unwrap() > 0, news);
+        assert_eq!(self.ours.available_descriptors().unwrap() > 0, news);
     }
 
     fn run(&mut self, step: &Step) -> Result<(), TestCaseError> {

@@ -93,7 +93,7 @@ fn a_ring_that_is_full_starts_its_next_lap_only_with_what_came_back() {
             ring.driver.publish();
             let chains = ring.take_all(&memory, Access::Read).unwrap();
             assert_eq!(chains.len(), usize::from(size));
-            assert_eq!(ring.queue.look(), Ok(0), "all is held");
+            assert_eq!(ring.queue.available_descriptors(), Ok(0), "all is held");
             assert!(!ring.queue.has_grown());
             // All of it put back comes again, all but one also.
             for keep in [0, 1] {
@@ -123,7 +123,10 @@ fn the_wrap_counter_goes_on_where_it_stopped() {
             ring.driver.publish();
             // The other wrap counter sees nothing: what is there was used a lap ago, or is yet to be.
             let wrong = QueueSetup { next_available: expected ^ 0x8000, ..ring.driver.setup() };
-            assert_eq!(virtqueue::Queue::new(&wrong, &memory).unwrap().look(), Ok(0));
+            assert_eq!(
+                virtqueue::Queue::new(&wrong, &memory).unwrap().available_descriptors(),
+                Ok(0)
+            );
             ring.restart();
             let (chain, _) = ring.take_one(&memory, Access::Write).unwrap();
             ring.give_back(chain, n + 1);

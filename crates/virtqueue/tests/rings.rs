@@ -196,7 +196,7 @@ fn what_was_returned_is_not_taken_again_however_far_back_a_split_ring_is_started
         };
         (1..=8).for_each(|n| serve(&mut ring, n));
         ring.restart_at(ring.queue.next_available().wrapping_sub(back));
-        assert_eq!(ring.queue.look(), Ok(0));
+        assert_eq!(ring.queue.available_descriptors(), Ok(0));
         (9..=20).for_each(|n| serve(&mut ring, n));
     }
 }
@@ -219,9 +219,9 @@ fn what_is_put_back_comes_again_in_order() {
         };
         let (taken, slots) = take(&mut ring);
         assert_eq!(taken, ids);
-        assert_eq!(ring.queue.look(), Ok(0));
+        assert_eq!(ring.queue.available_descriptors(), Ok(0));
         ring.queue.put_back(slots[2..].iter().sum());
-        assert_ne!(ring.queue.look(), Ok(0));
+        assert_ne!(ring.queue.available_descriptors(), Ok(0));
         assert_eq!(take(&mut ring).0, ids[2..]);
         ring.queue.put_back(slots.iter().sum());
         ids.push(ring.driver.add(&buffers[..1]).unwrap());
@@ -238,7 +238,7 @@ fn the_last_of_a_burst_is_not_seen_before_it_is_published() {
         for len in 1..4 {
             ring.driver.add(&[readable(DATA, len), readable(DATA, 1)]);
         }
-        assert_eq!(ring.queue.look(), Ok(0));
+        assert_eq!(ring.queue.available_descriptors(), Ok(0));
         assert!(!ring.queue.has_grown());
         let mut chains = Chains::new();
         ring.queue.take(&memory, Access::Read, 8, &mut chains).unwrap();
@@ -357,8 +357,8 @@ fn the_largest_ring_works() {
         assert_eq!(ring.driver.add(&[writable(DATA, 1)]), None);
         ring.driver.publish();
         match shape.options.packed {
-            false => assert_eq!(ring.queue.look(), Ok(size)),
-            true => assert_ne!(ring.queue.look(), Ok(0)),
+            false => assert_eq!(ring.queue.available_descriptors(), Ok(size)),
+            true => assert_ne!(ring.queue.available_descriptors(), Ok(0)),
         }
         let memory = Arc::clone(&ring.memory);
         let mut next = 0;
@@ -372,7 +372,7 @@ fn the_largest_ring_works() {
             ring.queue.complete_written(chains.all());
         }
         ring.queue.publish();
-        assert_eq!(ring.queue.look(), Ok(0));
+        assert_eq!(ring.queue.available_descriptors(), Ok(0));
         let lens: Vec<u32> = ring.reap().iter().map(|used| used.len).collect();
         assert!(lens.into_iter().eq(0..u32::from(size)));
         assert_eq!(ring.driver.free(), usize::from(size));

@@ -62,11 +62,11 @@ fn a_driver_that_goes_to_sleep_is_woken_or_sees_the_used_entry_itself() {
             for order in ORDERS {
                 let mut ring = Ring::new(shape);
                 // A history: entries that the driver polled for, without wanting a signal.
-                ring.driver.disarm_signal();
+                ring.driver.disable_notification();
                 ring.offer(before);
                 ring.complete(8);
                 ring.queue.publish();
-                let _ = ring.queue.wants_signal();
+                let _ = ring.queue.needs_notification();
                 assert_eq!(ring.reap().len(), usize::from(before));
                 ring.offer(3);
                 ring.complete(2);
@@ -75,8 +75,8 @@ fn a_driver_that_goes_to_sleep_is_woken_or_sees_the_used_entry_itself() {
                 for driver_steps in order {
                     match (driver_steps, if driver_steps { driver } else { device }) {
                         (false, 0) => ring.queue.publish(),
-                        (false, _) => signalled = ring.queue.wants_signal(),
-                        (true, 0) => ring.driver.arm_signal(),
+                        (false, _) => signalled = ring.queue.needs_notification(),
+                        (true, 0) => ring.driver.enable_notification(),
                         (true, _) => seen = ring.reap().len(),
                     }
                     *(if driver_steps { &mut driver } else { &mut device }) += 1;
@@ -94,9 +94,9 @@ fn a_device_that_goes_to_sleep_is_kicked_or_sees_the_chain_itself() {
         for left in 0..4 {
             for order in ORDERS {
                 let mut ring = Ring::new(shape);
-                ring.queue.disarm_kick();
+                ring.queue.disable_notification();
                 ring.offer(left + 1);
-                let _ = ring.driver.wants_kick();
+                let _ = ring.driver.needs_notification();
                 assert_eq!(ring.complete(1), 1);
                 assert!(!ring.queue.has_grown(), "by nothing");
                 let (mut device, mut driver) = (0, 0);
@@ -104,8 +104,8 @@ fn a_device_that_goes_to_sleep_is_kicked_or_sees_the_chain_itself() {
                 for device_steps in order {
                     match (device_steps, if device_steps { device } else { driver }) {
                         (false, 0) => ring.offer(2),
-                        (false, _) => kicked = ring.driver.wants_kick(),
-                        (true, 0) => ring.queue.arm_kick(),
+                        (false, _) => kicked = ring.driver.needs_notification(),
+                        (true, 0) => ring.queue.enable_notification(),
                         (true, _) => seen = ring.queue.has_grown(),
                     }
                     *(if device_steps { &mut device } else { &mut driver }) += 1;
@@ -120,24 +120,24 @@ fn a_device_that_goes_to_sleep_is_kicked_or_sees_the_chain_itself() {
 fn a_side_that_polls_is_left_alone() {
     for shape in shapes() {
         let mut ring = Ring::new(shape);
-        let _ = ring.queue.wants_signal();
+        let _ = ring.queue.needs_notification();
         // Both wanted to be told once, and then no more.
-        ring.driver.arm_signal();
-        ring.queue.arm_kick();
+        ring.driver.enable_notification();
+        ring.queue.enable_notification();
         ring.offer(1);
-        assert!(ring.driver.wants_kick());
+        assert!(ring.driver.needs_notification());
         ring.complete(1);
         ring.queue.publish();
-        assert!(ring.queue.wants_signal());
-        ring.driver.disarm_signal();
-        ring.queue.disarm_kick();
+        assert!(ring.queue.needs_notification());
+        ring.driver.disable_notification();
+        ring.queue.disable_notification();
         for _ in 0..100 {
             ring.reap();
             ring.offer(5);
-            assert!(!ring.driver.wants_kick());
+            assert!(!ring.driver.needs_notification());
             assert_eq!(ring.complete(8), 5);
             ring.queue.publish();
-            assert!(!ring.queue.wants_signal());
+            assert!(!ring.queue.needs_notification());
         }
     }
 }
@@ -146,16 +146,16 @@ fn a_side_that_polls_is_left_alone() {
 fn a_device_that_starts_over_signals_what_another_published() {
     for shape in shapes() {
         let mut ring = Ring::new(shape);
-        ring.driver.arm_signal();
+        ring.driver.enable_notification();
         ring.offer(2);
         ring.complete(2);
         ring.queue.publish();
         // It ends here, before it has signalled; another takes over.
         ring.restart();
-        assert!(ring.queue.wants_signal());
+        assert!(ring.queue.needs_notification());
         // Without an event the flags of a split ring say always.
         let split_flags = !shape.options.packed && !shape.options.event_index;
-        assert_eq!(ring.queue.wants_signal(), split_flags);
+        assert_eq!(ring.queue.needs_notification(), split_flags);
     }
 }
 
@@ -163,12 +163,12 @@ fn a_device_that_starts_over_signals_what_another_published() {
 fn a_device_that_starts_over_does_not_signal_a_driver_that_polls() {
     for shape in shapes().filter(|shape| shape.options.packed || !shape.options.event_index) {
         let mut ring = Ring::new(shape);
-        ring.driver.disarm_signal();
+        ring.driver.disable_notification();
         ring.offer(2);
         ring.complete(2);
         ring.queue.publish();
         ring.restart();
-        assert!(!ring.queue.wants_signal());
+        assert!(!ring.queue.needs_notification());
     }
 }
 
@@ -190,20 +190,20 @@ fn serve(
 ) -> usize {
     let mut done = 0;
     while done < count {
-        queue.disarm_kick();
-        while queue.look().unwrap() > 0 {
+        queue.disable_notification();
+        while queue.available_descriptors().unwrap() > 0 {
             let mut chains = Chains::new();
             queue.take(&memory, Access::Read, 1, &mut chains).unwrap();
             assert_eq!((chains.len(), chains.all()[0].fault), (1, None));
             queue.complete_read(chains.all());
             queue.publish();
             done += 1;
-            if queue.wants_signal() {
+            if queue.needs_notification() {
                 let _ = call.send(());
             }
         }
-        queue.arm_kick();
-        if done < count && queue.look().unwrap() == 0 && !sleep(kicked) {
+        queue.enable_notification();
+        if done < count && queue.available_descriptors().unwrap() == 0 && !sleep(kicked) {
             break;
         }
     }
@@ -228,11 +228,11 @@ fn two_threads_that_sleep_whenever_they_can_lose_no_wake_up() {
                 while offered < count && driver.add(&[readable(DATA, 1)]).is_some() {
                     offered += 1;
                     driver.publish();
-                    if driver.wants_kick() {
+                    if driver.needs_notification() {
                         let _ = kick.send(());
                     }
                 }
-                driver.arm_signal();
+                driver.enable_notification();
                 let before = reaped;
                 while driver.used().is_some() {
                     reaped += 1;
@@ -240,7 +240,7 @@ fn two_threads_that_sleep_whenever_they_can_lose_no_wake_up() {
                 if reaped == before {
                     sleep(&called);
                 }
-                driver.disarm_signal();
+                driver.disable_notification();
             }
             drop(kick);
             assert_eq!(device.join().unwrap(), count);

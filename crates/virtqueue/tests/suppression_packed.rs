@@ -64,14 +64,14 @@ fn the_driver_is_signalled_exactly_when_its_descriptor_is_used() {
                     for shape in [Shape::packed(size), Shape::packed(size).in_order()] {
                         let mut ring = Ring::new(shape.starting_at(start).with_event_index());
                         ring.packed().write_event(event, EVENT_DESC);
-                        assert!(ring.queue.wants_signal(), "the first answer after a start");
+                        assert!(ring.queue.needs_notification(), "the first answer after a start");
                         ring.offer(count, slots.into());
                         ring.complete_all();
                         let passed =
                             (0..count * slots).any(|slot| after(start, slot, size) == event);
                         let text = format!("{size} {start:#x} {event:#x} {count} {slots}");
-                        assert_eq!(ring.queue.wants_signal(), passed, "{text}");
-                        assert!(!ring.queue.wants_signal(), "twice for one burst: {text}");
+                        assert_eq!(ring.queue.needs_notification(), passed, "{text}");
+                        assert!(!ring.queue.needs_notification(), "twice for one burst: {text}");
                     }
                 }
             }
@@ -94,7 +94,7 @@ fn the_device_is_kicked_exactly_when_its_descriptor_is_available() {
                     ring.offer(count, slots.into());
                     let passed = (0..count * slots).any(|slot| after(start, slot, size) == event);
                     let text = format!("{size} {start:#x} {event:#x} {count} {slots}");
-                    assert_eq!(ring.driver.wants_kick(), passed, "{text}");
+                    assert_eq!(ring.driver.needs_notification(), passed, "{text}");
                 }
             }
         }
@@ -113,10 +113,10 @@ fn the_modes_always_and_never_need_no_event_index() {
                     ring.write_device_event(off_wrap, flags);
                     for count in 1..4 {
                         ring.offer(count, 1);
-                        assert_eq!(ring.driver.wants_kick(), wanted);
+                        assert_eq!(ring.driver.needs_notification(), wanted);
                         ring.complete_all();
-                        assert_eq!(ring.queue.wants_signal(), wanted);
-                        assert!(!ring.queue.wants_signal(), "of nothing new");
+                        assert_eq!(ring.queue.needs_notification(), wanted);
+                        assert!(!ring.queue.needs_notification(), "of nothing new");
                         assert_eq!(ring.reap().len(), usize::from(count));
                     }
                 }
@@ -130,18 +130,18 @@ fn the_device_asks_as_it_was_negotiated() {
     for size in [1, 2, 7] {
         for start in positions(size) {
             let mut ring = Ring::new(Shape::packed(size).starting_at(start));
-            ring.queue.disarm_kick();
+            ring.queue.disable_notification();
             assert_eq!(ring.device_event().1, EVENT_DISABLE);
-            ring.queue.arm_kick();
+            ring.queue.enable_notification();
             assert_eq!(ring.device_event().1, EVENT_ENABLE, "DESC only with the event index");
             let mut ring = Ring::new(Shape::packed(size).starting_at(start).with_event_index());
             for seen in 0..3 * size {
-                ring.queue.disarm_kick();
+                ring.queue.disable_notification();
                 assert_eq!(ring.device_event().1, EVENT_DISABLE);
-                ring.queue.arm_kick();
+                ring.queue.enable_notification();
                 assert_eq!(ring.device_event(), (after(start, seen, size), EVENT_DESC));
                 ring.offer(1, 1);
-                assert!(ring.driver.wants_kick());
+                assert!(ring.driver.needs_notification());
                 ring.complete_all();
                 ring.reap();
             }
@@ -158,17 +158,17 @@ fn the_device_asks_for_what_it_has_not_seen() {
             let memory = Arc::clone(&ring.memory);
             for offered in 1..size {
                 ring.offer(1, 1);
-                let _ = ring.driver.wants_kick();
+                let _ = ring.driver.needs_notification();
                 let chains = ring.take_all(&memory, Access::Read).unwrap();
                 assert_eq!(chains.len(), usize::from(offered));
                 ring.queue.put_back(offered);
                 assert_eq!(ring.queue.next_available(), start);
-                ring.queue.arm_kick();
+                ring.queue.enable_notification();
                 assert_eq!(ring.device_event().0, after(start, offered, size));
                 assert!(!ring.queue.has_grown());
             }
             ring.offer(1, 1);
-            assert!(ring.driver.wants_kick() && ring.queue.has_grown());
+            assert!(ring.driver.needs_notification() && ring.queue.has_grown());
         }
     }
 }
@@ -181,18 +181,18 @@ fn a_batch_that_is_being_written_does_not_lead_the_look_astray() {
         let mut ring = Ring::new(Shape::packed(64).with_event_index());
         let memory = Arc::clone(&ring.memory);
         ring.offer(first, 1);
-        let _ = ring.driver.wants_kick();
+        let _ = ring.driver.needs_notification();
         for _ in 0..batch {
             ring.driver.add(&[readable(DATA, 1)]).unwrap();
         }
         let mut chains = virtqueue::Chains::new();
-        assert_ne!(ring.queue.look(), Ok(0));
+        assert_ne!(ring.queue.available_descriptors(), Ok(0));
         ring.queue.take(&memory, Access::Read, 1, &mut chains).unwrap();
         ring.queue.put_back(1);
-        ring.queue.arm_kick();
+        ring.queue.enable_notification();
         let sleeps = !ring.queue.has_grown();
         ring.driver.publish();
-        assert!(ring.driver.wants_kick() || !sleeps, "asleep: {first} and {batch}");
+        assert!(ring.driver.needs_notification() || !sleeps, "asleep: {first} and {batch}");
     }
 }
 
@@ -201,12 +201,12 @@ fn a_batch_that_is_being_written_does_not_lead_the_look_astray() {
 fn a_descriptor_outside_the_ring_is_never_used() {
     for off_wrap in [8, 9, 100, 0x7fff, 0x8008, 0xffff] {
         let mut ring = Ring::new(Shape::packed(8).with_event_index());
-        let _ = ring.queue.wants_signal();
+        let _ = ring.queue.needs_notification();
         ring.packed().write_event(off_wrap, EVENT_DESC);
         for _ in 0..100 {
             ring.offer(3, 1);
             ring.complete_all();
-            assert!(!ring.queue.wants_signal(), "{off_wrap:#x}");
+            assert!(!ring.queue.needs_notification(), "{off_wrap:#x}");
             ring.reap();
         }
     }
@@ -217,13 +217,13 @@ fn a_descriptor_outside_the_ring_is_never_used() {
 fn any_event_costs_one_signal_in_two_laps_at_most() {
     for event in positions(7) {
         let mut ring = Ring::new(Shape::packed(7).with_event_index());
-        let _ = ring.queue.wants_signal();
+        let _ = ring.queue.needs_notification();
         ring.packed().write_event(event, EVENT_DESC);
         let mut signals = 0;
         for _ in 0..14 * 50 {
             ring.offer(1, 1);
             ring.complete_all();
-            signals += u32::from(ring.queue.wants_signal());
+            signals += u32::from(ring.queue.needs_notification());
             ring.reap();
         }
         assert_eq!(signals, 50, "{event:#x}");
@@ -243,11 +243,15 @@ fn only_the_defined_values_suppress() {
             let desc = shape.options.event_index && flags == EVENT_DESC;
             // The first answer after a start depends on nothing but the flags.
             ring.packed().write_event(5, flags);
-            assert_eq!(ring.queue.wants_signal(), flags != EVENT_DISABLE, "{flags:#x}");
-            assert!(!ring.queue.wants_signal(), "of nothing new: {flags:#x}");
+            assert_eq!(ring.queue.needs_notification(), flags != EVENT_DISABLE, "{flags:#x}");
+            assert!(!ring.queue.needs_notification(), "of nothing new: {flags:#x}");
             ring.offer(1, 1);
             ring.complete_all();
-            assert_eq!(ring.queue.wants_signal(), flags != EVENT_DISABLE && !desc, "{flags:#x}");
+            assert_eq!(
+                ring.queue.needs_notification(),
+                flags != EVENT_DISABLE && !desc,
+                "{flags:#x}"
+            );
         }
     }
 }

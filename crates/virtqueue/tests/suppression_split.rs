@@ -45,14 +45,14 @@ fn the_driver_is_signalled_exactly_when_its_used_event_is_passed() {
             for offset in -10..=10_i16 {
                 for shape in [Shape::split(8), Shape::split(8).in_order()] {
                     let mut ring = Ring::new(shape.starting_at(start).with_event_index());
-                    assert!(ring.queue.wants_signal(), "the first answer after a start");
+                    assert!(ring.queue.needs_notification(), "the first answer after a start");
                     let event = start.wrapping_add_signed(offset);
                     write(&ring.memory, used_event_at(&ring.driver.setup()), &event.to_le_bytes());
                     ring.offer(count);
                     ring.complete_all();
                     let passed = (0..count).any(|n| start.wrapping_add(n) == event);
-                    assert_eq!(ring.queue.wants_signal(), passed, "{start} {count} {offset}");
-                    assert!(!ring.queue.wants_signal(), "twice for one burst");
+                    assert_eq!(ring.queue.needs_notification(), passed, "{start} {count} {offset}");
+                    assert!(!ring.queue.needs_notification(), "twice for one burst");
                 }
             }
         }
@@ -69,7 +69,7 @@ fn the_device_is_kicked_exactly_when_its_avail_event_is_passed() {
                 write(&ring.memory, avail_event_at(&ring.driver.setup()), &event.to_le_bytes());
                 ring.offer(count);
                 let passed = (0..count).any(|n| start.wrapping_add(n) == event);
-                assert_eq!(ring.driver.wants_kick(), passed, "{start} {count} {offset}");
+                assert_eq!(ring.driver.needs_notification(), passed, "{start} {count} {offset}");
             }
         }
     }
@@ -80,13 +80,13 @@ fn the_device_is_kicked_exactly_when_its_avail_event_is_passed() {
 fn any_used_event_costs_one_signal_a_round_at_most() {
     for event in [0_u16, 1, 7, 8, 0x7fff, 0x8000, 0xfffe, 0xffff] {
         let mut ring = Ring::new(Shape::split(8).starting_at(65530).with_event_index());
-        let _ = ring.queue.wants_signal();
+        let _ = ring.queue.needs_notification();
         write(&ring.memory, used_event_at(&ring.driver.setup()), &event.to_le_bytes());
         let mut signals = 0;
         for _ in 0..=u16::MAX {
             ring.offer(1);
             ring.complete_all();
-            signals += u32::from(ring.queue.wants_signal());
+            signals += u32::from(ring.queue.needs_notification());
             ring.reap();
         }
         assert_eq!(signals, 1, "{event}");
@@ -104,6 +104,6 @@ fn only_the_defined_flag_suppresses() {
         write(&ring.memory, ring.driver.setup().driver_area, &flags.to_le_bytes());
         ring.offer(1);
         ring.complete_all();
-        assert_eq!(ring.queue.wants_signal(), flags & 1 == 0, "{flags:#x}");
+        assert_eq!(ring.queue.needs_notification(), flags & 1 == 0, "{flags:#x}");
     }
 }

@@ -25,7 +25,7 @@ use datapath::switch::{GUEST_ADDRESSES_MAX, PORTS_MAX, Port, Switch, UPLINK_ADDR
 use datapath::{Capabilities, Datapath, Transmitted};
 use log_limit::LogLimit;
 use virtio_net::{Frames, MacAddress, TransmitBurst};
-use virtqueue::{Broken, Chains};
+use virtqueue::{Chains, RingError};
 
 use self::placing::{Ending, Placing, Unfinished, all, deliver_all};
 use self::sorting::bytes_of;
@@ -173,14 +173,14 @@ impl<U: Datapath> Fabric<U> {
         ring: &mut Ring,
         pairs: &mut [Pair<Port>],
         shared: &mut Shared<'_>,
-    ) -> Result<Option<Untold>, Broken> {
+    ) -> Result<Option<Untold>, RingError> {
         let guest = pairs[at].guest;
         if self.ends[at].waits.is_some() {
             if self.still_waits(at, ring, pairs, shared) {
                 return Ok(None);
             }
             // What came meanwhile is in sight now, too.
-            let slots = ring.queue.look()?;
+            let slots = ring.queue.available_descriptors()?;
             if let Some(backlog) = &mut pairs[at].backlog {
                 backlog.slots = backlog.slots.max(slots);
             }

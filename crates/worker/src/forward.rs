@@ -86,7 +86,7 @@ impl<D: Datapath> Pair<D> {
         let Some(ring) = self.rx.as_mut().filter(|ring| ring.state == RingState::Enabled) else {
             return Delivery::NotServed;
         };
-        match ring.queue.look() {
+        match ring.queue.available_descriptors() {
             Ok(0) => {
                 starve(&mut self.starved, sight, context);
                 return Delivery::NoBuffers(0);

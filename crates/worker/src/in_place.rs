@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use burst_trace::{Direction, DropCause, DropCounts, Stage};
 use datapath::{Datapath, Transmitted};
 use virtio_net::TransmitBurst;
-use virtqueue::{Broken, Chains};
+use virtqueue::{Chains, RingError};
 
 use crate::pair::Pair;
 use crate::ring::Ring;
@@ -29,7 +29,7 @@ impl<D: Datapath> Pair<D> {
         ring: &mut Ring,
         journey: &mut Journey,
         tracer: &mut Tracer,
-    ) -> Result<Sent, Broken> {
+    ) -> Result<Sent, RingError> {
         let Ring { queue, memory, negotiated, .. } = ring;
         let mut refused = false;
         if self.held.has_room() {

@@ -390,15 +390,15 @@ impl<D: Datapath> Pair<D> {
         if let Some(tx) = &mut self.tx
             && matches!(tx.state, RingState::Enabled | RingState::Disabled)
         {
-            tx.queue.arm_kick();
-            work |= !self.blocked && tx.queue.look() != Ok(0);
+            tx.queue.enable_notification();
+            work |= !self.blocked && tx.queue.available_descriptors() != Ok(0);
         }
         if let Some(rx) = &mut self.rx
             && rx.state == RingState::Enabled
         {
             match self.starved {
                 Some(_) => {
-                    rx.queue.arm_kick();
+                    rx.queue.enable_notification();
                     work |= rx.queue.has_grown();
                 }
                 // It is looked at again when its time has come.
@@ -439,7 +439,7 @@ impl<D: Datapath> Pair<D> {
         for ring in [&mut self.rx, &mut self.tx].into_iter().flatten() {
             // A broken ring is left alone: its driver may use that memory for something else already.
             if matches!(ring.state, RingState::Enabled | RingState::Disabled) {
-                ring.queue.disarm_kick();
+                ring.queue.disable_notification();
             }
         }
     }

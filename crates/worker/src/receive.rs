@@ -6,7 +6,7 @@ use burst_trace::{Direction, DropCause, DropCounts, Stage};
 use datapath::{Datapath, Look};
 use virtio_net::GuestRoom;
 use virtio_net::receive::Received;
-use virtqueue::{Broken, Chains};
+use virtqueue::{Chains, RingError};
 
 use crate::clock::Deadline;
 use crate::pair::{Context, Failed, Pair, Starved};
@@ -40,7 +40,7 @@ impl<D: Datapath> Pair<D> {
         &mut self,
         ring: &mut Ring,
         context: &mut Context<'_>,
-    ) -> Result<bool, Broken> {
+    ) -> Result<bool, RingError> {
         let has_descriptor = self.datapath.readiness().is_some();
         if has_descriptor && !self.readable && !context.polling {
             return Ok(false);
@@ -53,7 +53,7 @@ impl<D: Datapath> Pair<D> {
         {
             return Ok(self.give_up_held(starved, context));
         }
-        let has_buffers = ring.queue.look()? > 0;
+        let has_buffers = ring.queue.available_descriptors()? > 0;
         if self.starved.is_some() {
             // More buffers came.
         } else if !has_buffers {

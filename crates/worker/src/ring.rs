@@ -6,7 +6,7 @@ use std::sync::Arc;
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::Negotiated;
-use virtqueue::{Broken, ConfigError, Queue, QueueSetup};
+use virtqueue::{ConfigError, Queue, QueueSetup, RingError};
 
 use crate::alarm::Alarm;
 use crate::custody::Foreign;
@@ -81,7 +81,7 @@ impl Ring {
         };
         ring.set_call(start.call);
         // The ring is looked at anyway until the worker goes to sleep.
-        ring.queue.disarm_kick();
+        ring.queue.disable_notification();
         // Whoever served the ring before may have ended between publishing and telling.
         ring.signal();
         Ok(ring)
@@ -153,7 +153,7 @@ impl Ring {
     /// Tells the guest of published chains, if it wants to be told.
     #[inline]
     pub fn signal(&mut self) {
-        if self.queue.wants_signal() {
+        if self.queue.needs_notification() {
             self.tell();
         }
     }
@@ -178,7 +178,7 @@ impl Ring {
     }
 
     #[cold]
-    pub fn break_down(&mut self, broken: Broken) {
+    pub fn break_down(&mut self, broken: RingError) {
         if self.memory.is_torn() {
             // The worker read zeroes: the driver is not at fault.
             return self.stop_broken(format_args!("{TORN}"));

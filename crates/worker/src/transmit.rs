@@ -3,7 +3,7 @@
 use burst_trace::{Direction, DropCause, DropCounts, Stage};
 use datapath::{Datapath, Transmitted};
 use virtio_net::{BURST_MAX, Frames, TransmitBurst};
-use virtqueue::{Broken, Chains};
+use virtqueue::{Chains, RingError};
 
 use crate::pair::{Backlog, Context, Pair};
 use crate::ring::{Ring, RingState};
@@ -60,7 +60,7 @@ impl<D: Datapath> Pair<D> {
         &mut self,
         ring: &mut Ring,
         context: &mut Context<'_>,
-    ) -> Result<Option<Untold>, Broken> {
+    ) -> Result<Option<Untold>, RingError> {
         if D::FORWARDS {
             // Whoever lets it go on wakes the worker up: a command, or a kick of the receive ring.
             self.blocked = self.holds_back();
@@ -81,13 +81,13 @@ impl<D: Datapath> Pair<D> {
         &mut self,
         ring: &mut Ring,
         context: &mut Context<'_>,
-    ) -> Result<Option<(Journey, Backlog)>, Broken> {
+    ) -> Result<Option<(Journey, Backlog)>, RingError> {
         // A worker that is woken up by kicks would not be for what comes while it waits.
         if context.polling {
             if !self.pace.is_due(|| context.tracer.now()) {
                 return Ok(None);
             }
-            if self.pace.has_enough() && !ring.queue.has(BURST_MAX) {
+            if self.pace.has_enough() && !ring.queue.has_available(BURST_MAX) {
                 self.pace.leave();
                 return Ok(None);
             }
@@ -142,7 +142,7 @@ impl<D: Datapath> Pair<D> {
         journey: &mut Journey,
         polled: bool,
         context: &mut Context<'_>,
-    ) -> Result<Sent, Broken> {
+    ) -> Result<Sent, RingError> {
         if self.datapath.holds_frames() {
             return self.send_in_place(ring, journey, context.tracer);
         }
@@ -181,7 +181,7 @@ impl<D: Datapath> Pair<D> {
         &self,
         ring: &mut Ring,
         context: &mut Context<'_>,
-    ) -> Result<Option<(Journey, Backlog)>, Broken> {
+    ) -> Result<Option<(Journey, Backlog)>, RingError> {
         let tracer = &mut *context.tracer;
         if let Some(backlog) = self.backlog {
             let mut journey = Journey::begin(Direction::Tx, backlog.wake);
@@ -189,7 +189,7 @@ impl<D: Datapath> Pair<D> {
             tracer.cross(&mut journey, Stage::Queued);
             return Ok(Some((journey, backlog)));
         }
-        let slots = ring.queue.look()?;
+        let slots = ring.queue.available_descriptors()?;
         let seen = tracer.stamp();
         let last_look = std::mem::replace(&mut ring.last_look, seen);
         if slots == 0 {
@@ -207,8 +207,8 @@ impl<D: Datapath> Pair<D> {
 
 /// Takes one burst from a disabled ring and drops it.
 #[cold]
-pub fn discard_burst(ring: &mut Ring, context: &mut Context<'_>) -> Result<(), Broken> {
-    if ring.queue.look()? == 0 {
+pub fn discard_burst(ring: &mut Ring, context: &mut Context<'_>) -> Result<(), RingError> {
+    if ring.queue.available_descriptors()? == 0 {
         return Ok(());
     }
     let mut drops = DropCounts::default();

@@ -1,7 +1,7 @@
 //! The device's side, one burst after the other, as a worker would.
 
 use virtqueue::chain::BURST_DESCRIPTORS_MAX;
-use virtqueue::{Access, Broken, Chain, Chains, Queue};
+use virtqueue::{Access, Chain, Chains, Queue, RingError};
 
 use crate::memory::Guest;
 
@@ -25,11 +25,11 @@ impl Device {
     }
 
     /// Looks and takes up to `max` chains. Returns the new ones.
-    pub fn take(&mut self, max: usize) -> Result<&[Chain], Broken> {
+    pub fn take(&mut self, max: usize) -> Result<&[Chain], RingError> {
         self.new_burst();
         let before = self.chains.len();
         let position = self.queue.next_available();
-        if self.queue.look()? > 0 {
+        if self.queue.available_descriptors()? > 0 {
             self.queue.take(&self.guest.memory, self.access, max, &mut self.chains)?;
         }
         let new = &self.chains.all()[before..];

@@ -162,12 +162,12 @@ impl Ring {
             Step::Used { max, disarm } => {
                 self.driver_sleeps = false;
                 if disarm {
-                    self.driver.disarm_signal();
+                    self.driver.disable_notification();
                 }
                 (0..max).for_each(|_| self.used());
             }
             Step::DriverSleep => {
-                self.driver.arm_signal();
+                self.driver.enable_notification();
                 self.driver_sleeps = !self.driver.has_used();
                 self.see_early();
                 assert_eq!(self.driver_sleeps, self.shown.is_empty(), "what came back is not seen");
@@ -179,7 +179,7 @@ impl Ring {
             Step::Complete { count, written } => self.complete(count.into(), written),
             Step::Tell { signal } => self.tell(signal),
             Step::DeviceSleep => {
-                self.device.queue.arm_kick();
+                self.device.queue.enable_notification();
                 self.device_sleeps = !self.device.queue.has_grown();
                 self.unkicked = false;
             }
@@ -191,8 +191,8 @@ impl Ring {
                 let queue = Queue::new(&setup, &self.guest.memory).unwrap();
                 self.device = Device::new(queue, self.guest, self.device.access);
                 (self.device_sleeps, self.unkicked) = (false, false);
-                self.device.queue.disarm_kick();
-                assert!(self.device.queue.wants_signal() || !self.driver_sleeps);
+                self.device.queue.disable_notification();
+                assert!(self.device.queue.needs_notification() || !self.driver_sleeps);
             }
         }
     }
@@ -236,7 +236,7 @@ impl Ring {
         self.unkicked |= !self.added.is_empty();
         self.published.append(&mut self.added);
         if kick {
-            let kicks = self.driver.wants_kick();
+            let kicks = self.driver.needs_notification();
             assert!(kicks || !(self.device_sleeps && self.unkicked), "a kick is lost");
             self.device_sleeps &= !kicks;
             self.unkicked = false;
@@ -266,7 +266,7 @@ impl Ring {
 
     fn take(&mut self, max: usize) {
         if self.device.held() == 0 {
-            self.device.queue.disarm_kick();
+            self.device.queue.disable_notification();
         }
         self.device_sleeps = false;
         let before = if self.device.held() == 0 { 0 } else { self.device.chains.len() };
@@ -339,7 +339,7 @@ impl Ring {
         self.untold |= !self.completed.is_empty();
         self.shown.append(&mut self.completed);
         if signal {
-            let signals = self.device.queue.wants_signal();
+            let signals = self.device.queue.needs_notification();
             assert!(signals || !(self.driver_sleeps && self.untold), "a signal is lost");
             self.driver_sleeps &= !signals;
             self.untold = false;

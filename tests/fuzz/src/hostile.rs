@@ -3,7 +3,7 @@
 use arbitrary::Arbitrary;
 use virtqueue::driver::{Buffer, Driver, RingOptions};
 use virtqueue::layout::{DESC_F_INDIRECT, DESC_F_WRITE, Descriptor, PackedDescriptor};
-use virtqueue::{Access, Broken, Queue};
+use virtqueue::{Access, Queue, RingError};
 
 use crate::burst::Device;
 use crate::memory::{Canaries, DATA, Guest, REGIONS, RING, SEAM};
@@ -256,9 +256,9 @@ impl Ring {
                 self.guest.memory.write(flags_at, &flags.to_le_bytes()).unwrap();
             }
             Step::Used => drop(self.driver.used()),
-            Step::WantsKick => drop(self.driver.wants_kick()),
-            Step::ArmSignal => self.driver.arm_signal(),
-            Step::DisarmSignal => self.driver.disarm_signal(),
+            Step::WantsKick => drop(self.driver.needs_notification()),
+            Step::ArmSignal => self.driver.enable_notification(),
+            Step::DisarmSignal => self.driver.disable_notification(),
             _ => return false,
         }
         // A packed descriptor is written in two steps: over one that the device has yet to take, the
@@ -268,7 +268,7 @@ impl Ring {
     }
 
     /// A step of the device.
-    fn serve(&mut self, step: &Step) -> Result<(), Broken> {
+    fn serve(&mut self, step: &Step) -> Result<(), RingError> {
         match *step {
             Step::Take { max } => self.take(max.into())?,
             Step::PutBack { count } => drop(self.device.put_back(count.into())),
@@ -276,14 +276,14 @@ impl Ring {
             Step::Finish => {
                 self.complete(usize::MAX / 2);
                 self.device.queue.publish();
-                self.device.queue.wants_signal();
+                self.device.queue.needs_notification();
             }
             Step::WantsSignal => {
                 self.device.queue.publish();
-                self.device.queue.wants_signal();
+                self.device.queue.needs_notification();
             }
-            Step::ArmKick => self.device.queue.arm_kick(),
-            Step::DisarmKick => self.device.queue.disarm_kick(),
+            Step::ArmKick => self.device.queue.enable_notification(),
+            Step::DisarmKick => self.device.queue.disable_notification(),
             Step::HasGrown => drop(self.device.queue.has_grown()),
             Step::Restart { position } => {
                 self.device.put_back(usize::MAX / 2);
@@ -355,7 +355,7 @@ impl Ring {
         self.guest.memory.write(RING + at, &value.to_le_bytes()).unwrap();
     }
 
-    fn take(&mut self, max: usize) -> Result<(), Broken> {
+    fn take(&mut self, max: usize) -> Result<(), RingError> {
         let before = if self.device.held() == 0 { 0 } else { self.device.chains.len() };
         self.device.take(max)?;
         for chain in &self.device.chains.all()[before..] {

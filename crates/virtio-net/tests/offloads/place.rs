@@ -74,7 +74,7 @@ impl Ring {
     ) -> (T, Received) {
         let memory = Arc::clone(&self.memory);
         let mut chains = Chains::new();
-        self.queue.look().unwrap();
+        self.queue.available_descriptors().unwrap();
         let Self { queue, state, negotiated, .. } = self;
         let mut room = GuestRoom::open(queue, &memory, &mut chains, state, *negotiated);
         let result = work(&mut room);
@@ -182,7 +182,7 @@ fn with_sent(lens: &[u32], work: impl FnOnce(Frames<'_, '_>)) {
     for &len in lens {
         sender.add(&[12 + len], false);
     }
-    sender.queue.look().unwrap();
+    sender.queue.available_descriptors().unwrap();
     let mut chains = Chains::new();
     let Ring { queue, memory, negotiated, .. } = &mut sender;
     work(TransmitBurst::gather(queue, memory, *negotiated, &mut chains).unwrap().frames());
@@ -236,7 +236,7 @@ fn the_net_header_of_a_frame_is_read_however_it_is_cut() {
         let mut ring = Ring::new(BASE);
         let at = ring.add(cuts, false);
         ring.memory.write(at, &header.to_bytes()).unwrap();
-        ring.queue.look().unwrap();
+        ring.queue.available_descriptors().unwrap();
         let mut chains = Chains::new();
         let Ring { queue, memory, negotiated, .. } = &mut ring;
         let burst = TransmitBurst::gather(queue, memory, *negotiated, &mut chains).unwrap();

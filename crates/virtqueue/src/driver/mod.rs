@@ -157,18 +157,18 @@ impl Driver {
     }
 
     /// Whether the device wants a kick for what was published since the last one.
-    pub fn wants_kick(&mut self) -> bool {
-        driver!(self, driver => driver.wants_kick())
+    pub fn needs_notification(&mut self) -> bool {
+        driver!(self, driver => driver.needs_notification())
     }
 
     /// Asks the device to signal with the next chain that comes back; look for it once more afterwards.
-    pub fn arm_signal(&mut self) {
-        driver!(self, driver => driver.arm_signal());
+    pub fn enable_notification(&mut self) {
+        driver!(self, driver => driver.enable_notification());
     }
 
     /// Asks the device not to signal.
-    pub fn disarm_signal(&mut self) {
-        driver!(self, driver => driver.disarm_signal());
+    pub fn disable_notification(&mut self) {
+        driver!(self, driver => driver.disable_notification());
     }
 
     /// Where the device goes on when it went away without a word, having given back what the driver sees:

@@ -161,8 +161,8 @@ impl PackedDriver {
         }
     }
 
-    /// As [`Driver::wants_kick`](crate::driver::Driver::wants_kick).
-    pub fn wants_kick(&mut self) -> bool {
+    /// As [`Driver::needs_notification`](crate::driver::Driver::needs_notification).
+    pub fn needs_notification(&mut self) -> bool {
         let published = std::mem::take(&mut self.unkicked);
         fence(Ordering::SeqCst);
         let wish = self.device.load_u32(0, Ordering::Relaxed).to_le_bytes();
@@ -177,8 +177,8 @@ impl PackedDriver {
         (1..=i32::from(published)).contains(&back)
     }
 
-    /// As [`Driver::arm_signal`](crate::driver::Driver::arm_signal).
-    pub fn arm_signal(&mut self) {
+    /// As [`Driver::enable_notification`](crate::driver::Driver::enable_notification).
+    pub fn enable_notification(&mut self) {
         if self.setup.event_index {
             let (slot, wrap) = self.next_used;
             self.write_event(slot | u16::from(wrap) << 15, EVENT_DESC);
@@ -188,8 +188,8 @@ impl PackedDriver {
         fence(Ordering::SeqCst);
     }
 
-    /// As [`Driver::disarm_signal`](crate::driver::Driver::disarm_signal).
-    pub fn disarm_signal(&mut self) {
+    /// As [`Driver::disable_notification`](crate::driver::Driver::disable_notification).
+    pub fn disable_notification(&mut self) {
         self.write_event(0, EVENT_DISABLE);
     }
 

@@ -140,7 +140,7 @@ impl SplitDriver {
     }
 
     /// Whether the device wants a kick for what was published since the last one.
-    pub fn wants_kick(&mut self) -> bool {
+    pub fn needs_notification(&mut self) -> bool {
         let old = std::mem::replace(&mut self.kicked_available, self.next_available);
         fence(Ordering::SeqCst);
         if self.setup.event_index {
@@ -153,7 +153,7 @@ impl SplitDriver {
 
     /// Asks the device to signal with the next used entry; look at [`used`](Self::used) once more
     /// afterwards.
-    pub fn arm_signal(&mut self) {
+    pub fn enable_notification(&mut self) {
         if self.setup.event_index {
             let at = ENTRIES + 2 * usize::from(self.setup.size);
             self.driver.store(at, self.next_used, Ordering::Relaxed);
@@ -164,7 +164,7 @@ impl SplitDriver {
     }
 
     /// Asks the device not to signal.
-    pub fn disarm_signal(&mut self) {
+    pub fn disable_notification(&mut self) {
         if !self.setup.event_index {
             self.driver.store(FLAGS, AVAIL_F_NO_INTERRUPT, Ordering::Relaxed);
         }

@@ -11,7 +11,7 @@ use virtqueue::layout::{
     DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, Descriptor, PackedDescriptor,
     device_area_len,
 };
-use virtqueue::{Access, Broken, Chain, ChainFault, Chains, Queue, QueueSetup};
+use virtqueue::{Access, Chain, ChainFault, Chains, Queue, QueueSetup, RingError};
 use vm_memory::GuestAddress;
 
 /// Where the rings lie.
@@ -237,9 +237,9 @@ impl Ring {
         &mut self,
         memory: &'m GuestMemory,
         access: Access,
-    ) -> Result<Chains<'m>, Broken> {
+    ) -> Result<Chains<'m>, RingError> {
         let mut chains = Chains::new();
-        if self.queue.look()? > 0 {
+        if self.queue.available_descriptors()? > 0 {
             self.queue.take(memory, access, usize::MAX, &mut chains)?;
         }
         Ok(chains)
@@ -250,15 +250,15 @@ impl Ring {
         &mut self,
         memory: &'m GuestMemory,
         access: Access,
-    ) -> Result<(Chain, Chains<'m>), Broken> {
+    ) -> Result<(Chain, Chains<'m>), RingError> {
         let chains = self.take_all(memory, access)?;
         assert_eq!(chains.len(), 1, "one chain is available");
-        assert_eq!(self.queue.look()?, 0, "and no more");
+        assert_eq!(self.queue.available_descriptors()?, 0, "and no more");
         Ok((chains.all()[0], chains))
     }
 
     /// What becomes of the one chain that the driver just offered; and the chain, to complete it.
-    pub fn outcome_and_chain(&mut self, access: Access) -> Result<(Outcome, Chain), Broken> {
+    pub fn outcome_and_chain(&mut self, access: Access) -> Result<(Outcome, Chain), RingError> {
         self.driver.publish();
         let memory = Arc::clone(&self.memory);
         let (chain, chains) = self.take_one(&memory, access)?;
@@ -277,7 +277,7 @@ impl Ring {
     }
 
     /// What becomes of the one chain that the driver just offered.
-    pub fn outcome(&mut self, access: Access) -> Result<Outcome, Broken> {
+    pub fn outcome(&mut self, access: Access) -> Result<Outcome, RingError> {
         self.outcome_and_chain(access).map(|(outcome, _)| outcome)
     }
 
@@ -293,7 +293,7 @@ impl Ring {
 
     /// What becomes of the one chain that a hostile driver offered. Checks that guest memory is as before
     /// but for what says that a refused chain is given back with length 0, and that the ring goes on then.
-    pub fn hostile_outcome(&mut self, access: Access) -> Result<Outcome, Broken> {
+    pub fn hostile_outcome(&mut self, access: Access) -> Result<Outcome, RingError> {
         self.driver.publish();
         let before = snapshot(&self.memory);
         let at = self.queue.next_available();

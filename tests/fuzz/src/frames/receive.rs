@@ -202,7 +202,7 @@ fn by_link(
     apart: bool,
     ring: &mut Ring,
     delivery: &mut Delivery,
-) -> Result<(), virtqueue::Broken> {
+) -> Result<(), virtqueue::RingError> {
     let (spare, places) = received(sent);
     let frames: Vec<_> = places.iter().map(|&(at, len)| spare.slice().part(at, len)).collect();
     let told = |frame: &GuestSlice<'_>| match link.is_virtual {
@@ -280,7 +280,7 @@ fn by_tap(
     sent: &Sent,
     ring: &mut Ring,
     delivery: &mut Delivery,
-) -> Result<(), virtqueue::Broken> {
+) -> Result<(), virtqueue::RingError> {
     let header_len = story.guest.negotiated().header_len();
     delivery.is_raw = true;
     delivery.expected = sent.iter().map(|(_, frame)| frame.clone()).collect();
@@ -334,7 +334,7 @@ fn by_guest(
     cuts: &[u16],
     ring: &mut Ring,
     delivery: &mut Delivery,
-) -> Result<(), virtqueue::Broken> {
+) -> Result<(), virtqueue::RingError> {
     let guest = &story.guest;
     let legacy = if guest.is_legacy { 1 << 32 | 1 << 15 } else { 0 };
     let features = Negotiated(guest.negotiated().0 & !legacy);
@@ -371,7 +371,7 @@ fn place_sent(
     headers: &[Option<NetHeader>],
     ring: &mut Ring,
     delivery: &mut Delivery,
-) -> Result<(), virtqueue::Broken> {
+) -> Result<(), virtqueue::RingError> {
     let (mut done, mut begun) = (0, 0);
     for burst in 0..BURSTS_MAX {
         let more = ring.offer(story.offers.get(burst).map_or(&[][..], |it| it));

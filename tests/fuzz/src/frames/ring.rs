@@ -10,7 +10,7 @@ use virtio_net::features::HEADER_LEN;
 use virtio_net::receive::Received;
 use virtio_net::{Frames, GuestRoom, Negotiated, NetHeader, ReceiveState, TransmitBurst};
 use virtqueue::driver::{Buffer, Driver, RingOptions};
-use virtqueue::{Broken, Chains, Queue};
+use virtqueue::{Chains, Queue, RingError};
 use vm_memory::GuestAddress;
 
 const SIZE: u16 = 128;
@@ -128,10 +128,10 @@ impl Ring {
     }
 
     /// Does `work` with what was sent, in one burst.
-    pub fn with_sent<T>(&mut self, work: impl FnOnce(Frames<'_, '_>) -> T) -> Result<T, Broken> {
+    pub fn with_sent<T>(&mut self, work: impl FnOnce(Frames<'_, '_>) -> T) -> Result<T, RingError> {
         self.driver.publish();
         let mut chains = Chains::new();
-        self.queue.look()?;
+        self.queue.available_descriptors()?;
         let burst = TransmitBurst::gather(&mut self.queue, memory(), self.negotiated, &mut chains)?;
         Ok(work(burst.frames()))
     }
@@ -140,9 +140,9 @@ impl Ring {
     pub fn with_room<T>(
         &mut self,
         work: impl FnOnce(&mut GuestRoom<'_, '_>) -> T,
-    ) -> Result<(T, Received), Broken> {
+    ) -> Result<(T, Received), RingError> {
         let mut chains = Chains::new();
-        self.queue.look()?;
+        self.queue.available_descriptors()?;
         let Self { queue, state, negotiated, .. } = self;
         let mut room = GuestRoom::open(queue, memory(), &mut chains, state, *negotiated);
         let done = work(&mut room);
