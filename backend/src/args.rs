@@ -1,5 +1,6 @@
-//! Raw flags, as they stand on the command line. Each is checked for its form only; what they mean
-//! together is `plan`'s business.
+//! Raw flags, as they stand on the command line. Each is checked for its form only; `plan` checks them together.
+//!
+//! The first paragraph of a flag's text is for `-h`, all of it for `--help`. Both are 80 columns wide.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -12,120 +13,170 @@ use worker::PollPolicy;
 
 use crate::spec::{DatapathSpec, FaultSpec};
 
+/// Width of the help texts, in columns. No line of the texts below is longer, so that none is broken.
+const COLUMNS: usize = 80;
+
+const USAGE: &str = "\
+ringscoped [OPTIONS] --socket-path <PATH> --datapath <SPEC>
+       ringscoped [OPTIONS] --fd <N> --name <NAME> --datapath <SPEC>
+       ringscoped [OPTIONS] --config <FILE>
+       ringscoped --print-capabilities";
+
 const EXAMPLES: &str = "\
 Examples:
   ip tuntap add dev tap0 mode tap vnet_hdr && ip link set tap0 up
   ringscoped --socket-path /tmp/vm0.sock --datapath tap:ifname=tap0
   ringscope top --name vm0
 
-  and the guest on it (share=on matters: without it nothing arrives):
-  qemu-system-x86_64 ... -object memory-backend-memfd,id=m,size=512M,share=on -numa node,memdev=m \\
-    -chardev socket,id=c,path=/tmp/vm0.sock,reconnect-ms=1000 -netdev vhost-user,id=n,chardev=c \\
-    -device virtio-net-pci,netdev=n
+  The guest for it. Without share=on nothing that it writes arrives:
+  qemu-system-x86_64 ... \\
+    -object memory-backend-memfd,id=m,size=512M,share=on -numa node,memdev=m \\
+    -chardev socket,id=c,path=/tmp/vm0.sock,reconnect-ms=1000 \\
+    -netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n
 
-Exit code: 0, or 1 with one sentence on standard error, or 2 for wrong flags.
-Messages go to standard error; RUST_LOG=debug shows more of the conversation with the front end.";
+Exit code: 0; 1 with one sentence on standard error; 2 for wrong flags;
+70 for a fault of the daemon itself, which should then be started again.
+Messages go to standard error. RUST_LOG=debug shows the messages of the front
+end in more detail.";
+
+const DATAPATHS: &str = "\
+Where frames go and come from, one of:
+  tap:ifname=NAME[,napi=on][,engine=uring]
+  tap:fd=N[,engine=uring]
+  macvtap:ifname=NAME[,over=NAME[,mode=MODE]]
+  macvtap:fd=N
+  af-xdp:ifname=NAME[,KEY=VALUE...]
+  switch:NAME[,uplink=SPEC]
+  reflect
+  null[:rx=BYTES]
+backend/README.md describes each of them, and the keys of af-xdp.";
+
+const FAULTS: &str = "\
+Plant a fault, to see its effect; may be repeated. One of:
+  delay:STAGE=USEC[,every=N]
+  drop[:tx|rx][=P][,every=N][,seed=N]
+  error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]
+  panic:tx|rx[,after=N]
+backend/README.md describes each of them.";
 
 /// vhost-user network back end that shows where every packet's time goes.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "ringscoped", version, after_help = EXAMPLES)]
+#[command(name = "ringscoped", version, override_usage = USAGE, after_long_help = EXAMPLES, term_width = COLUMNS)]
 #[command(group(ArgGroup::new("endpoint").required(true)
     .args(["socket_path", "fd", "config", "print_capabilities"])))]
 pub struct Args {
-    /// The vhost-user socket: made here for front ends to connect to
+    /// Make the vhost-user socket PATH, for front ends to connect to
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
 
-    /// Connect to --socket-path, where the front end listens, instead of making it; again when it ends
+    /// Connect to --socket-path instead of making it
+    ///
+    /// The front end listens there. When the connection ends, the daemon connects again.
     #[arg(long, requires = "socket_path")]
     pub client: bool,
 
-    /// A unix socket that was handed over as this file descriptor: listening, or connected to a front end
+    /// Use the unix socket that was handed over as descriptor N
+    ///
+    /// It listens, or it is connected to a front end.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub fd: Option<RawFd>,
 
-    /// Several guests: a TOML file with a table [[guest]] for each, whose keys are the flags below
+    /// Serve the guests of this TOML file
+    ///
+    /// The file has a table [[guest]] for each guest. Its keys are the flags below.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "pcap",
           "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault"])]
     pub config: Option<PathBuf>,
 
-    /// Print what this program can do, as JSON for management tools, and end
+    /// Print the capabilities as JSON for management tools, and exit
     #[arg(long)]
     pub print_capabilities: bool,
 
-    /// Where frames go to and come from: tap:ifname=NAME[,napi=on][,engine=uring], tap:fd=N,
-    /// macvtap:ifname=NAME[,over=NAME[,mode=MODE]], macvtap:fd=N, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC],
-    /// reflect, or null[:rx=BYTES]
-    #[arg(long, value_name = "SPEC", required_unless_present_any = ["print_capabilities", "config"])]
+    /// Where frames go and come from, such as tap:ifname=tap0
+    #[arg(long, value_name = "SPEC", required_unless_present_any = ["print_capabilities", "config"], long_help = DATAPATHS)]
     pub datapath: Option<DatapathSpec>,
 
-    /// The name of this device: of its recorder, and in reports [default: the socket's file stem]
+    /// Name of the device, its recorder and its reports [default: stem of the socket's file name]
     #[arg(long)]
     pub name: Option<String>,
 
-    /// Queue pairs; a tap needs as many queues
+    /// Number of queue pairs
+    ///
+    /// A tap needs the same number of queues.
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=128))]
     pub queue_pairs: u16,
 
-    /// The largest ring that the guest may choose: a power of two
+    /// Largest ring that the guest may choose, a power of two
     #[arg(long, value_name = "N", default_value = "1024",
           value_parser = clap::value_parser!(u16).range(2..=1024).try_map(power_of_two))]
     pub queue_size: u16,
 
-    /// The device's address, for front ends that ask for it (QEMU has its own option)
+    /// MAC address of the device
+    ///
+    /// Front ends that ask for the address get it; QEMU has its own option (-device virtio-net-pci,mac=). On a switch the
+    /// address belongs to this guest. A macvtap that is made (over=) gets it.
     #[arg(long)]
     pub mac: Option<MacAddress>,
 
-    /// On a switch: drop the guest's frames whose source is not --mac [default: on with --mac]
-    #[arg(long, value_enum)]
+    /// On a switch, drop frames whose source is not --mac: on or off [default: on with --mac]
+    #[arg(long, value_enum, value_name = "STATE", hide_possible_values = true)]
     pub mac_locked: Option<Switch>,
 
-    /// What to do without work: sleep at once; poll a while first (USEC, 200 if not given), and again when the
-    /// next packet of a beat is due; or never sleep
-    #[arg(long, value_name = "never|adaptive[:USEC]|always", default_value_t)]
+    /// What a worker does when idle: never, adaptive[:USEC] or always
+    ///
+    /// When idle: sleep at once (never); poll for USEC [200], and again when periodic traffic is due (adaptive); or never
+    /// sleep (always).
+    #[arg(long, value_name = "POLICY", default_value_t)]
     pub poll: PollPolicy,
 
-    /// One worker on each of these CPUs, as in 2,4-5; queue pairs are dealt out among them
-    /// [default: one worker, on any CPU]
+    /// Run one worker on each of these CPUs, as in 2,4-5 [default: one worker, on any CPU]
+    ///
+    /// The queue pairs are distributed among the workers.
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<CpuList>,
 
-    /// Run the workers in the real-time class, with this priority from 1 to 99
+    /// Run the workers in the real-time class, with priority PRIO (1 to 99)
     #[arg(long, value_name = "fifo:PRIO")]
     pub sched: Option<Fifo>,
 
-    /// Where the recorder is [default: /run/ringscope, without root $XDG_RUNTIME_DIR/ringscope]
+    /// Directory of the recorder [default: /run/ringscope, or $XDG_RUNTIME_DIR/ringscope without root]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
 
-    /// Serve counters and stage histograms to Prometheus (OpenMetrics, GET /metrics): unix:/PATH, or a loopback
-    /// address such as 127.0.0.1:9101
+    /// Serve metrics to Prometheus at ADDR
+    ///
+    /// GET /metrics returns counters and stage histograms as OpenMetrics text. ADDR is unix:/PATH, or a loopback address
+    /// such as 127.0.0.1:9101.
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<metrics::Address>,
 
     /// Record every burst; off keeps only the counters
-    #[arg(long, value_enum, default_value_t = Switch::On)]
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value_t = Switch::On)]
     pub trace: Switch,
 
-    /// Measure in the host kernel too, by BPF programs that are there as long as this is: how long a worker's thread
-    /// takes to run (wakeup), and frames between a tap given by its name and the next device (host-tx, host-rx);
-    /// needs root
+    /// Also measure in the host kernel; needs root
+    ///
+    /// BPF programs, attached as long as the daemon runs, measure how long a thread takes to run after it was woken up, a
+    /// worker's (wakeup) or the front end's (inject), and the way of frames between a tap that is given by its name and the
+    /// next device (host-tx, host-rx).
     #[arg(long)]
     pub kernel_stages: bool,
 
-    /// Record every probe packet by its number, too: those of ringscope agent udp-ping to or from this UDP port, for
-    /// ringscope stats --probes
+    /// Also record each probe packet to or from UDP port PORT
+    ///
+    /// The command "ringscope agent udp-ping" sends probe packets, and "ringscope stats --probes" reports them.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub trace_probe: Option<u16>,
 
-    /// Plant a fault, to see what becomes of it: delay:STAGE=USEC[,every=N], drop[:tx|rx][=P][,every=N][,seed=N],
-    /// error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N] or panic:tx|rx[,after=N]; may be repeated
-    #[arg(long, value_name = "SPEC")]
+    /// Plant a fault, to see its effect; may be repeated
+    #[arg(long, value_name = "SPEC", long_help = FAULTS)]
     pub fault: Vec<FaultSpec>,
 
-    /// Write a copy of every packet to this file (pcapng), with its burst's stages as a comment. The file is new each time,
-    /// mode 0600; only a regular file of the same user is replaced
+    /// Write a copy of every packet to FILE (pcapng)
+    ///
+    /// The comment of a packet has the stages of its burst. FILE is new each time, with mode 0600. Only a regular file of
+    /// the same user is replaced.
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
 }
@@ -206,5 +257,21 @@ mod tests {
     fn the_flags_fit_together() {
         use clap::CommandFactory as _;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_80_columns_and_breaks_no_line_of_the_examples() {
+        use clap::CommandFactory as _;
+        let (short, long) = (Args::command().render_help(), Args::command().render_long_help());
+        let (short, long) = (short.to_string(), long.to_string());
+        for line in short.lines().chain(long.lines()) {
+            assert!(line.chars().count() <= COLUMNS, "too long: {line}");
+        }
+        for text in [EXAMPLES, DATAPATHS, FAULTS] {
+            for line in text.lines() {
+                assert!(long.contains(line), "broken: {line}");
+            }
+        }
+        assert!(2 * short.lines().count() < long.lines().count(), "-h is the short one:\n{short}");
     }
 }

@@ -188,13 +188,15 @@ fn switch(text: &str, rest: &str) -> Result<DatapathSpec, String> {
 fn af_xdp_options(fields: &mut Fields<'_>) -> Result<Options, String> {
     const MODES: [XdpMode; 3] = [XdpMode::Auto, XdpMode::Native, XdpMode::Generic];
     const CHOICES: [Choice; 3] = [Choice::Auto, Choice::On, Choice::Off];
+    // The former name of the key, accepted until version 1.0.
+    fields.rename("merge", "gro")?;
     Ok(Options {
         mode: fields.one_of("mode", &MODES)?,
         zero_copy: fields.one_of("zerocopy", &CHOICES)?,
         need_wakeup: fields.one_of("need-wakeup", &CHOICES)?,
         busy_poll: fields.one_of("busy-poll", &CHOICES)?,
         umem: fields.one_of("umem", &[UmemOwner::Host, UmemOwner::Guest])?,
-        merge: fields.one_of("merge", &[Merging::On, Merging::Off])?,
+        merge: fields.one_of("gro", &[Merging::On, Merging::Off])?,
         stamps: true,
     })
 }
@@ -228,7 +230,7 @@ impl fmt::Display for DatapathSpec {
                 write_unless_default(f, "need-wakeup", need_wakeup)?;
                 write_unless_default(f, "busy-poll", busy_poll)?;
                 write_unless_default(f, "umem", umem)?;
-                write_unless_default(f, "merge", merge)
+                write_unless_default(f, "gro", merge)
             }
             Self::Switch { name, uplink: None } => write!(f, "switch:{name}"),
             Self::Switch { name, uplink: Some(uplink) } => {
@@ -308,6 +310,22 @@ impl<'t> Fields<'t> {
         Some(self.pairs.remove(at).1)
     }
 
+    /// Reads the key `former` as `key`.
+    fn rename(&mut self, former: &str, key: &'static str) -> Result<(), String> {
+        let has_key = self.pairs.iter().any(|(known, _)| *known == key);
+        match self.pairs.iter_mut().find(|(known, _)| *known == former) {
+            Some(_) if has_key => Err(format!(
+                "{key} and {former} are one key; expected only {key}, found '{}'",
+                self.text
+            )),
+            Some((known, _)) => {
+                *known = key;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The interface's name, or the descriptor.
     fn port(&mut self) -> Result<Port, String> {
         let found = self.text;
@@ -371,7 +389,7 @@ mod tests {
             "macvtap:fd=3",
             "af-xdp:ifname=eth0",
             "af-xdp:ifname=eth0,mode=generic,zerocopy=off,need-wakeup=on,busy-poll=on,umem=guest",
-            "af-xdp:ifname=eth0,merge=off",
+            "af-xdp:ifname=eth0,gro=off",
             "switch:lan",
             "switch:lan,uplink=af-xdp:ifname=eth0,mode=native",
             "switch:lan,uplink=macvtap:ifname=mv0,over=eth0,mode=passthru",
@@ -382,6 +400,12 @@ mod tests {
         ] {
             assert_eq!(text.parse::<DatapathSpec>().unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn the_former_name_of_gro_is_accepted() {
+        let spec = "af-xdp:ifname=eth0,merge=off".parse::<DatapathSpec>().unwrap();
+        assert_eq!(spec.to_string(), "af-xdp:ifname=eth0,gro=off");
     }
 
     #[test]
@@ -406,9 +430,11 @@ mod tests {
             ("af-xdp:ifname=a,mode=fast", "mode=auto|native|generic"),
             (
                 "af-xdp:ifname=a,copy=on",
-                "the keys ifname, mode, zerocopy, need-wakeup, busy-poll, umem, merge",
+                "the keys ifname, mode, zerocopy, need-wakeup, busy-poll, umem, gro",
             ),
-            ("af-xdp:ifname=a,merge=auto", "merge=on|off"),
+            ("af-xdp:ifname=a,gro=auto", "gro=on|off"),
+            ("af-xdp:ifname=a,merge=auto", "gro=on|off"),
+            ("af-xdp:ifname=a,merge=off,gro=off", "gro and merge"),
             ("switch", "switch:NAME"),
             ("switch:", "switch:NAME"),
             ("switch:a/b", "switch:NAME"),
