@@ -33,11 +33,11 @@ use self::uplink::Uplink;
 use self::waiting::{CROWDED, Crowd, End, STUCK, Wait, has_room};
 
 use crate::clock::{Clock, Deadline};
-use crate::forecast::Worked;
 use crate::forward::Sight;
+use crate::idle::forecast::Worked;
+use crate::idle::sleep::Sleeper;
 use crate::pair::{Pair, Shared, Starved};
 use crate::ring::{Ring, RingState};
-use crate::sleep::Sleeper;
 use crate::transmit::{Sent, Untold, discard_burst};
 use crate::wiring::Wiring;
 

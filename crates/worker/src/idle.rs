@@ -1,19 +1,31 @@
 //! What a worker does while there is no work: look again, give way, or sleep, and until when.
+//!
+//! - `policy`: what the operator chose.
+//! - `forecast`: when the next work of a queue pair is due.
+//! - `batching`: how soon a transmit ring is looked at again under sustained load.
+//! - `sleep`: epoll.
+
+pub mod batching;
+pub mod forecast;
+mod policy;
+pub mod sleep;
 
 use std::time::Duration;
 
 use datapath::Datapath;
 
 use crate::clock::{Clock, Deadline};
-use crate::forecast::Lengths;
 use crate::pair::Pair;
-use crate::policy::PollPolicy;
 
-/// A worker that polls gives way once in so many looks that found nothing: to give way is a system call, and
-/// costs as much as ten looks at a ring.
+use self::forecast::Lengths;
+
+pub use policy::{PollPolicy, Scheduling};
+
+/// Looks that find nothing from one `sched_yield` of a polling worker to the next. That system call costs as much as ten
+/// looks at a ring.
 const LOOKS_A_YIELD: u32 = 8;
 
-/// What a thread takes to run again once its timer has fired, before that was seen.
+/// Time from a timer's expiry until its thread runs, before any was measured.
 const LATENESS: Duration = Duration::from_micros(50);
 
 /// What to do next.
@@ -21,39 +33,39 @@ const LATENESS: Duration = Duration::from_micros(50);
 pub enum Idle {
     /// Look for work.
     Look,
-    /// Look for work once others had this CPU.
+    /// Let other threads have this CPU, then look for work.
     GiveWay,
-    /// Sleep, at most so long.
+    /// Sleep until work comes, or for this time at most.
     Sleep(Option<Duration>),
 }
 
-/// A pause in a worker's work.
+/// A worker's idle gap: how long there has been nothing to do.
 #[derive(Debug)]
-pub struct Pause {
+pub struct IdleGap {
     policy: PollPolicy,
     clock: Clock,
     /// How long `adaptive` polls, ticks.
     spin: u64,
     /// [`LATENESS`] in ticks.
     lateness: u64,
-    /// By how much sleeps lasted longer than they should.
+    /// By how much sleeps lasted longer than asked for.
     late: Lengths,
-    /// When it was last known that there is no work, or that a sleep is over, ticks. What a turn with work takes is not part
-    /// of the pause before it.
+    /// When there was last known to be no work, or a sleep ended, ticks. A turn with work is not part of the gap before
+    /// it.
     looked: u64,
-    /// How long it takes to run again after a sleep, if nothing was looked for since, ticks.
+    /// How long ago the last sleep should have ended when it did, ticks; 0 after a look for work.
     overslept: u64,
-    /// When the sleep that was last asked for should end, ticks.
+    /// When the present sleep should end, ticks.
     wake_at: Option<u64>,
     /// Since when there has been neither work nor a wake-up, ticks.
     since: Option<u64>,
-    /// How many looks have found nothing.
+    /// Number of looks that found nothing.
     looks: u32,
     /// Whether it has lasted longer than [`Self::spin`].
     is_long: bool,
 }
 
-impl Pause {
+impl IdleGap {
     pub fn new(policy: PollPolicy, clock: Clock) -> Self {
         let spin = match policy {
             PollPolicy::Adaptive(time) => clock.ticks_in(time),
@@ -74,7 +86,7 @@ impl Pause {
         }
     }
 
-    /// There was work: the pause is over.
+    /// There was work: the gap is over.
     #[inline]
     pub fn end<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) {
         if self.is_long {
@@ -83,8 +95,8 @@ impl Pause {
         (self.since, self.looks) = (None, 0);
     }
 
-    /// A sleep is over. `woken`: something ended it, not the time; then the worker polls anew, whether or not it
-    /// finds work.
+    /// A sleep is over. `woken`: an event ended it, not the timer. Then the worker polls again from the start, whether or
+    /// not it finds work.
     pub fn slept(&mut self, woken: bool) {
         self.looked = self.clock.now();
         if let Some(wake_at) = self.wake_at.take()
@@ -113,7 +125,7 @@ impl Pause {
         })
     }
 
-    /// Polls at the pause's beginning and around the moment that a pair's forecast names; sleeps otherwise.
+    /// Polls at the gap's beginning and around the moment that a pair's forecast gives; sleeps otherwise.
     #[inline]
     fn adapt<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) -> Option<Idle> {
         let now = self.clock.now();
@@ -129,7 +141,7 @@ impl Pause {
         self.wait(pairs, now)
     }
 
-    /// How long to sleep at `now`, if not so little that it is not worth it.
+    /// How long to sleep at `now`; none if the time is too short for a sleep.
     #[cold]
     fn wait<D: Datapath>(&mut self, pairs: &[Pair<D>], now: u64) -> Option<Idle> {
         let due = pairs.iter().filter_map(|pair| pair.forecast.due(now, self.spin));
@@ -138,7 +150,7 @@ impl Pause {
         let Some(next) = next else { return Some(Idle::Sleep(None)) };
         let lead = self.late.most().unwrap_or(self.lateness).min(self.spin);
         let wake_at = next.saturating_sub(lead);
-        // To fall asleep takes about as long as to wake up.
+        // Falling asleep takes about as long as waking up.
         let ticks = wake_at.checked_sub(now).filter(|&ticks| ticks > lead)?;
         self.wake_at = Some(wake_at);
         Some(Idle::Sleep(Some(self.clock.duration_of(ticks))))

@@ -1,10 +1,8 @@
 //! The loop that joins rings, datapath and trace. Only this crate reads the clock.
 //!
-//! - [`policy`]: when to poll, when to sleep, on which CPU.
 //! - [`mailbox`]: how the control plane starts and stops rings, and waits until the worker has done it.
 //! - `worker`: the loop: commands, a turn for every queue pair, sleep.
-//! - `idle`: what it does without work; `forecast`: when a pair's next work is due.
-//! - `pace`: how soon a ring is looked at again in a rush.
+//! - `idle`: what a worker does without work, and where it runs.
 //! - `pair`: a queue pair and its datapath; `transmit` and `receive` are its two turns.
 //! - `in_place`: frames that are sent from the guest's own memory; `torn`: guests whose memory is missing.
 //! - `probes`: packets that carry a number of their own.
@@ -13,7 +11,7 @@
 //! - `wiring`: how the pairs are joined: each with a wire of its own, or by `fabric`, a switch, with one another;
 //!   `forward`: from ring to ring.
 //! - [`custody`]: descriptors from front ends; `alarm`: a timer that ends a call that blocks on one.
-//! - `ring`: a ring in service; `trace`: the stamps of a burst; `sleep`: epoll.
+//! - `ring`: a ring in service; `trace`: the stamps of a burst.
 //! - [`fault`]: delays planted in a stage, to prove that they show there, and planted panics.
 
 mod alarm;
@@ -21,19 +19,15 @@ mod clock;
 pub mod custody;
 mod fabric;
 pub mod fault;
-mod forecast;
 mod forward;
 mod idle;
 mod in_place;
 pub mod mailbox;
-mod pace;
 mod pair;
 pub mod panic;
-pub mod policy;
 mod probes;
 mod receive;
 mod ring;
-mod sleep;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -46,7 +40,7 @@ mod worker;
 pub use custody::{Custody, Foreign, Hung};
 pub use fabric::{Member, PAIRS_MAX as SWITCH_PAIRS_MAX};
 pub use fault::{Crash, Delay};
+pub use idle::{PollPolicy, Scheduling};
 pub use mailbox::{Mailbox, RingStart, StartError, WorkerGone};
 pub use panic::PanicAlarm;
-pub use policy::{PollPolicy, Scheduling};
 pub use worker::{GuestOptions, Worker, WorkerOptions};

@@ -11,12 +11,12 @@ use log_limit::LogLimit;
 use virtio_net::{HeldChains, Negotiated, ReceiveState};
 
 use crate::clock::Deadline;
-use crate::forecast::{Forecast, Worked};
+use crate::idle::batching::Batching;
+use crate::idle::forecast::{Forecast, Worked};
+use crate::idle::sleep::{Sleeper, Token};
 use crate::mailbox::{RingStart, StartError};
-use crate::pace::Pace;
 use crate::probes::Probes;
 use crate::ring::{Ring, RingState};
-use crate::sleep::{Sleeper, Token};
 use crate::trace::{Outcome, Tracer};
 use crate::transmit::Untold;
 
@@ -48,7 +48,7 @@ pub struct Context<'w> {
     pub hold: u64,
     /// [`RETRY`] in ticks.
     pub retry: u64,
-    /// [`LONGEST`](crate::pace::LONGEST) in ticks.
+    /// [`LONGEST`](crate::idle::batching::LONGEST) in ticks.
     pub longest: u64,
 }
 
@@ -151,7 +151,7 @@ pub struct Pair<D> {
     pub backlog: Option<Backlog>,
     /// Chains whose frames are being sent from the guest's memory.
     pub held: HeldChains,
-    pub pace: Pace,
+    pub batching: Batching,
     /// The datapath took no more frames at the last try.
     pub blocked: bool,
     pub starved: Option<Starved>,
@@ -182,7 +182,7 @@ impl<D: Datapath> Pair<D> {
             sequences: [0; 2],
             backlog: None,
             held: HeldChains::default(),
-            pace: Pace::default(),
+            batching: Batching::default(),
             blocked: false,
             starved: None,
             forwarded: None,
@@ -248,7 +248,7 @@ impl<D: Datapath> Pair<D> {
     pub fn rest(&mut self, now: u64) {
         let worked = std::mem::take(&mut self.worked);
         if worked != Worked::default() {
-            self.forecast.rest(worked, now);
+            self.forecast.begin(worked, now);
         }
     }
 

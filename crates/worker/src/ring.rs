@@ -10,8 +10,8 @@ use virtqueue::{ConfigError, Queue, QueueSetup, RingError};
 
 use crate::alarm::Alarm;
 use crate::custody::Foreign;
+use crate::idle::sleep::{Sleeper, Token};
 use crate::mailbox::RingStart;
-use crate::sleep::{Sleeper, Token};
 use crate::sys;
 use crate::torn::TORN;
 

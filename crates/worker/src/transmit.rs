@@ -84,17 +84,17 @@ impl<D: Datapath> Pair<D> {
     ) -> Result<Option<(Journey, Backlog)>, RingError> {
         // A worker that is woken up by kicks would not be for what comes while it waits.
         if context.polling {
-            if !self.pace.is_due(|| context.tracer.now()) {
+            if !self.batching.is_due(|| context.tracer.now()) {
                 return Ok(None);
             }
-            if self.pace.has_enough() && !ring.queue.has_available(BURST_MAX) {
-                self.pace.leave();
+            if self.batching.has_enough() && !ring.queue.has_available(BURST_MAX) {
+                self.batching.leave();
                 return Ok(None);
             }
         }
         let seen = self.see_chains(ring, context)?;
         if seen.is_none() {
-            self.pace.missed();
+            self.batching.missed();
         }
         Ok(seen)
     }
@@ -119,7 +119,7 @@ impl<D: Datapath> Pair<D> {
             let is_full = slots > backlog.slots && usize::from(slots) >= BURST_MAX;
             // What was cut short, because the receiver has no more buffers, goes on when it has had time to post some.
             let more = (left > 0 || is_full) && !self.blocked;
-            self.pace.found(now, slots, more, context.longest);
+            self.batching.found(now, slots, more, context.longest);
         }
         self.backlog = (left > 0).then_some(Backlog { slots: left, ..backlog });
         (slots > 0).then_some(Untold { journey, packets, bytes, polled: backlog.polled })

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use datapath::Datapath;
 
+use crate::idle::sleep::Sleeper;
 use crate::pair::{Pair, Shared};
-use crate::sleep::Sleeper;
 
 /// Where the frames of a worker's pairs go to and come from.
 pub trait Wiring: Send + 'static {

@@ -13,14 +13,13 @@ use log_limit::LogLimit;
 use crate::clock::{Clock, Deadline};
 use crate::fabric::{Fabric, Member, pairs_of};
 use crate::fault::{Crash, Delay, Fault};
-use crate::idle::{Idle, Pause};
+use crate::idle::batching::LONGEST;
+use crate::idle::sleep::{Sleeper, Token};
+use crate::idle::{Idle, IdleGap, PollPolicy, Scheduling};
 use crate::mailbox::{Command, Inbox, Mailbox, RingStart, StartError};
-use crate::pace::LONGEST;
 use crate::pair::{Context, HOLD, Pair, RETRY, Shared};
 use crate::panic::PanicAlarm;
-use crate::policy::{PollPolicy, Scheduling};
 use crate::probes::Probes;
-use crate::sleep::{Sleeper, Token};
 use crate::sys;
 use crate::trace::Tracer;
 use crate::wiring::{Direct, Wiring};
@@ -188,7 +187,7 @@ struct Loop<W: Wiring> {
     tracers: Vec<Tracer>,
     pairs: Vec<Pair<W::Wire>>,
     clock: Clock,
-    pause: Pause,
+    idle: IdleGap,
     /// Whether it ever looks for frames without having been woken for them.
     polls: bool,
     /// [`HOLD`] in ticks.
@@ -253,7 +252,7 @@ impl<W: Wiring> Loop<W> {
             tracers: guests.into_iter().map(tracer).collect(),
             pairs,
             clock,
-            pause: Pause::new(options.poll, clock),
+            idle: IdleGap::new(options.poll, clock),
             polls: options.poll != PollPolicy::Never,
             hold: clock.ticks_in(HOLD),
             retry: clock.ticks_in(RETRY),
@@ -275,7 +274,7 @@ impl<W: Wiring> Loop<W> {
                 self.look_at_mappings();
             }
             if self.turn() {
-                self.pause.end(&mut self.pairs);
+                self.idle.end(&mut self.pairs);
                 self.losses.turns = self.losses.turns.wrapping_add(1).max(1);
                 self.busy = self.busy.wrapping_add(1);
                 if self.busy.is_multiple_of(TURNS_A_LOOK) {
@@ -283,7 +282,7 @@ impl<W: Wiring> Loop<W> {
                 }
                 continue;
             }
-            match self.pause.next(&mut self.pairs) {
+            match self.idle.next(&mut self.pairs) {
                 Idle::Look => (0..PAUSES_A_LOOK).for_each(|_| std::hint::spin_loop()),
                 // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine with
                 // few of them, a worker that spins would hold up the answer that it spins for.
@@ -375,7 +374,7 @@ impl<W: Wiring> Loop<W> {
                     (pair.readable, pair.blocked) = (true, false);
                 }
             }
-            self.pause.slept(woken);
+            self.idle.slept(woken);
         }
         for pair in &mut self.pairs {
             pair.disarm();

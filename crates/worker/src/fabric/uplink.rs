@@ -17,10 +17,10 @@ use super::placing::WORK_MAX;
 use super::waiting::{Crowd, Wait, has_room};
 use super::{Fabric, UPLINK, bits};
 use crate::clock::Deadline;
-use crate::forecast::Worked;
 use crate::forward::{Delivery, Sight};
+use crate::idle::forecast::Worked;
+use crate::idle::sleep::{Sleeper, Token};
 use crate::pair::{Failed, Pair, Shared};
-use crate::sleep::{Sleeper, Token};
 use crate::trace::Tracer;
 
 /// The most frames of one turn: as many as of a guest whose datapath takes a system call for each.

@@ -9,17 +9,17 @@ use std::time::Duration;
 pub enum PollPolicy {
     /// Sleep at once: the guest kicks for every first packet.
     Never,
-    /// Poll for this long after the last packet, without kicks; then sleep, and poll again around the moment
-    /// that the next one is due (`forecast`), for no longer than this before and after it.
+    /// Poll for this time after the last packet, without kicks. Then sleep, and poll again around the moment that the next
+    /// packet is due (`forecast`), for at most this time before and after it.
     Adaptive(Duration),
     /// Never sleep.
     Always,
 }
 
 impl PollPolicy {
-    /// How long `adaptive` polls when no time is given: as long as KVM polls for a halted vCPU
-    /// (`halt_poll_ns`, virt/kvm/kvm_main.c), for the same reason: a guest mostly answers within it, and a
-    /// sleep would cost both sides a wake-up.
+    /// Polling time of `adaptive` when none is given: as long as KVM polls for a halted vCPU (`halt_poll_ns`,
+    /// virt/kvm/kvm_main.c), for the same reason. A guest mostly responds within it, and a sleep would cost both sides a
+    /// wake-up.
     pub const ADAPTIVE_DEFAULT: Duration = Duration::from_micros(200);
     const ADAPTIVE_MAX: Duration = Duration::from_secs(1);
 }

@@ -1,7 +1,7 @@
 //! What a worker sleeps on: kicks, datapaths, its mailbox and a timer, all edge triggered.
 //!
-//! Edge triggered, because then a kick need not be read: each new write is a new event, and a system call
-//! a burst is saved.
+//! With edge triggering a kick need not be read, because each new write is a new event. This saves one system call per
+//! burst.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,16 +13,16 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::alarm::Alarm;
 
-/// Whom an event is for.
+/// What an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
     /// A command waits.
     Mailbox,
     /// The guest kicked this virtqueue.
     Kick(u16),
-    /// The datapath of this queue pair has frames, or takes some again.
+    /// The datapath of this queue pair has frames, or takes frames again.
     Datapath(u16),
-    /// The same of the uplink of a switch.
+    /// The same for the uplink of a switch.
     Uplink,
 }
 
@@ -47,7 +47,7 @@ impl Token {
     }
 }
 
-/// The timer's number: no token's.
+/// Event number of the timer, which no token has.
 const TIMER: u64 = u64::MAX;
 
 const EVENTS_MAX: usize = 32;
@@ -79,7 +79,7 @@ impl Sleeper {
         Ok(sleeper)
     }
 
-    /// Wakes up for `fd` from now on; at once when it is ready already.
+    /// Wakes up for `fd` from now on; immediately when it is ready already.
     pub fn add(&self, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
         let events = match token {
             Token::Datapath(_) | Token::Uplink => Events::EPOLLIN | Events::EPOLLOUT,
@@ -93,10 +93,10 @@ impl Sleeper {
         epoll::ctl(self.epoll.as_raw_fd(), ControlOptions::EPOLL_CTL_ADD, fd.as_raw_fd(), event)
     }
 
-    /// Wakes up for `fd` no more.
+    /// No longer wakes up for `fd`.
     pub fn remove(&self, fd: &impl AsRawFd) {
         let event = Event::new(Events::empty(), 0);
-        // Only fails when it is not there, which is what is wanted.
+        // This fails only when `fd` is not registered, which is the wanted state.
         let _ = epoll::ctl(
             self.epoll.as_raw_fd(),
             ControlOptions::EPOLL_CTL_DEL,
@@ -116,21 +116,21 @@ impl Sleeper {
             alarm.disarm();
         }
         let count = epoll::wait(self.epoll.as_raw_fd(), -1, &mut self.events);
-        // An interrupted sleep is one without events: the loop looks around and comes back.
+        // An interrupted sleep returns no events; the loop then sleeps again.
         self.events.iter().take(count.unwrap_or(0)).filter_map(|event| {
             let number = event.data;
             (number != TIMER).then(|| Token::from_number(number))
         })
     }
 
-    /// A timer, because the timeout of `epoll_wait` counts milliseconds.
+    /// Sets a timer, because `epoll_wait` has a timeout in milliseconds only.
     fn set_timer(&mut self, limit: Option<Duration>) {
         let set = match limit {
             Some(limit) => self.timer.reset(limit, None),
             None if self.is_timed => self.timer.clear(),
             None => return,
         };
-        // Linux refuses only what is no timer and what is no time.
+        // Linux refuses only what is not a timer or not a valid time.
         debug_assert!(set.is_ok(), "{set:?}");
         self.is_timed = limit.is_some();
     }
