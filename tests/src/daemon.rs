@@ -6,11 +6,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burst_trace::{Reader, location};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::eventually::{eventually, when};
+
+/// Time that a daemon has to start.
+const STARTED: Duration = Duration::from_secs(5);
+/// Time that its threads have to stop after SIGSTOP.
+const HELD: Duration = Duration::from_secs(5);
 
 /// What a daemon logs in most tests: they look for every message, so its log limit is lifted.
 const ALL_LINES: &str = "info,datapath=debug,log_limit=debug";
@@ -79,21 +85,24 @@ impl Daemon {
 
     /// Waits for its socket, where there was a stale one before or none.
     fn opened(self, stale: Option<(u64, i64, i64)>) -> io::Result<Self> {
-        let mut daemon = self;
-        let until = Instant::now() + Duration::from_secs(5);
-        let waits = |daemon: &Self| {
+        self.started("ringscoped to open its socket", |daemon| {
             let found = inode(&daemon.socket);
             // It opens the socket first; the recorder can still fail.
-            found.is_none() || found == stale || !daemon.log().contains("recording to")
-        };
-        while waits(&daemon) {
-            if Instant::now() > until || !daemon.is_alive() {
-                let text = format!("ringscoped opened no socket:\n{}", daemon.log());
-                return Err(io::Error::other(text));
-            }
-            sleep(Duration::from_millis(10));
+            found.is_some() && found != stale && daemon.log().contains("recording to")
+        })
+    }
+
+    /// Waits until `is_ready`, or until it has ended, which is an error.
+    fn started(mut self, what: &str, is_ready: impl Fn(&Self) -> bool) -> io::Result<Self> {
+        let is_running = eventually(STARTED, what, || match () {
+            () if is_ready(&self) => Ok(true),
+            () if !self.is_alive() => Ok(false),
+            () => Err(self.log()),
+        });
+        if is_running {
+            return Ok(self);
         }
-        Ok(daemon)
+        Err(io::Error::other(format!("expected {what}, but it ended:\n{}", self.log())))
     }
 
     /// The same as a client: it connects to the front end that listens at its socket, now or later.
@@ -131,17 +140,10 @@ impl Daemon {
         fs::write(&path, config)?;
         let mut command = Command::new(program("ringscoped")?);
         command.arg("--config").arg(&path);
-        let mut daemon = Self::spawn_command(directory, first, command, None, lines)?;
         let guests = config.matches("[[guest]]").count();
-        let until = Instant::now() + Duration::from_secs(5);
-        while daemon.log().matches("recording to").count() < guests {
-            if Instant::now() > until || !daemon.is_alive() {
-                let text = format!("ringscoped did not get ready:\n{}", daemon.log());
-                return Err(io::Error::other(text));
-            }
-            sleep(Duration::from_millis(10));
-        }
-        Ok(daemon)
+        let what = format!("ringscoped to record {guests} guests");
+        Self::spawn_command(directory, first, command, None, lines)?
+            .started(&what, |daemon| daemon.log().matches("recording to").count() >= guests)
     }
 
     fn spawn(
@@ -199,6 +201,18 @@ impl Daemon {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Waits until it has logged `text`.
+    ///
+    /// # Panics
+    /// When it does not within 5 s; the message has the log.
+    #[track_caller]
+    pub fn expect_log(&self, text: &str) {
+        eventually(STARTED, &format!("{text:?} in the log"), || {
+            let log = self.log();
+            when(log.contains(text), log)
+        });
+    }
+
     /// Sends it a signal.
     ///
     /// # Errors
@@ -207,39 +221,30 @@ impl Daemon {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// Stops it (SIGSTOP) and waits until all its threads are: each goes on until it has heard of it. SIGCONT ends that.
+    /// Stops it (SIGSTOP), and waits until each of its threads has stopped. SIGCONT ends that.
     ///
     /// # Errors
     /// What the system answers.
+    ///
+    /// # Panics
+    /// When a thread runs on for 5 s.
     pub fn hold(&self) -> io::Result<()> {
         self.signal(Signal::STOP)?;
-        loop {
-            let mut all = true;
+        let running = || -> io::Result<Option<String>> {
             for thread in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
-                let state = fs::read_to_string(thread?.path().join("stat"))?;
-                // Behind the name, which may have brackets itself.
-                all &= state.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"));
+                let stat = fs::read_to_string(thread?.path().join("stat"))?;
+                // After the name, which may have brackets itself.
+                if !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")) {
+                    return Ok(Some(stat));
+                }
             }
-            if all {
-                return Ok(());
-            }
-            sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// How it ended, if it does within `time`.
-    ///
-    /// # Errors
-    /// What the system answers.
-    pub fn ended_within(&mut self, time: Duration) -> io::Result<Option<ExitStatus>> {
-        let until = Instant::now() + time;
-        loop {
-            let status = self.child.try_wait()?;
-            if status.is_some() || Instant::now() > until {
-                return Ok(status);
-            }
-            sleep(Duration::from_millis(5));
-        }
+            Ok(None)
+        };
+        eventually(HELD, "each thread to stop", || match running().transpose() {
+            None => Ok(Ok(())),
+            Some(Err(error)) => Ok(Err(error)),
+            Some(Ok(stat)) => Err(stat),
+        })
     }
 
     /// How many descriptors it has open.
@@ -276,7 +281,7 @@ impl Daemon {
     #[must_use]
     pub fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("its stat");
-        // Behind the program's name, which may hold anything, the first field is number 3.
+        // After the program's name, which may hold anything, the first field is number 3.
         let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
         let times = fields.split(' ').skip(11).take(2);
         let ticks: u64 = times.map(|field| field.parse::<u64>().expect("a number")).sum();
@@ -305,11 +310,14 @@ impl Daemon {
     /// Waits until it has ended by itself.
     ///
     /// # Errors
+    /// What the system answers.
+    ///
+    /// # Panics
     /// When it still runs after `limit`; the message has its log.
+    #[track_caller]
     pub fn wait(&mut self, limit: Duration) -> io::Result<ExitStatus> {
-        self.ended_within(limit)?.ok_or_else(|| {
-            let text = format!("ringscoped still runs after {limit:?}:\n{}", self.log());
-            io::Error::other(text)
+        eventually(limit, "ringscoped to end", || {
+            self.child.try_wait().transpose().ok_or_else(|| self.log())
         })
     }
 
@@ -317,6 +325,10 @@ impl Daemon {
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
+    ///
+    /// # Panics
+    /// As [`wait`](Self::wait).
+    #[track_caller]
     pub fn terminate(&mut self, limit: Duration) -> io::Result<ExitStatus> {
         let pid = Pid::from_child(&self.child);
         if self.is_alive() {

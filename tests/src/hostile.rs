@@ -1,23 +1,21 @@
 //! What a hostile guest does to a ring, and what must come of it.
 
-use std::ops::ControlFlow;
 use std::rc::Rc;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burst_trace::DropCause;
 use frontend::driver::{Buffer, Driver, Returned};
 use frontend::layout::{Descriptor, PackedDescriptor};
-use frontend::{Guest, GuestOptions, RegionOptions, Ring};
+use frontend::{Guest, GuestOptions, Pair, RegionOptions, Ring};
 use tempfile::TempDir;
 
 use crate::daemon::Daemon;
+use crate::eventually::{SOON, eventually, when};
 use crate::frames;
 use crate::lan::guest_table;
 use crate::mirror::{Kind, Mirror};
 use crate::trace::Trace;
 
-const SOON: Duration = Duration::from_secs(2);
 /// Long enough for a frame that is under way.
 const QUIET: Duration = Duration::from_millis(20);
 const MIB: u64 = 1 << 20;
@@ -192,7 +190,10 @@ impl Scene {
     /// When not.
     pub fn expect_drops(&self, index: u16, cause: DropCause, count: u64) {
         // They are counted just after the guest has its buffers back.
-        within_soon(|| (self.trace.drops(index, cause) >= count).then_some(()));
+        eventually(SOON, &format!("{count} drops by {cause:?} on ring {index}"), || {
+            let found = self.trace.drops(index, cause);
+            when(found >= count, found)
+        });
         assert_eq!(self.trace.drops(index, cause), count, "{cause:?} {}", self.daemon.log());
     }
 
@@ -203,19 +204,19 @@ impl Scene {
     }
 
     fn wait_for_foreign(&mut self, index: u16) -> Vec<Returned> {
-        let pair = self.guest.pair(0);
-        let came = within_soon(|| {
-            if index == 0 {
+        let (pair, daemon) = (self.guest.pair(0), &self.daemon);
+        let came = eventually(SOON, "the chain to come back", || {
+            let came = if index == 0 {
                 // Receive buffers come back with frames only.
                 pair.send(&[0; 60]).unwrap();
                 while pair.receive().unwrap().is_some() {}
-                Some(pair.receive_ring().foreign_used()).filter(|came| !came.is_empty())
+                pair.receive_ring().foreign_used()
             } else {
                 pair.reap().unwrap();
-                Some(pair.transmit_ring().foreign_used()).filter(|came| !came.is_empty())
-            }
+                pair.transmit_ring().foreign_used()
+            };
+            if came.is_empty() { Err(daemon.log()) } else { Ok(came) }
         });
-        let came = came.unwrap_or_else(|| panic!("a chain is lost: {}", self.daemon.log()));
         // What was sent to get there comes back first.
         while index == 0 && pair.receive_within(QUIET).unwrap().is_some() {}
         came
@@ -231,26 +232,21 @@ impl Scene {
         let ring = self.guest.ring(index);
         act(ring);
         ring.kick_anyway().unwrap();
-        let gave_up = within_soon(|| {
+        eventually(SOON, &format!("ring {index} to stop, as {why}"), || {
             if index == 0 {
                 // A receive ring is looked at when there are frames.
                 self.guest.pair(0).send(&[0; 60]).unwrap();
             }
-            self.guest.ring(index).gave_up(Duration::from_millis(1)).unwrap().then_some(())
+            let stopped = self.guest.ring(index).gave_up(Duration::from_millis(1)).unwrap();
+            when(stopped, self.daemon.log()[logged..].to_owned())
         });
         let log = self.daemon.log()[logged..].to_owned();
-        assert!(gave_up.is_some(), "{why}: the ring is not given up: {log}");
         assert!(log.contains(why), "{why}: {log}");
         let other = has_given_up(&mut self.guest, &[1 - index]);
         assert!(!other, "{why}: the other ring is given up too: {log}");
         if index == 0 {
             // What was sent to a receiver that is gone is lost, not kept: without another kick.
-            let pair = self.guest.pair(0);
-            let all = within_soon(|| {
-                pair.reap().unwrap();
-                (pair.transmit_ring().driver().free() == usize::from(SIZE)).then_some(())
-            });
-            assert!(all.is_some(), "{why}: the other ring stands still");
+            expect_all_back(self.guest.pair(0));
         }
         self.expect_others();
         self.guest.check_canaries().unwrap();
@@ -270,17 +266,18 @@ pub fn poll_for(options: &GuestOptions) -> &'static str {
     if has(34) == has(35) { "never" } else { "adaptive" }
 }
 
-/// Asks again and again, for a while.
-pub fn within_soon<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let until = Instant::now() + SOON;
-    loop {
-        let flow = ask().map_or(ControlFlow::Continue(()), ControlFlow::Break);
-        match flow {
-            ControlFlow::Break(answer) => return Some(answer),
-            ControlFlow::Continue(()) if Instant::now() > until => return None,
-            ControlFlow::Continue(()) => sleep(Duration::from_micros(200)),
-        }
-    }
+/// Waits until `pair` has all its transmit descriptors back.
+///
+/// # Panics
+/// When one is missing after 2 s.
+#[track_caller]
+pub fn expect_all_back(pair: &mut Pair) {
+    eventually(SOON, "every transmit descriptor to come back", || {
+        pair.reap().unwrap();
+        let driver = pair.transmit_ring().driver();
+        let (free, size) = (driver.free(), usize::from(driver.setup().size));
+        when(free == size, format!("{free} of {size}"))
+    });
 }
 
 /// A buffer that the device may read.

@@ -1,13 +1,14 @@
 //! Guests in software on one switch.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burst_trace::DropCause;
 use frontend::{Frame, Guest, GuestOptions, Pair};
 use tempfile::TempDir;
 
 use crate::daemon::Daemon;
+use crate::eventually::{eventually, when};
 use crate::frames;
 use crate::trace::Trace;
 
@@ -146,10 +147,10 @@ impl Lan {
     /// # Panics
     /// When they were not in time, or more of them.
     pub fn expect_drops(&self, n: usize, ring: u16, cause: DropCause, count: u64) {
-        let until = Instant::now() + SOON;
-        while self.trace(n).drops(ring, cause) < count && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        eventually(SOON, &format!("{count} drops by {cause:?} of guest {n}"), || {
+            let found = self.trace(n).drops(ring, cause);
+            when(found >= count, found)
+        });
         assert_eq!(self.trace(n).drops(ring, cause), count, "{cause:?} of guest {n}");
     }
 

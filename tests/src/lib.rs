@@ -6,6 +6,7 @@
 //! - [`daemon`]: the daemon under test.
 //! - [`debian`]: programs from packages that are not installed.
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
+//! - [`eventually`]: waits for a state, with a deadline and a message.
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`hostile_rings`]: what a hostile guest keeps a ring busy with.
@@ -26,6 +27,7 @@ pub mod cable;
 pub mod daemon;
 pub mod debian;
 pub mod dpdk;
+pub mod eventually;
 pub mod frames;
 pub mod hostile;
 pub mod hostile_rings;

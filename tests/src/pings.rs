@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use frontend::Pair;
 use lab::outside::Outside;
 
+use crate::eventually::eventually;
 use crate::frames;
 use crate::packets::{Mac, arp_reply, arp_request, echo_reply, echo_request};
 
@@ -37,16 +38,12 @@ impl Pinger {
     pub fn new(pair: &mut Pair, mac: Mac) -> Self {
         let (sent, came) = (Vec::new(), Vec::new());
         let mut pinger = Self { mac, gateway: [0; 6], sequence: 0, sent, came };
-        let until = Instant::now() + PATIENCE;
-        loop {
+        pinger.gateway = eventually(PATIENCE, "an answer to ARP requests", || {
             let request = arp_request(mac, OWN, host());
             let answer = pinger.ask(pair, request, Duration::from_millis(200), arp_reply);
-            if let Some(gateway) = answer {
-                pinger.gateway = gateway;
-                return pinger;
-            }
-            assert!(Instant::now() < until, "nobody answers");
-        }
+            answer.ok_or_else(|| format!("{} other frames", pinger.came.len()))
+        });
+        pinger
     }
 
     /// Sends one echo request with `len` bytes of payload. Returns whether the answer came in time; then it has

@@ -3,13 +3,13 @@
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::Signal;
 use rustix::process::{Pid, kill_process};
 
 use crate::daemon::program;
+use crate::eventually::{eventually, when};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -21,28 +21,28 @@ impl Recording {
     /// Has what the daemons of `directory` record kept in `file` from now on.
     ///
     /// # Errors
-    /// When it does not begin.
+    /// When it cannot be started.
+    ///
+    /// # Panics
+    /// When it does not begin within 20 s.
     pub fn start(directory: &Path, file: &Path, arguments: &[&str]) -> io::Result<Self> {
         let mut command = Command::new(program("ringscope")?);
         command.arg("record").arg("--run-dir").arg(directory).arg("-o").arg(file).args(arguments);
         let recording = Self(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
         // It has its place in the recorder once its file is there.
         let part = beside(file, "part");
-        let until = Instant::now() + SOON;
-        while !part.exists() {
-            if Instant::now() >= until {
-                return Err(io::Error::other(format!("no {}", part.display())));
-            }
-            sleep(Duration::from_millis(5));
-        }
-        sleep(Duration::from_millis(20));
+        let what = format!("the recording's file {}", part.display());
+        eventually(SOON, &what, || when(part.exists(), "none"));
         Ok(recording)
     }
 
     /// Ends it as Ctrl-C does. Returns what it said.
     ///
     /// # Errors
-    /// When it does not end.
+    /// What the system answers.
+    ///
+    /// # Panics
+    /// When it does not end within 20 s.
     pub fn interrupt(self) -> io::Result<String> {
         kill_process(Pid::from_child(&self.0), Signal::INT)?;
         self.wait()
@@ -51,15 +51,14 @@ impl Recording {
     /// Waits until it has ended by itself. Returns what it said.
     ///
     /// # Errors
-    /// When it does not end.
+    /// What the system answers.
+    ///
+    /// # Panics
+    /// When it does not end within 20 s.
     pub fn wait(mut self) -> io::Result<String> {
-        let until = Instant::now() + SOON;
-        while self.0.try_wait()?.is_none() {
-            if Instant::now() >= until {
-                return Err(io::Error::other("ringscope record does not end"));
-            }
-            sleep(Duration::from_millis(10));
-        }
+        eventually(SOON, "ringscope record to end", || {
+            self.0.try_wait().transpose().ok_or("that it runs")
+        })?;
         let mut said = String::new();
         if let Some(output) = &mut self.0.stderr {
             output.read_to_string(&mut said)?;

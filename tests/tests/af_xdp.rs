@@ -2,7 +2,7 @@
 
 use std::process::Command;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burst_trace::{BurstRecord, DropCause, SocketEvent};
 use frontend::{Guest, GuestOptions};
@@ -11,6 +11,7 @@ use lab::outside::Outside;
 use report::{Breakdown, Window, table};
 use ringscope_tests::cable::quieten;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::lan;
 use ringscope_tests::pings::Pinger;
 
@@ -88,8 +89,7 @@ fn every_queue_of_the_interface_is_served_whatever_the_number_of_pairs() {
             format!("for p in $(seq {FLOWS}); do echo x >/dev/udp/10.77.0.2/$((5000 + p)); done");
         outside.exec(&format!("bash -c '{send}'")).unwrap();
         let mut ports = Vec::new();
-        let until = Instant::now() + SOON;
-        while ports.len() < FLOWS && Instant::now() < until {
+        eventually(SOON, &format!("frames of {FLOWS} flows, {pairs} queue pairs"), || {
             for pair in guest.pairs() {
                 while let Some(frame) = pair.receive().unwrap() {
                     // Destination port of UDP over IPv4.
@@ -98,7 +98,8 @@ fn every_queue_of_the_interface_is_served_whatever_the_number_of_pairs() {
                     }
                 }
             }
-        }
+            when(ports.len() >= FLOWS, ports.len())
+        });
         ports.sort_unstable();
         assert!(ports.iter().copied().eq(5001..5201), "{pairs} pairs: {} of {FLOWS}", ports.len());
     }
@@ -150,8 +151,8 @@ fn an_interface_that_is_removed_costs_frames_with_a_cause_and_no_cpu() {
         assert!(dropped >= 15, "--poll {poll}: {dropped} dropped");
         guest.stop_ring(0).unwrap();
         daemon.signal(Signal::TERM).unwrap();
-        let ended = daemon.ended_within(Duration::from_secs(1)).unwrap();
-        assert!(ended.is_some_and(|status| status.success()), "{}", daemon.log());
+        let ended = daemon.wait(Duration::from_secs(1)).unwrap();
+        assert!(ended.success(), "{}", daemon.log());
     }
 }
 
@@ -169,14 +170,15 @@ fn frames_that_a_slow_guest_loses_are_counted() {
         let line =
             format!("bash -c 'for n in $(seq {FRAMES}); do echo x; done >/dev/udp/10.77.0.2/9'");
         outside.exec(&line).unwrap();
-        let until = Instant::now() + SOON;
         let mut came = 0;
         let lost = |daemon: &Daemon| daemon.reader().unwrap().drops(0, DropCause::RxRingFull);
-        while came + lost(&daemon) < FRAMES && Instant::now() < until {
+        eventually(SOON, &format!("{FRAMES} frames, --poll {poll}"), || {
             while guest.pair(0).receive().unwrap().is_some() {
                 came += 1;
             }
-        }
+            let lost = lost(&daemon);
+            when(came + lost >= FRAMES, format!("{came} came, {lost} lost"))
+        });
         let (lost, reader) = (lost(&daemon), daemon.reader().unwrap());
         assert!(lost > 0 && came > 2048, "--poll {poll}: {came} came, {lost} lost");
         assert_eq!(came + lost, FRAMES, "--poll {poll}");
@@ -251,7 +253,7 @@ fn busy_polling_changes_the_interface_and_changes_it_back() {
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
         Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 50);
         daemon.signal(Signal::TERM).unwrap();
-        assert!(daemon.ended_within(SOON).unwrap().is_some());
+        daemon.wait(SOON).unwrap();
         assert_eq!(settings(), before);
     }
 }
@@ -269,11 +271,8 @@ fn the_program_and_the_queues_are_free_as_soon_as_the_daemon_is_killed() {
         Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 1);
         assert!(has_program());
         daemon.signal(Signal::KILL).unwrap();
-        assert!(daemon.ended_within(SOON).unwrap().is_some());
-        let until = Instant::now() + SOON;
-        while has_program() {
-            assert!(Instant::now() < until, "the program is still on the interface");
-        }
+        daemon.wait(SOON).unwrap();
+        eventually(SOON, "no program on the interface", || when(!has_program(), "one"));
     }
 }
 
@@ -327,24 +326,25 @@ fn a_far_end_that_is_frozen_shows_as_its_losses_and_holds_up_nobody() {
     let frame = lan::frame(lan::station(2), lan::station(1), 0, 60);
 
     far.hold().unwrap();
-    let until = Instant::now() + SOON;
     let mut sent = 0;
-    while sent < FRAMES {
-        sent += u64::from(sender.pair(0).send(&frame).unwrap());
+    eventually(SOON, &format!("{FRAMES} frames to be taken"), || {
+        while sent < FRAMES && sender.pair(0).send(&frame).unwrap() {
+            sent += 1;
+        }
         sender.pair(0).reap().unwrap();
-        assert!(Instant::now() < until, "{sent} of {FRAMES} frames were taken");
-    }
+        when(sent == FRAMES, sent)
+    });
     far.signal(Signal::CONT).unwrap();
 
-    let (trace, until) = (far.reader().unwrap(), Instant::now() + SOON);
+    let trace = far.reader().unwrap();
     let mut came = 0;
     let lost = || DropCause::ALL.iter().map(|cause| trace.drops(0, *cause)).sum::<u64>();
-    while came + lost() < FRAMES {
+    eventually(SOON, &format!("{FRAMES} frames"), || {
         while let Some(received) = receiver.pair(0).receive().unwrap() {
             came += u64::from(received.bytes == frame);
         }
-        assert!(Instant::now() < until, "{came} frames came, {} were lost", lost());
-    }
+        when(came + lost() >= FRAMES, format!("{came} came, {} were lost", lost()))
+    });
     assert_eq!(came + lost(), FRAMES);
     let ring_full = trace.drops(0, DropCause::RxRingFull) + trace.drops(0, DropCause::RxNoChunk);
     assert!(ring_full > FRAMES / 2, "{ring_full} were lost because nobody took them");

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burst_trace::{DropCause, Reader};
 use frontend::{Frame, Guest, GuestOptions};
 use lab::Signal;
 use ringscope_tests::cable::quieten;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::pcapng::Capture;
 use ringscope_tests::{frames, lan, packets};
 
@@ -59,10 +60,10 @@ impl Wire {
             assert!(self.sender.pair(0).send_chain(&header, &[&packet]).unwrap());
             sent.push(packet);
         }
-        let until = Instant::now() + SOON;
-        while self.link.seen() < SEGMENTS {
-            assert!(Instant::now() < until, "not all segments were sent: {}", self.near.log());
-        }
+        eventually(SOON, &format!("{SEGMENTS} segments on the wire"), || {
+            let seen = self.link.seen();
+            when(seen >= SEGMENTS, format!("{seen}: {}", self.near.log()))
+        });
         // The last of them were counted; in the socket's ring they are only when all are.
         sleep(Duration::from_millis(10));
         self.far.signal(Signal::CONT).unwrap();
@@ -78,11 +79,10 @@ impl Wire {
 
     /// What the far daemon counts becomes this: the guest may see its frames a moment before.
     fn await_count(&self, expected: usize, count: impl Fn(&Reader) -> u64) {
-        let until = Instant::now() + SOON;
-        let count = || count(&self.far.reader().unwrap());
-        while count() != expected as u64 {
-            assert!(Instant::now() < until, "{} in place of {expected}", count());
-        }
+        eventually(SOON, &format!("a count of {expected}"), || {
+            let found = count(&self.far.reader().unwrap());
+            when(found == expected as u64, found)
+        });
     }
 }
 

@@ -10,6 +10,7 @@ use frontend::{Guest, GuestOptions, Pair};
 use lab::Signal;
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::packets::{arp_reply, arp_request, echo_reply, echo_request};
 use ringscope_tests::trace::{Trace, position};
@@ -322,14 +323,7 @@ fn median(of: &mut [u64]) -> u64 {
 /// Sends a frame and takes what comes back, without sleeping: no signal is wanted then.
 fn exchange(pair: &mut Pair, frame: &[u8]) -> Vec<u8> {
     assert!(pair.send(frame).unwrap());
-    let until = Instant::now() + SOON;
-    loop {
-        if let Some(came) = pair.receive().unwrap() {
-            return came.bytes;
-        }
-        assert!(Instant::now() < until, "the frame does not come back");
-        std::hint::spin_loop();
-    }
+    eventually(SOON, "the frame to come back", || pair.receive().unwrap().ok_or("none")).bytes
 }
 
 /// Long enough for the daemon to be done with a burst before the next one comes: else that one would
@@ -339,11 +333,10 @@ fn pause() {
 }
 
 fn reap(pair: &mut Pair, mut count: usize) {
-    let until = Instant::now() + SOON;
-    while count > 0 {
+    eventually(SOON, "every buffer to come back", || {
         count -= pair.reap().unwrap();
-        assert!(Instant::now() < until, "{count} frames are not done with");
-    }
+        when(count == 0, format!("{count} missing"))
+    });
 }
 
 /// Pings from the guest to the outside host's kernel, with packets and bytes as the guest counts them.
@@ -359,14 +352,10 @@ impl Pings {
         let mut pings = Self { gateway: [0; 6], sequence: 0, sent: (0, 0), came: (0, 0) };
         let request = arp_request(MAC, OWN, address());
         // On a busy host an interface that has just come up takes its time to let frames through: they are lost until then.
-        let until = Instant::now() + SOON;
-        while Instant::now() < until {
-            if let Some(gateway) = pings.ask(pair, &request, SOON / 20, arp_reply) {
-                pings.gateway = gateway;
-                return pings;
-            }
-        }
-        panic!("no answer from the outside host");
+        pings.gateway = eventually(SOON, "an answer to ARP requests", || {
+            pings.ask(pair, &request, SOON / 20, arp_reply).ok_or("none")
+        });
+        pings
     }
 
     fn ping(&mut self, pair: &mut Pair, len: usize) {

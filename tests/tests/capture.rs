@@ -1,18 +1,20 @@
 //! `--pcap`: what passes is in the file, as it passed, and what is said of it is so.
 
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use burst_trace::{BurstRecord, Direction};
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::pcapng::{Capture, Packet};
 use ringscope_tests::pings::Pinger;
 use ringscope_tests::trace::Trace;
 
+/// Time until a frame is in the capture's file: it is written once a second.
+const FLUSHED: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(5);
 
 fn now_ns() -> u64 {
@@ -112,11 +114,11 @@ fn what_passes_a_tap_is_captured_and_can_be_read_meanwhile() {
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
         let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
         pinger.ping_all(guest.pair(0), 100);
-        let until = Instant::now() + Duration::from_secs(2);
-        while Capture::read(&file).packets.len() < pinger.sent.len() + pinger.came.len() {
-            assert!(Instant::now() < until, "--poll {poll}: not flushed within a second");
-            sleep(Duration::from_millis(50));
-        }
+        let passed = pinger.sent.len() + pinger.came.len();
+        eventually(FLUSHED, &format!("{passed} frames in the capture, --poll {poll}"), || {
+            let found = Capture::read(&file).packets.len();
+            when(found >= passed, found)
+        });
         pinger.ping_all(guest.pair(0), 100);
         guest.stop_ring(0).unwrap();
         guest.stop_ring(1).unwrap();

@@ -16,8 +16,8 @@ use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
 use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::{SetOnDrop, eventually, when};
 use ringscope_tests::frames;
-use ringscope_tests::hostile::within_soon;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
@@ -45,13 +45,9 @@ fn with_run_dir(directory: &Path, run_dir: &Path, name: &str, arguments: &[&str]
 /// The command ends by itself, soon, with `code`.
 fn ends_with(command: &mut Command, code: i32) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let until = Instant::now() + SOON;
-    while child.try_wait().unwrap().is_none() {
-        if Instant::now() > until {
-            child.kill().unwrap();
-        }
-        sleep(Duration::from_millis(5));
-    }
+    eventually(SOON, &format!("{command:?} to end"), || {
+        when(child.try_wait().unwrap().is_some(), "that it runs")
+    });
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
@@ -224,7 +220,7 @@ fn sockets_in_the_way_are_replaced_or_refused() {
     frames::come_back(&mut Guest::connect(daemon.socket(), GuestOptions::default()).unwrap())
         .unwrap();
     daemon.signal(Signal::KILL).unwrap();
-    daemon.ended_within(SOON).unwrap().expect("killed");
+    daemon.wait(SOON).unwrap();
     assert!(daemon.socket().exists());
     let mut daemon = start();
     let log = daemon.log();
@@ -233,7 +229,7 @@ fn sockets_in_the_way_are_replaced_or_refused() {
     frames::come_back(&mut Guest::connect(daemon.socket(), GuestOptions::default()).unwrap())
         .unwrap();
     daemon.signal(Signal::TERM).unwrap();
-    assert_eq!(daemon.ended_within(SOON).unwrap().and_then(|status| status.code()), Some(0));
+    assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0));
     assert_eq!(names_in(directory.path()), ["vm.log", "vm.trace", "vm.trace.crashed"]);
 
     fs::write(daemon.socket(), "mine").unwrap();
@@ -271,7 +267,7 @@ fn a_name_is_one_daemons_as_long_as_it_lives() {
     fails_saying(&mut another(), &["is being written by", &pid, "--name"]);
     assert_eq!(names_in(directory.path()), ["vm.lock", "vm.log", "vm.sock", "vm.trace"]);
     daemon.signal(Signal::KILL).unwrap();
-    daemon.ended_within(SOON).unwrap().expect("killed");
+    daemon.wait(SOON).unwrap();
     // The name is free again, whoever has the process's number by now.
     let recorder = recorder_path(directory.path(), "vm");
     pretend_written_by(&recorder, std::process::id());
@@ -319,13 +315,9 @@ fn a_socket_can_be_handed_over_listening_or_connected() {
     let mut guest = Guest::over(ours, GuestOptions::default()).unwrap();
     frames::come_back(&mut guest).unwrap();
     drop(guest);
-    let until = Instant::now() + SOON;
-    while child.try_wait().unwrap().is_none() && Instant::now() < until {
-        sleep(Duration::from_millis(5));
-    }
-    let status = child.try_wait().unwrap();
-    child.kill().unwrap();
-    assert_eq!(status.and_then(|status| status.code()), Some(0), "its only front end is gone");
+    let what = "it to end, since its only front end is gone";
+    let status = eventually(SOON, what, || child.try_wait().unwrap().ok_or("that it runs"));
+    assert_eq!(status.code(), Some(0));
 }
 
 #[test]
@@ -356,8 +348,7 @@ fn a_front_end_that_there_is_no_room_for_is_refused_and_the_next_one_served() {
     let process = Pid::from_raw(daemon.pid().cast_signed());
     // It has opened what serving needs once it has served somebody.
     drop(UnixStream::connect(daemon.socket()).unwrap());
-    let served = within_soon(|| daemon.log().contains("the front end is gone").then_some(()));
-    assert!(served.is_some(), "{}", daemon.log());
+    daemon.expect_log("the front end is gone");
     let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count() as u64;
     let free = getrlimit(Resource::Nofile);
     // None to spare, and then one: enough to accept, and not for what else a connection needs.
@@ -386,6 +377,7 @@ fn under_load_it_ends_within_a_second_and_its_socket_is_gone() {
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
         let done = AtomicBool::new(false);
         scope(|scope| {
+            let _ends = SetOnDrop(&done);
             scope.spawn(|| {
                 let pair = guest.pair(0);
                 while !done.load(Ordering::Relaxed) {
@@ -397,10 +389,9 @@ fn under_load_it_ends_within_a_second_and_its_socket_is_gone() {
             sleep(Duration::from_millis(300));
             let asked = Instant::now();
             daemon.signal(Signal::TERM).unwrap();
-            let status = daemon.ended_within(SOON).unwrap();
+            let status = daemon.wait(SOON).unwrap();
             let took = asked.elapsed();
-            done.store(true, Ordering::Relaxed);
-            assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", daemon.log());
+            assert_eq!(status.code(), Some(0), "{}", daemon.log());
             assert!(took < Duration::from_secs(1), "--poll {poll}: {took:?}");
         });
         assert!(!daemon.socket().exists());

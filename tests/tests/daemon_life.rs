@@ -9,8 +9,8 @@ use std::time::Duration;
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::cable::{Cable, ip};
 use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::eventually;
 use ringscope_tests::frames;
-use ringscope_tests::hostile::within_soon;
 use ringscope_tests::lan::guest_table;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -53,7 +53,7 @@ fn a_worker_that_panics_ends_the_daemon_with_a_message_and_a_status() {
             let _ = guest.pair(0).send(&frames::frame(n, 100));
             let _ = guest.pair(0).receive_within(Duration::from_millis(20));
         }
-        let status = daemon.ended_within(SOON).unwrap().expect("it goes on without its worker");
+        let status = daemon.wait(SOON).unwrap();
         assert_eq!(status.code(), FAULT, "{}", daemon.log());
         let log = daemon.log();
         assert!(log.contains("planted by --fault panic"), "{log}");
@@ -79,7 +79,7 @@ fn a_worker_that_panics_has_the_other_guests_drained_first() {
         [0, 1].map(|n| Guest::connect(socket(n), GuestOptions::default()).unwrap());
     frames::come_back(&mut other).unwrap();
     let _ = faulty.pair(0).send(&frames::frame(0, 100));
-    let status = daemon.ended_within(SOON).unwrap().expect("it goes on without a worker");
+    let status = daemon.wait(SOON).unwrap();
     assert_eq!(status.code(), FAULT, "{}", daemon.log());
     assert!(!socket(0).exists() && !socket(1).exists());
     // What the other guest sent has come back, and its rings were let go of in order.
@@ -93,8 +93,7 @@ fn the_run_directory_is_there_before_the_socket_in_it() {
     let run_dir = directory.path().join("new").join("ringscope");
     let socket = run_dir.join("vm0.sock");
     let mut daemon = Running(command(&socket, &run_dir, &REFLECT).spawn().unwrap());
-    let guest = within_soon(|| Guest::connect(&socket, GuestOptions::default()).ok());
-    frames::come_back(&mut guest.expect("it serves")).unwrap();
+    frames::come_back(&mut connect(&socket)).unwrap();
     terminate(&daemon);
     assert_eq!(daemon.0.wait().unwrap().code(), Some(0));
 
@@ -104,6 +103,11 @@ fn the_run_directory_is_there_before_the_socket_in_it() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("no directory") && said.contains("make it first"), "{said}");
     assert!(!elsewhere.parent().unwrap().exists());
+}
+
+/// A guest of a daemon that may still open its socket.
+fn connect(socket: &Path) -> Guest {
+    eventually(SOON, "to be served", || Guest::connect(socket, GuestOptions::default()))
 }
 
 fn terminate(daemon: &Running) {
@@ -122,8 +126,7 @@ fn signals_that_are_ignored_stay_ignored_but_sigterm() {
         shell.arg("-c").arg(format!("trap '' {ignored}; exec \"$@\"")).arg("sh");
         shell.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
         let mut daemon = Running(shell.spawn().unwrap());
-        let guest = within_soon(|| Guest::connect(&socket, GuestOptions::default()).ok());
-        let mut guest = guest.expect("it serves");
+        let mut guest = connect(&socket);
         for (name, signal) in [("HUP", Signal::HUP), ("INT", Signal::INT)] {
             if ignored.contains(name) {
                 kill_process(Pid::from_child(&daemon.0), signal).unwrap();
@@ -134,8 +137,8 @@ fn signals_that_are_ignored_stay_ignored_but_sigterm() {
         }
         assert!(daemon.0.try_wait().unwrap().is_none(), "{ignored}: it has ended");
         kill_process(Pid::from_child(&daemon.0), ends).unwrap();
-        let status = within_soon(|| daemon.0.try_wait().unwrap());
-        let status = status.unwrap_or_else(|| panic!("{ignored}: it goes on"));
+        let what = format!("a daemon that ignores {ignored} to end");
+        let status = eventually(SOON, &what, || daemon.0.try_wait().unwrap().ok_or("that it runs"));
         assert_eq!((status.code(), status.signal()), (Some(0), None), "{ignored}");
     }
 }
@@ -175,7 +178,7 @@ fn a_second_daemon_on_an_interface_is_refused() {
         assert!(fs::read_dir(second.path()).unwrap().next().is_none(), "something is left");
         // The interface is free again, however the first one ended.
         daemon.signal(Signal::KILL).unwrap();
-        daemon.ended_within(SOON).unwrap().expect("killed");
+        daemon.wait(SOON).unwrap();
         let again = Daemon::start(second.path(), "vm", &["--datapath", &datapath]).unwrap();
         drop(again);
     }

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burst_trace::DropCause;
 use frontend::{Guest, GuestOptions, Pair};
 use lab::Signal;
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::pings::Pinger;
 use ringscope_tests::trace::Trace;
@@ -31,30 +32,29 @@ fn reflected(pair: &mut Pair, count: usize) -> Vec<usize> {
             came.push(n);
         }
     };
-    let until = Instant::now() + SOON;
     for n in 0..count {
         let mut frame = frames::frame(n, 60 + n);
         frame[..2].copy_from_slice(&u16::try_from(n).unwrap().to_be_bytes());
-        while !pair.queue(&frame).unwrap() {
+        eventually(SOON, "room in the ring", || {
+            if pair.queue(&frame).unwrap() {
+                return Ok(());
+            }
             pair.flush().unwrap();
             take(pair);
-            assert!(Instant::now() < until, "the ring stays full");
-        }
+            Err("none")
+        });
         if n % 23 == 0 {
             pair.flush().unwrap();
         }
     }
     pair.flush().unwrap();
-    let mut done = |pair: &mut Pair| {
+    eventually(SOON, "every frame to be sent", || {
         pair.reap().unwrap();
         take(pair);
         let driver = pair.transmit_ring().driver();
-        driver.free() == usize::from(driver.setup().size)
-    };
-    while !done(pair) {
-        assert!(Instant::now() < until, "frames are not done with");
-        sleep(Duration::from_micros(100));
-    }
+        let (free, size) = (driver.free(), usize::from(driver.setup().size));
+        when(free == size, format!("{free} of {size} descriptors"))
+    });
     sleep(Duration::from_millis(20));
     take(pair);
     came
@@ -262,7 +262,7 @@ fn a_datapath_that_never_takes_a_frame_holds_up_its_guest_and_nobody_else() {
         // They are the guest's own again once the ring stops.
         assert_eq!(guest.stop_ring(TX).unwrap(), 0, "{wire} --poll {poll}");
         daemon.signal(Signal::TERM).unwrap();
-        let ended = daemon.ended_within(Duration::from_secs(1)).unwrap();
-        assert!(ended.is_some_and(|status| status.success()), "{}", daemon.log());
+        let ended = daemon.wait(Duration::from_secs(1)).unwrap();
+        assert!(ended.success(), "{}", daemon.log());
     }
 }

@@ -9,6 +9,7 @@ use burst_trace::DropCause;
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames::{self, formats};
 use ringscope_tests::lan::{EVERYONE, Lan, frame, guest_table, station};
 use ringscope_tests::packets;
@@ -203,10 +204,10 @@ fn enable_over_and_over<T>(guest: &mut Guest, meanwhile: impl FnOnce() -> T) -> 
                 times.fetch_add(1, Ordering::Relaxed);
             }
         });
-        let until = Instant::now() + SOON;
-        while times.load(Ordering::Relaxed) < 1000 && Instant::now() < until {
-            std::thread::yield_now();
-        }
+        eventually(SOON, "1000 changes of the ring", || {
+            let count = times.load(Ordering::Relaxed);
+            when(count >= 1000, count)
+        });
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(meanwhile));
         done.store(true, Ordering::Relaxed);
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use burst_trace::DropCause;
 use frontend::{GuestOptions, Pair};
-use ringscope_tests::hostile::within_soon;
+use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::hostile_rings::{Pattern, Progress};
 use ringscope_tests::lan::{Lan, frame, station};
 
@@ -51,8 +51,10 @@ fn neighbours_beside(pattern: Pattern, packed: bool) {
         std::thread::sleep(Duration::from_millis(50));
         let times = ask_and_answer(pattern, asks.pair(0), answers.pair(0));
         let count = if pattern.breaks() { &progress.resets } else { &progress.came };
-        let went_on = within_soon(|| (count.load(Ordering::Relaxed) > 0).then_some(()));
-        assert!(went_on.is_some(), "{pattern:?}: {progress:?} {}", lan.daemon.log());
+        eventually(SOON, &format!("{pattern:?} to go on"), || {
+            let found = || format!("{progress:?} {}", lan.daemon.log());
+            if count.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err(found()) }
+        });
         times
     });
     let quarter = times[times.len() / 4];
@@ -129,15 +131,10 @@ fn a_receiver_of_empty_chains_holds_up_no_sender() {
                 for n in 0..FRAMES {
                     let pair = sender.pair(0);
                     assert!(pair.send(&frame(station(2), station(0), n, 60)).unwrap());
-                    let until = Instant::now() + Duration::from_secs(5);
-                    while pair.transmit_ring().driver().free() < 256 {
+                    eventually(SOON, &format!("frame {n} beside {pattern:?} to be done"), || {
                         pair.reap().unwrap();
-                        assert!(
-                            Instant::now() < until,
-                            "{pattern:?}: frame {n} holds up its sender"
-                        );
-                        std::thread::yield_now();
-                    }
+                        when(pair.transmit_ring().driver().free() == 256, "its buffer not back")
+                    });
                 }
                 let sent = frame(station(1), station(0), 1, 60);
                 assert!(sender.pair(0).send(&sent).unwrap());

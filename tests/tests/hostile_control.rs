@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use frontend::driver::Driver;
 use frontend::{Error, GuestOptions};
+use ringscope_tests::eventually::{SOON, eventually};
 use ringscope_tests::frames;
-use ringscope_tests::hostile::{SIZE, Scene, within_soon};
+use ringscope_tests::hostile::{SIZE, Scene};
 
 /// An error came as an answer, so the connection lives.
 #[track_caller]
@@ -124,8 +125,10 @@ fn garbage_in_what_the_driver_wants_to_be_told_of_loses_no_signal_and_causes_no_
                 }
                 let pair = scene.guest.pair(0);
                 assert!(pair.send(&frames::frame(sent, 100)).unwrap());
-                let came = within_soon(|| pair.receive().unwrap());
-                assert_eq!(came.expect("the frame comes back").bytes, frames::frame(sent, 100));
+                let came = eventually(SOON, "the frame to come back", || {
+                    pair.receive().unwrap().ok_or("none")
+                });
+                assert_eq!(came.bytes, frames::frame(sent, 100));
                 pair.reap().unwrap();
                 sent += 1;
             }

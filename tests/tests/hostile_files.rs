@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames;
-use ringscope_tests::hostile::within_soon;
 
 fn truncate(path: &std::path::Path) {
     OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
@@ -26,11 +26,12 @@ fn a_recorder_that_is_truncated_costs_its_trace_and_no_traffic() {
     for _ in 0..5 {
         frames::come_back(&mut guest).unwrap();
     }
-    let said = within_soon(|| {
+    eventually(SOON, "a message that the recorder was truncated", || {
         frames::come_back(&mut guest).unwrap();
-        daemon.log().contains("the flight recorder was truncated").then_some(())
+        let log = daemon.log();
+        when(log.contains("the flight recorder was truncated"), log)
     });
-    assert!(said.is_some() && daemon.is_alive(), "{}", daemon.log());
+    assert!(daemon.is_alive(), "{}", daemon.log());
     assert_eq!(daemon.log().matches("was truncated").count(), 1, "{}", daemon.log());
     let ended = daemon.terminate(Duration::from_secs(2)).unwrap();
     assert!(ended.success(), "{ended}: {}", daemon.log());
@@ -59,14 +60,12 @@ fn whoever_reads_a_recorder_that_is_truncated_says_so() {
             let pid = rustix::process::Pid::from_child(&reader);
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
-        let limit = within_soon(|| reader.try_wait().unwrap().map(|_| ()));
-        if limit.is_none() {
-            let _ = reader.kill();
-        }
+        eventually(SOON, &format!("{arguments:?} to end"), || {
+            when(reader.try_wait().unwrap().is_some(), "that it runs")
+        });
         let output = reader.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         let status = output.status;
-        assert!(limit.is_some(), "{arguments:?} does not end: {said}");
         assert_eq!(status.signal(), None, "{arguments:?} ends by a signal: {said}");
         if arguments[0] == "record" {
             assert_eq!(status.code(), Some(1), "{said}");

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use frontend::raw::{self, Handover};
 use frontend::{Error, Guest, GuestOptions};
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{SetOnDrop, eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::lan::{Lan, frame, station};
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -174,15 +175,11 @@ fn the_pipe_of_user_mode_linux_is_signalled_and_never_waited_for() {
         let sent = frames::frame(n, 100);
         let pair = scene.guest.pair(0);
         assert!(pair.send(&sent).unwrap());
-        let until = Instant::now() + SOON;
         // The pipe is not read, so there is no signal: the frame is polled for.
-        let came = loop {
+        let came = eventually(SOON, "a frame", || {
             pair.receive_ring().driver().enable_notification();
-            match pair.receive().unwrap() {
-                Some(came) => break came,
-                None => assert!(Instant::now() < until, "the worker waits for the pipe"),
-            }
-        };
+            pair.receive().unwrap().ok_or("none: the worker waits for the pipe")
+        });
         assert_eq!(came.bytes, sent);
         pair.reap().unwrap();
     }
@@ -206,12 +203,14 @@ fn block(scene: &mut Scene) -> OwnedFd {
 fn a_call_that_blocks_ends_its_own_connection_and_nothing_else() {
     let mut scene = Scene::new();
     let _call = block(&mut scene);
-    sleep(Duration::from_millis(50));
+    let blocked = "made a write to the call descriptor block";
+    scene.daemon.expect_log(blocked);
     scene.expect_next();
-    let log = scene.daemon.log();
-    assert!(log.contains("made a write to the call descriptor block"), "{log}");
     let _call = block(&mut scene);
-    sleep(Duration::from_millis(50));
+    eventually(SOON, "a second call that blocks", || {
+        let log = scene.daemon.log();
+        when(log.matches(blocked).count() == 2, log)
+    });
     scene.expect_end();
 }
 
@@ -231,23 +230,10 @@ fn an_error_descriptor_that_blocks_holds_nobody_up() {
     let index = u16::from_le_bytes(index).wrapping_add(size + 1);
     memory.write(at, &index.to_le_bytes()).unwrap();
     scene.guest.ring(1).kick_anyway().unwrap();
-    let until = Instant::now() + SOON;
-    while !scene.daemon.log().contains("queue 1 stops") {
-        assert!(Instant::now() < until, "{}", scene.daemon.log());
-        sleep(Duration::from_millis(5));
-    }
+    scene.daemon.expect_log("queue 1 stops");
     scene.guest.stop_ring(0).unwrap();
     scene.expect_next();
     scene.expect_end();
-}
-
-/// Ends a thread, also when a test fails.
-struct Ends<'t>(&'t AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// One guest of a switch takes the flag off its full call descriptor as fast as it can, and has the worker signal it.
@@ -263,7 +249,7 @@ fn a_call_that_blocks_does_not_stop_the_neighbours_on_a_switch() {
     lan.pair(0).receive_ring().driver().enable_notification();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let _ends = Ends(&stop);
+        let _ends = SetOnDrop(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 let _ = ioctl_fionbio(&call, false);
@@ -329,11 +315,7 @@ fn descriptors_that_a_message_does_not_take_end_the_connection() {
     for request in [21, 6, 1, 99] {
         let stream = scene.guest.link().unwrap().stream();
         raw::send(stream, request, &[], &[socket.as_fd()]).unwrap();
-        let until = Instant::now() + SOON;
-        while !scene.daemon.log().contains("with 1 file descriptors; expected none") {
-            assert!(Instant::now() < until, "{}", scene.daemon.log());
-            sleep(Duration::from_millis(5));
-        }
+        scene.daemon.expect_log("with 1 file descriptors; expected none");
         scene.expect_next();
     }
     drop((peer, socket));

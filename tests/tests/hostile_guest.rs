@@ -16,9 +16,10 @@ use frontend::driver::Driver;
 use frontend::layout::{DESC_F_INDIRECT, DESC_F_NEXT, Descriptor, PackedDescriptor};
 use frontend::{Error, Guest, GuestOptions, RegionOptions};
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::hostile::{
-    SCRATCH, SIZE, Scene, UNMAPPED, offer_one, poll_for, readable, within_soon, writable,
+    SCRATCH, SIZE, Scene, UNMAPPED, expect_all_back, offer_one, poll_for, readable, writable,
 };
 use ringscope_tests::mirror::{Kind, Mirror};
 use ringscope_tests::trace::Trace;
@@ -86,7 +87,8 @@ fn indices_that_the_ring_does_not_have_break_it() {
             ring.publish();
             ring.kick_anyway().unwrap();
             let pair = scene.guest.pair(0);
-            let returned = within_soon(|| pair.reap().err()).expect("the chain comes back");
+            let returned =
+                eventually(SOON, "the chain to come back", || pair.reap().err().ok_or("no answer"));
             assert!(matches!(returned, Error::NotOffered { ring: 1, head: 0xffff }));
             scene.expect_recovery();
             continue;
@@ -185,12 +187,12 @@ fn descriptors_that_change_while_they_are_read_hurt_only_their_guest() {
             stop.store(true, Ordering::Relaxed);
         });
         let pair = scene.guest.pair(0);
-        let all = within_soon(|| {
+        eventually(SOON, "every chain to come back", || {
             while pair.receive().unwrap().is_some() {}
             pair.reap().unwrap();
-            (pair.transmit_ring().driver().free() == usize::from(SIZE)).then_some(())
+            let free = pair.transmit_ring().driver().free();
+            when(free == usize::from(SIZE), format!("{free} of {SIZE}"))
         });
-        assert!(all.is_some(), "a chain is lost: {}", scene.daemon.log());
         assert!(scene.drops(1, TxUnmapped) > 0, "it never hit");
         scene.guest.check_canaries().unwrap();
         scene.expect_recovery();
@@ -281,15 +283,16 @@ fn frames_that_receive_buffers_are_too_small_for_are_dropped_or_spread() {
             drops += u64::from(!fits);
             let (pair, mut frame, mut came) = (guest.pair(0), None, None);
             let cause = if mergeable { RxNoBuffers } else { RxTooBig };
-            let done = within_soon(|| {
+            let what = format!("a frame of {len} bytes to come on {kind:?}, or to be dropped");
+            eventually(SOON, &what, || {
                 // The guest holds every frame's `num_buffers` against what it finds.
                 frame = frame.take().or(pair.receive().unwrap());
                 pair.reap().unwrap();
                 came = came.or_else(|| pair.transmit_ring().foreign_used().pop());
                 let received = if fits { frame.is_some() } else { trace.drops(0, cause) == drops };
-                (came.is_some() && received).then_some(())
+                let found = || format!("{came:?} {frame:?} {}", daemon.log());
+                if came.is_some() && received { Ok(()) } else { Err(found()) }
             });
-            assert!(done.is_some(), "{kind:?}: {len} bytes, {came:?} {frame:?} {}", daemon.log());
             assert_eq!(frame.map(|frame| frame.bytes.len()), fits.then_some(len as usize));
         }
         guest.check_canaries().unwrap();
@@ -324,17 +327,14 @@ fn net_headers_that_lie_are_refused_and_counted() {
             let header = [&[flags, kind_of][..], &numbers, &[0; 2]].concat();
             let packets = trace.packets(1);
             assert!(guest.pair(0).send_chain(&header, &[&frames::frame(1, 100)]).unwrap());
-            let counted = within_soon(|| (refused() == count).then_some(()));
-            assert!(counted.is_some(), "{kind:?}: {header:?} {} {}", refused(), daemon.log());
-            assert!(guest.pair(0).send(&frames::frame(1, 100)).unwrap());
-            let sent = within_soon(|| (trace.packets(1) == packets + 1).then_some(()));
-            assert!(sent.is_some(), "{kind:?}: nothing goes on after {header:?}");
-            let pair = guest.pair(0);
-            let free = within_soon(|| {
-                pair.reap().unwrap();
-                (pair.transmit_ring().driver().free() == 256).then_some(())
+            eventually(SOON, &format!("{header:?} to be refused on {kind:?}"), || {
+                when(refused() == count, format!("{} of {count} {}", refused(), daemon.log()))
             });
-            assert!(free.is_some(), "a chain is lost");
+            assert!(guest.pair(0).send(&frames::frame(1, 100)).unwrap());
+            eventually(SOON, &format!("one more frame on {kind:?} after {header:?}"), || {
+                when(trace.packets(1) == packets + 1, trace.packets(1))
+            });
+            expect_all_back(guest.pair(0));
         }
         guest.check_canaries().unwrap();
     });

@@ -5,8 +5,9 @@ use std::time::Duration;
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames::{self, formats};
-use ringscope_tests::hostile::within_soon;
+use ringscope_tests::hostile::expect_all_back;
 use ringscope_tests::trace::Trace;
 
 const FRAMES: usize = 32;
@@ -42,15 +43,12 @@ fn meet(mut act: impl FnMut(&mut Guest)) {
         std::thread::sleep(Duration::from_millis(10));
         act(&mut guest);
         assert!(daemon.is_alive() && !daemon.log().contains("panicked"), "{}", daemon.log());
-        let all = within_soon(|| {
-            guest.pair(0).reap().unwrap();
-            (guest.pair(0).transmit_ring().driver().free() == 64).then_some(())
-        });
-        assert!(all.is_some(), "chains are lost: {}", daemon.log());
+        expect_all_back(guest.pair(0));
         assert_eq!(trace.packets(1), FRAMES as u64, "{}", daemon.log());
         assert!(guest.pair(0).send(&frames::frame(1, 300)).unwrap());
-        let more = within_soon(|| (trace.packets(1) == FRAMES as u64 + 1).then_some(()));
-        assert!(more.is_some(), "it sends no more: {}", daemon.log());
+        eventually(SOON, "one more frame to be sent", || {
+            when(trace.packets(1) == FRAMES as u64 + 1, trace.packets(1))
+        });
     }
 }
 

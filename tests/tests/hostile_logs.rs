@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
-use ringscope_tests::hostile::within_soon;
 use ringscope_tests::lan::guest_table;
 
+const SOON: Duration = Duration::from_secs(5);
 const REFLECT: [&str; 2] = ["--datapath", "reflect"];
 /// How often each abuse is repeated. Each time causes a line, or several.
 const TIMES: usize = 300;
@@ -26,12 +27,12 @@ fn expect_few_lines(daemon: &Daemon, abuse: impl FnOnce()) {
     let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap() + 1;
     assert!(lines <= AT_ONCE + seconds, "{lines} lines in {seconds} s");
     assert!(lines >= 5, "{lines} lines");
-    let said = within_soon(|| {
+    eventually(SOON, "the number of lines left out", || {
         // A further line, once a second has passed.
         drop(UnixStream::connect(daemon.socket()));
-        daemon.log().contains(" lines left out)").then_some(())
+        let log = daemon.log();
+        when(log.contains(" lines left out)"), log)
     });
-    assert!(said.is_some(), "nothing is said of the lines left out:\n{}", daemon.log());
 }
 
 #[test]
@@ -111,6 +112,5 @@ fn one_guests_noise_hides_no_line_of_another() {
     frames::come_back(&mut quiet).unwrap();
     assert!(daemon.log().contains("vm1: a front end is connected"), "{}", daemon.log());
     quiet.disconnect();
-    let gone = within_soon(|| daemon.log().contains("vm1: the front end is gone").then_some(()));
-    assert!(gone.is_some(), "{}", daemon.log());
+    daemon.expect_log("vm1: the front end is gone");
 }

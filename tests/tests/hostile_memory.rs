@@ -11,26 +11,27 @@ use std::time::Duration;
 use burst_trace::DropCause::TxError;
 use frontend::{Error, FileRegion, Guest, GuestOptions, RegionOptions};
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames;
-use ringscope_tests::hostile::{SCRATCH, Scene, readable, within_soon};
+use ringscope_tests::hostile::{SCRATCH, Scene, readable};
 use ringscope_tests::lan::{Lan, frame, station};
 
 const MIB: u64 = 1 << 20;
 const MISSING: &str = "a part of the guest's memory is missing";
 
-/// All rings of the guest are given up.
-fn expect_given_up(guest: &mut Guest) -> bool {
+/// All rings of the guest stop.
+#[track_caller]
+fn expect_all_stopped(guest: &mut Guest, daemon: &Daemon) {
     let rings = 2 * u16::try_from(guest.pairs().len()).unwrap();
-    let mut given_up = vec![false; rings.into()];
-    within_soon(|| {
+    let mut stopped = vec![false; rings.into()];
+    eventually(SOON, "every ring to stop", || {
         for index in 0..rings {
             let ring = guest.ring(index);
             ring.kick_anyway().unwrap();
-            given_up[usize::from(index)] |= ring.gave_up(Duration::from_millis(1)).unwrap();
+            stopped[usize::from(index)] |= ring.gave_up(Duration::from_millis(1)).unwrap();
         }
-        given_up.iter().all(|it| *it).then_some(())
-    })
-    .is_some()
+        when(stopped.iter().all(|it| *it), format!("{stopped:?}: {}", daemon.log()))
+    });
 }
 
 #[test]
@@ -42,9 +43,8 @@ fn memory_that_is_truncated_under_traffic_breaks_all_rings_of_its_guest_and_no_o
         }
         scene.guest.pair(0).flush().unwrap();
         scene.guest.memory().file().set_len(0).unwrap();
-        let all = expect_given_up(&mut scene.guest);
+        expect_all_stopped(&mut scene.guest, &scene.daemon);
         let log = scene.daemon.log();
-        assert!(all, "not all rings are given up: {log}");
         assert!(log.contains(MISSING), "{log}");
         scene.expect_neighbour();
         scene.expect_successor();
@@ -63,15 +63,14 @@ fn a_frame_in_memory_that_is_missing_is_dropped_by_the_kernel_or_breaks_its_gues
             ring.kick_anyway().unwrap();
         }
         let mut sent = 0;
-        let met = within_soon(|| {
+        eventually(SOON, "3 frames to be sent or dropped, or the ring to stop", || {
             let dropped = scene.drops(1, TxError) == 3;
             let broken = scene.guest.ring(1).gave_up(Duration::from_millis(1)).unwrap();
             // Memory that the kernel has for frames to be sent stays, whatever becomes of its file.
             scene.guest.pair(0).reap().unwrap();
             sent += scene.guest.ring(1).foreign_used().len();
-            (dropped || broken || sent == 3).then_some(())
+            when(dropped || broken || sent == 3, scene.daemon.log())
         });
-        assert!(met.is_some(), "{}", scene.daemon.log());
         scene.expect_neighbour();
         scene.expect_successor();
     }
@@ -90,7 +89,7 @@ fn on_a_switch_only_the_guest_with_the_missing_memory_stops() {
             let _ = lan.pair(0).send(&sent);
             let _ = lan.pair(0).reap();
         }
-        assert!(expect_given_up(&mut lan.guests[broken]), "guest {broken} is not given up");
+        expect_all_stopped(&mut lan.guests[broken], &lan.daemon);
         let other = 1 - broken;
         // A switch floods what is for a port that is gone.
         while lan.pair(2).receive_within(Duration::from_millis(50)).unwrap().is_some() {}
@@ -160,8 +159,8 @@ fn a_page_for_which_a_file_system_has_no_room_breaks_its_guest_only() {
         let ring = guest.ring(1);
         assert!(ring.offer_foreign(&[readable(SCRATCH, 500)]));
         ring.publish();
-        let all = expect_given_up(&mut guest);
-        assert!(all && daemon.is_alive() && daemon.log().contains(MISSING), "{}", daemon.log());
+        expect_all_stopped(&mut guest, &daemon);
+        assert!(daemon.is_alive() && daemon.log().contains(MISSING), "{}", daemon.log());
         guest.disconnect();
         let options = GuestOptions::default().packed(packed);
         frames::come_back(&mut Guest::connect(daemon.socket(), options).unwrap()).unwrap();
@@ -230,11 +229,11 @@ fn files_that_cannot_be_the_memory_that_they_are_said_to_be_are_refused_and_chan
         }
         frames::come_back(&mut guest).unwrap();
         // Messages of the same kind are logged once a second.
-        let said = within_soon(|| {
+        eventually(SOON, &format!("{why:?} in the log"), || {
             expect_refused(guest.link().unwrap().add_region(&wrong), "ADD_MEM_REG");
-            daemon.log()[logged..].contains(why).then_some(())
+            let log = daemon.log()[logged..].to_owned();
+            when(log.contains(why), log)
         });
-        assert!(said.is_some(), "{why}: {}", daemon.log());
     }
     assert!(daemon.is_alive());
     guest
@@ -271,8 +270,7 @@ fn a_guest_whose_memory_is_private_is_refused_and_the_next_one_is_served() {
         let options = GuestOptions { private: true, ..GuestOptions::default() };
         let refused = Guest::connect(daemon.socket(), options);
         assert!(refused.is_err(), "it is not refused");
-        let said = within_soon(|| daemon.log().contains("share=on").then_some(()));
-        assert!(said.is_some(), "{}", daemon.log());
+        daemon.expect_log("share=on");
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
         frames::come_back(&mut guest).unwrap();
     }

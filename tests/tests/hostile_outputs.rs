@@ -6,12 +6,12 @@ use std::io::Read as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burst_trace::{Reader, Source};
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::pcapng::Capture;
 use rustix::fs::{CWD, FileType, Gid, Mode, Uid, chown, makedev, mkfifoat, mknodat};
@@ -25,14 +25,8 @@ struct Running(Child);
 impl Running {
     /// Waits for its end. Returns whether it succeeded, and what it said.
     fn end(&mut self) -> (bool, String) {
-        let until = Instant::now() + SOON;
-        let status = loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < until, "it does not end");
-            sleep(Duration::from_millis(10));
-        };
+        let status =
+            eventually(SOON, "it to end", || self.0.try_wait().unwrap().ok_or("that it runs"));
         let mut said = String::new();
         self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (status.success(), said)
@@ -156,11 +150,11 @@ fn a_full_disk_or_a_limit_ends_a_capture_and_not_the_traffic() {
             prlimit(pid, Resource::Fsize, limit).unwrap();
         }
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-        let until = Instant::now() + SOON;
-        while !daemon.log().contains(error) {
-            assert!(Instant::now() < until, "{}", daemon.log());
+        eventually(SOON, &format!("{error:?} in the log"), || {
             frames::come_back(&mut guest).unwrap();
-        }
+            let log = daemon.log();
+            when(log.contains(error), log)
+        });
         frames::come_back(&mut guest).unwrap();
         assert!(daemon.terminate(Duration::from_secs(2)).unwrap().success(), "{}", daemon.log());
         let log = daemon.log();
@@ -190,7 +184,7 @@ fn a_readers_lock_holds_up_no_daemon_and_a_daemons_lock_does() {
     assert!(said.contains(&format!("written by process {}", daemon.pid())), "{said}");
     let reader = fs::File::open(daemon.recorder()).unwrap();
     daemon.signal(Signal::KILL).unwrap();
-    daemon.ended_within(SOON).unwrap().expect("it was killed");
+    daemon.wait(SOON).unwrap();
     rustix::fs::flock(&reader, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
     let daemon = Daemon::start(directory.path(), "vm0", &["--datapath", "reflect"]).unwrap();
     let mode = fs::metadata(daemon.recorder()).unwrap().permissions().mode();
@@ -208,11 +202,10 @@ fn a_recording_on_a_full_disk_is_kept_as_far_as_it_goes() {
     command.arg("record").arg("--run-dir").arg(directory.path()).arg("-o").arg(&file);
     let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut recording = Running(child);
-    let until = Instant::now() + SOON;
-    while recording.0.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < until, "it does not end");
+    eventually(SOON, "the recording to end", || {
         frames::come_back(&mut guest).unwrap();
-    }
+        when(recording.0.try_wait().unwrap().is_some(), "that it runs")
+    });
     let (is_whole, said) = recording.end();
     assert!(!is_whole && said.contains("No space left"), "{said}");
     assert!(said.contains(&format!("what fitted is in {}", file.display())), "{said}");

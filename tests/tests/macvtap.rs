@@ -11,8 +11,8 @@ use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use ringscope_tests::cable::{Cable, address, ip};
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
-use ringscope_tests::hostile::within_soon;
 use ringscope_tests::pings::Pinger;
 use ringscope_tests::trace::Trace;
 
@@ -121,7 +121,7 @@ fn one_that_a_killed_daemon_left_behind_is_named() {
     let datapath = format!("macvtap:ifname={name},over={}", cable.interface());
     let mut daemon = Daemon::start(directory.path(), "mv", &["--datapath", &datapath]).unwrap();
     daemon.signal(Signal::KILL).unwrap();
-    daemon.ended_within(SOON).unwrap().expect("killed");
+    daemon.wait(SOON).unwrap();
     let again = Daemon::start(directory.path(), "mv", &["--datapath", &datapath]);
     let text = again.map(drop).unwrap_err().to_string();
     assert!(text.contains(&format!("remove it: ip link del {name}")), "{text}");
@@ -196,7 +196,10 @@ fn down_or_gone_it_costs_frames_with_a_cause_and_no_cpu() {
                 assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
             }
             lost += LOST;
-            within_soon(|| (trace.drops(1, DropCause::TxLinkDown) >= lost).then_some(()));
+            eventually(2 * SOON, &format!("{lost} frames lost, --poll {poll}"), || {
+                let found = trace.drops(1, DropCause::TxLinkDown);
+                when(found >= lost, found)
+            });
             assert_eq!(trace.drops(1, DropCause::TxLinkDown), lost, "--poll {poll}");
         };
         for link in [name.as_str(), cable.interface()] {

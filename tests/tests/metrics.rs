@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::debian;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use serde_json::Value;
 
@@ -29,14 +30,8 @@ fn examples() -> PathBuf {
 
 /// What a connection answers to this. The daemon may have opened its guest's socket only, so far.
 fn ask(address: &str, request: &str) -> String {
-    let until = Instant::now() + SOON;
-    let mut stream = loop {
-        match TcpStream::connect(address) {
-            Ok(stream) => break stream,
-            Err(error) => assert!(Instant::now() < until, "{address}: {error}"),
-        }
-        sleep(Duration::from_millis(10));
-    };
+    let what = format!("a connection to {address}");
+    let mut stream = eventually(SOON, &what, || TcpStream::connect(address));
     stream.set_read_timeout(Some(SOON)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
@@ -97,31 +92,23 @@ impl Prometheus {
 
     /// The one value of a query, once there is one and it is `expected`.
     fn becomes(&self, query: &str, expected: f64) {
-        let until = Instant::now() + SOON;
-        loop {
+        eventually(SOON, &format!("{query} to be {expected}"), || {
             let found = self.query(query);
             let value =
                 found.as_ref().ok().and_then(|it| it.first()?["value"][1].as_str()?.parse().ok());
-            if value.is_some_and(|value: f64| (value - expected).abs() < 1e-9) {
-                return;
-            }
-            assert!(Instant::now() < until, "{query}: expected {expected}, found {found:?}");
-            sleep(Duration::from_millis(200));
-        }
+            let is_expected = value.is_some_and(|value: f64| (value - expected).abs() < 1e-9);
+            when(is_expected, format!("{found:?}"))
+        });
     }
 }
 
 impl Prometheus {
     /// The query makes sense and has an answer, as soon as there are samples enough.
     fn answers(&self, query: &str, may_be_empty: bool) {
-        let until = Instant::now() + SOON;
-        while self.query(query).unwrap_or_else(|why| panic!("{query}: {why}")).is_empty() {
-            if may_be_empty {
-                return;
-            }
-            assert!(Instant::now() < until, "{query}: no data");
-            sleep(Duration::from_millis(200));
-        }
+        eventually(SOON, &format!("an answer to {query}"), || {
+            let found = self.query(query).unwrap_or_else(|why| panic!("{query}: {why}"));
+            when(may_be_empty || !found.is_empty(), "no data")
+        });
     }
 }
 
@@ -238,19 +225,17 @@ fn whatever_is_sent_there_hurts_nobody() {
     // The guest is served meanwhile, and whoever asks properly is once they have been sent away.
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     frames::come_back(&mut guest).unwrap();
-    let until = Instant::now() + SOON;
-    while !ask(&target, "GET /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 200") {
-        assert!(Instant::now() < until, "nobody is answered any more");
-        sleep(Duration::from_millis(100));
-    }
+    eventually(SOON, "an answer with status 200", || {
+        let answer = ask(&target, "GET /metrics HTTP/1.1\r\n\r\n");
+        when(answer.starts_with("HTTP/1.1 200"), answer)
+    });
     drop(idle);
     guest.stop_ring(0).unwrap();
     guest.disconnect();
-    let until = Instant::now() + SOON;
-    while daemon.descriptors() > before {
-        assert!(Instant::now() < until, "{} descriptors, {before} before", daemon.descriptors());
-        sleep(Duration::from_millis(100));
-    }
+    eventually(SOON, &format!("at most {before} descriptors"), || {
+        let found = daemon.descriptors();
+        when(found <= before, found)
+    });
     assert!(daemon.is_alive(), "{}", daemon.log());
 }
 
@@ -263,14 +248,7 @@ fn a_unix_socket_is_for_its_group_and_goes_with_the_daemon() {
     let address = format!("unix:{}", path.display());
     let arguments = ["--datapath", "reflect", "--metrics", &address];
     let mut daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
-    let until = Instant::now() + SOON;
-    let mut stream = loop {
-        match UnixStream::connect(&path) {
-            Ok(stream) => break stream,
-            Err(error) => assert!(Instant::now() < until, "{error}"),
-        }
-        sleep(Duration::from_millis(10));
-    };
+    let mut stream = eventually(SOON, "a connection", || UnixStream::connect(&path));
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
     stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
     let mut answer = String::new();

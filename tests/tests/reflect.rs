@@ -1,11 +1,12 @@
 //! The daemon reflects frames: to a guest in software, and to DPDK's driver.
 
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::dpdk::{GuestShape, Testpmd};
+use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames;
 
 const POLLS: [&str; 3] = ["never", "adaptive", "always"];
@@ -115,21 +116,14 @@ fn a_call_descriptor_that_comes_late_is_told_what_the_one_before_was_told_in_vai
         let before = ring.drain_calls();
         ring.driver().enable_notification();
         assert!(guest.pair(0).send(&frames::frame(1, 60)).unwrap());
-        let until = Instant::now() + Duration::from_secs(2);
         let ring = guest.pair(0).receive_ring();
-        while !ring.driver().has_used() {
-            assert!(Instant::now() < until, "the frame does not come back");
-            sleep(Duration::from_millis(1));
-        }
+        eventually(SOON, "the frame to come back", || when(ring.driver().has_used(), "none"));
         // The burst is done with when its signal is, to nobody.
         sleep(Duration::from_millis(20));
         assert_eq!(ring.drain_calls(), before);
         guest.set_deaf(0, false).unwrap();
         let ring = guest.pair(0).receive_ring();
-        while ring.drain_calls() == before {
-            assert!(Instant::now() < until, "the guest is never told");
-            sleep(Duration::from_millis(1));
-        }
+        eventually(SOON, "a signal", || when(ring.drain_calls() > before, "none"));
         assert_eq!(guest.pair(0).receive().unwrap().unwrap().bytes, frames::frame(1, 60));
         leave(&mut guest);
     }

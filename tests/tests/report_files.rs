@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burst_trace::{BurstRecord, DropCause, RecordKind, Source};
 use frontend::{Guest, GuestOptions};
 use report::figures::TickRate;
 use report::when::When;
 use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::perfetto::Trace;
 
@@ -30,22 +30,19 @@ fn record(directory: &Path) -> (Source, Vec<BurstRecord>, std::path::PathBuf) {
     // It ends by itself, also when this test does not come so far.
     command.args(["record", "--seconds", "2", "--run-dir"]).arg(directory).arg("-o").arg(&file);
     let mut recorder = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let until = Instant::now() + SOON;
-    while !directory.join("files.rec.part").exists() {
-        assert!(Instant::now() < until, "no recording begins");
-        sleep(Duration::from_millis(5));
-    }
+    let part = directory.join("files.rec.part");
+    eventually(SOON, "a recording to begin", || when(part.exists(), "no file of it"));
     for round in 0..20 {
         for n in 0..ROUND {
             assert!(guest.pair(0).queue(&frames::frame(round * ROUND + n, 60 + 7 * n)).unwrap());
         }
         guest.pair(0).flush().unwrap();
-        let (mut back, until) = (0, Instant::now() + SOON);
-        while back < ROUND {
-            assert!(Instant::now() < until, "{back} of {ROUND} buffers came back");
+        let mut back = 0;
+        eventually(SOON, &format!("{ROUND} buffers to come back"), || {
             while guest.pair(0).receive_within(Duration::from_millis(5)).unwrap().is_some() {}
             back += guest.pair(0).reap().unwrap();
-        }
+            when(back >= ROUND, back)
+        });
     }
     assert!(recorder.wait().unwrap().success(), "ringscope record");
     let source = Source::open(&file).unwrap();

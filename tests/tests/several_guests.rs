@@ -2,11 +2,12 @@
 
 use std::net::Ipv4Addr;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
 use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::eventually;
 use ringscope_tests::frames;
 use ringscope_tests::lan::{EVERYONE, Lan, frame, guest_table, station};
 use ringscope_tests::packets;
@@ -156,14 +157,10 @@ fn reach_outside(uplink: &str, guests: &[GuestOptions], poll: &str) {
 
 /// What `wanted` makes of the first frame that it wants, of those that guest `n` receives.
 fn await_one<T>(lan: &mut Lan, n: usize, wanted: impl Fn(&[u8]) -> Option<T>) -> T {
-    let until = Instant::now() + SOON;
-    while Instant::now() < until {
+    eventually(SOON, &format!("a frame for guest {n}"), || {
         let came = lan.pair(n).receive_within(Duration::from_millis(100)).unwrap();
-        if let Some(found) = came.and_then(|came| wanted(&came.bytes)) {
-            return found;
-        }
-    }
-    panic!("guest {n} waits in vain: {}", lan.daemon.log());
+        came.and_then(|came| wanted(&came.bytes)).ok_or_else(|| lan.daemon.log())
+    })
 }
 
 #[test]

@@ -9,6 +9,7 @@ use frontend::{Guest, GuestOptions, Pair};
 use lab::outside::Outside;
 use lab::process::Process;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::eventually;
 use ringscope_tests::frames;
 use ringscope_tests::pings::Pinger;
 
@@ -78,13 +79,7 @@ fn at_rest(daemon: &Daemon) -> (usize, u64) {
 
 /// A guest comes. One that comes while the daemon still lets go of the last one is sent away, and comes again.
 fn come(daemon: &Daemon, options: &GuestOptions) -> Guest {
-    let until = Instant::now() + SOON;
-    loop {
-        match Guest::connect(daemon.socket(), options.clone()) {
-            Ok(guest) => return guest,
-            Err(error) => assert!(Instant::now() < until, "{error}"),
-        }
-    }
+    eventually(SOON, "to be served", || Guest::connect(daemon.socket(), options.clone()))
 }
 
 /// A guest's life: pings, bursts, and times in which it takes nothing.

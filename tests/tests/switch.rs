@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use burst_trace::DropCause;
 use frontend::{GuestOptions, Pair};
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames::{self, formats};
 use ringscope_tests::lan::{EVERYONE, Lan, frame, station};
 use ringscope_tests::packets;
@@ -271,14 +272,11 @@ fn who_goes_away_is_forgotten_and_comes_back() {
     let to_gone = frame(station(2), station(0), 1, 60);
     lan.guests[2].disconnect();
     // Its rings are let go of as soon as that is seen; until then its buffers take frames.
-    let until = Instant::now() + SOON;
-    loop {
+    eventually(SOON, "a frame for a guest that is gone to go to everyone", || {
         lan.send(0, &to_gone);
-        if lan.pair(1).receive_within(Duration::from_millis(20)).unwrap().is_some() {
-            break;
-        }
-        assert!(Instant::now() < until, "frames for a guest that is gone go to everyone");
-    }
+        let came = lan.pair(1).receive_within(Duration::from_millis(20)).unwrap();
+        when(came.is_some(), "none")
+    });
     let path = lan.directory().join("vm2.sock");
     lan.guests[2].reconnect(path).unwrap();
     while lan.pair(2).receive_within(Duration::from_millis(20)).unwrap().is_some() {}
@@ -370,13 +368,11 @@ fn net_headers_that_make_no_sense_reach_nobody() {
         assert!(lan.pair(0).send_chain(&header, &[frame]).unwrap());
     }
     lan.expect_nothing(1);
-    let until = Instant::now() + SOON;
-    let count = |lan: &Lan| {
+    eventually(SOON, "4 frames dropped for their net headers", || {
         let drops = |cause| lan.trace(0).drops(1, cause);
-        drops(DropCause::TxBadNetHeader) + drops(DropCause::TxUnsegmentable)
-    };
-    while count(&lan) < 4 && Instant::now() < until {}
-    assert_eq!(count(&lan), 4);
+        let found = drops(DropCause::TxBadNetHeader) + drops(DropCause::TxUnsegmentable);
+        when(found == 4, found)
+    });
     let sane = frame(station(1), station(0), 1, 60);
     lan.send(0, &sane);
     lan.expect(1, &sane);
