@@ -65,7 +65,7 @@ pub struct AfXdp {
     /// Which socket is looked at first.
     turn: usize,
     /// Whether the guest may leave checksums and segments to us.
-    finishes: bool,
+    offloads: bool,
     /// Length of the guest's net headers.
     header_len: usize,
     /// The interface was down at the last try.
@@ -137,7 +137,7 @@ impl AfXdp {
                 options: *options,
                 log: LogLimit::new(""),
                 turn: 0,
-                finishes: false,
+                offloads: false,
                 header_len: HEADER_LEN,
                 down: false,
                 active: false,
@@ -167,7 +167,7 @@ impl AfXdp {
         let mut done = Transmitted::default();
         let Some(socket) = self.sockets.first_mut() else { return done };
         for frame in frames.iter().take(BURST_MAX.saturating_sub(self.in_flight.len())) {
-            let header = if self.finishes { frame.header() } else { NetHeader::PLAIN };
+            let header = if self.offloads { frame.header() } else { NetHeader::PLAIN };
             let mut outcome = Transmitted { taken: 1, ..Transmitted::default() };
             if socket.queue(&header, &frame, &mut outcome) == Queued::Full {
                 break;
@@ -253,7 +253,7 @@ impl Datapath for AfXdp {
     fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
         // Without it, a guest leaves nothing to be done, and its net headers are not worth a look.
         self.header_len = negotiated.header_len();
-        self.finishes =
+        self.offloads =
             negotiated.has(Offloads { checksum: true, ..Offloads::default() }.from_guest());
         Ok(())
     }
@@ -275,7 +275,7 @@ impl Datapath for AfXdp {
         }
         let mut refills = 0;
         for frame in frames.iter() {
-            let header = if self.finishes { frame.header() } else { NetHeader::PLAIN };
+            let header = if self.offloads { frame.header() } else { NetHeader::PLAIN };
             while socket.queue(&header, &frame, &mut done) == Queued::Full {
                 refills += 1;
                 match socket.make_room() {

@@ -24,7 +24,7 @@ const CWR: u8 = 0x80;
 /// What is left to do to a frame of `len` bytes that begins at byte `skip` of the run `from` and came over a link with
 /// an MTU of `mtu` bytes. It says nothing of a frame whose headers make no sense: that is its receiver's business.
 ///
-/// Is the header not for the guest ([`NetHeader::is_for`]), [`Finish::plan`](crate::Finish::plan) does with it what is
+/// Is the header not for the guest ([`NetHeader::is_for`]), [`SoftwareOffload::plan`](crate::SoftwareOffload::plan) does with it what is
 /// left.
 #[must_use]
 #[inline]

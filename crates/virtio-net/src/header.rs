@@ -71,7 +71,7 @@ impl NetHeader {
         self.flags & NEEDS_CSUM == 0 && self.gso_type == GSO_NONE
     }
 
-    /// What another guest is told of a frame that came with this header, once [`Finish`](crate::Finish) could be planned:
+    /// What another guest is told of a frame that came with this header, once [`SoftwareOffload`](crate::SoftwareOffload) could be planned:
     /// of the flags only the one that drivers have (5.1.6.2.1), and no field that says nothing.
     #[inline]
     #[must_use]
@@ -131,7 +131,7 @@ impl NetHeader {
     }
 
     /// Whether a guest that negotiated `offloads` may be handed a frame with this header. If not, it has to be
-    /// finished first ([`Finish`](crate::Finish)).
+    /// finished first ([`SoftwareOffload`](crate::SoftwareOffload)).
     #[inline]
     #[must_use]
     pub const fn is_for(&self, offloads: Offloads) -> bool {

@@ -5,7 +5,7 @@
 //! - [`config`]: the device configuration space.
 //! - [`transmit`]: a burst of frames from the guest.
 //! - [`receive`]: room for a burst of frames to the guest, mergeable or not.
-//! - [`finish`]: checksums and segments, done with the copy of a frame.
+//! - [`offload`]: checksums and segments, done with the copy of a frame.
 //! - [`arrival`]: what is left to do to a frame that does not say so.
 //! - `merge`: TCP segments that came one by one, as one packet.
 //! - `packet`: where a frame's headers are.
@@ -13,10 +13,10 @@
 pub mod arrival;
 pub mod config;
 pub mod features;
-pub mod finish;
 pub mod header;
 pub mod held;
 mod merge;
+pub mod offload;
 pub mod packet;
 pub mod receive;
 mod run;
@@ -24,10 +24,10 @@ pub mod transmit;
 
 pub use config::{ConfigSpace, MacAddress};
 pub use features::{Negotiated, Offloads};
-pub use finish::Finish;
 pub use header::NetHeader;
 pub use held::HeldChains;
 pub use merge::Link;
+pub use offload::SoftwareOffload;
 pub use receive::{GuestRoom, Placed, ReceiveState};
 pub use transmit::{Frame, Frames, TransmitBurst};
 

@@ -6,11 +6,11 @@
 //! is copied to further guest buffers (and the next list is longer); when the guest has none, the frame is
 //! held until it has, and is never torn or lost.
 //!
-//! `finished`: frames whose length is known, because they are in memory already. `merged`: several of those as one
+//! `place`: frames whose length is known, because they are in memory already. `merged`: several of those as one
 //! packet. `watched`: what wrappers of a datapath see of the room, and lose of it.
 
-mod finished;
 mod merged;
+mod place;
 mod watched;
 
 use burst_trace::{DropCause, DropCounts};
@@ -18,7 +18,7 @@ use guest_memory::{GuestMemory, GuestSlice, Spare};
 use virtqueue::chain::{CHAIN_SLICES_MAX, CHAINS_MAX};
 use virtqueue::{Access, Chain, ChainFault, Chains, Queue, RingError};
 
-use self::finished::COMPLETED_TOGETHER;
+use self::place::COMPLETED_TOGETHER;
 pub use self::watched::Mark;
 use crate::features::{FLAGS, HEADER_LEN, NUM_BUFFERS, Negotiated, Offloads};
 use crate::run::{read_front, write_at};

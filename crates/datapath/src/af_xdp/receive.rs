@@ -4,7 +4,9 @@ use arrayvec::ArrayVec;
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
-use virtio_net::{BURST_MAX, FRAME_LEN_MAX, Finish, GuestRoom, Link, NetHeader, Placed, arrival};
+use virtio_net::{
+    BURST_MAX, FRAME_LEN_MAX, GuestRoom, Link, NetHeader, Placed, SoftwareOffload, arrival,
+};
 
 use super::socket::{PARTS_MAX, Socket};
 use crate::Look;
@@ -92,7 +94,7 @@ impl Socket {
                 // Of a virtual device whose `gso_max_size` was raised: no guest takes that.
                 room.refuse(DropCause::RxTooBig)
             } else if self.is_virtual {
-                Self::place_perhaps_unfinished(&frame, self.mtu, &mut self.begun_receive, room)
+                Self::place_of_virtual_device(&frame, self.mtu, &mut self.begun_receive, room)
             } else {
                 room.place_run(&NetHeader::PLAIN, &frame, 0)
             };
@@ -143,7 +145,7 @@ impl Socket {
     /// Places a frame of a virtual device, which may have left its checksum and its segments to us. What the
     /// guest does not take is finished.
     #[inline]
-    fn place_perhaps_unfinished(
+    fn place_of_virtual_device(
         frame: &[GuestSlice<'_>],
         mtu: u16,
         begun: &mut usize,
@@ -157,15 +159,15 @@ impl Socket {
         if header.is_for(room.guest_offloads()) {
             return room.place_run(&header, frame, 0);
         }
-        let Ok(mut finish) = Finish::plan(&header, frame, 0, len) else {
+        let Ok(mut offload) = SoftwareOffload::plan(&header, frame, 0, len) else {
             return room.refuse(DropCause::RxTooBig);
         };
-        let all = finish.count();
+        let all = offload.count();
         // Those that found room in the burst before.
-        finish.skip(frame, std::mem::take(begun));
-        let placed = room.place_finished(&mut finish, frame);
+        offload.skip(frame, std::mem::take(begun));
+        let placed = room.place_offloaded(&mut offload, frame);
         if placed == Placed::NoRoom {
-            *begun = all - finish.count();
+            *begun = all - offload.count();
         }
         placed
     }

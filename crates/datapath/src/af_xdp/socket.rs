@@ -17,7 +17,7 @@ use rustix::net::xdp::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
-use virtio_net::Finish;
+use virtio_net::SoftwareOffload;
 
 use super::device::Device;
 use super::rings::{Consumer, Producer};
@@ -95,7 +95,7 @@ pub struct Socket {
     /// Whether TCP segments for the guest are merged, if it takes that.
     pub merges: bool,
     /// How the last frame that needed finishing became finished ones. It is large, and stays where it is.
-    pub finish: Finish,
+    pub offload: SoftwareOffload,
     /// How many descriptors were put into the transmit ring.
     pub submitted: u64,
     /// How many of them the kernel is done with.
@@ -178,7 +178,7 @@ impl Socket {
             is_virtual: device.is_virtual,
             mtu: device.mtu,
             merges: options.merge == Merging::On,
-            finish: Finish::default(),
+            offload: SoftwareOffload::default(),
             submitted: 0,
             completed: 0,
             begun: 0,

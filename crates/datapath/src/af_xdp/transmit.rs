@@ -5,7 +5,7 @@ use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 use rustix::io::Errno;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
-use virtio_net::{Finish, Frame, NetHeader};
+use virtio_net::{Frame, NetHeader, SoftwareOffload};
 
 use super::rings::Producer;
 use super::socket::{PARTS_MAX, Socket};
@@ -50,7 +50,7 @@ impl Socket {
             }
             self.queue_plain(frame, done)
         } else {
-            self.queue_unfinished(header, frame, done)
+            self.queue_offloaded(header, frame, done)
         }
     }
 
@@ -58,7 +58,7 @@ impl Socket {
     fn queue_plain(&mut self, frame: &Frame<'_, '_>, done: &mut Transmitted) -> Queued {
         let len = frame.len();
         if len > self.umem.chunk() as usize || len > self.frame_len_max() {
-            return self.queue_unfinished(&NetHeader::PLAIN, frame, done);
+            return self.queue_offloaded(&NetHeader::PLAIN, frame, done);
         }
         if self.transmit.room(1) == 0 {
             return Queued::Full;
@@ -118,7 +118,7 @@ impl Socket {
     /// Puts what is to become of a frame into the transmit ring: the frame with its checksum, its segments, or
     /// a frame that takes several chunks.
     #[inline(never)]
-    fn queue_unfinished(
+    fn queue_offloaded(
         &mut self,
         header: &NetHeader,
         frame: &Frame<'_, '_>,
@@ -126,19 +126,19 @@ impl Socket {
     ) -> Queued {
         let from = frame.slices();
         let len_max = self.frame_len_max();
-        let Self { finish, umem, transmit, submitted, .. } = self;
-        let mut queue_next = |finish: &mut _| queue_next(finish, from, umem, transmit, submitted);
-        let planned = finish.replan(header, from, frame.header_len(), frame.len());
-        let all = finish.count();
+        let Self { offload, umem, transmit, submitted, .. } = self;
+        let mut queue_next = |offload: &mut _| queue_next(offload, from, umem, transmit, submitted);
+        let planned = offload.replan(header, from, frame.header_len(), frame.len());
+        let all = offload.count();
         let refused = match planned {
             Err(cause) => Some(cause),
-            Ok(()) if finish.next_len() > len_max => Some(DropCause::TxTooLong),
+            Ok(()) if offload.next_len() > len_max => Some(DropCause::TxTooLong),
             Ok(()) => None,
         };
         // Those that found room the last time this frame was here.
-        finish.skip(from, std::mem::take(&mut self.begun));
-        while refused.is_none() && finish.count() > 0 && queue_next(finish) {}
-        let left = finish.count();
+        offload.skip(from, std::mem::take(&mut self.begun));
+        while refused.is_none() && offload.count() > 0 && queue_next(offload) {}
+        let left = offload.count();
         if let Some(cause) = refused {
             done.drops.add(cause);
             return Queued::Done;
@@ -224,16 +224,16 @@ impl Socket {
     }
 }
 
-/// Puts the next frame that `finish` makes of `from` into the ring. Returns whether there was room.
+/// Puts the next frame that `offload` makes of `from` into the ring. Returns whether there was room.
 fn queue_next(
-    finish: &mut Finish,
+    offload: &mut SoftwareOffload,
     from: &[GuestSlice<'_>],
     umem: &mut Umem,
     transmit: &mut Producer<XdpDesc>,
     submitted: &mut u64,
 ) -> bool {
     #[expect(clippy::cast_possible_truncation, reason = "at most the MTU and a link header")]
-    let len = finish.next_len() as u32;
+    let len = offload.next_len() as u32;
     let chunk = umem.chunk();
     let count = len.div_ceil(chunk);
     if transmit.room(count) < count || umem.free() < count as usize {
@@ -246,7 +246,7 @@ fn queue_next(
     }
     let slices: ArrayVec<_, PARTS_MAX> =
         parts.iter().filter_map(|&(offset, len)| umem.slice(offset, len)).collect();
-    finish.write_next(from, &slices, 0);
+    offload.write_next(from, &slices, 0);
     for (n, &(offset, len)) in parts.iter().enumerate() {
         push(transmit, submitted, offset, len, n + 1 < parts.len());
     }

@@ -5,7 +5,7 @@
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 
-use super::finished::COMPLETED_TOGETHER;
+use super::place::COMPLETED_TOGETHER;
 use super::{GuestRoom, Placed};
 use crate::BURST_MAX;
 use crate::features::{HEADER_LEN, NUM_BUFFERS};

@@ -5,9 +5,9 @@ use virtio_net::arrival::header_of;
 use virtio_net::header::NEEDS_CSUM;
 use virtio_net::{NetHeader, Offloads};
 
-use crate::finish::finished;
 use crate::packets::{Checksum, payload, shape, tcp4};
 use crate::runs::{Run, cuts};
+use crate::software::offloaded;
 
 const SKIP: usize = 3;
 
@@ -50,7 +50,7 @@ proptest! {
         }
         let gso_size = usize::from(mtu) + shape.network_at() - shape.payload_at();
         prop_assert_eq!(header, shape.needs_segments(gso_size as u16));
-        let frames = finished(&header, &frame, [&cuts, &cuts], 0);
+        let frames = offloaded(&header, &frame, [&cuts, &cuts], 0);
         prop_assert!(frames.iter().all(|it| it.len() - shape.network_at() <= usize::from(mtu)));
         prop_assert_eq!(frames, shape.segments(&payload, gso_size as u16));
     }
@@ -63,7 +63,7 @@ proptest! {
         let header = told(&frame, &[9000], 1500);
         prop_assume!(header.flags == 0);
         prop_assert!(!header.is_for(Offloads::ALL));
-        let frames = finished(&header, &frame, [&[9000], &[9000]], 0);
+        let frames = offloaded(&header, &frame, [&[9000], &[9000]], 0);
         prop_assert_eq!(frames, shape.segments(&payload, header.gso_size));
     }
 }

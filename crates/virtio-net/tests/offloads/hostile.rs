@@ -9,7 +9,7 @@ use guest_memory::memory::Mapping;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use virtio_net::header::{GSO_ECN, GSO_TCPV4, GSO_UDP, GSO_UDP_L4, NEEDS_CSUM};
-use virtio_net::{Finish, NetHeader, arrival};
+use virtio_net::{NetHeader, SoftwareOffload, arrival};
 use vm_memory::GuestAddress;
 
 use crate::packets::{Checksum, Shape, payload, shape, slow_sum, tcp4};
@@ -17,7 +17,7 @@ use crate::runs::{Run, cuts};
 
 fn refused(header: &NetHeader, frame: &[u8]) -> Option<DropCause> {
     let from = Run::of(frame, &[700]);
-    Finish::plan(header, &from.slices(), 0, frame.len()).err()
+    SoftwareOffload::plan(header, &from.slices(), 0, frame.len()).err()
 }
 
 const BAD_HEADER: Option<DropCause> = Some(DropCause::TxBadNetHeader);
@@ -155,18 +155,18 @@ fn mixed(good: NetHeader, bad: NetHeader, which: u8) -> NetHeader {
 fn does_no_harm(header: &NetHeader, frame: &[u8], cuts: &[usize]) {
     let from = Run::of(frame, cuts);
     let from = from.slices();
-    let Ok(mut finish) = Finish::plan(header, &from, 0, frame.len()) else { return };
-    while finish.count() > 0 {
-        let to = Run::new(finish.next_len(), &[200]);
-        finish.write_next(&from, &to.slices(), 0);
+    let Ok(mut offload) = SoftwareOffload::plan(header, &from, 0, frame.len()) else { return };
+    while offload.count() > 0 {
+        let to = Run::new(offload.next_len(), &[200]);
+        offload.write_next(&from, &to.slices(), 0);
         assert!(to.is_sound());
         // Of very many segments a few show it all.
-        finish.skip(&from, finish.count().saturating_sub(20));
+        offload.skip(&from, offload.count().saturating_sub(20));
     }
     // As from a virtual device.
     let header = arrival::header_of(&from, 0, frame.len(), 1500);
     if !header.is_plain() {
-        assert_eq!(Finish::plan(&header, &from, 0, frame.len()).err(), None, "{header:?}");
+        assert_eq!(SoftwareOffload::plan(&header, &from, 0, frame.len()).err(), None, "{header:?}");
     }
 }
 
@@ -196,10 +196,11 @@ fn whatever_the_guest_writes_meanwhile_every_checksum_is_right() {
     let from = [memory.contiguous(0, frame.len() as u64).unwrap()];
     let mut sums = Vec::new();
     for _ in 0..50 {
-        let mut finish = Finish::plan(&shape.needs_segments(1400), &from, 0, frame.len()).unwrap();
-        while finish.count() > 0 {
-            let to = Run::new(finish.next_len(), &[5000]);
-            let len = finish.write_next(&from, &to.slices(), 0);
+        let mut offload =
+            SoftwareOffload::plan(&shape.needs_segments(1400), &from, 0, frame.len()).unwrap();
+        while offload.count() > 0 {
+            let to = Run::new(offload.next_len(), &[5000]);
+            let len = offload.write_next(&from, &to.slices(), 0);
             let transport_len = u16::try_from(len - transport_at).unwrap().to_be_bytes();
             let pseudo = [&shape.addresses[..8], &[0, 6], &transport_len].concat();
             sums.push(slow_sum(&[&pseudo, &to.bytes()[transport_at..]].concat()));

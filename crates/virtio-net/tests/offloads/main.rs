@@ -1,9 +1,9 @@
 //! What is left to do to frames, found and done, against a slow and simple way of doing it.
 
 mod arrival;
-mod finish;
 mod hostile;
 mod merge;
 mod packets;
 mod place;
 mod runs;
+mod software;

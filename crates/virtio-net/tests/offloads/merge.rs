@@ -6,12 +6,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use virtio_net::features::BASE;
 use virtio_net::header::GSO_NONE;
-use virtio_net::{Finish, Link, NetHeader, Offloads, Placed, arrival};
+use virtio_net::{Link, NetHeader, Offloads, Placed, SoftwareOffload, arrival};
 
-use crate::finish::finished;
 use crate::packets::{CWR, Checksum, FIN, PSH, Shape, payload, shape, slow_sum, tcp4};
 use crate::place::Ring;
 use crate::runs::Run;
+use crate::software::offloaded;
 
 const ACK: u8 = 0x10;
 const ECE: u8 = 0x40;
@@ -43,8 +43,9 @@ fn place(ring: &mut Ring, frames: &[GuestSlice<'_>], link: Link, apart: bool) ->
                 let placed = if header.is_for(room.guest_offloads()) {
                     room.place_run(&header, whole, 0)
                 } else {
-                    let mut finish = Finish::plan(&header, whole, 0, whole[0].len()).unwrap();
-                    room.place_finished(&mut finish, whole)
+                    let mut offload =
+                        SoftwareOffload::plan(&header, whole, 0, whole[0].len()).unwrap();
+                    room.place_offloaded(&mut offload, whole)
                 };
                 if placed == Placed::NoRoom {
                     break;
@@ -79,7 +80,7 @@ fn came(features: u64, buffers: &[u32], frames: &[Vec<u8>], link: Link, apart: b
 /// The frames that a wire would have had, had it been the guest that sent these packets.
 fn cut(came: &[(NetHeader, Vec<u8>)]) -> Vec<Vec<u8>> {
     let cut =
-        came.iter().flat_map(|(header, bytes)| finished(header, bytes, [&[9000], &[9000]], 0));
+        came.iter().flat_map(|(header, bytes)| offloaded(header, bytes, [&[9000], &[9000]], 0));
     cut.collect()
 }
 
@@ -186,7 +187,7 @@ proptest! {
                 continue;
             }
             prop_assert!(!is_wrong(&differs, &shape) || !expected.contains(&differs));
-            let cut = finished(&header, &bytes, [&[9000], &[9000]], 0);
+            let cut = offloaded(&header, &bytes, [&[9000], &[9000]], 0);
             // The identification may stand still, where nobody asks for it.
             prop_assert_eq!(without_id(cut, &shape), without_id(expected, &shape));
         }

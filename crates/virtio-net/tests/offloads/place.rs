@@ -8,7 +8,7 @@ use guest_memory::memory::Mapping;
 use virtio_net::features::{BASE, HEADER_LEN};
 use virtio_net::receive::Received;
 use virtio_net::{
-    BURST_MAX, Finish, Frames, GuestRoom, Negotiated, NetHeader, Placed, ReceiveState,
+    BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Placed, ReceiveState, SoftwareOffload,
     TransmitBurst,
 };
 use virtqueue::driver::{Buffer, Driver, RingOptions};
@@ -140,14 +140,15 @@ fn segments_go_on_in_the_next_burst_where_room_ended() {
     for buffers in [&[&[2000][..]; 7], &[&[600]; 7]] {
         let mut ring = Ring::new(BASE);
         let header = shape.needs_segments(1000);
-        let mut finish = Finish::plan(&header, &from, 0, frame.len()).unwrap();
+        let mut offload = SoftwareOffload::plan(&header, &from, 0, frame.len()).unwrap();
         let mut came = Vec::new();
         for round in 0..20 {
             ring.offer(buffers);
-            let before = finish.count();
-            let (placed, received) = ring.with_room(|room| room.place_finished(&mut finish, &from));
-            assert_eq!(usize::from(received.packets), before - finish.count());
-            assert_eq!(placed == Placed::Done, finish.count() == 0, "round {round}");
+            let before = offload.count();
+            let (placed, received) =
+                ring.with_room(|room| room.place_offloaded(&mut offload, &from));
+            assert_eq!(usize::from(received.packets), before - offload.count());
+            assert_eq!(placed == Placed::Done, offload.count() == 0, "round {round}");
             while let Some((header, segment)) = ring.came() {
                 assert!(header.is_plain());
                 came.push(segment);
@@ -165,12 +166,13 @@ fn segments_that_fit_no_buffer_are_dropped_one_by_one() {
     let from = from.slices();
     let mut ring = Ring::new(BASE & !MERGEABLE);
     ring.offer(&[&[600][..]; 3]);
-    let mut finish = Finish::plan(&shape.needs_segments(700), &from, 0, frame.len()).unwrap();
-    assert_eq!(finish.count(), 86);
-    let ((), received) =
-        ring.with_room(|room| assert_eq!(room.place_finished(&mut finish, &from), Placed::NoRoom));
-    assert_eq!((received.drops.of(DropCause::RxTooBig), finish.count()), (64, 86 - BURST_MAX));
-    let (placed, received) = ring.with_room(|room| room.place_finished(&mut finish, &from));
+    let mut offload =
+        SoftwareOffload::plan(&shape.needs_segments(700), &from, 0, frame.len()).unwrap();
+    assert_eq!(offload.count(), 86);
+    let ((), received) = ring
+        .with_room(|room| assert_eq!(room.place_offloaded(&mut offload, &from), Placed::NoRoom));
+    assert_eq!((received.drops.of(DropCause::RxTooBig), offload.count()), (64, 86 - BURST_MAX));
+    let (placed, received) = ring.with_room(|room| room.place_offloaded(&mut offload, &from));
     // The last one is short enough.
     assert_eq!((placed, received.packets), (Placed::Done, 1));
     assert_eq!(ring.came().unwrap().1, shape.segments(&payload, 700)[85]);

@@ -3,7 +3,7 @@
 use burst_trace::{DropCause, DropCounts};
 use datapath::switch::{ADDRESSES_LEN, Port};
 use virtio_net::{BURST_MAX, header};
-use virtio_net::{Finish, Frame, Frames, GuestRoom, NetHeader, Offloads, Placed};
+use virtio_net::{Frame, Frames, GuestRoom, NetHeader, Offloads, Placed, SoftwareOffload};
 
 use crate::forward::{Delivery, Sight};
 use crate::pair::{Context, Pair};
@@ -56,7 +56,7 @@ impl Unfinished {
         if header.is_plain() {
             return Ok((addresses, frame.len() + SLICE_COST * frame.slices().len()));
         }
-        let segments = Finish::plan_frame(&header, frame)?.count();
+        let segments = SoftwareOffload::plan_frame(&header, frame)?.count();
         if segments > SEGMENTS_MAX {
             return Err(DropCause::TxUnsegmentable);
         }
@@ -112,7 +112,7 @@ impl Placing<'_, '_, '_> {
         if header.is_for(self.offloads) {
             return room.place_run(header, frame.slices(), frame.header_len());
         }
-        let mut finish = match Finish::plan_frame(header, &frame) {
+        let mut finish = match SoftwareOffload::plan_frame(header, &frame) {
             Ok(finish) => finish,
             // It was one a moment ago: the guest changes it.
             Err(cause) => {
@@ -122,7 +122,7 @@ impl Placing<'_, '_, '_> {
         };
         let all = finish.count();
         finish.skip(frame.slices(), self.segments);
-        let placed = room.place_finished(&mut finish, frame.slices());
+        let placed = room.place_offloaded(&mut finish, frame.slices());
         self.segments = match placed {
             Placed::Done => 0,
             Placed::NoRoom => all - finish.count(),

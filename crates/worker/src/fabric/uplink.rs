@@ -10,7 +10,8 @@ use guest_memory::Spare;
 use log_limit::LogLimit;
 use virtio_net::features::{HEADER_LEN, VERSION_1};
 use virtio_net::{
-    FRAME_LEN_MAX, Finish, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, header,
+    FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, SoftwareOffload,
+    header,
 };
 
 use super::placing::WORK_MAX;
@@ -198,12 +199,13 @@ impl<U: Datapath> Uplink<U> {
         if header.is_for(offloads) {
             return room.place_run(&header, &frame, header_len);
         }
-        let Ok(mut finish) = Finish::plan(&header, &frame, header_len, len - header_len) else {
+        let Ok(mut finish) = SoftwareOffload::plan(&header, &frame, header_len, len - header_len)
+        else {
             return room.refuse(DropCause::RxError);
         };
         let all = finish.count();
         finish.skip(&frame, segments);
-        let placed = room.place_finished(&mut finish, &frame);
+        let placed = room.place_offloaded(&mut finish, &frame);
         let left = if placed == Placed::Done { all } else { finish.count() };
         self.read = Some((len, all - left));
         placed

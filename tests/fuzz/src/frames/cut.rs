@@ -4,7 +4,7 @@ use arbitrary::Arbitrary;
 use guest_memory::{GuestSlice, Spare};
 use virtio_net::header::{GSO_NONE, NEEDS_CSUM};
 use virtio_net::packet::{Packet, Transport, Version};
-use virtio_net::{FRAME_LEN_MAX, Finish, NetHeader};
+use virtio_net::{FRAME_LEN_MAX, NetHeader, SoftwareOffload};
 
 use super::packets::{Header, Source, sum};
 
@@ -40,24 +40,26 @@ pub fn play(story: &Story) {
     let skip = usize::from(story.skip % 32);
     let from = Run::of(&[&vec![0x11; skip], &frame[..]].concat(), &story.from);
     let slices = from.slices();
-    let Ok(mut finish) = Finish::plan(&header, &slices, skip, frame.len()) else { return };
-    let count = finish.count();
+    let Ok(mut offload) = SoftwareOffload::plan(&header, &slices, skip, frame.len()) else {
+        return;
+    };
+    let count = offload.count();
     assert!((1..=FRAME_LEN_MAX).contains(&count));
-    assert_eq!(finish.is_plain(), header.is_plain());
+    assert_eq!(offload.is_plain(), header.is_plain());
     if count > SEGMENTS_MAX {
         return;
     }
-    let mut late = finish.clone();
+    let mut late = offload.clone();
     let offset = usize::from(story.offset % 32);
     let mut frames = Vec::new();
-    while finish.count() > 0 {
-        let len = finish.next_len();
+    while offload.count() > 0 {
+        let len = offload.next_len();
         let to = Run::new(offset + len + MARGIN, &story.to);
-        assert_eq!(finish.write_next(&slices, &to.slices(), offset), len);
-        assert!(finish.next_len() <= len, "a later frame is longer");
+        assert_eq!(offload.write_next(&slices, &to.slices(), offset), len);
+        assert!(offload.next_len() <= len, "a later frame is longer");
         frames.push(to.between(offset, MARGIN));
     }
-    assert_eq!((frames.len(), finish.next_len()), (count, 0));
+    assert_eq!((frames.len(), offload.next_len()), (count, 0));
     check(&header, frame, &frames);
     let left_out = usize::from(story.left_out).min(count);
     late.skip(&slices, left_out);
@@ -73,14 +75,14 @@ pub fn play(story: &Story) {
 #[must_use]
 pub fn on_the_wire(header: &NetHeader, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
     let from = Run::of(frame, &[]);
-    let mut finish = Finish::plan(header, &from.slices(), 0, frame.len()).ok()?;
-    if finish.count() > SEGMENTS_MAX {
+    let mut offload = SoftwareOffload::plan(header, &from.slices(), 0, frame.len()).ok()?;
+    if offload.count() > SEGMENTS_MAX {
         return None;
     }
     let mut frames = Vec::new();
-    while finish.count() > 0 {
-        let to = Run::new(finish.next_len(), &[]);
-        finish.write_next(&from.slices(), &to.slices(), 0);
+    while offload.count() > 0 {
+        let to = Run::new(offload.next_len(), &[]);
+        offload.write_next(&from.slices(), &to.slices(), 0);
         frames.push(to.between(0, 0));
     }
     Some(frames)

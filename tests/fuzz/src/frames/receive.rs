@@ -8,8 +8,8 @@ use virtio_net::header::NEEDS_CSUM;
 use virtio_net::packet::{Packet, Transport, Version};
 use virtio_net::receive::Received;
 use virtio_net::{
-    BURST_MAX, FRAME_LEN_MAX, Finish, Frames, GuestRoom, Link, Negotiated, NetHeader, Offloads,
-    Placed, arrival,
+    BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Link, Negotiated, NetHeader, Offloads, Placed,
+    SoftwareOffload, arrival,
 };
 
 use super::cut::{SEGMENTS_MAX, on_the_wire};
@@ -259,17 +259,17 @@ fn place_one(
         return room.place_run(header, from, skip);
     }
     let len = from.iter().map(GuestSlice::len).sum::<usize>() - skip;
-    let Ok(mut finish) = Finish::plan(header, from, skip, len) else {
+    let Ok(mut offload) = SoftwareOffload::plan(header, from, skip, len) else {
         return room.refuse(burst_trace::DropCause::RxTooBig);
     };
-    let all = finish.count();
+    let all = offload.count();
     if all > SEGMENTS_MAX {
         return room.refuse(burst_trace::DropCause::RxTooBig);
     }
-    finish.skip(from, std::mem::take(begun));
-    let placed = room.place_finished(&mut finish, from);
+    offload.skip(from, std::mem::take(begun));
+    let placed = room.place_offloaded(&mut offload, from);
     if placed == Placed::NoRoom {
-        *begun = all - finish.count();
+        *begun = all - offload.count();
     }
     placed
 }
@@ -353,8 +353,8 @@ fn by_guest(
                 header.num_buffers = 0;
             }
             assert_eq!(frame.header(), header);
-            let is_sound = Finish::plan_frame(&header, &frame)
-                .is_ok_and(|finish| finish.count() <= SEGMENTS_MAX);
+            let is_sound = SoftwareOffload::plan_frame(&header, &frame)
+                .is_ok_and(|offload| offload.count() <= SEGMENTS_MAX);
             if is_sound {
                 delivery.expected.extend(on_the_wire(&header, bytes).expect("it was planned"));
             }

@@ -1,6 +1,6 @@
 //! What a guest leaves to the device, alone: nanoseconds a frame, one thread, all in cache.
 //!
-//!     cargo bench -p virtio-net --bench finish
+//!     cargo bench -p virtio-net --bench offload
 //!
 //! From one buffer with a net header into frames of 2048 bytes, as many as a frame of 64 KiB needs; the other way only the
 //! look at a frame that came.
@@ -12,7 +12,7 @@ use criterion::{Criterion, Throughput};
 use guest_memory::{GuestSlice, Spare};
 use virtio_net::features::HEADER_LEN;
 use virtio_net::header::{GSO_TCPV4, NEEDS_CSUM};
-use virtio_net::{Finish, NetHeader, arrival};
+use virtio_net::{NetHeader, SoftwareOffload, arrival};
 
 /// Bytes of a chunk.
 const CHUNK: usize = 2048;
@@ -37,19 +37,19 @@ fn frame(header: NetHeader, len: usize) -> Spare {
 /// What a datapath does with a frame: look, plan, write. Returns the bytes for the wire.
 #[inline(never)]
 fn carry(
-    finish: &mut Finish,
+    offload: &mut SoftwareOffload,
     from: &[GuestSlice<'_>],
     len: usize,
     chunks: &[GuestSlice<'_>],
 ) -> usize {
     let header = NetHeader::read(from, HEADER_LEN);
-    finish.replan(&header, from, HEADER_LEN, len).expect("an honest guest");
+    offload.replan(&header, from, HEADER_LEN, len).expect("an honest guest");
     let mut bytes = 0;
     for chunk in chunks {
-        if finish.count() == 0 {
+        if offload.count() == 0 {
             break;
         }
-        bytes += finish.write_next(from, std::slice::from_ref(chunk), 0);
+        bytes += offload.write_next(from, std::slice::from_ref(chunk), 0);
     }
     bytes
 }
@@ -60,8 +60,8 @@ fn main() {
         .measurement_time(Duration::from_millis(500))
         .sample_size(20)
         .configure_from_args();
-    let mut group = criterion.benchmark_group("finish");
-    let mut finish = Finish::default();
+    let mut group = criterion.benchmark_group("offload");
+    let mut offload = SoftwareOffload::default();
     let umem = Spare::new(64 * CHUNK);
     let chunks: Vec<_> = (0..64).map(|n| umem.slice().part(n * CHUNK, CHUNK)).collect();
     for (name, header, len) in [
@@ -76,7 +76,7 @@ fn main() {
         let from = [sent.slice()];
         group.throughput(Throughput::Bytes(len as u64));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| carry(&mut finish, black_box(&from), len, black_box(&chunks)));
+            bencher.iter(|| carry(&mut offload, black_box(&from), len, black_box(&chunks)));
         });
     }
     for len in [64, 1500, 8000] {

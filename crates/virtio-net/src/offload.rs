@@ -1,9 +1,9 @@
 //! Finishing what a guest left to the device: checksums to complete and segments to cut (virtio 1.2, 5.1.6.2), fused
 //! with the one copy of the frame.
 //!
-//! [`Finish::plan`] looks at copies of the net header and of the packet's headers, once, and refuses what makes no
+//! [`SoftwareOffload::plan`] looks at copies of the net header and of the packet's headers, once, and refuses what makes no
 //! sense. From then on the number of frames for the wire and the length of each are known, so that the caller can find
-//! room for them; [`Finish::write_next`] writes one after the other. A plan holds nothing of guest memory: it can be kept
+//! room for them; [`SoftwareOffload::write_next`] writes one after the other. A plan holds nothing of guest memory: it can be kept
 //! for a later burst, as long as the frame's buffers stay what they are.
 //!
 //! `segments`: what TCP and UDP segmentation do to the headers.
@@ -20,10 +20,10 @@ use segments::Segments;
 
 /// How one frame becomes finished ones. By default of no frame: nothing is left to write.
 ///
-/// It has room for all of a packet's headers. Whoever finishes frame after frame keeps one and plans with
+/// It has room for all of a packet's headers. Whoever offloads frame after frame keeps one and plans with
 /// [`replan`](Self::replan), which moves nothing.
 #[derive(Clone, Debug, Default)]
-pub struct Finish {
+pub struct SoftwareOffload {
     /// Bytes before the frame: the net header.
     skip: usize,
     /// Bytes of the frame.
@@ -48,7 +48,7 @@ enum Work {
     Segments(Segments),
 }
 
-impl Finish {
+impl SoftwareOffload {
     /// Plans for a frame of a guest.
     ///
     /// # Errors
@@ -71,9 +71,9 @@ impl Finish {
         skip: usize,
         len: usize,
     ) -> Result<Self, DropCause> {
-        let mut finish = Self::default();
-        finish.replan(header, from, skip, len)?;
-        Ok(finish)
+        let mut offload = Self::default();
+        offload.replan(header, from, skip, len)?;
+        Ok(offload)
     }
 
     /// As [`plan`](Self::plan), in place of what was planned here before.

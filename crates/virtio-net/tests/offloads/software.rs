@@ -1,7 +1,7 @@
 //! Frames of a guest become finished ones.
 
 use proptest::prelude::*;
-use virtio_net::{Finish, NetHeader};
+use virtio_net::{NetHeader, SoftwareOffload};
 
 use crate::packets::{Checksum, payload, shape, slow_sum, udp};
 use crate::runs::{Run, cuts};
@@ -11,7 +11,7 @@ const SKIP: usize = 12;
 const AFTER: usize = 5;
 
 /// Everything that the plan makes of `frame`, from and to pieces of the given lengths, to `offset` of its run.
-pub fn finished(
+pub fn offloaded(
     header: &NetHeader,
     frame: &[u8],
     [from_cuts, to_cuts]: [&[usize]; 2],
@@ -19,17 +19,17 @@ pub fn finished(
 ) -> Vec<Vec<u8>> {
     let from = Run::of(&[&[0x11; SKIP], frame].concat(), from_cuts);
     let from = from.slices();
-    let mut finish = Finish::plan(header, &from, SKIP, frame.len()).unwrap();
+    let mut offload = SoftwareOffload::plan(header, &from, SKIP, frame.len()).unwrap();
     let mut frames = Vec::new();
-    while finish.count() > 0 {
-        let (count, len) = (finish.count(), finish.next_len());
+    while offload.count() > 0 {
+        let (count, len) = (offload.count(), offload.next_len());
         let to = Run::new(offset + len + AFTER, to_cuts);
-        assert_eq!(finish.write_next(&from, &to.slices(), offset), len);
-        assert_eq!(finish.count(), count - 1);
-        assert!(finish.next_len() <= len, "none that follows is longer");
+        assert_eq!(offload.write_next(&from, &to.slices(), offset), len);
+        assert_eq!(offload.count(), count - 1);
+        assert!(offload.next_len() <= len, "none that follows is longer");
         frames.push(to.between(offset, AFTER));
     }
-    assert_eq!((finish.next_len(), finish.write_next(&from, &[], 0)), (0, 0));
+    assert_eq!((offload.next_len(), offload.write_next(&from, &[], 0)), (0, 0));
     frames
 }
 
@@ -46,7 +46,7 @@ fn a_checksum_of_zero_is_written_as_its_complement() {
         assert_eq!(expected[at..at + 2], [0xff, 0xff]);
         let frame = shape.with(&payload, Checksum::Partial);
         for header in [shape.needs_checksum(), shape.needs_segments(60)] {
-            assert_eq!(finished(&header, &frame, [&[1000], &[1000]], 0), [&expected[..]]);
+            assert_eq!(offloaded(&header, &frame, [&[1000], &[1000]], 0), [&expected[..]]);
         }
     }
 }
@@ -58,7 +58,7 @@ proptest! {
     ) {
         for flags in [0, 2, 4] {
             let header = NetHeader { flags, csum_start: 9999, ..NetHeader::PLAIN };
-            prop_assert_eq!(finished(&header, &frame, [&from, &to], offset), [&frame[..]]);
+            prop_assert_eq!(offloaded(&header, &frame, [&from, &to], offset), [&frame[..]]);
         }
     }
 
@@ -82,7 +82,7 @@ proptest! {
         };
         let mut expected = frame.clone();
         expected[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
-        prop_assert_eq!(finished(&header, &frame, [&from, &to], offset), [expected]);
+        prop_assert_eq!(offloaded(&header, &frame, [&from, &to], offset), [expected]);
     }
 
     #[test]
@@ -93,7 +93,7 @@ proptest! {
             expected[at..at + 2].fill(0xff);
         }
         let frame = shape.with(&payload, Checksum::Partial);
-        prop_assert_eq!(finished(&shape.needs_checksum(), &frame, [&from, &from], 0), [expected]);
+        prop_assert_eq!(offloaded(&shape.needs_checksum(), &frame, [&from, &from], 0), [expected]);
     }
 
     #[test]
@@ -110,7 +110,7 @@ proptest! {
         }
         let frame = shape.with(&payload, Checksum::Partial);
         let expected = shape.segments(&payload, gso_size);
-        prop_assert_eq!(finished(&header, &frame, [&from, &to], offset), expected);
+        prop_assert_eq!(offloaded(&header, &frame, [&from, &to], offset), expected);
     }
 
     #[test]
@@ -119,7 +119,7 @@ proptest! {
     ) {
         let frame = shape.with(&payload, Checksum::Partial);
         let expected = shape.segments(&payload, gso_size);
-        let frames = finished(&shape.needs_segments(gso_size), &frame, [&from, &from], 0);
+        let frames = offloaded(&shape.needs_segments(gso_size), &frame, [&from, &from], 0);
         prop_assert_eq!(frames, expected);
     }
 
@@ -130,16 +130,16 @@ proptest! {
         let frame = shape.with(&payload, Checksum::Partial);
         let from = Run::of(&frame, &from);
         let from = from.slices();
-        let mut finish = Finish::plan(&shape.needs_segments(1000), &from, 0, frame.len()).unwrap();
-        finish.skip(&from, skip);
+        let mut offload = SoftwareOffload::plan(&shape.needs_segments(1000), &from, 0, frame.len()).unwrap();
+        offload.skip(&from, skip);
         let mut expected = shape.segments(&payload, 1000).into_iter().skip(skip);
         for round in 0.. {
             if round == then {
-                finish.skip(&from, 2);
+                offload.skip(&from, 2);
                 expected.by_ref().take(2).for_each(drop);
             }
-            let to = Run::new(finish.next_len(), &[4000]);
-            let written = finish.write_next(&from, &to.slices(), 0);
+            let to = Run::new(offload.next_len(), &[4000]);
+            let written = offload.write_next(&from, &to.slices(), 0);
             let Some(expected) = expected.next() else {
                 prop_assert_eq!(written, 0);
                 break;

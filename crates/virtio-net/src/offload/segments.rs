@@ -101,8 +101,8 @@ impl Segments {
         copying.copy_summing(payload, &mut sum);
         self.at = copying.from_at;
         self.left -= payload;
-        self.finish_network(payload);
-        self.finish_transport(payload, sum);
+        self.complete_network(payload);
+        self.complete_transport(payload, sum);
         write_at(to, offset, &self.headers[..self.packet.payload_at]);
         self.move_on(1, payload);
     }
@@ -119,7 +119,7 @@ impl Segments {
 
     /// Length and checksum of the IP header.
     #[inline]
-    fn finish_network(&mut self, payload: usize) {
+    fn complete_network(&mut self, payload: usize) {
         let Packet { version, network_at, transport_at, .. } = self.packet;
         #[expect(clippy::cast_possible_truncation, reason = "at most LEN_MAX: checked in `plan`")]
         let len = length_field(&self.packet, payload) as u16;
@@ -138,7 +138,7 @@ impl Segments {
 
     /// Flags, or length, and checksum of the transport header, before a payload with that sum.
     #[inline]
-    fn finish_transport(&mut self, payload: usize, payload_sum: Sum) {
+    fn complete_transport(&mut self, payload: usize, payload_sum: Sum) {
         let Packet { transport, transport_at, payload_at, .. } = self.packet;
         #[expect(clippy::cast_possible_truncation, reason = "at most LEN_MAX: checked in `plan`")]
         let len = (payload_at - transport_at + payload) as u16;

@@ -5,8 +5,8 @@ use guest_memory::GuestSlice;
 use super::{GuestRoom, Placed};
 use crate::BURST_MAX;
 use crate::features::HEADER_LEN;
-use crate::finish::Finish;
 use crate::header::NetHeader;
+use crate::offload::SoftwareOffload;
 use crate::run::{copy_run, len_of, write_at};
 use crate::transmit::Frames;
 
@@ -43,21 +43,25 @@ impl<'m> GuestRoom<'_, 'm> {
         })
     }
 
-    /// Places the frames that `finish` makes of the run `from`. When there is no room for more, those that were
+    /// Places the frames that `offload` makes of the run `from`. When there is no room for more, those that were
     /// placed are off its count, and the next burst can go on with it. A frame that this guest can never take is
     /// dropped and counted.
     #[inline]
-    pub fn place_finished(&mut self, finish: &mut Finish, from: &[GuestSlice<'_>]) -> Placed {
-        while finish.count() > 0 {
-            let before = finish.count();
-            let placed = self.place_with(&PLAIN_HEADER, finish.next_len(), |slices, offset| {
-                finish.write_next(from, slices, offset);
+    pub fn place_offloaded(
+        &mut self,
+        offload: &mut SoftwareOffload,
+        from: &[GuestSlice<'_>],
+    ) -> Placed {
+        while offload.count() > 0 {
+            let before = offload.count();
+            let placed = self.place_with(&PLAIN_HEADER, offload.next_len(), |slices, offset| {
+                offload.write_next(from, slices, offset);
             });
             if placed == Placed::NoRoom {
                 return Placed::NoRoom;
             }
-            if finish.count() == before {
-                finish.skip(from, 1);
+            if offload.count() == before {
+                offload.skip(from, 1);
             }
         }
         Placed::Done
