@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::str::FromStr;
 
 use datapath::Planted;
-use datapath::af_xdp::{Choice, Merging, Options, UmemOwner, XdpMode};
+use datapath::af_xdp::{Choice, Gro, Options, UmemOwner, XdpMode};
 use datapath::macvtap::Over;
 use virtio_net::FRAME_LEN_MAX;
 use worker::{Crash, Delay};
@@ -196,7 +196,7 @@ fn af_xdp_options(fields: &mut Fields<'_>) -> Result<Options, String> {
         need_wakeup: fields.one_of("need-wakeup", &CHOICES)?,
         busy_poll: fields.one_of("busy-poll", &CHOICES)?,
         umem: fields.one_of("umem", &[UmemOwner::Host, UmemOwner::Guest])?,
-        merge: fields.one_of("gro", &[Merging::On, Merging::Off])?,
+        gro: fields.one_of("gro", &[Gro::On, Gro::Off])?,
         stamps: true,
     })
 }
@@ -224,13 +224,13 @@ impl fmt::Display for DatapathSpec {
             }
             Self::AfXdp { ifname, options } => {
                 write!(f, "af-xdp:ifname={ifname}")?;
-                let Options { mode, zero_copy, need_wakeup, busy_poll, umem, merge, .. } = options;
+                let Options { mode, zero_copy, need_wakeup, busy_poll, umem, gro, .. } = options;
                 write_unless_default(f, "mode", mode)?;
                 write_unless_default(f, "zerocopy", zero_copy)?;
                 write_unless_default(f, "need-wakeup", need_wakeup)?;
                 write_unless_default(f, "busy-poll", busy_poll)?;
                 write_unless_default(f, "umem", umem)?;
-                write_unless_default(f, "gro", merge)
+                write_unless_default(f, "gro", gro)
             }
             Self::Switch { name, uplink: None } => write!(f, "switch:{name}"),
             Self::Switch { name, uplink: Some(uplink) } => {

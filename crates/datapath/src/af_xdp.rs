@@ -45,7 +45,7 @@ use socket::Socket;
 use transmit::Queued;
 
 pub use error::AfXdpError;
-pub use options::{Choice, Merging, Options, UmemOwner, XdpMode};
+pub use options::{Choice, Gro, Options, UmemOwner, XdpMode};
 
 /// The queues of an interface that one queue pair has.
 #[derive(Debug)]
@@ -200,10 +200,10 @@ impl Datapath for AfXdp {
         let offloads = Offloads { ufo: false, ..Offloads::ALL };
         // A network card delivers finished frames; TCP segments become unfinished when they are merged.
         let merged = Offloads { checksum: true, tso4: true, tso6: true, ..Offloads::default() };
-        let to_guest = match (self.device.is_virtual, self.options.merge) {
+        let to_guest = match (self.device.is_virtual, self.options.gro) {
             (true, _) => offloads,
-            (false, Merging::On) => merged,
-            (false, Merging::Off) => Offloads::default(),
+            (false, Gro::On) => merged,
+            (false, Gro::Off) => Offloads::default(),
         };
         Capabilities { name: "af-xdp", from_guest: offloads, to_guest, mtu: self.device.mtu }
     }

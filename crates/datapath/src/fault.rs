@@ -368,7 +368,7 @@ impl<D: Datapath> Datapath for Faulty<D> {
         }
         if !self.losses.0.is_empty() {
             // How frames come in bursts must not say which of them are one packet, and lost as one.
-            room.keep_apart();
+            room.disable_gro();
         }
         loop {
             let before = room.frames();

@@ -6,10 +6,10 @@
 //! is copied to further guest buffers (and the next list is longer); when the guest has none, the frame is
 //! held until it has, and is never torn or lost.
 //!
-//! `place`: frames whose length is known, because they are in memory already. `merged`: several of those as one
+//! `place`: frames whose length is known, because they are in memory already. `gro`: several of those as one
 //! packet. `watched`: what wrappers of a datapath see of the room, and lose of it.
 
-mod merged;
+mod gro;
 mod place;
 mod watched;
 
@@ -104,7 +104,7 @@ pub struct GuestRoom<'r, 'm> {
     /// The frame behind the limit is to be lost.
     is_losing: bool,
     /// No frame is merged with another.
-    apart: bool,
+    no_gro: bool,
     /// How many chains of finished frames are completed together.
     together: usize,
     /// See [`Received::starved`].
@@ -165,7 +165,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             dropped: 0,
             limit: BURST_MAX,
             is_losing: false,
-            apart: false,
+            no_gro: false,
             together: COMPLETED_TOGETHER,
             starved: false,
             bytes: 0,

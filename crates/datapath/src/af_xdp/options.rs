@@ -1,16 +1,16 @@
-//! What may be chosen of an AF_XDP socket.
+//! Options of the AF_XDP datapath.
 
 use std::fmt;
 
 /// How the XDP program runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XdpMode {
-    /// In the driver where that can, else in the stack.
+    /// In the driver if it supports XDP, else in the network stack.
     #[default]
     Auto,
-    /// In the driver, before there is a packet buffer.
+    /// In the driver, before a packet buffer is allocated.
     Native,
-    /// In the network stack: works with every driver.
+    /// In the network stack, which works with every driver.
     Generic,
 }
 
@@ -24,20 +24,20 @@ impl fmt::Display for XdpMode {
     }
 }
 
-/// Something to have, not to have, or as it fits.
+/// A feature that is chosen automatically, required, or unused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// As it fits.
+    /// Use it where it helps.
     #[default]
     Auto,
-    /// Have it, or fail.
+    /// Require it.
     On,
-    /// Do without.
+    /// Do not use it.
     Off,
 }
 
 impl Choice {
-    /// What comes of it, where `fits` is what fits.
+    /// The decision, with `fits` for [`Choice::Auto`].
     pub(super) const fn or(self, fits: bool) -> bool {
         match self {
             Self::Auto => fits,
@@ -57,13 +57,13 @@ impl fmt::Display for Choice {
     }
 }
 
-/// Whose memory frames are sent from.
+/// Owner of the memory that frames are sent from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UmemOwner {
-    /// Ours: frames are copied there from the guest's memory.
+    /// The daemon: frames are copied there from guest memory.
     #[default]
     Host,
-    /// The guest's, all of which the kernel pins. Frames that are received are in ours.
+    /// The guest: the kernel pins all of its memory. Received frames still arrive in the daemon's memory.
     Guest,
 }
 
@@ -76,17 +76,17 @@ impl fmt::Display for UmemOwner {
     }
 }
 
-/// Whether TCP segments of one flow that came together are merged into one packet for the guest.
+/// Whether TCP segments of a flow that arrive together become one packet for the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Merging {
-    /// Where the guest takes it.
+pub enum Gro {
+    /// If the guest takes such packets.
     #[default]
     On,
-    /// Every frame reaches the guest by itself.
+    /// The guest gets every frame by itself.
     Off,
 }
 
-impl fmt::Display for Merging {
+impl fmt::Display for Gro {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::On => "on",
@@ -100,17 +100,17 @@ impl fmt::Display for Merging {
 pub struct Options {
     /// How the XDP program runs.
     pub mode: XdpMode,
-    /// Whether the driver works on UMEM itself.
+    /// Whether the driver accesses UMEM directly (zero copy).
     pub zero_copy: Choice,
-    /// Whether the kernel says when it must be called. It pays on network cards; on virtual devices, which
-    /// send within the call, it costs.
+    /// Whether the kernel reports when it must be called. That saves calls on network cards. Virtual devices send
+    /// within the call and need every one.
     pub need_wakeup: Choice,
-    /// Whether the worker's looks drive the driver, in place of interrupts. Not unless it is asked for.
+    /// Whether the worker polls the driver, in place of interrupts; off by default.
     pub busy_poll: Choice,
-    /// Whose memory frames are sent from.
+    /// Owner of the memory that frames are sent from.
     pub umem: UmemOwner,
-    /// Whether TCP segments for the guest are merged.
-    pub merge: Merging,
-    /// Whether the XDP program notes when each frame came.
+    /// Whether TCP segments for the guest are joined.
+    pub gro: Gro,
+    /// Whether the XDP program stamps each frame with its arrival time.
     pub stamps: bool,
 }

@@ -34,12 +34,12 @@ impl Socket {
         }
         self.arrived_ns = self.arrival_of(self.receive.peek(0).addr);
         room.expect(burst as usize);
-        let merges = self.merges && room.merges();
+        let merges = self.gro && room.takes_gro();
         let mut done = 0;
         while done < burst {
             let mut parts = 0;
             if merges && burst - done > 1 {
-                parts = self.place_merged(done, burst, room);
+                parts = self.place_gro(done, burst, room);
             }
             if parts == 0 {
                 let Some(placed) = self.place_frame(done, available, room) else { break };
@@ -59,7 +59,7 @@ impl Socket {
     /// Places the frame of the entry `at`, of those before `end`, as one packet with those that it can be merged with.
     /// Returns how many they are: none where it cannot. What lies in several chunks is long enough as it is.
     #[inline]
-    fn place_merged(&self, at: u32, end: u32, room: &mut GuestRoom<'_, '_>) -> u32 {
+    fn place_gro(&self, at: u32, end: u32, room: &mut GuestRoom<'_, '_>) -> u32 {
         let link = Link { mtu: self.mtu, is_virtual: self.is_virtual };
         let frames = (at..end).map_while(|entry| {
             let XdpDesc { addr, len, options } = self.receive.peek(entry);
@@ -67,7 +67,7 @@ impl Socket {
             self.umem.received(addr, len).filter(|_| is_whole)
         });
         #[expect(clippy::cast_possible_truncation, reason = "at most `end`")]
-        let merged = room.place_merged(link, frames) as u32;
+        let merged = room.place_gro(link, frames) as u32;
         merged
     }
 

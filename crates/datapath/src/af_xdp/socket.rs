@@ -22,7 +22,7 @@ use virtio_net::SoftwareOffload;
 use super::device::Device;
 use super::rings::{Consumer, Producer};
 use super::umem::{HEADROOM, Umem};
-use super::{Choice, Merging, Options};
+use super::{Choice, Gro, Options};
 use crate::Counted;
 use crate::sys::set_socket_option;
 
@@ -93,7 +93,7 @@ pub struct Socket {
     /// The largest payload of a link frame, bytes.
     pub mtu: u16,
     /// Whether TCP segments for the guest are merged, if it takes that.
-    pub merges: bool,
+    pub gro: bool,
     /// How the last frame that needed finishing became finished ones. It is large, and stays where it is.
     pub offload: SoftwareOffload,
     /// How many descriptors were put into the transmit ring.
@@ -177,7 +177,7 @@ impl Socket {
             multi_buffer,
             is_virtual: device.is_virtual,
             mtu: device.mtu,
-            merges: options.merge == Merging::On,
+            gro: options.gro == Gro::On,
             offload: SoftwareOffload::default(),
             submitted: 0,
             completed: 0,

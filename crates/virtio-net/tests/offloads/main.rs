@@ -1,8 +1,8 @@
 //! What is left to do to frames, found and done, against a slow and simple way of doing it.
 
 mod arrival;
+mod gro;
 mod hostile;
-mod merge;
 mod packets;
 mod place;
 mod runs;

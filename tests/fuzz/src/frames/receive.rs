@@ -217,14 +217,14 @@ fn by_link(
         let more = ring.offer(story.offers.get(burst).map_or(&[][..], |it| it));
         let (taken, received) = ring.with_room(|room| {
             if apart {
-                room.keep_apart();
+                room.disable_gro();
             }
             room.expect((frames.len() - done).min(BURST_MAX));
             let first = done;
             while done < frames.len() {
                 let mut count = 0;
-                if begun == 0 && room.merges() && frames.len() - done > 1 {
-                    count = room.place_merged(link, frames[done..].iter().copied());
+                if begun == 0 && room.takes_gro() && frames.len() - done > 1 {
+                    count = room.place_gro(link, frames[done..].iter().copied());
                     assert!(count != 1 && count <= BURST_MAX);
                 }
                 if count == 0 {

@@ -1,16 +1,17 @@
-//! Merging TCP segments of one flow into one packet, as Linux does it for a network card that cannot
-//! (`inet_gro_receive` in net/ipv4/af_inet.c, `tcp_gro_receive` in net/ipv4/tcp_offload.c).
+//! GRO (generic receive offload): TCP segments of one flow become one packet, as in Linux (`inet_gro_receive` in
+//! net/ipv4/af_inet.c, `tcp_gro_receive` in net/ipv4/tcp_offload.c).
 //!
-//! Frames that follow each other are merged where cutting the packet again makes the same bytes: each begins where the one
-//! before ends, all are as long as the first but for the last, and the headers say the same of everything else. Only
-//! the last has PSH. Nothing but ACK and ECE may be set beside it: what opens or closes a connection, is urgent, or
-//! says that the congestion window was reduced (CWR), goes alone. So do fragments, options of IPv4 and extension headers.
+//! Consecutive frames are joined only if segmentation of the packet gives the same frames again. Each segment begins
+//! where the one before ends; all are as long as the first, except that the last may be shorter; all other header
+//! fields are equal. Only the last segment may have PSH. Besides PSH only ACK and ECE may be set: segments that open or
+//! close a connection, are urgent, or report a reduced congestion window (CWR) stay single frames. So do fragments,
+//! and packets with IPv4 options or IPv6 extension headers.
 //!
-//! Whoever gets the packet does not look at its checksums any more, so those of every frame are: that of IPv4 before it is
-//! taken, that of TCP with the copy of its payload. A virtual device may leave the latter partial (see
+//! The guest no longer verifies checksums of such a packet, so they are verified here: the IPv4 header's before the
+//! segment is accepted, TCP's while the payload is copied. A virtual device may leave the latter partial (see
 //! [`arrival`](crate::arrival)).
 //!
-//! The frames must be in memory of ours, where nobody changes them meanwhile.
+//! The frames must be in host memory, where nobody changes them meanwhile.
 
 use arrayvec::ArrayVec;
 use guest_memory::{GuestSlice, Sum};
@@ -24,20 +25,20 @@ use crate::run::{Copying, Place, write_at};
 /// Lengths of IP headers without options or extensions, bytes (RFC 791, RFC 8200).
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
-/// The longest IP packet that comes of it, bytes: what the length of IPv4 can say.
+/// Longest IP packet that is built, bytes: the limit of IPv4's length field.
 const LEN_MAX: usize = 0xffff;
-/// The sum of bytes whose checksum is among them, and right (RFC 1071).
+/// Sum of bytes that include their correct checksum (RFC 1071).
 const RIGHT: u16 = 0xffff;
 
-/// Where things are in an IPv4 header (RFC 791).
+/// Offsets of fields in an IPv4 header (RFC 791).
 const LENGTH_V4: usize = 2;
 const ID: usize = 4;
 const FRAGMENT: usize = 6;
 const CHECKSUM_V4: usize = 10;
 const DONT_FRAGMENT: u8 = 0x40;
-/// Where the payload's length is in an IPv6 header (RFC 8200).
+/// Offset of the payload length in an IPv6 header (RFC 8200).
 const LENGTH_V6: usize = 4;
-/// Where things are in a TCP header (RFC 9293, 3.1; RFC 3168, 6.1).
+/// Offsets and flags in a TCP header (RFC 9293, 3.1; RFC 3168, 6.1).
 const SEQUENCE: usize = 4;
 const FLAGS: usize = 13;
 const CHECKSUM: usize = 16;
@@ -45,16 +46,16 @@ const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 const ECE: u8 = 0x40;
 
-/// The link that frames came over.
+/// The link that frames arrive over.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
-    /// The largest payload of a link frame, bytes. What is longer was merged already.
+    /// Largest payload of a link frame, bytes. Longer packets were joined by GRO already.
     pub mtu: u16,
-    /// There is no hardware behind it: checksums may be partial.
+    /// The interface has no hardware: checksums may be partial.
     pub is_virtual: bool,
 }
 
-/// Whether a frame may be TCP: for little, since it is asked of all frames.
+/// Whether a frame may be TCP. A cheap check, because every frame passes it.
 #[inline]
 pub fn may_be_tcp(frame: &GuestSlice<'_>) -> bool {
     let Some(front) = frame.read_front::<24>() else { return false };
@@ -67,7 +68,7 @@ pub fn may_be_tcp(frame: &GuestSlice<'_>) -> bool {
     }
 }
 
-/// One segment as it came, whose headers are such that it may be merged.
+/// A received segment whose headers allow GRO.
 #[derive(Debug)]
 pub struct Segment<'f> {
     headers: [u8; FRONT],
@@ -79,12 +80,12 @@ pub struct Segment<'f> {
 #[derive(Clone, Copy, Debug)]
 struct Part<'f> {
     bytes: GuestSlice<'f>,
-    /// The sum of what TCP's checksum covers beside it; none if that is partial.
+    /// Sum of the other bytes that TCP's checksum covers; `None` if the checksum is partial.
     sum: Option<Sum>,
 }
 
 impl<'f> Segment<'f> {
-    /// Looks at a frame.
+    /// The segment in a frame, if its headers allow GRO.
     #[inline]
     pub fn find(frame: &GuestSlice<'f>, link: Link) -> Option<Self> {
         let mut headers = [0; FRONT];
@@ -98,7 +99,7 @@ impl<'f> Segment<'f> {
         let is_fit = packet.transport == Transport::Tcp
             && transport_at - network_at == ip_len
             && payload_at < end
-            // Without what fills a short frame up, which would stand in the midst of the stream.
+            // No padding, which would end up in the middle of the stream.
             && end == frame.len()
             && end - network_at <= usize::from(link.mtu)
             && headers[transport_at + FLAGS] & !(PSH | ECE) == ACK;
@@ -117,7 +118,7 @@ impl<'f> Segment<'f> {
         Some(Self { headers, packet, part })
     }
 
-    /// Which Internet protocol it goes over.
+    /// Version of the Internet protocol.
     #[inline]
     pub const fn version(&self) -> Version {
         self.packet.version
@@ -139,8 +140,8 @@ impl<'f> Segment<'f> {
         u32::from(number(&self.headers, at)) << 16 | u32::from(number(&self.headers, at + 2))
     }
 
-    /// The identification, and whether it need not differ from that of the segment before, because nobody
-    /// fragments it (RFC 6864).
+    /// The identification, and whether it may equal the previous segment's because the packet cannot be fragmented
+    /// (RFC 6864).
     #[inline]
     fn id(&self) -> (u16, bool) {
         let at = self.packet.network_at;
@@ -153,7 +154,7 @@ impl<'f> Segment<'f> {
         }
     }
 
-    /// Whether the headers of `next` are these but for what differs from segment to segment.
+    /// Whether the headers of `next` equal these, except for fields that differ between segments of a flow.
     fn is_like(&self, next: &Self) -> bool {
         let Packet { version, network_at, transport_at, payload_at, .. } = self.packet;
         if next.packet.payload_at != payload_at {
@@ -178,23 +179,23 @@ impl<'f> Segment<'f> {
     }
 }
 
-/// Segments that become one packet.
+/// A packet under construction: segments of one flow.
 #[derive(Debug)]
-pub struct Merge<'f> {
+pub struct GroPacket<'f> {
     first: Segment<'f>,
     parts: ArrayVec<Part<'f>, BURST_MAX>,
-    /// Bytes of all of them.
+    /// Payload bytes of all segments.
     payload: usize,
-    /// By how much the identification grows from segment to segment, once there are two.
+    /// Step of the identification between segments; known once there are two.
     id_step: Option<u16>,
-    /// The last one is shorter, or has PSH: nothing goes behind it.
+    /// The last segment is shorter, or has PSH: no other may follow.
     has_end: bool,
-    /// The last one has PSH.
+    /// The last segment has PSH.
     pushes: bool,
 }
 
-impl<'f> Merge<'f> {
-    /// Of one segment so far.
+impl<'f> GroPacket<'f> {
+    /// Starts with one segment.
     #[inline]
     pub fn begin(first: Segment<'f>) -> Self {
         let (payload, pushes) = (first.payload(), first.pushes());
@@ -202,7 +203,7 @@ impl<'f> Merge<'f> {
         Self { first, parts, payload, id_step: None, has_end: pushes, pushes }
     }
 
-    /// How many segments there are.
+    /// Number of segments.
     #[inline]
     pub const fn count(&self) -> usize {
         self.parts.len()
@@ -214,7 +215,7 @@ impl<'f> Merge<'f> {
         self.first.packet.payload_at + self.payload
     }
 
-    /// Length of the packet in bytes once it has `next` as well, if that goes on where it ends.
+    /// Length of the packet in bytes with `next` appended, if `next` continues it.
     #[inline]
     pub fn len_with(&self, next: &Segment<'f>) -> Option<usize> {
         let len = self.len() + next.payload();
@@ -229,7 +230,7 @@ impl<'f> Merge<'f> {
         goes_on.then_some(len)
     }
 
-    /// By how much the identification grows, with that of `next`, if it does so evenly.
+    /// Step of the identification up to `next`, if it is constant.
     fn id_step_to(&self, next: &Segment<'f>) -> Option<u16> {
         let ((first, is_atomic), (id, _)) = (self.first.id(), next.id());
         let count = narrow(self.count());
@@ -241,7 +242,7 @@ impl<'f> Merge<'f> {
         }
     }
 
-    /// Takes a segment that [goes on](Self::len_with) with it.
+    /// Appends a segment that [continues](Self::len_with) the packet.
     #[inline]
     pub fn push(&mut self, next: &Segment<'f>) {
         self.id_step = self.id_step_to(next);
@@ -251,8 +252,8 @@ impl<'f> Merge<'f> {
         self.parts.push(next.part);
     }
 
-    /// Copies the payloads to where they belong in the packet that begins at `offset` of the run `to`. One that was sent
-    /// with a wrong checksum ends the packet before it. Returns whether there was none.
+    /// Copies the payloads into the packet, which begins at `offset` of the run `to`. At a segment with a wrong
+    /// checksum the packet ends before that segment. Returns whether all checksums were right.
     pub fn copy_payloads(&mut self, to: &[GuestSlice<'_>], offset: usize) -> bool {
         let mut at = Place::of(to, offset + self.first.packet.payload_at);
         for n in 0..self.parts.len() {
@@ -280,7 +281,7 @@ impl<'f> Merge<'f> {
         self.pushes = false;
     }
 
-    /// Writes the headers of the packet at `offset` of the run `to`, and returns the net header that goes with it.
+    /// Writes the packet's headers at `offset` of the run `to`. Returns its net header.
     pub fn write_headers(&self, to: &[GuestSlice<'_>], offset: usize) -> NetHeader {
         let Segment { mut headers, packet, .. } = self.first;
         let Packet { version, network_at, transport_at, payload_at, .. } = packet;

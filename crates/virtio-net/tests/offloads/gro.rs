@@ -27,13 +27,13 @@ fn all() -> u64 {
 fn place(ring: &mut Ring, frames: &[GuestSlice<'_>], link: Link, apart: bool) -> usize {
     let (placed, received) = ring.with_room(|room| {
         if apart {
-            room.keep_apart();
+            room.disable_gro();
         }
         let mut done = 0;
         while done < frames.len() {
             let mut count = 0;
-            if room.merges() && frames.len() - done > 1 {
-                count = room.place_merged(link, frames[done..].iter().copied());
+            if room.takes_gro() && frames.len() - done > 1 {
+                count = room.place_gro(link, frames[done..].iter().copied());
                 assert_ne!(count, 1);
             }
             if count == 0 {
@@ -472,7 +472,7 @@ fn a_frame_that_fits_no_buffer_is_dropped_as_ever() {
     let mut ring = Ring::new(all());
     (0..256).for_each(|_| ring.offer(&[&[4]]));
     let (placed, received) = ring.with_room(|room| {
-        assert_eq!(room.place_merged(CARD, slices.iter().copied()), 0);
+        assert_eq!(room.place_gro(CARD, slices.iter().copied()), 0);
         room.place_run(&NetHeader::PLAIN, &slices[..1], 0)
     });
     assert_eq!((placed, received.drops.of(DropCause::RxNoBuffers)), (Placed::Done, 1));
