@@ -88,7 +88,7 @@ impl Beside {
         // The thread that plays the guests keeps off the daemon's CPU.
         run_on(1);
         let awake = wire.has_one_worker().then(|| {
-            set_policy(&["--fifo", "--pid", "20"]);
+            run_in_real_time();
             Awake::keep(0)
         });
         let directory = tempfile::tempdir().unwrap();
@@ -292,6 +292,15 @@ fn run_on(cpu: usize) {
     let mut cpus = CpuSet::new();
     cpus.set(cpu);
     sched_setaffinity(None, &cpus).unwrap();
+}
+
+/// Puts the calling thread, and the daemon and threads that it starts from now on, in a real-time class: other programs of
+/// this machine do not delay them.
+///
+/// # Panics
+/// When the system refuses.
+pub fn run_in_real_time() {
+    set_policy(&["--fifo", "--pid", "20"]);
 }
 
 /// Gives the calling thread, and the daemon and threads that it starts from now on, a scheduling policy (`sched(7)`), in
