@@ -12,6 +12,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("file-mapping", &[]),
     // Every crate that opens files of the host uses it.
     ("host-files", &[]),
+    // The daemon makes and watches macvtaps, `ringscope doctor` looks at interfaces: both ask the kernel by netlink.
+    ("host-links", &[]),
     ("log-limit", &[]),
     // Guest memory and recorders are files that other processes may shorten.
     ("guest-memory", &["file-mapping"]),
@@ -22,7 +24,10 @@ const EDGES: &[(&str, &[&str])] = &[
     // Every drop has a cause of the recorder's list.
     ("virtio-net", &["guest-memory", "virtqueue", "burst-trace"]),
     // A guest that disables a ring makes AF_XDP log its counters.
-    ("datapath", &["host-files", "guest-memory", "virtio-net", "burst-trace", "log-limit"]),
+    (
+        "datapath",
+        &["host-files", "host-links", "guest-memory", "virtio-net", "burst-trace", "log-limit"],
+    ),
     // Log lines that a guest or its front end causes are limited, here and in the next two.
     (
         "worker",
@@ -47,7 +52,18 @@ const EDGES: &[(&str, &[&str])] = &[
     ("report", &["burst-trace"]),
     ("lab", &["host-files", "burst-trace"]),
     // `record` can measure the kernel; outputs are opened by kind; a file that is shortened while it is read is reported.
-    ("ringscope", &["file-mapping", "host-files", "burst-trace", "kernel-stages", "report", "lab"]),
+    (
+        "ringscope",
+        &[
+            "file-mapping",
+            "host-files",
+            "host-links",
+            "burst-trace",
+            "kernel-stages",
+            "report",
+            "lab",
+        ],
+    ),
     ("frontend", &["guest-memory", "virtqueue", "virtio-net"]),
     ("ringscope-tests", &["burst-trace", "report", "lab", "frontend"]),
 ];

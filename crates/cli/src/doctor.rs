@@ -4,21 +4,14 @@
 //!
 //! - [`host`]: what the kernel tells of this host; [`checks`]: what to think of it.
 //! - [`iface`]: what it tells of an interface; [`advice`]: what to change there.
-//! - [`link`], [`ethtool`], [`netdev`]: an interface's facts by netlink; [`netlink`], [`attributes`]: the way
-//!   to the kernel and back.
 //! - [`files`]: sysfs and procfs.
 //! - [`report`]: both as text.
 
 mod advice;
-mod attributes;
 mod checks;
-mod ethtool;
 mod files;
 mod host;
 mod iface;
-mod link;
-mod netdev;
-mod netlink;
 mod report;
 
 use std::io;

@@ -21,7 +21,6 @@ pub mod af_xdp;
 mod claim;
 pub mod fault;
 pub mod macvtap;
-mod netlink;
 pub mod null;
 pub mod pcap;
 pub mod reflect;

@@ -20,12 +20,12 @@ use std::sync::Arc;
 
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
+use host_links::macvtap::{MacVtapMode, NewMacvtap};
 use libc::{TUNGETIFF, TUNSETIFF};
 use rustix::fs::{CWD, FileType, Mode as Permissions, makedev, mknodat};
 use virtio_net::{Frames, GuestRoom, Negotiated};
 
 use crate::claim::{Claim, Taken};
-use crate::netlink::{Connection, NewMacvtap};
 use crate::sys::{self, InterfaceRequest};
 use crate::tap::{self, QueueFacts, TapQueue};
 use crate::{Capabilities, Datapath, Look, Transmitted};
@@ -59,13 +59,13 @@ impl Mode {
         }
     }
 
-    /// `MACVLAN_MODE_*` (`linux/if_link.h`).
-    const fn number(self) -> u32 {
+    /// The kernel's mode (`MACVLAN_MODE_*` of `linux/if_link.h`).
+    const fn in_kernel(self) -> MacVtapMode {
         match self {
-            Self::Private => 1,
-            Self::Vepa => 2,
-            Self::Bridge => 4,
-            Self::Passthru => 8,
+            Self::Private => MacVtapMode::Private,
+            Self::Vepa => MacVtapMode::Vepa,
+            Self::Bridge => MacVtapMode::Bridge,
+            Self::Passthru => MacVtapMode::Passthrough,
         }
     }
 }
@@ -264,9 +264,8 @@ fn make(options: &MacvtapOptions, over: &Over) -> Result<Made, MacvtapError> {
         return Err(MacvtapError::NoLower { name: name.clone(), lower: lower.clone() });
     };
     let address = options.address;
-    let new = NewMacvtap { name, lower: lower_index, mode: mode.number(), address };
-    let made = Connection::open().and_then(|connection| connection.make_macvtap(&new));
-    made.map_err(|source| match source.raw_os_error() {
+    let new = NewMacvtap { name, lower: lower_index, mode: mode.in_kernel(), address };
+    new.make().map_err(|source| match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             MacvtapError::Permission { name: name.clone(), step: "make" }
         }

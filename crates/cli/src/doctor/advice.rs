@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::ethtool::{GRO_HW, LRO, RX_VLAN, TX_VLAN};
 use super::iface::Interface;
-use super::link::XdpMode;
+use host_links::ethtool::{GRO_HW, LRO, RX_VLAN, TX_VLAN};
+use host_links::link::XdpMode;
 
 /// The largest MTU that ringscoped's AF_XDP takes.
 const MTU_MAX: u32 = 9000;
@@ -232,12 +232,12 @@ fn vlan(interface: &Interface) -> Vec<Advice> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ethtool::{Amount, Channels, Offload, Offloads, Rings};
     use super::super::host::Memlock;
     use super::super::iface::Napi;
-    use super::super::link::Attached;
-    use super::super::netdev::XdpFeatures;
     use super::*;
+    use host_links::ethtool::{Amount, Channels, Offload, Offloads, Rings};
+    use host_links::link::Attached;
+    use host_links::xdp::XdpFeatures;
 
     fn features(actions: &[&'static str]) -> Option<XdpFeatures> {
         Some(XdpFeatures { actions: actions.to_vec(), ..XdpFeatures::default() })

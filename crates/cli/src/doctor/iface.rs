@@ -4,11 +4,11 @@ use std::io;
 
 use serde::Serialize;
 
-use super::ethtool::{self, Channels, Offload, Offloads, Rings, TX_VLAN};
 use super::files::Files;
 use super::host::Memlock;
-use super::link::{Attached, Device, Link};
-use super::netdev::XdpFeatures;
+use host_links::ethtool::{self, Channels, Offload, Offloads, Rings, TX_VLAN};
+use host_links::link::{Attached, Device, Link};
+use host_links::xdp::XdpFeatures;
 
 /// Before a frame in its buffer: `XDP_PACKET_HEADROOM` of `include/uapi/linux/bpf.h`.
 const HEADROOM_BYTES: usize = 256;

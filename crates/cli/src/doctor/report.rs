@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use super::advice::Advice;
 use super::checks::Check;
-use super::ethtool::{Amount, Channels, Offloads, Rings};
 use super::iface::Interface;
-use super::netdev::XdpFeatures;
+use host_links::ethtool::{Amount, Channels, Offloads, Rings};
+use host_links::xdp::XdpFeatures;
 
 const NOT_AVAILABLE: &str = "not available here";
 /// Between the columns.
@@ -209,10 +209,10 @@ fn locked_memory(interface: &Interface) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::checks::Verdict;
-    use super::super::ethtool::Offload;
     use super::super::iface::Napi;
-    use super::super::link::{Attached, Device, XdpMode};
     use super::*;
+    use host_links::ethtool::Offload;
+    use host_links::link::{Attached, Device, XdpMode};
 
     #[test]
     fn a_command_stands_below_what_it_changes() {

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
+use host_links::macvtap::remove;
+use host_links::watch::{LinkEvent, LinkWatch};
 use rustix::event::{PollFd, PollFlags, poll};
-
-use crate::netlink::{Connection, News};
 
 /// An interface that is watched.
 #[derive(Debug)]
@@ -29,13 +29,10 @@ pub struct Link {
 impl Link {
     /// Watches interface `index`, called `name`; `made` if it is ours.
     pub fn watch(name: &str, index: u32, made: Option<Made>) -> io::Result<Self> {
-        let connection = Connection::listen()?;
-        // From now on nothing is missed; this is how it was until now.
-        connection.inquire(index)?;
+        let events = LinkWatch::new(index)?;
         let (stop, stopped) = UnixStream::pair()?;
         let carries = Arc::new(AtomicBool::new(true));
-        let watch =
-            Watch { connection, stopped, index, name: name.into(), carries: Arc::clone(&carries) };
+        let watch = Watch { events, stopped, name: name.into(), carries: Arc::clone(&carries) };
         let thread = Builder::new().name("link".into()).spawn(move || watch.run())?;
         Ok(Self { carries, stop, thread: Some(thread), _made: made })
     }
@@ -58,9 +55,8 @@ impl Drop for Link {
 }
 
 struct Watch {
-    connection: Connection,
+    events: LinkWatch,
     stopped: UnixStream,
-    index: u32,
     name: String,
     carries: Arc<AtomicBool>,
 }
@@ -70,7 +66,7 @@ impl Watch {
         loop {
             let mut both = [
                 PollFd::new(&self.stopped, PollFlags::IN),
-                PollFd::new(&self.connection, PollFlags::IN),
+                PollFd::new(&self.events, PollFlags::IN),
             ];
             match poll(&mut both, None) {
                 Err(rustix::io::Errno::INTR) => continue,
@@ -79,38 +75,34 @@ impl Watch {
                 Ok(_) => {}
             }
             let mut is_gone = false;
-            let heard = self.connection.hear(self.index, |news| {
-                is_gone = news == News::Gone;
-                self.tell(news);
+            let received = self.events.receive(|event| {
+                is_gone = event == LinkEvent::Removed;
+                self.report(event);
             });
-            match heard {
-                // Its number may be another interface's one day.
-                _ if is_gone => return,
-                Ok(()) => {}
-                // More happened than there was room for: asked anew.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    let _ = self.connection.inquire(self.index);
-                }
-                Err(_) => return,
+            // Another interface may get the index of a removed one.
+            if is_gone || received.is_err() {
+                return;
             }
         }
     }
 
-    fn tell(&self, news: News) {
-        let carries = news == News::Carries(true);
+    fn report(&self, event: LinkEvent) {
+        let carries = event == LinkEvent::Up;
         // One that is removed goes down first.
-        if self.carries.swap(carries, Ordering::Relaxed) == carries && news != News::Gone {
+        if self.carries.swap(carries, Ordering::Relaxed) == carries && event != LinkEvent::Removed {
             return;
         }
         let name = &self.name;
-        match news {
-            News::Carries(true) => log::info!("macvtap '{name}' carries frames again"),
-            News::Carries(false) => {
+        match event {
+            LinkEvent::Up => log::info!("macvtap '{name}' carries frames again"),
+            LinkEvent::Down => {
                 log::warn!(
                     "macvtap '{name}', or what it is on, is down: frames from the guest are lost"
                 );
             }
-            News::Gone => log::warn!("macvtap '{name}' is gone: frames from the guest are lost"),
+            LinkEvent::Removed => {
+                log::warn!("macvtap '{name}' is gone: frames from the guest are lost")
+            }
         }
     }
 }
@@ -124,8 +116,7 @@ pub struct Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        let removed = Connection::open().and_then(|connection| connection.remove(self.index));
-        match removed {
+        match remove(self.index) {
             // Somebody else did it.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
             Err(error) => log::warn!("macvtap '{}' stays: {error}", self.name),

@@ -4,17 +4,17 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use netlink_packet_core::DefaultNla;
 use serde::Serialize;
 
-use super::attributes::{Attributes, attribute, nest};
-use super::netlink;
+use crate::{attributes, family};
 
-/// `include/uapi/linux/ethtool_netlink.h` from here on; first what is asked.
+/// `include/uapi/linux/ethtool_netlink.h`, up to the bit sets.
 const FAMILY: &str = "ethtool";
 const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
 const ETHTOOL_MSG_RINGS_GET: u8 = 15;
 const ETHTOOL_MSG_CHANNELS_GET: u8 = 17;
-/// Which interface; the same attribute in each of these.
+/// The interface: the same attribute in each request.
 const ETHTOOL_A_HEADER: u16 = 1;
 const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
 
@@ -40,30 +40,33 @@ const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
 
 fn ask(index: u32, command: u8) -> io::Result<Option<Vec<u8>>> {
-    let index = attribute(ETHTOOL_A_HEADER_DEV_INDEX, &index.to_ne_bytes());
-    netlink::ask_family(FAMILY, command, &nest(ETHTOOL_A_HEADER, &index))
+    let index = DefaultNla::new(ETHTOOL_A_HEADER_DEV_INDEX, index.to_ne_bytes().into());
+    family::ask(FAMILY, command, family::nested(ETHTOOL_A_HEADER, &index))
 }
 
-/// How many there are, and how many there may be.
+/// A number and its limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Amount {
-    /// Now.
+    /// The present value.
     pub now: u32,
-    /// At most.
+    /// The largest value.
     pub max: u32,
 }
 
 impl Amount {
-    fn read(told: Attributes<'_>, now: u16, max: u16) -> Option<Self> {
-        let amount = Self { now: told.u32(now)?, max: told.u32(max).unwrap_or(0) };
+    fn read(answer: &[u8], now: u16, max: u16) -> Option<Self> {
+        let amount = Self {
+            now: attributes::u32(answer, now)?,
+            max: attributes::u32(answer, max).unwrap_or(0),
+        };
         (amount != Self::default()).then_some(amount)
     }
 }
 
-/// Queues with an interrupt of their own (`ethtool -l`); kinds that the driver does not have are missing.
+/// Channels: queues with an interrupt of their own (`ethtool -l`). Kinds that the driver does not have are missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Channels {
-    /// For both directions.
+    /// For receiving and transmitting.
     pub combined: Option<Amount>,
     /// For receiving alone.
     pub rx: Option<Amount>,
@@ -72,17 +75,17 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// Asks the kernel; nothing where the driver does not tell.
+    /// Asks the kernel; nothing where the driver does not report it.
     ///
     /// # Errors
     /// What the kernel answers.
     pub fn of(index: u32) -> io::Result<Option<Self>> {
         let answer = ask(index, ETHTOOL_MSG_CHANNELS_GET)?;
-        Ok(answer.map(|answer| Self::read(Attributes(&answer))))
+        Ok(answer.map(|answer| Self::read(&answer)))
     }
 
-    fn read(told: Attributes<'_>) -> Self {
-        let amount = |now, max| Amount::read(told, now, max);
+    fn read(answer: &[u8]) -> Self {
+        let amount = |now, max| Amount::read(answer, now, max);
         Self {
             combined: amount(ETHTOOL_A_CHANNELS_COMBINED_COUNT, ETHTOOL_A_CHANNELS_COMBINED_MAX),
             rx: amount(ETHTOOL_A_CHANNELS_RX_COUNT, ETHTOOL_A_CHANNELS_RX_MAX),
@@ -91,29 +94,29 @@ impl Channels {
     }
 }
 
-/// Descriptors a ring of the device (`ethtool -g`).
+/// Ring sizes of the device, in descriptors (`ethtool -g`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Rings {
-    /// A receive ring's.
+    /// Size of a receive ring.
     pub rx: Option<Amount>,
-    /// A transmit ring's.
+    /// Size of a transmit ring.
     pub tx: Option<Amount>,
 }
 
 impl Rings {
-    /// Asks the kernel; nothing where the driver does not tell.
+    /// Asks the kernel; nothing where the driver does not report it.
     ///
     /// # Errors
     /// What the kernel answers.
     pub fn of(index: u32) -> io::Result<Option<Self>> {
         let answer = ask(index, ETHTOOL_MSG_RINGS_GET)?;
-        Ok(answer.map(|answer| Self::read(Attributes(&answer))))
+        Ok(answer.map(|answer| Self::read(&answer)))
     }
 
-    fn read(told: Attributes<'_>) -> Self {
+    fn read(answer: &[u8]) -> Self {
         Self {
-            rx: Amount::read(told, ETHTOOL_A_RINGS_RX, ETHTOOL_A_RINGS_RX_MAX),
-            tx: Amount::read(told, ETHTOOL_A_RINGS_TX, ETHTOOL_A_RINGS_TX_MAX),
+            rx: Amount::read(answer, ETHTOOL_A_RINGS_RX, ETHTOOL_A_RINGS_RX_MAX),
+            tx: Amount::read(answer, ETHTOOL_A_RINGS_TX, ETHTOOL_A_RINGS_TX_MAX),
         }
     }
 }
@@ -127,17 +130,17 @@ pub struct Offload {
     pub fixed: bool,
 }
 
-/// The offloads that decide what frames look like to an XDP program and to its socket, by the kernel's
-/// names (`net/ethtool/common.c`).
+/// The offloads that change what an XDP program and its socket see of a frame, by the kernel's names
+/// (`net/ethtool/common.c`).
 pub type Offloads = BTreeMap<&'static str, Offload>;
 
-/// Several frames of a stream made one by the device.
+/// The device merges received frames of a flow.
 pub const LRO: &str = "rx-lro";
-/// The same, undoably.
+/// The same, in a way that can be undone (hardware GRO).
 pub const GRO_HW: &str = "rx-gro-hw";
-/// The tag of a received frame taken out of it.
+/// The device removes the VLAN tag of a received frame.
 pub const RX_VLAN: &str = "rx-vlan-hw-parse";
-/// The tag of a sent frame left to the device.
+/// The device inserts the VLAN tag of a sent frame.
 pub const TX_VLAN: &str = "tx-vlan-hw-insert";
 
 const RELEVANT: [&str; 14] = [
@@ -157,19 +160,21 @@ const RELEVANT: [&str; 14] = [
     TX_VLAN,
 ];
 
-/// Asks the kernel for the offloads that matter here; nothing where it does not tell.
+/// Asks the kernel for the offloads that matter here; nothing where it does not report them.
 ///
 /// # Errors
 /// What the kernel answers.
 pub fn offloads(index: u32) -> io::Result<Option<Offloads>> {
     let answer = ask(index, ETHTOOL_MSG_FEATURES_GET)?;
-    Ok(answer.map(|answer| read_offloads(Attributes(&answer))))
+    Ok(answer.map(|answer| read_offloads(&answer)))
 }
 
-fn read_offloads(told: Attributes<'_>) -> Offloads {
-    let active = names(told.nested(ETHTOOL_A_FEATURES_ACTIVE));
-    let changeable = names(told.nested(ETHTOOL_A_FEATURES_HW));
-    let never_changed = names(told.nested(ETHTOOL_A_FEATURES_NOCHANGE));
+fn read_offloads(answer: &[u8]) -> Offloads {
+    let set =
+        |kind| attributes::first(answer, kind).map_or_else(Vec::new, |set| names(set.value()));
+    let active = set(ETHTOOL_A_FEATURES_ACTIVE);
+    let changeable = set(ETHTOOL_A_FEATURES_HW);
+    let never_changed = set(ETHTOOL_A_FEATURES_NOCHANGE);
     let offload = |name: &str| {
         let has = |names: &[String]| names.iter().any(|found| found == name);
         Offload { on: has(&active), fixed: !has(&changeable) || has(&never_changed) }
@@ -177,29 +182,28 @@ fn read_offloads(told: Attributes<'_>) -> Offloads {
     RELEVANT
         .iter()
         .map(|&name| (name, offload(name)))
-        // What is off and stays off is no offload of this device.
+        // An offload that is off and stays off is none of this device.
         .filter(|(_, offload)| offload.on || !offload.fixed)
         .collect()
 }
 
-/// The names in a set. It lists what it holds, or, with a mask, also what it does not.
-fn names(set: Attributes<'_>) -> Vec<String> {
-    let is_list = set.get(ETHTOOL_A_BITSET_NOMASK).is_some();
-    let bits = set.nested(ETHTOOL_A_BITSET_BITS);
-    let bits = bits.filter(|(kind, _)| *kind == ETHTOOL_A_BITSET_BITS_BIT);
-    bits.map(|(_, bit)| Attributes(bit))
-        .filter(|bit| is_list || bit.get(ETHTOOL_A_BITSET_BIT_VALUE).is_some())
-        .filter_map(|bit| bit.text(ETHTOOL_A_BITSET_BIT_NAME))
+/// The names in a bit set. With a mask, the set also lists bits that are off.
+fn names(set: &[u8]) -> Vec<String> {
+    let is_list = attributes::first(set, ETHTOOL_A_BITSET_NOMASK).is_some();
+    let Some(bits) = attributes::first(set, ETHTOOL_A_BITSET_BITS) else { return Vec::new() };
+    attributes::all(bits.value())
+        .filter(|bit| bit.kind() == ETHTOOL_A_BITSET_BITS_BIT)
+        .filter(|bit| {
+            is_list || attributes::first(bit.value(), ETHTOOL_A_BITSET_BIT_VALUE).is_some()
+        })
+        .filter_map(|bit| attributes::text(bit.value(), ETHTOOL_A_BITSET_BIT_NAME))
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn number(kind: u16, number: u32) -> Vec<u8> {
-        attribute(kind, &number.to_ne_bytes())
-    }
+    use crate::attributes::fake::{attribute, number};
 
     #[test]
     fn kinds_of_channels_that_a_driver_does_not_have_are_missing() {
@@ -210,7 +214,7 @@ mod tests {
             number(ETHTOOL_A_CHANNELS_RX_MAX, 0),
             number(ETHTOOL_A_CHANNELS_TX_MAX, 2),
         ];
-        let channels = Channels::read(Attributes(&answer.concat()));
+        let channels = Channels::read(&answer.concat());
         assert_eq!(channels.combined, Some(Amount { now: 4, max: 8 }));
         assert_eq!((channels.rx, channels.tx), (None, None));
     }
@@ -218,7 +222,7 @@ mod tests {
     #[test]
     fn rings_are_read() {
         let answer = [number(ETHTOOL_A_RINGS_RX, 256), number(ETHTOOL_A_RINGS_RX_MAX, 1024)];
-        let rings = Rings::read(Attributes(&answer.concat()));
+        let rings = Rings::read(&answer.concat());
         assert_eq!(rings, Rings { rx: Some(Amount { now: 256, max: 1024 }), tx: None });
     }
 
@@ -226,24 +230,24 @@ mod tests {
     fn an_offload_is_on_or_off_and_may_be_fixed() {
         let bit = |name: &str, value: &[u8]| {
             let name = attribute(ETHTOOL_A_BITSET_BIT_NAME, format!("{name}\0").as_bytes());
-            nest(ETHTOOL_A_BITSET_BITS_BIT, &[&name, value].concat())
+            attribute(ETHTOOL_A_BITSET_BITS_BIT, &[&name, value].concat())
         };
         let set = attribute(ETHTOOL_A_BITSET_BIT_VALUE, &[]);
         let masked = [bit(LRO, &set), bit(GRO_HW, &[]), bit(RX_VLAN, &[]), bit("rx-hashing", &set)];
         let listed = [bit(LRO, &[]), bit(GRO_HW, &[]), bit("highdma", &[])];
         let bits = |bits: [Vec<u8>; 3]| {
             let list = attribute(ETHTOOL_A_BITSET_NOMASK, &[]);
-            [list, nest(ETHTOOL_A_BITSET_BITS, &bits.concat())].concat()
+            [list, attribute(ETHTOOL_A_BITSET_BITS, &bits.concat())].concat()
         };
         let answer = [
-            nest(ETHTOOL_A_FEATURES_HW, &nest(ETHTOOL_A_BITSET_BITS, &masked.concat())),
-            nest(ETHTOOL_A_FEATURES_ACTIVE, &bits(listed)),
+            attribute(ETHTOOL_A_FEATURES_HW, &attribute(ETHTOOL_A_BITSET_BITS, &masked.concat())),
+            attribute(ETHTOOL_A_FEATURES_ACTIVE, &bits(listed)),
         ];
         let expected = Offloads::from([
             (LRO, Offload { on: true, fixed: false }),
             (GRO_HW, Offload { on: true, fixed: true }),
             ("rx-hashing", Offload { on: false, fixed: false }),
         ]);
-        assert_eq!(read_offloads(Attributes(&answer.concat())), expected);
+        assert_eq!(read_offloads(&answer.concat()), expected);
     }
 }

@@ -1,0 +1,87 @@
+//! Requests to a family of generic netlink, which the kernel numbers when it is loaded
+//! (`Documentation/userspace-api/netlink/intro.rst`, "Generic Netlink").
+
+use std::io;
+
+use netlink_packet_core::{
+    DefaultNla, Emitable, NLA_F_NESTED, NetlinkSerializable, ParseableParametrized,
+};
+use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
+use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
+use netlink_packet_generic::{GenlHeader, GenlMessage};
+use netlink_sys::protocols::NETLINK_GENERIC;
+
+use crate::socket::{fetch, malformed};
+
+/// The version of every family that is asked here.
+const VERSION: u8 = 1;
+/// `GENL_HDRLEN` of `include/uapi/linux/genetlink.h`: an answer's attributes begin after it.
+const HEADER_BYTES: usize = 4;
+
+/// Sends a command with one attribute and returns the answer's attributes; nothing where this kernel has no such
+/// family, or the interface no such thing.
+pub fn ask(family: &str, command: u8, attribute: DefaultNla) -> io::Result<Option<Vec<u8>>> {
+    let header = GenlHeader { cmd: command, version: VERSION };
+    let answer = number(family)
+        .and_then(|family| fetch(NETLINK_GENERIC, Request { family, header, attribute }));
+    match answer {
+        Ok(answer) => Ok(Some(answer.get(HEADER_BYTES..).unwrap_or_default().to_vec())),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::ENOENT) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// An attribute that has another one inside.
+pub fn nested(kind: u16, inner: &DefaultNla) -> DefaultNla {
+    let mut bytes = vec![0; inner.buffer_len()];
+    inner.emit(&mut bytes);
+    DefaultNla::new(kind | NLA_F_NESTED, bytes)
+}
+
+/// The number that this kernel gave a family.
+fn number(family: &str) -> io::Result<u16> {
+    let nlas = vec![GenlCtrlAttrs::FamilyName(family.into())];
+    let request = GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas };
+    let answer = fetch(NETLINK_GENERIC, GenlMessage::from_payload(request))?;
+    let answer = GenlMessage::<GenlCtrl>::parse_with_param(&answer, 0);
+    let answer = answer.map_err(|error| malformed(&error.to_string()))?;
+    let number = answer.payload.nlas.iter().find_map(|attribute| match attribute {
+        GenlCtrlAttrs::FamilyId(number) => Some(*number),
+        _ => None,
+    });
+    number.ok_or_else(|| malformed("a family without a number"))
+}
+
+/// A request to a family whose number is known at run time only.
+struct Request {
+    family: u16,
+    header: GenlHeader,
+    attribute: DefaultNla,
+}
+
+impl NetlinkSerializable for Request {
+    fn message_type(&self) -> u16 {
+        self.family
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.header.buffer_len() + self.attribute.buffer_len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        self.header.emit(buffer);
+        self.attribute.emit(&mut buffer[self.header.buffer_len()..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_that_this_kernel_does_not_have_answers_nothing() {
+        assert_eq!(ask("no-such-family", 1, DefaultNla::new(1, Vec::new())).unwrap(), None);
+    }
+}
