@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use lab::agent::TcpReport;
+use agent::TcpReport;
 use lab::outside::Outside;
 use lab::process::Process;
 use serde::de::DeserializeOwned;

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use agent::TcpReport;
 use burst_trace::DropCause;
-use lab::agent::TcpReport;
 use lab::guest::{Attachment, Guest, GuestOptions};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::lan::guest_table;

@@ -64,7 +64,7 @@ fn expect_format(place: &mut Place, packed: bool) -> Result<(), Failure> {
 }
 
 /// With two virtual CPUs, both ways at once: hashing in the guest is what takes the time.
-fn bulk(place: &Place, case: &Case) -> Result<Vec<lab::agent::TcpReport>, Failure> {
+fn bulk(place: &Place, case: &Case) -> Result<Vec<agent::TcpReport>, Failure> {
     if case.queue_pairs > 1 {
         return Ok(traffic::tcp_both_ways(place, case.bytes)?.into());
     }

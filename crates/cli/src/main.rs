@@ -52,7 +52,7 @@ enum Command {
     /// Say what on this host will spoil a measurement, or what AF_XDP can do on an interface
     Doctor(doctor::Arguments),
     /// The end point of measurements, in guests and on the far host
-    Agent(lab::agent::Args),
+    Agent(agent::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         Command::Record(arguments) => record::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
-        Command::Agent(arguments) => lab::agent::run(arguments).map_err(Into::into),
+        Command::Agent(arguments) => agent::run(arguments).map_err(Into::into),
     };
     match done {
         // The missing part was read as zeroes.

@@ -1,13 +1,13 @@
 //! A QEMU guest with a shell on its serial line, started by `qemu-scripts/launch`.
 
-use crate::console::{self, Console};
 use crate::process::{Process, tail};
+use agent::console::{self, Console};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub use crate::console::Output;
+pub use agent::console::Output;
 
 /// How much of a log an error shows.
 const TAIL_BYTES: usize = 2000;

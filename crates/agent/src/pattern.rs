@@ -3,7 +3,7 @@
 
 /// An endless stream of bytes; word `i` is a mix of `seed` and `i` (the finaliser of splitmix64).
 #[derive(Debug, Clone)]
-pub(super) struct Pattern {
+pub struct Pattern {
     state: u64,
 }
 
@@ -11,12 +11,12 @@ pub(super) struct Pattern {
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Pattern {
-    pub(super) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self { state: seed }
     }
 
     /// Fills a block whose length is a multiple of 8, going on where the last block ended.
-    pub(super) fn fill(&mut self, block: &mut [u8]) {
+    pub fn fill(&mut self, block: &mut [u8]) {
         debug_assert!(block.len().is_multiple_of(8));
         for word in block.chunks_exact_mut(8) {
             self.state = self.state.wrapping_add(STEP);

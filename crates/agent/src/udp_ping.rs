@@ -4,11 +4,11 @@
 //! the intended time: a stall then shows in every packet it delayed, not only in the one that was
 //! in flight. Closed loop keeps one packet in flight and counts from its sending.
 
-use super::Error;
-use super::clock::{now_ns, sharpen_timers, sleep_until};
-use super::figures::Figures;
-use super::pattern::Pattern;
-use super::stamps::{Log, Received, Row, create, receive, sent_stamps, stamp_packets};
+use crate::Error;
+use crate::clock::{now_ns, sharpen_timers, sleep_until};
+use crate::figures::Figures;
+use crate::pattern::Pattern;
+use crate::stamps::{Log, Received, Row, create, receive, sent_stamps, stamp_packets};
 use burst_trace::probe::{PROBE_BYTES, Probe};
 use serde::Serialize;
 use std::fs::File;
@@ -22,7 +22,7 @@ const COUNT_MAX: u64 = 10_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Mode {
+pub enum Mode {
     /// Send on an absolute timetable; latency counts from the intended time.
     Open,
     /// One packet in flight; latency counts from its sending.
@@ -30,7 +30,7 @@ pub(super) enum Mode {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub struct Args {
     /// The udp-echo.
     target: SocketAddr,
     /// Packets to count.
@@ -150,7 +150,7 @@ impl Numbered {
     }
 }
 
-pub(super) fn run(args: &Args) -> Result<PingReport, Error> {
+pub fn run(args: &Args) -> Result<PingReport, Error> {
     validate(args)?;
     sharpen_timers();
     let local: SocketAddr =

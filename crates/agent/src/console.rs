@@ -4,7 +4,9 @@
 //! was sent before the guest opened it is lost; so the host asks with empty lines until it is
 //! answered, and knows one boot from the next by the kernel's boot id.
 
-use crate::agent::{READY_PREFIX, REPLY_PREFIX};
+pub(crate) mod server;
+
+use server::{READY_PREFIX, REPLY_PREFIX};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

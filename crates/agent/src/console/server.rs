@@ -14,7 +14,7 @@
 //! connection: what was sent before either end listened is lost, so the other end asks with empty
 //! lines until it is answered, and tells replies apart by their sequence.
 
-use super::Error;
+use crate::Error;
 use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use std::fs::{File, OpenOptions};
@@ -23,8 +23,8 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-pub(crate) const READY_PREFIX: &str = "=ringscope ready ";
-pub(crate) const REPLY_PREFIX: &str = "=ringscope done ";
+pub const READY_PREFIX: &str = "=ringscope ready ";
+pub const REPLY_PREFIX: &str = "=ringscope done ";
 
 /// A serial line moves some 100 KB a second, so longer output is cut here.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
@@ -33,7 +33,7 @@ const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 const STATUS_TIMEOUT: i32 = 124;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub struct Args {
     /// The serial device, such as /dev/ttyS1.
     device: String,
     /// Limit for commands that do not bring their own, in seconds.
@@ -72,7 +72,7 @@ impl<'line> Request<'line> {
     }
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Error> {
+pub fn run(args: &Args) -> Result<(), Error> {
     let failed = |source| Error::File { path: args.device.clone(), source };
     let device = OpenOptions::new().read(true).write(true).open(&args.device).map_err(failed)?;
     make_raw(&device).map_err(failed)?;

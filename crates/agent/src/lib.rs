@@ -1,15 +1,23 @@
-//! The end point that runs inside guests and on the far host, as `ringscope agent`.
+//! The end point of measurements, as `ringscope agent`: in guests and on the far host.
 //!
-//! It sends, answers and measures; results are one JSON object on standard output. Every
-//! subcommand ends by itself: after its work, or after `--timeout`.
+//! It sends, answers and measures, and prints each result as one JSON object on standard output. Every subcommand ends
+//! by itself: when its work is done, or after `--timeout`.
+//!
+//! - [`console`]: a shell over a serial line: the host's end, and in `console::server` the guest's end; `shell` runs one
+//!   command over it.
+//! - `udp_ping`, `udp_echo`: round trips; `stamps`: when each packet was sent and received, by program and kernel.
+//! - `tcp`: bulk transfers that both ends hash; `pattern`: the bytes they send.
+//! - `channels`: how many queue pairs an interface uses; `sys`: the system call for it.
+//! - `figures`: percentiles; `clock`: the clock of all stamps.
 
 mod channels;
 mod clock;
-mod console;
+pub mod console;
 mod figures;
 mod pattern;
 mod shell;
 mod stamps;
+mod sys;
 mod tcp;
 mod udp_echo;
 mod udp_ping;
@@ -21,8 +29,6 @@ use std::time::Duration;
 pub use tcp::{TcpReport, TransferHalf};
 pub use udp_ping::PingReport;
 
-pub(crate) use console::{READY_PREFIX, REPLY_PREFIX};
-
 /// `ringscope agent`: the end point of measurements, in guests and on the far host.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -33,7 +39,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Serve a shell on a serial line, for programs to drive.
-    Console(console::Args),
+    Console(console::server::Args),
     /// Run a command in a guest, through the console socket of qemu-scripts/launch.
     Shell(shell::Args),
     /// Send every UDP packet back to where it came from.
@@ -146,7 +152,7 @@ pub enum Error {
     },
     /// A guest's console did not answer.
     #[error(transparent)]
-    Console(#[from] crate::console::Error),
+    Console(#[from] console::Error),
     /// A command in a guest failed.
     #[error("`{command}` ended with status {status} in the guest")]
     Command {
@@ -163,7 +169,7 @@ pub enum Error {
 /// Runs what the command line asks for; results go to standard output.
 pub fn run(args: Args) -> Result<(), Error> {
     match args.command {
-        Command::Console(args) => console::run(&args),
+        Command::Console(args) => console::server::run(&args),
         Command::Shell(args) => shell::run(&args),
         Command::UdpEcho(args) => udp_echo::run(&args),
         Command::UdpPing(args) => print_json(&udp_ping::run(&args)?),

@@ -1,17 +1,17 @@
 //! `channels`: what `ethtool -l` and `ethtool -L` do, in guests that have no ethtool.
 
-use super::{Error, print_json};
 use crate::sys;
+use crate::{Error, print_json};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub struct Args {
     /// The network interface.
     interface: String,
     /// How many queue pairs to use; without it they are shown only.
     combined: Option<u32>,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Error> {
+pub fn run(args: &Args) -> Result<(), Error> {
     let failed = |doing| {
         let interface = args.interface.clone();
         move |source| Error::Channels { doing, interface, source }

@@ -4,21 +4,21 @@ use serde::Serialize;
 
 /// The figures of a set of round trips. Percentiles are exact: every sample is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Figures {
-    pub(super) min_ns: u64,
-    pub(super) mean_ns: f64,
-    pub(super) p50_ns: u64,
-    pub(super) p90_ns: u64,
-    pub(super) p99_ns: u64,
-    pub(super) p999_ns: u64,
-    pub(super) p9999_ns: u64,
-    pub(super) max_ns: u64,
-    pub(super) stddev_ns: f64,
+pub struct Figures {
+    pub min_ns: u64,
+    pub mean_ns: f64,
+    pub p50_ns: u64,
+    pub p90_ns: u64,
+    pub p99_ns: u64,
+    pub p999_ns: u64,
+    pub p9999_ns: u64,
+    pub max_ns: u64,
+    pub stddev_ns: f64,
 }
 
 impl Figures {
     /// `None` without samples. Nothing is trimmed.
-    pub(super) fn of(mut samples: Vec<u64>) -> Option<Self> {
+    pub fn of(mut samples: Vec<u64>) -> Option<Self> {
         samples.sort_unstable();
         let (&min_ns, &max_ns) = (samples.first()?, samples.last()?);
         let count = samples.len() as f64;

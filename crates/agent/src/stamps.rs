@@ -15,8 +15,8 @@ use nix::sys::socket::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use super::Error;
-use super::clock::now_ns;
+use crate::Error;
+use crate::clock::now_ns;
 
 /// So many packets may be on their way to the driver: who was not stamped until then never is.
 const PENDING_MAX: usize = 4096;
@@ -25,15 +25,15 @@ const PENDING_MAX: usize = 4096;
 const READINGS: u32 = 5;
 
 /// A packet that was received.
-pub(super) struct Received {
-    pub(super) length: usize,
-    pub(super) from: Option<SocketAddr>,
+pub struct Received {
+    pub length: usize,
+    pub from: Option<SocketAddr>,
     /// When the kernel received it, nanoseconds of `CLOCK_MONOTONIC`.
-    pub(super) kernel_ns: Option<u64>,
+    pub kernel_ns: Option<u64>,
 }
 
 /// Has the kernel stamp the socket's packets, and number those that it takes to send: 0, 1, and so on.
-pub(super) fn stamp_packets(socket: &UdpSocket) -> io::Result<()> {
+pub fn stamp_packets(socket: &UdpSocket) -> io::Result<()> {
     let wanted = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
         | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
         | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE
@@ -43,7 +43,7 @@ pub(super) fn stamp_packets(socket: &UdpSocket) -> io::Result<()> {
 }
 
 /// Receives a packet, and when the kernel had it.
-pub(super) fn receive(socket: &UdpSocket, packet: &mut [u8]) -> io::Result<Received> {
+pub fn receive(socket: &UdpSocket, packet: &mut [u8]) -> io::Result<Received> {
     let mut control = nix::cmsg_space!([libc::timespec; 3]);
     let mut into = [IoSliceMut::new(packet)];
     let message = recvmsg::<SockaddrStorage>(
@@ -61,7 +61,7 @@ pub(super) fn receive(socket: &UdpSocket, packet: &mut [u8]) -> io::Result<Recei
 }
 
 /// Tells `each` of packets that the driver was given since this was last asked: number and time.
-pub(super) fn sent_stamps(socket: &UdpSocket, mut each: impl FnMut(u32, u64)) -> io::Result<()> {
+pub fn sent_stamps(socket: &UdpSocket, mut each: impl FnMut(u32, u64)) -> io::Result<()> {
     loop {
         let mut control =
             nix::cmsg_space!([libc::timespec; 3], libc::sock_extended_err, libc::sockaddr_in6);
@@ -116,27 +116,27 @@ fn address(address: &SockaddrStorage) -> Option<SocketAddr> {
 
 /// A probe at this machine.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Row {
-    pub(super) probe: Probe,
-    pub(super) sent_ns: u64,
-    pub(super) sent_kernel_ns: Option<u64>,
-    pub(super) received_kernel_ns: Option<u64>,
-    pub(super) received_ns: Option<u64>,
+pub struct Row {
+    pub probe: Probe,
+    pub sent_ns: u64,
+    pub sent_kernel_ns: Option<u64>,
+    pub received_kernel_ns: Option<u64>,
+    pub received_ns: Option<u64>,
 }
 
 /// Opens an output of the agent. It can be read while it is written, and a flight recorder is never overwritten.
-pub(super) fn create(path: &str) -> io::Result<File> {
+pub fn create(path: &str) -> io::Result<File> {
     host_files::rewrite(path.as_ref(), Guard { inputs: &[], mark: MAGIC.to_le_bytes() })
 }
 
 /// The file of stamps, for `ringscope stats --probes` and `--echo`.
-pub(super) struct Log {
+pub struct Log {
     file: BufWriter<File>,
     path: String,
 }
 
 impl Log {
-    pub(super) fn create(path: &str) -> Result<Self, Error> {
+    pub fn create(path: &str) -> Result<Self, Error> {
         let log = || {
             let mut file = BufWriter::new(create(path)?);
             writeln!(file, "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns")?;
@@ -146,7 +146,7 @@ impl Log {
         Ok(Self { file, path: path.into() })
     }
 
-    pub(super) fn write(&mut self, row: &Row) -> Result<(), Error> {
+    pub fn write(&mut self, row: &Row) -> Result<(), Error> {
         let text = |ns: Option<u64>| ns.map_or_else(String::new, |ns| ns.to_string());
         let Row { probe: Probe { run, sequence, .. }, sent_ns, .. } = row;
         let sent_kernel = text(row.sent_kernel_ns);
@@ -158,7 +158,7 @@ impl Log {
         line.map_err(|source| self.error(source))
     }
 
-    pub(super) fn flush(&mut self) -> Result<(), Error> {
+    pub fn flush(&mut self) -> Result<(), Error> {
         self.file.flush().map_err(|source| self.error(source))
     }
 
@@ -169,22 +169,22 @@ impl Log {
 
 /// Rows whose packets the driver was not given yet, by the kernel's number.
 #[derive(Debug, Default)]
-pub(super) struct Pending(VecDeque<(u32, Row)>);
+pub struct Pending(VecDeque<(u32, Row)>);
 
 impl Pending {
-    pub(super) fn push(&mut self, number: u32, row: Row) {
+    pub fn push(&mut self, number: u32, row: Row) {
         self.0.push_back((number, row));
     }
 
     /// Packet `number` was given to the driver.
-    pub(super) fn stamp(&mut self, number: u32, kernel_ns: u64) {
+    pub fn stamp(&mut self, number: u32, kernel_ns: u64) {
         if let Some((_, row)) = self.0.iter_mut().find(|(it, _)| *it == number) {
             row.sent_kernel_ns = Some(kernel_ns);
         }
     }
 
     /// Writes what is complete, or all.
-    pub(super) fn write(&mut self, log: &mut Log, all: bool) -> Result<(), Error> {
+    pub fn write(&mut self, log: &mut Log, all: bool) -> Result<(), Error> {
         while let Some((_, row)) = self.0.front()
             && (all || row.sent_kernel_ns.is_some() || self.0.len() > PENDING_MAX)
         {

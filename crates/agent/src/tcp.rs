@@ -4,8 +4,8 @@
 //! makes the bytes, whoever receives hashes what came; the server closes with its half of the
 //! result as one JSON line, so the client can print both and compare.
 
-use super::Error;
-use super::pattern::Pattern;
+use crate::Error;
+use crate::pattern::Pattern;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -20,7 +20,7 @@ const OPENING: &str = "ringscope-tcp";
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
-pub(super) struct ServeArgs {
+pub struct ServeArgs {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7008")]
     bind: SocketAddr,
@@ -30,7 +30,7 @@ pub(super) struct ServeArgs {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct TransferArgs {
+pub struct TransferArgs {
     /// The tcp-serve.
     target: SocketAddr,
     /// How many bytes to move.
@@ -48,7 +48,7 @@ pub(super) struct TransferArgs {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct HashSpeedArgs {
+pub struct HashSpeedArgs {
     /// How many bytes to make and to hash.
     #[arg(long, value_name = "N", default_value_t = 64 << 20)]
     bytes: u64,
@@ -199,7 +199,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-pub(super) fn serve(args: &ServeArgs) -> Result<(), Error> {
+pub fn serve(args: &ServeArgs) -> Result<(), Error> {
     let listener = TcpListener::bind(args.bind)
         .map_err(|source| Error::Bind { address: args.bind, source })?;
     if args.timeout == 0 {
@@ -249,11 +249,11 @@ fn answer(stream: &TcpStream) -> io::Result<()> {
     to.write_all(reply.as_bytes())
 }
 
-pub(super) fn send(args: &TransferArgs) -> Result<TcpReport, Error> {
+pub fn send(args: &TransferArgs) -> Result<TcpReport, Error> {
     transfer(args, Direction::Send)
 }
 
-pub(super) fn receive(args: &TransferArgs) -> Result<TcpReport, Error> {
+pub fn receive(args: &TransferArgs) -> Result<TcpReport, Error> {
     transfer(args, Direction::Receive)
 }
 
@@ -303,14 +303,14 @@ fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Erro
 
 /// What `hash-speed` prints.
 #[derive(Debug, Serialize)]
-pub(super) struct HashSpeed {
+pub struct HashSpeed {
     kind: &'static str,
     bytes: u64,
     make_bytes_per_second: f64,
     sha256_bytes_per_second: f64,
 }
 
-pub(super) fn hash_speed(args: &HashSpeedArgs) -> HashSpeed {
+pub fn hash_speed(args: &HashSpeedArgs) -> HashSpeed {
     let rounds = args.bytes.div_ceil(BLOCK_BYTES as u64).max(1);
     let bytes = rounds * BLOCK_BYTES as u64;
     let mut block = vec![0; BLOCK_BYTES];

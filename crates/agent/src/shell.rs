@@ -1,13 +1,13 @@
 //! `shell`: one command in a guest, from the host.
 
-use super::Error;
+use crate::Error;
 use crate::console::Console;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub struct Args {
     /// The console.sock that qemu-scripts/launch made.
     socket: PathBuf,
     /// The command, of one line; without it the guest is only waited for.
@@ -18,7 +18,7 @@ pub(super) struct Args {
     timeout: u64,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Error> {
+pub fn run(args: &Args) -> Result<(), Error> {
     let limit = Duration::from_secs(args.timeout);
     let command = args.command.join(" ");
     if command.contains('\n') {

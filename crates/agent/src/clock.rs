@@ -4,13 +4,13 @@
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
-pub(super) fn now_ns() -> u64 {
+pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Sleeps to the given time, and returns at once when it has passed.
-pub(super) fn sleep_until(at_ns: u64) {
+pub fn sleep_until(at_ns: u64) {
     let left = at_ns.saturating_sub(now_ns());
     if left > 0 {
         std::thread::sleep(Duration::from_nanos(left));
@@ -18,7 +18,7 @@ pub(super) fn sleep_until(at_ns: u64) {
 }
 
 /// Lets this thread's timers fire on time rather than up to 50 us late, which is the default.
-pub(super) fn sharpen_timers() {
+pub fn sharpen_timers() {
     // Refusal only makes late sends likelier, and these are counted.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
 }

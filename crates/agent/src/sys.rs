@@ -16,25 +16,25 @@ const SIOCETHTOOL: libc::c_ulong = 0x8946;
 /// `struct ethtool_channels` of `include/uapi/linux/ethtool.h`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Channels {
+pub struct Channels {
     cmd: u32,
-    pub(crate) max_rx: u32,
-    pub(crate) max_tx: u32,
-    pub(crate) max_other: u32,
-    pub(crate) max_combined: u32,
-    pub(crate) rx_count: u32,
-    pub(crate) tx_count: u32,
-    pub(crate) other_count: u32,
-    pub(crate) combined_count: u32,
+    pub max_rx: u32,
+    pub max_tx: u32,
+    pub max_other: u32,
+    pub max_combined: u32,
+    pub rx_count: u32,
+    pub tx_count: u32,
+    pub other_count: u32,
+    pub combined_count: u32,
 }
 
 /// How many queues the interface has and could have.
-pub(crate) fn channels(interface: &str) -> io::Result<Channels> {
+pub fn channels(interface: &str) -> io::Result<Channels> {
     ethtool(interface, Channels { cmd: ETHTOOL_GCHANNELS, ..Channels::default() })
 }
 
 /// Sets the number of combined queues, and leaves the other kinds as `current` has them.
-pub(crate) fn set_combined(interface: &str, current: Channels, combined: u32) -> io::Result<()> {
+pub fn set_combined(interface: &str, current: Channels, combined: u32) -> io::Result<()> {
     let wanted = Channels { cmd: ETHTOOL_SCHANNELS, combined_count: combined, ..current };
     ethtool(interface, wanted).map(|_| ())
 }

@@ -1,8 +1,8 @@
 //! `udp-echo`: sends every packet back to where it came from.
 
-use super::Error;
-use super::clock::now_ns;
-use super::stamps::{Log, Pending, Received, Row, receive, sent_stamps, stamp_packets};
+use crate::Error;
+use crate::clock::now_ns;
+use crate::stamps::{Log, Pending, Received, Row, receive, sent_stamps, stamp_packets};
 use burst_trace::Probe;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const QUIET: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub struct Args {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7007")]
     bind: SocketAddr,
@@ -24,7 +24,7 @@ pub(super) struct Args {
     stamps: Option<String>,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Error> {
+pub fn run(args: &Args) -> Result<(), Error> {
     let socket =
         UdpSocket::bind(args.bind).map_err(|source| Error::Bind { address: args.bind, source })?;
     let limit = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args) -> Result<(), Error> {
 }
 
 /// Echoes until `limit` is over.
-pub(super) fn echo(socket: &UdpSocket, limit: Option<Duration>) -> Result<(), Error> {
+pub fn echo(socket: &UdpSocket, limit: Option<Duration>) -> Result<(), Error> {
     let end = limit.map(|limit| Instant::now() + limit);
     let mut packet = vec![0; 1 << 16];
     loop {
@@ -70,7 +70,7 @@ const fn is_passing(kind: ErrorKind) -> bool {
 }
 
 /// The same, and writes down when.
-pub(super) fn echo_stamped(
+pub fn echo_stamped(
     socket: &UdpSocket,
     limit: Option<Duration>,
     mut log: Log,

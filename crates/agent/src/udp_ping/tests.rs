@@ -1,7 +1,7 @@
 //! Round trips against an echo of this machine.
 
 use super::*;
-use crate::agent::udp_echo::echo;
+use crate::udp_echo::echo;
 use clap::Parser;
 
 #[derive(Parser)]
