@@ -52,13 +52,13 @@ unsafe impl Send for GuestMemory {}
 // SAFETY: as above; no method hands out a reference into guest memory.
 unsafe impl Sync for GuestMemory {}
 
-/// Remembers which region the last translation hit: most buffers of a guest lie in one region.
+/// The region of the last translation, kept from burst to burst: most buffers of a guest lie in one region.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cursor {
     region: usize,
 }
 
-/// A region of guest memory, for a loop that translates many ranges: most buffers of a guest lie in one region.
+/// The region of the last translation, at hand for a loop that translates many ranges.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'m> {
     memory: &'m GuestMemory,
@@ -67,7 +67,7 @@ pub struct Window<'m> {
 }
 
 impl<'m> Window<'m> {
-    /// The range as one run, if it lies in one region; the window moves there.
+    /// The range as one run, if it lies in one region. The window moves to that region.
     #[inline]
     #[must_use]
     pub fn find(&mut self, address: u64, len: u64) -> Option<GuestSlice<'m>> {
@@ -75,11 +75,38 @@ impl<'m> Window<'m> {
         if hit.is_some() { hit } else { self.elsewhere(address, len) }
     }
 
-    /// Where it is, for the next loop.
+    /// Translates the `len` bytes at guest-physical `address`: calls `each` with every contiguous run. There are several
+    /// where the range crosses into an adjacent region. The window moves to the last one.
+    ///
+    /// # Errors
+    /// [`Unmapped`] when a part of the range is not guest memory, or the range wraps 64 bits; `each` may have been
+    /// called for a part of it.
+    #[inline]
+    pub fn translate(
+        &mut self,
+        address: u64,
+        len: u64,
+        mut each: impl FnMut(GuestSlice<'m>),
+    ) -> Result<(), Unmapped> {
+        if let Some(slice) = self.find(address, len) {
+            each(slice);
+            return Ok(());
+        }
+        self.translate_across(address, len, &mut each)
+    }
+
+    /// The window's region, for the next loop.
     #[inline]
     #[must_use]
     pub const fn cursor(&self) -> Cursor {
         Cursor { region: self.index }
+    }
+
+    /// The memory that it is a window to.
+    #[inline]
+    #[must_use]
+    pub const fn memory(&self) -> &'m GuestMemory {
+        self.memory
     }
 
     #[cold]
@@ -89,6 +116,32 @@ impl<'m> Window<'m> {
         let slice = region.whole(address, len)?;
         (self.index, self.region) = (index, *region);
         Some(slice)
+    }
+
+    #[cold]
+    fn translate_across(
+        &mut self,
+        address: u64,
+        len: u64,
+        each: &mut dyn FnMut(GuestSlice<'m>),
+    ) -> Result<(), Unmapped> {
+        let unmapped = Unmapped { address, len };
+        address.checked_add(len).ok_or(unmapped)?;
+        let (first, _) = self.memory.locate(address).ok_or(unmapped)?;
+        let (mut at, mut left) = (address, len);
+        // A range that continues past a region's end continues in the next region.
+        for (index, region) in self.memory.regions.iter().enumerate().skip(first) {
+            let part = region.front(at, left).ok_or(unmapped)?;
+            (self.index, self.region) = (index, *region);
+            let took = part.len() as u64;
+            each(part);
+            if took == left {
+                return Ok(());
+            }
+            at += took;
+            left -= took;
+        }
+        Err(unmapped)
     }
 }
 
@@ -161,30 +214,7 @@ impl GuestMemory {
         self.regions.is_empty()
     }
 
-    /// Translates the `len` bytes at guest-physical `address`, calling `each` with every contiguous run
-    /// (more than one where the range crosses from one region into an adjacent one).
-    ///
-    /// # Errors
-    /// [`Unmapped`] when a part of the range is not guest memory or the range wraps 64 bits; `each` may
-    /// then have been called for a part of it.
-    #[inline]
-    pub fn translate<'m>(
-        &'m self,
-        address: u64,
-        len: u64,
-        cursor: &mut Cursor,
-        mut each: impl FnMut(GuestSlice<'m>),
-    ) -> Result<(), Unmapped> {
-        let mut window = self.window(*cursor);
-        if let Some(slice) = window.find(address, len) {
-            *cursor = window.cursor();
-            each(slice);
-            return Ok(());
-        }
-        self.translate_slowly(address, len, cursor, &mut each)
-    }
-
-    /// The region that a cursor is at.
+    /// A window at the region of `cursor`.
     #[inline]
     #[must_use]
     pub fn window(&self, cursor: Cursor) -> Window<'_> {
@@ -217,7 +247,7 @@ impl GuestMemory {
     /// [`Unmapped`] when a part of the range is not guest memory.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Unmapped> {
         let mut at = 0;
-        self.translate(address, bytes.len() as u64, &mut Cursor::default(), |run| {
+        self.window(Cursor::default()).translate(address, bytes.len() as u64, |run| {
             at += run.read(0, &mut bytes[at..]);
         })
     }
@@ -228,36 +258,9 @@ impl GuestMemory {
     /// [`Unmapped`] when a part of the range is not guest memory; what lies before it may be written.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Unmapped> {
         let mut at = 0;
-        self.translate(address, bytes.len() as u64, &mut Cursor::default(), |run| {
+        self.window(Cursor::default()).translate(address, bytes.len() as u64, |run| {
             at += run.write(0, &bytes[at..]);
         })
-    }
-
-    #[cold]
-    fn translate_slowly<'m>(
-        &'m self,
-        address: u64,
-        len: u64,
-        cursor: &mut Cursor,
-        each: &mut dyn FnMut(GuestSlice<'m>),
-    ) -> Result<(), Unmapped> {
-        let unmapped = Unmapped { address, len };
-        address.checked_add(len).ok_or(unmapped)?;
-        let (first, _) = self.locate(address).ok_or(unmapped)?;
-        let (mut at, mut left) = (address, len);
-        // A range that goes on after a region's end continues in the next one.
-        for (index, region) in self.regions.iter().enumerate().skip(first) {
-            let part = region.front(at, left).ok_or(unmapped)?;
-            cursor.region = index;
-            let took = part.len() as u64;
-            each(part);
-            if took == left {
-                return Ok(());
-            }
-            at += took;
-            left -= took;
-        }
-        Err(unmapped)
     }
 }
 
@@ -317,7 +320,7 @@ mod tests {
 
     fn runs(memory: &GuestMemory, address: u64, len: u64) -> Result<Vec<usize>, Unmapped> {
         let mut runs = Vec::new();
-        memory.translate(address, len, &mut Cursor::default(), |slice| runs.push(slice.len()))?;
+        memory.window(Cursor::default()).translate(address, len, |it| runs.push(it.len()))?;
         Ok(runs)
     }
 
@@ -325,10 +328,11 @@ mod tests {
     fn a_range_in_one_region_is_one_run_wherever_the_cursor_was() {
         let memory = memory();
         for region in 0..4 {
-            let mut cursor = Cursor { region };
+            let mut window = memory.window(Cursor { region });
             let mut runs = Vec::new();
-            memory.translate(0x8000, 0x1000, &mut cursor, |slice| runs.push(slice.len())).unwrap();
+            window.translate(0x8000, 0x1000, |slice| runs.push(slice.len())).unwrap();
             assert_eq!(runs, [0x1000]);
+            assert_eq!(window.cursor().region, 2);
         }
     }
 
@@ -360,10 +364,10 @@ mod tests {
         let start = |n: u64| n / 2 * 0x3000 + n % 2 * 0x1000;
         let ranges: Vec<_> = (0..100).map(|n| (GuestAddress(start(n)), 0x1000)).collect();
         let memory = GuestMemory::new(Arc::new(Mapping::from_ranges(&ranges).unwrap()));
-        let mut cursor = Cursor::default();
+        let mut window = memory.window(Cursor::default());
         for n in (0..100).chain((0..100).rev()) {
             let mut found = Vec::new();
-            memory.translate(start(n), 0x1000, &mut cursor, |it| found.push(it.address())).unwrap();
+            window.translate(start(n), 0x1000, |it| found.push(it.address())).unwrap();
             assert_eq!(found, [memory.regions[n as usize].host as usize]);
             let over_the_end = runs(&memory, start(n) + 0xfff, 2);
             let unmapped = Unmapped { address: start(n) + 0xfff, len: 2 };
@@ -376,7 +380,7 @@ mod tests {
     fn bytes_written_through_one_run_are_read_through_another() {
         let memory = memory();
         let mut whole = Vec::new();
-        memory.translate(0x1ffe, 4, &mut Cursor::default(), |slice| whole.push(slice)).unwrap();
+        memory.window(Cursor::default()).translate(0x1ffe, 4, |it| whole.push(it)).unwrap();
         assert_eq!(whole[0].write(0, &[1, 2]), 2);
         assert_eq!(whole[1].write(0, &[3, 4]), 2);
         let mut bytes = [0; 2];

@@ -3,12 +3,15 @@
 //!     cargo bench -p virtqueue                      all of it
 //!     cargo bench -p virtqueue -- 'packed/.*/64'    what matches
 //!
-//! A packet is a chain of one buffer. `send`: it is taken, its bytes are copied out, it is given back.
-//! `receive`: it is taken, bytes are copied in, it is given back. Each burst is looked for, published, and
-//! ends with the question whether to signal. The driver's own work is not timed: it fills the ring, the
-//! engine empties it, and only that counts.
+//! A packet is a chain of one buffer, or of several. `send`: the engine takes it, copies its bytes out, and gives it
+//! back. `receive`: the engine takes it, copies bytes in, and gives it back. A burst begins with the number of available
+//! descriptors; it ends with publishing, and with the question whether the driver needs a notification. Only the
+//! engine's time counts, not that of the driver, which fills the ring.
 //!
-//! Beside the engines stands the `virtio-queue` crate's `Queue`, doing the same by its own interface.
+//! `N regions`: buffers lie in the regions of guest memory in turn. `last of N`: all lie in the last one, as those of
+//! a guest with memory above 4 GiB do.
+//!
+//! For comparison, `virtio-queue` stands for that crate's `Queue`, which does the same through its own interface.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +25,7 @@ use virtqueue::{Access, Chains, Queue};
 use vm_memory::{Bytes as _, GuestAddress};
 
 const SIZE: u16 = 256;
-/// Bytes from one region of guest memory to the next; the last region holds the ring.
+/// Bytes from one region of guest memory to the next; one more region holds the ring.
 const STRIDE: u64 = 1 << 24;
 const REGION: u64 = 1 << 20;
 /// Bytes from one buffer to the next.
@@ -33,21 +36,44 @@ const BUFFER: u64 = 2048;
 struct Case {
     options: RingOptions,
     access: Access,
+    /// Bytes of a packet.
     len: u32,
+    /// Buffers of a packet; the bytes are divided evenly.
+    buffers: u32,
     regions: u64,
+    /// Whether all buffers lie in the last region.
+    is_last: bool,
     burst: usize,
 }
 
 impl Case {
     fn name(&self, engine: &str) -> String {
-        let Self { options, access, len, regions, burst } = self;
+        let Self { options, access, len, buffers, regions, is_last, burst } = self;
         let order = if options.in_order { "-inorder" } else { "" };
         let way = if *access == Access::Read { "send" } else { "receive" };
-        format!("{engine}{order}/{way}/{len}B/{regions} regions/bursts of {burst}")
+        let chain = if *buffers == 1 { String::new() } else { format!("chains of {buffers}/") };
+        let place =
+            if *is_last { format!("last of {regions}") } else { format!("{regions} regions") };
+        format!("{engine}{order}/{way}/{len}B/{chain}{place}/bursts of {burst}")
+    }
+
+    /// Packets that fill the ring.
+    fn packets(&self) -> u64 {
+        u64::from(SIZE) / u64::from(self.buffers)
+    }
+
+    /// The buffers of packet number `n`.
+    fn chain(&self, n: u64) -> Vec<Buffer> {
+        let region = if self.is_last { self.regions - 1 } else { n % self.regions };
+        let address = region * STRIDE + n / self.regions * BUFFER;
+        let len = self.len / self.buffers;
+        let writable = self.access == Access::Write;
+        let buffer = |at: u32| Buffer { address: address + u64::from(at * len), len, writable };
+        (0..self.buffers).map(buffer).collect()
     }
 }
 
-/// A ring, its driver, and memory in so many regions.
+/// A ring, its driver, and guest memory.
 struct Bench {
     map: Arc<Mapping>,
     memory: Arc<GuestMemory>,
@@ -69,19 +95,16 @@ impl Bench {
         Self { map, memory, driver, case, frame: vec![0; 2048] }
     }
 
-    /// Fills the ring, buffers taken from the regions in turn.
+    /// Fills the ring.
     fn fill(&mut self) {
         while self.driver.used().is_some() {}
-        for n in 0..u64::from(SIZE) {
-            let address = n % self.case.regions * STRIDE + n / self.case.regions * BUFFER;
-            let writable = self.case.access == Access::Write;
-            let buffer = Buffer { address, len: self.case.len, writable };
-            self.driver.add(&[buffer]).expect("room in the ring");
+        for n in 0..self.case.packets() {
+            self.driver.add(&self.case.chain(n)).expect("room in the ring");
         }
         self.driver.publish();
     }
 
-    /// The time that the engine needs for `packets`, and more to fill the last ring.
+    /// The engine's time for `packets`: whole rings are measured, and the result is scaled.
     fn ours(&mut self, packets: u64) -> Duration {
         let memory = Arc::clone(&self.memory);
         let mut queue = Queue::new(&self.driver.setup(), &memory).expect("a good ring");
@@ -110,7 +133,7 @@ impl Bench {
         while done < packets {
             self.fill();
             let start = Instant::now();
-            let mut left = u64::from(SIZE);
+            let mut left = self.case.packets();
             while left > 0 {
                 for _ in 0..self.case.burst {
                     let Some(chain) = queue.pop_descriptor_chain(&*map) else { break };
@@ -131,30 +154,30 @@ impl Bench {
                 queue.needs_notification(&*map).expect("the driver's wish");
             }
             spent += start.elapsed();
-            done += u64::from(SIZE);
+            done += self.case.packets();
         }
         per(spent, packets, done)
     }
 }
 
-/// What `packets` of the `done` ones took.
+/// The share of `packets` in the time of all `done` ones.
 #[expect(clippy::cast_precision_loss, reason = "a measurement")]
 fn per(spent: Duration, packets: u64, done: u64) -> Duration {
     spent.mul_f64(packets as f64 / done as f64)
 }
 
-/// One burst, as the worker does it. Returns its packets.
+/// One burst, as the worker does it. Returns the number of packets.
 #[inline]
 fn burst(queue: &mut Queue, memory: &GuestMemory, case: &Case, frame: &mut [u8]) -> u64 {
     let mut chains = Chains::new();
     queue.take(memory, case.access, case.burst, &mut chains).expect("an honest guest");
-    for n in 0..chains.len() {
-        let slice: GuestSlice<'_> = chains.only_buffer(n).expect("one buffer");
-        let len = slice.len();
-        match case.access {
-            Access::Read => _ = slice.read(0, &mut frame[..len]),
-            Access::Write => _ = slice.write(0, &frame[..len]),
+    if case.buffers == 1 {
+        for n in 0..chains.len() {
+            copy(case.access, &chains.only_buffer(n).expect("one buffer"), frame);
         }
+    } else {
+        let buffers = chains.all().iter().flat_map(|chain| chains.buffers(chain));
+        buffers.for_each(|buffer| copy(case.access, buffer, frame));
     }
     match case.access {
         Access::Read => queue.complete_read(chains.all()),
@@ -163,6 +186,15 @@ fn burst(queue: &mut Queue, memory: &GuestMemory, case: &Case, frame: &mut [u8])
     queue.publish();
     std::hint::black_box(queue.needs_notification());
     chains.len() as u64
+}
+
+#[inline]
+fn copy(access: Access, buffer: &GuestSlice<'_>, frame: &mut [u8]) {
+    let len = buffer.len();
+    match access {
+        Access::Read => _ = buffer.read(0, &mut frame[..len]),
+        Access::Write => _ = buffer.write(0, &frame[..len]),
+    }
 }
 
 fn main() {
@@ -175,11 +207,19 @@ fn main() {
     group.throughput(Throughput::Elements(1));
     for (packed, in_order) in [(false, false), (true, false), (false, true), (true, true)] {
         for access in [Access::Read, Access::Write] {
-            for (len, regions, burst) in
-                [(64, 1, 32), (64, 1, 1), (64, 4, 32), (1500, 1, 32), (1500, 4, 1)]
-            {
+            for (len, buffers, regions, is_last, burst) in [
+                (64, 1, 1, false, 32),
+                (64, 1, 1, false, 1),
+                (64, 1, 4, false, 32),
+                (1500, 1, 1, false, 32),
+                (1500, 1, 4, false, 1),
+                (64, 2, 1, false, 32),
+                (64, 2, 4, true, 32),
+                (64, 2, 4, false, 32),
+                (64, 2, 4, true, 1),
+            ] {
                 let options = RingOptions { packed, in_order, ..RingOptions::of(SIZE) };
-                let case = Case { options, access, len, regions, burst };
+                let case = Case { options, access, len, buffers, regions, is_last, burst };
                 let engine = if packed { "packed" } else { "split" };
                 group.bench_function(case.name(engine), |bencher| {
                     bencher.iter_custom(|packets| Bench::new(case).ours(packets));

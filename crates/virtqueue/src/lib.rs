@@ -1,24 +1,31 @@
-//! Ring engines, device side. They know nothing of networks.
+//! Virtqueues, device side: the split and the packed ring (virtio 1.2, 2.7 and 2.8). Nothing here knows of networks.
 //!
-//! - [`queue`]: a ring of either format.
-//! - [`split`]: the split ring (virtio 1.2, 2.7).
-//! - [`packed`]: the packed ring (virtio 1.2, 2.8).
-//! - [`chain`]: descriptor chains, copied, checked and translated; how a guest can get them wrong.
-//! - [`layout`]: the numbers of the specification.
-//! - [`driver`] (feature `driver`): the guest's side of the same rings.
+//! - [`Queue`]: a ring of either format, set up from a [`QueueSetup`].
+//! - [`chain`]: the chains of a burst: copied, checked and translated.
+//! - [`layout`]: numbers and structures of the specification.
+//! - `driver` (feature `driver`): the guest's side of the same rings.
 //!
-//! Two kinds of error: [`RingError`] is the guest's doing and stops the ring, [`ChainFault`] is the guest's
-//! too but costs it only that chain; [`ConfigError`] means that the front end set the ring up wrongly.
+//! Inside: `split` and `packed` are the two engines, `ring` is what both have in common, `collect` follows chains of
+//! several buffers.
+//!
+//! Errors are named by who is at fault (`error`): [`ChainFault`], the guest with one chain; [`RingError`], the guest with
+//! the ring, which stops; [`ConfigError`], the front end, which set the ring up wrongly.
 
 pub mod chain;
+mod collect;
 #[cfg(feature = "driver")]
 pub mod driver;
+mod error;
 pub mod layout;
-pub mod packed;
-pub mod queue;
-pub mod split;
+mod packed;
+mod queue;
+mod ring;
+mod setup;
+mod split;
 
-pub use chain::{Access, Chain, ChainFault, Chains, RingError};
+pub use chain::{Access, Chain, Chains};
+pub use error::{ChainFault, ConfigError, RingError};
 pub use packed::PackedQueue;
-pub use queue::{ConfigError, Queue, QueueSetup};
+pub use queue::Queue;
+pub use setup::QueueSetup;
 pub use split::SplitQueue;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use guest_memory::GuestMemory;
 
-use crate::queue::QueueSetup;
+use crate::setup::QueueSetup;
 
 pub mod packed;
 pub mod split;

@@ -12,7 +12,7 @@ use crate::layout::{
     EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, EVENT_FLAGS, EVENT_LEN, EVENT_OFF_WRAP,
     PACKED_ADDRESS, PACKED_TAIL, PackedDescriptor, descriptor_table_len,
 };
-use crate::queue::QueueSetup;
+use crate::setup::QueueSetup;
 
 /// A driver of a packed ring.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::layout::{
     ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, descriptor_table_len, device_area_len,
     driver_area_len, event_passed,
 };
-use crate::queue::QueueSetup;
+use crate::setup::QueueSetup;
 
 /// A driver of a split ring.
 #[derive(Debug)]

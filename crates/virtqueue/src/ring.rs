@@ -1,0 +1,48 @@
+//! What both ring formats have in common.
+
+use std::sync::Arc;
+
+use guest_memory::{Area, Cursor, GuestMemory};
+
+use crate::error::ConfigError;
+use crate::layout::part_lens;
+use crate::setup::QueueSetup;
+
+/// The translated parts of a ring, its negotiated features, and the region of its last buffer.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    pub(crate) descriptors: Area,
+    pub(crate) driver: Area,
+    pub(crate) device: Area,
+    /// Number of descriptors.
+    pub(crate) size: u16,
+    /// `VIRTIO_F_IN_ORDER`.
+    pub(crate) in_order: bool,
+    /// `VIRTIO_F_EVENT_IDX`.
+    pub(crate) event_index: bool,
+    /// `VIRTIO_F_INDIRECT_DESC`.
+    pub(crate) indirect: bool,
+    /// Where the translation of the next burst begins.
+    pub(crate) cursor: Cursor,
+}
+
+impl Ring {
+    /// Translates the parts. The caller has checked the size.
+    pub(crate) fn new(setup: &QueueSetup, memory: &Arc<GuestMemory>) -> Result<Self, ConfigError> {
+        let [table, driver, device] = part_lens(setup.packed, setup.size);
+        let area = |part, address, (len, align)| {
+            Area::new(memory, address, len, align)
+                .map_err(|source| ConfigError::Area { part, source })
+        };
+        Ok(Self {
+            descriptors: area("descriptor table", setup.descriptor_table, table)?,
+            driver: area("driver area", setup.driver_area, driver)?,
+            device: area("device area", setup.device_area, device)?,
+            size: setup.size,
+            in_order: setup.in_order,
+            event_index: setup.event_index,
+            indirect: setup.indirect,
+            cursor: Cursor::default(),
+        })
+    }
+}

@@ -1,0 +1,26 @@
+//! How the front end sets a ring up.
+
+/// The parameters of a ring, as the front end sends them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// Number of descriptors: at most 32768; of a split ring a power of two.
+    pub size: u16,
+    /// Guest-physical address of the descriptor table.
+    pub descriptor_table: u64,
+    /// Guest-physical address of the driver area ("available ring").
+    pub driver_area: u64,
+    /// Guest-physical address of the device area ("used ring").
+    pub device_area: u64,
+    /// Where the device continues: the available index (split), or the next descriptor with the driver's wrap counter in
+    /// bit 15 (packed). A split ring continues at its used index if that is ahead: chains that were returned are not
+    /// taken again.
+    pub next_available: u16,
+    /// Whether `VIRTIO_F_RING_PACKED` was negotiated.
+    pub packed: bool,
+    /// Whether `VIRTIO_F_IN_ORDER` was negotiated.
+    pub in_order: bool,
+    /// Whether `VIRTIO_F_EVENT_IDX` was negotiated.
+    pub event_index: bool,
+    /// Whether `VIRTIO_F_INDIRECT_DESC` was negotiated.
+    pub indirect: bool,
+}
