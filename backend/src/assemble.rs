@@ -15,8 +15,8 @@ use datapath::{
 use log_limit::LogLimit;
 use metrics::{Address, Metrics, MetricsError};
 use serde_json::Value;
-use vhost_control::socket::Server;
-use vhost_control::{Device, Endpoint, SocketError, Witness, serve};
+
+use vhost_control::{Device, Endpoint, Server, SocketError, Witness, serve};
 use virtio_net::ConfigSpace;
 use worker::{
     GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,

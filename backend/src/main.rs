@@ -21,7 +21,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use log_limit::Foreign;
 use signal_hook::consts::SIGXFSZ;
-use vhost_control::limits;
+use vhost_control::{descriptors_of, raise_descriptor_limit as raise_limit};
 
 use crate::args::Args;
 use crate::config::Config;
@@ -99,9 +99,9 @@ fn run(plan: &Plan) -> Result<(), error::Error> {
 /// One front end can make this process hold several hundred descriptors. All of them together must stay below the limit of
 /// this process, or one guest could keep others from connecting.
 fn raise_descriptor_limit(plan: &Plan) {
-    let guests = plan.guests.iter().map(|guest| limits::descriptors_of(guest.queue_pairs));
+    let guests = plan.guests.iter().map(|guest| descriptors_of(guest.queue_pairs));
     let wanted: u64 = guests.sum();
-    match limits::raise_descriptor_limit() {
+    match raise_limit() {
         Ok(limit) if limit < wanted => log::warn!(
             "front ends may use up to {wanted} file descriptors, and the limit is {limit}: raise the hard limit \
              (ulimit -Hn, LimitNOFILE= of systemd), or one guest may keep others from connecting"

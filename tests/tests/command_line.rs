@@ -224,7 +224,8 @@ fn sockets_in_the_way_are_replaced_or_refused() {
     assert!(daemon.socket().exists());
     let mut daemon = start();
     let log = daemon.log();
-    let replaced = log.lines().filter(|line| line.contains("left behind by a daemon that is gone"));
+    let replaced =
+        log.lines().filter(|line| line.contains("left by a daemon that did not end in order"));
     assert_eq!(replaced.count(), 1, "{log}");
     frames::come_back(&mut Guest::connect(daemon.socket(), GuestOptions::default()).unwrap())
         .unwrap();
@@ -234,7 +235,7 @@ fn sockets_in_the_way_are_replaced_or_refused() {
 
     fs::write(daemon.socket(), "mine").unwrap();
     let again = &mut in_directory(directory.path(), "vm", &REFLECT);
-    fails_saying(again, &["is there and is no socket"]);
+    fails_saying(again, &["exists and is not a socket"]);
     assert_eq!(fs::read_to_string(daemon.socket()).unwrap(), "mine");
     let none = directory.path().join("none");
     let nowhere = &mut with_run_dir(&none, directory.path(), "vm", &REFLECT);
@@ -328,7 +329,11 @@ fn a_descriptor_that_is_no_socket_of_a_front_end_is_refused() {
         fails_saying(&mut handed_over(fd, number, directory.path()), parts);
         assert!(names_in(directory.path()).is_empty());
     };
-    refused(null().into(), "9", &["file descriptor 9 of --fd is no socket", "unix stream socket"]);
+    refused(
+        null().into(),
+        "9",
+        &["file descriptor 9 of --fd is not a socket", "unix stream socket"],
+    );
     refused(null().into(), "77", &["file descriptor 77 of --fd"]);
     // None of the daemon's own descriptors may be taken for one that was handed over.
     for number in ["3", "4", "5", "6", "7"] {
@@ -336,7 +341,7 @@ fn a_descriptor_that_is_no_socket_of_a_front_end_is_refused() {
         refused(null().into(), number, &[&part]);
     }
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    refused(udp.into(), "9", &["no unix socket"]);
+    refused(udp.into(), "9", &["not a unix socket"]);
     let (datagrams, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
     refused(datagrams.into(), "9", &["expected a unix stream socket"]);
 }

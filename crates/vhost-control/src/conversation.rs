@@ -1,7 +1,7 @@
 //! One connection, from its beginning to its end.
 //!
-//! The calling thread waits for everything at once: messages of the front end and answers of the framework, other front
-//! ends, a worker that hangs, and the request to stop. The framework's own thread handles the messages.
+//! The calling thread waits for all events at once: messages of the front end and answers of the framework, other front
+//! ends, a worker that a call descriptor blocks, and the request to stop. The framework's thread handles the messages.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -15,14 +15,15 @@ use vhost::vhost_user::Error as ProtocolError;
 use vhost_user_backend::Error as DaemonError;
 use worker::Custody;
 
-use crate::device::{Device, Session};
-use crate::framework;
-use crate::gate::Gate;
-use crate::relay::{Passed, Relay};
-use crate::server::{RETRY, ServeError, system};
+use crate::device::Device;
+use crate::error::{ServeError, system};
+use crate::message::session::Session;
+use crate::message::{Read, Relay, framework};
 use crate::socket::Server;
 use crate::sys::peer_process;
 
+/// Delay before the next try to accept or to connect.
+pub const RETRY: Duration = Duration::from_millis(200);
 /// Longest time from a connection to its first message, if we listen. If we connect, there is no limit: the front end
 /// may accept later.
 const FIRST_MESSAGE_TIME: Duration = Duration::from_secs(5);
@@ -30,9 +31,9 @@ const FIRST_MESSAGE_TIME: Duration = Duration::from_secs(5);
 /// How a conversation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The front end is gone, or was sent away.
+    /// The front end is gone, or was disconnected.
     Gone,
-    /// It was sent away because it made a worker block.
+    /// It was disconnected because it made a worker block.
     Hung,
     /// The daemon was asked to stop.
     Stopped,
@@ -61,16 +62,15 @@ pub fn converse(
     let session = Arc::new(Session::new(device, peer, &custody));
     let (mut daemon, framework) =
         framework::start(&session).map_err(system("setting up a connection"))?;
-    let gate = Gate::new(session.rings(), device.queue_size, session.limits(), &custody);
     let mut relay =
-        Relay::new(front, framework, gate, &custody).map_err(system("relaying messages"))?;
+        Relay::new(front, framework, &session, &custody).map_err(system("relaying messages"))?;
     let mut visit = Visit { log, stop, server, custody: &custody, listen_at: None, refused: false };
     let end = visit.relay_until_end(&mut relay);
     if matches!(end, Ok(End::Stopped)) {
         device.workers.iter().for_each(|worker| worker.hurry());
     }
-    // The framework's thread ends with its socket. The front end is let go last: QEMU takes a ring's used
-    // index for its position as soon as the connection is closed, so no worker may touch the ring then.
+    // The framework's thread ends with its socket. The front end's socket is closed last: as soon as it is closed, QEMU
+    // takes a ring's used index for its position, so no worker may change it after that.
     let front = relay.into_front();
     let result = daemon.wait();
     session.end();
@@ -88,13 +88,13 @@ pub fn converse(
     }
 }
 
-/// What is waited for beside a front end's messages.
+/// The other events of a connection.
 struct Visit<'v> {
     log: &'v LogLimit,
     stop: BorrowedFd<'v>,
     server: Option<&'v Server>,
     custody: &'v Custody,
-    /// No other front end is accepted before this time: the last try failed.
+    /// No other front end is accepted before this time, because the last try failed.
     listen_at: Option<Instant>,
     /// A second front end was refused, and that was logged.
     refused: bool,
@@ -109,7 +109,7 @@ impl Visit<'_> {
             let due = if relay.heard() { relay.due() } else { relay.due().or(silent_until) };
             if due.is_some_and(|due| due <= now) {
                 let what = if relay.due().is_some() { "all of a message" } else { "a message" };
-                log_limit::warn!(log, "the front end is sent away: {what} did not come in time");
+                log_limit::warn!(log, "the front end is disconnected: {what} did not come in time");
                 return Ok(End::Gone);
             }
             self.listen_at = self.listen_at.filter(|&at| at > now);
@@ -119,7 +119,7 @@ impl Visit<'_> {
                 _ => self.stop,
             };
             let [front, framework] = relay.ends();
-            let [stopped, hung, front_said, framework_said, second] =
+            let [stopped, hung, front_sent, framework_sent, second] =
                 wait([self.stop, self.custody.hung(), front, framework, listener], limit)?;
             if stopped {
                 return Ok(End::Stopped);
@@ -127,23 +127,23 @@ impl Visit<'_> {
             if hung {
                 return Ok(End::Hung);
             }
-            // Answers first: the last one before the framework hangs up must not be lost.
-            let answered = if framework_said { relay.pass_answer() } else { Ok(Passed::Some) };
-            let asked = if front_said { relay.pass_request() } else { Ok(Passed::Some) };
+            // Answers first, so that the last one before the framework closes its socket is not lost.
+            let answered = if framework_sent { relay.pass_answer() } else { Ok(Read::Some) };
+            let asked = if front_sent { relay.pass_request() } else { Ok(Read::Some) };
             match (answered, asked) {
-                (Ok(Passed::Some), Ok(Passed::Some)) => {}
+                (Ok(Read::Some), Ok(Read::Some)) => {}
                 (Err(error), _) | (_, Err(error)) => {
-                    log_limit::warn!(log, "the front end is sent away: {error}");
+                    log_limit::warn!(log, "the front end is disconnected: {error}");
                     return Ok(End::Gone);
                 }
                 _ => return Ok(End::Gone),
             }
-            // A front end that has hung up may have left messages, which are read before its end shows.
+            // A front end that has closed the connection may have left messages. They are read first.
             if second && !has_hung_up(relay.ends()[0]) {
                 if !relay.heard() && relay.due().is_none() {
                     log_limit::warn!(
                         log,
-                        "the front end said nothing, and another one takes its place"
+                        "the front end sent no message, and another one takes its place"
                     );
                     return Ok(End::Gone);
                 }
@@ -152,7 +152,7 @@ impl Visit<'_> {
         }
     }
 
-    /// One device has one front end. Logged once for each that is served, however many others try.
+    /// Refuses a further front end. Logged once for each front end that is served, however many others try.
     fn refuse_second(&mut self) {
         let Some(server) = self.server else { return };
         match server.listener.accept() {
@@ -161,17 +161,17 @@ impl Visit<'_> {
                 let log = self.log;
                 log_limit::warn!(
                     log,
-                    "a second front end was refused: the first one is still connected"
+                    "a second front end was refused, because the first one is still connected"
                 );
             }
             Ok(_) => {}
-            // It stays in the listener's queue: without a pause this would be a busy loop.
+            // The front end stays in the listener's queue. Without a delay this would be a busy loop.
             Err(_) => self.listen_at = Some(Instant::now() + RETRY),
         }
     }
 }
 
-/// A front end that ends closes the socket, at times in the middle of a message.
+/// Whether `error` means only that the front end is gone: it closes the socket, sometimes in the middle of a message.
 const fn is_goodbye(error: &DaemonError) -> bool {
     matches!(
         error,
@@ -190,7 +190,7 @@ fn has_hung_up(fd: BorrowedFd<'_>) -> bool {
     poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
-/// Waits until one of `fds` is readable, or `limit` has passed. Returns which are.
+/// Waits until one of `fds` is readable, or `limit` has passed. Returns which are readable.
 ///
 /// # Errors
 /// What the system answers.

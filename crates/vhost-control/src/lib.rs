@@ -1,43 +1,38 @@
-//! The conversation with the front end, on `vhost-user-backend`.
+//! The control plane: front ends are accepted, and their vhost-user messages are served.
 //!
-//! What the framework does for us: the messages, their checks and replies, memory mapping, address
-//! translation. What it does not, and how that is solved here:
+//! The crate `vhost-user-backend`, "the framework" in all comments here, handles messages, replies, memory mapping and
+//! address translation. These parts are ours:
 //!
-//! - Its event loop takes the kicks of every ring. Ours must go to the worker that serves the ring, so
-//!   `vring::Vring` keeps kick and call for itself and the framework runs no event loop at all
-//!   (`queues_per_thread` is empty).
-//! - It has no hook for the end of a ring but `GET_VRING_BASE`. [`ring::RingControl`] is told of every
-//!   setter, starts and stops the ring at its worker, and returns when the worker has done so.
-//! - A daemon of it serves one connection. `conversation` makes one for each connection; datapath, workers
-//!   and recorder outlive them.
-//! - It refuses QEMU's virtio-net: see `relay`.
-//! - It ends the connection over what is wrong with a single ring: see `gate`.
-//! - It maps any file, and it takes any descriptor: see `regions`, `files` and `descriptor`. `gate` refuses what
-//!   does not fit its message, [`worker::Custody`] closes all descriptors, and `pipe` forwards signals to a call
-//!   descriptor that is a pipe.
-//! - It serves only connections that it accepts itself: see `framework`.
+//! - The framework's event loop would take the kicks of all rings. Each kick must go to the worker that serves the ring. So
+//!   the framework runs no event loop (`queues_per_thread` is empty), and rings keep kick and call for themselves.
+//! - The framework reports the end of a ring only for `GET_VRING_BASE`. A ring's state here follows every setter.
+//! - A daemon of the framework serves one connection. Datapath, workers and recorder outlive connections, so each
+//!   connection has a daemon of its own.
+//! - The framework ends the connection over a mistake in one ring, over QEMU's own order of messages, and it takes any file
+//!   and any descriptor. So each message passes through `message` first, where its whole way is described.
 //!
-//! - [`device`]: what is offered to front ends; [`ring`]: the life of a ring; [`sharing`]: whether the
-//!   guest's memory is really shared; [`socket`]: making, finding and cleaning up the socket;
-//!   [`server`]: connections one after the other, `conversation`: one of them; [`limits`]: of file descriptors.
+//! Modules:
+//!
+//! - `server`: connections, one after the other; `conversation`: one connection.
+//! - `message`: a message comes in, is judged, is acted on, is answered.
+//! - `ring`: the state of a ring; `device`: the device that front ends are offered.
+//! - `sharing`: whether the guest's memory is shared; `socket`: the socket is made, found and removed.
+//! - `limits`: of file descriptors and regions; `error`; `sys`: the process at the other end of a socket.
 
 mod conversation;
-mod descriptor;
-pub mod device;
-mod files;
-mod framework;
-mod gate;
-pub mod limits;
-mod pipe;
-mod regions;
-mod relay;
-pub mod ring;
-pub mod server;
-pub mod sharing;
-pub mod socket;
+mod device;
+mod error;
+mod limits;
+mod message;
+mod ring;
+mod server;
+mod sharing;
+mod socket;
 mod sys;
-mod vring;
 
 pub use device::{Device, Witness};
-pub use server::{ServeError, serve};
-pub use socket::{Endpoint, SocketError};
+pub use error::ServeError;
+pub use limits::{descriptors_of, raise_descriptor_limit};
+pub use server::serve;
+pub use sharing::PrivateMemory;
+pub use socket::{Endpoint, Server, SocketError};

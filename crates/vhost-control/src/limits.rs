@@ -3,22 +3,25 @@
 use std::io;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
+use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 
-use crate::relay::DESCRIPTORS_MAX;
-
-/// Kick and error descriptor, and four for the call descriptor where that is a pipe: twice, while one replaces another.
+/// Most descriptors of one message, as the framework takes. It drops the rest, and with more than its buffer holds it loses
+/// its place in the stream.
+pub const DESCRIPTORS_MAX: usize = MAX_ATTACHED_FD_ENTRIES;
+/// Descriptors of one ring: the kick, the error descriptor, and four for a call descriptor that is a pipe. All of them
+/// twice, while new ones replace old ones.
 const OF_A_RING: u64 = 2 + 2 * 4;
 /// Most regions of guest memory, a descriptor each: the answer to `GET_MAX_MEM_SLOTS`.
 pub const REGIONS_MAX: usize = 509;
-/// Most descriptors that were dropped and are not closed yet. Above it the front end waits, and then is sent away.
+/// Most descriptors that were given up and are not closed yet. With more, the front end waits and is then disconnected.
 pub const UNCLOSED_MAX: usize = 64;
-/// Sockets of the connection, and descriptors that the threads of a guest open themselves.
+/// The connection's sockets, and descriptors that a guest's threads open.
 const OTHERS: u64 = 16;
 
 /// Most descriptors that this process holds for the front end of a guest with `queue_pairs`.
 #[must_use]
 pub const fn descriptors_of(queue_pairs: u16) -> u64 {
-    // For a moment both the relay and the framework hold those of a message.
+    // The relay and the framework hold those of a message at the same time.
     let in_messages = 2 * DESCRIPTORS_MAX as u64;
     queue_pairs as u64 * 2 * OF_A_RING
         + REGIONS_MAX as u64

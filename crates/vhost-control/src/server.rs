@@ -1,6 +1,5 @@
 //! Connections, one after the other.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,36 +9,18 @@ use std::time::{Duration, Instant};
 
 use log_limit::LogLimit;
 
-use crate::conversation::{End, converse, wait};
+use crate::conversation::{End, RETRY, converse, wait};
 use crate::device::Device;
-use crate::framework;
-use crate::sharing::PrivateMemory;
+use crate::error::{ServeError, system};
+use crate::message::framework;
 use crate::socket::{Endpoint, Server};
 
-/// How often a client tries to reach its server.
-pub(crate) const RETRY: Duration = Duration::from_millis(200);
-/// First pause after a front end that made a worker block; it doubles with each further one.
+/// First delay after a front end that made a worker block; it doubles with each further one.
 const PAUSE: Duration = Duration::from_secs(1);
-/// The longest such pause. A front end that was served for as long is trusted again.
+/// Longest such delay. A front end that is served for this time resets it.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Most threads that still close descriptors of earlier front ends. With more, no further front end is served.
 const CLOSERS_MAX: usize = 8;
-
-/// Why the daemon cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The guest's memory is not shared.
-    #[error("{0}")]
-    PrivateMemory(#[from] PrivateMemory),
-    /// The system refused.
-    #[error("{step} failed: {source}")]
-    System {
-        /// What was tried.
-        step: &'static str,
-        /// What the system answered.
-        source: io::Error,
-    },
-}
 
 /// Serves front ends at `endpoint` until `stop` becomes readable, or until the one front end of a socket
 /// that was handed over connected is gone.
@@ -51,7 +32,7 @@ pub fn serve(
     device: &Arc<Device>,
     stop: BorrowedFd<'_>,
 ) -> Result<(), ServeError> {
-    // Every conversation needs one. If it cannot be made, that is an error at the start.
+    // Every connection needs one. If none can be made, that is an error at the start.
     framework::connection().map_err(system("making a socket"))?;
     let mut service = Service { device, stop, closers: Arc::default(), pause: Duration::ZERO };
     match endpoint {
@@ -65,9 +46,9 @@ pub fn serve(
 struct Service<'s> {
     device: &'s Arc<Device>,
     stop: BorrowedFd<'s>,
-    /// The number of threads that close the descriptors of a front end.
+    /// Number of threads that close descriptors of earlier front ends.
     closers: Arc<AtomicUsize>,
-    /// The pause after the last front end that made a worker block.
+    /// Delay after the last front end that made a worker block.
     pause: Duration,
 }
 
@@ -80,7 +61,7 @@ impl Service<'_> {
             match server.listener.accept() {
                 Err(error) => {
                     log_limit::warn!(self.device.log, "a front end could not be accepted: {error}");
-                    // It stays in the listener's queue: without a pause this would be a busy loop.
+                    // The front end stays in the listener's queue. Without a delay this would be a busy loop.
                     if self.is_stopped_within(RETRY)? {
                         return Ok(());
                     }
@@ -121,15 +102,15 @@ impl Service<'_> {
         }
     }
 
-    /// Stays with a front end until it goes, and pauses after one that made a worker block.
+    /// Serves a front end until it is gone. After one that made a worker block, the next one has to wait.
     fn host(&mut self, front: UnixStream, server: Option<&Server>) -> Result<End, ServeError> {
         let began = Instant::now();
-        let end = outlive(&self.device.log, self.converse(front, server))?;
+        let end = log_refusal(&self.device.log, self.converse(front, server))?;
         if end == End::Hung {
             self.pause = (2 * self.pause).clamp(PAUSE, PAUSE_MAX);
             log_limit::warn!(
                 self.device.log,
-                "the next front end is served in {} s, because this one made the worker block",
+                "the next front end is served after {} s, because this one made the worker block",
                 self.pause.as_secs()
             );
             if self.is_stopped_within(self.pause)? {
@@ -138,12 +119,12 @@ impl Service<'_> {
         } else if began.elapsed() >= PAUSE_MAX {
             self.pause = Duration::ZERO;
         }
-        let mut said = false;
+        let mut is_logged = false;
         while self.closers.load(Ordering::Relaxed) > CLOSERS_MAX {
-            if !std::mem::replace(&mut said, true) {
+            if !std::mem::replace(&mut is_logged, true) {
                 log_limit::warn!(
                     self.device.log,
-                    "no front end is served until the descriptors of earlier ones are closed"
+                    "the next front end has to wait until the descriptors of earlier ones are closed"
                 );
             }
             if self.is_stopped_within(RETRY)? {
@@ -162,9 +143,8 @@ impl Service<'_> {
     }
 }
 
-/// Logs why a front end was refused: its memory is private, or the system is short of something, such as descriptors. The
-/// next one may be served.
-fn outlive(log: &LogLimit, end: Result<End, ServeError>) -> Result<End, ServeError> {
+/// Logs why a front end was refused, such as private memory, or no descriptors left. The next one may be served.
+fn log_refusal(log: &LogLimit, end: Result<End, ServeError>) -> Result<End, ServeError> {
     match end {
         Err(error) => {
             log_limit::error!(log, "a front end was refused: {error}");
@@ -172,9 +152,4 @@ fn outlive(log: &LogLimit, end: Result<End, ServeError>) -> Result<End, ServeErr
         }
         Ok(end) => Ok(end),
     }
-}
-
-/// For `map_err`: the system refused `step`.
-pub(crate) fn system(step: &'static str) -> impl Fn(io::Error) -> ServeError {
-    move |source| ServeError::System { step, source }
 }

@@ -1,8 +1,8 @@
 //! Whether the guest's memory is really shared.
 //!
-//! A front end whose memory is mapped privately (QEMU without `share=on`) hands over the file all the same;
-//! the guest then writes to copies of its pages, and nothing ever arrives here. No message says so. But
-//! the kernel does: `/proc/PID/maps` of the front end shows how it maps that file.
+//! QEMU without `share=on` hands over its memory file but maps it privately: the guest then writes to copies of the pages,
+//! and nothing arrives here. No message reports that. But the kernel does: `/proc/PID/maps` of the front end shows how it
+//! maps the file.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -26,7 +26,7 @@ pub struct PrivateMemory {
 /// Mappings after that count as unknown.
 const MAPS_MAX: u64 = 32 << 20;
 
-/// What is known of how a front end maps its files.
+/// Looks up how a front end maps its files.
 #[derive(Debug)]
 pub struct Sharing {
     /// The front end's process, where it is known.
@@ -38,7 +38,7 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// Nothing is known yet.
+    /// For the front end `peer`.
     #[must_use]
     pub fn new(peer: Option<u32>) -> Self {
         Self { peer, known: HashSet::new(), left: MAPS_MAX }

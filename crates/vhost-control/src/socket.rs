@@ -1,4 +1,4 @@
-//! Making, finding and cleaning up the socket.
+//! The vhost-user socket: made, found, and removed at the end.
 
 use std::fs;
 use std::io;
@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
-/// Where front ends are met.
+/// The place where front ends connect.
 #[derive(Debug)]
 pub enum Endpoint {
     /// We listen; front ends come.
     Server(Server),
-    /// The front end listens here; we connect, again and again.
+    /// The front end listens here. We connect, and connect again when the connection ends.
     Client(PathBuf),
-    /// One front end, connected already.
+    /// A socket that is connected to a front end.
     Connected(UnixStream),
 }
 
@@ -25,14 +25,14 @@ pub enum Endpoint {
 #[derive(Debug)]
 pub struct Server {
     pub(crate) listener: UnixListener,
-    /// The file that we made: path and inode.
+    /// Path and inode of the file, if we made it.
     made: Option<(PathBuf, u64)>,
 }
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody listens there.
+    /// Another process listens there.
     #[error(
         "{path} is in use: another process listens on it; end that one, or choose another --socket-path"
     )]
@@ -40,7 +40,7 @@ pub enum SocketError {
         /// The socket's path.
         path: PathBuf,
     },
-    /// The directory is not there.
+    /// The directory does not exist.
     #[error(
         "cannot listen on {path}: there is no directory {}; make it first, or choose another --socket-path",
         path.parent().unwrap_or(path).display()
@@ -49,13 +49,13 @@ pub enum SocketError {
         /// The socket's path.
         path: PathBuf,
     },
-    /// Something that is no socket has that name.
-    #[error("{path} is there and is no socket; remove it, or choose another --socket-path")]
+    /// Another kind of file has that name.
+    #[error("{path} exists and is not a socket; remove it, or choose another --socket-path")]
     NotASocket {
         /// The path.
         path: PathBuf,
     },
-    /// The descriptor is no unix socket.
+    /// The descriptor is not a unix socket.
     #[error(
         "file descriptor {fd} of --fd is {found}; expected a unix stream socket, listening or connected"
     )]
@@ -76,11 +76,10 @@ pub enum SocketError {
 }
 
 impl Server {
-    /// Listens at `path`. A socket file that nobody listens on any more, left by a daemon that was killed,
-    /// is replaced.
+    /// Listens at `path`. Replaces a socket file on which no process listens, as a killed daemon leaves it.
     ///
     /// # Errors
-    /// When the path is in use, is something else, or the system refuses.
+    /// When the path is in use or is not a socket, or the system refuses.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let system = |source| SocketError::System { path: path.into(), source };
         if let Ok(metadata) = fs::symlink_metadata(path) {
@@ -90,7 +89,7 @@ impl Server {
             match UnixStream::connect(path) {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     log::warn!(
-                        "{} was left behind by a daemon that is gone; replaced",
+                        "{} is replaced: it was left by a daemon that did not end in order",
                         path.display()
                     );
                     fs::remove_file(path).map_err(system)?;
@@ -109,8 +108,7 @@ impl Server {
 }
 
 impl Endpoint {
-    /// Takes over a socket that whoever started us made: one that listens for front ends, or one with a
-    /// front end at its other end.
+    /// Takes over a socket that the parent process made: it listens for front ends, or it is connected to one.
     ///
     /// # Errors
     /// When `fd` is something else.
@@ -118,8 +116,8 @@ impl Endpoint {
         let number = fd.as_raw_fd();
         let wrong = |found: &str| SocketError::Descriptor { fd: number, found: found.into() };
         match socket_domain(&fd) {
-            Err(_) => return Err(wrong("no socket")),
-            Ok(domain) if domain != AddressFamily::UNIX => return Err(wrong("no unix socket")),
+            Err(_) => return Err(wrong("not a socket")),
+            Ok(domain) if domain != AddressFamily::UNIX => return Err(wrong("not a unix socket")),
             Ok(_) => {}
         }
         if socket_type(&fd) != Ok(SocketType::STREAM) {

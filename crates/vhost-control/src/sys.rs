@@ -1,4 +1,4 @@
-//! Who is at the other end of a socket.
+//! The process at the other end of a socket.
 #![allow(
     unsafe_code,
     reason = "SO_PEERCRED has no safe form that allows for a process number of 0"
@@ -6,8 +6,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The process that connected, or made, the socket's other end. None when it is in a name space of
-/// processes that is not ours: then the kernel says 0.
+/// The process that connected, or made, the socket's other end. `None` for a process of another PID namespace, for which
+/// the kernel reports 0.
 pub fn peer_process(socket: BorrowedFd<'_>) -> Option<u32> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     #[expect(clippy::cast_possible_truncation, reason = "12 bytes")]

@@ -1,16 +1,16 @@
 //! Checks regions of guest memory before they are mapped.
 //!
-//! A region is a file from the front end, and a mapped file can do harm: access to a file that is too short is SIGBUS; a
-//! page that a program or a server provides (FUSE, NFS, 9p) can block the accessing thread for ever; many large files use
+//! A region is a file from the front end, and a mapped file can do harm. Access beyond the end of the file is SIGBUS. A
+//! page that a program or a server provides (FUSE, NFS, 9p) can block the accessing thread for ever. Many large files use
 //! up this process's address space.
 //!
-//! No call goes to a file before its file system is known to answer at once ([`files`](crate::files)).
+//! No call goes to a file before its file system is known to answer at once (`files`).
 
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, Stat, fstat};
 
-use crate::files::{self, FileSystem};
+use super::files::{self, FileSystem};
 use crate::limits::REGIONS_MAX;
 
 /// Most bytes of all guests together: half of a process's address space (47 bits), so that each table can be replaced
@@ -60,10 +60,10 @@ impl Region {
     }
 }
 
-/// Checks the regions `new`, with their `files`, that are added to those in `present`.
+/// Checks the regions `new`, with their `files`, which come to those in `present`.
 ///
 /// # Errors
-/// Why they cannot be taken, with the number of the region.
+/// Why they are refused, with the number of the region.
 pub fn check(
     present: &[Region],
     new: &[Region],
@@ -103,7 +103,8 @@ pub fn check(
 
 fn check_file(region: &Region, file: BorrowedFd<'_>, limits: &Limits) -> Result<(), String> {
     let system = files::file_system(file, limits.peer)?;
-    let stat = fstat(file).map_err(|error| format!("its file cannot be looked at: {error}"))?;
+    let stat = fstat(file)
+        .map_err(|error| format!("the size of its file cannot be found out: {error}"))?;
     let size = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
         FileType::CharacterDevice => files::dax_len(stat.st_rdev)

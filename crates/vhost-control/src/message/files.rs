@@ -31,8 +31,8 @@ const LOCAL: &[&str] = &[
     "jfs",
     "devtmpfs",
 ];
-/// Magic numbers (`linux/magic.h`) of those whose mounts may be missing in `mountinfo`: tmpfs, hugetlbfs, ramfs, ext2 to
-/// ext4, XFS, Btrfs.
+/// Magic numbers (`linux/magic.h`) of local file systems that may be mounted without a line in `mountinfo`: tmpfs,
+/// hugetlbfs, ramfs, ext2 to ext4, XFS, Btrfs.
 const LOCAL_NUMBERS: &[u64] =
     &[0x0102_1994, HUGETLBFS, 0x8584_58f6, 0xef53, 0x5846_5342, 0x9123_683e];
 const HUGETLBFS: u64 = 0x9584_58f6;
@@ -50,8 +50,8 @@ pub enum FileSystem {
     Plain,
 }
 
-/// The file system of `file`, if this host has its pages in memory or on a local disk. `peer`: the process that has it
-/// mounted.
+/// Returns the file system of `file`, if its pages are in memory or on a local disk of this host. `peer` is the process
+/// that may have it mounted.
 ///
 /// # Errors
 /// Why it cannot be guest memory.
@@ -71,7 +71,7 @@ pub fn file_system(file: BorrowedFd<'_>, peer: Option<u32>) -> Result<FileSystem
     let found = find(&ours, mount).or_else(|| {
         let theirs = mounts(&peer?.to_string());
         let found = find(&theirs, mount)?;
-        // Any user can mount an overlay of other file systems in a mount namespace of his own.
+        // Any user can mount an overlay of other file systems in his own mount namespace.
         let is_known = found.kind != "overlay"
             || ours
                 .lines()
@@ -186,7 +186,7 @@ fn ask(file: BorrowedFd<'_>) -> Result<FileSystem, String> {
     let asked = file.try_clone_to_owned().and_then(|file| {
         std::thread::Builder::new().name("file-system".into()).spawn(move || {
             let kind = fstatfs(&file).map(|it| it.f_type);
-            // To close the file may block as well.
+            // Closing the file may block too.
             drop(file);
             ASKING.store(false, Ordering::Release);
             let _ = said.send(kind);

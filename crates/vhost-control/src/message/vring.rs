@@ -1,5 +1,5 @@
-//! The framework's ring, wrapped: every setter is passed on to our [`RingControl`], and the framework's
-//! own state (a `virtio-queue` queue) sees what it needs to answer messages.
+//! A ring as the framework sees it. Every setter goes on to our [`RingControl`]. The framework's own state (a
+//! `virtio-queue` queue) only gets what the framework needs for its answers.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,12 +17,12 @@ use crate::ring::RingControl;
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
 
 thread_local! {
-    /// The framework makes its rings itself, in order, and gives them no index and nothing of ours. So the
-    /// rings of the connection that is being set up on this thread wait here to be picked up.
+    /// The rings of the connection that this thread is setting up. The framework makes one [`Vring`] for each, in this
+    /// order, and passes neither an index nor anything of ours to it, so each takes the next ring from here.
     static NEXT: RefCell<VecDeque<Arc<RingControl>>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// Runs `make`, in which the framework makes one [`Vring`] for each of `rings`.
+/// Hands `rings` over to the framework, which makes one [`Vring`] for each of them within `make`.
 pub fn with_rings<T>(rings: &[Arc<RingControl>], make: impl FnOnce() -> T) -> T {
     NEXT.with_borrow_mut(|next| *next = rings.iter().cloned().collect());
     let made = make();
@@ -62,7 +62,7 @@ impl VringT<Memory> for Vring {
         self.state.get_mut()
     }
 
-    // The worker adds used entries, signals and asks for kicks: the framework never does.
+    // The worker adds used entries, signals, and enables notifications. The framework never does.
 
     fn add_used(&self, _: u16, _: u32) -> Result<(), Error> {
         Err(Error::QueueNotReady)
@@ -108,7 +108,7 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_queue_next_used(&self, _: u16) {
-        // The engine reads the used index where the driver keeps it, when the ring starts.
+        // When the ring starts, the engine reads the used index from guest memory.
     }
 
     fn queue_used_idx(&self) -> Result<u16, Error> {
@@ -117,7 +117,7 @@ impl VringT<Memory> for Vring {
 
     fn set_queue_size(&self, num: u16) {
         if num.is_power_of_two() {
-            // The framework's own queue is a split one and takes no other size.
+            // The framework's own queue is a split ring, which has no other size.
             self.state.set_queue_size(num);
         }
         self.control.set_size(num);

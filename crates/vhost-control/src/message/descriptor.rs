@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// For messages, after "expected".
+    /// Its name in messages, after "expected".
     pub const fn name(self) -> &'static str {
         match self {
             Self::Eventfd => "an eventfd",
@@ -53,7 +53,7 @@ pub fn inspect(fd: &impl AsFd) -> io::Result<(Kind, String)> {
     Ok((Kind::from_link(link.as_bytes()), link.to_string_lossy().into_owned()))
 }
 
-/// Where `fd` can be opened again.
+/// The path by which `fd` can be opened again.
 pub fn path(fd: &impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }

@@ -7,8 +7,9 @@
 //!
 //! The thread opens the pipe again, so that the front end cannot clear its `O_NONBLOCK`.
 //!
-//! Such a thread can stay in the kernel for as long as a writer of the pipe likes. So a connection has few of them, and
-//! each keeps a descriptor of it: the threads that close these ([`worker::custody`]) are counted over all connections.
+//! A writer of the pipe can keep such a thread in the kernel without a limit. So a connection has few of these threads.
+//! Each holds a descriptor of its connection until it ends, so the connection's closing thread ([`worker::custody`]) stays
+//! too, and those are counted over all connections.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -22,7 +23,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::{Mode, OFlags};
 use worker::Foreign;
 
-use crate::descriptor;
+use super::descriptor;
 
 /// Longest wait for opening a pipe, and for a thread to end.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -32,7 +33,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub struct Pipes {
     /// By ring.
     forwarders: Vec<Option<Forwarder>>,
-    /// Each thread has one more of these.
+    /// Each thread holds a reference.
     alive: Arc<()>,
 }
 
@@ -48,10 +49,10 @@ impl Pipes {
     /// When the pipe cannot be opened for writing, too many threads are stuck, or the system has no descriptor or thread
     /// left.
     pub fn forward(&self, pipe: Foreign) -> io::Result<(Forwarder, OwnedFd)> {
-        // Of each ring one that ends, and the one in its place.
+        // For each ring, one that is ending and the one that replaces it.
         let max = 2 * self.forwarders.len();
         let until = Instant::now() + PATIENCE;
-        // One of these is no thread's.
+        // The count includes our own reference.
         while Arc::strong_count(&self.alive) > max {
             if Instant::now() > until {
                 let text = format!("the threads for {max} pipes before it are stuck");
@@ -84,7 +85,7 @@ impl Forwarder {
         let ended = Arc::new(AtomicBool::new(false));
         let (opened, is_open) = sync_channel(1);
         let (inside, until) = (Arc::clone(&signalled), Arc::clone(&ended));
-        // Never joined: even to open a pipe takes its lock.
+        // Never joined: even opening a pipe takes its lock.
         Builder::new().name("pipe".into()).spawn(move || {
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
             let ours = rustix::fs::open(descriptor::path(&pipe), flags, Mode::empty());
@@ -122,7 +123,8 @@ fn forward(signalled: &OwnedFd, pipe: &OwnedFd, ended: &AtomicBool) {
             return;
         }
         if signals.is_ok() {
-            // The reader expects 8 bytes a signal. A full pipe has a signal in it; any other failure is the reader's fault.
+            // The reader expects 8 bytes per signal. A full pipe has a signal in it already; any other failure is the
+            // reader's fault.
             let _ = rustix::io::write(pipe, &1_u64.to_ne_bytes());
         }
     }

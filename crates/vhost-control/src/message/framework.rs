@@ -1,10 +1,10 @@
-//! A daemon of the framework for one conversation, and our end of its socket.
+//! The framework's daemon for one connection, and our end of its socket.
 //!
-//! It serves only connections that it accepts itself. So one is made for it, on an abstract address that the kernel
+//! The framework serves only connections that it accepts itself. So we make one, on an abstract address that the kernel
 //! chooses (`unix(7)`, "Autobind feature"). That needs no directory: `$TMPDIR` may be missing, full or read-only.
 //!
-//! Anybody in this network namespace may connect to such an address. The socket's queue therefore has room for one
-//! connection: if ours is in it, no other can be before the framework takes it, and afterwards nobody takes any.
+//! Any process in this network namespace may connect to such an address. Therefore the socket's queue has room for one
+//! connection only. Ours is in it before the framework accepts one, and the framework accepts no other.
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -19,8 +19,8 @@ use vhost::vhost_user::Listener;
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use crate::device::Session;
-use crate::vring::with_rings;
+use super::session::Session;
+use super::vring::with_rings;
 
 /// The framework's daemon for a [`Session`].
 pub type Daemon = VhostUserDaemon<Arc<Session>>;

@@ -1,0 +1,283 @@
+//! Judges a message before the framework sees it.
+//!
+//! The framework ends the connection over a message that it refuses: it answers with an error, or not at all
+//! (`vhost` 0.18, `backend_req_handler.rs`), and its thread returns. But a guest's driver chooses a ring's size and the
+//! places of its parts, and a mistake there must not cost the other rings their connection. So the judge refuses such a
+//! message first: it is answered with an error, is not passed on, and changes nothing.
+//!
+//! A verdict depends on earlier messages of the front end, not on the framework's state: the framework may not have
+//! handled them yet. A front end that asks for answers waits for each, so an answer from here overtakes no other.
+//!
+//! The judge also checks each descriptor's kind ([`super::descriptor`]).
+
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use virtio_net::Negotiated;
+use virtqueue::layout::part_lens;
+use worker::{Custody, Foreign};
+
+use super::descriptor::{self, Kind};
+use super::pipe::Pipes;
+use super::regions::{self, Limits, Region};
+use super::request::{Body, Request, RingParts};
+use super::stream::HEADER_LEN;
+use crate::ring::RingControl;
+
+/// In a header's flags: the version of the protocol.
+const VERSION: u32 = 1;
+/// Length of the payload of an answer that says whether a message was accepted, bytes.
+const ANSWER_LEN: u32 = 8;
+/// In such an answer: the message was not accepted.
+const NOT_ACCEPTED: u64 = 1;
+
+/// Why a message is not passed on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The message changes nothing. This is the answer, if the front end asked for one.
+    Message(Option<Vec<u8>>),
+    /// The connection ends, for this reason.
+    Connection(String),
+}
+
+/// Judges the messages of one front end, and remembers of them what later verdicts need.
+#[derive(Debug)]
+pub struct Judge {
+    rings: Vec<Arc<RingControl>>,
+    size_max: u16,
+    /// `None` before `SET_FEATURES`.
+    features: Option<Negotiated>,
+    /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was negotiated.
+    reply_ack: bool,
+    limits: Limits,
+    regions: Vec<Region>,
+    /// Size of each ring; 0 before `SET_VRING_NUM`.
+    sizes: Vec<u16>,
+    custody: Arc<Custody>,
+    /// Forward signals, where call descriptors are pipes.
+    pipes: Pipes,
+    /// The last request whose answer depends on the start of rings: its number and these rings.
+    starting: Option<(u32, Range<usize>)>,
+}
+
+impl Judge {
+    /// For a front end that has sent nothing yet.
+    #[must_use]
+    pub fn new(
+        rings: &[Arc<RingControl>],
+        size_max: u16,
+        limits: Limits,
+        custody: &Arc<Custody>,
+    ) -> Self {
+        Self {
+            rings: rings.to_vec(),
+            size_max,
+            features: None,
+            reply_ack: false,
+            limits,
+            regions: Vec::new(),
+            sizes: vec![0; rings.len()],
+            custody: Arc::clone(custody),
+            pipes: Pipes::new(rings.len()),
+            starting: None,
+        }
+    }
+
+    /// Whether `message`, header and payload, may be passed on with its `descriptors`. Some of these are replaced or
+    /// dropped.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn judge(&mut self, message: &[u8], descriptors: &mut Vec<Foreign>) -> Result<(), Refused> {
+        let Some(request) = Request::read(message) else { return Ok(()) };
+        if !request.takes_descriptors() && !descriptors.is_empty() {
+            let (name, count) = (request.name(), descriptors.len());
+            let why = format!("{name} with {count} file descriptors; expected none");
+            return Err(Refused::Connection(why));
+        }
+        let verdict = match &request.body {
+            Body::SetSize { ring, size } => self.set_size(*ring, *size),
+            Body::SetAddresses(parts) => self.check_parts(parts),
+            Body::SetKick(ring) | Body::SetError(ring) => self.admit_eventfd(*ring, descriptors),
+            Body::SetCall(ring) => self.admit_call(*ring, descriptors),
+            Body::SetMemory(regions) => self.admit_memory(&[], regions, descriptors),
+            Body::AddRegion(region) => {
+                let present = self.regions.clone();
+                self.admit_memory(&present, &[*region], descriptors)
+            }
+            Body::RemoveRegion(removed) => {
+                // Older front ends send a descriptor, which must be ignored (vhost-user, "VHOST_USER_REM_MEM_REG").
+                descriptors.clear();
+                self.regions.retain(|region| region.guest_address != removed.guest_address);
+                Ok(())
+            }
+            Body::Malformed => {
+                // The framework ends the connection over it, and needs no descriptors for that.
+                descriptors.clear();
+                Ok(())
+            }
+            Body::SetFeatures(features) => {
+                self.features = Some(*features);
+                Ok(())
+            }
+            Body::SetProtocolFeatures(features) => {
+                self.reply_ack = features.contains(VhostUserProtocolFeatures::REPLY_ACK);
+                Ok(())
+            }
+            Body::Other => Ok(()),
+        };
+        let is_answered = self.reply_ack && request.needs_reply;
+        if let Err(why) = verdict {
+            self.log(&request, &why);
+            return Err(Refused::Message(is_answered.then(|| error_answer(request.code))));
+        }
+        let starts = request.starts(self.rings.len());
+        self.starting = (is_answered && !starts.is_empty()).then_some((request.code, starts));
+        Ok(())
+    }
+
+    /// Completes an answer of the framework.
+    ///
+    /// The framework does not know whether a worker could start a ring, so it accepts every message that starts one. And
+    /// it knows 16 bits of a ring's position. For a packed ring the used position is in the other 16 bits (vhost-user,
+    /// "Vring descriptor indices for packed virtqueues"). In a stopped ring the two are equal.
+    pub fn complete(&mut self, answer: &mut [u8]) {
+        let Some((header, payload)) = answer.split_at_mut_checked(HEADER_LEN) else { return };
+        let code = header.first_chunk().map_or(0, |code| u32::from_ne_bytes(*code));
+        if let Some((_, rings)) = self.starting.take_if(|(started, _)| *started == code)
+            && let Ok(payload) = <&mut [u8; ANSWER_LEN as usize]>::try_from(&mut *payload)
+            && self.rings.get(rings).is_some_and(|rings| rings.iter().any(|it| it.has_failed()))
+        {
+            *payload = NOT_ACCEPTED.to_ne_bytes();
+        }
+        if code == FrontendReq::GET_VRING_BASE as u32
+            && self.features.is_some_and(Negotiated::packed)
+            && let Some((_, base)) = payload.split_at_mut_checked(4)
+            && let Some((available, used)) = base.split_at_mut_checked(2)
+            && available.len() == used.len()
+        {
+            // Little-endian, as all machines that this runs on.
+            used.copy_from_slice(available);
+        }
+    }
+
+    fn admit_eventfd(&self, ring: usize, descriptors: &[Foreign]) -> Result<(), String> {
+        self.check_ring(ring)?;
+        descriptors.iter().try_for_each(|fd| expect_kinds(fd, &[Kind::Eventfd]).map(drop))
+    }
+
+    fn admit_call(&mut self, ring: usize, descriptors: &mut [Foreign]) -> Result<(), String> {
+        self.check_ring(ring)?;
+        let mut forwarder = None;
+        for descriptor in descriptors {
+            if expect_kinds(descriptor, &[Kind::Eventfd, Kind::Pipe])? == Kind::Pipe {
+                let refused = |error| format!("its pipe cannot be opened for writing: {error}");
+                let call = descriptor.try_clone().map_err(refused)?;
+                let (forwards, eventfd) = self.pipes.forward(call).map_err(refused)?;
+                forwarder = Some(forwards);
+                *descriptor = self.custody.take(eventfd);
+            }
+        }
+        self.pipes.set(ring, forwarder);
+        Ok(())
+    }
+
+    /// Checks the regions `new`, which come to those in `present`, and remembers all of them.
+    fn admit_memory(
+        &mut self,
+        present: &[Region],
+        new: &[Region],
+        descriptors: &[Foreign],
+    ) -> Result<(), String> {
+        for descriptor in descriptors {
+            expect_kinds(descriptor, &[Kind::File])?;
+        }
+        let files: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        regions::check(present, new, &files, &self.limits)?;
+        self.regions = [present, new].concat();
+        Ok(())
+    }
+
+    fn set_size(&mut self, index: usize, size: u32) -> Result<(), String> {
+        self.check_ring(index)?;
+        let max = self.size_max;
+        let size =
+            u16::try_from(size).ok().filter(|size| (1..=max).contains(size)).ok_or_else(|| {
+                format!("queue {index} cannot have {size} descriptors; expected 1 to {max}")
+            })?;
+        let is_split = self.features.is_some_and(|features| !features.packed());
+        if is_split && !size.is_power_of_two() {
+            return Err(format!(
+                "queue {index} cannot have {size} descriptors; expected a power of two in a split ring"
+            ));
+        }
+        if let Some(running) = self.rings.get(index).and_then(|ring| ring.running_size())
+            && size != running
+        {
+            return Err(format!(
+                "queue {index} runs with {running} descriptors, not {size}; stop it first"
+            ));
+        }
+        self.sizes[index] = size;
+        Ok(())
+    }
+
+    fn check_parts(&self, parts: &RingParts) -> Result<(), String> {
+        let RingParts { ring: index, table, driver, device } = *parts;
+        self.check_ring(index)?;
+        // If the size is not known yet, the worker checks the ring again when it starts.
+        let size = self.sizes[index].max(1);
+        let packed = self.features.is_some_and(Negotiated::packed);
+        let names = ["descriptor table", "driver area", "device area"];
+        let addresses = [table, driver, device];
+        for ((name, address), (len, align)) in
+            names.iter().zip(addresses).zip(part_lens(packed, size))
+        {
+            if !address.is_multiple_of(align as u64) {
+                return Err(format!("queue {index}: the {name} is not aligned to {align} bytes"));
+            }
+            if !self.regions.iter().any(|region| region.holds(address, len as u64)) {
+                return Err(format!(
+                    "queue {index}: the {name}, {len} bytes, is not in one region of guest memory"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ring(&self, index: usize) -> Result<(), String> {
+        if index < self.sizes.len() {
+            return Ok(());
+        }
+        Err(format!("there is no queue {index}; expected one below {}", self.sizes.len()))
+    }
+
+    fn log(&self, request: &Request, why: &str) {
+        if let Some(ring) = self.rings.first() {
+            log_limit::warn!(ring.log(), "{} of the front end was refused: {why}", request.name());
+        }
+    }
+}
+
+/// Returns the kind of `descriptor`, if it is one of those expected.
+fn expect_kinds(descriptor: &Foreign, expected: &[Kind]) -> Result<Kind, String> {
+    let (kind, found) = descriptor::inspect(descriptor)
+        .map_err(|error| format!("the kind of its descriptor cannot be found out: {error}"))?;
+    if expected.contains(&kind) {
+        return Ok(kind);
+    }
+    let names: Vec<_> = expected.iter().map(|kind| kind.name()).collect();
+    Err(format!("its descriptor is {found:?}; expected {}", names.join(" or ")))
+}
+
+/// "Not accepted" (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
+fn error_answer(code: u32) -> Vec<u8> {
+    let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
+    let header = [code, flags, ANSWER_LEN].map(u32::to_ne_bytes).concat();
+    [&header[..], &NOT_ACCEPTED.to_ne_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! Tests of verdicts and answers.
+
+use super::*;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+const NEED_REPLY: u32 = 1 << 3;
+const LIMITS: Limits = Limits { bytes_max: 1 << 30, peer: None };
+
+impl Judge {
+    fn hear(&mut self, message: &[u8]) -> Result<(), Refused> {
+        self.judge(message, &mut Vec::new())
+    }
+
+    /// Judges a message that sets a descriptor of ring 1. Returns the kind that is passed on.
+    fn hand_over(&mut self, request: FrontendReq, fd: impl Into<OwnedFd>) -> Option<Kind> {
+        let mut descriptors = vec![self.custody.take(fd.into())];
+        let message = message(request, NEED_REPLY, &words(&[1]));
+        self.judge(&message, &mut descriptors).ok()?;
+        Some(descriptor::inspect(&descriptors[0]).unwrap().0)
+    }
+}
+
+fn message(request: FrontendReq, flags: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    let header = [request as u32, VERSION | flags, len].map(u32::to_ne_bytes).concat();
+    [&header[..], payload].concat()
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
+fn after(features: u64) -> Judge {
+    let custody = Custody::new(&Arc::default()).unwrap();
+    let (sizes, pipes) = (vec![64; 2], Pipes::new(2));
+    let mut judge = Judge { sizes, pipes, ..Judge::new(&[], 256, LIMITS, &custody) };
+    let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
+    let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));
+    judge.hear(&table).unwrap();
+    judge.hear(&message(FrontendReq::SET_FEATURES, 0, &words(&[features]))).unwrap();
+    judge
+}
+
+fn addresses(index: u64, parts: [u64; 3]) -> Vec<u8> {
+    let [table, driver, device] = parts;
+    words(&[index, table, device, driver, 0])
+}
+
+#[test]
+fn each_part_of_a_ring_lies_in_one_region_and_is_aligned() {
+    // A split ring of 64 has 1024, 134 and 518 bytes, a packed one 1024, 4 and 4.
+    let ends = |features| {
+        let mut judge = after(features);
+        let mut may = |parts| {
+            let parts = addresses(1, parts);
+            judge.hear(&message(FrontendReq::SET_VRING_ADDR, NEED_REPLY, &parts)).is_ok()
+        };
+        assert!(may([0x10000, 0x11000, 0x12000]));
+        assert!(!may([0x10008, 0x11000, 0x12000]));
+        assert!(!may([0x10000, 0x11001, 0x12000]));
+        assert!(!may([0x10000, 0x11000, 0x12002]));
+        assert!(may([0x20000 - 1024, 0x11000, 0x12000]));
+        assert!(!may([0x20000 - 1008, 0x11000, 0x12000]));
+        assert!(!may([0x28000, 0x11000, 0x12000]));
+        assert!(!may([u64::MAX - 15, 0x11000, 0x12000]));
+        [134_u64, 518].map(|len| {
+            let address = 0x20000 - len.next_multiple_of(4) + 4;
+            may([0x10000, address, 0x12000]) && may([0x10000, 0x11000, address])
+        })
+    };
+    assert_eq!(ends(0), [false, false]);
+    assert_eq!(ends(1 << 34), [true, true]);
+}
+
+#[test]
+fn a_refused_message_is_answered_if_reply_ack_was_negotiated_and_an_answer_is_needed() {
+    let mut judge = after(0);
+    let wrong = addresses(2, [0x10000, 0x11000, 0x12000]);
+    let mut verdict =
+        |flags, payload: &[u8]| judge.hear(&message(FrontendReq::SET_VRING_ADDR, flags, payload));
+    assert_eq!(verdict(NEED_REPLY, &wrong), Err(Refused::Message(None)));
+    // A payload of the wrong length is for the framework to refuse.
+    assert_eq!(verdict(NEED_REPLY, &wrong[..39]), Ok(()));
+    judge.hear(&message(FrontendReq::SET_PROTOCOL_FEATURES, 0, &words(&[1 << 3]))).unwrap();
+    let mut verdict = |flags| judge.hear(&message(FrontendReq::SET_VRING_ADDR, flags, &wrong));
+    assert_eq!(verdict(0), Err(Refused::Message(None)));
+    assert_eq!(verdict(NEED_REPLY), Err(Refused::Message(Some(error_answer(9)))));
+}
+
+#[test]
+fn the_position_of_a_packed_ring_is_in_the_answer_twice() {
+    for (features, expected) in [(0, 0x8005_u32), (1 << 34, 0x8005_8005)] {
+        let base = [1, 0x8005_u32].map(u32::to_ne_bytes).concat();
+        let mut answer = message(FrontendReq::GET_VRING_BASE, 1 << 2, &base);
+        after(features).complete(&mut answer);
+        assert_eq!(answer[16..], expected.to_ne_bytes());
+    }
+}
+
+#[test]
+fn a_ring_cannot_lie_in_a_removed_region() {
+    let mut judge = after(0);
+    let parts = addresses(0, [0x20000, 0x21000, 0x22000]);
+    let verdict = |judge: &mut Judge| judge.hear(&message(FrontendReq::SET_VRING_ADDR, 0, &parts));
+    assert!(verdict(&mut judge).is_ok());
+    let region = words(&[0, 0x10000, 0x8000, 0x20000, 0]);
+    judge.hear(&message(FrontendReq::REM_MEM_REG, 0, &region)).unwrap();
+    assert!(verdict(&mut judge).is_err());
+    judge.hear(&message(FrontendReq::ADD_MEM_REG, 0, &region)).unwrap();
+    assert!(verdict(&mut judge).is_ok());
+}
+
+#[test]
+fn kick_and_error_are_eventfds_and_call_may_be_a_pipe() {
+    use FrontendReq::{SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK};
+    let mut judge = after(0);
+    for request in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+        let new = || eventfd(0, EventfdFlags::empty()).unwrap();
+        assert_eq!(judge.hand_over(request, new()), Some(Kind::Eventfd));
+        let (socket, _other) = UnixStream::pair().unwrap();
+        assert_eq!(judge.hand_over(request, socket), None);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        assert_eq!(judge.hand_over(request, epoll), None);
+        let memory = memfd_create("anon_inode:[eventfd]", MemfdFlags::CLOEXEC).unwrap();
+        assert_eq!(judge.hand_over(request, memory), None);
+    }
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let writer = OwnedFd::from(writer);
+    assert_eq!(judge.hand_over(SET_VRING_KICK, writer.try_clone().unwrap()), None);
+    // Our eventfd replaces it.
+    assert_eq!(judge.hand_over(SET_VRING_CALL, writer), Some(Kind::Eventfd));
+}
+
+#[test]
+fn memory_is_a_file_and_no_other_message_has_descriptors() {
+    let mut judge = after(0);
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let mut descriptors = vec![judge.custody.take(socket.into())];
+    let region = message(FrontendReq::ADD_MEM_REG, 0, &words(&[0, 0x30000, 0x1000, 0x30000, 0]));
+    assert_eq!(judge.judge(&region, &mut descriptors), Err(Refused::Message(None)));
+    assert_eq!(judge.regions.len(), 2);
+    let owner = message(FrontendReq::SET_OWNER, 0, &[]);
+    assert!(matches!(judge.judge(&owner, &mut descriptors), Err(Refused::Connection(_))));
+    let removal = message(FrontendReq::REM_MEM_REG, 0, &words(&[0, 0x10000, 0x8000, 0x20000, 0]));
+    assert_eq!(judge.judge(&removal, &mut descriptors), Ok(()));
+    assert!(descriptors.is_empty());
+}

@@ -1,0 +1,183 @@
+//! One front end's view of the device, on which the framework acts: features, memory, the configuration space.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use guest_memory::GuestMemory;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_user_backend::VhostUserBackend;
+use virtio_net::{Negotiated, features};
+use vm_memory::{GuestAddressSpace as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
+use vmm_sys_util::epoll::EventSet;
+use worker::{Custody, Mailbox};
+
+use super::regions::Limits;
+use super::vring::{Memory, Vring};
+use crate::device::Device;
+use crate::ring::RingControl;
+use crate::sharing::{PrivateMemory, Sharing};
+
+/// One front end's view of the device, from its connection to its end.
+#[derive(Debug)]
+pub struct Session {
+    device: Arc<Device>,
+    /// The front end's process, where it is known.
+    peer: Option<u32>,
+    rings: Vec<Arc<RingControl>>,
+    sharing: Mutex<Sharing>,
+    /// The guest's memory. Held as long as the framework may have it mapped, because the framework reads it too.
+    memory: Mutex<Option<Arc<GuestMemory>>>,
+    refused: Mutex<Option<PrivateMemory>>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(peer) = self.peer {
+            self.device.witnesses.iter().for_each(|witness| witness.gone(peer));
+        }
+    }
+}
+
+impl Session {
+    /// For a new connection, whose descriptors `custody` closes.
+    #[must_use]
+    pub fn new(device: &Arc<Device>, peer: Option<u32>, custody: &Arc<Custody>) -> Self {
+        let ring = |index: u16| {
+            let mailbox = &device.workers[usize::from(index / 2)];
+            Arc::new(RingControl::new(&device.log, index, Arc::clone(mailbox), custody))
+        };
+        let rings = (0..device.queue_pairs * 2).map(ring).collect();
+        if let Some(peer) = peer {
+            device.witnesses.iter().for_each(|witness| witness.connected(peer));
+        }
+        Self {
+            device: Arc::clone(device),
+            peer,
+            rings,
+            sharing: Mutex::new(Sharing::new(peer)),
+            memory: Mutex::default(),
+            refused: Mutex::default(),
+        }
+    }
+
+    /// The largest ring that a driver may choose.
+    #[must_use]
+    pub fn queue_size(&self) -> u16 {
+        self.device.queue_size
+    }
+
+    /// The limits of its guest's memory.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits { bytes_max: self.device.memory_max, peer: self.peer }
+    }
+
+    /// The rings by index.
+    #[must_use]
+    pub fn rings(&self) -> &[Arc<RingControl>] {
+        &self.rings
+    }
+
+    /// Why this front end cannot be served at all, if that came up.
+    #[must_use]
+    pub fn refused(&self) -> Option<PrivateMemory> {
+        lock(&self.refused).take()
+    }
+
+    /// Ends it, because the front end is gone: the workers let go of its rings and memory.
+    pub fn end(&self) {
+        self.rings.iter().for_each(|ring| ring.reset());
+    }
+}
+
+impl VhostUserBackend for Session {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.rings.len()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        self.device.queue_size.into()
+    }
+
+    fn features(&self) -> u64 {
+        self.device.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        log::debug!(
+            "{}the front end acknowledged the features {features:#x}",
+            self.device.log.prefix()
+        );
+        self.rings.iter().for_each(|ring| ring.set_negotiated(Negotiated(features)));
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        let mut offered = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        // QEMU warns about a configuration space that it does not need. Front ends need it for the address only.
+        offered.set(VhostUserProtocolFeatures::CONFIG, self.device.features & features::MAC != 0);
+        offered
+    }
+
+    fn set_event_idx(&self, _: bool) {
+        // `acked_features` has this bit too.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        self.device.config.read(offset as usize, size as usize)
+    }
+
+    fn set_config(&self, _: u32, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the configuration space of a network device is read-only (virtio 1.2, 5.1.4)",
+        ))
+    }
+
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        let map = memory.memory().clone().into_inner();
+        let files = map.iter().filter_map(|region| Some(region.file_offset()?.file()));
+        if let Some(private) = lock(&self.sharing).find_private(files) {
+            let refusal = io::Error::new(io::ErrorKind::InvalidInput, private.to_string());
+            *lock(&self.refused) = Some(private);
+            return Err(refusal);
+        }
+        let mut current = lock(&self.memory);
+        let memory = Arc::new(GuestMemory::guarded(map, current.as_deref())?);
+        // The previous table stays guarded until its last user drops it.
+        let _before = current.replace(Arc::clone(&memory));
+        let prefix = self.device.log.prefix();
+        log::debug!("{prefix}the guest has {} MiB of memory", memory.len() >> 20);
+        let mut informed: Vec<&Arc<Mailbox>> = Vec::new();
+        for mailbox in &self.device.workers {
+            if !informed.iter().any(|other| Arc::ptr_eq(other, mailbox)) {
+                mailbox.set_memory(Arc::clone(&memory)).map_err(io::Error::other)?;
+                informed.push(mailbox);
+            }
+        }
+        self.rings.iter().for_each(|ring| ring.set_memory(&memory));
+        Ok(())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        // The framework runs no event loop: each ring's worker sleeps on its kick itself.
+        Vec::new()
+    }
+
+    fn reset_device(&self) {
+        self.end();
+    }
+
+    fn handle_event(&self, _: u16, _: EventSet, _: &[Vring], _: usize) -> io::Result<()> {
+        // Never called, because there is no event loop.
+        Ok(())
+    }
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
+}
