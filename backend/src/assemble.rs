@@ -1,7 +1,7 @@
-//! Opens what the plan names, picks the datapath once, and puts the daemon together.
+//! Opens everything in the plan, chooses each guest's datapath once, and puts the daemon together.
 //!
-//! The order matters for leaving nothing behind: datapath first, then the socket, the recorder last of what
-//! has a name in the file system.
+//! The order is such that a failure leaves nothing behind: first the datapath, then the socket, and the recorder last, of
+//! everything that has a name in the file system.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -29,11 +29,11 @@ use crate::spec::{DatapathSpec, Engine};
 use crate::stop::Stop;
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
 
-/// Bursts that the recorder keeps of each worker: 4 MiB, minutes of a quiet guest's traffic and a good
-/// second of a busy one's.
+/// Bursts that a recorder keeps for each worker. They take 4 MiB and last for minutes with a quiet guest, for a second or
+/// less with a busy one.
 const RECORDS: usize = 1 << 16;
 
-/// Runs the daemon until it is to stop.
+/// Runs the daemon until `stop`.
 ///
 /// # Errors
 /// See [`Error`].
@@ -64,7 +64,7 @@ pub fn run(plan: &Plan, handed: Handed, stop: &Stop) -> Result<(), Error> {
     daemon.serve(stop)
 }
 
-/// Makes the directory of a guest's recorder, if its socket is in the same one: the socket is made before the recorder.
+/// Makes the recorder's directory where the socket is in it too, because the socket is made first.
 fn make_run_dirs(plan: &Plan) -> Result<(), Error> {
     for guest in &plan.guests {
         if let EndpointPlan::Listen(socket) = &guest.endpoint
@@ -78,14 +78,13 @@ fn make_run_dirs(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Serves the metrics of all guests, whose recorders are there.
+/// Serves the metrics of all guests. Their recorders exist already.
 fn measure(address: &Address, guests: &[GuestPlan], clock: Clock) -> Result<Metrics, MetricsError> {
     let open = |guest: &GuestPlan| metrics::Guest::open(&guest.name, &guest.recorder, clock);
     Metrics::serve(address, guests.iter().map(open).collect::<Result<_, _>>()?)
 }
 
-/// A daemon that is being put together. Metrics end before workers do, and workers before who writes down what the
-/// kernel measured of them, and before recorders.
+/// A daemon that is being put together. Field order is drop order: metrics, workers, the kernel-stage thread, recorders.
 struct Daemon {
     metrics: Option<Metrics>,
     workers: Vec<Worker>,
@@ -95,18 +94,18 @@ struct Daemon {
     fronts: Vec<Front>,
     handed: Handed,
     clock: Clock,
-    /// Number of guests, those of switches included.
+    /// Number of guests, including those of switches.
     guests: usize,
     alarm: PanicAlarm,
 }
 
-/// A recorder. Unless its guest was served to the end, it leaves nothing behind when it has recorded nothing.
+/// A recorder. Its file is removed at the end if it is empty, unless its guest was served without an error.
 struct Recording {
     recorder: Recorder,
     stays: bool,
 }
 
-/// Notes a guest's front end in its recorder.
+/// Writes a guest's front end to its recorder.
 #[derive(Debug)]
 struct Noted(Participants);
 
@@ -120,7 +119,7 @@ impl Witness for Noted {
     }
 }
 
-/// What is shown to the front ends of a guest.
+/// The endpoint of a guest, and the device that its front ends are offered.
 struct Front {
     name: String,
     endpoint: Endpoint,
@@ -143,7 +142,7 @@ impl Daemon {
         }
     }
 
-    /// Puts a guest together that has a datapath of its own; one on a switch comes with the switch.
+    /// Puts together a guest with a datapath of its own. Guests of a switch are put together with the switch.
     fn add_guest(&mut self, plan: &GuestPlan) -> Result<(), Error> {
         let pairs = usize::from(plan.queue_pairs);
         match &plan.datapath {
@@ -174,13 +173,13 @@ impl Daemon {
         }
     }
 
-    /// Puts what the plan names around the datapaths. Without a capture and faults there is nothing around them.
+    /// Wraps the datapaths for the capture and the faults of the plan, if there are any.
     fn add<D: Datapath>(&mut self, plan: &GuestPlan, datapaths: Vec<D>) -> Result<(), Error> {
         let endpoint = meet(&plan.endpoint, &mut self.handed)?;
         let faulty = |(queue, datapath)| Faulty::new(datapath, &plan.faults, queue);
         if let Some(path) = &plan.capture {
             let lanes = pcap::begin(&capture(plan, path), plan.queue_pairs, self.clock)?;
-            // Frames that a fault takes pass neither the wire nor the capture.
+            // Frames that a fault drops are not in the capture.
             let captured = datapaths.into_iter().zip(lanes).map(|(it, lane)| Pcap::new(it, lane));
             let faulty =
                 (0..).zip(captured).map(|(queue, it)| Faulty::new(it, &plan.faults, queue));
@@ -233,7 +232,7 @@ impl Daemon {
         WorkerOptions { index, scheduling, poll, alarm: self.alarm.clone() }
     }
 
-    /// Puts a switch together with all its guests.
+    /// Puts together a switch with all its guests.
     fn add_switch(&mut self, plan: &SwitchPlan, guests: &[GuestPlan]) -> Result<(), Error> {
         let guests: Vec<_> = plan.guests.iter().map(|&n| &guests[n]).collect();
         match &plan.uplink {
@@ -289,8 +288,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Notes who takes part, and has a guest's times in the kernel recorded, if that is wanted, by a producer of its own
-    /// behind the workers'. Returns who wants to know of front ends.
+    /// Writes the guest's threads to its recorder, and starts recording its kernel stages if the plan asks for them. They
+    /// have a writer of their own, after those of the workers. Returns the witnesses of the guest's front ends.
     fn follow(
         &mut self,
         plan: &GuestPlan,
@@ -347,7 +346,7 @@ impl Daemon {
         self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
     }
 
-    /// Serves every guest until the daemon is to stop. One whose front end cannot be served does not end the others.
+    /// Serves every guest until `stop`. If one guest cannot be served any more, the others are served on.
     fn serve(mut self, stop: &Stop) -> Result<(), Error> {
         let fronts = std::mem::take(&mut self.fronts);
         let is_alone = fronts.len() == 1;
@@ -382,14 +381,14 @@ fn serve_guest(front: Front, is_alone: bool, stop: &Stop) -> Result<(), Error> {
         if is_alone {
             return error.into();
         }
-        // The others go on, perhaps for long.
+        // Logged now, because the other guests may be served for a long time.
         log::error!("{}{error}", device.log.prefix());
         Error::Guest { name, source: Box::new(error.into()) }
     })
 }
 
 impl Drop for Recording {
-    /// A daemon that fails before it served anyone leaves nothing behind; what was recorded stays.
+    /// Removes the file of a daemon that failed before it recorded anything.
     fn drop(&mut self) {
         let is_empty = || {
             Reader::open(self.recorder.path()).is_ok_and(|reader| {
@@ -413,9 +412,9 @@ fn meet(endpoint: &EndpointPlan, handed: &mut Handed) -> Result<Endpoint, Socket
     }
 }
 
-/// The log of everything that a guest and its front end cause.
+/// The log of a guest: of all that it and its front end cause.
 fn log_of(plan: &GuestPlan) -> Arc<LogLimit> {
-    Arc::new(LogLimit::new(plan.label.as_str()))
+    Arc::new(LogLimit::new(plan.log_prefix.as_str()))
 }
 
 fn guest_options(plan: &GuestPlan, log: &Arc<LogLimit>, writer: Writer) -> GuestOptions {
@@ -424,7 +423,7 @@ fn guest_options(plan: &GuestPlan, log: &Arc<LogLimit>, writer: Writer) -> Guest
     GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, probe_port }
 }
 
-/// `mailboxes`: one a worker of the guest's.
+/// `mailboxes`: one for each worker of the guest.
 fn device(
     plan: &GuestPlan,
     log: Arc<LogLimit>,
@@ -446,7 +445,7 @@ fn device(
     }
 }
 
-/// What a report should know of this run. `kernel`: what is measured in the host kernel.
+/// The facts of this run for reports, as JSON. `kernel`: the kernel stages that are measured.
 fn facts(plan: &GuestPlan, kernel: Option<&Value>) -> String {
     let cpus: Vec<_> = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
     serde_json::json!({

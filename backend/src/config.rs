@@ -1,5 +1,5 @@
-//! `--config FILE`: several guests in one daemon. A table `[[guest]]` has the flags of one guest as its keys, and its
-//! values are read as the flags' are: the flags alone describe one guest, the file many.
+//! `--config FILE`: several guests in one daemon. The keys of a table `[[guest]]` are the flags of one guest, and the values
+//! are read in the same way.
 
 use std::path::{Path, PathBuf};
 
@@ -8,20 +8,20 @@ use toml::{Table, Value};
 
 use crate::args::Args;
 
-/// Keys that stand above all guests.
+/// Keys of the daemon, above the first guest.
 const DAEMON_KEYS: [&str; 2] = ["run-dir", "metrics"];
-/// Flags that are nothing for one guest of several.
+/// Flags that are not keys of a guest.
 const NOT_FOR_GUESTS: [&str; 7] =
     ["config", "run-dir", "metrics", "fd", "print-capabilities", "help", "version"];
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `run-dir`.
     pub run_dir: Option<PathBuf>,
     /// `metrics`.
     pub metrics: Option<metrics::Address>,
-    /// The guests, in their order.
+    /// The guests, in the file's order.
     pub guests: Vec<Args>,
 }
 
@@ -29,7 +29,7 @@ impl Config {
     /// Reads the file at `path`.
     ///
     /// # Errors
-    /// One text that names the file, the key, what was expected and what was found.
+    /// One line with the file, the key, what was expected and what was found.
     pub fn read(path: &Path) -> Result<Self, String> {
         let at = |error: String| format!("{}: {error}", path.display());
         let text = std::fs::read_to_string(path).map_err(|error| at(error.to_string()))?;
@@ -72,7 +72,7 @@ impl Config {
     }
 }
 
-/// The flags that a guest's table stands for.
+/// The flags of a guest's table.
 fn flags(guest: &Table) -> Result<Args, String> {
     let command = Args::command();
     let known: Vec<&Arg> = command
@@ -109,7 +109,7 @@ fn flags(guest: &Table) -> Result<Args, String> {
     })
 }
 
-/// A value as it stands on the command line.
+/// A value as it would be on the command line.
 fn text(key: &str, value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text.clone()),

@@ -37,7 +37,7 @@ pub enum Error {
     /// The kernel's programs.
     #[error(transparent)]
     Kernel(#[from] kernel_stages::Error),
-    /// What they measure.
+    /// The thread that records kernel stages.
     #[error(transparent)]
     Follow(#[from] FollowError),
     /// A worker.
@@ -55,18 +55,18 @@ pub enum Error {
         /// What the system answered.
         source: io::Error,
     },
-    /// Something is wrong with one of several guests.
+    /// An error of one of several guests.
     #[error("guest '{name}': {source}")]
     Guest {
         /// Its name.
         name: String,
-        /// What is wrong.
+        /// Its error.
         source: Box<Error>,
     },
     /// A worker, or a thread that serves a guest, panicked.
     #[error(
-        "a worker or a guest's thread ended by a fault of its own (see the message above), and the daemon ends \
-         with it; please report this, and start it again"
+        "a worker or a guest's thread panicked (see the message above), so the daemon ends; please report this, and \
+         start the daemon again"
     )]
     Fault,
     /// Signals.
@@ -86,7 +86,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the fault is our own.
+    /// Whether it is a fault of the daemon itself.
     pub const fn is_fault(&self) -> bool {
         matches!(self, Self::Fault)
     }

@@ -1,4 +1,4 @@
-//! Times in the host kernel, on their way from its programs to the guests' recorders (`--kernel-stages`).
+//! Kernel stages: their times go from the BPF programs to the guests' recorders (`--kernel-stages`).
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd as _;
@@ -14,26 +14,26 @@ use vhost_control::Witness;
 use crate::plan::GuestPlan;
 use crate::spec::{DatapathSpec, Port};
 
-/// The kernel's programs, which are there once for all guests, and who writes down what they measure.
+/// The BPF programs, attached once for all guests, and the writers of what they measure.
 pub struct Kernel {
     stages: KernelStages,
     attached: Vec<Attached>,
-    /// Who writes for each guest that asks for it, once its workers are there.
+    /// The writer of each enrolled guest; `None` until its workers run.
     guests: Vec<Option<(Scribe, Writer)>>,
-    /// Of each worker's thread, by its number: whose it is, and its number there. Guests of a switch share one.
+    /// Thread of each worker, with the guests that it serves and its number there. Guests of a switch share one worker.
     threads: Vec<(u32, Vec<(usize, u32)>)>,
 }
 
-/// A guest whose times in the kernel will be recorded.
+/// A guest whose kernel stages will be recorded.
 pub struct Enrolled {
     number: usize,
-    /// What became of each stage, for the recorder's header.
+    /// For each stage, whether it is measured, or why not; for the recorder's header.
     pub facts: Value,
-    /// Has the guest's front end known to the programs.
+    /// Makes the guest's front end known to the programs.
     pub witness: Option<FrontEnd>,
 }
 
-/// Tells the kernel's programs which process a guest's front end is.
+/// Makes the process of a guest's front end known to the programs.
 #[derive(Debug)]
 pub struct FrontEnd {
     number: usize,
@@ -56,7 +56,7 @@ impl Witness for FrontEnd {
 }
 
 impl Kernel {
-    /// Attaches what the plans ask for.
+    /// Attaches the programs, if a plan asks for them.
     pub fn attach(plans: &[GuestPlan]) -> Result<Option<Self>, kernel_stages::Error> {
         let mut asking = plans.iter().filter(|plan| plan.kernel_stages).peekable();
         if asking.peek().is_none() {
@@ -66,8 +66,7 @@ impl Kernel {
         Ok(Some(Self { stages, attached, guests: Vec::new(), threads: Vec::new() }))
     }
 
-    /// Follows the frames of a guest whose tap exists, if the plan asks for it. Messages that its front end causes go to
-    /// `log`.
+    /// Prepares to record a guest, if its plan asks for it; its tap must exist. `log` is the guest's.
     pub fn enroll(&mut self, plan: &GuestPlan, log: &Arc<LogLimit>) -> Option<Enrolled> {
         if !plan.kernel_stages {
             return None;
@@ -81,7 +80,7 @@ impl Kernel {
         let mut facts = Map::new();
         for (stage, result) in kernel_stages::for_guest(&self.attached, &followed) {
             if let Some(reason) = result.err().filter(|_| tap(plan).is_some()) {
-                log::warn!("{}{} is not measured: {reason}", plan.label, stage.name());
+                log::warn!("{}{} is not measured: {reason}", plan.log_prefix, stage.name());
             }
             facts.insert(stage.name().into(), kernel_stages::in_words(result).into());
         }
@@ -91,7 +90,7 @@ impl Kernel {
         Some(Enrolled { number, facts: facts.into(), witness })
     }
 
-    /// Has what is measured of the guest's workers, threads in the order of their numbers, written by `writer`.
+    /// From now on `writer` records the guest, with its workers' threads in their order.
     pub fn record(
         &mut self,
         guest: &Enrolled,
@@ -114,7 +113,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Begins to write down what is measured.
+    /// Starts the thread that records.
     pub fn follow(self) -> Result<Following, FollowError> {
         let (stop, alive) = io::pipe()?;
         let name = "kernel-stages".to_owned();
@@ -131,23 +130,25 @@ impl Kernel {
                 }
             };
             if matches!(span.stage, KernelStage::HostRx | KernelStage::Inject) {
-                // No worker's: it is over before one has the frame, or begins when one has called.
+                // Of no worker: it ends before a worker has the frame, or begins after a worker's signal.
                 write(span.about as usize, 0);
             } else if let Some((_, owners)) = threads.get(span.about as usize) {
                 owners.iter().for_each(|&(guest, worker)| write(guest, worker));
             }
         };
         if let Err(error) = self.stages.drain(stop.as_fd(), write) {
-            log::error!("times in the host kernel are not recorded any more: {error}");
+            log::error!("kernel stages are no longer recorded: {error}");
         }
         let lost = self.stages.lost();
         if lost > 0 {
-            log::warn!("{lost} times in the host kernel came faster than they were read");
+            log::warn!(
+                "{lost} kernel stage times were lost, because they came faster than they were read"
+            );
         }
     }
 }
 
-/// The tap by whose name a guest's frames can be followed.
+/// The name of a guest's tap, if it has one. Its frames can be followed by it.
 const fn tap(plan: &GuestPlan) -> Option<&String> {
     match &plan.datapath {
         DatapathSpec::Tap { port: Port::Name(name), .. } => Some(name),
@@ -155,20 +156,20 @@ const fn tap(plan: &GuestPlan) -> Option<&String> {
     }
 }
 
-/// Why nobody writes down what the programs measure.
+/// Why kernel stages cannot be recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
     /// A worker.
     #[error(transparent)]
     Worker(#[from] kernel_stages::Error),
     /// The thread.
-    #[error("the thread that reads the kernel's times cannot run: {0}")]
+    #[error("the thread that records kernel stages cannot run: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// The thread that reads all guests' times. It ends, and its programs go, when this is dropped.
+/// The thread that records kernel stages of all guests. When this is dropped, the thread ends and the programs are detached.
 pub struct Following {
-    /// The thread notices that this is gone.
+    /// The thread ends when this is closed.
     alive: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
 }
@@ -179,9 +180,7 @@ impl Drop for Following {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::error!(
-                "the thread that reads the kernel's times ended by a fault of its own; see above"
-            );
+            log::error!("the thread that records kernel stages panicked; see the message above");
         }
     }
 }

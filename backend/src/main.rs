@@ -1,7 +1,7 @@
 //! `ringscoped`: a vhost-user network back end that shows where every packet's time goes.
 //!
-//! `args` (raw flags), or `config` (a file of them) -> `plan` (validated, touches nothing) -> `assemble` (opens things, picks the datapath
-//! once, serves).
+//! `args` (raw flags), or `config` (a file of them) -> `plan` (flags checked against each other, nothing opened) ->
+//! `assemble` (opens everything, chooses each datapath once, serves).
 
 mod args;
 mod assemble;
@@ -29,7 +29,7 @@ use crate::plan::Plan;
 use crate::stop::Stop;
 use crate::wires::Handed;
 
-/// The exit status after a fault of our own (`sysexits.h`, `EX_SOFTWARE`).
+/// Exit status after a fault of the daemon itself (`sysexits.h`, `EX_SOFTWARE`).
 const STATUS_FAULT: u8 = 70;
 
 fn main() -> ExitCode {
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The crates that limit the log lines that a guest or its front end causes. [`Foreign`] limits the lines of all others.
+/// Crates that limit the log lines of guests and front ends themselves. [`Foreign`] limits the lines of all others.
 const OWN_CRATES: &[&str] = &[
     "ringscoped",
     "burst_trace",
@@ -73,7 +73,7 @@ fn start_log() {
     let _ = log::set_boxed_logger(Box::new(Foreign::new(logger, OWN_CRATES)));
 }
 
-/// What the flags, or the file that they name, say is to be done.
+/// Makes the plan from the flags, or from the file that they name.
 fn plan(args: Args) -> Result<Plan, String> {
     let Some(path) = &args.config else {
         let (run_dir, metrics) = (args.run_dir.clone(), args.metrics.clone());
@@ -90,20 +90,21 @@ fn plan(args: Args) -> Result<Plan, String> {
 fn run(plan: &Plan) -> Result<(), error::Error> {
     raise_descriptor_limit(plan);
     let handed = Handed::take_over(plan)?;
-    // With the signal handled, a write over the file-size limit fails (EFBIG), as on a full disk, and ends nothing.
+    // With this signal handled, a write over the file-size limit fails (EFBIG), as on a full disk. It does not end the
+    // process.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(error::Error::Signals)?;
     let stop = Stop::on_signals().map_err(error::Error::Signals)?;
     assemble::run(plan, handed, &stop)
 }
 
-/// One front end can make this process hold several hundred descriptors. All of them together must stay below the limit of
-/// this process, or one guest could keep others from connecting.
+/// Raises the limit of open files. One front end can make this process hold several hundred descriptors. If all together
+/// exceed the limit, one guest can keep others from connecting.
 fn raise_descriptor_limit(plan: &Plan) {
     let guests = plan.guests.iter().map(|guest| descriptors_of(guest.queue_pairs));
     let wanted: u64 = guests.sum();
     match raise_limit() {
         Ok(limit) if limit < wanted => log::warn!(
-            "front ends may use up to {wanted} file descriptors, and the limit is {limit}: raise the hard limit \
+            "front ends may use up to {wanted} file descriptors, but the limit is {limit}; raise the hard limit \
              (ulimit -Hn, LimitNOFILE= of systemd), or one guest may keep others from connecting"
         ),
         Ok(_) => {}
@@ -111,7 +112,7 @@ fn raise_descriptor_limit(plan: &Plan) {
     }
 }
 
-/// `--print-capabilities` (QEMU, docs/interop/vhost-user.json): what management tools look for.
+/// `--print-capabilities`, for management tools (QEMU, docs/interop/vhost-user.json).
 fn capabilities() -> String {
     serde_json::json!({ "type": "net", "features": [] }).to_string()
 }

@@ -1,4 +1,4 @@
-//! What is to be done: flags checked against each other. Nothing of the system is touched yet.
+//! The plan of a daemon: flags that were checked against each other. Nothing is opened yet.
 
 mod error;
 
@@ -15,14 +15,14 @@ use crate::spec::{DatapathSpec, FaultSpec};
 
 pub use error::PlanError;
 
-/// A daemon to be.
+/// The plan of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Its guests; at least one.
+    /// Its guests, at least one.
     pub guests: Vec<GuestPlan>,
     /// The switches between them.
     pub switches: Vec<SwitchPlan>,
-    /// Where metrics of all guests are served.
+    /// The address where metrics of all guests are served.
     pub metrics: Option<metrics::Address>,
 }
 
@@ -31,22 +31,22 @@ pub struct Plan {
 pub struct SwitchPlan {
     /// Its name.
     pub name: String,
-    /// Its guests, by their place in the plan; at least one.
+    /// Its guests by their index in the plan, at least one.
     pub guests: Vec<usize>,
-    /// The datapath that joins it to the world outside.
+    /// The datapath that connects it to other networks.
     pub uplink: Option<DatapathSpec>,
 }
 
-/// A guest of it.
+/// The plan of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestPlan {
-    /// What stands before messages about it: its name, where there are several.
-    pub label: String,
-    /// Where front ends are met.
+    /// Log prefix: its name, if the daemon has several guests.
+    pub log_prefix: String,
+    /// The place where front ends connect.
     pub endpoint: EndpointPlan,
     /// The device's name.
     pub name: String,
-    /// Where frames go to and come from.
+    /// Where frames go and come from.
     pub datapath: DatapathSpec,
     /// Queue pairs.
     pub queue_pairs: u16,
@@ -54,17 +54,17 @@ pub struct GuestPlan {
     pub queue_size: u16,
     /// The device's address.
     pub mac: Option<MacAddress>,
-    /// Whether it may send from this address only: on a switch.
+    /// Whether it may send from this address only. For guests of a switch.
     pub mac_locked: bool,
-    /// What workers do without work.
+    /// What its workers do when idle.
     pub poll: PollPolicy,
-    /// Where each worker runs; at least one.
+    /// The CPU and the scheduling class of each worker, at least one.
     pub workers: Vec<Scheduling>,
     /// The recorder's file.
     pub recorder: PathBuf,
     /// Whether bursts are recorded.
     pub trace: bool,
-    /// Whether times in the host kernel are recorded too.
+    /// Whether kernel stages are recorded too.
     pub kernel_stages: bool,
     /// Probe packets to or from this UDP port are recorded.
     pub probe_port: Option<u16>,
@@ -74,11 +74,11 @@ pub struct GuestPlan {
     pub crashes: Vec<Crash>,
     /// Faults of the wire to plant.
     pub faults: Vec<Planted>,
-    /// The file that packets are copied to.
+    /// The file to which packets are copied.
     pub capture: Option<PathBuf>,
 }
 
-/// Where front ends are met.
+/// The place where front ends connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndpointPlan {
     /// Listen at this path.
@@ -90,7 +90,7 @@ pub enum EndpointPlan {
 }
 
 impl Plan {
-    /// Checks the flags of one guest, or of several, against each other, and fills in what follows from others.
+    /// Checks the flags of all guests against each other, and derives the values that are not given.
     ///
     /// # Errors
     /// See [`PlanError`].
@@ -101,15 +101,15 @@ impl Plan {
             if !has_several {
                 return GuestPlan::new(args, &run_dir);
             }
-            let said = args
+            let name = args
                 .name
                 .clone()
                 .or_else(|| Some(args.socket_path.as_ref()?.display().to_string()));
             let mut plan = GuestPlan::new(args, &run_dir).map_err(|source| PlanError::Guest {
-                name: said.unwrap_or_default(),
+                name: name.unwrap_or_default(),
                 source: Box::new(source),
             })?;
-            plan.label = format!("{}: ", plan.name);
+            plan.log_prefix = format!("{}: ", plan.name);
             Ok(plan)
         };
         let guests = guests.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?;
@@ -148,7 +148,7 @@ impl Plan {
         own.chain(self.switches.iter().filter_map(|switch| switch.uplink.as_ref()))
     }
 
-    /// A descriptor that is named for two things.
+    /// A descriptor that is named twice.
     fn same_descriptor(&self) -> Option<RawFd> {
         let socket = |guest: &GuestPlan| match guest.endpoint {
             EndpointPlan::Descriptor(fd) => Some(fd),
@@ -206,7 +206,7 @@ impl GuestPlan {
         let mac_locked = mac_locked(args.mac_locked, args.mac, on_switch)?;
         let (delays, crashes, faults) = sort_faults(args.fault, on_switch)?;
         Ok(Self {
-            label: String::new(),
+            log_prefix: String::new(),
             endpoint,
             recorder: location::recorder_path(run_dir, &name),
             name,
@@ -242,7 +242,7 @@ fn mac_locked(
     }
 }
 
-/// Faults of workers (delays, panics), and faults of the wire, which guests of a switch do not have.
+/// Faults of workers (delays, panics), and faults of the wire. Guests of a switch have no wire.
 type Faults = (Vec<Delay>, Vec<Crash>, Vec<Planted>);
 
 fn sort_faults(all: Vec<FaultSpec>, on_switch: bool) -> Result<Faults, PlanError> {
@@ -260,7 +260,7 @@ fn sort_faults(all: Vec<FaultSpec>, on_switch: bool) -> Result<Faults, PlanError
     Ok((delays, crashes, faults))
 }
 
-/// The switches that the guests name, each with what its worker and its guests have to agree on.
+/// The switches of the guests. All guests of a switch must have the same values for its worker.
 fn switches(guests: &[GuestPlan]) -> Result<Vec<SwitchPlan>, PlanError> {
     let mut switches: Vec<SwitchPlan> = Vec::new();
     for (n, guest) in guests.iter().enumerate() {
@@ -306,7 +306,7 @@ fn switches(guests: &[GuestPlan]) -> Result<Vec<SwitchPlan>, PlanError> {
     Ok(switches)
 }
 
-/// Whether one worker can serve both guests.
+/// Checks that one worker can serve both guests.
 fn agree(switch: &str, one: &GuestPlan, other: &GuestPlan) -> Result<(), PlanError> {
     let cpu = |plan: &GuestPlan| plan.workers[0].cpu.map_or("any".into(), |cpu| cpu.to_string());
     let sched = |plan: &GuestPlan| {
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_and_faults_of_the_wire_go_where_they_belong() {
+    fn delays_and_faults_of_the_wire_are_told_apart() {
         let flags = "--socket-path /s --datapath reflect --fault delay:egress=5 --fault drop:tx=0.5 \
                      --fault error:rx.EIO,every=3";
         let plan = plan(flags).unwrap();
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_said() {
+    fn flags_that_exclude_each_other_are_refused() {
         let base = "--socket-path /tmp/vm0.sock --datapath reflect";
         let too_many = PlanError::TooManyCpus { cpus: 2, queue_pairs: 1 };
         assert_eq!(plan(&format!("{base} --cpus 0-1")), Err(too_many));
@@ -413,8 +413,8 @@ mod tests {
         let uplink = Some("tap:ifname=t0".parse().unwrap());
         let switch = SwitchPlan { name: "lan".into(), guests: vec![0, 1], uplink };
         assert_eq!(plan.switches, [switch]);
-        let labels = plan.guests.iter().map(|guest| guest.label.as_str());
-        assert_eq!(labels.collect::<Vec<_>>(), ["vm0: ", "vm1: ", "vm2: "]);
+        let prefixes = plan.guests.iter().map(|guest| guest.log_prefix.as_str());
+        assert_eq!(prefixes.collect::<Vec<_>>(), ["vm0: ", "vm1: ", "vm2: "]);
         let differs = |guest: &str, key, values: [&str; 2]| {
             let [found, other] = values.map(str::to_owned);
             let expected = PlanError::Differs { switch: "lan".into(), key, found, other };
@@ -442,11 +442,11 @@ mod tests {
         let trace = both(guest("a", "x"), format!("{} --pcap /r/x.trace", guest("b", "y")));
         assert_eq!(trace, Err(PlanError::CaptureIsRecorder("/r/x.trace".into())));
         let error = both(guest("a", "x"), guest("b", "b/c")).unwrap_err().to_string();
-        assert!(error.starts_with("guest 'b/c': --name 'b/c' is no file name"), "{error}");
+        assert!(error.starts_with("guest 'b/c': --name 'b/c' is not a file name"), "{error}");
     }
 
     #[test]
-    fn a_descriptor_is_one_thing() {
+    fn a_descriptor_is_named_once() {
         let guest = |n: usize, datapath: &str| format!("--socket-path /{n} --datapath {datapath}");
         let both = |one: &str, other: &str| {
             daemon(&[&guest(1, one), &guest(2, other)]).map(|plan| plan.wires().count())
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_has_one_worker_and_so_many_queue_pairs() {
+    fn a_switch_has_one_worker_and_a_limited_number_of_queue_pairs() {
         let vm0 = "--socket-path /tmp/vm0.sock --datapath switch:lan";
         let cpus = PlanError::SwitchCpus { switch: "lan".into(), cpus: 2 };
         assert_eq!(plan(&format!("{vm0} --queue-pairs 2 --cpus 1,2")), Err(cpus));

@@ -1,4 +1,4 @@
-//! `--datapath`: where frames go to and come from, as text `KIND[:KEY=VALUE,...]`.
+//! `--datapath`: where frames go and come from, as text `KIND[:KEY=VALUE,...]`; and `--fault`.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -10,7 +10,7 @@ use datapath::macvtap::Over;
 use virtio_net::FRAME_LEN_MAX;
 use worker::{Crash, Delay};
 
-/// The kinds that there are, as they are written.
+/// The kinds, for messages after "expected".
 const FORMS: &str = "tap:ifname=NAME, macvtap:ifname=NAME, af-xdp:ifname=NAME, switch:NAME[,uplink=SPEC], reflect or \
                      null[:rx=BYTES]";
 
@@ -19,18 +19,18 @@ const FORMS: &str = "tap:ifname=NAME, macvtap:ifname=NAME, af-xdp:ifname=NAME, s
 pub enum DatapathSpec {
     /// A tap.
     Tap {
-        /// Where it comes from.
+        /// The interface.
         port: Port,
         /// Frames from the guest enter the kernel by NAPI.
         napi: bool,
-        /// How frames go to the kernel and come from it.
+        /// The system calls for frames.
         engine: Engine,
     },
     /// A macvtap.
     Macvtap {
-        /// Where it comes from.
+        /// The interface.
         port: Port,
-        /// If it is to be made, over what.
+        /// The interface below, if the macvtap is to be made.
         over: Option<Over>,
     },
     /// AF_XDP sockets on the queues of an interface.
@@ -40,18 +40,18 @@ pub enum DatapathSpec {
         /// How the sockets are set up.
         options: Options,
     },
-    /// To the other guests of this daemon on the switch of that name.
+    /// A switch, with other guests of this daemon.
     Switch {
         /// Its name.
         name: String,
-        /// The datapath that joins it to the world outside.
+        /// The datapath that connects it to other networks.
         uplink: Option<Box<DatapathSpec>>,
     },
     /// Back to the guest.
     Reflect,
     /// To and from nowhere.
     Null {
-        /// Length of the frames that are generated; 0 for none.
+        /// Length of the frames that are generated, bytes; 0 for none.
         receive: usize,
     },
 }
@@ -74,17 +74,17 @@ impl fmt::Display for Port {
     }
 }
 
-/// How frames go to a tap and come from it.
+/// The system calls by which frames go to a tap and come from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// A system call a frame.
+    /// `readv` and `writev`, one for each frame.
     Readv,
-    /// A system call a burst.
+    /// io_uring, one for each burst.
     Uring,
 }
 
 impl DatapathSpec {
-    /// The descriptor that it was handed over as, if it was. A switch has none; its uplink may.
+    /// The descriptor, if it was handed over. A switch has none, but its uplink may have one.
     pub const fn descriptor(&self) -> Option<RawFd> {
         match self {
             Self::Tap { port: Port::Descriptor(fd), .. }
@@ -129,7 +129,7 @@ fn tap(fields: &mut Fields<'_>) -> Result<DatapathSpec, String> {
         Some(other) => return Err(format!("expected napi=on or off, found '{other}'")),
     };
     if napi && matches!(port, Port::Descriptor(_)) {
-        return Err("napi=on is for whoever opens the tap; leave it out with fd=".into());
+        return Err("napi=on is for a tap that the daemon opens; leave it out with fd=".into());
     }
     let engine = match fields.take("engine") {
         None | Some("readv") => Engine::Readv,
@@ -146,19 +146,19 @@ fn macvtap(fields: &mut Fields<'_>) -> Result<DatapathSpec, String> {
     let over = match (lower, mode) {
         (Some(_), _) if matches!(port, Port::Descriptor(_)) => {
             return Err(
-                "over= is for an interface that is to be made; leave it out with fd=".into()
+                "over= is for a macvtap that the daemon makes; leave it out with fd=".into()
             );
         }
         (Some(lower), mode) => Some(Over { lower, mode: mode.unwrap_or_default() }),
         (None, Some(_)) => {
-            return Err("mode= is for an interface that is to be made: over=NAME is missing".into());
+            return Err("mode= is for a macvtap that the daemon makes: over=NAME is missing".into());
         }
         (None, None) => None,
     };
     Ok(DatapathSpec::Macvtap { port, over })
 }
 
-/// `NAME[,uplink=SPEC]`: the uplink comes last, because it has commas of its own.
+/// `NAME[,uplink=SPEC]`. The uplink comes last, because it contains commas.
 fn switch(text: &str, rest: &str) -> Result<DatapathSpec, String> {
     let (name, uplink) = match rest.split_once(',') {
         Some((name, uplink)) => (name, Some(uplink)),
@@ -170,7 +170,7 @@ fn switch(text: &str, rest: &str) -> Result<DatapathSpec, String> {
     }
     let uplink = uplink.map(|uplink| {
         let uplink = uplink.strip_prefix("uplink=").ok_or_else(|| {
-            format!("expected uplink=SPEC behind the switch's name, found '{uplink}' in '{text}'")
+            format!("expected uplink=SPEC after the switch's name, found '{uplink}' in '{text}'")
         })?;
         match uplink.parse()? {
             DatapathSpec::Switch { .. } | DatapathSpec::Reflect => {
@@ -251,14 +251,14 @@ fn write_unless_default<T: fmt::Display + Default + PartialEq>(
     if *value == T::default() { Ok(()) } else { write!(f, ",{key}={value}") }
 }
 
-/// `--fault`: what is planted.
+/// `--fault`: a fault to plant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultSpec {
     /// A delay in a stage.
     Delay(Delay),
     /// A panic of the worker.
     Crash(Crash),
-    /// Frames that are lost, or errors of the datapath.
+    /// Lost frames, or errors of the datapath.
     Wire(Planted),
 }
 
@@ -280,9 +280,9 @@ impl FromStr for FaultSpec {
     }
 }
 
-/// The part behind the colon: keys with their values, each of which is taken once.
+/// The part after the colon: keys with their values. Each is taken once.
 struct Fields<'t> {
-    /// The whole, for messages.
+    /// The whole text, for messages.
     text: &'t str,
     pairs: Vec<(&'t str, &'t str)>,
     /// The keys that were asked for.
@@ -364,7 +364,7 @@ impl<'t> Fields<'t> {
         match (self.pairs.first(), self.known.as_slice()) {
             (None, _) => Ok(()),
             (Some((key, _)), []) => {
-                Err(format!("expected nothing behind the kind, found '{key}' in '{}'", self.text))
+                Err(format!("expected nothing after the kind, found '{key}' in '{}'", self.text))
             }
             (Some((key, _)), known) => {
                 let known = known.join(", ");
@@ -421,7 +421,7 @@ mod tests {
             ("tap:ifname=a,fd=5", "ifname=NAME or fd=N"),
             ("tap:fd=2", "from 3 on"),
             ("tap:ifname=a,napi=yes", "napi=on or off"),
-            ("tap:fd=5,napi=on", "who"),
+            ("tap:fd=5,napi=on", "that the daemon opens"),
             ("tap:ifname=a,engine=fast", "engine=readv or uring"),
             ("macvtap", "ifname=NAME or fd=N"),
             ("macvtap:ifname=a,mode=vepa", "over=NAME is missing"),
@@ -442,7 +442,7 @@ mod tests {
             ("switch:lan,uplink=tap", "ifname=NAME"),
             ("switch:lan,uplink=switch:wan", "as uplink"),
             ("switch:lan,uplink=af-xdp:ifname=a,umem=guest", "without umem=guest"),
-            ("reflect:x=y", "nothing behind the kind"),
+            ("reflect:x=y", "nothing after the kind"),
             ("null:rx=1", "from 14 to"),
         ] {
             let error = wrong.parse::<DatapathSpec>().unwrap_err();

@@ -1,4 +1,4 @@
-//! The request to end the daemon: by a signal, or after a fault of our own.
+//! The request to end the daemon: by a signal, or after a panic.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -34,7 +34,7 @@ impl Stop {
         Ok(Self { asked, alarm: PanicAlarm::new(ask) })
     }
 
-    /// Raised when a thread that guests depend on panics: the daemon ends.
+    /// Ends the daemon when a worker or a guest's thread panics.
     pub const fn alarm(&self) -> &PanicAlarm {
         &self.alarm
     }

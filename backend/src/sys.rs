@@ -17,14 +17,14 @@ pub fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Takes over the descriptor `fd`, which whoever started us left open for us.
+/// Takes over the descriptor `fd`, which the parent process left open.
 pub fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: plain numbers; the kernel checks the descriptor.
     if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is open (just asked), above standard error (the flags' ranges), and called once for each
-    // descriptor that the plan names, which are different ones (`Plan::new`), before anything of ours is opened under
-    // that number (`main::run`).
+    // SAFETY: the descriptor is open (see above) and is none of the standard three (the flags' ranges). `main::run` calls
+    // this once for each descriptor of the plan, all of which differ (`Plan::new`), before it opens anything itself. So
+    // nothing else owns the descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

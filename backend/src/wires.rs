@@ -1,4 +1,4 @@
-//! What was handed over open, and the wires that are opened with or without that.
+//! Taps and macvtaps, opened by name or from descriptors that were handed over.
 
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -13,16 +13,16 @@ use crate::plan::{EndpointPlan, Plan};
 use crate::spec::{DatapathSpec, Port};
 use crate::sys;
 
-/// What whoever started us left open for us, by its number.
+/// Descriptors that the parent process handed over, by their numbers.
 #[derive(Debug, Default)]
 pub struct Handed(Vec<(RawFd, OwnedFd)>);
 
 impl Handed {
-    /// Takes the descriptors that the plan names. To be called before anything is opened: it could get such a
-    /// number, and be taken for what was handed over.
+    /// Takes over the descriptors of the plan. Must be called before anything is opened: a file that is opened before could
+    /// get such a number, and be taken for a descriptor that was handed over.
     ///
     /// # Errors
-    /// When there is no such descriptor.
+    /// When a descriptor is not open.
     pub fn take_over(plan: &Plan) -> Result<Self, Error> {
         let mut handed = Self::default();
         for guest in &plan.guests {
@@ -46,7 +46,7 @@ impl Handed {
         Ok(())
     }
 
-    /// What was handed over under this number. Each is there for one who asks.
+    /// Takes the descriptor with this number. Each can be taken once.
     pub fn take(&mut self, fd: RawFd) -> Option<OwnedFd> {
         let at = self.0.iter().position(|(number, _)| *number == fd)?;
         Some(self.0.swap_remove(at).1)
@@ -72,16 +72,16 @@ pub fn open_tap(
     }
 }
 
-/// Whom a macvtap is for.
+/// The user of a macvtap.
 #[derive(Clone, Copy, Debug)]
 pub enum Macvtapped {
-    /// A guest, with this address if it was given one.
+    /// A guest, with its `--mac`.
     Guest(Option<MacAddress>),
     /// The guests of a switch.
     Switch,
 }
 
-/// Opens the queues of a macvtap, and tells which frames it lets in.
+/// Opens the queues of a macvtap, and logs which frames it accepts.
 ///
 /// # Errors
 /// See [`MacvtapError`].
@@ -112,13 +112,14 @@ pub fn open_macvtap(
         let differs = mac.is_some_and(|mac| mac != address);
         log::log!(
             if differs { log::Level::Warn } else { log::Level::Info },
-            "macvtap '{}' lets in frames to {address} only (but for mode passthru): {}{}",
+            "macvtap '{}' accepts only frames to {address} (except in mode passthru): {}{}",
             queues[0].name(),
             match owner {
                 Macvtapped::Guest(_) => "the guest needs this address",
-                Macvtapped::Switch => "guests of a switch with other addresses need that mode",
+                Macvtapped::Switch =>
+                    "guests of the switch with other addresses need mode passthru",
             },
-            if differs { ", and --mac is another one" } else { "" }
+            if differs { ", but --mac is another one" } else { "" }
         );
     }
     Ok(queues)

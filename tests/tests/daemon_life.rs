@@ -59,7 +59,7 @@ fn a_worker_that_panics_ends_the_daemon_with_a_message_and_a_status() {
         assert!(log.contains("planted by --fault panic"), "{log}");
         let last = log.lines().last().unwrap();
         assert!(
-            last.starts_with("ringscoped: ") && last.contains("by a fault of its own"),
+            last.starts_with("ringscoped: ") && last.contains("panicked (see the message above)"),
             "{log}"
         );
         assert!(!daemon.socket().exists(), "the socket stays");

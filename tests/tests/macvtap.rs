@@ -52,7 +52,7 @@ fn frames_go_both_ways_whatever_the_rings_are_like() {
         assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
         let text = mac.map(|byte| format!("{byte:02x}")).join(":");
         assert!(
-            daemon.log().contains(&format!("lets in frames to {text} only")),
+            daemon.log().contains(&format!("accepts only frames to {text}")),
             "{}",
             daemon.log()
         );

@@ -76,7 +76,7 @@ fn a_guest_that_cannot_be_had_leaves_nothing_behind() {
     );
     let (code, error) = start("datapath = 'switch:lan'\npoll = 'never'");
     let expected =
-        "guests.toml: the guests of switch 'lan' are served by one worker: expected the same poll";
+        "guests.toml: one worker serves all guests of switch 'lan': expected the same poll";
     assert!(code == Some(2) && error.contains(expected), "{error}");
     let (code, error) = start("datapath = 'mirror'");
     let expected = "guests.toml: guest 3: invalid value 'mirror' for '--datapath <SPEC>'";

@@ -1,4 +1,4 @@
-//! What is wrong with a plan.
+//! Why flags make no plan.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -7,12 +7,12 @@ use virtio_net::MacAddress;
 
 use crate::spec::DatapathSpec;
 
-/// Flags that do not go together, or that lack one that cannot be guessed.
+/// Flags that exclude each other, or a flag that is missing and cannot be derived.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// More workers than work.
+    /// More workers than queue pairs.
     #[error(
-        "--cpus names {cpus} CPUs for {queue_pairs} queue pair(s); expected at most one CPU a queue \
+        "--cpus names {cpus} CPUs for {queue_pairs} queue pair(s); expected at most one CPU per queue \
          pair: name fewer, or raise --queue-pairs"
     )]
     TooManyCpus {
@@ -22,20 +22,26 @@ pub enum PlanError {
         queue_pairs: u16,
     },
     /// A CPU twice.
-    #[error("--cpus names CPU {0} twice; two workers on one CPU would take turns")]
+    #[error(
+        "--cpus names CPU {0} twice; expected different CPUs, because two workers on one CPU take turns"
+    )]
     SameCpu(usize),
     /// No name can be derived.
-    #[error("--name is missing: it cannot be taken from the socket's path here")]
+    #[error(
+        "--name is missing; expected it with --fd, where there is no socket path to take the name from"
+    )]
     NoName,
-    /// The name would be no file name.
-    #[error("--name '{0}' is no file name; expected letters, digits, '-', '_' or '.'")]
+    /// The name cannot be a file name.
+    #[error("--name '{0}' is not a file name; expected letters, digits, '-', '_' or '.'")]
     BadName(String),
     /// No run directory can be derived.
-    #[error("--run-dir is missing, and neither root nor $XDG_RUNTIME_DIR tells where it could be")]
+    #[error(
+        "--run-dir is missing; expected it, because this user is not root and $XDG_RUNTIME_DIR is not set"
+    )]
     NoRunDir,
     /// One descriptor for several queues.
     #[error(
-        "--datapath {datapath} is one queue, but --queue-pairs asks for {queue_pairs}; have it opened by name, \
+        "--datapath {datapath} has one queue, but --queue-pairs is {queue_pairs}; give the interface by name, \
          or use --queue-pairs 1"
     )]
     OneDescriptor {
@@ -44,46 +50,45 @@ pub enum PlanError {
         /// Queue pairs asked for.
         queue_pairs: u16,
     },
-    /// One descriptor for two things.
+    /// One descriptor twice.
     #[error(
-        "descriptor {0} is named twice; expected one of its own for each socket, tap and macvtap"
+        "descriptor {0} is named twice; expected a different one for each socket, tap and macvtap"
     )]
     SameDescriptor(RawFd),
-    /// A capture without stamps.
+    /// A capture without time stamps.
     #[error(
-        "--pcap needs the stamps of every burst, which --trace off leaves out; drop one of the two"
+        "--pcap needs the time stamps of every burst, but --trace off leaves them out; drop one of the two"
     )]
     CaptureWithoutTrace,
-    /// Times in the kernel without records.
+    /// Kernel stages without bursts.
     #[error(
-        "--kernel-stages adds to the records of bursts, which --trace off leaves out; drop one of the two"
+        "--kernel-stages adds to the records of bursts, but --trace off leaves them out; drop one of the two"
     )]
     KernelStagesWithoutTrace,
-    /// Probes are recorded beside their bursts.
+    /// Probes without bursts.
     #[error(
-        "--trace-probe adds to the records of bursts, which --trace off leaves out; drop one of the two"
+        "--trace-probe adds to the records of bursts, but --trace off leaves them out; drop one of the two"
     )]
     ProbesWithoutTrace,
-    /// What sits around a wire, where there is none.
+    /// A capture or fault of a wire, where there is none.
     #[error(
-        "{0} is around the wire of a guest, and a guest of a switch has none; drop it, or give the guest a datapath of \
-         its own"
+        "{0} needs a wire, but a guest of a switch has none; drop it, or give the guest a datapath of its own"
     )]
     NoWire(&'static str),
-    /// Addresses are learned on switches only.
+    /// The lock is for switches only.
     #[error(
-        "--mac-locked is for a guest of a switch, where another guest could send from its address; expected --datapath \
-         switch:NAME with it: drop the flag"
+        "--mac-locked is for guests of a switch, where another guest could send from the same address; expected \
+         --datapath switch:NAME; drop the flag"
     )]
     LockWithoutSwitch,
     /// A lock without an address.
     #[error(
-        "--mac-locked on restricts the guest to the address of --mac, and there is no --mac; add it"
+        "--mac-locked on restricts the guest to the address of --mac, but --mac is missing; add it"
     )]
     LockWithoutMac,
     /// Two guests of one switch with one address.
     #[error(
-        "two guests of switch '{switch}' have the address {mac}; expected an address of its own for each"
+        "two guests of switch '{switch}' have the address {mac}; expected a different one for each"
     )]
     SameMac {
         /// The switch's name.
@@ -91,43 +96,45 @@ pub enum PlanError {
         /// The address.
         mac: MacAddress,
     },
-    /// Something is wrong with one of several guests.
+    /// An error in the flags of one of several guests.
     #[error("guest '{name}': {source}")]
     Guest {
         /// Its name.
         name: String,
-        /// What is wrong.
+        /// The error.
         source: Box<PlanError>,
     },
     /// Two guests of one name.
-    #[error("two guests are called '{0}'; expected a name of its own for each")]
+    #[error("two guests have the name '{0}'; expected a different one for each")]
     SameName(String),
     /// Two guests at one socket.
-    #[error("two guests have the socket {}; expected one of its own for each", .0.display())]
+    #[error("two guests have the socket {}; expected a different one for each", .0.display())]
     SameSocket(PathBuf),
     /// Two guests captured in one file.
-    #[error("two guests have the capture {}; expected a file of its own for each", .0.display())]
+    #[error("two guests have the capture {}; expected a different one for each", .0.display())]
     SameCapture(PathBuf),
     /// A capture at the path of a recorder.
     #[error("--pcap {} is the path of a flight recorder; choose another file", .0.display())]
     CaptureIsRecorder(PathBuf),
-    /// What one worker cannot do both ways.
+    /// Different values for one worker.
     #[error(
-        "the guests of switch '{switch}' are served by one worker: expected the same {key} for all of them, found \
-         '{found}' and '{other}'"
+        "one worker serves all guests of switch '{switch}': expected the same {key} for all of them, found '{found}' \
+         and '{other}'"
     )]
     Differs {
         /// The switch's name.
         switch: String,
         /// The key.
         key: &'static str,
-        /// What one of the guests has.
+        /// The value of one guest.
         found: String,
-        /// What another one has.
+        /// The value of another guest.
         other: String,
     },
-    /// More workers than one for a switch.
-    #[error("--cpus names {cpus} CPUs for switch '{switch}', which one worker serves; name one")]
+    /// Several workers for a switch.
+    #[error(
+        "--cpus names {cpus} CPUs for switch '{switch}'; expected one, because one worker serves a switch"
+    )]
     SwitchCpus {
         /// The switch's name.
         switch: String,
@@ -141,7 +148,7 @@ pub enum PlanError {
         switch: String,
         /// Queue pairs of all its guests.
         pairs: usize,
-        /// The most that there may be.
+        /// The limit.
         max: usize,
     },
 }
