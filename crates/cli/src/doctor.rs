@@ -1,9 +1,9 @@
-//! `ringscope doctor`: what on this host will spoil a measurement, and what AF_XDP can do on an interface.
+//! `ringscope doctor`: checks this host for measurements, and an interface for AF_XDP.
 //!
-//! Gathering is apart from judging, so that hosts and interfaces can be judged that are not at hand:
+//! Facts are gathered in one place and judged in another, so that tests judge hosts and interfaces that do not exist:
 //!
-//! - [`host`]: what the kernel tells of this host; [`checks`]: what to think of it.
-//! - [`iface`]: what it tells of an interface; [`advice`]: what to change there.
+//! - [`host`]: facts of this host; [`checks`]: their judgement.
+//! - [`iface`]: facts of an interface, by netlink (`host-links`) and from files; [`advice`]: what to change there.
 //! - [`files`]: sysfs and procfs.
 //! - [`report`]: both as text.
 
@@ -24,30 +24,38 @@ use checks::Check;
 use host::Host;
 use iface::Interface;
 
+/// In place of a fact that the kernel does not report.
+const NOT_AVAILABLE: &str = "not available here";
+
 const EXAMPLES: &str = "\
 Examples:
-  ringscope doctor                  what of this host is ok, and what changes the rest
-  ringscope doctor --iface eth0     what AF_XDP can do on eth0, and what to change
-  ringscope doctor --json | jq -r '.host[] | select(.verdict == \"change\") | .change'
+  ringscope doctor                  check this host
+  ringscope doctor --iface eth0     check eth0 for AF_XDP
+  ringscope doctor --json | jq '.host[] | select(.verdict == \"change\")'
 
-Verdicts: ok; change, with the command that does; note, to be known when figures are read; unknown, where \
-the kernel does not tell. Nothing is changed, and root is not needed.
+Verdicts on the host:
+  ok       nothing to do
+  change   the command on the next line improves it
+  note     nothing to do, but it matters when figures are read
+  unknown  the kernel does not report it
 
-Exit code: 0 when it could be read, whatever was found, or 1 when there is no such interface.";
+doctor changes nothing and needs no root.
+
+Exit code: 0 whatever was found; 1 when there is no such interface.";
 
 /// The flags of `ringscope doctor`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
-    /// The network interface that AF_XDP is to be used on
+    /// Check this network interface for AF_XDP, not the host
     #[arg(long, value_name = "IF")]
     iface: Option<String>,
-    /// Print one JSON object instead of text
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Why an interface could not be looked at.
+/// Why an interface could not be checked.
 #[derive(Debug, thiserror::Error)]
 enum LookError {
     #[error(
@@ -64,7 +72,7 @@ struct HostReport {
     host: Vec<Check>,
 }
 
-/// What it prints with it.
+/// What `--json` prints with `--iface`.
 #[derive(Serialize)]
 struct InterfaceReport {
     interface: Interface,
@@ -97,7 +105,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     Ok(output::print(&text)?)
 }
 
-/// What a reader of figures has to know of this host, in short.
+/// The facts of this host that a reader of figures needs.
 pub fn summary() -> serde_json::Value {
     let host = Host::look();
     serde_json::json!({

@@ -1,14 +1,17 @@
-//! `ringscope`: where every packet's time goes between a QEMU guest and the wire.
+//! `ringscope`: shows where each packet's time goes between a QEMU guest and the wire.
 //!
-//! One file a subcommand:
+//! Each subcommand has a file:
 //!
-//! - [`stats`]: the breakdown of a recorder, as tables or as one JSON object.
-//! - [`top`]: the same, live.
-//! - [`record`]: keeps what a recorder holds for a moment only, in a file.
-//! - [`report`]: such a file, or a recorder, as tables or as a file for other tools.
-//! - [`doctor`]: what on this host spoils a measurement, and what AF_XDP can do on an interface.
-//! - [`recorder`]: which recorder they read; [`probes`]: which probe packets they join.
-//! - [`output`]: standard output that may be closed, and files that are never written over; [`progress`]: how far something is.
+//! - [`stats`]: prints the breakdown of a recorder, as tables or as one JSON object.
+//! - [`top`]: shows the same live.
+//! - [`record`]: copies the records of a recorder to a file, before they are overwritten.
+//! - [`report`]: prints a recording or a recorder, or converts it for other tools.
+//! - [`doctor`]: checks this host for measurements, and an interface for AF_XDP.
+//!
+//! And what they share:
+//!
+//! - [`recorder`]: finds the recorder to read; [`probes`]: reads the stamps of probe packets.
+//! - [`output`]: standard output and files; [`progress`]: a line that shows how far a long job is.
 
 mod doctor;
 mod output;
@@ -28,12 +31,16 @@ use ::report::without_controls;
 use clap::{Parser, Subcommand};
 use signal_hook::consts::SIGXFSZ;
 
+/// Width of the help texts, in columns. No line of [`EXAMPLES`] is longer, so that none is broken.
+const COLUMNS: usize = 80;
+
 #[derive(Parser)]
 #[command(
     version,
-    about = "Shows where every packet's time goes between a QEMU guest and the wire"
+    about = "Shows where each packet's time goes between a QEMU guest and the wire",
+    after_long_help = EXAMPLES,
+    term_width = COLUMNS
 )]
-#[command(after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -41,39 +48,41 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print where the time went, stage by stage
+    /// Print the time spent in each stage
     Stats(stats::Arguments),
-    /// Show live where the time goes, stage by stage and queue by queue
+    /// Show live the time spent in each stage, queue by queue
     Top(top::Arguments),
-    /// Keep what comes, or what was before and after something slow, in a file
+    /// Record to a file, always or around slow packets
     Record(record::Arguments),
-    /// Print where the time went in a recording, or make a file of it for other tools
+    /// Print a recording, or convert it for other tools
     Report(report::Arguments),
-    /// Say what on this host will spoil a measurement, or what AF_XDP can do on an interface
+    /// Check this host for measurements, or an interface for AF_XDP
     Doctor(doctor::Arguments),
-    /// The end point of measurements, in guests and on the far host
+    /// Send, answer and measure traffic, in guests and on the far host
     Agent(agent::Args),
 }
 
 const EXAMPLES: &str = "\
-ringscoped writes what every burst of packets went through into a flight recorder, RUN_DIR/NAME.trace; \
-stats and top only read it, and the daemon never waits for them.
+ringscoped writes a record of every burst of packets to its flight recorder,
+the file RUN_DIR/NAME.trace. stats and top read this file; the daemon never
+waits for them.
 
 Examples:
-  ringscope stats                   all that the only recorder of this host still holds
-  ringscope stats --last 5 --json   the last 5 seconds, as one JSON object
-  ringscope top --name vm0          live, for the daemon that was started with --name vm0
-  ringscope record --when 'rx.total>500us' -o slow.rec && ringscope report slow.rec
-  ringscope doctor --iface eth0     what to change on eth0 for --datapath af-xdp:ifname=eth0
+  ringscope stats                    all that the only recorder here holds
+  ringscope stats --last 5 --json    the last 5 seconds, as one JSON object
+  ringscope top --name vm0           live, of ringscoped --name vm0
+  ringscope record --when 'rx.total>500us' -o slow.rec
+  ringscope report slow.rec
+  ringscope doctor --iface eth0      what to change on eth0 for AF_XDP
 
-Exit code: 0, or 1 with one sentence on standard error, or 2 for wrong flags.";
+Exit code: 0; 1 with one sentence on standard error; 2 for wrong flags.";
 
-const SHORTENED: &str = "a recorder or recording became shorter while it was read, so the result is incomplete; read it \
+const SHORTENED: &str = "a recorder or recording was shortened while it was read, so the result is incomplete; read it \
 again, and find the program that truncates it";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    // With the signal handled, a write over the file-size limit fails (EFBIG), as on a full disk, and ends nothing.
+    // With the signal handled, a write beyond the file-size limit fails (EFBIG), as on a full disk, and kills nothing.
     if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {
         eprintln!("ringscope: signals cannot be handled: {error}");
         return ExitCode::FAILURE;
@@ -101,5 +110,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a subcommand comes to; the error is printed as it is.
+/// The result of a subcommand. Its error is printed as it is.
 type Outcome = Result<(), Box<dyn Error>>;
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn help_fits_the_terminal() {
+        let mut command = Arguments::command();
+        for help in [command.render_help(), command.render_long_help()] {
+            let help = help.to_string();
+            let long: Vec<_> = help.lines().filter(|line| line.chars().count() > COLUMNS).collect();
+            assert!(long.is_empty(), "{long:#?}");
+        }
+        for text in EXAMPLES.lines() {
+            assert!(text.chars().count() <= COLUMNS, "{text}");
+        }
+    }
+}

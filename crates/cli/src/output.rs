@@ -1,5 +1,5 @@
-//! Where output goes: standard output that may be closed (`ringscope stats | head -1` is no error), and files that must
-//! not be written over.
+//! Standard output, whose reader may close it (`ringscope stats | head -1` is no error), and files that must not be
+//! overwritten.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use burst_trace::file::MAGIC;
 use host_files::{FileId, Guard};
 
-/// Writes `text` to standard output and sees it off.
+/// Writes `text` to standard output and flushes it.
 ///
 /// # Errors
 /// What the system answers, a closed pipe included.
@@ -17,12 +17,12 @@ pub fn print(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Inputs and recorders are never written over.
+/// Refuses to overwrite inputs and recorders.
 pub const fn guard(inputs: &[FileId]) -> Guard<'_> {
     Guard { inputs, mark: MAGIC.to_le_bytes() }
 }
 
-/// Whether the reader of our output is gone: by the error, or one of its causes.
+/// Whether the error, or one of its causes, is that the reader of our output has closed it.
 pub fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
     let mut error = Some(error);
     while let Some(cause) = error {

@@ -1,9 +1,9 @@
-//! One line on a terminal that says how far something is.
+//! A line on the terminal that shows how far a long job is.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// The line. Nothing is shown where standard error is no terminal.
+/// A progress line. It is shown only if standard error is a terminal.
 pub struct Progress {
     is_shown: bool,
     is_open: bool,
@@ -18,7 +18,7 @@ impl Progress {
     pub fn show(&mut self, line: impl FnOnce() -> String) {
         if self.is_shown {
             self.is_open = true;
-            // To the line's beginning, and clear it.
+            // Go to the start of the line and clear it.
             let _ = write!(io::stderr(), "\r\x1b[2K{}", line());
         }
     }
@@ -32,12 +32,12 @@ impl Drop for Progress {
     }
 }
 
-/// What lasts no longer needs no word about how far it is.
+/// Jobs shorter than this show no progress.
 const SILENCE: Duration = Duration::from_secs(2);
-/// Between two looks at the clock.
-const STEPS_A_LOOK: usize = 1 << 16;
+/// Number of steps between two reads of the clock.
+const STEPS_PER_CHECK: usize = 1 << 16;
 
-/// How far something is that takes a known number of steps, in percent.
+/// Progress of a job with a known number of steps, in percent.
 pub struct Countdown {
     line: Progress,
     steps: usize,
@@ -46,16 +46,16 @@ pub struct Countdown {
 }
 
 impl Countdown {
-    /// Of so many steps.
+    /// A job of `of` steps.
     pub fn new(of: usize) -> Self {
         Self { line: Progress::new(), steps: 0, of: of.max(1), started: Instant::now() }
     }
 
-    /// One more step.
+    /// Counts a step.
     #[inline]
     pub fn step(&mut self) {
         self.steps += 1;
-        if self.steps.is_multiple_of(STEPS_A_LOOK) && self.started.elapsed() > SILENCE {
+        if self.steps.is_multiple_of(STEPS_PER_CHECK) && self.started.elapsed() > SILENCE {
             let percent = self.steps * 100 / self.of;
             self.line.show(|| format!("reading: {percent} %"));
         }

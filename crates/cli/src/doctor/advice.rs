@@ -1,56 +1,74 @@
 //! What to change on an interface for AF_XDP, decided from its facts alone.
 
+use host_links::ethtool::{GRO_HW, LRO, RX_VLAN, TX_VLAN};
+use host_links::link::XdpMode;
 use serde::Serialize;
 
 use super::iface::Interface;
-use host_links::ethtool::{GRO_HW, LRO, RX_VLAN, TX_VLAN};
-use host_links::link::XdpMode;
 
-/// The largest MTU that ringscoped's AF_XDP takes.
+/// Largest MTU that ringscoped's AF_XDP takes, bytes.
 const MTU_MAX: u32 = 9000;
-/// Below it a burst of a fast NIC overruns a receive ring while the reader is away for a moment.
+/// Receive rings below this size overrun in a burst of a fast NIC while the reader is interrupted.
 const RX_RING_SMALL: u32 = 1024;
-/// As large as helps; larger rings only take more cache.
+/// Recommended size of a receive ring: larger ones only take more cache.
 const RX_RING_LARGE: u32 = 2048;
-/// What `Documentation/networking/napi.rst` and the busy polling of AF_XDP go by.
+/// Recommended settings for busy polling (`Documentation/networking/napi.rst`).
 const DEFER_HARD_IRQS: u32 = 2;
 const GRO_FLUSH_TIMEOUT_NS: u64 = 200_000;
 
 /// One thing to change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Advice {
-    /// What is the matter with it as it is.
+    /// The reason.
     pub why: String,
-    /// The command that changes it; nothing where there is none.
+    /// The command that changes it; `None` where there is none.
     pub command: Option<String>,
 }
 
 impl Advice {
-    fn new(why: impl Into<String>, command: impl Into<String>) -> Self {
-        Self { why: why.into(), command: Some(command.into()) }
+    #[expect(clippy::unnecessary_wraps, reason = "what a rule returns")]
+    fn new(why: impl Into<String>, command: impl Into<String>) -> Option<Self> {
+        Some(Self { why: why.into(), command: Some(command.into()) })
     }
 
-    fn without_command(why: impl Into<String>) -> Self {
-        Self { why: why.into(), command: None }
+    #[expect(clippy::unnecessary_wraps, reason = "what a rule returns")]
+    fn without_command(why: impl Into<String>) -> Option<Self> {
+        Some(Self { why: why.into(), command: None })
     }
 }
 
-/// What to change, in the order of weight: first what keeps AF_XDP from working, then what costs frames,
-/// then what costs time.
+/// Decides one thing about an interface. The second argument is its name, quoted for a shell.
+type Rule = fn(&Interface, &str) -> Option<Advice>;
+
+/// All rules, most important first: what prevents AF_XDP, then what loses frames, then what costs time.
+const RULES: [Rule; 11] = [
+    link_up,
+    program,
+    master,
+    mtu,
+    |interface, name| device_merges(interface, name, LRO),
+    |interface, name| device_merges(interface, name, GRO_HW),
+    memlock,
+    queues,
+    receive_ring,
+    busy_polling,
+    vlan,
+];
+
+/// What to change, most important first.
 pub fn advice(interface: &Interface) -> Vec<Advice> {
-    let rules: [fn(&Interface) -> Vec<Advice>; 9] =
-        [link_up, program, master, mtu, merging, memlock, queues, speed, vlan];
-    rules.iter().flat_map(|rule| rule(interface)).collect()
+    let name = shell_word(&interface.name);
+    RULES.iter().filter_map(|rule| rule(interface, &name)).collect()
 }
 
-/// The flag of `ringscoped` that fits. Modes that it finds out itself are left to it.
+/// The `--datapath` of `ringscoped` that fits. It names a mode only where ringscoped would not find it out itself.
 pub fn datapath(interface: &Interface) -> String {
     let mode = if interface.is_native() == Some(false) { ",mode=generic" } else { "" };
     let datapath = format!("af-xdp:ifname={}{mode}", interface.name);
     format!("--datapath {}", shell_word(&datapath))
 }
 
-/// `word` as a POSIX shell takes it for itself: the kernel allows nearly every character in a name.
+/// `word`, quoted for a POSIX shell: the kernel allows nearly every character in an interface's name.
 fn shell_word(word: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.,:=@/".contains(&byte);
     if word.bytes().all(is_plain) {
@@ -60,21 +78,19 @@ fn shell_word(word: &str) -> String {
     }
 }
 
-fn link_up(interface: &Interface) -> Vec<Advice> {
-    let name = shell_word(&interface.name);
+fn link_up(interface: &Interface, name: &str) -> Option<Advice> {
     if !interface.is_up {
         let why = "the interface is down: AF_XDP sockets on it neither send nor receive";
-        vec![Advice::new(why, format!("ip link set dev {name} up"))]
+        Advice::new(why, format!("ip link set dev {name} up"))
     } else if !interface.has_carrier {
-        vec![Advice::without_command("no carrier: cable, or the other end, is missing or down")]
+        Advice::without_command("no carrier: the cable or the other end is missing or down")
     } else {
-        Vec::new()
+        None
     }
 }
 
-fn program(interface: &Interface) -> Vec<Advice> {
-    let Some(attached) = interface.xdp_program else { return Vec::new() };
-    let name = shell_word(&interface.name);
+fn program(interface: &Interface, name: &str) -> Option<Advice> {
+    let attached = interface.xdp_program?;
     let off = match attached.mode {
         XdpMode::Generic => "xdpgeneric off",
         XdpMode::Native => "xdpdrv off",
@@ -83,38 +99,36 @@ fn program(interface: &Interface) -> Vec<Advice> {
     };
     let id = attached.id.map(|id| format!(" (program {id})")).unwrap_or_default();
     let why = format!(
-        "an XDP program is attached{id}, and ringscoped's own would be refused: end its owner, or"
+        "an XDP program is attached{id}, so the kernel would refuse ringscoped's own: end its owner, or"
     );
-    vec![Advice::new(why, format!("ip link set dev {name} {off}"))]
+    Advice::new(why, format!("ip link set dev {name} {off}"))
 }
 
-fn master(interface: &Interface) -> Vec<Advice> {
-    let Some(master) = &interface.master else { return Vec::new() };
+fn master(interface: &Interface, name: &str) -> Option<Advice> {
+    let master = shell_word(interface.master.as_ref()?);
     let why = format!(
-        "it belongs to {}, which sees none of the frames that an AF_XDP socket takes",
-        shell_word(master)
+        "it belongs to {master}, which sees none of the frames that an AF_XDP socket takes"
     );
-    vec![Advice::new(why, format!("ip link set dev {} nomaster", shell_word(&interface.name)))]
+    Advice::new(why, format!("ip link set dev {name} nomaster"))
 }
 
-fn mtu(interface: &Interface) -> Vec<Advice> {
+fn mtu(interface: &Interface, name: &str) -> Option<Advice> {
     let single = interface.mtu_max_single_buffer;
-    let zero_copy_segments = interface
-        .xdp_features
-        .as_ref()
+    let features = interface.xdp_features.as_ref();
+    let zero_copy_segments = features
         .filter(|features| features.is_zero_copy())
         .map(|features| features.zero_copy_segments_max.unwrap_or(1));
-    let (limit, why) = if interface.xdp_features.is_none() {
+    let (limit, why) = if features.is_none() {
         (
             single,
-            "whether the driver takes frames over several buffers is not told; up to about this MTU \
-                  it need not",
+            "the kernel does not report whether the driver takes frames over several buffers; up to about this MTU \
+             frames fit one",
         )
     } else if !interface.takes_several_buffers() {
         (
             single,
-            "the driver takes XDP frames in one buffer only: it refuses the program above about \
-                  this MTU, or drops what is longer",
+            "the driver takes XDP frames in one buffer only: above about this MTU it refuses the program, or drops \
+             longer frames",
         )
     } else if interface.mtu <= MTU_MAX && zero_copy_segments == Some(1) {
         (
@@ -122,112 +136,97 @@ fn mtu(interface: &Interface) -> Vec<Advice> {
             "zero copy takes frames in one buffer only, up to about this MTU; above it they are copied",
         )
     } else {
-        (MTU_MAX, "frames over several buffers are taken up to this MTU")
+        (MTU_MAX, "ringscoped takes frames over several buffers up to this MTU")
     };
     if interface.mtu <= limit {
-        return Vec::new();
+        return None;
     }
-    let name = shell_word(&interface.name);
-    vec![Advice::new(why, format!("ip link set dev {name} mtu {limit}"))]
+    Advice::new(why, format!("ip link set dev {name} mtu {limit}"))
 }
 
-/// The device's own merging of received frames.
-fn merging(interface: &Interface) -> Vec<Advice> {
-    let name = shell_word(&interface.name);
-    let on = |offload: &&str| interface.offload(offload).is_some_and(|it| it.on);
-    let merging = [LRO, GRO_HW].into_iter().filter(on);
-    let advice = merging.map(|offload| {
-        let why = format!("{offload} makes several frames one, which many drivers refuse under XDP");
-        match interface.offload(offload) {
-            Some(it) if it.fixed => Advice::without_command(format!(
-                "{why}; it cannot be changed here: if a native program is refused, take mode=generic"
-            )),
-            _ => Advice::new(why, format!("ethtool -K {name} {offload} off")),
-        }
-    });
-    advice.collect()
+/// The device merges received frames of a flow, by LRO or hardware GRO.
+fn device_merges(interface: &Interface, name: &str, offload: &str) -> Option<Advice> {
+    let found = interface.offload(offload).filter(|found| found.on)?;
+    let why = format!("{offload} merges received frames, which many drivers refuse under XDP");
+    if found.fixed {
+        return Advice::without_command(format!(
+            "{why}; it cannot be changed here: if a native program is refused, use mode=generic"
+        ));
+    }
+    Advice::new(why, format!("ethtool -K {name} {offload} off"))
 }
 
-fn memlock(interface: &Interface) -> Vec<Advice> {
+fn memlock(interface: &Interface, _: &str) -> Option<Advice> {
     let memlock = interface.memlock;
     if memlock.is_enough() {
-        return Vec::new();
+        return None;
     }
     let why = format!(
-        "a UMEM is locked memory, of which {} are allowed; as root, in the shell that starts ringscoped \
+        "a UMEM is locked memory, and the limit is {}; as root, in the shell that starts ringscoped \
          (systemd: LimitMEMLOCK=infinity)",
         memlock.text()
     );
-    vec![Advice::new(why, "ulimit -l unlimited")]
+    Advice::new(why, "ulimit -l unlimited")
 }
 
-fn queues(interface: &Interface) -> Vec<Advice> {
-    let Some(queues @ 2..) = interface.rx_queues else { return Vec::new() };
-    let Some(channels) = interface.channels else { return Vec::new() };
+fn queues(interface: &Interface, name: &str) -> Option<Advice> {
+    let queues = interface.rx_queues.filter(|&queues| queues > 1)?;
+    let channels = interface.channels?;
     let one = if channels.combined.is_some() {
         "combined 1"
     } else if channels.rx.is_some() && channels.tx.is_some() {
         "rx 1 tx 1"
     } else {
-        return Vec::new();
+        return None;
     };
     let why = format!(
-        "frames are spread over {queues} receive queues by their hash, and only sockets on every queue \
-         see all of them: ringscoped binds all; with one queue pair a guest, one queue costs less"
+        "frames are spread over {queues} receive queues by hash, and only a socket on every queue sees all of them. \
+         ringscoped binds every queue; for a guest with one queue pair, one queue costs less"
     );
-    vec![Advice::new(why, format!("ethtool -L {} {one}", shell_word(&interface.name)))]
+    Advice::new(why, format!("ethtool -L {name} {one}"))
 }
 
-/// Ring size and interrupts of a device.
-fn speed(interface: &Interface) -> Vec<Advice> {
-    let name = shell_word(&interface.name);
-    let mut advice = Vec::new();
-    if let Some(rx) = interface.rings.and_then(|rings| rings.rx)
-        && rx.now < RX_RING_SMALL.min(rx.max)
-    {
-        let why = format!("{} receive descriptors a queue are few for a burst", rx.now);
-        let size = rx.max.min(RX_RING_LARGE);
-        advice.push(Advice::new(why, format!("ethtool -G {name} rx {size}")));
-    }
-    // Without a device there are no interrupts to keep off.
-    if !interface.is_virtual {
-        let napi = interface.napi;
-        let defers = napi.napi_defer_hard_irqs.is_none_or(|polls| polls > 0)
-            && napi.gro_flush_timeout.is_none_or(|time| time > 0);
-        if !defers {
-            let why = "busy polling: the device interrupts between the polls unless both of these are set";
-            let command = format!(
-                "echo {DEFER_HARD_IRQS} > /sys/class/net/{name}/napi_defer_hard_irqs; \
-                 echo {GRO_FLUSH_TIMEOUT_NS} > /sys/class/net/{name}/gro_flush_timeout"
-            );
-            advice.push(Advice::new(why, command));
-        }
-    }
-    advice
+fn receive_ring(interface: &Interface, name: &str) -> Option<Advice> {
+    let rx = interface.rings?.rx.filter(|rx| rx.now < RX_RING_SMALL.min(rx.max))?;
+    let why = format!("a receive ring of {} descriptors is small for a burst", rx.now);
+    Advice::new(why, format!("ethtool -G {name} rx {}", rx.max.min(RX_RING_LARGE)))
 }
 
-/// Tags travel beside a frame where an offload takes them out, and an AF_XDP socket gets the frame alone.
-fn vlan(interface: &Interface) -> Vec<Advice> {
-    let why = "VLAN tags of received frames are taken out, and lost to an AF_XDP socket; if tagged frames \
+/// Without a device there are no interrupts to avoid.
+fn busy_polling(interface: &Interface, name: &str) -> Option<Advice> {
+    let napi = interface.napi;
+    let defers = napi.napi_defer_hard_irqs.is_none_or(|polls| polls > 0)
+        && napi.gro_flush_timeout.is_none_or(|time| time > 0);
+    if interface.is_virtual || defers {
+        return None;
+    }
+    let why = "busy polling: the device interrupts between polls unless both of these are set";
+    let command = format!(
+        "echo {DEFER_HARD_IRQS} > /sys/class/net/{name}/napi_defer_hard_irqs; \
+         echo {GRO_FLUSH_TIMEOUT_NS} > /sys/class/net/{name}/gro_flush_timeout"
+    );
+    Advice::new(why, command)
+}
+
+/// With this offload the tag is beside the frame, and an AF_XDP socket gets only the frame.
+fn vlan(interface: &Interface, name: &str) -> Option<Advice> {
+    let why = "an AF_XDP socket does not see VLAN tags, which are removed from received frames; if tagged frames \
                matter";
     if interface.driver.as_deref() == Some("veth") {
-        // Its sender decides.
+        // The sender decides.
         if interface.peer_offloads_vlan == Some(false) {
-            return Vec::new();
+            return None;
         }
         let peer = interface.peer.as_deref().map_or("PEER".into(), shell_word);
-        return vec![Advice::new(why, format!("ethtool -K {peer} {TX_VLAN} off"))];
+        return Advice::new(why, format!("ethtool -K {peer} {TX_VLAN} off"));
     }
-    match interface.offload(RX_VLAN) {
-        Some(it) if it.on && it.fixed => vec![Advice::without_command(format!(
-            "{why}: this cannot be changed here, so take another interface"
-        ))],
-        Some(it) if it.on => {
-            let name = shell_word(&interface.name);
-            vec![Advice::new(why, format!("ethtool -K {name} {RX_VLAN} off"))]
-        }
-        _ => Vec::new(),
+    let found = interface.offload(RX_VLAN).filter(|found| found.on)?;
+    if found.fixed {
+        return Advice::without_command(format!(
+            "{why}, use another interface: it cannot be changed here"
+        ));
     }
+    Advice::new(why, format!("ethtool -K {name} {RX_VLAN} off"))
 }
 
 #[cfg(test)]
@@ -243,7 +242,7 @@ mod tests {
         Some(XdpFeatures { actions: actions.to_vec(), ..XdpFeatures::default() })
     }
 
-    /// A NIC on which nothing is to be changed.
+    /// A NIC with nothing to change.
     fn nic() -> Interface {
         Interface {
             name: "eth0".into(),
@@ -314,7 +313,7 @@ mod tests {
         let several = features(&["basic", "redirect", "rx-sg"]);
         assert_eq!(with(several.clone(), 9000), [""; 0]);
         assert_eq!(with(several, 9001), ["ip link set dev eth0 mtu 9000"]);
-        // One buffer, and not told.
+        // One buffer, and not reported.
         for features in [features(&["basic", "redirect"]), None] {
             assert_eq!(with(features.clone(), 3506), [""; 0]);
             assert_eq!(with(features, 3507), ["ip link set dev eth0 mtu 3506"]);
@@ -341,7 +340,7 @@ mod tests {
             let interface = Interface { xdp_features: features(actions), ..nic() };
             assert_eq!(datapath(&interface), "--datapath af-xdp:ifname=eth0,mode=generic");
         }
-        // A kernel that does not tell leaves it to be tried.
+        // A kernel that does not report it leaves the mode to ringscoped.
         let interface = Interface { xdp_features: None, ..nic() };
         assert_eq!(datapath(&interface), "--datapath af-xdp:ifname=eth0");
     }
@@ -370,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn names_reach_the_shell_as_they_are() {
+    fn names_are_quoted_for_the_shell() {
         assert_eq!(shell_word("eth0.7"), "eth0.7");
         assert_eq!(shell_word("a;b"), "'a;b'");
         assert_eq!(shell_word("a'b"), r"'a'\''b'");

@@ -1,26 +1,31 @@
-//! Whether a host is fit for a measurement, decided from its facts alone.
+//! Judges a host from its facts alone: is it fit for a measurement?
+
+use std::collections::BTreeSet;
 
 use burst_trace::ClockKind;
 use serde::Serialize;
 
-use super::host::{Host, HugePages, Kvm};
+use super::NOT_AVAILABLE;
+use super::host::{CLOCK_SOURCE, CPUS, HUGE_PAGES, Host, HugePages, Kvm};
 
-/// Longer than this to leave an idle state shows in a latency, microseconds.
+/// An idle state that takes longer to leave shows in latencies, microseconds.
 const IDLE_LATENCY_US_MAX: u32 = 10;
-/// Frames over several buffers on AF_XDP sockets, and what a driver can do told by netlink, are both in.
+/// The first kernel whose AF_XDP sockets take frames over several buffers, and whose drivers report their XDP features.
 const RELEASE_WANTED: (u32, u32) = (6, 6);
+/// Memory of the guest that the advice on huge pages is for, in KiB.
+const GUEST_KIB: u64 = 1 << 20;
 
-/// What to think of something.
+/// The judgement of one fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// As it should be.
     Ok,
-    /// A command makes it better.
+    /// A command improves it.
     Change,
-    /// Nothing to change, and to be known when figures are read.
+    /// Nothing to change, but it matters when figures are read.
     Note,
-    /// The kernel does not tell.
+    /// The kernel does not report it.
     Unknown,
 }
 
@@ -36,12 +41,12 @@ impl Verdict {
     }
 }
 
-/// One thing that a measurement depends on.
+/// One fact that a measurement depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// Its name.
     pub check: &'static str,
-    /// What to think of it.
+    /// The judgement.
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
@@ -49,58 +54,59 @@ pub struct Check {
     pub change: Option<String>,
 }
 
-const NOT_AVAILABLE: &str = "not available here";
-
-impl Check {
-    fn new(check: &'static str, verdict: Verdict, found: impl Into<String>) -> Self {
-        Self { check, verdict, found: found.into(), change: None }
-    }
-
-    fn ok(check: &'static str, found: impl Into<String>) -> Self {
-        Self::new(check, Verdict::Ok, found)
-    }
-
-    fn note(check: &'static str, found: impl Into<String>) -> Self {
-        Self::new(check, Verdict::Note, found)
-    }
-
-    fn unknown(check: &'static str) -> Self {
-        Self::new(check, Verdict::Unknown, NOT_AVAILABLE)
-    }
-
-    fn change(check: &'static str, found: impl Into<String>, command: impl Into<String>) -> Self {
-        Self { change: Some(command.into()), ..Self::new(check, Verdict::Change, found) }
-    }
+/// A judgement without its name, which is in [`CHECKS`].
+fn judged(verdict: Verdict, found: impl Into<String>) -> Check {
+    Check { check: "", verdict, found: found.into(), change: None }
 }
 
-/// All of them.
+fn ok(found: impl Into<String>) -> Check {
+    judged(Verdict::Ok, found)
+}
+
+fn note(found: impl Into<String>) -> Check {
+    judged(Verdict::Note, found)
+}
+
+fn unknown() -> Check {
+    judged(Verdict::Unknown, NOT_AVAILABLE)
+}
+
+fn change(found: impl Into<String>, command: impl Into<String>) -> Check {
+    Check { change: Some(command.into()), ..judged(Verdict::Change, found) }
+}
+
+/// Judges one fact.
+type Judge = fn(&Host) -> Check;
+
+/// All checks, in the order of the report.
+const CHECKS: [(&str, Judge); 12] = [
+    ("kernel", kernel),
+    ("machine", machine),
+    ("KVM", kvm),
+    ("stamps", clock),
+    ("clock source", clock_source),
+    ("CPU governor", governor),
+    ("C-states", idle),
+    ("SMT", smt),
+    ("isolated CPUs", isolation),
+    ("irqbalance", irqbalance),
+    ("huge pages", huge_pages),
+    ("locked memory", memlock),
+];
+
+/// Runs all checks.
 pub fn checks(host: &Host) -> Vec<Check> {
-    vec![
-        kernel(host),
-        machine(host),
-        kvm(host),
-        clock(host),
-        clock_source(host),
-        governor(host),
-        idle(host),
-        smt(host),
-        isolation(host),
-        irqbalance(host),
-        huge_pages(host),
-        memlock(host),
-    ]
+    CHECKS.iter().map(|&(check, judge)| Check { check, ..judge(host) }).collect()
 }
 
 fn kernel(host: &Host) -> Check {
-    let name = "kernel";
-    let Some(release) = &host.release else { return Check::unknown(name) };
+    let Some(release) = &host.release else { return unknown() };
     let (major, minor) = RELEASE_WANTED;
     match version(release) {
-        Some(version) if version >= RELEASE_WANTED => Check::ok(name, release),
-        _ => Check::note(
-            name,
-            format!("{release}; AF_XDP takes frames over several buffers from {major}.{minor} on"),
-        ),
+        Some(version) if version >= RELEASE_WANTED => ok(release),
+        _ => note(format!(
+            "{release}; AF_XDP takes frames over several buffers from {major}.{minor} on"
+        )),
     }
 }
 
@@ -111,193 +117,161 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 fn machine(host: &Host) -> Check {
-    let name = "machine";
-    let hypervisor = &host.hypervisor;
-    let of = hypervisor.machine.as_ref().map(|machine| format!(": {machine}")).unwrap_or_default();
-    match hypervisor.is_there {
-        Some(true) => Check::note(
-            name,
-            format!("a virtual machine{of}; the host below it can take a CPU away at any time"),
-        ),
-        Some(false) => Check::ok(name, format!("no virtual machine{of}")),
-        None => match &hypervisor.machine {
-            Some(machine) => Check::note(name, machine),
-            None => Check::unknown(name),
-        },
+    let machine = host.hypervisor.machine.as_ref();
+    let of = machine.map(|machine| format!(": {machine}")).unwrap_or_default();
+    match host.hypervisor.is_there {
+        Some(true) => note(format!(
+            "a virtual machine{of}; the host below it can take a CPU away at any time"
+        )),
+        Some(false) => ok(format!("no virtual machine{of}")),
+        None => machine.map_or_else(unknown, note),
     }
 }
 
 fn kvm(host: &Host) -> Check {
-    let name = "KVM";
     match host.kvm {
-        Kvm::Missing => {
-            Check::note(name, "no /dev/kvm: guests are emulated, and several times slower")
-        }
-        Kvm::Refused => {
-            let found = "no permission for /dev/kvm: guests would be emulated";
-            Check::change(name, found, "usermod -aG kvm $USER  # and log in again")
-        }
-        Kvm::Opens if host.hypervisor.is_there == Some(true) => Check::note(
-            name,
-            "/dev/kvm opens; guests are nested ones: only a trial shows whether they boot \
+        Kvm::Missing => note("no /dev/kvm: guests are emulated, and several times slower"),
+        Kvm::Refused => change(
+            "no permission for /dev/kvm: guests would be emulated",
+            "usermod -aG kvm $USER  # and log in again",
+        ),
+        Kvm::Opens if host.hypervisor.is_there == Some(true) => note(
+            "/dev/kvm opens; guests would be nested: only a trial shows whether they boot \
              (qemu-scripts/launch makes one)",
         ),
-        Kvm::Opens => Check::ok(name, "/dev/kvm opens"),
+        Kvm::Opens => ok("/dev/kvm opens"),
     }
 }
 
 fn clock(host: &Host) -> Check {
-    let name = "stamps";
     match host.clock {
-        ClockKind::Monotonic => Check::note(
-            name,
-            "by clock_gettime: the kernel does not trust the CPU's counter, or does not say so; each stamp costs more",
+        ClockKind::Monotonic => note(
+            "from clock_gettime, which costs more for each stamp: the kernel does not trust the CPU's counter, or does \
+             not report whether it does",
         ),
-        kind => Check::ok(
-            name,
-            format!("by the CPU's counter ({}), which the kernel trusts", kind.name()),
-        ),
+        kind => ok(format!("from the CPU's counter ({}), which the kernel trusts", kind.name())),
     }
 }
 
 fn clock_source(host: &Host) -> Check {
-    let name = "clock source";
-    let Some(source) = &host.clock_source else { return Check::unknown(name) };
     // Those that are read without a system call.
-    let fast = ["tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page"];
+    const FAST: [&str; 4] = ["tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page"];
+    let Some(source) = &host.clock_source else { return unknown() };
     let current = source.current.as_str();
-    if fast.contains(&current) {
-        return Check::ok(name, current);
+    if FAST.contains(&current) {
+        return ok(current);
     }
-    let found = format!("{current}: each look at the time is a system call");
+    let found = format!("{current}: each clock read is a system call");
     if source.available.iter().any(|other| other == "tsc") {
-        let file = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
-        return Check::change(name, found, format!("echo tsc > {file}"));
+        return change(found, format!("echo tsc > {CLOCK_SOURCE}/current_clocksource"));
     }
-    Check::note(name, found)
+    note(found)
 }
 
 fn governor(host: &Host) -> Check {
-    let name = "CPU governor";
     if host.governors.is_empty() {
-        return Check::unknown(name);
+        return unknown();
     }
     let of = |(governor, count): (&String, &usize)| format!("{governor} on {count} policies");
     let found = host.governors.iter().map(of).collect::<Vec<_>>().join(", ");
     if host.governors.keys().all(|governor| governor == "performance") {
-        return Check::ok(name, found);
+        return ok(found);
     }
-    let command = "echo performance | tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor";
-    Check::change(name, format!("{found}: the frequency follows the load"), command)
+    let command = format!("echo performance | tee {CPUS}/cpufreq/policy*/scaling_governor");
+    change(format!("{found}: the frequency follows the load"), command)
 }
 
 fn idle(host: &Host) -> Check {
-    let name = "C-states";
     let enabled: Vec<_> = host.idle_states.iter().filter(|state| state.is_enabled).collect();
     let Some(deepest) = enabled.iter().max_by_key(|state| state.latency_us) else {
-        return match host.idle_states.is_empty() {
-            true => Check::unknown(name),
-            false => Check::ok(name, "all disabled"),
-        };
+        return if host.idle_states.is_empty() { unknown() } else { ok("all disabled") };
     };
     let found = format!("{} takes {} µs to leave", deepest.name, deepest.latency_us);
     let deep = enabled.iter().filter(|state| state.latency_us > IDLE_LATENCY_US_MAX);
     // There are at most ten (`CPUIDLE_STATE_MAX`): a digit each.
-    let numbers: std::collections::BTreeSet<_> = deep.map(|state| state.number).collect();
+    let numbers: BTreeSet<_> = deep.map(|state| state.number).collect();
     if numbers.is_empty() {
-        return Check::ok(name, found);
+        return ok(found);
     }
     let numbers: String = numbers.iter().map(u32::to_string).collect();
-    let files = format!("/sys/devices/system/cpu/cpu*/cpuidle/state[{numbers}]/disable");
-    let found = format!("{found}, and so does a packet that finds its CPU there");
-    Check::change(name, found, format!("echo 1 | tee {files}"))
+    change(
+        format!("{found}: a packet that wakes its CPU from it waits that long"),
+        format!("echo 1 | tee {CPUS}/cpu*/cpuidle/state[{numbers}]/disable"),
+    )
 }
 
 fn smt(host: &Host) -> Check {
-    let name = "SMT";
     match host.is_smt_active {
-        None => Check::unknown(name),
-        Some(false) => Check::ok(name, "one thread a core"),
-        Some(true) => Check::change(
-            name,
-            "two threads share a core, and each other's speed",
-            "echo off > /sys/devices/system/cpu/smt/control",
-        ),
+        None => unknown(),
+        Some(false) => ok("one thread a core"),
+        Some(true) => {
+            let command = format!("echo off > {CPUS}/smt/control");
+            change("two threads share each core, and slow each other down", command)
+        }
     }
 }
 
 fn isolation(host: &Host) -> Check {
-    let name = "isolated CPUs";
-    let (Some(isolated), Some(last)) = (&host.isolated, host.last_cpu) else {
-        return Check::unknown(name);
-    };
+    let (Some(isolated), Some(last)) = (&host.isolated, host.last_cpu) else { return unknown() };
     let nohz_full = host.nohz_full.as_deref();
     if !isolated.is_empty() && nohz_full != Some("") {
         let tick = match nohz_full {
-            Some(cpus) => format!("without a tick {cpus}"),
+            Some(cpus) => format!("without a timer tick {cpus}"),
             None => "this kernel has no nohz_full".into(),
         };
-        return Check::ok(name, format!("isolated {isolated}; {tick}"));
+        return ok(format!("isolated {isolated}; {tick}"));
     }
     if last == 0 {
-        return Check::note(name, "none, and there is only one CPU");
+        return note("none, and there is only one CPU");
     }
-    let cpus = if isolated.is_empty() { last.to_string() } else { isolated.clone() };
-    let found = match isolated.is_empty() {
-        true => "none: other programs and interrupts share the worker's CPU".into(),
-        false => format!("isolated {isolated}, with a timer tick"),
+    let (cpus, found) = match isolated.as_str() {
+        "" => {
+            (last.to_string(), "none: other programs and interrupts share the worker's CPU".into())
+        }
+        cpus => (cpus.into(), format!("isolated {cpus}, with a timer tick")),
     };
     let tick = nohz_full.map(|_| format!(" nohz_full={cpus} rcu_nocbs={cpus}")).unwrap_or_default();
     let command = format!(
         "kernel command line: isolcpus=managed_irq,domain,{cpus}{tick}  # then ringscoped --cpus {cpus}"
     );
-    Check::change(name, found, command)
+    change(found, command)
 }
 
 fn irqbalance(host: &Host) -> Check {
-    let name = "irqbalance";
     match host.has_irqbalance {
-        None => Check::unknown(name),
-        Some(false) => Check::ok(name, "not running"),
-        Some(true) => Check::change(
-            name,
-            "running: it moves interrupts from CPU to CPU",
-            "systemctl stop irqbalance",
-        ),
+        None => unknown(),
+        Some(false) => ok("not running"),
+        Some(true) => {
+            change("running: it moves interrupts from CPU to CPU", "systemctl stop irqbalance")
+        }
     }
 }
 
 fn huge_pages(host: &Host) -> Check {
-    let name = "huge pages";
-    let Some(smallest) = host.huge_pages.first() else { return Check::unknown(name) };
+    let Some(smallest) = host.huge_pages.first() else { return unknown() };
     let of = |pages: &HugePages| {
         format!("{} of {} free of {} MiB", pages.free, pages.total, pages.size_kib >> 10)
     };
     let found = host.huge_pages.iter().map(of).collect::<Vec<_>>().join(", ");
     if host.huge_pages.iter().any(|pages| pages.free > 0) {
-        return Check::ok(name, found);
+        return ok(found);
     }
     let size = smallest.size_kib;
-    // A guest of 1 GiB.
-    let count = (1 << 20) / size.max(1);
-    let command =
-        format!("echo {count} > /sys/kernel/mm/hugepages/hugepages-{size}kB/nr_hugepages");
-    let command = format!("{command}  # then QEMU: memory-backend-memfd,...,hugetlb=on");
-    Check::change(name, format!("{found}: guest memory costs more to translate"), command)
+    let count = GUEST_KIB / size.max(1);
+    let command = format!(
+        "echo {count} > {HUGE_PAGES}/hugepages-{size}kB/nr_hugepages  \
+         # then QEMU: memory-backend-memfd,...,hugetlb=on"
+    );
+    change(format!("{found}: address translation of guest memory costs more"), command)
 }
 
 fn memlock(host: &Host) -> Check {
-    let name = "locked memory";
     let memlock = host.memlock;
-    let text = memlock.text();
     if memlock.is_enough() {
-        let why = if memlock.exempt { ", which CAP_IPC_LOCK lifts" } else { "" };
-        return Check::ok(name, format!("{text}{why}"));
+        return ok(memlock.text());
     }
-    let found = format!("at most {text}, of which AF_XDP's buffers are taken");
-    Check::change(
-        name,
-        found,
+    change(
+        format!("at most {}, and AF_XDP's buffers count as locked memory", memlock.text()),
         "ulimit -l unlimited  # as root, in the shell that starts ringscoped",
     )
 }
@@ -340,7 +314,7 @@ mod tests {
         checks.filter(|(_, verdict)| *verdict != Verdict::Ok).collect()
     }
 
-    fn change(check: Check) -> String {
+    fn command(check: Check) -> String {
         assert_eq!(check.verdict, Verdict::Change, "{check:?}");
         check.change.unwrap()
     }
@@ -365,11 +339,11 @@ mod tests {
         let changed: Vec<_> = verdicts(&host).into_iter().map(|(name, _)| name).collect();
         let expected = ["KVM", "CPU governor", "SMT", "irqbalance", "huge pages", "locked memory"];
         assert_eq!(changed, expected);
-        assert!(change(huge_pages(&host)).starts_with("echo 512 > "));
+        assert!(command(huge_pages(&host)).starts_with("echo 512 > "));
     }
 
     #[test]
-    fn what_the_kernel_does_not_tell_is_not_judged() {
+    fn what_the_kernel_does_not_report_is_not_judged() {
         let mut host = fit();
         host.release = None;
         host.clock_source = None;
@@ -392,8 +366,8 @@ mod tests {
             let name = format!("C{number}");
             host.idle_states.push(IdleState { number, name, latency_us, is_enabled: true });
         }
-        let command = change(idle(&host));
-        assert_eq!(command, "echo 1 | tee /sys/devices/system/cpu/cpu*/cpuidle/state[23]/disable");
+        let line = command(idle(&host));
+        assert_eq!(line, "echo 1 | tee /sys/devices/system/cpu/cpu*/cpuidle/state[23]/disable");
         for state in &mut host.idle_states {
             state.is_enabled = false;
         }
@@ -408,10 +382,10 @@ mod tests {
             host.nohz_full = nohz_full.map(Into::into);
             isolation(&host)
         };
-        let command = change(with("", Some("")));
-        assert!(command.contains("isolcpus=managed_irq,domain,7 nohz_full=7 rcu_nocbs=7"));
-        assert!(!change(with("", None)).contains("nohz_full"));
-        assert!(change(with("2-3", Some(""))).contains("domain,2-3 nohz_full=2-3"));
+        let line = command(with("", Some("")));
+        assert!(line.contains("isolcpus=managed_irq,domain,7 nohz_full=7 rcu_nocbs=7"));
+        assert!(!command(with("", None)).contains("nohz_full"));
+        assert!(command(with("2-3", Some(""))).contains("domain,2-3 nohz_full=2-3"));
         assert_eq!(with("2-3", None).verdict, Verdict::Ok);
         let alone = Host { last_cpu: Some(0), isolated: Some(String::new()), ..fit() };
         assert_eq!(isolation(&alone).verdict, Verdict::Note);
@@ -424,12 +398,12 @@ mod tests {
             let source = ClockSource { current: "hpet".into(), available };
             clock_source(&Host { clock_source: Some(source), ..fit() })
         };
-        assert!(change(with(&["tsc", "hpet"])).starts_with("echo tsc > "));
+        assert!(command(with(&["tsc", "hpet"])).starts_with("echo tsc > "));
         assert_eq!(with(&["hpet"]).verdict, Verdict::Note);
     }
 
     #[test]
-    fn old_kernels_and_virtual_machines_are_told() {
+    fn old_kernels_and_virtual_machines_are_noted() {
         let mut host = fit();
         host.release = Some("6.1.0-40-cloud-amd64".into());
         host.hypervisor = Hypervisor { is_there: Some(true), machine: Some("QEMU".into()) };

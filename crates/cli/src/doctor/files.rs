@@ -1,16 +1,16 @@
-//! What the kernel tells in files: sysfs and procfs.
+//! Facts that the kernel reports in files: sysfs and procfs.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// The files below a root; only tests have another than `/`.
+/// The files below a root directory: `/`, or another one in tests.
 #[derive(Clone, Debug)]
 pub struct Files {
     root: PathBuf,
 }
 
 impl Files {
-    /// Those of this host.
+    /// The files of this host.
     pub fn of_this_host() -> Self {
         Self { root: "/".into() }
     }
@@ -19,18 +19,18 @@ impl Files {
         self.root.join(path.trim_start_matches('/'))
     }
 
-    /// A file's text without the white space around it; nothing where it cannot be read.
+    /// A file's text without surrounding white space; `None` if it cannot be read.
     pub fn text(&self, path: &str) -> Option<String> {
         let bytes = std::fs::read(self.path(path)).ok()?;
         Some(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 
-    /// A file's text as a number, or whatever else is wanted.
+    /// A file's text, parsed.
     pub fn parse<T: FromStr>(&self, path: &str) -> Option<T> {
         self.text(path)?.parse().ok()
     }
 
-    /// The names in a directory that begin with `prefix`, sorted; nothing where there is none.
+    /// The names in a directory that begin with `prefix`, sorted; `None` if there is no such directory.
     pub fn names(&self, directory: &str, prefix: &str) -> Option<Vec<String>> {
         let entries = std::fs::read_dir(self.path(directory)).ok()?;
         let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -39,13 +39,13 @@ impl Files {
         Some(names)
     }
 
-    /// The last name of where a symbolic link points to.
+    /// The last name of a symbolic link's target.
     pub fn link_name(&self, path: &str) -> Option<String> {
         let target = std::fs::read_link(self.path(path)).ok()?;
         Some(target.file_name()?.to_string_lossy().into_owned())
     }
 
-    /// Whether there is something of this name.
+    /// Whether there is a file of this name.
     pub fn exists(&self, path: &str) -> bool {
         self.path(path).exists()
     }
@@ -60,7 +60,7 @@ pub mod tests {
 
     use super::*;
 
-    /// Files that no kernel has written.
+    /// Files of a host that does not exist.
     pub struct Pretended {
         directory: TempDir,
     }
@@ -89,7 +89,7 @@ pub mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_nothing() {
+    fn a_missing_file_is_none() {
         let pretended = Pretended::new(&[("/sys/a", "7\n"), ("/sys/b", "x")]);
         let pretended = pretended.link("/sys/driver", "../../bus/drivers/ixgbe");
         let files = pretended.files();

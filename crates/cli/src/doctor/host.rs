@@ -1,4 +1,4 @@
-//! What the kernel tells of this host, as far as a measurement depends on it.
+//! The facts of this host that a measurement depends on, as the kernel reports them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -10,35 +10,37 @@ use serde::Serialize;
 
 use super::files::Files;
 
-const CPUS: &str = "/sys/devices/system/cpu";
-const CLOCK_SOURCE: &str = "/sys/devices/system/clocksource/clocksource0";
+/// Directories of sysfs that are read here, and named in advice.
+pub const CPUS: &str = "/sys/devices/system/cpu";
+pub const CLOCK_SOURCE: &str = "/sys/devices/system/clocksource/clocksource0";
+pub const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
 
-/// This host. Nothing stands for what the kernel does not tell.
+/// This host. A fact that the kernel does not report is `None`.
 #[derive(Clone, Debug)]
 pub struct Host {
     /// The kernel's release.
     pub release: Option<String>,
-    /// Whether this is a virtual machine, and what its firmware says it is.
+    /// Whether this is a virtual machine, and its name in the firmware.
     pub hypervisor: Hypervisor,
-    /// The clock that stamps of the recorder come from.
+    /// The clock of the recorder's stamps.
     pub clock: ClockKind,
-    /// The kernel's own clock, and those it could take.
+    /// The kernel's own clock, and its other clocks.
     pub clock_source: Option<ClockSource>,
-    /// How many frequency policies (one or more CPUs each) have which governor.
+    /// For each governor, the number of frequency policies (of one or more CPUs each) that have it.
     pub governors: BTreeMap<String, usize>,
     /// The idle states of all CPUs, shallow to deep.
     pub idle_states: Vec<IdleState>,
     /// Whether two hardware threads share a core.
     pub is_smt_active: Option<bool>,
-    /// The last CPU, by its number.
+    /// The number of the last CPU.
     pub last_cpu: Option<u32>,
-    /// CPUs that the scheduler leaves alone (`isolcpus`).
+    /// CPUs that the scheduler does not use (`isolcpus`).
     pub isolated: Option<String>,
-    /// CPUs without a timer tick; nothing where the kernel is built without it.
+    /// CPUs without a timer tick; `None` where the kernel is built without this.
     pub nohz_full: Option<String>,
-    /// Pages of each size that guests can be given.
+    /// Huge pages of each size, for guests.
     pub huge_pages: Vec<HugePages>,
-    /// What this process may lock.
+    /// How much memory this process may lock.
     pub memlock: Memlock,
     /// Whether a program moves interrupts from CPU to CPU.
     pub has_irqbalance: Option<bool>,
@@ -46,12 +48,12 @@ pub struct Host {
     pub kvm: Kvm,
 }
 
-/// What there is below the kernel.
+/// The hypervisor, or the hardware, below the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hypervisor {
-    /// By the CPU's word; nothing on CPUs that have no word for it.
+    /// What the CPU reports; `None` on CPUs that do not.
     pub is_there: Option<bool>,
-    /// Vendor and product by the firmware.
+    /// Vendor and product, from the firmware.
     pub machine: Option<String>,
 }
 
@@ -60,7 +62,7 @@ pub struct Hypervisor {
 pub struct ClockSource {
     /// The one in use.
     pub current: String,
-    /// Those that could be.
+    /// The clocks that could be used.
     pub available: Vec<String>,
 }
 
@@ -71,7 +73,7 @@ pub struct IdleState {
     pub number: u32,
     /// The driver's name for it.
     pub name: String,
-    /// How long it takes to be left, microseconds.
+    /// Time to leave it, microseconds.
     pub latency_us: u32,
     /// Whether some CPU may enter it.
     pub is_enabled: bool,
@@ -80,35 +82,35 @@ pub struct IdleState {
 /// Huge pages of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HugePages {
-    /// KiB a page.
+    /// Size of a page, KiB.
     pub size_kib: u64,
-    /// All of them.
+    /// Number of pages.
     pub total: u64,
-    /// Those nobody has.
+    /// Number of unused pages.
     pub free: u64,
 }
 
 /// How much memory a process may lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memlock {
-    /// The limit (`RLIMIT_MEMLOCK`), bytes; nothing for none.
+    /// The limit (`RLIMIT_MEMLOCK`), bytes; `None` for no limit.
     pub bytes: Option<u64>,
-    /// Whether it does not count, because of `CAP_IPC_LOCK`.
+    /// The limit does not apply, because of `CAP_IPC_LOCK`.
     pub exempt: bool,
 }
 
-/// What `/dev/kvm` is good for.
+/// Whether `/dev/kvm` can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kvm {
-    /// There is none.
+    /// There is no such file.
     Missing,
     /// It cannot be opened.
     Refused,
-    /// It can.
+    /// It can be opened.
     Opens,
 }
 
-/// What the CPU calls itself.
+/// The CPU's model name.
 pub fn cpu_model() -> Option<String> {
     let text = Files::of_this_host().text("/proc/cpuinfo")?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
@@ -116,7 +118,7 @@ pub fn cpu_model() -> Option<String> {
 }
 
 impl Host {
-    /// Looks at everything.
+    /// Reads all of them.
     pub fn look() -> Self {
         let mut host = Self::from_files(&Files::of_this_host());
         host.clock = Clock::new().kind();
@@ -150,7 +152,7 @@ impl Host {
 impl Hypervisor {
     fn from_files(files: &Files) -> Self {
         let info = files.text("/proc/cpuinfo");
-        // Only x86 has a line of flags, and a flag for this.
+        // Only x86 has a line of flags, with a flag for this.
         let flags = info.as_deref().and_then(|info| info.lines().find(|l| l.starts_with("flags")));
         let is_there = flags.map(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"));
         let dmi = ["sys_vendor", "product_name"];
@@ -169,24 +171,25 @@ impl ClockSource {
 }
 
 impl Memlock {
-    /// This process's, which programs started from the same shell share.
+    /// The limit of this process, which programs started from the same shell share.
     pub fn of_this_process() -> Self {
         let exempt =
             capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
         Self { bytes: getrlimit(Resource::Memlock).current, exempt }
     }
 
-    /// Whether as much can be locked as there is.
+    /// Whether memory can be locked without limit.
     pub const fn is_enough(self) -> bool {
         self.exempt || self.bytes.is_none()
     }
 
-    /// The limit as a person reads it.
+    /// The limit in words.
     pub fn text(self) -> String {
+        let lifted = if self.exempt { ", which CAP_IPC_LOCK lifts" } else { "" };
         match self.bytes {
-            None => "no limit".into(),
-            Some(bytes) if bytes >= 1 << 20 => format!("{} MiB", bytes >> 20),
-            Some(bytes) => format!("{} KiB", bytes >> 10),
+            None => format!("no limit{lifted}"),
+            Some(bytes) if bytes >= 1 << 20 => format!("{} MiB{lifted}", bytes >> 20),
+            Some(bytes) => format!("{} KiB{lifted}", bytes >> 10),
         }
     }
 }
@@ -213,7 +216,7 @@ fn governors(files: &Files) -> BTreeMap<String, usize> {
 }
 
 fn idle_states(files: &Files) -> Vec<IdleState> {
-    // CPUs of one kind have the same states; a state counts when one CPU may enter it.
+    // CPUs of one kind have the same states; a state is enabled if one CPU may enter it.
     let mut found = BTreeSet::new();
     for cpu in files.names(CPUS, "cpu").unwrap_or_default() {
         let directory = format!("{CPUS}/{cpu}/cpuidle");
@@ -233,7 +236,7 @@ fn idle_states(files: &Files) -> Vec<IdleState> {
     let mut states: Vec<IdleState> = Vec::new();
     for state in found {
         match states.last_mut() {
-            // Set otherwise on another CPU.
+            // The same state, set otherwise on another CPU.
             Some(last) if last.number == state.number && last.name == state.name => {
                 last.latency_us = last.latency_us.max(state.latency_us);
                 last.is_enabled |= state.is_enabled;
@@ -245,14 +248,13 @@ fn idle_states(files: &Files) -> Vec<IdleState> {
 }
 
 fn huge_pages(files: &Files) -> Vec<HugePages> {
-    let directory = "/sys/kernel/mm/hugepages";
     let mut sizes = Vec::new();
-    for size in files.names(directory, "hugepages-").unwrap_or_default() {
+    for size in files.names(HUGE_PAGES, "hugepages-").unwrap_or_default() {
         let read = || {
             Some(HugePages {
                 size_kib: size.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?,
-                total: files.parse(&format!("{directory}/{size}/nr_hugepages"))?,
-                free: files.parse(&format!("{directory}/{size}/free_hugepages"))?,
+                total: files.parse(&format!("{HUGE_PAGES}/{size}/nr_hugepages"))?,
+                free: files.parse(&format!("{HUGE_PAGES}/{size}/free_hugepages"))?,
             })
         };
         sizes.extend(read());
@@ -279,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_that_tells_everything() {
+    fn a_host_that_reports_everything() {
         let pretended = Pretended::new(&[
             ("/proc/sys/kernel/osrelease", "6.18.4\n"),
             ("/proc/cpuinfo", "processor: 0\nflags\t: fpu hypervisor lahf_lm\n"),
@@ -310,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_tells_nothing() {
+    fn a_host_that_reports_nothing() {
         let host = Host::from_files(&Pretended::new(&[]).files());
         assert!(host.release.is_none() && host.clock_source.is_none() && host.isolated.is_none());
         assert!(host.governors.is_empty() && host.idle_states.is_empty());
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_state_counts_when_one_cpu_may_enter_it() {
+    fn an_idle_state_is_enabled_if_one_cpu_may_enter_it() {
         let mut paths = Vec::new();
         for (cpu, disable) in [(0, "0"), (1, "1")] {
             for (file, text) in [("name", "C6"), ("latency", "133"), ("disable", disable)] {

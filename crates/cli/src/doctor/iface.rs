@@ -1,4 +1,4 @@
-//! What there is to know of an interface before AF_XDP is used on it.
+//! The facts of an interface that matter to AF_XDP.
 
 use std::io;
 
@@ -10,85 +10,84 @@ use host_links::ethtool::{self, Channels, Offload, Offloads, Rings, TX_VLAN};
 use host_links::link::{Attached, Device, Link};
 use host_links::xdp::XdpFeatures;
 
-/// Before a frame in its buffer: `XDP_PACKET_HEADROOM` of `include/uapi/linux/bpf.h`.
+/// Room before a frame in its buffer: `XDP_PACKET_HEADROOM` of `include/uapi/linux/bpf.h`.
 const HEADROOM_BYTES: usize = 256;
-/// Behind it: `struct skb_shared_info`, aligned, on a 64-bit kernel.
+/// Room after it: `struct skb_shared_info`, aligned, on a 64-bit kernel.
 const SHARED_INFO_BYTES: usize = 320;
 /// `ETH_HLEN`.
 const ETHERNET_HEADER_BYTES: usize = 14;
-/// The largest chunk of a UMEM that drivers take everywhere.
+/// Largest chunk of a UMEM that every driver takes.
 const CHUNK_BYTES_MAX: usize = 4096;
 
-/// An interface, what its driver can do, and how it is set. Nothing stands for what is not told.
+/// An interface, the abilities of its driver, and its settings. A fact that the kernel does not report is `None`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its number.
+    /// Its index.
     pub index: u32,
-    /// The driver's name; without a device, what the interface was made as.
+    /// The driver's name; without a device, the interface's kind.
     pub driver: Option<String>,
-    /// The device behind it.
+    /// Its device.
     pub device: Option<Device>,
-    /// Whether there is no device behind it. Frames come from this host's own stack then: with checksums
-    /// that are not complete, and many in one.
+    /// It has no device. Its frames come from this host's own stack: with partial checksums, and several in one.
     #[serde(rename = "virtual")]
     pub is_virtual: bool,
-    /// Whether it is set up.
+    /// It is set up.
     #[serde(rename = "up")]
     pub is_up: bool,
-    /// Whether there is a link to the other end.
+    /// It has a carrier.
     #[serde(rename = "carrier")]
     pub has_carrier: bool,
-    /// Mbit/s, where the driver knows it.
+    /// Speed in Mbit/s.
     pub speed_mbit: Option<u32>,
-    /// Bytes of a frame behind its Ethernet header.
+    /// MTU, bytes.
     pub mtu: u32,
     /// The smallest MTU that can be set.
     pub mtu_min: Option<u32>,
     /// The largest MTU that can be set.
     pub mtu_max: Option<u32>,
-    /// About the largest MTU at which every frame fits one buffer.
+    /// About the largest MTU at which each frame fits one buffer.
     pub mtu_max_single_buffer: u32,
-    /// The bridge or bond that has taken it in.
+    /// The bridge or bond that it belongs to.
     pub master: Option<String>,
-    /// The other end of a veth, in the same namespace.
+    /// The other end of a veth, if that is in the same namespace.
     pub peer: Option<String>,
-    /// Whether the peer leaves VLAN tags beside the frames it sends.
+    /// Whether the peer sends VLAN tags beside its frames.
     pub peer_offloads_vlan: Option<bool>,
     /// Receive queues in use.
     pub rx_queues: Option<usize>,
     /// Transmit queues in use.
     pub tx_queues: Option<usize>,
-    /// How they share interrupts.
+    /// Their channels.
     pub channels: Option<Channels>,
-    /// Descriptors a ring.
+    /// Ring sizes, in descriptors.
     pub rings: Option<Rings>,
     /// The offloads that matter to XDP.
     pub offloads: Option<Offloads>,
-    /// What the driver says of XDP.
+    /// What the driver can do for XDP.
     pub xdp_features: Option<XdpFeatures>,
     /// The XDP program that is attached.
     pub xdp_program: Option<Attached>,
-    /// When its queues are polled.
+    /// Its polling settings.
     pub napi: Napi,
-    /// How much memory this process may lock, as a UMEM is.
+    /// How much memory this process may lock; a UMEM is locked.
     pub memlock: Memlock,
 }
 
-/// When the kernel polls a device's queues (`Documentation/networking/napi.rst`).
+/// Settings for the polling of a device's queues (`Documentation/networking/napi.rst`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Napi {
-    /// Nanoseconds without a poll after which the interrupt is on again.
+    /// Time without a poll after which the interrupt is enabled again, nanoseconds.
     pub gro_flush_timeout: Option<u64>,
-    /// Polls that find nothing before the interrupt is on again.
+    /// Number of empty polls before the interrupt is enabled again.
     pub napi_defer_hard_irqs: Option<u32>,
-    /// 1 where a thread polls instead of the soft interrupt.
+    /// 1: a thread polls, not the soft interrupt.
     pub threaded: Option<u32>,
 }
 
 impl Interface {
-    /// Asks the kernel for all of it; nothing when there is no interface of this name.
+    /// Asks the kernel for all facts; `None` when there is no interface of this name.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -114,7 +113,7 @@ impl Interface {
 
     fn from_files(files: &Files, link: Link) -> Self {
         let mut directory = format!("/sys/class/net/{}", link.name);
-        // Network namespaces each have a directory of their own there, and it may be another's.
+        // /sys may be another network namespace's, with another interface of this name.
         if files.parse(&format!("{directory}/ifindex")) != Some(link.index) {
             directory = "/nowhere".into();
         }
@@ -131,7 +130,7 @@ impl Interface {
             index: link.index,
             is_up: link.is_up,
             has_carrier: link.has_carrier,
-            // Not a number, or -1, where there is no link.
+            // Not a number, or -1, without a carrier.
             speed_mbit: files.parse(&format!("{directory}/speed")),
             mtu: link.mtu,
             mtu_min: link.mtu_min,
@@ -148,19 +147,18 @@ impl Interface {
         }
     }
 
-    /// Whether the driver runs XDP programs and hands frames to AF_XDP sockets; nothing where this kernel
-    /// does not tell.
+    /// Whether the driver runs XDP programs and passes frames to AF_XDP sockets.
     pub fn is_native(&self) -> Option<bool> {
         self.xdp_features.as_ref().map(XdpFeatures::is_native)
     }
 
-    /// How an offload is set; nothing where the device does not have it.
+    /// The setting of an offload; `None` where the device does not have it.
     pub fn offload(&self, name: &str) -> Option<Offload> {
         self.offloads.as_ref()?.get(name).copied()
     }
 
-    /// Whether frames may lie in several buffers. The network stack's own (generic) mode takes them from
-    /// every driver.
+    /// Whether frames may lie in several buffers. The network stack's own (generic) mode takes such frames from every
+    /// driver.
     pub fn takes_several_buffers(&self) -> bool {
         self.xdp_features
             .as_ref()
@@ -173,7 +171,7 @@ fn name_of(index: Option<u32>) -> io::Result<Option<String>> {
     Ok(Link::numbered(index)?.map(|link| link.name))
 }
 
-/// What drivers come to that give each frame a page, as veth does (`veth_xdp_set` of `drivers/net/veth.c`).
+/// The limit of drivers that give each frame a page, as veth does (`veth_xdp_set` of `drivers/net/veth.c`).
 fn mtu_max_single_buffer(page_bytes: usize) -> u32 {
     let buffer = page_bytes.min(CHUNK_BYTES_MAX);
     let taken = HEADROOM_BYTES + SHARED_INFO_BYTES + ETHERNET_HEADER_BYTES;

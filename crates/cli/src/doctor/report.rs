@@ -1,18 +1,18 @@
-//! What was found, as text for a terminal.
+//! Findings and advice as text for a terminal.
 
 use std::fmt::Write;
 
+use super::NOT_AVAILABLE;
 use super::advice::Advice;
 use super::checks::Check;
 use super::iface::Interface;
 use host_links::ethtool::{Amount, Channels, Offloads, Rings};
 use host_links::xdp::XdpFeatures;
 
-const NOT_AVAILABLE: &str = "not available here";
-/// Between the columns.
+/// Space between columns.
 const GAP: &str = "  ";
 
-/// The host's checks, a line each, and below it the command where there is one.
+/// One line for each check of the host, and below it the command that changes it.
 pub fn host(checks: &[Check]) -> String {
     let width = checks.iter().map(|check| check.check.len()).max().unwrap_or(0);
     let mut text = String::new();
@@ -26,7 +26,7 @@ pub fn host(checks: &[Check]) -> String {
     text
 }
 
-/// An interface: its facts, what to change, and the flag for it.
+/// An interface: its facts, the advice, and the flag of ringscoped.
 pub fn interface(interface: &Interface, advice: &[Advice], datapath: &str) -> String {
     let facts = facts(interface);
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -35,9 +35,9 @@ pub fn interface(interface: &Interface, advice: &[Advice], datapath: &str) -> St
         let _ = writeln!(text, "{name:<width$}{GAP}{found}");
     }
     if advice.is_empty() {
-        text += "\nNothing is to be changed for AF_XDP.\n";
+        text += "\nNothing to change for AF_XDP.\n";
     } else {
-        text += "\nWhat to change for AF_XDP, what weighs most first:\n";
+        text += "\nTo change for AF_XDP, most important first:\n";
     }
     for (n, Advice { why, command }) in advice.iter().enumerate() {
         let _ = writeln!(text, "{:>2}. {why}", n + 1);
@@ -64,7 +64,7 @@ fn facts(interface: &Interface) -> Vec<(&'static str, String)> {
         ("metadata", it.xdp_features.as_ref().map_or_else(unknown, metadata)),
         ("program", program(it)),
         ("NAPI", napi(it)),
-        ("locked memory", locked_memory(it)),
+        ("locked memory", it.memlock.text()),
     ]
 }
 
@@ -81,7 +81,7 @@ fn driver(interface: &Interface) -> String {
     match &interface.device {
         Some(device) => format!("{name}, {} on {}", device.name, device.bus),
         None if interface.is_virtual => {
-            format!("{name}; virtual: frames may come with partial checksums, and many in one")
+            format!("{name}; virtual: frames may have partial checksums, or be several in one")
         }
         None => name.into(),
     }
@@ -95,7 +95,7 @@ fn link(interface: &Interface) -> String {
     };
     let speed = interface.speed_mbit.map(|speed| format!(", {speed} Mbit/s")).unwrap_or_default();
     let master = interface.master.as_ref().map(|name| format!(", in {name}")).unwrap_or_default();
-    let peer = interface.peer.as_ref().map(|name| format!(", joined to {name}"));
+    let peer = interface.peer.as_ref().map(|name| format!(", peer {name}"));
     format!("{state}{speed}{master}{}", peer.unwrap_or_default())
 }
 
@@ -106,7 +106,7 @@ fn mtu(interface: &Interface) -> String {
     };
     let single = interface.mtu_max_single_buffer;
     let several = if interface.xdp_features.is_none() {
-        "above it the driver must take several"
+        "above it the driver has to take several"
     } else if interface.takes_several_buffers() {
         "in several up to 9000"
     } else {
@@ -140,7 +140,7 @@ fn amounts(amounts: &[(&str, Option<Amount>)]) -> String {
     if words.is_empty() { unknown() } else { words.join(", ") }
 }
 
-/// What is on, and what could be.
+/// The offloads that are on, and those that could be.
 fn offloads(offloads: &Offloads) -> String {
     let named = |wanted: bool| {
         let chosen = offloads.iter().filter(|(_, offload)| offload.on == wanted);
@@ -154,8 +154,10 @@ fn offloads(offloads: &Offloads) -> String {
 
 fn xdp(features: Option<&XdpFeatures>) -> String {
     match features {
-        None => format!("{NOT_AVAILABLE}: the kernel tells from 6.3 on"),
-        Some(features) if features.actions.is_empty() => "generic only: the driver has none".into(),
+        None => format!("{NOT_AVAILABLE}: the kernel reports it from 6.3 on"),
+        Some(features) if features.actions.is_empty() => {
+            "generic only: the driver has no XDP of its own".into()
+        }
         Some(features) => {
             let mode = if features.is_native() { "native" } else { "generic, without redirect" };
             format!("{mode}: {}", joined(&features.actions))
@@ -199,11 +201,6 @@ fn napi(interface: &Interface) -> String {
     let of = |(name, value): (&str, Option<u64>)| value.map(|value| format!("{name} {value}"));
     let words: Vec<_> = settings.into_iter().filter_map(of).collect();
     if words.is_empty() { unknown() } else { words.join(", ") }
-}
-
-fn locked_memory(interface: &Interface) -> String {
-    let lifted = if interface.memlock.exempt { ", which CAP_IPC_LOCK lifts" } else { "" };
-    format!("{}{lifted}", interface.memlock.text())
 }
 
 #[cfg(test)]
@@ -276,7 +273,7 @@ program        attached, native, number 12
 NAPI           gro_flush_timeout 0
 locked memory  no limit
 
-Nothing is to be changed for AF_XDP.
+Nothing to change for AF_XDP.
 
 Then: ringscoped --datapath af-xdp:ifname=eth0
 ";
@@ -284,7 +281,7 @@ Then: ringscoped --datapath af-xdp:ifname=eth0
     }
 
     #[test]
-    fn what_is_not_told_is_said_to_be_so() {
+    fn what_the_kernel_does_not_report_is_not_available() {
         let text = interface(&Interface { is_virtual: true, ..Interface::default() }, &[], "");
         for line in [
             "driver         none; virtual",
