@@ -167,7 +167,7 @@ impl Testpmd {
     pub fn command(&mut self, text: &str) -> io::Result<String> {
         let from = self.output.len();
         self.type_line(text)?;
-        // What is typed is echoed behind the old prompt; a new prompt follows the answer.
+        // What is typed is echoed after the old prompt; a new prompt follows the answer.
         let answer = self.output.wait_for(from, PROMPT);
         answer.map_err(|tail| io::Error::other(format!("testpmd: no answer to {text}\n{tail}")))
     }
@@ -285,7 +285,7 @@ impl Output {
         self.more.notify_all();
     }
 
-    /// Waits until `mark` stands in the text behind `from`. Returns the text behind `from`; otherwise the
+    /// Waits until `mark` stands in the text after `from`. Returns the text after `from`; otherwise the
     /// end of the output.
     fn wait_for(&self, from: usize, mark: &str) -> Result<String, String> {
         let missing = |text: &str| !text[from..].contains(mark);

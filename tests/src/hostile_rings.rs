@@ -57,7 +57,7 @@ pub enum Pattern {
     ReceiveBytes,
     /// Receives into chains of 1023 pieces of a byte.
     ReceivePieces,
-    /// Receives into a good buffer behind 1023 descriptors without bytes.
+    /// Receives into a good buffer after 1023 descriptors without bytes.
     ReceiveLate,
 }
 

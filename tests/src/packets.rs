@@ -61,7 +61,7 @@ pub fn echo_reply(frame: &[u8]) -> Option<(u16, &[u8])> {
 }
 
 /// A TCP segment over IPv4 whose checksum is left to do: its field has the pseudo header's sum (virtio 1.2, 5.1.6.2).
-/// It begins behind 34 bytes; its field is 16 further on.
+/// It begins after 34 bytes; its field is 16 further on.
 #[must_use]
 pub fn tcp_unsummed(macs: (Mac, Mac), payload: &[u8]) -> Vec<u8> {
     let addresses = [10, 0, 0, 1, 10, 0, 0, 2];

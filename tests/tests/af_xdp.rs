@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// Tells the outside host where the guest is.
 const NEIGHBOUR: &str = "ip neigh replace 10.77.0.2 lladdr 52:54:00:00:00:02 dev eth0";
 
-/// The daemon on the wire, with `keys` behind the interface's name.
+/// The daemon on the wire, with `keys` after the interface's name.
 fn start(outside: &Outside, keys: &str, arguments: &[&str]) -> (tempfile::TempDir, Daemon) {
     let directory = tempfile::tempdir().unwrap();
     let datapath = format!("af-xdp:ifname={}{keys}", outside.wire());
@@ -277,7 +277,7 @@ fn the_program_and_the_queues_are_free_as_soon_as_the_daemon_is_killed() {
 }
 
 #[test]
-fn what_an_interface_cannot_do_is_said_with_what_to_do() {
+fn errors_say_what_the_interface_cannot_do_and_what_to_do() {
     let outside = Outside::on_wire("cannot", 1).unwrap();
     let (_directory, _daemon) = start(&outside, "", &[]);
     let other = Outside::on_wire("cannot", 1).unwrap();

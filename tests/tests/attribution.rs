@@ -204,8 +204,6 @@ fn a_stopped_daemon_shows_as_notice_when_it_polls_and_before_its_stages_when_it_
         exchange(pair, &frames::frame(0, 100));
         sleep(Duration::from_millis(20));
         daemon.hold().unwrap();
-        // Signals take their time to arrive.
-        sleep(Duration::from_millis(5));
         assert!(pair.send(&frames::frame(1, 100)).unwrap());
         sleep(Duration::from_millis(50));
         assert!(pair.receive().unwrap().is_none(), "{poll}: it is stopped");

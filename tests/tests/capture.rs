@@ -63,7 +63,7 @@ fn check(
 }
 
 #[test]
-fn what_is_reflected_is_captured_on_both_ways_and_both_pairs() {
+fn reflected_frames_are_captured_in_both_directions_of_both_pairs() {
     let directory = tempfile::tempdir().unwrap();
     for options in frames::formats(&GuestOptions::default().queue_pairs(2)) {
         let begun = now_ns();
@@ -103,7 +103,7 @@ fn what_is_reflected_is_captured_on_both_ways_and_both_pairs() {
 }
 
 #[test]
-fn what_passes_a_tap_is_captured_and_can_be_read_meanwhile() {
+fn frames_on_a_tap_are_captured_and_can_be_read_meanwhile() {
     let directory = tempfile::tempdir().unwrap();
     let mut outside = Outside::new("capture").unwrap();
     for poll in ["never", "adaptive"] {
@@ -137,7 +137,7 @@ fn what_passes_a_tap_is_captured_and_can_be_read_meanwhile() {
 }
 
 #[test]
-fn what_a_fault_takes_did_not_pass() {
+fn frames_that_a_fault_drops_are_not_captured() {
     let directory = tempfile::tempdir().unwrap();
     let mut outside = Outside::new("taken").unwrap();
     let datapath = format!("tap:ifname={}", outside.add_tap(1).unwrap());

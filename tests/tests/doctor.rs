@@ -112,7 +112,7 @@ fn on_a_veth_the_advice_is_given_until_it_is_taken() {
 }
 
 #[test]
-fn a_bridge_and_a_peer_elsewhere_are_told() {
+fn a_bridge_and_a_peer_in_another_namespace_are_reported() {
     let outside = Outside::new("doctor").unwrap();
     // Its other end is in the root namespace, where it is part of a bridge.
     let inner = on(&outside, "eth0");

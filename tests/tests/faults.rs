@@ -98,7 +98,7 @@ fn the_same_frames_are_lost_again_whatever_the_rings_are_like() {
     }
 }
 
-/// What is behind the daemon, and each polling mode on it.
+/// The daemon's wire, and each polling mode on it.
 fn wires() -> impl Iterator<Item = (&'static str, &'static str)> {
     ["tap", "af-xdp"].into_iter().flat_map(|wire| ["never", "adaptive"].map(|poll| (wire, poll)))
 }

@@ -12,6 +12,7 @@ use frontend::{Frame, Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames;
 
 #[test]
@@ -74,10 +75,11 @@ fn frames_larger_than_every_buffer_do_not_keep_the_daemon() {
     let daemon = Daemon::start(directory.path(), "big", &["--datapath", "null:rx=9000"]).unwrap();
     let options = GuestOptions::default().mergeable(false);
     let mut guest = Guest::connect(daemon.socket(), options).unwrap();
-    sleep(Duration::from_millis(100));
-    guest.stop_ring(0).unwrap();
     let reader = Reader::open(&recorder_path(directory.path(), "big")).unwrap();
-    assert!(reader.drops(0, DropCause::RxTooBig) > 0);
+    eventually(SOON, "a frame dropped as too large", || {
+        when(reader.drops(0, DropCause::RxTooBig) > 0, "none")
+    });
+    guest.stop_ring(0).unwrap();
     assert_eq!(reader.totals(0).packets, 0);
 }
 

@@ -1,7 +1,5 @@
 //! Chains that are cheap to make and costly to serve, from one guest of a switch: they delay its neighbours no more than a
 //! lawful flood.
-//!
-//! HOSTILE 55.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -108,7 +108,7 @@ fn a_ring_that_cannot_start_is_reported_and_starts_when_it_is_right() {
 }
 
 #[test]
-fn garbage_in_what_the_driver_wants_to_be_told_of_loses_no_signal_and_causes_no_storm() {
+fn garbage_in_the_drivers_event_suppression_loses_no_signal_and_causes_no_storm() {
     let garbage = [0, 1, 7, 63, 64, 0x7fff, 0x8000, 0x8001, 0x803f, 0x8040, 0xffff];
     for event_index in [true, false] {
         let options = GuestOptions::default().event_index(event_index);
@@ -137,13 +137,13 @@ fn garbage_in_what_the_driver_wants_to_be_told_of_loses_no_signal_and_causes_no_
                 let calls = scene.guest.ring(ring).drain_calls() - before[usize::from(ring)];
                 assert!(calls <= sent as u64, "{calls} signals for {sent} frames on ring {ring}");
             }
-            // As soon as the driver says again what it wants, it is told.
+            // As soon as the driver writes a valid wish again, it is signalled.
             scene.expect_traffic();
         }
     }
 }
 
-/// What the driver says it wants to be told of, as it is.
+/// Writes the driver's event suppression as given.
 fn write_wish(scene: &mut Scene, ring: u16, event: u16, flags: u16) {
     let driver = scene.guest.ring(ring).driver();
     let setup = driver.setup();

@@ -38,7 +38,7 @@ fn a_recorder_that_is_truncated_costs_its_trace_and_no_traffic() {
 }
 
 #[test]
-fn whoever_reads_a_recorder_that_is_truncated_says_so() {
+fn readers_of_a_truncated_recorder_say_so() {
     for arguments in [&["record", "--seconds", "2", "-o"][..], &["top", "--json"], &["stats"]] {
         let directory = tempfile::tempdir().unwrap();
         let daemon = Daemon::start(directory.path(), "cut", &["--datapath", "reflect"]).unwrap();
@@ -55,12 +55,13 @@ fn whoever_reads_a_recorder_that_is_truncated_says_so() {
         let mut reader = command.spawn().unwrap();
         sleep(Duration::from_millis(500));
         truncate(daemon.recorder());
-        sleep(Duration::from_secs(2));
         if is_endless {
+            // Some intervals of a second.
+            sleep(Duration::from_secs(2));
             let pid = rustix::process::Pid::from_child(&reader);
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
-        eventually(SOON, &format!("{arguments:?} to end"), || {
+        eventually(2 * SOON, &format!("{arguments:?} to end"), || {
             when(reader.try_wait().unwrap().is_some(), "that it runs")
         });
         let output = reader.wait_with_output().unwrap();

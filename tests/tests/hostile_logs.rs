@@ -15,8 +15,8 @@ const SOON: Duration = Duration::from_secs(5);
 const REFLECT: [&str; 2] = ["--datapath", "reflect"];
 /// How often each abuse is repeated. Each time causes a line, or several.
 const TIMES: usize = 300;
-/// Lines that may come at once, and what a daemon logs besides: its start and its end.
-const AT_ONCE: usize = 10 + 5;
+/// Lines that may come at once (`LINES_AT_ONCE` of `log-limit`).
+const AT_ONCE: usize = 10;
 
 /// `abuse` has the daemon log little, the number of lines left out included.
 fn expect_few_lines(daemon: &Daemon, abuse: impl FnOnce()) {

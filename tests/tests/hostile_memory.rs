@@ -213,6 +213,8 @@ fn files_that_cannot_be_the_memory_that_they_are_said_to_be_are_refused_and_chan
             "4096 bytes; expected at least 8192",
         ),
         (FileRegion { region: far(4096), file: &short, offset: 4096 }, "expected at least 8192"),
+        // One byte more than there are.
+        (FileRegion { region: far(4097), file: &short, offset: 0 }, "expected at least 4097"),
         (FileRegion { region: far(1 << 47), file: &short, offset: 0 }, "for one guest"),
         (FileRegion { region: far(1 << 47), file: &huge, offset: 0 }, "for one guest"),
         (FileRegion { region: far(4096), file: &device, offset: 0 }, "expected a file of memory"),

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const PINGS: usize = 200;
-/// How long the daemon is stopped, and what of it has to be seen at least.
+/// Time that the daemon is stopped, and the least part of it that has to show.
 const STOPPED: Duration = Duration::from_millis(50);
 const SEEN_NS: u64 = 40_000_000;
 
@@ -159,8 +159,8 @@ fn on_a_tap_every_stage_of_the_kernel_that_is_attached_has_figures() {
 }
 
 #[test]
-fn in_a_rush_some_frames_are_followed_and_the_table_says_so() {
-    const RUSH: u64 = 20_000;
+fn under_sustained_load_frames_are_sampled_and_the_table_says_so() {
+    const FRAMES: u64 = 20_000;
     let directory = tempfile::tempdir().unwrap();
     let mut outside = Outside::new("krush").unwrap();
     let tap = outside.add_tap(1).unwrap();
@@ -175,7 +175,7 @@ fn in_a_rush_some_frames_are_followed_and_the_table_says_so() {
     let mut frame = pinger.sent.last().unwrap().clone();
     frame[12..14].copy_from_slice(&[0x88, 0xb5]);
     let mut sent = 0;
-    while sent < RUSH {
+    while sent < FRAMES {
         sent += u64::from(pair.send(&frame).unwrap());
         pair.reap().unwrap();
     }
@@ -183,9 +183,9 @@ fn in_a_rush_some_frames_are_followed_and_the_table_says_so() {
     let found = json(directory.path(), "vm0");
     let row = row(&found, "tx", "host-tx");
     let (count, packets) = (number(row, "count"), number(&found["tx"], "packets"));
-    assert!(packets >= RUSH, "{packets}");
+    assert!(packets >= FRAMES, "{packets}");
     // One in 64, and some more at the beginning of each tick.
-    assert!((RUSH / 128..=RUSH / 2).contains(&count), "{row}");
+    assert!((FRAMES / 128..=FRAMES / 2).contains(&count), "{row}");
     let table = stats(directory.path(), "vm0", &[]);
     assert!(table.contains("in a rush"), "{table}");
 }
@@ -311,7 +311,7 @@ fn without_the_flag_nothing_of_the_kernel_is_measured() {
 }
 
 #[test]
-fn who_may_not_is_told_in_one_sentence() {
+fn without_permission_one_sentence_says_so() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     // Somebody else may not be let into the folder where it is built.

@@ -84,7 +84,7 @@ fn one_that_the_daemon_makes_has_the_guests_address_and_goes_with_it() {
 }
 
 #[test]
-fn what_cannot_be_made_or_opened_says_why_and_leaves_nothing() {
+fn a_macvtap_that_cannot_be_made_or_opened_says_why_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let cable = Cable::new();
     let (veth, free) = (cable.interface(), cable.free_name());
@@ -114,7 +114,7 @@ fn what_cannot_be_made_or_opened_says_why_and_leaves_nothing() {
 }
 
 #[test]
-fn one_that_a_killed_daemon_left_behind_is_named() {
+fn a_macvtap_left_by_a_killed_daemon_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let cable = Cable::new();
     let name = cable.free_name();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use burst_trace::{RecordKind, Source};
 use frontend::{Guest, GuestOptions};
 use lab::Signal;
+use ringscope_tests::beside::run_in_real_time;
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::frames;
 use ringscope_tests::recording::{Recording, beside};
@@ -40,11 +41,11 @@ fn count(file: &Path) -> (u64, u64, u64) {
 }
 
 #[test]
-fn a_rush_is_kept_whole_or_what_is_missing_is_counted() {
+fn a_flood_is_kept_whole_or_what_is_missing_is_counted() {
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--datapath", "null:rx=64", "--poll", "always"];
-    let daemon = Daemon::start(directory.path(), "rush", &arguments).unwrap();
-    let file = directory.path().join("rush.rec");
+    let daemon = Daemon::start(directory.path(), "flood", &arguments).unwrap();
+    let file = directory.path().join("flood.rec");
     let recorder = Recording::start(directory.path(), &file, &[]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let until = Instant::now() + Duration::from_secs(2);
@@ -54,7 +55,7 @@ fn a_rush_is_kept_whole_or_what_is_missing_is_counted() {
     guest.stop_ring(0).unwrap();
     guest.stop_ring(1).unwrap();
     let said = recorder.interrupt().unwrap();
-    assert!(said.contains("rush.rec: "), "{said}");
+    assert!(said.contains("flood.rec: "), "{said}");
     let (bursts, packets, lost) = count(&file);
     let totals = daemon.reader().unwrap().totals(0);
     assert!(bursts > 1000, "{bursts}");
@@ -67,6 +68,8 @@ fn a_rush_is_kept_whole_or_what_is_missing_is_counted() {
 
 #[test]
 fn a_slow_burst_is_waited_for_and_kept_with_what_was_around_it() {
+    // A frame and a burst each millisecond, whatever else this machine does.
+    run_in_real_time();
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--datapath", "null", "--fault", "delay:tx.egress=3000,every=200"];
     let daemon = Daemon::start(directory.path(), "slow", &arguments).unwrap();
@@ -95,6 +98,7 @@ fn a_slow_burst_is_waited_for_and_kept_with_what_was_around_it() {
 
 #[test]
 fn the_last_time_before_the_end_is_kept() {
+    run_in_real_time();
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(directory.path(), "last", &["--datapath", "null"]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
@@ -115,7 +119,7 @@ fn the_last_time_before_the_end_is_kept() {
 }
 
 #[test]
-fn what_a_killed_daemon_left_and_what_was_recorded_of_it_say_the_same() {
+fn the_recorder_of_a_killed_daemon_and_its_recording_agree() {
     let directory = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(directory.path(), "dead", &["--datapath", "reflect"]).unwrap();
     let file = directory.path().join("dead.rec");

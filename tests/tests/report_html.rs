@@ -52,7 +52,7 @@ fn a_slow_burst_is_chosen_and_its_journey_is_the_records() {
     assert_eq!(browser.run("return document.title").unwrap(), "ringscope: page");
     let words = browser.run("return document.querySelector('#tx .words').textContent").unwrap();
     let words = words.as_str().unwrap();
-    // For the mean, or for the tail as well: what waits behind a delayed burst has that in its notice.
+    // For the mean, or for the tail as well: bursts that wait for a delayed one have that in their notice.
     assert!(words.contains("try first (egress)"), "{words}");
     assert!(words.contains("Not measured here: guest-send, wakeup, host-tx."), "{words}");
     let rows =
@@ -245,7 +245,7 @@ fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
 }
 
 #[test]
-fn what_the_kernel_had_to_do_with_a_burst_stands_where_it_was() {
+fn kernel_times_stand_at_their_place_in_a_burst() {
     let directory = tempfile::tempdir().unwrap();
     let browser = page_of_probes(directory.path());
     let text = |selector: &str| text(&browser, selector);

@@ -52,7 +52,7 @@ fn guests_with_datapaths_of_their_own_share_a_daemon() {
 }
 
 #[test]
-fn a_guest_that_cannot_be_had_leaves_nothing_behind() {
+fn a_guest_that_cannot_be_set_up_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let start = |last: &str| {
         let keys = ["datapath = 'reflect'", "datapath = 'switch:lan'", last];

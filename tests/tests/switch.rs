@@ -171,10 +171,10 @@ fn a_receiver_that_is_slow_for_a_moment_loses_nothing() {
     assert!(starved > 1000.0, "starved for {starved} us");
 }
 
-/// HOSTILE 37: two guests flood two others, one of them with the longest frames there are, and everyone with what it
-/// may; two more ask and answer each other meanwhile.
+/// Two guests flood two others. One of them sends the longest frames there are, and as many to everyone as it may. Two
+/// more guests ask and answer each other meanwhile.
 #[test]
-fn who_floods_does_not_hold_up_third_guests() {
+fn a_flood_between_two_guests_does_not_hold_up_others() {
     let mut lan = Lan::new(&guests(6), "poll = 'always'");
     lan.introduce();
     let done = AtomicBool::new(false);
@@ -251,7 +251,7 @@ fn ask_and_answer(asks: &mut Pair, answers: &mut Pair, count: usize) -> Vec<Dura
 }
 
 #[test]
-fn what_goes_to_everyone_is_limited() {
+fn frames_to_everyone_are_limited() {
     let mut lan = Lan::new(&guests(2), "");
     let storm = frame(EVERYONE, station(0), 0, 60);
     let (mut sent, mut passed) = (0, 0);
@@ -278,7 +278,7 @@ fn what_goes_to_everyone_is_limited() {
 }
 
 #[test]
-fn who_goes_away_is_forgotten_and_comes_back() {
+fn a_guest_that_disconnects_is_forgotten_and_learned_again() {
     let mut lan = Lan::new(&guests(3), "");
     lan.introduce();
     let to_gone = frame(station(2), station(0), 1, 60);
@@ -300,7 +300,7 @@ fn who_goes_away_is_forgotten_and_comes_back() {
 }
 
 #[test]
-fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
+fn segments_cross_whole_to_guests_that_take_them_and_are_cut_for_others() {
     let whole = GuestOptions::default().offloads();
     for cut in formats(&GuestOptions::default()) {
         let mut lan = Lan::new(&[whole.clone(), whole.clone(), cut], "");
@@ -310,11 +310,11 @@ fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
         let macs = |to| (station(0), station(to));
         for to in [1, 2] {
             let sent = packets::tcp_unsummed(macs(to), &payload);
-            // Frames before and behind it keep their places.
-            let [before, behind] = [2, 3].map(|seed| frame(station(to), station(0), seed, 60));
+            // Frames before and after it keep their places.
+            let [before, after] = [2, 3].map(|seed| frame(station(to), station(0), seed, 60));
             lan.send(0, &before);
             assert!(lan.pair(0).send_chain(&header, &[&sent]).unwrap());
-            lan.send(0, &behind);
+            lan.send(0, &after);
             lan.expect(to, &before);
             if to == 1 {
                 let came = lan.expect(1, &sent);
@@ -327,7 +327,7 @@ fn segments_cross_whole_to_who_takes_them_and_are_cut_for_others() {
                     assert_eq!(packets::tcp_checked(&came.bytes), Some(expected));
                 }
             }
-            lan.expect(to, &behind);
+            lan.expect(to, &after);
         }
         // A checksum alone.
         let sent = packets::tcp_unsummed(macs(2), &payload[..100]);
@@ -358,7 +358,7 @@ fn segments_wait_for_room_one_by_one() {
 }
 
 #[test]
-fn net_headers_that_make_no_sense_reach_nobody() {
+fn frames_with_invalid_net_headers_are_dropped() {
     let mut lan = Lan::new(&vec![GuestOptions::default().offloads(); 2], "");
     lan.introduce();
     let sent = packets::tcp_unsummed((station(0), station(1)), &[1; 5000]);

@@ -113,7 +113,7 @@ fn a_tap_that_somebody_else_opened_is_used_as_it_is() {
 }
 
 #[test]
-fn what_is_handed_over_and_no_tap_is_refused() {
+fn a_handed_over_descriptor_that_is_no_tap_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let refused = |datapath: &str, path: &str| {
         let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();

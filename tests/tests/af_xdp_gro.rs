@@ -33,7 +33,7 @@ struct Wire {
 }
 
 impl Wire {
-    /// With `keys` behind the far interface's name, and these arguments for its daemon.
+    /// With `keys` after the far interface's name, and these arguments for its daemon.
     fn new(keys: &str, arguments: &[&str], receiver: GuestOptions) -> Self {
         let link = Link::new();
         let directories = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -151,10 +151,10 @@ fn segments_that_came_together_are_the_packets_that_were_cut() {
 }
 
 #[test]
-fn who_does_not_want_it_gets_every_segment() {
+fn without_gro_every_segment_comes_by_itself() {
     let whole = GuestOptions::default().offloads();
     for (keys, options) in
-        [(",merge=off", whole.clone()), ("", GuestOptions::default()), ("", one_buffer(whole))]
+        [(",gro=off", whole.clone()), ("", GuestOptions::default()), ("", one_buffer(whole))]
     {
         let mut wire = Wire::new(keys, &[], options);
         wire.send();

@@ -31,7 +31,7 @@ fn send_periodically(poll: &str, skipped: Option<usize>) -> (f64, f64) {
     run_in_real_time();
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--datapath", "reflect", "--poll", poll];
-    let mut daemon = Daemon::start(directory.path(), "beat", &arguments).unwrap();
+    let mut daemon = Daemon::start(directory.path(), "periodic", &arguments).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let begin = Instant::now();
     let before = daemon.cpu_time();
@@ -45,7 +45,7 @@ fn send_periodically(poll: &str, skipped: Option<usize>) -> (f64, f64) {
     let used = (daemon.cpu_time() - before).as_secs_f64() / begin.elapsed().as_secs_f64();
     // A daemon that has ended has recorded every burst.
     daemon.terminate(Duration::from_secs(2)).unwrap();
-    let bursts = Trace::open(directory.path(), "beat").bursts(1);
+    let bursts = Trace::open(directory.path(), "periodic").bursts(1);
     assert_eq!(bursts.len(), periods.count());
     let awake = bursts[FIRST..].iter().filter(|it| it.flags & BurstRecord::POLLED != 0).count();
     (awake as f64 / (bursts.len() - FIRST) as f64, used)
