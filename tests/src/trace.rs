@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burst_trace::Totals;
 use burst_trace::location::recorder_path;
-use burst_trace::{BurstRecord, Direction, DropCause, Reader, RecordKind, Stage};
+use burst_trace::{BurstRecord, Direction, DropCause, Reader, Stage};
 
 /// A recorder of a daemon, open.
 #[derive(Debug)]
@@ -33,9 +33,7 @@ impl Trace {
         for worker in 0..self.reader.workers() {
             let mut cursor = self.reader.oldest(worker);
             let lost = self.reader.read(&mut cursor, |record| {
-                if record.ring == ring && record.kind == RecordKind::Burst as u8 {
-                    bursts.push(*record);
-                }
+                bursts.extend(record.as_burst().filter(|burst| burst.ring == ring));
             });
             assert_eq!(lost, 0, "the recorder is too small for this test");
         }

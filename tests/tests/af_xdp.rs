@@ -199,18 +199,16 @@ fn when_frames_came_is_known_and_what_polling_finds_is_exact() {
             sleep(Duration::from_millis(2));
         }
         let reader = daemon.reader().unwrap();
-        let mut records = Vec::new();
+        let mut records: Vec<BurstRecord> = Vec::new();
         reader.read(&mut reader.oldest(0), |record| {
-            if record.ring == 0 {
-                records.push(*record);
-            }
+            records.extend(record.as_burst().filter(|burst| burst.ring == 0));
         });
         assert!(records.len() >= 50);
         let limit = reader.ticks_per_second() / 2;
         for record in &records {
             let wakeup = record.wakeup.expect("the kernel's stamp");
             assert!(u64::from(wakeup) < limit && record.total() < limit, "{record:?}");
-            assert_eq!(record.flags & BurstRecord::POLLED, 0, "what is stamped is no bound");
+            assert!(!record.is_polled, "what is stamped is no bound");
         }
         // A worker that sleeps takes some microseconds to come back; one that polls, nothing.
         let woken = records.iter().filter(|record| record.wakeup > Some(1000)).count();

@@ -216,10 +216,10 @@ fn a_stopped_daemon_shows_as_notice_when_it_polls_and_before_its_stages_when_it_
         let (notice, total) = (trace.stage_us(&burst, Stage::Notice), trace.us(burst.total()));
         if poll == "always" {
             assert!(notice > 45_000.0 && notice > 0.95 * total, "{notice} of {total} us");
-            assert_ne!(burst.flags & BurstRecord::POLLED, 0);
+            assert!(burst.is_polled);
         } else {
             assert!(total < 25_000.0, "{total} us, of 50 ms that were not the daemon's");
-            assert_eq!(burst.flags & BurstRecord::POLLED, 0);
+            assert!(!burst.is_polled);
         }
     }
 }

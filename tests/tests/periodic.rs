@@ -5,7 +5,6 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::BurstRecord;
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::beside::run_in_real_time;
 use ringscope_tests::daemon::Daemon;
@@ -47,7 +46,7 @@ fn send_periodically(poll: &str, skipped: Option<usize>) -> (f64, f64) {
     daemon.terminate(Duration::from_secs(2)).unwrap();
     let bursts = Trace::open(directory.path(), "periodic").bursts(1);
     assert_eq!(bursts.len(), periods.count());
-    let awake = bursts[FIRST..].iter().filter(|it| it.flags & BurstRecord::POLLED != 0).count();
+    let awake = bursts[FIRST..].iter().filter(|it| it.is_polled).count();
     (awake as f64 / (bursts.len() - FIRST) as f64, used)
 }
 

@@ -1,6 +1,6 @@
 //! Where a real guest's packets spend their time: every stage measured, and a delay found where it is.
 
-use burst_trace::{BurstRecord, Direction, Reader, RecordKind, Stage};
+use burst_trace::{BurstRecord, Direction, Reader, Stage};
 use ringscope_tests::qemu::{Failure, Place};
 use ringscope_tests::traffic;
 use serde_json::Value;
@@ -16,9 +16,7 @@ const EVERY: usize = 10;
 fn bursts(reader: &Reader, direction: Direction) -> Vec<BurstRecord> {
     let mut found = Vec::new();
     let lost = reader.read(&mut reader.oldest(0), |record| {
-        if record.kind == RecordKind::Burst as u8 && record.direction() == direction {
-            found.push(*record);
-        }
+        found.extend(record.as_burst().filter(|burst| burst.direction() == direction));
     });
     assert_eq!(lost, 0, "the guest is quiet");
     found

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{RecordKind, Source};
+use burst_trace::{BurstRecord, Record, Source};
 use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use ringscope_tests::beside::run_in_real_time;
@@ -32,9 +32,9 @@ fn report(file: &Path, format: &str) -> String {
 fn count(file: &Path) -> (u64, u64, u64) {
     let (mut bursts, mut packets) = (0, 0);
     let lost = Source::open(file).unwrap().read(|record| {
-        if record.kind == RecordKind::Burst as u8 {
+        if let Record::Burst(burst) = record {
             bursts += 1;
-            packets += u64::from(record.packets);
+            packets += u64::from(burst.packets);
         }
     });
     (bursts, packets, lost)
@@ -86,8 +86,8 @@ fn a_slow_burst_is_waited_for_and_kept_with_what_was_around_it() {
     assert!(said.contains("the burst: tx queue 1"), "{said}");
     let source = Source::open(&file).unwrap();
     let second = source.ticks_per_second();
-    let mut bursts = Vec::new();
-    assert_eq!(source.read(|record| bursts.push(*record)), 0);
+    let mut bursts: Vec<BurstRecord> = Vec::new();
+    assert_eq!(source.read(|record| bursts.extend(record.as_burst())), 0);
     let is_slow = |ticks: u64| ticks >= second * 3 / 1000;
     let met = bursts.iter().position(|burst| is_slow(burst.stages[3])).expect("the slow one");
     let at = bursts[met].last;
@@ -112,7 +112,7 @@ fn the_last_time_before_the_end_is_kept() {
     recorder.interrupt().unwrap();
     let source = Source::open(&file).unwrap();
     let mut times = Vec::new();
-    source.read(|record| times.push(record.last));
+    source.read(|record| times.push(record.last()));
     let (first, last) = (times[0], times[times.len() - 1]);
     assert!(last - first <= source.ticks_per_second() / 5);
     assert!(times.len() > 50 && times.len() < 250, "{}", times.len());

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, DropCause, RecordKind, Source};
+use burst_trace::{BurstRecord, Direction, DropRecord, Record, Source};
 use frontend::{Guest, GuestOptions};
 use report::figures::TickRate;
 use report::when::When;
@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(10);
 const ROUND: usize = 120;
 
 /// A recording of a run with bursts that had to queue and with drops, and what is in it.
-fn record(directory: &Path) -> (Source, Vec<BurstRecord>, std::path::PathBuf) {
+fn record(directory: &Path) -> (Source, Vec<Record>, std::path::PathBuf) {
     let arguments = ["--datapath", "reflect", "--fault", "drop=0.1,seed=1"];
     let daemon = Daemon::start(directory, "files", &arguments).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
@@ -58,13 +58,15 @@ fn report(file: &Path, format: &str) -> Vec<u8> {
     output.stdout
 }
 
-fn bursts(records: &[BurstRecord]) -> impl Iterator<Item = &BurstRecord> {
-    records.iter().filter(|record| record.kind == RecordKind::Burst as u8)
+fn bursts(records: &[Record]) -> impl Iterator<Item = &BurstRecord> {
+    records.iter().filter_map(Record::as_burst)
 }
 
-fn drops(records: &[BurstRecord]) -> impl Iterator<Item = (&BurstRecord, DropCause)> {
-    let drops = records.iter().filter(|record| record.kind == RecordKind::Drop as u8);
-    drops.map(|record| (record, DropCause::ALL[usize::from(record.cause)]))
+fn drops(records: &[Record]) -> impl Iterator<Item = &DropRecord> {
+    records.iter().filter_map(|record| match record {
+        Record::Drop(drop) => Some(drop),
+        _ => None,
+    })
 }
 
 #[test]
@@ -80,7 +82,7 @@ fn perfetto_and_tshark_read_what_was_recorded() {
     check_pcapng(&source, &records, &capture);
 }
 
-fn check_perfetto(source: &Source, records: &[BurstRecord], trace: &[u8]) {
+fn check_perfetto(source: &Source, records: &[Record], trace: &[u8]) {
     let (when, trace) = (When::of(source), Trace::read(trace));
     // Each burst is there with its times and its stages, and nothing else is.
     let mut expected = BTreeMap::new();
@@ -119,7 +121,7 @@ fn check_perfetto(source: &Source, records: &[BurstRecord], trace: &[u8]) {
     assert_eq!(found.len(), bursts(records).count());
     assert!(found == expected, "expected {expected:#?}, found {found:#?}");
     let lost: HashSet<_> = drops(records)
-        .map(|(drop, cause)| (when.monotonic_ns(drop.first), format!("drop {}", cause.name())))
+        .map(|drop| (when.monotonic_ns(drop.at), format!("drop {}", drop.cause.name())))
         .collect();
     let instants = trace.slices.iter().filter(|slice| slice.end_ns.is_none());
     let instants: HashSet<_> = instants.map(|slice| (slice.start_ns, slice.name.clone())).collect();
@@ -152,7 +154,7 @@ sys.stdout.buffer.write(trace.SerializeToString())
     assert!(known.stdout == trace, "{} bytes of {} are known", known.stdout.len(), trace.len());
 }
 
-fn check_pcapng(source: &Source, records: &[BurstRecord], capture: &Path) {
+fn check_pcapng(source: &Source, records: &[Record], capture: &Path) {
     let fields = ["time_epoch", "len", "cap_len", "packet_flags_direction", "comment"];
     let mut tshark = Command::new("tshark");
     tshark.arg("-r").arg(capture).args(["-T", "fields"]);
@@ -163,28 +165,30 @@ fn check_pcapng(source: &Source, records: &[BurstRecord], capture: &Path) {
     let (when, rate) = (When::of(source), TickRate::new(source.ticks_per_second()));
     let mut lines = found.lines();
     for record in records {
-        let direction = record.direction();
-        let mut comment = format!("{} ring={}", direction.name(), record.ring);
+        let ring = match record {
+            Record::Burst(burst) => burst.ring,
+            Record::Drop(drop) => drop.ring,
+            _ => continue,
+        };
+        let direction = Direction::of_ring(ring);
+        let mut comment = format!("{} ring={ring}", direction.name());
         let mut len = 0;
-        if record.kind == RecordKind::Burst as u8 {
-            comment += &format!(" burst={} frames={}", record.sequence, record.packets);
-            for (stage, ticks) in direction.stages().iter().zip(record.stages) {
+        if let Record::Burst(burst) = record {
+            comment += &format!(" burst={} frames={}", burst.sequence, burst.packets);
+            for (stage, ticks) in direction.stages().iter().zip(burst.stages) {
                 comment += &format!(" {}={}ns", stage.name(), rate.ns(ticks));
             }
-            if record.flags & BurstRecord::POLLED != 0 {
+            if burst.is_polled {
                 comment += " polled";
             }
-            len = (f64::from(record.bytes) / f64::from(record.packets)).round() as u32;
-        } else if record.kind == RecordKind::Drop as u8 {
-            let cause = DropCause::ALL[usize::from(record.cause)].name();
-            comment += &format!(" drop={cause} packets={}", record.packets);
-        } else {
-            continue;
+            len = (f64::from(burst.bytes) / f64::from(burst.packets)).round() as u32;
+        } else if let Record::Drop(drop) = record {
+            comment += &format!(" drop={} packets={}", drop.cause.name(), drop.packets);
         }
         let line: Vec<_> = lines.next().expect("a packet of this record").split('\t').collect();
         let (seconds, rest) = line[0].split_once('.').expect("a time with its fraction");
         let ns = seconds.parse::<u64>().unwrap() * 1_000_000_000 + rest.parse::<u64>().unwrap();
-        assert_eq!((rest.len(), ns), (9, when.realtime_ns(record.first)), "{line:?}");
+        assert_eq!((rest.len(), ns), (9, when.realtime_ns(record.first())), "{line:?}");
         let way = if direction.name() == "tx" { 2 } else { 1 };
         let way_found = line[3].trim_start_matches("0x").parse::<u32>();
         assert_eq!(way_found, Ok(way), "{line:?}");

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use burst_trace::{
-    BurstRecord, Clock, Direction, KernelStage, RecordKind, Recorder, RecorderOptions,
+    BurstRecord, Clock, Direction, KernelSpan, KernelStage, Recorder, RecorderOptions,
 };
 use frontend::{Guest, GuestOptions};
 use report::Initiator;
@@ -139,22 +139,15 @@ fn probes(directory: &Path) -> [PathBuf; 2] {
                 stages,
                 packets: 1,
                 ring,
-                kind: RecordKind::Burst as u8,
                 ..Default::default()
             };
             writer.burst(&burst);
             writer.probe(&burst, RUN, sequence);
         }
         // The kernel takes a frame while the daemon hands it over, and goes on for 5 µs.
-        let first = sent + ticks(73);
-        kernel.kernel(&BurstRecord {
-            first,
-            last: first + ticks(5),
-            ring: 1,
-            kind: RecordKind::Kernel as u8,
-            cause: KernelStage::HostTx as u8,
-            ..Default::default()
-        });
+        let (stage, start) = (KernelStage::HostTx, sent + ticks(73));
+        let end = start + ticks(5);
+        kernel.kernel(&KernelSpan { stage, start, end, worker: Some(0), writer: 0 });
         let sent_ns = anchor.monotonic_ns + 1_000_000 * (sequence + 1);
         let received_ns = sent_ns + 100_000 + sequence * 1000;
         writeln!(stamps, "{RUN},{sequence},{sent_ns},,,{received_ns}").unwrap();

@@ -19,6 +19,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("guest-memory", &["file-mapping"]),
     ("virtqueue", &["guest-memory"]),
     ("burst-trace", &["file-mapping", "host-files"]),
+    // Captures and reports write the same blocks and comments.
+    ("pcapng", &["burst-trace"]),
     // It measures stages of the recorder's list.
     ("kernel-stages", &["burst-trace"]),
     // Every drop has a cause of the recorder's list.
@@ -26,7 +28,15 @@ const EDGES: &[(&str, &[&str])] = &[
     // A guest that disables a ring makes AF_XDP log its counters.
     (
         "datapath",
-        &["host-files", "host-links", "guest-memory", "virtio-net", "burst-trace", "log-limit"],
+        &[
+            "host-files",
+            "host-links",
+            "guest-memory",
+            "virtio-net",
+            "burst-trace",
+            "pcapng",
+            "log-limit",
+        ],
     ),
     // Log lines that a guest or its front end causes are limited, here and in the next two.
     (
@@ -49,7 +59,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "metrics",
         ],
     ),
-    ("report", &["burst-trace"]),
+    ("report", &["burst-trace", "pcapng"]),
     // It stamps probe packets as the recorder does. It is shipped in guests, so it uses no more than it needs.
     ("agent", &["host-files", "burst-trace"]),
     // It starts guests, and talks to the agent in them.

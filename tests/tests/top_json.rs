@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use burst_trace::{DropCause, RecordKind, Source};
+use burst_trace::{DropCause, Record, Source};
 use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use report::figures::TickRate;
@@ -83,8 +83,8 @@ fn check_outliers(lines: &[Value], source: &Source, begun: u64) {
     let rate = TickRate::new(source.ticks_per_second());
     let mut bursts = HashMap::new();
     source.read(|record| {
-        if record.kind == RecordKind::Burst as u8 {
-            bursts.insert(record.sequence, *record);
+        if let Record::Burst(burst) = record {
+            bursts.insert(burst.sequence, *burst);
         }
     });
     let mut told = HashSet::new();

@@ -1,4 +1,4 @@
-//! Writes a recording of many made-up bursts, to see how reports cope with it:
+//! Writes a recording of many invented bursts, to try reports with it:
 //!
 //! ```text
 //! cargo run --release --example large -p burst-trace -- /tmp/large.rec 10000000
@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use burst_trace::{
-    BurstRecord, Clock, Direction, Reader, RecordKind, Recorder, RecorderOptions, RecordingWriter,
+    BurstRecord, Clock, Direction, Reader, Record, Recorder, RecorderOptions, RecordingWriter,
 };
 
 fn main() {
@@ -27,7 +27,7 @@ fn main() {
     let reader = Reader::open(recorder.path()).expect("its reader");
     let mut writer = RecordingWriter::create(&path, &reader, &reader.facts()).expect("a recording");
     let start = clock.now();
-    // Good enough for made-up times (xorshift64).
+    // Good enough for invented times (xorshift64).
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     for n in 0..bursts {
         random ^= random << 13;
@@ -37,7 +37,7 @@ fn main() {
         let mut stages = [0; 6];
         let count = Direction::of_ring(ring).stages().len();
         for (n, stage) in stages[..count].iter_mut().enumerate() {
-            // One in some thousand is slow.
+            // One in 4096 is slow.
             let slow = if random >> 52 == 0 { 1000 } else { 1 };
             *stage = (random >> (n * 8) & 0xff) * 3 * slow;
         }
@@ -50,11 +50,10 @@ fn main() {
             bytes: 64 * 32,
             packets: 32,
             ring,
-            kind: RecordKind::Burst as u8,
             worker: (n % 2) as u8,
             ..BurstRecord::default()
         };
-        writer.push(&record).expect("room for the recording");
+        writer.push(&Record::Burst(record)).expect("room for the recording");
     }
     writer.finish(&reader, false).expect("room for the recording");
 }

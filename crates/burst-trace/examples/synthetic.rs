@@ -1,4 +1,4 @@
-//! Writes a believable live recorder, so that `ringscope top` and `stats` can be tried without a guest:
+//! Writes a live recorder with plausible bursts, to try `ringscope top` and `stats` without a guest:
 //!
 //! ```text
 //! cargo run --example synthetic -p burst-trace -- /tmp/ringscope/vm0.trace [SECONDS [BURSTS_PER_SECOND]]
@@ -8,16 +8,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use burst_trace::stage::STAGES_MAX;
-use burst_trace::{
-    BurstRecord, Clock, Direction, DropCause, RecordKind, Recorder, RecorderOptions, Writer,
-};
+use burst_trace::{BurstRecord, Clock, Direction, DropCause, Recorder, RecorderOptions, Writer};
 
-/// Nanoseconds that a stage takes when all is well, in the order of `Direction::stages`.
+/// Usual time in each stage, nanoseconds, in the order of `Direction::stages`.
 const TX_NS: [u64; STAGES_MAX] = [300, 60, 450, 2600, 90, 700];
 const RX_NS: [u64; STAGES_MAX] = [250, 20, 1900, 80, 900, 0];
 const QUEUE_PAIRS: u16 = 2;
 
-/// A generator good enough for made-up times (xorshift64).
+/// A generator good enough for invented times (xorshift64).
 struct Random(u64);
 
 impl Random {
@@ -76,7 +74,7 @@ fn write_one(writer: &mut Writer, clock: Clock, random: &mut Random, sequences: 
     let mut stages = [0; STAGES_MAX];
     for (stage, ns) in stages.iter_mut().zip(base) {
         let jitter = random.below(ns / 2 + 1);
-        // Now and then the scheduler takes the processor away.
+        // Sometimes the scheduler takes the CPU away.
         let stall = if ns > 0 && random.below(5000) == 0 { random.below(400_000) } else { 0 };
         *stage = clock.ticks_in(Duration::from_nanos(ns + jitter + stall));
     }
@@ -97,8 +95,7 @@ fn write_one(writer: &mut Writer, clock: Clock, random: &mut Random, sequences: 
         bytes: u32::from(packets) * (60 + random.below(1400) as u32),
         packets,
         ring,
-        kind: RecordKind::Burst as u8,
-        flags: if random.below(3) == 0 { BurstRecord::POLLED } else { 0 },
+        is_polled: random.below(3) == 0,
         ..BurstRecord::default()
     });
     *sequence += u64::from(packets);

@@ -1,14 +1,14 @@
 //! The layout of `NAME.trace`: a file of 64-bit words, mapped shared.
 //!
 //! ```text
-//! header    4096 bytes  magic, sizes, clock and its anchors, facts as JSON
-//! rings     512 bytes a virtqueue: totals and drops by cause, written by the ring's worker
-//! workers   64 bytes a worker: how many records it has written, and which thread it is
-//! records   64 bytes each, `capacity` of them a worker, the oldest overwritten first
+//! header    4096 bytes  magic, version, sizes, clock and its anchors, facts as JSON
+//! rings     512 bytes for each virtqueue: totals and drops by cause, written by the ring's worker
+//! workers   64 bytes for each worker: the number of records it has written, and its thread
+//! records   64 bytes each ([`record`](crate::record)), `capacity` of them for each worker; the oldest is overwritten first
 //! ```
 //!
-//! Every word is an atomic: writer and readers share the mapping without locks, and a reader finds out by
-//! the worker's count what was overwritten while it read.
+//! Every word is an atomic: writer and readers share the mapping without locks. The worker's count tells a reader which
+//! records were overwritten while it read.
 #![allow(unsafe_code, reason = "a shared file mapping seen as atomic words")]
 
 use std::fs::File;
@@ -18,79 +18,100 @@ use std::sync::atomic::AtomicU64;
 use file_mapping::FileMapping;
 
 use crate::record::RECORD_WORDS;
+use crate::stage::{DropCause, SocketEvent};
 
 /// `RINGSCP1`, little endian.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGSCP1");
-/// The mark of a recording: `RINGREC1`.
+/// Begins a recording: `RINGREC1`.
 pub const RECORDING_MAGIC: u64 = u64::from_le_bytes(*b"RINGREC1");
-/// Changes whenever a reader of the old layout would misread the new one.
+/// The version of the layout. It changes whenever a reader of the old layout would misread the new one.
 pub const VERSION: u64 = 1;
 
 /// Words of the header, by position.
 pub mod word {
-    /// [`MAGIC`](super::MAGIC); written last, so that a reader never sees half a header.
+    /// [`MAGIC`](super::MAGIC). Written last, so that a reader never sees half a header.
     pub const MAGIC: usize = 0;
     /// [`VERSION`](super::VERSION).
     pub const VERSION: usize = 1;
-    /// How many workers write.
+    /// Number of workers that write.
     pub const WORKERS: usize = 2;
-    /// How many queue pairs the device has.
+    /// Number of the device's queue pairs.
     pub const QUEUE_PAIRS: usize = 3;
-    /// Records a worker; a power of two.
+    /// Records of each worker; a power of two.
     pub const CAPACITY: usize = 4;
     /// [`ClockKind`](crate::ClockKind) as a number.
     pub const CLOCK: usize = 5;
-    /// The clock's rate, refined while the daemon runs.
+    /// The clock's rate; the daemon refines it while it runs.
     pub const TICKS_PER_SECOND: usize = 6;
     /// The daemon's process id.
     pub const PID: usize = 7;
-    /// 1 while the daemon runs, 0 when it ended in order.
+    /// 1 while the daemon runs and after a crash, 0 after an orderly end.
     pub const RUNNING: usize = 8;
     /// Length of the facts in bytes.
     pub const FACTS_LEN: usize = 9;
-    /// Three words: the anchor taken at the start.
+    /// The anchor taken at the start.
     pub const ANCHOR_START: usize = 10;
     /// Odd while the latest anchor is being replaced.
-    pub const ANCHOR_VERSION: usize = 13;
-    /// Three words: the latest anchor.
-    pub const ANCHOR_LATEST: usize = 14;
+    pub const ANCHOR_VERSION: usize = ANCHOR_START + super::ANCHOR_WORDS;
+    /// The latest anchor.
+    pub const ANCHOR_LATEST: usize = ANCHOR_VERSION + 1;
     /// In a recording: 1 when the rings' totals are those of its time.
-    pub const COUNTED: usize = 17;
-    /// The process of the front end that is connected; 0 for none.
-    pub const FRONT_END: usize = 18;
+    pub const COUNTED: usize = ANCHOR_LATEST + super::ANCHOR_WORDS;
+    /// The process of the connected front end; 0 for none.
+    pub const FRONT_END: usize = COUNTED + 1;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }
 
+/// Words of an anchor: ticks, `CLOCK_MONOTONIC` and `CLOCK_REALTIME` of one instant.
+pub const ANCHOR_WORDS: usize = 3;
 /// The header's length in words.
 pub const HEADER_WORDS: usize = 512;
-/// Room for the facts.
+/// Longest facts, bytes.
 pub const FACTS_BYTES_MAX: usize = (HEADER_WORDS - word::FACTS) * 8;
-/// A ring's totals, in words: packets, bytes, bursts, socket events from [`RING_EVENTS`] on, moves of addresses at
-/// [`RING_MOVES`], then drops from [`RING_DROPS`] on.
+
+/// Words of a ring: totals, socket events, moves of addresses, drops.
 pub const RING_WORDS: usize = 64;
-/// Where in a ring's words the socket events begin.
+/// The word of a ring that counts its packets.
+pub const RING_PACKETS: usize = 0;
+/// The word of a ring that counts its bytes.
+pub const RING_BYTES: usize = 1;
+/// The word of a ring that counts its bursts.
+pub const RING_BURSTS: usize = 2;
+/// The first of a ring's socket events, in the order of [`SocketEvent::ALL`].
 pub const RING_EVENTS: usize = 3;
 /// The word of a ring that counts addresses moved between the guest's port of a switch and another one.
-pub const RING_MOVES: usize = 7;
-/// Where in a ring's words the drops begin.
-pub const RING_DROPS: usize = 8;
-/// A worker's words; the first counts its records.
+pub const RING_MOVES: usize = RING_EVENTS + SocketEvent::ALL.len();
+/// The first of a ring's drops, in the order of [`DropCause::ALL`].
+pub const RING_DROPS: usize = RING_MOVES + 1;
+
+/// Words of a worker. The first one counts its records.
 pub const WORKER_WORDS: usize = 8;
-/// Which of a worker's words is its thread's number; 0 for none.
+/// The word of a worker that holds its thread's number; 0 for none.
 pub const WORKER_THREAD: usize = 1;
 
 /// Most records of all workers together: 1 GiB, more than any daemon writes.
 pub const RECORDS_MAX: usize = 1 << 24;
 
-/// Where everything is in a file of this shape.
+// The lists may grow at their ends as far as there is room. Whatever moves a word needs another `VERSION`.
+const _: () = {
+    assert!(VERSION == 1 && RING_MOVES == 7 && RING_DROPS == 8, "the layout of version 1");
+    assert!(word::FRONT_END == 18 && word::FRONT_END < word::FACTS, "the layout of version 1");
+    assert!(
+        RING_DROPS + DropCause::ALL.len() <= RING_WORDS,
+        "a ring's words hold every drop cause"
+    );
+    assert!(WORKER_THREAD < WORKER_WORDS, "a worker's words hold its thread");
+};
+
+/// The sizes of a file, and where its parts are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// How many workers write.
+    /// Number of workers that write.
     pub workers: usize,
-    /// How many queue pairs the device has.
+    /// Number of the device's queue pairs.
     pub queue_pairs: usize,
-    /// Records a worker; a power of two.
+    /// Records of each worker; a power of two.
     pub capacity: usize,
 }
 
@@ -119,7 +140,7 @@ impl Layout {
         self.records(self.workers)
     }
 
-    /// Whether the numbers are ones that a daemon writes, so that nothing overflows.
+    /// Whether a daemon may write these sizes. If so, no position overflows.
     #[must_use]
     pub const fn is_sane(&self) -> bool {
         self.workers >= 1
@@ -131,8 +152,16 @@ impl Layout {
     }
 }
 
-/// A file mapped shared and seen as atomic 64-bit words. Another process may shorten the file meanwhile: missing pages
-/// then read as zeroes.
+/// The facts as words, eight bytes each.
+pub(crate) fn facts_words(facts: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    facts.chunks(8).map(|chunk| {
+        let mut bytes = [0; 8];
+        bytes[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(bytes)
+    })
+}
+
+/// A file mapped shared, as atomic 64-bit words. If another process shortens the file, missing pages read as zeroes.
 #[derive(Debug)]
 pub struct Words {
     map: FileMapping,
@@ -158,7 +187,7 @@ impl Words {
         Ok(Self { len: map.len() / 8, map })
     }
 
-    /// How many words there are.
+    /// Number of words.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
@@ -195,13 +224,11 @@ impl Words {
         }
     }
 
-    /// Asks the CPU to have the cache line of the word at `index` alone, for it will be written. Wherever that is: it is
-    /// only a hint.
+    /// Prefetches the cache line of the word at `index` for writing. `index` may be outside the file: it is only a hint.
     #[inline]
     pub fn prefetch_to_write(&self, index: usize) {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
-        // SAFETY: a prefetch has no effect but on time, whatever the address; CPUs without the instruction take it for one
-        // that does nothing.
+        // SAFETY: a prefetch affects nothing but timing, at any address; CPUs without the instruction execute it as a no-op.
         unsafe {
             let at = self.map.as_ptr().wrapping_add(index * 8);
             std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));

@@ -1,4 +1,4 @@
-//! What stands before the records, in a flight recorder's file and in a recording of one.
+//! The part before the records, in a flight recorder and in a recording.
 
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -10,8 +10,9 @@ use host_files::{FileId, open_regular};
 
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
-    FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_DROPS, RING_EVENTS, RING_MOVES, RING_WORDS,
-    VERSION, WORKER_THREAD, Words, word,
+    ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_BURSTS, RING_BYTES,
+    RING_DROPS, RING_EVENTS, RING_MOVES, RING_PACKETS, RING_WORDS, VERSION, WORKER_THREAD, Words,
+    word,
 };
 use crate::stage::{DropCause, SocketEvent};
 
@@ -33,12 +34,23 @@ pub enum ReadError {
     Format {
         /// The file.
         path: PathBuf,
-        /// What should have been there.
+        /// What was expected.
         expected: String,
-        /// What was.
+        /// What was found.
         found: String,
     },
-    /// The daemon ended while it wrote how the recorder's clock relates to those of the host.
+    /// The file has another version of the layout.
+    #[error(
+        "{path} cannot be read: expected version {VERSION} of the recorder's file format, found version {found}; read it \
+         with the ringscope that belongs to the ringscoped that wrote it"
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+    },
+    /// The daemon ended while it wrote the relation of the recorder's clock to the host's clocks.
     #[error(
         "{path} cannot be used: expected its clock's relation to the host's clocks, found it half written for {} ms; \
          its daemon ended, or was stopped, in that moment",
@@ -50,8 +62,8 @@ pub enum ReadError {
     },
 }
 
-/// Longest wait for an anchor that is being written. A write takes nanoseconds, unless the daemon is not scheduled or has
-/// ended in the middle of it.
+/// Longest wait for an anchor that is being written. A write takes nanoseconds, unless the daemon loses its CPU or ends in
+/// the middle of it.
 const ANCHOR_WAIT: Duration = Duration::from_millis(500);
 
 /// The totals of one virtqueue since the daemon started.
@@ -61,7 +73,7 @@ pub struct Totals {
     pub packets: u64,
     /// Their bytes, without net headers.
     pub bytes: u64,
-    /// The bursts they came in.
+    /// Number of bursts they came in.
     pub bursts: u64,
 }
 
@@ -75,8 +87,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// Maps the file at `path` and checks its header. `expects` says whether it begins with a mark that is wanted;
-    /// `room`, how many words a file of that shape has at least.
+    /// Maps the file at `path` and checks its header. It must begin with `mark` and have at least `room` words.
     ///
     /// # Errors
     /// When the file cannot be read, or is something else.
@@ -104,7 +115,7 @@ impl Header {
         }
         let number = |at: usize| words.at(at).load(Ordering::Relaxed);
         if number(word::VERSION) != VERSION {
-            return Err(format(format!("layout {VERSION}"), number(word::VERSION).to_string()));
+            return Err(ReadError::Version { path: path.into(), found: number(word::VERSION) });
         }
         let size = |at: usize| usize::try_from(number(at)).unwrap_or(usize::MAX);
         let layout = Layout {
@@ -126,7 +137,7 @@ impl Header {
         }
     }
 
-    /// Which file it is.
+    /// The file's identity.
     #[must_use]
     pub const fn file(&self) -> FileId {
         self.file
@@ -140,19 +151,19 @@ impl Header {
         &self.layout
     }
 
-    /// How many workers write.
+    /// Number of workers that write.
     #[must_use]
     pub const fn workers(&self) -> usize {
         self.layout.workers
     }
 
-    /// How many queue pairs the device has.
+    /// Number of the device's queue pairs.
     #[must_use]
     pub const fn queue_pairs(&self) -> usize {
         self.layout.queue_pairs
     }
 
-    /// How many records of each worker the recorder keeps.
+    /// Number of records that the recorder keeps of each worker.
     #[must_use]
     pub const fn capacity(&self) -> usize {
         self.layout.capacity
@@ -164,7 +175,7 @@ impl Header {
         self.clock
     }
 
-    /// The clock's rate, as well as the daemon knows it by now.
+    /// The clock's rate, as the daemon has measured it so far.
     #[must_use]
     pub fn ticks_per_second(&self) -> u64 {
         self.number(word::TICKS_PER_SECOND).max(1)
@@ -176,13 +187,13 @@ impl Header {
         self.number(word::PID)
     }
 
-    /// Whether the daemon has not (yet) ended in order. After a crash this stays true.
+    /// Whether the daemon runs or has crashed; `false` after an orderly end.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.number(word::RUNNING) == 1
     }
 
-    /// The thread that `worker` is, if that is known.
+    /// The thread of `worker`, if it is known.
     ///
     /// # Panics
     /// When there is no such worker.
@@ -192,7 +203,7 @@ impl Header {
         self.participant(self.layout.head(worker) + WORKER_THREAD)
     }
 
-    /// The process of the front end that is connected now, if there is one and it is known.
+    /// The process of the connected front end, if there is one and it is known.
     #[must_use]
     pub fn front_end(&self) -> Option<u32> {
         self.participant(word::FRONT_END)
@@ -202,7 +213,7 @@ impl Header {
         u32::try_from(self.number(at)).ok().filter(|&number| number > 0)
     }
 
-    /// What the daemon said of this run: JSON text.
+    /// The daemon's facts about this run: JSON text.
     #[must_use]
     pub fn facts(&self) -> String {
         let len = usize::try_from(self.number(word::FACTS_LEN)).unwrap_or(0).min(FACTS_BYTES_MAX);
@@ -213,14 +224,14 @@ impl Header {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The instant on three clocks that was taken at the daemon's start.
+    /// The anchor taken at the daemon's start.
     #[must_use]
     pub fn anchor_start(&self) -> Anchor {
-        load_anchor(self.words.slice(word::ANCHOR_START, 3))
+        load_anchor(self.words.slice(word::ANCHOR_START, ANCHOR_WORDS))
     }
 
-    /// The latest such instant: at most a second of work old. If the daemon ended while it wrote the latest one, that of the
-    /// start.
+    /// The latest anchor: at most a second of work old. If the daemon ended while it wrote the latest one, the anchor of
+    /// the start.
     #[must_use]
     pub fn anchor_latest(&self) -> Anchor {
         self.whole_anchor().unwrap_or_else(|| self.anchor_start())
@@ -232,7 +243,7 @@ impl Header {
         let mut until = None;
         loop {
             let before = version.load(Ordering::Acquire);
-            let anchor = load_anchor(self.words.slice(word::ANCHOR_LATEST, 3));
+            let anchor = load_anchor(self.words.slice(word::ANCHOR_LATEST, ANCHOR_WORDS));
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && version.load(Ordering::Relaxed) == before {
                 return Some(anchor);
@@ -253,10 +264,10 @@ impl Header {
     pub fn totals(&self, ring: usize) -> Totals {
         let words = self.ring_words(ring);
         let load = |at: usize| words[at].load(Ordering::Relaxed);
-        Totals { packets: load(0), bytes: load(1), bursts: load(2) }
+        Totals { packets: load(RING_PACKETS), bytes: load(RING_BYTES), bursts: load(RING_BURSTS) }
     }
 
-    /// How many packets virtqueue `ring` has dropped for `cause` since the daemon started.
+    /// Number of packets that virtqueue `ring` has dropped for `cause` since the daemon started.
     ///
     /// # Panics
     /// When there is no such virtqueue.
@@ -265,7 +276,7 @@ impl Header {
         self.ring_words(ring)[RING_DROPS + cause as usize].load(Ordering::Relaxed)
     }
 
-    /// How often `event` was counted of virtqueue `ring` since the daemon started.
+    /// How often `event` was counted for virtqueue `ring` since the daemon started.
     ///
     /// # Panics
     /// When there is no such virtqueue.
@@ -309,8 +320,8 @@ pub(crate) struct Left {
     pub is_running: bool,
 }
 
-/// Reads which daemon left the recorder at `path`, of any version; `None` when the file is no recorder. An empty or half
-/// made file counts as a recorder without records.
+/// Reads which daemon left the recorder at `path`, of any version; `None` when the file is no recorder. An empty file, or
+/// one without its mark yet, counts as a recorder without records.
 pub(crate) fn left(path: &Path) -> io::Result<Option<Left>> {
     let file = open_regular(path)?;
     let number = |at: usize| {

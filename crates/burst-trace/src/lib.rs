@@ -1,25 +1,73 @@
-//! Where the time of every burst of packets goes, and the flight recorder that keeps it.
+//! The flight recorder: where the time of every burst of packets went.
 //!
 //! A leaf crate: the daemon writes with [`Recorder`] and [`Writer`], tools read with [`Reader`].
 //!
-//! - [`stage`]: the closed list of stages, directions and drop causes.
-//! - [`clock`]: the CPU counter, plainly read, and its relation to `CLOCK_MONOTONIC`.
-//! - [`record`]: the 64 bytes that one burst leaves behind.
-//! - [`file`](mod@file): the layout of `NAME.trace` and the words it is made of.
-//! - [`header`]: what stands before the records.
+//! ```
+//! use burst_trace::{BurstRecord, Clock, Direction, Reader, Record, Recorder, RecorderOptions};
+//!
+//! let directory = tempfile::tempdir()?;
+//! let clock = Clock::new();
+//! let options = RecorderOptions {
+//!     path: directory.path().join("vm0.trace"),
+//!     workers: 1,
+//!     queue_pairs: 1,
+//!     capacity: 1024,
+//!     facts: r#"{"name":"vm0"}"#.into(),
+//! };
+//!
+//! // The daemon makes the file; each worker stores a record for each burst.
+//! let recorder = Recorder::create(&options, &clock)?;
+//! let mut writer = recorder.writer(0, clock);
+//! let wake = clock.now();
+//! // Ticks in each of the stages of a transmit burst, in the order of `Direction::stages`.
+//! let stages = [300, 0, 450, 2600, 90, 700];
+//! writer.burst(&BurstRecord {
+//!     first: wake,
+//!     last: wake + stages.iter().sum::<u64>(),
+//!     sequence: 0,
+//!     stages,
+//!     bytes: 32 * 64,
+//!     packets: 32,
+//!     ring: 1,
+//!     worker: 0,
+//!     is_polled: false,
+//!     wakeup: None,
+//! });
+//!
+//! // A tool maps the same file, and reads while the worker writes.
+//! let reader = Reader::open(recorder.path())?;
+//! let lost = reader.read(&mut reader.oldest(0), |record| match record {
+//!     Record::Burst(burst) => {
+//!         assert_eq!((burst.direction(), burst.packets, burst.bytes), (Direction::Tx, 32, 2048));
+//!         println!("{} packets of queue {} from {}", burst.packets, burst.ring, burst.sequence);
+//!         for (stage, ticks) in burst.direction().stages().iter().zip(burst.stages) {
+//!             println!("{:<10} {:?}", stage.name(), clock.duration_of(ticks));
+//!         }
+//!         println!("{:<10} {:?}", "total", clock.duration_of(burst.total()));
+//!         assert_eq!(burst.stages.iter().sum::<u64>(), burst.total());
+//!     }
+//!     other => println!("{other:?}"),
+//! });
+//! assert_eq!((lost, reader.totals(1).packets), (0, 32));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! - [`stage`]: the closed lists of directions, stages, drop causes and socket events.
+//! - [`clock`]: the CPU's counter, and its relation to `CLOCK_MONOTONIC`.
+//! - [`record`]: the records, and how they are laid out in 64 bytes.
+//! - [`file`](mod@file): the layout of `NAME.trace`, and its words.
+//! - [`header`]: the part before the records.
 //! - [`location`]: where recorders are.
-//! - [`writer`]: the daemon's end; [`reader`]: everyone else's.
-//! - [`recording`]: what was kept of a recorder over some time; [`source`]: either of the two.
-//! - [`wakeups`]: wake-ups that the host kernel stamped, joined to the bursts that they were for.
-//! - [`probe`]: packets that carry a number of their own.
-//! - [`comment`]: a burst in a line of text; [`pcapng`]: the blocks of the captures that such comments are in.
+//! - [`writer`]: the daemon's side; [`reader`]: the tools' side.
+//! - [`recording`]: the records of some time in a file; [`source`]: a recorder or a recording.
+//! - [`attribution`]: which times in the host kernel belong to which burst.
+//! - [`probe`]: packets with a number of their own.
 
+pub mod attribution;
 pub mod clock;
-pub mod comment;
 pub mod file;
 pub mod header;
 pub mod location;
-pub mod pcapng;
 pub mod probe;
 pub mod reader;
 pub mod record;
@@ -27,16 +75,15 @@ pub mod recording;
 pub mod source;
 pub mod stage;
 mod sys;
-pub mod wakeups;
 pub mod writer;
 
+pub use attribution::{Wakeup, Wakeups};
 pub use clock::{Anchor, Clock, ClockKind};
 pub use header::{Header, ReadError, Totals};
 pub use probe::Probe;
 pub use reader::{Cursor, Reader};
-pub use record::{BurstRecord, RecordKind};
+pub use record::{BurstRecord, BurstTimes, DropRecord, Gap, KernelSpan, ProbeRecord, Record};
 pub use recording::{Recording, RecordingWriter};
 pub use source::Source;
 pub use stage::{Direction, DropCause, DropCounts, KernelStage, SocketEvent, Stage};
-pub use wakeups::{Wakeup, Wakeups};
 pub use writer::{Participants, Recorder, RecorderError, RecorderOptions, Writer};

@@ -1,4 +1,4 @@
-//! Where recorders are: `RUN_DIR/NAME.trace`. Daemon and tools agree on it here.
+//! Where recorders are: `RUN_DIR/NAME.trace`. The daemon and the tools both take it from here.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 pub const EXTENSION: &str = "trace";
 const RUN_DIR_OF_ROOT: &str = "/run/ringscope";
 
-/// The run directory when none is given: `/run/ringscope` for root, `$XDG_RUNTIME_DIR/ringscope` for
-/// others; none where that variable is not set.
+/// The default run directory: `/run/ringscope` for root, `$XDG_RUNTIME_DIR/ringscope` for others, `None` if that variable
+/// is not set.
 #[must_use]
 pub fn default_run_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
@@ -17,7 +17,7 @@ pub fn default_run_dir() -> Option<PathBuf> {
     Some(PathBuf::from(base).join("ringscope"))
 }
 
-/// The recorder of the daemon called `name`.
+/// The recorder of the daemon `name`.
 #[must_use]
 pub fn recorder_path(run_dir: &Path, name: &str) -> PathBuf {
     run_dir.join(format!("{name}.{EXTENSION}"))

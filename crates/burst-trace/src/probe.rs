@@ -1,21 +1,21 @@
-//! Probe packets: UDP payloads that carry a number of their own, so that one packet can be found again in the stamps of
-//! everyone it passes.
+//! Probe packets: UDP payloads with a number of their own. It identifies the packet in the time stamps of every process
+//! that the packet passes.
 
-/// Length of the payload that a probe needs; longer packets are padded.
+/// Length of a probe in a payload, bytes; longer packets are padded.
 pub const PROBE_BYTES: usize = 32;
 
-/// "RSCP": tells a probe from other packets on the same port.
+/// "RSCP": distinguishes a probe from other packets on the same port.
 const MAGIC: u32 = 0x5253_4350;
 
 /// What a probe packet carries, big endian in this order: magic, run, sequence, intended send
 /// time, actual send time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// Tells one run's packets from stragglers of the run before.
+    /// Distinguishes the packets of one run from late ones of the run before.
     pub run: u32,
-    /// Counts from 0, warm-up included.
+    /// Counts from 0, including the warm-up.
     pub sequence: u64,
-    /// When the timetable wanted it sent, in nanoseconds of the sender's `CLOCK_MONOTONIC`.
+    /// When it was due, nanoseconds of the sender's `CLOCK_MONOTONIC`.
     pub intended_ns: u64,
     /// When it was sent, on the same clock.
     pub sent_ns: u64,

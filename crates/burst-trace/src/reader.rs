@@ -1,5 +1,5 @@
-//! Everyone else's end of the flight recorder: opens `NAME.trace` read-only, follows it, and knows what
-//! was overwritten before it could be read.
+//! The reading side of the flight recorder: opens `NAME.trace` read-only, follows it, and counts records that were
+//! overwritten before they could be read.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::file::{Layout, MAGIC};
 use crate::header::{Header, ReadError};
-use crate::record::{BurstRecord, RECORD_WORDS};
+use crate::record::{RECORD_WORDS, Record};
 
 /// A flight recorder, open for reading. The daemon that writes it may be alive, ended or crashed.
 #[derive(Debug)]
@@ -15,14 +15,14 @@ pub struct Reader {
     header: Header,
 }
 
-/// How far one worker's records were read.
+/// The position up to which the records of one worker were read.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor {
     worker: usize,
     next: u64,
 }
 
-/// A reader knows all that its file's header says.
+/// A reader has what its file's header has.
 impl Deref for Reader {
     type Target = Header;
 
@@ -40,7 +40,7 @@ impl Reader {
         Ok(Self { header: Header::open(path, MAGIC, Layout::words)? })
     }
 
-    /// A cursor at the oldest record of `worker` that is still there.
+    /// A cursor at the oldest record that the recorder holds of `worker`.
     ///
     /// # Panics
     /// When there is no such worker.
@@ -52,7 +52,7 @@ impl Reader {
         Cursor { worker, next }
     }
 
-    /// A cursor behind the newest record of `worker`: what comes from now on.
+    /// A cursor after the newest record of `worker`.
     ///
     /// # Panics
     /// When there is no such worker.
@@ -61,9 +61,9 @@ impl Reader {
         Cursor { worker, next: self.head(worker).load(Ordering::Acquire) }
     }
 
-    /// Reads what came since the cursor, hands each record to `each` in order, and moves the cursor on.
-    /// Returns how many records were overwritten before they could be read.
-    pub fn read(&self, cursor: &mut Cursor, mut each: impl FnMut(&BurstRecord)) -> u64 {
+    /// Hands each record after the cursor to `each`, in order, and moves the cursor on. Returns the number of records
+    /// that were overwritten before they could be read.
+    pub fn read(&self, cursor: &mut Cursor, mut each: impl FnMut(&Record)) -> u64 {
         let head_word = self.head(cursor.worker);
         let capacity = self.header.layout().capacity as u64;
         let worker = u8::try_from(cursor.worker).unwrap_or(u8::MAX);
@@ -83,14 +83,14 @@ impl Reader {
                 break;
             }
             if head - cursor.next >= capacity {
-                // This slot is, or is just being, overwritten. Go on well ahead of the writer.
+                // This slot was overwritten, or is being overwritten now. Go on well ahead of the writer.
                 let next = (head - capacity + capacity / 8 + 1).min(end);
                 lost = lost.saturating_add(next - cursor.next);
                 cursor.next = next;
                 continue;
             }
             cursor.next += 1;
-            each(&BurstRecord { worker, ..BurstRecord::from_words(&words) });
+            each(&Record::from_words_of(worker, words));
         }
         lost
     }

@@ -1,27 +1,51 @@
-//! The 64 bytes that one burst leaves behind.
+//! The records of a flight recorder: 64 bytes each in the file, a [`Record`] everywhere else.
+//!
+//! Only this module knows how a record is laid out, in eight 64-bit words:
+//!
+//! ```text
+//! word  bits     burst      drop     kernel span  probe            gap
+//! 0              first      at       start        first            at
+//! 1              last       at       end          last             at
+//! 2              sequence                         probe's number   records lost
+//! 3-5   32 each  stages                           stages
+//! 6     0-31     bytes               worker       probe's run
+//! 6     32-47    packets    packets               packets
+//! 6     48-63    ring       ring     1: tx        ring
+//! 7     0-7      kind: 1    2        3            4                5
+//! 7     8-15     flags                            flags
+//! 7     16-23               cause    stage
+//! 7     24-31    writer; 0 in a recorder, where its place says it
+//! 7     32-63    wake-up                          wake-up
+//! ```
+//!
+//! What has no entry is 0. Flags: 1, the worker was polling; 2, the record has a wake-up.
 
-use crate::stage::{Direction, KernelStage, STAGES_MAX};
+use crate::stage::{Direction, DropCause, KernelStage, STAGES_MAX, Stage};
 
 /// A record's length in 64-bit words.
 pub const RECORD_WORDS: usize = 8;
 
-/// What a record tells of.
+/// Flag in the file: the worker was polling.
+const POLLED: u8 = 1;
+/// Flag in the file: the record has a wake-up.
+const ARRIVED: u8 = 2;
+
+/// One record of a flight recorder or a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum RecordKind {
-    /// A burst of packets that went through.
-    Burst = 1,
-    /// Packets that went no further; [`BurstRecord::cause`] says why.
-    Drop = 2,
-    /// A time in the host kernel, from [`BurstRecord::first`] to [`BurstRecord::last`];
-    /// [`BurstRecord::cause`] says which ([`KernelStage`]).
-    Kernel = 3,
-    /// A packet that carries a probe: the times are its burst's, [`BurstRecord::sequence`] is the probe's own number
-    /// and [`BurstRecord::bytes`] its run's.
-    Probe = 4,
-    /// In a recording: so many records ([`BurstRecord::sequence`]) of this worker were overwritten before they could be
-    /// kept.
-    Gap = 5,
+pub enum Record {
+    /// A burst of packets that went through a ring.
+    Burst(BurstRecord),
+    /// Packets that went no further.
+    Drop(DropRecord),
+    /// A time in the host kernel.
+    KernelSpan(KernelSpan),
+    /// A packet with a probe, in a burst.
+    Probe(ProbeRecord),
+    /// Records that are missing. In recordings only.
+    Gap(Gap),
+    /// A record that this version cannot read, as it is in the file: its kind, cause or stage is unknown, or it is a burst
+    /// without packets.
+    Unknown([u64; RECORD_WORDS]),
 }
 
 /// One burst's way through one ring.
@@ -35,55 +59,185 @@ pub struct BurstRecord {
     pub last: u64,
     /// The sequence number, in its ring, of the burst's first packet.
     pub sequence: u64,
-    /// Ticks in each stage, in the order of [`Direction::stages`]. At most one is saturated
-    /// (`u32::MAX`) in the file; [`BurstRecord::from_words`] gives its exact value back, so the sum is
-    /// always `last - first`.
+    /// Ticks in each stage, in the order of [`Direction::stages`]. At most one is saturated (`u32::MAX`) in the file;
+    /// reading computes its exact value, so the sum is always `last - first`.
     pub stages: [u64; STAGES_MAX],
     /// Bytes of the burst's frames, without net headers.
     pub bytes: u32,
-    /// Packets in the burst, or packets dropped.
+    /// Packets in the burst.
     pub packets: u16,
     /// The virtqueue index: even receives, odd transmits.
     pub ring: u16,
-    /// [`RecordKind`] as a number.
-    pub kind: u8,
-    /// [`BurstRecord::POLLED`].
-    pub flags: u8,
-    /// For [`RecordKind::Drop`]: the [`DropCause`](crate::DropCause) as a number; for [`RecordKind::Kernel`], the
-    /// [`KernelStage`].
-    pub cause: u8,
-    /// Which worker's it is. A reader fills it in; in a recording it is part of the record.
+    /// The worker's number. A [`Writer`](crate::Writer) does not store it; a reader fills it in.
     pub worker: u8,
-    /// Ticks from the first frame's arrival, as the host kernel stamped it, to the first boundary; none when it
-    /// did not. At most `u32::MAX`.
+    /// The worker was polling, so `notice` counts from the last look and is an upper bound.
+    pub is_polled: bool,
+    /// Ticks from the first frame's arrival, as the host kernel stamped it, to the first boundary; `None` without a
+    /// stamp. At most `u32::MAX`.
     pub wakeup: Option<u32>,
 }
 
-impl BurstRecord {
-    /// Flag: the worker was polling, so `notice` counts from the last look and is an upper bound.
-    pub const POLLED: u8 = 1;
-    /// Flag, in the file only: the record has a [`wakeup`](Self::wakeup).
-    const ARRIVED: u8 = 2;
+/// Packets of one ring that went no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropRecord {
+    /// When they were dropped, ticks.
+    pub at: u64,
+    /// Why.
+    pub cause: DropCause,
+    /// Number of packets.
+    pub packets: u16,
+    /// The virtqueue index.
+    pub ring: u16,
+    /// The worker's number, as in [`BurstRecord::worker`].
+    pub worker: u8,
+}
 
-    /// What stands for `lost` records of `worker` that were overwritten before they could be read, at `ticks`.
+/// A time in the host kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelSpan {
+    /// Which stage.
+    pub stage: KernelStage,
+    /// When it began, ticks.
+    pub start: u64,
+    /// When it ended, ticks.
+    pub end: u64,
+    /// The worker that was woken up or sent the frame. `None` for [`KernelStage::HostRx`] and [`KernelStage::Inject`], in
+    /// which no worker takes part.
+    pub worker: Option<u32>,
+    /// The number of the recorder's writer that stored it, after those of the workers.
+    pub writer: u8,
+}
+
+/// A packet with a probe ([`Probe`](crate::Probe)), and the times of the burst that carried it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeRecord {
+    /// The probe's run.
+    pub run: u32,
+    /// The probe's own number in its run.
+    pub sequence: u64,
+    /// Packets in the burst.
+    pub packets: u16,
+    /// When the burst crossed its boundaries.
+    pub times: BurstTimes,
+}
+
+/// Records of one writer that were overwritten before they could be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The writer's number.
+    pub writer: u8,
+    /// Number of records.
+    pub records: u64,
+    /// The end of the newest record that was read, ticks.
+    pub at: u64,
+}
+
+/// When a burst crossed its boundaries. The fields are those of [`BurstRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BurstTimes {
+    /// The virtqueue index.
+    pub ring: u16,
+    /// The worker's number.
+    pub worker: u8,
+    /// The first boundary, ticks.
+    pub first: u64,
+    /// The last boundary, ticks.
+    pub last: u64,
+    /// Ticks in each stage.
+    pub stages: [u64; STAGES_MAX],
+    /// The worker was polling.
+    pub is_polled: bool,
+    /// Ticks from the first frame's arrival to the first boundary, where the host kernel stamped it.
+    pub wakeup: Option<u32>,
+}
+
+impl Record {
+    /// The first boundary of a burst or probe, the start of a kernel span, or the time of a drop or gap; ticks.
     #[must_use]
-    pub fn gap(worker: u8, lost: u64, ticks: u64) -> Self {
-        let kind = RecordKind::Gap as u8;
-        Self { first: ticks, last: ticks, sequence: lost, kind, worker, ..Self::default() }
+    pub const fn first(&self) -> u64 {
+        match self {
+            Self::Burst(burst) => burst.first,
+            Self::Drop(drop) => drop.at,
+            Self::KernelSpan(span) => span.start,
+            Self::Probe(probe) => probe.times.first,
+            Self::Gap(gap) => gap.at,
+            Self::Unknown(words) => words[0],
+        }
     }
 
+    /// The last boundary of a burst or probe, the end of a kernel span, or the time of a drop or gap; ticks.
+    #[must_use]
+    pub const fn last(&self) -> u64 {
+        match self {
+            Self::Burst(burst) => burst.last,
+            Self::Drop(drop) => drop.at,
+            Self::KernelSpan(span) => span.end,
+            Self::Probe(probe) => probe.times.last,
+            Self::Gap(gap) => gap.at,
+            Self::Unknown(words) => words[1],
+        }
+    }
+
+    /// The number of the writer in whose part of the recorder the record is: a worker's, or after those the number of the
+    /// writer that adds times in the host kernel.
+    #[must_use]
+    pub fn writer(&self) -> u8 {
+        match self {
+            Self::Burst(burst) => burst.worker,
+            Self::Drop(drop) => drop.worker,
+            Self::KernelSpan(span) => span.writer,
+            Self::Probe(probe) => probe.times.worker,
+            Self::Gap(gap) => gap.writer,
+            Self::Unknown(words) => Fields::of(words).writer,
+        }
+    }
+
+    /// The burst, if the record is one.
+    #[inline]
+    #[must_use]
+    pub const fn as_burst(&self) -> Option<&BurstRecord> {
+        match self {
+            Self::Burst(burst) => Some(burst),
+            _ => None,
+        }
+    }
+
+    /// The record as it is laid out in the file.
+    #[must_use]
+    pub fn to_words(&self) -> [u64; RECORD_WORDS] {
+        match self {
+            Self::Burst(burst) => burst.to_words(),
+            Self::Drop(drop) => drop.to_words(),
+            Self::KernelSpan(span) => span.to_words(),
+            Self::Probe(probe) => probe.to_words(),
+            Self::Gap(gap) => gap.to_words(),
+            Self::Unknown(words) => *words,
+        }
+    }
+
+    /// The record that `words` hold.
+    #[inline]
+    #[must_use]
+    pub fn from_words(words: &[u64; RECORD_WORDS]) -> Self {
+        let fields = Fields::of(words);
+        fields.record().unwrap_or(Self::Unknown(*words))
+    }
+
+    /// The record that `words` hold in the part of `writer` of a recorder.
+    #[inline]
+    #[must_use]
+    pub(crate) fn from_words_of(writer: u8, mut words: [u64; RECORD_WORDS]) -> Self {
+        words[7] = words[7] & !(0xff << 24) | u64::from(writer) << 24;
+        Self::from_words(&words)
+    }
+}
+
+impl BurstRecord {
     /// Which way the burst went.
     #[inline]
     #[must_use]
     pub const fn direction(&self) -> Direction {
         Direction::of_ring(self.ring)
-    }
-
-    /// The time in the kernel that a record tells of, if it does.
-    #[must_use]
-    pub fn kernel_stage(&self) -> Option<KernelStage> {
-        let is_kernel = self.kind == RecordKind::Kernel as u8;
-        KernelStage::from_number(self.cause).filter(|_| is_kernel)
     }
 
     /// Last boundary minus first, ticks.
@@ -93,33 +247,198 @@ impl BurstRecord {
         self.last.wrapping_sub(self.first)
     }
 
-    /// The record as it stands in the file.
-    #[inline]
+    /// When it crossed its boundaries.
     #[must_use]
-    pub fn to_words(&self) -> [u64; RECORD_WORDS] {
+    pub const fn times(&self) -> BurstTimes {
+        let &Self { ring, worker, first, last, stages, is_polled, wakeup, .. } = self;
+        BurstTimes { ring, worker, first, last, stages, is_polled, wakeup }
+    }
+
+    #[inline]
+    pub(crate) fn to_words(self) -> [u64; RECORD_WORDS] {
+        Fields {
+            first: self.first,
+            last: self.last,
+            number: self.sequence,
+            stages: self.stages,
+            amount: self.bytes,
+            packets: self.packets,
+            ring: self.ring,
+            kind: Kind::Burst as u8,
+            flags: flags(self.is_polled, self.wakeup),
+            cause: 0,
+            writer: self.worker,
+            wakeup: self.wakeup.unwrap_or(0),
+        }
+        .to_words()
+    }
+}
+
+impl DropRecord {
+    pub(crate) fn to_words(self) -> [u64; RECORD_WORDS] {
+        Fields {
+            first: self.at,
+            last: self.at,
+            packets: self.packets,
+            ring: self.ring,
+            kind: Kind::Drop as u8,
+            cause: self.cause as u8,
+            writer: self.worker,
+            ..Fields::default()
+        }
+        .to_words()
+    }
+}
+
+impl KernelSpan {
+    /// How long it took, ticks.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    pub(crate) fn to_words(self) -> [u64; RECORD_WORDS] {
+        Fields {
+            first: self.start,
+            last: self.end,
+            amount: self.worker.unwrap_or(0),
+            ring: u16::from(self.stage == KernelStage::HostTx),
+            kind: Kind::KernelSpan as u8,
+            cause: self.stage as u8,
+            writer: self.writer,
+            ..Fields::default()
+        }
+        .to_words()
+    }
+}
+
+impl ProbeRecord {
+    pub(crate) fn to_words(self) -> [u64; RECORD_WORDS] {
+        let Self { run, sequence, packets, times } = self;
+        Fields {
+            first: times.first,
+            last: times.last,
+            number: sequence,
+            stages: times.stages,
+            amount: run,
+            packets,
+            ring: times.ring,
+            kind: Kind::Probe as u8,
+            flags: flags(times.is_polled, times.wakeup),
+            cause: 0,
+            writer: times.worker,
+            wakeup: times.wakeup.unwrap_or(0),
+        }
+        .to_words()
+    }
+}
+
+impl Gap {
+    fn to_words(self) -> [u64; RECORD_WORDS] {
+        Fields {
+            first: self.at,
+            last: self.at,
+            number: self.records,
+            kind: Kind::Gap as u8,
+            writer: self.writer,
+            ..Fields::default()
+        }
+        .to_words()
+    }
+}
+
+impl BurstTimes {
+    /// Which way the burst went.
+    #[must_use]
+    pub const fn direction(&self) -> Direction {
+        Direction::of_ring(self.ring)
+    }
+
+    /// The boundary before the stage with this index in its direction, ticks. Saturates: a file may hold any numbers.
+    #[must_use]
+    pub fn boundary(&self, stage: usize) -> u64 {
+        let stages = &self.stages[..stage];
+        stages.iter().fold(self.first, |at, ticks| at.saturating_add(*ticks))
+    }
+
+    /// When the burst was in `stage`, ticks: from one boundary to the next.
+    ///
+    /// # Panics
+    /// When its direction has no such stage.
+    #[must_use]
+    pub fn during(&self, stage: Stage) -> (u64, u64) {
+        let at = self.direction().position(stage).expect("a stage of the burst's direction");
+        (self.boundary(at), self.boundary(at + 1))
+    }
+}
+
+/// The kinds of records, by their numbers in the file.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Kind {
+    Burst = 1,
+    Drop = 2,
+    KernelSpan = 3,
+    Probe = 4,
+    Gap = 5,
+}
+
+impl Kind {
+    const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Burst),
+            2 => Some(Self::Drop),
+            3 => Some(Self::KernelSpan),
+            4 => Some(Self::Probe),
+            5 => Some(Self::Gap),
+            _ => None,
+        }
+    }
+}
+
+/// The words of a record taken apart, before its kind says what they mean.
+#[derive(Clone, Copy, Default)]
+struct Fields {
+    first: u64,
+    last: u64,
+    number: u64,
+    stages: [u64; STAGES_MAX],
+    amount: u32,
+    packets: u16,
+    ring: u16,
+    kind: u8,
+    flags: u8,
+    cause: u8,
+    writer: u8,
+    wakeup: u32,
+}
+
+// Two stages a word, in words 3 to 5.
+const _: () = assert!(STAGES_MAX == 2 * 3, "the stages fill their words");
+
+impl Fields {
+    #[inline]
+    fn to_words(self) -> [u64; RECORD_WORDS] {
         let stage = |n: usize| self.stages[n].min(u64::from(u32::MAX));
         [
             self.first,
             self.last,
-            self.sequence,
+            self.number,
             stage(0) | stage(1) << 32,
             stage(2) | stage(3) << 32,
             stage(4) | stage(5) << 32,
-            u64::from(self.bytes) | u64::from(self.packets) << 32 | u64::from(self.ring) << 48,
+            u64::from(self.amount) | u64::from(self.packets) << 32 | u64::from(self.ring) << 48,
             u64::from(self.kind)
-                | u64::from(self.flags | if self.wakeup.is_some() { Self::ARRIVED } else { 0 })
-                    << 8
+                | u64::from(self.flags) << 8
                 | u64::from(self.cause) << 16
-                | u64::from(self.worker) << 24
-                | u64::from(self.wakeup.unwrap_or(0)) << 32,
+                | u64::from(self.writer) << 24
+                | u64::from(self.wakeup) << 32,
         ]
     }
 
-    /// The record that `words` hold.
     #[inline]
-    #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of packed words")]
-    pub fn from_words(words: &[u64; RECORD_WORDS]) -> Self {
+    fn of(words: &[u64; RECORD_WORDS]) -> Self {
         let mut stages = [0; STAGES_MAX];
         for (n, stage) in stages.iter_mut().enumerate() {
             *stage = u64::from((words[3 + n / 2] >> (32 * (n % 2))) as u32);
@@ -129,66 +448,79 @@ impl BurstRecord {
             let rest: u64 = stages.iter().sum::<u64>() - stages[long];
             stages[long] = total.saturating_sub(rest);
         }
-        let flags = (words[7] >> 8) as u8;
         Self {
             first: words[0],
             last: words[1],
-            sequence: words[2],
+            number: words[2],
             stages,
-            bytes: words[6] as u32,
+            amount: words[6] as u32,
             packets: (words[6] >> 32) as u16,
             ring: (words[6] >> 48) as u16,
             kind: words[7] as u8,
-            flags: flags & !Self::ARRIVED,
+            flags: (words[7] >> 8) as u8,
             cause: (words[7] >> 16) as u8,
-            worker: (words[7] >> 24) as u8,
-            wakeup: (flags & Self::ARRIVED != 0).then_some((words[7] >> 32) as u32),
+            writer: (words[7] >> 24) as u8,
+            wakeup: (words[7] >> 32) as u32,
         }
     }
+
+    /// What they mean; `None` when this version does not know.
+    #[inline]
+    fn record(self) -> Option<Record> {
+        let Self { packets, ring, writer, .. } = self;
+        Some(match Kind::from_number(self.kind)? {
+            Kind::Burst if packets == 0 => return None,
+            Kind::Burst => {
+                let BurstTimes { first, last, stages, is_polled, wakeup, .. } = self.times();
+                Record::Burst(BurstRecord {
+                    first,
+                    last,
+                    sequence: self.number,
+                    stages,
+                    bytes: self.amount,
+                    packets,
+                    ring,
+                    worker: writer,
+                    is_polled,
+                    wakeup,
+                })
+            }
+            Kind::Drop => {
+                let cause = DropCause::from_number(self.cause)?;
+                Record::Drop(DropRecord { at: self.first, cause, packets, ring, worker: writer })
+            }
+            Kind::KernelSpan => {
+                let stage = KernelStage::from_number(self.cause)?;
+                let worker = stage.is_of_a_worker().then_some(self.amount);
+                let (start, end) = (self.first, self.last);
+                Record::KernelSpan(KernelSpan { stage, start, end, worker, writer })
+            }
+            Kind::Probe => {
+                let (run, sequence, times) = (self.amount, self.number, self.times());
+                Record::Probe(ProbeRecord { run, sequence, packets, times })
+            }
+            Kind::Gap => Record::Gap(Gap { writer, records: self.number, at: self.first }),
+        })
+    }
+
+    #[inline]
+    fn times(&self) -> BurstTimes {
+        BurstTimes {
+            ring: self.ring,
+            worker: self.writer,
+            first: self.first,
+            last: self.last,
+            stages: self.stages,
+            is_polled: self.flags & POLLED != 0,
+            wakeup: (self.flags & ARRIVED != 0).then_some(self.wakeup),
+        }
+    }
+}
+
+#[inline]
+const fn flags(is_polled: bool, wakeup: Option<u32>) -> u8 {
+    (if is_polled { POLLED } else { 0 }) | if wakeup.is_some() { ARRIVED } else { 0 }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(stages: [u64; STAGES_MAX]) -> BurstRecord {
-        BurstRecord {
-            first: 1000,
-            last: 1000 + stages.iter().sum::<u64>(),
-            sequence: 7,
-            stages,
-            bytes: 64 * 32,
-            packets: 32,
-            ring: 3,
-            kind: RecordKind::Burst as u8,
-            flags: BurstRecord::POLLED,
-            cause: 5,
-            worker: 6,
-            wakeup: None,
-        }
-    }
-
-    #[test]
-    fn a_record_comes_back_as_it_was() {
-        let record = record([1, 2, 3, 4, 5, u64::from(u32::MAX) - 1]);
-        assert_eq!(BurstRecord::from_words(&record.to_words()), record);
-    }
-
-    #[test]
-    fn when_the_first_frame_came_is_kept_if_it_is_known() {
-        for wakeup in [None, Some(0), Some(1), Some(u32::MAX)] {
-            let record = BurstRecord { wakeup, ..record([1, 2, 3, 4, 5, 6]) };
-            assert_eq!(BurstRecord::from_words(&record.to_words()), record);
-        }
-    }
-
-    #[test]
-    fn a_stage_longer_than_32_bits_is_exact() {
-        for long in 0..STAGES_MAX {
-            let mut stages = [10, 20, 30, 40, 50, 60];
-            stages[long] = 90_000_000_000;
-            let record = record(stages);
-            assert_eq!(BurstRecord::from_words(&record.to_words()), record);
-        }
-    }
-}
+mod tests;

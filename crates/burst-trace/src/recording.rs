@@ -1,12 +1,12 @@
-//! A recording: what was kept of a flight recorder over some time, in a file of its own.
+//! A recording: the records of a flight recorder over some time, in a file of their own.
 //!
 //! ```text
 //! header, rings, workers   as in a flight recorder, with another mark; totals are those of the recording's time
 //! records                  64 bytes each, of all workers, in the order in which they were read, up to the file's end
 //! ```
 //!
-//! The records of one worker are in order; those of different workers are not. A recording that was not brought to an
-//! end (its writer was killed, or the disk was full) is read as far as it goes; it has no totals then.
+//! The records of one worker are in order; those of different workers are not. An unfinished recording (its writer was
+//! killed, or the disk was full) is read up to its end; it has no totals.
 
 use std::fs::File;
 use std::io;
@@ -19,11 +19,12 @@ use host_files::write_counted;
 
 use crate::clock::Anchor;
 use crate::file::{
-    FACTS_BYTES_MAX, Layout, RECORDING_MAGIC, RING_DROPS, RING_WORDS, VERSION, word,
+    ANCHOR_WORDS, FACTS_BYTES_MAX, Layout, RECORDING_MAGIC, RING_BURSTS, RING_BYTES, RING_DROPS,
+    RING_PACKETS, RING_WORDS, VERSION, facts_words, word,
 };
 use crate::header::{Header, ReadError};
 use crate::reader::Reader;
-use crate::record::{BurstRecord, RECORD_WORDS, RecordKind};
+use crate::record::{RECORD_WORDS, Record};
 use crate::stage::DropCause;
 
 /// A recording, open for reading.
@@ -33,7 +34,7 @@ pub struct Recording {
     records: usize,
 }
 
-/// A recording knows all that its header says.
+/// A recording has what its header has.
 impl Deref for Recording {
     type Target = Header;
 
@@ -53,37 +54,37 @@ impl Recording {
         Ok(Self { header, records })
     }
 
-    /// How many records there are.
+    /// Number of records.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks whether a recording is empty")]
+    #[expect(clippy::len_without_is_empty, reason = "nothing asks whether a recording is empty")]
     pub const fn len(&self) -> usize {
         self.records
     }
 
-    /// Whether its header has the totals of its time.
+    /// Whether its header has the totals of the recording's time.
     #[must_use]
     pub fn has_totals(&self) -> bool {
         self.header.number(word::COUNTED) == 1
     }
 
-    /// Record number `n`, in the order of the file.
+    /// Record number `n`, from 0, in the order of the file.
     ///
     /// # Panics
-    /// When there are not so many.
+    /// When `n` is not below [`len`](Self::len).
     #[inline]
     #[must_use]
-    pub fn record(&self, n: usize) -> BurstRecord {
+    pub fn record(&self, n: usize) -> Record {
         assert!(n < self.records, "no such record in the recording");
         let at = self.header.layout().records(0) + n * RECORD_WORDS;
         let mut words = [0; RECORD_WORDS];
         for (copy, word) in words.iter_mut().zip(self.header.words().slice(at, RECORD_WORDS)) {
             *copy = word.load(Ordering::Relaxed);
         }
-        BurstRecord::from_words(&words)
+        Record::from_words(&words)
     }
 }
 
-/// Bytes written at a time.
+/// Size of a write, bytes.
 const WRITE_BYTES: usize = 1 << 20;
 
 /// A recording that is being written.
@@ -92,7 +93,7 @@ pub struct RecordingWriter {
     file: File,
     /// Whether the header can be written again: the file is no pipe and begins with the recording.
     can_go_back: bool,
-    /// Bytes not written yet.
+    /// Bytes that wait for a write.
     out: Vec<u8>,
     /// Number of bytes written.
     written: u64,
@@ -103,12 +104,11 @@ pub struct RecordingWriter {
     lost: u64,
 }
 
-/// What the recorder's counters said: packets, bytes, bursts and drops of each ring.
+/// The recorder's counters: packets, bytes, bursts and drops of each ring.
 type Counts = Vec<[u64; RING_WORDS]>;
 
 impl RecordingWriter {
-    /// Makes the file for what comes from now on of the recorder `of`. `facts` is JSON text, at most
-    /// [`FACTS_BYTES_MAX`] bytes.
+    /// Makes the file for records of `of` from now on. `facts` is JSON text of at most [`FACTS_BYTES_MAX`] bytes.
     ///
     /// # Errors
     /// What the file system answers.
@@ -116,8 +116,8 @@ impl RecordingWriter {
         Self::begin(File::create(path)?, true, of, facts)
     }
 
-    /// The same to a file that is open and empty (`can_go_back`), or to a pipe: there the header cannot be written again,
-    /// and the recording has no totals.
+    /// As [`create`](Self::create), to a file that is open and empty (`can_go_back`) or to a pipe. A recording in a pipe has
+    /// no totals, because its header cannot be written again.
     ///
     /// # Errors
     /// What the file system answers.
@@ -138,21 +138,20 @@ impl RecordingWriter {
         Ok(writer)
     }
 
-    /// Keeps a record; also what stands for records that were lost ([`BurstRecord::gap`]).
+    /// Adds a record. A [`Gap`](crate::Gap) stands for lost records.
     ///
     /// # Errors
     /// What the file system answers.
-    pub fn push(&mut self, record: &BurstRecord) -> io::Result<()> {
-        if record.kind == RecordKind::Gap as u8 {
-            self.lost = self.lost.saturating_add(record.sequence);
-        } else {
-            self.records += 1;
+    pub fn push(&mut self, record: &Record) -> io::Result<()> {
+        match record {
+            Record::Gap(gap) => self.lost = self.lost.saturating_add(gap.records),
+            _ => self.records += 1,
         }
         self.out.extend(record.to_words().map(u64::to_ne_bytes).as_flattened());
         if self.out.len() < WRITE_BYTES { Ok(()) } else { self.flush() }
     }
 
-    /// Writes the records kept so far: if this process is killed, only later ones are lost.
+    /// Writes all records added so far: if this process is killed, only later ones are lost.
     ///
     /// # Errors
     /// What the file system answers. After that the recording can only be [cut](Self::cut).
@@ -164,14 +163,14 @@ impl RecordingWriter {
         Ok(())
     }
 
-    /// How many records were kept, and how many were lost.
+    /// Number of records added, and number of records lost.
     #[must_use]
     pub const fn counts(&self) -> (u64, u64) {
         (self.records, self.lost)
     }
 
-    /// Brings the recording to an end: the header gets the clock's latest relations and, if it holds all that came since
-    /// it was created (`is_all`), the totals of that time, which count also what was lost.
+    /// Finishes the recording. Its header gets the latest anchor and, if every record since its start was added or
+    /// counted as lost (`is_all`), the totals of that time.
     ///
     /// # Errors
     /// What the file system answers.
@@ -184,11 +183,11 @@ impl RecordingWriter {
         Ok(())
     }
 
-    /// Ends a recording after a failed write: it is cut after its last whole record. It has the latest anchor of the clock
-    /// and no totals.
+    /// Ends a recording after a failed write: cuts it after its last whole record. Its header gets the latest anchor and no
+    /// totals.
     ///
     /// # Errors
-    /// When nothing of it can be read again, or what the file system answers.
+    /// When nothing of it can be read, or what the file system answers.
     pub fn cut(self, of: &Reader) -> io::Result<()> {
         let head = self.head(of, false);
         let begin = head.len() as u64;
@@ -197,7 +196,7 @@ impl RecordingWriter {
         }
         let record = (RECORD_WORDS * 8) as u64;
         self.file.set_len(begin + (self.written - begin) / record * record)?;
-        // A copy-on-write file system may have no room for that either: then the header stays as it was.
+        // A copy-on-write file system may have no room for the new header either. Then the old one stays.
         let _ = self.file.write_all_at(&head, 0);
         Ok(())
     }
@@ -217,10 +216,9 @@ impl RecordingWriter {
         store_anchor(&mut words[word::ANCHOR_START..], self.anchor);
         store_anchor(&mut words[word::ANCHOR_LATEST..], of.anchor_latest());
         words[word::FACTS_LEN] = self.facts.len() as u64;
-        for (word, chunk) in words[word::FACTS..].iter_mut().zip(self.facts.as_bytes().chunks(8)) {
-            let mut bytes = [0; 8];
-            bytes[..chunk.len()].copy_from_slice(chunk);
-            *word = u64::from_le_bytes(bytes);
+        for (word, facts) in words[word::FACTS..].iter_mut().zip(facts_words(self.facts.as_bytes()))
+        {
+            *word = facts;
         }
         if is_counted {
             words[word::COUNTED] = 1;
@@ -240,7 +238,9 @@ fn counts(of: &Reader) -> Counts {
         .map(|ring| {
             let totals = of.totals(ring);
             let mut counts = [0; RING_WORDS];
-            counts[..3].copy_from_slice(&[totals.packets, totals.bytes, totals.bursts]);
+            counts[RING_PACKETS] = totals.packets;
+            counts[RING_BYTES] = totals.bytes;
+            counts[RING_BURSTS] = totals.bursts;
             for (cause, count) in DropCause::ALL.iter().zip(&mut counts[RING_DROPS..]) {
                 *count = of.drops(ring, *cause);
             }
@@ -250,5 +250,6 @@ fn counts(of: &Reader) -> Counts {
 }
 
 fn store_anchor(words: &mut [u64], anchor: Anchor) {
-    words[..3].copy_from_slice(&[anchor.ticks, anchor.monotonic_ns, anchor.realtime_ns]);
+    let anchor = [anchor.ticks, anchor.monotonic_ns, anchor.realtime_ns];
+    words[..ANCHOR_WORDS].copy_from_slice(&anchor);
 }

@@ -1,23 +1,23 @@
-//! What a report is made of: a flight recorder, live or left behind, or a recording of one.
+//! The input of a report: a flight recorder, of a live daemon or not, or a recording.
 
 use std::ops::Deref;
 use std::path::Path;
 
 use crate::header::{Header, ReadError};
 use crate::reader::Reader;
-use crate::record::{BurstRecord, RecordKind};
+use crate::record::Record;
 use crate::recording::Recording;
 
-/// A flight recorder or a recording, whichever the file is.
+/// A flight recorder or a recording.
 #[derive(Debug)]
 pub enum Source {
-    /// `NAME.trace` of a daemon that runs, ended or crashed.
+    /// `NAME.trace` of a daemon that runs, has ended or has crashed.
     Recorder(Reader),
-    /// What `ringscope record` wrote.
+    /// A file written by `ringscope record`.
     Recording(Recording),
 }
 
-/// Either knows all that its header says.
+/// Both have what their header has.
 impl Deref for Source {
     type Target = Header;
 
@@ -48,7 +48,7 @@ impl Source {
         }
     }
 
-    /// Whether the header's totals and drops tell of all of the source's time.
+    /// Whether the header's totals and drops cover the source's whole time.
     #[must_use]
     pub fn has_totals(&self) -> bool {
         match self {
@@ -57,7 +57,7 @@ impl Source {
         }
     }
 
-    /// How many records there are, or may be: for whoever shows how far reading came.
+    /// Number of records, or an upper bound of it: for showing progress.
     #[must_use]
     pub fn records_max(&self) -> usize {
         match self {
@@ -66,20 +66,19 @@ impl Source {
         }
     }
 
-    /// Hands every record to `each`: of one worker in order; of different workers in any. Returns how many records were
-    /// overwritten before they could be read or kept. Gaps are in that number only.
-    pub fn read(&self, mut each: impl FnMut(&BurstRecord)) -> u64 {
+    /// Hands every record but gaps to `each`: those of one worker in order, those of different workers in any order.
+    /// Returns the number of records that were overwritten before they could be read or recorded, by gaps too.
+    pub fn read(&self, mut each: impl FnMut(&Record)) -> u64 {
         match self {
             Self::Recorder(reader) => (0..reader.workers())
                 .map(|worker| reader.read(&mut reader.oldest(worker), &mut each))
                 .fold(0, u64::saturating_add),
             Self::Recording(recording) => {
-                let mut lost = 0;
-                for record in (0..recording.len()).map(|n| recording.record(n)) {
-                    if record.kind == RecordKind::Gap as u8 {
-                        lost = u64::saturating_add(lost, record.sequence);
-                    } else {
-                        each(&record);
+                let mut lost = 0_u64;
+                for n in 0..recording.len() {
+                    match recording.record(n) {
+                        Record::Gap(gap) => lost = lost.saturating_add(gap.records),
+                        record => each(&record),
                     }
                 }
                 lost
@@ -87,12 +86,13 @@ impl Source {
         }
     }
 
-    /// As [`read`](Self::read), in about the order of time: what ended later comes at most a few milliseconds early.
-    pub fn read_by_time(&self, mut each: impl FnMut(&BurstRecord)) -> u64 {
+    /// As [`read`](Self::read), roughly in the order of time: a record comes at most a few milliseconds before one that
+    /// ended earlier.
+    pub fn read_by_time(&self, mut each: impl FnMut(&Record)) -> u64 {
         let Self::Recorder(_) = self else { return self.read(each) };
         let mut records = Vec::new();
         let lost = self.read(|record| records.push(*record));
-        records.sort_by_key(|record| record.last);
+        records.sort_by_key(Record::last);
         records.iter().for_each(&mut each);
         lost
     }

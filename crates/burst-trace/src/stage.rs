@@ -1,5 +1,5 @@
-//! The closed list of stages, directions and drop causes. STAGE names are the ones that every report
-//! and the command line use.
+//! The closed lists: directions, stages, drop causes, socket events. Reports and the command line use the names given
+//! here.
 
 /// Which way a packet goes, seen from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,46 +27,57 @@ impl Direction {
         }
     }
 
-    /// The daemon's own stages of this direction, in the order a burst goes through them. The position
-    /// in this list is the position in [`BurstRecord::stages`](crate::BurstRecord::stages).
+    /// The daemon's own stages of this direction, in the order in which a burst goes through them. A stage's index in this
+    /// list is its index in [`BurstRecord::stages`](crate::BurstRecord::stages).
     #[must_use]
     pub const fn stages(self) -> &'static [Stage] {
-        use Stage::{Complete, Egress, Gather, Notice, Place, Publish, Queued, Signal, Starved};
         match self {
-            Self::Tx => &[Notice, Queued, Gather, Egress, Complete, Signal],
-            Self::Rx => &[Notice, Starved, Place, Publish, Signal],
+            Self::Tx => &TX_STAGES,
+            Self::Rx => &RX_STAGES,
         }
+    }
+
+    /// The index of `stage` in [`stages`](Self::stages); `None` when this direction has no such stage.
+    #[must_use]
+    pub fn position(self, stage: Stage) -> Option<usize> {
+        self.stages().iter().position(|it| *it == stage)
     }
 }
 
-/// The most stages that one direction has.
-pub const STAGES_MAX: usize = 6;
+const TX_STAGES: [Stage; 6] =
+    [Stage::Notice, Stage::Queued, Stage::Gather, Stage::Egress, Stage::Complete, Stage::Signal];
+const RX_STAGES: [Stage; 5] =
+    [Stage::Notice, Stage::Starved, Stage::Place, Stage::Publish, Stage::Signal];
 
-/// A time between two neighbouring boundaries that the daemon measures itself (tier D).
+/// Number of stages of the direction that has more of them.
+pub const STAGES_MAX: usize =
+    if TX_STAGES.len() > RX_STAGES.len() { TX_STAGES.len() } else { RX_STAGES.len() };
+
+/// The time between two neighbouring boundaries, measured by the daemon itself (tier D).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// Wake (epoll returned, or end of the last empty poll) until the work was seen.
+    /// From the wake-up (epoll returned, or the last empty poll ended) until the work was seen.
     Notice,
-    /// TX: seen until this burst was taken: the ring held more than one burst.
+    /// TX: from seen until this burst was taken; above 0 when the ring held more than one burst.
     Queued,
-    /// TX: taken until every chain was copied, checked and translated.
+    /// TX: from taken until every chain was copied, checked and translated.
     Gather,
-    /// TX: gathered until the datapath took the frames.
+    /// TX: from gathered until the datapath took the frames.
     Egress,
-    /// TX: taken by the datapath until the used entries were published.
+    /// TX: from taken by the datapath until the used entries were published.
     Complete,
-    /// RX: frames in sight until guest buffers were at hand (0 when they were).
+    /// RX: from seen until guest buffers were at hand; 0 when they were waiting.
     Starved,
-    /// RX: buffers at hand until header and bytes were in guest memory.
+    /// RX: from buffers at hand until header and bytes were in guest memory.
     Place,
-    /// RX: placed until the used entries were published.
+    /// RX: from placed until the used entries were published.
     Publish,
-    /// Published until the call eventfd was written, or found suppressed.
+    /// From published until the call eventfd was written, or signals were found to be disabled.
     Signal,
 }
 
 impl Stage {
-    /// Every stage, TX's order first.
+    /// Every stage: those of TX in their order, then those that only RX has.
     pub const ALL: [Self; 9] = [
         Self::Notice,
         Self::Queued,
@@ -95,29 +106,30 @@ impl Stage {
         }
     }
 
-    /// The stage called `name`, if there is one.
+    /// The stage with this name, if there is one.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|stage| stage.name() == name)
     }
 }
 
-/// A time in the host kernel (tier K), measured by programs in it while they are attached.
+/// A time in the host kernel (tier K), measured by BPF programs while they are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum KernelStage {
-    /// The worker's thread was woken up until it ran: a kick, or a frame in the datapath's queue.
+    /// From the wake-up of the worker's thread, by a kick or a frame in the datapath's queue, until it ran.
     Wakeup = 1,
-    /// The datapath took a frame until a device's driver got it.
+    /// From the datapath taking a frame until a device's driver got it.
     HostTx = 2,
-    /// A device's driver received a frame until it was in the datapath's queue.
+    /// From a device's driver receiving a frame until it was in the datapath's queue.
     HostRx = 3,
-    /// The call eventfd was written until the guest had its interrupt, or the front end's thread that brings it ran.
+    /// From the write to the call eventfd until the guest had its interrupt, or the front end's thread that delivers it
+    /// ran.
     Inject = 4,
 }
 
 impl KernelStage {
-    /// Every one, in the order of its number.
+    /// Every stage, in the order of the numbers.
     pub const ALL: [Self; 4] = [Self::Wakeup, Self::HostTx, Self::HostRx, Self::Inject];
 
     /// The stage's name in reports.
@@ -131,7 +143,7 @@ impl KernelStage {
         }
     }
 
-    /// Which way's it is. A wake-up is of the burst that it was for.
+    /// The direction of the packets it belongs to. `None` for a wake-up: it has that of the burst it was for.
     #[must_use]
     pub const fn direction(self) -> Option<Direction> {
         match self {
@@ -141,7 +153,13 @@ impl KernelStage {
         }
     }
 
-    /// The stage with this number in a record.
+    /// Whether a worker takes part: it was woken up, or it sent the frame.
+    #[must_use]
+    pub const fn is_of_a_worker(self) -> bool {
+        matches!(self, Self::Wakeup | Self::HostTx)
+    }
+
+    /// The stage with this number, in a record or an event of the BPF programs.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|stage| *stage as u8 == number)
@@ -150,14 +168,20 @@ impl KernelStage {
 
 macro_rules! drop_causes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// Why a packet or a buffer chain went no further. Every drop has exactly one cause and is counted.
+        /// Why a packet or a buffer chain was dropped. Every drop has exactly one cause and is counted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum DropCause { $($(#[$doc])* $variant,)* }
 
         impl DropCause {
-            /// Every cause, in the order of its number in the recorder file.
+            /// Every cause, in the order of the numbers in the file.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The cause with this number in the file.
+            #[must_use]
+            pub fn from_number(number: u8) -> Option<Self> {
+                Self::ALL.get(usize::from(number)).copied()
+            }
 
             /// The cause's name in reports.
             #[must_use]
@@ -233,22 +257,22 @@ drop_causes! {
     TxSpoofedSource = "tx_spoofed_source",
 }
 
-/// What the kernel counts of an AF_XDP socket besides lost frames (`struct xdp_statistics` of `linux/if_xdp.h`).
+/// What the kernel counts for an AF_XDP socket besides lost frames (`struct xdp_statistics` of `linux/if_xdp.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SocketEvent {
-    /// RX: the fill ring was empty when a frame came. Where the frame was lost by it, it is a drop as well.
+    /// RX: the fill ring was empty when a frame came. If the frame was lost, it is counted as a drop as well.
     FillRingEmpty,
-    /// RX: the fill ring held an address that is none.
+    /// RX: the fill ring held an invalid address.
     FillRingInvalid,
     /// TX: the transmit ring was empty when the driver looked.
     TxRingEmpty,
-    /// TX: the transmit ring held a descriptor that is none.
+    /// TX: the transmit ring held an invalid descriptor.
     TxRingInvalid,
 }
 
 impl SocketEvent {
-    /// Every one, in the order of its number in the recorder file.
+    /// Every event, in the order of the numbers in the file.
     pub const ALL: [Self; 4] =
         [Self::FillRingEmpty, Self::FillRingInvalid, Self::TxRingEmpty, Self::TxRingInvalid];
 
@@ -263,7 +287,7 @@ impl SocketEvent {
         }
     }
 
-    /// Which way it holds frames up.
+    /// The direction in which it delays frames.
     #[must_use]
     pub const fn direction(self) -> Direction {
         match self {
@@ -273,7 +297,7 @@ impl SocketEvent {
     }
 }
 
-/// How many packets of one burst were dropped, by cause.
+/// Packets of one burst that were dropped, by cause.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DropCounts {
     counts: [u16; DropCause::ALL.len()],
@@ -281,13 +305,13 @@ pub struct DropCounts {
 }
 
 impl DropCounts {
-    /// One more packet dropped for `cause`.
+    /// Adds a packet dropped for `cause`.
     #[cold]
     pub fn add(&mut self, cause: DropCause) {
         self.add_many(cause, 1);
     }
 
-    /// So many more packets dropped for `cause`.
+    /// Adds `packets` dropped for `cause`.
     #[cold]
     pub fn add_many(&mut self, cause: DropCause, packets: u16) {
         let count = &mut self.counts[cause as usize];
@@ -295,7 +319,7 @@ impl DropCounts {
         self.any |= packets > 0;
     }
 
-    /// What was dropped of another part of the same burst.
+    /// Adds the drops of another part of the same burst.
     #[inline]
     pub fn add_all(&mut self, other: &Self) {
         if other.any {
@@ -313,21 +337,21 @@ impl DropCounts {
         !self.any
     }
 
-    /// How many packets were dropped, whatever the cause.
+    /// Number of packets dropped, for all causes.
     #[inline]
     #[must_use]
     pub fn total(&self) -> u16 {
         if self.any { self.counts.iter().sum() } else { 0 }
     }
 
-    /// How many packets were dropped for `cause`.
+    /// Number of packets dropped for `cause`.
     #[inline]
     #[must_use]
     pub const fn of(&self, cause: DropCause) -> u16 {
         self.counts[cause as usize]
     }
 
-    /// The causes that came up and how often.
+    /// The causes with drops, and the number of packets of each.
     pub fn iter(&self) -> impl Iterator<Item = (DropCause, u16)> + '_ {
         let counts = self.counts.iter().copied();
         DropCause::ALL.iter().copied().zip(counts).filter(|(_, count)| *count > 0)
@@ -347,19 +371,20 @@ mod tests {
     }
 
     #[test]
-    fn both_directions_fit_a_record_and_cover_every_stage() {
+    fn both_directions_cover_every_stage() {
         let covered: Vec<_> = [Direction::Tx, Direction::Rx]
             .iter()
             .flat_map(|direction| direction.stages())
             .collect();
         assert!(Stage::ALL.iter().all(|stage| covered.contains(&stage)));
-        assert!(Direction::Tx.stages().len() <= STAGES_MAX);
     }
 
     #[test]
     fn drop_causes_are_numbered_in_their_order() {
-        for (number, cause) in DropCause::ALL.iter().enumerate() {
-            assert_eq!(*cause as usize, number);
+        for (number, cause) in (0..).zip(DropCause::ALL) {
+            assert_eq!(*cause as u8, number);
+            assert_eq!(DropCause::from_number(number), Some(*cause));
         }
+        assert_eq!(DropCause::from_number(u8::MAX), None);
     }
 }

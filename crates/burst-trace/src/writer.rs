@@ -1,4 +1,4 @@
-//! The daemon's end of the flight recorder: [`Recorder`] makes the file, a [`Writer`] a worker fills it.
+//! The writing side of the flight recorder: [`Recorder`] makes the file, and one [`Writer`] for each worker fills it.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,28 +11,29 @@ use host_files::own::{new_file, own_file};
 
 use crate::clock::{Anchor, Clock};
 use crate::file::{
-    FACTS_BYTES_MAX, Layout, MAGIC, RING_DROPS, RING_EVENTS, RING_MOVES, VERSION, WORKER_THREAD,
-    Words, word,
+    ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_BURSTS, RING_BYTES,
+    RING_DROPS, RING_EVENTS, RING_MOVES, RING_PACKETS, VERSION, WORKER_THREAD, Words, facts_words,
+    word,
 };
 use crate::header::{Left, left};
-use crate::record::{BurstRecord, RECORD_WORDS, RecordKind};
+use crate::record::{BurstRecord, DropRecord, KernelSpan, ProbeRecord, RECORD_WORDS};
 use crate::stage::{DropCause, SocketEvent};
 
-/// File mode: readable for the user and group only, because a recorder shows when a guest sends how much.
+/// File mode: readable for the user and group only, because a recorder shows when and how much a guest sends.
 const MODE: u32 = 0o640;
 
-/// What a recorder is made for.
+/// Options of a recorder.
 #[derive(Clone, Debug)]
 pub struct RecorderOptions {
     /// The file: `RUN_DIR/NAME.trace`.
     pub path: PathBuf,
-    /// How many write: the workers, and whoever adds times in the host kernel.
+    /// Number of writers: the workers, and one more if times in the host kernel are added.
     pub workers: usize,
-    /// How many queue pairs the device has.
+    /// Number of the device's queue pairs.
     pub queue_pairs: usize,
-    /// Records a worker; rounded up to a power of two.
+    /// Records of each worker; rounded up to a power of two.
     pub capacity: usize,
-    /// What a report should know of this run, as JSON text.
+    /// Facts about this run for reports: JSON text.
     pub facts: String,
 }
 
@@ -74,11 +75,11 @@ pub enum RecorderError {
 
 /// The flight recorder file, being written.
 ///
-/// Dropping it marks the file as ended in order; the file stays, for those who want to look at it.
+/// Dropping it marks the daemon's end as orderly. The file stays and can be read.
 #[derive(Debug)]
 pub struct Recorder {
     /// Held as long as the daemon lives. A process number alone proves nothing: another process may have it by now. The
-    /// lock is not on the recorder itself, because readers could lock that as well.
+    /// lock is not on the recorder itself, because readers could take that lock.
     _lock: Lock,
     words: Arc<Words>,
     layout: Layout,
@@ -88,7 +89,7 @@ pub struct Recorder {
 impl Recorder {
     /// Makes the file with all its space reserved, and its header.
     ///
-    /// What a daemon that crashed left behind is kept beside it as `NAME.trace.crashed`.
+    /// The recorder of a crashed daemon is renamed to `NAME.trace.crashed`.
     ///
     /// # Errors
     /// When another daemon writes the file, or the system refuses.
@@ -110,11 +111,10 @@ impl Recorder {
             return Err(RecorderError::InUse { path: path.clone(), pid });
         };
         set_aside_what_is_there(path).map_err(io_error)?;
-        // A new file, never the old one truncated: a reader that still maps that one would be killed by SIGBUS
-        // between its truncation and the moment its space is back.
+        // Always a new file: if the old one were truncated, SIGBUS would kill a reader that still maps it.
         let file = new_file(path, MODE).map_err(io_error)?;
         reserve(&file, layout.words() as u64 * 8).map_err(|error| {
-            // Nothing is left behind: a file without its space would end the daemon with SIGBUS.
+            // A file without its space would end the daemon with SIGBUS.
             let _ = fs::remove_file(path);
             io_error(error)
         })?;
@@ -130,7 +130,7 @@ impl Recorder {
         &self.path
     }
 
-    /// The writer of `worker`. Each worker has one, and only one.
+    /// The writer of `worker`. Each worker has exactly one.
     ///
     /// # Panics
     /// When there is no such worker.
@@ -152,14 +152,14 @@ impl Recorder {
         }
     }
 
-    /// Where it is noted who takes part, from any thread.
+    /// A handle that stores the workers' threads and the front end's process, from any thread.
     #[must_use]
     pub fn participants(&self) -> Participants {
         Participants { words: Arc::clone(&self.words), layout: self.layout }
     }
 
     fn write_header(&self, facts: &str, clock: &Clock) {
-        let header = self.words.slice(0, crate::file::HEADER_WORDS);
+        let header = self.words.slice(0, HEADER_WORDS);
         let set = |at: usize, value: u64| header[at].store(value, Ordering::Relaxed);
         set(word::VERSION, VERSION);
         set(word::WORKERS, self.layout.workers as u64);
@@ -171,10 +171,8 @@ impl Recorder {
         set(word::RUNNING, 1);
         let facts = &facts.as_bytes()[..facts.len().min(FACTS_BYTES_MAX)];
         set(word::FACTS_LEN, facts.len() as u64);
-        for (n, chunk) in facts.chunks(8).enumerate() {
-            let mut bytes = [0; 8];
-            bytes[..chunk.len()].copy_from_slice(chunk);
-            set(word::FACTS + n, u64::from_le_bytes(bytes));
+        for (n, facts) in facts_words(facts).enumerate() {
+            set(word::FACTS + n, facts);
         }
         let anchor = clock.anchor();
         store_anchor(&header[word::ANCHOR_START..], anchor);
@@ -189,7 +187,7 @@ impl Drop for Recorder {
     }
 }
 
-/// Notes in a recorder which threads and processes take part, for who measures something of them from outside.
+/// Stores the workers' threads and the front end's process in the recorder, for tools that measure them from outside.
 #[derive(Debug)]
 pub struct Participants {
     words: Arc<Words>,
@@ -197,7 +195,7 @@ pub struct Participants {
 }
 
 impl Participants {
-    /// `worker` is the thread `tid`.
+    /// Stores that `worker` is the thread `tid`.
     ///
     /// # Panics
     /// When there is no such worker.
@@ -207,19 +205,19 @@ impl Participants {
         self.words.at(at).store(tid.into(), Ordering::Relaxed);
     }
 
-    /// The front end is `process`.
+    /// Stores that the front end is `process`.
     pub fn set_front_end(&self, process: u32) {
         self.words.at(word::FRONT_END).store(process.into(), Ordering::Relaxed);
     }
 
-    /// The front end is `process` no more. If another one came meanwhile, it stays.
+    /// Stores that `process` is no longer the front end. If another one has connected since, it stays.
     pub fn clear_front_end(&self, process: u32) {
         let word = self.words.at(word::FRONT_END);
         let _ = word.compare_exchange(process.into(), 0, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
-/// A worker's end of the recorder: one producer, no lock, no system call.
+/// A worker's writer: one producer, no lock, no system call.
 #[derive(Debug)]
 pub struct Writer {
     words: Arc<Words>,
@@ -237,66 +235,56 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Leaves a burst behind and adds it to its ring's totals.
+    /// Stores a burst and adds it to its ring's totals.
     #[inline]
     pub fn burst(&mut self, record: &BurstRecord) {
         self.count(record);
-        self.push(record);
+        self.push(record.to_words());
         if self.keeps_anchor && record.last.abs_diff(self.refreshed_at) >= self.second {
             self.refresh_anchor();
         }
     }
 
-    /// Adds a burst to its ring's totals without leaving a record: for `--trace off`, where only the
-    /// counters are kept.
+    /// Adds a burst to its ring's totals without storing it: for `--trace off`, where only the counters are kept.
     #[inline]
     pub fn count(&mut self, record: &BurstRecord) {
-        let totals = self.words.slice(self.layout.ring(usize::from(record.ring)), 3);
-        add(&totals[0], u64::from(record.packets));
-        add(&totals[1], u64::from(record.bytes));
-        add(&totals[2], 1);
+        let totals = self.words.slice(self.layout.ring(usize::from(record.ring)), RING_EVENTS);
+        add(&totals[RING_PACKETS], u64::from(record.packets));
+        add(&totals[RING_BYTES], u64::from(record.bytes));
+        add(&totals[RING_BURSTS], 1);
     }
 
-    /// Counts `packets` of virtqueue `ring` that went no further at time `ticks`, and leaves it in the
-    /// recorder.
+    /// Counts `packets` of virtqueue `ring` that were dropped at time `at`, ticks, and stores the drop.
     #[cold]
-    pub fn dropped(&mut self, ring: u16, cause: DropCause, packets: u16, ticks: u64) {
+    pub fn dropped(&mut self, ring: u16, cause: DropCause, packets: u16, at: u64) {
         self.count_dropped(ring, cause, packets);
-        self.push(&BurstRecord {
-            first: ticks,
-            last: ticks,
-            packets,
-            ring,
-            kind: RecordKind::Drop as u8,
-            cause: cause as u8,
-            ..BurstRecord::default()
-        });
+        self.push(DropRecord { at, cause, packets, ring, worker: 0 }.to_words());
     }
 
-    /// Leaves a time in the host kernel behind ([`RecordKind::Kernel`]). It is nobody's packet: no total counts it.
-    pub fn kernel(&mut self, record: &BurstRecord) {
-        self.push(record);
+    /// Stores a time in the host kernel. No total counts it.
+    pub fn kernel(&mut self, span: &KernelSpan) {
+        self.push(span.to_words());
     }
 
-    /// Leaves a probe behind that the burst of `record` carried ([`RecordKind::Probe`]). The burst's packets count it.
-    pub fn probe(&mut self, record: &BurstRecord, run: u32, sequence: u64) {
-        let kind = RecordKind::Probe as u8;
-        self.push(&BurstRecord { kind, sequence, bytes: run, ..*record });
+    /// Stores a probe that `burst` carried. The burst's packets include it.
+    pub fn probe(&mut self, burst: &BurstRecord, run: u32, sequence: u64) {
+        let (packets, times) = (burst.packets, burst.times());
+        self.push(ProbeRecord { run, sequence, packets, times }.to_words());
     }
 
-    /// Whether the file was shortened by another process: what is written now reaches no reader.
+    /// Whether another process shortened the file. If so, new records reach no reader.
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.words.is_torn()
     }
 
-    /// Counts a drop without leaving a record.
+    /// Counts a drop without storing it.
     pub fn count_dropped(&mut self, ring: u16, cause: DropCause, packets: u16) {
         let at = self.layout.ring(usize::from(ring)) + RING_DROPS + cause as usize;
         add(self.words.at(at), u64::from(packets));
     }
 
-    /// Counts what the kernel has counted of an AF_XDP socket.
+    /// Adds what the kernel has counted for an AF_XDP socket.
     pub fn count_event(&mut self, ring: u16, event: SocketEvent, times: u64) {
         let at = self.layout.ring(usize::from(ring)) + RING_EVENTS + event as usize;
         add(self.words.at(at), times);
@@ -309,25 +297,25 @@ impl Writer {
 
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the capacity is far below 2^32")]
-    fn push(&mut self, record: &BurstRecord) {
+    fn push(&mut self, record: [u64; RECORD_WORDS]) {
         let slot = self.head as usize & (self.layout.capacity - 1);
         let slot = self.words.slice(self.records_at + slot * RECORD_WORDS, RECORD_WORDS);
         // The slot is overwritten only after the count that made it the oldest one is visible: a reader
-        // that then sees a changed slot also sees that count, and discards what it copied.
+        // that sees a changed slot also sees that count, and discards its copy.
         fence(Ordering::Release);
-        for (word, value) in slot.iter().zip(record.to_words()) {
+        for (word, value) in slot.iter().zip(record) {
             word.store(value, Ordering::Relaxed);
         }
         self.head += 1;
         self.words.at(self.head_at).store(self.head, Ordering::Release);
-        // The next one was written a lap ago, megabytes back. Until it is here, the fence before the question whether to
-        // signal would wait for it.
+        // The next slot was last written megabytes ago. Without a prefetch, the fence before the check for a signal would
+        // wait for its cache line.
         let next = self.head as usize & (self.layout.capacity - 1);
         self.words.prefetch_to_write(self.records_at + next * RECORD_WORDS);
     }
 
-    /// Once a second of work: the counter's present relation to the monotonic clock, and its rate over
-    /// all the time since the start.
+    /// Runs once a second of work: stores the counter's current relation to the monotonic clock, and its rate since the
+    /// start.
     #[cold]
     fn refresh_anchor(&mut self) {
         let anchor = self.clock.anchor();
@@ -336,7 +324,7 @@ impl Writer {
         let now = version.load(Ordering::Relaxed);
         version.store(now + 1, Ordering::Relaxed);
         fence(Ordering::Release);
-        store_anchor(self.words.slice(word::ANCHOR_LATEST, 3), anchor);
+        store_anchor(self.words.slice(word::ANCHOR_LATEST, ANCHOR_WORDS), anchor);
         if anchor.monotonic_ns.saturating_sub(self.start.monotonic_ns) > 500_000_000 {
             match self.clock.rate_since(self.start, anchor) {
                 Some(rate) => self.words.at(word::TICKS_PER_SECOND).store(rate, Ordering::Relaxed),
@@ -348,7 +336,7 @@ impl Writer {
     }
 }
 
-/// Adds to a counter that only this thread writes: no locked instruction needed.
+/// Adds to a counter that only this thread writes, so no locked instruction is needed.
 #[inline]
 fn add(counter: &AtomicU64, amount: u64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
@@ -360,7 +348,7 @@ fn store_anchor(words: &[AtomicU64], anchor: Anchor) {
     words[2].store(anchor.realtime_ns, Ordering::Relaxed);
 }
 
-/// Blocks are reserved, not only named: writing to a hole of a full file system is SIGBUS.
+/// Reserves the file's blocks: a write to a hole would raise SIGBUS on a full file system.
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
     use std::os::fd::AsRawFd;
     crate::sys::fallocate(file.as_raw_fd(), bytes)
@@ -372,7 +360,7 @@ fn set_aside_what_is_there(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     match left(path)? {
-        // The lock is ours, so its daemon is gone.
+        // We hold the lock, so that daemon is gone.
         Some(Left { is_running: true, .. }) => {
             let mut aside = path.as_os_str().to_owned();
             aside.push(".crashed");

@@ -1,4 +1,4 @@
-//! The recorder as its two users see it: one thread writes, another follows.
+//! The recorder in use: one thread writes, another follows.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burst_trace::file::{Layout, word};
 use burst_trace::{
-    BurstRecord, Clock, DropCause, ReadError, Reader, RecordKind, Recorder, RecorderError,
+    BurstRecord, Clock, DropCause, DropRecord, ReadError, Reader, Record, Recorder, RecorderError,
     RecorderOptions,
 };
 
@@ -20,7 +20,7 @@ fn options(dir: &tempfile::TempDir, capacity: usize) -> RecorderOptions {
     }
 }
 
-/// A record whose words all follow from its number, so that a torn one shows.
+/// A record whose words all follow from its number, so that a mix of two is found.
 fn numbered(n: u64) -> BurstRecord {
     BurstRecord {
         first: n * 100,
@@ -30,7 +30,6 @@ fn numbered(n: u64) -> BurstRecord {
         bytes: u32::try_from(n % 1_000_000).unwrap(),
         packets: u16::try_from(n % 32 + 1).unwrap(),
         ring: 3,
-        kind: RecordKind::Burst as u8,
         ..BurstRecord::default()
     }
 }
@@ -54,9 +53,11 @@ fn what_was_written_is_read_with_its_totals_and_drops() {
     let mut read = Vec::new();
     assert_eq!(reader.read(&mut reader.oldest(1), |record| read.push(*record)), 0);
     assert_eq!(read.len(), 11);
-    let of_worker = |n| BurstRecord { worker: 1, ..numbered(n) };
+    let of_worker = |n| Record::Burst(BurstRecord { worker: 1, ..numbered(n) });
     assert_eq!(read[..10], (0..10).map(of_worker).collect::<Vec<_>>());
-    assert_eq!((read[10].kind, read[10].packets), (RecordKind::Drop as u8, 4));
+    let dropped =
+        DropRecord { at: 77, cause: DropCause::TxTooShort, packets: 4, ring: 3, worker: 1 };
+    assert_eq!(read[10], Record::Drop(dropped));
     assert_eq!(reader.totals(3).packets, (1..=10).sum::<u64>());
     assert_eq!(reader.totals(3).bursts, 10);
     assert_eq!(reader.drops(3, DropCause::TxTooShort), 4);
@@ -86,8 +87,9 @@ fn a_follower_gets_whole_records_in_order_and_counts_the_rest() {
         loop {
             let last_round = done.load(Ordering::Acquire);
             lost += reader.read(&mut cursor, |record| {
-                assert!(record.sequence >= seen, "out of order");
-                assert_eq!(*record, numbered(record.sequence), "torn record");
+                let burst = record.as_burst().expect("a burst");
+                assert!(burst.sequence >= seen, "out of order");
+                assert_eq!(*burst, numbered(burst.sequence), "a mix of two records");
                 seen += 1;
             });
             if last_round {

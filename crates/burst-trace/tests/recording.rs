@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burst_trace::file::word;
 use burst_trace::{
-    BurstRecord, Clock, DropCause, ReadError, Reader, RecordKind, Recorder, RecorderOptions,
+    BurstRecord, Clock, DropCause, Gap, ReadError, Reader, Record, Recorder, RecorderOptions,
     Recording, RecordingWriter, Source,
 };
 
@@ -30,7 +30,6 @@ fn burst(n: u64, worker: u8) -> BurstRecord {
         stages: [1, 2, 3, 4, 5, 6],
         packets: 1,
         ring: 1,
-        kind: RecordKind::Burst as u8,
         worker,
         ..BurstRecord::default()
     }
@@ -45,11 +44,12 @@ fn records_come_back_with_their_worker_and_gaps_are_counted() {
     let path = directory.path().join("some.rec");
     let mut writer =
         RecordingWriter::create(&path, &reader, r#"{"name":"vm0","host":{}}"#).unwrap();
-    let records: Vec<_> = (0..100).map(|n| burst(n, u8::try_from(n % 2).unwrap())).collect();
+    let worker = |n| u8::try_from(n % 2).unwrap();
+    let records: Vec<_> = (0..100).map(|n| Record::Burst(burst(n, worker(n)))).collect();
     for record in &records[..50] {
         writer.push(record).unwrap();
     }
-    writer.push(&BurstRecord::gap(1, 17, 5000)).unwrap();
+    writer.push(&Record::Gap(Gap { writer: 1, records: 17, at: 5000 })).unwrap();
     for record in &records[50..] {
         writer.push(record).unwrap();
     }
@@ -94,14 +94,14 @@ fn one_that_was_not_finished_is_read_as_far_as_it_goes() {
     let reader = Reader::open(recorder.path()).unwrap();
     let path = directory.path().join("some.rec");
     let mut writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
-    (0..10).for_each(|n| writer.push(&burst(n, 0)).unwrap());
+    (0..10).for_each(|n| writer.push(&Record::Burst(burst(n, 0))).unwrap());
     writer.finish(&reader, false).unwrap();
     // Half a record at its end.
     let file = OpenOptions::new().write(true).open(&path).unwrap();
     file.set_len(file.metadata().unwrap().len() - 32).unwrap();
     let recording = Recording::open(&path).unwrap();
     assert_eq!(recording.len(), 9);
-    assert_eq!(recording.record(8), burst(8, 0));
+    assert_eq!(recording.record(8), Record::Burst(burst(8, 0)));
 }
 
 #[test]
@@ -112,10 +112,10 @@ fn one_that_was_cut_ends_with_its_last_whole_record() {
     let reader = Reader::open(recorder.path()).unwrap();
     let path = directory.path().join("some.rec");
     let mut writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
-    (0..10).for_each(|n| writer.push(&burst(n, 0)).unwrap());
+    (0..10).for_each(|n| writer.push(&Record::Burst(burst(n, 0))).unwrap());
     writer.flush().unwrap();
     assert_eq!(Recording::open(&path).unwrap().len(), 10, "also while it is written");
-    writer.push(&burst(10, 0)).unwrap();
+    writer.push(&Record::Burst(burst(10, 0))).unwrap();
     writer.cut(&reader).unwrap();
     let recording = Recording::open(&path).unwrap();
     assert_eq!((recording.len(), recording.has_totals()), (10, false));
@@ -131,7 +131,6 @@ fn sizes_that_no_daemon_writes_are_refused() {
         (word::WORKERS, &[0, 1025, 1 << 32, u64::MAX][..]),
         (word::QUEUE_PAIRS, &[0, 1025, 1 << 60, u64::MAX]),
         (word::CAPACITY, &[0, 3, 1 << 24, 1 << 58, u64::MAX]),
-        (word::VERSION, &[0, 2]),
         (word::CLOCK, &[0, 4, u64::MAX]),
     ] {
         for &size in sizes {
@@ -142,6 +141,29 @@ fn sizes_that_no_daemon_writes_are_refused() {
             file.set_len(1 << 42).unwrap();
             let opened = Source::open(&path);
             assert!(matches!(opened, Err(ReadError::Format { .. })), "word {at}: {size}");
+        }
+    }
+}
+
+#[test]
+fn another_version_of_the_format_is_refused_with_a_sentence() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
+    let recorder = recorder(directory.path(), &clock);
+    let reader = Reader::open(recorder.path()).unwrap();
+    let path = directory.path().join("some.rec");
+    RecordingWriter::create(&path, &reader, "{}").unwrap().finish(&reader, false).unwrap();
+    for file in [recorder.path(), &path] {
+        for version in [0_u64, 2, u64::MAX] {
+            let at = 8 * word::VERSION as u64;
+            let opened = OpenOptions::new().write(true).open(file).unwrap();
+            opened.write_all_at(&version.to_ne_bytes(), at).unwrap();
+            let error = Source::open(file).unwrap_err();
+            assert!(matches!(error, ReadError::Version { found, .. } if found == version));
+            let said = format!(
+                "expected version 1 of the recorder's file format, found version {version};"
+            );
+            assert!(error.to_string().contains(&said), "{error}");
         }
     }
 }

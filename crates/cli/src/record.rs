@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burst_trace::{BurstRecord, Cursor, Reader};
+use burst_trace::{Cursor, Gap, Reader, Record};
 use host_files::{FileId, Output};
 use kernel_stages::Cost;
 use report::breakdown::is_alive;
@@ -161,9 +161,9 @@ struct Following {
     reader: Reader,
     cursors: Vec<Cursor>,
     kernel: Option<Kernel>,
-    /// The last of its records.
-    newest: BurstRecord,
-    /// What is known of it in the end.
+    /// The writer and the end, ticks, of the newest kernel span.
+    newest_span: (u8, u64),
+    /// What the kernel's programs lost and cost, known at the end.
     measured: Measured,
 }
 
@@ -173,8 +173,8 @@ impl Following {
             if from_the_oldest { reader.oldest(worker) } else { reader.newest(worker) }
         };
         let cursors = (0..reader.workers()).map(cursor).collect();
-        let (newest, measured) = Default::default();
-        Self { path, cursors, reader, kernel, newest, measured }
+        let (newest_span, measured) = Default::default();
+        Self { path, cursors, reader, kernel, newest_span, measured }
     }
 
     fn follow(
@@ -218,27 +218,28 @@ impl Following {
         }
     }
 
-    /// Reads what came. Returns the most records of one worker.
+    /// Reads the new records. Returns the largest number from one worker.
     fn read(&mut self, keeper: &mut Keeper) -> std::io::Result<usize> {
         let mut most = 0;
         if let Some(kernel) = &self.kernel {
-            for record in kernel.records() {
-                keeper.take(&record)?;
-                self.newest = record;
+            for span in kernel.spans() {
+                keeper.take(&Record::KernelSpan(span))?;
+                self.newest_span = (span.writer, span.end);
             }
-            keeper.lost(self.newest.worker, self.measured.lost, self.newest.last)?;
+            let (writer, at) = self.newest_span;
+            keeper.lost(Gap { writer, records: self.measured.lost, at })?;
         }
-        for (worker, cursor) in (0..).zip(&mut self.cursors) {
-            let (mut came, mut newest, mut kept) = (0, 0, Ok(()));
-            let lost = self.reader.read(cursor, |record| {
+        for (writer, cursor) in (0..).zip(&mut self.cursors) {
+            let (mut came, mut at, mut kept) = (0, 0, Ok(()));
+            let records = self.reader.read(cursor, |record| {
                 came += 1;
-                newest = record.last;
+                at = record.last();
                 if kept.is_ok() {
                     kept = keeper.take(record);
                 }
             });
             kept?;
-            keeper.lost(worker, lost, newest)?;
+            keeper.lost(Gap { writer, records, at })?;
             most = most.max(came);
         }
         Ok(most)

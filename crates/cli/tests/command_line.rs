@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use burst_trace::{BurstRecord, Clock, RecordKind, Recorder, RecorderOptions};
+use burst_trace::{BurstRecord, Clock, Recorder, RecorderOptions};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -27,7 +27,6 @@ fn recorder(dir: &Path, name: &str) -> Recorder {
         bytes: 64,
         packets: 1,
         ring: 1,
-        kind: RecordKind::Burst as u8,
         ..BurstRecord::default()
     });
     recorder
@@ -252,14 +251,12 @@ fn probes_are_joined_alike_by_stats_and_report_where_there_is_a_place_for_them()
     let mut writer = recorder.writer(0, clock);
     let now = clock.now();
     for (ring, at) in [(0, now), (1, now + 10_000)] {
-        let kind = RecordKind::Burst as u8;
         let record = BurstRecord {
             first: at,
             last: at + 500,
             stages: [100, 100, 100, 100, 100, 0],
             packets: 1,
             ring,
-            kind,
             ..BurstRecord::default()
         };
         writer.burst(&record);

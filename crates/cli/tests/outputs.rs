@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use burst_trace::file::word;
 use burst_trace::{
-    BurstRecord, Clock, Reader, RecordKind, Recorder, RecorderOptions, RecordingWriter, Source,
-    Writer,
+    BurstRecord, Clock, Reader, Recorder, RecorderOptions, RecordingWriter, Source, Writer,
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mkfifoat, mknodat};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
@@ -56,7 +55,6 @@ impl Bench {
                 stages: [100; 6],
                 packets: 1,
                 ring: 1,
-                kind: RecordKind::Burst as u8,
                 ..BurstRecord::default()
             });
         }

@@ -5,7 +5,7 @@
 //! `seen` on the wire. The file is written by a thread of its own, and no frame waits for it.
 //!
 //! - `capture`: the file, its thread, and the way there.
-//! - `burst_trace`'s `pcapng` and `comment`: the blocks of the file, and what is said in them.
+//! - the crate `pcapng`: the blocks of the file, and the comments on frames.
 
 mod capture;
 

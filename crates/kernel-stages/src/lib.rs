@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use burst_trace::{Anchor, BurstRecord, Clock, KernelStage, RecordKind};
+use burst_trace::{Anchor, Clock, KernelSpan, KernelStage};
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -58,10 +58,10 @@ pub struct Span {
     pub end_ns: u64,
 }
 
-/// An anchor is good for so long: the two clocks drift by a few nanoseconds until then.
+/// Longest use of an anchor: the two clocks drift apart by a few nanoseconds in that time.
 const ANCHORED: Duration = Duration::from_millis(10);
 
-/// Turns spans into records.
+/// Converts spans to records.
 #[derive(Debug)]
 pub struct Scribe {
     clock: Clock,
@@ -71,26 +71,24 @@ pub struct Scribe {
 }
 
 impl Scribe {
-    /// With times of `clock`.
+    /// For records with times of `clock`.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self { clock, anchor: clock.anchor(), anchored: clock.ticks_in(ANCHORED) }
     }
 
-    /// The record of a span that is over just now, about the worker with that number.
-    pub fn record(&mut self, span: Span, worker: u32) -> BurstRecord {
+    /// The record of a span that has just ended. `worker` is the number of its worker, for stages in which one takes part.
+    pub fn record(&mut self, span: Span, worker: u32) -> KernelSpan {
         if self.clock.now().abs_diff(self.anchor.ticks) > self.anchored {
             self.anchor = self.clock.anchor();
         }
         let ticks = |ns| self.anchor.ticks_at(ns, &self.clock);
-        BurstRecord {
-            first: ticks(span.start_ns),
-            last: ticks(span.end_ns),
-            bytes: worker,
-            ring: u16::from(span.stage == KernelStage::HostTx),
-            kind: RecordKind::Kernel as u8,
-            cause: span.stage as u8,
-            ..BurstRecord::default()
+        KernelSpan {
+            stage: span.stage,
+            start: ticks(span.start_ns),
+            end: ticks(span.end_ns),
+            worker: span.stage.is_of_a_worker().then_some(worker),
+            writer: 0,
         }
     }
 }

@@ -4,20 +4,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use burst_trace::{
-    BurstRecord, Clock, Cursor, Direction, KernelStage, ReadError, Reader, RecordKind, Wakeup,
-    Wakeups,
+    BurstRecord, Clock, Cursor, Direction, KernelStage, ReadError, Reader, Record, Wakeup, Wakeups,
 };
 
-/// Upper ends of the histograms' buckets, seconds; the last one is without end.
+/// Upper bounds of the histograms' buckets, seconds. One more bucket holds what is longer.
 pub const BUCKETS_S: [f64; 22] = [
     1e-7, 2e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
     2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
 ];
 
-/// A burst's wake-up may be told of so much later. It counts from then on: what has been told of a burst stays.
+/// Longest delay of the record of a wake-up after its burst. Then the burst's wake-up is counted, and stays as it is.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A guest, by its recorder.
+/// A guest whose recorder is followed.
 #[derive(Debug)]
 pub struct Guest {
     pub(crate) name: String,
@@ -26,13 +25,13 @@ pub struct Guest {
     cursors: Vec<Cursor>,
     bounds: [u64; BUCKETS_S.len()],
     clock: Clock,
-    /// Where the daemon was asked for times in the host kernel.
+    /// `None` when the daemon was not asked for times in the host kernel.
     wakeups: Option<Wakeups>,
     pub(crate) ways: [Way; 2],
     pub(crate) lost: u64,
 }
 
-/// What is followed of one direction.
+/// The figures of one direction.
 #[derive(Debug)]
 pub(crate) struct Way {
     pub(crate) direction: Direction,
@@ -53,7 +52,7 @@ pub(crate) struct Times {
 }
 
 impl Guest {
-    /// Opens the recorder at `path`, which is `name`'s and of this `clock`, and follows it from its oldest record on.
+    /// Opens the recorder of the guest `name` at `path`, stamped by `clock`, and follows it from its oldest record on.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -74,7 +73,8 @@ impl Guest {
         })
     }
 
-    /// Reads what came. Returns what part of the recorder the most of one worker fills: 1 is all of it.
+    /// Reads the new records. Returns how full the recorder was since the last time: 1 when the busiest worker has filled
+    /// its part.
     pub(crate) fn follow(&mut self) -> f64 {
         let Self { reader, cursors, bounds, ways, wakeups, lost, .. } = self;
         let mut most = 0;
@@ -83,18 +83,21 @@ impl Guest {
             *lost += reader.read(cursor, |record| {
                 came += 1;
                 let way = |direction| usize::from(direction == Direction::Rx);
-                if record.kind == RecordKind::Burst as u8 {
-                    ways[way(record.direction())].add(record, bounds);
-                    if let Some(wakeups) = wakeups {
-                        wakeups.add_burst(record);
+                match record {
+                    Record::Burst(burst) => {
+                        ways[way(burst.direction())].add(burst, bounds);
+                        if let Some(wakeups) = wakeups {
+                            wakeups.add_burst(&burst.times(), burst.packets);
+                        }
                     }
-                } else if let Some(stage) = record.kernel_stage() {
-                    if let Some(direction) = stage.direction() {
-                        let ticks = record.last.saturating_sub(record.first);
-                        ways[way(direction)].add_kernel(stage, ticks, 1, bounds);
-                    } else if let Some(wakeups) = wakeups {
-                        wakeups.add(record);
-                    }
+                    Record::KernelSpan(span) => match (span.stage.direction(), &mut *wakeups) {
+                        (Some(direction), _) => {
+                            ways[way(direction)].add_kernel(span.stage, span.total(), 1, bounds);
+                        }
+                        (None, Some(wakeups)) => wakeups.add(span),
+                        (None, None) => {}
+                    },
+                    _ => {}
                 }
             });
             most = most.max(came);
@@ -130,7 +133,7 @@ impl Way {
             let packets = record.packets.into();
             self.add_kernel(KernelStage::Wakeup, ticks.into(), packets, bounds);
         }
-        if record.flags & BurstRecord::POLLED != 0 {
+        if record.is_polled {
             self.polled_packets += u64::from(record.packets);
         }
     }
@@ -156,10 +159,9 @@ impl Times {
 mod tests {
     use super::*;
     use crate::exposition::to_text;
-    use burst_trace::{Recorder, RecorderOptions};
+    use burst_trace::{KernelSpan, Recorder, RecorderOptions};
 
-    /// A burst each way, 10 µs in each stage, and what the kernel had to do with them, some microseconds after the
-    /// recorder's beginning.
+    /// A burst in each direction, 10 µs in each stage, and its kernel spans, about a millisecond after `zero`.
     fn write(recorder: &Recorder, clock: Clock, zero: u64) {
         let ticks = |us| clock.ticks_in(Duration::from_micros(us));
         let (mut worker, mut kernel) = (recorder.writer(0, clock), recorder.writer(1, clock));
@@ -168,25 +170,16 @@ mod tests {
             stages[..Direction::of_ring(ring).stages().len()].fill(ticks(10));
             let first = zero + ticks(first);
             let last = first + stages.iter().sum::<u64>();
-            let kind = RecordKind::Burst as u8;
-            worker.burst(&BurstRecord {
-                first,
-                last,
-                stages,
-                packets,
-                ring,
-                kind,
-                ..Default::default()
-            });
+            worker.burst(&BurstRecord { first, last, stages, packets, ring, ..Default::default() });
         }
-        for (stage, ring, first, last) in [
-            (KernelStage::Wakeup, 0, 980, 999),
-            (KernelStage::HostTx, 1, 1032, 1037),
-            (KernelStage::Inject, 0, 2045, 2075),
+        for (stage, start, end) in [
+            (KernelStage::Wakeup, 980, 999),
+            (KernelStage::HostTx, 1032, 1037),
+            (KernelStage::Inject, 2045, 2075),
         ] {
-            let (first, last) = (zero + ticks(first), zero + ticks(last));
-            let (kind, cause) = (RecordKind::Kernel as u8, stage as u8);
-            kernel.kernel(&BurstRecord { first, last, ring, kind, cause, ..Default::default() });
+            let (start, end) = (zero + ticks(start), zero + ticks(end));
+            let worker = stage.is_of_a_worker().then_some(0);
+            kernel.kernel(&KernelSpan { stage, start, end, worker, writer: 0 });
         }
     }
 
@@ -222,7 +215,7 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        // Nothing was told of host-rx, and a burst that is so young may still have another wake-up.
+        // There is no host-rx, and so young a burst may still have another wake-up.
         assert_eq!(counts(), [Some(2), Some(1), Some(1), None, None, None]);
         // The burst begins a millisecond after the recorder.
         std::thread::sleep(LATE + Duration::from_millis(50));

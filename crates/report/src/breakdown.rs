@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Clock, Direction, DropCause, Header, Reader, SocketEvent, Source};
+use burst_trace::{Clock, Direction, DropCause, Header, Reader, Record, SocketEvent, Source};
 
 use crate::collect::{Collector, DirectionBreakdown, list_drops};
 use crate::facts::{Facts, without_controls};
@@ -73,7 +73,7 @@ impl Breakdown {
         source: &Source,
         name: &str,
         window: Window,
-        mut each: impl FnMut(&BurstRecord),
+        mut each: impl FnMut(&Record),
     ) -> Self {
         let rate = TickRate::new(source.ticks_per_second());
         let bounds = Bounds::of(source, window, rate);
@@ -81,10 +81,10 @@ impl Breakdown {
         let mut extent = Extent::default();
         let mut held = vec![Held::default(); source.workers()];
         let lost_records = source.read(|record| {
-            if let Some(held) = held.get_mut(usize::from(record.worker)) {
+            if let Some(held) = held.get_mut(usize::from(record.writer())) {
                 held.include(record);
             }
-            let is_within = (bounds.from..=bounds.to).contains(&record.last);
+            let is_within = (bounds.from..=bounds.to).contains(&record.last());
             if is_within && collector.add(record) {
                 extent.include(record);
                 each(record);
@@ -177,7 +177,7 @@ fn now(source: &Source) -> Option<u64> {
 
 fn newest(source: &Source) -> u64 {
     let mut newest = 0;
-    source.read(|record| newest = newest.max(record.last));
+    source.read(|record| newest = newest.max(record.last()));
     newest
 }
 
@@ -218,9 +218,9 @@ struct Held {
 }
 
 impl Held {
-    fn include(&mut self, record: &BurstRecord) {
+    fn include(&mut self, record: &Record) {
         self.records += 1;
-        self.first.get_or_insert(record.last);
+        self.first.get_or_insert(record.last());
     }
 
     /// Since when it holds everything, if not from the beginning: a worker that filled its part has nothing from before
@@ -239,9 +239,10 @@ struct Extent {
 }
 
 impl Extent {
-    fn include(&mut self, record: &BurstRecord) {
-        let (first, last) = self.span.unwrap_or((record.first, record.last));
-        self.span = Some((first.min(record.first), last.max(record.last)));
+    fn include(&mut self, record: &Record) {
+        let (start, end) = (record.first(), record.last());
+        let (first, last) = self.span.unwrap_or((start, end));
+        self.span = Some((first.min(start), last.max(end)));
     }
 
     fn ticks(&self) -> u64 {

@@ -1,18 +1,19 @@
-//! One pass over records, to figures a direction. Memory is bounded: it does not grow with the records.
+//! One pass over records gives the figures of each direction. Memory does not grow with the number of records.
 
 use std::borrow::Cow;
 
 use burst_trace::{
-    BurstRecord, Direction, DropCause, KernelStage, RecordKind, SocketEvent, Wakeup, Wakeups,
+    BurstRecord, Direction, DropCause, KernelSpan, KernelStage, Record, SocketEvent, Wakeup,
+    Wakeups,
 };
 
 use crate::figures::{Distribution, TickRate};
 use crate::stages::{Place, StageRow, Tier, places};
 
-/// Wake-ups of bursts of so many last seconds may still come.
+/// Longest delay of the record of a wake-up after its burst, seconds.
 const WAITING_S: f64 = 1.0;
 
-/// What went one way in a window.
+/// The figures of one direction in a window.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DirectionBreakdown {
     /// Which way.
@@ -21,45 +22,44 @@ pub struct DirectionBreakdown {
     pub packets: u64,
     /// Their bytes, without net headers.
     pub bytes: u64,
-    /// The bursts they came in.
+    /// Number of bursts they came in.
     pub bursts: u64,
     /// Packets whose burst was found by polling: their `notice` is an upper bound.
     pub polled_packets: u64,
-    /// Packets that went no further: every cause of this direction, and its count.
+    /// Packets that were dropped: every cause of this direction, and its count.
     pub drops: Vec<(DropCause, u64)>,
-    /// What the kernel has counted of AF_XDP sockets since the daemon started: every event of this direction, where that
-    /// is known.
+    /// What the kernel has counted for AF_XDP sockets since the daemon started: every event of this direction, if known.
     pub events: Vec<(SocketEvent, u64)>,
     /// Number of addresses moved between the guest's port of a switch and another one since the daemon started. Counted on
     /// transmit rings.
     pub moves: u64,
-    /// All stages of all tiers, in a packet's order.
+    /// All stages of all tiers, in the order of a packet.
     pub stages: Vec<StageRow>,
     /// Last boundary minus first: exactly the sum of the daemon's stages.
     pub total: StageRow,
 }
 
 impl DirectionBreakdown {
-    /// Packets a burst, when there were any.
+    /// Mean number of packets in a burst, when there were any.
     #[must_use]
     pub fn mean_burst(&self) -> Option<f64> {
         (self.bursts > 0).then(|| self.packets as f64 / self.bursts as f64)
     }
 
-    /// The line of the stage called `name`.
+    /// The line of the stage `name`.
     #[must_use]
     pub fn stage(&self, name: &str) -> Option<&StageRow> {
         self.stages.iter().find(|row| row.stage == name)
     }
 
-    /// All packets that went no further.
+    /// All packets that were dropped.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.drops.iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 }
 
-/// Adds up records; emptied and filled again by who follows a live recorder.
+/// Adds up records. For a live recorder it is cleared after each interval.
 #[derive(Clone, Debug)]
 pub struct Collector {
     rate: TickRate,
@@ -81,7 +81,7 @@ struct Way {
     wakeup: Distribution,
     /// The host kernel's: between the datapath and a device.
     host: Distribution,
-    /// From the guest being called to its front end's thread.
+    /// From the signal to the guest until its front end's thread runs.
     inject: Distribution,
     total: Distribution,
 }
@@ -94,36 +94,43 @@ impl Collector {
         Self { rate, ways, wakeups: Wakeups::default(), malformed: 0 }
     }
 
-    /// Adds a record. `false` when it says nothing that this version knows.
-    pub fn add(&mut self, record: &BurstRecord) -> bool {
-        let way = &mut self.ways[usize::from(record.direction() == Direction::Rx)];
-        if record.kind == RecordKind::Burst as u8 && record.packets > 0 {
-            way.add_burst(record, self.rate);
-            self.wakeups.add_burst(record);
-            self.overflow();
-        } else if let Some(stage) = record.kernel_stage() {
-            match stage {
-                KernelStage::Wakeup => {
-                    self.wakeups.add(record);
-                    self.overflow();
-                }
-                KernelStage::HostTx | KernelStage::HostRx => {
-                    way.host.add(record.total(), 1, self.rate);
-                }
-                KernelStage::Inject => way.inject.add(record.total(), 1, self.rate),
+    /// Adds a record. `false` when this version cannot read it.
+    pub fn add(&mut self, record: &Record) -> bool {
+        match record {
+            Record::Burst(burst) => {
+                let rate = self.rate;
+                self.way(burst.direction()).add_burst(burst, rate);
+                self.wakeups.add_burst(&burst.times(), burst.packets);
+                self.overflow();
             }
-        } else if is_of_others(record) {
-            return true;
-        } else if let Some(cause) = drop_cause(record) {
-            way.drops[cause as usize] += u64::from(record.packets);
-        } else {
-            self.malformed += 1;
-            return false;
+            Record::KernelSpan(span) => self.add_span(span),
+            Record::Drop(drop) => {
+                let way = self.way(Direction::of_ring(drop.ring));
+                way.drops[drop.cause as usize] += u64::from(drop.packets);
+            }
+            Record::Probe(_) | Record::Gap(_) => {}
+            Record::Unknown(_) => {
+                self.malformed += 1;
+                return false;
+            }
         }
         true
     }
 
-    /// Records that say nothing this version knows: of an unknown kind or drop cause, or without packets.
+    fn add_span(&mut self, span: &KernelSpan) {
+        let Some(direction) = span.stage.direction() else {
+            self.wakeups.add(span);
+            return self.overflow();
+        };
+        let way = &mut self.ways[usize::from(direction == Direction::Rx)];
+        let times = match span.stage {
+            KernelStage::Inject => &mut way.inject,
+            KernelStage::Wakeup | KernelStage::HostTx | KernelStage::HostRx => &mut way.host,
+        };
+        times.add(span.total(), 1, self.rate);
+    }
+
+    /// Number of records that this version cannot read.
     #[must_use]
     pub const fn malformed(&self) -> u64 {
         self.malformed
@@ -133,12 +140,19 @@ impl Collector {
         for Wakeup { direction, packets, ticks } in
             self.wakeups.overflow(self.rate.ticks(WAITING_S))
         {
-            let way = &mut self.ways[usize::from(direction == Direction::Rx)];
-            way.wakeup.add(ticks, packets, self.rate);
+            let rate = self.rate;
+            self.way(direction).wakeup.add(ticks, packets, rate);
         }
     }
 
-    /// Empties it, and keeps its memory.
+    const fn way(&mut self, direction: Direction) -> &mut Way {
+        match direction {
+            Direction::Tx => &mut self.ways[0],
+            Direction::Rx => &mut self.ways[1],
+        }
+    }
+
+    /// Clears it, and keeps its memory.
     pub fn clear(&mut self) {
         self.wakeups.clear();
         for way in &mut self.ways {
@@ -147,8 +161,7 @@ impl Collector {
         self.malformed = 0;
     }
 
-    /// The distributions of `direction`: those of the daemon's stages in order, that of the total, and those of the host
-    /// kernel's stages.
+    /// The distributions of `direction`: the daemon's stages in order, the total, the host kernel's stages.
     #[must_use]
     pub fn distributions(
         &self,
@@ -169,14 +182,14 @@ impl Collector {
         all
     }
 
-    /// What was collected of `direction`.
+    /// The figures of `direction`.
     #[must_use]
     pub fn breakdown(&self, direction: Direction) -> DirectionBreakdown {
         let way = &self.ways[usize::from(direction == Direction::Rx)];
         way.breakdown(&self.wakeup(direction), self.rate)
     }
 
-    /// Until workers were awake, by their bursts' own records and by what can be joined now.
+    /// The wake-ups of bursts: those in their records, and those found among the kernel spans so far.
     fn wakeup(&self, direction: Direction) -> Distribution {
         let way = &self.ways[usize::from(direction == Direction::Rx)];
         let mut wakeup = way.wakeup.clone();
@@ -185,18 +198,6 @@ impl Collector {
         }
         wakeup
     }
-}
-
-/// The cause of a drop record that this version knows.
-#[must_use]
-pub fn drop_cause(record: &BurstRecord) -> Option<DropCause> {
-    let is_drop = record.kind == RecordKind::Drop as u8;
-    DropCause::ALL.get(usize::from(record.cause)).copied().filter(|_| is_drop)
-}
-
-/// Whether a record is for other readers than this one.
-fn is_of_others(record: &BurstRecord) -> bool {
-    [RecordKind::Probe, RecordKind::Gap].iter().any(|kind| record.kind == *kind as u8)
 }
 
 impl Way {
@@ -220,7 +221,7 @@ impl Way {
         self.packets += u64::from(record.packets);
         self.bytes += u64::from(record.bytes);
         self.bursts += 1;
-        if record.flags & BurstRecord::POLLED != 0 {
+        if record.is_polled {
             self.polled_packets += u64::from(record.packets);
         }
         for (stage, &ticks) in self.stages.iter_mut().zip(&record.stages) {
@@ -284,7 +285,7 @@ impl Way {
     }
 }
 
-/// Every cause that this direction can have, by the name's beginning, and any other that was counted.
+/// Every cause whose name begins with that of the direction, and any other cause that was counted.
 pub(crate) fn list_drops(
     direction: Direction,
     count: impl Fn(DropCause) -> u64,

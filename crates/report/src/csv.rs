@@ -1,21 +1,20 @@
-//! Every record as a line of comma-separated values.
+//! Each record as a line of comma-separated values.
 
 use std::io::{self, Write};
 
-use burst_trace::{BurstRecord, KernelStage, RecordKind, Source, Stage};
+use burst_trace::{BurstRecord, Direction, DropRecord, KernelSpan, Record, Source, Stage};
 
-use crate::collect::drop_cause;
 use crate::figures::TickRate;
 use crate::when::When;
 
-/// The first line. A burst has no `cause`; a drop has no times but `start_ns`, and `packets` are those that went no
-/// further. A time in the host kernel has its stage as `cause`, its beginning and `total_ns`, and no queue; a wake-up has the
-/// worker whose thread it was, and no direction. `start_ns` is `CLOCK_REALTIME` at the first boundary.
+/// The first line. A burst has no `cause`. A drop has no times but `start_ns`; `packets` is the number dropped. A time in
+/// the host kernel has its stage as `cause`, its start and `total_ns`, and no queue; a wake-up has its worker and no
+/// direction. `start_ns` is `CLOCK_REALTIME` at the first boundary.
 const COLUMNS: &str = "kind,direction,queue,worker,sequence,packets,bytes,start_ns,polled,cause,wakeup_ns,notice_ns,\
                        queued_ns,starved_ns,gather_ns,place_ns,egress_ns,publish_ns,complete_ns,signal_ns,total_ns";
 
 /// The stages in the order of the columns.
-const STAGES: [Stage; 9] = [
+const STAGES: [Stage; Stage::ALL.len()] = [
     Stage::Notice,
     Stage::Queued,
     Stage::Starved,
@@ -27,15 +26,15 @@ const STAGES: [Stage; 9] = [
     Stage::Signal,
 ];
 
-/// Writes all bursts, drops and kernel times of `source`, one after the other as they are read: of one worker in order. `each` is
-/// called for every record, for whoever shows how far it is. Returns how many records were lost.
+/// Writes all bursts, drops and kernel spans of `source` as they are read: those of one worker in order. `each` is called
+/// for every record, to show progress. Returns the number of lost records.
 ///
 /// # Errors
 /// What `out` answers.
 pub fn write_csv(
     out: &mut impl Write,
     source: &Source,
-    mut each: impl FnMut(&BurstRecord),
+    mut each: impl FnMut(&Record),
 ) -> io::Result<u64> {
     let (rate, when) = (TickRate::new(source.ticks_per_second()), When::of(source));
     writeln!(out, "{COLUMNS}")?;
@@ -49,54 +48,58 @@ pub fn write_csv(
     written.map(|()| lost)
 }
 
-fn write_line(
+fn write_line(out: &mut impl Write, record: &Record, rate: TickRate, when: When) -> io::Result<()> {
+    match record {
+        Record::Burst(burst) => write_burst(out, burst, rate, when),
+        Record::Drop(drop) => write_drop(out, drop, when),
+        Record::KernelSpan(span) => write_span(out, span, rate, when),
+        Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => Ok(()),
+    }
+}
+
+fn write_burst(
     out: &mut impl Write,
-    record: &BurstRecord,
+    burst: &BurstRecord,
     rate: TickRate,
     when: When,
 ) -> io::Result<()> {
-    if let Some(stage) = record.kernel_stage() {
-        return write_kernel(out, record, stage, rate, when);
-    }
-    let cause = drop_cause(record);
-    let is_burst = record.kind == RecordKind::Burst as u8;
-    if !is_burst && cause.is_none() {
-        return Ok(());
-    }
-    let &BurstRecord { ring, worker, packets, sequence, .. } = record;
-    let direction = record.direction();
-    let (kind, start) = (if is_burst { "burst" } else { "drop" }, when.realtime_ns(record.first));
-    write!(out, "{kind},{},{ring},{worker},", direction.name())?;
-    if let Some(cause) = cause {
-        return writeln!(out, ",{packets},,{start},,{},,,,,,,,,,,", cause.name());
-    }
-    let polled = u8::from(record.flags & BurstRecord::POLLED != 0);
-    write!(out, "{sequence},{packets},{},{start},{polled},,", record.bytes)?;
-    if let Some(ticks) = record.wakeup {
+    let &BurstRecord { ring, worker, packets, sequence, bytes, .. } = burst;
+    let (direction, start) = (burst.direction(), when.realtime_ns(burst.first));
+    let polled = u8::from(burst.is_polled);
+    write!(out, "burst,{},{ring},{worker},", direction.name())?;
+    write!(out, "{sequence},{packets},{bytes},{start},{polled},,")?;
+    if let Some(ticks) = burst.wakeup {
         write!(out, "{}", rate.ns(ticks.into()))?;
     }
     for stage in STAGES {
-        match direction.stages().iter().position(|it| *it == stage) {
-            Some(place) => write!(out, ",{}", rate.ns(record.stages[place]))?,
+        match direction.position(stage) {
+            Some(at) => write!(out, ",{}", rate.ns(burst.stages[at]))?,
             None => write!(out, ",")?,
         }
     }
-    writeln!(out, ",{}", rate.ns(record.total()))
+    writeln!(out, ",{}", rate.ns(burst.total()))
 }
 
-fn write_kernel(
+fn write_drop(out: &mut impl Write, drop: &DropRecord, when: When) -> io::Result<()> {
+    let &DropRecord { at, cause, packets, ring, worker } = drop;
+    let (direction, start) = (Direction::of_ring(ring).name(), when.realtime_ns(at));
+    let cause = cause.name();
+    writeln!(out, "drop,{direction},{ring},{worker},,{packets},,{start},,{cause},,,,,,,,,,,")
+}
+
+fn write_span(
     out: &mut impl Write,
-    record: &BurstRecord,
-    stage: KernelStage,
+    span: &KernelSpan,
     rate: TickRate,
     when: When,
 ) -> io::Result<()> {
-    let (name, start) = (stage.name(), when.realtime_ns(record.first));
-    let total = rate.ns(record.last.saturating_sub(record.first));
+    let (name, start) = (span.stage.name(), when.realtime_ns(span.start));
+    let total = rate.ns(span.total());
     write!(out, "kernel,")?;
-    match stage.direction() {
-        Some(direction) => write!(out, "{},,", direction.name())?,
-        None => write!(out, ",,{}", record.bytes)?,
+    match (span.stage.direction(), span.worker) {
+        (Some(direction), _) => write!(out, "{},,", direction.name())?,
+        (None, Some(worker)) => write!(out, ",,{worker}")?,
+        (None, None) => write!(out, ",,")?,
     }
     writeln!(out, ",,,,{start},,{name},,,,,,,,,,,{total}")
 }

@@ -1,12 +1,11 @@
-//! A recorder that is still being written, followed and told interval by interval.
+//! Follows the recorder of a running daemon, interval by interval.
 //!
-//! Packets, bytes and drops come from the counters and are exact even where records were lost; times come
-//! from the records.
+//! Packets, bytes and drops are those of the counters, exact even when records were lost. Times are those of the records.
 
 use std::time::Instant;
 
 use burst_trace::Totals;
-use burst_trace::{BurstRecord, Cursor, Direction, DropCause, Reader, RecordKind};
+use burst_trace::{BurstRecord, Cursor, Direction, DropCause, Reader, Record};
 
 use crate::breakdown::drops_since_start;
 use crate::collect::{Collector, DirectionBreakdown};
@@ -16,7 +15,7 @@ use crate::when::When;
 
 /// In the order of [`Follower::drops`].
 const DIRECTIONS: [Direction; 2] = [Direction::Tx, Direction::Rx];
-/// So many of an interval's slowest bursts are told of.
+/// Number of an interval's slowest bursts that are reported.
 const OUTLIERS: usize = 5;
 
 /// Follows a recorder from its newest record on.
@@ -27,7 +26,7 @@ pub struct Follower {
     cursors: Vec<Cursor>,
     collector: Collector,
     queues: Vec<Queue>,
-    /// Of transmit and receive queues, since the daemon's start.
+    /// Drops of transmit and of receive queues since the daemon's start.
     drops: [Vec<(DropCause, u64)>; 2],
     slowest: Slowest,
     lost: u64,
@@ -38,15 +37,15 @@ pub struct Follower {
 /// What happened between two calls of [`Follower::take`].
 #[derive(Clone, Debug)]
 pub struct Interval {
-    /// How long it was.
+    /// Its length, seconds.
     pub seconds: f64,
     /// Guest to wire.
     pub tx: DirectionInterval,
     /// Wire to guest.
     pub rx: DirectionInterval,
-    /// Queue by queue, in the order of their indices.
+    /// Each queue, in the order of their indices.
     pub queues: Vec<QueueInterval>,
-    /// The slowest bursts by the records, the slowest first; at most five.
+    /// The slowest bursts of the records, slowest first; at most five.
     pub outliers: Vec<Outlier>,
     /// Records that were overwritten before they could be read, in this interval.
     pub lost: u64,
@@ -59,20 +58,20 @@ pub struct Interval {
 pub struct DirectionInterval {
     /// By the counters: packets, bytes and bursts.
     pub totals: Totals,
-    /// By the counters: packets that went no further.
+    /// By the counters: packets that were dropped.
     pub dropped: u64,
-    /// The same by cause: every cause of this direction.
+    /// Dropped packets of each cause of this direction.
     pub drops: Vec<(DropCause, u64)>,
-    /// By the records.
+    /// The figures of the records.
     pub records: DirectionBreakdown,
 }
 
-/// A burst that was slow.
+/// A slow burst.
 #[derive(Clone, Copy, Debug)]
 pub struct Outlier {
-    /// As it was recorded, in ticks.
+    /// Its record, in ticks.
     pub record: BurstRecord,
-    /// What those ticks are.
+    /// The rate of those ticks.
     pub rate: TickRate,
     /// `CLOCK_REALTIME` at its first boundary: nanoseconds since 1970.
     pub start_ns: u64,
@@ -85,7 +84,7 @@ pub struct QueueInterval {
     pub ring: u16,
     /// By the counters: packets, bytes and bursts.
     pub totals: Totals,
-    /// By the counters: packets that went no further.
+    /// By the counters: packets that were dropped.
     pub dropped: u64,
     /// By the records: last boundary minus first.
     pub total: Option<Figures>,
@@ -96,7 +95,7 @@ struct Queue {
     ring: u16,
     totals: Totals,
     dropped: u64,
-    /// Made with the first packet: a device may have many queues that are never used.
+    /// `None` until the first packet: many queues of a device may never be used.
     total: Option<Distribution>,
 }
 
@@ -126,26 +125,24 @@ impl Follower {
         &self.reader
     }
 
-    /// Reads what came since the last time. The oftener, the less is overwritten unread.
+    /// Reads the new records. The more often, the fewer are overwritten unread.
     pub fn poll(&mut self) {
         let Self { reader, rate, cursors, collector, queues, slowest, lost, .. } = self;
         for cursor in cursors {
             let missed = reader.read(cursor, |record| {
                 collector.add(record);
-                if record.kind != RecordKind::Burst as u8 {
-                    return;
-                }
-                slowest.add(record);
-                if let Some(queue) = queues.get_mut(usize::from(record.ring)) {
+                let Record::Burst(burst) = record else { return };
+                slowest.add(burst);
+                if let Some(queue) = queues.get_mut(usize::from(burst.ring)) {
                     let total = queue.total.get_or_insert_with(Distribution::new);
-                    total.add(record.total(), record.packets, *rate);
+                    total.add(burst.total(), burst.packets, *rate);
                 }
             });
             *lost = lost.saturating_add(missed);
         }
     }
 
-    /// Reads what came, tells what there was since the last time, and begins a new interval.
+    /// Reads the new records, returns the figures since the last call, and begins a new interval.
     pub fn take(&mut self) -> Interval {
         self.poll();
         let rate = self.rate;

@@ -1,9 +1,11 @@
-//! Distributions as an HdrHistogram interval log, which many tools draw.
+//! Distributions as an HdrHistogram interval log, which many tools can draw.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
-use burst_trace::{BurstRecord, Direction, KernelStage, RecordKind, Source, Wakeup, Wakeups};
+use burst_trace::{
+    BurstRecord, Direction, KernelSpan, KernelStage, Record, Source, Stage, Wakeup, Wakeups,
+};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::interval_log::{
     IntervalLogWriter, IntervalLogWriterBuilder, IntervalLogWriterError, Tag,
@@ -13,16 +15,17 @@ use hdrhistogram::serialization::{V2DeflateSerializeError, V2DeflateSerializer};
 use crate::figures::TickRate;
 use crate::when::When;
 
-/// One line a second and time.
+/// Length of an interval, nanoseconds.
 const INTERVAL_NS: u64 = 1_000_000_000;
 const SIGNIFICANT_DIGITS: u8 = 3;
-/// Bursts of so many last seconds of an interval count in the next one with their wake-ups: those may still come.
+/// Longest delay of the record of a wake-up after its burst, seconds. Bursts younger than that at the end of an interval
+/// count in the next one with their wake-ups.
 const LATE_S: f64 = 0.05;
 
 /// Why a log could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum HlogError {
-    /// What was written to answered.
+    /// The output could not be written.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A histogram could not be written.
@@ -31,15 +34,16 @@ pub enum HlogError {
 }
 
 /// Writes the times of all packets of `source` in nanoseconds: one histogram for each direction, time and second, tagged
-/// `tx.total`, `tx.egress` and so on; of the host kernel's stages (`tx.wakeup`, `tx.host-tx`, `rx.host-rx`, `rx.inject`) where
-/// there are any. A wake-up counts for the packets of its burst, other kernel times once each. `each` is called for every record. Returns how many records were lost.
+/// `tx.total`, `tx.egress` and so on; `tx.wakeup`, `tx.host-tx`, `rx.host-rx` and `rx.inject` if there are any. A wake-up
+/// counts for the packets of its burst, another kernel span once. `each` is called for every record, to show progress.
+/// Returns the number of lost records.
 ///
 /// # Errors
 /// See [`HlogError`].
 pub fn write_hlog(
     out: &mut impl Write,
     source: &Source,
-    mut each: impl FnMut(&BurstRecord),
+    mut each: impl FnMut(&Record),
 ) -> Result<u64, HlogError> {
     let (rate, when) = (TickRate::new(source.ticks_per_second()), When::of(source));
     let start_ns = when.realtime_ns(source.anchor_start().ticks);
@@ -53,21 +57,16 @@ pub fn write_hlog(
     let mut written = Ok(());
     let lost = source.read_by_time(|record| {
         each(record);
-        let is_burst = record.kind == RecordKind::Burst as u8;
-        let kernel = record.kernel_stage();
-        if written.is_err() || !(is_burst || kernel.is_some()) {
+        if written.is_err() || !matches!(record, Record::Burst(_) | Record::KernelSpan(_)) {
             return;
         }
-        let number = when.realtime_ns(record.last).saturating_sub(start_ns) / INTERVAL_NS;
+        let number = when.realtime_ns(record.last()).saturating_sub(start_ns) / INTERVAL_NS;
         if number > interval.number {
             interval.join_wakeups(|wakeups| wakeups.take_old(rate.ticks(LATE_S)), rate);
             written = interval.write(&mut log);
             interval.number = number;
         }
-        match kernel {
-            Some(stage) => interval.add_kernel(record, stage, rate),
-            None => interval.add(record, rate),
-        }
+        interval.add(record, rate);
     });
     written?;
     interval.join_wakeups(Wakeups::take, rate);
@@ -82,60 +81,70 @@ struct Interval {
     wakeups: Wakeups,
 }
 
-/// The tags of a direction: its stages in order, then total, wakeup, and what else the host kernel measures.
-const TAGS: [&[&str]; 2] = [
-    &[
-        "tx.notice",
-        "tx.queued",
-        "tx.gather",
-        "tx.egress",
-        "tx.complete",
-        "tx.signal",
-        "tx.total",
-        "tx.wakeup",
-        "tx.host-tx",
-    ],
-    &[
-        "rx.notice",
-        "rx.starved",
-        "rx.place",
-        "rx.publish",
-        "rx.signal",
-        "rx.total",
-        "rx.wakeup",
-        "rx.host-rx",
-        "rx.inject",
-    ],
-];
+/// The tags of the daemon's stages, in the order of [`Direction::stages`].
+const fn stage_tag(direction: Direction, stage: Stage) -> &'static str {
+    match (direction, stage) {
+        (Direction::Tx, Stage::Notice) => "tx.notice",
+        (_, Stage::Queued) => "tx.queued",
+        (_, Stage::Gather) => "tx.gather",
+        (_, Stage::Egress) => "tx.egress",
+        (_, Stage::Complete) => "tx.complete",
+        (Direction::Tx, Stage::Signal) => "tx.signal",
+        (Direction::Rx, Stage::Notice) => "rx.notice",
+        (_, Stage::Starved) => "rx.starved",
+        (_, Stage::Place) => "rx.place",
+        (_, Stage::Publish) => "rx.publish",
+        (Direction::Rx, Stage::Signal) => "rx.signal",
+    }
+}
+
+/// The tags of the other times of a direction, after those of its stages.
+const fn other_tags(direction: Direction) -> &'static [&'static str] {
+    match direction {
+        Direction::Tx => &["tx.total", "tx.wakeup", "tx.host-tx"],
+        Direction::Rx => &["rx.total", "rx.wakeup", "rx.host-rx", "rx.inject"],
+    }
+}
 
 impl Interval {
     fn new() -> Self {
-        let way = |tags: &[&'static str]| {
-            tags.iter()
-                .filter_map(|tag| Some((Tag::new(tag)?, Histogram::new(SIGNIFICANT_DIGITS).ok()?)))
+        let way = |direction: Direction| {
+            let stages = direction.stages().iter().map(|stage| stage_tag(direction, *stage));
+            let tags = stages.chain(other_tags(direction).iter().copied());
+            tags.filter_map(|tag| Some((Tag::new(tag)?, Histogram::new(SIGNIFICANT_DIGITS).ok()?)))
                 .collect()
         };
-        Self { number: 0, ways: TAGS.map(way), wakeups: Wakeups::default() }
+        let ways = [Direction::Tx, Direction::Rx].map(way);
+        Self { number: 0, ways, wakeups: Wakeups::default() }
     }
 
-    fn add(&mut self, record: &BurstRecord, rate: TickRate) {
-        let direction = record.direction();
+    fn add(&mut self, record: &Record, rate: TickRate) {
+        match record {
+            Record::Burst(burst) => self.add_burst(burst, rate),
+            Record::KernelSpan(span) => self.add_span(span, rate),
+            _ => {}
+        }
+    }
+
+    fn add_burst(&mut self, burst: &BurstRecord, rate: TickRate) {
+        let direction = burst.direction();
         let way = &mut self.ways[usize::from(direction == Direction::Rx)];
         let stages = direction.stages().len();
-        let times = record.stages[..stages].iter().copied().map(Some);
-        let times = times.chain([Some(record.total()), record.wakeup.map(u64::from)]);
+        let times = burst.stages[..stages].iter().copied().map(Some);
+        let times = times.chain([Some(burst.total()), burst.wakeup.map(u64::from)]);
         for ((_, histogram), ticks) in way.iter_mut().zip(times) {
             if let Some(ticks) = ticks {
-                put(histogram, rate.ns(ticks), record.packets);
+                put(histogram, rate.ns(ticks), burst.packets);
             }
         }
-        self.wakeups.add_burst(record);
+        self.wakeups.add_burst(&burst.times(), burst.packets);
     }
 
-    fn add_kernel(&mut self, record: &BurstRecord, stage: KernelStage, rate: TickRate) {
-        let Some(direction) = stage.direction() else { return self.wakeups.add(record) };
-        let ns = rate.ns(record.last.saturating_sub(record.first));
-        self.put(direction, stage, ns, 1);
+    fn add_span(&mut self, span: &KernelSpan, rate: TickRate) {
+        match span.stage.direction() {
+            Some(direction) => self.put(direction, span.stage, rate.ns(span.total()), 1),
+            None => self.wakeups.add(span),
+        }
     }
 
     fn join_wakeups(&mut self, take: impl Fn(&mut Wakeups) -> Vec<Wakeup>, rate: TickRate) {
@@ -144,7 +153,7 @@ impl Interval {
         }
     }
 
-    /// Counts `packets` whose stage in the kernel took `ns`.
+    /// Adds `packets` whose stage in the host kernel took `ns`.
     fn put(&mut self, direction: Direction, stage: KernelStage, ns: u64, packets: u16) {
         let at = direction.stages().len() + 1;
         let place = match stage {
@@ -174,7 +183,7 @@ impl Interval {
 }
 
 fn put(histogram: &mut Histogram<u64>, ns: u64, packets: u16) {
-    // A histogram that grows takes every number of 64 bits that is a time.
+    // A growing histogram takes every 64-bit time.
     let _ = histogram.record_n(ns, packets.into());
 }
 

@@ -1,8 +1,9 @@
-//! One HTML file, without anything from a network, that shows where the time goes.
+//! One HTML file that shows where the time goes. It needs nothing from a network, and holds nothing but what is in the
+//! recording.
 //!
-//! Three passes over the records, none of which keeps them: figures; then what the tail consists of, the time line and the
-//! slowest bursts; then what their workers, and the host kernel, did around them. The page is `page.html`: its script
-//! draws the data that is put into it as JSON.
+//! Three passes over the records, none of which keeps them: first figures; then the tail, the time line and the slowest
+//! bursts; then what their workers and the host kernel did around them. The page is `page.html`: its script draws the
+//! data that is inserted into it as JSON.
 
 mod gather;
 mod kernel;
@@ -11,53 +12,44 @@ mod words;
 
 use std::io::{self, Write};
 
-use burst_trace::{BurstRecord, Clock, Source};
+use burst_trace::Source;
 use serde::Serialize;
 
-use crate::figures::TickRate;
 use crate::journey::Journeys;
 use gather::Way;
 use trips::Trips;
 
 const PAGE: &str = include_str!("html/page.html");
-/// What stands in the page for the data.
+/// The placeholder for the data in the page.
 const PLACE: &str = "\"DATA\"";
 
-/// All that the page shows.
+/// The data of the page.
 #[derive(Serialize)]
 struct Page {
     name: String,
-    /// What the daemon and whoever recorded said: JSON.
+    /// The facts of the daemon and of the recording: JSON.
     facts: serde_json::Value,
     clock: &'static str,
     ticks_per_second: u64,
-    /// `CLOCK_REALTIME` where the time line begins, ns.
+    /// `CLOCK_REALTIME` at the start of the time line, ns.
     start_ns: u64,
     window_s: f64,
     lost: u64,
-    cost: Cost,
     ways: Vec<Way>,
     before: Option<Box<Before>>,
     trips: Option<Trips>,
 }
 
-/// What is compared with.
+/// The recording that it is compared with.
 #[derive(Serialize)]
 struct Before {
     name: String,
     ways: Vec<Way>,
 }
 
-/// What tracing a burst costs, as measured where the page was made.
-#[derive(Serialize)]
-struct Cost {
-    clock_ns: f64,
-    burst_ns: f64,
-}
-
-/// Writes the page for `source`, compared with `before` if there is one, and with probes that were joined if there are
-/// `journeys`. `name` counts where the daemon's facts give none.
-/// `each` is called for every record of each pass ([`PASSES`] a source), for whoever shows how far it is.
+/// Writes the page for `source`, compared with `before` and with the joined probes in `journeys` if given. `name` is used
+/// if the daemon's facts have none. `each` is called for every record in each of the [`PASSES`] of a source, to show
+/// progress.
 ///
 /// # Errors
 /// What `out` answers.
@@ -82,7 +74,6 @@ pub fn write_html(
         window_s: breakdown.window_s,
         lost: breakdown.lost_records,
         name: breakdown.name,
-        cost: Cost::measure(),
         ways,
         before,
         trips: journeys.map(Trips::new),
@@ -113,30 +104,8 @@ fn inert(json: &str) -> String {
     text
 }
 
-/// How often the records of a source are read.
+/// Number of times the records of a source are read.
 pub const PASSES: usize = 3;
-
-impl Cost {
-    /// A burst takes five reads of the clock, and one record to be written, which is about as much as to make one.
-    fn measure() -> Self {
-        const TIMES: u32 = 100_000;
-        let clock = Clock::new();
-        let rate = TickRate::new(clock.ticks_per_second());
-        let mean = |ticks: u64| rate.mean_ns(ticks.into(), TIMES.into());
-        let start = clock.now();
-        (0..TIMES).for_each(|_| _ = std::hint::black_box(clock.now()));
-        let clock_ns = mean(clock.now() - start);
-        let mut place = [0; 8];
-        let start = clock.now();
-        for n in 0..TIMES {
-            let record = BurstRecord { sequence: n.into(), ..BurstRecord::default() };
-            place = std::hint::black_box(record.to_words());
-        }
-        std::hint::black_box(place);
-        let record_ns = mean(clock.now() - start);
-        Self { clock_ns, burst_ns: 5.0 * clock_ns + record_ns }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,25 +1,25 @@
-//! Probe packets joined end to end: what the sender, the daemon and whoever answers stamped of the same packet.
+//! The round trips of probe packets: the stamps of the sender, the daemon and the responder, joined for each probe.
 //!
-//! A difference is only taken between stamps of one clock. The host has one, for the daemon and for agents in its
-//! namespaces; the guest has another. For a request of the host's, in the order of time:
+//! Differences are taken only between stamps of one clock. The host has one, for the daemon and for agents in its
+//! namespaces; the guest has another. The parts of a request from the host, in the order of time:
 //!
 //! ```text
-//! host    host-send                 sent .. in the datapath's queue, or the daemon's first boundary
-//! daemon  wakeup notice starved place publish (rx), signal; inject: .. the front end's thread ran
-//! guest   guest-receive             the guest's stack was given it .. its application had it
-//!         guest-turn                .. it sent the answer
-//!         guest-send                .. the guest's driver was given that
+//! host    host-send                 from sent to the datapath's queue, or to the daemon's first boundary
+//! daemon  wakeup notice starved place publish (rx) signal; inject: to the start of the front end's thread
+//! guest   guest-receive             from the guest's stack to its application
+//!         guest-turn                to the answer's send
+//!         guest-send                to the guest's driver
 //! daemon  wakeup notice (tx) queued gather egress
-//! host    host-receive              the datapath took the answer .. the application had it
+//! host    host-receive              from the datapath to the application
 //! ```
 //!
-//! For a request of the guest's the same parts stand in another order, with `host-turn` between. What is measured of
-//! neither clock's is the `remainder`: interrupt and driver on the way into the guest, the kick on the way out. All
-//! parts and the remainder add up to the round trip, for every packet.
+//! A request from the guest has the same parts in another order, with `host-turn` in the middle. The rest, which neither
+//! clock measures, is the `remainder`: interrupt and driver on the way into the guest, the kick on the way out. For every
+//! packet, all parts and the remainder add up to the round trip.
 //!
-//! The remainder is known to [`Journey::bound_ns`]: the guest may have had the packet as soon as it was published, while
-//! we still signalled, or its front end was still to run (a driver that polls needs no interrupt); the answer may have
-//! been there since the look before the one that saw it; and the two clocks may run apart by [`DRIFT`].
+//! The remainder is exact to [`Journey::bound_ns`]: the guest may have had the packet as soon as it was published, before
+//! we had signalled or its front end ran (a polling driver needs no interrupt); the answer may have been there since the
+//! last poll that found nothing; and the two clocks may drift apart by [`DRIFT`].
 
 mod csv;
 pub(crate) mod rows;
@@ -28,7 +28,8 @@ mod text;
 
 use std::collections::HashMap;
 
-use burst_trace::{BurstRecord, Direction, KernelStage, RecordKind, Source, Stage};
+use burst_trace::attribution::{BurstSpan, Chosen};
+use burst_trace::{BurstTimes, Direction, KernelStage, Record, Source, Stage};
 use serde::Serialize;
 
 use crate::round_trip::Initiator;
@@ -38,29 +39,29 @@ use stamps::{ProbeId, Stamp, Stamps};
 pub use csv::write_csv;
 pub use text::{to_json, to_text};
 
-/// How far two clocks may run apart: each may be slewed by 500 parts in a million (`adjtimex(2)`).
+/// Drift between two clocks: each may be slewed by 500 parts in a million (`adjtimex(2)`).
 const DRIFT: f64 = 1e-3;
-/// How exactly an instant of the recorder's clock is known on the host's, nanoseconds.
+/// Error of an anchor between the recorder's clock and the host's, nanoseconds.
 const ANCHOR_NS: i64 = 500;
 
-/// Who spends a part of the round trip.
+/// Where a part of the round trip is spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
-    /// The application and kernel of the host, by the agent's stamps.
+    /// In the host's application and kernel, by the agent's stamps.
     Host,
-    /// The daemon on the way to the guest.
+    /// In the daemon, on the way to the guest.
     Rx,
-    /// The guest, by its agent's stamps.
+    /// In the guest, by its agent's stamps.
     Guest,
-    /// The daemon on the way from the guest.
+    /// In the daemon, on the way from the guest.
     Tx,
-    /// What lies between two clocks.
+    /// Between the stamps of two clocks.
     Between,
 }
 
 impl Side {
-    /// As tables and files call it.
+    /// Its name in tables and files.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -76,9 +77,9 @@ impl Side {
 /// A part of a round trip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Part {
-    /// Whose it is.
+    /// Where it is spent.
     pub side: Side,
-    /// Its name in STAGE tables.
+    /// Its name, that of a stage where it is one.
     pub stage: &'static str,
     /// K, D or G, as in every report; H for the agent on the host.
     pub tier: &'static str,
@@ -105,10 +106,10 @@ const GUEST_RECEIVE: Part = part(Side::Guest, "guest-receive", "G");
 const RX_WAKEUP: Part = part(Side::Rx, "wakeup", "K");
 const TX_WAKEUP: Part = part(Side::Tx, "wakeup", "K");
 const INJECT: Part = part(Side::Rx, "inject", "K");
-/// What lies between the stamps of two clocks.
+/// The time between the stamps of two clocks.
 pub const REMAINDER: Part = part(Side::Between, "remainder", "-");
 
-/// Our part of the way into the guest.
+/// The daemon's parts on the way into the guest.
 const INTO_GUEST: [Part; 7] = [
     RX_WAKEUP,
     own(Direction::Rx, Stage::Notice),
@@ -118,7 +119,7 @@ const INTO_GUEST: [Part; 7] = [
     own(Direction::Rx, Stage::Signal),
     INJECT,
 ];
-/// And out of it.
+/// The daemon's parts on the way out of the guest.
 const OUT_OF_GUEST: [Part; 5] = [
     TX_WAKEUP,
     own(Direction::Tx, Stage::Notice),
@@ -127,7 +128,7 @@ const OUT_OF_GUEST: [Part; 5] = [
     own(Direction::Tx, Stage::Egress),
 ];
 
-/// All parts of a round trip that `initiator` began, in the order of time, the remainder last.
+/// All parts of a round trip that `initiator` began, in the order of time, then the remainder.
 #[must_use]
 pub fn parts(initiator: Initiator) -> Vec<Part> {
     let mut parts = Vec::new();
@@ -158,11 +159,11 @@ pub struct Journey {
     pub id: ProbeId,
     /// When it was sent, by its sender's clock, nanoseconds.
     pub sent_ns: u64,
-    /// What its sender measured, nanoseconds.
+    /// The round trip that its sender measured, nanoseconds.
     pub round_trip_ns: i64,
-    /// What each of [`parts`] took, nanoseconds, none where it was not measured. Their sum is the round trip.
+    /// The times of [`parts`], nanoseconds; `None` if not measured. Their sum is the round trip.
     pub parts: Vec<Option<i64>>,
-    /// The remainder is not known more exactly than this, nanoseconds: it may be as far below 0.
+    /// The error of the remainder, nanoseconds. The remainder may be that far below 0.
     pub bound_ns: i64,
 }
 
@@ -173,16 +174,16 @@ pub struct Journeys {
     pub initiator: Initiator,
     /// In the order of their numbers.
     pub journeys: Vec<Journey>,
-    /// Probes that came back, of which the recorder does not hold both ways any more, or never saw them.
+    /// Probes that came back, but whose records of both directions are not in the recorder.
     pub unseen: usize,
     /// Probes that did not come back.
     pub lost: usize,
-    /// Whether there are stamps of whoever answered.
+    /// Whether there are stamps of the responder.
     pub has_echo: bool,
 }
 
 impl Journeys {
-    /// Joins what `sender` stamped, and perhaps `echo`, with the probe records of a recorder.
+    /// Joins the stamps of the sender, and of the responder (`echo`) if there are any, with a recorder's probe records.
     #[must_use]
     pub fn join(
         source: &Source,
@@ -210,121 +211,98 @@ impl Journeys {
     }
 }
 
-/// The daemon's part, nanoseconds of the host's clock.
+/// A probe's two bursts.
 #[derive(Clone, Debug)]
 struct Way {
     rx: Burst,
     tx: Burst,
-    /// From our last boundary until the front end's thread ran, if it had to be woken up and that was seen.
+    /// From the last boundary to the start of the front end's thread, nanoseconds, if that had to be woken up.
     inject: Option<i64>,
 }
 
-/// A burst that carried a probe.
+/// A burst that carried a probe, nanoseconds of the host's clock.
 #[derive(Clone, Copy, Debug)]
 struct Burst {
-    record: BurstRecord,
+    times: BurstTimes,
     /// The first boundary.
     first: i64,
-    /// When the frame came, or the worker was woken up for it, if it is known.
+    /// When the frame arrived, or the worker was woken up for it, if known.
     arrived: Option<i64>,
     ns_per_tick: f64,
 }
 
 impl Burst {
-    /// What a stage took. Boundaries are rounded, not stages: so the stages telescope.
+    /// The time in a stage. Boundaries are rounded, not stages, so the stages add up.
     fn stage(&self, stage: Stage) -> i64 {
-        let at = self.place(stage);
+        let at = self.position(stage);
         self.boundary(at + 1).saturating_sub(self.boundary(at))
     }
 
     /// The boundary that ends a stage.
     fn end_of(&self, stage: Stage) -> i64 {
-        self.boundary(self.place(stage) + 1)
+        self.boundary(self.position(stage) + 1)
     }
 
-    fn place(&self, stage: Stage) -> usize {
-        let stages = self.record.direction().stages();
-        stages.iter().position(|it| *it == stage).expect("a stage of the burst's direction")
+    fn position(&self, stage: Stage) -> usize {
+        self.times.direction().position(stage).expect("a stage of the burst's direction")
     }
 
-    /// The boundary before stage number `at`.
+    /// The boundary before the stage with this index.
     fn boundary(&self, at: usize) -> i64 {
-        let ticks: u64 = self.record.stages[..at].iter().sum();
+        let ticks = self.times.boundary(at) - self.times.first;
         self.first.saturating_add((ticks as f64 * self.ns_per_tick).round() as i64)
     }
 }
 
-/// What a recorder knows of probes.
+/// The probes of a recorder.
 struct Seen {
     when: When,
     ns_per_tick: f64,
-    bursts: HashMap<(ProbeId, Direction), BurstRecord>,
-    /// Ticks at which each worker's thread was woken up, in order.
-    wakeups: HashMap<u32, Vec<u64>>,
-    /// Ticks at which a front end was woken up to interrupt its guest, and at which it ran, in order.
-    injects: Vec<(u64, u64)>,
-    /// Ticks at which each worker's bursts begin, in order.
-    firsts: HashMap<u32, Vec<u64>>,
+    /// Each probe's burst in each direction, by its index in `bursts`.
+    probes: HashMap<(ProbeId, Direction), usize>,
+    bursts: Vec<BurstTimes>,
+    /// What the host kernel did for each of the bursts.
+    spans: Vec<Vec<BurstSpan>>,
 }
 
 impl Seen {
+    /// Two passes over the records: the bursts that carried probes, then their kernel spans.
     fn read(source: &Source) -> Self {
-        let mut bursts = HashMap::new();
-        let mut wakeups: HashMap<u32, Vec<u64>> = HashMap::new();
-        let mut firsts: HashMap<u32, Vec<u64>> = HashMap::new();
-        let mut injects = Vec::new();
+        let (mut probes, mut bursts) = (HashMap::new(), Vec::new());
+        // Several probes may have been in one burst. It counts once, so that they share its spans.
+        let mut known = HashMap::new();
         source.read(|record| {
-            if record.kind == RecordKind::Probe as u8 {
-                let id = ProbeId { run: record.bytes, sequence: record.sequence };
-                bursts.entry((id, record.direction())).or_insert(*record);
-            } else if record.kernel_stage() == Some(KernelStage::Wakeup) {
-                wakeups.entry(record.bytes).or_default().push(record.first);
-            } else if record.kernel_stage() == Some(KernelStage::Inject) {
-                injects.push((record.first, record.last));
-            } else if record.kind == RecordKind::Burst as u8 {
-                firsts.entry(record.worker.into()).or_default().push(record.first);
-            }
+            let Record::Probe(probe) = record else { return };
+            let (id, times) = (ProbeId { run: probe.run, sequence: probe.sequence }, probe.times);
+            let burst = *known.entry((times.ring, times.first, times.last)).or_insert_with(|| {
+                bursts.push(times);
+                bursts.len() - 1
+            });
+            probes.entry((id, times.direction())).or_insert(burst);
         });
-        wakeups.values_mut().chain(firsts.values_mut()).for_each(|all| all.sort_unstable());
-        injects.sort_unstable();
+        let mut chosen = Chosen::new(bursts.iter().copied(), source.queue_pairs());
+        source.read(|record| chosen.add(record));
         let ns_per_tick = 1e9 / source.ticks_per_second() as f64;
-        Self { when: When::of(source), ns_per_tick, bursts, wakeups, injects, firsts }
+        Self { when: When::of(source), ns_per_tick, probes, bursts, spans: chosen.finish() }
     }
 
     fn way(&self, id: ProbeId) -> Option<Way> {
-        let rx = self.burst(id, Direction::Rx)?;
-        Some(Way { rx, tx: self.burst(id, Direction::Tx)?, inject: self.inject(&rx) })
+        let (rx, spans) = self.burst(id, Direction::Rx)?;
+        let (tx, _) = self.burst(id, Direction::Tx)?;
+        let ran = spans.iter().find(|span| span.stage == KernelStage::Inject);
+        let signalled = self.ns(rx.times.last);
+        let inject = ran.map(|span| self.ns(span.end).saturating_sub(signalled).max(0));
+        Some(Way { rx, tx, inject })
     }
 
-    fn burst(&self, id: ProbeId, direction: Direction) -> Option<Burst> {
-        let record = *self.bursts.get(&(id, direction))?;
-        let first = self.ns(record.first);
-        let waited = |ticks: u32| (f64::from(ticks) * self.ns_per_tick).round() as i64;
-        let arrived = record.wakeup.map(|ticks| first.saturating_sub(waited(ticks)));
-        let arrived = arrived.or_else(|| self.woken(&record));
-        Some(Burst { record, first, arrived, ns_per_tick: self.ns_per_tick })
-    }
-
-    /// From a burst's last boundary until the front end's thread ran that was woken up while we signalled.
-    fn inject(&self, rx: &Burst) -> Option<i64> {
-        let record = &rx.record;
-        let signal: u64 = record.stages[Direction::Rx.stages().len() - 1];
-        let from =
-            self.injects.partition_point(|&(woken, _)| woken < record.last.saturating_sub(signal));
-        let &(woken, ran) = self.injects.get(from)?;
-        (woken <= record.last).then(|| self.ns(ran).saturating_sub(self.ns(record.last)).max(0))
-    }
-
-    /// When the worker's thread was woken up for a burst: the latest time before it, with no other burst in between.
-    fn woken(&self, record: &BurstRecord) -> Option<i64> {
-        let worker = u32::from(record.worker);
-        let is_polled = record.flags & BurstRecord::POLLED != 0;
-        let all = self.wakeups.get(&worker).filter(|_| !is_polled)?;
-        let behind = all.partition_point(|&ticks| ticks <= record.first);
-        let woken = all[behind.checked_sub(1)?];
-        let firsts = self.firsts.get(&worker).map_or(&[][..], Vec::as_slice);
-        let next = firsts.get(firsts.partition_point(|&first| first < woken));
-        next.is_none_or(|&next| next >= record.first).then(|| self.ns(woken))
+    fn burst(&self, id: ProbeId, direction: Direction) -> Option<(Burst, &[BurstSpan])> {
+        let &index = self.probes.get(&(id, direction))?;
+        let (times, spans) = (self.bursts[index], &self.spans[index]);
+        let (first, ns_per_tick) = (self.ns(times.first), self.ns_per_tick);
+        let woken = spans.iter().find(|span| span.stage == KernelStage::Wakeup);
+        let waited = |span: &BurstSpan| ((span.end - span.start) as f64 * ns_per_tick).round();
+        let arrived = woken.map(|span| first.saturating_sub(waited(span) as i64));
+        Some((Burst { times, first, arrived, ns_per_tick }, spans))
     }
 
     fn ns(&self, ticks: u64) -> i64 {
@@ -353,7 +331,7 @@ fn journey(
             measured.insert(part, ns);
         }
     };
-    // On the host's clock: into the daemon, and out of it.
+    // When it came into the daemon and left it, on the host's clock.
     let came = rx.arrived.unwrap_or(rx.first);
     let left = tx.end_of(Stage::Egress);
     let host = |ns: u64| ns.cast_signed();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use burst_trace::{BurstRecord, DropCause};
+use burst_trace::DropCause;
 
 use crate::breakdown::Breakdown;
 use crate::collect::DirectionBreakdown;
@@ -126,7 +126,7 @@ impl From<&Outlier> for OutlierObject {
             packets: record.packets,
             bytes: record.bytes,
             start_ns,
-            polled: record.flags & BurstRecord::POLLED != 0,
+            polled: record.is_polled,
             wakeup_ns: record.wakeup.map(|ticks| rate.ns(ticks.into())),
             stages_ns: Stages(*outlier),
             total_ns: rate.ns(record.total()),

@@ -1,4 +1,4 @@
-//! From recordings to tables.
+//! Reports: from recorders and recordings to figures, tables, and files for other tools.
 //!
 //! - [`figures`]: a distribution of times: exact count, mean, min and max, and percentiles.
 //! - [`stages`]: every stage of every tier in the order of the tables, measured or not.

@@ -1,27 +1,28 @@
-//! Every burst as a packet of a capture, for the tools that read captures.
+//! Each record as a packet of a capture, for tools that read captures.
 //!
-//! A record has no frames, so none are in the file: a burst is one packet (Enhanced Packet Block) of captured length 0,
-//! whose original length is the mean of the burst's frames. What is known of the burst is its comment, as `ringscoped
-//! --pcap` writes it, with `frames=` in place of `frame=`. The file has one interface, the guest's, and each packet its
-//! queue pair and direction, also as there. A drop is a packet of original length 0; its comment says why and how many. So
-//! is a time in the host kernel, without a queue: `tx host-tx=3012ns`, and of a wake-up, which has no direction either,
-//! `wakeup=912ns worker=0`. A packet's time is `CLOCK_REALTIME` at the first boundary, where `--pcap` has that at which the frame passed the
-//! datapath. Packets come as their records were read: of one worker in order, of several not; `reordercap` sorts them.
+//! A record has no frames. So a burst is one packet (Enhanced Packet Block) of captured length 0, whose original length is
+//! the mean of the burst's frames. Its comment is that of `ringscoped --pcap`, with `frames=` in place of `frame=`. The file
+//! has one interface, the guest's; each packet has its queue pair and direction.
+//!
+//! A drop is a packet of original length 0; its comment has the cause and the number of packets. A time in the host kernel
+//! is one too, without a queue: `tx host-tx=3012ns`, or `wakeup=912ns worker=0`, which has no direction either.
+//!
+//! A packet's time is `CLOCK_REALTIME` at the first boundary; with `--pcap` it is the time at which the frame passed the
+//! datapath. Packets are in the order of the records: sorted for one worker, not for several; `reordercap` sorts them.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use burst_trace::comment::{Frames, describe};
-use burst_trace::pcapng::{self, Packet, Way};
-use burst_trace::{BurstRecord, KernelStage, RecordKind, Source};
+use burst_trace::{BurstRecord, Direction, DropRecord, KernelSpan, Record, Source};
+use pcapng::comment::{Frames, describe};
+use pcapng::{Packet, Way};
 
-use crate::collect::drop_cause;
 use crate::facts::Facts;
 use crate::figures::TickRate;
 use crate::when::When;
 
-/// Writes all bursts, drops and kernel times of `source`. `name` counts where the daemon's facts give none. `each` is
-/// called for every record, for whoever shows how far it is. Returns how many records were lost.
+/// Writes all bursts, drops and kernel spans of `source`. `name` is used if the daemon's facts have none. `each` is called
+/// for every record, to show progress. Returns the number of lost records.
 ///
 /// # Errors
 /// What `out` answers.
@@ -29,7 +30,7 @@ pub fn write_pcapng(
     out: &mut impl Write,
     source: &Source,
     name: &str,
-    mut each: impl FnMut(&BurstRecord),
+    mut each: impl FnMut(&Record),
 ) -> io::Result<u64> {
     let (rate, when) = (TickRate::new(source.ticks_per_second()), When::of(source));
     let facts = Facts::parse(&source.facts());
@@ -43,39 +44,54 @@ pub fn write_pcapng(
     let lost = source.read(|record| {
         each(record);
         comment.clear();
-        let is_burst = record.kind == RecordKind::Burst as u8;
-        let kernel = record.kernel_stage();
-        if is_burst {
-            describe(&mut comment, record, Frames::All, |ticks| rate.ns(ticks));
-        } else if let Some(cause) = drop_cause(record) {
-            let &BurstRecord { ring, packets, .. } = record;
-            let (direction, cause) = (record.direction().name(), cause.name());
-            // Nothing fails that is written to a string.
-            let _ = write!(comment, "{direction} ring={ring} drop={cause} packets={packets}");
-        } else if let Some(stage) = kernel {
-            let ns = rate.ns(record.last.saturating_sub(record.first));
-            let _ = match stage.direction() {
-                Some(way) => write!(comment, "{} {}={ns}ns", way.name(), stage.name()),
-                None => write!(comment, "{}={ns}ns worker={}", stage.name(), record.bytes),
-            };
-        } else {
-            return;
-        }
+        let Some(packet) = packet(record, rate, when, &mut comment) else { return };
         if written.is_ok() {
             block.clear();
-            let packet = Packet {
-                time_ns: when.realtime_ns(record.first),
-                queue: kernel.is_none().then_some(record.ring / 2),
-                way: kernel.map_or(Some(record.direction()), KernelStage::direction).map(Way::of),
-                bytes: &[],
-                original_len: if is_burst { mean_len(record) } else { 0 },
-                comment: &comment,
-            };
-            pcapng::packet(&mut block, &packet);
+            pcapng::packet(&mut block, &Packet { comment: &comment, ..packet });
             written = out.write_all(&block);
         }
     });
     written.map(|()| lost)
+}
+
+/// The packet that stands for a record, if one does. Its comment is appended to `comment`.
+fn packet(
+    record: &Record,
+    rate: TickRate,
+    when: When,
+    comment: &mut String,
+) -> Option<Packet<'static>> {
+    let (queue, direction, original_len) = match record {
+        Record::Burst(burst) => {
+            describe(comment, burst, Frames::All, |ticks| rate.ns(ticks));
+            (Some(burst.ring / 2), Some(burst.direction()), mean_len(burst))
+        }
+        &Record::Drop(DropRecord { ring, packets, cause, .. }) => {
+            let (direction, cause) = (Direction::of_ring(ring), cause.name());
+            let name = direction.name();
+            // Writing to a string does not fail.
+            let _ = write!(comment, "{name} ring={ring} drop={cause} packets={packets}");
+            (Some(ring / 2), Some(direction), 0)
+        }
+        Record::KernelSpan(span) => {
+            describe_span(comment, span, rate);
+            (None, span.stage.direction(), 0)
+        }
+        Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => return None,
+    };
+    let time_ns = when.realtime_ns(record.first());
+    let way = direction.map(Way::of);
+    Some(Packet { time_ns, queue, way, bytes: &[], original_len, comment: "" })
+}
+
+fn describe_span(comment: &mut String, span: &KernelSpan, rate: TickRate) {
+    if let Some(direction) = span.stage.direction() {
+        let _ = write!(comment, "{} ", direction.name());
+    }
+    let _ = write!(comment, "{}={}ns", span.stage.name(), rate.ns(span.total()));
+    if let Some(worker) = span.worker.filter(|_| span.stage.direction().is_none()) {
+        let _ = write!(comment, " worker={worker}");
+    }
 }
 
 /// The mean length of a burst's frames, bytes, rounded.

@@ -1,15 +1,14 @@
-//! Every burst as a slice on its queue's track, for the Perfetto UI and its trace processor.
+//! Each burst as a slice on its queue's track, for the Perfetto UI and its trace processor.
 //!
-//! The daemon is a process; each queue is a track of it, `rx 0`, `tx 1` and so on by virtqueue index. A burst is a slice
-//! from its first boundary to its last; within it lie its stages, those that took no time left out. A drop is an instant.
-//! What was measured in the host kernel is on tracks of its own: wake-ups on one a worker (`kernel 0`), the rest on one
-//! (`kernel`). Times are `CLOCK_MONOTONIC`, the
-//! clock of most other traces of a host.
+//! The daemon is a process; each queue is a track of it: `rx 0`, `tx 1` and so on by virtqueue index. A burst is a slice
+//! from its first boundary to its last; it contains its stages, except those that took no time. A drop is an instant. Times
+//! in the host kernel have tracks of their own: one for the wake-ups of each worker (`kernel 0`), and one for the rest
+//! (`kernel`). Times are `CLOCK_MONOTONIC`, the clock of most other traces of a host.
 //!
-//! **Lanes.** Slices of one track have to lie within one another, and bursts of one queue do not: one that had to queue
-//! began while its predecessor was under way. So a queue has as many tracks of the same name as bursts overlap, and the UI
-//! shows them as one. A burst goes to the lane that has been idle for the shortest time: since bursts come in the order of
-//! their ends, this needs no more lanes than bursts overlap. All that is kept is when each lane was last in use.
+//! **Lanes.** Slices of one track have to be nested, and bursts of one queue overlap: a burst that had to queue began during
+//! the one before. So a queue has as many tracks of the same name as bursts overlap, and the UI shows them as one. A burst
+//! takes the lane that has been idle for the shortest time. Bursts come in the order of their ends, so this needs no more
+//! lanes than bursts overlap. Only the end of each lane's last slice is kept.
 
 mod proto;
 
@@ -17,11 +16,11 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use burst_trace::{
-    BurstRecord, Direction, DropCause, Header, KernelStage, RecordKind, Source, Stage,
+    BurstRecord, Direction, DropCause, DropRecord, Header, KernelSpan, KernelStage, Record, Source,
+    Stage,
 };
 use prost::Message;
 
-use crate::collect::drop_cause;
 use crate::facts::Facts;
 use crate::figures::TickRate;
 use crate::when::When;
@@ -32,16 +31,15 @@ use proto::{
     TracePacket, TrackDescriptor, TrackEvent,
 };
 
-/// All packets are of one writer.
+/// The only sequence of packets.
 const SEQUENCE: u32 = 1;
-/// The process; lanes follow.
+/// The process's track; those of lanes follow.
 const PROCESS: u64 = 1;
 
-/// Most lanes of one owner. More bursts of a queue overlap only in a forged file; then they share lanes, and the report
-/// takes no longer.
+/// Most lanes of one owner. More bursts of a queue overlap only in a forged file; they then share lanes.
 const LANES_MAX: usize = 1 << 10;
 
-/// What an event is, by its number in [`InternedData::event_categories`].
+/// Categories of events, by their numbers in [`InternedData::event_categories`].
 #[derive(Clone, Copy)]
 #[repr(u64)]
 enum Category {
@@ -51,9 +49,9 @@ enum Category {
     Drop,
 }
 
-const CATEGORIES: [&str; 4] = ["burst", "stage", "kernel", "drop"];
+const CATEGORIES: [&str; Category::Drop as usize] = ["burst", "stage", "kernel", "drop"];
 
-/// What is said of an event, by its number in [`InternedData::debug_annotation_names`].
+/// Annotations of events, by their numbers in [`InternedData::debug_annotation_names`].
 #[derive(Clone, Copy)]
 #[repr(u64)]
 enum Note {
@@ -64,7 +62,8 @@ enum Note {
     Wakeup,
 }
 
-const NOTES: [&str; 5] = ["packets", "bytes", "sequence", "polled", "wakeup_ns"];
+const NOTES: [&str; Note::Wakeup as usize] =
+    ["packets", "bytes", "sequence", "polled", "wakeup_ns"];
 
 /// Numbers of names: `burst`, then stages, then the kernel's, then drops by cause.
 const BURST: u64 = 1;
@@ -72,9 +71,8 @@ const STAGES: u64 = BURST + 1;
 const KERNEL: u64 = STAGES + Stage::ALL.len() as u64;
 const DROPS: u64 = KERNEL + KernelStage::ALL.len() as u64 + 1;
 
-/// Writes all bursts, drops and kernel times of `source`, one after the other as they are read. `name` counts where the
-/// daemon's facts give none. `each` is called for every record, for whoever shows how far it is. Returns how many records
-/// were lost.
+/// Writes all bursts, drops and kernel spans of `source` as they are read. `name` is used if the daemon's facts have none.
+/// `each` is called for every record, to show progress. Returns the number of lost records.
 ///
 /// # Errors
 /// What `out` answers.
@@ -82,7 +80,7 @@ pub fn write_perfetto(
     out: &mut impl Write,
     source: &Source,
     name: &str,
-    mut each: impl FnMut(&BurstRecord),
+    mut each: impl FnMut(&Record),
 ) -> io::Result<u64> {
     let mut trace = Trace::new(out, source);
     let mut written = trace.begin(source, name);
@@ -95,7 +93,7 @@ pub fn write_perfetto(
     written.map(|()| lost)
 }
 
-/// Whose track it is. Rings and workers of a file that was tampered with are just more tracks.
+/// The owner of a track. Rings and workers that only a forged file has are tracks as well.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Owner {
     Ring(u16),
@@ -103,7 +101,7 @@ enum Owner {
     Kernel,
 }
 
-/// A track that is free from `end_ns` on.
+/// A track, free from `end_ns` on.
 struct Lane {
     uuid: u64,
     end_ns: u64,
@@ -130,7 +128,7 @@ impl<'o, W: Write> Trace<'o, W> {
         }
     }
 
-    /// The clocks, the names, the process.
+    /// Writes the clocks, the names and the process.
     fn begin(&mut self, header: &Header, name: &str) -> io::Result<()> {
         let anchor = header.anchor_latest();
         let reading =
@@ -160,33 +158,32 @@ impl<'o, W: Write> Trace<'o, W> {
         })
     }
 
-    fn add(&mut self, record: &BurstRecord) -> io::Result<()> {
-        if record.kind == RecordKind::Burst as u8 {
-            return self.add_burst(record);
-        }
-        if let Some(cause) = drop_cause(record) {
-            let at = self.when.monotonic_ns(record.first);
-            let track = self.first_lane(Owner::Ring(record.ring))?;
-            let notes = vec![note(Note::Packets, record.packets.into())];
-            let event = event(TYPE_INSTANT, track, Category::Drop, DROPS + cause as u64, notes);
-            return self.put_event(at, event);
-        }
-        match record.kernel_stage() {
-            Some(stage) => self.add_kernel(record, stage),
-            None => Ok(()),
+    fn add(&mut self, record: &Record) -> io::Result<()> {
+        match record {
+            Record::Burst(burst) => self.add_burst(burst),
+            Record::Drop(drop) => self.add_drop(drop),
+            Record::KernelSpan(span) => self.add_span(span),
+            Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => Ok(()),
         }
     }
 
-    fn add_kernel(&mut self, record: &BurstRecord, stage: KernelStage) -> io::Result<()> {
-        let start = self.when.monotonic_ns(record.first);
-        let end = self.when.monotonic_ns(record.last).max(start);
-        // A wake-up has the number of the worker's thread that was woken up, the others are nobody's.
-        let owner = match stage {
-            KernelStage::Wakeup => Owner::Worker(record.bytes),
-            KernelStage::HostTx | KernelStage::HostRx | KernelStage::Inject => Owner::Kernel,
+    fn add_drop(&mut self, drop: &DropRecord) -> io::Result<()> {
+        let at = self.when.monotonic_ns(drop.at);
+        let track = self.first_lane(Owner::Ring(drop.ring))?;
+        let notes = vec![note(Note::Packets, drop.packets.into())];
+        let event = event(TYPE_INSTANT, track, Category::Drop, DROPS + drop.cause as u64, notes);
+        self.put_event(at, event)
+    }
+
+    fn add_span(&mut self, span: &KernelSpan) -> io::Result<()> {
+        let start = self.when.monotonic_ns(span.start);
+        let end = self.when.monotonic_ns(span.end).max(start);
+        let owner = match (span.stage, span.worker) {
+            (KernelStage::Wakeup, Some(worker)) => Owner::Worker(worker),
+            _ => Owner::Kernel,
         };
         let track = self.lane(owner, start, end)?;
-        let name = KERNEL + stage as u64;
+        let name = KERNEL + span.stage as u64;
         let event = event(TYPE_SLICE_BEGIN, track, Category::Kernel, name, vec![]);
         self.put_event(start, event)?;
         self.put_event(end, end_of(track))
@@ -195,7 +192,7 @@ impl<'o, W: Write> Trace<'o, W> {
     fn add_burst(&mut self, record: &BurstRecord) -> io::Result<()> {
         let stages = record.direction().stages();
         let times = &record.stages[..stages.len()];
-        // Added up here, so that stages lie within their burst whatever the file says.
+        // Summed here, so that stages lie within their burst whatever the file says.
         let last = times.iter().fold(record.first, |at, ticks| at.saturating_add(*ticks));
         let (start, end) = (self.when.monotonic_ns(record.first), self.when.monotonic_ns(last));
         let track = self.lane(Owner::Ring(record.ring), start, end)?;
@@ -205,7 +202,7 @@ impl<'o, W: Write> Trace<'o, W> {
             note(Note::Sequence, record.sequence),
             DebugAnnotation {
                 name_iid: Some(Note::Polled as u64),
-                bool_value: Some(record.flags & BurstRecord::POLLED != 0),
+                bool_value: Some(record.is_polled),
                 uint_value: None,
             },
         ];
@@ -245,7 +242,7 @@ impl<'o, W: Write> Trace<'o, W> {
         self.new_lane(owner, end_ns)
     }
 
-    /// The track of `owner` that is always there.
+    /// The first track of `owner`.
     fn first_lane(&mut self, owner: Owner) -> io::Result<u64> {
         match self.lanes.get(&owner).and_then(|lanes| lanes.first()) {
             Some(lane) => Ok(lane.uuid),

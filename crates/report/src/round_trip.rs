@@ -16,7 +16,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burst_trace::{BurstRecord, Direction, RecordKind, Stage};
+use burst_trace::{BurstRecord, Direction, Record, Stage};
 use serde::Deserialize;
 
 use crate::figures::TickRate;
@@ -149,11 +149,9 @@ impl Exchanges {
     }
 
     /// Looks at a record; those of one queue pair come in their order.
-    pub fn add(&mut self, record: &BurstRecord) {
+    pub fn add(&mut self, record: &Record) {
+        let Record::Burst(record) = record else { return };
         let Some(pending) = self.requests.get_mut(usize::from(record.ring / 2)) else { return };
-        if record.kind != RecordKind::Burst as u8 {
-            return;
-        }
         if record.packets != 1 {
             *pending = None;
             return;
@@ -272,9 +270,12 @@ mod tests {
             packets: 1,
             bytes: 64,
             ring,
-            kind: RecordKind::Burst as u8,
             ..BurstRecord::default()
         }
+    }
+
+    fn one(ring: u16, first: u64, total: u64) -> Record {
+        Record::Burst(burst(ring, first, total))
     }
 
     /// 100 exchanges, 1 ms apart: RX 5 µs, 20 µs, TX 8 µs.
@@ -283,8 +284,8 @@ mod tests {
         let mut exchanges = Exchanges::new(initiator, 1, rate, MEASURED.max_ns);
         for n in 1..=100 {
             let start = n * 1_000_000;
-            exchanges.add(&burst(0, start, 5_000));
-            exchanges.add(&burst(1, start + 25_000, 8_000));
+            exchanges.add(&one(0, start, 5_000));
+            exchanges.add(&one(1, start + 25_000, 8_000));
         }
         exchanges
     }
@@ -315,8 +316,8 @@ mod tests {
     fn a_round_trip_from_the_guest_swaps_the_roles() {
         let rate = TickRate::new(1_000_000_000);
         let mut exchanges = Exchanges::new(Initiator::Guest, 1, rate, None);
-        exchanges.add(&burst(1, 1_000, 8_000));
-        exchanges.add(&burst(0, 19_000, 5_000));
+        exchanges.add(&one(1, 1_000, 8_000));
+        exchanges.add(&one(0, 19_000, 5_000));
         let parts = exchanges.explain(MEASURED).parts.unwrap();
         assert!((parts.turn_ns - 10_000.0).abs() < 1e-6);
         assert!((parts.rest_ns - 27_000.0).abs() < 1e-6);
@@ -326,8 +327,8 @@ mod tests {
     fn overlapping_bursts_keep_the_sum() {
         let rate = TickRate::new(1_000_000_000);
         let mut exchanges = Exchanges::new(Initiator::Host, 1, rate, None);
-        exchanges.add(&burst(0, 1_000, 5_000));
-        exchanges.add(&burst(1, 4_000, 8_000));
+        exchanges.add(&one(0, 1_000, 5_000));
+        exchanges.add(&one(1, 4_000, 8_000));
         let parts = exchanges.explain(MEASURED).parts.unwrap();
         assert!((parts.turn_ns + 2_000.0).abs() < 1e-6);
         let sum = parts.rx_ns + parts.turn_ns + parts.tx_ns + parts.rest_ns;
@@ -338,11 +339,11 @@ mod tests {
     fn larger_bursts_and_other_queue_pairs_are_no_exchange() {
         let rate = TickRate::new(1_000_000_000);
         let mut exchanges = Exchanges::new(Initiator::Host, 2, rate, None);
-        exchanges.add(&burst(0, 1_000, 5_000));
-        exchanges.add(&burst(3, 10_000, 8_000));
-        exchanges.add(&BurstRecord { packets: 2, ..burst(0, 30_000, 5_000) });
-        exchanges.add(&burst(1, 40_000, 8_000));
-        exchanges.add(&burst(99, 50_000, 8_000));
+        exchanges.add(&one(0, 1_000, 5_000));
+        exchanges.add(&one(3, 10_000, 8_000));
+        exchanges.add(&Record::Burst(BurstRecord { packets: 2, ..burst(0, 30_000, 5_000) }));
+        exchanges.add(&one(1, 40_000, 8_000));
+        exchanges.add(&one(99, 50_000, 8_000));
         assert_eq!(exchanges.explain(MEASURED).exchanges, 0);
     }
 

@@ -1,24 +1,24 @@
-//! The slowest bursts of some time.
+//! The slowest bursts of a time span.
 
 use burst_trace::BurstRecord;
 
-/// So many of the slowest bursts that were added.
+/// The slowest bursts of those added, up to a maximum number.
 #[derive(Clone, Debug)]
 pub struct Slowest {
-    /// The slowest first; of two that took as long, the one that was added first.
+    /// Slowest first; of two equal ones, the one added first.
     bursts: Vec<BurstRecord>,
     max: usize,
 }
 
 impl Slowest {
-    /// Keeps at most `max`, and at least one.
+    /// Keeps at most `max` bursts; 0 counts as 1.
     #[must_use]
     pub fn new(max: usize) -> Self {
         let max = max.max(1);
         Self { bursts: Vec::with_capacity(max), max }
     }
 
-    /// Adds a burst, if it is one of them.
+    /// Adds a burst if it is one of the slowest.
     pub fn add(&mut self, record: &BurstRecord) {
         let at = self.bursts.partition_point(|kept| kept.total() >= record.total());
         if at < self.max {
@@ -27,7 +27,7 @@ impl Slowest {
         }
     }
 
-    /// All that are kept, the slowest first; nothing is left.
+    /// Removes and returns all bursts, slowest first.
     pub fn take(&mut self) -> Vec<BurstRecord> {
         std::mem::replace(&mut self.bursts, Vec::with_capacity(self.max))
     }

@@ -1,27 +1,27 @@
-//! What the slowest packets' time consists of.
+//! The stages of the slowest packets.
 //!
-//! Percentiles of stages do not add up to percentiles of the total. So the packets whose total is above the 99th
-//! percentile are taken by themselves, and the means of their stages do add up to the mean of their totals.
+//! Percentiles of stages do not add up to percentiles of the total. Means do: so this module takes the packets whose total
+//! is above the 99th percentile, and computes the mean of each stage.
 
-use burst_trace::{BurstRecord, Direction, RecordKind};
+use burst_trace::{BurstRecord, Direction};
 
 use crate::figures::TickRate;
 
-/// Adds up the packets of one direction whose total is longer than some time.
+/// Adds up the packets of one direction whose total is longer than a limit.
 #[derive(Clone, Debug)]
 pub struct Tail {
     direction: Direction,
-    /// None: all of them count.
+    /// `None`: all packets count.
     over_ns: Option<u64>,
     packets: u64,
     stages: Vec<u128>,
     total: u128,
 }
 
-/// The mean of each stage, in order, and of the total: exactly their sum.
+/// The mean of each stage, in order, and of the total, which is exactly their sum.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Composition {
-    /// How many packets it is of.
+    /// Number of packets.
     pub packets: u64,
     /// Nanoseconds, in the order of [`Direction::stages`].
     pub stages_ns: Vec<f64>,
@@ -30,23 +30,22 @@ pub struct Composition {
 }
 
 impl Tail {
-    /// Of the packets of `direction` that took longer than `over_ns`.
+    /// For the packets of `direction` that took longer than `over_ns`.
     #[must_use]
     pub fn new(direction: Direction, over_ns: u64) -> Self {
         Self { over_ns: Some(over_ns), ..Self::of_all(direction) }
     }
 
-    /// Of all packets of `direction`.
+    /// For all packets of `direction`.
     #[must_use]
     pub fn of_all(direction: Direction) -> Self {
         let stages = vec![0; direction.stages().len()];
         Self { direction, over_ns: None, packets: 0, stages, total: 0 }
     }
 
-    /// Takes a record into account.
+    /// Adds a burst.
     pub fn add(&mut self, record: &BurstRecord, rate: TickRate) {
-        if record.kind != RecordKind::Burst as u8
-            || record.direction() != self.direction
+        if record.direction() != self.direction
             || self.over_ns.is_some_and(|over_ns| rate.ns(record.total()) <= over_ns)
         {
             return;
@@ -59,7 +58,7 @@ impl Tail {
         }
     }
 
-    /// What their time consists of, if there are any.
+    /// The composition, if there are any packets.
     #[must_use]
     pub fn composition(&self, rate: TickRate) -> Option<Composition> {
         let mean = |sum: u128| rate.mean_ns(i128::try_from(sum).unwrap_or(i128::MAX), self.packets);
@@ -82,11 +81,8 @@ mod tests {
         for n in 0..100 {
             let stages = [10, 0, 20, 30 + n * 20, 40, 50];
             let last = stages.iter().sum();
-            let (ring, packets, kind) = (1, 2, RecordKind::Burst as u8);
-            tail.add(
-                &BurstRecord { last, stages, ring, packets, kind, ..BurstRecord::default() },
-                rate,
-            );
+            let (ring, packets) = (1, 2);
+            tail.add(&BurstRecord { last, stages, ring, packets, ..BurstRecord::default() }, rate);
         }
         let composition = tail.composition(rate).unwrap();
         // 150 + 20 n > 1000: n from 43 on.

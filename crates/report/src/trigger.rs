@@ -1,35 +1,35 @@
-//! What a burst has to be like to be kept: `rx.total>500us`.
+//! A condition on bursts, for `ringscope record --when`: `rx.total>500us`.
 
 use std::str::FromStr;
 
-use burst_trace::{BurstRecord, Direction, RecordKind, Stage};
+use burst_trace::{BurstRecord, Direction, Stage};
 
 use crate::figures::TickRate;
 
-/// A condition on a burst: a time of one direction that is longer than so much.
+/// A condition on a burst: a time of one direction is longer than a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trigger {
     direction: Direction,
     span: Span,
-    /// Whether a time of exactly this length fulfils it.
+    /// Whether a time equal to the limit fulfils it.
     is_inclusive: bool,
     limit_ns: u64,
 }
 
-/// Which of a burst's times.
+/// The time of a burst that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Span {
     Total,
     Wakeup,
-    /// A stage, by its place in the direction.
+    /// A stage, by its index in the direction.
     Stage(usize),
 }
 
 impl Trigger {
-    /// Whether `record` is a burst that fulfils it.
+    /// Whether the burst fulfils it.
     #[must_use]
     pub fn is_met_by(&self, record: &BurstRecord, rate: TickRate) -> bool {
-        if record.kind != RecordKind::Burst as u8 || record.direction() != self.direction {
+        if record.direction() != self.direction {
             return false;
         }
         let ticks = match self.span {
@@ -66,14 +66,10 @@ impl FromStr for Trigger {
         let span = match &left[3..] {
             "total" => Span::Total,
             "wakeup" => Span::Wakeup,
-            name => {
-                let stage = Stage::from_name(name);
-                let place = direction.stages().iter().position(|it| Some(*it) == stage);
-                match place {
-                    Some(place) => Span::Stage(place),
-                    None => return wrong("total, wakeup or a stage of that direction"),
-                }
-            }
+            name => match Stage::from_name(name).and_then(|stage| direction.position(stage)) {
+                Some(place) => Span::Stage(place),
+                None => return wrong("total, wakeup or a stage of that direction"),
+            },
         };
         match nanoseconds(limit) {
             Some(limit_ns) => Ok(Self { direction, span, is_inclusive, limit_ns }),
@@ -102,18 +98,8 @@ mod tests {
 
     fn burst(ring: u16, stages: [u64; 6], wakeup: Option<u32>) -> BurstRecord {
         let total: u64 = stages.iter().sum();
-        let kind = RecordKind::Burst as u8;
         let (first, last) = (1000, 1000 + total);
-        BurstRecord {
-            first,
-            last,
-            stages,
-            packets: 1,
-            ring,
-            kind,
-            wakeup,
-            ..BurstRecord::default()
-        }
+        BurstRecord { first, last, stages, packets: 1, ring, wakeup, ..BurstRecord::default() }
     }
 
     fn is_met(text: &str, record: &BurstRecord) -> bool {
@@ -131,8 +117,6 @@ mod tests {
         assert!(is_met("rx.wakeup>0.0000006s", &rx));
         assert!(!is_met("tx.total>1ns", &rx));
         assert!(!is_met("rx.wakeup>1ns", &burst(0, [1; 6], None)));
-        let drop = BurstRecord { kind: RecordKind::Drop as u8, ..rx };
-        assert!(!is_met("rx.total>1ns", &drop));
     }
 
     #[test]

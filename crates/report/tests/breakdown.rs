@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use burst_trace::{
-    BurstRecord, Clock, Direction, DropCause, KernelStage, Reader, RecordKind, Recorder,
-    RecorderOptions, Writer,
+    BurstRecord, Clock, Direction, DropCause, KernelSpan, KernelStage, Reader, Record, Recorder,
+    RecorderOptions, RecordingWriter, Source, Writer,
 };
 use report::breakdown::WindowEnd;
 use report::figures::TickRate;
@@ -14,7 +14,7 @@ use report::{Breakdown, DirectionBreakdown, Follower, Initiator, Window, json, t
 use serde_json::Value;
 
 struct Synthetic {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     recorder: Recorder,
     clock: Clock,
 }
@@ -31,7 +31,7 @@ impl Synthetic {
             facts: r#"{"name":"vm0","datapath":"tap:ifname=tap0","poll":"never"}"#.into(),
         };
         let recorder = Recorder::create(&options, &clock).unwrap();
-        Self { _dir: dir, recorder, clock }
+        Self { dir, recorder, clock }
     }
 
     fn writer(&self, worker: usize) -> Writer {
@@ -64,7 +64,6 @@ fn burst(ring: u16, last: u64, packets: u16, scale: u64) -> BurstRecord {
         bytes: 100 * u32::from(packets),
         packets,
         ring,
-        kind: RecordKind::Burst as u8,
         ..BurstRecord::default()
     }
 }
@@ -231,7 +230,7 @@ fn the_table_says_what_is_known_and_what_is_not() {
     let start = synthetic.clock.now();
     writer.burst(&burst(1, start, 8, synthetic.ticks(1000)));
     let polled = burst(0, start + 9000, 1, synthetic.ticks(500));
-    writer.burst(&BurstRecord { flags: BurstRecord::POLLED, ..polled });
+    writer.burst(&BurstRecord { is_polled: true, ..polled });
     writer.dropped(1, DropCause::TxLinkDown, 3, start);
     let text = table::to_table(&synthetic.read(Window::Held), None);
     let line = |begin: &str| {
@@ -284,12 +283,16 @@ fn the_round_trip_is_taken_apart_below_the_table() {
 #[test]
 fn records_of_unknown_kinds_are_counted_and_nothing_else() {
     let synthetic = Synthetic::new(1, 64);
-    let mut writer = synthetic.writer(0);
-    let known = burst(1, 1_000_000, 1, 10);
-    writer.burst(&BurstRecord { kind: 77, first: 0, ..known });
-    writer.burst(&BurstRecord { packets: 0, ..known });
-    writer.burst(&BurstRecord { kind: RecordKind::Drop as u8, cause: 200, ..known });
-    let breakdown = synthetic.read(Window::Held);
+    let path = synthetic.dir.path().join("vm0.rec");
+    let reader = synthetic.reader();
+    let mut recording = RecordingWriter::create(&path, &reader, "{}").unwrap();
+    // A kind, a drop cause and a kernel stage that do not exist.
+    for last in [77, 2 | 200 << 16, 3 | 9 << 16] {
+        let words = [1_000_000, 1_000_100, 0, 0, 0, 0, 1 << 32, last];
+        recording.push(&Record::Unknown(words)).unwrap();
+    }
+    recording.finish(&reader, false).unwrap();
+    let breakdown = Breakdown::read(&Source::open(&path).unwrap(), "vm0", Window::Held);
     assert_eq!((breakdown.malformed_records, breakdown.tx.packets), (3, 0));
     assert!(breakdown.window_s.abs() < f64::EPSILON);
 }
@@ -300,23 +303,19 @@ fn times_in_the_kernel_have_rows_of_their_own_and_are_nobodys_packets() {
     let (mut worker, mut kernel) = (synthetic.writer(0), synthetic.writer(1));
     let start = synthetic.clock.now();
     let us = |n: u64| synthetic.ticks(n * 1000);
-    let time = |stage: KernelStage, ring, from, to| BurstRecord {
-        first: start + us(from),
-        last: start + us(to),
-        ring,
-        kind: RecordKind::Kernel as u8,
-        cause: stage as u8,
-        ..BurstRecord::default()
+    let span = |stage: KernelStage, from, to| {
+        let (start, end) = (start + us(from), start + us(to));
+        KernelSpan { stage, start, end, worker: stage.is_of_a_worker().then_some(0), writer: 0 }
     };
     let tx = burst(1, start + us(1000), 3, us(10));
     worker.burst(&tx);
     worker.burst(&burst(0, start + us(2000), 2, us(10)));
-    worker.burst(&BurstRecord { kind: RecordKind::Probe as u8, ..tx });
+    worker.probe(&tx, 7, 3);
     // The first boundary of the burst to the wire is 210 us before its last one.
-    kernel.kernel(&time(KernelStage::Wakeup, 0, 750, 760));
-    kernel.kernel(&time(KernelStage::HostTx, 1, 900, 903));
-    kernel.kernel(&time(KernelStage::HostRx, 0, 1500, 1504));
-    kernel.kernel(&time(KernelStage::HostRx, 0, 1500, 1506));
+    kernel.kernel(&span(KernelStage::Wakeup, 750, 760));
+    kernel.kernel(&span(KernelStage::HostTx, 900, 903));
+    kernel.kernel(&span(KernelStage::HostRx, 1500, 1504));
+    kernel.kernel(&span(KernelStage::HostRx, 1500, 1506));
     let breakdown = synthetic.read(Window::Held);
     assert_eq!(
         (breakdown.malformed_records, breakdown.tx.packets, breakdown.rx.packets),

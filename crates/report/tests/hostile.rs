@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use burst_trace::file::{Layout, MAGIC, RECORDING_MAGIC, VERSION, word};
 use burst_trace::record::RECORD_WORDS;
-use burst_trace::{Clock, Source};
+use burst_trace::{Clock, Record, Source};
 use report::html::write_html;
 use report::journey::stamps::{ProbeId, Stamp, Stamps};
 use report::journey::{self, Journeys};
@@ -80,7 +80,8 @@ fn write(path: &Path, words: &[u64]) {
 fn stamps(source: &Source, numbers: &mut Numbers) -> Stamps {
     let mut stamps = Stamps::default();
     source.read(|record| {
-        let id = ProbeId { run: record.bytes, sequence: record.sequence };
+        let Record::Probe(probe) = record else { return };
+        let id = ProbeId { run: probe.run, sequence: probe.sequence };
         let (sent, received) = (numbers.odd(), Some(numbers.odd()));
         let (sent_kernel, received_kernel) = (Some(numbers.odd()), Some(numbers.odd()));
         stamps.probes.insert(id, Stamp { sent, sent_kernel, received_kernel, received });

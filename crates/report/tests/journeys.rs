@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use burst_trace::{
-    BurstRecord, Clock, Direction, KernelStage, Reader, RecordKind, Recorder, RecorderOptions,
+    BurstRecord, Clock, Direction, KernelSpan, KernelStage, Reader, Recorder, RecorderOptions,
     RecordingWriter, Source, Stage,
 };
 use report::Initiator;
@@ -58,7 +58,6 @@ impl Known {
             bytes: 64,
             packets: 1,
             ring: u16::from(direction == Direction::Tx),
-            kind: RecordKind::Burst as u8,
             ..BurstRecord::default()
         }
     }
@@ -110,14 +109,10 @@ fn from_the_host(known: &Known) {
         writer.probe(&record, RUN + 1, 3);
     }
     // The front end is woken up while we signal, the worker by the kick.
-    for (stage, first, last) in [(KernelStage::Wakeup, 65, 69), (KernelStage::Inject, 26, 30)] {
-        kernel.kernel(&BurstRecord {
-            first: known.at(first),
-            last: known.at(last),
-            kind: RecordKind::Kernel as u8,
-            cause: stage as u8,
-            ..BurstRecord::default()
-        });
+    for (stage, start, end) in [(KernelStage::Wakeup, 65, 69), (KernelStage::Inject, 26, 30)] {
+        let (start, end) = (known.at(start), known.at(end));
+        let worker = stage.is_of_a_worker().then_some(0);
+        kernel.kernel(&KernelSpan { stage, start, end, worker, writer: 0 });
     }
 }
 

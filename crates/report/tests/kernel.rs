@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use burst_trace::{
-    BurstRecord, Clock, Direction, KernelStage, Reader, RecordKind, Recorder, RecorderOptions,
+    BurstRecord, Clock, Direction, KernelSpan, KernelStage, Reader, Recorder, RecorderOptions,
     Source,
 };
 use report::csv::write_csv;
@@ -32,7 +32,7 @@ fn source(directory: &std::path::Path) -> (Source, Recorder) {
         stages[..Direction::of_ring(ring).stages().len()].fill(ticks(10));
         let first = zero + ticks(first);
         let last = first + stages.iter().sum::<u64>();
-        let (kind, bytes) = (RecordKind::Burst as u8, 64 * u32::from(packets));
+        let bytes = 64 * u32::from(packets);
         worker.burst(&BurstRecord {
             first,
             last,
@@ -40,24 +40,18 @@ fn source(directory: &std::path::Path) -> (Source, Recorder) {
             packets,
             bytes,
             ring,
-            kind,
             ..Default::default()
         });
     }
-    for (stage, ring, first, last) in [
-        (KernelStage::Wakeup, 0, 980, 999),
-        (KernelStage::HostTx, 1, 1032, 1037),
-        (KernelStage::HostRx, 0, 1990, 1998),
-        (KernelStage::Inject, 0, 2045, 2075),
+    for (stage, start, end) in [
+        (KernelStage::Wakeup, 980, 999),
+        (KernelStage::HostTx, 1032, 1037),
+        (KernelStage::HostRx, 1990, 1998),
+        (KernelStage::Inject, 2045, 2075),
     ] {
-        kernel.kernel(&BurstRecord {
-            first: zero + ticks(first),
-            last: zero + ticks(last),
-            ring,
-            kind: RecordKind::Kernel as u8,
-            cause: stage as u8,
-            ..BurstRecord::default()
-        });
+        let (start, end) = (zero + ticks(start), zero + ticks(end));
+        let worker = stage.is_of_a_worker().then_some(0);
+        kernel.kernel(&KernelSpan { stage, start, end, worker, writer: 0 });
     }
     (Reader::open(recorder.path()).unwrap().into(), recorder)
 }

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use burst_trace::stage::STAGES_MAX;
-use burst_trace::{
-    Anchor, BurstRecord, Direction, DropCause, DropCounts, RecordKind, Stage, Writer,
-};
+use burst_trace::{Anchor, BurstRecord, Direction, DropCause, DropCounts, Stage, Writer};
 
 use datapath::Counted;
 
@@ -180,10 +178,8 @@ impl Tracer {
             bytes: outcome.bytes,
             packets: outcome.packets,
             ring: outcome.ring,
-            kind: RecordKind::Burst as u8,
-            flags: if outcome.polled { BurstRecord::POLLED } else { 0 },
-            cause: 0,
             worker: 0,
+            is_polled: outcome.polled,
             wakeup: journey.wakeup.map(|ticks| u32::try_from(ticks).unwrap_or(u32::MAX)),
         };
         if self.records {

@@ -13,7 +13,7 @@ use burst_trace::file::{
     FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RECORDING_MAGIC, VERSION, word,
 };
 use burst_trace::record::RECORD_WORDS;
-use burst_trace::{BurstRecord, Reader, Source};
+use burst_trace::{BurstRecord, Gap, ProbeRecord, Reader, Source};
 use report::csv::write_csv;
 use report::hlog::write_hlog;
 use report::html::write_html;
@@ -355,32 +355,33 @@ impl Shaped {
                         bytes: u32::from(*packets) * 60,
                         packets: (*packets).into(),
                         ring: (ring % 10).into(),
-                        kind: 1,
-                        flags: (*polled).into(),
+                        is_polled: *polled,
                         worker: ring / 64,
                         wakeup: wakeup.map(u32::from),
                         ..before
                     };
-                    words.push(before.to_words());
+                    words.push(burst_trace::Record::Burst(before).to_words());
                 }
                 Record::Drop { ring, cause, packets } => {
-                    let (ring, cause, packets) = ((ring % 10).into(), *cause, (*packets).into());
-                    let kind = 2;
-                    words.push(BurstRecord { ring, cause, packets, kind, ..before }.to_words());
+                    let (ring, packets) = (u64::from(ring % 10), u64::from(*packets));
+                    let last = 2 | u64::from(*cause) << 16;
+                    words.push([now, now, 0, 0, 0, 0, packets << 32 | ring << 48, last]);
                 }
                 Record::Kernel { stage, worker, ring, time } => {
                     let first = now.wrapping_sub((*time).into());
-                    let (cause, bytes, ring) = (stage % 6, (*worker).into(), (ring % 10).into());
-                    let kernel =
-                        BurstRecord { kind: 3, first, last: now, cause, bytes, ring, ..before };
-                    words.push(kernel.to_words());
+                    let (worker, ring) = (u64::from(*worker), u64::from(ring % 10));
+                    let last = 3 | u64::from(stage % 6) << 16;
+                    words.push([first, now, 0, 0, 0, 0, worker | ring << 48, last]);
                 }
                 Record::Probe { run, sequence } => {
-                    let (bytes, sequence) = ((run % 2).into(), (sequence % 8).into());
-                    words.push(BurstRecord { kind: 4, bytes, sequence, ..before }.to_words());
+                    let (run, sequence) = ((run % 2).into(), (sequence % 8).into());
+                    let (packets, times) = (before.packets, before.times());
+                    let probe = ProbeRecord { run, sequence, packets, times };
+                    words.push(burst_trace::Record::Probe(probe).to_words());
                 }
                 Record::Gap { worker, lost } => {
-                    words.push(BurstRecord::gap(*worker, lost.get(), now).to_words());
+                    let gap = Gap { writer: *worker, records: lost.get(), at: now };
+                    words.push(burst_trace::Record::Gap(gap).to_words());
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Clock, Reader, RecordKind, Recording, RecordingWriter};
+use burst_trace::{BurstRecord, Clock, Gap, Reader, Record, Recording, RecordingWriter};
 use host_files::Output;
 use report::figures::TickRate;
 use report::recent::Recent;
@@ -119,35 +119,34 @@ impl Keeper {
         self.is_done
     }
 
-    pub fn take(&mut self, record: &BurstRecord) -> io::Result<()> {
-        self.newest = self.newest.max(record.last);
-        if record.last > self.end {
+    /// Takes a record, and keeps it if it is wanted.
+    pub fn take(&mut self, record: &Record) -> io::Result<()> {
+        self.newest = self.newest.max(record.last());
+        if record.last() > self.end {
             self.is_done = true;
             return Ok(());
         }
         if let Until::Met(trigger, _, after) = self.until
+            && let Record::Burst(burst) = record
             && self.met.is_none()
-            && record.last >= self.started
-            && trigger.is_met_by(record, self.rate)
+            && burst.last >= self.started
+            && trigger.is_met_by(burst, self.rate)
         {
-            self.met = Some(*record);
-            self.end = record.last.saturating_add(self.rate.ticks(after.as_secs_f64()));
-            // With it, so that what is too old by it goes.
+            self.met = Some(*burst);
+            self.end = burst.last.saturating_add(self.rate.ticks(after.as_secs_f64()));
+            // This also removes the records that are too old by its time.
             self.put(*record)?;
             return self.write_recent();
         }
         self.put(*record)
     }
 
-    /// So many records of `worker` were lost; the newest one that was read ended at `ticks`.
-    pub fn lost(&mut self, worker: u8, records: u64, ticks: u64) -> io::Result<()> {
-        if records == 0 {
-            return Ok(());
-        }
-        self.put(BurstRecord::gap(worker, records, ticks))
+    /// Keeps a gap, unless it is of no records.
+    pub fn lost(&mut self, gap: Gap) -> io::Result<()> {
+        if gap.records == 0 { Ok(()) } else { self.put(Record::Gap(gap)) }
     }
 
-    fn put(&mut self, record: BurstRecord) -> io::Result<()> {
+    fn put(&mut self, record: Record) -> io::Result<()> {
         match &mut self.recent {
             Some(recent) => {
                 recent.push(record);
@@ -157,8 +156,8 @@ impl Keeper {
         }
     }
 
-    fn write(&mut self, record: &BurstRecord) -> io::Result<()> {
-        self.first = self.first.min(record.first);
+    fn write(&mut self, record: &Record) -> io::Result<()> {
+        self.first = self.first.min(record.first());
         self.writer.push(record)
     }
 
@@ -263,9 +262,9 @@ fn held(path: &Path) -> Option<(u64, u64)> {
     let recording = Recording::open(path).ok()?;
     let (mut records, mut first, mut last) = (0, u64::MAX, 0);
     for record in (0..recording.len()).map(|n| recording.record(n)) {
-        if record.kind != RecordKind::Gap as u8 {
+        if !matches!(record, Record::Gap(_)) {
             records += 1;
-            (first, last) = (first.min(record.first), last.max(record.last));
+            (first, last) = (first.min(record.first()), last.max(record.last()));
         }
     }
     Some((records, last.saturating_sub(first)))

@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
-use burst_trace::{BurstRecord, Clock, Reader};
+use burst_trace::{Clock, KernelSpan, Reader};
 use kernel_stages::{Cost, Counting, FrontEnds, KernelStages, NO_TAP, Scribe, Span};
 use serde_json::{Map, Value};
 
@@ -46,7 +46,7 @@ pub struct Kernel {
     facts: Value,
     front_ends: Option<FrontEnds>,
     front_end: Option<u32>,
-    records: Receiver<BurstRecord>,
+    spans: Receiver<KernelSpan>,
     /// The thread notices that this is gone.
     alive: Option<PipeWriter>,
     thread: Option<JoinHandle<Measured>>,
@@ -83,17 +83,17 @@ impl Kernel {
             .collect();
         let front_ends = stages.front_ends();
         let (stop, alive) = io::pipe()?;
-        let (sender, records) = channel();
+        let (sender, spans) = channel();
         let name = "kernel-stages".to_owned();
-        // Behind the workers of the recorder, as the daemon's own would be.
-        let producer = u8::try_from(recorder.workers()).unwrap_or(u8::MAX);
+        // After the recorder's workers, as the daemon's own writer would be.
+        let writer = u8::try_from(recorder.workers()).unwrap_or(u8::MAX);
         let thread =
-            Builder::new().name(name).spawn(move || measure(&stages, &stop, producer, &sender))?;
+            Builder::new().name(name).spawn(move || measure(&stages, &stop, writer, &sender))?;
         let mut kernel = Self {
             facts: facts.into(),
             front_ends,
             front_end: None,
-            records,
+            spans,
             alive: Some(alive),
             thread: Some(thread),
         };
@@ -121,12 +121,12 @@ impl Kernel {
         }
     }
 
-    /// What was measured since the last time.
-    pub fn records(&self) -> impl Iterator<Item = BurstRecord> + '_ {
-        self.records.try_iter()
+    /// The spans since the last call.
+    pub fn spans(&self) -> impl Iterator<Item = KernelSpan> + '_ {
+        self.spans.try_iter()
     }
 
-    /// Ends measuring: what comes from [`records`](Self::records) after this is the rest.
+    /// Ends measuring. [`spans`](Self::spans) then returns the rest.
     pub fn end(&mut self) -> Measured {
         drop(self.alive.take());
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
@@ -154,20 +154,19 @@ fn tap(datapath: &str) -> Option<&str> {
     datapath.strip_prefix("tap:")?.split(',').find_map(|option| option.strip_prefix("ifname="))
 }
 
-/// Turns what the programs measure into records until `stop` becomes readable.
+/// Converts the programs' spans to records until `stop` becomes readable.
 fn measure(
     stages: &KernelStages,
     stop: &PipeReader,
-    producer: u8,
-    records: &Sender<BurstRecord>,
+    writer: u8,
+    spans: &Sender<KernelSpan>,
 ) -> Measured {
     let counting = Counting::begin();
     let mut scribe = Scribe::new(Clock::new());
     let write = |span: Span| {
-        // The tap's and the front end's number is no worker's, and 0.
         let record = scribe.record(span, span.about);
-        // Nobody reads any more when the recording has ended by an error.
-        let _ = records.send(BurstRecord { worker: producer, ..record });
+        // After an error has ended the recording, nothing receives it.
+        let _ = spans.send(KernelSpan { writer, ..record });
     };
     if let Err(error) = stages.drain(stop.as_fd(), write) {
         eprintln!("ringscope: times in the host kernel are not recorded any more: {error}");

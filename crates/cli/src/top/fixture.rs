@@ -1,6 +1,6 @@
 //! What the tests show.
 
-use burst_trace::{BurstRecord, Clock, DropCause, Reader, RecordKind, Recorder, RecorderOptions};
+use burst_trace::{BurstRecord, Clock, DropCause, Reader, Recorder, RecorderOptions};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use report::{Facts, Follower, Interval};
@@ -38,8 +38,7 @@ pub fn interval(bursts: usize) -> Interval {
             packets: 4,
             bytes: 400,
             ring: if is_last { 3 } else { 1 },
-            kind: RecordKind::Burst as u8,
-            flags: BurstRecord::POLLED,
+            is_polled: true,
             ..BurstRecord::default()
         });
     }

@@ -4,7 +4,6 @@ use ratatui::layout::Constraint;
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Row, Table};
 
-use burst_trace::BurstRecord;
 use report::Outlier;
 use report::units::{grouped, percent, time, time_of_day};
 
@@ -44,7 +43,7 @@ fn row(outlier: &Outlier) -> Row<'static> {
     let direction = record.direction();
     let total = record.total();
     // Found by polling, the burst may have come at any time since the last look.
-    let bound = if record.flags & BurstRecord::POLLED == 0 { "" } else { "≤ " };
+    let bound = if record.is_polled { "≤ " } else { "" };
     let stages = direction.stages().iter().zip(record.stages);
     let most = stages.max_by_key(|(_, ticks)| *ticks).map_or_else(String::new, |(stage, ticks)| {
         format!("{} {}", stage.name(), percent(ticks as f64, total as f64))

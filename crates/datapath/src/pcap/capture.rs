@@ -14,12 +14,12 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use burst_trace::clock::Anchor;
-use burst_trace::comment::{Frames, describe};
 use burst_trace::file::MAGIC;
-use burst_trace::pcapng::{self, Packet, Totals, Way};
 use burst_trace::{BurstRecord, Clock, Direction, Stage};
 use host_files::{create_own, write_counted};
 use log_limit::LogLimit;
+use pcapng::comment::{Frames, describe};
+use pcapng::{Packet, Totals, Way};
 
 /// Blocks of each queue.
 const BLOCKS: usize = 512;

@@ -1,30 +1,31 @@
-//! What the page needs of the records.
+//! The figures, time lines and slowest bursts of the page, from the records.
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use burst_trace::{BurstRecord, Direction, RecordKind, Source};
+use burst_trace::attribution::Chosen;
+use burst_trace::{BurstRecord, Direction, Record, Source};
 use serde::Serialize;
 
-use super::kernel::{Kernel, KernelTime};
+use super::kernel::KernelTime;
 use super::words::words;
 use crate::breakdown::{Breakdown, Window};
 use crate::collect::{Collector, DirectionBreakdown};
 use crate::figures::{Distribution, TickRate};
+use crate::slowest::Slowest;
 use crate::stages::StageRow;
 use crate::tail::{Composition, Tail};
 use crate::when::When;
 
-/// So many of each direction's slowest bursts can be looked at.
+/// Number of each direction's slowest bursts in the page.
 const OUTLIERS: usize = 200;
-/// What a worker did so long before and after is shown with them,
+/// Time before and after a slow burst in which its worker's other bursts are shown.
 const AROUND_NS: u64 = 1_000_000;
-/// but at most so many bursts.
+/// Most bursts shown around a slow one.
 const NEIGHBOURS: usize = 24;
-/// The time line has at most so many points.
+/// Most points of the time line.
 const BINS: u64 = 600;
-/// Columns of a histogram from one time to its double.
+/// Columns of a histogram from a time to its double.
 const COLUMNS_AN_OCTAVE: f64 = 8.0;
 const QUANTILES: [f64; 14] =
     [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999, 1.0];
@@ -51,7 +52,7 @@ pub struct Way {
     outliers: Vec<Outlier>,
 }
 
-/// How one time spreads.
+/// The distribution of one time.
 #[derive(Serialize)]
 struct Spread {
     name: &'static str,
@@ -80,7 +81,7 @@ struct Outlier {
     around: Vec<Burst>,
 }
 
-/// A burst's way.
+/// A burst's timeline.
 #[derive(Clone, Serialize)]
 struct Burst {
     direction: &'static str,
@@ -89,14 +90,14 @@ struct Burst {
     worker: u8,
     packets: u16,
     bytes: u32,
-    /// Its first boundary, ns since the time line's beginning.
+    /// Its first boundary, ns since the start of the time line.
     start_ns: u64,
     total_ns: u64,
     is_polled: bool,
     stages_ns: Vec<u64>,
 }
 
-/// Reads `source` and says what there is of both directions, and when the time line begins (`CLOCK_REALTIME`, ns).
+/// Reads `source`. Returns its figures, those of both directions, and the start of the time line (`CLOCK_REALTIME`, ns).
 pub fn ways(source: &Source, name: &str, each: &mut impl FnMut()) -> (Breakdown, Vec<Way>, u64) {
     let rate = TickRate::new(source.ticks_per_second());
     let mut collector = Collector::new(rate);
@@ -104,32 +105,33 @@ pub fn ways(source: &Source, name: &str, each: &mut impl FnMut()) -> (Breakdown,
     let breakdown = Breakdown::read_with(source, name, Window::Held, |record| {
         each();
         collector.add(record);
-        if is_burst(record) {
-            (first, last) = (first.min(record.first), last.max(record.last));
+        if let Record::Burst(burst) = record {
+            (first, last) = (first.min(burst.first), last.max(burst.last));
         }
     });
     let first = first.min(last);
     let mut second = breakdown.directions().map(|way| Second::new(way, rate, first, last));
     source.read(|record| {
         each();
-        second.iter_mut().for_each(|way| way.add(record));
+        if let Record::Burst(burst) = record {
+            second.iter_mut().for_each(|way| way.add(burst));
+        }
     });
     let mut outliers = second.each_mut().map(Second::outliers);
     let mut around = Around::new(&outliers, rate);
-    let bursts = outliers.iter().flatten().map(|(record, _)| *record);
-    let mut kernel = Kernel::new(bursts, source.queue_pairs());
+    let bursts = outliers.iter().flatten().map(|(record, _)| record.times());
+    let mut kernel = Chosen::new(bursts, source.queue_pairs());
     source.read(|record| {
         each();
-        around.add(record, &mut outliers, rate, first);
-        if is_burst(record) {
-            kernel.add_burst(record);
-        } else if let Some(stage) = record.kernel_stage() {
-            kernel.add(record, stage);
+        kernel.add(record);
+        if let Record::Burst(burst) = record {
+            around.add(burst, &mut outliers, rate, first);
         }
     });
-    let mut kernel = kernel.finish(rate).into_iter();
+    let mut kernel = kernel.finish().into_iter();
     let mut outlier = |(record, around)| {
-        let kernel = kernel.next().unwrap_or_default();
+        let spans = kernel.next().unwrap_or_default();
+        let kernel = spans.iter().map(|span| KernelTime::new(&record, span, rate)).collect();
         Outlier { burst: Burst::new(&record, rate, first), kernel, around }
     };
     let outliers = outliers.map(|all| all.into_iter().map(&mut outlier).collect());
@@ -138,10 +140,6 @@ pub fn ways(source: &Source, name: &str, each: &mut impl FnMut()) -> (Breakdown,
     let start_ns = When::of(source).realtime_ns(first);
     let ways = ways.collect();
     (breakdown, ways, start_ns)
-}
-
-fn is_burst(record: &BurstRecord) -> bool {
-    record.kind == RecordKind::Burst as u8 && record.packets > 0
 }
 
 impl Burst {
@@ -156,7 +154,7 @@ impl Burst {
             bytes: record.bytes,
             start_ns: rate.ns(record.first.saturating_sub(first)),
             total_ns: rate.ns(record.total()),
-            is_polled: record.flags & BurstRecord::POLLED != 0,
+            is_polled: record.is_polled,
             stages_ns: record.stages[..stages].iter().map(|&ticks| rate.ns(ticks)).collect(),
         }
     }
@@ -175,32 +173,6 @@ struct Second {
     slowest: Slowest,
 }
 
-/// The slowest bursts so far, and some that are not.
-#[derive(Default)]
-struct Slowest {
-    bursts: Vec<BurstRecord>,
-    /// There are enough that are slower than this.
-    over: u64,
-}
-
-impl Slowest {
-    fn add(&mut self, record: &BurstRecord) {
-        if record.total() <= self.over && self.bursts.len() >= OUTLIERS {
-            return;
-        }
-        self.bursts.push(*record);
-        if self.bursts.len() == 2 * OUTLIERS {
-            self.sift();
-        }
-    }
-
-    fn sift(&mut self) {
-        self.bursts.sort_unstable_by_key(|record| Reverse(record.total()));
-        self.bursts.truncate(OUTLIERS);
-        self.over = self.bursts.last().map_or(0, BurstRecord::total);
-    }
-}
-
 impl Second {
     fn new(way: &DirectionBreakdown, rate: TickRate, first: u64, last: u64) -> Self {
         let over_ns = way.total.figures.map_or(0, |figures| figures.p99_ns);
@@ -215,12 +187,12 @@ impl Second {
             tail: Tail::new(way.direction, over_ns),
             over_ns,
             mean: Tail::of_all(way.direction),
-            slowest: Slowest::default(),
+            slowest: Slowest::new(OUTLIERS),
         }
     }
 
     fn add(&mut self, record: &BurstRecord) {
-        if !is_burst(record) || record.direction() != self.direction {
+        if record.direction() != self.direction {
             return;
         }
         let total = record.total();
@@ -237,8 +209,7 @@ impl Second {
 
     /// The slowest bursts, in the order of time.
     fn outliers(&mut self) -> Vec<(BurstRecord, Vec<Burst>)> {
-        self.slowest.sift();
-        let mut bursts = std::mem::take(&mut self.slowest.bursts);
+        let mut bursts = self.slowest.take();
         bursts.sort_by_key(|record| record.first);
         bursts.into_iter().map(|record| (record, Vec::new())).collect()
     }
@@ -300,9 +271,9 @@ fn spreads(collector: &Collector, direction: Direction, rate: TickRate) -> Vec<S
     all.filter(|(_, times)| times.count() > 0).map(spread).collect()
 }
 
-/// The third pass: finds the outliers that a burst is near to.
+/// The third pass: finds the slow bursts near another burst.
 struct Around {
-    /// By worker: from when to when something is near, and which outlier that is.
+    /// By worker: from when to when a burst is near, and which outlier it is near to.
     near: BTreeMap<u8, Vec<(u64, u64, usize, usize)>>,
     longest: u64,
 }
@@ -335,7 +306,7 @@ impl Around {
         rate: TickRate,
         first: u64,
     ) {
-        let Some(near) = self.near.get(&record.worker).filter(|_| is_burst(record)) else { return };
+        let Some(near) = self.near.get(&record.worker) else { return };
         let begin =
             near.partition_point(|(from, ..)| from.saturating_add(self.longest) < record.last);
         for &(from, to, way, n) in &near[begin..] {

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use burst_trace::{Clock, Reader, Recorder, RecorderOptions, RecordingWriter};
+use burst_trace::{Clock, Gap, Reader, Recorder, RecorderOptions, RecordingWriter};
 
 use super::*;
 
@@ -18,7 +18,7 @@ struct Slice {
 }
 
 /// A recording of `records`.
-fn recording(directory: &Path, records: &[BurstRecord]) -> Source {
+fn recording(directory: &Path, records: &[Record]) -> Source {
     let options = RecorderOptions {
         path: directory.join("vm0.trace"),
         workers: 1,
@@ -101,7 +101,6 @@ fn burst(ring: u16, sequence: u64, first: u64, stages: &[u64]) -> BurstRecord {
         bytes: 120,
         packets: 2,
         ring,
-        kind: RecordKind::Burst as u8,
         ..BurstRecord::default()
     };
     record.stages[..stages.len()].copy_from_slice(stages);
@@ -114,11 +113,11 @@ fn each_burst_is_a_slice_with_its_stages_in_it() {
     let now = Clock::new().now();
     let tx = burst(1, 7, now, &[10_000, 0, 20_000, 300_000, 5_000, 700]);
     let rx = BurstRecord {
-        flags: BurstRecord::POLLED,
+        is_polled: true,
         wakeup: Some(9_000),
         ..burst(0, 9, now + 1_000, &[40_000, 50_000, 0, 60_000, 70_000])
     };
-    let source = recording(directory.path(), &[tx, rx]);
+    let source = recording(directory.path(), &[Record::Burst(tx), Record::Burst(rx)]);
     let (trace, lost) = written(&source);
     assert_eq!(lost, 0);
     let (when, rate) = (When::of(&source), TickRate::new(source.ticks_per_second()));
@@ -133,7 +132,7 @@ fn each_burst_is_a_slice_with_its_stages_in_it() {
         assert_eq!(note("packets"), Some(record.packets.into()));
         assert_eq!(note("bytes"), Some(record.bytes.into()));
         assert_eq!(note("sequence"), Some(record.sequence));
-        assert_eq!(note("polled"), Some(u64::from(record.flags)));
+        assert_eq!(note("polled"), Some(u64::from(record.is_polled)));
         assert_eq!(note("wakeup_ns"), record.wakeup.map(|ticks| rate.ns(ticks.into())));
         let inner: Vec<_> = slices.iter().filter(|it| it.parent == Some(whole)).collect();
         let mut expected = Vec::new();
@@ -165,7 +164,8 @@ fn bursts_that_overlap_are_on_as_many_tracks_as_it_takes() {
     let last = records[2].last;
     records.push(burst(1, 3, last, &[10_000, 0, 10_000, 10_000, 10_000, 10_000]));
     records.push(burst(1, 4, records[3].last, &[10_000, 0, 10_000, 10_000, 10_000, 10_000]));
-    let (trace, _) = written(&recording(directory.path(), &records));
+    let bursts: Vec<_> = records.iter().copied().map(Record::Burst).collect();
+    let (trace, _) = written(&recording(directory.path(), &bursts));
     let tracks: Vec<_> =
         trace.packet.iter().filter_map(|packet| packet.track_descriptor.as_ref()).collect();
     let process = tracks[0].process.as_ref().unwrap();
@@ -183,26 +183,18 @@ fn bursts_that_overlap_are_on_as_many_tracks_as_it_takes() {
 fn drops_have_their_cause_and_kernel_times_a_track_of_their_own() {
     let directory = tempfile::tempdir().unwrap();
     let now = Clock::new().now();
-    let lost = BurstRecord {
-        first: now,
-        last: now,
-        packets: 3,
-        ring: 1,
-        kind: RecordKind::Drop as u8,
-        cause: DropCause::TxTooLong as u8,
-        ..BurstRecord::default()
+    let (at, cause) = (now, DropCause::TxTooLong);
+    let span = |stage, worker| {
+        Record::KernelSpan(KernelSpan { stage, start: now, end: now + 80_000, worker, writer: 0 })
     };
-    let injected = BurstRecord {
-        first: now,
-        last: now + 80_000,
-        kind: RecordKind::Kernel as u8,
-        cause: KernelStage::Inject as u8,
-        ..BurstRecord::default()
-    };
-    let woken = BurstRecord { cause: KernelStage::Wakeup as u8, bytes: 3, ..injected };
-    let unknown = BurstRecord { kind: 99, ..lost };
-    let gap = BurstRecord::gap(0, 12, now);
-    let source = recording(directory.path(), &[lost, injected, woken, unknown, gap]);
+    let records = [
+        Record::Drop(DropRecord { at, cause, packets: 3, ring: 1, worker: 0 }),
+        span(KernelStage::Inject, None),
+        span(KernelStage::Wakeup, Some(3)),
+        Record::Unknown([now, now, 0, 0, 0, 0, 0, 99]),
+        Record::Gap(Gap { writer: 0, records: 12, at: now }),
+    ];
+    let source = recording(directory.path(), &records);
     let (trace, missing) = written(&source);
     assert_eq!(missing, 12);
     let when = When::of(&source);
@@ -218,7 +210,7 @@ fn drops_have_their_cause_and_kernel_times_a_track_of_their_own() {
         notes: notes.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
     };
     let end = Some(when.monotonic_ns(now + 80_000));
-    let cause = format!("drop {}", DropCause::TxTooLong.name());
+    let cause = format!("drop {}", cause.name());
     let expected = [
         slice("kernel", "inject", "kernel", end, &[]),
         slice("kernel 3", "wakeup", "kernel", end, &[]),

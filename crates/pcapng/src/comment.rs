@@ -1,25 +1,25 @@
-//! What is said of a burst, or of a frame of it, in a line of text: the comments of captures.
+//! The comment on a burst, or on one of its frames: a line of text with the times in all stages.
 
 use std::fmt::Write as _;
 
-use crate::record::BurstRecord;
+use burst_trace::BurstRecord;
 
-/// Which frames of a burst a comment is about.
+/// The frames of a burst that a comment is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frames {
-    /// One of them.
+    /// One frame.
     One {
-        /// Its number among them, from 0.
+        /// Its index in the burst.
         number: usize,
-        /// How many the datapath was handed; more than [`BurstRecord::packets`] when some were lost there.
+        /// Number of frames handed to the datapath; more than [`BurstRecord::packets`] when it lost some.
         handed: usize,
     },
-    /// All that went through.
+    /// All frames that went through.
     All,
 }
 
-/// Appends `tx ring=1 burst=4711 frame=3/32 notice=812ns ...` to `text`, or `frames=32` in place of `frame=3/32` where
-/// it is about all of them. `nanoseconds` turns ticks of the record into time.
+/// Appends `tx ring=1 burst=4711 frame=3/32 notice=812ns ...` to `text`; for [`Frames::All`] with `frames=32` in place of
+/// `frame=3/32`. `nanoseconds` converts the record's ticks.
 pub fn describe(
     text: &mut String,
     record: &BurstRecord,
@@ -27,7 +27,7 @@ pub fn describe(
     nanoseconds: impl Fn(u64) -> u64,
 ) {
     let direction = record.direction();
-    // Nothing fails that is written to a string.
+    // Writing to a string does not fail.
     let _ = write!(text, "{} ring={} burst={}", direction.name(), record.ring, record.sequence);
     let packets = usize::from(record.packets);
     let _ = match frames {
@@ -42,7 +42,7 @@ pub fn describe(
     for (stage, ticks) in direction.stages().iter().zip(record.stages) {
         let _ = write!(text, " {}={}ns", stage.name(), nanoseconds(ticks));
     }
-    if record.flags & BurstRecord::POLLED != 0 {
+    if record.is_polled {
         text.push_str(" polled");
     }
 }
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_and_a_whole_burst_are_said_alike() {
+    fn a_frame_and_a_whole_burst_have_the_same_comment() {
         let mut record = BurstRecord {
             sequence: 4711,
             stages: [1, 0, 3, 4, 5, 6],
@@ -74,7 +74,7 @@ mod tests {
             said(&record, Frames::One { number: 2, handed: 32 }),
             format!("tx ring=1 burst=4711 frame=3/32 carried=31 {stages}")
         );
-        record.flags = BurstRecord::POLLED;
+        record.is_polled = true;
         assert_eq!(
             said(&record, Frames::All),
             format!("tx ring=1 burst=4711 frames=31 {stages} polled")

@@ -1,7 +1,11 @@
-//! The blocks of a pcapng file (IETF draft-ietf-opsawg-pcapng): as many of them as a capture of one interface needs.
+//! Captures as pcapng files (IETF draft-ietf-opsawg-pcapng): the blocks that a capture of one interface needs, and the
+//! [comment](mod@comment) that a packet has about its burst. Captures of the daemon and reports both write them.
+//!
 //! All numbers are little-endian.
 
-use crate::stage::Direction;
+pub mod comment;
+
+use burst_trace::Direction;
 
 /// Section Header Block (4.1).
 const SECTION_HEADER: u32 = 0x0A0D_0D0A;
@@ -32,7 +36,7 @@ mod option {
     pub const ISB_IFDROP: u16 = 5;
 }
 
-/// Which way a packet went, as `epb_flags` has it (4.3.1): seen from the interface.
+/// Which way a packet went, seen from the interface, as in `epb_flags` (4.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Way {
@@ -43,7 +47,7 @@ pub enum Way {
 }
 
 impl Way {
-    /// The way of a burst: what the guest sent, its interface sent.
+    /// The way of a burst: the guest's interface sent what the guest sent.
     #[must_use]
     pub const fn of(direction: Direction) -> Self {
         match direction {
@@ -53,29 +57,29 @@ impl Way {
     }
 }
 
-/// What is said of a packet.
+/// A packet, for an Enhanced Packet Block.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'p> {
     /// Nanoseconds since 1970.
     pub time_ns: u64,
-    /// The queue of the interface that it went through, where that is known.
+    /// The queue of the interface that it went through, if known.
     pub queue: Option<u16>,
-    /// Which way it went, where that is known.
+    /// Which way it went, if known.
     pub way: Option<Way>,
-    /// What there is of it.
+    /// The captured bytes.
     pub bytes: &'p [u8],
-    /// How long it was, bytes.
+    /// Its length, bytes.
     pub original_len: u32,
     /// Text about it.
     pub comment: &'p str,
 }
 
-/// What there was in all.
+/// Totals of a capture, for an Interface Statistics Block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Packets that the interface saw.
     pub seen: u64,
-    /// Packets among them that are not in the file.
+    /// Packets of those that are not in the file.
     pub left_out: u64,
 }
 
@@ -120,7 +124,7 @@ pub fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
     });
 }
 
-/// Appends what there was in all until `time_ns`.
+/// Appends the totals until `time_ns`.
 pub fn statistics(out: &mut Vec<u8>, time_ns: u64, totals: Totals) {
     block(out, INTERFACE_STATISTICS, |out| {
         out.extend(0_u32.to_le_bytes());
@@ -131,7 +135,7 @@ pub fn statistics(out: &mut Vec<u8>, time_ns: u64, totals: Totals) {
     });
 }
 
-/// Returns where the last block ends that is whole within the first `len` bytes of `blocks`, and the number of packets
+/// Returns the end of the last block that is whole within the first `len` bytes of `blocks`, and the number of packets
 /// after it.
 #[must_use]
 pub fn whole_blocks(blocks: &[u8], len: usize) -> (usize, u64) {
@@ -159,7 +163,7 @@ fn time(out: &mut Vec<u8>, time_ns: u64) {
     out.extend((time_ns as u32).to_le_bytes());
 }
 
-/// A block has its length before and behind what `body` appends (3.1).
+/// Appends a block. Its length stands before and after what `body` appends (3.1).
 fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend(kind.to_le_bytes());
@@ -170,7 +174,7 @@ fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
     out.extend(len);
 }
 
-/// An option (3.5). Text longer than an option can be is cut.
+/// Appends an option (3.5), cut to the longest that an option can be.
 fn put(out: &mut Vec<u8>, code: u16, value: &[u8]) {
     let len = u16::try_from(value.len()).unwrap_or(u16::MAX);
     out.extend(code.to_le_bytes());

@@ -1,0 +1,144 @@
+use super::*;
+
+fn burst(stages: [u64; STAGES_MAX]) -> BurstRecord {
+    BurstRecord {
+        first: 1000,
+        last: 1000 + stages.iter().sum::<u64>(),
+        sequence: 7,
+        stages,
+        bytes: 64 * 32,
+        packets: 32,
+        ring: 3,
+        worker: 6,
+        is_polled: true,
+        wakeup: None,
+    }
+}
+
+/// One of each kind.
+fn every_kind() -> [Record; 6] {
+    let burst = BurstRecord { wakeup: Some(9), ..burst([1, 2, 3, 4, 5, 6]) };
+    let (start, end) = (5, 8);
+    [
+        Record::Burst(burst),
+        Record::Drop(DropRecord {
+            at: 5,
+            cause: DropCause::TxTooLong,
+            packets: 3,
+            ring: 1,
+            worker: 2,
+        }),
+        Record::KernelSpan(KernelSpan {
+            stage: KernelStage::HostTx,
+            start,
+            end,
+            worker: Some(1),
+            writer: 4,
+        }),
+        Record::KernelSpan(KernelSpan {
+            stage: KernelStage::Inject,
+            start,
+            end,
+            worker: None,
+            writer: 4,
+        }),
+        Record::Probe(ProbeRecord { run: 11, sequence: 12, packets: 32, times: burst.times() }),
+        Record::Gap(Gap { writer: 3, records: 1000, at: 8 }),
+    ]
+}
+
+#[test]
+fn a_record_of_each_kind_comes_back_as_it_was() {
+    for record in every_kind() {
+        assert_eq!(Record::from_words(&record.to_words()), record);
+    }
+    let record = Record::Burst(burst([1, 2, 3, 4, 5, u64::from(u32::MAX) - 1]));
+    assert_eq!(Record::from_words(&record.to_words()), record);
+}
+
+/// The numbers in the file: they stay as they are, so that old recordings can be read.
+#[test]
+fn the_layout_in_the_file_does_not_change() {
+    let words = every_kind().map(|record| record.to_words());
+    assert_eq!(
+        words,
+        [
+            [
+                1000,
+                1021,
+                7,
+                1 | 2 << 32,
+                3 | 4 << 32,
+                5 | 6 << 32,
+                2048 | 32 << 32 | 3 << 48,
+                1 | 3 << 8 | 6 << 24 | 9 << 32
+            ],
+            [5, 5, 0, 0, 0, 0, 3 << 32 | 1 << 48, 2 | 4 << 16 | 2 << 24],
+            [5, 8, 0, 0, 0, 0, 1 | 1 << 48, 3 | 2 << 16 | 4 << 24],
+            [5, 8, 0, 0, 0, 0, 0, 3 | 4 << 16 | 4 << 24],
+            [
+                1000,
+                1021,
+                12,
+                1 | 2 << 32,
+                3 | 4 << 32,
+                5 | 6 << 32,
+                11 | 32 << 32 | 3 << 48,
+                4 | 3 << 8 | 6 << 24 | 9 << 32
+            ],
+            [8, 8, 1000, 0, 0, 0, 0, 5 | 3 << 24],
+        ]
+    );
+}
+
+#[test]
+fn what_this_version_does_not_know_is_kept_as_it_is() {
+    let kind = 77;
+    let cause = 2 | 0xff << 16;
+    let stage = 3 | 9 << 16;
+    let burst_without_packets = 1;
+    for last in [0, kind, cause, stage, burst_without_packets] {
+        let words = [1, 2, 3, 4, 5, 6, 0, last | 5 << 24];
+        let record = Record::from_words(&words);
+        assert_eq!(record, Record::Unknown(words));
+        assert_eq!((record.first(), record.last(), record.writer()), (1, 2, 5));
+        assert_eq!(record.to_words(), words);
+    }
+}
+
+#[test]
+fn a_recorders_reader_says_whose_a_record_is() {
+    for record in every_kind() {
+        let read = Record::from_words_of(200, record.to_words());
+        assert_eq!(read.writer(), 200);
+        assert_eq!((read.first(), read.last()), (record.first(), record.last()));
+    }
+}
+
+#[test]
+fn when_the_first_frame_came_is_kept_if_it_is_known() {
+    for wakeup in [None, Some(0), Some(1), Some(u32::MAX)] {
+        let record = Record::Burst(BurstRecord { wakeup, ..burst([1, 2, 3, 4, 5, 6]) });
+        assert_eq!(Record::from_words(&record.to_words()), record);
+    }
+}
+
+#[test]
+fn a_stage_longer_than_32_bits_is_exact() {
+    for long in 0..STAGES_MAX {
+        let mut stages = [10, 20, 30, 40, 50, 60];
+        stages[long] = 90_000_000_000;
+        let record = Record::Burst(burst(stages));
+        assert_eq!(Record::from_words(&record.to_words()), record);
+    }
+}
+
+#[test]
+fn a_stage_lies_between_its_boundaries() {
+    let times = burst([1, 2, 3, 4, 5, 6]).times();
+    assert_eq!(times.during(Stage::Notice), (1000, 1001));
+    assert_eq!(times.during(Stage::Egress), (1006, 1010));
+    assert_eq!(times.during(Stage::Signal), (1015, 1021));
+    let forged = BurstTimes { stages: [u64::MAX; STAGES_MAX], ..times };
+    assert_eq!(forged.during(Stage::Signal), (u64::MAX, u64::MAX));
+}
