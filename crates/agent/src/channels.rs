@@ -7,7 +7,7 @@ use crate::{Error, print_json};
 pub struct Args {
     /// The network interface.
     interface: String,
-    /// How many queue pairs to use; without it they are shown only.
+    /// Number of queue pairs to use; without it, only show them.
     combined: Option<u32>,
 }
 

@@ -1,5 +1,5 @@
-//! CLOCK_MONOTONIC in nanoseconds: one clock for all namespaces of a machine, so stamps of the
-//! agent in a namespace may be compared with stamps of the daemon.
+//! `CLOCK_MONOTONIC` in nanoseconds. All namespaces of a machine share it, so stamps of an agent in a namespace can be
+//! compared with stamps of the daemon.
 
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
@@ -9,7 +9,7 @@ pub fn now_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Sleeps to the given time, and returns at once when it has passed.
+/// Sleeps until the given time.
 pub fn sleep_until(at_ns: u64) {
     let left = at_ns.saturating_sub(now_ns());
     if left > 0 {
@@ -17,8 +17,8 @@ pub fn sleep_until(at_ns: u64) {
     }
 }
 
-/// Lets this thread's timers fire on time rather than up to 50 us late, which is the default.
+/// Makes this thread's timers fire on time; by default they are up to 50 us late.
 pub fn sharpen_timers() {
-    // Refusal only makes late sends likelier, and these are counted.
+    // If refused, more packets are sent late, and these are counted.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
 }

@@ -1,8 +1,8 @@
 //! The host's end of a guest's console: commands go in, their output comes back.
 //!
-//! The guest's end, and the protocol, is `agent console`. A serial line has no connection, and what
-//! was sent before the guest opened it is lost; so the host asks with empty lines until it is
-//! answered, and knows one boot from the next by the kernel's boot id.
+//! The guest's end is `agent console`; the protocol is described there, in `server`. A serial line has no connection, and
+//! bytes sent before the guest opens it are lost. The host therefore sends empty lines until it is answered. It tells one
+//! boot from the next by the kernel's boot id.
 
 pub(crate) mod server;
 
@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
-/// The guest keeps a command's limit; this margin is for a busy machine and a slow serial line.
+/// Time to wait beyond a command's limit, which the guest enforces: for a busy machine and a slow serial line.
 const ANSWER_MARGIN: Duration = Duration::from_secs(20);
 
-/// What a command in the guest gave.
+/// The result of a command in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// Exit status; 124 when it was ended for taking too long, 128 and more for a signal.
+    /// Exit status; 124 after its time limit, 128 and more for a signal.
     pub status: i32,
     /// Standard output and standard error, in the order they were written.
     pub text: String,
@@ -45,7 +45,7 @@ pub enum Error {
         /// How long it had.
         limit: Duration,
     },
-    /// The guest booted anew while a command ran.
+    /// The guest rebooted while a command ran.
     #[error("expected an answer to `{command}`, found that the guest had rebooted")]
     Rebooted {
         /// The command that got no answer.
@@ -58,7 +58,7 @@ pub enum Error {
 pub struct Console {
     path: PathBuf,
     stream: UnixStream,
-    /// Bytes that came and were not looked at yet.
+    /// Bytes received and not read yet.
     pending: Vec<u8>,
     boot_id: String,
     sequence: u64,
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reboot_in_the_middle_is_told() {
+    fn a_reboot_in_the_middle_is_reported() {
         let (_dir, mut console) = guest(|line| match line {
             "" => "=ringscope ready A=\n".into(),
             _ => "=ringscope ready B=\n".into(),

@@ -38,11 +38,11 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Serve a shell on a serial line, for programs to drive.
+    /// Serve a shell on a serial line, for programs.
     Console(console::server::Args),
-    /// Run a command in a guest, through the console socket of qemu-scripts/launch.
+    /// Run a command in a guest of qemu-scripts/launch.
     Shell(shell::Args),
-    /// Send every UDP packet back to where it came from.
+    /// Send every UDP packet back to its sender.
     UdpEcho(udp_echo::Args),
     /// Measure round trips against a udp-echo.
     UdpPing(udp_ping::Args),
@@ -52,7 +52,7 @@ enum Command {
     TcpSend(tcp::TransferArgs),
     /// Have a tcp-serve send bytes made from a seed; both ends hash them.
     TcpReceive(tcp::TransferArgs),
-    /// Measure how fast this machine makes and hashes the bytes of tcp-send.
+    /// Measure how fast this machine makes and hashes bytes.
     HashSpeed(tcp::HashSpeedArgs),
     /// Show or set how many queue pairs a network interface uses.
     Channels(channels::Args),
@@ -181,7 +181,7 @@ pub fn run(args: Args) -> Result<(), Error> {
     }
 }
 
-/// The report is printed in either case: what was received tells more than that it was wrong.
+/// Prints the report even if the digests differ: it shows what was received.
 fn finish_transfer(report: &TcpReport) -> Result<(), Error> {
     print_json(report)?;
     report.check()

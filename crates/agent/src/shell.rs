@@ -10,10 +10,10 @@ use std::time::Duration;
 pub struct Args {
     /// The console.sock that qemu-scripts/launch made.
     socket: PathBuf,
-    /// The command, of one line; without it the guest is only waited for.
+    /// The command, one line; without it, only wait for the guest.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
-    /// How long the guest may take to answer at all, and then the command to end.
+    /// Time for the guest to answer, and again for the command to end.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
 }

@@ -1,5 +1,5 @@
-//! When the kernel sent and received a packet: `SO_TIMESTAMPING` (Documentation/networking/timestamping.rst), by software,
-//! where the driver is given the packet and where the stack is given it by the driver.
+//! The kernel's software stamps of packets (`SO_TIMESTAMPING`, Documentation/networking/timestamping.rst): sent is when
+//! the stack passes the packet to the driver, received is when the driver passes it to the stack.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,10 +18,10 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::Error;
 use crate::clock::now_ns;
 
-/// So many packets may be on their way to the driver: who was not stamped until then never is.
+/// Most packets that wait for the driver's stamp. A packet that is still not stamped when this many follow never is.
 const PENDING_MAX: usize = 4096;
 
-/// How often two clocks are read for one relation of them.
+/// Number of readings for one offset between two clocks.
 const READINGS: u32 = 5;
 
 /// A packet that was received.
@@ -32,7 +32,7 @@ pub struct Received {
     pub kernel_ns: Option<u64>,
 }
 
-/// Has the kernel stamp the socket's packets, and number those that it takes to send: 0, 1, and so on.
+/// Makes the kernel stamp the socket's packets, and number the sent ones from 0.
 pub fn stamp_packets(socket: &UdpSocket) -> io::Result<()> {
     let wanted = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
         | TimestampingFlag::SOF_TIMESTAMPING_RX_SOFTWARE
@@ -42,7 +42,7 @@ pub fn stamp_packets(socket: &UdpSocket) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::Timestamping, &wanted)?)
 }
 
-/// Receives a packet, and when the kernel had it.
+/// Receives a packet, with the kernel's stamp.
 pub fn receive(socket: &UdpSocket, packet: &mut [u8]) -> io::Result<Received> {
     let mut control = nix::cmsg_space!([libc::timespec; 3]);
     let mut into = [IoSliceMut::new(packet)];
@@ -60,7 +60,7 @@ pub fn receive(socket: &UdpSocket, packet: &mut [u8]) -> io::Result<Received> {
     })
 }
 
-/// Tells `each` of packets that the driver was given since this was last asked: number and time.
+/// Calls `each` with number and time of every packet stamped since the last call.
 pub fn sent_stamps(socket: &UdpSocket, mut each: impl FnMut(u32, u64)) -> io::Result<()> {
     loop {
         let mut control =
@@ -97,8 +97,8 @@ fn stamp(part: &ControlMessageOwned) -> Option<u64> {
     (ns > 0).then(|| (ns as i64 - realtime_ahead_ns()) as u64)
 }
 
-/// Stamps are of `CLOCK_REALTIME`, which is so far ahead of `CLOCK_MONOTONIC` now: by the quickest of a few readings, as
-/// a thread that is interrupted within one reads two different moments.
+/// How far `CLOCK_REALTIME`, the clock of the stamps, is ahead of `CLOCK_MONOTONIC`. The quickest of a few readings counts:
+/// a thread that is interrupted during a reading reads two different moments.
 fn realtime_ahead_ns() -> i64 {
     let reading = |_| {
         let before = now_ns() as i64;
@@ -114,7 +114,7 @@ fn address(address: &SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::V6(SocketAddrV6::from(*it))))
 }
 
-/// A probe at this machine.
+/// The stamps of a probe packet on this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     pub probe: Probe,
@@ -167,7 +167,7 @@ impl Log {
     }
 }
 
-/// Rows whose packets the driver was not given yet, by the kernel's number.
+/// Rows whose packets are not stamped as sent yet, by the kernel's number.
 #[derive(Debug, Default)]
 pub struct Pending(VecDeque<(u32, Row)>);
 
@@ -176,14 +176,14 @@ impl Pending {
         self.0.push_back((number, row));
     }
 
-    /// Packet `number` was given to the driver.
+    /// Packet `number` was stamped as sent.
     pub fn stamp(&mut self, number: u32, kernel_ns: u64) {
         if let Some((_, row)) = self.0.iter_mut().find(|(it, _)| *it == number) {
             row.sent_kernel_ns = Some(kernel_ns);
         }
     }
 
-    /// Writes what is complete, or all.
+    /// Writes the rows that are complete, or all.
     pub fn write(&mut self, log: &mut Log, all: bool) -> Result<(), Error> {
         while let Some((_, row)) = self.0.front()
             && (all || row.sent_kernel_ns.is_some() || self.0.len() > PENDING_MAX)

@@ -1,8 +1,8 @@
 //! `tcp-serve`, `tcp-send`, `tcp-receive`: bytes made from a seed, over one connection.
 //!
-//! The client opens with one line, `ringscope-tcp DIRECTION BYTES SEED hash|plain`. Whoever sends
-//! makes the bytes, whoever receives hashes what came; the server closes with its half of the
-//! result as one JSON line, so the client can print both and compare.
+//! The client opens with one line, `ringscope-tcp DIRECTION BYTES SEED hash|plain`. The sender makes the bytes, and both
+//! ends hash them. At the end the server sends its half of the result as one JSON line, and the client compares and
+//! prints both.
 
 use crate::Error;
 use crate::pattern::Pattern;
@@ -16,7 +16,7 @@ const BLOCK_BYTES: usize = 256 << 10;
 /// The longest opening line we accept.
 const OPENING_BYTES_MAX: u64 = 128;
 const OPENING: &str = "ringscope-tcp";
-/// A connection on which nothing moves for this long is given up, on the server.
+/// The server closes a connection that is idle for this long.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ pub struct ServeArgs {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7008")]
     bind: SocketAddr,
-    /// End after this many seconds; 0 means when killed.
+    /// Stop after this many seconds; 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     timeout: u64,
 }
@@ -33,13 +33,13 @@ pub struct ServeArgs {
 pub struct TransferArgs {
     /// The tcp-serve.
     target: SocketAddr,
-    /// How many bytes to move.
+    /// Number of bytes to transfer.
     #[arg(long, value_name = "N", default_value_t = 256 << 20)]
     bytes: u64,
-    /// What the bytes are made from.
+    /// Seed of the bytes.
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
-    /// Move the same block again and again and hash nothing, to measure throughput alone.
+    /// Send one block repeatedly and hash nothing, to measure throughput alone.
     #[arg(long)]
     no_hash: bool,
     /// Give up after this many seconds.
@@ -49,7 +49,7 @@ pub struct TransferArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct HashSpeedArgs {
-    /// How many bytes to make and to hash.
+    /// Number of bytes to make and hash.
     #[arg(long, value_name = "N", default_value_t = 64 << 20)]
     bytes: u64,
 }
@@ -57,11 +57,11 @@ pub struct HashSpeedArgs {
 /// One end's view of a transfer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TransferHalf {
-    /// How many bytes went through this end.
+    /// Number of bytes that this end sent or received.
     pub bytes: u64,
     /// Their SHA-256 in hexadecimal; absent with `--no-hash`.
     pub sha256: Option<String>,
-    /// From the first byte's turn to the last's.
+    /// Time from the first byte to the last, seconds.
     pub seconds: f64,
 }
 
@@ -74,14 +74,14 @@ pub struct TcpReport {
     pub sent: TransferHalf,
     /// The end that received them.
     pub received: TransferHalf,
-    /// By the client's clock, until the receiver had the last byte.
+    /// Time until the receiver had the last byte, by the client's clock, seconds.
     pub seconds: f64,
-    /// Payload over these seconds.
+    /// Payload in bits, divided by these seconds.
     pub bits_per_second: f64,
 }
 
 impl TcpReport {
-    /// Whether what was received is what was sent.
+    /// Checks that the received bytes are the sent ones.
     pub fn check(&self) -> Result<(), Error> {
         if self.sent.bytes == self.received.bytes && self.sent.sha256 == self.received.sha256 {
             return Ok(());
@@ -140,8 +140,8 @@ impl Order {
     }
 }
 
-/// Makes the bytes and writes them. Without hashing one block is written again and again, so that
-/// making bytes does not limit what is measured.
+/// Makes the bytes and writes them. Without hashing, one block is written repeatedly, so that making bytes does not limit
+/// the throughput.
 fn transmit(to: &mut impl Write, order: Order, end: Instant) -> io::Result<TransferHalf> {
     let start = Instant::now();
     let mut pattern = Pattern::new(order.seed);

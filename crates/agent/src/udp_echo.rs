@@ -1,4 +1,4 @@
-//! `udp-echo`: sends every packet back to where it came from.
+//! `udp-echo`: sends every packet back to its sender.
 
 use crate::Error;
 use crate::clock::now_ns;
@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// What was stamped is in its file at the latest when no packet came for so long.
+/// Stamps are flushed to their file when no packet arrives for this long.
 const QUIET: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
@@ -16,10 +16,10 @@ pub struct Args {
     /// Address and port to listen on.
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7007")]
     bind: SocketAddr,
-    /// End after this many seconds; 0 means when killed.
+    /// Stop after this many seconds; 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     timeout: u64,
-    /// Write when each probe was received and sent, by application and kernel, for ringscope stats --echo.
+    /// Write the stamps of each probe, by program and kernel, for ringscope stats --echo.
     #[arg(long, value_name = "FILE")]
     stamps: Option<String>,
 }
@@ -58,7 +58,7 @@ pub fn echo(socket: &UdpSocket, limit: Option<Duration>) -> Result<(), Error> {
     }
 }
 
-/// ECONNREFUSED reports an earlier reply's ICMP error: that sender has gone.
+/// ECONNREFUSED reports the ICMP error of an earlier reply: its receiver is gone.
 const fn is_passing(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -69,7 +69,7 @@ const fn is_passing(kind: ErrorKind) -> bool {
     )
 }
 
-/// The same, and writes down when.
+/// The same, and writes stamps.
 pub fn echo_stamped(
     socket: &UdpSocket,
     limit: Option<Duration>,

@@ -1,8 +1,8 @@
 //! `udp-ping`: round trips against a udp-echo.
 //!
-//! Open loop sends on an absolute timetable, whether replies come or not, and counts latency from
-//! the intended time: a stall then shows in every packet it delayed, not only in the one that was
-//! in flight. Closed loop keeps one packet in flight and counts from its sending.
+//! An open loop sends at fixed times, whether replies come or not, and measures latency from the intended time. A stall
+//! therefore shows in every packet that it delays, not only in the packet in flight. A closed loop keeps one packet in
+//! flight and measures from its sending.
 
 use crate::Error;
 use crate::clock::{now_ns, sharpen_timers, sleep_until};
@@ -23,23 +23,23 @@ const COUNT_MAX: u64 = 10_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Send on an absolute timetable; latency counts from the intended time.
+    /// Send at fixed times; latency is from the intended time.
     Open,
-    /// One packet in flight; latency counts from its sending.
+    /// Keep one packet in flight; latency is from its sending.
     Closed,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The udp-echo.
+    /// Address and port of the udp-echo.
     target: SocketAddr,
-    /// Packets to count.
+    /// Number of packets, without warm-up.
     #[arg(long, default_value_t = 1000)]
     count: u64,
-    /// Packets sent before these, to warm up, and not counted.
+    /// Number of packets sent first, to warm up, and not counted.
     #[arg(long, default_value_t = 20)]
     warmup: u64,
-    /// Time from one send to the next; the default is prime to the kernel's timer tick.
+    /// Time between sends; the default is prime to the kernel's timer tick.
     #[arg(long, value_name = "US", default_value_t = 1006)]
     interval_us: u64,
     /// UDP payload in bytes, 32 to 65507.
@@ -47,20 +47,19 @@ pub struct Args {
     size: usize,
     #[arg(long, value_enum, default_value_t = Mode::Open)]
     mode: Mode,
-    /// A packet sent later than this after its intended time is counted as late.
+    /// Count a packet as late if it is sent this much after its time.
     #[arg(long, value_name = "US", default_value_t = 100)]
     late_us: u64,
-    /// A packet not back after this time is lost.
+    /// Count a packet as lost if it is not back after this time.
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     wait_ms: u64,
-    /// Stop sending after this many seconds and report what there is; 0 means after COUNT only.
+    /// Stop after this many seconds and report; 0: only after COUNT.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     timeout: u64,
-    /// Write every packet as `sequence,intended_ns,sent_ns,received_ns`; empty where lost.
+    /// Write a line for each packet: `sequence,intended_ns,sent_ns,received_ns`; empty where lost.
     #[arg(long, value_name = "FILE")]
     samples: Option<String>,
-    /// Write when each packet that counts was sent and received, by application and kernel, for ringscope stats
-    /// --probes.
+    /// Write the stamps of each packet, by program and kernel, for ringscope stats --probes.
     #[arg(long, value_name = "FILE")]
     stamps: Option<String>,
 }
@@ -76,30 +75,30 @@ pub struct PingReport {
     warmup: u64,
     /// Packets sent and counted, without warm-up.
     pub sent: u64,
-    /// How many of these came back in time.
+    /// Number of these that came back in time.
     pub received: u64,
-    /// How many did not.
+    /// Number that did not.
     pub lost: u64,
-    /// How many were sent more than `late_us` after their intended time.
+    /// Number sent more than `late_us` after their intended time.
     pub late: u64,
     late_us: u64,
-    /// Replies that came a second time.
+    /// Number of replies that came twice.
     pub duplicates: u64,
-    /// Replies whose length or payload was not what was sent; they count as lost.
+    /// Number of replies with another length or payload; they count as lost.
     pub changed: u64,
     #[serde(flatten)]
     figures: Option<Figures>,
 }
 
-/// What came back besides the replies that were waited for.
+/// Packets that came back and are no reply.
 #[derive(Debug, Clone, Copy, Default)]
 struct Strays {
     duplicates: u64,
     changed: u64,
 }
 
-/// A packet without its probe: every byte different from its neighbours, so that one that was lost,
-/// doubled or moved shows.
+/// A packet without its probe. Each byte differs from its neighbours, so that a byte that is lost, doubled or moved is
+/// found.
 fn blank_packet(size: usize) -> Vec<u8> {
     let mut packet = vec![0; size.next_multiple_of(8)];
     Pattern::new(size as u64).fill(&mut packet);
@@ -117,7 +116,7 @@ struct Sample {
     received_kernel_ns: u64,
 }
 
-/// Which packet is which, among those that the kernel has numbered.
+/// The sample of each packet, by the kernel's number.
 #[derive(Debug, Default)]
 struct Numbered {
     is_wanted: bool,
@@ -129,14 +128,14 @@ impl Numbered {
         Self { is_wanted: args.stamps.is_some(), samples: Vec::new() }
     }
 
-    /// Sample number `at` was sent, and the kernel has numbered it.
+    /// The kernel has numbered sample `at`.
     fn sent(&mut self, at: usize) {
         if self.is_wanted {
             self.samples.push(at);
         }
     }
 
-    /// Takes over what the kernel has stamped by now. The queue of what it has is short.
+    /// Takes the kernel's stamps so far. Its queue is short, so this is called after each send.
     fn stamp(&self, socket: &UdpSocket, samples: &mut [Sample]) -> io::Result<()> {
         if !self.is_wanted {
             return Ok(());
@@ -205,12 +204,12 @@ fn total(args: &Args) -> u64 {
     args.count + args.warmup
 }
 
-/// When to stop sending even though packets are left.
+/// When to stop sending, even if packets are left.
 fn deadline(args: &Args, start: u64) -> u64 {
     if args.timeout == 0 { u64::MAX } else { start + args.timeout * 1_000_000_000 }
 }
 
-/// Something to tell this run's packets from an earlier run's.
+/// A number that no earlier run's packets have.
 fn run_number() -> u32 {
     (now_ns() as u32) ^ std::process::id().rotate_left(16)
 }
@@ -259,8 +258,7 @@ fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<S
     Ok(samples)
 }
 
-/// A packet that the local stack refuses for now is lost like any other, and shows as such. Returns whether it
-/// was taken.
+/// Sends a packet and returns whether the local stack took it. One that it refuses for now counts as lost.
 fn send(socket: &UdpSocket, packet: &[u8]) -> io::Result<bool> {
     match socket.send(packet) {
         Ok(_) => Ok(true),
@@ -277,8 +275,7 @@ fn is_passing(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// The receiver of the open loop: reception times by sequence, the application's and the kernel's, and the count of
-/// duplicates.
+/// The receiver of the open loop: reception times by sequence number (the program's and the kernel's), and strays.
 fn collect(
     args: &Args,
     socket: &UdpSocket,
@@ -352,7 +349,7 @@ fn closed_loop(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<(Vec<Sam
     Ok((samples, strays))
 }
 
-/// The time of the reply to `sent`, the application's and the kernel's; 0 when it did not come by `limit`.
+/// The time of the reply to `sent`, the program's and the kernel's; 0 if it does not come by `limit`.
 fn await_reply(
     socket: &UdpSocket,
     sent: &[u8],

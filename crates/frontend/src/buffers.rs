@@ -67,13 +67,13 @@ impl Buffers {
         self.free.is_empty()
     }
 
-    /// How many buffers are free.
+    /// Number of free buffers.
     #[must_use]
     pub const fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Takes a buffer: as a descriptor of this many bytes of it.
+    /// Takes a buffer, as a descriptor of `len` bytes.
     pub(crate) fn take(&mut self, len: u32, writable: bool) -> Option<Buffer> {
         debug_assert!(len <= self.len);
         let index = self.free.pop()?;
@@ -88,7 +88,7 @@ impl Buffers {
         self.free.push(index as u32);
     }
 
-    /// Looks at every byte between the buffers.
+    /// Checks every byte between buffers.
     ///
     /// # Errors
     /// [`Error::Canary`] with the first one that changed.
@@ -108,7 +108,7 @@ impl Buffers {
         self.base + self.canary_len + u64::from(index) * self.stride
     }
 
-    /// What lies before the first buffer, and after each.
+    /// The gaps before the first buffer and after each.
     fn gaps(&self) -> impl Iterator<Item = (u64, usize)> {
         let first = (self.base, self.canary_len as usize);
         let after = (self.stride - u64::from(self.len)) as usize;
@@ -117,7 +117,7 @@ impl Buffers {
     }
 }
 
-/// From one buffer to the next: they begin at cache lines.
+/// Distance from one buffer to the next. Buffers start at cache lines.
 fn stride(len: u32, canary_len: u32) -> u64 {
     u64::from(len).next_multiple_of(64) + u64::from(canary_len)
 }

@@ -1,4 +1,4 @@
-//! What can go wrong, and whose doing it is.
+//! Errors, and who caused them: the system, the back end, or the options.
 
 use std::io;
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ pub enum Error {
         /// Length in bytes.
         len: u64,
     },
-    /// More pieces than a chain may have here.
+    /// A chain has more pieces than the ring has descriptors.
     #[error("a chain of {pieces} pieces in a ring of {size}")]
     ChainTooLong {
         /// How many pieces it has.
@@ -79,7 +79,7 @@ pub enum Error {
         /// The head it returned.
         head: u16,
     },
-    /// The back end says it wrote more than there was room for.
+    /// The back end reports more bytes than the chain has room for.
     #[error("ring {ring}: the back end says it wrote {len} bytes into a chain of {room}")]
     UsedTooLong {
         /// The ring's index.

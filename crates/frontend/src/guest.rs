@@ -15,8 +15,8 @@ use crate::memory::{SharedMemory, memory_file};
 use crate::signal::eventfd;
 use crate::{Error, GuestOptions, Pair, RegionOptions, Ring};
 
-/// For so long somebody who was sent away comes again. The back end has one front end at a time, and need not know yet that
-/// the one before is gone: where another thread is just starting a program, that has its socket open for a moment, too.
+/// How long a guest that is refused at once tries again. A back end has one front end at a time, and may not have noticed
+/// yet that the previous one is gone. (A program that another thread is starting holds the socket open for a moment.)
 const AGAIN_FOR: Duration = Duration::from_millis(500);
 const AGAIN_AFTER: Duration = Duration::from_millis(10);
 
@@ -26,17 +26,17 @@ pub struct Guest {
     options: GuestOptions,
     memory: SharedMemory,
     features: Negotiated,
-    /// `None` while no back end is there.
+    /// `None` without a back end.
     link: Option<Link>,
     pairs: Vec<Pair>,
 }
 
 impl Guest {
     /// Connects to the back end that listens at `path`, and starts all rings with receive buffers in
-    /// them. Who is sent away at once comes again a few times.
+    /// them. A guest that is refused at once tries again.
     ///
     /// # Errors
-    /// When no back end is there in time, it refuses, or the options do not fit together.
+    /// When there is no back end in time, it refuses, or the options do not fit together.
     pub fn connect(path: impl AsRef<Path>, options: GuestOptions) -> Result<Self, Error> {
         let until = Instant::now() + AGAIN_FOR;
         loop {
@@ -93,7 +93,7 @@ impl Guest {
         self.features
     }
 
-    /// What the guest was made with.
+    /// The options of the guest.
     #[must_use]
     pub const fn options(&self) -> &GuestOptions {
         &self.options
@@ -116,12 +116,12 @@ impl Guest {
     /// Queue pair `n`.
     ///
     /// # Panics
-    /// When there are not so many.
+    /// When there is no such pair or ring.
     pub fn pair(&mut self, n: usize) -> &mut Pair {
         &mut self.pairs[n]
     }
 
-    /// All queue pairs: threads can have one each.
+    /// All queue pairs. Each can be given to a thread.
     pub fn pairs(&mut self) -> &mut [Pair] {
         &mut self.pairs
     }
@@ -129,7 +129,7 @@ impl Guest {
     /// Ring `index` as vhost-user counts: receive and transmit rings in turn.
     ///
     /// # Panics
-    /// When there are not so many.
+    /// When there is no such pair or ring.
     pub fn ring(&mut self, index: u16) -> &mut Ring {
         let [receive, transmit] = self.pairs[usize::from(index / 2)].rings();
         if index.is_multiple_of(2) { receive } else { transmit }
@@ -165,7 +165,7 @@ impl Guest {
         ring.kick_anyway()
     }
 
-    /// Starts ring `index` at any place whatever ([`Ring::base`]).
+    /// Starts ring `index` at any position ([`Ring::base`]).
     ///
     /// # Errors
     /// When the back end refuses.
@@ -174,8 +174,8 @@ impl Guest {
         self.start_ring(index)
     }
 
-    /// Gives the back end a call descriptor for ring `index` that nobody listens to, as QEMU does for a
-    /// moment when it starts a ring; or the ring's own one again.
+    /// Gives the back end a call descriptor for ring `index` that nobody reads, as QEMU does for a moment when it starts a
+    /// ring; or the ring's own one again.
     ///
     /// # Errors
     /// When the back end refuses.
@@ -204,7 +204,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Stops all rings and begins anew with empty ones, as a guest that reboots.
+    /// Stops all rings and starts them empty, as a guest that reboots.
     ///
     /// # Errors
     /// When the back end refuses.
@@ -221,13 +221,13 @@ impl Guest {
         self.start()
     }
 
-    /// Ends the connection without a word. The rings stay as they are.
+    /// Closes the connection without a message. The rings stay as they are.
     pub fn disconnect(&mut self) {
         self.link = None;
     }
 
-    /// Connects again, to this back end or another, and goes on behind what was used last. A back end
-    /// that has not noticed yet that its last connection ended, and closes this one, is asked again.
+    /// Connects again, to this back end or another, and continues after the last used chain. Tries again if a back end that
+    /// has not noticed the end of its last connection closes this one.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), and when the back end does not offer the same features.
@@ -263,10 +263,10 @@ impl Guest {
         self.start()
     }
 
-    /// Looks at every byte between all buffers.
+    /// Checks every byte between buffers.
     ///
     /// # Errors
-    /// With the first byte that somebody wrote.
+    /// With the first byte that changed.
     pub fn check_canaries(&self) -> Result<(), Error> {
         self.pairs.iter().try_for_each(Pair::check_canaries)
     }
@@ -282,7 +282,7 @@ impl Guest {
     }
 }
 
-/// A socket at which a back end may connect that is the client.
+/// A socket to which a back end connects as the client.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
@@ -290,7 +290,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `path`; the socket file is removed in the end.
+    /// Listens at `path`. The socket file is removed on drop.
     ///
     /// # Errors
     /// When the system refuses.

@@ -2,14 +2,14 @@
 //! vhost-user network back end.
 //!
 //! - [`guest`]: the guest as a whole: connects, negotiates, sets rings up, stops and starts them.
-//! - [`options`]: what the guest is to be like.
+//! - [`options`]: the properties of the guest.
 //! - [`pair`]: a queue pair: frames out and in.
 //! - [`ring`]: one ring of a pair: driver, kick and call, counters.
 //! - [`buffers`]: the buffers of a ring, with canaries between them.
 //! - [`memory`]: guest memory that the back end can map.
 //! - [`link`](mod@link): the conversation over the socket.
 //! - [`raw`]: messages as bytes and descriptors, for front ends that misbehave.
-//! - [`error`]: what can go wrong, and whose doing it is.
+//! - [`error`]: errors, and who caused them.
 
 pub mod buffers;
 pub mod error;

@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::memory::SharedMemory;
 use crate::{Error, FileRegion, GuestOptions, Ring};
 
-/// Offset of the front-end addresses of regions that are only offered.
+/// Offset of the front-end addresses of regions that are offered without a mapping.
 const FOREIGN: u64 = 1 << 46;
 
 /// A connection to a back end, with features negotiated.
@@ -91,7 +91,7 @@ impl Link {
         self.protocol
     }
 
-    /// How many queue pairs the back end says it can serve.
+    /// Number of queue pairs that the back end can serve.
     #[must_use]
     pub const fn queue_pairs(&self) -> Option<u64> {
         self.queue_pairs
@@ -169,7 +169,7 @@ impl Link {
         self.enable(ring.index(), true)
     }
 
-    /// Tells what to write when chains come back.
+    /// Sends the call descriptor, which the back end signals when chains come back.
     ///
     /// # Errors
     /// When the back end refuses.
@@ -178,7 +178,7 @@ impl Link {
         set.map_err(Error::refused("SET_VRING_CALL"))
     }
 
-    /// Tells a ring's size, right or wrong.
+    /// Sends a ring's size, right or wrong.
     ///
     /// # Errors
     /// When the back end refuses.
@@ -187,8 +187,8 @@ impl Link {
         set.map_err(Error::refused("SET_VRING_NUM"))
     }
 
-    /// Tells where a ring's parts are, right or wrong: descriptor table, driver area and device area, as
-    /// the front end knows them ([`SharedMemory::user_address`]).
+    /// Sends the addresses of a ring's parts, right or wrong: descriptor table, driver area and device area, as front-end
+    /// addresses ([`SharedMemory::user_address`]).
     ///
     /// # Errors
     /// When the back end refuses.
@@ -219,8 +219,8 @@ impl Link {
         enabled.map_err(Error::refused("SET_VRING_ENABLE"))
     }
 
-    /// Stops a ring. Returns where it stopped: [`Ring::base`], and of a packed ring in the upper half the
-    /// used position, if the back end tells it.
+    /// Stops a ring and returns its position: [`Ring::base`], and for a packed ring the used position in the upper half, if
+    /// the back end reports it.
     ///
     /// # Errors
     /// When the back end refuses.
@@ -275,8 +275,8 @@ fn info(of: &FileRegion<'_>) -> VhostUserMemoryRegionInfo {
     }
 }
 
-/// Asks for the number of queue pairs. `Frontend` takes the answer for a number of rings and refuses all
-/// later ones itself, so it is asked through one of its own, on the same socket.
+/// Asks for the number of queue pairs. `Frontend` takes the answer as a number of rings and would refuse later ones, so
+/// this question has a `Frontend` of its own, on the same socket.
 fn ask_queue_num(stream: UnixStream, protocol: VhostUserProtocolFeatures) -> Result<u64, Error> {
     let mut frontend = Frontend::from_stream(stream, 0);
     frontend.get_features().map_err(Error::refused("GET_FEATURES"))?;

@@ -21,7 +21,7 @@ pub struct SharedMemory {
     map: Arc<Mapping>,
     memory: Arc<GuestMemory>,
     file: Arc<File>,
-    /// What is not given out yet, by region.
+    /// Bytes that are still free, by region.
     free: Vec<Range<u64>>,
 }
 
@@ -29,7 +29,7 @@ impl SharedMemory {
     /// Makes these regions, which may be adjacent but not overlap.
     ///
     /// # Errors
-    /// When the system has no memory, or the regions are not as they must be.
+    /// When the system has no memory, or the regions overlap or are not aligned.
     pub fn new(regions: &[RegionOptions]) -> Result<Self, Error> {
         Self::in_file(regions, memory_file()?, false)
     }
@@ -93,17 +93,17 @@ impl SharedMemory {
         self.map.iter().map(|region| info(region).expect("a region with a file")).collect()
     }
 
-    /// A guest-physical address as the front end knows it: in messages, ring addresses are of this kind.
+    /// The front-end address of a guest-physical address. Messages have ring addresses of this kind.
     #[must_use]
     pub fn user_address(&self, address: u64) -> Option<u64> {
         let region = self.map.find_region(GuestAddress(address))?;
         Some(region.as_ptr().addr() as u64 + (address - region.start_addr().raw_value()))
     }
 
-    /// Gives out `len` bytes in one region, at a multiple of 4096.
+    /// Allocates `len` bytes in one region, at a multiple of 4096.
     ///
     /// # Errors
-    /// When no region has as much left.
+    /// When no region has that much left.
     pub fn allocate(&mut self, len: u64) -> Result<u64, Error> {
         let full = Error::MemoryFull { wanted: len };
         let rounded = len.next_multiple_of(4096);
@@ -114,10 +114,10 @@ impl SharedMemory {
         Ok(address)
     }
 
-    /// Gives out `len` bytes that may cross from one region into adjacent ones.
+    /// Allocates `len` bytes that may cross adjacent regions.
     ///
     /// # Errors
-    /// When there are not as many in one piece.
+    /// When there is no free piece of that length.
     pub fn allocate_across(&mut self, len: u64) -> Result<u64, Error> {
         let rounded = len.next_multiple_of(4096);
         for first in 0..self.free.len() {

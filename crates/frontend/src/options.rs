@@ -1,4 +1,4 @@
-//! What the guest is to be like.
+//! The properties of a guest.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -42,34 +42,32 @@ pub struct FileRegion<'f> {
     pub offset: u64,
 }
 
-/// What the guest is to be like.
+/// The properties of a guest.
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
     /// Queue pairs; each has a receive and a transmit ring.
     pub queue_pairs: u16,
-    /// Descriptors of each ring: of a split one a power of two, of a packed one any number to 32768.
+    /// Size of each ring: a power of two for split rings, any number up to 32768 for packed ones.
     pub queue_size: u16,
-    /// The features that are accepted when they are offered. Without `VIRTIO_F_VERSION_1` the guest is a
-    /// legacy one.
+    /// The features that are accepted if the back end offers them. Without `VIRTIO_F_VERSION_1` the guest is a legacy one.
     pub features: u64,
-    /// Guest memory. Empty: one region at 0 that is large enough. Rings do not cross from one region to
-    /// the next; buffers do, where two are adjacent.
+    /// Regions of guest memory. Empty: one region at 0 that is large enough. Rings lie in one region; buffers may cross
+    /// adjacent ones.
     pub regions: Vec<RegionOptions>,
     /// The file that holds guest memory; `None`: a memory file.
     pub file: Option<Arc<File>>,
-    /// Whether guest memory is mapped privately, as QEMU does without `share=on`: the back end does not see what the
-    /// guest writes.
+    /// Map guest memory privately, as QEMU does without `share=on`: the back end does not see the guest's writes.
     pub private: bool,
     /// Length of each buffer, net header included.
     pub buffer_len: u32,
-    /// How many buffers a receive chain has, one descriptor each.
+    /// Number of buffers in a receive chain, one descriptor each.
     pub receive_pieces: u16,
-    /// Bytes between buffers that nobody may write; [`Guest::check_canaries`](crate::Guest::check_canaries)
-    /// looks.
+    /// Number of canary bytes between buffers, which nobody may write;
+    /// [`Guest::check_canaries`](crate::Guest::check_canaries) checks them.
     pub canary_len: u32,
-    /// How many descriptors went through each ring before it starts, as its position shows it.
+    /// Start position of each ring, in descriptors, as if that many had been used before.
     pub start_index: u16,
-    /// How long to wait for the back end to be there.
+    /// How long to wait for the back end.
     pub patience: Duration,
 }
 
@@ -159,7 +157,7 @@ impl GuestOptions {
         2 * self.queue_pairs
     }
 
-    /// Refuses what cannot be.
+    /// Checks that the options fit together.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let wrong = |text: String| Err(Error::Options(text));
         if self.queue_pairs == 0 || self.queue_pairs > 128 {
@@ -180,7 +178,7 @@ impl GuestOptions {
         Ok(())
     }
 
-    /// Refuses rings that cannot be of the format that was negotiated.
+    /// Checks that the negotiated format allows rings of this size.
     pub(crate) fn check_rings(&self, features: Negotiated) -> Result<(), Error> {
         let size = self.queue_size;
         let (fits, expected) = if features.packed() {
@@ -192,7 +190,7 @@ impl GuestOptions {
         if fits { Ok(()) } else { Err(wrong()) }
     }
 
-    /// Each ring, as it was negotiated.
+    /// The options of each ring, as negotiated.
     pub(crate) const fn ring(&self, features: Negotiated) -> RingOptions {
         RingOptions {
             size: self.queue_size,
@@ -203,8 +201,8 @@ impl GuestOptions {
         }
     }
 
-    /// Where each ring starts: the wrap counter of a packed one begins at 1 and turns over with each lap
-    /// (virtio 1.2, 2.8.1).
+    /// The start position of each ring. The wrap counter of a packed ring starts at 1 and flips with each lap (virtio 1.2,
+    /// 2.8.1).
     pub(crate) const fn start_position(&self, features: Negotiated) -> u16 {
         if !features.packed() {
             return self.start_index;
@@ -213,7 +211,7 @@ impl GuestOptions {
         if lap.is_multiple_of(2) { slot | 1 << 15 } else { slot }
     }
 
-    /// What of `offered` is taken.
+    /// The features of `offered` that are accepted.
     pub(crate) fn accepted(&self, offered: u64) -> Negotiated {
         let mut features = self.features & offered;
         if self.queue_pairs == 1 {

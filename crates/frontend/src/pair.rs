@@ -11,22 +11,22 @@ use virtqueue::driver::Buffer;
 use crate::ring::UsedChain;
 use crate::{Error, Ring};
 
-/// Receive buffers are offered again when so many have come back.
+/// Receive buffers are offered again when this many have come back.
 const REFILL: u16 = 16;
 
 /// A frame that was received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
-    /// Its net header as it is in memory: 10 or 12 bytes.
+    /// Its net header: 10 or 12 bytes.
     pub header: Vec<u8>,
     /// The frame itself.
     pub bytes: Vec<u8>,
-    /// How many receive chains it came in.
+    /// Number of receive chains that it came in.
     pub buffers: u16,
 }
 
 impl Frame {
-    /// What the header says of the number of buffers; `None` if it has no such field.
+    /// `num_buffers` of the header; `None` if it has no such field.
     #[must_use]
     pub fn num_buffers(&self) -> Option<u16> {
         let field = self.header.get(NUM_BUFFERS..NUM_BUFFERS + 2)?;
@@ -101,8 +101,8 @@ impl Pair {
         Ok(queued)
     }
 
-    /// Puts a frame with an empty net header in the ring: header and frame in one buffer, as far as they
-    /// fit. Returns whether there was room; [`flush`](Self::flush) shows it.
+    /// Puts a frame with an empty net header in the ring: header and frame in one buffer, as far as they fit. Returns whether
+    /// there was room; [`flush`](Self::flush) publishes it.
     ///
     /// # Errors
     /// When the back end misbehaves.
@@ -126,7 +126,7 @@ impl Pair {
     }
 
     /// Puts a chain of these pieces in the ring, one descriptor each or more where a piece is longer than
-    /// a buffer. Returns whether there was room; [`flush`](Self::flush) shows it.
+    /// a buffer. Returns whether there was room; [`flush`](Self::flush) publishes it.
     ///
     /// # Errors
     /// When the chain is too long for the ring, or the back end misbehaves.
@@ -159,7 +159,7 @@ impl Pair {
         Ok(true)
     }
 
-    /// Shows all queued frames to the back end, and kicks it if it wants that.
+    /// Publishes all queued frames, and kicks the back end if it needs that.
     ///
     /// # Errors
     /// When the system refuses.
@@ -168,7 +168,7 @@ impl Pair {
         self.transmit.kick()
     }
 
-    /// Takes back the buffers of frames that were sent. Returns how many frames.
+    /// Takes back the buffers of sent frames. Returns the number of frames.
     ///
     /// # Errors
     /// When the back end misbehaves.
@@ -209,7 +209,7 @@ impl Pair {
         Ok(self.receive_into(&mut frame)?.then_some(frame))
     }
 
-    /// Takes the next frame into `frame`, whose room is used again. Returns whether there was one.
+    /// Takes the next frame into `frame`, and reuses its memory. Returns whether there was one.
     ///
     /// # Errors
     /// When the back end misbehaves or the system refuses.
@@ -259,16 +259,16 @@ impl Pair {
         self.receive()
     }
 
-    /// Looks at every byte between the buffers of both rings.
+    /// Checks every byte between the buffers of both rings.
     ///
     /// # Errors
-    /// With the first byte that somebody wrote.
+    /// With the first byte that changed.
     pub fn check_canaries(&self) -> Result<(), Error> {
         self.receive.buffers().check_canaries()?;
         self.transmit.buffers().check_canaries()
     }
 
-    /// All receive chains are free: after a reset.
+    /// After a reset: all receive chains are free.
     pub(crate) fn all_idle(&mut self) {
         let size = self.receive.driver().setup().size;
         self.idle = size / self.pieces;

@@ -42,12 +42,12 @@ impl Handover {
     }
 }
 
-/// In a header's flags: version 1, and an answer is asked for.
+/// Flags of a header: version 1, and a reply is requested.
 const FLAGS: u32 = 1 | 1 << 3;
-/// The most descriptors of one message here: more than any back end takes.
+/// Most descriptors in one message: more than any back end takes.
 const DESCRIPTORS_MAX: usize = 250;
 
-/// Sends a message, right or wrong, with any number of descriptors up to 250. An answer is asked for.
+/// Sends a message, right or wrong, with up to 250 descriptors, and requests a reply.
 ///
 /// # Errors
 /// What the system answers.
@@ -69,7 +69,7 @@ pub fn send(
     io::Write::write_all(&mut to, &message[sent..])
 }
 
-/// Gives ring `ring` a descriptor of any kind, and waits for the answer.
+/// Sends a descriptor of any kind for ring `ring`, and waits for the reply.
 ///
 /// # Errors
 /// When the back end refuses, or the conversation breaks.

@@ -15,25 +15,25 @@ use crate::{Error, GuestOptions};
 
 /// The most descriptors of an indirect table; longer chains are direct.
 const TABLE_MAX: usize = 64;
-/// How long a signal may be under way.
+/// Longest delivery time of a signal.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// What happened on a ring.
+/// Counts of events on a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Chains offered.
     pub offered: u64,
     /// Chains that came back.
     pub used: u64,
-    /// Chains that came back with length 0 although they were there to be written.
+    /// Writable chains that came back with length 0.
     pub unwritten: u64,
     /// Times the back end was kicked.
     pub kicks: u64,
-    /// Times a kick was not wanted.
+    /// Times a kick was not needed.
     pub kicks_saved: u64,
     /// Signals that came.
     pub calls: u64,
-    /// Times that a wait ran out although chains had come back: a signal was due and did not come.
+    /// Waits that timed out although chains had come back: a signal was due and did not come.
     pub calls_missed: u64,
 }
 
@@ -58,7 +58,7 @@ struct Offered {
 pub struct Ring {
     index: u16,
     driver: Driver,
-    /// Where the driver lies, and how; it can be laid out anew.
+    /// Place and format of the driver, to lay it out again.
     address: u64,
     options: RingOptions,
     start: u16,
@@ -66,14 +66,14 @@ pub struct Ring {
     buffers: Buffers,
     /// Indirect tables that are not in use; none without the feature.
     tables: Vec<u64>,
-    /// By id: what the back end has.
+    /// By id: chains that the back end has.
     offered: Vec<Offered>,
     /// By id: chains of buffers that are not the ring's own.
     foreign: Vec<u16>,
     foreign_used: Vec<Returned>,
-    /// What had come back when the back end went away, and was not taken yet.
+    /// Chains that had come back when the back end disconnected, and were not taken yet.
     left_over: VecDeque<Result<UsedChain, Error>>,
-    /// Whether chains were published since the back end's wish was last looked at.
+    /// Chains were published since the last check whether the back end needs a kick.
     unannounced: bool,
     pub(crate) kick: EventFd,
     pub(crate) call: Signal,
@@ -82,7 +82,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Bytes of guest memory that a ring of these options needs, its buffers not counted.
+    /// Bytes of guest memory that a ring with these options needs, without its buffers.
     pub(crate) fn bytes(options: &GuestOptions, features: Negotiated) -> u64 {
         Driver::bytes(&options.ring(features))
             + u64::from(options.queue_size) * (TABLE_MAX * DESCRIPTOR_LEN) as u64
@@ -130,14 +130,14 @@ impl Ring {
         self.index
     }
 
-    /// What happened so far.
+    /// The counts so far.
     #[must_use]
     pub const fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// Where the back end goes on: the available index of a split ring, slot and wrap counter (bit 15) of
-    /// a packed one.
+    /// The position where the back end continues: the available index of a split ring, slot and wrap counter (bit 15) of a
+    /// packed one.
     #[must_use]
     pub const fn base(&self) -> u16 {
         self.base
@@ -149,25 +149,24 @@ impl Ring {
         &self.buffers
     }
 
-    /// The driver itself, for what no honest guest does. Chains that are offered through it come back
-    /// through it too.
+    /// The driver itself, for hostile guests. Chains that are offered through it also come back through it.
     pub const fn driver(&mut self) -> &mut Driver {
         &mut self.driver
     }
 
-    /// Whether a chain of so many buffers can be offered now.
+    /// Whether there is room for a chain of this many buffers.
     #[must_use]
     pub fn has_room(&self, buffers: usize) -> bool {
         let descriptors = if self.goes_indirect(buffers) { 1 } else { buffers };
         self.driver.free() >= descriptors && self.buffers.free() >= buffers
     }
 
-    /// Takes a buffer of `len` bytes out of the ring's.
+    /// Takes one of the ring's buffers, for `len` bytes.
     pub(crate) fn take_buffer(&mut self, len: u32, writable: bool) -> Option<Buffer> {
         self.buffers.take(len, writable)
     }
 
-    /// Offers a chain. The caller has made sure of the room; [`publish`](Self::publish) shows it.
+    /// Offers a chain. The caller has checked that there is room; [`publish`](Self::publish) publishes it.
     pub(crate) fn offer(&mut self, buffers: Vec<Buffer>) {
         let table = if self.goes_indirect(buffers.len()) { self.tables.pop() } else { None };
         let id = match table {
@@ -179,26 +178,26 @@ impl Ring {
         self.counters.offered += 1;
     }
 
-    /// Offers a chain of any buffers whatever, as no honest guest does. What comes back of such chains goes
-    /// to [`foreign_used`](Self::foreign_used). Returns whether there was room.
+    /// Offers a chain of any buffers, as a hostile guest does. Such chains come back in
+    /// [`foreign_used`](Self::foreign_used). Returns whether there was room.
     pub fn offer_foreign(&mut self, buffers: &[Buffer]) -> bool {
         let id = self.driver.add(buffers);
         self.foreign.extend(id);
         id.is_some()
     }
 
-    /// Takes what has come back, among what the ring's pair took, of chains of foreign buffers.
+    /// Takes the chains of foreign buffers that have come back.
     pub fn foreign_used(&mut self) -> Vec<Returned> {
         std::mem::take(&mut self.foreign_used)
     }
 
-    /// Shows what was offered to the back end.
+    /// Publishes the offered chains.
     pub fn publish(&mut self) {
         self.driver.publish();
         self.unannounced = true;
     }
 
-    /// Kicks the back end, if chains were published that it has not been told of and it wants to be.
+    /// Kicks the back end if chains were published since the last kick and it needs one.
     ///
     /// # Errors
     /// When the system refuses.
@@ -213,7 +212,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Kicks the back end, wanted or not.
+    /// Kicks the back end, needed or not.
     ///
     /// # Errors
     /// When the system refuses.
@@ -226,7 +225,7 @@ impl Ring {
     /// [`recycle`](Self::recycle).
     ///
     /// # Errors
-    /// When the back end returns what it has not.
+    /// When the back end returns a chain that it does not have.
     pub(crate) fn next_used(&mut self) -> Result<Option<UsedChain>, Error> {
         match self.left_over.pop_front() {
             Some(chain) => chain.map(Some),
@@ -265,13 +264,13 @@ impl Ring {
         !self.left_over.is_empty() || self.driver.has_used()
     }
 
-    /// Makes a chain's buffers free again.
+    /// Frees a chain's buffers.
     pub(crate) fn recycle(&mut self, chain: UsedChain) {
         chain.buffers.iter().for_each(|buffer| self.buffers.give_back(buffer));
         self.tables.extend(chain.table);
     }
 
-    /// Waits until a chain has come back, asleep until the back end signals. Returns whether one has.
+    /// Sleeps until the back end signals that a chain has come back. Returns whether one has.
     ///
     /// # Errors
     /// When the system refuses.
@@ -298,13 +297,13 @@ impl Ring {
         Ok(self.has_used())
     }
 
-    /// Counts the signals that came and were not waited for. Returns how many there are in all.
+    /// Counts the signals that nobody waited for. Returns the total number.
     pub fn drain_calls(&mut self) -> u64 {
         self.counters.calls += self.call.take();
         self.counters.calls
     }
 
-    /// Whether the back end says, within this time, that it gave the ring up.
+    /// Whether the back end signals, within this time, that it stopped serving the ring (error descriptor).
     ///
     /// # Errors
     /// When the system refuses.
@@ -312,12 +311,12 @@ impl Ring {
         Ok(self.err.wait(timeout)? && self.err.take() > 0)
     }
 
-    /// The back end stopped here.
+    /// The back end stopped at this position.
     pub(crate) const fn stopped_at(&mut self, base: u16) {
         self.base = base;
     }
 
-    /// The back end went away without a word: it goes on behind what it used last. Where that is, a
+    /// The back end disconnected without a message: it continues after the last used chain. Where that is, a
     /// packed ring shows only when all that came back was taken.
     pub(crate) fn abandoned(&mut self) {
         while let Some(chain) = self.take_used().transpose() {
@@ -326,7 +325,7 @@ impl Ring {
         self.base = self.driver.position();
     }
 
-    /// Begins anew, as after a reboot: nothing is offered, all buffers are free.
+    /// Starts again, as after a reboot: no chain is offered, all buffers are free.
     pub(crate) fn reset(&mut self, memory: &SharedMemory) {
         self.driver = Driver::new(memory.guest(), self.address, self.options, self.start);
         self.base = self.start;

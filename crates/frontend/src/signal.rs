@@ -1,4 +1,4 @@
-//! An eventfd that the back end signals and a guest waits for.
+//! An eventfd that the back end signals and the guest waits for.
 
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::Error;
 
-/// An eventfd, and what it takes to sleep on it.
+/// An eventfd to sleep on.
 #[derive(Debug)]
 pub(crate) struct Signal {
     eventfd: EventFd,
@@ -30,7 +30,7 @@ impl Signal {
         &self.eventfd
     }
 
-    /// Sleeps until it is signalled. Returns whether it was.
+    /// Sleeps until it is signalled or the time is over. Returns whether it was signalled.
     pub(crate) fn wait(&self, timeout: Duration) -> Result<bool, Error> {
         // Rounded up: a wait of no time would be a busy loop.
         let timeout_ms = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
@@ -41,7 +41,7 @@ impl Signal {
         }
     }
 
-    /// How often it was signalled since it was last asked.
+    /// Number of signals since the last call.
     pub(crate) fn take(&self) -> u64 {
         // The eventfd does not block: an error says that it was not.
         self.eventfd.read().unwrap_or(0)

@@ -12,7 +12,7 @@ pub use agent::console::Output;
 /// How much of a log an error shows.
 const TAIL_BYTES: usize = 2000;
 
-/// What the guest's network device is attached to.
+/// The back end of the guest's network device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attachment {
     /// A vhost-user socket.
@@ -23,22 +23,22 @@ pub enum Attachment {
     Tap(String),
 }
 
-/// How a guest is started; each field is an option of `qemu-scripts/launch`.
+/// How a guest is started. Each field is an option of `qemu-scripts/launch`.
 #[derive(Debug, Clone)]
 pub struct GuestOptions {
     /// What the network device is attached to.
     pub attachment: Attachment,
-    /// Where its logs and sockets go; made when missing.
+    /// Directory of its logs and sockets; made if missing.
     pub dir: PathBuf,
     /// Address and prefix length of its eth0.
     pub address: String,
-    /// The Ethernet address of its eth0; the same for every guest when `None`.
+    /// The Ethernet address of its eth0; `None`: the same for every guest.
     pub mac: Option<String>,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// Queue pairs of the device, all of which the guest uses.
+    /// Queue pairs of the device; the guest uses all of them.
     pub queue_pairs: u16,
-    /// Virtual CPUs; as many as queue pairs when `None`.
+    /// Virtual CPUs; `None`: one for each queue pair.
     pub vcpus: Option<u16>,
     /// Packed rather than split rings.
     pub packed: bool,
@@ -56,13 +56,13 @@ pub struct GuestOptions {
     pub indirect: bool,
     /// Shared guest memory, which vhost-user needs.
     pub share: bool,
-    /// Time between attempts to connect again when the back end goes.
+    /// Time between attempts to reconnect to the back end, milliseconds.
     pub reconnect_ms: Option<u32>,
     /// CPUs that QEMU may use, as taskset writes them.
     pub cpu_list: Option<String>,
-    /// Kernel and initramfs; what `launch` finds or builds when `None`.
+    /// Directory of kernel and initramfs; `None`: what `launch` finds or builds.
     pub image: Option<PathBuf>,
-    /// How long it may take to boot.
+    /// Time limit for its boot.
     pub boot_timeout: Duration,
 }
 
@@ -196,7 +196,7 @@ impl Guest {
     pub fn launch(options: GuestOptions) -> Result<Self, Error> {
         let dir = &options.dir;
         std::fs::create_dir_all(dir).map_err(io_error(format!("make {}", dir.display())))?;
-        // What an earlier guest left here would be taken for this one's.
+        // Files that an earlier guest left here would be taken for this one's.
         for name in ["qemu.log", "serial.log", "console.sock"] {
             match std::fs::remove_file(dir.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -220,7 +220,7 @@ impl Guest {
         self.process.pid()
     }
 
-    /// `kvm` or `tcg`: every figure taken with this guest should carry it.
+    /// `kvm` or `tcg`. State it with every figure taken with this guest.
     pub fn accelerator(&self) -> String {
         let text = std::fs::read_to_string(self.options.dir.join("accel")).unwrap_or_default();
         text.trim().to_owned()
@@ -284,7 +284,7 @@ impl Guest {
         self.explain(result)
     }
 
-    /// A console that fails because QEMU has ended is told as that.
+    /// If the console fails because QEMU has ended, the error says so.
     fn explain<T>(&mut self, result: Result<T, console::Error>) -> Result<T, Error> {
         let source = match result {
             Ok(value) => return Ok(value),
@@ -300,7 +300,7 @@ impl Guest {
     }
 }
 
-/// Where `launch` is: beside this crate's sources, or where `RINGSCOPE_QEMU_SCRIPTS` says.
+/// The directory of `launch`: `RINGSCOPE_QEMU_SCRIPTS`, or `qemu-scripts` of this source tree.
 pub fn scripts() -> PathBuf {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../qemu-scripts");
     std::env::var_os("RINGSCOPE_QEMU_SCRIPTS").map_or_else(beside, PathBuf::from)
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_that_fails_is_told_with_its_words() {
+    fn the_error_of_a_failed_script_has_its_output() {
         let dir = tempfile::tempdir().unwrap();
         let options = GuestOptions::new(Attachment::Socket("/no/such.sock".into()), dir.path());
         let error = Guest::launch(options).unwrap_err().to_string();

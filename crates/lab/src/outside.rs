@@ -6,8 +6,8 @@
 //!   10.77.0.1/24  eth0 === veth - back end - guest (10.77.0.2)
 //! ```
 //!
-//! IPv6, multicast snooping and spanning tree are off on these links, so that a trace holds the
-//! packets of the experiment and no others.
+//! IPv6, multicast snooping and spanning tree are off on these links, so that a trace has only the packets of the
+//! experiment.
 
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -44,7 +44,7 @@ impl Outside {
         Ok(outside)
     }
 
-    /// Makes the namespace and a wire of so many queues that ends at [`wire`](Self::wire).
+    /// Makes the namespace and a wire with `queues` queues, which ends at [`wire`](Self::wire).
     pub fn on_wire(name: &str, queues: u16) -> Result<Self, Error> {
         let outside = Self::unmade(name);
         outside.build(queues)?;
@@ -55,7 +55,7 @@ impl Outside {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let unique = format!("{}n{number}", std::process::id());
-        // From here on Drop removes what was made before a failure.
+        // From here on Drop removes what was made before an error.
         Self {
             namespace: format!("ringscope-{name}-{unique}"),
             bridge: link_name("rb", &unique),
@@ -87,8 +87,8 @@ impl Outside {
         ip(&format!("link set {bridge} up"))
     }
 
-    /// Makes a persistent tap on the bridge and returns its name. With more than one queue it takes
-    /// that many openers. The vnet header is on, as QEMU and ringscoped open it.
+    /// Makes a persistent tap on the bridge and returns its name. Each queue can be opened once. The vnet header is on, as
+    /// QEMU and ringscoped need it.
     pub fn add_tap(&mut self, queues: u16) -> Result<String, Error> {
         let tap = link_name("rt", &format!("{}x{}", &self.bridge[2..], self.taps.len()));
         let multi_queue = if queues == 1 { "" } else { " multi_queue" };
@@ -144,7 +144,7 @@ impl Drop for Outside {
     }
 }
 
-/// Cuts from the middle, so that the prefix and the unique end stay.
+/// A name of at most 15 bytes: cut in the middle, so that the prefix and the unique end stay.
 fn link_name(prefix: &str, unique: &str) -> String {
     let room = NAME_BYTES_MAX - prefix.len();
     let start = unique.len().saturating_sub(room);

@@ -1,4 +1,4 @@
-//! A child process with a log file, ended when its handle goes.
+//! A child process with a log file, killed when its handle is dropped.
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -63,9 +63,9 @@ impl Process {
         Ok(kill_process(pid, signal)?)
     }
 
-    /// Asks it to end (SIGTERM), and kills it when it has not after `limit`.
+    /// Sends SIGTERM, and kills it if it still runs after `limit`.
     pub fn terminate(&mut self, limit: Duration) -> io::Result<ExitStatus> {
-        // Once waited for, its number may be another process's.
+        // After it has been waited for, its number may be another process's.
         if self.child.try_wait()?.is_none() {
             self.signal(Signal::TERM)?;
         }
@@ -84,7 +84,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Nothing is left to be done about a failure here.
+        // Nothing can be done about an error here.
         let _ = self.kill();
     }
 }

@@ -1,6 +1,6 @@
 //! `console DEV`: a shell for programs on a serial line.
 //!
-//! In comes one command a line, out goes a header with the length and then exactly so many bytes:
+//! A request is one line. The reply to a command is a header with a length, and then that many bytes:
 //!
 //! ```text
 //! in:   (empty line)
@@ -10,9 +10,9 @@
 //!       LENGTH bytes of the command's output, standard error included
 //! ```
 //!
-//! A line that is none of these is run as a command too, for people. A serial line has no
-//! connection: what was sent before either end listened is lost, so the other end asks with empty
-//! lines until it is answered, and tells replies apart by their sequence.
+//! Any other line is run as a command, for people. A serial line has no connection: bytes sent before the other end
+//! listens are lost. The host therefore sends empty lines until it is answered, and matches replies by their sequence
+//! number.
 
 use crate::Error;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -26,20 +26,20 @@ use std::time::{Duration, Instant};
 pub const READY_PREFIX: &str = "=ringscope ready ";
 pub const REPLY_PREFIX: &str = "=ringscope done ";
 
-/// A serial line moves some 100 KB a second, so longer output is cut here.
+/// Longest output of a command; a serial line carries some 100 KB a second.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 
-/// The shell's own number for "ended by timeout(1)".
+/// Exit status after the time limit, as of timeout(1).
 const STATUS_TIMEOUT: i32 = 124;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The serial device, such as /dev/ttyS1.
     device: String,
-    /// Limit for commands that do not bring their own, in seconds.
+    /// Time limit of commands that have none of their own, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
-    /// Where commands' output is kept while they run.
+    /// File for the output of a command while it runs.
     #[arg(long, value_name = "FILE", default_value = "/tmp/ringscope-console.out")]
     scratch: String,
 }
@@ -113,13 +113,13 @@ fn reply_to(sequence: u64, outcome: io::Result<(i32, Vec<u8>)>) -> Vec<u8> {
     reply
 }
 
-/// Output goes through a file and not a pipe, so that a command may leave a process behind in the
-/// background without the reader waiting for that one's end as well.
+/// Runs a command. Its output goes through a file, not a pipe: a command may leave a process in the background, and the
+/// reader of a pipe would wait for that process too.
 fn shell(command: &str, limit: Duration, scratch: &str) -> io::Result<(i32, Vec<u8>)> {
-    // A file that a killed agent left, or a link, is not written into.
+    // Do not write into a link, or into a file that a killed agent left.
     let _ = std::fs::remove_file(scratch);
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(scratch)?;
-    // Unlinked, so that the next command starts with a file of its own.
+    // Unlinked, so that the next command has a file of its own.
     std::fs::remove_file(scratch)?;
     let child = Command::new("/bin/sh")
         .args(["-c", command])
@@ -147,7 +147,7 @@ fn shell(command: &str, limit: Duration, scratch: &str) -> io::Result<(i32, Vec<
 /// `None` when the command had to be ended.
 fn wait(mut child: Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
     let end = Instant::now() + limit;
-    // Quick commands are answered quickly; long ones, which may be measuring, are left in peace.
+    // Quick commands are answered quickly; long ones, which may be measuring, are disturbed rarely.
     let mut pause = Duration::from_millis(1);
     while Instant::now() < end {
         if let Some(status) = child.try_wait()? {
