@@ -1,4 +1,4 @@
-# What the scripts of this folder share; sourced, not run.
+# Shared by the scripts of this folder; sourced, not run.
 # shellcheck shell=bash
 
 RINGSCOPE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -6,21 +6,21 @@ RINGSCOPE_CACHE=${RINGSCOPE_CACHE:-$RINGSCOPE_ROOT/target/guest-image}
 QEMU=qemu-system-x86_64
 QEMU_MAJOR_MIN=8
 
-# Everything but results goes to standard error, so that results can be captured.
+# Messages go to standard error, so that results can be captured from standard output.
 note() { printf '%s\n' "${0##*/}: $*" >&2; }
 die() { note "$*"; exit 1; }
 usage_error() { note "$*; see --help"; exit 2; }
 
-# A script's --help is its head: the comment from line 2 to the first line that is none.
+# A script's --help is its head: the comment from line 2 on.
 print_help() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
 
-# "10.0" of "QEMU emulator version 10.0.2 (Debian ...)"; nothing when QEMU is not there.
+# "10.0" of "QEMU emulator version 10.0.2 (Debian ...)"; empty without QEMU.
 qemu_version() { "$QEMU" --version 2>/dev/null | sed -n '1s/.*version \([0-9]*\.[0-9]*\).*/\1/p'; }
 
-# ldd fails on a plain static program and says so of a position-independent one.
+# ldd fails on a plain static program, and reports a position-independent one.
 is_static() { [[ $(ldd "$1" 2>&1) =~ 'not a dynamic executable'|'statically linked' ]]; }
 
-# Rust may be installed for a user whose PATH does not show it, as under sudo.
+# Rust may be installed for a user whose PATH does not have it, as under sudo.
 find_cargo() {
     command -v cargo >/dev/null && return
     local home
@@ -31,7 +31,7 @@ find_cargo() {
 }
 
 # The outside host: a namespace with 10.77.0.1, a bridge, and a tap for the guest's back end.
-# Sets their names; outside_down takes away what there is of them.
+# Sets their names; outside_down removes them.
 outside_up() {
     local queues=${1:-1} link multi_queue=
     namespace=ringscope-$$ bridge=rb$$ tap=rt$$ veth=rv$$
@@ -41,7 +41,7 @@ outside_up() {
     ip link add "$veth" type veth peer name eth0 netns "$namespace"
     ip tuntap add dev "$tap" mode tap $multi_queue vnet_hdr
     for link in "$veth" "$tap"; do ip link set "$link" master "$bridge"; done
-    # No packets but the experiment's: no neighbour discovery, no multicast reports.
+    # Only the experiment's packets: no neighbour discovery, no multicast reports.
     for link in "$bridge" "$veth" "$tap"; do
         [ ! -e "/proc/sys/net/ipv6/conf/$link" ] || echo 1 >"/proc/sys/net/ipv6/conf/$link/disable_ipv6"
         ip link set "$link" up
@@ -62,7 +62,7 @@ outside_down() {
 
 outside() { ip netns exec "$namespace" "$@"; }
 
-# end_process PID: politely, and after two seconds not.
+# end_process PID: sends SIGTERM, and SIGKILL after two seconds.
 end_process() {
     local i
     kill "$1" 2>/dev/null || return 0
