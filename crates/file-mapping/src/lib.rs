@@ -1,8 +1,8 @@
-//! Mapped files that somebody else may shorten.
+//! Mapped files that another process may shorten.
 //!
-//! Reading a page of a mapped file that the file does not have (any more) is SIGBUS, which ends the process: the
-//! file was truncated, its file system is full, or the page's memory is faulty. Any process that may write the file can
-//! cause it. So such mappings are registered here. A signal handler replaces the missing pages of a registered mapping
+//! Access to a page that a mapped file does not have raises SIGBUS, which ends the process: the file was truncated, its
+//! file system is full, or the page's memory is faulty. Any process that may write the file can cause this. So such
+//! mappings are registered here. A signal handler replaces the missing pages of a registered mapping
 //! with zeroes, marks the mapping as torn, and lets the program go on. Owners check the mark.
 //!
 //! - [`FileMapping`]: a whole file, mapped shared and registered.

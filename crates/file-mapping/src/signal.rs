@@ -1,7 +1,7 @@
 //! The handler of SIGBUS.
 //!
-//! It runs on whatever thread read a page that is not there, at any instruction: it takes no lock, allocates
-//! nothing, and makes only calls that `signal-safety(7)` allows, and `mmap(2)`, which is a plain system call.
+//! It runs on the thread that accessed the missing page, at any instruction. So it takes no lock and allocates nothing. It
+//! makes only calls that `signal-safety(7)` allows, and `mmap(2)`, which is a plain system call.
 #![allow(unsafe_code, reason = "a signal handler, and mmap at a fixed address")]
 
 use std::io;

@@ -1,6 +1,7 @@
-//! How files of the host are opened: by kind, never through a link by mistake, and never waiting for one that is read.
+//! Opens files of the host safely: by their kind, and without following an unexpected link. Opening a file to read never
+//! waits.
 //!
-//! A leaf crate. Three kinds of file, and what they share:
+//! A leaf crate. Three kinds of file, and what they have in common:
 //!
 //! - [`input`]: a regular file that is read. Anything else is refused, and opening it never waits.
 //! - [`output`]: a file that a user's tool writes. A regular file is replaced whole at the end; a device or FIFO is

@@ -5,7 +5,7 @@
 //! | nothing, or a regular file | written to a file beside it (`FILE.part`), which gets the name at the end |
 //! | a link to a regular file | the same with the file that it leads to |
 //! | a device or FIFO, or a link to one | written into; a FIFO waits for its reader as in a shell |
-//! | what standard output is, or the path `-` | standard output |
+//! | the same file as standard output, or the path `-` | standard output |
 //! | a directory, socket, block device, or a link to nothing | refused |
 //!
 //! All of that is checked when the output is opened, before a long run.
@@ -26,7 +26,7 @@ const PARTS_MAX: u32 = 100;
 /// The sticky bit of a directory (`S_ISVTX`): only a file's owner may rename the file.
 const STICKY: u32 = 0o1000;
 
-/// What must not be written over.
+/// Files that must not be replaced.
 #[derive(Clone, Copy, Debug)]
 pub struct Guard<'a> {
     /// The files that are read.
@@ -35,7 +35,7 @@ pub struct Guard<'a> {
     pub mark: [u8; 8],
 }
 
-/// The file, open. Dropped before [`keep`](Self::keep) it leaves nothing behind.
+/// An open output. Without [`keep`](Self::keep) its file is removed when it is dropped.
 #[derive(Debug)]
 pub struct Output {
     file: File,

@@ -1,4 +1,4 @@
-//! A file of the daemon's own in a directory that others may write to: new each time, with a lock on its name.
+//! A file of the daemon in a directory that others may write to. It is new each time, and its name is locked.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -89,7 +89,7 @@ fn begins_with(path: &Path, mark: [u8; 8]) -> io::Result<bool> {
 }
 
 fn changed() -> io::Error {
-    refused("something else takes the same name again and again")
+    refused("another process keeps creating and removing the same name")
 }
 
 /// A lock on a name, held on a file that only this user can open. It is released when the process ends, however it ends.
@@ -124,7 +124,7 @@ impl Lock {
                 Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
                 done => done?,
             }
-            // Its last owner may have removed it meanwhile; then it locks nothing.
+            // Its last owner may have removed it. Then the lock has no effect.
             if own_file(path)?.is_some_and(|now| FileId::of(&now) == FileId::of(&found)) {
                 return Ok(Some(Self { _file: file, path: path.into() }));
             }
@@ -135,7 +135,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While it is still locked: a process that opens the path from now on gets another file, or none.
+        // Removed while it is locked: a process that opens the path after this gets another file, or none.
         let _ = fs::remove_file(&self.path);
     }
 }

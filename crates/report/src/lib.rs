@@ -9,7 +9,7 @@
 //! - [`slowest`]: the slowest bursts of some time.
 //! - [`round_trip`]: what of a measured round trip is ours, the guest's and the host's.
 //! - [`journey`]: probe packets joined end to end, by everyone's stamps.
-//! - [`rollup`]: the four spans of the receive way that earlier work on this question used.
+//! - [`rollup`]: the four spans of the receive way from the wire to the guest.
 //! - [`facts`]: what the daemon said of its run.
 //! - [`units`]: numbers as a person reads them.
 //! - [`when`]: when something was, on the host's clocks.

@@ -1,4 +1,4 @@
-//! The roll-up of earlier work on this question: four spans of the way from the wire to the guest.
+//! The roll-up: four spans of the way from the wire to the guest.
 
 use crate::collect::DirectionBreakdown;
 

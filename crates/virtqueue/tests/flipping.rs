@@ -1,6 +1,5 @@
-//! HOSTILE 10. A second thread rewrites descriptors while the engine takes, uses and completes chains: what
-//! was checked is what is used. Nothing is written but the buffers that a descriptor may ever have named and
-//! the ring itself.
+//! A second thread rewrites descriptors while the engine takes, uses and completes chains. The engine uses the values that
+//! it checked. It writes only to the ring and to buffers that a descriptor named at some time.
 
 mod common;
 

@@ -46,7 +46,7 @@ fn a_chain_that_breaks_the_ring_leaves_no_buffers() {
 }
 
 #[test]
-fn case_30_sizes_that_the_format_does_not_allow_are_refused() {
+fn sizes_that_the_format_does_not_allow_are_refused() {
     let memory = memory();
     let split = Driver::new(&memory, RING, Shape::split(8).options, 0).setup();
     for size in [0, 3, 6, 7, 9, 100, 1000, 0x7fff, 0x8001, 0xffff] {
@@ -78,10 +78,9 @@ fn case_30_sizes_that_the_format_does_not_allow_are_refused() {
     }
 }
 
-/// HOSTILE 33, as far as the ring goes: such chains are good, have no bytes, and nothing is written for them
-/// but that they are used.
+/// Such chains are valid and have no bytes. The device only marks them as used.
 #[test]
-fn case_33_chains_of_no_bytes_come_back_with_length_0() {
+fn chains_of_no_bytes_come_back_with_length_0() {
     for shape in shapes(8) {
         for access in [Access::Read, Access::Write] {
             for is_indirect in [false, true] {
@@ -104,9 +103,9 @@ fn case_33_chains_of_no_bytes_come_back_with_length_0() {
     }
 }
 
-/// HOSTILE 55: a chain has no more descriptors than its ring, or 1024 where the ring is smaller.
+/// A chain has at most as many descriptors as its ring, or 1024 if the ring is smaller.
 #[test]
-fn case_55_a_chain_longer_than_its_ring_breaks_it() {
+fn a_chain_longer_than_its_ring_breaks_it() {
     for (size, limit) in [(8, 1024), (1024, 1024), (2048, 2048)] {
         for shape in shapes(size) {
             let outcome = |count: usize| {
@@ -148,9 +147,9 @@ fn walked_by_burst(shape: Shape, memory: &Arc<GuestMemory>, buffers: &[Buffer]) 
     walked
 }
 
-/// HOSTILE 55: whatever the chains, a burst ends after a limited number of descriptors, and the next one goes on.
+/// A burst ends after a limited number of descriptors, whatever the chains, and the next burst continues.
 #[test]
-fn case_55_a_burst_ends_when_too_much_was_walked_and_the_next_goes_on() {
+fn a_burst_ends_when_too_much_was_walked_and_the_next_goes_on() {
     for shape in shapes(64) {
         let unmapped = readable(1 << 40, 1);
         let wrong = Buffer { writable: true, ..readable(DATA, 1) };
@@ -167,7 +166,7 @@ fn case_55_a_burst_ends_when_too_much_was_walked_and_the_next_goes_on() {
 
 /// One descriptor over many small regions costs as much as many descriptors.
 #[test]
-fn case_55_pieces_of_memory_count_like_descriptors() {
+fn pieces_of_memory_count_like_descriptors() {
     let ranges: Vec<_> = std::iter::once((0, 4 << 20))
         .chain((0..500).map(|n| ((4 << 20) + n * 0x1000, 0x1000)))
         .map(|(at, len): (u64, usize)| (vm_memory::GuestAddress(at), len))
@@ -184,7 +183,7 @@ fn case_55_pieces_of_memory_count_like_descriptors() {
 }
 
 #[test]
-fn case_34_rings_that_are_unaligned_unmapped_or_in_two_regions_are_refused() {
+fn rings_that_are_unaligned_unmapped_or_in_two_regions_are_refused() {
     let split = [("descriptor table", 16, 128), ("driver area", 2, 22), ("device area", 4, 70)];
     let packed = [("descriptor table", 16, 128), ("driver area", 4, 4), ("device area", 4, 4)];
     for (shape, parts) in [(Shape::split(8), split), (Shape::packed(8), packed)] {

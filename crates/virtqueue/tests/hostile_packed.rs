@@ -46,7 +46,7 @@ const fn indirect(address: u64, len: u32) -> PackedDescriptor {
 }
 
 #[test]
-fn case_1_a_list_round_the_whole_ring_breaks_it() {
+fn a_list_round_the_whole_ring_breaks_it() {
     let looped = Err(RingError::Loop { size: 8 });
     assert_eq!(outcome_of(&[goes_on(DATA, 16); 8]), looped);
     // Also where it has a fault besides: a chain that is never given back.
@@ -60,7 +60,7 @@ fn case_1_a_list_round_the_whole_ring_breaks_it() {
 }
 
 #[test]
-fn case_1_a_list_into_what_the_device_holds_breaks_the_ring() {
+fn a_list_into_what_the_device_holds_breaks_the_ring() {
     for held in 1..8 {
         let mut ring = Ring::new(Shape::packed(8).ending_in(3));
         let memory = Arc::clone(&ring.memory);
@@ -79,7 +79,7 @@ fn case_1_a_list_into_what_the_device_holds_breaks_the_ring() {
 }
 
 #[test]
-fn case_2_a_loop_of_no_bytes_breaks_the_ring_in_bounded_time() {
+fn a_loop_of_no_bytes_breaks_the_ring_in_bounded_time() {
     assert_eq!(outcome_of(&[goes_on(DATA, 0); 8]), Err(RingError::Loop { size: 8 }));
     for size in [1, 3, 1000, 32768] {
         let mut ring = Ring::new(Shape::packed(size));
@@ -93,7 +93,7 @@ fn case_2_a_loop_of_no_bytes_breaks_the_ring_in_bounded_time() {
 
 /// A buffer id is the driver's own: whatever it is, it comes back.
 #[test]
-fn case_3_a_buffer_id_outside_the_ring_comes_back_as_it_is() {
+fn a_buffer_id_outside_the_ring_comes_back_as_it_is() {
     for id in [0, 7, 8, 9, 0x7fff, 0x8000, 0xffff] {
         for shape in [Shape::packed(8), Shape::packed(8).in_order()] {
             let mut ring = Ring::new(shape);
@@ -121,7 +121,7 @@ fn flag_all_available(ring: &mut Ring, wrap: bool) {
 }
 
 #[test]
-fn case_4_never_more_is_held_than_the_ring_has() {
+fn never_more_is_held_than_the_ring_has() {
     for size in [1, 2, 7, 8, 40, 100] {
         let mut ring = Ring::new(Shape::packed(size));
         let memory = Arc::clone(&ring.memory);
@@ -155,7 +155,7 @@ fn case_4_never_more_is_held_than_the_ring_has() {
 }
 
 #[test]
-fn case_5_a_chain_longer_than_32_bits_breaks_the_ring() {
+fn a_chain_longer_than_32_bits_breaks_the_ring() {
     let half = 1 << 31;
     let two = [goes_on(DATA, half), last(DATA, half)];
     assert_eq!(outcome_of(&two), Err(RingError::TooLong { len: 1 << 32 }));
@@ -169,7 +169,7 @@ fn case_5_a_chain_longer_than_32_bits_breaks_the_ring() {
 }
 
 #[test]
-fn case_6_an_address_that_wraps_costs_the_chain() {
+fn an_address_that_wraps_costs_the_chain() {
     let refused = Ok(Outcome::Refused(ChainFault::Unmapped));
     for (address, len) in
         [(u64::MAX, 1), (u64::MAX, 2), (u64::MAX - 15, 16), (u64::MAX - 15, 17), (0, u32::MAX)]
@@ -180,7 +180,7 @@ fn case_6_an_address_that_wraps_costs_the_chain() {
 }
 
 #[test]
-fn case_8_what_is_not_mapped_costs_the_chain_even_at_length_0() {
+fn what_is_not_mapped_costs_the_chain_even_at_length_0() {
     let refused = Ok(Outcome::Refused(ChainFault::Unmapped));
     for len in [0, 1, 1500] {
         assert_eq!(outcome_of(&[last(END, len)]), refused);
@@ -204,7 +204,7 @@ fn table_outcome(table: &[PackedDescriptor], len: u32) -> Result<Outcome, RingEr
 }
 
 #[test]
-fn case_9_wrong_indirect_tables_break_the_ring() {
+fn wrong_indirect_tables_break_the_ring() {
     let good = last(DATA, 4);
     assert_eq!(table_outcome(&[good], 16), Ok(Outcome::Bytes(vec![0; 4])));
     // Nested.
@@ -232,14 +232,14 @@ fn case_9_wrong_indirect_tables_break_the_ring() {
 
 /// The descriptors of a table stand one after the other: NEXT, and all but WRITE, means nothing there.
 #[test]
-fn case_9_a_table_is_read_in_order_whatever_its_flags_say() {
+fn a_table_is_read_in_order_whatever_its_flags_say() {
     let flags = DESC_F_NEXT | DESC_F_AVAIL | DESC_F_USED | 0x7f78;
     let table = [packed(DATA, 1, flags), packed(DATA, 2, 0), packed(DATA, 4, flags)];
     assert_eq!(table_outcome(&table, 48), Ok(Outcome::Bytes(vec![0; 7])));
 }
 
 #[test]
-fn case_55_a_table_longer_than_a_chain_may_be_is_not_walked() {
+fn a_table_longer_than_a_chain_may_be_is_not_walked() {
     let zero = packed_bytes_of(last(DATA, 0)).repeat(32769);
     let too_many = RingError::TooManyDescriptors { limit: 1024 };
     for (count, expected) in [
@@ -260,7 +260,7 @@ fn case_55_a_table_longer_than_a_chain_may_be_is_not_walked() {
 }
 
 #[test]
-fn case_9_an_indirect_table_need_not_be_aligned() {
+fn an_indirect_table_need_not_be_aligned() {
     let mut ring = Ring::new(Shape::packed(8));
     let at = DATA + 0x1003;
     write(&ring.memory, at, &packed_bytes_of(last(DATA, 5)));
@@ -269,7 +269,7 @@ fn case_9_an_indirect_table_need_not_be_aligned() {
 }
 
 #[test]
-fn case_12_a_buffer_of_the_wrong_direction_costs_the_chain() {
+fn a_buffer_of_the_wrong_direction_costs_the_chain() {
     let refused = Ok(Outcome::Refused(ChainFault::WrongDirection));
     let [first, second] = [goes_on(DATA, 12), last(DATA + 64, 60)];
     let write_only = |descriptor: PackedDescriptor| PackedDescriptor {

@@ -32,7 +32,7 @@ fn outcome_in(
 }
 
 #[test]
-fn case_1_a_chain_that_loops_breaks_the_ring() {
+fn a_chain_that_loops_breaks_the_ring() {
     let looped = Err(RingError::Loop { size: 8 });
     assert_eq!(outcome_of(&[goes_on(DATA, 16, 0)]), looped);
     let three = [goes_on(DATA, 1, 1), goes_on(DATA, 1, 2), goes_on(DATA, 1, 1)];
@@ -42,7 +42,7 @@ fn case_1_a_chain_that_loops_breaks_the_ring() {
 }
 
 #[test]
-fn case_2_a_loop_of_no_bytes_breaks_the_ring_in_bounded_time() {
+fn a_loop_of_no_bytes_breaks_the_ring_in_bounded_time() {
     assert_eq!(outcome_of(&[goes_on(DATA, 0, 0)]), Err(RingError::Loop { size: 8 }));
     // The largest ring, and an indirect table as large as guest memory.
     let mut ring = Ring::new(Shape::split(32768));
@@ -54,7 +54,7 @@ fn case_2_a_loop_of_no_bytes_breaks_the_ring_in_bounded_time() {
 }
 
 #[test]
-fn case_2_a_huge_indirect_table_is_walked_no_further_than_a_chain_may_reach() {
+fn a_huge_indirect_table_is_walked_no_further_than_a_chain_may_reach() {
     let ranges = [(vm_memory::GuestAddress(0), 1 << 31)];
     let map = guest_memory::memory::Mapping::from_ranges(&ranges).unwrap();
     let memory = Arc::new(guest_memory::GuestMemory::new(Arc::new(map)));
@@ -69,7 +69,7 @@ fn case_2_a_huge_indirect_table_is_walked_no_further_than_a_chain_may_reach() {
 }
 
 #[test]
-fn case_3_indices_outside_the_table_break_the_ring() {
+fn indices_outside_the_table_break_the_ring() {
     for head in [8, 9, 0x7fff, 0xffff] {
         let mut ring = Ring::new(Shape::split(8));
         ring.split().offer_raw(head);
@@ -83,7 +83,7 @@ fn case_3_indices_outside_the_table_break_the_ring() {
 }
 
 #[test]
-fn case_4_an_available_index_too_far_ahead_breaks_the_ring() {
+fn an_available_index_too_far_ahead_breaks_the_ring() {
     for start in [0_u16, 65532] {
         for ahead in [9_u16, 10, 0x7fff, 0x8000, 0xffff] {
             let mut ring = Ring::new(Shape::split(8).starting_at(start));
@@ -104,7 +104,7 @@ fn case_4_an_available_index_too_far_ahead_breaks_the_ring() {
 }
 
 #[test]
-fn case_5_a_chain_longer_than_32_bits_breaks_the_ring() {
+fn a_chain_longer_than_32_bits_breaks_the_ring() {
     let half = 1 << 31;
     let two = [goes_on(DATA, half, 1), last(DATA, half)];
     assert_eq!(outcome_of(&two), Err(RingError::TooLong { len: 1 << 32 }));
@@ -116,7 +116,7 @@ fn case_5_a_chain_longer_than_32_bits_breaks_the_ring() {
 }
 
 #[test]
-fn case_6_an_address_that_wraps_costs_the_chain() {
+fn an_address_that_wraps_costs_the_chain() {
     for (address, len) in
         [(u64::MAX, 1), (u64::MAX, 2), (u64::MAX - 15, 16), (u64::MAX - 15, 17), (0, u32::MAX)]
     {
@@ -126,7 +126,7 @@ fn case_6_an_address_that_wraps_costs_the_chain() {
 }
 
 #[test]
-fn case_7_a_buffer_over_two_regions_is_delivered() {
+fn a_buffer_over_two_regions_is_delivered() {
     let mut ring = Ring::new(Shape::split(8));
     write(&ring.memory, SEAM - 3, b"crossing");
     ring.driver.add(&[readable(SEAM - 3, 8)]).unwrap();
@@ -134,7 +134,7 @@ fn case_7_a_buffer_over_two_regions_is_delivered() {
 }
 
 #[test]
-fn case_8_what_is_not_mapped_costs_the_chain_even_at_length_0() {
+fn what_is_not_mapped_costs_the_chain_even_at_length_0() {
     let refused = Ok(Outcome::Refused(ChainFault::Unmapped));
     for len in [0, 1, 1500] {
         assert_eq!(outcome_of(&[last(END, len)]), refused);
@@ -156,7 +156,7 @@ fn table_outcome(table: &[Descriptor], len: u32) -> Result<Outcome, RingError> {
 }
 
 #[test]
-fn case_9_wrong_indirect_tables_break_the_ring() {
+fn wrong_indirect_tables_break_the_ring() {
     let good = last(DATA, 4);
     assert_eq!(table_outcome(&[good], 16), Ok(Outcome::Bytes(vec![0; 4])));
     // Nested.
@@ -185,7 +185,7 @@ fn case_9_wrong_indirect_tables_break_the_ring() {
 
 /// A chain in the ring's own table may go on in an indirect one (2.7.5.3.1): together they are one chain.
 #[test]
-fn case_55_direct_and_indirect_descriptors_are_counted_together() {
+fn direct_and_indirect_descriptors_are_counted_together() {
     let too_many = Err(RingError::TooManyDescriptors { limit: 1024 });
     for (count, expected) in [(1020, Ok(Outcome::Bytes(Vec::new()))), (1021, too_many)] {
         let mut ring = Ring::new(Shape::split(8));
@@ -206,7 +206,7 @@ fn case_55_direct_and_indirect_descriptors_are_counted_together() {
 }
 
 #[test]
-fn case_9_an_indirect_table_need_not_be_aligned() {
+fn an_indirect_table_need_not_be_aligned() {
     let mut ring = Ring::new(Shape::split(8));
     let at = DATA + 0x1003;
     write(&ring.memory, at, &bytes_of(last(DATA, 5)));
@@ -216,7 +216,7 @@ fn case_9_an_indirect_table_need_not_be_aligned() {
 }
 
 #[test]
-fn case_12_a_buffer_of_the_wrong_direction_costs_the_chain() {
+fn a_buffer_of_the_wrong_direction_costs_the_chain() {
     let refused = Ok(Outcome::Refused(ChainFault::WrongDirection));
     let write_only = |descriptor: Descriptor| Descriptor {
         flags: descriptor.flags | DESC_F_WRITE,

@@ -92,7 +92,6 @@ fn chains_of_one_byte_descriptors_are_put_together() {
     }
 }
 
-/// HOSTILE 7.
 #[test]
 fn a_buffer_over_two_adjacent_regions_is_delivered_whole() {
     for (before, after) in [(1, 1), (1, 4000), (1500, 3), (0, 16), (16, 0)] {
@@ -118,8 +117,8 @@ fn a_buffer_over_two_adjacent_regions_is_delivered_whole() {
     }
 }
 
-/// HOSTILE 43. Once round all indices of a split ring, and through many laps of a packed one, in bursts
-/// that do not divide the ring's size; the device stops and starts now and then.
+/// Through all indices of a split ring, and many laps of a packed one, in bursts that do not divide the ring's size. The
+/// device stops and starts several times.
 #[test]
 fn indices_wrap_and_nothing_is_lost() {
     let odd = [1, 2, 3, 7, 33, 1000].map(Shape::packed);

@@ -196,7 +196,7 @@ fn a_batch_that_is_being_written_does_not_lead_the_look_astray() {
     }
 }
 
-/// HOSTILE 44. A descriptor that the ring does not have is never used: the guest asked for nothing.
+/// The driver asks for a descriptor that the ring does not have, so for no notification.
 #[test]
 fn a_descriptor_outside_the_ring_is_never_used() {
     for off_wrap in [8, 9, 100, 0x7fff, 0x8008, 0xffff] {
@@ -212,7 +212,6 @@ fn a_descriptor_outside_the_ring_is_never_used() {
     }
 }
 
-/// HOSTILE 44.
 #[test]
 fn any_event_costs_one_signal_in_two_laps_at_most() {
     for event in positions(7) {
@@ -230,8 +229,7 @@ fn any_event_costs_one_signal_in_two_laps_at_most() {
     }
 }
 
-/// HOSTILE 44. Values that the specification reserves tell the guest too often rather than too seldom;
-/// never of nothing.
+/// Reserved values cause too many notifications rather than too few, but none without used descriptors.
 #[test]
 fn only_the_defined_values_suppress() {
     for shape in [Shape::packed(8), Shape::packed(8).with_event_index()] {

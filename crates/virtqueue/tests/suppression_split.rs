@@ -75,7 +75,6 @@ fn the_device_is_kicked_exactly_when_its_avail_event_is_passed() {
     }
 }
 
-/// HOSTILE 44.
 #[test]
 fn any_used_event_costs_one_signal_a_round_at_most() {
     for event in [0_u16, 1, 7, 8, 0x7fff, 0x8000, 0xfffe, 0xffff] {
@@ -93,7 +92,6 @@ fn any_used_event_costs_one_signal_a_round_at_most() {
     }
 }
 
-/// HOSTILE 44.
 #[test]
 fn only_the_defined_flag_suppresses() {
     for flags in 0..=u16::MAX {

@@ -1,4 +1,4 @@
-//! Net headers and frames that make no sense (HOSTILE.md, 15 and 16).
+//! Net headers and frames that make no sense.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
