@@ -4,14 +4,11 @@
 //! everything that has a name in the file system.
 
 use std::os::fd::AsFd as _;
-use std::path::Path;
 use std::sync::Arc;
 
 use burst_trace::{Clock, Participants, Reader, Recorder, RecorderOptions, Writer};
 use datapath::af_xdp::Options;
-use datapath::{
-    AfXdp, Capabilities, CaptureOptions, Datapath, Faulty, Null, Pcap, Reflect, Uring, pcap, switch,
-};
+use datapath::{AfXdp, Capabilities, Datapath, FrameReader, Null, Reflect, Uring};
 use log_limit::LogLimit;
 use metrics::{Address, Metrics, MetricsError};
 use serde_json::Value;
@@ -20,6 +17,7 @@ use vhost_control::{Device, Endpoint, Server, SocketError, Witness, serve};
 use virtio_net::ConfigSpace;
 use worker::{
     GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
+    switch,
 };
 
 use crate::error::Error;
@@ -28,6 +26,7 @@ use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::spec::{DatapathSpec, Engine};
 use crate::stop::Stop;
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
+use crate::wrap::{Wrapped, wrap};
 
 /// Bursts that a recorder keeps for each worker. They take 4 MiB and last for minutes with a quiet guest, for a second or
 /// less with a busy one.
@@ -165,7 +164,7 @@ impl Daemon {
                 let options = Options { stamps: plan.trace, ..*options };
                 self.add(plan, AfXdp::open(ifname, pairs, &options)?)
             }
-            DatapathSpec::Reflect => self.add(plan, (0..pairs).map(|_| Reflect).collect()),
+            DatapathSpec::Reflect => self.add_reflect(plan),
             DatapathSpec::Null { receive } => {
                 self.add(plan, (0..pairs).map(|_| Null::new(*receive)).collect())
             }
@@ -173,31 +172,38 @@ impl Daemon {
         }
     }
 
-    /// Wraps the datapaths for the capture and the faults of the plan, if there are any.
+    /// Puts together a guest with a datapath for each queue pair.
     fn add<D: Datapath>(&mut self, plan: &GuestPlan, datapaths: Vec<D>) -> Result<(), Error> {
         let endpoint = meet(&plan.endpoint, &mut self.handed)?;
-        let faulty = |(queue, datapath)| Faulty::new(datapath, &plan.faults, queue);
-        if let Some(path) = &plan.capture {
-            let lanes = pcap::begin(&capture(plan, path), plan.queue_pairs, self.clock)?;
-            // Frames that a fault drops are not in the capture.
-            let captured = datapaths.into_iter().zip(lanes).map(|(it, lane)| Pcap::new(it, lane));
-            let faulty =
-                (0..).zip(captured).map(|(queue, it)| Faulty::new(it, &plan.faults, queue));
-            self.spawn(plan, faulty.collect(), endpoint)
-        } else if plan.faults.is_empty() {
-            self.spawn(plan, datapaths, endpoint)
-        } else {
-            self.spawn(plan, (0..).zip(datapaths).map(faulty).collect(), endpoint)
+        let able = datapaths[0].capabilities();
+        match wrap(plan, datapaths, self.clock)? {
+            Wrapped::Bare(all) => self.spawn(plan, all, able, endpoint, Worker::spawn),
+            Wrapped::Faulty(all) => self.spawn(plan, all, able, endpoint, Worker::spawn),
+            Wrapped::Captured(all) => self.spawn(plan, all, able, endpoint, Worker::spawn),
         }
     }
 
-    fn spawn<D: Datapath>(
+    /// Puts together a guest whose frames come back.
+    fn add_reflect(&mut self, plan: &GuestPlan) -> Result<(), Error> {
+        let endpoint = meet(&plan.endpoint, &mut self.handed)?;
+        let able = Reflect::capabilities();
+        let mirrors = (0..plan.queue_pairs).map(|_| Reflect).collect();
+        match wrap(plan, mirrors, self.clock)? {
+            Wrapped::Bare(all) => self.spawn(plan, all, able, endpoint, Worker::spawn_reflect),
+            Wrapped::Faulty(all) => self.spawn(plan, all, able, endpoint, Worker::spawn_reflect),
+            Wrapped::Captured(all) => self.spawn(plan, all, able, endpoint, Worker::spawn_reflect),
+        }
+    }
+
+    /// Spreads the queue pairs over the guest's workers, which `start` starts.
+    fn spawn<D>(
         &mut self,
         plan: &GuestPlan,
         datapaths: Vec<D>,
+        capabilities: Capabilities,
         endpoint: Endpoint,
+        start: fn(WorkerOptions, GuestOptions, Vec<(u16, D)>, Clock) -> std::io::Result<Worker>,
     ) -> Result<(), Error> {
-        let capabilities = datapaths[0].capabilities();
         let log = log_of(plan);
         let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
         let recording = self.record(plan, enrolled.as_ref())?;
@@ -210,7 +216,7 @@ impl Daemon {
             let index = first + n;
             let options = self.worker_options(index, plan.workers[n], plan.poll);
             let guest = guest_options(plan, &log, recording.recorder.writer(n, self.clock));
-            let worker = Worker::spawn(options, guest, pairs, self.clock)
+            let worker = start(options, guest, pairs, self.clock)
                 .map_err(|source| Error::Worker { index, source })?;
             self.workers.push(worker);
         }
@@ -258,8 +264,12 @@ impl Daemon {
         }
     }
 
-    fn join<U: Datapath>(&mut self, plans: &[&GuestPlan], uplink: Option<U>) -> Result<(), Error> {
-        let capabilities = switch::capabilities(uplink.as_ref().map(Datapath::capabilities));
+    fn join<U: FrameReader>(
+        &mut self,
+        plans: &[&GuestPlan],
+        uplink: Option<U>,
+    ) -> Result<(), Error> {
+        let capabilities = switch::capabilities(uplink.as_ref().map(U::capabilities));
         let mut prepared = Vec::new();
         let mut members = Vec::new();
         for plan in plans {
@@ -269,7 +279,7 @@ impl Daemon {
             let recording = self.record(plan, enrolled.as_ref())?;
             let guest = guest_options(plan, &log, recording.recorder.writer(0, self.clock));
             let GuestPlan { queue_pairs, mac, mac_locked, .. } = **plan;
-            members.push((guest, Member { queue_pairs, mac, mac_locked, capabilities }));
+            members.push((guest, Member { queue_pairs, mac, mac_locked }));
             prepared.push((endpoint, log, enrolled, recording));
         }
         let index = self.workers.len();
@@ -362,15 +372,6 @@ impl Daemon {
             return Err(Error::Fault);
         }
         results.into_iter().collect()
-    }
-}
-
-fn capture(plan: &GuestPlan, path: &Path) -> CaptureOptions {
-    CaptureOptions {
-        path: path.to_owned(),
-        application: concat!("ringscoped ", env!("CARGO_PKG_VERSION")).into(),
-        name: plan.name.clone(),
-        description: format!("virtio-net of the guest on {}", plan.datapath),
     }
 }
 

@@ -13,6 +13,7 @@ mod spec;
 mod stop;
 mod sys;
 mod wires;
+mod wrap;
 
 use std::process::ExitCode;
 use std::sync::Arc;

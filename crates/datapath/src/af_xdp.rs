@@ -36,7 +36,10 @@ use rustix::fd::OwnedFd;
 use virtio_net::features::HEADER_LEN;
 use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads};
 
-use crate::{Capabilities, Counted, Datapath, Look, Transmitted};
+use crate::{
+    Capabilities, Counted, Datapath, FrameReader, InPlace, Interface, KernelFacts, Look,
+    Transmitted,
+};
 use device::Device;
 use error::explain;
 use napi::NapiSettings;
@@ -194,7 +197,7 @@ const CHUNKS_LOW: usize = 2 * BURST_MAX;
 /// So often the transmit ring is filled for one burst; then it is others' turn. A guest may ask for 65 536 segments.
 const REFILLS_MAX: usize = 4;
 
-impl Datapath for AfXdp {
+impl Interface for AfXdp {
     fn capabilities(&self) -> Capabilities {
         // Fragments of UDP are the one thing that is not finished here: nobody sends them any more.
         let offloads = Offloads { ufo: false, ..Offloads::ALL };
@@ -206,25 +209,6 @@ impl Datapath for AfXdp {
             (false, Gro::Off) => Offloads::default(),
         };
         Capabilities { name: "af-xdp", from_guest: offloads, to_guest, mtu: self.device.mtu }
-    }
-
-    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
-        if self.options.umem == UmemOwner::Host {
-            return Ok(());
-        }
-        self.reopen(memory).map_err(|source| {
-            let name = self.device.name.clone();
-            io::Error::other(AfXdpError::GuestMemory { name, mib: memory.len() >> 20, source })
-        })
-    }
-
-    fn detach(&mut self) {
-        if self.options.umem == UmemOwner::Guest {
-            // What is still in the transmit ring must not be sent any more: the guest may put something else there.
-            self.sockets.clear();
-            self.in_flight.clear();
-            self.active = false;
-        }
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
@@ -258,6 +242,21 @@ impl Datapath for AfXdp {
         Ok(())
     }
 
+    fn has_frames(&self) -> bool {
+        self.sockets.iter().any(|socket| socket.receive.has_entries())
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        self.any.as_ref().map(AsFd::as_fd).or_else(|| self.sockets.first().map(AsFd::as_fd))
+    }
+
+    #[inline]
+    fn kernel_facts(&mut self) -> Option<&mut impl KernelFacts> {
+        Some(self)
+    }
+}
+
+impl Datapath for AfXdp {
     #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         if self.options.umem == UmemOwner::Guest {
@@ -295,27 +294,6 @@ impl Datapath for AfXdp {
     }
 
     #[inline]
-    fn holds_frames(&self) -> bool {
-        self.options.umem == UmemOwner::Guest
-    }
-
-    fn sent(&mut self) -> Transmitted {
-        let mut done = Transmitted::default();
-        let Some(socket) = self.sockets.first_mut() else { return done };
-        if socket.unsent {
-            self.down = socket.flush().is_err();
-        }
-        socket.reap();
-        while let Some(oldest) = self.in_flight.front()
-            && oldest.until <= socket.completed
-        {
-            done.add(&oldest.outcome);
-            self.in_flight.pop_front();
-        }
-        done
-    }
-
-    #[inline]
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
         let count = self.sockets.len();
         let mut look = Look::Drained;
@@ -334,6 +312,13 @@ impl Datapath for AfXdp {
         Ok(look)
     }
 
+    #[inline]
+    fn in_place(&mut self) -> Option<&mut impl InPlace> {
+        (self.options.umem == UmemOwner::Guest).then_some(self)
+    }
+}
+
+impl FrameReader for AfXdp {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
         if self.sockets[0].unsent && !self.down {
             // An error shows at the next frame.
@@ -349,9 +334,41 @@ impl Datapath for AfXdp {
         }
         Ok(None)
     }
+}
 
-    const COUNTS_LOSSES: bool = true;
+impl InPlace for AfXdp {
+    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
+        self.reopen(memory).map_err(|source| {
+            let name = self.device.name.clone();
+            io::Error::other(AfXdpError::GuestMemory { name, mib: memory.len() >> 20, source })
+        })
+    }
 
+    fn detach(&mut self) {
+        // What is still in the transmit ring must not be sent any more: the guest may put something else there.
+        self.sockets.clear();
+        self.in_flight.clear();
+        self.active = false;
+    }
+
+    fn sent(&mut self) -> Transmitted {
+        let mut done = Transmitted::default();
+        let Some(socket) = self.sockets.first_mut() else { return done };
+        if socket.unsent {
+            self.down = socket.flush().is_err();
+        }
+        socket.reap();
+        while let Some(oldest) = self.in_flight.front()
+            && oldest.until <= socket.completed
+        {
+            done.add(&oldest.outcome);
+            self.in_flight.pop_front();
+        }
+        done
+    }
+}
+
+impl KernelFacts for AfXdp {
     fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
         self.sockets.iter_mut().for_each(|socket| socket.losses(each));
     }
@@ -359,14 +376,6 @@ impl Datapath for AfXdp {
     #[inline]
     fn arrived_ns(&self) -> Option<u64> {
         self.sockets.iter().filter_map(|socket| socket.arrived_ns).min()
-    }
-
-    fn has_frames(&self) -> bool {
-        self.sockets.iter().any(|socket| socket.receive.has_entries())
-    }
-
-    fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        self.any.as_ref().map(AsFd::as_fd).or_else(|| self.sockets.first().map(AsFd::as_fd))
     }
 }
 

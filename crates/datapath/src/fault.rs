@@ -1,27 +1,26 @@
-//! Loses frames and answers errors that were asked for, to see what becomes of them.
+//! Loses frames and returns errors as planted, to see what becomes of them.
 //!
-//! Which frames are hit depends on the seed and on nothing else: the same frames in the same order have the same
-//! losses, however they come in bursts.
+//! The frames that are hit depend on the seed only: the same frames in the same order have the same losses, however
+//! they come in bursts.
 
 mod held;
 
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
-use burst_trace::{BurstRecord, Direction, DropCause};
-use guest_memory::{GuestMemory, GuestSlice};
-use virtio_net::{Frames, GuestRoom, Negotiated};
+use burst_trace::{Direction, DropCause};
+use guest_memory::GuestMemory;
+use virtio_net::{Frames, GuestRoom};
 
 use self::held::Held;
-use crate::{Capabilities, Counted, Datapath, Look, Refusal, Transmitted};
+use crate::{Datapath, Forward, InPlace, Look, Observer, Refusal, Transmitted, Wrapper};
 
-/// The forms, as they are written.
+/// The forms on the command line.
 const FORMS: &str =
     "drop[:tx|rx][=P][,every=N][,seed=N] or error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]";
 
-/// The errors that may be asked for: those that the kernel answers to who writes frames or reads them.
+/// The errors that can be planted: those that the kernel returns for reads and writes of frames.
 const ERRORS: [(&str, i32); 9] = [
     ("EAGAIN", libc::EAGAIN),
     ("EINVAL", libc::EINVAL),
@@ -39,8 +38,8 @@ const ERRORS: [(&str, i32); 9] = [
 pub enum Hit {
     /// It is lost.
     Drop,
-    /// The datapath answers this error. Of one that sends, it meets the frame whose turn it is; one that reads
-    /// is told before it reads, and no frame is lost by it.
+    /// The datapath returns this error. A sent frame meets it when its turn comes. A read gets it before it takes a frame,
+    /// and no frame is lost by it.
     Error(i32),
 }
 
@@ -52,11 +51,11 @@ pub struct Planted {
     pub hit: Hit,
     /// Only in this direction; in both where there is none.
     pub direction: Option<Direction>,
-    /// How probable it is, above 0 and at most 1.
+    /// Probability, above 0 and at most 1.
     pub share: f64,
-    /// Only every so many frames.
+    /// Only one in this many frames.
     pub every: u32,
-    /// Where the random numbers begin.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
@@ -64,7 +63,7 @@ pub struct Planted {
 impl Eq for Planted {}
 
 impl Planted {
-    /// Whether it says so of a text that it is one of these, not a delay.
+    /// Whether a text is meant to be one of these, not a delay.
     #[must_use]
     pub fn is_meant_by(text: &str) -> bool {
         let kind = text.split([':', '=', ',']).next();
@@ -154,7 +153,7 @@ fn errno(name: &str) -> Result<i32, String> {
 struct Armed {
     planted: Planted,
     random: fastrand::Rng,
-    /// How many frames pass before the next one is hit.
+    /// Number of frames that pass before the next one is hit.
     passes: u64,
 }
 
@@ -166,7 +165,7 @@ impl Armed {
         armed
     }
 
-    /// Draws how many frames pass before the next one is hit.
+    /// Draws the number of frames that pass before the next one is hit.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -174,7 +173,7 @@ impl Armed {
     )]
     fn rearm(&mut self) {
         let Planted { share, every, .. } = self.planted;
-        // How many fail before the first success, of trials that succeed with this probability.
+        // Number of failures before the first success, in trials that succeed with this probability.
         let misses = if share < 1.0 {
             ((1.0 - self.random.f64()).ln() / (-share).ln_1p()) as u64
         } else {
@@ -193,24 +192,24 @@ impl Faults {
         Self(all.iter().filter(|it| wanted(it)).map(|it| Armed::new(*it, queue)).collect())
     }
 
-    /// How many frames pass before one is hit, at most `most`.
+    /// Number of frames that pass before one is hit, at most `most`.
     fn passing(&self, most: usize) -> usize {
         let next = self.0.iter().map(|armed| armed.passes).min().unwrap_or(u64::MAX);
         usize::try_from(next).unwrap_or(usize::MAX).min(most)
     }
 
-    /// So many frames passed, none of which was to be hit.
+    /// This number of frames passed, none of which was to be hit.
     fn passed(&mut self, frames: usize) {
         for armed in &mut self.0 {
             armed.passes = armed.passes.saturating_sub(frames as u64);
         }
     }
 
-    /// What hits the frame whose turn it is, if anything does.
+    /// What hits the next frame, if anything does.
     fn strike(&mut self) -> Option<Hit> {
         let at = self.0.iter().position(|armed| armed.passes == 0)?;
         self.0[at].rearm();
-        // For the others it is a frame that passed. One that was to hit it as well hits the next.
+        // For the other faults it is a frame that passed. Another fault that was to hit it hits the next frame.
         for (other, armed) in self.0.iter_mut().enumerate() {
             if other != at {
                 armed.passes = armed.passes.saturating_sub(1);
@@ -230,8 +229,8 @@ pub struct Faulty<D> {
     read_errors: Faults,
 }
 
-impl<D: Datapath> Faulty<D> {
-    /// Plants `faults` in queue number `queue` of a device. Each queue has random numbers of its own.
+impl<D> Faulty<D> {
+    /// Plants `faults` in queue number `queue` of a device. Each queue has its own random numbers.
     #[must_use]
     pub fn new(inner: D, faults: &[Planted], queue: u16) -> Self {
         let queue = queue.into();
@@ -246,7 +245,7 @@ impl<D: Datapath> Faulty<D> {
         }
     }
 
-    /// What hits the frame whose turn it is on its way to another ring's guest.
+    /// What hits the next frame on its way to a guest's receive ring, and in which direction.
     fn strike_forwarded(&mut self) -> Option<(Direction, Hit)> {
         if let Some(hit) = self.sending.strike() {
             return Some((Direction::Tx, hit));
@@ -265,34 +264,22 @@ fn refusal(hit: Hit) -> Refusal {
     }
 }
 
+impl<D: Datapath> Wrapper for Faulty<D> {
+    type Inner = D;
+
+    fn inner(&self) -> &D {
+        &self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut D {
+        &mut self.inner
+    }
+}
+
 impl<D: Datapath> Datapath for Faulty<D> {
-    const FORWARDS: bool = D::FORWARDS;
-    const COUNTS_LOSSES: bool = D::COUNTS_LOSSES;
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
-        self.inner.configure(negotiated)
-    }
-
-    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
-        self.inner.attach(memory)
-    }
-
-    fn detach(&mut self) {
-        self.held.clear();
-        self.inner.detach();
-    }
-
-    fn set_active(&mut self, active: bool) -> io::Result<()> {
-        self.inner.set_active(active)
-    }
-
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
-        let holds = self.inner.holds_frames();
+        let holds = self.inner.in_place().is_some();
         while done.taken < frames.len() {
             let passing = self.sending.passing(frames.len() - done.taken);
             if passing > 0 {
@@ -317,14 +304,61 @@ impl<D: Datapath> Datapath for Faulty<D> {
         done
     }
 
-    fn holds_frames(&self) -> bool {
-        self.inner.holds_frames()
+    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        if !self.read_errors.0.is_empty() && self.inner.has_frames() {
+            if let Some(Hit::Error(errno)) = self.read_errors.strike() {
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            self.read_errors.passed(1);
+        }
+        if !self.losses.0.is_empty() {
+            // Otherwise bursts would decide which frames are merged to one packet, and lost as one.
+            room.disable_gro();
+        }
+        loop {
+            let before = room.frames();
+            room.lose_after(self.losses.passing(usize::MAX));
+            let looked = self.inner.receive(room);
+            let lost = room.lose_none();
+            self.losses.passed(room.frames() - before - usize::from(lost));
+            if lost {
+                self.losses.strike();
+            }
+            let look = looked?;
+            if !lost || look == Look::Drained || room.is_full() {
+                return Ok(look);
+            }
+        }
+    }
+
+    fn in_place(&mut self) -> Option<&mut impl InPlace> {
+        self.inner.in_place().is_some().then_some(self)
+    }
+
+    fn observer(&mut self) -> Option<&mut impl Observer> {
+        self.inner.observer()
+    }
+}
+
+impl<D: Datapath> InPlace for Faulty<D> {
+    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
+        self.inner.in_place().map_or(Ok(()), |inner| inner.attach(memory))
+    }
+
+    fn detach(&mut self) {
+        self.held.clear();
+        if let Some(inner) = self.inner.in_place() {
+            inner.detach();
+        }
     }
 
     fn sent(&mut self) -> Transmitted {
-        self.held.settle(self.inner.sent())
+        let sent = self.inner.in_place().map(InPlace::sent).unwrap_or_default();
+        self.held.settle(sent)
     }
+}
 
+impl<F: Forward> Forward for Faulty<F> {
     fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
         while done.taken < frames.len() && !room.is_full() {
@@ -344,7 +378,7 @@ impl<D: Datapath> Datapath for Faulty<D> {
                 match (direction, refusal(hit)) {
                     (_, Refusal::Later) => break,
                     (Direction::Tx, Refusal::Lost(cause)) => done.drops.add(cause),
-                    // It was sent; it is its receiver who does without.
+                    // It was sent, and its receiver does not get it.
                     (Direction::Rx, Refusal::Lost(_)) => {
                         let frame = frames.skip(done.taken).take(1).iter().next();
                         let len = frame.map_or(0, |frame| u32::try_from(frame.len()).unwrap_or(0));
@@ -359,55 +393,8 @@ impl<D: Datapath> Datapath for Faulty<D> {
         done
     }
 
-    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
-        if !self.read_errors.0.is_empty() && self.inner.has_frames() {
-            if let Some(Hit::Error(errno)) = self.read_errors.strike() {
-                return Err(io::Error::from_raw_os_error(errno));
-            }
-            self.read_errors.passed(1);
-        }
-        if !self.losses.0.is_empty() {
-            // How frames come in bursts must not say which of them are one packet, and lost as one.
-            room.disable_gro();
-        }
-        loop {
-            let before = room.frames();
-            room.lose_after(self.losses.passing(usize::MAX));
-            let looked = self.inner.receive(room);
-            let lost = room.lose_none();
-            self.losses.passed(room.frames() - before - usize::from(lost));
-            if lost {
-                self.losses.strike();
-            }
-            let look = looked?;
-            if !lost || look == Look::Drained || room.is_full() {
-                return Ok(look);
-            }
-        }
-    }
-
-    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
-        self.inner.receive_frame(to)
-    }
-
-    fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
-        self.inner.losses(each);
-    }
-
-    fn arrived_ns(&self) -> Option<u64> {
-        self.inner.arrived_ns()
-    }
-
-    fn has_frames(&self) -> bool {
-        self.inner.has_frames()
-    }
-
-    fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        self.inner.readiness()
-    }
-
-    fn recorded(&mut self, record: &BurstRecord) {
-        self.inner.recorded(record);
+    fn observer(&mut self) -> Option<&mut impl Observer> {
+        self.inner.observer()
     }
 }
 

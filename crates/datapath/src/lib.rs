@@ -1,21 +1,22 @@
-//! One file a wire: where the guest's frames go to and come from.
+//! Where a guest's frames go to and come from: one file for each kind of wire.
 //!
 //! - [`tap`]: a tap interface, straight from and to guest memory.
 //! - [`macvtap`]: the same on another interface directly, without a bridge.
 //! - [`af_xdp`]: AF_XDP sockets on the queues of an interface.
-//! - [`reflect`]: every frame goes back to the guest that sent it.
-//! - [`switch`]: a learning switch between guests.
 //! - [`null`]: frames go nowhere, or come from nowhere.
+//! - [`reflect`]: no wire: every frame goes back to the guest that sent it.
 //!
 //! Around any of them:
 //!
-//! - [`fault`]: loses frames and answers errors that were asked for.
+//! - [`fault`]: loses frames, and returns errors, as planted.
 //! - [`pcap`]: writes a copy of every frame to a file.
+//! - `wrapper`: what such a datapath leaves to the one inside.
 //!
 //! - `claim`: one process for each tap and macvtap that the kernel would let several serve.
 //!
-//! A datapath moves bursts and returns facts. It never reads the clock, and it says of every frame that it
-//! did not carry why.
+//! A datapath moves bursts and returns facts. It never reads the clock, and it returns a cause for every frame that it
+//! did not carry. The trait is in two parts: [`Interface`] is what the host has, [`Datapath`] moves frames. What only
+//! some can do is a trait of its own: [`InPlace`], [`KernelFacts`], [`Observer`], [`FrameReader`].
 
 pub mod af_xdp;
 mod claim;
@@ -25,9 +26,9 @@ pub mod null;
 pub mod pcap;
 pub mod reflect;
 mod refusal;
-pub mod switch;
 mod sys;
 pub mod tap;
+mod wrapper;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -43,17 +44,17 @@ pub use null::Null;
 pub use pcap::{CaptureError, CaptureOptions, Pcap};
 pub use reflect::Reflect;
 pub use refusal::Refusal;
-pub use switch::Switch;
 pub use tap::{TapError, TapQueue, Uring};
+pub use wrapper::Wrapper;
 
 /// What a datapath can do, known before any guest attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// The name on the command line: `tap`, `macvtap`, `af-xdp`, `reflect`, `switch`, `null`.
     pub name: &'static str,
-    /// What it takes of a guest's unfinished frames.
+    /// The offloads that may be pending in a guest's frames.
     pub from_guest: Offloads,
-    /// What unfinished frames it may deliver to a guest that takes them.
+    /// The offloads that may be pending in frames to a guest that takes them.
     pub to_guest: Offloads,
     /// The largest payload of a link frame, bytes.
     pub mtu: u16,
@@ -62,8 +63,8 @@ pub struct Capabilities {
 /// What became of a burst from the guest.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Transmitted {
-    /// How many of the frames, from the first on, are done with: carried, or refused and counted. The
-    /// rest comes again when the datapath is writable.
+    /// Number of frames, from the first on, that are done with: carried, or refused and counted. The rest is offered again
+    /// when the datapath is writable.
     pub taken: usize,
     /// Bytes of the frames that were carried.
     pub bytes: u32,
@@ -80,12 +81,12 @@ impl Transmitted {
     }
 }
 
-/// What was counted behind the datapath's back.
+/// What the kernel counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
     /// A frame for the guest was lost.
     Lost(DropCause),
-    /// Something else, by which no frame was lost, or that is counted as lost already.
+    /// Another event, which lost no frame, or whose loss is counted already.
     Event(SocketEvent),
 }
 
@@ -98,29 +99,18 @@ pub enum Look {
     More,
 }
 
-/// A way from a guest to a wire: one queue of it, owned by the worker that serves the queue pair.
-pub trait Datapath: Send + 'static {
+/// One queue of the interface that a datapath moves frames through, as the host has it.
+pub trait Interface: Send + 'static {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// Takes notice of what a guest negotiated, before its first burst.
+    /// A guest has negotiated this. Called before its first burst.
     ///
     /// # Errors
-    /// What the system answers; the queue pair is not started then.
+    /// What the system answers; the queue pair does not start then.
     fn configure(&mut self, _negotiated: Negotiated) -> io::Result<()> {
         Ok(())
     }
-
-    /// Frames of a guest with this memory will come. It is called again when the memory changes.
-    ///
-    /// # Errors
-    /// Why frames cannot be carried from there; the queue pair is not started then.
-    fn attach(&mut self, _memory: &GuestMemory) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// No more frames will come of the guest's memory, and it must not be touched any more.
-    fn detach(&mut self) {}
 
     /// Whether the guest takes frames from now on. An inactive queue should get none from the host.
     ///
@@ -128,70 +118,128 @@ pub trait Datapath: Send + 'static {
     /// What the system answers.
     fn set_active(&mut self, active: bool) -> io::Result<()>;
 
+    /// Whether frames for the guest wait, without taking one.
+    fn has_frames(&self) -> bool;
+
+    /// A descriptor that becomes readable when frames come, and writable when more are taken (edge triggered).
+    fn readiness(&self) -> Option<BorrowedFd<'_>>;
+
+    /// What the kernel knows of its frames, if it says.
+    #[inline]
+    fn kernel_facts(&mut self) -> Option<&mut impl KernelFacts> {
+        None::<&mut Never>
+    }
+}
+
+/// A way from a guest to a wire and back: one queue of it, owned by the worker that serves the queue pair.
+pub trait Datapath: Interface {
     /// Carries frames from the guest, in order.
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted;
-
-    /// Whether frames are sent from the guest's memory after [`transmit`](Self::transmit) has returned. Then the guest
-    /// must not get the buffers of frames that were taken back, and they are not offered again, until
-    /// [`sent`](Self::sent) reports them.
-    #[inline]
-    fn holds_frames(&self) -> bool {
-        false
-    }
-
-    /// The outcome of the oldest held frames: those that the kernel is done with.
-    fn sent(&mut self) -> Transmitted {
-        Transmitted::default()
-    }
-
-    /// Whether frames go straight from the buffers of the guest that sends into those of the guest that
-    /// receives. Then the worker calls [`forward`](Self::forward) in place of transmitting and receiving.
-    const FORWARDS: bool = false;
-
-    /// Carries frames from a guest into the receive buffers of one, in order, with one copy.
-    fn forward(&mut self, frames: Frames<'_, '_>, _room: &mut GuestRoom<'_, '_>) -> Transmitted {
-        self.transmit(frames)
-    }
 
     /// Places frames into the guest's buffers until there are no more, or the room is used up.
     ///
     /// # Errors
-    /// What the system answers, other than that there are no frames now. Then it is looked at again after a
-    /// while; `WouldBlock` says that no frame was lost.
+    /// What the system answers, other than that there are no frames now. Then it is read again after a while;
+    /// `WouldBlock` means that no frame was lost.
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
 
-    /// Reads one frame into memory of ours, for a switch, which must look at it to know which guest gets it: first its
-    /// net header, as long as was negotiated. What does not fit `to` is lost. Returns the length of both, or none when
-    /// there are no frames now.
+    /// Its way to send frames from the guest's own memory, if it sends them from there.
+    #[inline]
+    fn in_place(&mut self) -> Option<&mut impl InPlace> {
+        None::<&mut Never>
+    }
+
+    /// What wants to know what was recorded of bursts.
+    #[inline]
+    fn observer(&mut self) -> Option<&mut impl Observer> {
+        None::<&mut Never>
+    }
+}
+
+/// A way from a guest to a guest: frames go from the buffers of one into those of the other, without a wire.
+pub trait Forward: Send + 'static {
+    /// Carries frames from a guest into the receive buffers of one, in order, with one copy.
+    fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted;
+
+    /// What wants to know what was recorded of bursts.
+    #[inline]
+    fn observer(&mut self) -> Option<&mut impl Observer> {
+        None::<&mut Never>
+    }
+}
+
+/// Frames that are sent from the guest's memory after [`Datapath::transmit`] has returned. The guest must not get the
+/// buffers of frames that were taken back, and they are not offered again, until [`sent`](Self::sent) reports them.
+pub trait InPlace {
+    /// Frames of a guest with this memory will come. Called again when the memory changes.
     ///
     /// # Errors
-    /// As [`receive`](Self::receive).
-    fn receive_frame(&mut self, _to: GuestSlice<'_>) -> io::Result<Option<usize>> {
-        Ok(None)
+    /// Why frames cannot be carried from there; the queue pair does not start then.
+    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()>;
+
+    /// Frames of the guest's memory come no more, and it must not be touched any more.
+    fn detach(&mut self);
+
+    /// The outcome of the oldest frames that the kernel is done with.
+    fn sent(&mut self) -> Transmitted;
+}
+
+/// What the kernel knows of frames for the guest, and the datapath does not see.
+pub trait KernelFacts {
+    /// Reports the frames that were lost on the way here since the last call, and the other events counted there. It
+    /// takes a system call.
+    fn losses(&mut self, each: &mut dyn FnMut(Counted, u64));
+
+    /// When the first frame of the last [`Datapath::receive`] came to the host's kernel, nanoseconds of
+    /// `CLOCK_MONOTONIC`, if the kernel says.
+    fn arrived_ns(&self) -> Option<u64>;
+}
+
+/// Gets what was recorded of bursts.
+pub trait Observer {
+    /// A burst of carried packets has crossed its last boundary. A burst of which nothing was carried has no record.
+    fn recorded(&mut self, record: &BurstRecord);
+}
+
+/// A datapath that can be the uplink of a switch, which must look at a frame to know which guest gets it.
+pub trait FrameReader: Datapath {
+    /// Reads one frame into the daemon's memory: first its net header, as long as was negotiated. Bytes that do not fit
+    /// `to` are lost. Returns the length of both, or none when there are no frames now.
+    ///
+    /// # Errors
+    /// As [`Datapath::receive`].
+    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>>;
+}
+
+/// The absence of an [`InPlace`], [`KernelFacts`] or [`Observer`].
+enum Never {}
+
+impl InPlace for Never {
+    fn attach(&mut self, _memory: &GuestMemory) -> io::Result<()> {
+        match *self {}
     }
 
-    /// Whether frames for the guest can be lost in a place that only [`losses`](Self::losses) looks at.
-    const COUNTS_LOSSES: bool = false;
+    fn detach(&mut self) {
+        match *self {}
+    }
 
-    /// Tells of the frames for the guest that were lost on the way here since this was last asked, and what else was
-    /// counted there. It takes a system call.
-    fn losses(&mut self, _each: &mut dyn FnMut(Counted, u64)) {}
+    fn sent(&mut self) -> Transmitted {
+        match *self {}
+    }
+}
 
-    /// When the first frame of the last look came to the host's kernel, nanoseconds of `CLOCK_MONOTONIC`, if the
-    /// kernel says.
-    #[inline]
+impl KernelFacts for Never {
+    fn losses(&mut self, _each: &mut dyn FnMut(Counted, u64)) {
+        match *self {}
+    }
+
     fn arrived_ns(&self) -> Option<u64> {
-        None
+        match *self {}
     }
+}
 
-    /// Whether frames for the guest wait, without taking one.
-    fn has_frames(&self) -> bool;
-
-    /// What becomes readable when frames come, and writable when more are taken (edge triggered).
-    fn readiness(&self) -> Option<BorrowedFd<'_>>;
-
-    /// Takes notice of what was recorded of a burst of packets that were carried, once it has crossed its last
-    /// boundary. Of a burst of which nothing was carried there is no record. Only wrappers care.
-    #[inline]
-    fn recorded(&mut self, _record: &BurstRecord) {}
+impl Observer for Never {
+    fn recorded(&mut self, _record: &BurstRecord) {
+        match *self {}
+    }
 }

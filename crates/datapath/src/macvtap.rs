@@ -12,7 +12,7 @@ mod link;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -23,12 +23,12 @@ use guest_memory::GuestSlice;
 use host_links::macvtap::{MacVtapMode, NewMacvtap};
 use libc::{TUNGETIFF, TUNSETIFF};
 use rustix::fs::{CWD, FileType, Mode as Permissions, makedev, mknodat};
-use virtio_net::{Frames, GuestRoom, Negotiated};
+use virtio_net::{Frames, GuestRoom};
 
 use crate::claim::{Claim, Taken};
 use crate::sys::{self, InterfaceRequest};
 use crate::tap::{self, QueueFacts, TapQueue};
-use crate::{Capabilities, Datapath, Look, Transmitted};
+use crate::{Datapath, FrameReader, Look, Transmitted, Wrapper};
 
 pub use error::MacvtapError;
 use link::{Link, Made};
@@ -205,19 +205,19 @@ impl Macvtap {
     }
 }
 
+impl Wrapper for Macvtap {
+    type Inner = TapQueue;
+
+    fn inner(&self) -> &TapQueue {
+        &self.queue
+    }
+
+    fn inner_mut(&mut self) -> &mut TapQueue {
+        &mut self.queue
+    }
+}
+
 impl Datapath for Macvtap {
-    fn capabilities(&self) -> Capabilities {
-        self.queue.capabilities()
-    }
-
-    fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
-        self.queue.configure(negotiated)
-    }
-
-    fn set_active(&mut self, active: bool) -> io::Result<()> {
-        self.queue.set_active(active)
-    }
-
     #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         if self.link.as_ref().is_some_and(|link| !link.carries()) {
@@ -230,17 +230,11 @@ impl Datapath for Macvtap {
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
         self.queue.receive(room)
     }
+}
 
+impl FrameReader for Macvtap {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
         self.queue.receive_frame(to)
-    }
-
-    fn has_frames(&self) -> bool {
-        self.queue.has_frames()
-    }
-
-    fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        self.queue.readiness()
     }
 }
 

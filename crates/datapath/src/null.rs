@@ -1,5 +1,5 @@
-//! Frames go nowhere, after being copied out as a real back end would; or come from nowhere, as many as
-//! the guest has buffers for.
+//! Frames go nowhere, after a copy such as a real back end makes; or come from nowhere, as many as the guest has
+//! buffers for.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -10,7 +10,7 @@ use virtio_net::{
     BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed,
 };
 
-use crate::{Capabilities, Datapath, Look, Transmitted};
+use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Transmitted};
 
 /// The shortest Ethernet frame, without its checksum.
 pub const FRAME_LEN_MIN: usize = 14;
@@ -18,7 +18,7 @@ pub const FRAME_LEN_MIN: usize = 14;
 /// One queue to and from nowhere.
 #[derive(Debug)]
 pub struct Null {
-    /// The frame that the guest is sent over and over; empty for none.
+    /// The frame that the guest gets again and again; empty for none.
     frame: Vec<u8>,
     copy: Vec<u8>,
     header_len: usize,
@@ -28,7 +28,7 @@ pub struct Null {
 impl Null {
     /// A queue that generates frames of `receive` bytes, or none when that is 0.
     ///
-    /// Lengths are cut to what a frame may have.
+    /// Other lengths than a frame may have are clamped.
     #[must_use]
     pub fn new(receive: usize) -> Self {
         let mut frame = Vec::new();
@@ -36,14 +36,14 @@ impl Null {
             frame = vec![0; receive.clamp(FRAME_LEN_MIN, FRAME_LEN_MAX)];
             frame[..6].fill(0xff);
             frame[6..12].copy_from_slice(&[0x52, 0x54, 0, 0, 0, 1]);
-            // Local experimental EtherType (IEEE 802): no stack takes it for its own.
+            // Local experimental EtherType (IEEE 802): no network stack uses it.
             frame[12..14].copy_from_slice(&0x88b5_u16.to_be_bytes());
         }
         Self { frame, copy: vec![0; FRAME_LEN_MAX], header_len: HEADER_LEN, active: false }
     }
 }
 
-impl Datapath for Null {
+impl Interface for Null {
     fn capabilities(&self) -> Capabilities {
         let none = Offloads::default();
         Capabilities { name: "null", from_guest: none, to_guest: none, mtu: u16::MAX }
@@ -59,6 +59,16 @@ impl Datapath for Null {
         Ok(())
     }
 
+    fn has_frames(&self) -> bool {
+        self.active && !self.frame.is_empty()
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl Datapath for Null {
     #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
@@ -81,20 +91,14 @@ impl Datapath for Null {
         while room.place(&self.frame) == Placed::Done {}
         Ok(Look::More)
     }
+}
 
+impl FrameReader for Null {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
         if self.frame.is_empty() {
             return Ok(None);
         }
         let header = &NetHeader::PLAIN.to_bytes()[..self.header_len];
         Ok(Some(to.write(0, header) + to.write(header.len(), &self.frame)))
-    }
-
-    fn has_frames(&self) -> bool {
-        self.active && !self.frame.is_empty()
-    }
-
-    fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }

@@ -1,8 +1,8 @@
 //! Writes a copy of every frame that passes a datapath to a pcapng file, with its burst's stages as a comment.
 //!
-//! A frame is copied when the datapath has carried it, and kept until its burst is recorded: only then are the
-//! stages known. A frame's time is the boundary at which it passed the datapath: `gathered` from the guest, or
-//! `seen` on the wire. The file is written by a thread of its own, and no frame waits for it.
+//! A frame is copied when the datapath has carried it, and kept until its burst is recorded, because the stages are known
+//! only then. A frame's time is the boundary at which it passed the datapath: `gathered` from the guest, or `seen` on
+//! the wire. Another thread writes the file, and no frame waits for it.
 //!
 //! - `capture`: the file, its thread, and the way there.
 //! - the crate `pcapng`: the blocks of the file, and the comments on frames.
@@ -11,17 +11,16 @@ mod capture;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
 
 use burst_trace::{BurstRecord, Direction};
-use guest_memory::{GuestMemory, GuestSlice, Spare};
-use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom, Negotiated};
+use guest_memory::{GuestMemory, Spare};
+use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom};
 
-use crate::{Capabilities, Counted, Datapath, Look, Transmitted};
+use crate::{Datapath, Forward, InPlace, Look, Observer, Transmitted, Wrapper};
 
 pub use capture::{CaptureError, CaptureOptions, Lane, begin};
 
-/// A datapath of which every frame is captured.
+/// A datapath whose frames are captured.
 #[derive(Debug)]
 pub struct Pcap<D> {
     inner: D,
@@ -57,14 +56,14 @@ impl Copied {
 #[derive(Debug, Default)]
 struct Kept {
     block: Option<capture::Block>,
-    /// How many frames the burst has, those among them that were left out.
+    /// Number of the burst's frames, including those that were left out.
     frames: usize,
-    /// How many of them the datapath carried.
+    /// Number of them that the datapath carried.
     carried: usize,
 }
 
 impl Kept {
-    /// Keeps `frames`, of which the datapath carried so many.
+    /// Keeps `frames`, of which the datapath carried `carried`; all of them if that is not given.
     fn keep<'f, 'm: 'f>(
         &mut self,
         lane: &Lane,
@@ -72,7 +71,7 @@ impl Kept {
         carried: Option<usize>,
     ) {
         if self.frames >= 2 * BURST_MAX {
-            // Of bursts that never were recorded.
+            // They are of bursts that were never recorded.
             self.forget(lane);
         }
         let before = self.frames;
@@ -115,17 +114,17 @@ impl Kept {
     }
 }
 
-impl<D: Datapath> Pcap<D> {
+impl<I> Pcap<I> {
     /// Captures what passes `inner`.
     #[must_use]
-    pub fn new(inner: D, lane: Lane) -> Self {
+    pub fn new(inner: I, lane: Lane) -> Self {
         let (sent, placed) = Default::default();
         Self { inner, lane, sent, placed, held: VecDeque::new() }
     }
 
     fn keep_sent(&mut self, frames: Frames<'_, '_>, done: &Transmitted) {
         let carried = done.taken - usize::from(done.drops.total());
-        // Frames none of which was carried are not in the burst's record either.
+        // If no frame was carried, none is in the burst's record.
         if carried > 0 {
             self.sent.keep(&self.lane, frames.take(done.taken).iter(), Some(carried));
         }
@@ -135,7 +134,7 @@ impl<D: Datapath> Pcap<D> {
     fn keep_placed<T>(
         &mut self,
         room: &mut GuestRoom<'_, '_>,
-        work: impl FnOnce(&mut D, &mut GuestRoom<'_, '_>) -> T,
+        work: impl FnOnce(&mut I, &mut GuestRoom<'_, '_>) -> T,
     ) -> T {
         if room.frames() == 0 {
             self.placed.forget(&self.lane);
@@ -148,34 +147,22 @@ impl<D: Datapath> Pcap<D> {
     }
 }
 
+impl<D: Datapath> Wrapper for Pcap<D> {
+    type Inner = D;
+
+    fn inner(&self) -> &D {
+        &self.inner
+    }
+
+    fn inner_mut(&mut self) -> &mut D {
+        &mut self.inner
+    }
+}
+
 impl<D: Datapath> Datapath for Pcap<D> {
-    const FORWARDS: bool = D::FORWARDS;
-    const COUNTS_LOSSES: bool = D::COUNTS_LOSSES;
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
-        self.inner.configure(negotiated)
-    }
-
-    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
-        self.inner.attach(memory)
-    }
-
-    fn detach(&mut self) {
-        self.held.clear();
-        self.inner.detach();
-    }
-
-    fn set_active(&mut self, active: bool) -> io::Result<()> {
-        self.inner.set_active(active)
-    }
-
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let done = self.inner.transmit(frames);
-        if self.inner.holds_frames() {
+        if self.inner.in_place().is_some() {
             self.held.extend(frames.take(done.taken).iter().map(|frame| Copied::new(&frame)));
         } else {
             self.keep_sent(frames, &done);
@@ -183,12 +170,33 @@ impl<D: Datapath> Datapath for Pcap<D> {
         done
     }
 
-    fn holds_frames(&self) -> bool {
-        self.inner.holds_frames()
+    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        self.keep_placed(room, D::receive)
+    }
+
+    fn in_place(&mut self) -> Option<&mut impl InPlace> {
+        self.inner.in_place().is_some().then_some(self)
+    }
+
+    fn observer(&mut self) -> Option<&mut impl Observer> {
+        Some(self)
+    }
+}
+
+impl<D: Datapath> InPlace for Pcap<D> {
+    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
+        self.inner.in_place().map_or(Ok(()), |inner| inner.attach(memory))
+    }
+
+    fn detach(&mut self) {
+        self.held.clear();
+        if let Some(inner) = self.inner.in_place() {
+            inner.detach();
+        }
     }
 
     fn sent(&mut self) -> Transmitted {
-        let done = self.inner.sent();
+        let done = self.inner.in_place().map(InPlace::sent).unwrap_or_default();
         let carried = done.taken - usize::from(done.drops.total());
         let copies = self.held.drain(..done.taken.min(self.held.len())).collect::<Vec<_>>();
         if carried > 0 {
@@ -199,42 +207,25 @@ impl<D: Datapath> Datapath for Pcap<D> {
         }
         done
     }
+}
 
+impl<F: Forward> Forward for Pcap<F> {
     fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted {
         let done = self.keep_placed(room, |inner, room| inner.forward(frames, room));
         self.keep_sent(frames, &done);
         done
     }
 
-    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
-        self.keep_placed(room, D::receive)
+    fn observer(&mut self) -> Option<&mut impl Observer> {
+        Some(self)
     }
+}
 
-    fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
-        self.inner.receive_frame(to)
-    }
-
-    fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
-        self.inner.losses(each);
-    }
-
-    fn arrived_ns(&self) -> Option<u64> {
-        self.inner.arrived_ns()
-    }
-
-    fn has_frames(&self) -> bool {
-        self.inner.has_frames()
-    }
-
-    fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        self.inner.readiness()
-    }
-
+impl<I> Observer for Pcap<I> {
     fn recorded(&mut self, record: &BurstRecord) {
         match record.direction() {
             Direction::Tx => self.sent.finish(&self.lane, record),
             Direction::Rx => self.placed.finish(&self.lane, record),
         }
-        self.inner.recorded(record);
     }
 }

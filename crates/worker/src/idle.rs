@@ -12,12 +12,10 @@ pub mod sleep;
 
 use std::time::Duration;
 
-use datapath::Datapath;
-
 use crate::clock::{Clock, Deadline};
-use crate::pair::Pair;
+use crate::pairs::Pairs;
 
-use self::forecast::Lengths;
+use self::forecast::{Forecast, Lengths, Worked};
 
 pub use policy::{PollPolicy, Scheduling};
 
@@ -44,6 +42,8 @@ pub enum Idle {
 pub struct IdleGap {
     policy: PollPolicy,
     clock: Clock,
+    /// One for each queue pair.
+    forecasts: Vec<Forecast>,
     /// How long `adaptive` polls, ticks.
     spin: u64,
     /// [`LATENESS`] in ticks.
@@ -66,7 +66,8 @@ pub struct IdleGap {
 }
 
 impl IdleGap {
-    pub fn new(policy: PollPolicy, clock: Clock) -> Self {
+    /// For a worker with `pairs` queue pairs.
+    pub fn new(policy: PollPolicy, clock: Clock, pairs: usize) -> Self {
         let spin = match policy {
             PollPolicy::Adaptive(time) => clock.ticks_in(time),
             PollPolicy::Never | PollPolicy::Always => 0,
@@ -74,6 +75,7 @@ impl IdleGap {
         Self {
             policy,
             clock,
+            forecasts: (0..pairs).map(|_| Forecast::default()).collect(),
             spin,
             lateness: clock.ticks_in(LATENESS),
             late: Lengths::default(),
@@ -88,7 +90,7 @@ impl IdleGap {
 
     /// There was work: the gap is over.
     #[inline]
-    pub fn end<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) {
+    pub fn end(&mut self, pairs: &mut Pairs) {
         if self.is_long {
             self.learn(pairs);
         }
@@ -112,9 +114,9 @@ impl IdleGap {
 
     /// What to do after a look that found nothing.
     #[inline]
-    pub fn next<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) -> Idle {
+    pub fn next(&mut self, pairs: &mut Pairs) -> Idle {
         let sleep = match self.policy {
-            _ if pairs.iter().any(Pair::cannot_be_kicked) => None,
+            _ if pairs.cannot_be_kicked() => None,
             PollPolicy::Never => Some(Idle::Sleep(None)),
             PollPolicy::Always => None,
             PollPolicy::Adaptive(_) => self.adapt(pairs),
@@ -127,10 +129,15 @@ impl IdleGap {
 
     /// Polls at the gap's beginning and around the moment that a pair's forecast gives; sleeps otherwise.
     #[inline]
-    fn adapt<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) -> Option<Idle> {
+    fn adapt(&mut self, pairs: &mut Pairs) -> Option<Idle> {
         let now = self.clock.now();
         let since = *self.since.get_or_insert_with(|| {
-            pairs.iter_mut().for_each(|pair| pair.rest(now));
+            for (at, forecast) in self.forecasts.iter_mut().enumerate() {
+                let worked = pairs.take_worked(at);
+                if worked != Worked::default() {
+                    forecast.begin(worked, now);
+                }
+            }
             now
         });
         (self.looked, self.overslept) = (now, 0);
@@ -138,13 +145,13 @@ impl IdleGap {
             return None;
         }
         self.is_long = true;
-        self.wait(pairs, now)
+        self.wait(now)
     }
 
     /// How long to sleep at `now`; none if the time is too short for a sleep.
     #[cold]
-    fn wait<D: Datapath>(&mut self, pairs: &[Pair<D>], now: u64) -> Option<Idle> {
-        let due = pairs.iter().filter_map(|pair| pair.forecast.due(now, self.spin));
+    fn wait(&mut self, now: u64) -> Option<Idle> {
+        let due = self.forecasts.iter().filter_map(|forecast| forecast.due(now, self.spin));
         let next = due.map(|due| due.start).min();
         self.wake_at = None;
         let Some(next) = next else { return Some(Idle::Sleep(None)) };
@@ -157,10 +164,15 @@ impl IdleGap {
     }
 
     #[cold]
-    fn learn<D: Datapath>(&mut self, pairs: &mut [Pair<D>]) {
+    fn learn(&mut self, pairs: &Pairs) {
         self.is_long = false;
         let over = self.looked.saturating_sub(self.overslept);
         let (inexact, spin) = (self.overslept, self.spin);
-        pairs.iter_mut().for_each(|pair| pair.learn(over, inexact, spin));
+        for (at, forecast) in self.forecasts.iter_mut().enumerate() {
+            // Perhaps it was this pair that ended the gap.
+            if pairs.worked(at) != Worked::default() {
+                forecast.learn(over, inexact, spin);
+            }
+        }
     }
 }

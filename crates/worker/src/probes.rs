@@ -1,73 +1,61 @@
-//! Which probe packets a burst carried: UDP packets to or from a port, with a number of their own in the payload
+//! The probe packets that a burst carried: UDP packets to or from a port, with a sequence number in the payload
 //! ([`burst_trace::Probe`]).
 
 use burst_trace::probe::PROBE_BYTES;
-use burst_trace::{BurstRecord, Direction, Probe};
+use burst_trace::{BurstRecord, Probe};
 use virtio_net::packet::{Packet, Transport};
 use virtio_net::{BURST_MAX, Frame, GuestRoom};
 
-use crate::trace::Tracer;
+use crate::tracer::Tracer;
 
 /// Headers up to the payload and the probe in it: Ethernet with two VLAN tags, the longest of IP (RFC 791), UDP.
 const FRONT: usize = 14 + 8 + 60 + 8 + PROBE_BYTES;
 
-/// The probes of a pair's bursts that are on their way.
+/// The probes of one ring's bursts that are not recorded yet.
 #[derive(Debug)]
 pub struct Probes {
     port: u16,
-    sent: Vec<Probe>,
-    /// Of the burst that is being placed; the one before may not be recorded yet.
-    placing: Vec<Probe>,
-    placed: Vec<Probe>,
+    /// Of the burst that is being moved; the one before may not be recorded yet.
+    found: Vec<Probe>,
+    published: Vec<Probe>,
 }
 
 impl Probes {
     /// Looks for packets to or from UDP `port`.
     pub fn new(port: u16) -> Self {
         let list = || Vec::with_capacity(BURST_MAX);
-        Self { port, sent: list(), placing: list(), placed: list() }
+        Self { port, found: list(), published: list() }
     }
 
-    /// These frames of the guest's were carried.
-    pub fn look_at_sent<'f, 'm: 'f>(&mut self, frames: impl Iterator<Item = Frame<'f, 'm>>) {
-        look(self.port, frames, &mut self.sent);
+    /// Looks for probes among the frames of a burst.
+    pub fn look_at<'f, 'm: 'f>(&mut self, frames: impl Iterator<Item = Frame<'f, 'm>>) {
+        look(self.port, frames, &mut self.found);
     }
 
-    /// These frames were placed in the guest's buffers.
-    pub fn look_at_placed<'f, 'm: 'f>(&mut self, frames: impl Iterator<Item = Frame<'f, 'm>>) {
-        look(self.port, frames, &mut self.placing);
+    /// Has `place` place frames in the room, and looks for probes among them.
+    pub fn watch<'m, T>(
+        &mut self,
+        room: &mut GuestRoom<'_, 'm>,
+        place: impl FnOnce(&mut GuestRoom<'_, 'm>) -> T,
+    ) -> T {
+        room.keep();
+        let mark = room.mark();
+        let done = place(room);
+        self.look_at(room.placed_since(mark));
+        done
     }
 
-    /// What was placed is published, and recorded next.
+    /// The burst is published, and recorded next.
     pub fn published(&mut self) {
-        std::mem::swap(&mut self.placing, &mut self.placed);
+        std::mem::swap(&mut self.found, &mut self.published);
     }
 
-    /// Leaves the probes behind that the burst of `record` carried.
+    /// Records the probes that the burst of `record` carried.
     pub fn recorded(&mut self, record: &BurstRecord, tracer: &mut Tracer) {
-        let probes = match record.direction() {
-            Direction::Tx => &mut self.sent,
-            Direction::Rx => &mut self.placed,
-        };
-        for probe in probes.drain(..) {
+        for probe in self.published.drain(..) {
             tracer.probe(record, probe.run, probe.sequence);
         }
     }
-}
-
-/// Has `place` place frames in the room, and looks at those where probes are looked for.
-#[inline]
-pub fn watch<'m, T>(
-    probes: Option<&mut Probes>,
-    room: &mut GuestRoom<'_, 'm>,
-    place: impl FnOnce(&mut GuestRoom<'_, 'm>) -> T,
-) -> T {
-    let Some(probes) = probes else { return place(room) };
-    room.keep();
-    let mark = room.mark();
-    let done = place(room);
-    probes.look_at_placed(room.placed_since(mark));
-    done
 }
 
 fn look<'f, 'm: 'f>(

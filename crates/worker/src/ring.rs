@@ -13,26 +13,29 @@ use crate::custody::Foreign;
 use crate::idle::sleep::{Sleeper, Token};
 use crate::mailbox::RingStart;
 use crate::sys;
-use crate::torn::TORN;
+
+/// The reason in the log for a ring whose memory became shorter.
+const TORN: &str =
+    "a part of the guest's memory is missing (its file was truncated, or its file system is full)";
 
 /// A ring that was started and not yet stopped.
 #[derive(Debug)]
 pub struct Ring {
     /// Where messages about it go.
     log: Arc<LogLimit>,
-    pub index: u16,
-    pub queue: Queue,
-    pub memory: Arc<GuestMemory>,
-    pub negotiated: Negotiated,
+    index: u16,
+    queue: Queue,
+    memory: Arc<GuestMemory>,
+    negotiated: Negotiated,
     setup: QueueSetup,
     kick: Option<Arc<Foreign>>,
     call: Option<Arc<Foreign>>,
     error: Option<Arc<Foreign>>,
     /// Ends a signal that blocks, if the worker serves several guests.
     alarm: Option<Arc<Alarm>>,
-    pub state: RingState,
+    state: RingState,
     /// When the ring was last looked at, ticks: whatever a later look finds came after this.
-    pub last_look: u64,
+    last_look: u64,
 }
 
 /// Whether a ring is served, and how.
@@ -42,10 +45,9 @@ pub enum RingState {
     Waiting,
     /// Frames flow.
     Enabled,
-    /// The front end disabled it: what the guest sends is discarded, and it gets nothing (vhost-user,
-    /// "Ring states").
+    /// The front end disabled it: frames from the guest are dropped, and it gets none (vhost-user, "Ring states").
     Disabled,
-    /// The guest broke it: it is left alone until it is started anew.
+    /// The guest broke it: it is left alone until it is started again.
     Broken,
 }
 
@@ -82,11 +84,78 @@ impl Ring {
         ring.set_call(start.call);
         // The ring is looked at anyway until the worker goes to sleep.
         ring.queue.disable_notification();
-        // Whoever served the ring before may have ended between publishing and telling.
+        // The process that served the ring before may have ended between publishing and signalling.
         ring.signal();
         Ok(ring)
     }
 
+    pub const fn state(&self) -> RingState {
+        self.state
+    }
+
+    #[inline]
+    pub fn is_enabled(&self) -> bool {
+        self.state == RingState::Enabled
+    }
+
+    pub const fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    pub const fn negotiated(&self) -> Negotiated {
+        self.negotiated
+    }
+
+    #[inline]
+    pub const fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    /// The queue, the memory it is in, and what was negotiated.
+    #[inline]
+    pub fn parts(&mut self) -> (&mut Queue, &GuestMemory, Negotiated) {
+        (&mut self.queue, &self.memory, self.negotiated)
+    }
+
+    /// Whether the driver made chains available since the last look.
+    #[inline]
+    pub fn has_grown(&self) -> bool {
+        self.queue.has_grown()
+    }
+
+    pub const fn last_look(&self) -> u64 {
+        self.last_look
+    }
+
+    /// Notes a look at `now`, ticks. Returns the time of the look before.
+    #[inline]
+    pub const fn note_look(&mut self, now: u64) -> u64 {
+        std::mem::replace(&mut self.last_look, now)
+    }
+
+    /// Asks for kicks from now on.
+    pub fn enable_notification(&mut self) {
+        self.queue.enable_notification();
+    }
+
+    /// Asks for no kicks while the ring is looked at anyway. A broken ring is left alone: its driver may use that memory for
+    /// something else already.
+    pub fn disable_notification(&mut self) {
+        if matches!(self.state, RingState::Enabled | RingState::Disabled) {
+            self.queue.disable_notification();
+        }
+    }
+
+    /// Stops the ring if a part of its memory is missing. Returns whether it did.
+    pub fn break_if_torn(&mut self) -> bool {
+        let is_torn = self.state != RingState::Broken && self.memory.is_torn();
+        if is_torn {
+            self.stop_broken(format_args!("{TORN}"));
+        }
+        is_torn
+    }
+
+    /// Has the worker wake up for kicks.
     pub fn listen(&self, sleeper: &Sleeper) -> std::io::Result<()> {
         match &self.kick {
             Some(kick) => sleeper.add(kick.as_ref(), Token::Kick(self.index)),
@@ -94,6 +163,8 @@ impl Ring {
         }
     }
 
+    /// Whether the front end gave a kick. Without one, only polling sees the ring's chains (vhost-user,
+    /// `VHOST_USER_VRING_NOFD_MASK`).
     pub const fn has_kick(&self) -> bool {
         self.kick.is_some()
     }
@@ -126,12 +197,12 @@ impl Ring {
         }
     }
 
-    /// A new descriptor for a ring in service. The guest is told at once, wanted or not: QEMU starts a ring
-    /// with a descriptor that nobody listens to and gives the guest's own one just after it, and what was
-    /// told in between is lost. With the event index, the guest would then never be told again.
+    /// A new descriptor for a ring in service. The guest gets a signal immediately, wanted or not: QEMU starts a ring with
+    /// a descriptor that nobody listens to and gives the guest's own one just after it, and signals in between are lost.
+    /// With the event index, the guest would then never get a signal again.
     pub fn change_call(&mut self, call: Option<Arc<Foreign>>) {
         self.set_call(call);
-        self.tell();
+        self.write_call();
     }
 
     pub fn set_error(&mut self, error: Option<Arc<Foreign>>) {
@@ -150,16 +221,16 @@ impl Ring {
         }
     }
 
-    /// Tells the guest of published chains, if it wants to be told.
+    /// Signals the guest that chains are used, if it needs a notification.
     #[inline]
     pub fn signal(&mut self) {
         if self.queue.needs_notification() {
-            self.tell();
+            self.write_call();
         }
     }
 
     #[inline]
-    fn tell(&mut self) {
+    fn write_call(&mut self) {
         if let Some(call) = &self.call
             && call.signal(self.alarm.as_deref()).is_err()
         {
@@ -178,12 +249,12 @@ impl Ring {
     }
 
     #[cold]
-    pub fn break_down(&mut self, broken: RingError) {
+    pub fn break_down(&mut self, error: RingError) {
         if self.memory.is_torn() {
-            // The worker read zeroes: the driver is not at fault.
+            // The worker read zeroes, so the driver is not at fault.
             return self.stop_broken(format_args!("{TORN}"));
         }
-        self.stop_broken(format_args!("the guest broke it: {broken}"));
+        self.stop_broken(format_args!("the guest broke it: {error}"));
     }
 
     pub fn stop_broken(&mut self, why: fmt::Arguments<'_>) {

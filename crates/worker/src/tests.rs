@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use burst_trace::{Recorder, RecorderOptions};
-use datapath::{Capabilities, Datapath, Look, Transmitted};
+use datapath::{Capabilities, Datapath, InPlace, Interface, Look, Transmitted};
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
@@ -21,8 +21,8 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::clock::Clock;
 use crate::mailbox::{Command, Inbox, Mailbox};
-use crate::pair::Pair;
-use crate::wiring::Direct;
+use crate::topology::wire::Wire;
+use crate::worker::pairs_of;
 use crate::{
     Custody, Foreign, GuestOptions, PanicAlarm, PollPolicy, RingStart, Scheduling, StartError,
     Worker, WorkerOptions,
@@ -49,26 +49,32 @@ struct Obedient {
     orders: Arc<Orders>,
     /// Never readable.
     descriptor: OwnedFd,
+    /// Number of frames taken and not reported as sent.
+    taken: usize,
 }
 
-impl Datapath for Obedient {
+impl Interface for Obedient {
     fn capabilities(&self) -> Capabilities {
         let none = Offloads::default();
         Capabilities { name: "obedient", from_guest: none, to_guest: none, mtu: 1500 }
-    }
-
-    fn attach(&mut self, _memory: &GuestMemory) -> io::Result<()> {
-        match self.orders.refuses_memory.load(Ordering::Relaxed) {
-            true => Err(io::ErrorKind::OutOfMemory.into()),
-            false => Ok(()),
-        }
     }
 
     fn set_active(&mut self, _active: bool) -> io::Result<()> {
         Ok(())
     }
 
+    fn has_frames(&self) -> bool {
+        false
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.descriptor.as_fd())
+    }
+}
+
+impl Datapath for Obedient {
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        self.taken += frames.len();
         Transmitted { taken: frames.len(), ..Transmitted::default() }
     }
 
@@ -80,12 +86,25 @@ impl Datapath for Obedient {
         }
     }
 
-    fn has_frames(&self) -> bool {
-        false
+    fn in_place(&mut self) -> Option<&mut impl InPlace> {
+        Some(self)
+    }
+}
+
+/// All frames are sent at once.
+impl InPlace for Obedient {
+    fn attach(&mut self, _memory: &GuestMemory) -> io::Result<()> {
+        match self.orders.refuses_memory.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::OutOfMemory.into()),
+            false => Ok(()),
+        }
     }
 
-    fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.descriptor.as_fd())
+    fn detach(&mut self) {}
+
+    fn sent(&mut self) -> Transmitted {
+        let taken = std::mem::take(&mut self.taken);
+        Transmitted { taken, ..Transmitted::default() }
     }
 }
 
@@ -136,9 +155,11 @@ impl Rig {
             alarm: PanicAlarm::new(wake),
         };
         let orders = Arc::new(Orders::default());
-        let datapath = Obedient { orders: Arc::clone(&orders), descriptor: new_eventfd().into() };
-        let pairs = vec![Pair::new(0, log, 0, datapath)];
-        let worker = Worker::spawn_wired(options, Direct::new(), vec![guest], pairs, clock);
+        let datapath =
+            Obedient { orders: Arc::clone(&orders), descriptor: new_eventfd().into(), taken: 0 };
+        let pairs = pairs_of(&guest, [0].into_iter());
+        let wire = Wire::new(&log, vec![(0, datapath)]);
+        let worker = Worker::spawn_joined(options, wire, vec![guest], pairs, clock);
         let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
         let memory = Arc::new(GuestMemory::new(Arc::new(map)));
         let drivers = RINGS.map(|at| Driver::new(&memory, at, RingOptions::of(SIZE), 0));

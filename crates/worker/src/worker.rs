@@ -1,4 +1,4 @@
-//! The loop: commands, a turn for every queue pair, sleep.
+//! A worker's thread: started, spoken to, ended.
 
 use std::io;
 use std::sync::Arc;
@@ -7,22 +7,20 @@ use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use burst_trace::Writer;
-use datapath::Datapath;
+use datapath::{Datapath, Forward, FrameReader};
 use log_limit::LogLimit;
 
-use crate::clock::{Clock, Deadline};
-use crate::fabric::{Fabric, Member, pairs_of};
-use crate::fault::{Crash, Delay, Fault};
-use crate::idle::batching::LONGEST;
-use crate::idle::sleep::{Sleeper, Token};
-use crate::idle::{Idle, IdleGap, PollPolicy, Scheduling};
-use crate::mailbox::{Command, Inbox, Mailbox, RingStart, StartError};
-use crate::pair::{Context, HOLD, Pair, RETRY, Shared};
+use crate::clock::Clock;
+use crate::fault::{Crash, Delay};
+use crate::idle::{PollPolicy, Scheduling};
+use crate::mailbox::{Inbox, Mailbox};
+use crate::pairs::Pairs;
 use crate::panic::PanicAlarm;
-use crate::probes::Probes;
-use crate::sys;
-use crate::trace::Tracer;
-use crate::wiring::{Direct, Wiring};
+use crate::topology::Topology;
+use crate::topology::reflect::Reflected;
+use crate::topology::switch::{Member, Switch};
+use crate::topology::wire::Wire;
+use crate::turn::Loop;
 
 /// How a worker is set up.
 #[derive(Clone, Debug)]
@@ -68,17 +66,32 @@ impl Worker {
     /// Starts a worker that serves `pairs` of one guest: queue pair numbers with their datapaths.
     ///
     /// # Errors
-    /// When the thread, its epoll instance, or its scheduling could not be had.
+    /// When the system refuses the thread, its epoll instance, or its scheduling.
     pub fn spawn<D: Datapath>(
         options: WorkerOptions,
         guest: GuestOptions,
         pairs: Vec<(u16, D)>,
         clock: burst_trace::Clock,
     ) -> io::Result<Self> {
-        let log = Arc::clone(&guest.log);
-        let new = |(index, datapath)| Pair::new(0, Arc::clone(&log), index, datapath);
-        let pairs = pairs.into_iter().map(new).collect();
-        Self::spawn_wired(options, Direct::new(), vec![guest], pairs, clock.into())
+        let numbers = pairs.iter().map(|(number, _)| *number);
+        let (served, wire) = (pairs_of(&guest, numbers), Wire::new(&guest.log, pairs));
+        Self::spawn_joined(options, wire, vec![guest], served, clock.into())
+    }
+
+    /// Starts a worker that carries the frames of one guest back to it: queue pair numbers, each with what carries its
+    /// frames.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_reflect<F: Forward>(
+        options: WorkerOptions,
+        guest: GuestOptions,
+        pairs: Vec<(u16, F)>,
+        clock: burst_trace::Clock,
+    ) -> io::Result<Self> {
+        let (numbers, mirrors): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let served = pairs_of(&guest, numbers.into_iter());
+        Self::spawn_joined(options, Reflected::new(mirrors), vec![guest], served, clock.into())
     }
 
     /// Starts a worker that joins all queue pairs of several guests, and perhaps one queue of a datapath as their
@@ -86,25 +99,27 @@ impl Worker {
     ///
     /// # Errors
     /// As [`spawn`](Self::spawn).
-    pub fn spawn_switch<U: Datapath>(
+    pub fn spawn_switch<U: FrameReader>(
         options: WorkerOptions,
         guests: Vec<(GuestOptions, Member)>,
         uplink: Option<U>,
         clock: burst_trace::Clock,
     ) -> io::Result<Self> {
         let clock = Clock::from(clock);
+        let mut pairs = Pairs::default();
+        for (number, (guest, member)) in guests.iter().enumerate() {
+            (0..member.queue_pairs).for_each(|pair| pairs.push(number, guest, pair));
+        }
         let (guests, members): (Vec<_>, Vec<_>) = guests.into_iter().unzip();
-        let logs = guests.iter().map(|guest| Arc::clone(&guest.log));
-        let pairs = pairs_of(logs.zip(&members));
-        let fabric = Fabric::new(&members, uplink, &clock);
-        Self::spawn_wired(options, fabric, guests, pairs, clock)
+        let switch = Switch::new(&members, uplink, &clock);
+        Self::spawn_joined(options, switch, guests, pairs, clock)
     }
 
-    pub(crate) fn spawn_wired<W: Wiring>(
+    pub(crate) fn spawn_joined<T: Topology>(
         options: WorkerOptions,
-        wiring: W,
+        topology: T,
         guests: Vec<GuestOptions>,
-        pairs: Vec<Pair<W::Wire>>,
+        pairs: Pairs,
         clock: Clock,
     ) -> io::Result<Self> {
         let inbox = Arc::new(Inbox::new()?);
@@ -116,7 +131,7 @@ impl Worker {
         let thread = Builder::new().name(name).spawn(move || {
             let _watched = options.alarm.watch();
             let _closed_at_the_end = CloseAtTheEnd(Arc::clone(&inside));
-            match Loop::new(options, wiring, guests, pairs, clock, inside) {
+            match Loop::new(&options, topology, guests, pairs, clock, inside) {
                 Ok(mut work) => {
                     let _ = ready.send(Ok(rustix::thread::gettid()));
                     work.run();
@@ -140,10 +155,10 @@ impl Worker {
         self.tid
     }
 
-    /// How the device of guest number `guest`, in the order they were given, talks to it.
+    /// The mailbox of guest number `guest`, in the order they were given.
     ///
     /// # Panics
-    /// When there are not so many.
+    /// When there is no such guest.
     #[must_use]
     pub fn mailbox(&self, guest: usize) -> &Arc<Mailbox> {
         &self.mailboxes[guest]
@@ -165,7 +180,7 @@ impl Drop for Worker {
     }
 }
 
-/// However a worker's thread ends, nobody is left waiting for it.
+/// Closes the inbox however the worker's thread ends, so that nobody waits for it.
 struct CloseAtTheEnd(Arc<Inbox>);
 
 impl Drop for CloseAtTheEnd {
@@ -174,325 +189,9 @@ impl Drop for CloseAtTheEnd {
     }
 }
 
-/// So many pauses of the CPU from one look that found nothing to the next, 27 ns each on an AMD Zen 5: a look
-/// takes a cache line from a guest that is just writing there. With 32 packets in flight some 5 % more come through
-/// than with one pause.
-const PAUSES_A_LOOK: u32 = 6;
-
-struct Loop<W: Wiring> {
-    inbox: Arc<Inbox>,
-    sleeper: Sleeper,
-    wiring: W,
-    /// One a guest.
-    tracers: Vec<Tracer>,
-    pairs: Vec<Pair<W::Wire>>,
-    clock: Clock,
-    idle: IdleGap,
-    /// Whether it ever looks for frames without having been woken for them.
-    polls: bool,
-    /// [`HOLD`] in ticks.
-    hold: u64,
-    /// [`RETRY`] in ticks.
-    retry: u64,
-    /// [`LONGEST`] in ticks.
-    longest: u64,
-    /// When the worker last woke up, ticks.
-    woken: u64,
-    /// How many turns with work there have been since it last slept.
-    busy: u32,
-    /// Whether datapaths wake it up.
-    listens: bool,
-    losses: Losses,
-    /// [`guest_memory::generation`] at the last check of the mappings.
-    generation: u32,
-}
-
-/// When to ask datapaths for what they lost.
-struct Losses {
-    /// When they were last asked, ticks.
-    asked: u64,
-    /// [`LOSSES_EVERY`] in ticks.
-    every: u64,
-    /// How many turns there have been with work since then.
-    turns: u32,
-}
-
-/// So often datapaths are asked for what they lost, which takes a system call, while there is work and once after.
-const LOSSES_EVERY: Duration = Duration::from_millis(100);
-
-/// In a rush, the clock is looked at for that once in so many turns; and after so many turns it is a rush.
-const TURNS_A_LOOK: u32 = 1024;
-
-impl<W: Wiring> Loop<W> {
-    fn new(
-        options: WorkerOptions,
-        mut wiring: W,
-        guests: Vec<GuestOptions>,
-        mut pairs: Vec<Pair<W::Wire>>,
-        clock: Clock,
-        inbox: Arc<Inbox>,
-    ) -> io::Result<Self> {
-        sys::schedule(options.scheduling)?;
-        inbox.open()?;
-        let sleeper = Sleeper::new(guests.len())?;
-        sleeper.add(inbox.wake(), Token::Mailbox)?;
-        wiring.start(&sleeper)?;
-        for pair in &mut pairs {
-            let port = guests[pair.guest].probe_port;
-            pair.probes = port.map(|port| Box::new(Probes::new(port)));
-        }
-        let tracer = |guest: GuestOptions| {
-            let fault = Fault::new(&guest.delays, &guest.crashes, &clock);
-            Tracer::new(clock, guest.writer, fault, guest.trace)
-        };
-        Ok(Self {
-            inbox,
-            sleeper,
-            wiring,
-            tracers: guests.into_iter().map(tracer).collect(),
-            pairs,
-            clock,
-            idle: IdleGap::new(options.poll, clock),
-            polls: options.poll != PollPolicy::Never,
-            hold: clock.ticks_in(HOLD),
-            retry: clock.ticks_in(RETRY),
-            longest: clock.ticks_in(LONGEST),
-            woken: 0,
-            busy: 0,
-            listens: false,
-            losses: Losses { asked: 0, every: clock.ticks_in(LOSSES_EVERY), turns: 0 },
-            generation: 0,
-        })
-    }
-
-    fn run(&mut self) {
-        loop {
-            if self.inbox.is_pending() && self.obey().is_break() {
-                return;
-            }
-            if guest_memory::generation() != self.generation {
-                self.look_at_mappings();
-            }
-            if self.turn() {
-                self.idle.end(&mut self.pairs);
-                self.losses.turns = self.losses.turns.wrapping_add(1).max(1);
-                self.busy = self.busy.wrapping_add(1);
-                if self.busy.is_multiple_of(TURNS_A_LOOK) {
-                    self.rush();
-                }
-                continue;
-            }
-            match self.idle.next(&mut self.pairs) {
-                Idle::Look => (0..PAUSES_A_LOOK).for_each(|_| std::hint::spin_loop()),
-                // Whoever was just woken by a signal of ours may wait for this very CPU: on a machine with
-                // few of them, a worker that spins would hold up the answer that it spins for.
-                Idle::GiveWay => {
-                    self.account();
-                    std::thread::yield_now();
-                }
-                Idle::Sleep(limit) => self.sleep(limit),
-            }
-        }
-    }
-
-    /// One burst each way for every queue pair. Returns whether there was any.
-    #[inline]
-    fn turn(&mut self) -> bool {
-        let (wiring, pairs, mut shared) = self.split();
-        wiring.turn(pairs, &mut shared)
-    }
-
-    /// Asks datapaths for what they lost, if it is time. Returns how long it is until then, if there was work since.
-    #[inline]
-    fn account(&mut self) -> Option<Duration> {
-        if !W::COUNTS_LOSSES || self.losses.turns == 0 {
-            return None;
-        }
-        let now = self.clock.now();
-        let left = Deadline::after(self.losses.asked, self.losses.every).left(now);
-        if left > 0 {
-            return Some(self.clock.duration_of(left));
-        }
-        (self.losses.asked, self.losses.turns) = (now, 0);
-        let (wiring, pairs, mut shared) = self.split();
-        wiring.account(pairs, &mut shared);
-        None
-    }
-
-    /// It is a while since there was time to sleep.
-    #[cold]
-    fn rush(&mut self) {
-        self.account();
-        // A descriptor that somebody waits for costs whoever makes it ready: for an AF_XDP socket that is every frame
-        // that was sent, within our own call.
-        if std::mem::take(&mut self.listens) {
-            self.pairs.iter().for_each(|pair| pair.ignore(&self.sleeper));
-        }
-    }
-
-    /// Has datapaths wake the worker up, if they do not yet. What they have already wakes it up at once.
-    fn listen(&mut self) {
-        self.busy = 0;
-        if self.listens {
-            return;
-        }
-        self.listens = true;
-        for pair in &self.pairs {
-            if let Err(error) = pair.listen(&self.sleeper) {
-                log_limit::error!(
-                    pair.log,
-                    "queue pair {}: its datapath cannot be waited for: {error}",
-                    pair.index
-                );
-            }
-        }
-    }
-
-    /// Asks for kicks, looks once more, and sleeps until something happens or `limit` has passed.
-    fn sleep(&mut self, limit: Option<Duration>) {
-        let mut work = false;
-        let losses = self.account();
-        self.listen();
-        for pair in &mut self.pairs {
-            work |= pair.arm();
-        }
-        work |= self.wiring.has_work(&self.pairs);
-        if !work {
-            let patience =
-                self.pairs.iter().filter_map(|pair| pair.patience(&self.tracers[pair.guest]));
-            let limit = limit.into_iter().chain(patience).chain(losses).chain(self.wiring.limit());
-            let limit = limit.min();
-            let mut asleep = self.sleeper.sleep(limit).peekable();
-            self.woken = self.clock.now();
-            let woken = asleep.peek().is_some();
-            for token in asleep {
-                if token == Token::Uplink {
-                    self.wiring.woken();
-                } else if let Token::Datapath(index) = token
-                    && let Some(pair) = self.pairs.iter_mut().find(|pair| pair.index == index)
-                {
-                    (pair.readable, pair.blocked) = (true, false);
-                }
-            }
-            self.idle.slept(woken);
-        }
-        for pair in &mut self.pairs {
-            pair.disarm();
-        }
-    }
-
-    /// Does what the control plane asked for.
-    #[cold]
-    fn obey(&mut self) -> std::ops::ControlFlow<()> {
-        for (guest, command) in self.inbox.take() {
-            let changed = match command {
-                Command::Start { ring, .. }
-                | Command::Stop { ring, .. }
-                | Command::Enable { ring, .. } => Some(Some(ring)),
-                Command::Memory { .. } => Some(None),
-                Command::Call { .. } | Command::Error { .. } | Command::End => None,
-            };
-            match command {
-                Command::Start { ring, start, done } => {
-                    let _ = done.send(self.start(guest, ring, *start));
-                }
-                Command::Stop { ring, done } => {
-                    let stopped =
-                        self.on_pair(guest, ring, |pair, context| pair.stop(ring, context));
-                    let _ = done.send(stopped);
-                }
-                Command::Enable { ring, enabled, done } => {
-                    self.on_pair(guest, ring, |pair, context| {
-                        pair.enable(ring, enabled, context.tracer);
-                        Some(())
-                    });
-                    let _ = done.send(());
-                }
-                Command::Call { ring, call, done } => {
-                    self.on_pair(guest, ring, |pair, _| {
-                        pair.ring_mut(ring).map(|it| it.change_call(call))
-                    });
-                    let _ = done.send(());
-                }
-                Command::Error { ring, error, done } => {
-                    self.on_pair(guest, ring, |pair, _| {
-                        pair.ring_mut(ring).map(|it| it.set_error(error))
-                    });
-                    let _ = done.send(());
-                }
-                Command::Memory { memory, done } => {
-                    let of_guest = self.pairs.iter_mut().filter(|pair| pair.guest == guest);
-                    let tracer = &mut self.tracers[guest];
-                    of_guest.for_each(|pair| pair.set_memory(&memory, tracer));
-                    let _ = done.send(());
-                }
-                Command::End => return std::ops::ControlFlow::Break(()),
-            }
-            if let Some(ring) = changed {
-                self.rings_changed(guest, ring);
-            }
-        }
-        if self.generation > 0 {
-            // A ring may have been started in memory that is torn already.
-            self.look_at_mappings();
-        }
-        std::ops::ControlFlow::Continue(())
-    }
-
-    /// Checks all mappings after one was torn: guest memory, and recorders.
-    #[cold]
-    fn look_at_mappings(&mut self) {
-        self.generation = guest_memory::generation();
-        let now = self.clock.now();
-        for at in 0..self.pairs.len() {
-            let pair = &mut self.pairs[at];
-            let tracer = &mut self.tracers[pair.guest];
-            tracer.look_at_recorder(pair.log.prefix());
-            if pair.break_torn(tracer) {
-                self.wiring.rings_changed(at, &mut self.pairs, now);
-            }
-        }
-    }
-
-    /// Reports to the wiring that this ring of the guest changed, or (`None`) all its rings.
-    fn rings_changed(&mut self, guest: usize, ring: Option<u16>) {
-        let now = self.clock.now();
-        for at in 0..self.pairs.len() {
-            let pair = &self.pairs[at];
-            if pair.guest == guest && ring.is_none_or(|ring| pair.rings().contains(&ring)) {
-                self.wiring.rings_changed(at, &mut self.pairs, now);
-            }
-        }
-    }
-
-    fn start(&mut self, guest: usize, ring: u16, start: RingStart) -> Result<(), StartError> {
-        self.on_pair(guest, ring, |pair, context| Some(pair.start(ring, start, context)))
-            .unwrap_or(Err(StartError::WorkerGone))
-    }
-
-    fn on_pair<T>(
-        &mut self,
-        guest: usize,
-        ring: u16,
-        work: impl FnOnce(&mut Pair<W::Wire>, &mut Context<'_>) -> Option<T>,
-    ) -> Option<T> {
-        let (_, pairs, mut shared) = self.split();
-        let serves = |pair: &&mut Pair<_>| pair.guest == guest && pair.rings().contains(&ring);
-        let pair = pairs.iter_mut().find(serves)?;
-        work(pair, &mut shared.of(guest))
-    }
-
-    #[inline]
-    fn split(&mut self) -> (&mut W, &mut [Pair<W::Wire>], Shared<'_>) {
-        let shared = Shared {
-            tracers: &mut self.tracers,
-            sleeper: &self.sleeper,
-            woken: self.woken,
-            polling: self.polls,
-            hold: self.hold,
-            retry: self.retry,
-            longest: self.longest,
-        };
-        (&mut self.wiring, &mut self.pairs, shared)
-    }
+/// The queue pairs of one guest with these numbers.
+pub(crate) fn pairs_of(guest: &GuestOptions, numbers: impl Iterator<Item = u16>) -> Pairs {
+    let mut pairs = Pairs::default();
+    numbers.for_each(|pair| pairs.push(0, guest, pair));
+    pairs
 }

@@ -14,7 +14,7 @@ use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed};
 
 use crate::claim::Claim;
 use crate::sys::{self, InterfaceRequest};
-use crate::{Capabilities, Datapath, Look, Refusal, Transmitted};
+use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Refusal, Transmitted};
 
 /// The most frames of one look: each costs a system call, and the guest sees the first one only when the
 /// last one is there.
@@ -161,7 +161,7 @@ impl<E> TapQueue<E> {
     }
 }
 
-impl<E: Engine> Datapath for TapQueue<E> {
+impl<E: Engine> Interface for TapQueue<E> {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             name: self.facts.kind,
@@ -192,6 +192,16 @@ impl<E: Engine> Datapath for TapQueue<E> {
         Ok(())
     }
 
+    fn has_frames(&self) -> bool {
+        self.engine.has_frames() || sys::is_readable(&self.file)
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+}
+
+impl<E: Engine> Datapath for TapQueue<E> {
     #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         self.engine.transmit(&self.file, frames)
@@ -201,17 +211,11 @@ impl<E: Engine> Datapath for TapQueue<E> {
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
         self.engine.receive(&self.file, room)
     }
+}
 
+impl<E: Engine> FrameReader for TapQueue<E> {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
         self.engine.receive_frame(&self.file, to)
-    }
-
-    fn has_frames(&self) -> bool {
-        self.engine.has_frames() || sys::is_readable(&self.file)
-    }
-
-    fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
     }
 }
 

@@ -19,13 +19,10 @@ use std::ops::Range;
 pub struct Worked(u8);
 
 impl Worked {
-    pub const RECEIVED: Self = Self(1);
-    pub const TRANSMITTED: Self = Self(2);
     const KINDS: usize = 4;
 
-    #[inline]
-    pub const fn add(&mut self, other: Self) {
-        self.0 |= other.0;
+    pub const fn new(received: bool, transmitted: bool) -> Self {
+        Self(received as u8 | (transmitted as u8) << 1)
     }
 }
 
@@ -167,6 +164,8 @@ mod tests {
     use super::*;
 
     const BUDGET: u64 = 200;
+    const RECEIVED: Worked = Worked::new(true, false);
+    const TRANSMITTED: Worked = Worked::new(false, true);
 
     /// A pair that receives after each of these gaps: for each gap, whether the worker was awake at its end.
     fn awake(gaps: impl IntoIterator<Item = u64>) -> Vec<bool> {
@@ -174,7 +173,7 @@ mod tests {
         let mut now = 1_000_000;
         gaps.into_iter()
             .map(|gap| {
-                forecast.begin(Worked::RECEIVED, now);
+                forecast.begin(RECEIVED, now);
                 now += gap;
                 let awake = is_awake(&forecast, now);
                 forecast.learn(now, 0, BUDGET);
@@ -214,7 +213,7 @@ mod tests {
         let mut forecast = Forecast::default();
         let mut polled = 0;
         for gap in noise(20_000).take(1000) {
-            forecast.begin(Worked::TRANSMITTED, 0);
+            forecast.begin(TRANSMITTED, 0);
             polled += usize::from(forecast.due(0, BUDGET).is_some());
             forecast.learn(200 + gap, 0, BUDGET);
         }
@@ -258,7 +257,7 @@ mod tests {
         for off in [-60, 60] {
             let mut forecast = Forecast::default();
             for n in 0..50 {
-                forecast.begin(Worked::RECEIVED, 0);
+                forecast.begin(RECEIVED, 0);
                 let is_met = is_awake(&forecast, 3000);
                 assert!(is_met || n < 20, "off by {off}");
                 let (length, inexact) = if is_met { (3000, 0) } else { (3000 + off, 60) };
@@ -271,7 +270,7 @@ mod tests {
     fn a_sender_that_is_gone_is_polled_for_a_few_periods_only() {
         let mut forecast = Forecast::default();
         (0..50).for_each(|_| {
-            forecast.begin(Worked::RECEIVED, 0);
+            forecast.begin(RECEIVED, 0);
             forecast.learn(3000, 0, BUDGET);
         });
         assert!(is_awake(&forecast, PERIODS_MAX * 3000));
@@ -291,15 +290,15 @@ mod tests {
         let mut forecast = Forecast::default();
         let mut now = 0;
         for _ in 0..50 {
-            for (worked, gap) in [(Worked::RECEIVED, 300), (Worked::TRANSMITTED, 2700)] {
+            for (worked, gap) in [(RECEIVED, 300), (TRANSMITTED, 2700)] {
                 forecast.begin(worked, now);
                 now += gap;
                 forecast.learn(now, 0, BUDGET);
             }
         }
-        forecast.begin(Worked::RECEIVED, 0);
+        forecast.begin(RECEIVED, 0);
         assert!(is_awake(&forecast, 300));
-        forecast.begin(Worked::TRANSMITTED, 0);
+        forecast.begin(TRANSMITTED, 0);
         assert!(is_awake(&forecast, 2700));
     }
 }

@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use burst_trace::{Clock, DropCause, Reader, Recorder, RecorderOptions};
-use datapath::{Capabilities, Datapath as _, Null, Reflect, switch};
+use datapath::{Capabilities, Interface as _, Null, Reflect};
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_control::{Device, Endpoint, serve};
 use virtio_net::{ConfigSpace, MacAddress};
 use vmm_sys_util::signal::register_signal_handler;
 use worker::{
-    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
+    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions, switch,
 };
 
 use super::front::Front;
@@ -26,7 +26,7 @@ use super::front::Front;
 const PAIRS: u16 = 2;
 /// A conversation must end this long after its front end is gone, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After this time a port of the switch may send to everyone again (`datapath::switch`, `FLOOD_BURST` and `FLOOD_RATE`).
+/// After this time a port of the switch may send to everyone again (`worker::switch`, `FLOOD_BURST` and `FLOOD_RATE`).
 const FLOOD_PAUSE: Duration = Duration::from_millis(500);
 /// How many inputs lie between two looks for descriptors, and between two with traffic.
 const CHECK_DESCRIPTORS: u64 = 256;
@@ -112,9 +112,9 @@ impl World {
             options
         };
         let reflect: Vec<_> = (0..PAIRS).map(|pair| (pair, Reflect)).collect();
-        let able = Reflect.capabilities();
+        let able = Reflect::capabilities();
         workers
-            .push(Worker::spawn(options(0), guest("reflect"), reflect, clock).expect("a worker"));
+            .push(Worker::spawn_reflect(options(0), guest("reflect"), reflect, clock).expect("a worker"));
         devices.push(device("reflect", PAIRS, None, &able, workers[0].mailbox(0)));
         let null: Vec<_> = (0..PAIRS).map(|pair| (pair, Null::new(256))).collect();
         let able = null[0].1.capabilities();
@@ -126,7 +126,6 @@ impl World {
             queue_pairs: 1,
             mac,
             mac_locked: mac.is_some(),
-            capabilities: able,
         };
         let members = vec![(guest("one"), member(None)), (guest("two"), member(mac(2)))];
         let joined = Worker::spawn_switch(options(2), members, None::<Null>, clock);

@@ -1,9 +1,8 @@
 //! Where a switch sends frames.
 
 use arbitrary::Arbitrary;
-use datapath::Switch;
-use datapath::switch::{FLOOD_BURST, FLOOD_RATE, PORTS_MAX, Verdict};
 use virtio_net::MacAddress;
+use worker::switch::addresses::{Addresses, FLOOD_BURST, FLOOD_RATE, PORTS_MAX, Verdict};
 
 /// Ticks a second.
 const SECOND: u64 = 1_000_000;
@@ -52,7 +51,7 @@ pub fn play(story: &Story) {
         return;
     }
     let ports = maxima.len();
-    let mut switch = Switch::new(&maxima, SECOND);
+    let mut switch = Addresses::new(&maxima, SECOND);
     if story.has_uplink {
         switch.set_uplink(0);
     }

@@ -1,7 +1,4 @@
-//! A learning switch between the guests of one daemon (IEEE 802.1D, clause 7): to which port a frame goes.
-//!
-//! This is the decision only. The worker that serves all the switch's guests carries the frames, from the ring
-//! of one straight into that of another (`worker::fabric`).
+//! Which port of a learning switch has an address, and so to which port a frame goes (IEEE 802.1D, clause 7).
 //!
 //! What a guest can do to the others here is bounded. The table never grows, and each port has its own share of it: a
 //! guest that makes up source addresses fills its own share and displaces no other port's entries. Frames for everyone
@@ -34,7 +31,6 @@
 //! `mac=`, which is there from the start.
 
 mod moves;
-mod port;
 mod table;
 
 use std::time::Duration;
@@ -44,30 +40,29 @@ use virtio_net::{FRAME_LEN_MAX, MacAddress};
 use self::table::{Dispute, Entry, Table};
 
 pub use moves::{CLAIMS, MOVES_BURST, MOVES_RATE};
-pub use port::{Port, capabilities};
 
 /// The most ports.
 pub const PORTS_MAX: usize = 64;
-/// How many addresses are learned at a guest's port.
+/// Most addresses learned at a guest's port.
 pub const GUEST_ADDRESSES_MAX: usize = 64;
-/// How many addresses are learned at the port to the uplink.
+/// Most addresses learned at the port of the uplink.
 pub const UPLINK_ADDRESSES_MAX: usize = 1024;
-/// An address that was silent for so long is forgotten (802.1D, 7.9.2: the recommended ageing time).
+/// Time of silence after which an address is forgotten (802.1D, 7.9.2: the recommended ageing time).
 pub const AGEING: Duration = Duration::from_secs(300);
-/// How long a guest's address must have been silent before it is believed at another port.
+/// Time of silence after which a guest's address may move to another port.
 pub const MOVE_AFTER: Duration = Duration::from_secs(1);
-/// How many frames a second a port may send to everyone: to groups, or to where nobody knows. Longer ones than
+/// Most frames a second that a port may send to everyone: to groups, or to unknown addresses. Frames longer than
 /// [`FLOOD_UNIT`] bytes count as several.
 pub const FLOOD_RATE: u64 = 10_000;
-/// How many of them at once, after a rest.
+/// Most of them at once, after a quiet time.
 pub const FLOOD_BURST: u64 = 512;
 
-/// The longest frame that counts as one: a full Ethernet frame.
+/// Length of the longest frame that counts as one, in bytes: a full Ethernet frame.
 pub const FLOOD_UNIT: usize = 1514;
-/// No frame counts as more than this many ([`FRAME_LEN_MAX`]).
+/// Most frames that one can count as ([`FRAME_LEN_MAX`]).
 const FRAME_UNITS_MAX: u64 = (FRAME_LEN_MAX / FLOOD_UNIT) as u64 + 1;
 
-/// How much of a frame decides where it goes: destination and source address.
+/// Length of the part of a frame that decides where it goes, in bytes: destination and source address.
 pub const ADDRESSES_LEN: usize = 12;
 
 /// The group bit of an address read as a little-endian number (802.3, 3.2.3: the first bit on the wire).
@@ -114,7 +109,7 @@ pub enum News {
 /// The addresses of the switch, and what its ports have learned and sent. Times are ticks of one clock, which may jump:
 /// what would be in the future then is long ago.
 #[derive(Debug)]
-pub struct Switch {
+pub struct Addresses {
     table: Table,
     ports: Vec<PortState>,
     /// The port that is no guest's.
@@ -143,7 +138,7 @@ struct PortState {
     swept: u64,
 }
 
-impl Switch {
+impl Addresses {
     /// A switch whose ports may learn so many addresses each; `second` is a second in ticks.
     ///
     /// # Panics

@@ -19,8 +19,8 @@ pub fn to_everyone(from: u16) -> [u8; ADDRESSES_LEN] {
     bytes
 }
 
-pub fn switch(ports: usize) -> Switch {
-    Switch::new(&vec![GUEST_ADDRESSES_MAX; ports], SECOND)
+pub fn switch(ports: usize) -> Addresses {
+    Addresses::new(&vec![GUEST_ADDRESSES_MAX; ports], SECOND)
 }
 
 #[test]

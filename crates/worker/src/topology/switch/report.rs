@@ -1,37 +1,44 @@
 //! Reports addresses that more than one port sends from: counts their moves, and logs the sender.
 
 use burst_trace::DropCause;
-use datapath::Datapath;
-use datapath::switch::{News, Port};
 
 use super::Fabric;
-use crate::pair::{Pair, Shared};
+use super::addresses::News;
+use crate::pairs::Pairs;
+use crate::view::View;
 
-impl<U: Datapath> Fabric<U> {
+impl Fabric {
+    /// Reports the latest event about an address, if there was one.
+    #[inline]
+    pub(super) fn report_news(&mut self, pairs: &Pairs, view: &mut View<'_>) {
+        if let Some(news) = self.addresses.take_news() {
+            self.report(news, pairs, view);
+        }
+    }
+
     /// Counts the addresses that moved, and logs `news`.
     #[cold]
-    pub(super) fn report(&mut self, news: News, pairs: &[Pair<Port>], shared: &mut Shared<'_>) {
+    fn report(&mut self, news: News, pairs: &Pairs, view: &mut View<'_>) {
         for port in 0..self.uplink_port {
-            let moves = self.switch.take_moves(port);
+            let moves = self.addresses.take_moves(port);
             if moves > 0 {
-                let pair = &pairs[self.ports[usize::from(port)].start];
-                shared.of(pair.guest).tracer.moved(pair.rings()[1], moves);
+                let tx = &pairs.tx[self.ports[usize::from(port)].start];
+                view.tracer(tx.guest()).moved(tx.index(), moves);
             }
         }
         self.log(news, pairs);
     }
 
     /// One line, within the log limit of the sending port.
-    fn log(&self, news: News, pairs: &[Pair<Port>]) {
-        let guest = |port: u8| self.ports.get(usize::from(port)).map(|own| &pairs[own.start]);
+    fn log(&self, news: News, pairs: &Pairs) {
+        let guest = |port: u8| self.ports.get(usize::from(port)).map(|own| &pairs.tx[own.start]);
         let name = |port: u8| match guest(port) {
             None => "the uplink",
             Some(_) if self.ports.len() == 1 => "the guest",
-            Some(pair) => pair.log.prefix().trim_end_matches(": "),
+            Some(tx) => tx.log().prefix().trim_end_matches(": "),
         };
         let (News::Moved { to: sender, .. } | News::Refused { port: sender, .. }) = news;
-        let of_uplink = || self.uplink.as_ref().map(|uplink| &uplink.log);
-        let Some(log) = guest(sender).map(|pair| &*pair.log).or_else(of_uplink) else { return };
+        let log = guest(sender).map_or(&self.uplink_log, |tx| tx.log());
         let cause = DropCause::TxSpoofedSource.name();
         match news {
             News::Moved { address, from, to } => {

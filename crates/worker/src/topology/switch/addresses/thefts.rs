@@ -6,7 +6,7 @@ use super::*;
 /// Guests at the ports 0 to 2, the uplink at port 3.
 const UPLINK: u8 = 3;
 
-fn with_uplink() -> Switch {
+fn with_uplink() -> Addresses {
     let mut switch = switch(4);
     switch.set_uplink(UPLINK);
     switch
@@ -17,12 +17,12 @@ fn mac(station: u8) -> MacAddress {
 }
 
 /// Where a frame to `station` goes that comes from port 2, which has another station.
-fn way_to(switch: &mut Switch, station: u16, now: u64) -> Verdict {
+fn way_to(switch: &mut Addresses, station: u16, now: u64) -> Verdict {
     switch.route(2, addresses(station, 999), 60, now)
 }
 
 /// An entry counts for the port that the address is at, and for its owner.
-fn check_counts(switch: &Switch) {
+fn check_counts(switch: &Addresses) {
     let mut counts = vec![0; switch.ports.len()];
     let table = &switch.table;
     for slot in table.slots().filter(|slot| table.entry(*slot).is_learned()) {
@@ -138,7 +138,7 @@ fn a_guest_never_takes_an_address_that_is_in_use_at_the_uplink() {
 fn a_guest_that_uses_the_gateways_address_first_does_not_keep_it() {
     let mut switch = with_uplink();
     let mut seconds = 0..;
-    let mut both_send = |switch: &mut Switch, frame: [u8; ADDRESSES_LEN]| {
+    let mut both_send = |switch: &mut Addresses, frame: [u8; ADDRESSES_LEN]| {
         let now = seconds.next().unwrap() * SECOND;
         switch.route(0, to_everyone(1), 60, now);
         // Twice within a second count once.
@@ -192,7 +192,7 @@ fn a_port_takes_over_so_many_addresses_a_second() {
     for station in 0..60 {
         switch.route(0, to_everyone(station), 60, 0);
     }
-    let take_all = |switch: &mut Switch, now| {
+    let take_all = |switch: &mut Addresses, now| {
         let taken =
             |station: &u16| switch.route(1, to_everyone(*station), 60, now) == Verdict::Everyone;
         (0..60).filter(taken).count() as u64

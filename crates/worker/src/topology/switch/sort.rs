@@ -1,24 +1,25 @@
-//! To whom the frames of a burst go.
+//! The receivers of the frames of a burst.
 
 use burst_trace::DropCause;
-use datapath::switch::{ADDRESSES_LEN, Verdict};
-use datapath::{Datapath, Transmitted};
+use datapath::Transmitted;
 use virtio_net::Frames;
 
+use super::addresses::{ADDRESSES_LEN, Verdict};
 use super::{End, Fabric, UPLINK, bits};
 
 /// Copy budget of a burst from one guest, in bytes: it ends with the frame that exceeds it. 64 frames of 64 KiB would keep
 /// the worker from the other guests for as long as it takes to copy 4 MiB. Pieces and segments count, too
-/// ([`Unfinished::note`](super::Unfinished::note)): many small ones take longer than their bytes.
+/// ([`Pending::note`](super::Pending::note)): many small ones take longer than their bytes.
 const BURST_BYTES_MAX: usize = 256 << 10;
 
-impl<U: Datapath> Fabric<U> {
-    /// Looks where each frame goes, and notes it in the receivers' shares. Returns how many of them are this burst.
+impl Fabric {
+    /// Finds the receivers of each frame, and notes it in their shares. Returns the number of frames that are this burst,
+    /// and those among them that go nowhere.
     pub(super) fn sort(&mut self, at: usize, frames: Frames<'_, '_>, now: u64) -> Transmitted {
         let mut done = Transmitted::default();
         let End { port, queue, .. } = self.ends[at];
         self.flooded = 0;
-        self.unfinished.clear();
+        self.pending.clear();
         let mut last: Option<([u8; ADDRESSES_LEN], usize)> = None;
         let mut cost = 0;
         for (n, frame) in frames.iter().enumerate() {
@@ -26,7 +27,7 @@ impl<U: Datapath> Fabric<U> {
                 break;
             }
             done.taken += 1;
-            let (addresses, price) = match self.unfinished.note(n, &frame) {
+            let (addresses, price) = match self.pending.note(n, &frame) {
                 Ok(noted) => noted,
                 Err(cause) => {
                     done.drops.add(cause);
@@ -37,14 +38,14 @@ impl<U: Datapath> Fabric<U> {
             let bit = 1 << n;
             let dropped = done.drops.total();
             done.bytes += wire_len(frame.len());
-            // Mostly a burst goes one way.
+            // Most bursts have one receiver.
             if let Some((same, to)) = last
                 && same == addresses
             {
                 self.shares[to] |= bit;
                 continue;
             }
-            match self.switch.route(port, addresses, frame.len(), now) {
+            match self.addresses.route(port, addresses, frame.len(), now) {
                 Verdict::Port(to) => {
                     let to = self.pair_of(to, queue);
                     self.shares[to] |= bit;
@@ -69,7 +70,7 @@ impl<U: Datapath> Fabric<U> {
         done
     }
 
-    /// A frame that goes to every port but its own. Returns how many these are.
+    /// A frame goes to every port but its own. Returns the number of copies.
     fn share_with_everyone(&mut self, port: u8, queue: usize, bit: u64) -> usize {
         self.flooded |= bit;
         let others = self.everyone_but(port, queue);
@@ -80,17 +81,17 @@ impl<U: Datapath> Fabric<U> {
         others.count_ones() as usize
     }
 
-    /// The pairs that get what `port` sends to everyone from its pair number `queue`: one bit each.
+    /// The pairs that get frames for everyone from pair number `queue` of `port`: one bit each.
     pub(super) fn everyone_but(&self, port: u8, queue: usize) -> u64 {
-        let to_uplink = u64::from(self.uplink.is_some() && port != self.uplink_port);
+        let to_uplink = u64::from(self.has_uplink && port != self.uplink_port);
         let others = (0..self.uplink_port).filter(|other| *other != port);
         let pairs =
             others.map(|other| 1 << self.pair_of(other, queue)).fold(0, |all, one| all | one);
         pairs & self.up | to_uplink << UPLINK
     }
 
-    /// The pair of `port` that gets what comes from pair number `queue` of another one: always the same, so that
-    /// the frames of one flow stay in order.
+    /// The pair of `port` that gets frames from pair number `queue` of another port: always the same, so that the frames of
+    /// one flow stay in order.
     #[inline]
     pub(super) fn pair_of(&self, port: u8, queue: usize) -> usize {
         let Some(pairs) = self.ports.get(usize::from(port)) else { return UPLINK };
@@ -100,7 +101,7 @@ impl<U: Datapath> Fabric<U> {
     }
 }
 
-/// Whether frames have the same addresses, all of them.
+/// Whether all frames have the same addresses.
 #[cold]
 pub fn go_one_way(frames: Frames<'_, '_>) -> bool {
     let mut addresses = frames.iter().map(|frame| frame.front::<ADDRESSES_LEN>());

@@ -3,7 +3,7 @@
 use virtio_net::MacAddress;
 
 use super::table::{Dispute, Entry, Slot};
-use super::{News, Switch, address_of, due_after};
+use super::{Addresses, News, address_of, due_after};
 
 /// Addresses that a port may take over from other ports at once after a quiet time; then [`MOVES_RATE`].
 pub const MOVES_BURST: u64 = 16;
@@ -28,7 +28,7 @@ impl Dispute {
     }
 }
 
-impl Switch {
+impl Addresses {
     /// `port` sent from `address`, which is at another port, `to_one` station or to a group. Moves the address if it
     /// may move. Returns whether `port` may send from it.
     #[cold]

@@ -1,15 +1,17 @@
 //! Frames of one sender, on their way into the rings of their receivers.
 
 use burst_trace::{DropCause, DropCounts};
-use datapath::switch::{ADDRESSES_LEN, Port};
 use virtio_net::{BURST_MAX, header};
 use virtio_net::{Frame, Frames, GuestRoom, NetHeader, Offloads, Placed, SoftwareOffload};
 
-use crate::forward::{Delivery, Sight};
-use crate::pair::{Context, Pair};
+use super::addresses::ADDRESSES_LEN;
+use crate::receiver::{Delivery, Receiver};
+use crate::timeline::Sighting;
+use crate::view::View;
 
-/// A frame with more segments is dropped. A sender could have the worker cut 65 536 of a byte each, 64 times a burst;
-/// 64 KiB in the smallest segments that Linux sends (`TCP_MIN_SND_MSS`) are fewer than these.
+/// Most segments of a frame; one with more is dropped. Without a limit, a sender could have the worker cut 65 536
+/// segments of one byte, 64 times a burst. 64 KiB in the smallest segments that Linux sends (`TCP_MIN_SND_MSS`) are
+/// fewer than these.
 const SEGMENTS_MAX: usize = 2048;
 /// Cost of one buffer of a frame beside its bytes, in bytes copied in the same time.
 const SLICE_COST: usize = 128;
@@ -17,24 +19,23 @@ const SLICE_COST: usize = 128;
 /// such frames in a burst, and only the last frame of a burst can take it past [`ROUNDS_MAX`].
 const SEGMENT_COST: usize = 384;
 
-/// Work budget of one delivery in one receiver's ring ([`Received::work`]): a receiver with nothing but empty chains,
-/// faulty ones or buffers of one byte costs all others no more than that. 256 KiB in
-/// buffers of 1526 bytes are 176 chains.
+/// Work budget of one delivery in one receiver's ring ([`Received::work`]). It bounds what a receiver costs the others
+/// that has only empty chains, faulty ones, or buffers of one byte. 256 KiB in buffers of 1526 bytes are 176 chains.
 ///
 /// [`Received::work`]: virtio_net::receive::Received::work
 pub const WORK_MAX: u32 = 2048;
 /// Most bursts, of [`BURST_MAX`] frames or segments each, that one receiver gets from one burst of a sender.
 const ROUNDS_MAX: u32 = 12;
 
-/// The net headers of a burst's frames that are not finished. They were copied when they were checked.
+/// The net headers of a burst's frames that have offloads pending. They were copied when they were checked.
 #[derive(Debug)]
-pub struct Unfinished {
+pub struct Pending {
     /// One bit a frame.
     set: u64,
     headers: [NetHeader; BURST_MAX],
 }
 
-impl Unfinished {
+impl Pending {
     pub const fn new() -> Self {
         Self { set: 0, headers: [NetHeader::PLAIN; BURST_MAX] }
     }
@@ -44,7 +45,7 @@ impl Unfinished {
         self.set = 0;
     }
 
-    /// Looks at frame number `n`. Returns its addresses, and what it costs to carry, in bytes to copy.
+    /// Notes frame number `n`. Returns its addresses, and its cost, in bytes to copy.
     #[inline]
     pub fn note(
         &mut self,
@@ -61,7 +62,7 @@ impl Unfinished {
             return Err(DropCause::TxUnsegmentable);
         }
         self.set |= 1 << n;
-        // Only what the next one is to know; that a checksum was verified is no sender's word to give.
+        // Only what the receiver needs. A sender must not claim that a checksum was verified.
         self.headers[n] = NetHeader { flags: header.flags & header::NEEDS_CSUM, ..header };
         let pieces = SLICE_COST * frame.slices().len() + SEGMENT_COST * segments;
         Ok((addresses, frame.len() + pieces))
@@ -71,14 +72,14 @@ impl Unfinished {
 /// Places frames into the ring of one receiver, burst by burst.
 pub struct Placing<'p, 'f, 'm> {
     pub frames: Frames<'f, 'm>,
-    pub unfinished: &'p Unfinished,
+    pub pending: &'p Pending,
     /// What the receiver takes.
     pub offloads: Offloads,
-    /// The frames that are still to be placed: one bit each.
+    /// The frames not placed yet: one bit each.
     pub left: u64,
-    /// How many segments of the first of them were placed already.
+    /// Number of segments of the first of them that were placed already.
     pub segments: usize,
-    /// Frames that turned out to be none when their turn came.
+    /// Frames that turned out not to be valid when their turn came.
     pub drops: DropCounts,
 }
 
@@ -88,15 +89,15 @@ impl Placing<'_, '_, '_> {
     pub fn place(&mut self, room: &mut GuestRoom<'_, '_>) {
         while self.left != 0 {
             let first = self.left.trailing_zeros();
-            let finished = (self.left & !self.unfinished.set) >> first;
-            if finished & 1 == 0 {
-                if self.place_unfinished(first as usize, room) == Placed::NoRoom {
+            let whole = (self.left & !self.pending.set) >> first;
+            if whole & 1 == 0 {
+                if self.place_pending(first as usize, room) == Placed::NoRoom {
                     return;
                 }
                 self.left &= self.left - 1;
                 continue;
             }
-            let count = finished.trailing_ones() as usize;
+            let count = whole.trailing_ones() as usize;
             let (taken, _) = room.forward(self.frames.skip(first as usize).take(count));
             self.left &= !(all(taken) << first);
             if taken < count {
@@ -106,26 +107,26 @@ impl Placing<'_, '_, '_> {
     }
 
     #[inline(never)]
-    fn place_unfinished(&mut self, n: usize, room: &mut GuestRoom<'_, '_>) -> Placed {
+    fn place_pending(&mut self, n: usize, room: &mut GuestRoom<'_, '_>) -> Placed {
         let Some(frame) = self.frames.skip(n).iter().next() else { return Placed::Done };
-        let header = &self.unfinished.headers[n];
+        let header = &self.pending.headers[n];
         if header.is_for(self.offloads) {
             return room.place_run(header, frame.slices(), frame.header_len());
         }
-        let mut finish = match SoftwareOffload::plan_frame(header, &frame) {
-            Ok(finish) => finish,
-            // It was one a moment ago: the guest changes it.
+        let mut offload = match SoftwareOffload::plan_frame(header, &frame) {
+            Ok(offload) => offload,
+            // It was valid a moment ago: the guest has changed it.
             Err(cause) => {
                 self.drops.add(cause);
                 return Placed::Done;
             }
         };
-        let all = finish.count();
-        finish.skip(frame.slices(), self.segments);
-        let placed = room.place_offloaded(&mut finish, frame.slices());
+        let all = offload.count();
+        offload.skip(frame.slices(), self.segments);
+        let placed = room.place_offloaded(&mut offload, frame.slices());
         self.segments = match placed {
             Placed::Done => 0,
-            Placed::NoRoom => all - finish.count(),
+            Placed::NoRoom => all - offload.count(),
         };
         placed
     }
@@ -155,20 +156,20 @@ pub struct Delivered {
 /// Delivers as much of `placing` as there is room for, in several bursts if needed.
 #[inline]
 pub fn deliver_all(
-    pair: &mut Pair<Port>,
+    receiver: &mut Receiver,
     placing: &mut Placing<'_, '_, '_>,
-    sight: &mut Sight,
-    context: &mut Context<'_>,
+    sighting: &mut Sighting,
+    view: &mut View<'_>,
 ) -> Delivered {
     let mut delivered = Delivered { any: false, placed: false, end: Ending::NoRoom };
     let (mut rounds, mut work) = (0, 0);
     loop {
         let before = (placing.left, placing.segments);
-        let delivery = pair.deliver(*sight, context, |_, room| placing.place(room));
+        let delivery = receiver.deliver(*sighting, view, |room| placing.place(room));
         let Delivery::Done((), taken) = delivery else { return delivered };
         delivered.any = true;
         // The next receiver's turn begins here.
-        sight.seen = pair.forwarded.as_ref().map_or(sight.seen, |it| it.journey.last());
+        sighting.seen = receiver.last_published().unwrap_or(sighting.seen);
         let placed = before != (placing.left, placing.segments);
         delivered.placed |= placed;
         work += taken;

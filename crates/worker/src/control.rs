@@ -1,0 +1,182 @@
+//! What the control plane asks of a worker: rings start and stop, and their memory changes.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use guest_memory::GuestMemory;
+
+use crate::mailbox::{Command, RingStart, StartError};
+use crate::ring::Ring;
+use crate::topology::Topology;
+use crate::turn::Loop;
+use crate::view::View;
+
+impl<T: Topology> Loop<T> {
+    /// Does what the control plane asked for. Breaks when the worker is to end.
+    #[cold]
+    pub(crate) fn obey(&mut self) -> ControlFlow<()> {
+        for (guest, command) in self.inbox.take() {
+            match command {
+                Command::Start { ring, start, done } => {
+                    let at = self.pairs.find(guest, ring);
+                    let started = at.ok_or(StartError::WorkerGone);
+                    let _ = done.send(started.and_then(|at| self.start(at, ring, *start)));
+                    self.rings_changed(at);
+                }
+                Command::Stop { ring, done } => {
+                    let at = self.pairs.find(guest, ring);
+                    let _ = done.send(at.and_then(|at| self.stop(at, ring)));
+                    self.rings_changed(at);
+                }
+                Command::Enable { ring, enabled, done } => {
+                    let at = self.pairs.find(guest, ring);
+                    at.into_iter().for_each(|at| self.enable(at, ring, enabled));
+                    let _ = done.send(());
+                    self.rings_changed(at);
+                }
+                Command::Call { ring, call, done } => {
+                    if let Some(ring) = self.ring(guest, ring) {
+                        ring.change_call(call);
+                    }
+                    let _ = done.send(());
+                }
+                Command::Error { ring, error, done } => {
+                    if let Some(ring) = self.ring(guest, ring) {
+                        ring.set_error(error);
+                    }
+                    let _ = done.send(());
+                }
+                Command::Memory { memory, done } => {
+                    let its = |at: &usize| self.pairs.guest(*at) == guest;
+                    let its: Vec<_> = (0..self.pairs.len()).filter(its).collect();
+                    its.iter().for_each(|&at| self.set_memory(at, &memory));
+                    let _ = done.send(());
+                    its.into_iter().for_each(|at| self.rings_changed(Some(at)));
+                }
+                Command::End => return ControlFlow::Break(()),
+            }
+        }
+        if self.generation > 0 {
+            // A ring may have been started in memory that is torn already.
+            self.check_mappings();
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Checks all mappings after one was torn: guest memory, and recorders.
+    #[cold]
+    pub(crate) fn check_mappings(&mut self) {
+        self.generation = guest_memory::generation();
+        for at in 0..self.pairs.len() {
+            let tracer = &mut self.tracers[self.pairs.guest(at)];
+            let (rx, tx) = (&mut self.pairs.rx[at], &mut self.pairs.tx[at]);
+            tracer.look_at_recorder(rx.log().prefix());
+            if rx.break_if_torn(tracer) | tx.break_if_torn() {
+                self.rings_changed(Some(at));
+            }
+        }
+    }
+
+    fn rings_changed(&mut self, at: Option<usize>) {
+        if let Some(at) = at {
+            let now = self.shared.clock.now();
+            self.topology.rings_changed(at, &mut self.pairs, now);
+        }
+    }
+
+    fn ring(&mut self, guest: usize, ring: u16) -> Option<&mut Ring> {
+        let at = self.pairs.find(guest, ring)?;
+        self.pairs.ring(at, ring).as_deref_mut()
+    }
+
+    fn is_transmit(&self, at: usize, ring: u16) -> bool {
+        ring == self.pairs.tx[at].index()
+    }
+
+    /// Starts virtqueue `ring` of pair `at`.
+    fn start(&mut self, at: usize, ring: u16, start: RingStart) -> Result<(), StartError> {
+        self.stop(at, ring);
+        self.topology.configure(at, start.negotiated).map_err(StartError::System)?;
+        let (guest, alarm) = (self.pairs.guest(at), self.shared.sleeper.alarm());
+        let (log, now) = (self.pairs.tx[at].log(), self.tracers[guest].stamp());
+        let started = Ring::start(log, ring, start, alarm, now).map_err(StartError::Config)?;
+        let transmits = self.is_transmit(at, ring);
+        if transmits {
+            self.topology.attach(at, started.memory()).map_err(StartError::System)?;
+        }
+        // Last: the kick of a ring that is not served would keep waking the worker up, as long as any process has the
+        // descriptor open.
+        if let Err(error) = started.listen(&self.shared.sleeper) {
+            if transmits {
+                self.topology.detach(at);
+            }
+            return Err(StartError::System(error));
+        }
+        *self.pairs.ring(at, ring) = Some(Box::new(started));
+        self.activate(at);
+        Ok(())
+    }
+
+    /// Stops virtqueue `ring` of pair `at`. Returns the available index to go on from, if it was served.
+    fn stop(&mut self, at: usize, ring: u16) -> Option<u16> {
+        let sleeper = &self.shared.sleeper;
+        if ring == self.pairs.tx[at].index() {
+            let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
+            self.topology.settle(at, &mut self.pairs, &mut view);
+            let stopped = self.pairs.tx[at].stop(sleeper)?;
+            self.topology.detach(at);
+            return Some(stopped);
+        }
+        let tracer = &mut self.tracers[self.pairs.guest(at)];
+        let stopped = self.pairs.rx[at].stop(sleeper, tracer)?;
+        self.activate(at);
+        Some(stopped)
+    }
+
+    /// Lets frames flow through virtqueue `ring` of pair `at`, or no longer.
+    fn enable(&mut self, at: usize, ring: u16, enabled: bool) {
+        let transmits = self.is_transmit(at, ring);
+        if transmits && !enabled {
+            let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
+            let was_detached = self.topology.settle(at, &mut self.pairs, &mut view);
+            if was_detached && let Some(tx) = self.pairs.tx[at].ring() {
+                // The frames that are left are not sent any more. The datapath is needed again when the ring is enabled.
+                if let Err(error) = self.topology.attach(at, tx.memory()) {
+                    tx.stop_broken(format_args!("its frames could not be sent in time: {error}"));
+                }
+            }
+        }
+        if let Some(ring) = self.pairs.ring(at, ring) {
+            ring.set_enabled(enabled);
+        }
+        if !transmits && !enabled {
+            self.pairs.rx[at].forget(&mut self.tracers[self.pairs.tx[at].guest()]);
+        }
+        self.activate(at);
+    }
+
+    /// Moves the rings of pair `at` to a new memory table.
+    fn set_memory(&mut self, at: usize, memory: &Arc<GuestMemory>) {
+        let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
+        self.topology.settle(at, &mut self.pairs, &mut view);
+        self.pairs.rx[at].set_memory(memory);
+        self.pairs.tx[at].set_memory(memory);
+        if let Some(tx) = self.pairs.tx[at].ring() {
+            self.topology.detach(at);
+            if let Err(error) = self.topology.attach(at, memory) {
+                tx.stop_broken(format_args!("its memory is new: {error}"));
+            }
+            self.activate(at);
+        }
+    }
+
+    /// Reports to the topology whether the guest takes frames.
+    fn activate(&mut self, at: usize) {
+        let rx = &self.pairs.rx[at];
+        let active = rx.is_served();
+        if let Err(error) = self.topology.set_active(at, active) {
+            let (pair, wanted) = (rx.index() / 2, if active { "attach" } else { "detach" });
+            log_limit::warn!(rx.log(), "queue pair {pair}: the datapath did not {wanted}: {error}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The queue pairs of a worker.
+
+use crate::idle::forecast::Worked;
+use crate::receiver::Receiver;
+use crate::ring::Ring;
+use crate::transmitter::Transmitter;
+use crate::worker::GuestOptions;
+
+/// All queue pairs of a worker. Pair number `n` is `tx[n]` and `rx[n]`. They are two lists, because a switch carries a
+/// burst from one transmitter to all receivers.
+#[derive(Debug, Default)]
+pub struct Pairs {
+    pub tx: Vec<Transmitter>,
+    pub rx: Vec<Receiver>,
+}
+
+impl Pairs {
+    /// Adds queue pair number `pair` of guest number `guest`.
+    pub fn push(&mut self, guest: usize, options: &GuestOptions, pair: u16) {
+        let (log, port) = (&options.log, options.probe_port);
+        self.tx.push(Transmitter::new(guest, log.clone(), pair, port));
+        self.rx.push(Receiver::new(guest, log.clone(), pair, port));
+    }
+
+    pub const fn len(&self) -> usize {
+        self.tx.len()
+    }
+
+    /// The guest that pair `at` belongs to.
+    pub fn guest(&self, at: usize) -> usize {
+        self.tx[at].guest()
+    }
+
+    /// The virtqueues of pair `at`: receive, transmit (virtio 1.2, 5.1.2).
+    pub fn rings(&self, at: usize) -> [u16; 2] {
+        [self.rx[at].index(), self.tx[at].index()]
+    }
+
+    /// The pair to which virtqueue `ring` of a guest belongs.
+    pub fn find(&self, guest: usize, ring: u16) -> Option<usize> {
+        (0..self.len()).find(|&at| self.guest(at) == guest && self.rings(at).contains(&ring))
+    }
+
+    /// Virtqueue `ring` of pair `at`, if it is in service.
+    pub fn ring(&mut self, at: usize, ring: u16) -> &mut Option<Box<Ring>> {
+        if ring == self.rx[at].index() { self.rx[at].ring() } else { self.tx[at].ring() }
+    }
+
+    /// Whether a ring is served that only polling sees.
+    pub fn cannot_be_kicked(&mut self) -> bool {
+        let is_blind = |ring: &mut Option<Box<Ring>>| {
+            ring.as_ref().is_some_and(|ring| ring.is_enabled() && !ring.has_kick())
+        };
+        self.tx.iter_mut().any(|tx| is_blind(tx.ring()))
+            || self.rx.iter_mut().any(|rx| is_blind(rx.ring()))
+    }
+
+    /// Asks for kicks where more chains are work, and returns whether there is work already.
+    pub fn enable_notifications(&mut self) -> bool {
+        let mut work = false;
+        for (tx, rx) in self.tx.iter_mut().zip(&mut self.rx) {
+            work |= tx.enable_notification();
+            work |= rx.enable_notification();
+        }
+        work
+    }
+
+    /// Asks for no kicks while the rings are looked at anyway.
+    pub fn disable_notifications(&mut self) {
+        let rings = self.tx.iter_mut().map(Transmitter::ring);
+        let rings = rings.chain(self.rx.iter_mut().map(Receiver::ring));
+        rings.flatten().for_each(|ring| ring.disable_notification());
+    }
+
+    /// The directions in which pair `at` moved bursts since this was last taken.
+    pub fn take_worked(&mut self, at: usize) -> Worked {
+        Worked::new(self.rx[at].take_worked(), self.tx[at].take_worked())
+    }
+
+    /// The same, and leaves it there.
+    pub fn worked(&self, at: usize) -> Worked {
+        Worked::new(self.rx[at].has_worked(), self.tx[at].has_worked())
+    }
+}

@@ -1,0 +1,451 @@
+//! A receive ring in service: from a wire or from other guests to the guest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use burst_trace::{BurstRecord, Direction, DropCause, DropCounts, Stage};
+use guest_memory::GuestMemory;
+use log_limit::LogLimit;
+use virtio_net::receive::Received;
+use virtio_net::{GuestRoom, Offloads, ReceiveState};
+use virtqueue::{Chains, RingError};
+
+use crate::clock::Deadline;
+use crate::idle::sleep::Sleeper;
+use crate::probes::Probes;
+use crate::ring::{Ring, RingState};
+use crate::timeline::{Sighting, Timeline, Unsignalled};
+use crate::tracer::Tracer;
+use crate::view::View;
+
+/// Longest wait of a frame for more guest buffers; then it is dropped. A guest that posts fewer buffers than one frame
+/// needs must not hold up every frame after it.
+pub const HOLD: Duration = Duration::from_millis(100);
+
+/// The receiving half of a queue pair.
+///
+/// It is starved from the moment when a frame finds too few guest buffers until one finds enough, or the ring stops. A
+/// starved receiver is tried again only when the guest has made more buffers available. What is published to the guest
+/// is signalled in the same turn.
+#[derive(Debug)]
+pub struct Receiver {
+    /// The guest's number among those of the worker.
+    guest: usize,
+    /// Where messages about it go.
+    log: Arc<LogLimit>,
+    /// The virtqueue.
+    index: u16,
+    /// Boxed, because a turn takes it out and puts it back: then only a pointer moves.
+    ring: Option<Box<Ring>>,
+    /// What is kept between bursts, a frame that waits for buffers among it.
+    state: ReceiveState,
+    starved: Option<Starved>,
+    unsignalled: Option<Unsignalled>,
+    /// Packets received since the daemon started.
+    sequence: u64,
+    /// Looks for probe packets, if asked for.
+    probes: Option<Box<Probes>>,
+    /// It received a burst since [`take_worked`](Self::take_worked).
+    worked: bool,
+}
+
+/// Frames wait, and the guest has too few buffers.
+#[derive(Clone, Copy, Debug)]
+struct Starved {
+    sighting: Sighting,
+    /// When it began, ticks, whether or not bursts are stamped.
+    since: u64,
+}
+
+/// The outcome of a delivery to a guest, with its ring work ([`Received::work`]).
+pub enum Delivery<T> {
+    /// The guest has no receive buffers at all, or too few for one frame: it is starved from now on.
+    NoBuffers(u32),
+    /// There is no receive ring in service.
+    NotServed,
+    /// The frames that were placed are published, and the guest is to be signalled.
+    Done(T, u32),
+}
+
+impl Receiver {
+    /// For queue pair number `pair`. `probe_port`: UDP port of probe packets to look for.
+    pub fn new(guest: usize, log: Arc<LogLimit>, pair: u16, probe_port: Option<u16>) -> Self {
+        Self {
+            guest,
+            log,
+            // Virtio 1.2, 5.1.2.
+            index: pair * 2,
+            ring: None,
+            state: ReceiveState::default(),
+            starved: None,
+            unsignalled: None,
+            sequence: 0,
+            probes: probe_port.map(|port| Box::new(Probes::new(port))),
+            worked: false,
+        }
+    }
+
+    pub const fn guest(&self) -> usize {
+        self.guest
+    }
+
+    pub const fn log(&self) -> &Arc<LogLimit> {
+        &self.log
+    }
+
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {
+        &mut self.ring
+    }
+
+    /// Whether frames can be placed in the ring.
+    #[inline]
+    pub fn is_served(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| ring.is_enabled())
+    }
+
+    /// The offloads that the guest takes, if its ring is served.
+    #[inline]
+    pub fn offloads(&self) -> Option<Offloads> {
+        let ring = self.ring.as_ref().filter(|ring| ring.is_enabled());
+        ring.map(|ring| ring.negotiated().guest_offloads())
+    }
+
+    /// Has `burst` move one burst from a wire, if the ring is served. Returns whether there was one.
+    #[inline]
+    pub fn serve(
+        &mut self,
+        view: &mut View<'_>,
+        burst: impl FnOnce(&mut Self, &mut Ring, &mut View<'_>) -> Result<bool, RingError>,
+    ) -> bool {
+        let Some(mut ring) = self.ring.take() else { return false };
+        let mut worked = false;
+        if ring.is_enabled() {
+            worked = burst(self, &mut ring, view).unwrap_or_else(|error| {
+                ring.break_down(error);
+                self.forget(view.tracer(self.guest));
+                true
+            });
+        }
+        self.ring = Some(ring);
+        self.worked |= worked;
+        worked
+    }
+
+    pub const fn is_starved(&self) -> bool {
+        self.starved.is_some()
+    }
+
+    /// Whether a frame, whole, waits for more guest buffers.
+    pub const fn is_holding(&self) -> bool {
+        self.state.is_holding()
+    }
+
+    /// Crosses the first boundaries of a burst from a wire. Returns the timeline, and whether the worker was polling.
+    /// Frames that waited for buffers were in sight before.
+    #[inline]
+    pub fn see_frames(&self, ring: &mut Ring, view: &mut View<'_>) -> (Timeline, bool) {
+        if let Some(starved) = self.starved {
+            let begun = self.begin(starved.sighting, view);
+            ring.note_look(begun.0.last());
+            return begun;
+        }
+        let seen = view.tracer(self.guest).stamp();
+        let last_look = ring.note_look(seen);
+        let sighting = view.sighting(last_look, seen);
+        self.begin(sighting, view)
+    }
+
+    /// Begins the timeline of frames that were seen as `sighting` says, or earlier, if they waited for buffers.
+    #[inline]
+    fn begin(&self, sighting: Sighting, view: &mut View<'_>) -> (Timeline, bool) {
+        let tracer = view.tracer(self.guest);
+        let Sighting { wake, seen, polled } = self.starved.map_or(sighting, |it| it.sighting);
+        let mut timeline = Timeline::begin(Direction::Rx, wake);
+        tracer.cross_at(&mut timeline, Stage::Notice, seen);
+        if self.starved.is_some() {
+            tracer.cross(&mut timeline, Stage::Starved);
+        } else {
+            let seen = timeline.last();
+            tracer.cross_at(&mut timeline, Stage::Starved, seen);
+        }
+        (timeline, polled)
+    }
+
+    /// Has `place` place frames in the guest's buffers.
+    #[inline]
+    pub fn fill<T>(
+        &mut self,
+        ring: &mut Ring,
+        place: impl FnOnce(&mut GuestRoom<'_, '_>) -> T,
+    ) -> (T, Received) {
+        let (queue, memory, negotiated) = ring.parts();
+        let mut chains = Chains::new();
+        let mut room = GuestRoom::open(queue, memory, &mut chains, &mut self.state, negotiated);
+        let placed = match &mut self.probes {
+            None => place(&mut room),
+            Some(probes) => probes.watch(&mut room, place),
+        };
+        (placed, room.close())
+    }
+
+    /// Publishes the frames that were placed. Signal the guest afterwards.
+    #[inline]
+    pub fn publish(
+        &mut self,
+        ring: &mut Ring,
+        mut timeline: Timeline,
+        polled: bool,
+        received: &Received,
+        view: &mut View<'_>,
+    ) -> Unsignalled {
+        self.starved = None;
+        let tracer = view.tracer(self.guest);
+        tracer.cross(&mut timeline, Stage::Place);
+        ring.queue().publish();
+        tracer.cross(&mut timeline, Stage::Publish);
+        Unsignalled { timeline, packets: received.packets, bytes: received.bytes, polled }
+    }
+
+    /// Signals the guest that frames came, if it needs a notification, and records their burst. `recorded` gets the
+    /// record.
+    #[inline]
+    pub fn signal_now(
+        &mut self,
+        ring: &mut Ring,
+        burst: Unsignalled,
+        view: &mut View<'_>,
+        recorded: impl FnOnce(&BurstRecord),
+    ) {
+        self.probes_published();
+        ring.signal();
+        self.record(burst, view.tracer(self.guest), recorded);
+    }
+
+    #[inline]
+    fn probes_published(&mut self) {
+        if let Some(probes) = &mut self.probes {
+            probes.published();
+        }
+    }
+
+    #[inline]
+    fn record(
+        &mut self,
+        mut burst: Unsignalled,
+        tracer: &mut Tracer,
+        recorded: impl FnOnce(&BurstRecord),
+    ) {
+        tracer.cross(&mut burst.timeline, Stage::Signal);
+        if burst.packets == 0 {
+            return;
+        }
+        let record = tracer.record(&burst, self.index, self.sequence);
+        recorded(&record);
+        if let Some(probes) = &mut self.probes {
+            probes.recorded(&record, tracer);
+        }
+        self.sequence += u64::from(burst.packets);
+    }
+
+    /// Has `place` place frames from other guests, in sight since `sighting`, and publishes them. Signal the guest
+    /// afterwards, with [`signal`](Self::signal).
+    #[inline]
+    pub fn deliver<T>(
+        &mut self,
+        sighting: Sighting,
+        view: &mut View<'_>,
+        place: impl FnOnce(&mut GuestRoom<'_, '_>) -> T,
+    ) -> Delivery<T> {
+        let Some(mut ring) = self.ring.take() else { return Delivery::NotServed };
+        let delivery = if ring.is_enabled() {
+            self.deliver_into(&mut ring, sighting, view, place).unwrap_or_else(|error| {
+                ring.break_down(error);
+                self.forget(view.tracer(self.guest));
+                Delivery::NotServed
+            })
+        } else {
+            Delivery::NotServed
+        };
+        self.ring = Some(ring);
+        delivery
+    }
+
+    #[inline]
+    fn deliver_into<T>(
+        &mut self,
+        ring: &mut Ring,
+        sighting: Sighting,
+        view: &mut View<'_>,
+        place: impl FnOnce(&mut GuestRoom<'_, '_>) -> T,
+    ) -> Result<Delivery<T>, RingError> {
+        if ring.queue().available_descriptors()? == 0 {
+            self.starve(sighting, view.now());
+            return Ok(Delivery::NoBuffers(0));
+        }
+        let (timeline, _) = self.begin(sighting, view);
+        self.starved = None;
+        let (placed, received) = self.fill(ring, place);
+        if let Some(error) = received.broken {
+            return Err(error);
+        }
+        if received.packets == 0 && received.drops.is_empty() {
+            if !received.starved {
+                return Ok(Delivery::Done(placed, received.work));
+            }
+            self.starve(sighting, view.now());
+            return Ok(Delivery::NoBuffers(received.work));
+        }
+        let burst = self.publish(ring, timeline, sighting.polled, &received, view);
+        let tracer = view.tracer(self.guest);
+        tracer.dropped(self.index, &received.drops);
+        if let Some(before) = self.unsignalled.take() {
+            // Of the same turn: one signal is for both.
+            self.record(before, tracer, |_| ());
+        }
+        self.probes_published();
+        self.unsignalled = Some(burst);
+        Ok(Delivery::Done(placed, received.work))
+    }
+
+    /// Signals the guest that frames were delivered in this turn. Returns whether there were any. `recorded` gets the
+    /// record of their burst.
+    ///
+    /// Call this after the sender has its buffers back. The receiver may run at once, on this very CPU; should it end this
+    /// process then, no frame must be left that is delivered and not completed.
+    #[inline]
+    pub fn signal(&mut self, view: &mut View<'_>, recorded: impl FnOnce(&BurstRecord)) -> bool {
+        let Some(burst) = self.unsignalled.take() else { return false };
+        if let Some(ring) = &mut self.ring {
+            ring.signal();
+        }
+        self.record(burst, view.tracer(self.guest), recorded);
+        self.worked = true;
+        true
+    }
+
+    /// When the last frames of this turn were published, ticks.
+    pub fn last_published(&self) -> Option<u64> {
+        self.unsignalled.as_ref().map(|burst| burst.timeline.last())
+    }
+
+    /// Frames that were seen as `sighting` says wait for buffers since `since`, ticks, unless others do already.
+    #[cold]
+    pub fn starve(&mut self, sighting: Sighting, since: u64) {
+        self.starved.get_or_insert(Starved { sighting, since });
+    }
+
+    /// Frames of a wire were just seen, and wait for buffers.
+    #[cold]
+    pub fn starve_now(&mut self, ring: &Ring, view: &mut View<'_>) {
+        let seen = view.tracer(self.guest).stamp();
+        self.starve(view.sighting(ring.last_look(), seen), view.now());
+    }
+
+    /// No frames wait for buffers any more.
+    pub const fn end_starvation(&mut self) {
+        self.starved = None;
+    }
+
+    /// A look at the wire found no frames.
+    pub fn found_nothing(&mut self, ring: &mut Ring, view: &mut View<'_>) {
+        self.starved = None;
+        ring.note_look(view.tracer(self.guest).stamp());
+    }
+
+    /// Drops the frame that has waited too long for more buffers. Returns whether one did.
+    #[cold]
+    pub fn give_up_held(&mut self, view: &mut View<'_>) -> bool {
+        let Some(starved) = self.starved.filter(|_| self.is_holding()) else { return false };
+        let is_due = Deadline::after(starved.since, view.shared.hold).is_due(view.now());
+        if is_due {
+            self.drop_held(DropCause::RxNoBuffers, view.tracer(self.guest));
+            self.starved = None;
+        }
+        is_due
+    }
+
+    /// Whether frames for it have to wait: until its ring is in service, or, if it is starved, until the guest makes
+    /// buffers available.
+    #[inline]
+    pub fn must_wait(&self) -> bool {
+        match &self.ring {
+            None => true,
+            Some(ring) => match ring.state() {
+                RingState::Waiting => true,
+                RingState::Enabled => self.starved.is_some() && !ring.has_grown(),
+                // Nobody receives: the frames are dropped and counted.
+                RingState::Disabled | RingState::Broken => false,
+            },
+        }
+    }
+
+    /// Whether there may be room again since it was found starved.
+    #[cold]
+    pub fn may_have_room(&self) -> bool {
+        let is_changed = |ring: &Ring| !ring.is_enabled() || ring.has_grown();
+        self.starved.is_none() || self.ring.as_deref().is_none_or(is_changed)
+    }
+
+    /// Whether it received a burst since this was last asked.
+    pub const fn take_worked(&mut self) -> bool {
+        std::mem::replace(&mut self.worked, false)
+    }
+
+    pub const fn has_worked(&self) -> bool {
+        self.worked
+    }
+
+    /// Asks for kicks if frames wait for buffers. Returns whether there are buffers already.
+    pub fn enable_notification(&mut self) -> bool {
+        let Some(ring) = self.ring.as_mut().filter(|ring| ring.is_enabled()) else { return false };
+        if self.starved.is_none() {
+            return false;
+        }
+        ring.enable_notification();
+        ring.has_grown()
+    }
+
+    /// Stops serving the ring. Returns the available index to go on from.
+    pub fn stop(&mut self, sleeper: &Sleeper, tracer: &mut Tracer) -> Option<u16> {
+        let mut stopped = self.ring.take()?;
+        stopped.ignore(sleeper);
+        self.forget(tracer);
+        Some(stopped.queue().next_available())
+    }
+
+    /// Nothing waits for the guest any more: no frame that is held, and no frames of others.
+    pub fn forget(&mut self, tracer: &mut Tracer) {
+        self.starved = None;
+        self.drop_held(DropCause::RxStopped, tracer);
+    }
+
+    /// Moves the ring to a new memory table.
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
+        if let Some(ring) = &mut self.ring {
+            ring.set_memory(memory);
+        }
+        self.starved = None;
+    }
+
+    /// Stops the ring if a part of its memory is missing. Returns whether it did.
+    #[cold]
+    pub fn break_if_torn(&mut self, tracer: &mut Tracer) -> bool {
+        let is_torn = self.ring.as_mut().is_some_and(|ring| ring.break_if_torn());
+        if is_torn {
+            self.forget(tracer);
+        }
+        is_torn
+    }
+
+    fn drop_held(&mut self, cause: DropCause, tracer: &mut Tracer) {
+        if self.state.drop_held() {
+            let mut drops = DropCounts::default();
+            drops.add(cause);
+            tracer.dropped(self.index, &drops);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Where the frames of a worker's queue pairs go to and come from.
+//!
+//! - `wire`: each pair has a datapath of its own.
+//! - `reflect`: each pair's frames go back to its own guest.
+//! - [`switch`]: the pairs of several guests are joined, perhaps with an uplink.
+//! - `reads`: whether a datapath is worth reading.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use guest_memory::GuestMemory;
+use virtio_net::Negotiated;
+
+use crate::idle::sleep::{Sleeper, Token};
+use crate::pairs::Pairs;
+use crate::view::View;
+
+pub mod reads;
+pub mod reflect;
+pub mod switch;
+pub mod wire;
+
+/// How the queue pairs of a worker are joined. Pairs are named by their place in [`Pairs`].
+///
+/// Only [`turn`](Self::turn) is needed by all. The other methods are for those that have datapaths, which want to be
+/// attached and wake the worker up, or whose frames wait for one another.
+pub trait Topology: Send + 'static {
+    /// One burst each way for every pair. Returns whether there was any.
+    fn turn(&mut self, pairs: &mut Pairs, view: &mut View<'_>) -> bool;
+
+    /// The worker begins.
+    ///
+    /// # Errors
+    /// What the system answers; the worker does not begin then.
+    fn begin(&mut self, _sleeper: &Sleeper) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Has datapaths wake up the worker. One that has frames already wakes it up immediately.
+    fn listen(&mut self, _sleeper: &Sleeper) {}
+
+    /// Has datapaths no longer wake up the worker.
+    fn ignore(&mut self, _sleeper: &Sleeper) {}
+
+    /// An event that is not a ring's woke the worker up.
+    fn woken(&mut self, _token: Token, _pairs: &mut Pairs) {}
+
+    /// Whether there is work that the rings, which have just asked for kicks, do not see themselves.
+    fn has_work(&mut self, _pairs: &Pairs) -> bool {
+        false
+    }
+
+    /// The longest time that the worker may sleep, if something has to be done that no event reports.
+    fn limit(&self, _pairs: &Pairs, _view: &View<'_>) -> Option<Duration> {
+        None
+    }
+
+    /// Whether frames can be lost in a place that only [`account`](Self::account) looks at.
+    fn counts_losses(&mut self) -> bool {
+        false
+    }
+
+    /// Counts the frames that were lost before the worker could see them.
+    fn account(&mut self, _pairs: &Pairs, _view: &mut View<'_>) {}
+
+    /// A ring of pair `at` is about to start.
+    ///
+    /// # Errors
+    /// What the system answers; the ring does not start then.
+    fn configure(&mut self, _at: usize, _negotiated: Negotiated) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Frames of a guest with this memory will come from the transmit ring of pair `at`.
+    ///
+    /// # Errors
+    /// Why they cannot be carried; the ring does not start then, or stops.
+    fn attach(&mut self, _at: usize, _memory: &Arc<GuestMemory>) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Frames of this guest's memory come no more, and it must not be touched any more.
+    fn detach(&mut self, _at: usize) {}
+
+    /// Has the frames of pair `at` sent that the guest has not got back yet. Returns whether some were not sent in time;
+    /// then pair `at` is detached.
+    fn settle(&mut self, _at: usize, _pairs: &mut Pairs, _view: &mut View<'_>) -> bool {
+        false
+    }
+
+    /// Whether the receive ring of pair `at` takes frames from now on.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn set_active(&mut self, _at: usize, _active: bool) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A ring of pair `at` was started, stopped, enabled or disabled, or it broke because its memory is torn, or the
+    /// guest has another memory table. `now`: ticks.
+    fn rings_changed(&mut self, _at: usize, _pairs: &mut Pairs, _now: u64) {}
+}

@@ -1,0 +1,108 @@
+//! One guest, whose frames come back to itself: the rings' own cost, without a wire.
+
+use std::time::Duration;
+
+use burst_trace::{BurstRecord, DropCause};
+use datapath::{Forward, Observer as _, Transmitted};
+use virtio_net::Frames;
+
+use super::Topology;
+use super::wire::REFUSED;
+use crate::pairs::Pairs;
+use crate::receiver::{Delivery, Receiver};
+use crate::timeline::Sighting;
+use crate::transmitter::{Carried, Gathered, Transmitter};
+use crate::view::View;
+
+/// What carries the frames of each pair from its transmit ring into its receive ring.
+#[derive(Debug)]
+pub struct Reflected<F> {
+    mirrors: Vec<F>,
+}
+
+impl<F: Forward> Reflected<F> {
+    /// One for each pair.
+    pub const fn new(mirrors: Vec<F>) -> Self {
+        Self { mirrors }
+    }
+}
+
+impl<F: Forward> Topology for Reflected<F> {
+    #[inline]
+    fn turn(&mut self, pairs: &mut Pairs, view: &mut View<'_>) -> bool {
+        let mut worked = false;
+        let rings = pairs.tx.iter_mut().zip(&mut pairs.rx);
+        for (mirror, (tx, rx)) in self.mirrors.iter_mut().zip(rings) {
+            worked |= turn(mirror, tx, rx, view);
+        }
+        worked
+    }
+
+    fn limit(&self, pairs: &Pairs, _view: &View<'_>) -> Option<Duration> {
+        // Frames that wait for the guest go on with a kick of its receive ring, or a command.
+        let is_refused = |(tx, rx): (&Transmitter, &Receiver)| tx.is_blocked() && !rx.must_wait();
+        pairs.tx.iter().zip(&pairs.rx).any(is_refused).then_some(REFUSED)
+    }
+}
+
+/// One burst from the guest back to it. Returns whether there was one.
+#[inline]
+fn turn<F: Forward>(
+    mirror: &mut F,
+    tx: &mut Transmitter,
+    rx: &mut Receiver,
+    view: &mut View<'_>,
+) -> bool {
+    if tx.is_enabled() && rx.must_wait() {
+        tx.block();
+        return false;
+    }
+    tx.unblock();
+    tx.turn(view, |frames, gathered, view| carry(mirror, rx, frames, gathered, view));
+    let received = rx.signal(view, |record| observe(mirror, record));
+    let sent = tx.signal(view, |record| observe(mirror, record));
+    received | sent
+}
+
+/// Carries the frames of a burst into the receive ring's buffers, and publishes them there. To the transmitter this is
+/// `egress`; to the receiver it is a burst of its own, in sight since it was gathered.
+#[inline]
+fn carry<F: Forward>(
+    mirror: &mut F,
+    rx: &mut Receiver,
+    frames: Frames<'_, '_>,
+    gathered: &Gathered<'_>,
+    view: &mut View<'_>,
+) -> Carried {
+    let at = gathered.timeline.last();
+    let sighting = Sighting { wake: at, seen: at, polled: gathered.polled };
+    let transmitted = if !rx.is_served() {
+        lose(frames)
+    } else if frames.is_empty() {
+        Transmitted::default()
+    } else {
+        match rx.deliver(sighting, view, |room| mirror.forward(frames, room)) {
+            Delivery::Done(transmitted, _) => transmitted,
+            Delivery::NoBuffers(_) => Transmitted::default(),
+            // Not kept for later: nothing would wake the worker up for them.
+            Delivery::NotServed => lose(frames),
+        }
+    };
+    let blocked = transmitted.taken < frames.len();
+    Carried { transmitted, blocked, at: rx.last_published() }
+}
+
+/// Frames that nobody receives are lost, as on a wire whose other end is down.
+#[cold]
+fn lose(frames: Frames<'_, '_>) -> Transmitted {
+    let mut done = Transmitted { taken: frames.len(), ..Transmitted::default() };
+    (0..frames.len()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
+    done
+}
+
+#[inline]
+fn observe<F: Forward>(mirror: &mut F, record: &BurstRecord) {
+    if let Some(observer) = mirror.observer() {
+        observer.recorded(record);
+    }
+}

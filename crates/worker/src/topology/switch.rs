@@ -1,0 +1,308 @@
+//! The queue pairs of several guests, joined by a learning switch, perhaps with an uplink.
+//!
+//! One worker serves all of them. So a frame goes with one copy from the ring of its sender into the ring of its
+//! receiver, without locks. A turn takes one burst from every pair: no guest gets more than its turn, whatever it
+//! sends.
+//!
+//! - [`addresses`]: which port has an address, and so where a frame goes.
+//! - `sort`: the receivers of the frames of a burst; `place`: the way into a receiver's ring.
+//! - `carry`: a burst from one guest to all its receivers.
+//! - `wait`: what becomes of frames for which there is no room.
+//! - `report`: logs and counts addresses that more than one port sends from.
+//! - `uplink`: the port that has a datapath in place of a guest.
+
+pub mod addresses;
+mod carry;
+mod place;
+mod report;
+mod sort;
+mod uplink;
+mod wait;
+
+use std::io;
+use std::ops::Range;
+use std::time::Duration;
+
+use burst_trace::{DropCause, DropCounts};
+use datapath::{Capabilities, FrameReader, KernelFacts as _};
+use log_limit::LogLimit;
+use virtio_net::{MacAddress, Offloads};
+
+use self::addresses::{Addresses, GUEST_ADDRESSES_MAX, PORTS_MAX, UPLINK_ADDRESSES_MAX};
+use self::place::{Pending, all};
+use self::uplink::Uplink;
+use self::wait::{CROWDED, End, STUCK};
+use super::Topology;
+use crate::clock::Clock;
+use crate::idle::sleep::{Sleeper, Token};
+use crate::pairs::Pairs;
+use crate::receiver::Receiver;
+use crate::timeline::Sighting;
+use crate::transmitter::Carried;
+use crate::view::View;
+
+/// The most queue pairs of all guests together: with the uplink, one bit each in a word.
+pub const PAIRS_MAX: usize = PORTS_MAX - 1;
+/// The uplink's place among the pairs.
+const UPLINK: usize = PAIRS_MAX;
+
+/// A guest of a switch.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    /// Number of queue pairs.
+    pub queue_pairs: u16,
+    /// The address that the operator gave it, if any.
+    pub mac: Option<MacAddress>,
+    /// Whether it may send from this address only.
+    pub mac_locked: bool,
+}
+
+/// The capabilities of a switch's ports, given those of its uplink. Offloads that a guest leaves pending are passed on
+/// to the next guest, or done with the copy; an uplink need not be able to.
+#[must_use]
+pub fn capabilities(uplink: Option<Capabilities>) -> Capabilities {
+    // UDP fragmentation offload is gone from Linux 4.14.
+    let all = Offloads { ufo: false, ..Offloads::ALL };
+    Capabilities {
+        name: "switch",
+        from_guest: uplink.map_or(all, |uplink| uplink.from_guest.and(all)),
+        to_guest: all,
+        mtu: uplink.map_or(u16::MAX, |uplink| uplink.mtu),
+    }
+}
+
+/// A switch: its guests' ports, and perhaps an uplink.
+#[derive(Debug)]
+pub struct Switch<U> {
+    fabric: Fabric,
+    /// Boxed: it has its socket's or its tap's state, which few turns need.
+    uplink: Option<Box<Uplink<U>>>,
+}
+
+/// What joins the ports. Pairs are named by their place in the worker's list.
+#[derive(Debug)]
+struct Fabric {
+    addresses: Addresses,
+    /// The pairs of each guest's port.
+    ports: Vec<Range<usize>>,
+    /// The port of the uplink, which follows those of the guests.
+    uplink_port: u8,
+    has_uplink: bool,
+    /// Where messages about the uplink go.
+    uplink_log: LogLimit,
+    /// One for each pair.
+    ends: Vec<End>,
+    uplink_end: End,
+    /// The pairs that take frames: one bit each.
+    up: u64,
+    /// For each pair, the frames of this burst that go to it: one bit a frame.
+    shares: [u64; PAIRS_MAX + 1],
+    /// The pairs that have a share.
+    wanted: u64,
+    /// The frames of this burst that have offloads pending.
+    pending: Pending,
+    /// The frames of this burst that go to everyone.
+    flooded: u64,
+    /// The pairs whose guests have frames without a signal.
+    unsignalled: u64,
+    /// [`STUCK`] and [`CROWDED`] in ticks.
+    stuck: u64,
+    crowded: u64,
+}
+
+impl<U: FrameReader> Switch<U> {
+    /// A switch with these guests, whose rings have not started, and perhaps an uplink.
+    ///
+    /// # Panics
+    /// When they have more than [`PAIRS_MAX`] queue pairs.
+    pub fn new(members: &[Member], uplink: Option<U>, clock: &Clock) -> Self {
+        let fabric = Fabric::new(members, uplink.is_some(), clock);
+        Self { fabric, uplink: uplink.map(|uplink| Box::new(Uplink::new(uplink))) }
+    }
+}
+
+impl Fabric {
+    fn new(members: &[Member], has_uplink: bool, clock: &Clock) -> Self {
+        let second = clock.ticks_in(Duration::from_secs(1));
+        let mut shares = vec![GUEST_ADDRESSES_MAX; members.len()];
+        shares.extend(has_uplink.then_some(UPLINK_ADDRESSES_MAX));
+        let mut addresses = Addresses::new(&shares, second);
+        let (mut ports, mut ends, mut uplink_port) = (Vec::new(), Vec::new(), 0);
+        for (port, member) in (0..).zip(members) {
+            uplink_port = port + 1;
+            match member.mac {
+                Some(mac) if member.mac_locked => addresses.lock(port, mac),
+                Some(mac) => addresses.pin(port, mac),
+                None => {}
+            }
+            let first = ends.len();
+            ends.extend((0..member.queue_pairs.into()).map(|queue| End::new(port, queue)));
+            ports.push(first..ends.len());
+        }
+        assert!(ends.len() <= PAIRS_MAX, "at most {PAIRS_MAX} queue pairs on a switch");
+        if has_uplink {
+            addresses.set_uplink(uplink_port);
+        }
+        Self {
+            addresses,
+            ports,
+            uplink_port,
+            has_uplink,
+            uplink_log: LogLimit::new(""),
+            ends,
+            uplink_end: End::new(uplink_port, 0),
+            up: 0,
+            shares: [0; PAIRS_MAX + 1],
+            wanted: 0,
+            pending: Pending::new(),
+            flooded: 0,
+            unsignalled: 0,
+            stuck: clock.ticks_in(STUCK),
+            crowded: clock.ticks_in(CROWDED),
+        }
+    }
+
+    /// Moves one burst from the guest of pair `at` to the others. Returns whether there was one.
+    fn pair_turn<U: FrameReader>(
+        &mut self,
+        at: usize,
+        pairs: &mut Pairs,
+        uplink: Option<&mut Uplink<U>>,
+        view: &mut View<'_>,
+    ) -> bool {
+        let Pairs { tx, rx } = pairs;
+        let sender = &mut tx[at];
+        if self.ends[at].waits.is_some() && sender.is_enabled() {
+            let is_blocked = uplink.as_ref().is_some_and(|uplink| uplink.is_blocked());
+            if self.still_waits(at, sender, rx, is_blocked, view.now()) {
+                return false;
+            }
+            sender.extend_backlog();
+        }
+        let guest = sender.guest();
+        sender.turn(view, |frames, gathered, view| {
+            let now = view.tracer(guest).recent(gathered.timeline);
+            let sighting = Sighting { wake: now, seen: now, polled: gathered.polled };
+            let transmitted = self.carry(at, frames, sighting, rx, uplink, view);
+            Carried { transmitted, blocked: self.ends[at].waits.is_some(), at: None }
+        });
+        if self.ends[at].is_waiting() && !sender.is_enabled() {
+            // Its ring broke.
+            self.stop_waiting(at, rx);
+        }
+        self.report_news(pairs, view);
+        // Receivers first, and nobody before the sender has its buffers back: see `Receiver::signal`.
+        let received = self.signal(&mut pairs.rx, view);
+        let sent = pairs.tx[at].signal(view, |_| ());
+        received | sent
+    }
+
+    /// Signals the guests that got frames. Returns whether there were any.
+    fn signal(&mut self, rx: &mut [Receiver], view: &mut View<'_>) -> bool {
+        let mut any = false;
+        for to in bits(std::mem::take(&mut self.unsignalled)) {
+            any |= rx[to].signal(view, |_| ());
+        }
+        any
+    }
+}
+
+impl<U: FrameReader> Topology for Switch<U> {
+    #[inline]
+    fn turn(&mut self, pairs: &mut Pairs, view: &mut View<'_>) -> bool {
+        let mut uplink = self.uplink.as_deref_mut();
+        let mut worked = false;
+        for at in 0..pairs.len() {
+            worked |= self.fabric.pair_turn(at, pairs, uplink.as_deref_mut(), view);
+        }
+        match uplink {
+            Some(uplink) => worked | uplink.turn(&mut self.fabric, pairs, worked, view),
+            None => worked,
+        }
+    }
+
+    fn begin(&mut self, sleeper: &Sleeper) -> io::Result<()> {
+        self.uplink.iter_mut().try_for_each(|uplink| uplink.begin(sleeper))
+    }
+
+    fn woken(&mut self, token: Token, _pairs: &mut Pairs) {
+        if token == Token::Uplink
+            && let Some(uplink) = &mut self.uplink
+        {
+            uplink.woken();
+        }
+    }
+
+    fn has_work(&mut self, pairs: &Pairs) -> bool {
+        let waits = self.fabric.uplink_end.waits.is_some();
+        self.fabric.can_go_on(pairs)
+            || (!waits && self.uplink.as_ref().is_some_and(|uplink| uplink.has_work()))
+    }
+
+    fn limit(&self, _pairs: &Pairs, view: &View<'_>) -> Option<Duration> {
+        let mut ends = self.fabric.ends.iter().chain([&self.fabric.uplink_end]);
+        if ends.any(|end| end.waits.is_some()) {
+            return Some(CROWDED);
+        }
+        self.uplink.as_ref().and_then(|uplink| uplink.retry_in(&view.shared.clock))
+    }
+
+    fn counts_losses(&mut self) -> bool {
+        self.uplink.as_mut().is_some_and(|uplink| uplink.datapath().kernel_facts().is_some())
+    }
+
+    /// What the uplink lost had no receiver yet: it is counted with the first guest.
+    fn account(&mut self, pairs: &Pairs, view: &mut View<'_>) {
+        if let Some(uplink) = &mut self.uplink
+            && pairs.len() > 0
+            && let Some(facts) = uplink.datapath().kernel_facts()
+        {
+            let (rings, tracer) = (pairs.rings(0), view.tracer(pairs.guest(0)));
+            facts.losses(&mut |what, times| tracer.counted(rings, what, times));
+        }
+    }
+
+    /// Resets the state of this pair only: a guest that changes its rings over and over must not make frames of other
+    /// guests wait longer, or be sent twice.
+    fn rings_changed(&mut self, at: usize, pairs: &mut Pairs, now: u64) {
+        pairs.tx[at].unblock();
+        pairs.rx[at].end_starvation();
+        self.fabric.rings_changed(at, &mut pairs.rx, now);
+    }
+}
+
+impl Fabric {
+    fn rings_changed(&mut self, at: usize, rx: &mut [Receiver], now: u64) {
+        self.stop_waiting(at, rx);
+        let before = self.up;
+        self.up = before & !(1 << at) | u64::from(rx[at].is_served()) << at;
+        if self.up & 1 << at == 0 {
+            // Frames for it are lost now. While the ring goes on, this stays: its frames must not wait longer.
+            self.ends[at].full_since = None;
+        }
+        let port = self.ends[at].port;
+        let pairs = &self.ports[usize::from(port)];
+        let mask = all(pairs.len()) << pairs.start;
+        if before & mask != 0 && self.up & mask == 0 {
+            self.addresses.unplug(port, now);
+        }
+    }
+}
+
+/// Counts frames that were for `receiver`.
+#[cold]
+fn drop_frames(frames: u32, cause: DropCause, receiver: &Receiver, view: &mut View<'_>) {
+    let mut drops = DropCounts::default();
+    (0..frames).for_each(|_| drops.add(cause));
+    view.tracer(receiver.guest()).dropped(receiver.index(), &drops);
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut set: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = set.trailing_zeros();
+        let next = (set != 0).then_some(bit as usize);
+        set &= set.wrapping_sub(1);
+        next
+    })
+}

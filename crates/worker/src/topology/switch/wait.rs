@@ -1,0 +1,199 @@
+//! Frames that wait for room in their receiver's ring.
+//!
+//! A receiver without buffers must not hold up the frames that its sender has for others. So frames wait for a receiver
+//! only while no frame for anybody else is in sight after them. Where more frames may follow than are in sight, they wait
+//! only for a moment. Then they are dropped, and counted on the receiver's side.
+
+use std::time::Duration;
+
+use virtio_net::{BURST_MAX, Frames};
+
+use super::place::all;
+use super::sort::go_one_way;
+use super::{Fabric, UPLINK};
+use crate::clock::Deadline;
+use crate::pairs::Pairs;
+use crate::receiver::Receiver;
+use crate::transmitter::Transmitter;
+
+/// Longest wait of frames for a receiver that takes none.
+pub const STUCK: Duration = Duration::from_millis(100);
+/// Longest wait where more frames may follow than are in sight.
+pub const CROWDED: Duration = Duration::from_millis(1);
+
+/// A queue pair, or the uplink, as the switch sees it. Times in ticks.
+#[derive(Clone, Copy, Debug)]
+pub struct End {
+    pub port: u8,
+    /// Its number among the pairs of its port.
+    pub queue: usize,
+    /// Its frames wait for another pair's buffers; of the uplink, the frame that was read.
+    pub waits: Option<Wait>,
+    /// The wait at the last try.
+    pub begun: Option<Wait>,
+    /// Since when it has not taken all frames that it should get.
+    pub full_since: Option<u64>,
+    /// When it last took a frame after that.
+    took: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    /// The pair.
+    pub receiver: usize,
+    pub until: Deadline,
+    /// Number of segments of the first frame that the receiver has already.
+    pub segments: usize,
+}
+
+/// A burst for which there was not room everywhere.
+#[derive(Clone, Copy)]
+pub struct Crowd {
+    /// Number of its frames that were looked at.
+    pub count: usize,
+    /// Whether frames may follow that go elsewhere.
+    pub is_crowded: bool,
+}
+
+impl Crowd {
+    /// Of the frames that were gathered, the first `count` were looked at.
+    #[cold]
+    pub fn new(gathered: Frames<'_, '_>, count: usize) -> Self {
+        let goes_on = gathered.len() == BURST_MAX;
+        let has_others =
+            count < gathered.len() && !go_one_way(gathered.skip(count.saturating_sub(1)));
+        Self { count, is_crowded: goes_on || has_others }
+    }
+}
+
+impl Fabric {
+    /// Whether the frames of pair `at` still wait for another pair's buffers, and nothing has come that could
+    /// change it.
+    #[cold]
+    pub(super) fn still_waits(
+        &mut self,
+        at: usize,
+        sender: &Transmitter,
+        rx: &[Receiver],
+        is_uplink_blocked: bool,
+        now: u64,
+    ) -> bool {
+        let waits = self.ends[at].waits.is_some_and(|wait| {
+            let can_go_on = if wait.receiver == UPLINK {
+                !is_uplink_blocked
+            } else {
+                rx[wait.receiver].may_have_room()
+            };
+            !can_go_on && !sender.has_grown() && !wait.until.is_due(now)
+        });
+        if !waits {
+            self.ends[at].waits = None;
+        }
+        waits
+    }
+
+    /// Whether the frame that was read from the uplink still waits for its receiver.
+    pub(super) fn uplink_still_waits(&mut self, rx: &[Receiver], now: u64) -> bool {
+        let Some(wait) = self.uplink_end.waits else { return false };
+        let waits = !wait.until.is_due(now) && !rx[wait.receiver].may_have_room();
+        if !waits {
+            self.uplink_end.waits = None;
+        }
+        waits
+    }
+
+    /// Whether frames that wait can go on now.
+    pub(super) fn can_go_on(&self, pairs: &Pairs) -> bool {
+        let can_go_on = |(end, tx): (&End, &Transmitter)| {
+            let Some(Wait { receiver, .. }) = end.waits else { return false };
+            tx.has_grown() || pairs.rx.get(receiver).is_some_and(Receiver::may_have_room)
+        };
+        self.ends.iter().zip(&pairs.tx).any(can_go_on)
+    }
+
+    /// Whether the frames `left` may wait for their receiver: not if a frame for anybody else follows them.
+    #[cold]
+    pub(super) fn may_wait(&self, wait: Wait, left: u64, crowd: Crowd, now: u64) -> bool {
+        let first = left.trailing_zeros();
+        let behind = all(crowd.count) >> first << first;
+        left == behind && left & self.flooded == 0 && !wait.until.is_due(now)
+    }
+
+    /// Ends the wait of pair `at` as a sender; its next frame begins with its first segment.
+    #[cold]
+    pub(super) fn stop_waiting(&mut self, at: usize, rx: &mut [Receiver]) {
+        let End { waits, begun, .. } = self.ends[at];
+        (self.ends[at].waits, self.ends[at].begun) = (None, None);
+        if let Some(wait) = waits.or(begun) {
+            self.let_go(wait.receiver, rx);
+        }
+    }
+
+    /// Frames that waited for pair `receiver` are gone. Unless others wait for it, it is not starved any more.
+    #[cold]
+    pub(super) fn let_go(&self, receiver: usize, rx: &mut [Receiver]) {
+        let waits_for = |wait: Option<Wait>| wait.is_some_and(|it| it.receiver == receiver);
+        let mut ends = self.ends.iter().chain([&self.uplink_end]);
+        if receiver != UPLINK && !ends.any(|end| waits_for(end.waits)) {
+            rx[receiver].end_starvation();
+        }
+    }
+}
+
+impl End {
+    pub const fn new(port: u8, queue: usize) -> Self {
+        Self { port, queue, waits: None, begun: None, full_since: None, took: 0 }
+    }
+
+    /// Whether its frames wait, or waited at the last try.
+    pub const fn is_waiting(&self) -> bool {
+        self.waits.is_some() || self.begun.is_some()
+    }
+
+    /// It did not take all frames; some of them if `took`.
+    pub fn note_full(&mut self, now: u64, took: bool) {
+        if self.full_since.is_none() || took {
+            self.took = now;
+        }
+        self.full_since.get_or_insert(now);
+    }
+
+    /// Until when frames may wait for it: as long as it takes some now and then, but only for a moment where more frames
+    /// may follow than are in sight.
+    pub fn patience(&self, is_crowded: bool, stuck: u64, crowded: u64) -> Deadline {
+        let since = self.full_since.unwrap_or_default();
+        if is_crowded { Deadline::after(since, crowded) } else { Deadline::after(self.took, stuck) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use log_limit::LogLimit;
+
+    use super::super::{Clock, Member};
+    use super::*;
+
+    /// A guest that enables its rings over and over does not make frames of others wait longer, and no segment is sent twice.
+    #[test]
+    fn a_change_of_one_guests_rings_leaves_what_waits_for_others() {
+        let member = Member { queue_pairs: 2, mac: None, mac_locked: false };
+        let clock = Clock::from(burst_trace::Clock::default());
+        let mut fabric = Fabric::new(&[member; 3], false, &clock);
+        let log = Arc::new(LogLimit::new(""));
+        let receiver = |pair| Receiver::new(0, Arc::clone(&log), pair, None);
+        let mut rx: Vec<_> = (0..6).map(receiver).collect();
+        let wait = |receiver| Some(Wait { receiver, until: Deadline::after(0, 100), segments: 7 });
+        for (at, end) in fabric.ends.iter_mut().enumerate() {
+            (end.waits, end.begun) = (wait((at + 2) % 6), wait((at + 2) % 6));
+            end.full_since = Some(50);
+        }
+        fabric.rings_changed(2, &mut rx, 80);
+        for (at, end) in fabric.ends.iter().enumerate() {
+            let found = (end.waits.is_some(), end.full_since.is_some());
+            assert_eq!(found, (at != 2, at != 2), "pair {at}");
+            assert_eq!(end.begun.map(|it| it.segments), (at != 2).then_some(7));
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! One guest, and a datapath for each of its queue pairs.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use burst_trace::{BurstRecord, DropCause, DropCounts};
+use datapath::{Datapath, InPlace as _, KernelFacts as _, Look, Observer as _};
+use guest_memory::GuestMemory;
+use log_limit::LogLimit;
+use virtio_net::Negotiated;
+use virtqueue::RingError;
+
+use super::Topology;
+use super::reads::Reads;
+use crate::idle::sleep::{Sleeper, Token};
+use crate::pairs::Pairs;
+use crate::receiver::{HOLD, Receiver};
+use crate::ring::Ring;
+use crate::transmitter::{Carried, Transmitter};
+use crate::view::View;
+
+/// Time after which frames that a datapath did not take are offered again. The event that it takes frames again is an
+/// edge, which may have been before the frames were refused, and not every datapath has one.
+pub const REFUSED: Duration = Duration::from_millis(1);
+
+/// A worker's datapaths, one for each pair.
+#[derive(Debug)]
+pub struct Wire<D> {
+    lines: Vec<Line<D>>,
+}
+
+/// The datapath of one queue pair.
+#[derive(Debug)]
+struct Line<D> {
+    /// Number of the queue pair in its guest.
+    pair: u16,
+    /// Where messages about it go.
+    log: Arc<LogLimit>,
+    datapath: D,
+    reads: Reads,
+    /// What the datapath was last configured for.
+    configured: Option<Negotiated>,
+}
+
+impl<D: Datapath> Wire<D> {
+    /// For the queue pairs with these numbers. `log`: where messages about them go.
+    pub fn new(log: &Arc<LogLimit>, lines: Vec<(u16, D)>) -> Self {
+        let line = |(pair, datapath)| Line {
+            pair,
+            log: Arc::clone(log),
+            datapath,
+            reads: Reads::default(),
+            configured: None,
+        };
+        Self { lines: lines.into_iter().map(line).collect() }
+    }
+}
+
+impl<D: Datapath> Topology for Wire<D> {
+    #[inline]
+    fn turn(&mut self, pairs: &mut Pairs, view: &mut View<'_>) -> bool {
+        let mut worked = false;
+        for (line, (tx, rx)) in self.lines.iter_mut().zip(pairs.tx.iter_mut().zip(&mut pairs.rx)) {
+            worked |= line.turn(tx, rx, view);
+        }
+        worked
+    }
+
+    fn listen(&mut self, sleeper: &Sleeper) {
+        for line in &self.lines {
+            if let Some(fd) = line.datapath.readiness()
+                && let Err(error) = sleeper.add(&fd, Token::Datapath(line.pair))
+            {
+                let pair = line.pair;
+                log_limit::error!(
+                    line.log,
+                    "queue pair {pair}: cannot wait for its datapath: {error}"
+                );
+            }
+        }
+    }
+
+    fn ignore(&mut self, sleeper: &Sleeper) {
+        for fd in self.lines.iter().filter_map(|line| line.datapath.readiness()) {
+            sleeper.remove(&fd);
+        }
+    }
+
+    fn woken(&mut self, token: Token, pairs: &mut Pairs) {
+        let is_it = |line: &Line<D>| token == Token::Datapath(line.pair);
+        if let Some(at) = self.lines.iter().position(is_it) {
+            self.lines[at].reads.woken();
+            pairs.tx[at].unblock();
+        }
+    }
+
+    fn has_work(&mut self, pairs: &Pairs) -> bool {
+        let has_frames = |(line, rx): (&Line<D>, &Receiver)| {
+            // A datapath with a descriptor wakes the worker up itself. One that failed is read again when its time has come.
+            let is_read = rx.is_served() && !rx.is_starved() && !line.reads.has_failed();
+            is_read && line.datapath.readiness().is_none() && line.datapath.has_frames()
+        };
+        self.lines.iter().zip(&pairs.rx).any(has_frames)
+    }
+
+    fn limit(&self, pairs: &Pairs, view: &View<'_>) -> Option<Duration> {
+        let limit = |(line, (tx, rx)): (&Line<D>, (&Transmitter, &Receiver))| {
+            let hold = rx.is_holding().then_some(HOLD);
+            let refused = tx.is_blocked().then_some(REFUSED);
+            let is_read = rx.is_served() && !rx.is_starved();
+            let retry = line.reads.retry_in(&view.shared.clock).filter(|_| is_read);
+            [hold, refused, retry].into_iter().flatten().min()
+        };
+        self.lines.iter().zip(pairs.tx.iter().zip(&pairs.rx)).filter_map(limit).min()
+    }
+
+    fn counts_losses(&mut self) -> bool {
+        self.lines.first_mut().is_some_and(|line| line.datapath.kernel_facts().is_some())
+    }
+
+    fn account(&mut self, pairs: &Pairs, view: &mut View<'_>) {
+        for (at, line) in self.lines.iter_mut().enumerate() {
+            let (rings, tracer) = (pairs.rings(at), view.tracer(pairs.guest(at)));
+            if let Some(facts) = line.datapath.kernel_facts() {
+                facts.losses(&mut |what, times| tracer.counted(rings, what, times));
+            }
+        }
+    }
+
+    fn configure(&mut self, at: usize, negotiated: Negotiated) -> io::Result<()> {
+        let line = &mut self.lines[at];
+        if line.configured != Some(negotiated) {
+            line.datapath.configure(negotiated)?;
+            line.configured = Some(negotiated);
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, at: usize, memory: &Arc<GuestMemory>) -> io::Result<()> {
+        match self.lines[at].datapath.in_place() {
+            Some(in_place) => in_place.attach(memory),
+            None => Ok(()),
+        }
+    }
+
+    fn detach(&mut self, at: usize) {
+        if let Some(in_place) = self.lines[at].datapath.in_place() {
+            in_place.detach();
+        }
+    }
+
+    fn settle(&mut self, at: usize, pairs: &mut Pairs, view: &mut View<'_>) -> bool {
+        pairs.tx[at].settle(&mut self.lines[at].datapath, view, observe)
+    }
+
+    fn set_active(&mut self, at: usize, active: bool) -> io::Result<()> {
+        let line = &mut self.lines[at];
+        // There may be frames from before; the first read finds out.
+        line.reads = Reads::new(active);
+        line.datapath.set_active(active)
+    }
+}
+
+impl<D: Datapath> Line<D> {
+    /// One burst each way. Returns whether there was any.
+    ///
+    /// The signal for the sent burst comes last, because the answer to it often waits already: a tap carries a frame to a
+    /// socket of the same host, and the acknowledgement back, within one write. With both signals together, the guest
+    /// wakes up once instead of twice.
+    #[inline]
+    fn turn(&mut self, tx: &mut Transmitter, rx: &mut Receiver, view: &mut View<'_>) -> bool {
+        let datapath = &mut self.datapath;
+        if datapath.in_place().is_some() {
+            tx.turn_in_place(datapath, view);
+        } else {
+            tx.turn(view, |frames, _, _| {
+                let transmitted = datapath.transmit(frames);
+                Carried { transmitted, blocked: transmitted.taken < frames.len(), at: None }
+            });
+        }
+        let received = rx.serve(view, |rx, ring, view| self.receive(rx, ring, view));
+        let sent = tx.signal(view, |record| observe(&mut self.datapath, record));
+        received | sent
+    }
+
+    /// Moves one burst from the datapath to the guest. Returns whether there was one.
+    #[inline]
+    fn receive(
+        &mut self,
+        rx: &mut Receiver,
+        ring: &mut Ring,
+        view: &mut View<'_>,
+    ) -> Result<bool, RingError> {
+        let has_descriptor = self.datapath.readiness().is_some();
+        if has_descriptor && !self.reads.may_have_frames() && !view.shared.polling {
+            return Ok(false);
+        }
+        if !self.reads.is_due(|| view.now()) {
+            return Ok(false);
+        }
+        if rx.is_starved() && !ring.has_grown() {
+            return Ok(rx.give_up_held(view));
+        }
+        let has_buffers = ring.queue().available_descriptors()? > 0;
+        if rx.is_starved() {
+            // More buffers came.
+        } else if !has_buffers {
+            self.wait_for_buffers(rx, ring, view);
+            return Ok(false);
+        } else if view.tracer(rx.guest()).has_fault()
+            && !self.datapath.has_frames()
+            && !rx.is_holding()
+        {
+            // A planted delay must hit bursts, not looks that find nothing.
+            self.reads.succeeded(false);
+            rx.found_nothing(ring, view);
+            return Ok(false);
+        }
+        self.receive_burst(rx, ring, view)
+    }
+
+    #[inline]
+    fn receive_burst(
+        &mut self,
+        rx: &mut Receiver,
+        ring: &mut Ring,
+        view: &mut View<'_>,
+    ) -> Result<bool, RingError> {
+        let (mut timeline, mut polled) = rx.see_frames(ring, view);
+        let (look, received) = rx.fill(ring, |room| self.datapath.receive(room));
+        let mut drops = received.drops;
+        let more = match look {
+            Ok(look) => {
+                self.reads.succeeded(look == Look::More);
+                look == Look::More
+            }
+            Err(error) => {
+                self.fail(&error, &mut drops, view);
+                false
+            }
+        };
+        if let Some(error) = received.broken {
+            return Err(error);
+        }
+        if received.packets == 0 && drops.is_empty() {
+            if more {
+                self.wait_for_buffers(rx, ring, view);
+            } else {
+                self.reads.found_nothing();
+                rx.found_nothing(ring, view);
+            }
+            return Ok(false);
+        }
+        if let Some(arrived_ns) = self.datapath.kernel_facts().and_then(|facts| facts.arrived_ns())
+        {
+            view.tracer(rx.guest()).arrived(&mut timeline, arrived_ns);
+            // The arrival is exact; polling would only give a bound.
+            polled = false;
+        }
+        let burst = rx.publish(ring, timeline, polled, &received, view);
+        rx.signal_now(ring, burst, view, |record| observe(&mut self.datapath, record));
+        view.tracer(rx.guest()).dropped(rx.index(), &drops);
+        Ok(true)
+    }
+
+    /// The datapath could not be read. It is left alone for a while, longer each time: an interface that is gone must not
+    /// keep a worker busy.
+    #[cold]
+    fn fail(&mut self, error: &io::Error, drops: &mut DropCounts, view: &View<'_>) {
+        let is_logged = self.reads.failed(view.now(), view.shared.retry);
+        // That there is nothing to read now costs no frame.
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return;
+        }
+        if is_logged {
+            let pair = self.pair;
+            log_limit::warn!(self.log, "queue pair {pair}: cannot read its datapath: {error}");
+        }
+        drops.add(DropCause::RxError);
+    }
+
+    /// There is no room for a frame now. A frame that waits in the datapath is starved from now on.
+    #[cold]
+    fn wait_for_buffers(&mut self, rx: &mut Receiver, ring: &mut Ring, view: &mut View<'_>) {
+        if rx.is_starved() {
+            return;
+        }
+        if rx.is_holding() || self.datapath.has_frames() {
+            rx.starve_now(ring, view);
+        } else {
+            self.reads.succeeded(false);
+            rx.found_nothing(ring, view);
+        }
+    }
+}
+
+#[inline]
+fn observe<D: Datapath>(datapath: &mut D, record: &BurstRecord) {
+    if let Some(observer) = datapath.observer() {
+        observer.recorded(record);
+    }
+}

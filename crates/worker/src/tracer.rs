@@ -1,0 +1,171 @@
+//! What a worker records for one guest: stamps, bursts, drops and probes.
+
+use std::time::Duration;
+
+use burst_trace::{Anchor, BurstRecord, Direction, DropCause, DropCounts, Stage, Writer};
+use datapath::Counted;
+
+use crate::clock::Clock;
+use crate::fault::Fault;
+use crate::timeline::{Timeline, Unsignalled};
+
+/// A worker's end of a guest's recorder, with its clock and the faults planted in its stages.
+#[derive(Debug)]
+pub struct Tracer {
+    clock: Clock,
+    writer: Writer,
+    fault: Option<Fault>,
+    records: bool,
+    /// Whether it is logged that the recorder is torn.
+    torn: bool,
+    /// One instant on both the recorder's clock and the kernel's.
+    anchor: Anchor,
+    /// [`ANCHORED`] in ticks.
+    anchored: u64,
+}
+
+/// How long an anchor is used. The two clocks drift apart by a few nanoseconds in this time.
+const ANCHORED: Duration = Duration::from_millis(10);
+
+impl Tracer {
+    /// With `records` off, packets and drops are still counted, but no burst is stamped.
+    pub fn new(clock: Clock, writer: Writer, fault: Fault, records: bool) -> Self {
+        let fault = (!fault.is_empty()).then_some(fault);
+        let (anchor, anchored) = (Anchor::default(), clock.ticks_in(ANCHORED));
+        Self { clock, writer, fault, records, torn: false, anchor, anchored }
+    }
+
+    /// Logs once that the recorder was shortened by another process. `prefix`: the log prefix.
+    #[cold]
+    pub fn look_at_recorder(&mut self, prefix: &str) {
+        if self.writer.is_torn() && !std::mem::replace(&mut self.torn, true) {
+            log::error!(
+                "{prefix}the flight recorder was truncated: what it counts and records from now on is lost; traffic \
+                 goes on, and a restart of the daemon makes a new one"
+            );
+        }
+    }
+
+    /// The time now, for a boundary; 0 if bursts are not stamped.
+    #[inline]
+    pub fn stamp(&self) -> u64 {
+        if self.records { self.clock.now() } else { 0 }
+    }
+
+    /// The time of the last boundary, which was just crossed; the time now if bursts are not stamped.
+    #[inline]
+    pub fn recent(&self, timeline: &Timeline) -> u64 {
+        if self.records { timeline.last() } else { self.clock.now() }
+    }
+
+    /// Whether delays are planted.
+    pub const fn has_fault(&self) -> bool {
+        self.fault.is_some()
+    }
+
+    /// Crosses the boundary that ends `stage`, now.
+    #[inline]
+    pub fn cross(&mut self, timeline: &mut Timeline, stage: Stage) {
+        self.wait(timeline, stage);
+        timeline.cross(self.stamp());
+    }
+
+    /// Crosses the boundary that ends `stage`, with the stamp `at` taken earlier.
+    #[inline]
+    pub fn cross_at(&mut self, timeline: &mut Timeline, stage: Stage, at: u64) {
+        let at = if self.wait(timeline, stage) { self.stamp() } else { at };
+        timeline.cross(at);
+    }
+
+    /// The first frame of the burst came at `monotonic_ns` of the kernel's clock (`CLOCK_MONOTONIC`).
+    #[inline]
+    pub fn arrived(&mut self, timeline: &mut Timeline, monotonic_ns: u64) {
+        if !self.records {
+            return;
+        }
+        if timeline.last().abs_diff(self.anchor.ticks) > self.anchored {
+            self.anchor = self.clock.anchor();
+        }
+        timeline.arrive(self.anchor.ticks_at(monotonic_ns, &self.clock));
+    }
+
+    /// Records a burst that has crossed all its boundaries. `ring`: its virtqueue; `sequence`: number of the first packet
+    /// in that ring. Returns the record.
+    #[inline]
+    pub fn record(&mut self, burst: &Unsignalled, ring: u16, sequence: u64) -> BurstRecord {
+        let record = burst.record(ring, sequence);
+        if self.records {
+            self.writer.burst(&record);
+        } else {
+            self.writer.count(&record);
+        }
+        record
+    }
+
+    /// Records a probe that the burst of `record` carried.
+    pub fn probe(&mut self, record: &BurstRecord, run: u32, sequence: u64) {
+        if self.records {
+            self.writer.probe(record, run, sequence);
+        }
+    }
+
+    /// Counts what the kernel counted for a datapath whose pair has these virtqueues: receive, transmit.
+    #[cold]
+    pub fn counted(&mut self, rings: [u16; 2], what: Counted, times: u64) {
+        match what {
+            Counted::Lost(cause) => self.lost(rings[0], cause, times),
+            Counted::Event(event) => {
+                let ring = if event.direction() == Direction::Rx { rings[0] } else { rings[1] };
+                self.writer.count_event(ring, event, times);
+            }
+        }
+    }
+
+    /// Counts frames for virtqueue `ring` that were lost before the worker saw them.
+    fn lost(&mut self, ring: u16, cause: DropCause, mut packets: u64) {
+        let now = self.clock.now();
+        while packets > 0 {
+            let some = u16::try_from(packets).unwrap_or(u16::MAX);
+            if self.records {
+                self.writer.dropped(ring, cause, some, now);
+            } else {
+                self.writer.count_dropped(ring, cause, some);
+            }
+            packets -= u64::from(some);
+        }
+    }
+
+    /// Counts addresses that moved between the guest's port of a switch and another one, on its virtqueue `ring`.
+    pub fn moved(&mut self, ring: u16, addresses: u64) {
+        self.writer.count_moves(ring, addresses);
+    }
+
+    /// Counts the frames of a burst of virtqueue `ring` that were dropped.
+    #[inline]
+    pub fn dropped(&mut self, ring: u16, drops: &DropCounts) {
+        if !drops.is_empty() {
+            self.dropped_some(ring, drops);
+        }
+    }
+
+    #[cold]
+    fn dropped_some(&mut self, ring: u16, drops: &DropCounts) {
+        let now = self.clock.now();
+        for (cause, packets) in drops.iter() {
+            if self.records {
+                self.writer.dropped(ring, cause, packets, now);
+            } else {
+                self.writer.count_dropped(ring, cause, packets);
+            }
+        }
+    }
+
+    #[inline]
+    fn wait(&mut self, timeline: &Timeline, stage: Stage) -> bool {
+        debug_assert_eq!(timeline.next(), Some(stage));
+        match &mut self.fault {
+            None => false,
+            Some(fault) => fault.wait(timeline.direction(), stage, &self.clock),
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! A transmit ring in service: from the guest to wherever its frames go.
+
+mod in_place;
+
+use std::sync::Arc;
+
+use burst_trace::{BurstRecord, Direction, DropCause, DropCounts, Stage};
+use datapath::Transmitted;
+use log_limit::LogLimit;
+use virtio_net::{BURST_MAX, Frames, HeldChains, TransmitBurst};
+use virtqueue::{Chains, RingError};
+
+use crate::idle::batching::Batching;
+use crate::idle::sleep::Sleeper;
+use crate::probes::Probes;
+use crate::ring::{Ring, RingState};
+use crate::timeline::{Sighting, Timeline, Unsignalled};
+use crate::tracer::Tracer;
+use crate::view::View;
+
+/// The sending half of a queue pair.
+///
+/// A backlog, held chains and a blocked state belong to an enabled ring: they end when the ring stops or breaks. A turn
+/// publishes at most one burst, and [`signal`](Self::signal) follows it before the next turn.
+#[derive(Debug)]
+pub struct Transmitter {
+    /// The guest's number among those of the worker.
+    guest: usize,
+    /// Where messages about it go.
+    log: Arc<LogLimit>,
+    /// The virtqueue.
+    index: u16,
+    /// Boxed, because a turn takes it out and puts it back: then only a pointer moves.
+    ring: Option<Box<Ring>>,
+    backlog: Option<Backlog>,
+    /// Chains whose frames are being sent from the guest's memory.
+    held: HeldChains,
+    batching: Batching,
+    /// Not all frames were taken at the last try.
+    blocked: bool,
+    unsignalled: Option<Unsignalled>,
+    /// Packets sent since the daemon started.
+    sequence: u64,
+    /// Looks for probe packets, if asked for.
+    probes: Option<Box<Probes>>,
+    /// It sent a burst since [`take_worked`](Self::take_worked).
+    worked: bool,
+}
+
+/// Chains that an earlier look saw and that did not fit the burst.
+#[derive(Clone, Copy, Debug)]
+struct Backlog {
+    sighting: Sighting,
+    /// Number of ring entries left.
+    slots: u16,
+}
+
+/// A burst that was gathered, for the one that carries it.
+pub struct Gathered<'t> {
+    pub timeline: &'t Timeline,
+    /// Whether the worker was polling.
+    pub polled: bool,
+}
+
+/// What became of a burst's frames.
+pub struct Carried {
+    pub transmitted: Transmitted,
+    /// The rest of the frames has to wait.
+    pub blocked: bool,
+    /// When the last frame was carried, ticks, if that is known; otherwise the time now is taken.
+    pub at: Option<u64>,
+}
+
+/// A burst that was given back to the guest.
+struct Sent {
+    /// Number of ring entries.
+    slots: u16,
+    packets: u16,
+    bytes: u32,
+    drops: DropCounts,
+}
+
+impl Transmitter {
+    /// For queue pair number `pair`. `probe_port`: UDP port of probe packets to look for.
+    pub fn new(guest: usize, log: Arc<LogLimit>, pair: u16, probe_port: Option<u16>) -> Self {
+        Self {
+            guest,
+            log,
+            // Virtio 1.2, 5.1.2.
+            index: pair * 2 + 1,
+            ring: None,
+            backlog: None,
+            held: HeldChains::default(),
+            batching: Batching::default(),
+            blocked: false,
+            unsignalled: None,
+            sequence: 0,
+            probes: probe_port.map(|port| Box::new(Probes::new(port))),
+            worked: false,
+        }
+    }
+
+    pub const fn guest(&self) -> usize {
+        self.guest
+    }
+
+    pub const fn log(&self) -> &Arc<LogLimit> {
+        &self.log
+    }
+
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {
+        &mut self.ring
+    }
+
+    /// Takes one burst from the guest, if there is one, and has `carry` carry its frames. Call
+    /// [`signal`](Self::signal) afterwards.
+    #[inline]
+    pub fn turn(
+        &mut self,
+        view: &mut View<'_>,
+        carry: impl FnOnce(Frames<'_, '_>, &Gathered<'_>, &mut View<'_>) -> Carried,
+    ) {
+        self.serve(view, |this, ring, view| this.burst(ring, view, carry));
+    }
+
+    #[inline]
+    fn serve(
+        &mut self,
+        view: &mut View<'_>,
+        burst: impl FnOnce(&mut Self, &mut Ring, &mut View<'_>) -> Result<(), RingError>,
+    ) {
+        let Some(mut ring) = self.ring.take() else { return };
+        let done = match ring.state() {
+            RingState::Enabled => burst(self, &mut ring, view),
+            RingState::Disabled => discard(&mut ring, self.index, view.tracer(self.guest)),
+            RingState::Waiting | RingState::Broken => Ok(()),
+        };
+        if let Err(error) = done {
+            ring.break_down(error);
+            self.forget();
+        }
+        self.ring = Some(ring);
+    }
+
+    #[inline]
+    fn burst(
+        &mut self,
+        ring: &mut Ring,
+        view: &mut View<'_>,
+        carry: impl FnOnce(Frames<'_, '_>, &Gathered<'_>, &mut View<'_>) -> Carried,
+    ) -> Result<(), RingError> {
+        let Some((mut timeline, backlog)) = self.next_burst(ring, view)? else { return Ok(()) };
+        let sent = {
+            let (queue, memory, negotiated) = ring.parts();
+            let mut chains = Chains::new();
+            let burst = TransmitBurst::gather(queue, memory, negotiated, &mut chains)?;
+            view.tracer(self.guest).cross(&mut timeline, Stage::Gather);
+
+            let frames = burst.frames();
+            let gathered = Gathered { timeline: &timeline, polled: backlog.sighting.polled };
+            let carried = carry(frames, &gathered, view);
+            let Transmitted { taken, bytes, mut drops } = carried.transmitted;
+            self.blocked = carried.blocked;
+            self.look_for_probes(frames, taken, &drops);
+            let tracer = view.tracer(self.guest);
+            match carried.at {
+                Some(at) => tracer.cross_at(&mut timeline, Stage::Egress, at),
+                None => tracer.cross(&mut timeline, Stage::Egress),
+            }
+
+            #[expect(clippy::cast_possible_truncation, reason = "at most BURST_MAX")]
+            let packets = (taken as u16).saturating_sub(drops.total());
+            let slots = burst.complete(queue, taken, &mut drops);
+            queue.publish();
+            Sent { slots, packets, bytes, drops }
+        };
+        self.published(timeline, backlog, &sent, view);
+        Ok(())
+    }
+
+    /// The boundaries that the next burst has crossed already, if there is one and it is time to take it.
+    #[inline]
+    fn next_burst(
+        &mut self,
+        ring: &mut Ring,
+        view: &mut View<'_>,
+    ) -> Result<Option<(Timeline, Backlog)>, RingError> {
+        // Not in a worker that is woken up by kicks: nothing would wake it up when the wait is over.
+        if view.shared.polling {
+            if !self.batching.is_due(|| view.now()) {
+                return Ok(None);
+            }
+            if self.batching.has_enough() && !ring.queue().has_available(BURST_MAX) {
+                self.batching.leave();
+                return Ok(None);
+            }
+        }
+        let seen = self.see_chains(ring, view)?;
+        if seen.is_none() {
+            self.batching.missed();
+        }
+        Ok(seen)
+    }
+
+    /// Crosses the first boundaries. The backlog of an earlier look comes first; without one, looks at the ring.
+    #[inline]
+    fn see_chains(
+        &self,
+        ring: &mut Ring,
+        view: &mut View<'_>,
+    ) -> Result<Option<(Timeline, Backlog)>, RingError> {
+        if let Some(backlog) = self.backlog {
+            let tracer = view.tracer(self.guest);
+            let mut timeline = Timeline::begin(Direction::Tx, backlog.sighting.wake);
+            tracer.cross_at(&mut timeline, Stage::Notice, backlog.sighting.seen);
+            tracer.cross(&mut timeline, Stage::Queued);
+            return Ok(Some((timeline, backlog)));
+        }
+        let slots = ring.queue().available_descriptors()?;
+        let seen = view.tracer(self.guest).stamp();
+        let last_look = ring.note_look(seen);
+        if slots == 0 {
+            return Ok(None);
+        }
+        let sighting = view.sighting(last_look, seen);
+        let tracer = view.tracer(self.guest);
+        let mut timeline = Timeline::begin(Direction::Tx, sighting.wake);
+        tracer.cross_at(&mut timeline, Stage::Notice, seen);
+        let seen = timeline.last();
+        tracer.cross_at(&mut timeline, Stage::Queued, seen);
+        Ok(Some((timeline, Backlog { sighting: Sighting { seen, ..sighting }, slots })))
+    }
+
+    /// Notes a burst that is published to the guest.
+    #[inline]
+    fn published(
+        &mut self,
+        mut timeline: Timeline,
+        backlog: Backlog,
+        sent: &Sent,
+        view: &mut View<'_>,
+    ) {
+        let Sent { slots, packets, bytes, ref drops } = *sent;
+        let tracer = view.tracer(self.guest);
+        tracer.cross(&mut timeline, Stage::Complete);
+        tracer.dropped(self.index, drops);
+        let left = backlog.slots.saturating_sub(slots).max(self.held.slots());
+        if view.shared.polling {
+            let now = view.tracer(self.guest).recent(&timeline);
+            // A packed ring does not say how many chains follow a full burst.
+            let is_full = slots > backlog.slots && usize::from(slots) >= BURST_MAX;
+            // A burst cut short because its receiver has no more buffers goes on when the receiver has had time to post some.
+            let more = (left > 0 || is_full) && !self.blocked;
+            self.batching.found(now, slots, more, view.shared.longest);
+        }
+        self.backlog = (left > 0).then_some(Backlog { slots: left, ..backlog });
+        if slots > 0 {
+            let polled = backlog.sighting.polled;
+            self.unsignalled = Some(Unsignalled { timeline, packets, bytes, polled });
+        }
+    }
+
+    /// Looks for probes among the first `taken` frames. If some of them were not carried, it is unknown which ones.
+    #[inline]
+    fn look_for_probes(&mut self, frames: Frames<'_, '_>, taken: usize, drops: &DropCounts) {
+        if let Some(probes) = &mut self.probes {
+            let carried = if drops.is_empty() { taken } else { 0 };
+            probes.look_at(frames.take(carried).iter());
+        }
+    }
+
+    /// Signals the guest that its burst is done, if it needs a notification, and records the burst. Returns whether there
+    /// was one. `recorded` gets the record.
+    #[inline]
+    pub fn signal(&mut self, view: &mut View<'_>, recorded: impl FnOnce(&BurstRecord)) -> bool {
+        let Some(mut burst) = self.unsignalled.take() else { return false };
+        let Some(ring) = &mut self.ring else { return false };
+        ring.signal();
+        let tracer = view.tracer(self.guest);
+        tracer.cross(&mut burst.timeline, Stage::Signal);
+        self.record(&burst, tracer, recorded);
+        self.worked = true;
+        true
+    }
+
+    #[inline]
+    fn record(
+        &mut self,
+        burst: &Unsignalled,
+        tracer: &mut Tracer,
+        recorded: impl FnOnce(&BurstRecord),
+    ) {
+        if burst.packets == 0 {
+            return;
+        }
+        let record = tracer.record(burst, self.index, self.sequence);
+        recorded(&record);
+        if let Some(probes) = &mut self.probes {
+            probes.published();
+            probes.recorded(&record, tracer);
+        }
+        self.sequence += u64::from(burst.packets);
+    }
+
+    /// Frames are taken again.
+    pub const fn unblock(&mut self) {
+        self.blocked = false;
+    }
+
+    /// The next burst has to wait, for reasons of its receiver.
+    pub const fn block(&mut self) {
+        self.blocked = true;
+    }
+
+    /// Whether frames were not taken at the last try, of a ring that is served.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked && self.is_enabled()
+    }
+
+    pub fn is_enabled(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| ring.is_enabled())
+    }
+
+    /// Whether the guest made chains available since the last look.
+    pub fn has_grown(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| ring.has_grown())
+    }
+
+    /// Looks at the ring while there is a backlog: chains that came since are in sight now, too.
+    #[cold]
+    pub fn extend_backlog(&mut self) {
+        let Some(ring) = &mut self.ring else { return };
+        match ring.queue().available_descriptors() {
+            Ok(slots) => {
+                if let Some(backlog) = &mut self.backlog {
+                    backlog.slots = backlog.slots.max(slots);
+                }
+            }
+            Err(error) => {
+                ring.break_down(error);
+                self.forget();
+            }
+        }
+    }
+
+    /// Whether it sent a burst since this was last asked.
+    pub const fn take_worked(&mut self) -> bool {
+        std::mem::replace(&mut self.worked, false)
+    }
+
+    pub const fn has_worked(&self) -> bool {
+        self.worked
+    }
+
+    /// Asks for kicks, and returns whether there is work already.
+    pub fn enable_notification(&mut self) -> bool {
+        let Some(ring) = &mut self.ring else { return false };
+        if !matches!(ring.state(), RingState::Enabled | RingState::Disabled) {
+            return false;
+        }
+        ring.enable_notification();
+        !self.blocked && ring.queue().available_descriptors() != Ok(0)
+    }
+
+    /// Stops serving the ring. Returns the available index to go on from.
+    pub fn stop(&mut self, sleeper: &Sleeper) -> Option<u16> {
+        let mut stopped = self.ring.take()?;
+        stopped.ignore(sleeper);
+        self.forget();
+        self.held.clear();
+        Some(stopped.queue().next_available())
+    }
+
+    /// Moves the ring to a new memory table. Frames must not be held.
+    pub fn set_memory(&mut self, memory: &Arc<guest_memory::GuestMemory>) {
+        if let Some(ring) = &mut self.ring {
+            ring.set_memory(memory);
+        }
+        self.backlog = None;
+    }
+
+    /// Stops the ring if a part of its memory is missing. Returns whether it did.
+    #[cold]
+    pub fn break_if_torn(&mut self) -> bool {
+        let is_torn = self.ring.as_mut().is_some_and(|ring| ring.break_if_torn());
+        if is_torn {
+            self.forget();
+        }
+        is_torn
+    }
+
+    /// The ring is not served any more: what was seen of it counts no longer.
+    const fn forget(&mut self) {
+        (self.backlog, self.blocked) = (None, false);
+    }
+}
+
+/// Takes one burst from a disabled ring and drops it.
+#[cold]
+fn discard(ring: &mut Ring, index: u16, tracer: &mut Tracer) -> Result<(), RingError> {
+    if ring.queue().available_descriptors()? == 0 {
+        return Ok(());
+    }
+    let mut drops = DropCounts::default();
+    {
+        let (queue, memory, negotiated) = ring.parts();
+        let mut chains = Chains::new();
+        let burst = TransmitBurst::gather(queue, memory, negotiated, &mut chains)?;
+        let frames = burst.frames().len();
+        (0..frames).for_each(|_| drops.add(DropCause::TxDisabled));
+        burst.complete(queue, frames, &mut drops);
+    }
+    ring.queue().publish();
+    ring.signal();
+    tracer.dropped(index, &drops);
+    Ok(())
+}
