@@ -3,6 +3,7 @@
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
 use std::time::Duration;
 
 use lab::Signal;
@@ -33,6 +34,8 @@ impl Recording {
         let part = beside(file, "part");
         let what = format!("the recording's file {}", part.display());
         eventually(SOON, &what, || when(part.exists(), "none"));
+        // Nothing shows when it has found its place in the recorder, just after it has made the file.
+        sleep(Duration::from_millis(20));
         Ok(recording)
     }
 

@@ -70,7 +70,7 @@ fn readers_of_a_truncated_recorder_say_so() {
         assert_eq!(status.signal(), None, "{arguments:?} ends by a signal: {said}");
         if arguments[0] == "record" {
             assert_eq!(status.code(), Some(1), "{said}");
-            assert!(said.contains("became shorter"), "{said}");
+            assert!(said.contains("was shortened"), "{said}");
         }
     }
 }
