@@ -187,7 +187,7 @@ fn under_sustained_load_frames_are_sampled_and_the_table_says_so() {
     // One in 64, and some more at the beginning of each tick.
     assert!((FRAMES / 128..=FRAMES / 2).contains(&count), "{row}");
     let table = stats(directory.path(), "vm0", &[]);
-    assert!(table.contains("in a rush"), "{table}");
+    assert!(table.contains("under load"), "{table}");
 }
 
 #[test]

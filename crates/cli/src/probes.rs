@@ -1,4 +1,4 @@
-//! Which probe packets are joined end to end.
+//! The flags for joining probe packets from application to application.
 
 use std::path::PathBuf;
 
@@ -9,17 +9,19 @@ use report::Initiator;
 use report::journey::Journeys;
 use report::journey::stamps::{Stamps, StampsError};
 
-/// The flags of who joins them.
+/// Flags for probe packets.
 #[derive(Debug, clap::Args)]
 pub struct Probes {
-    /// What ringscope agent udp-ping --stamps wrote of its probes, which the daemon recorded (--trace-probe): the way of
-    /// each, from application to application
+    /// Join the probes in this file of `ringscope agent udp-ping --stamps`
+    ///
+    /// The daemon has to record them (--trace-probe). The report shows each
+    /// probe's round trip, from application to application.
     #[arg(long, value_name = "FILE")]
     probes: Option<PathBuf>,
-    /// What ringscope agent udp-echo --stamps wrote of the same probes
+    /// The file of `ringscope agent udp-echo --stamps` for the same probes
     #[arg(long, value_name = "FILE", requires = "probes")]
     echo: Option<PathBuf>,
-    /// Where the round trips were begun
+    /// Side that began the round trips
     #[arg(long, value_name = "SIDE", default_value = "host")]
     initiator: Side,
 }
@@ -31,7 +33,7 @@ enum Side {
 }
 
 impl Probes {
-    /// Whether they are asked for.
+    /// Whether probes are to be joined.
     pub const fn are_asked_for(&self) -> bool {
         self.probes.is_some()
     }
@@ -43,12 +45,12 @@ impl Probes {
         }
     }
 
-    /// The files that are read for them.
+    /// The files with stamps.
     pub fn files(&self) -> impl Iterator<Item = FileId> {
         [&self.probes, &self.echo].into_iter().flatten().filter_map(|path| FileId::of_path(path))
     }
 
-    /// Those of `source`, if they are asked for.
+    /// Joins the probes with the records of `source`, if that was asked for.
     ///
     /// # Errors
     /// When a file of stamps cannot be used.

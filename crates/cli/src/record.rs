@@ -1,4 +1,4 @@
-//! `ringscope record`: keeps what a flight recorder holds for a moment only, in a file of its own.
+//! `ringscope record`: copies the records of a flight recorder to a file before they are overwritten.
 
 mod keep;
 mod kernel;
@@ -24,62 +24,73 @@ use crate::stats::seconds;
 use keep::{KeepError, Keeper, Until, facts};
 use kernel::{Kernel, Measured};
 
-/// A busy worker fills its part of a recorder in a tenth of a second.
+/// Time between two reads: a busy worker fills its part of a recorder in a tenth of a second.
 const POLL_EVERY: Duration = Duration::from_millis(5);
-/// Whether the daemon is still there is asked so often.
+/// Time between two checks whether the daemon still runs.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 const EXAMPLES: &str = "\
 Examples:
-  ringscope record -o now.rec                       until Ctrl-C
-  ringscope record --seconds 10 -o ten.rec          for 10 seconds
-  ringscope record --last 30 -o before.rec          until Ctrl-C, and keep the last 30 seconds of it
+  ringscope record -o now.rec                    until Ctrl-C
+  ringscope record --seconds 10 -o ten.rec       for 10 seconds
+  ringscope record --last 30 -o before.rec       the last 30 s before Ctrl-C
   ringscope record --when 'rx.total>500us' -o slow.rec
-                                                    wait for a burst that takes longer, and keep 2 seconds before and after
+                                                 2 s before and after a burst
+                                                 that takes longer
   ringscope record --kernel-stages --seconds 5 -o k.rec
-                                                    and with the host kernel's part
-  ringscope report slow.rec                         where the time went
+                                                 with the host kernel's times
+  ringscope report slow.rec                      where the time went
 
---when takes DIRECTION.TIME>LIMIT or >=LIMIT: DIRECTION is tx or rx, TIME is total, wakeup or one of the \
-daemon's stages, LIMIT has a unit (ns, us, ms, s).
+Conditions: --when takes DIRECTION.TIME>LIMIT or DIRECTION.TIME>=LIMIT.
+  DIRECTION  tx or rx
+  TIME       total, wakeup, or one of the daemon's stages
+  LIMIT      a number with a unit: ns, us, ms or s
 
---kernel-stages has BPF programs in the kernel as long as this command runs. They see every frame of the host and cost \
-a busy guest a twentieth of its rate; root is needed.
+The file:
+  FILE is FILE.part until the recording is finished. Then it replaces a
+  regular file. A link is followed. A device or FIFO is written directly; the
+  recording then has no totals.
+  On a full disk or at a file-size limit the recording ends with exit code 1,
+  and FILE holds the part that fitted. If record is killed, FILE.part stays:
+  `ringscope report FILE.part` reads it. With --last and --when, nothing is
+  written before the end. A second Ctrl-C ends record at once.
+  Records that are overwritten before they are read are counted, and the file
+  marks where they are missing.
 
-A regular FILE is replaced when the recording is whole; a link to one is followed; a device or FIFO is written into, and \
-then the recording has no totals. On a full disk, or at a file-size limit, the recording ends, and FILE holds what fitted \
-(exit code 1). A killed record leaves FILE.part, which `ringscope report FILE.part` reads; with --last and --when nothing is \
-written before the end. A second Ctrl-C ends it at once.
+--kernel-stages loads BPF programs into the kernel while this command runs.
+They see every frame of the host, and cost a busy guest about 5 % of its rate.
+It needs root.
 
-Records that were overwritten before they could be kept are counted, and the file says where they are \
-missing. What a recorder still holds needs no recording: `ringscope report` reads the recorder of a daemon \
-that runs, ended or crashed (NAME.trace.crashed) as it reads a recording.";
+To read what a recorder holds, no recording is needed: `ringscope report`
+also reads the recorder of a daemon that runs, has ended or has crashed
+(NAME.trace.crashed).";
 
 /// The flags of `ringscope record`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
     #[command(flatten)]
     choice: Choice,
-    /// The recording; - is standard output. It is FILE.part until this command ends
+    /// Write the recording to this file; - is standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// End after so long
-    #[arg(long, value_parser = seconds)]
+    /// Stop after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<Duration>,
-    /// Keep only the last so many seconds, in memory until the end
+    /// Keep only the last SECONDS before the end, in memory until then
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "when")]
     last: Option<Duration>,
-    /// Wait for the first burst of which this is true; keep what was before and after, and end
+    /// Wait for a burst that fulfils this, and keep the time around it
     #[arg(long, value_name = "CONDITION")]
     when: Option<Trigger>,
-    /// With --when: how much before that burst is kept
+    /// With --when: seconds kept before the burst
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2", requires = "when")]
     before: Duration,
-    /// With --when: how much after it
+    /// With --when: seconds kept after the burst
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2", requires = "when")]
     after: Duration,
-    /// Measure what the host kernel does with frames of the daemon's tap, with its workers' wake-ups and its interrupts, too
+    /// Measure times in the host kernel as well: frames of the tap, wake-ups,
+    /// interrupts
     #[arg(long)]
     kernel_stages: bool,
 }
@@ -87,11 +98,11 @@ pub struct Arguments {
 /// Why a recording ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// The time that was asked for is over, or what was waited for has come.
+    /// The time is over, or the burst that was waited for has come.
     Done,
     /// By a signal.
     Stopped,
-    /// The daemon ended, or another one took its place.
+    /// The daemon has ended, or another one has taken its place.
     DaemonGone,
 }
 
@@ -106,18 +117,18 @@ pub fn run(arguments: &Arguments) -> Outcome {
         (None, Some(last)) => Until::Last(last),
         (None, None) => Until::All,
     };
-    // Of a daemon that has ended there is nothing to measure, and what follows says that it has.
+    // Nothing can be measured for a daemon that has ended; the end is reported below.
     let measures = arguments.kernel_stages && is_alive(&reader);
     let kernel = measures.then(|| Kernel::attach(&reader)).transpose()?;
-    // Before the file is made, because this takes some milliseconds: where the file is, the recording has begun.
+    // This takes some milliseconds, so it is done first: when the file appears, the recording has begun.
     let facts = facts(&reader, kernel.as_ref().map(Kernel::facts));
     let path_of = &arguments.output;
-    // Before signals are handled: to open a FIFO waits for its reader, and a signal must end that.
+    // Before signals are handled: opening a FIFO waits for its reader, and a signal must end the wait.
     let output = Output::open(path_of, guard(&[reader.file()]))
         .map_err(|source| KeepError::Nothing { path: path_of.clone(), source })?;
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // A second signal ends it at once: a write may be waiting for a reader.
+        // A second signal ends the process at once: a write may be waiting for a reader.
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
@@ -144,7 +155,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     Ok(())
 }
 
-/// What the kernel's programs cost in so much time.
+/// The cost of the kernel's programs, as a sentence.
 fn in_words(cost: Cost, elapsed: Duration) -> String {
     let share = cost.time.as_secs_f64() / elapsed.as_secs_f64();
     let each = cost.time.as_nanos() as f64 / cost.runs.max(1) as f64;
@@ -202,7 +213,7 @@ impl Following {
             } else {
                 None
             };
-            // What came until now is read in every case.
+            // Records up to now are read in every case.
             if end.is_some()
                 && let Some(kernel) = &mut self.kernel
             {

@@ -1,4 +1,4 @@
-//! Which recorder is read: `RUN_DIR/NAME.trace`.
+//! Finds the recorder to read: `RUN_DIR/NAME.trace`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,11 @@ use burst_trace::{ReadError, Reader};
 /// The flags that name a recorder.
 #[derive(Debug, clap::Args)]
 pub struct Choice {
-    /// Where the recorders are [default: /run/ringscope, without root $XDG_RUNTIME_DIR/ringscope]
+    /// Directory of the recorders [default: /run/ringscope, without root
+    /// $XDG_RUNTIME_DIR/ringscope]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// The daemon's --name; not needed when there is one recorder
+    /// The daemon's --name; needed if there are several recorders
     #[arg(long)]
     name: Option<String>,
 }
@@ -28,7 +29,7 @@ pub struct Found {
     pub reader: Reader,
 }
 
-/// Why there is no recorder to read.
+/// Why no recorder can be read.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
     /// There is no default for the run directory.

@@ -24,57 +24,68 @@ use crate::recorder::Choice;
 
 const EXAMPLES: &str = "\
 Examples:
-  ringscope report slow.rec                          where the time went, as tables
-  ringscope report                                   the same of all that the only recorder of this host still holds
-  ringscope report /run/ringscope/vm0.trace.crashed  what a daemon that crashed left behind
+  ringscope report slow.rec             where the time went, as tables
+  ringscope report                      the same for the only recorder
+  ringscope report /run/ringscope/vm0.trace.crashed
+                                        the recorder of a crashed daemon
   ringscope report slow.rec --format html -o slow.html
   ringscope report after.rec --format html --before before.rec -o change.html
-  ringscope report probes.rec --probes ping.csv --echo echo.csv --format html -o probes.html
-                                                     with probe packets, from application to application
+  ringscope report probes.rec --probes ping.csv --format html -o probes.html
+                                        with probe packets, from application
+                                        to application
   ringscope report slow.rec --format csv -o slow.csv
-  ringscope report slow.rec --format hlog | less
-  ringscope report slow.rec --format perfetto -o slow.pftrace     then open it at https://ui.perfetto.dev
-  ringscope report slow.rec --format pcapng | tshark -r - -T fields -e frame.time_epoch -e frame.comment
+  ringscope report slow.rec --format perfetto -o slow.pftrace
+                                        open it at https://ui.perfetto.dev
+  ringscope report slow.rec --format pcapng | tshark -r - -T fields \\
+      -e frame.time_epoch -e frame.comment
 
 Formats:
-  table       the breakdown, for people
-  json        the same, as the object that `ringscope stats --json` prints
-  html        one page, without anything from a network: a summary in words, what the mean and the slowest packets consist
-              of, distributions, a time line, and the journey of each of the slowest bursts; --before compares two
-  csv         every burst, every drop and every time in the host kernel as a line: times in ns, start_ns is CLOCK_REALTIME;
-              where a stage is not one of the direction's, or was not measured, the field is empty
-  hlog        an HdrHistogram interval log: for each second, direction and stage one histogram, in ns
-  perfetto    a trace for the Perfetto UI and its trace processor: a track for each queue, a slice for each burst, in it one
-              for each stage, an instant for each drop, tracks of the host kernel's times; times are CLOCK_MONOTONIC
-  pcapng      a capture without the frames, which no record has: for each burst one packet with nothing captured, as long as
-              the mean of the burst's frames, with its stages as comment; for each drop, and each time in the host kernel, one of length 0
-              that says so; time is CLOCK_REALTIME at the first boundary
+  table     the breakdown, as tables
+  json      the breakdown, as the object of `ringscope stats --json`
+  html      one page that needs no network: a summary, the stages of the mean
+            and of the slowest packets, distributions, a time line, and the
+            timeline of each of the slowest bursts; --before compares two
+            recordings
+  csv       a line for each burst, drop and time in the host kernel; times in
+            ns, start_ns is CLOCK_REALTIME; a field is empty if its stage
+            belongs to the other direction or was not measured
+  hlog      an HdrHistogram interval log: a histogram for each second,
+            direction and stage, in ns
+  perfetto  a trace for the Perfetto UI: a track for each queue, a slice for
+            each burst and stage, an instant for each drop, tracks for the
+            host kernel; times are CLOCK_MONOTONIC
+  pcapng    a capture without frames, because records have none: an empty
+            packet for each burst, drop and time in the host kernel, with a
+            comment; a burst's packet has the mean length of its frames; time
+            is CLOCK_REALTIME at the first boundary
 
--o FILE replaces a regular file when the report is whole, and leaves it as it is if the report fails; a link is followed, a \
-device or FIFO is written into. Inputs and recorders are never written over.
+-o FILE replaces a regular file when the report is finished. If the report
+fails, the old file stays. A link is followed. A device or FIFO is written
+directly. Inputs and recorders are never overwritten.
 
-With --probes, table and json are what `ringscope stats --probes` prints, csv has a line for each probe that came back with
-what each part of its round trip took, and html has all of the page and a section of the probes.";
+With --probes, table and json print the same as `ringscope stats --probes`,
+csv has a line for each answered probe with the parts of its round trip, and
+html has one more section.";
 
 /// The flags of `ringscope report`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
-    /// What `ringscope record` wrote, or a recorder (NAME.trace, NAME.trace.crashed) [default: the recorder that --name
-    /// and --run-dir name]
+    /// A recording, or a recorder (NAME.trace, NAME.trace.crashed) [default:
+    /// the recorder chosen by --name and --run-dir]
     #[arg(conflicts_with_all = ["name", "run_dir"])]
     file: Option<PathBuf>,
     #[command(flatten)]
     choice: Choice,
-    /// What to make of it
+    /// The report's format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// With --format html: compare with this one, which was before
+    /// With --format html: compare with this earlier recording
     #[arg(long, value_name = "FILE")]
     before: Option<PathBuf>,
     #[command(flatten)]
     probes: Probes,
-    /// Where to write it, replacing a regular file when it is whole; - is standard output [default: -]
+    /// Write to this file; - is standard output [default: -]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

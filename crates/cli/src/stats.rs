@@ -16,33 +16,39 @@ use crate::{Outcome, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  ringscope stats                    all that the only recorder of this host still holds
-  ringscope stats --last 5           what ended in the last 5 seconds
-  ringscope stats --json | jq '.tx.stages[] | select(.count > 0) | {stage, p99_ns}'
+  ringscope stats                    all records of the only recorder
+  ringscope stats --last 5           bursts that ended in the last 5 seconds
+  ringscope stats --json | jq '.tx.stages[] | {stage, p99_ns}'
   ringscope stats --last 10 --round-trip ping.json
-                                     and what of a round trip is ours, the guest's and the host's
+                                     the daemon's, guest's and host's parts of
+                                     a round trip
   ringscope stats --probes ping.csv --echo echo.csv
-                                     the same packet by packet, from application to application
+                                     the same for each packet, from application
+                                     to application
 
-A burst's time in a stage is the time of each of its packets there: `count` is packets. Stages of tier D \
-are the daemon's own and add up to the total; K (host kernel) and G (guest) read n/a, in JSON \
-\"count\": null, where nothing measures them. Drops are since the daemon's start, with --last those of \
-that time.";
+A burst's time in a stage is the time of each of its packets there; `count` is
+the number of packets. Stages of tier D are measured by the daemon and add up
+to the total. Stages of tiers K (host kernel) and G (guest) are n/a, in JSON
+\"count\": null, unless something measures them. Drops are counted since the
+daemon's start, with --last in that time.";
 
 /// The flags of `ringscope stats`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
     #[command(flatten)]
     choice: Choice,
     /// Print one JSON object instead of tables
     #[arg(long, conflicts_with = "round_trip")]
     json: bool,
-    /// Only what ended in the last SECONDS: before now, or before the newest record once the daemon
-    /// has ended
+    /// Only bursts that ended in the last SECONDS
+    ///
+    /// They count back from now, or from the newest record when the daemon has ended.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, conflicts_with = "probes")]
     last: Option<Duration>,
-    /// A round trip that `ringscope agent udp-ping` measured in the same time (JSON): take it apart
+    /// Split the round trip in this JSON file of `ringscope agent udp-ping`
+    ///
+    /// It has to be measured in the same time.
     #[arg(long, value_name = "FILE", conflicts_with = "probes")]
     round_trip: Option<PathBuf>,
     #[command(flatten)]

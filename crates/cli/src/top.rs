@@ -33,54 +33,60 @@ use keys::Command;
 use sources::Sources;
 use view::View;
 
-/// How often the recorder is read between two redraws: the oftener, the less is overwritten unread.
+/// Time between two reads of the recorder. The shorter, the fewer records are overwritten unread.
 const POLL_EVERY: Duration = Duration::from_millis(25);
 
 const EXAMPLES: &str = "\
 Examples:
-  ringscope top                    the only guest of this host, or a table of all; a new picture each second
+  ringscope top                    the only guest, or a table of all guests
   ringscope top --name vm0 --interval 0.5
   ringscope top --all --sort rx-p99
   ringscope top --json | jq -c '[.name, .tx.packets, .outliers[0].total_ns]'
 
 Keys:
-  q, Ctrl-C          end it
-  Enter, 1-9         in the table: open the marked guest, or that on this line; up, down mark another one
-  Esc                back to the table
-  s, r               sort by the next column; the other way round (guests, or the queues of one)
-  p, space           hold the picture; what comes is counted, and the next picture is of the whole pause
-  o                  the interval's slowest bursts first, where a low terminal has no room for them
-  h, ?               what keys, columns and stages are
+  q, Ctrl-C    quit
+  Enter, 1-9   in the table: open the marked guest, or the one on that line
+  up, down     mark another guest
+  Esc          back to the table
+  s, r         sort by the next column; reverse the order
+  p, space     pause; the next screen covers the whole pause
+  o            show the slowest bursts first, or last
+  h, ?         explain keys, columns and stages
 
-Rates, bytes and drops come from the daemon's counters and are exact. Times come from the records; those \
-that were overwritten before they could be read are counted as lost. The bar shows what the mean \
-consists of. Without --name, guests that come later are shown as well, and those whose daemon has ended are marked.
+Rates, bytes and drops are the daemon's counters and exact. Times are those of
+the records; records that are overwritten before they are read are counted as
+lost. The bar shows the stages of the mean. Without --name, new guests appear,
+and guests whose daemon has ended are marked.
 
-With --json there is one object a line for each guest and interval, until Ctrl-C: time_ns (CLOCK_REALTIME at its end), \
-name, window_s, tx and rx as in `ringscope stats --json`, outliers (its five slowest bursts, the slowest first: times in \
-ns, stages by name), and lost_records.";
+--json prints one object a line for each guest and interval, until Ctrl-C:
+  time_ns       CLOCK_REALTIME at the interval's end
+  name          the guest
+  window_s      the interval's length, seconds
+  tx, rx        as in `ringscope stats --json`
+  outliers      the five slowest bursts, slowest first; times in ns
+  lost_records  records overwritten before they were read";
 
 /// The flags of `ringscope top`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
     #[command(flatten)]
     choice: Choice,
-    /// Time between two pictures
+    /// Time between two updates
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = crate::stats::seconds)]
     interval: Duration,
-    /// Begin with the table of all guests, also of one or none
+    /// Start with the table of all guests, even if there is one or none
     #[arg(long, conflicts_with = "name")]
     all: bool,
-    /// What the table of guests is sorted by at first
+    /// Sort the table of guests by this column
     #[arg(long, value_name = "COLUMN", default_value = "name")]
     sort: guests::Column,
-    /// One JSON object a line for each guest and interval; needs no terminal
+    /// Print a JSON object for each guest and interval; needs no terminal
     #[arg(long)]
     json: bool,
 }
 
-/// There is nothing to draw on.
+/// Standard output is no terminal.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "expected a terminal as standard output, found a file or a pipe; use --json there, or `ringscope stats`"

@@ -183,7 +183,7 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     }
     let is_followed = |stage| way.stage(stage).and_then(|row| row.count).unwrap_or(way.packets);
     if ["host-tx", "host-rx"].into_iter().any(|stage| is_followed(stage) < way.packets) {
-        text += "in a rush, the host's kernel is asked about some frames only: of each device, 16 a tick and one in 64 of the rest\n";
+        text += "under load the host kernel's times are of sampled frames: per device, the first 16 in each kernel tick, then one in 64\n";
     }
     text
 }
