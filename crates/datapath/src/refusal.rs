@@ -1,4 +1,4 @@
-//! What an error of the kernel means for the frame that it did not take.
+//! What becomes of a frame that the kernel refused with an error.
 
 use std::io;
 
@@ -7,14 +7,14 @@ use burst_trace::DropCause;
 /// What becomes of a frame from the guest that a datapath did not take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is offered again later, and those behind it with it.
+    /// It is offered again later, with those after it.
     Later,
-    /// It goes no further; those behind it do.
+    /// It is dropped; those after it go on.
     Lost(DropCause),
 }
 
 impl Refusal {
-    /// By the kernel's answer: of `tun_get_user` and `tap_get_user` for taps, of `xsk_sendmsg` for AF_XDP.
+    /// By the kernel's error: from `tun_get_user` and `tap_get_user` for taps, from `xsk_sendmsg` for AF_XDP.
     #[cold]
     #[must_use]
     pub fn of(error: &io::Error) -> Self {

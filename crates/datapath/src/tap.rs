@@ -1,10 +1,10 @@
-//! A tap interface (kernel `drivers/net/tun.c`), one queue of it a queue pair.
+//! A tap interface (kernel `drivers/net/tun.c`), one of its queues for each queue pair.
 //!
-//! The virtio-net header goes straight through: the kernel reads and writes the very same structure
-//! (`IFF_VNET_HDR`), so checksums and segmentation are offered to the guest exactly as far as this
-//! kernel's tap takes them.
+//! The virtio-net header goes straight through, because the kernel reads and writes the same structure
+//! (`IFF_VNET_HDR`). So the guest is offered exactly the checksum and segmentation offloads that this kernel's tap
+//! takes.
 //!
-//! - `queue`: an open queue, of a tap or a macvtap; one `writev` or `readv` a frame.
+//! - `queue`: an open queue, of a tap or a macvtap; one `writev` or `readv` for each frame.
 //! - `uring`: a burst of frames with one system call.
 
 mod error;
@@ -37,7 +37,7 @@ const TUN: (u32, u32) = (10, 200);
 pub struct TapOptions {
     /// The interface, which must exist.
     pub name: String,
-    /// How many queues.
+    /// Number of queues.
     pub queues: usize,
     /// Whether frames from the guest enter the kernel as from a NIC's NAPI (`IFF_NAPI`), which merges TCP
     /// segments of a burst (GRO). Not with `IFF_NAPI_FRAGS`, which parses frames from the guest
@@ -67,8 +67,7 @@ pub fn open(options: &TapOptions) -> Result<Vec<TapQueue>, TapError> {
     opened.map_err(|source| TapError::System { name: name.clone(), step, source })
 }
 
-/// Takes a tap that somebody else opened and attached to its interface, which may be one of another network
-/// namespace.
+/// Takes a tap that another process opened and attached to its interface, which may be in another network namespace.
 ///
 /// # Errors
 /// See [`TapError`].
@@ -98,7 +97,8 @@ pub fn open_handed(fd: OwnedFd) -> Result<TapQueue, TapError> {
     take(file, facts).map_err(|(name, step, source)| TapError::System { name, step, source })
 }
 
-/// Makes a queue of a descriptor that somebody else opened; otherwise whose it is, what failed, and why.
+/// Makes a queue of a descriptor that another process opened. Otherwise returns the interface's name, the step that
+/// failed, and the error.
 pub(crate) fn take(
     file: File,
     facts: QueueFacts,

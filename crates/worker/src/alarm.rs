@@ -6,8 +6,8 @@
 //!
 //! A timer for each thread, not a watchdog thread: it needs no wake-up when the worker wakes up, it fires again if the
 //! first signal arrives just before the write, and it is off when the worker sleeps. It costs a busy
-//! worker 100 interruptions a second, and a worker that sleeps two system calls for each sleep. A worker with a single guest has
-//! none: there the control plane interrupts it when it does not answer ([`crate::mailbox`]).
+//! worker 100 interruptions a second, and a worker that sleeps two system calls for each sleep. A worker with a single guest
+//! has no timer: the control plane interrupts it when it does not answer ([`crate::mailbox`]).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ impl Alarm {
         Ok(Self { timer: SignalTimer::new()?, is_armed: AtomicBool::new(false) })
     }
 
-    /// From now on every system call that blocks ends.
+    /// Ends every system call that blocks, from now on.
     #[inline]
     pub fn arm(&self) {
         if !self.is_armed.load(Ordering::Relaxed) {
@@ -43,7 +43,7 @@ impl Alarm {
         }
     }
 
-    /// Nothing is interrupted any more.
+    /// Interrupts nothing from now on.
     #[inline]
     pub fn disarm(&self) {
         if self.is_armed.load(Ordering::Relaxed) {

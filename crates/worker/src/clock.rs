@@ -1,7 +1,7 @@
 //! The worker's time: the recorder's clock, and deadlines on it.
 //!
-//! The clock may jump: after a suspend the CPU's counter starts again on some machines, and a virtual machine that
-//! moves to another host may get another counter. A deadline that was made before must not be days away then.
+//! The clock may jump. After a suspend the CPU's counter starts again on some machines, and a virtual machine that moves
+//! to another host may get another counter. A deadline made before a jump must not be days away after it.
 
 use std::ops::Deref;
 
@@ -66,13 +66,13 @@ impl Deadline {
         Self { at: now.saturating_add(span), span }
     }
 
-    /// Whether it has come.
+    /// Whether it is reached.
     #[inline]
     pub const fn is_due(self, now: u64) -> bool {
         self.left(now) == 0
     }
 
-    /// Ticks left; 0 if more than twice the span would be left, because then the clock has gone back. Up to twice the span
+    /// Ticks left; 0 if more than twice the span would be left, because the clock has gone back then. Up to twice the span
     /// is accepted, because `now` may be a little older than the deadline.
     #[inline]
     pub const fn left(self, now: u64) -> u64 {

@@ -7,16 +7,16 @@ use burst_trace::{Direction, Stage};
 
 use crate::clock::{Clock, Deadline};
 
-/// One delay: `delay:STAGE=USEC[,every=N]`, where STAGE may be given a direction: `tx.signal`.
+/// One delay: `delay:STAGE=USEC[,every=N]`. STAGE may have a direction: `tx.signal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delay {
-    /// Only this direction; both where there is none.
+    /// The direction; both if none is given.
     pub direction: Option<Direction>,
     /// The stage that grows.
     pub stage: Stage,
     /// By how much.
     pub time: Duration,
-    /// Every how many bursts.
+    /// Only one in this many bursts.
     pub every: u32,
 }
 
@@ -61,8 +61,7 @@ impl FromStr for Delay {
     }
 }
 
-/// One panic: `panic:tx|rx[,after=N]`, where N bursts go through before it. It shows that the daemon
-/// ends in order after a panic.
+/// One panic: `panic:tx|rx[,after=N]`, after N bursts. It shows that the daemon ends in order after a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crash {
     /// The direction of the bursts that count.

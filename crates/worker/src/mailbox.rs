@@ -1,7 +1,7 @@
 //! How the control plane talks to a worker, guest by guest.
 //!
-//! Every request is answered only when the worker has done it, between two bursts: when `stop` returns,
-//! the worker no longer touches the ring, and its position is exact.
+//! A request returns only when the worker has done it, between two bursts. When `stop` returns, the worker no longer
+//! touches the ring, and its position is exact.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +19,7 @@ use crate::alarm::PERIOD;
 use crate::custody::Foreign;
 use crate::sys;
 
-/// Longest wait for an answer. A worker answers between two bursts, so only one that hangs takes longer.
+/// Longest wait for an answer. A worker answers between two bursts, so only a worker that hangs takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The same once the daemon was asked to end.
 const PATIENCE_AT_THE_END: Duration = Duration::from_millis(200);
@@ -27,15 +27,15 @@ const PATIENCE_AT_THE_END: Duration = Duration::from_millis(200);
 /// What a worker needs to serve a ring.
 #[derive(Debug)]
 pub struct RingStart {
-    /// Where the ring is and where it goes on.
+    /// The ring's place in memory, and the available index from which it goes on.
     pub setup: QueueSetup,
     /// The guest's memory.
     pub memory: Arc<GuestMemory>,
-    /// What the guest agreed on.
+    /// The negotiated features.
     pub negotiated: Negotiated,
-    /// Readable when the guest added chains; none when the front end wants us to poll.
+    /// Readable when the guest added chains; none when the front end asks for polling.
     pub kick: Option<Arc<Foreign>>,
-    /// Written to tell the guest of used chains; none when it polls.
+    /// Written to signal the guest that chains are used; none when it polls.
     pub call: Option<Arc<Foreign>>,
     /// Written when the guest broke the ring.
     pub error: Option<Arc<Foreign>>,
@@ -48,7 +48,7 @@ pub struct RingStart {
 pub enum StartError {
     /// The ring's setup is wrong.
     Config(ConfigError),
-    /// The system refused: the datapath's configuration, or epoll.
+    /// The system refused the datapath's configuration, or epoll.
     System(io::Error),
     /// The worker has ended.
     WorkerGone,
@@ -66,7 +66,7 @@ impl std::fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
-/// The worker has ended, or hangs, so nothing can be asked of it.
+/// The worker has ended, or hangs, so it cannot answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkerGone;
 
@@ -97,12 +97,12 @@ pub struct Mailbox {
     guest: usize,
 }
 
-/// What all the guests of a worker ask of it.
+/// The requests of all guests of a worker.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     /// Commands to come, each with its guest; none once the worker has ended.
     waiting: Mutex<Option<VecDeque<(usize, Command)>>>,
-    /// Whether `waiting` has something: what the worker looks at between bursts.
+    /// Whether `waiting` has commands. The worker checks this between bursts.
     pending: AtomicBool,
     wake: EventFd,
     /// The worker's thread; 0 until it runs.
@@ -123,7 +123,7 @@ impl Mailbox {
     pub fn start(&self, ring: u16, start: RingStart) -> Result<(), StartError> {
         let start = Box::new(start);
         self.ask(|done| Command::Start { ring, start, done }).unwrap_or_else(|WorkerGone| {
-            // A worker that hangs may go on, and find the start. Nobody would stop the ring then.
+            // A worker that hangs may go on and find the start, and nobody would stop the ring then.
             let (done, _) = sync_channel(1);
             self.inbox.post(self.guest, Command::Stop { ring, done });
             Err(StartError::WorkerGone)
@@ -139,7 +139,7 @@ impl Mailbox {
         self.ask(|done| Command::Stop { ring, done })
     }
 
-    /// Lets frames flow through a ring, or no more. A ring that is not being served is left alone.
+    /// Enables or disables a ring. A ring that is not being served is left alone.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -147,7 +147,7 @@ impl Mailbox {
         self.ask(|done| Command::Enable { ring, enabled, done })
     }
 
-    /// Replaces what is written to tell the guest of used chains.
+    /// Replaces the descriptor that is written to signal the guest.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -155,7 +155,7 @@ impl Mailbox {
         self.ask(|done| Command::Call { ring, call, done })
     }
 
-    /// Replaces what is written when the guest breaks the ring.
+    /// Replaces the descriptor that is written when the guest breaks the ring.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -176,7 +176,7 @@ impl Mailbox {
         self.inbox.post(self.guest, command(done));
         let mut waited = Duration::ZERO;
         loop {
-            // Counted in steps, so that the time of a stopped process does not count.
+            // Counted in steps, so that the time while this process is stopped does not count.
             match answer.recv_timeout(PERIOD) {
                 Ok(answer) => return Ok(answer),
                 Err(RecvTimeoutError::Disconnected) => return Err(WorkerGone),
@@ -190,7 +190,7 @@ impl Mailbox {
         }
     }
 
-    /// The daemon is to end: from now on the control plane waits for the worker only briefly.
+    /// The daemon is about to end: from now on the control plane waits for the worker only briefly.
     pub fn hurry(&self) {
         self.inbox.hurries.store(true, Ordering::Relaxed);
     }
@@ -239,13 +239,13 @@ impl Inbox {
     }
 
     pub(crate) fn take(&self) -> VecDeque<(usize, Command)> {
-        // Cleared before the queue is looked at: what is posted after that sets it again.
+        // Cleared before the queue is taken: a command posted after that sets it again.
         self.pending.store(false, Ordering::SeqCst);
         let _ = self.wake.read();
         self.waiting().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// The worker has ended: whoever waits for an answer, or asks from now on, is told so.
+    /// The worker has ended: those who wait for an answer, or ask from now on, get [`WorkerGone`].
     pub(crate) fn close(&self) {
         *self.waiting() = None;
     }

@@ -1,11 +1,11 @@
-//! A fault of our own: an alarm that a panicking thread raises.
+//! The alarm that a panicking thread raises.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Raised when a thread that guests depend on has panicked. The daemon then ends in order with a status of its own, so
+/// Raised when a thread that guests depend on has panicked. The daemon then ends in order with its own exit status, so
 /// that a supervisor restarts it. If it went on, it would refuse every front end.
 #[derive(Clone, Debug)]
 pub struct PanicAlarm(Arc<State>);
