@@ -4,23 +4,13 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use virtio_net::features::{BASE, MAC, MULTI_QUEUE, Negotiated, Offloads};
+use virtio_net::features::{
+    BASE, EVENT_IDX, IN_ORDER, INDIRECT_DESC, MAC, MRG_RXBUF, MULTI_QUEUE, Negotiated, Offloads,
+    RING_PACKED, VERSION_1,
+};
 use virtqueue::driver::RingOptions;
 
 use crate::Error;
-
-/// `VIRTIO_F_RING_EVENT_IDX` (virtio 1.2, 6).
-const EVENT_IDX: u64 = 1 << 29;
-/// `VIRTIO_F_INDIRECT_DESC` (virtio 1.2, 6).
-const INDIRECT_DESC: u64 = 1 << 28;
-/// `VIRTIO_NET_F_MRG_RXBUF` (virtio 1.2, 5.1.3).
-const MRG_RXBUF: u64 = 1 << 15;
-/// `VIRTIO_F_RING_PACKED` (virtio 1.2, 6).
-const RING_PACKED: u64 = 1 << 34;
-/// `VIRTIO_F_IN_ORDER` (virtio 1.2, 6).
-const IN_ORDER: u64 = 1 << 35;
-/// `VIRTIO_F_VERSION_1` (virtio 1.2, 6).
-const VERSION_1: u64 = 1 << 32;
 
 /// A region of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,15 +27,20 @@ const fn bit(number: u32) -> u64 {
     1 << number
 }
 
-/// What every datapath can serve: the ring features and mergeable buffers.
-pub const BASE: u64 = bit(VIRTIO_F_VERSION_1)
-    | bit(VIRTIO_RING_F_EVENT_IDX)
-    | bit(VIRTIO_RING_F_INDIRECT_DESC)
-    | bit(VIRTIO_F_RING_PACKED)
-    | bit(VIRTIO_F_IN_ORDER)
-    | bit(VIRTIO_NET_F_MRG_RXBUF);
-/// A driver of this version of the specification, not of the one before.
+/// Features that every datapath can serve: those of rings, and mergeable buffers.
+pub const BASE: u64 = VERSION_1 | EVENT_IDX | INDIRECT_DESC | RING_PACKED | IN_ORDER | MRG_RXBUF;
+/// The driver follows version 1 of the specification or later.
 pub const VERSION_1: u64 = bit(VIRTIO_F_VERSION_1);
+/// Each side names the ring position at which it wants the next notification.
+pub const EVENT_IDX: u64 = bit(VIRTIO_RING_F_EVENT_IDX);
+/// Tables of indirect descriptors.
+pub const INDIRECT_DESC: u64 = bit(VIRTIO_RING_F_INDIRECT_DESC);
+/// Packed rings.
+pub const RING_PACKED: u64 = bit(VIRTIO_F_RING_PACKED);
+/// The device uses buffers in the order in which they became available.
+pub const IN_ORDER: u64 = bit(VIRTIO_F_IN_ORDER);
+/// Mergeable receive buffers.
+pub const MRG_RXBUF: u64 = bit(VIRTIO_NET_F_MRG_RXBUF);
 /// Several queue pairs.
 pub const MULTI_QUEUE: u64 = bit(VIRTIO_NET_F_MQ);
 /// The device names its address.
