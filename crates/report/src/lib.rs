@@ -1,20 +1,54 @@
 //! Reports: from recorders and recordings to figures, tables, and files for other tools.
 //!
+//! ```
+//! use burst_trace::{BurstRecord, Clock, Reader, Recorder, RecorderOptions, Source};
+//! use report::{Breakdown, Window, json, table};
+//!
+//! // A recorder with one burst of 32 packets from the guest.
+//! let directory = tempfile::tempdir()?;
+//! let clock = Clock::new();
+//! let options = RecorderOptions {
+//!     path: directory.path().join("vm0.trace"),
+//!     workers: 1,
+//!     queue_pairs: 1,
+//!     capacity: 1024,
+//!     facts: r#"{"name":"vm0","datapath":"tap:ifname=tap0"}"#.into(),
+//! };
+//! let recorder = Recorder::create(&options, &clock)?;
+//! let (first, stages) = (clock.now(), [300, 0, 450, 2600, 90, 700]);
+//! let last = first + stages.iter().sum::<u64>();
+//! let burst = BurstRecord { first, last, stages, packets: 32, ring: 1, ..BurstRecord::default() };
+//! recorder.writer(0, clock).burst(&burst);
+//!
+//! // A recorder is reported as a recording is: once read, its figures go to any output.
+//! let source = Source::from(Reader::open(recorder.path())?);
+//! let breakdown = Breakdown::read(&source, "vm0", Window::Held);
+//! let egress = breakdown.tx.stage("egress").and_then(|row| row.figures).expect("measured");
+//! assert!(egress.mean_ns < breakdown.tx.total.figures.expect("measured").mean_ns);
+//! println!("{}", table::to_table(&breakdown, None));
+//! println!("{}", json::to_json(&breakdown));
+//!
+//! let mut lines = Vec::new();
+//! let lost = report::csv::write_csv(&mut lines, &source, |_| {})?;
+//! assert!(lost == 0 && lines.starts_with(b"kind,direction,queue"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! - [`figures`]: a distribution of times: exact count, mean, min and max, and percentiles.
 //! - [`stages`]: every stage of every tier in the order of the tables, measured or not.
 //! - [`collect`]: one pass over records, to figures a direction.
-//! - [`breakdown`]: where the time went in one window of a recorder.
-//! - [`follow`]: the same for a recorder that is still being written, interval by interval.
-//! - [`trigger`]: what a burst has to be like to be kept; [`recent`]: records until it is known whether they are.
-//! - [`slowest`]: the slowest bursts of some time.
-//! - [`round_trip`]: what of a measured round trip is ours, the guest's and the host's.
-//! - [`journey`]: probe packets joined end to end, by everyone's stamps.
+//! - [`breakdown`]: the figures of one window of a recorder or recording.
+//! - [`follow`]: the figures of a live recorder, interval by interval.
+//! - [`trigger`]: a condition on bursts; [`recent`]: the latest records, until one fulfils it.
+//! - [`slowest`]: the slowest bursts.
+//! - [`round_trip`]: the daemon's, the guest's and the host's parts of a measured round trip.
+//! - [`journey`]: round trips of probe packets, by the stamps of all that they pass.
 //! - [`rollup`]: the four spans of the receive way from the wire to the guest.
-//! - [`facts`]: what the daemon said of its run.
-//! - [`units`]: numbers as a person reads them.
-//! - [`when`]: when something was, on the host's clocks.
-//! - [`tail`]: what the slowest packets' time consists of; [`advice`]: what to tune when a stage is large.
-//! - [`html`]: all of it in one page to look at.
+//! - [`facts`]: the daemon's facts about its run.
+//! - [`units`]: numbers for people.
+//! - [`when`]: from ticks to the host's clocks.
+//! - [`tail`]: the stages of the slowest packets; [`advice`]: what to tune when a stage is large.
+//! - [`html`]: all of it in one page.
 //! - [`table`] and [`json`]: a breakdown in words and as one object; [`csv`], [`hlog`]: every record, and distributions
 //!   second by second, for other tools; [`perfetto`]: every record as a slice of time, to look at;
 //!   [`pcapng`]: as a packet of a capture.
