@@ -7,7 +7,7 @@
 //!   command over it.
 //! - `udp_ping`, `udp_echo`: round trips; `stamps`: when each packet was sent and received, by program and kernel.
 //! - `tcp`: bulk transfers that both ends hash; `pattern`: the bytes they send.
-//! - `channels`: how many queue pairs an interface uses; `sys`: the system call for it.
+//! - `channels`: how many queue pairs an interface uses.
 //! - `figures`: percentiles; `clock`: the clock of all stamps.
 
 mod channels;
@@ -17,7 +17,6 @@ mod figures;
 mod pattern;
 mod shell;
 mod stamps;
-mod sys;
 mod tcp;
 mod udp_echo;
 mod udp_ping;

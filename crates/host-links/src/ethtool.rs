@@ -14,6 +14,7 @@ const FAMILY: &str = "ethtool";
 const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
 const ETHTOOL_MSG_RINGS_GET: u8 = 15;
 const ETHTOOL_MSG_CHANNELS_GET: u8 = 17;
+const ETHTOOL_MSG_CHANNELS_SET: u8 = 18;
 /// The interface: the same attribute in each request.
 const ETHTOOL_A_HEADER: u16 = 1;
 const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
@@ -40,8 +41,12 @@ const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const ETHTOOL_A_BITSET_BIT_VALUE: u16 = 3;
 
 fn ask(index: u32, command: u8) -> io::Result<Option<Vec<u8>>> {
+    family::ask(FAMILY, command, vec![header(index)])
+}
+
+fn header(index: u32) -> DefaultNla {
     let index = DefaultNla::new(ETHTOOL_A_HEADER_DEV_INDEX, index.to_ne_bytes().into());
-    family::ask(FAMILY, command, family::nested(ETHTOOL_A_HEADER, &index))
+    family::nested(ETHTOOL_A_HEADER, &index)
 }
 
 /// A number and its limit.
@@ -82,6 +87,15 @@ impl Channels {
     pub fn of(index: u32) -> io::Result<Option<Self>> {
         let answer = ask(index, ETHTOOL_MSG_CHANNELS_GET)?;
         Ok(answer.map(|answer| Self::read(&answer)))
+    }
+
+    /// Sets the number of combined channels of the interface of this index.
+    ///
+    /// # Errors
+    /// What the kernel answers: `EOPNOTSUPP` if the driver has none, `EINVAL` if `count` is out of range, others.
+    pub fn set_combined(index: u32, count: u32) -> io::Result<()> {
+        let count = DefaultNla::new(ETHTOOL_A_CHANNELS_COMBINED_COUNT, count.to_ne_bytes().into());
+        family::set(FAMILY, ETHTOOL_MSG_CHANNELS_SET, vec![header(index), count])
     }
 
     fn read(answer: &[u8]) -> Self {

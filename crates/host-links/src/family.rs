@@ -11,19 +11,18 @@ use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 
-use crate::socket::{fetch, malformed};
+use crate::socket::{change, fetch, malformed};
 
 /// The version of every family that is asked here.
 const VERSION: u8 = 1;
 /// `GENL_HDRLEN` of `include/uapi/linux/genetlink.h`: an answer's attributes begin after it.
 const HEADER_BYTES: usize = 4;
 
-/// Sends a command with one attribute and returns the answer's attributes; nothing where this kernel has no such
+/// Sends a command with its attributes and returns the answer's attributes; nothing where this kernel has no such
 /// family, or the interface no such thing.
-pub fn ask(family: &str, command: u8, attribute: DefaultNla) -> io::Result<Option<Vec<u8>>> {
-    let header = GenlHeader { cmd: command, version: VERSION };
-    let answer = number(family)
-        .and_then(|family| fetch(NETLINK_GENERIC, Request { family, header, attribute }));
+pub fn ask(family: &str, command: u8, attributes: Vec<DefaultNla>) -> io::Result<Option<Vec<u8>>> {
+    let answer = Request::new(family, command, attributes)
+        .and_then(|request| fetch(NETLINK_GENERIC, request));
     match answer {
         Ok(answer) => Ok(Some(answer.get(HEADER_BYTES..).unwrap_or_default().to_vec())),
         Err(error) => match error.raw_os_error() {
@@ -31,6 +30,11 @@ pub fn ask(family: &str, command: u8, attribute: DefaultNla) -> io::Result<Optio
             _ => Err(error),
         },
     }
+}
+
+/// Sends a command that changes something, and waits until it is done.
+pub fn set(family: &str, command: u8, attributes: Vec<DefaultNla>) -> io::Result<()> {
+    change(NETLINK_GENERIC, Request::new(family, command, attributes)?, 0)
 }
 
 /// An attribute that has another one inside.
@@ -58,7 +62,14 @@ fn number(family: &str) -> io::Result<u16> {
 struct Request {
     family: u16,
     header: GenlHeader,
-    attribute: DefaultNla,
+    attributes: Vec<DefaultNla>,
+}
+
+impl Request {
+    fn new(family: &str, command: u8, attributes: Vec<DefaultNla>) -> io::Result<Self> {
+        let header = GenlHeader { cmd: command, version: VERSION };
+        Ok(Self { family: number(family)?, header, attributes })
+    }
 }
 
 impl NetlinkSerializable for Request {
@@ -67,12 +78,12 @@ impl NetlinkSerializable for Request {
     }
 
     fn buffer_len(&self) -> usize {
-        self.header.buffer_len() + self.attribute.buffer_len()
+        self.header.buffer_len() + self.attributes.as_slice().buffer_len()
     }
 
     fn serialize(&self, buffer: &mut [u8]) {
         self.header.emit(buffer);
-        self.attribute.emit(&mut buffer[self.header.buffer_len()..]);
+        self.attributes.as_slice().emit(&mut buffer[self.header.buffer_len()..]);
     }
 }
 
@@ -82,6 +93,6 @@ mod tests {
 
     #[test]
     fn a_family_that_this_kernel_does_not_have_answers_nothing() {
-        assert_eq!(ask("no-such-family", 1, DefaultNla::new(1, Vec::new())).unwrap(), None);
+        assert_eq!(ask("no-such-family", 1, Vec::new()).unwrap(), None);
     }
 }

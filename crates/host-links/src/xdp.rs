@@ -45,7 +45,7 @@ impl XdpFeatures {
     /// What the kernel answers.
     pub fn of(index: u32) -> io::Result<Option<Self>> {
         let interface = DefaultNla::new(NETDEV_A_DEV_IFINDEX, index.to_ne_bytes().into());
-        let answer = family::ask(FAMILY, NETDEV_CMD_DEV_GET, interface)?;
+        let answer = family::ask(FAMILY, NETDEV_CMD_DEV_GET, vec![interface])?;
         Ok(answer.map(|answer| Self::read(&answer)))
     }
 
