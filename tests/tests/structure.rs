@@ -113,6 +113,8 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/guest-memory/src/modelled.rs",
     "crates/guest-memory/src/prefetch.rs",
     "crates/guest-memory/src/slice.rs",
+    "crates/guest-memory/src/spare.rs",
+    "crates/guest-memory/src/summed_copy.rs",
     "crates/kernel-stages/src/sys.rs",
     "crates/vhost-control/src/sys.rs",
     "crates/worker/src/sys.rs",

@@ -144,7 +144,7 @@ impl Area {
         u32::from_le(unsafe { AtomicU32::from_ptr(self.at::<u32>(offset)) }.load(order))
     }
 
-    /// Reads the little-endian half of a descriptor that says whose it is.
+    /// Reads the little-endian half of a packed descriptor that holds its flags.
     ///
     /// # Panics
     /// As [`Area::read`].
@@ -154,8 +154,8 @@ impl Area {
         u64::from_le(self.atomic_u64(offset).load(order))
     }
 
-    /// Reads `count` pairs of little-endian words, one pair at a time. Of each pair the second word is read
-    /// first: what it says of the first one holds when `order` is [`Ordering::Acquire`].
+    /// Reads `count` pairs of little-endian words, one pair at a time. The second word of a pair is read first: with
+    /// [`Ordering::Acquire`] the first word is at least as new.
     ///
     /// # Panics
     /// As [`Area::read`], for all of the pairs.
@@ -181,7 +181,7 @@ impl Area {
         })
     }
 
-    /// Writes the little-endian half of a descriptor that says whose it is.
+    /// Writes the little-endian half of a packed descriptor that holds its flags.
     ///
     /// # Panics
     /// As [`Area::read`].
@@ -190,7 +190,7 @@ impl Area {
         self.atomic_u64(offset).store(value.to_le(), order);
     }
 
-    /// Has the CPU fetch the cache line of byte `offset`, for reading. Wherever that is: it is only a hint.
+    /// Prefetches the cache line of byte `offset`, for reading. Any offset is allowed: it is only a hint.
     #[inline]
     pub fn prefetch_to_read(&self, offset: usize) {
         prefetch::to_read(self.base.as_ptr().wrapping_add(offset));

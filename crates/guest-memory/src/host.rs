@@ -1,4 +1,4 @@
-//! Pages of our own that the kernel shares, such as the UMEM of an AF_XDP socket.
+//! Host pages shared with the kernel, such as the UMEM of an AF_XDP socket.
 #![allow(unsafe_code, reason = "slices of a mapping")]
 
 use std::io;
@@ -9,12 +9,12 @@ use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _, GuestRegionMmap
 
 use crate::{GuestMemory, GuestSlice};
 
-/// Page-aligned host memory that somebody else reads and writes meanwhile. Like guest memory it is only
-/// reached by copies. It is left out of core files.
+/// Page-aligned host memory that others read and write concurrently. Like guest memory it is accessed only by copies.
+/// It is left out of core files.
 #[derive(Debug)]
 pub struct HostMemory {
     map: MmapRaw,
-    /// The regions of a guest that are mapped behind our own pages.
+    /// The guest's regions, mapped after the host pages.
     guest: Box<[Alias]>,
 }
 
@@ -36,14 +36,14 @@ impl HostMemory {
     /// What the system answers (`mmap(2)`).
     pub fn new(len: usize) -> io::Result<Self> {
         let map = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
-        // Without them everything works, too.
+        // Works without huge pages, too.
         let _ = map.advise(Advice::HugePage);
         map.advise(Advice::DontDump)?;
         Ok(Self { map, guest: Box::default() })
     }
 
-    /// Maps `len` bytes of zeroes, a multiple of the page size, and behind them all memory of a guest in one
-    /// piece: what a guest has in its buffers can then be named by its offset.
+    /// Maps `len` bytes of zeroes, a multiple of the page size, and after them all memory of a guest in one piece: an
+    /// offset then names any byte of a guest's buffers.
     ///
     /// # Errors
     /// `Unsupported` when a region has no file; else what the system answers (`mmap(2)`), `EINVAL` when a region
@@ -67,8 +67,7 @@ impl HostMemory {
         Ok(Self { map, guest: aliases.into() })
     }
 
-    /// Where the guest's memory has the bytes of `slice`: the offset in this memory; none when they are not of
-    /// the guest that it was mapped for.
+    /// The offset in this memory of the bytes of `slice`; `None` if they are not memory of the mapped guest.
     #[inline]
     #[must_use]
     pub fn offset_of(&self, slice: &GuestSlice<'_>) -> Option<u64> {

@@ -1,19 +1,20 @@
 //! Guest-physical addresses to checked host bytes.
 //!
-//! The only crate that dereferences guest memory. Everything above it holds a [`GuestSlice`], which was
-//! checked once against the region table and cannot outlive the mapping, or an [`Area`], which keeps the
-//! mapping alive itself (the three parts of a ring).
+//! The only crate that dereferences guest memory. Other crates hold a [`GuestSlice`], which was checked once against the
+//! region table and cannot outlive the mapping, or an [`Area`] (a part of a ring), which keeps the mapping alive itself.
 //!
-//! The guest may write any byte at any time. So nothing here hands out a Rust reference into guest
-//! memory: bytes are copied, volatile or atomic, and what was copied is what gets checked and used.
+//! The guest may write any byte at any time. So no Rust reference into guest memory exists outside of this crate: bytes
+//! are copied, by volatile or atomic accesses, and the copy is checked and used.
 //!
 //! - [`memory`]: the region table and translation.
-//! - [`slice`](mod@slice): a checked run of guest bytes; what the kernel takes as an `iovec`.
-//! - [`host`]: pages of our own that the kernel shares.
-//! - [`sum`]: the Internet checksum, added up while bytes are copied.
+//! - [`slice`](mod@slice): a checked run of guest bytes, laid out as an `iovec`.
+//! - `summed_copy`: copies that also sum the bytes.
+//! - [`sum`]: the Internet checksum.
+//! - `spare`: host bytes at the end of a scatter list.
+//! - [`host`]: host pages shared with the kernel.
 //! - [`area`]: long-lived access to ring structures.
-//! - `prefetch`: asking the CPU for cache lines early.
-//! - `modelled`: the same under loom (`--cfg loom`), for tests of notification.
+//! - `prefetch`: prefetching cache lines.
+//! - `modelled`, `words`: ring structures under loom (`--cfg loom`), for tests of notification.
 
 pub mod area;
 pub mod host;
@@ -22,7 +23,11 @@ pub mod memory;
 mod modelled;
 mod prefetch;
 pub mod slice;
+mod spare;
 pub mod sum;
+mod summed_copy;
+#[cfg(loom)]
+mod words;
 
 #[cfg(not(loom))]
 pub use area::Area;
@@ -33,12 +38,13 @@ pub use host::HostMemory;
 pub use memory::{Cursor, GuestMemory, Unmapped, Window};
 #[cfg(loom)]
 pub use modelled::ModelledArea as Area;
-pub use slice::{GuestSlice, Spare};
+pub use slice::GuestSlice;
+pub use spare::Spare;
 pub use sum::Sum;
 
-/// The fence between what one side shows and what it reads of the other's wishes.
+/// The fence between publishing entries and reading the other side's notification setting.
 #[cfg(loom)]
 pub use loom::sync::atomic::fence;
-/// The fence between what one side shows and what it reads of the other's wishes.
+/// The fence between publishing entries and reading the other side's notification setting.
 #[cfg(not(loom))]
 pub use std::sync::atomic::fence;

@@ -1,4 +1,4 @@
-//! The region table: where each guest-physical range is mapped in this process.
+//! The region table: where guest-physical addresses are mapped in this process.
 #![allow(unsafe_code, reason = "pointers into mappings that `map` keeps alive")]
 
 use std::io;
@@ -14,7 +14,7 @@ use crate::slice::GuestSlice;
 /// The mapping type of the vhost-user framework, without dirty tracking of its own.
 pub type Mapping = GuestMemoryMmap<()>;
 
-/// An address range is not, or not wholly, guest memory.
+/// An address range is not entirely guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unmapped {
     /// First byte of the range, guest-physical.
@@ -30,8 +30,8 @@ struct Region {
     host: *mut u8,
 }
 
-/// The guest's memory as the front end last described it. Immutable: a new table is a new value, and the
-/// old mappings live until the last [`Arc`] of it is dropped.
+/// The guest's memory as the front end described it last. It never changes: a new table is a new value, and the old
+/// mappings live until its last [`Arc`] is dropped.
 #[derive(Debug)]
 pub struct GuestMemory {
     /// By address; no two overlap.
@@ -39,8 +39,8 @@ pub struct GuestMemory {
     /// The parts of rings that were set up, by address.
     #[cfg(loom)]
     pub(crate) modelled:
-        std::sync::Mutex<std::collections::BTreeMap<u64, Arc<crate::modelled::Words>>>,
-    /// One a region, if it is guarded; dropped before the mappings are.
+        std::sync::Mutex<std::collections::BTreeMap<u64, Arc<crate::words::Words>>>,
+    /// One for each region, if guarded; dropped before the mappings.
     guards: Box<[Arc<Guard>]>,
     /// Owns the mappings that `regions` points into.
     map: Arc<Mapping>,
@@ -197,12 +197,12 @@ impl GuestMemory {
         self.guards.get(at)
     }
 
-    /// What it was made of.
+    /// The mapping that it was made of.
     pub(crate) fn map(&self) -> &Mapping {
         &self.map
     }
 
-    /// The bytes of guest memory in total.
+    /// Total bytes of guest memory.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.regions.iter().map(|region| region.len).sum()
@@ -232,16 +232,16 @@ impl GuestMemory {
             .ok_or(Unmapped { address, len })
     }
 
-    /// The only region that can hold `address`, and its index. A binary search: with hundreds of regions, a guest whose
-    /// descriptors alternate between them must not cause a walk through all of them for each.
+    /// The only region that can hold `address`, and its index. A binary search: a guest with hundreds of regions whose
+    /// descriptors alternate between them must not cause a linear search for each.
     fn locate(&self, address: u64) -> Option<(usize, &Region)> {
         let index =
             self.regions.partition_point(|region| region.start <= address).checked_sub(1)?;
         Some((index, &self.regions[index]))
     }
 
-    /// Copies guest memory from guest-physical `address` on into `bytes`: what a guest does with its own
-    /// memory, for the driver's side. The device's side translates once and keeps the slices.
+    /// Copies guest memory from guest-physical `address` on into `bytes`, for the driver's side. The device's side
+    /// translates once and keeps the slices.
     ///
     /// # Errors
     /// [`Unmapped`] when a part of the range is not guest memory.

@@ -1,4 +1,4 @@
-//! Asking the CPU for cache lines before they are needed.
+//! Prefetching cache lines.
 #![allow(unsafe_code, reason = "prefetch instructions")]
 
 /// Bytes of a cache line.
@@ -17,13 +17,12 @@ pub fn to_read(at: *const u8) {
     let _ = at;
 }
 
-/// The line at `at` will be written: this CPU asks to have it alone.
+/// The line at `at` will be written: this CPU requests it exclusively.
 #[inline]
 pub fn to_write(at: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // Written out, because the compiler makes an ordinary prefetch of its hint for writing, as long as it
-    // builds for every x86-64 CPU. Those without the instruction take it for one that does nothing
-    // (Intel's and AMD's manuals, PREFETCHW).
+    // In assembler, because the compiler turns its own hint into a prefetch for reading when it builds for every x86-64
+    // CPU. CPUs without the instruction execute it as a no-op (Intel's and AMD's manuals, PREFETCHW).
     //
     // SAFETY: as above.
     unsafe {

@@ -1,10 +1,10 @@
 //! The Internet checksum (RFC 1071): a ones' complement sum of 16-bit words.
 
-/// A run of bytes, summed as the Internet checksum wants it: as 16-bit words in network order, the last one filled up
-/// with a zero. Whatever is added stands behind what was added before, at an odd position too.
+/// The Internet checksum of a run of bytes: a sum of 16-bit words in network order, the last one padded with a zero.
+/// Bytes can be appended at odd positions, too.
 ///
-/// Byte order does not matter to such a sum until its end (RFC 1071, 2.B), so words are added as the machine has
-/// them, four at a time: modulo 2^64 - 1, of which 2^16 - 1 is a divisor.
+/// Byte order does not matter until the end (RFC 1071, 2.B), so words are added in the machine's order, four at a time:
+/// modulo 2^64 - 1, which is a multiple of 2^16 - 1.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum {
     total: u64,
@@ -13,7 +13,7 @@ pub struct Sum {
 }
 
 impl Sum {
-    /// Of no bytes.
+    /// The sum of no bytes.
     #[inline]
     #[must_use]
     pub const fn new() -> Self {
@@ -47,7 +47,7 @@ impl Sum {
     /// Appends bytes whose words, in this machine's order, make `total` modulo 2^16 - 1.
     #[inline]
     pub(crate) const fn append(&mut self, total: u64, is_odd: bool) {
-        // From an odd position on each byte stands in the other half of its word: times 2^8 (RFC 1071, 2.B).
+        // After an odd position each byte is in the other half of its word: multiply by 2^8 (RFC 1071, 2.B).
         let total = if self.is_odd { total.rotate_left(8) } else { total };
         self.total = add(self.total, total);
         self.is_odd ^= is_odd;
@@ -64,7 +64,7 @@ impl Sum {
         u16::from_be(((carried >> 16) + (carried & 0xffff)) as u16)
     }
 
-    /// What a checksum field holds: the complement of the sum.
+    /// The value of a checksum field: the complement of the sum.
     #[inline]
     #[must_use]
     pub const fn complement(self) -> u16 {
@@ -72,7 +72,7 @@ impl Sum {
     }
 }
 
-/// Adds modulo 2^64 - 1: what is carried out at the top comes in again at the bottom.
+/// Adds modulo 2^64 - 1, with an end-around carry.
 #[inline]
 pub(crate) const fn add(a: u64, b: u64) -> u64 {
     let (sum, carried) = a.overflowing_add(b);
