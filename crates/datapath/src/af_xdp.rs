@@ -50,14 +50,14 @@ use transmit::Queued;
 pub use error::AfXdpError;
 pub use options::{Choice, Gro, Options, UmemOwner, XdpMode};
 
-/// The queues of an interface that one queue pair has.
+/// The queues of an interface that one queue pair owns.
 #[derive(Debug)]
 pub struct AfXdp {
-    /// The first is the one that frames are sent from.
+    /// One for each queue. Frames are sent from the first.
     sockets: Vec<Socket>,
     /// The numbers of its queues.
     queues: Vec<u32>,
-    /// Becomes readable when one of the sockets does, where there may be other ones than one.
+    /// Becomes readable when one of the sockets does. `None` if there is exactly one, which never changes.
     any: Option<OwnedFd>,
     program: Arc<Program>,
     _napi: Arc<Option<NapiSettings>>,
@@ -65,9 +65,9 @@ pub struct AfXdp {
     options: Options,
     /// Limits the lines with socket counters: the guest causes one each time it disables a ring.
     log: LogLimit,
-    /// Which socket is looked at first.
+    /// The socket whose turn to be read first it is.
     turn: usize,
-    /// Whether the guest may leave checksums and segments to us.
+    /// Whether the guest may leave checksums and segmentation to the device.
     offloads: bool,
     /// Length of the guest's net headers.
     header_len: usize,
@@ -75,16 +75,16 @@ pub struct AfXdp {
     down: bool,
     /// Whether frames are directed to the sockets.
     active: bool,
-    /// Frames in the guest's own memory that the kernel is not done with, the oldest first.
+    /// Frames in the guest's own memory that the kernel has not sent yet, oldest first.
     in_flight: VecDeque<InFlight>,
 }
 
-/// A frame that is sent from the guest's own memory, which the guest must not get back before the kernel is done.
+/// A frame that is sent from the guest's own memory. The guest gets it back after the kernel has sent it.
 #[derive(Debug)]
 struct InFlight {
-    /// The kernel is done with the frame when it has completed so many descriptors.
+    /// Number of completed descriptors at which the kernel is done with the frame.
     until: u64,
-    /// What is told of it then.
+    /// Its outcome, reported then.
     outcome: Transmitted,
 }
 
@@ -191,21 +191,21 @@ impl AfXdp {
     }
 }
 
-/// With fewer free chunks than this, those that were sent from are taken back first.
+/// Number of free chunks below which sent chunks are taken back first.
 const CHUNKS_LOW: usize = 2 * BURST_MAX;
 
-/// So often the transmit ring is filled for one burst; then it is others' turn. A guest may ask for 65 536 segments.
+/// Most refills of the transmit ring in a burst; the rest waits for the next turn. A guest may ask for 65 536 segments.
 const REFILLS_MAX: usize = 4;
 
 impl Interface for AfXdp {
     fn capabilities(&self) -> Capabilities {
-        // Fragments of UDP are the one thing that is not finished here: nobody sends them any more.
+        // All offloads but fragmentation of UDP, which no current guest uses.
         let offloads = Offloads { ufo: false, ..Offloads::ALL };
-        // A network card delivers finished frames; TCP segments become unfinished when they are merged.
-        let merged = Offloads { checksum: true, tso4: true, tso6: true, ..Offloads::default() };
+        // A network card leaves no offloads pending; packets that GRO makes do.
+        let gro = Offloads { checksum: true, tso4: true, tso6: true, ..Offloads::default() };
         let to_guest = match (self.device.is_virtual, self.options.gro) {
             (true, _) => offloads,
-            (false, Gro::On) => merged,
+            (false, Gro::On) => gro,
             (false, Gro::Off) => Offloads::default(),
         };
         Capabilities { name: "af-xdp", from_guest: offloads, to_guest, mtu: self.device.mtu }
@@ -262,12 +262,10 @@ impl Datapath for AfXdp {
         if self.options.umem == UmemOwner::Guest {
             return self.transmit_in_place(frames);
         }
-        let mut done = Transmitted::default();
         if self.down && self.is_still_down() {
-            (0..frames.len()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
-            done.taken = frames.len();
-            return done;
+            return Transmitted::refused(frames.len(), DropCause::TxLinkDown);
         }
+        let mut done = Transmitted::default();
         let socket = &mut self.sockets[0];
         if socket.umem.free() < CHUNKS_LOW {
             socket.reap();

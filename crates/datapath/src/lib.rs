@@ -73,6 +73,15 @@ pub struct Transmitted {
 }
 
 impl Transmitted {
+    /// The outcome of a burst of `frames` frames that were all refused for `cause`.
+    #[cold]
+    #[must_use]
+    pub fn refused(frames: usize, cause: DropCause) -> Self {
+        let mut done = Self { taken: frames, ..Self::default() };
+        done.drops.add_many(cause, u16::try_from(frames).unwrap_or(u16::MAX));
+        done
+    }
+
     /// Adds what became of the next part of the burst.
     pub fn add(&mut self, next: &Self) {
         self.taken += next.taken;

@@ -221,7 +221,7 @@ impl Datapath for Macvtap {
     #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         if self.link.as_ref().is_some_and(|link| !link.carries()) {
-            return lose(frames);
+            return Transmitted::refused(frames.len(), DropCause::TxLinkDown);
         }
         self.queue.transmit(frames)
     }
@@ -236,13 +236,6 @@ impl FrameReader for Macvtap {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
         self.queue.receive_frame(to)
     }
-}
-
-#[cold]
-fn lose(frames: Frames<'_, '_>) -> Transmitted {
-    let mut done = Transmitted { taken: frames.len(), ..Transmitted::default() };
-    (0..frames.len()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
-    done
 }
 
 /// Makes the interface.

@@ -1,5 +1,5 @@
-//! Finishing what a guest left to the device: checksums to complete and segments to cut (virtio 1.2, 5.1.6.2), fused
-//! with the one copy of the frame.
+//! Software GSO and checksum offload: a guest leaves checksums and segmentation to the device (virtio 1.2, 5.1.6.2). Both
+//! are done while the frame is copied.
 //!
 //! [`SoftwareOffload::plan`] looks at copies of the net header and of the packet's headers, once, and refuses what makes no
 //! sense. From then on the number of frames for the wire and the length of each are known, so that the caller can find
@@ -18,10 +18,11 @@ use crate::run::{Copying, Place, copy_run, write_at};
 use crate::transmit::Frame;
 use segments::Segments;
 
-/// How one frame becomes finished ones. By default of no frame: nothing is left to write.
+/// The plan for one frame whose offloads are pending: the frames for the wire that it becomes. The default has no frames
+/// to write.
 ///
-/// It has room for all of a packet's headers. Whoever offloads frame after frame keeps one and plans with
-/// [`replan`](Self::replan), which moves nothing.
+/// It is large, because it holds all headers of a packet. Callers keep one and plan with [`replan`](Self::replan),
+/// which does not move it.
 #[derive(Clone, Debug, Default)]
 pub struct SoftwareOffload {
     /// Bytes before the frame: the net header.
@@ -170,7 +171,39 @@ impl SoftwareOffload {
     }
 }
 
-/// Copies a frame of `len` bytes, sums what lies from `start` on, and stores the checksum at `field`.
+/// Progress through a frame that becomes several frames for the wire, when there was room for only some of them. The frame
+/// comes again later, is planned again, and continues where it stopped.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Number of frames that were written before.
+    written: usize,
+}
+
+impl Progress {
+    /// Skips the frames that were written before; `write` then writes as many of the rest as there is room for. `offload`
+    /// was planned for the run `from` just now.
+    #[inline]
+    pub fn resume<T>(
+        &mut self,
+        offload: &mut SoftwareOffload,
+        from: &[GuestSlice<'_>],
+        write: impl FnOnce(&mut SoftwareOffload) -> T,
+    ) -> T {
+        let all = offload.count();
+        offload.skip(from, self.written);
+        let result = write(offload);
+        let left = offload.count();
+        self.written = if left > 0 { all - left } else { 0 };
+        result
+    }
+
+    /// Starts again: the next frame is another one.
+    pub const fn reset(&mut self) {
+        self.written = 0;
+    }
+}
+
+/// Copies a frame of `len` bytes, sums the bytes from `start` on, and stores the checksum at `field`.
 #[inline(never)]
 fn write_summed(
     from: &[GuestSlice<'_>],

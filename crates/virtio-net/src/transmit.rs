@@ -6,7 +6,7 @@ use virtqueue::{Access, Chain, ChainFault, Chains, Queue, RingError};
 
 use crate::features::Negotiated;
 use crate::header::NetHeader;
-use crate::run::copy_run;
+use crate::run::{copy_run, read_at};
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
 /// The chains of one burst, in the order the guest offered them.
@@ -14,16 +14,15 @@ use crate::{BURST_MAX, FRAME_LEN_MAX};
 pub struct TransmitBurst<'b, 'm> {
     chains: &'b Chains<'m>,
     header_len: usize,
-    /// How many of the chains are frames.
+    /// Number of chains that are frames.
     frames: usize,
 }
 
 impl<'b, 'm> TransmitBurst<'b, 'm> {
-    /// Takes up to [`BURST_MAX`] of the chains that are available, checks them and translates them.
-    /// `chains` is empty before.
+    /// Takes up to [`BURST_MAX`] available chains, checks and translates them. `chains` is empty before.
     ///
     /// # Errors
-    /// When the guest broke the ring. What was taken before must not be completed.
+    /// When the guest broke the ring. Chains taken before must not be completed.
     #[inline]
     pub fn gather(
         queue: &mut Queue,
@@ -42,7 +41,7 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
         Ok(Self { chains, header_len, frames })
     }
 
-    /// The frames, as a datapath takes them.
+    /// The frames, for a datapath.
     #[inline]
     #[must_use]
     pub fn frames(&self) -> Frames<'b, 'm> {
@@ -94,13 +93,13 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
     }
 }
 
-/// Whether so many bytes hold a header and a frame that can be sent.
+/// Whether `len` bytes hold a net header and a frame that can be sent.
 #[inline]
 const fn is_frame(len: usize, header_len: usize) -> bool {
     len > header_len && len - header_len <= FRAME_LEN_MAX
 }
 
-/// Why a chain is no frame that can be sent.
+/// Why a chain is not a frame that can be sent.
 #[inline]
 pub(crate) const fn fault(chain: &Chain, header_len: usize) -> Option<DropCause> {
     let len = chain.len as usize;
@@ -114,7 +113,7 @@ pub(crate) const fn fault(chain: &Chain, header_len: usize) -> Option<DropCause>
     }
 }
 
-/// Frames of a burst, one after the other, each with its net header before it.
+/// Consecutive frames of a burst, each with its net header.
 #[derive(Clone, Copy, Debug)]
 pub struct Frames<'b, 'm> {
     chains: &'b Chains<'m>,
@@ -123,19 +122,19 @@ pub struct Frames<'b, 'm> {
     first: usize,
     /// The chain after the last of theirs.
     end: usize,
-    /// How many of the chains are frames.
+    /// Number of chains that are frames.
     count: usize,
 }
 
 impl<'b, 'm> Frames<'b, 'm> {
-    /// How many frames there are.
+    /// Number of frames.
     #[inline]
     #[must_use]
     pub const fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there is none.
+    /// Whether there are no frames.
     #[inline]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -149,7 +148,7 @@ impl<'b, 'm> Frames<'b, 'm> {
         self.header_len
     }
 
-    /// The frames but for the first `count`.
+    /// The frames after the first `count`.
     #[inline]
     #[must_use]
     pub fn skip(self, count: usize) -> Self {
@@ -157,7 +156,7 @@ impl<'b, 'm> Frames<'b, 'm> {
         Self { first: self.chain_of(count), count: self.count - count, ..self }
     }
 
-    /// The first `count` frames, or all of them if they are fewer.
+    /// The first `count` frames, or all if there are fewer.
     #[inline]
     #[must_use]
     pub fn take(self, count: usize) -> Self {
@@ -179,8 +178,8 @@ impl<'b, 'm> Frames<'b, 'm> {
         frames.nth(n).unwrap_or(end)
     }
 
-    /// Net header and frame in one buffer each, if all the frames are that and have headers of `header_len`
-    /// bytes.
+    /// One buffer for each frame, with its net header; `None` unless every frame is one buffer and has a header of
+    /// `header_len` bytes.
     #[inline]
     #[must_use]
     pub fn plain(&self, header_len: usize) -> Option<&'b [GuestSlice<'m>]> {
@@ -208,7 +207,7 @@ impl<'b, 'm> Frames<'b, 'm> {
     }
 }
 
-/// A frame from the guest: net header, then the bytes for the wire. All of it is guest memory.
+/// A frame from the guest, in guest memory: its net header, then the bytes for the wire.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'b, 'm> {
     slices: &'b [GuestSlice<'m>],
@@ -223,7 +222,7 @@ impl<'b, 'm> Frame<'b, 'm> {
         Self { slices, len, header_len }
     }
 
-    /// Header and frame as they lie in guest memory.
+    /// Header and frame in guest memory.
     #[inline]
     #[must_use]
     pub const fn slices(&self) -> &'b [GuestSlice<'m>] {
@@ -245,7 +244,7 @@ impl<'b, 'm> Frame<'b, 'm> {
         self.header_len
     }
 
-    /// A copy of the net header: the guest may change its own at any time.
+    /// A copy of the net header, because the guest may change its own at any time.
     #[inline]
     #[must_use]
     pub fn header(&self) -> NetHeader {
@@ -263,30 +262,12 @@ impl<'b, 'm> Frame<'b, 'm> {
     #[must_use]
     pub fn front<const N: usize>(&self) -> Option<[u8; N]> {
         let mut front = [0; N];
-        let (mut skip, mut copied) = (self.header_len, 0);
-        for slice in self.slices {
-            copied += slice.read(skip, &mut front[copied..]);
-            if copied == N {
-                return Some(front);
-            }
-            skip = skip.saturating_sub(slice.len());
-        }
-        None
+        (read_at(self.slices, self.header_len, &mut front) == N).then_some(front)
     }
 
-    /// Copies the frame, without its header, to the front of `to`, as much as fits. Returns how much that
-    /// was, in bytes.
+    /// Copies the frame, without its header, to the front of `to`, as much as fits. Returns the number of bytes.
     #[inline]
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
-        let (mut skip, mut copied) = (self.header_len, 0);
-        for slice in self.slices {
-            if skip >= slice.len() {
-                skip -= slice.len();
-                continue;
-            }
-            copied += slice.read(skip, &mut to[copied..]);
-            skip = 0;
-        }
-        copied
+        read_at(self.slices, self.header_len, to)
     }
 }

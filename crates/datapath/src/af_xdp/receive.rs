@@ -1,30 +1,31 @@
-//! From the receive ring into guest memory.
+//! Receiving: from the receive ring into guest memory.
 
 use arrayvec::ArrayVec;
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 use virtio_net::{
-    BURST_MAX, FRAME_LEN_MAX, GuestRoom, Link, NetHeader, Placed, SoftwareOffload, arrival,
+    BURST_MAX, FRAME_LEN_MAX, GuestRoom, Link, NetHeader, Placed, Progress, SoftwareOffload,
+    arrival,
 };
 
 use super::socket::{PARTS_MAX, Socket};
 use crate::Look;
 
-/// `struct arrival` of `bpf/sockets.bpf.c`, which stands before the first byte of a frame: when it came
-/// (CLOCK_MONOTONIC, ns), and a mark.
+/// Length of `struct arrival` of `bpf/sockets.bpf.c`, which lies before the first byte of a frame: its arrival time
+/// (`CLOCK_MONOTONIC`, ns), and a mark.
 const ARRIVAL_LEN: u32 = 16;
 const ARRIVAL_MAGIC: u64 = 0x6c61_7669_7272_6172;
 
 impl Socket {
-    /// Places received frames into guest buffers, until there are no more or the room is used up.
+    /// Places received frames into guest buffers, as long as there are frames and room.
     #[inline]
     pub fn receive_into(&mut self, room: &mut GuestRoom<'_, '_>) -> Look {
         let asks = self.busy_poll || self.need_wakeup && self.fill.needs_wakeup();
         if asks && !self.receive.has_entries() {
             self.poll_driver();
         }
-        // A frame that begins in this burst may end behind it.
+        // The last frame of the burst may end after the burst.
         let available = self.receive.available();
         #[expect(clippy::cast_possible_truncation, reason = "64")]
         let burst = available.min(BURST_MAX as u32);
@@ -46,7 +47,7 @@ impl Socket {
                 parts = placed;
             }
             for part in done..done + parts {
-                self.fill.push(self.umem.chunk_of(self.receive.peek(part).addr));
+                self.fill.push_reserved(self.umem.chunk_of(self.receive.peek(part).addr));
             }
             done += parts;
         }
@@ -91,10 +92,10 @@ impl Socket {
                 continue;
             }
             let placed = if is_too_long {
-                // Of a virtual device whose `gso_max_size` was raised: no guest takes that.
+                // From a virtual device with a raised `gso_max_size`: too long for any guest.
                 room.refuse(DropCause::RxTooBig)
             } else if self.is_virtual {
-                Self::place_of_virtual_device(&frame, self.mtu, &mut self.begun_receive, room)
+                Self::place_of_virtual_device(&frame, self.mtu, &mut self.receive_progress, room)
             } else {
                 room.place_run(&NetHeader::PLAIN, &frame, 0)
             };
@@ -103,11 +104,11 @@ impl Socket {
         None
     }
 
-    /// Copies the next frame to `to`, behind a net header of `header_len` bytes that says what is left to do to it.
-    /// Returns the length of both; a frame that does not fit is lost.
+    /// Copies the next frame to `to`, after a net header of `header_len` bytes with its pending offloads. Returns the
+    /// length of both; a frame that does not fit is lost.
     pub fn receive_frame(&mut self, header_len: usize, to: GuestSlice<'_>) -> Option<usize> {
         loop {
-            let available = self.receive.look();
+            let available = self.receive.refresh();
             let is_last = |&entry: &u32| {
                 !self.receive.peek(entry).options.contains(XdpDescOptions::XDP_PKT_CONTD)
             };
@@ -121,7 +122,7 @@ impl Socket {
                     }
                     len += part.len();
                 }
-                self.fill.push(self.umem.chunk_of(addr));
+                self.fill.push_reserved(self.umem.chunk_of(addr));
             }
             let fits = len <= to.len();
             if fits {
@@ -142,13 +143,13 @@ impl Socket {
         }
     }
 
-    /// Places a frame of a virtual device, which may have left its checksum and its segments to us. What the
-    /// guest does not take is finished.
+    /// Places a frame of a virtual device, whose checksum and segmentation may be pending. Offloads that the guest does
+    /// not take are done here.
     #[inline]
     fn place_of_virtual_device(
         frame: &[GuestSlice<'_>],
         mtu: u16,
-        begun: &mut usize,
+        progress: &mut Progress,
         room: &mut GuestRoom<'_, '_>,
     ) -> Placed {
         let len = frame.iter().map(GuestSlice::len).sum();
@@ -162,17 +163,10 @@ impl Socket {
         let Ok(mut offload) = SoftwareOffload::plan(&header, frame, 0, len) else {
             return room.refuse(DropCause::RxTooBig);
         };
-        let all = offload.count();
-        // Those that found room in the burst before.
-        offload.skip(frame, std::mem::take(begun));
-        let placed = room.place_offloaded(&mut offload, frame);
-        if placed == Placed::NoRoom {
-            *begun = all - offload.count();
-        }
-        placed
+        progress.resume(&mut offload, frame, |offload| room.place_offloaded(offload, frame))
     }
 
-    /// When the frame at `addr` came, CLOCK_MONOTONIC ns, if the XDP program stamped it.
+    /// Arrival time of the frame at `addr`, `CLOCK_MONOTONIC` ns, if the XDP program stamped it.
     #[inline]
     fn arrival_of(&self, addr: u64) -> Option<u64> {
         let stamp = self.umem.before_received(addr, ARRIVAL_LEN)?;
@@ -182,18 +176,19 @@ impl Socket {
         (word(8) == ARRIVAL_MAGIC).then(|| word(0))
     }
 
-    /// Gives back frames that came for a guest that is gone, and counts them.
+    /// Discards frames that arrived for a guest that is gone, and counts them.
     pub fn discard_received(&mut self) {
-        let available = self.receive.look();
+        let available = self.receive.refresh();
         for ahead in 0..available {
             let XdpDesc { addr, options, .. } = self.receive.peek(ahead);
-            self.fill.push(self.umem.chunk_of(addr));
+            self.fill.push_reserved(self.umem.chunk_of(addr));
             let is_last_part = !options.contains(XdpDescOptions::XDP_PKT_CONTD);
             self.discarded += u64::from(is_last_part);
         }
         self.receive.skip(available);
         self.receive.release();
         self.fill.publish();
-        (self.begun, self.begun_receive) = (0, 0);
+        self.transmit_progress.reset();
+        self.receive_progress.reset();
     }
 }

@@ -1,5 +1,5 @@
-//! The rings that an AF_XDP socket shares with the kernel (kernel `net/xdp/xsk_queue.h`): one side
-//! produces, the other consumes, and each shows how far it is by an index that counts on without end.
+//! The rings that an AF_XDP socket shares with the kernel (kernel `net/xdp/xsk_queue.h`): one side produces, the other
+//! consumes, and each publishes its position as a free-running index.
 #![allow(unsafe_code, reason = "indices and entries in a mapping that the kernel shares")]
 
 use std::marker::PhantomData;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use memmap2::MmapRaw;
 use rustix::net::xdp::{XdpRingFlags, XdpRingOffset};
 
-/// The mapping of a ring, and where things are in it.
+/// The mapping of a ring, and the offsets in it.
 #[derive(Debug)]
 struct Shared<T> {
     map: MmapRaw,
@@ -54,8 +54,8 @@ impl<T: Copy> Shared<T> {
 
     #[inline]
     fn index(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: aligned and inside of the mapping (`new`), which lives as long as `self`; the kernel, too,
-        // accesses it by atomic operations only.
+        // SAFETY: aligned and inside the mapping (`new`), which lives as long as `self`; the kernel accesses it by atomic
+        // operations only, too.
         unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().add(offset).cast()) }
     }
 
@@ -75,23 +75,23 @@ impl<T: Copy> Shared<T> {
     }
 }
 
-/// A ring that we produce into: fill, or transmit.
+/// A ring into which the daemon produces: fill, or transmit.
 #[derive(Debug)]
 pub struct Producer<T> {
     ring: Shared<T>,
-    /// Where the next entry goes.
+    /// Index of the next entry to write.
     next: u32,
-    /// How far the kernel had consumed when last looked at.
+    /// The kernel's consumer index when it was read last.
     consumed: u32,
 }
 
 impl<T: Copy> Producer<T> {
-    /// How many bytes of the socket to map for a ring of `size` entries.
+    /// Number of bytes to map for a ring of `size` entries.
     pub fn map_len(at: &XdpRingOffset, size: u32) -> usize {
         Shared::<T>::len(at, size)
     }
 
-    /// The ring of `size` entries in `map`; none when it does not fit there.
+    /// The ring of `size` entries in `map`; `None` when it does not fit.
     pub fn new(map: MmapRaw, at: &XdpRingOffset, size: u32) -> Option<Self> {
         let ring = Shared::new(map, at, size)?;
         let next = ring.index(ring.producer).load(Ordering::Relaxed);
@@ -99,63 +99,73 @@ impl<T: Copy> Producer<T> {
         Some(Self { ring, next, consumed })
     }
 
-    /// How many entries there is room for; at least `wanted`, if there is.
+    /// Number of entries that there is room for. The kernel's index is read only if the known room is less than `wanted`.
     #[inline]
     pub fn room(&mut self, wanted: u32) -> u32 {
         let room = |consumed| self.ring.mask + 1 - self.next.wrapping_sub(consumed);
         if room(self.consumed) < wanted {
-            // Acquire: an entry is only written anew when the kernel has read it.
+            // Acquire: an entry is overwritten only after the kernel has read it.
             self.consumed = self.ring.index(self.ring.consumer).load(Ordering::Acquire);
         }
         self.ring.mask + 1 - self.next.wrapping_sub(self.consumed)
     }
 
-    /// Writes an entry, for which there is [`room`](Self::room). The kernel sees it after
-    /// [`publish`](Self::publish).
+    /// Writes an entry. The kernel sees it after [`publish`](Self::publish).
+    ///
+    /// # Panics
+    /// When [`room`](Self::room) did not report room for it. The check reads no memory that the kernel shares.
     #[inline]
     pub fn push(&mut self, entry: T) {
+        assert!(self.next.wrapping_sub(self.consumed) <= self.ring.mask, "a full ring");
+        self.push_reserved(entry);
+    }
+
+    /// As [`push`](Self::push) for a ring that can never be full, because it has an entry for every chunk. So it is not
+    /// checked: that would read the kernel's index, which is in another CPU's cache, for every burst.
+    #[inline]
+    pub fn push_reserved(&mut self, entry: T) {
         // SAFETY: inside of the mapping and aligned; the kernel reads no entry behind the producer index.
         unsafe { self.ring.entry(self.next).write(entry) };
         self.next = self.next.wrapping_add(1);
     }
 
-    /// Shows the kernel what was written.
+    /// Makes the written entries visible to the kernel.
     #[inline]
     pub fn publish(&self) {
         self.ring.index(self.ring.producer).store(self.next, Ordering::Release);
     }
 
-    /// How much of what was published the kernel has not consumed yet.
+    /// Number of entries that the kernel has not consumed yet.
     #[inline]
     pub fn left(&mut self) -> u32 {
         self.consumed = self.ring.index(self.ring.consumer).load(Ordering::Acquire);
         self.next.wrapping_sub(self.consumed)
     }
 
-    /// Whether the kernel sleeps until it is called.
+    /// Whether the kernel must be woken by a call.
     #[inline]
     pub fn needs_wakeup(&self) -> bool {
         self.ring.needs_wakeup()
     }
 }
 
-/// A ring that we consume: receive, or completion.
+/// A ring from which the daemon consumes: receive, or completion.
 #[derive(Debug)]
 pub struct Consumer<T> {
     ring: Shared<T>,
-    /// The next entry to read.
+    /// Index of the next entry to read.
     next: u32,
-    /// How far the kernel had produced when last looked at.
+    /// The kernel's producer index when it was read last.
     produced: u32,
 }
 
 impl<T: Copy> Consumer<T> {
-    /// How many bytes of the socket to map for a ring of `size` entries.
+    /// Number of bytes to map for a ring of `size` entries.
     pub fn map_len(at: &XdpRingOffset, size: u32) -> usize {
         Shared::<T>::len(at, size)
     }
 
-    /// The ring of `size` entries in `map`; none when it does not fit there.
+    /// The ring of `size` entries in `map`; `None` when it does not fit.
     pub fn new(map: MmapRaw, at: &XdpRingOffset, size: u32) -> Option<Self> {
         let ring = Shared::new(map, at, size)?;
         let next = ring.index(ring.consumer).load(Ordering::Relaxed);
@@ -163,19 +173,19 @@ impl<T: Copy> Consumer<T> {
         Some(Self { ring, next, produced })
     }
 
-    /// How many entries there are; the kernel's index is only looked at when there was none.
+    /// Number of entries. The kernel's index is read only if no entry is known.
     #[inline]
     pub fn available(&mut self) -> u32 {
         if self.produced == self.next {
-            self.look();
+            self.refresh();
         }
         self.produced.wrapping_sub(self.next)
     }
 
-    /// Looks how far the kernel is. Returns how many entries there are.
+    /// Reads the kernel's index. Returns the number of entries.
     #[inline]
-    pub fn look(&mut self) -> u32 {
-        // Acquire: the entries, and the frames that they name, were written before the index.
+    pub fn refresh(&mut self) -> u32 {
+        // Acquire: the kernel wrote the entries, and the frames that they name, before the index.
         self.produced = self.ring.index(self.ring.producer).load(Ordering::Acquire);
         self.produced.wrapping_sub(self.next).min(self.ring.mask + 1)
     }
@@ -186,21 +196,24 @@ impl<T: Copy> Consumer<T> {
         self.ring.index(self.ring.producer).load(Ordering::Relaxed) != self.next
     }
 
-    /// The entry that comes `ahead` of those after the next one; there are more than `ahead`
-    /// [`available`](Self::available).
+    /// The entry `ahead` places after the next one. More than `ahead` entries must be [`available`](Self::available).
     #[inline]
     pub fn peek(&self, ahead: u32) -> T {
         // SAFETY: inside of the mapping and aligned; the kernel writes no entry before it is released.
         unsafe { self.ring.entry(self.next.wrapping_add(ahead)).read() }
     }
 
-    /// Is done with `count` entries, of those available. The kernel sees it after [`release`](Self::release).
+    /// Consumes `count` entries. The kernel sees it after [`release`](Self::release).
+    ///
+    /// # Panics
+    /// When fewer were reported [`available`](Self::available).
     #[inline]
-    pub const fn skip(&mut self, count: u32) {
+    pub fn skip(&mut self, count: u32) {
+        assert!(count <= self.produced.wrapping_sub(self.next), "more entries than there are");
         self.next = self.next.wrapping_add(count);
     }
 
-    /// Gives the entries back that were done with.
+    /// Gives the consumed entries back to the kernel.
     #[inline]
     pub fn release(&self) {
         self.ring.index(self.ring.consumer).store(self.next, Ordering::Release);

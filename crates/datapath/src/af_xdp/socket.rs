@@ -17,7 +17,7 @@ use rustix::net::xdp::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
-use virtio_net::SoftwareOffload;
+use virtio_net::{Progress, SoftwareOffload};
 
 use super::device::Device;
 use super::rings::{Consumer, Producer};
@@ -100,10 +100,10 @@ pub struct Socket {
     pub submitted: u64,
     /// How many of them the kernel is done with.
     pub completed: u64,
-    /// How many segments of the next frame from the guest are in the transmit ring already.
-    pub begun: usize,
-    /// How many segments of the next frame to the guest it has already.
-    pub begun_receive: usize,
+    /// Progress through the next frame from the guest, if its first segments are in the transmit ring already.
+    pub transmit_progress: Progress,
+    /// Progress through the next frame to the guest, if the guest has its first segments already.
+    pub receive_progress: Progress,
     /// Whether the kernel has not taken everything from the transmit ring.
     pub unsent: bool,
     /// When the first frame of the last burst came, CLOCK_MONOTONIC ns, if the XDP program stamped it.
@@ -181,8 +181,8 @@ impl Socket {
             offload: SoftwareOffload::default(),
             submitted: 0,
             completed: 0,
-            begun: 0,
-            begun_receive: 0,
+            transmit_progress: Progress::default(),
+            receive_progress: Progress::default(),
             unsent: false,
             arrived_ns: None,
             discarded: 0,
@@ -190,7 +190,7 @@ impl Socket {
             counted: NOTHING,
         };
         for offset in socket.umem.receive_chunks() {
-            socket.fill.push(offset);
+            socket.fill.push_reserved(offset);
         }
         socket.fill.publish();
         socket.bind(device, options.zero_copy, fits_one)?;
@@ -217,7 +217,7 @@ impl Socket {
     /// receive ring.
     pub fn chunks_at_rest(&mut self) -> (usize, u32) {
         self.reap();
-        (self.umem.free(), self.fill.left() + self.receive.look())
+        (self.umem.free(), self.fill.left() + self.receive.refresh())
     }
 
     /// Everything that the kernel has counted since the socket was opened (`XDP_STATISTICS`), as text.

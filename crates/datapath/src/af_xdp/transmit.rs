@@ -1,4 +1,4 @@
-//! From guest memory into the transmit ring.
+//! Sending: from guest memory into the transmit ring.
 
 use arrayvec::ArrayVec;
 use burst_trace::DropCause;
@@ -12,22 +12,21 @@ use super::socket::{PARTS_MAX, Socket};
 use super::umem::Umem;
 use crate::Transmitted;
 
-/// The most pieces that the kernel makes one packet of (`CONFIG_MAX_SKB_FRAGS`, 17 where nobody changed it).
+/// Most pieces of a packet in the kernel (default of `CONFIG_MAX_SKB_FRAGS`).
 const FRAGMENTS_MAX: usize = 17;
 
-/// The shortest link header, bytes: without it a frame has no addresses, and drivers look for them (`ETH_HLEN`,
-/// `linux/if_ether.h`).
+/// Shortest link header, bytes: drivers read the addresses in it (`ETH_HLEN`, `linux/if_ether.h`).
 const LINK_HEADER_MIN: usize = 14;
 
-/// The longest link header, bytes: with two tags.
+/// Longest link header, bytes: with two VLAN tags.
 const LINK_HEADER_MAX: usize = 14 + 8;
 
-/// What became of a frame.
+/// The outcome for a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queued {
     /// It is in the ring, or refused and counted.
     Done,
-    /// There is no room for it, or for the rest of its segments.
+    /// There is no room for it, or for the rest of its segments. The frame comes again.
     Full,
 }
 
@@ -74,8 +73,8 @@ impl Socket {
         Queued::Done
     }
 
-    /// Puts a frame into the transmit ring as it lies in the guest's memory. Returns whether it could: it may lie in
-    /// too many pieces, or too large ones.
+    /// Puts a frame into the transmit ring without a copy, in the guest's memory. Returns false if the frame lies in too
+    /// many pieces, or in too large ones.
     #[inline]
     fn queue_in_place(&mut self, frame: &Frame<'_, '_>, done: &mut Transmitted) -> bool {
         let mut parts = ArrayVec::<(u64, u32), FRAGMENTS_MAX>::new();
@@ -115,8 +114,8 @@ impl Socket {
         push(&mut self.transmit, &mut self.submitted, addr, len, goes_on);
     }
 
-    /// Puts what is to become of a frame into the transmit ring: the frame with its checksum, its segments, or
-    /// a frame that takes several chunks.
+    /// Does a frame's pending offloads and puts the result into the transmit ring: the frame with its checksum, its
+    /// segments, or a frame of several chunks.
     #[inline(never)]
     fn queue_offloaded(
         &mut self,
@@ -126,25 +125,22 @@ impl Socket {
     ) -> Queued {
         let from = frame.slices();
         let len_max = self.frame_len_max();
-        let Self { offload, umem, transmit, submitted, .. } = self;
+        let Self { offload, transmit_progress, umem, transmit, submitted, .. } = self;
         let mut queue_next = |offload: &mut _| queue_next(offload, from, umem, transmit, submitted);
         let planned = offload.replan(header, from, frame.header_len(), frame.len());
-        let all = offload.count();
         let refused = match planned {
             Err(cause) => Some(cause),
             Ok(()) if offload.next_len() > len_max => Some(DropCause::TxTooLong),
             Ok(()) => None,
         };
-        // Those that found room the last time this frame was here.
-        offload.skip(from, std::mem::take(&mut self.begun));
-        while refused.is_none() && offload.count() > 0 && queue_next(offload) {}
-        let left = offload.count();
         if let Some(cause) = refused {
+            transmit_progress.reset();
             done.drops.add(cause);
             return Queued::Done;
         }
-        if left > 0 {
-            self.begun = all - left;
+        transmit_progress
+            .resume(offload, from, |offload| while offload.count() > 0 && queue_next(offload) {});
+        if offload.count() > 0 {
             return Queued::Full;
         }
         #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
@@ -154,7 +150,7 @@ impl Socket {
         Queued::Done
     }
 
-    /// The longest frame that the interface sends, bytes. The kernel would drop longer ones without a word.
+    /// Longest frame that the interface sends, bytes. The kernel drops longer ones silently.
     #[inline]
     const fn frame_len_max(&self) -> usize {
         let len = self.mtu as usize + LINK_HEADER_MAX;
@@ -165,8 +161,8 @@ impl Socket {
         }
     }
 
-    /// Has the kernel send what is in the transmit ring, as far as it takes it now; `unsent` says whether that
-    /// was not all.
+    /// Makes the kernel send the contents of the transmit ring, as far as it takes them now; `unsent` says whether
+    /// something is left.
     ///
     /// # Errors
     /// `ENETDOWN` when the interface is down, `ENXIO` when it is gone.
@@ -183,7 +179,7 @@ impl Socket {
             let progress = now < left;
             left = now;
             match kicked {
-                // A call takes so many frames at a time.
+                // One call sends a limited number of frames.
                 Ok(()) | Err(Errno::AGAIN | Errno::INTR) if progress && now > 0 => {}
                 Ok(()) | Err(Errno::AGAIN | Errno::BUSY | Errno::NOBUFS | Errno::INTR) => {
                     break Ok(());
@@ -195,8 +191,8 @@ impl Socket {
         result
     }
 
-    /// The ring or the chunks are used up: shows the kernel what there is, and takes back what it has sent. Returns
-    /// whether that made room.
+    /// Makes room in the ring and among the chunks: publishes, sends, and takes back what was sent. Returns whether that
+    /// freed a chunk.
     ///
     /// # Errors
     /// As [`flush`](Self::flush).
@@ -212,7 +208,7 @@ impl Socket {
     /// Takes back the chunks of frames that were sent.
     #[inline]
     pub fn reap(&mut self) {
-        let count = self.completion.look();
+        let count = self.completion.refresh();
         for ahead in 0..count {
             self.umem.give_back(self.completion.peek(ahead));
         }
@@ -253,7 +249,7 @@ fn queue_next(
     true
 }
 
-/// Puts the descriptor of a frame into the transmit ring, or of a part of one that goes on in the next descriptor.
+/// Puts the descriptor of a frame, or of a part of one, into the transmit ring. `goes_on`: more parts follow.
 #[inline]
 fn push(transmit: &mut Producer<XdpDesc>, submitted: &mut u64, addr: u64, len: u32, goes_on: bool) {
     let options = if goes_on { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() };
