@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burst_trace::{Cursor, Gap, Reader, Record};
+use burst_trace::{Clock, Cursor, Gap, Reader, Record};
 use host_files::{FileId, Output};
 use kernel_stages::Cost;
 use report::breakdown::is_alive;
@@ -122,6 +122,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let kernel = measures.then(|| Kernel::attach(&reader)).transpose()?;
     // This takes some milliseconds, so it is done first: when the file appears, the recording has begun.
     let facts = facts(&reader, kernel.as_ref().map(Kernel::facts));
+    let clock = Clock::new();
     let path_of = &arguments.output;
     // Before signals are handled: opening a FIFO waits for its reader, and a signal must end the wait.
     let output = Output::open(path_of, guard(&[reader.file()]))
@@ -133,7 +134,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     let started = Instant::now();
-    let mut keeper = Keeper::create(output, path_of, &reader, &facts, until)?;
+    let mut keeper = Keeper::create(output, path_of, &reader, &facts, until, clock)?;
     let mut following = Following::new(path, reader, kernel, keeper.wants_the_past());
     let end = following.follow(&mut keeper, arguments.seconds, &stop);
     let (end, so_far) = match end {

@@ -73,13 +73,14 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// `output` is what `path` names, `facts` the recording's [facts].
+    /// `output` is the file at `path`, `facts` are the recording's [facts]. `clock` is the recorder's.
     pub fn create(
         output: Output,
         path: &Path,
         of: &Reader,
         facts: &str,
         until: Until,
+        clock: Clock,
     ) -> Result<Self, KeepError> {
         let writer = output
             .file()
@@ -100,7 +101,7 @@ impl Keeper {
             rate,
             until,
             recent,
-            started: Clock::new().now(),
+            started: clock.now(),
             met: None,
             end: u64::MAX,
             is_done: false,
