@@ -8,10 +8,12 @@
 //! - `device`: what the kernel says of the interface.
 //! - `program`: the XDP program.
 //! - `umem`, `rings`, `socket`: the kernel's objects of these names.
-//! - `transmit`, `receive`: the two ways through a socket.
+//! - `channel`: a queue in use.
+//! - `transmit`, `receive`: the two ways through a channel.
 //! - `napi`: what busy polling needs of the interface.
 //! - `options`, `error`: what may be chosen, and what may go wrong.
 
+mod channel;
 mod device;
 mod error;
 mod napi;
@@ -40,11 +42,11 @@ use crate::{
     Capabilities, Counted, Datapath, FrameReader, InPlace, Interface, KernelFacts, Look,
     Transmitted,
 };
+use channel::Channel;
 use device::Device;
 use error::explain;
 use napi::NapiSettings;
 use program::Program;
-use socket::Socket;
 use transmit::Queued;
 
 pub use error::AfXdpError;
@@ -54,7 +56,7 @@ pub use options::{Choice, Gro, Options, UmemOwner, XdpMode};
 #[derive(Debug)]
 pub struct AfXdp {
     /// One for each queue. Frames are sent from the first.
-    sockets: Vec<Socket>,
+    sockets: Vec<Channel>,
     /// The numbers of its queues.
     queues: Vec<u32>,
     /// Becomes readable when one of the sockets does. `None` if there is exactly one, which never changes.
@@ -107,9 +109,9 @@ impl AfXdp {
         let program = Arc::new(program);
         let napi = (options.busy_poll == Choice::On).then(|| NapiSettings::make(name)).transpose();
         let napi = Arc::new(napi.map_err(|error| fail("setting up busy polling", error))?);
-        let mut hands: Vec<Vec<Socket>> = (0..pairs).map(|_| Vec::new()).collect();
+        let mut hands: Vec<Vec<Channel>> = (0..pairs).map(|_| Vec::new()).collect();
         for (queue, pair) in (0..device.queues).zip((0..pairs).cycle()) {
-            let socket = Socket::open(&device, queue, options, None)
+            let socket = Channel::open(&device, queue, options, None)
                 .map_err(|error| fail("opening a socket", error))?;
             hands[pair].push(socket);
         }
@@ -117,14 +119,14 @@ impl AfXdp {
         log::info!(
             "{name}: XDP in {} mode, {}, {} queue(s), {} byte chunks{}{}",
             program.mode(),
-            if first.zero_copy { "zero copy" } else { "copied by the kernel" },
+            if first.socket.zero_copy { "zero copy" } else { "copied by the kernel" },
             device.queues,
-            first.umem.chunk(),
-            if first.need_wakeup { ", need_wakeup" } else { "" },
-            if first.multi_buffer { ", multi-buffer" } else { "" },
+            first.socket.umem.chunk(),
+            if first.socket.need_wakeup { ", need_wakeup" } else { "" },
+            if first.socket.multi_buffer { ", multi-buffer" } else { "" },
         );
-        let new = |sockets: Vec<Socket>| {
-            let queues = sockets.iter().map(|socket| socket.queue).collect();
+        let new = |sockets: Vec<Channel>| {
+            let queues = sockets.iter().map(|socket| socket.socket.queue).collect();
             let any = if sockets.len() > 1 || options.umem == UmemOwner::Guest {
                 Some(poll_all(&sockets).map_err(|error| fail("polling its sockets", error))?)
             } else {
@@ -156,7 +158,7 @@ impl AfXdp {
         for &queue in &self.queues {
             // Frames are sent from the first queue only.
             let guest = Some(guest).filter(|_| self.sockets.is_empty());
-            let socket = Socket::open(&self.device, queue, &self.options, guest)?;
+            let socket = Channel::open(&self.device, queue, &self.options, guest)?;
             if let Some(any) = &self.any {
                 epoll::add(any, &socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
             }
@@ -175,18 +177,18 @@ impl AfXdp {
             if socket.queue(&header, &frame, &mut outcome) == Queued::Full {
                 break;
             }
-            self.in_flight.push_back(InFlight { until: socket.submitted, outcome });
+            self.in_flight.push_back(InFlight { until: socket.socket.submitted, outcome });
             done.taken += 1;
         }
-        socket.transmit.publish();
-        self.down = socket.flush().is_err();
+        socket.socket.transmit.publish();
+        self.down = socket.socket.flush().is_err();
         done
     }
 
     /// Whether the interface is still down. Asked before more frames are put into a ring that nobody empties.
     #[cold]
     fn is_still_down(&mut self) -> bool {
-        self.down = self.sockets[0].flush().is_err();
+        self.down = self.sockets[0].socket.flush().is_err();
         self.down
     }
 }
@@ -219,16 +221,17 @@ impl Interface for AfXdp {
             if active {
                 socket.discard_received();
             } else {
-                let ((transmit, receive), queue) = (socket.chunks_at_rest(), socket.queue);
+                let ((transmit, receive), queue) =
+                    (socket.socket.chunks_at_rest(), socket.socket.queue);
                 let name = &self.device.name;
                 log_limit::info!(
                     self.log,
                     "{name}: queue {queue} until now: {}",
-                    socket.counters()
+                    socket.socket.counters()
                 );
                 log::debug!("{name}: queue {queue} at rest with {transmit} and {receive} chunks");
             }
-            self.program.direct(socket.queue, active.then(|| socket.as_fd()))?;
+            self.program.direct(socket.socket.queue, active.then(|| socket.as_fd()))?;
         }
         self.active = active;
         Ok(())
@@ -243,7 +246,7 @@ impl Interface for AfXdp {
     }
 
     fn has_frames(&self) -> bool {
-        self.sockets.iter().any(|socket| socket.receive.has_entries())
+        self.sockets.iter().any(|socket| socket.socket.receive.has_entries())
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
@@ -267,15 +270,15 @@ impl Datapath for AfXdp {
         }
         let mut done = Transmitted::default();
         let socket = &mut self.sockets[0];
-        if socket.umem.free() < CHUNKS_LOW {
-            socket.reap();
+        if socket.socket.umem.free() < CHUNKS_LOW {
+            socket.socket.reap();
         }
         let mut refills = 0;
         for frame in frames.iter() {
             let header = if self.offloads { frame.header() } else { NetHeader::PLAIN };
             while socket.queue(&header, &frame, &mut done) == Queued::Full {
                 refills += 1;
-                match socket.make_room() {
+                match socket.socket.make_room() {
                     Ok(true) if refills <= REFILLS_MAX => {}
                     Ok(_) => return done,
                     Err(_) => {
@@ -286,8 +289,8 @@ impl Datapath for AfXdp {
             }
             done.taken += 1;
         }
-        socket.transmit.publish();
-        self.down = socket.flush().is_err();
+        socket.socket.transmit.publish();
+        self.down = socket.socket.flush().is_err();
         done
     }
 
@@ -296,9 +299,9 @@ impl Datapath for AfXdp {
         let count = self.sockets.len();
         let mut look = Look::Drained;
         let Some(first) = self.sockets.first_mut() else { return Ok(look) };
-        if first.unsent && !self.down {
+        if first.socket.unsent && !self.down {
             // An error shows at the next frame.
-            let _ = first.flush();
+            let _ = first.socket.flush();
         }
         for n in 0..count {
             let at = (self.turn + n) % count;
@@ -318,9 +321,9 @@ impl Datapath for AfXdp {
 
 impl FrameReader for AfXdp {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
-        if self.sockets[0].unsent && !self.down {
+        if self.sockets[0].socket.unsent && !self.down {
             // An error shows at the next frame.
-            let _ = self.sockets[0].flush();
+            let _ = self.sockets[0].socket.flush();
         }
         let (count, header_len) = (self.sockets.len(), self.header_len);
         for n in 0..count {
@@ -352,12 +355,12 @@ impl InPlace for AfXdp {
     fn sent(&mut self) -> Transmitted {
         let mut done = Transmitted::default();
         let Some(socket) = self.sockets.first_mut() else { return done };
-        if socket.unsent {
-            self.down = socket.flush().is_err();
+        if socket.socket.unsent {
+            self.down = socket.socket.flush().is_err();
         }
-        socket.reap();
+        socket.socket.reap();
         while let Some(oldest) = self.in_flight.front()
-            && oldest.until <= socket.completed
+            && oldest.until <= socket.socket.completed
         {
             done.add(&oldest.outcome);
             self.in_flight.pop_front();
@@ -378,7 +381,7 @@ impl KernelFacts for AfXdp {
 }
 
 /// A descriptor that becomes readable when one of the sockets does.
-fn poll_all(sockets: &[Socket]) -> io::Result<OwnedFd> {
+fn poll_all(sockets: &[Channel]) -> io::Result<OwnedFd> {
     let any = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     for socket in sockets {
         epoll::add(&any, socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;

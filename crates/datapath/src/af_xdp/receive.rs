@@ -9,7 +9,8 @@ use virtio_net::{
     arrival,
 };
 
-use super::socket::{PARTS_MAX, Socket};
+use super::channel::Channel;
+use super::socket::PARTS_MAX;
 use crate::Look;
 
 /// Length of `struct arrival` of `bpf/sockets.bpf.c`, which lies before the first byte of a frame: its arrival time
@@ -17,23 +18,24 @@ use crate::Look;
 const ARRIVAL_LEN: u32 = 16;
 const ARRIVAL_MAGIC: u64 = 0x6c61_7669_7272_6172;
 
-impl Socket {
+impl Channel {
     /// Places received frames into guest buffers, as long as there are frames and room.
     #[inline]
     pub fn receive_into(&mut self, room: &mut GuestRoom<'_, '_>) -> Look {
-        let asks = self.busy_poll || self.need_wakeup && self.fill.needs_wakeup();
-        if asks && !self.receive.has_entries() {
-            self.poll_driver();
+        let asks =
+            self.socket.busy_poll || self.socket.need_wakeup && self.socket.fill.needs_wakeup();
+        if asks && !self.socket.receive.has_entries() {
+            self.socket.poll_driver();
         }
         // The last frame of the burst may end after the burst.
-        let available = self.receive.available();
+        let available = self.socket.receive.available();
         #[expect(clippy::cast_possible_truncation, reason = "64")]
         let burst = available.min(BURST_MAX as u32);
         if burst == 0 {
             self.arrived_ns = None;
             return Look::Drained;
         }
-        self.arrived_ns = self.arrival_of(self.receive.peek(0).addr);
+        self.arrived_ns = self.arrival_of(self.socket.receive.peek(0).addr);
         room.expect(burst as usize);
         let merges = self.gro && room.takes_gro();
         let mut done = 0;
@@ -47,14 +49,20 @@ impl Socket {
                 parts = placed;
             }
             for part in done..done + parts {
-                self.fill.push_reserved(self.umem.chunk_of(self.receive.peek(part).addr));
+                self.socket
+                    .fill
+                    .push_reserved(self.socket.umem.chunk_of(self.socket.receive.peek(part).addr));
             }
             done += parts;
         }
-        self.receive.skip(done);
-        self.receive.release();
-        self.fill.publish();
-        if done >= burst && self.receive.available() == 0 { Look::Drained } else { Look::More }
+        self.socket.receive.skip(done);
+        self.socket.receive.release();
+        self.socket.fill.publish();
+        if done >= burst && self.socket.receive.available() == 0 {
+            Look::Drained
+        } else {
+            Look::More
+        }
     }
 
     /// Places the frame of the entry `at`, of those before `end`, as one packet with those that it can be merged with.
@@ -63,9 +71,9 @@ impl Socket {
     fn place_gro(&self, at: u32, end: u32, room: &mut GuestRoom<'_, '_>) -> u32 {
         let link = Link { mtu: self.mtu, is_virtual: self.is_virtual };
         let frames = (at..end).map_while(|entry| {
-            let XdpDesc { addr, len, options } = self.receive.peek(entry);
+            let XdpDesc { addr, len, options } = self.socket.receive.peek(entry);
             let is_whole = !options.contains(XdpDescOptions::XDP_PKT_CONTD);
-            self.umem.received(addr, len).filter(|_| is_whole)
+            self.socket.umem.received(addr, len).filter(|_| is_whole)
         });
         #[expect(clippy::cast_possible_truncation, reason = "at most `end`")]
         let merged = room.place_gro(link, frames) as u32;
@@ -84,8 +92,8 @@ impl Socket {
         let mut frame = ArrayVec::<_, PARTS_MAX>::new();
         let mut is_too_long = false;
         for entry in at..available {
-            let XdpDesc { addr, len, options } = self.receive.peek(entry);
-            if let Some(part) = self.umem.received(addr, len) {
+            let XdpDesc { addr, len, options } = self.socket.receive.peek(entry);
+            if let Some(part) = self.socket.umem.received(addr, len) {
                 is_too_long |= frame.try_push(part).is_err();
             }
             if options.contains(XdpDescOptions::XDP_PKT_CONTD) {
@@ -108,21 +116,21 @@ impl Socket {
     /// length of both; a frame that does not fit is lost.
     pub fn receive_frame(&mut self, header_len: usize, to: GuestSlice<'_>) -> Option<usize> {
         loop {
-            let available = self.receive.refresh();
+            let available = self.socket.receive.refresh();
             let is_last = |&entry: &u32| {
-                !self.receive.peek(entry).options.contains(XdpDescOptions::XDP_PKT_CONTD)
+                !self.socket.receive.peek(entry).options.contains(XdpDescOptions::XDP_PKT_CONTD)
             };
             let parts = (0..available).find(is_last)? + 1;
             let mut len = header_len;
             for entry in 0..parts {
-                let XdpDesc { addr, len: part, .. } = self.receive.peek(entry);
-                if let Some(part) = self.umem.slice(addr, part) {
+                let XdpDesc { addr, len: part, .. } = self.socket.receive.peek(entry);
+                if let Some(part) = self.socket.umem.slice(addr, part) {
                     if len + part.len() <= to.len() {
                         to.copy_from(len, &part, 0);
                     }
                     len += part.len();
                 }
-                self.fill.push_reserved(self.umem.chunk_of(addr));
+                self.socket.fill.push_reserved(self.socket.umem.chunk_of(addr));
             }
             let fits = len <= to.len();
             if fits {
@@ -133,9 +141,9 @@ impl Socket {
                 };
                 to.write(0, &header.to_bytes()[..header_len]);
             }
-            self.receive.skip(parts);
-            self.receive.release();
-            self.fill.publish();
+            self.socket.receive.skip(parts);
+            self.socket.receive.release();
+            self.socket.fill.publish();
             if fits {
                 return Some(len);
             }
@@ -169,7 +177,7 @@ impl Socket {
     /// Arrival time of the frame at `addr`, `CLOCK_MONOTONIC` ns, if the XDP program stamped it.
     #[inline]
     fn arrival_of(&self, addr: u64) -> Option<u64> {
-        let stamp = self.umem.before_received(addr, ARRIVAL_LEN)?;
+        let stamp = self.socket.umem.before_received(addr, ARRIVAL_LEN)?;
         let mut bytes = [0; ARRIVAL_LEN as usize];
         stamp.read(0, &mut bytes);
         let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|n| bytes[at + n]));
@@ -178,16 +186,16 @@ impl Socket {
 
     /// Discards frames that arrived for a guest that is gone, and counts them.
     pub fn discard_received(&mut self) {
-        let available = self.receive.refresh();
+        let available = self.socket.receive.refresh();
         for ahead in 0..available {
-            let XdpDesc { addr, options, .. } = self.receive.peek(ahead);
-            self.fill.push_reserved(self.umem.chunk_of(addr));
+            let XdpDesc { addr, options, .. } = self.socket.receive.peek(ahead);
+            self.socket.fill.push_reserved(self.socket.umem.chunk_of(addr));
             let is_last_part = !options.contains(XdpDescOptions::XDP_PKT_CONTD);
             self.discarded += u64::from(is_last_part);
         }
-        self.receive.skip(available);
-        self.receive.release();
-        self.fill.publish();
+        self.socket.receive.skip(available);
+        self.socket.receive.release();
+        self.socket.fill.publish();
         self.transmit_progress.reset();
         self.receive_progress.reset();
     }

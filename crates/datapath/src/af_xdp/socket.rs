@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{DropCause, SocketEvent};
 use guest_memory::GuestMemory;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::io::Errno;
@@ -17,13 +16,10 @@ use rustix::net::xdp::{
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
-use virtio_net::{Progress, SoftwareOffload};
-
 use super::device::Device;
 use super::rings::{Consumer, Producer};
 use super::umem::{HEADROOM, Umem};
-use super::{Choice, Gro, Options};
-use crate::Counted;
+use super::{Choice, Options};
 use crate::sys::set_socket_option;
 
 /// Entries of the receive and transmit rings, and of the completion ring.
@@ -43,16 +39,6 @@ const CHUNK_MIN: u32 = 2048;
 /// the kernel fills what is behind its headroom.
 pub const PARTS_MAX: usize = (0xffff + LINK_ROOM).div_ceil(CHUNK_MIN - HEADROOM) as usize;
 
-/// The counters of a new socket.
-const NOTHING: XdpStatistics = XdpStatistics {
-    rx_dropped: 0,
-    rx_invalid_descs: 0,
-    tx_invalid_descs: 0,
-    rx_ring_full: None,
-    rx_fill_ring_empty_descs: None,
-    tx_ring_empty_descs: None,
-};
-
 /// `XDP_MAX_TX_SKB_BUDGET` (`linux/if_xdp.h`): how many frames one call sends without a driver's help. Not in `libc`.
 const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
 /// More than a burst, unless it is in segments.
@@ -68,7 +54,7 @@ const SO_BUSY_POLL_BUDGET: i32 = 70;
 const BUSY_POLL_US: i32 = 20;
 const BUSY_POLL_FRAMES: i32 = 64;
 
-/// One queue's socket.
+/// The socket of one queue: descriptor, rings and memory. [`Channel`](super::channel::Channel) uses it.
 #[derive(Debug)]
 pub struct Socket {
     // The rings are unmapped before the socket is closed: a mapping would keep it alive, and the queue bound.
@@ -88,32 +74,12 @@ pub struct Socket {
     pub busy_poll: bool,
     /// Whether a frame may lie in several chunks.
     pub multi_buffer: bool,
-    /// Whether there is no hardware behind the interface.
-    pub is_virtual: bool,
-    /// The largest payload of a link frame, bytes.
-    pub mtu: u16,
-    /// Whether TCP segments for the guest are merged, if it takes that.
-    pub gro: bool,
-    /// How the last frame that needed finishing became finished ones. It is large, and stays where it is.
-    pub offload: SoftwareOffload,
     /// How many descriptors were put into the transmit ring.
     pub submitted: u64,
     /// How many of them the kernel is done with.
     pub completed: u64,
-    /// Progress through the next frame from the guest, if its first segments are in the transmit ring already.
-    pub transmit_progress: Progress,
-    /// Progress through the next frame to the guest, if the guest has its first segments already.
-    pub receive_progress: Progress,
     /// Whether the kernel has not taken everything from the transmit ring.
     pub unsent: bool,
-    /// When the first frame of the last burst came, CLOCK_MONOTONIC ns, if the XDP program stamped it.
-    pub arrived_ns: Option<u64>,
-    /// How many frames came for a guest that was gone, since this was last asked.
-    pub discarded: u64,
-    /// How many frames were longer than any that a switch carries, since this was last asked.
-    pub too_long: u64,
-    /// What the kernel had counted when last asked.
-    counted: XdpStatistics,
 }
 
 impl Socket {
@@ -175,19 +141,9 @@ impl Socket {
             need_wakeup,
             busy_poll: options.busy_poll.or(false),
             multi_buffer,
-            is_virtual: device.is_virtual,
-            mtu: device.mtu,
-            gro: options.gro == Gro::On,
-            offload: SoftwareOffload::default(),
             submitted: 0,
             completed: 0,
-            transmit_progress: Progress::default(),
-            receive_progress: Progress::default(),
             unsent: false,
-            arrived_ns: None,
-            discarded: 0,
-            too_long: 0,
-            counted: NOTHING,
         };
         for offset in socket.umem.receive_chunks() {
             socket.fill.push_reserved(offset);
@@ -220,9 +176,14 @@ impl Socket {
         (self.umem.free(), self.fill.left() + self.receive.refresh())
     }
 
-    /// Everything that the kernel has counted since the socket was opened (`XDP_STATISTICS`), as text.
+    /// The kernel's counters (`XDP_STATISTICS`); `None` is not expected of an AF_XDP socket.
+    pub fn statistics(&self) -> Option<XdpStatistics> {
+        sockopt::xdp_statistics(&self.fd).ok()
+    }
+
+    /// The kernel's counters since the socket was opened, as text.
     pub fn counters(&self) -> String {
-        let Ok(it) = sockopt::xdp_statistics(&self.fd) else { return String::new() };
+        let Some(it) = self.statistics() else { return String::new() };
         let newer = |count: Option<u64>| count.map_or_else(|| "n/a".into(), |it| it.to_string());
         format!(
             "rx_dropped {}, rx_invalid_descs {}, tx_invalid_descs {}, rx_ring_full {}, \
@@ -288,35 +249,6 @@ impl Socket {
                 bound => return bound,
             }
         }
-    }
-
-    /// Tells of the frames that were lost since this was last asked, by the kernel or because their guest was gone, and
-    /// of everything else that the kernel has counted.
-    pub fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
-        let discarded = std::mem::take(&mut self.discarded);
-        if discarded > 0 {
-            each(Counted::Lost(DropCause::RxStopped), discarded);
-        }
-        let too_long = std::mem::take(&mut self.too_long);
-        if too_long > 0 {
-            each(Counted::Lost(DropCause::RxTooBig), too_long);
-        }
-        // Refused only for what is no AF_XDP socket.
-        let Ok(counted) = sockopt::xdp_statistics(&self.fd) else { return };
-        let before = std::mem::replace(&mut self.counted, counted);
-        let mut tell = |what, of: fn(&XdpStatistics) -> u64| {
-            let more = of(&counted).saturating_sub(of(&before));
-            if more > 0 {
-                each(what, more);
-            }
-        };
-        tell(Counted::Lost(DropCause::RxRingFull), |it| it.rx_ring_full.unwrap_or(0));
-        tell(Counted::Lost(DropCause::RxNoChunk), |it| it.rx_dropped);
-        let mut event = |event, of| tell(Counted::Event(event), of);
-        event(SocketEvent::FillRingEmpty, |it| it.rx_fill_ring_empty_descs.unwrap_or(0));
-        event(SocketEvent::FillRingInvalid, |it| it.rx_invalid_descs);
-        event(SocketEvent::TxRingEmpty, |it| it.tx_ring_empty_descs.unwrap_or(0));
-        event(SocketEvent::TxRingInvalid, |it| it.tx_invalid_descs);
     }
 
     /// Has the kernel send what is in the transmit ring (`sendto(2)`, as `af_xdp.rst` describes it). Without a driver

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 use virtio_net::{Frame, NetHeader, SoftwareOffload};
 
+use super::channel::Channel;
 use super::rings::Producer;
 use super::socket::{PARTS_MAX, Socket};
 use super::umem::Umem;
@@ -30,7 +31,7 @@ pub enum Queued {
     Full,
 }
 
-impl Socket {
+impl Channel {
     /// Puts a frame with this net header into the transmit ring.
     #[inline]
     pub fn queue(
@@ -44,7 +45,7 @@ impl Socket {
             return Queued::Done;
         }
         if header.is_plain() {
-            if self.umem.is_unaligned() && self.queue_in_place(frame, done) {
+            if self.socket.umem.is_unaligned() && self.queue_in_place(frame, done) {
                 return Queued::Done;
             }
             self.queue_plain(frame, done)
@@ -56,16 +57,16 @@ impl Socket {
     #[inline]
     fn queue_plain(&mut self, frame: &Frame<'_, '_>, done: &mut Transmitted) -> Queued {
         let len = frame.len();
-        if len > self.umem.chunk() as usize || len > self.frame_len_max() {
+        if len > self.socket.umem.chunk() as usize || len > self.frame_len_max() {
             return self.queue_offloaded(&NetHeader::PLAIN, frame, done);
         }
-        if self.transmit.room(1) == 0 {
+        if self.socket.transmit.room(1) == 0 {
             return Queued::Full;
         }
-        let Some(offset) = self.umem.take() else { return Queued::Full };
+        let Some(offset) = self.socket.umem.take() else { return Queued::Full };
         #[expect(clippy::cast_possible_truncation, reason = "at most a chunk")]
         let len = len as u32;
-        if let Some(to) = self.umem.slice(offset, len) {
+        if let Some(to) = self.socket.umem.slice(offset, len) {
             frame.copy_to_run(&[to]);
         }
         self.push(offset, len, false);
@@ -86,7 +87,8 @@ impl Socket {
             if len == 0 {
                 continue;
             }
-            let Some(offset) = self.umem.offset_of(&part).filter(|_| len <= self.umem.chunk())
+            let Some(offset) =
+                self.socket.umem.offset_of(&part).filter(|_| len <= self.socket.umem.chunk())
             else {
                 return false;
             };
@@ -96,7 +98,7 @@ impl Socket {
         }
         #[expect(clippy::cast_possible_truncation, reason = "at most 17")]
         let count = parts.len() as u32;
-        if self.transmit.room(count) < count || frame.len() > self.frame_len_max() {
+        if self.socket.transmit.room(count) < count || frame.len() > self.frame_len_max() {
             return false;
         }
         for (n, &(offset, len)) in parts.iter().enumerate() {
@@ -111,7 +113,7 @@ impl Socket {
 
     #[inline]
     fn push(&mut self, addr: u64, len: u32, goes_on: bool) {
-        push(&mut self.transmit, &mut self.submitted, addr, len, goes_on);
+        push(&mut self.socket.transmit, &mut self.socket.submitted, addr, len, goes_on);
     }
 
     /// Does a frame's pending offloads and puts the result into the transmit ring: the frame with its checksum, its
@@ -125,7 +127,8 @@ impl Socket {
     ) -> Queued {
         let from = frame.slices();
         let len_max = self.frame_len_max();
-        let Self { offload, transmit_progress, umem, transmit, submitted, .. } = self;
+        let Self { offload, transmit_progress, socket, .. } = self;
+        let Socket { umem, transmit, submitted, .. } = socket;
         let mut queue_next = |offload: &mut _| queue_next(offload, from, umem, transmit, submitted);
         let planned = offload.replan(header, from, frame.header_len(), frame.len());
         let refused = match planned {
@@ -154,13 +157,15 @@ impl Socket {
     #[inline]
     const fn frame_len_max(&self) -> usize {
         let len = self.mtu as usize + LINK_HEADER_MAX;
-        if self.multi_buffer || len < self.umem.chunk() as usize {
+        if self.socket.multi_buffer || len < self.socket.umem.chunk() as usize {
             len
         } else {
-            self.umem.chunk() as usize
+            self.socket.umem.chunk() as usize
         }
     }
+}
 
+impl Socket {
     /// Makes the kernel send the contents of the transmit ring, as far as it takes them now; `unsent` says whether
     /// something is left.
     ///
