@@ -56,7 +56,7 @@ pub use options::{Choice, Gro, Options, UmemOwner, XdpMode};
 #[derive(Debug)]
 pub struct AfXdp {
     /// One for each queue. Frames are sent from the first.
-    sockets: Vec<Channel>,
+    channels: Vec<Channel>,
     /// The numbers of its queues.
     queues: Vec<u32>,
     /// Becomes readable when one of the sockets does. `None` if there is exactly one, which never changes.
@@ -111,9 +111,9 @@ impl AfXdp {
         let napi = Arc::new(napi.map_err(|error| fail("setting up busy polling", error))?);
         let mut hands: Vec<Vec<Channel>> = (0..pairs).map(|_| Vec::new()).collect();
         for (queue, pair) in (0..device.queues).zip((0..pairs).cycle()) {
-            let socket = Channel::open(&device, queue, options, None)
+            let channel = Channel::open(&device, queue, options, None)
                 .map_err(|error| fail("opening a socket", error))?;
-            hands[pair].push(socket);
+            hands[pair].push(channel);
         }
         let first = &hands[0][0];
         log::info!(
@@ -126,14 +126,14 @@ impl AfXdp {
             if first.socket.multi_buffer { ", multi-buffer" } else { "" },
         );
         let new = |sockets: Vec<Channel>| {
-            let queues = sockets.iter().map(|socket| socket.socket.queue).collect();
+            let queues = sockets.iter().map(|channel| channel.socket.queue).collect();
             let any = if sockets.len() > 1 || options.umem == UmemOwner::Guest {
                 Some(poll_all(&sockets).map_err(|error| fail("polling its sockets", error))?)
             } else {
                 None
             };
             Ok(Self {
-                sockets,
+                channels: sockets,
                 queues,
                 any,
                 program: Arc::clone(&program),
@@ -157,12 +157,12 @@ impl AfXdp {
         self.detach();
         for &queue in &self.queues {
             // Frames are sent from the first queue only.
-            let guest = Some(guest).filter(|_| self.sockets.is_empty());
-            let socket = Channel::open(&self.device, queue, &self.options, guest)?;
+            let guest = Some(guest).filter(|_| self.channels.is_empty());
+            let channel = Channel::open(&self.device, queue, &self.options, guest)?;
             if let Some(any) = &self.any {
-                epoll::add(any, &socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+                epoll::add(any, &channel, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
             }
-            self.sockets.push(socket);
+            self.channels.push(channel);
         }
         Ok(())
     }
@@ -170,25 +170,25 @@ impl AfXdp {
     /// As [`transmit`](Datapath::transmit), from the guest's own memory: frames that are taken are held until sent.
     fn transmit_in_place(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
-        let Some(socket) = self.sockets.first_mut() else { return done };
+        let Some(channel) = self.channels.first_mut() else { return done };
         for frame in frames.iter().take(BURST_MAX.saturating_sub(self.in_flight.len())) {
             let header = if self.offloads { frame.header() } else { NetHeader::PLAIN };
             let mut outcome = Transmitted { taken: 1, ..Transmitted::default() };
-            if socket.queue(&header, &frame, &mut outcome) == Queued::Full {
+            if channel.queue(&header, &frame, &mut outcome) == Queued::Full {
                 break;
             }
-            self.in_flight.push_back(InFlight { until: socket.socket.submitted, outcome });
+            self.in_flight.push_back(InFlight { until: channel.socket.submitted, outcome });
             done.taken += 1;
         }
-        socket.socket.transmit.publish();
-        self.down = socket.socket.flush().is_err();
+        channel.socket.transmit.publish();
+        self.down = channel.socket.flush().is_err();
         done
     }
 
     /// Whether the interface is still down. Asked before more frames are put into a ring that nobody empties.
     #[cold]
     fn is_still_down(&mut self) -> bool {
-        self.down = self.sockets[0].socket.flush().is_err();
+        self.down = self.channels[0].socket.flush().is_err();
         self.down
     }
 }
@@ -217,21 +217,21 @@ impl Interface for AfXdp {
         if active == self.active {
             return Ok(());
         }
-        for socket in &mut self.sockets {
+        for channel in &mut self.channels {
             if active {
-                socket.discard_received();
+                channel.discard_received();
             } else {
                 let ((transmit, receive), queue) =
-                    (socket.socket.chunks_at_rest(), socket.socket.queue);
+                    (channel.socket.chunks_at_rest(), channel.socket.queue);
                 let name = &self.device.name;
                 log_limit::info!(
                     self.log,
                     "{name}: queue {queue} until now: {}",
-                    socket.socket.counters()
+                    channel.socket.counters()
                 );
                 log::debug!("{name}: queue {queue} at rest with {transmit} and {receive} chunks");
             }
-            self.program.direct(socket.socket.queue, active.then(|| socket.as_fd()))?;
+            self.program.direct(channel.socket.queue, active.then(|| channel.as_fd()))?;
         }
         self.active = active;
         Ok(())
@@ -246,11 +246,11 @@ impl Interface for AfXdp {
     }
 
     fn has_frames(&self) -> bool {
-        self.sockets.iter().any(|socket| socket.socket.receive.has_entries())
+        self.channels.iter().any(|channel| channel.socket.receive.has_entries())
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        self.any.as_ref().map(AsFd::as_fd).or_else(|| self.sockets.first().map(AsFd::as_fd))
+        self.any.as_ref().map(AsFd::as_fd).or_else(|| self.channels.first().map(AsFd::as_fd))
     }
 
     #[inline]
@@ -269,16 +269,16 @@ impl Datapath for AfXdp {
             return Transmitted::refused(frames.len(), DropCause::TxLinkDown);
         }
         let mut done = Transmitted::default();
-        let socket = &mut self.sockets[0];
-        if socket.socket.umem.free() < CHUNKS_LOW {
-            socket.socket.reap();
+        let channel = &mut self.channels[0];
+        if channel.socket.umem.free() < CHUNKS_LOW {
+            channel.socket.reap();
         }
         let mut refills = 0;
         for frame in frames.iter() {
             let header = if self.offloads { frame.header() } else { NetHeader::PLAIN };
-            while socket.queue(&header, &frame, &mut done) == Queued::Full {
+            while channel.queue(&header, &frame, &mut done) == Queued::Full {
                 refills += 1;
-                match socket.socket.make_room() {
+                match channel.socket.make_room() {
                     Ok(true) if refills <= REFILLS_MAX => {}
                     Ok(_) => return done,
                     Err(_) => {
@@ -289,23 +289,23 @@ impl Datapath for AfXdp {
             }
             done.taken += 1;
         }
-        socket.socket.transmit.publish();
-        self.down = socket.socket.flush().is_err();
+        channel.socket.transmit.publish();
+        self.down = channel.socket.flush().is_err();
         done
     }
 
     #[inline]
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
-        let count = self.sockets.len();
+        let count = self.channels.len();
         let mut look = Look::Drained;
-        let Some(first) = self.sockets.first_mut() else { return Ok(look) };
+        let Some(first) = self.channels.first_mut() else { return Ok(look) };
         if first.socket.unsent && !self.down {
             // An error shows at the next frame.
             let _ = first.socket.flush();
         }
         for n in 0..count {
             let at = (self.turn + n) % count;
-            if self.sockets[at].receive_into(room) == Look::More {
+            if self.channels[at].receive_into(room) == Look::More {
                 look = Look::More;
             }
         }
@@ -321,14 +321,14 @@ impl Datapath for AfXdp {
 
 impl FrameReader for AfXdp {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
-        if self.sockets[0].socket.unsent && !self.down {
+        if self.channels[0].socket.unsent && !self.down {
             // An error shows at the next frame.
-            let _ = self.sockets[0].socket.flush();
+            let _ = self.channels[0].socket.flush();
         }
-        let (count, header_len) = (self.sockets.len(), self.header_len);
+        let (count, header_len) = (self.channels.len(), self.header_len);
         for n in 0..count {
             let at = (self.turn + n) % count;
-            if let Some(len) = self.sockets[at].receive_frame(header_len, to) {
+            if let Some(len) = self.channels[at].receive_frame(header_len, to) {
                 self.turn = (at + 1) % count;
                 return Ok(Some(len));
             }
@@ -347,20 +347,20 @@ impl InPlace for AfXdp {
 
     fn detach(&mut self) {
         // What is still in the transmit ring must not be sent any more: the guest may put something else there.
-        self.sockets.clear();
+        self.channels.clear();
         self.in_flight.clear();
         self.active = false;
     }
 
     fn sent(&mut self) -> Transmitted {
         let mut done = Transmitted::default();
-        let Some(socket) = self.sockets.first_mut() else { return done };
-        if socket.socket.unsent {
-            self.down = socket.socket.flush().is_err();
+        let Some(channel) = self.channels.first_mut() else { return done };
+        if channel.socket.unsent {
+            self.down = channel.socket.flush().is_err();
         }
-        socket.socket.reap();
+        channel.socket.reap();
         while let Some(oldest) = self.in_flight.front()
-            && oldest.until <= socket.socket.completed
+            && oldest.until <= channel.socket.completed
         {
             done.add(&oldest.outcome);
             self.in_flight.pop_front();
@@ -371,20 +371,20 @@ impl InPlace for AfXdp {
 
 impl KernelFacts for AfXdp {
     fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
-        self.sockets.iter_mut().for_each(|socket| socket.losses(each));
+        self.channels.iter_mut().for_each(|channel| channel.losses(each));
     }
 
     #[inline]
     fn arrived_ns(&self) -> Option<u64> {
-        self.sockets.iter().filter_map(|socket| socket.arrived_ns).min()
+        self.channels.iter().filter_map(|channel| channel.arrived_ns).min()
     }
 }
 
 /// A descriptor that becomes readable when one of the sockets does.
 fn poll_all(sockets: &[Channel]) -> io::Result<OwnedFd> {
     let any = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    for socket in sockets {
-        epoll::add(&any, socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+    for channel in sockets {
+        epoll::add(&any, channel, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
     }
     Ok(any)
 }
