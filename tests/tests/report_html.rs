@@ -244,7 +244,7 @@ fn kernel_times_stand_at_their_place_in_a_burst() {
     let text = |selector: &str| text(&browser, selector);
     let point = "document.getElementById('point-tx-150').dispatchEvent(new Event('click'))";
     browser.run(point).unwrap();
-    assert!(text("#journey h3").starts_with("The journey of tx packet 150"));
+    assert!(text("#journey h3").starts_with("The timeline of tx packet 150"));
     assert_eq!(browser.run("return document.querySelectorAll('#journey').length").unwrap(), 1);
     let kernel = browser.run(
         "const cells = [...document.querySelectorAll('#journey td.kernel')]; \

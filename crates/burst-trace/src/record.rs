@@ -20,15 +20,14 @@
 //!
 //! What has no entry is 0. Flags: 1, the worker was polling; 2, the record has a wake-up.
 
+mod fields;
+
+use fields::{Fields, Kind, flags};
+
 use crate::stage::{Direction, DropCause, KernelStage, STAGES_MAX, Stage};
 
 /// A record's length in 64-bit words.
 pub const RECORD_WORDS: usize = 8;
-
-/// Flag in the file: the worker was polling.
-const POLLED: u8 = 1;
-/// Flag in the file: the record has a wake-up.
-const ARRIVED: u8 = 2;
 
 /// One record of a flight recorder or a recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,156 +369,6 @@ impl BurstTimes {
         let at = self.direction().position(stage).expect("a stage of the burst's direction");
         (self.boundary(at), self.boundary(at + 1))
     }
-}
-
-/// The kinds of records, by their numbers in the file.
-#[derive(Clone, Copy)]
-#[repr(u8)]
-enum Kind {
-    Burst = 1,
-    Drop = 2,
-    KernelSpan = 3,
-    Probe = 4,
-    Gap = 5,
-}
-
-impl Kind {
-    const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(Self::Burst),
-            2 => Some(Self::Drop),
-            3 => Some(Self::KernelSpan),
-            4 => Some(Self::Probe),
-            5 => Some(Self::Gap),
-            _ => None,
-        }
-    }
-}
-
-/// The words of a record taken apart, before its kind says what they mean.
-#[derive(Clone, Copy, Default)]
-struct Fields {
-    first: u64,
-    last: u64,
-    number: u64,
-    stages: [u64; STAGES_MAX],
-    amount: u32,
-    packets: u16,
-    ring: u16,
-    kind: u8,
-    flags: u8,
-    cause: u8,
-    writer: u8,
-    wakeup: u32,
-}
-
-// Two stages a word, in words 3 to 5.
-const _: () = assert!(STAGES_MAX == 2 * 3, "the stages fill their words");
-
-impl Fields {
-    #[inline]
-    fn to_words(self) -> [u64; RECORD_WORDS] {
-        let stage = |n: usize| self.stages[n].min(u64::from(u32::MAX));
-        [
-            self.first,
-            self.last,
-            self.number,
-            stage(0) | stage(1) << 32,
-            stage(2) | stage(3) << 32,
-            stage(4) | stage(5) << 32,
-            u64::from(self.amount) | u64::from(self.packets) << 32 | u64::from(self.ring) << 48,
-            u64::from(self.kind)
-                | u64::from(self.flags) << 8
-                | u64::from(self.cause) << 16
-                | u64::from(self.writer) << 24
-                | u64::from(self.wakeup) << 32,
-        ]
-    }
-
-    #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of packed words")]
-    fn of(words: &[u64; RECORD_WORDS]) -> Self {
-        let mut stages = [0; STAGES_MAX];
-        for (n, stage) in stages.iter_mut().enumerate() {
-            *stage = u64::from((words[3 + n / 2] >> (32 * (n % 2))) as u32);
-        }
-        let total = words[1].wrapping_sub(words[0]);
-        if let Some(long) = stages.iter().position(|&stage| stage == u64::from(u32::MAX)) {
-            let rest: u64 = stages.iter().sum::<u64>() - stages[long];
-            stages[long] = total.saturating_sub(rest);
-        }
-        Self {
-            first: words[0],
-            last: words[1],
-            number: words[2],
-            stages,
-            amount: words[6] as u32,
-            packets: (words[6] >> 32) as u16,
-            ring: (words[6] >> 48) as u16,
-            kind: words[7] as u8,
-            flags: (words[7] >> 8) as u8,
-            cause: (words[7] >> 16) as u8,
-            writer: (words[7] >> 24) as u8,
-            wakeup: (words[7] >> 32) as u32,
-        }
-    }
-
-    /// What they mean; `None` when this version does not know.
-    #[inline]
-    fn record(self) -> Option<Record> {
-        let Self { packets, ring, writer, .. } = self;
-        Some(match Kind::from_number(self.kind)? {
-            Kind::Burst if packets == 0 => return None,
-            Kind::Burst => {
-                let BurstTimes { first, last, stages, is_polled, wakeup, .. } = self.times();
-                Record::Burst(BurstRecord {
-                    first,
-                    last,
-                    sequence: self.number,
-                    stages,
-                    bytes: self.amount,
-                    packets,
-                    ring,
-                    worker: writer,
-                    is_polled,
-                    wakeup,
-                })
-            }
-            Kind::Drop => {
-                let cause = DropCause::from_number(self.cause)?;
-                Record::Drop(DropRecord { at: self.first, cause, packets, ring, worker: writer })
-            }
-            Kind::KernelSpan => {
-                let stage = KernelStage::from_number(self.cause)?;
-                let worker = stage.is_of_a_worker().then_some(self.amount);
-                let (start, end) = (self.first, self.last);
-                Record::KernelSpan(KernelSpan { stage, start, end, worker, writer })
-            }
-            Kind::Probe => {
-                let (run, sequence, times) = (self.amount, self.number, self.times());
-                Record::Probe(ProbeRecord { run, sequence, packets, times })
-            }
-            Kind::Gap => Record::Gap(Gap { writer, records: self.number, at: self.first }),
-        })
-    }
-
-    #[inline]
-    fn times(&self) -> BurstTimes {
-        BurstTimes {
-            ring: self.ring,
-            worker: self.writer,
-            first: self.first,
-            last: self.last,
-            stages: self.stages,
-            is_polled: self.flags & POLLED != 0,
-            wakeup: (self.flags & ARRIVED != 0).then_some(self.wakeup),
-        }
-    }
-}
-
-#[inline]
-const fn flags(is_polled: bool, wakeup: Option<u32>) -> u8 {
-    (if is_polled { POLLED } else { 0 }) | if wakeup.is_some() { ARRIVED } else { 0 }
 }
 
 #[cfg(test)]
