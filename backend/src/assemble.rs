@@ -28,6 +28,10 @@ use crate::stop::Stop;
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
 use crate::wrap::{Wrapped, wrap};
 
+/// A constructor of a worker for queue pairs, by number, and what is at their other end.
+type StartWorker<D> =
+    fn(WorkerOptions, GuestOptions, Vec<(u16, D)>, Clock) -> std::io::Result<Worker>;
+
 /// Bursts that a recorder keeps for each worker. They take 4 MiB and last for minutes with a quiet guest, for a second or
 /// less with a busy one.
 const RECORDS: usize = 1 << 16;
@@ -202,7 +206,7 @@ impl Daemon {
         datapaths: Vec<D>,
         capabilities: Capabilities,
         endpoint: Endpoint,
-        start: fn(WorkerOptions, GuestOptions, Vec<(u16, D)>, Clock) -> std::io::Result<Worker>,
+        start: StartWorker<D>,
     ) -> Result<(), Error> {
         let log = log_of(plan);
         let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
