@@ -300,6 +300,41 @@ fn frames_that_receive_buffers_are_too_small_for_are_dropped_or_spread() {
 }
 
 #[test]
+fn a_frame_that_waits_for_buffers_comes_when_there_are_enough() {
+    let options = GuestOptions {
+        buffer_len: 128,
+        regions: vec![RegionOptions { address: 0, len: SCRATCH + 4096 }],
+        ..GuestOptions::default().queue_size(16)
+    };
+    on_mirrors(&[Kind::Tap, Kind::TapUring], &[options], |kind, daemon, _, options| {
+        let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+        for round in 0..20 {
+            // Of 16 buffers, each frame needs 12: the second one waits until the guest has taken the first.
+            let ring = guest.ring(1);
+            let offer = |_| ring.offer_foreign(&[readable(SCRATCH, 1512)]);
+            assert!((0..2).all(offer), "no room for two frames");
+            ring.publish();
+            ring.kick_anyway().unwrap();
+            for frame in ["first", "second"] {
+                let what = format!("the {frame} frame of round {round} on {kind:?}");
+                eventually(SOON, &what, || {
+                    guest.pair(0).reap().unwrap();
+                    let came = guest.pair(0).receive().unwrap();
+                    when(came.is_some(), daemon.log())
+                });
+            }
+            let mut back = Vec::new();
+            eventually(SOON, "the chains of both frames", || {
+                guest.pair(0).reap().unwrap();
+                back.extend(guest.pair(0).transmit_ring().foreign_used());
+                when(back.len() == 2, format!("{back:?}"))
+            });
+        }
+        guest.check_canaries().unwrap();
+    });
+}
+
+#[test]
 fn net_headers_that_lie_are_refused_and_counted() {
     const NEEDS_CHECKSUM: u8 = 1;
     const TCP4: u8 = 1;

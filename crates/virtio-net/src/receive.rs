@@ -204,6 +204,13 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         self.frames() >= self.limit
     }
 
+    /// Places the frame that waits for buffers since an earlier burst, if there is one. [`scatter`](Self::scatter) does
+    /// this itself. A datapath that scatters only frames that it has read already must do it first, even if it has none.
+    #[inline]
+    pub fn place_waiting(&mut self) -> Placed {
+        if self.held.is_empty() { Placed::Done } else { self.place_held() }
+    }
+
     /// Reads one frame, net header first, straight into guest buffers: `read` is handed the scatter list
     /// and returns how many bytes it read.
     ///
@@ -214,7 +221,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         &mut self,
         read: impl FnOnce(&[GuestSlice<'_>]) -> std::io::Result<usize>,
     ) -> std::io::Result<Placed> {
-        if !self.held.is_empty() && self.place_held() == Placed::NoRoom {
+        if self.place_waiting() == Placed::NoRoom {
             return Ok(Placed::NoRoom);
         }
         if self.is_at_limit() {

@@ -93,6 +93,9 @@ impl Uring {
 
     /// Places the frames that wait, as far as there is room.
     fn place(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Placed> {
+        if room.place_waiting() == Placed::NoRoom {
+            return Ok(Placed::NoRoom);
+        }
         while let Some(&(slot, len)) = self.read.get(self.placed) {
             let mut taken = false;
             let placed = room.scatter(|list| {
