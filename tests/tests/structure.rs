@@ -87,6 +87,8 @@ const DEV_EDGES: &[(&str, &[&str])] = &[
     ("virtqueue", &["virtqueue"]),
     ("virtio-net", &["virtqueue"]),
     ("worker", &["virtqueue"]),
+    // The example of a datapath of one's own.
+    ("ringscope-tests", &["log-limit", "virtio-net", "datapath", "worker", "vhost-control"]),
 ];
 
 /// The files that may contain `unsafe` blocks: few in each crate, each with the reason at its top.
