@@ -1,5 +1,6 @@
-//! The shape of the workspace: which crate may use which, the length of files, and where `unsafe` is.
+//! The shape of the workspace: which crate may use which, circles of modules, the length of files, and where `unsafe` is.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -245,6 +246,95 @@ fn files_are_short_finished_and_unsafe_only_where_it_is_named() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_modules_of_a_crate_use_each_other_in_a_circle() {
+    let mut crates: BTreeMap<String, Modules> = BTreeMap::new();
+    for file in rust_files() {
+        let Some((directory, path)) = file.split_once("/src/") else { continue };
+        let module = path.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
+        let last = module.rsplit("::").next().unwrap();
+        if !["lib", "main", "tests"].contains(&last) {
+            let text = fs::read_to_string(root().join(&file)).unwrap();
+            crates.entry(directory.to_owned()).or_default().insert(module, text);
+        }
+    }
+    let mut wrong = Vec::new();
+    for (directory, modules) in &crates {
+        let uses: BTreeMap<&str, BTreeSet<&str>> = modules
+            .iter()
+            .map(|(name, text)| (name.as_str(), used_by(name, text, modules)))
+            .collect();
+        for (name, _) in &uses {
+            // Each circle once, from its first module.
+            if let Some(circle) = circle_from(name, &uses)
+                && circle.iter().all(|other| other >= name)
+            {
+                wrong.push(format!("{directory}: {} -> {name}", circle.join(" -> ")));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "move what both need to a module of its own:\n{}", wrong.join("\n"));
+}
+
+/// The modules of a crate, by path, with their texts.
+type Modules = BTreeMap<String, String>;
+
+/// The modules that module `name` uses by a path from the crate or from its parent. What tests use does not count.
+fn used_by<'m>(name: &str, text: &str, modules: &'m Modules) -> BTreeSet<&'m str> {
+    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let code: Vec<_> = text.lines().map(|line| line.split("//").next().unwrap()).collect();
+    let code = code.join("\n");
+    let parent = name.rsplit_once("::").map_or("", |(parent, _)| parent);
+    let mut used = BTreeSet::new();
+    for (word, from) in [("crate::", ""), ("super::", parent)] {
+        for (at, _) in code.match_indices(word) {
+            let rest = &code[at + word.len()..];
+            let is_path = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == ':';
+            let (path, rest) = rest.split_at(rest.find(|letter| !is_path(letter)).unwrap_or(0));
+            let group = rest.strip_prefix('{').and_then(|rest| rest.split('}').next());
+            for item in group.unwrap_or_default().split(',') {
+                let item = item.trim().split(|letter| !is_path(letter)).next().unwrap();
+                let whole = [from, path.trim_end_matches(':'), item];
+                let whole: Vec<_> = whole.iter().filter(|part| !part.is_empty()).copied().collect();
+                used.extend(longest_module(&whole.join("::"), modules));
+            }
+        }
+    }
+    used.remove(name);
+    used
+}
+
+/// The module that is the longest part of this path from its beginning.
+fn longest_module<'m>(path: &str, modules: &'m Modules) -> Option<&'m str> {
+    let mut path = path;
+    loop {
+        if let Some((name, _)) = modules.get_key_value(path) {
+            return Some(name);
+        }
+        path = path.rsplit_once("::")?.0;
+    }
+}
+
+/// The shortest way from a module back to it.
+fn circle_from<'m>(
+    name: &'m str,
+    uses: &BTreeMap<&'m str, BTreeSet<&'m str>>,
+) -> Option<Vec<&'m str>> {
+    let mut ways = VecDeque::from([vec![name]]);
+    let mut seen = BTreeSet::new();
+    while let Some(way) = ways.pop_front() {
+        for next in &uses[way.last().unwrap()] {
+            if *next == name {
+                return Some(way);
+            }
+            if seen.insert(*next) {
+                ways.push_back([&way[..], &[*next]].concat());
+            }
+        }
+    }
+    None
 }
 
 fn root() -> &'static Path {

@@ -17,7 +17,7 @@ use crate::pairs::Pairs;
 
 use self::forecast::{Forecast, Lengths, Worked};
 
-pub use policy::{PollPolicy, Scheduling};
+pub use policy::PollPolicy;
 
 /// Looks that find nothing from one `sched_yield` of a polling worker to the next. That system call costs as much as ten
 /// looks at a ring.

@@ -1,6 +1,6 @@
 //! Joins rings, datapaths and the trace. Only this crate reads the clock.
 //!
-//! - `worker`: a worker's thread: started, spoken to, ended.
+//! - `worker`: a worker's thread: started, spoken to, ended; `options`: what it is started with.
 //! - `turn`: its loop: commands, a turn for every queue pair, rest.
 //! - [`mailbox`]: how the control plane starts and stops rings, and waits until the worker has done it; `control`: how
 //!   the worker does it.
@@ -9,7 +9,7 @@
 //! - `timeline`: the boundaries that a burst has crossed; `tracer`: what is recorded; `probes`: packets with a sequence
 //!   number.
 //! - `view`: what the turns of rings need of their worker.
-//! - `idle`: what a worker does without work, and where it runs.
+//! - `idle`: what a worker does without work; `scheduling`: where it runs.
 //! - `clock`: the time, and deadlines that are safe when it jumps.
 //! - [`custody`]: descriptors from front ends; `alarm`: a timer that ends a call that blocks on one.
 //! - [`fault`]: delays planted in a stage, to prove that they show there, and planted panics.
@@ -22,11 +22,13 @@ pub mod custody;
 pub mod fault;
 mod idle;
 pub mod mailbox;
+mod options;
 mod pairs;
 pub mod panic;
 mod probes;
 mod receiver;
 mod ring;
+mod scheduling;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -40,9 +42,11 @@ mod worker;
 
 pub use custody::{Custody, Foreign, Hung};
 pub use fault::{Crash, Delay};
-pub use idle::{PollPolicy, Scheduling};
+pub use idle::PollPolicy;
 pub use mailbox::{Mailbox, RingStart, StartError, WorkerGone};
+pub use options::{GuestOptions, WorkerOptions};
 pub use panic::PanicAlarm;
+pub use scheduling::Scheduling;
 pub use topology::switch;
 pub use topology::switch::{Member, PAIRS_MAX as SWITCH_PAIRS_MAX};
-pub use worker::{GuestOptions, Worker, WorkerOptions};
+pub use worker::Worker;

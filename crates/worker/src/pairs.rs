@@ -1,10 +1,13 @@
 //! The queue pairs of a worker.
 
+use std::sync::Arc;
+
+use log_limit::LogLimit;
+
 use crate::idle::forecast::Worked;
 use crate::receiver::Receiver;
 use crate::ring::Ring;
 use crate::transmitter::Transmitter;
-use crate::worker::GuestOptions;
 
 /// All queue pairs of a worker. Pair number `n` is `tx[n]` and `rx[n]`. They are two lists, because a switch carries a
 /// burst from one transmitter to all receivers.
@@ -15,11 +18,10 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Adds queue pair number `pair` of guest number `guest`.
-    pub fn push(&mut self, guest: usize, options: &GuestOptions, pair: u16) {
-        let (log, port) = (&options.log, options.probe_port);
-        self.tx.push(Transmitter::new(guest, log.clone(), pair, port));
-        self.rx.push(Receiver::new(guest, log.clone(), pair, port));
+    /// Adds queue pair number `pair` of guest number `guest`, whose probe packets have UDP port `probe_port`.
+    pub fn push(&mut self, guest: usize, log: &Arc<LogLimit>, probe_port: Option<u16>, pair: u16) {
+        self.tx.push(Transmitter::new(guest, Arc::clone(log), pair, probe_port));
+        self.rx.push(Receiver::new(guest, Arc::clone(log), pair, probe_port));
     }
 
     pub const fn len(&self) -> usize {

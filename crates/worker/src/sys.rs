@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use crate::idle::Scheduling;
+use crate::scheduling::Scheduling;
 
 /// A new epoll instance, closed when dropped.
 pub fn new_epoll() -> io::Result<OwnedFd> {

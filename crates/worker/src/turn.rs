@@ -11,6 +11,7 @@ use crate::idle::batching::LONGEST;
 use crate::idle::sleep::{Sleeper, Token};
 use crate::idle::{Idle, IdleGap, PollPolicy};
 use crate::mailbox::Inbox;
+use crate::options::{GuestOptions, WorkerOptions};
 use crate::pairs::Pairs;
 use crate::receiver::HOLD;
 use crate::sys;
@@ -18,7 +19,6 @@ use crate::topology::Topology;
 use crate::topology::reads::RETRY;
 use crate::tracer::Tracer;
 use crate::view::{Shared, View};
-use crate::worker::{GuestOptions, WorkerOptions};
 
 /// Pause instructions of the CPU between two looks that find nothing, 27 ns each on an AMD Zen 5. A look takes a cache
 /// line from a guest that is writing there: with 32 packets in flight, some 5 % more come through than with one pause.

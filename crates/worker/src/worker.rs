@@ -6,51 +6,17 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use burst_trace::Writer;
 use datapath::{Datapath, Forward, FrameReader};
-use log_limit::LogLimit;
 
 use crate::clock::Clock;
-use crate::fault::{Crash, Delay};
-use crate::idle::{PollPolicy, Scheduling};
 use crate::mailbox::{Inbox, Mailbox};
+use crate::options::{GuestOptions, WorkerOptions};
 use crate::pairs::Pairs;
-use crate::panic::PanicAlarm;
 use crate::topology::Topology;
 use crate::topology::reflect::Reflected;
 use crate::topology::switch::{Member, Switch};
 use crate::topology::wire::Wire;
 use crate::turn::Loop;
-
-/// How a worker is set up.
-#[derive(Clone, Debug)]
-pub struct WorkerOptions {
-    /// Its number among the daemon's workers.
-    pub index: usize,
-    /// Where it runs.
-    pub scheduling: Scheduling,
-    /// What it does without work.
-    pub poll: PollPolicy,
-    /// Raised if it panics.
-    pub alarm: PanicAlarm,
-}
-
-/// A guest that a worker serves, or a part of its queue pairs.
-#[derive(Debug)]
-pub struct GuestOptions {
-    /// Where messages about it go.
-    pub log: Arc<LogLimit>,
-    /// The worker's end of the guest's recorder.
-    pub writer: Writer,
-    /// Delays to plant.
-    pub delays: Vec<Delay>,
-    /// Panics to plant.
-    pub crashes: Vec<Crash>,
-    /// Whether bursts are stamped and recorded.
-    pub trace: bool,
-    /// Probe packets to or from this UDP port are recorded, too.
-    pub probe_port: Option<u16>,
-}
 
 /// A worker's thread, from the outside. Ends the thread when dropped.
 #[derive(Debug)]
@@ -108,7 +74,7 @@ impl Worker {
         let clock = Clock::from(clock);
         let mut pairs = Pairs::default();
         for (number, (guest, member)) in guests.iter().enumerate() {
-            (0..member.queue_pairs).for_each(|pair| pairs.push(number, guest, pair));
+            (0..member.queue_pairs).for_each(|pair| push(&mut pairs, number, guest, pair));
         }
         let (guests, members): (Vec<_>, Vec<_>) = guests.into_iter().unzip();
         let switch = Switch::new(&members, uplink, &clock);
@@ -192,6 +158,11 @@ impl Drop for CloseAtTheEnd {
 /// The queue pairs of one guest with these numbers.
 pub(crate) fn pairs_of(guest: &GuestOptions, numbers: impl Iterator<Item = u16>) -> Pairs {
     let mut pairs = Pairs::default();
-    numbers.for_each(|pair| pairs.push(0, guest, pair));
+    numbers.for_each(|pair| push(&mut pairs, 0, guest, pair));
     pairs
+}
+
+/// Adds queue pair number `pair` of guest number `number`.
+fn push(pairs: &mut Pairs, number: usize, guest: &GuestOptions, pair: u16) {
+    pairs.push(number, &guest.log, guest.probe_port, pair);
 }

@@ -4,10 +4,12 @@
 //! panic on any thread ends the process. After each input the conversation must end, descriptors and a well-behaved
 //! front end show that nothing was left behind.
 //!
-//! - [`world`]: the devices, their workers, and the front end that behaves well.
+//! - [`world`]: the devices, their workers, and the neighbour.
+//! - `check`: whether they still serve a front end that behaves well.
 //! - [`front`]: the socket, messages and descriptors.
 //! - [`guest`]: the guest's memory and its rings.
 
+mod check;
 pub mod front;
 pub mod guest;
 pub mod world;

@@ -1,4 +1,4 @@
-//! When a worker polls, when it sleeps, and where it runs.
+//! When a worker polls, and when it sleeps.
 
 use std::fmt;
 use std::str::FromStr;
@@ -59,15 +59,6 @@ impl fmt::Display for PollPolicy {
             Self::Always => write!(f, "always"),
         }
     }
-}
-
-/// Where and how urgently a worker's thread runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Scheduling {
-    /// The CPU that it is pinned to.
-    pub cpu: Option<usize>,
-    /// The priority in the real-time class `SCHED_FIFO`, 1 to 99.
-    pub fifo: Option<u8>,
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
-//! The devices, their workers, and the front end that behaves well.
+//! The devices, their workers, and the neighbour: a guest that behaves well.
 
 use std::fs;
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use burst_trace::{Clock, DropCause, Reader, Recorder, RecorderOptions};
+use burst_trace::{Clock, Reader, Recorder, RecorderOptions};
 use datapath::{Capabilities, Interface as _, Null, Reflect};
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
@@ -17,34 +17,25 @@ use vhost_control::{Device, Endpoint, serve};
 use virtio_net::{ConfigSpace, MacAddress};
 use vmm_sys_util::signal::register_signal_handler;
 use worker::{
-    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions, switch,
+    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
+    switch,
 };
 
-use super::front::Front;
-
 /// Queue pairs of the devices that are not on the switch.
-const PAIRS: u16 = 2;
+pub const PAIRS: u16 = 2;
 /// A conversation must end this long after its front end is gone, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// After this time a port of the switch may send to everyone again (`worker::switch`, `FLOOD_BURST` and `FLOOD_RATE`).
-const FLOOD_PAUSE: Duration = Duration::from_millis(500);
-/// How many inputs lie between two looks for descriptors, and between two with traffic.
-const CHECK_DESCRIPTORS: u64 = 256;
-const CHECK_TRAFFIC: u64 = 64;
-/// Descriptors that come and go: other threads may just be closing some.
-const DESCRIPTORS_MORE: usize = 16;
-
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The daemon's parts, for the life of this process.
 pub struct World {
-    devices: Vec<Arc<Device>>,
+    pub(super) devices: Vec<Arc<Device>>,
     /// Never readable.
     stop: OwnedFd,
     /// The other guest of the switch.
-    neighbour: Mutex<Option<frontend::Guest>>,
-    checks: AtomicU64,
-    descriptors: OnceLock<usize>,
+    pub(super) neighbour: Mutex<Option<frontend::Guest>>,
+    pub(super) checks: AtomicU64,
+    pub(super) descriptors: OnceLock<usize>,
     /// What each device counts, in the order of `devices`.
-    counts: Vec<Reader>,
+    pub(super) counts: Vec<Reader>,
     _workers: Vec<Worker>,
     _recorders: Vec<Recorder>,
 }
@@ -113,8 +104,9 @@ impl World {
         };
         let reflect: Vec<_> = (0..PAIRS).map(|pair| (pair, Reflect)).collect();
         let able = Reflect::capabilities();
-        workers
-            .push(Worker::spawn_reflect(options(0), guest("reflect"), reflect, clock).expect("a worker"));
+        workers.push(
+            Worker::spawn_reflect(options(0), guest("reflect"), reflect, clock).expect("a worker"),
+        );
         devices.push(device("reflect", PAIRS, None, &able, workers[0].mailbox(0)));
         let null: Vec<_> = (0..PAIRS).map(|pair| (pair, Null::new(256))).collect();
         let able = null[0].1.capabilities();
@@ -122,11 +114,7 @@ impl World {
         devices.push(device("null", PAIRS, None, &able, workers[1].mailbox(0)));
         let able = switch::capabilities(None);
         let mac = |number| Some(MacAddress([0x52, 0x54, 0, 0, 0, number]));
-        let member = |mac: Option<_>| Member {
-            queue_pairs: 1,
-            mac,
-            mac_locked: mac.is_some(),
-        };
+        let member = |mac: Option<_>| Member { queue_pairs: 1, mac, mac_locked: mac.is_some() };
         let members = vec![(guest("one"), member(None)), (guest("two"), member(mac(2)))];
         let joined = Worker::spawn_switch(options(2), members, None::<Null>, clock);
         workers.push(joined.expect("a worker"));
@@ -176,76 +164,6 @@ impl World {
         (front, Conversation { ended })
     }
 
-    /// A front end that behaves well is served by device number `device`, now and then with traffic; descriptors stay as
-    /// many as they are.
-    pub fn check(&'static self, device: usize) {
-        let count = self.checks.fetch_add(1, Ordering::Relaxed);
-        if count.is_multiple_of(CHECK_TRAFFIC) {
-            self.check_traffic(device);
-        } else {
-            let mut front = Front::connect(self, device);
-            front.sync();
-            assert!(front.is_served(), "no front end is served any more");
-            front.end();
-        }
-        if count.is_multiple_of(CHECK_DESCRIPTORS) && count > 0 {
-            self.check_descriptors();
-        }
-    }
-
-    fn check_descriptors(&self) {
-        let count = || fs::read_dir("/proc/self/fd").expect("descriptors").count();
-        let before = *self.descriptors.get_or_init(count);
-        let until = Instant::now() + PATIENCE;
-        while count() > before + DESCRIPTORS_MORE {
-            assert!(Instant::now() < until, "{before} descriptors have become {}", count());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn check_traffic(&'static self, device: usize) {
-        let (stream, conversation) = self.converse(device);
-        let options = frontend::GuestOptions::default().queue_size(64);
-        let mut guest = frontend::Guest::over(stream, options).expect("a guest is served");
-        let to_all = |from: u8| {
-            [&[0xff; 6][..], &[0x52, 0x54, 0, 0, 0, from], &[0x88, 0xb5], &[7; 86]].concat()
-        };
-        let frame = to_all(9);
-        let dropped = self.dropped();
-        let pair = guest.pair(0);
-        assert!(pair.send(&frame).expect("a ring in order"), "no room to send");
-        match self.devices[device].log.prefix() {
-            "reflect" => expect(pair, &frame),
-            "one" => {
-                let mut neighbour = self.neighbour.lock().unwrap_or_else(PoisonError::into_inner);
-                let neighbour = neighbour.as_mut().expect("a neighbour").pair(0);
-                // The guest before may have used up what this port may send to everyone, or the neighbour's room.
-                if !comes(neighbour, &frame, FLOOD_PAUSE) {
-                    assert!(self.dropped() > dropped, "a frame is lost, and no counter says why");
-                    assert!(pair.send(&frame).expect("a ring in order"), "no room to send");
-                    expect(neighbour, &frame);
-                }
-                neighbour.reap().expect("a ring in order");
-                let answer = to_all(2);
-                assert!(neighbour.send(&answer).expect("a ring in order"), "no room to send");
-                expect(pair, &answer);
-            }
-            _ => {}
-        }
-        guest.check_canaries().expect("no byte beside a buffer is written");
-        drop(guest);
-        conversation.end();
-    }
-
-    /// Frames that the devices dropped, for whatever cause.
-    fn dropped(&self) -> u64 {
-        let causes = |rings: &Reader, ring| -> u64 {
-            DropCause::ALL.iter().map(|&cause| rings.drops(ring, cause)).sum()
-        };
-        let rings = 2 * usize::from(PAIRS);
-        self.counts.iter().flat_map(|it| (0..rings).map(move |ring| causes(it, ring))).sum()
-    }
-
     fn meet_neighbour(&'static self) {
         let (stream, conversation) = self.converse(self.devices.len() - 1);
         // It stays as long as this process.
@@ -253,24 +171,6 @@ impl World {
         let options = frontend::GuestOptions::default().queue_size(256);
         let neighbour = frontend::Guest::over(stream, options).expect("a guest is served");
         *self.neighbour.lock().unwrap_or_else(PoisonError::into_inner) = Some(neighbour);
-    }
-}
-
-/// Waits for `frame` among all that come.
-fn expect(pair: &mut frontend::Pair, frame: &[u8]) {
-    assert!(comes(pair, frame, PATIENCE), "a frame comes to a guest that behaves well");
-}
-
-/// Whether `frame` comes within `time`, among others.
-fn comes(pair: &mut frontend::Pair, frame: &[u8], time: Duration) -> bool {
-    let until = Instant::now() + time;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let Some(came) = pair.receive_within(left).expect("a ring in order") else { return false };
-        pair.refill().expect("a ring in order");
-        if came.bytes == frame {
-            return true;
-        }
     }
 }
 

@@ -1,0 +1,109 @@
+//! Whether the devices still serve a front end that behaves well, and lose nothing.
+
+use std::fs;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use burst_trace::{DropCause, Reader};
+
+use super::front::Front;
+use super::world::{PAIRS, PATIENCE, World};
+
+/// After this time a port of the switch may send to everyone again (`worker::switch`, `FLOOD_BURST` and `FLOOD_RATE`).
+const FLOOD_PAUSE: Duration = Duration::from_millis(500);
+/// How many inputs lie between two looks for descriptors, and between two with traffic.
+const CHECK_DESCRIPTORS: u64 = 256;
+const CHECK_TRAFFIC: u64 = 64;
+/// Descriptors that come and go: other threads may just be closing some.
+const DESCRIPTORS_MORE: usize = 16;
+
+impl World {
+    /// A front end that behaves well is served by device number `device`, now and then with traffic; descriptors stay as
+    /// many as they are.
+    pub fn check(&'static self, device: usize) {
+        let count = self.checks.fetch_add(1, Ordering::Relaxed);
+        if count.is_multiple_of(CHECK_TRAFFIC) {
+            self.check_traffic(device);
+        } else {
+            let mut front = Front::connect(self, device);
+            front.sync();
+            assert!(front.is_served(), "no front end is served any more");
+            front.end();
+        }
+        if count.is_multiple_of(CHECK_DESCRIPTORS) && count > 0 {
+            self.check_descriptors();
+        }
+    }
+
+    fn check_descriptors(&self) {
+        let count = || fs::read_dir("/proc/self/fd").expect("descriptors").count();
+        let before = *self.descriptors.get_or_init(count);
+        let until = Instant::now() + PATIENCE;
+        while count() > before + DESCRIPTORS_MORE {
+            assert!(Instant::now() < until, "{before} descriptors have become {}", count());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn check_traffic(&'static self, device: usize) {
+        let (stream, conversation) = self.converse(device);
+        let options = frontend::GuestOptions::default().queue_size(64);
+        let mut guest = frontend::Guest::over(stream, options).expect("a guest is served");
+        let to_all = |from: u8| {
+            [&[0xff; 6][..], &[0x52, 0x54, 0, 0, 0, from], &[0x88, 0xb5], &[7; 86]].concat()
+        };
+        let frame = to_all(9);
+        let dropped = self.dropped();
+        let pair = guest.pair(0);
+        assert!(pair.send(&frame).expect("a ring in order"), "no room to send");
+        match self.devices[device].log.prefix() {
+            "reflect" => expect(pair, &frame),
+            "one" => {
+                let mut neighbour = self.neighbour.lock().unwrap_or_else(PoisonError::into_inner);
+                let neighbour = neighbour.as_mut().expect("a neighbour").pair(0);
+                // The guest before may have used up what this port may send to everyone, or the neighbour's room.
+                if !comes(neighbour, &frame, FLOOD_PAUSE) {
+                    assert!(self.dropped() > dropped, "a frame is lost, and no counter says why");
+                    assert!(pair.send(&frame).expect("a ring in order"), "no room to send");
+                    expect(neighbour, &frame);
+                }
+                neighbour.reap().expect("a ring in order");
+                let answer = to_all(2);
+                assert!(neighbour.send(&answer).expect("a ring in order"), "no room to send");
+                expect(pair, &answer);
+            }
+            _ => {}
+        }
+        guest.check_canaries().expect("no byte beside a buffer is written");
+        drop(guest);
+        conversation.end();
+    }
+
+    /// Frames that the devices dropped, for whatever cause.
+    fn dropped(&self) -> u64 {
+        let causes = |rings: &Reader, ring| -> u64 {
+            DropCause::ALL.iter().map(|&cause| rings.drops(ring, cause)).sum()
+        };
+        let rings = 2 * usize::from(PAIRS);
+        self.counts.iter().flat_map(|it| (0..rings).map(move |ring| causes(it, ring))).sum()
+    }
+}
+
+/// Waits for `frame` among all that come.
+fn expect(pair: &mut frontend::Pair, frame: &[u8]) {
+    assert!(comes(pair, frame, PATIENCE), "a frame comes to a guest that behaves well");
+}
+
+/// Whether `frame` comes within `time`, among others.
+fn comes(pair: &mut frontend::Pair, frame: &[u8], time: Duration) -> bool {
+    let until = Instant::now() + time;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let Some(came) = pair.receive_within(left).expect("a ring in order") else { return false };
+        pair.refill().expect("a ring in order");
+        if came.bytes == frame {
+            return true;
+        }
+    }
+}
