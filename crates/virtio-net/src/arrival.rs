@@ -1,12 +1,12 @@
-//! Frames that came from a virtual device, and are not finished: what a net header would say of them.
+//! The net header of a frame that arrived from a virtual device with pending offloads.
 //!
-//! A veth hands on what its other end sent, with the checksum left to whoever puts it on a wire, and with segments that
-//! nobody has cut yet; that this is so, it does not say. What is left to do is told by the frame itself:
+//! A veth delivers what its other end sent: the checksum may be partial, and the packet may not be segmented yet. It
+//! does not report either. The pending offloads are found in the frame itself:
 //!
-//! - The checksum field of TCP or UDP holds the sum of the pseudo header, and nothing more: then it is partial. Should
-//!   it be complete and the same by chance, completing it makes the very value that is there.
-//! - The packet is longer than the link's MTU: then it has to be cut. TCP is cut to what the MTU allows, wherever it was
-//!   cut before. For UDP that is the best guess there is: how long the sender wanted its datagrams is lost.
+//! - The checksum field of TCP or UDP holds just the sum of the pseudo header: the checksum is partial. If it is
+//!   complete and has that value by chance, completing it gives the same value.
+//! - The packet is longer than the link's MTU: it has to be segmented. TCP is cut to what the MTU allows, whatever the
+//!   sender's segment size was. For UDP this is only the best guess: the sender's datagram size is lost.
 
 use guest_memory::GuestSlice;
 
@@ -14,18 +14,19 @@ use crate::header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_C
 use crate::packet::{Packet, Transport, Version};
 use crate::run::read_at;
 
-/// So many bytes of a frame hold its headers up to TCP's options: with two tags and all options of IPv4 102, and without
-/// extensions of IPv6 82.
+/// Bytes read from the front of a frame: they hold its headers, without TCP's options. Those are 102 bytes with two
+/// VLAN tags and all options of IPv4, and 82 with IPv6 without extensions.
 pub(crate) const FRONT: usize = 128;
-/// Where the flags are in a TCP header, and the congestion bit among them (RFC 9293, 3.1).
+/// Offset of the flags in a TCP header, and the flag CWR (congestion window reduced; RFC 9293, 3.1).
 const FLAGS: usize = 13;
 const CWR: u8 = 0x80;
 
-/// What is left to do to a frame of `len` bytes that begins at byte `skip` of the run `from` and came over a link with
-/// an MTU of `mtu` bytes. It says nothing of a frame whose headers make no sense: that is its receiver's business.
+/// The net header of a frame with its pending offloads. The frame is the `len` bytes at byte `skip` of the run `from`,
+/// and arrived over a link with an MTU of `mtu` bytes. If its headers are invalid, the result is a plain header: the
+/// receiver has to deal with such a frame.
 ///
-/// Is the header not for the guest ([`NetHeader::is_for`]), [`SoftwareOffload::plan`](crate::SoftwareOffload::plan) does with it what is
-/// left.
+/// If the guest cannot take the header ([`NetHeader::is_for`]), pass it to
+/// [`SoftwareOffload::plan`](crate::SoftwareOffload::plan), which does the offloads.
 #[must_use]
 #[inline]
 pub fn header_of(from: &[GuestSlice<'_>], skip: usize, len: usize, mtu: u16) -> NetHeader {
@@ -71,7 +72,7 @@ const fn gso_type(packet: &Packet, front: &[u8; FRONT]) -> u8 {
     gso_type | if has_cwr { GSO_ECN } else { GSO_NONE }
 }
 
-/// A place in the headers, or what an MTU leaves: both fit 16 bits.
+/// Narrows an offset in the headers, or a payload length that an MTU allows: both fit 16 bits.
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "see above")]
 const fn narrow(bytes: usize) -> u16 {

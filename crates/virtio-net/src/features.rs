@@ -1,4 +1,4 @@
-//! Feature bits, and what was negotiated (virtio 1.2, 5.1.3 and 6).
+//! Feature bits and their negotiated set (virtio 1.2, 5.1.3 and 6).
 
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
@@ -14,24 +14,24 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
-/// Length of `virtio_net_hdr` with `num_buffers` (5.1.6).
+/// Length of `virtio_net_hdr` with `num_buffers`, bytes (5.1.6).
 pub const HEADER_LEN: usize = 12;
-/// Length of `virtio_net_hdr` of a legacy driver without mergeable buffers (5.1.6.1).
+/// Length of `virtio_net_hdr` of a legacy driver without mergeable buffers, bytes (5.1.6.1).
 pub const HEADER_LEN_LEGACY: usize = 10;
-/// Where `flags` is in the header (5.1.6).
+/// Offset of `flags` in the header, bytes (5.1.6).
 pub const FLAGS: usize = 0;
-/// Where `num_buffers` is in the header (5.1.6).
+/// Offset of `num_buffers` in the header, bytes (5.1.6).
 pub const NUM_BUFFERS: usize = 10;
 
 const fn bit(number: u32) -> u64 {
     1 << number
 }
 
-/// Features that every datapath can serve: those of rings, and mergeable buffers.
+/// Features that work with every datapath: those of rings, and mergeable buffers.
 pub const BASE: u64 = VERSION_1 | EVENT_IDX | INDIRECT_DESC | RING_PACKED | IN_ORDER | MRG_RXBUF;
 /// The driver follows version 1 of the specification or later.
 pub const VERSION_1: u64 = bit(VIRTIO_F_VERSION_1);
-/// Each side names the ring position at which it wants the next notification.
+/// Each side writes the ring position at which it wants the next notification.
 pub const EVENT_IDX: u64 = bit(VIRTIO_RING_F_EVENT_IDX);
 /// Tables of indirect descriptors.
 pub const INDIRECT_DESC: u64 = bit(VIRTIO_RING_F_INDIRECT_DESC);
@@ -43,10 +43,10 @@ pub const IN_ORDER: u64 = bit(VIRTIO_F_IN_ORDER);
 pub const MRG_RXBUF: u64 = bit(VIRTIO_NET_F_MRG_RXBUF);
 /// Several queue pairs.
 pub const MULTI_QUEUE: u64 = bit(VIRTIO_NET_F_MQ);
-/// The device names its address.
+/// The device gives the driver a MAC address.
 pub const MAC: u64 = bit(VIRTIO_NET_F_MAC);
 
-/// Every feature bit that a device of ours may offer, with its name in the specification.
+/// Every feature bit that our devices may offer, with its name in the specification.
 pub const NAMES: &[(u32, &str)] = &[
     (VIRTIO_NET_F_CSUM, "VIRTIO_NET_F_CSUM"),
     (VIRTIO_NET_F_GUEST_CSUM, "VIRTIO_NET_F_GUEST_CSUM"),
@@ -71,29 +71,29 @@ pub const NAMES: &[(u32, &str)] = &[
     (VIRTIO_NET_F_HOST_USO, "VIRTIO_NET_F_HOST_USO"),
 ];
 
-/// What one end takes of frames that are not finished: checksums to complete, segments to cut.
+/// The offloads that one end takes in frames: checksums to complete, packets to segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
-    /// Partial checksums. Everything else needs this one (5.1.3.1).
+    /// Partial checksums. All others need this one (5.1.3.1).
     pub checksum: bool,
-    /// TCP over IPv4 segments.
+    /// Segmentation of TCP over IPv4.
     pub tso4: bool,
-    /// TCP over IPv6 segments.
+    /// Segmentation of TCP over IPv6.
     pub tso6: bool,
-    /// TCP segments with the congestion bits.
+    /// Segmentation of TCP with congestion flags.
     pub ecn: bool,
-    /// UDP fragments.
+    /// Fragmentation of UDP.
     pub ufo: bool,
-    /// UDP segments over IPv4 and IPv6.
+    /// Segmentation of UDP over IPv4 and IPv6.
     pub uso: bool,
 }
 
 impl Offloads {
-    /// Everything there is.
+    /// All offloads.
     pub const ALL: Self =
         Self { checksum: true, tso4: true, tso6: true, ecn: true, ufo: true, uso: true };
 
-    /// What both have.
+    /// The offloads that both have.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self {
@@ -106,7 +106,7 @@ impl Offloads {
         }
     }
 
-    /// The features that let the guest send such frames (`HOST_*`).
+    /// The features that let the guest send frames with these offloads (`CSUM`, `HOST_*`).
     #[must_use]
     pub const fn from_guest(self) -> u64 {
         pick(self.checksum, VIRTIO_NET_F_CSUM)
@@ -117,7 +117,7 @@ impl Offloads {
             | pick(self.uso, VIRTIO_NET_F_HOST_USO)
     }
 
-    /// The features that let the guest be sent such frames (`GUEST_*`).
+    /// The features that let the device send the guest frames with these offloads (`GUEST_*`).
     #[must_use]
     pub const fn to_guest(self) -> u64 {
         pick(self.checksum, VIRTIO_NET_F_GUEST_CSUM)
@@ -146,14 +146,14 @@ impl Negotiated {
         self.0 & bits == bits
     }
 
-    /// Whether a frame may be spread over several receive buffers.
+    /// Whether a frame may fill several receive buffers.
     #[inline]
     #[must_use]
     pub const fn mergeable(self) -> bool {
         self.has(bit(VIRTIO_NET_F_MRG_RXBUF))
     }
 
-    /// Length of the header before each frame (5.1.6, 5.1.6.1).
+    /// Length of the net header before each frame, bytes (5.1.6, 5.1.6.1).
     #[inline]
     #[must_use]
     pub const fn header_len(self) -> usize {
@@ -164,7 +164,7 @@ impl Negotiated {
         }
     }
 
-    /// Whether used buffer notifications follow `used_event`, and kicks `avail_event`.
+    /// Whether `used_event` controls used buffer notifications, and `avail_event` controls kicks.
     #[must_use]
     pub const fn event_index(self) -> bool {
         self.has(bit(VIRTIO_RING_F_EVENT_IDX))
@@ -176,8 +176,7 @@ impl Negotiated {
         self.has(bit(VIRTIO_F_RING_PACKED))
     }
 
-    /// Whether chains are given back in the order in which they were made available, which allows
-    /// shortcuts.
+    /// Whether chains are given back in the order in which they became available. This allows shortcuts.
     #[must_use]
     pub const fn in_order(self) -> bool {
         self.has(bit(VIRTIO_F_IN_ORDER))
@@ -189,7 +188,7 @@ impl Negotiated {
         self.has(bit(VIRTIO_RING_F_INDIRECT_DESC))
     }
 
-    /// What the guest takes.
+    /// The offloads that the guest takes.
     #[must_use]
     pub const fn guest_offloads(self) -> Offloads {
         Offloads {

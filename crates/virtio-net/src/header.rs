@@ -10,30 +10,30 @@ use virtio_bindings::bindings::virtio_net::{
 use crate::features::{HEADER_LEN, Offloads};
 use crate::run::read_front;
 
-/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum field holds the pseudo header's sum, and the rest has to be added.
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum field holds the pseudo header's sum; the rest has to be added.
 pub const NEEDS_CSUM: u8 = byte(VIRTIO_NET_HDR_F_NEEDS_CSUM);
-/// `VIRTIO_NET_HDR_F_DATA_VALID`: whoever sent the frame vouches for its checksum.
+/// `VIRTIO_NET_HDR_F_DATA_VALID`: the sender of the frame says that its checksum is valid.
 pub const DATA_VALID: u8 = byte(VIRTIO_NET_HDR_F_DATA_VALID);
-/// `VIRTIO_NET_HDR_GSO_NONE`: one frame.
+/// `VIRTIO_NET_HDR_GSO_NONE`: one frame, not to be segmented.
 pub const GSO_NONE: u8 = byte(VIRTIO_NET_HDR_GSO_NONE);
-/// `VIRTIO_NET_HDR_GSO_TCPV4`: segments of TCP over IPv4.
+/// `VIRTIO_NET_HDR_GSO_TCPV4`: TCP over IPv4, to be segmented.
 pub const GSO_TCPV4: u8 = byte(VIRTIO_NET_HDR_GSO_TCPV4);
-/// `VIRTIO_NET_HDR_GSO_UDP`: fragments of UDP over IPv4.
+/// `VIRTIO_NET_HDR_GSO_UDP`: UDP over IPv4, to be fragmented.
 pub const GSO_UDP: u8 = byte(VIRTIO_NET_HDR_GSO_UDP);
-/// `VIRTIO_NET_HDR_GSO_TCPV6`: segments of TCP over IPv6.
+/// `VIRTIO_NET_HDR_GSO_TCPV6`: TCP over IPv6, to be segmented.
 pub const GSO_TCPV6: u8 = byte(VIRTIO_NET_HDR_GSO_TCPV6);
-/// `VIRTIO_NET_HDR_GSO_UDP_L4`: segments of UDP, over IPv4 or IPv6.
+/// `VIRTIO_NET_HDR_GSO_UDP_L4`: UDP over IPv4 or IPv6, to be segmented.
 pub const GSO_UDP_L4: u8 = byte(VIRTIO_NET_HDR_GSO_UDP_L4);
-/// `VIRTIO_NET_HDR_GSO_ECN`: a bit beside the TCP types, when the congestion bit CWR is set.
+/// `VIRTIO_NET_HDR_GSO_ECN`: a bit set together with a TCP type, if the packet has the congestion flag CWR.
 pub const GSO_ECN: u8 = byte(VIRTIO_NET_HDR_GSO_ECN);
 
-#[expect(clippy::cast_possible_truncation, reason = "flags and types of one byte")]
+#[expect(clippy::cast_possible_truncation, reason = "flags and types have one byte")]
 const fn byte(constant: u32) -> u8 {
     assert!(constant <= 0xff, "a constant of one byte");
     constant as u8
 }
 
-/// `virtio_net_hdr`: what is still to be done to a frame.
+/// `virtio_net_hdr`: the pending offloads of a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetHeader {
     /// [`NEEDS_CSUM`], [`DATA_VALID`].
@@ -44,16 +44,16 @@ pub struct NetHeader {
     pub hdr_len: u16,
     /// Payload of each segment but the last, in bytes.
     pub gso_size: u16,
-    /// Where what is summed begins, in bytes from the frame's start.
+    /// Start of the bytes to be summed, in bytes from the frame's start.
     pub csum_start: u16,
-    /// Where the checksum goes, in bytes from `csum_start`.
+    /// Position of the checksum field, in bytes from `csum_start`.
     pub csum_offset: u16,
-    /// How many receive buffers the frame fills. Not for frames from the guest.
+    /// Number of receive buffers that the frame fills. Not used in frames from the guest.
     pub num_buffers: u16,
 }
 
 impl NetHeader {
-    /// The header of a frame that is finished, in one buffer.
+    /// The header of a frame in one buffer, without pending offloads.
     pub const PLAIN: Self = Self {
         flags: 0,
         gso_type: GSO_NONE,
@@ -64,15 +64,16 @@ impl NetHeader {
         num_buffers: 1,
     };
 
-    /// Whether nothing is to be done to the frame.
+    /// Whether the frame has no pending offloads.
     #[inline]
     #[must_use]
     pub const fn is_plain(&self) -> bool {
         self.flags & NEEDS_CSUM == 0 && self.gso_type == GSO_NONE
     }
 
-    /// What another guest is told of a frame that came with this header, once [`SoftwareOffload`](crate::SoftwareOffload) could be planned:
-    /// of the flags only the one that drivers have (5.1.6.2.1), and no field that says nothing.
+    /// The header with which a frame goes on to another guest. It may be used only after a
+    /// [`SoftwareOffload`](crate::SoftwareOffload) could be planned for the frame. Of the flags only the one that
+    /// drivers may set is kept (5.1.6.2.1). Fields without meaning for this frame are as in [`PLAIN`](Self::PLAIN).
     #[inline]
     #[must_use]
     pub const fn passed_on(&self) -> Self {
@@ -88,7 +89,7 @@ impl NetHeader {
         header
     }
 
-    /// From its bytes, little-endian.
+    /// The header in these bytes, little-endian.
     #[inline]
     #[must_use]
     pub const fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Self {
@@ -104,7 +105,7 @@ impl NetHeader {
         }
     }
 
-    /// To its bytes, little-endian. A legacy header is the first 10 of them.
+    /// The bytes of the header, little-endian. A legacy header is the first 10 of them.
     #[inline]
     #[must_use]
     pub const fn to_bytes(&self) -> [u8; HEADER_LEN] {
@@ -116,7 +117,7 @@ impl NetHeader {
         [self.flags, self.gso_type, a, b, c, d, e, f, g, h, i, j]
     }
 
-    /// Copies the first `header_len` bytes of a frame's buffers, each once.
+    /// Reads the header from the first `header_len` bytes of a frame's buffers. Each byte is read once.
     #[inline]
     #[must_use]
     pub fn read(slices: &[GuestSlice<'_>], header_len: usize) -> Self {
@@ -130,12 +131,12 @@ impl NetHeader {
         Self::from_bytes(&bytes)
     }
 
-    /// Whether a guest that negotiated `offloads` may be handed a frame with this header. If not, it has to be
-    /// finished first ([`SoftwareOffload`](crate::SoftwareOffload)).
+    /// Whether a guest that negotiated `offloads` takes a frame with this header. If not, the pending offloads have to
+    /// be done first ([`SoftwareOffload`](crate::SoftwareOffload)).
     #[inline]
     #[must_use]
     pub const fn is_for(&self, offloads: Offloads) -> bool {
-        // What is in segments needs a checksum, too (5.1.6.4.1).
+        // A packet to be segmented needs a checksum, too (5.1.6.4.1).
         if self.flags & NEEDS_CSUM == 0 || !offloads.checksum {
             return self.is_plain();
         }

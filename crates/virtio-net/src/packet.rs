@@ -1,6 +1,6 @@
-//! Where the headers of a frame are: Ethernet, VLAN tags, IPv4 or IPv6, TCP or UDP.
+//! Finds the headers of a frame: Ethernet, VLAN tags, IPv4 or IPv6, TCP or UDP.
 //!
-//! Read from a copy of the frame's first bytes; whatever they are, nothing is looked at outside of it.
+//! They are read from a copy of the frame's first bytes. Whatever the bytes are, nothing outside the copy is read.
 
 use guest_memory::Sum;
 
@@ -8,7 +8,7 @@ use guest_memory::Sum;
 const ETHERNET_LEN: usize = 14;
 /// Length of a VLAN tag, bytes (IEEE 802.1Q).
 const TAG_LEN: usize = 4;
-/// The most tags that are looked behind: a customer's in a provider's.
+/// Most VLAN tags that are skipped: a provider's and a customer's.
 const TAGS_MAX: usize = 2;
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
 const IPV4: u16 = 0x0800;
@@ -17,7 +17,7 @@ const IPV6: u16 = 0x86dd;
 const IPV4_LEN: usize = 20;
 /// Length of an IPv6 header without extensions, bytes (RFC 8200).
 const IPV6_LEN: usize = 40;
-/// More fragments, and the fragment's offset (RFC 791).
+/// "More fragments" and the fragment offset (RFC 791).
 const FRAGMENT_BITS: u16 = 0x3fff;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -26,7 +26,7 @@ const TCP_LEN: usize = 20;
 /// Length of a UDP header, bytes (RFC 768).
 const UDP_LEN: usize = 8;
 
-/// Which Internet protocol.
+/// The Internet protocol of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     /// IPv4 (RFC 791).
@@ -35,7 +35,7 @@ pub enum Version {
     V6,
 }
 
-/// Which transport protocol.
+/// The transport protocol of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// TCP (RFC 9293).
@@ -45,7 +45,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// Where the checksum is in the header (RFC 9293, RFC 768).
+    /// Offset of the checksum in the header, bytes (RFC 9293, RFC 768).
     #[inline]
     pub const fn checksum_offset(self) -> u16 {
         match self {
@@ -55,26 +55,27 @@ impl Transport {
     }
 }
 
-/// Where the headers of a frame are, in bytes from its start.
+/// The positions of a frame's headers, in bytes from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// Which Internet protocol.
+    /// Internet protocol.
     pub version: Version,
-    /// Which transport protocol.
+    /// Transport protocol.
     pub transport: Transport,
-    /// Where the IP header begins.
+    /// Start of the IP header.
     pub network_at: usize,
-    /// Where the TCP or UDP header begins.
+    /// Start of the TCP or UDP header.
     pub transport_at: usize,
-    /// Where the payload begins: behind the options that the TCP header says it has.
+    /// Start of the payload. For TCP: after its options, by the length in the TCP header.
     pub payload_at: usize,
-    /// Where the packet ends, as the IP header says it: what comes then fills an Ethernet frame up.
+    /// End of the packet, by the IP header's length. Bytes after it are Ethernet padding.
     pub end: usize,
 }
 
 impl Packet {
-    /// Finds the headers in `front`, the first bytes of a frame: all of them up to TCP's options. `None` when it is no
-    /// TCP or UDP over IP, a fragment, or cut off. Whether `payload_at` and `end` lie in the frame is not looked at.
+    /// Finds the headers in `front`, the first bytes of a frame. All headers must be in it; only TCP's options may be
+    /// missing. `None` if the packet is not TCP or UDP over IP, or is a fragment, or truncated. It is not checked that
+    /// `payload_at` and `end` lie in the frame.
     #[inline]
     pub fn find(front: &[u8]) -> Option<Self> {
         let mut network_at = ETHERNET_LEN;
@@ -105,8 +106,8 @@ impl Packet {
         Some(Self { version, transport, network_at, transport_at, payload_at, end })
     }
 
-    /// The sum of the pseudo header but for its length (RFC 9293, 3.1; RFC 8200, 8.1). `front` is what the packet was
-    /// found in.
+    /// The sum of the pseudo header without its length (RFC 9293, 3.1; RFC 8200, 8.1). `front` is the slice in which
+    /// the packet was found.
     #[inline]
     pub fn pseudo_header(&self, front: &[u8]) -> Sum {
         let (at, len) = match self.version {
@@ -123,7 +124,7 @@ impl Packet {
     }
 }
 
-/// Version, protocol, where that begins, and where the packet ends.
+/// Version, transport protocol, start of the transport header, and end of the packet.
 type Network = (Version, u8, usize, usize);
 
 #[inline]
@@ -153,19 +154,20 @@ fn ipv6(front: &[u8], at: usize) -> Option<Network> {
     Some((Version::V6, protocol, transport_at, end))
 }
 
-/// Skips extension headers (RFC 8200, 4). `None` at one after which the transport header need not come, or for which
-/// the pseudo header has another address than the IP header: fragments, security, routes that are not at their end.
+/// Skips extension headers (RFC 8200, 4). `None` if the packet has one after which the transport header need not
+/// follow, or with which the pseudo header has another address than the IP header: fragments, security, routing headers
+/// with segments left.
 #[cold]
 fn behind_extensions(front: &[u8], mut next: u8, mut at: usize) -> Option<(u8, usize)> {
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const DESTINATION: u8 = 60;
-    // Each is 8 bytes or more, so this ends with the bytes at hand.
+    // Each header is 8 bytes or more, so the loop ends at the end of `front` at the latest.
     loop {
         let fixed = front.get(at..)?.get(..8)?;
         match next {
             HOP_BY_HOP | DESTINATION => {}
-            // Segments left.
+            // No segments left: byte 3 is "Segments Left" (RFC 8200, 4.4).
             ROUTING if fixed[3] == 0 => {}
             TCP | UDP => return Some((next, at)),
             _ => return None,

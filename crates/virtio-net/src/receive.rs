@@ -1,13 +1,13 @@
-//! Room for a burst of frames to the guest, mergeable or not.
+//! Room for a burst of frames in the guest's receive buffers, mergeable or not.
 //!
-//! A datapath that reads a frame from the kernel does not know its length before. So a scatter list is
-//! offered that begins with guest buffers, as many as recent frames needed, and ends with spare room of
-//! ours. A frame that fits is in place with one `readv` and no copy of ours. What went to the spare room
-//! is copied to further guest buffers (and the next list is longer); when the guest has none, the frame is
-//! held until it has, and is never torn or lost.
+//! A datapath that reads a frame from the kernel does not know its length in advance. So it gets a scatter list. The
+//! list begins with guest buffers, as many as recent frames needed, and ends with our spare buffer. A frame that fits
+//! the guest buffers is in place after one `readv`, without a copy by us. Bytes that went to the spare buffer are
+//! copied to further guest buffers, and the next list is longer. When the guest has too few buffers, the frame is held
+//! until there are enough. A frame is never torn or lost.
 //!
-//! `place`: frames whose length is known, because they are in memory already. `gro`: several of those as one
-//! packet. `watched`: what wrappers of a datapath see of the room, and lose of it.
+//! `place`: frames of known length, because they are in memory already. `gro`: several such frames as one packet.
+//! `watched`: the methods by which a wrapper of a datapath sees placed frames, or loses one.
 
 mod gro;
 mod place;
@@ -24,18 +24,18 @@ use crate::features::{FLAGS, HEADER_LEN, NUM_BUFFERS, Negotiated, Offloads};
 use crate::run::{read_front, write_at};
 use crate::{BURST_MAX, FRAME_LEN_MAX};
 
-/// The most buffers that are taken for one burst.
+/// Most buffers taken for one burst.
 pub const BUFFERS_MAX: usize = CHAINS_MAX;
-/// The scatter list begins with guest buffers of at least this many bytes: a full Ethernet frame.
+/// Least bytes of guest buffers in a scatter list: a full Ethernet frame fits.
 const WINDOW_BYTES_MIN: usize = 2048;
 
-/// What stays of a receive queue from burst to burst.
+/// The state of a receive queue that is kept between bursts.
 #[derive(Debug)]
 pub struct ReceiveState {
     spare: Spare,
-    /// A frame, with its header, that waits for guest buffers.
+    /// The frame that waits for guest buffers, with its header. Empty if none waits.
     held: Vec<u8>,
-    /// How many bytes of guest buffers the next scatter list begins with.
+    /// Bytes of guest buffers that the next scatter list begins with.
     window_bytes: usize,
 }
 
@@ -56,7 +56,7 @@ impl ReceiveState {
         !self.held.is_empty()
     }
 
-    /// Gives up the frame that waits, if there is one. Returns whether there was.
+    /// Discards the frame that waits, if there is one. Returns whether there was.
     pub fn drop_held(&mut self) -> bool {
         let held = self.is_holding();
         self.held = Vec::new();
@@ -64,17 +64,17 @@ impl ReceiveState {
     }
 }
 
-/// How a frame fared.
+/// The outcome for a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placed {
-    /// It is in guest memory, or dropped and counted: go on with the next one.
+    /// It is in guest memory, or dropped and counted. Continue with the next frame.
     Done,
-    /// The guest has no buffers for it, or the burst is full. A scattered frame was not read, or is held;
-    /// a frame handed in was not taken.
+    /// The guest has too few buffers for it, or the burst is full. A frame to scatter was not read, or it is held. A
+    /// frame passed in was not taken.
     NoRoom,
 }
 
-/// Room for frames in the guest's receive buffers, for the length of one burst.
+/// Room for frames in the guest's receive buffers, for one burst.
 #[derive(Debug)]
 pub struct GuestRoom<'r, 'm> {
     queue: &'r mut Queue,
@@ -84,28 +84,28 @@ pub struct GuestRoom<'r, 'm> {
     held: &'r mut Vec<u8>,
     window_bytes: &'r mut usize,
     negotiated: Negotiated,
-    /// How many of the chains, from the first on, go back to the guest.
+    /// Number of chains, from the first on, that go back to the guest.
     done: usize,
-    /// How many of them were completed already.
+    /// Number of those that were completed already.
     completed: usize,
-    /// Where the window ends: the chains before were opened for the next frame, those from here on were
-    /// taken for the ones after it.
+    /// End of the window. The chains from `done` to here are for the next frame; later ones were taken for the frames
+    /// after it.
     end: usize,
     /// Bytes of the chains in the window.
     window: usize,
-    /// How many chains to take from the ring at a time.
+    /// Number of chains to take from the ring at a time.
     ahead: usize,
     packets: u16,
-    /// Frames that were not placed: they too make a burst full, or a wire that brings nothing else would
-    /// never let go of the worker.
+    /// Dropped frames. They count towards the burst's limit: otherwise a wire that brings nothing else would hold the
+    /// worker forever.
     dropped: u16,
-    /// How many frames the burst may have: [`BURST_MAX`], or fewer where one is to be lost.
+    /// Most frames in the burst: [`BURST_MAX`], or fewer if a frame is to be lost.
     limit: usize,
-    /// The frame behind the limit is to be lost.
+    /// The next frame after the limit is to be lost.
     is_losing: bool,
-    /// No frame is merged with another.
+    /// GRO is off for the rest of this burst.
     no_gro: bool,
-    /// How many chains of finished frames are completed together.
+    /// Number of chains that are completed together.
     together: usize,
     /// See [`Received::starved`].
     starved: bool,
@@ -114,14 +114,14 @@ pub struct GuestRoom<'r, 'm> {
     broken: Option<RingError>,
 }
 
-/// What a burst of received frames came to.
+/// The outcome of a burst of received frames.
 #[derive(Debug)]
 pub struct Received {
     /// Frames placed.
     pub packets: u16,
-    /// Their bytes, headers not counted.
+    /// Their bytes, without net headers.
     pub bytes: u32,
-    /// Frames and buffers that went no further.
+    /// Dropped frames and unusable chains, by cause.
     pub drops: DropCounts,
     /// Cost in ring work: chains given back, plus descriptors walked for chains of more than one buffer. At most
     /// [`BUFFERS_MAX`] plus [`BURST_DESCRIPTORS_MAX`], plus the last chain's descriptors.
@@ -130,12 +130,13 @@ pub struct Received {
     pub work: u32,
     /// How the guest broke the ring, if it did.
     pub broken: Option<RingError>,
-    /// A frame was not placed because the guest has too few buffers now.
+    /// A frame was not placed because the guest had too few buffers.
     pub starved: bool,
 }
 
 impl<'r, 'm> GuestRoom<'r, 'm> {
-    /// Opens the room, with no chains yet. Call [`Queue::available_descriptors`] before, and [`GuestRoom::close`] after.
+    /// Opens the room, with no chains yet. Call [`Queue::available_descriptors`] before, and [`GuestRoom::close`]
+    /// after.
     #[inline]
     pub fn open(
         queue: &'r mut Queue,
@@ -174,25 +175,25 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         }
     }
 
-    /// Says that so many frames will be placed: their buffers are taken from the ring together.
+    /// Announces the number of frames that will be placed, so that their buffers are taken from the ring together.
     #[inline]
     pub fn expect(&mut self, frames: usize) {
         self.ahead = frames.clamp(1, BURST_MAX);
     }
 
-    /// What the guest takes.
+    /// The offloads that the guest takes.
     #[inline]
     #[must_use]
     pub const fn guest_offloads(&self) -> Offloads {
         self.negotiated.guest_offloads()
     }
 
-    /// Drops a frame that this guest can never be given.
+    /// Drops a frame that this guest can never take.
     pub fn refuse(&mut self, cause: DropCause) -> Placed {
         self.drop_frame(cause)
     }
 
-    /// Whether the burst has as many frames as it may.
+    /// Whether the burst has reached its limit of frames.
     #[inline]
     #[must_use]
     pub const fn is_full(&self) -> bool {
@@ -204,18 +205,19 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         self.frames() >= self.limit
     }
 
-    /// Places the frame that waits for buffers since an earlier burst, if there is one. [`scatter`](Self::scatter) does
-    /// this itself. A datapath that scatters only frames that it has read already must do it first, even if it has none.
+    /// Places the frame that has waited for buffers since an earlier burst, if there is one. [`scatter`](Self::scatter)
+    /// does this itself. A datapath that scatters only frames that it has read already must do it first, even if it has
+    /// none.
     #[inline]
     pub fn place_waiting(&mut self) -> Placed {
         if self.held.is_empty() { Placed::Done } else { self.place_held() }
     }
 
-    /// Reads one frame, net header first, straight into guest buffers: `read` is handed the scatter list
-    /// and returns how many bytes it read.
+    /// Reads one frame, net header first, directly into guest buffers. `read` gets the scatter list and returns the
+    /// number of bytes read.
     ///
     /// # Errors
-    /// What `read` answers.
+    /// Those of `read`.
     #[inline]
     pub fn scatter(
         &mut self,
@@ -230,7 +232,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         if !self.open_window(*self.window_bytes) {
             return Ok(Placed::NoRoom);
         }
-        // The list must end where the window does.
+        // The list must end with the window: chains taken for later frames go back to the ring.
         let ahead = self.chains.truncate(self.end);
         self.queue.put_back(ahead);
         let room = self.window;
@@ -240,16 +242,16 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         }
     }
 
-    /// Gives back what was used. A packed ring shows it to the guest by and by, which goes on with the
-    /// first frames while the last ones are still copied.
+    /// Gives used chains back. A packed ring shows them to the guest step by step, so that the guest works on the first
+    /// frames while the last ones are still copied.
     #[inline]
     fn complete(&mut self) {
         self.queue.complete_written(&self.chains.all()[self.completed..self.done]);
         self.completed = self.done;
     }
 
-    /// Gives back what was used and puts back what was not, and says what the burst came to. The guest
-    /// sees all of it after [`Queue::publish`].
+    /// Gives used chains back to the guest and puts unused ones back in the ring. Returns the outcome of the burst. The
+    /// guest sees all of it after [`Queue::publish`].
     #[inline]
     pub fn close(mut self) -> Received {
         self.complete();
@@ -267,7 +269,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         }
     }
 
-    /// Accounts for a frame of `len` bytes, of which all behind the first `room` are in the spare room.
+    /// Settles a frame of `len` bytes: all after the first `room` are in the spare buffer.
     #[inline]
     fn settle(&mut self, len: usize, room: usize) -> Placed {
         if len < self.negotiated.header_len() {
@@ -276,7 +278,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         if len > room {
             return self.settle_spilled(len, room);
         }
-        // Slowly back to what frames need now.
+        // The window shrinks slowly to what frames need now.
         *self.window_bytes -=
             (*self.window_bytes - len.clamp(WINDOW_BYTES_MIN, *self.window_bytes)) / 64;
         self.take_frame(len);
@@ -303,7 +305,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             self.take_frame(len);
             return Placed::Done;
         }
-        // The guest has too few buffers now: all of the frame moves out of guest memory until it has.
+        // The guest has too few buffers: all of the frame is held outside guest memory until it has enough.
         let mut frame = vec![0; len];
         read_front(self.window_slices(), &mut frame[..room]);
         spare.read(0, &mut frame[room..]);
@@ -324,8 +326,8 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         Placed::Done
     }
 
-    /// A frame of `len` bytes does not fit what the guest offers. When it could not fit whatever the guest
-    /// added, it is dropped; else it waits.
+    /// Handles a frame of `len` bytes that does not fit the guest's buffers. It waits if buffers that the guest adds
+    /// could make it fit; otherwise it is dropped.
     #[cold]
     fn no_room_for(&mut self, len: usize) -> Placed {
         let cause = if !self.negotiated.mergeable() && self.window < len {
@@ -347,8 +349,8 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         Placed::Done
     }
 
-    /// Takes chains until the window has `bytes` (one chain only, without mergeable buffers). Returns
-    /// whether it has any.
+    /// Extends the window until it has `bytes`; without mergeable buffers, to one chain only. Returns whether it has
+    /// any bytes.
     #[inline]
     fn open_window(&mut self, bytes: usize) -> bool {
         while self.window < bytes && (self.window == 0 || self.negotiated.mergeable()) {
@@ -357,14 +359,14 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             }
             let first = self.done;
             if self.chains.buffers_between(first, self.end + 1).len() > CHAIN_SLICES_MAX {
-                // One system call takes no more: the last chain's turn is later.
+                // One system call takes no more slices. This chain waits for a later frame.
                 break;
             }
             let chain = self.chains.all()[self.end];
             self.end += 1;
             self.window += chain.len as usize;
             if self.window == 0 {
-                // Nothing before it waits for a frame, so its turn is now.
+                // No usable chain is before it in the window, so it goes back now, in order.
                 self.give_back_faulty(chain);
             }
         }
@@ -377,13 +379,13 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         let before = self.chains.len();
         if let Err(broken) = self.queue.take(self.memory, Access::Write, self.ahead, self.chains) {
             self.broken = Some(broken);
-            // Of a ring that is given up nothing more is used.
+            // The ring is broken: nothing more of it is used.
             return false;
         }
         self.chains.len() > before
     }
 
-    /// Gives the chain whose turn it is back, because it has no room, or a fault.
+    /// Gives the chain at `done` back unused, because it is empty or faulty.
     #[cold]
     fn give_back_faulty(&mut self, chain: Chain) {
         self.drops.add(match chain.fault {
@@ -396,22 +398,20 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         self.done += 1;
     }
 
-    /// Hands the front of the window, `len` bytes, to the guest as one frame that was read with its
-    /// header.
+    /// Gives the first `len` bytes of the window to the guest as one frame. The frame was read with its header.
     #[inline]
     fn take_frame(&mut self, len: usize) {
         let first = self.done;
         self.take_chains(len);
         let frame = self.chains.buffers_between(first, self.done);
         if !self.negotiated.guest_offloads().checksum {
-            // The kernel may say that it has checked the checksum; this guest must not be told (5.1.6.4).
+            // The kernel may have set the flag that the checksum was checked. This guest must not see it (5.1.6.4).
             write_at(frame, FLAGS, &[0]);
         }
         self.count_frame(len - self.negotiated.header_len());
     }
 
-    /// Uses up chains of the window for a frame of `len` bytes with its header, and says there how many
-    /// they are.
+    /// Uses chains of the window for a frame of `len` bytes, header included, and writes their number into the header.
     fn take_chains(&mut self, len: usize) {
         let first = self.done;
         let (mut left, mut buffers) = (len, 0_u16);
@@ -423,7 +423,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             }
             let used = left.min(chain.len as usize);
             if buffers > 0 {
-                // Before the driver sees the first one it must see them all (5.1.6.4).
+                // The driver must not see the first chain of a frame before all of them (5.1.6.4).
                 self.chains.join(self.done);
             }
             self.take_chain(used);
@@ -436,7 +436,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         }
     }
 
-    /// Uses up the first chain of the window, of which `len` bytes were written.
+    /// Uses the first chain of the window; `len` bytes were written to it.
     #[inline]
     fn take_chain(&mut self, len: usize) {
         let chain = self.chains.all()[self.done];

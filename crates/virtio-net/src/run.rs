@@ -1,8 +1,8 @@
-//! Several buffers as one run of bytes.
+//! Runs: the bytes of several buffers, one after the other.
 
 use guest_memory::{GuestSlice, Sum};
 
-/// Writes `bytes` at `offset` of the run that `slices` make together.
+/// Writes `bytes` at `offset` of the run `slices`.
 #[inline]
 pub fn write_at(slices: &[GuestSlice<'_>], mut offset: usize, mut bytes: &[u8]) {
     for slice in slices {
@@ -18,12 +18,12 @@ pub fn write_at(slices: &[GuestSlice<'_>], mut offset: usize, mut bytes: &[u8]) 
     }
 }
 
-/// Fills `bytes` from the front of the run that `slices` make together.
+/// Fills `bytes` from the front of the run `slices`.
 pub fn read_front(slices: &[GuestSlice<'_>], bytes: &mut [u8]) {
     read_at(slices, 0, bytes);
 }
 
-/// Fills `bytes` from `offset` of the run that `slices` make together. Returns how many bytes there were.
+/// Fills `bytes` from `offset` of the run `slices`. Returns the number of bytes read: fewer if the run ends.
 #[inline]
 pub fn read_at(slices: &[GuestSlice<'_>], mut offset: usize, bytes: &mut [u8]) -> usize {
     let mut read = 0;
@@ -41,13 +41,13 @@ pub fn read_at(slices: &[GuestSlice<'_>], mut offset: usize, bytes: &mut [u8]) -
     read
 }
 
-/// How many bytes `slices` are together.
+/// Length of the run `slices`, bytes.
 #[inline]
 pub fn len_of(slices: &[GuestSlice<'_>]) -> usize {
     slices.iter().map(GuestSlice::len).sum()
 }
 
-/// Copies the run that `from` makes, from its `skip` on, to `offset` of the run that `to` makes.
+/// Copies the run `from`, without its first `skip` bytes, to `offset` of the run `to`.
 #[inline]
 pub fn copy_run(to: &[GuestSlice<'_>], offset: usize, from: &[GuestSlice<'_>], skip: usize) {
     if let ([to], [from]) = (to, from) {
@@ -58,8 +58,8 @@ pub fn copy_run(to: &[GuestSlice<'_>], offset: usize, from: &[GuestSlice<'_>], s
         .copy(usize::MAX);
 }
 
-/// Where a run goes on: which slice, and where in it. It stays good as long as the slices are the same, so that nobody
-/// has to count from the front again.
+/// A position in a run: a slice, and an offset in it. It is valid as long as the slices stay the same, so that a copy
+/// can continue without counting from the front again.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Place {
     slice: usize,
@@ -67,19 +67,19 @@ pub struct Place {
 }
 
 impl Place {
-    /// Byte `offset` of the run that `slices` make together.
+    /// Byte `offset` of the run `slices`.
     #[inline]
     pub fn of(slices: &[GuestSlice<'_>], offset: usize) -> Self {
         Self { slice: 0, offset }.settled(slices)
     }
 
-    /// So many bytes further on.
+    /// The position `count` bytes later.
     #[inline]
     pub fn forward(self, slices: &[GuestSlice<'_>], count: usize) -> Self {
         Self { offset: self.offset.saturating_add(count), ..self }.settled(slices)
     }
 
-    /// With the offset in its slice.
+    /// The same position, with `offset` inside its slice.
     #[inline]
     fn settled(mut self, slices: &[GuestSlice<'_>]) -> Self {
         while let Some(slice) = slices.get(self.slice)
@@ -92,27 +92,27 @@ impl Place {
     }
 }
 
-/// A copy from one run to another that goes on from piece to piece.
+/// A copy from one run to another that can be done in several steps.
 #[derive(Debug)]
 pub struct Copying<'r, 't, 'f> {
-    /// The run that is written.
+    /// The run to write.
     pub to: &'r [GuestSlice<'t>],
-    /// Where it is written next.
+    /// Position of the next write.
     pub at: Place,
-    /// The run that is read.
+    /// The run to read.
     pub from: &'r [GuestSlice<'f>],
-    /// Where it is read next.
+    /// Position of the next read.
     pub from_at: Place,
 }
 
 impl Copying<'_, '_, '_> {
-    /// Copies `len` bytes, or as many as there are on both sides.
+    /// Copies `len` bytes, or fewer if one of the runs ends.
     #[inline]
     pub fn copy(&mut self, len: usize) {
         self.by_pieces(len, |to, offset, piece| to.copy_from(offset, piece, 0));
     }
 
-    /// The same, and appends them to `sum`.
+    /// As [`copy`](Self::copy), and appends the bytes to `sum`.
     #[inline]
     pub fn copy_summing(&mut self, len: usize, sum: &mut Sum) {
         self.by_pieces(len, |to, offset, piece| to.copy_from_summing(offset, piece, 0, sum));

@@ -1,4 +1,4 @@
-//! Cutting segments, as Linux does it (`tcp_gso_segment` in net/ipv4/tcp_offload.c, `__udp_gso_segment` in
+//! Software GSO, as Linux does it (`tcp_gso_segment` in net/ipv4/tcp_offload.c, `__udp_gso_segment` in
 //! net/ipv4/udp_offload.c, `inet_gso_segment` in net/ipv4/af_inet.c).
 
 use burst_trace::DropCause;
@@ -9,39 +9,39 @@ use crate::header::{GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHe
 use crate::packet::{Packet, Transport, Version};
 use crate::run::{Copying, Place, read_at, write_at};
 
-/// The most bytes of headers, from Ethernet's to the options of TCP: those of IPv4 have at most 142, with two tags; IPv6
-/// has room for extensions.
+/// Most bytes of headers, from Ethernet's to TCP's options. With two VLAN tags and IPv4 they have at most 142 bytes.
+/// With IPv6 the rest is for extensions.
 const HEADERS_MAX: usize = 256;
-/// The longest IPv4 packet, and the longest payload of IPv6, bytes.
+/// Longest IPv4 packet and longest IPv6 payload, bytes.
 const LEN_MAX: usize = 0xffff;
 const IPV6_LEN: usize = 40;
 
-/// Where the flags are in a TCP header (RFC 9293, 3.1).
+/// Offset of the flags in a TCP header (RFC 9293, 3.1).
 const FLAGS: usize = 13;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
-/// One frame as segments.
+/// The segments of one frame that are still to be written.
 #[derive(Clone, Debug)]
 pub struct Segments {
-    /// The headers of the next segment, but for lengths and checksums.
+    /// The headers of the next segment; lengths and checksums are set when it is written.
     headers: [u8; HEADERS_MAX],
     packet: Packet,
-    /// The sum of the pseudo header but for the length.
+    /// The sum of the pseudo header without its length.
     pseudo: Sum,
-    /// The TCP flags of the whole.
+    /// The TCP flags of the frame, without CWR after the first segment.
     flags: u8,
     gso_size: usize,
     /// Bytes of payload that are still to be written.
     left: usize,
-    /// Where they begin in the frame's buffers.
+    /// Where this payload begins in the frame's buffers.
     at: Place,
 }
 
 impl Segments {
-    /// Plans the segments of a frame of `len` bytes at byte `skip` of the run `from`. Its headers are copied here, and
-    /// nowhere are they read again. What the net header says of their length is not believed.
+    /// Plans the segments of a frame of `len` bytes at byte `skip` of the run `from`. The headers are copied here, and
+    /// never read again. The net header's `hdr_len` is not trusted: the headers' length comes from the copy.
     #[inline(never)]
     pub fn plan(
         header: &NetHeader,
@@ -74,7 +74,7 @@ impl Segments {
         Ok(Self { headers, packet, pseudo, flags, gso_size, left, at })
     }
 
-    /// How many segments are left. A frame without payload is one.
+    /// Number of segments left. A frame without payload is one segment.
     pub const fn count(&self) -> usize {
         let count = self.left.div_ceil(self.gso_size);
         if count == 0 { 1 } else { count }
@@ -91,7 +91,8 @@ impl Segments {
         if self.left < self.gso_size { self.left } else { self.gso_size }
     }
 
-    /// Writes the next segment at `offset` of the run `to`: first the payload, because its sum goes into the headers.
+    /// Writes the next segment at `offset` of the run `to`. The payload comes first, because its sum goes into the
+    /// headers.
     #[inline(never)]
     pub fn write_next(&mut self, from: &[GuestSlice<'_>], to: &[GuestSlice<'_>], offset: usize) {
         let payload = self.next_payload();
@@ -107,7 +108,7 @@ impl Segments {
         self.move_on(1, payload);
     }
 
-    /// Leaves out the next `count` segments.
+    /// Skips the next `count` segments.
     pub fn skip(&mut self, from: &[GuestSlice<'_>], count: usize) {
         if count > 0 {
             let payload = self.left.min(count.saturating_mul(self.gso_size));
@@ -117,7 +118,7 @@ impl Segments {
         }
     }
 
-    /// Length and checksum of the IP header.
+    /// Sets length and checksum of the IP header.
     #[inline]
     fn complete_network(&mut self, payload: usize) {
         let Packet { version, network_at, transport_at, .. } = self.packet;
@@ -136,7 +137,7 @@ impl Segments {
         }
     }
 
-    /// Flags, or length, and checksum of the transport header, before a payload with that sum.
+    /// Sets flags (TCP) or length (UDP), and the checksum, of the transport header. `payload_sum` is the payload's sum.
     #[inline]
     fn complete_transport(&mut self, payload: usize, payload_sum: Sum) {
         let Packet { transport, transport_at, payload_at, .. } = self.packet;
@@ -163,11 +164,11 @@ impl Segments {
         set(header, field, checksum);
     }
 
-    /// From the headers of one segment to those of the one `count` further on, with `payload` bytes between.
+    /// Changes the headers to those of the segment `count` later, with `payload` bytes between.
     #[inline]
     fn move_on(&mut self, count: usize, payload: usize) {
         let Packet { version, transport, network_at, transport_at, .. } = self.packet;
-        // That the congestion window was reduced is said once (RFC 3168, 6.1.2).
+        // Only the first segment reports that the congestion window was reduced (RFC 3168, 6.1.2).
         self.flags &= !CWR;
         #[expect(clippy::cast_possible_truncation, reason = "identification and sequence wrap")]
         let (count, payload) = (count as u16, payload as u32);
@@ -184,8 +185,8 @@ impl Segments {
     }
 }
 
-/// Whether a packet is what the net header says: the protocols, and where the checksum is. A net header without
-/// [`NEEDS_CSUM`] says nothing of the latter; Linux takes such segments, too (`virtio_net_hdr_to_skb`).
+/// Whether a packet matches its net header: the protocols, and the position of the checksum. A net header without
+/// [`NEEDS_CSUM`] gives no position; Linux takes such packets, too (`virtio_net_hdr_to_skb`).
 fn fits(header: &NetHeader, packet: &Packet) -> bool {
     let is_type = match header.gso_type & !GSO_ECN {
         GSO_TCPV4 => (packet.version, packet.transport) == (Version::V4, Transport::Tcp),
@@ -197,8 +198,8 @@ fn fits(header: &NetHeader, packet: &Packet) -> bool {
     is_type && (header.flags & NEEDS_CSUM == 0 || is_place)
 }
 
-/// What the IP header's length field says with so much payload: all of the packet, or of IPv6 what is behind the fixed
-/// header.
+/// Value of the IP header's length field with `payload` bytes of payload: the whole packet for IPv4, the bytes after
+/// the fixed header for IPv6.
 #[inline]
 const fn length_field(packet: &Packet, payload: usize) -> usize {
     let len = packet.payload_at - packet.network_at + payload;

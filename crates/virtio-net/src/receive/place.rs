@@ -1,4 +1,4 @@
-//! Frames whose length is known when they come: of ours, or of another ring's guest.
+//! Placing frames of known length: from host memory, or from another ring's guest.
 
 use guest_memory::GuestSlice;
 
@@ -10,14 +10,14 @@ use crate::offload::SoftwareOffload;
 use crate::run::{copy_run, len_of, write_at};
 use crate::transmit::Frames;
 
-/// So many chains are completed together: the descriptors that fill a cache line of a packed ring.
+/// Number of chains completed together: the descriptors in a cache line of a packed ring.
 pub(super) const COMPLETED_TOGETHER: usize = 4;
 
-/// The header of a frame that is finished, in one buffer.
+/// Net header of a frame in one buffer, without pending offloads.
 const PLAIN_HEADER: [u8; HEADER_LEN] = NetHeader::PLAIN.to_bytes();
 
 impl<'m> GuestRoom<'_, 'm> {
-    /// Places one finished frame of ours, behind a net header that says so.
+    /// Places one frame from host memory, without pending offloads, after a net header that says so.
     #[inline]
     pub fn place(&mut self, payload: &[u8]) -> Placed {
         self.place_with(&PLAIN_HEADER, payload.len(), |slices, offset| match slices {
@@ -26,9 +26,8 @@ impl<'m> GuestRoom<'_, 'm> {
         })
     }
 
-    /// Places one frame that begins at byte `skip` of the run `from`, and ends with it, behind a copy of `header`:
-    /// with what is left to do to it, if the guest takes that ([`NetHeader::is_for`]). How many buffers the frame
-    /// fills is written there as it turns out.
+    /// Places one frame, after a copy of `header`. The frame is the run `from` from byte `skip` to its end. It may have
+    /// pending offloads, if the guest takes them ([`NetHeader::is_for`]). The copy gets the actual number of buffers.
     #[inline]
     pub fn place_run(
         &mut self,
@@ -43,9 +42,9 @@ impl<'m> GuestRoom<'_, 'm> {
         })
     }
 
-    /// Places the frames that `offload` makes of the run `from`. When there is no room for more, those that were
-    /// placed are off its count, and the next burst can go on with it. A frame that this guest can never take is
-    /// dropped and counted.
+    /// Places the frames that `offload` makes from the run `from`. When the room runs out, the placed frames are no
+    /// longer in the count of `offload`, and the next burst can continue with it. A frame that this guest can never
+    /// take is dropped and counted.
     #[inline]
     pub fn place_offloaded(
         &mut self,
@@ -67,8 +66,8 @@ impl<'m> GuestRoom<'_, 'm> {
         Placed::Done
     }
 
-    /// Places frames that another ring's guest sent, with one copy each. Returns how many of them, and how many
-    /// bytes they have; the rest found no room.
+    /// Places frames that another ring's guest sent, with one copy each. Returns the number of frames taken, dropped
+    /// ones included, and the bytes placed. The rest found no room.
     #[inline]
     pub fn forward(&mut self, frames: Frames<'_, '_>) -> (usize, u32) {
         self.expect(frames.len());
@@ -91,8 +90,8 @@ impl<'m> GuestRoom<'_, 'm> {
         (taken, self.bytes - before)
     }
 
-    /// As many of the frames, each in one buffer, as go to one buffer each: mostly all of them, and without
-    /// the detours of those that do not. Returns how many.
+    /// Fast path for frames of one buffer each. Places the first ones that fit one buffer each: mostly all of them.
+    /// Returns the number placed.
     #[inline]
     fn forward_plain(&mut self, frames: &[GuestSlice<'_>]) -> usize {
         let first = self.done;
@@ -102,8 +101,8 @@ impl<'m> GuestRoom<'_, 'm> {
         }
         let Some((chains, buffers)) = self.chains.plain_mut(first) else { return 0 };
         let (mut packets, mut bytes) = (0, 0);
-        // A full burst is one of many: the guest is better left alone until all of it is there. A smaller one may be all
-        // that is on its way, and the guest can begin with its first frames while the last ones are copied.
+        // A full burst is one of many: the guest is better left undisturbed until all of it is there. A smaller one may
+        // be all there is: the guest can work on its first frames while the last ones are copied.
         let together = if frames.len() < BURST_MAX { COMPLETED_TOGETHER } else { BURST_MAX };
         let lines =
             chains.chunks_mut(together).zip(buffers.chunks(together)).zip(frames.chunks(together));
@@ -138,8 +137,8 @@ impl<'m> GuestRoom<'_, 'm> {
         packets
     }
 
-    /// Makes room for a frame of `payload_len` bytes, which `write` then writes behind the
-    /// header: it is handed the buffers and the offset.
+    /// Makes room for a frame of `payload_len` bytes. `write` then writes it after the header: it gets the buffers and
+    /// the offset.
     #[inline]
     fn place_with(
         &mut self,
@@ -170,7 +169,7 @@ impl<'m> GuestRoom<'_, 'm> {
         self.place_slowly(header, payload_len, write)
     }
 
-    /// The buffer whose turn it is, if it is the only one of its chain, and no window is open.
+    /// The next buffer, if it is the only one of its chain and no window is open.
     #[inline]
     fn next_buffer(&mut self) -> Option<GuestSlice<'m>> {
         if self.window > 0 || (self.end == self.chains.len() && !self.take_more()) {
@@ -179,7 +178,7 @@ impl<'m> GuestRoom<'_, 'm> {
         self.chains.only_buffer(self.done)
     }
 
-    /// As [`place_with`](Self::place_with), over several buffers, or where there is no room.
+    /// Slow path of [`place_with`](Self::place_with): several buffers, a legacy header, or no room.
     #[inline(never)]
     fn place_slowly(
         &mut self,

@@ -1,6 +1,6 @@
-//! What a wrapper of a datapath needs of the room: to see the frames that were placed, and to lose one.
+//! The room as wrappers of a datapath use it: they read placed frames, or lose one on purpose.
 //!
-//! All of it is off the hot path: without a wrapper, the limit is that of every burst, and nobody looks.
+//! Nothing here is on the hot path. Without a wrapper the limit is [`BURST_MAX`], and placed frames are not read.
 
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
@@ -12,34 +12,34 @@ use crate::features::{HEADER_LEN, NUM_BUFFERS};
 use crate::run::read_front;
 use crate::transmit::Frame;
 
-/// A place in a burst: between what was placed before and what will be placed from here on.
+/// A position in a burst: between the frames placed before it and those placed after it.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark(usize);
 
 impl<'m> GuestRoom<'_, 'm> {
-    /// How many frames the burst has so far, those among them that were dropped.
+    /// Number of frames in the burst so far, dropped ones included.
     #[inline]
     #[must_use]
     pub const fn frames(&self) -> usize {
         self.packets as usize + self.dropped as usize
     }
 
-    /// Keeps all frames from the guest until the room is closed, so that they can be looked at: in a packed
-    /// ring it would have the first of them back while the last ones are placed, and could write there.
+    /// Withholds all frames from the guest until the room is closed, so that they can be read. Otherwise, in a packed
+    /// ring, the guest would get the first frames back while the last ones are placed, and could write to them.
     pub const fn keep(&mut self) {
         self.together = usize::MAX;
     }
 
-    /// Marks this place of the burst.
+    /// Returns the current position in the burst.
     #[must_use]
     pub const fn mark(&self) -> Mark {
         Mark(self.done)
     }
 
-    /// The frames that were placed since `mark`, in order. For a room that is [kept](Self::keep).
+    /// The frames placed since `mark`, in order. Call [`keep`](Self::keep) first.
     ///
-    /// How many buffers a frame has is read where the guest will read it. One that writes to buffers it has
-    /// not got back yet can make two frames look like one, and nothing worse.
+    /// The number of buffers of a frame is read from its header in guest memory. A guest that writes to buffers before
+    /// it gets them back can make two frames look like one, and nothing worse.
     pub fn placed_since(&self, mark: Mark) -> impl Iterator<Item = Frame<'_, 'm>> + use<'_, 'm> {
         let mut at = mark.0;
         std::iter::from_fn(move || self.next_placed(&mut at))
@@ -47,7 +47,7 @@ impl<'m> GuestRoom<'_, 'm> {
 
     fn next_placed(&self, at: &mut usize) -> Option<Frame<'_, 'm>> {
         let chains = self.chains.all().get(..self.done)?;
-        // Without a length are those that went back for a fault of their own.
+        // Chains of length 0 went back unused, because they were empty or faulty.
         while chains.get(*at)?.len == 0 {
             *at += 1;
         }
@@ -65,7 +65,7 @@ impl<'m> GuestRoom<'_, 'm> {
             .then(|| Frame::new(self.chains.buffers_between(first, *at), len, header_len))
     }
 
-    /// How many buffers the frame has that begins with chain number `first`.
+    /// Number of buffers of the frame that begins with chain number `first`.
     fn buffers_of(&self, first: usize) -> u16 {
         if !self.negotiated.mergeable() || self.negotiated.header_len() != HEADER_LEN {
             return 1;
@@ -75,15 +75,15 @@ impl<'m> GuestRoom<'_, 'm> {
         u16::from_le_bytes([header[NUM_BUFFERS], header[NUM_BUFFERS + 1]]).max(1)
     }
 
-    /// Has the frame that comes after the next `frames` ones lost, and the burst end with it: for the datapath
-    /// it is placed. Where the burst is not long enough for that, nothing is lost.
+    /// Requests that the frame after the next `frames` ones be lost, and that the burst end with it. To the datapath it
+    /// looks placed. If the burst is too short for that, no frame is lost.
     pub fn lose_after(&mut self, frames: usize) {
         let limit = self.frames().saturating_add(frames);
         self.is_losing = limit < BURST_MAX;
         self.limit = limit.min(BURST_MAX);
     }
 
-    /// Has no frame lost any more, and says whether one was.
+    /// Ends the request of [`lose_after`](Self::lose_after). Returns whether a frame was lost.
     pub const fn lose_none(&mut self) -> bool {
         let lost = self.limit < BURST_MAX && !self.is_losing;
         self.is_losing = false;
@@ -91,18 +91,18 @@ impl<'m> GuestRoom<'_, 'm> {
         lost
     }
 
-    /// Loses a frame that was not placed, for this reason.
+    /// Counts a frame that was not placed as dropped for `cause`.
     pub fn lose(&mut self, cause: DropCause) {
         self.drop_frame(cause);
     }
 
-    /// Whether a wrapper looks on, so that frames have to go one by one.
+    /// Whether a wrapper reads frames or loses one: then frames are placed one by one.
     #[inline]
     pub(super) const fn is_watched(&self) -> bool {
         self.together != COMPLETED_TOGETHER || self.limit != BURST_MAX
     }
 
-    /// A finished frame comes when the burst is at its limit.
+    /// Handles a frame of known length when the burst is at its limit: it finds no room, or it is the one to be lost.
     #[cold]
     pub(super) fn place_at_limit(&mut self) -> Placed {
         if !self.is_losing {
@@ -112,7 +112,7 @@ impl<'m> GuestRoom<'_, 'm> {
         self.drop_frame(DropCause::RxFault)
     }
 
-    /// The same for one that has to be read.
+    /// As [`place_at_limit`](Self::place_at_limit), for a frame that has to be read from the kernel first.
     #[cold]
     pub(super) fn scatter_at_limit(
         &mut self,
