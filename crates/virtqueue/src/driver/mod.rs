@@ -1,7 +1,7 @@
-//! The guest's side of the same rings: what a driver does, and what a hostile one may do.
+//! The guest's side of the rings: what a driver does, and what a hostile driver may do.
 //!
-//! Shared by unit tests, fuzzing, benches and the software front end. A driver places the ring's parts
-//! itself and leaves buffers to the caller.
+//! Unit tests, fuzzing, benches and the software front end share it. A driver lays out the parts of its ring in guest
+//! memory itself. The caller provides the buffers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,23 +23,23 @@ pub struct Buffer {
     pub address: u64,
     /// Length in bytes.
     pub len: u32,
-    /// Whether the device may write it (and only write), or read it (and only read).
+    /// Whether the device may only write the buffer (true) or only read it (false).
     pub writable: bool,
 }
 
-/// A chain that came back.
+/// A chain that the device gave back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Returned {
-    /// What [`Driver::add`] called it.
+    /// Its id, as returned by [`Driver::add`].
     pub id: u16,
-    /// How many bytes the device wrote.
+    /// Number of bytes that the device wrote.
     pub len: u32,
 }
 
-/// What a ring is to be like.
+/// The size and features of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingOptions {
-    /// How many descriptors: of a split ring a power of two.
+    /// Number of descriptors; for a split ring a power of two.
     pub size: u16,
     /// `VIRTIO_F_RING_PACKED`.
     pub packed: bool,
@@ -52,7 +52,7 @@ pub struct RingOptions {
 }
 
 impl RingOptions {
-    /// A split ring with no options.
+    /// A split ring of `size` without features.
     #[must_use]
     pub const fn of(size: u16) -> Self {
         Self { size, packed: false, in_order: false, event_index: false, indirect: false }
@@ -75,16 +75,16 @@ impl RingOptions {
     }
 }
 
-/// A driver of a ring of either format.
+/// The driver of a ring of either format.
 #[derive(Debug)]
 pub enum Driver {
-    /// Of a split ring.
+    /// The driver of a split ring.
     Split(SplitDriver),
-    /// Of a packed ring.
+    /// The driver of a packed ring.
     Packed(PackedDriver),
 }
 
-/// Calls the method of the driver that is there.
+/// Calls a method of the driver for the ring's format.
 macro_rules! driver {
     ($self:expr, $driver:ident => $call:expr) => {
         match $self {
@@ -95,7 +95,7 @@ macro_rules! driver {
 }
 
 impl Driver {
-    /// Bytes that such a ring needs, at an address that is a multiple of 4096.
+    /// Bytes that a ring with these options needs, at an address that is a multiple of 4096.
     #[must_use]
     pub fn bytes(options: &RingOptions) -> u64 {
         if options.packed {
@@ -105,11 +105,11 @@ impl Driver {
         }
     }
 
-    /// Lays an empty ring out at guest-physical `address`, a multiple of 4096. It starts at `position`:
-    /// the index of a split ring, slot and wrap counter (bit 15) of a packed one.
+    /// Lays out an empty ring at guest-physical `address`, a multiple of 4096. It starts at `position`: the index in a
+    /// split ring, slot and wrap counter (bit 15) in a packed ring.
     ///
     /// # Panics
-    /// When it does not fit guest memory: this is the test's own mistake.
+    /// When it does not fit guest memory: that is a mistake of the caller.
     #[must_use]
     pub fn new(
         memory: &Arc<GuestMemory>,
@@ -124,26 +124,26 @@ impl Driver {
         }
     }
 
-    /// What the front end would tell the device of this ring.
+    /// The setup of this ring that a front end would send to the device.
     #[must_use]
     pub const fn setup(&self) -> QueueSetup {
         driver!(self, driver => driver.setup())
     }
 
-    /// How many descriptors are free.
+    /// Number of free descriptors.
     #[must_use]
     pub fn free(&self) -> usize {
         driver!(self, driver => driver.free())
     }
 
-    /// Adds a chain of `buffers`, one descriptor each. Returns its id, or `None` when there are too few
-    /// free descriptors. The device sees it after [`publish`](Self::publish).
+    /// Adds a chain of `buffers`, one descriptor each. Returns its id, or `None` if too few descriptors are free. The
+    /// device sees it after [`publish`](Self::publish).
     pub fn add(&mut self, buffers: &[Buffer]) -> Option<u16> {
         driver!(self, driver => driver.add(buffers))
     }
 
-    /// Adds a chain of `buffers` as one descriptor and an indirect table at guest-physical `table`.
-    /// Returns its id, or `None` when no descriptor is free.
+    /// Adds a chain of `buffers` as one descriptor with an indirect table at guest-physical `table`. Returns its id, or
+    /// `None` if no descriptor is free.
     ///
     /// # Panics
     /// When the table is not in guest memory.
@@ -151,17 +151,18 @@ impl Driver {
         driver!(self, driver => driver.add_indirect(buffers, table))
     }
 
-    /// Shows all added chains to the device.
+    /// Makes all added chains available to the device.
     pub fn publish(&mut self) {
         driver!(self, driver => driver.publish());
     }
 
-    /// Whether the device wants a kick for what was published since the last one.
+    /// Whether the device wants a kick for the chains published since the last call.
     pub fn needs_notification(&mut self) -> bool {
         driver!(self, driver => driver.needs_notification())
     }
 
-    /// Asks the device to signal with the next chain that comes back; look for it once more afterwards.
+    /// Asks the device to signal when it gives back the next chain. Check [`has_used`](Self::has_used) once more
+    /// afterwards: the chain may have come back just before.
     pub fn enable_notification(&mut self) {
         driver!(self, driver => driver.enable_notification());
     }
@@ -171,27 +172,27 @@ impl Driver {
         driver!(self, driver => driver.disable_notification());
     }
 
-    /// Where the device goes on when it went away without a word, having given back what the driver sees:
-    /// every chain that came back must have been taken.
+    /// The position at which a new device has to continue after the old one went away without reporting its own. All
+    /// used chains that the driver sees count as given back. Take every one of them with [`used`](Self::used) first.
     #[must_use]
     pub fn position(&self) -> u16 {
         driver!(self, driver => driver.position())
     }
 
-    /// Whether a chain came back.
+    /// Whether there is a used chain to take.
     #[must_use]
     pub fn has_used(&self) -> bool {
         driver!(self, driver => driver.has_used())
     }
 
-    /// Takes the next chain that came back, and frees its descriptors.
+    /// Takes the next used chain and frees its descriptors.
     pub fn used(&mut self) -> Option<Returned> {
         driver!(self, driver => driver.used())
     }
 }
 
-/// The chain to return now, and what is left for later, when the device gave back `last`: with
-/// `VIRTIO_F_IN_ORDER` that stands for all chains up to its own (2.7.9, 2.8.9).
+/// The device gave back `last`. With `VIRTIO_F_IN_ORDER` that stands for all chains up to this one (2.7.9, 2.8.9).
+/// Returns the chain to return now, and the entry that still stands for the rest.
 fn first_of_batch(
     in_order: bool,
     order: &VecDeque<u16>,
@@ -205,7 +206,7 @@ fn first_of_batch(
     }
 }
 
-/// Takes `id` out of the chains that the device has, where it mostly is the oldest.
+/// Removes `id` from the chains that the device has. Mostly it is the oldest.
 fn forget(order: &mut VecDeque<u16>, id: u16) {
     if order.front() == Some(&id) {
         order.pop_front();

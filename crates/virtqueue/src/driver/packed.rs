@@ -22,19 +22,20 @@ pub struct PackedDriver {
     descriptors: Area,
     driver: Area,
     device: Area,
-    /// Names for chains, the next one first.
+    /// Free ids for chains, the next one first.
     free_ids: VecDeque<u16>,
     free: usize,
-    /// By id: how many descriptors the chain that the device has fills.
+    /// Number of descriptors that a chain fills, by id; 0 if the device does not have it.
     outstanding: Vec<u16>,
-    /// The ids that the device has, oldest first.
+    /// The ids of the chains that the device has, oldest first.
     order: VecDeque<u16>,
-    /// With `VIRTIO_F_IN_ORDER`: what came back as one, up to this id, with this length.
+    /// With `VIRTIO_F_IN_ORDER`: a used descriptor that stands for several chains, up to this id. The length is that of
+    /// the last.
     batch: Option<Returned>,
     next_available: (u16, bool),
-    /// The first descriptor that was added since the last publication: its flags show the rest.
+    /// Slot and tail of the first descriptor added since the last publication. Writing its flags publishes all of them.
     unpublished: Option<(u16, u64)>,
-    /// Descriptors published since the device's wish was last looked at.
+    /// Number of descriptors added since [`needs_notification`](Self::needs_notification) was last called.
     unkicked: u16,
     next_used: (u16, bool),
 }
@@ -46,11 +47,11 @@ impl PackedDriver {
         (descriptor_table_len(size) as u64 + 2 * 64).next_multiple_of(4096)
     }
 
-    /// Lays an empty ring out at guest-physical `address`, a multiple of 4096, that starts at `position`
-    /// (slot, and wrap counter in bit 15).
+    /// Lays out an empty ring at guest-physical `address`, a multiple of 4096. It starts at `position`: slot, and wrap
+    /// counter in bit 15.
     ///
     /// # Panics
-    /// When it does not fit guest memory: this is the test's own mistake.
+    /// When it does not fit guest memory: that is a mistake of the caller.
     #[must_use]
     pub fn new(
         memory: &Arc<GuestMemory>,
@@ -85,7 +86,7 @@ impl PackedDriver {
             part.store(EVENT_OFF_WRAP, 0, Ordering::Relaxed);
             part.store(EVENT_FLAGS, EVENT_ENABLE, Ordering::Relaxed);
         }
-        // What is behind the position is of this lap, what is before it of the last one; all is used.
+        // All descriptors are used: those before the position in this lap, the others in the lap before.
         for slot in 0..size {
             let wrap = if slot < at.0 { at.1 } else { !at.1 };
             let flags = if wrap { DESC_F_AVAIL | DESC_F_USED } else { 0 };
@@ -94,13 +95,13 @@ impl PackedDriver {
         driver
     }
 
-    /// What the front end would tell the device of this ring.
+    /// The setup of this ring that a front end would send to the device.
     #[must_use]
     pub const fn setup(&self) -> QueueSetup {
         self.setup
     }
 
-    /// How many descriptors are free.
+    /// Number of free descriptors.
     #[must_use]
     pub const fn free(&self) -> usize {
         self.free
@@ -229,12 +230,12 @@ impl PackedDriver {
         let tail = self.descriptors.load_u64(at, Ordering::Acquire);
         let PackedDescriptor { len, id, flags, .. } = PackedDescriptor::new(0, tail);
         let bits = [flags & DESC_F_AVAIL != 0, flags & DESC_F_USED != 0];
-        // Without the flag the length is nothing to go by, and DPDK leaves the driver's own there (2.8.5).
+        // Without the flag the length has no meaning, and DPDK leaves the driver's own there (2.8.5).
         let len = if flags & DESC_F_WRITE != 0 { len } else { 0 };
         (bits == [wrap, wrap]).then_some(Returned { id, len })
     }
 
-    /// Hostile: adds one descriptor, with its AVAIL and USED bits set right, whatever else it says.
+    /// Hostile: adds one descriptor without checks. Only its AVAIL and USED bits are set as they have to be.
     pub fn offer_raw(&mut self, descriptor: PackedDescriptor) {
         let (slot, wrap) = self.next_available;
         let owner = if wrap { DESC_F_AVAIL } else { DESC_F_USED };
@@ -251,14 +252,14 @@ impl PackedDriver {
         self.unkicked = self.unkicked.saturating_add(1);
     }
 
-    /// Hostile: writes a descriptor as it is.
+    /// Hostile: writes a descriptor unchanged.
     pub fn write_raw(&mut self, slot: u16, descriptor: PackedDescriptor) {
         let at = usize::from(slot) * DESCRIPTOR_LEN;
         self.descriptors.write(at + PACKED_ADDRESS, descriptor.address.to_le());
         self.store(slot, descriptor.tail(), Ordering::Release);
     }
 
-    /// Hostile: writes the driver's event suppression structure as it is.
+    /// Hostile: writes the driver's event suppression structure unchanged.
     pub fn write_event(&mut self, off_wrap: u16, flags: u16) {
         self.driver.store(EVENT_OFF_WRAP, off_wrap, Ordering::Relaxed);
         self.driver.store(EVENT_FLAGS, flags, Ordering::Release);

@@ -22,14 +22,14 @@ pub struct SplitDriver {
     descriptors: Area,
     driver: Area,
     device: Area,
-    /// Descriptors that are in no chain, the next one first: with `VIRTIO_F_IN_ORDER` they are used
-    /// round and round.
+    /// Free descriptors, the next one first. With `VIRTIO_F_IN_ORDER` they are used in ring order.
     free: VecDeque<u16>,
-    /// By head: the descriptors of the chain that the device has.
+    /// The descriptors of each chain that the device has, by head.
     outstanding: Vec<Vec<u16>>,
-    /// The heads that the device has, oldest first.
+    /// The heads of the chains that the device has, oldest first.
     order: VecDeque<u16>,
-    /// With `VIRTIO_F_IN_ORDER`: what came back as one, up to this head, with this length.
+    /// With `VIRTIO_F_IN_ORDER`: a used entry that stands for several chains, up to this head. The length is that of
+    /// the last.
     batch: Option<Returned>,
     next_available: u16,
     kicked_available: u16,
@@ -45,10 +45,10 @@ impl SplitDriver {
         end
     }
 
-    /// Lays an empty ring out at guest-physical `address`, a multiple of 4096.
+    /// Lays out an empty ring at guest-physical `address`, a multiple of 4096.
     ///
     /// # Panics
-    /// When it does not fit guest memory: this is the test's own mistake.
+    /// When it does not fit guest memory: that is a mistake of the caller.
     #[must_use]
     pub fn new(memory: &Arc<GuestMemory>, address: u64, options: RingOptions) -> Self {
         let size = options.size;
@@ -78,7 +78,7 @@ impl SplitDriver {
         driver
     }
 
-    /// Makes both indices start at `index`, as after that many packets.
+    /// Makes both indices start at `index`, as after that number of chains.
     #[must_use]
     pub fn starting_at(mut self, index: u16) -> Self {
         self.setup.next_available = index;
@@ -88,20 +88,20 @@ impl SplitDriver {
         self
     }
 
-    /// What the front end would tell the device of this ring.
+    /// The setup of this ring that a front end would send to the device.
     #[must_use]
     pub const fn setup(&self) -> QueueSetup {
         self.setup
     }
 
-    /// How many descriptors are free.
+    /// Number of free descriptors.
     #[must_use]
     pub fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Puts a chain of `buffers` in the available ring, one descriptor each. Returns its head, or `None`
-    /// when there are too few free descriptors. The device sees it after [`publish`](Self::publish).
+    /// Adds a chain of `buffers` to the available ring, one descriptor each. Returns its head, or `None` if too few
+    /// descriptors are free. The device sees it after [`publish`](Self::publish).
     pub fn add(&mut self, buffers: &[Buffer]) -> Option<u16> {
         if buffers.is_empty() || self.free.len() < buffers.len() {
             return None;
@@ -114,8 +114,8 @@ impl SplitDriver {
         Some(self.offer(chain))
     }
 
-    /// Puts a chain of `buffers` in the available ring as one descriptor and an indirect table at
-    /// guest-physical `table`. Returns its head, or `None` when no descriptor is free.
+    /// Adds a chain of `buffers` to the available ring, as one descriptor with an indirect table at guest-physical
+    /// `table`. Returns its head, or `None` if no descriptor is free.
     ///
     /// # Panics
     /// When the table is not in guest memory.
@@ -134,12 +134,12 @@ impl SplitDriver {
         Some(self.offer(vec![head]))
     }
 
-    /// Shows all added chains to the device.
+    /// Makes all added chains available to the device.
     pub fn publish(&mut self) {
         self.driver.store(INDEX, self.next_available, Ordering::Release);
     }
 
-    /// Whether the device wants a kick for what was published since the last one.
+    /// Whether the device wants a kick for the chains published since the last call.
     pub fn needs_notification(&mut self) -> bool {
         let old = std::mem::replace(&mut self.kicked_available, self.next_available);
         fence(Ordering::SeqCst);
@@ -151,8 +151,8 @@ impl SplitDriver {
         }
     }
 
-    /// Asks the device to signal with the next used entry; look at [`used`](Self::used) once more
-    /// afterwards.
+    /// Asks the device to signal with the next used entry. Check [`has_used`](Self::has_used) once more afterwards: the
+    /// entry may have come just before.
     pub fn enable_notification(&mut self) {
         if self.setup.event_index {
             let at = ENTRIES + 2 * usize::from(self.setup.size);
@@ -182,7 +182,7 @@ impl SplitDriver {
         self.position() != self.next_used
     }
 
-    /// Takes the next used entry, and frees the descriptors of its chain.
+    /// Takes the next used entry and frees the descriptors of its chain.
     pub fn used(&mut self) -> Option<Returned> {
         if !self.has_used() {
             return None;
@@ -204,19 +204,19 @@ impl SplitDriver {
         Returned { id: u16::try_from(head).unwrap_or(u16::MAX), len }
     }
 
-    /// Hostile: writes a descriptor of the table as it is.
+    /// Hostile: writes a descriptor of the table unchanged.
     pub fn write_descriptor(&mut self, index: u16, descriptor: Descriptor) {
         self.descriptors.write(usize::from(index) * DESCRIPTOR_LEN, descriptor.to_words());
     }
 
-    /// Hostile: offers `head` whatever it is, without [`publish`](Self::publish).
+    /// Hostile: adds `head` to the available ring without checks, and without [`publish`](Self::publish).
     pub fn offer_raw(&mut self, head: u16) {
         let slot = usize::from(self.next_available & (self.setup.size - 1));
         self.driver.write(ENTRIES + 2 * slot, head.to_le());
         self.next_available = self.next_available.wrapping_add(1);
     }
 
-    /// Hostile: writes the available index as it is.
+    /// Hostile: writes the available index unchanged.
     pub fn write_available_index(&mut self, index: u16) {
         self.driver.store(INDEX, index, Ordering::Release);
     }
@@ -229,7 +229,7 @@ impl SplitDriver {
         head
     }
 
-    /// Offset of the device area, and the end.
+    /// Offsets of the device area and of the ring's end, bytes.
     fn offsets(size: u16) -> (u64, u64) {
         let driver_end = (descriptor_table_len(size) + driver_area_len(size)) as u64;
         let device = driver_end.next_multiple_of(64);
