@@ -1,17 +1,17 @@
-//! AF_XDP sockets on the queues of an interface (kernel `net/xdp/`): frames go from and to the driver past
-//! the host's network stack.
+//! AF_XDP sockets on the queues of an interface (kernel `net/xdp/`): frames pass between driver and daemon without the
+//! host's network stack.
 //!
-//! An XDP program hands what arrives to the socket of its queue; the socket's UMEM is the memory that frames
-//! are in, and four rings say which of it belongs to the kernel. One copy is between UMEM and guest memory.
-//! While no guest takes frames they go to the host's own stack, as without the program.
+//! An XDP program redirects each received frame to the socket of its queue. Frames are in the socket's UMEM, and four
+//! rings track which parts of it belong to the kernel. A frame is copied once between UMEM and guest memory. While no
+//! guest takes frames, they go to the host's network stack, as without the program.
 //!
-//! - `device`: what the kernel says of the interface.
+//! - `device`: the interface as the kernel describes it.
 //! - `program`: the XDP program.
 //! - `umem`, `rings`, `socket`: the kernel's objects of these names.
 //! - `channel`: a queue in use.
-//! - `transmit`, `receive`: the two ways through a channel.
-//! - `napi`: what busy polling needs of the interface.
-//! - `options`, `error`: what may be chosen, and what may go wrong.
+//! - `transmit`, `receive`: the two directions of a channel.
+//! - `napi`: the interface's settings for busy polling.
+//! - `options`, `error`: the user's options, and errors.
 
 mod channel;
 mod device;
@@ -55,11 +55,11 @@ pub use options::{Choice, Gro, Options, UmemOwner, XdpMode};
 /// The queues of an interface that one queue pair owns.
 #[derive(Debug)]
 pub struct AfXdp {
-    /// One for each queue. Frames are sent from the first.
+    /// One for each queue. Frames are sent through the first.
     channels: Vec<Channel>,
     /// The numbers of its queues.
     queues: Vec<u32>,
-    /// Becomes readable when one of the sockets does. `None` if there is exactly one, which never changes.
+    /// Becomes readable when one of the sockets does. `None` if there is exactly one socket, and it is never replaced.
     any: Option<OwnedFd>,
     program: Arc<Program>,
     _napi: Arc<Option<NapiSettings>>,
@@ -67,13 +67,13 @@ pub struct AfXdp {
     options: Options,
     /// Limits the lines with socket counters: the guest causes one each time it disables a ring.
     log: LogLimit,
-    /// The socket whose turn to be read first it is.
+    /// Index of the channel to be read first at the next receive.
     turn: usize,
     /// Whether the guest may leave checksums and segmentation to the device.
     offloads: bool,
-    /// Length of the guest's net headers.
+    /// Length of the guest's net headers, bytes.
     header_len: usize,
-    /// The interface was down at the last try.
+    /// The interface was down at the last attempt to send.
     down: bool,
     /// Whether frames are directed to the sockets.
     active: bool,
@@ -81,18 +81,18 @@ pub struct AfXdp {
     in_flight: VecDeque<InFlight>,
 }
 
-/// A frame that is sent from the guest's own memory. The guest gets it back after the kernel has sent it.
+/// A frame that is being sent from the guest's own memory. The guest gets the buffers back after the frame was sent.
 #[derive(Debug)]
 struct InFlight {
-    /// Number of completed descriptors at which the kernel is done with the frame.
+    /// The frame is sent when the socket has completed this number of descriptors.
     until: u64,
-    /// Its outcome, reported then.
+    /// Its outcome, to be reported then.
     outcome: Transmitted,
 }
 
 impl AfXdp {
-    /// Opens the interface `name` for `pairs` queue pairs. All of its queues are bound, for frames on any other
-    /// would go to the host's stack: a pair has one or more of them.
+    /// Opens the interface `name` for `pairs` queue pairs. A pair gets one or more queues. All queues are bound: frames
+    /// of an unbound one would go to the host's network stack.
     ///
     /// # Errors
     /// See [`AfXdpError`].
@@ -152,11 +152,11 @@ impl AfXdp {
         hands.into_iter().map(new).collect()
     }
 
-    /// Closes the sockets and opens new ones, which send from the memory of `guest`.
+    /// Closes the sockets and opens new ones that send from the memory of `guest`.
     fn reopen(&mut self, guest: &GuestMemory) -> io::Result<()> {
         self.detach();
         for &queue in &self.queues {
-            // Frames are sent from the first queue only.
+            // Frames are sent through the first channel only.
             let guest = Some(guest).filter(|_| self.channels.is_empty());
             let channel = Channel::open(&self.device, queue, &self.options, guest)?;
             if let Some(any) = &self.any {
@@ -167,7 +167,7 @@ impl AfXdp {
         Ok(())
     }
 
-    /// As [`transmit`](Datapath::transmit), from the guest's own memory: frames that are taken are held until sent.
+    /// As [`transmit`](Datapath::transmit), but from the guest's own memory: frames that are taken are held until sent.
     fn transmit_in_place(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
         let Some(channel) = self.channels.first_mut() else { return done };
@@ -185,7 +185,7 @@ impl AfXdp {
         done
     }
 
-    /// Whether the interface is still down. Asked before more frames are put into a ring that nobody empties.
+    /// Whether the interface is still down. Checked before more frames go into a ring that the kernel does not empty.
     #[cold]
     fn is_still_down(&mut self) -> bool {
         self.down = self.channels[0].socket.flush().is_err();
@@ -193,15 +193,15 @@ impl AfXdp {
     }
 }
 
-/// Number of free chunks below which sent chunks are taken back first.
+/// Number of free chunks below which the chunks of sent frames are taken back first.
 const CHUNKS_LOW: usize = 2 * BURST_MAX;
 
-/// Most refills of the transmit ring in a burst; the rest waits for the next turn. A guest may ask for 65 536 segments.
+/// Most refills of the transmit ring in a burst. The rest waits for the next turn: a guest may ask for 65 536 segments.
 const REFILLS_MAX: usize = 4;
 
 impl Interface for AfXdp {
     fn capabilities(&self) -> Capabilities {
-        // All offloads but fragmentation of UDP, which no current guest uses.
+        // All offloads except UDP fragmentation, which no current guest uses.
         let offloads = Offloads { ufo: false, ..Offloads::ALL };
         // A network card leaves no offloads pending; packets that GRO makes do.
         let gro = Offloads { checksum: true, tso4: true, tso6: true, ..Offloads::default() };
@@ -238,7 +238,7 @@ impl Interface for AfXdp {
     }
 
     fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
-        // Without it, a guest leaves nothing to be done, and its net headers are not worth a look.
+        // Without the checksum feature a guest leaves no offloads pending, and its net headers are not read.
         self.header_len = negotiated.header_len();
         self.offloads =
             negotiated.has(Offloads { checksum: true, ..Offloads::default() }.from_guest());
@@ -346,7 +346,7 @@ impl InPlace for AfXdp {
     }
 
     fn detach(&mut self) {
-        // What is still in the transmit ring must not be sent any more: the guest may put something else there.
+        // Frames still in the transmit ring must not be sent any more: the guest may reuse their memory.
         self.channels.clear();
         self.in_flight.clear();
         self.active = false;

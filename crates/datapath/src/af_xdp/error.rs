@@ -1,17 +1,17 @@
-//! Why an interface cannot be used, and what to do.
+//! Errors with an interface, and what the user can do about them.
 
 use std::io;
 
 use super::device::Device;
 use super::{Choice, Options};
 
-/// Why an interface cannot be used.
+/// Why AF_XDP cannot use an interface.
 #[derive(Debug, thiserror::Error)]
 pub enum AfXdpError {
     /// There is no such interface.
     #[error("no network interface '{0}'; ip -br link shows those that there are")]
     Missing(String),
-    /// More queue pairs than queues.
+    /// The interface has fewer queues than the queue pairs asked for.
     #[error(
         "'{name}' has {queues} receive queue(s), but {pairs} queue pairs were asked for; give it more with: ethtool -L \
          {name} combined {pairs}, or use --queue-pairs {queues}"
@@ -19,32 +19,32 @@ pub enum AfXdpError {
     TooFewQueues {
         /// The interface's name.
         name: String,
-        /// How many queues it has.
+        /// Number of its receive queues.
         queues: u32,
-        /// How many queue pairs were asked for.
+        /// Number of queue pairs asked for.
         pairs: usize,
     },
-    /// Another program has it.
+    /// Another program uses the interface.
     #[error(
         "'{name}' is in use: {what}; end that program, or take it off with: ip link set dev {name} xdp off"
     )]
     Busy {
         /// The interface's name.
         name: String,
-        /// What is there.
+        /// What uses it.
         what: &'static str,
     },
-    /// No permission.
+    /// The process lacks a permission.
     #[error(
         "no permission for {step} on '{name}': AF_XDP needs root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"
     )]
     Permission {
         /// The interface's name.
         name: String,
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
     },
-    /// Too little locked memory.
+    /// The limit of locked memory is too low.
     #[error(
         "the memory of '{name}' could not be locked: expected a limit of at least 16 MiB for each queue, or CAP_IPC_LOCK; raise it \
          with: ulimit -l unlimited"
@@ -53,7 +53,7 @@ pub enum AfXdpError {
         /// The interface's name.
         name: String,
     },
-    /// The guest's memory cannot be sent from.
+    /// Frames cannot be sent from the guest's memory: it could not be made UMEM.
     #[error(
         "frames cannot be sent from the guest's own memory on '{name}': its {mib} MiB could not be made UMEM ({source}); \
          expected memory of files with pages of 4096 bytes, and a limit of locked memory (ulimit -l) that it fits in, or \
@@ -62,34 +62,34 @@ pub enum AfXdpError {
     GuestMemory {
         /// The interface's name.
         name: String,
-        /// How much memory the guest has.
+        /// Size of the guest's memory in MiB.
         mib: u64,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
-    /// The driver cannot do what was asked for.
+    /// The driver does not support what was asked for.
     #[error(
         "the driver of '{name}' has no {what}; leave the choice to auto, or see: ringscope doctor --iface {name}"
     )]
     Unsupported {
         /// The interface's name.
         name: String,
-        /// What it does not have.
+        /// The missing feature.
         what: String,
     },
-    /// Anything else that the system answered.
+    /// Any other error of the system.
     #[error("AF_XDP on '{name}': {step} failed: {source}")]
     System {
         /// The interface's name.
         name: String,
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Names the reason behind what the system answered to `step`.
+/// Turns the system's error for `step` into one that gives its reason.
 pub(super) fn explain(
     device: &Device,
     options: &Options,

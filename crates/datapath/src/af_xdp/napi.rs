@@ -1,26 +1,26 @@
-//! An interface's settings for busy polling (kernel `Documentation/networking/napi.rst`, "Software IRQ coalescing"):
-//! as long as a worker polls, the device's interrupts stay off.
+//! Settings of an interface for busy polling (kernel `Documentation/networking/napi.rst`, "Software IRQ coalescing").
+//! With them the device's interrupts stay off as long as a worker polls.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The files in `/sys/class/net/IF`, and what busy polling needs there: so often nothing is found before interrupts
-/// are let in, and so many nanoseconds after the last poll the kernel itself looks.
+/// Files in `/sys/class/net/IF`, and their values for busy polling: the number of polls without frames before
+/// interrupts are enabled again, and the time after the last poll at which the kernel itself polls, in nanoseconds.
 const SETTINGS: [(&str, &str); 2] =
     [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
 
-/// The settings as they were. They come back when this is dropped.
+/// The previous settings. They are restored on drop.
 #[derive(Debug)]
 pub struct NapiSettings {
     before: Vec<(PathBuf, String)>,
 }
 
 impl NapiSettings {
-    /// Makes the settings for the interface `name`.
+    /// Changes the settings of the interface `name` for busy polling.
     ///
     /// # Errors
-    /// What the system answers; what was changed before is changed back.
+    /// The system's error. Settings that were changed already are restored.
     pub fn make(name: &str) -> io::Result<Self> {
         let directory = Path::new("/sys/class/net").join(name);
         let mut settings = Self { before: Vec::new() };
@@ -37,7 +37,7 @@ impl NapiSettings {
 impl Drop for NapiSettings {
     fn drop(&mut self) {
         for (path, value) in &self.before {
-            // An interface that is gone has no settings.
+            // NotFound: the interface is gone, and its settings with it.
             if let Err(error) = fs::write(path, value)
                 && error.kind() != io::ErrorKind::NotFound
             {

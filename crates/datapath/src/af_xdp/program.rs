@@ -1,6 +1,6 @@
-//! The XDP program that hands frames to sockets (`bpf/sockets.bpf.c`): loaded, attached, and gone again
-//! with this process.
-#![allow(unsafe_code, reason = "a link with flags, which libbpf-rs cannot make")]
+//! The XDP program that redirects frames to sockets (`bpf/sockets.bpf.c`). It is loaded and attached here, and leaves
+//! the interface when this process ends.
+#![allow(unsafe_code, reason = "creates a link with flags, which libbpf-rs cannot")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -10,31 +10,33 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder};
 
 use super::XdpMode;
 
-/// The compiled program, aligned as an ELF file has to be.
+/// Aligns the compiled program as an ELF file requires it.
 #[repr(align(8))]
 struct Aligned<T: ?Sized>(T);
 
 static OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/sockets.bpf.o")));
 
-/// The program on its interface, and the table of sockets that it looks into.
+/// The program attached to its interface, and its map of sockets.
 #[derive(Debug)]
 pub struct Program {
-    /// The table is reached from the worker of every queue pair; a lock a start and stop, never a frame.
+    /// The map of sockets by queue. The worker of every queue pair accesses it. The lock is taken at start and stop,
+    /// never for a frame.
     sockets: Mutex<MapHandle>,
-    /// The mode that it runs in: native or generic.
+    /// The mode in which it runs: native or generic.
     mode: XdpMode,
-    // Dropped in this order: the link takes the program off the interface.
+    // Field order is drop order: first the link, which detaches the program from the interface.
     _link: OwnedFd,
     _object: Object,
 }
 
 impl Program {
-    /// Loads the program for `queues` receive queues and attaches it to the interface numbered `ifindex`: native
-    /// if the driver can, else generic, or as `mode` says. `stamps`: whether it notes when each frame came.
+    /// Loads the program for `queues` receive queues and attaches it to the interface numbered `ifindex`, in `mode`.
+    /// With [`XdpMode::Auto`] that is native mode if the driver supports it, else generic mode. `stamps`: whether the
+    /// program stamps each frame with its arrival time.
     ///
     /// # Errors
-    /// What libbpf and the kernel answer; `EBUSY` when the interface has another XDP program.
+    /// Those of libbpf and the kernel: `EBUSY` when the interface has another XDP program.
     pub fn attach(ifindex: i32, queues: u32, mode: XdpMode, stamps: bool) -> io::Result<Self> {
         quiet();
         let object = load(queues, stamps)?;
@@ -62,15 +64,15 @@ impl Program {
         Ok(Self { sockets, mode, _link: link, _object: object })
     }
 
-    /// The mode that it runs in.
+    /// The mode in which it runs.
     pub const fn mode(&self) -> XdpMode {
         self.mode
     }
 
-    /// Has the frames of `queue` go to `socket`, or to the host's stack when there is none.
+    /// Directs the frames of `queue` to `socket`, or to the host's network stack if there is none.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// Those of the kernel.
     pub fn direct(&self, queue: u32, socket: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let key = queue.to_ne_bytes();
         let sockets = self.sockets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -95,21 +97,23 @@ fn load(queues: u32, stamps: bool) -> io::Result<Object> {
         } else if let Some(constants) = map.initial_value_mut()
             && let Some(first) = constants.first_chunk_mut()
         {
-            // The only constant of the program.
+            // `stamps`, the only constant of the program.
             *first = i32::from(stamps).to_ne_bytes();
         }
     }
     object.load().map_err(system)
 }
 
-/// A link leaves with the last descriptor of it: however this process ends, the program is gone.
+/// Attaches the program with a link. The kernel removes a link with its last file descriptor: however this process
+/// ends, the program is detached.
 fn link(program: BorrowedFd<'_>, ifindex: i32, flags: u32) -> io::Result<OwnedFd> {
     let options = libbpf_sys::bpf_link_create_opts {
         sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
         flags,
         ..Default::default()
     };
-    // SAFETY: a program of ours that is open, plain numbers, and options that outlive the call.
+    // SAFETY: the program is ours and its descriptor is open; the other arguments are plain numbers and `options`,
+    // which outlives the call.
     let link = unsafe {
         libbpf_sys::bpf_link_create(
             program.as_raw_fd(),
@@ -121,7 +125,7 @@ fn link(program: BorrowedFd<'_>, ifindex: i32, flags: u32) -> io::Result<OwnedFd
     if link < 0 {
         return Err(io::Error::from_raw_os_error(-link));
     }
-    // SAFETY: a descriptor that was just made for us.
+    // SAFETY: the kernel has just created this descriptor for us, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
 
@@ -129,7 +133,7 @@ fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS))
 }
 
-/// libbpf's own messages are for those who look closely.
+/// Logs libbpf's own messages at debug level only.
 fn quiet() {
     libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, message| {
         log::debug!("{}", message.trim_end());

@@ -1,5 +1,5 @@
-//! One AF_XDP socket (kernel `Documentation/networking/af_xdp.rst`): a queue of an interface, with its own
-//! UMEM and four rings.
+//! One AF_XDP socket (kernel `Documentation/networking/af_xdp.rst`): it is bound to a queue of an interface, and has
+//! its own UMEM and four rings.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,73 +22,77 @@ use super::umem::{HEADROOM, Umem};
 use super::{Choice, Options};
 use crate::sys::set_socket_option;
 
-/// Entries of the receive and transmit rings, and of the completion ring.
+/// Entries of the receive, transmit and completion rings.
 const RING: u32 = 2048;
-/// Entries of the fill ring: twice as many, since the kernel takes chunks in bundles and a bundle less than
-/// the receive ring holds would be loss.
+/// Entries of the fill ring: twice as many. The kernel takes chunks in batches, and frames are lost if there is a batch
+/// less than the receive ring holds.
 const FILL: u32 = 2 * RING;
-/// Whoever had the queue last may still be on the way out: the kernel lets go of it a moment later.
+/// Time limit for retries while the queue is busy: the kernel releases a queue shortly after its last user is gone.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Room that a received frame needs beside the MTU: link header, two tags, and the stamp before it.
+/// Bytes that a received frame needs beside the MTU: link header, two VLAN tags, and the arrival stamp before it.
 const LINK_ROOM: u32 = 14 + 8 + 16;
 
-/// The shortest chunks, bytes.
+/// Shortest chunk, bytes.
 const CHUNK_MIN: u32 = 2048;
 
-/// The most chunks that a frame may lie in: the longest IP packet and its link header, in the shortest ones, of which
-/// the kernel fills what is behind its headroom.
+/// Most chunks of a frame: the longest IP packet with its link header, in the shortest chunks. The kernel fills a chunk
+/// after its headroom.
 pub const PARTS_MAX: usize = (0xffff + LINK_ROOM).div_ceil(CHUNK_MIN - HEADROOM) as usize;
 
-/// `XDP_MAX_TX_SKB_BUDGET` (`linux/if_xdp.h`): how many frames one call sends without a driver's help. Not in `libc`.
+/// `XDP_MAX_TX_SKB_BUDGET` (`linux/if_xdp.h`): socket option for the number of frames that one call sends if the driver
+/// does not send from UMEM itself. Not in `libc`.
 const XDP_MAX_TX_SKB_BUDGET: i32 = 9;
-/// More than a burst, unless it is in segments.
+/// Value of that option: more than a burst, unless its frames are segmented.
 const FRAMES_A_CALL: i32 = 256;
 
-/// As much as the transmit ring holds, with what the kernel adds to each frame.
+/// Limit of the kernel's copies of frames that are being sent, bytes: what the transmit ring holds, with the kernel's
+/// overhead for each frame.
 const UNSENT_BYTES_MAX: i32 = 8 << 20;
 
-/// `SO_PREFER_BUSY_POLL`, `SO_BUSY_POLL_BUDGET` (`asm-generic/socket.h`): not in `libc`.
+/// `SO_PREFER_BUSY_POLL` and `SO_BUSY_POLL_BUDGET` (`asm-generic/socket.h`). Not in `libc`.
 const SO_PREFER_BUSY_POLL: i32 = 69;
 const SO_BUSY_POLL_BUDGET: i32 = 70;
-/// So long one look may poll the driver, microseconds; and so many frames it may find.
+/// Longest time that one call polls the driver, microseconds.
 const BUSY_POLL_US: i32 = 20;
+/// Most frames that one poll takes from the driver.
 const BUSY_POLL_FRAMES: i32 = 64;
 
 /// The socket of one queue: descriptor, rings and memory. [`Channel`](super::channel::Channel) uses it.
 #[derive(Debug)]
 pub struct Socket {
-    // The rings are unmapped before the socket is closed: a mapping would keep it alive, and the queue bound.
+    // Field order is drop order: the rings are unmapped before the socket is closed. A mapping would keep the socket
+    // alive, and the queue bound.
     pub fill: Producer<u64>,
     pub completion: Consumer<u64>,
     pub receive: Consumer<XdpDesc>,
     pub transmit: Producer<XdpDesc>,
     fd: OwnedFd,
     pub umem: Umem,
-    /// The queue it is bound to.
+    /// The queue that it is bound to.
     pub queue: u32,
-    /// Whether frames cross without a copy by the kernel.
+    /// Whether the driver accesses UMEM directly, without a copy by the kernel.
     pub zero_copy: bool,
-    /// Whether the kernel says when it must be called; otherwise it must be called for every burst.
+    /// Whether the kernel reports when it must be called. Otherwise it must be called for every burst.
     pub need_wakeup: bool,
-    /// Whether each look polls the driver.
+    /// Whether each receive call polls the driver.
     pub busy_poll: bool,
-    /// Whether a frame may lie in several chunks.
+    /// Whether a frame may fill several chunks.
     pub multi_buffer: bool,
-    /// How many descriptors were put into the transmit ring.
+    /// Number of descriptors that were put into the transmit ring.
     pub submitted: u64,
-    /// How many of them the kernel is done with.
+    /// Number of those that the kernel has completed.
     pub completed: u64,
-    /// Whether the kernel has not taken everything from the transmit ring.
+    /// Whether the kernel has not taken all entries of the transmit ring yet.
     pub unsent: bool,
 }
 
 impl Socket {
-    /// Opens a socket on `queue` of `device`, with all its receive chunks in the fill ring; and with the memory of
-    /// `guest` in its UMEM, if frames are to be sent from there.
+    /// Opens a socket on `queue` of `device`, with all its receive chunks in the fill ring. If there is a `guest`, its
+    /// memory becomes part of UMEM, and frames can be sent from there.
     ///
     /// # Errors
-    /// What the system answers: `EBUSY` when another socket has the queue, `ENOBUFS` or `ENOMEM` when the
-    /// limit of locked memory is too low, `EOPNOTSUPP` when zero copy was asked for and the driver cannot.
+    /// Those of the system: `EBUSY` when another socket has the queue, `ENOBUFS` or `ENOMEM` when the limit of locked
+    /// memory is too low, `EOPNOTSUPP` when zero copy is required and the driver does not support it.
     pub fn open(
         device: &Device,
         queue: u32,
@@ -100,7 +104,7 @@ impl Socket {
         let chunk = if is_short { CHUNK_MIN } else { 4096 };
         let umem = Umem::new(chunk, FILL, RING, guest)?;
         let fits_one = u32::from(device.mtu) + LINK_ROOM + HEADROOM <= chunk;
-        // A guest's frame mostly lies in several buffers.
+        // A frame in guest memory mostly has several buffers.
         let multi_buffer = device.is_virtual || !fits_one || guest.is_some();
         let need_wakeup = options.need_wakeup.or(!device.is_virtual);
 
@@ -154,12 +158,12 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Sets what makes it quick.
+    /// Sets socket options for throughput and latency.
     fn tune(&self) -> io::Result<()> {
         let set = |level, option, value| set_socket_option(self.fd.as_fd(), level, option, value);
-        // Where the kernel sends a copy of each frame, those on their way count against this.
+        // If the kernel sends copies of frames, copies not sent yet count against this limit.
         let _ = set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, UNSENT_BYTES_MAX);
-        // Before Linux 6.17 there is no such option: then a burst takes a call more.
+        // Linux before 6.17 does not have this option: then a burst takes more calls.
         let _ = set(libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, FRAMES_A_CALL);
         if self.busy_poll {
             set(libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, 1)?;
@@ -169,14 +173,15 @@ impl Socket {
         Ok(())
     }
 
-    /// How many chunks are where they should be while nothing is on its way: free to send from, and in the fill or the
-    /// receive ring.
+    /// Number of chunks that are free to send from, and number of those in the fill and receive rings. While no frame
+    /// is in flight these are all chunks.
     pub fn chunks_at_rest(&mut self) -> (usize, u32) {
         self.reap();
         (self.umem.free(), self.fill.left() + self.receive.refresh())
     }
 
-    /// The kernel's counters (`XDP_STATISTICS`); `None` is not expected of an AF_XDP socket.
+    /// The kernel's counters (`XDP_STATISTICS`). `None` if the system reports an error, which is not expected of an
+    /// AF_XDP socket.
     pub fn statistics(&self) -> Option<XdpStatistics> {
         sockopt::xdp_statistics(&self.fd).ok()
     }
@@ -197,10 +202,10 @@ impl Socket {
         )
     }
 
-    /// Has the kernel look for frames in the driver now (`recvfrom(2)`).
+    /// Makes the kernel poll the driver for frames now (`recvfrom(2)`).
     #[inline]
     pub fn poll_driver(&self) {
-        // What went wrong shows when something is sent.
+        // An error shows at the next send.
         let _ = rustix::net::recv(&self.fd, &mut [0; 0], RecvFlags::DONTWAIT);
     }
 
@@ -212,7 +217,7 @@ impl Socket {
         };
         let bound = self.bind_one_of(device, ways);
         if self.multi_buffer && fits_one && bound == Err(Errno::INVAL) {
-            // Before Linux 6.6 nothing lies in several chunks: what does not fit one is lost, and counted.
+            // Linux before 6.6 puts no frame into several chunks: one that does not fit a chunk is lost and counted.
             self.multi_buffer = false;
             self.bind_one_of(device, ways)?;
         } else {
@@ -223,7 +228,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Binds it in the first of these ways that the driver has.
+    /// Binds the socket in the first of these ways that the driver supports.
     fn bind_one_of(&self, device: &Device, ways: &[SocketAddrXdpFlags]) -> Result<(), Errno> {
         let mut flags = SocketAddrXdpFlags::empty();
         flags.set(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, self.need_wakeup);
@@ -251,12 +256,12 @@ impl Socket {
         }
     }
 
-    /// Has the kernel send what is in the transmit ring (`sendto(2)`, as `af_xdp.rst` describes it). Without a driver
-    /// of its own for that, the kernel sends within the call, so many frames at a time (`EAGAIN` says that
-    /// there are more).
+    /// Makes the kernel send what is in the transmit ring (`sendto(2)`, as in `af_xdp.rst`). If the driver does not
+    /// send from UMEM itself, the kernel sends within the call, a limited number of frames in each. `EAGAIN` reports
+    /// that there are more.
     ///
     /// # Errors
-    /// What the system answers.
+    /// Those of the system.
     #[inline]
     pub fn kick(&self) -> Result<(), Errno> {
         rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT).map(|_| ())

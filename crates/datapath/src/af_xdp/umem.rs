@@ -1,32 +1,33 @@
-//! UMEM: the memory that an AF_XDP socket's frames are in, cut into chunks.
+//! UMEM: the memory for the frames of an AF_XDP socket, divided into chunks.
 
 use std::io;
 
 use guest_memory::{GuestMemory, GuestSlice, HostMemory};
 
-/// Bytes that the kernel leaves free before a received frame (`XDP_PACKET_HEADROOM`, `linux/bpf.h`).
+/// Bytes that the kernel leaves free in a chunk before a received frame (`XDP_PACKET_HEADROOM`, `linux/bpf.h`).
 pub const HEADROOM: u32 = 256;
 
-/// In unaligned mode an address has where its chunk begins in its low 48 bits, and how far the frame is from there
-/// in the others (`XSK_UNALIGNED_BUF_OFFSET_SHIFT`, `linux/if_xdp.h`).
+/// Position of the frame's offset in an address of unaligned mode. The low 48 bits are the start of the chunk, and the
+/// high 16 bits are the offset of the frame from there (`XSK_UNALIGNED_BUF_OFFSET_SHIFT`, `linux/if_xdp.h`).
 const OFFSET_SHIFT: u32 = 48;
 
-/// Chunks for received frames first, then those for frames to send, then perhaps the guest's memory.
+/// The UMEM of one socket: first the chunks for received frames, then those for frames to send, then the guest's memory
+/// if frames are sent from there.
 #[derive(Debug)]
 pub struct Umem {
     memory: HostMemory,
     chunk: u32,
     receive: u32,
-    /// Where the chunks end, bytes.
+    /// End of the chunks, in bytes from the start of UMEM.
     chunks_end: u64,
-    /// Chunks begin anywhere: the guest's buffers are some.
+    /// Unaligned mode: chunks may begin anywhere, because guest buffers are chunks, too.
     unaligned: bool,
-    /// Offsets of the chunks that nothing is being sent from.
+    /// Offsets of the free chunks for frames to send.
     free: Vec<u64>,
 }
 
 impl Umem {
-    /// Maps `receive` and `transmit` chunks of `chunk` bytes, and the memory of a guest, if one is given.
+    /// Maps `receive` and `transmit` chunks of `chunk` bytes each, and the memory of `guest`, if there is one.
     ///
     /// # Errors
     /// See [`HostMemory::before_guest`].
@@ -47,7 +48,7 @@ impl Umem {
         Ok(Self { memory, chunk, receive, chunks_end, unaligned: guest.is_some(), free })
     }
 
-    /// All of it, as the kernel registers it: address, and length in bytes.
+    /// Address of the whole UMEM and its length in bytes, to register it with the kernel.
     pub fn registration(&self) -> (u64, u64) {
         (self.memory.address(), self.memory.len() as u64)
     }
@@ -58,7 +59,7 @@ impl Umem {
         self.chunk
     }
 
-    /// Whether chunks begin anywhere.
+    /// Whether chunks may begin anywhere (unaligned mode).
     pub const fn is_unaligned(&self) -> bool {
         self.unaligned
     }
@@ -69,44 +70,43 @@ impl Umem {
         (0..u64::from(self.receive)).map(move |n| n * chunk)
     }
 
-    /// How many chunks could be taken to send from.
+    /// Number of free chunks for frames to send.
     #[inline]
     pub const fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Takes a chunk to send from.
+    /// Takes a free chunk for a frame to send. Returns its offset.
     #[inline]
     pub fn take(&mut self) -> Option<u64> {
         self.free.pop()
     }
 
-    /// The kernel is done with what was sent from `address`: a chunk is free again. What is the guest's own is left
-    /// alone.
+    /// Frees the chunk at `address`, after the kernel has sent from it. An address in the guest's memory is ignored.
     #[inline]
     pub fn give_back(&mut self, address: u64) {
         if address >= self.chunks_end {
             return;
         }
-        // Never more than were taken, so there is room: no allocation.
+        // At most as many chunks come back as were taken, so there is room: no allocation.
         debug_assert!(self.free.len() < self.free.capacity());
         self.free.push(address - address % u64::from(self.chunk));
     }
 
-    /// The chunk of the frame that was received at `address`, as it goes back to the fill ring.
+    /// Offset of the chunk of a frame received at `address`, to return it to the fill ring.
     #[inline]
     pub const fn chunk_of(&self, address: u64) -> u64 {
         let address = if self.unaligned { address & ((1 << OFFSET_SHIFT) - 1) } else { address };
         address - address % self.chunk as u64
     }
 
-    /// The `len` bytes of a frame that was received at `address`, if they are in a chunk for that.
+    /// The `len` bytes of a frame received at `address`. `None` if it does not begin in a chunk, or exceeds UMEM.
     #[inline]
     pub fn received(&self, address: u64, len: u32) -> Option<GuestSlice<'_>> {
         self.slice_of_chunks(self.offset_received(address), len)
     }
 
-    /// The `len` bytes before a frame that was received at `address`.
+    /// The `len` bytes before a frame received at `address`. `None` as for [`received`](Self::received).
     #[inline]
     pub fn before_received(&self, address: u64, len: u32) -> Option<GuestSlice<'_>> {
         let offset = self.offset_received(address).checked_sub(u64::from(len))?;
@@ -127,13 +127,13 @@ impl Umem {
         if offset < self.chunks_end { self.slice(offset, len) } else { None }
     }
 
-    /// The `len` bytes at `offset`, if it has them.
+    /// The `len` bytes at `offset`. `None` if they exceed UMEM.
     #[inline]
     pub fn slice(&self, offset: u64, len: u32) -> Option<GuestSlice<'_>> {
         self.memory.slice(offset, len)
     }
 
-    /// Where bytes of the guest are here, if its memory is.
+    /// Offset of a slice of guest memory in UMEM. `None` if it is not part of UMEM.
     #[inline]
     pub fn offset_of(&self, slice: &GuestSlice<'_>) -> Option<u64> {
         self.memory.offset_of(slice)
