@@ -1,4 +1,4 @@
-//! Where metrics may be asked for: on this host only.
+//! The addresses at which metrics can be served: on this host only.
 
 use std::fmt;
 use std::net::SocketAddr;

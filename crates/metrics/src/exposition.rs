@@ -1,4 +1,4 @@
-//! What is known of the guests, as OpenMetrics text.
+//! The metrics of all guests as OpenMetrics text.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::guest::{BUCKETS_S, Guest};
 
 type Labels = Vec<(&'static str, String)>;
 
-/// One kind of figure, with its values.
+/// A metric family: a name, and a value for each set of labels.
 #[derive(Debug)]
 struct Family {
     name: &'static str,
@@ -32,14 +32,14 @@ enum Values {
 struct Histogram {
     sum_s: f64,
     count: u64,
-    /// The bucket's upper end, and what is in it alone.
+    /// Upper bound of each bucket, and its own count (not cumulative).
     buckets: Vec<(f64, u64)>,
 }
 
 /// The text of all metrics of `guests`.
 ///
 /// # Errors
-/// Never: a string takes what is written to it.
+/// Never: writing to a string does not fail.
 pub fn to_text(guests: &[Guest]) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("ringscope");
     registry.register_collector(Box::new(Families(families(guests))));
@@ -127,7 +127,7 @@ fn of_queue(guest: &Guest, ring: u16) -> Labels {
     ]
 }
 
-/// Every cause of the queue's direction: what has not happened yet is 0, so that the first time shows as a change.
+/// All drop causes of the queue's direction. A cause without drops is 0, so that its first drop shows as a change.
 fn drops(guests: &[Guest]) -> Vec<(Labels, u64)> {
     let mut drops = Vec::new();
     for (guest, ring) in guests.iter().flat_map(|guest| rings(guest).map(move |ring| (guest, ring)))
@@ -184,7 +184,7 @@ fn histograms(guest: &Guest) -> Vec<(Labels, Histogram)> {
     let mut all = Vec::new();
     for (n, way) in guest.ways.iter().enumerate() {
         let own = way.times.iter().map(|(name, times)| (*name, "D", times));
-        // What nobody measures here is left out.
+        // Kernel stages that are not measured here are left out.
         let kernel = way.kernel.iter().filter(|(_, times)| times.packets > 0);
         let kernel = kernel.map(|(stage, times)| (stage.name(), "K", times));
         for (name, tier, times) in own.chain(kernel) {
@@ -205,7 +205,7 @@ fn histograms(guest: &Guest) -> Vec<(Labels, Histogram)> {
     all
 }
 
-/// All families, as the library asks for them.
+/// All families, as `prometheus_client` collects them.
 #[derive(Debug)]
 struct Families(Vec<Family>);
 

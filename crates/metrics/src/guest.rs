@@ -1,4 +1,4 @@
-//! One guest's recorder, followed.
+//! Reads one guest's recorder as it is written, and makes its histograms.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,16 +7,17 @@ use burst_trace::{
     BurstRecord, Clock, Cursor, Direction, KernelStage, ReadError, Reader, Record, Wakeup, Wakeups,
 };
 
-/// Upper bounds of the histograms' buckets, seconds. One more bucket holds what is longer.
+/// Upper bounds of the histogram buckets, in seconds. One more bucket holds all longer times.
 pub const BUCKETS_S: [f64; 22] = [
     1e-7, 2e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
     2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
 ];
 
-/// Longest delay of the record of a wake-up after its burst. Then the burst's wake-up is counted, and stays as it is.
+/// Longest time between a burst and the record of its wake-up. After this time the burst's wake-up is final, and is
+/// counted.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A guest whose recorder is followed.
+/// A guest whose recorder is read as it is written.
 #[derive(Debug)]
 pub struct Guest {
     pub(crate) name: String,
@@ -25,13 +26,13 @@ pub struct Guest {
     cursors: Vec<Cursor>,
     bounds: [u64; BUCKETS_S.len()],
     clock: Clock,
-    /// `None` when the daemon was not asked for times in the host kernel.
+    /// `None` when the daemon does not measure times in the host kernel.
     wakeups: Option<Wakeups>,
     pub(crate) ways: [Way; 2],
     pub(crate) lost: u64,
 }
 
-/// The figures of one direction.
+/// The histograms and counts of one direction.
 #[derive(Debug)]
 pub(crate) struct Way {
     pub(crate) direction: Direction,
@@ -42,20 +43,20 @@ pub(crate) struct Way {
     pub(crate) polled_packets: u64,
 }
 
-/// A histogram.
+/// A histogram of times.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Times {
-    /// Packets by bucket; the last one holds what is longer than all.
+    /// Packets in each bucket. The last bucket holds times above every bound.
     pub(crate) counts: [u64; BUCKETS_S.len() + 1],
     pub(crate) packets: u64,
     pub(crate) ticks: u128,
 }
 
 impl Guest {
-    /// Opens the recorder of the guest `name` at `path`, stamped by `clock`, and follows it from its oldest record on.
+    /// Opens the recorder of guest `name` at `path`, which `clock` stamps. Reading begins at its oldest record.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the recorder cannot be read.
     pub fn open(name: &str, path: &Path, clock: Clock) -> Result<Self, ReadError> {
         let reader = Reader::open(path)?;
         let rate = reader.ticks_per_second() as f64;
@@ -73,8 +74,8 @@ impl Guest {
         })
     }
 
-    /// Reads the new records. Returns how full the recorder was since the last time: 1 when the busiest worker has filled
-    /// its part.
+    /// Reads the new records. Returns the fraction of the recorder that was written since the last call: 1 when the
+    /// busiest worker filled its part.
     pub(crate) fn follow(&mut self) -> f64 {
         let Self { reader, cursors, bounds, ways, wakeups, lost, .. } = self;
         let mut most = 0;
@@ -161,7 +162,7 @@ mod tests {
     use crate::exposition::to_text;
     use burst_trace::{KernelSpan, Recorder, RecorderOptions};
 
-    /// A burst in each direction, 10 µs in each stage, and its kernel spans, about a millisecond after `zero`.
+    /// Writes a burst in each direction with 10 µs in each stage, and its kernel spans, about 1 ms after `zero`.
     fn write(recorder: &Recorder, clock: Clock, zero: u64) {
         let ticks = |us| clock.ticks_in(Duration::from_micros(us));
         let (mut worker, mut kernel) = (recorder.writer(0, clock), recorder.writer(1, clock));
@@ -215,9 +216,9 @@ mod tests {
                 })
                 .collect::<Vec<_>>()
         };
-        // There is no host-rx, and so young a burst may still have another wake-up.
+        // No host-rx span was written. The burst is so recent that another record of its wake-up may follow.
         assert_eq!(counts(), [Some(2), Some(1), Some(1), None, None, None]);
-        // The burst begins a millisecond after the recorder.
+        // The burst begins 1 ms after the recorder was made.
         std::thread::sleep(LATE + Duration::from_millis(50));
         assert_eq!(counts(), [Some(2), Some(1), Some(1), None, Some(2), None]);
         assert_eq!(counts()[4], Some(2), "it counts once");

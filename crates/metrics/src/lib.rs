@@ -1,13 +1,13 @@
-//! Counters and stage histograms of a running daemon, for Prometheus and whoever else reads OpenMetrics.
+//! Serves counters and stage histograms of a running daemon, for Prometheus and other readers of OpenMetrics.
 //!
-//! The daemon's workers know nothing of this: everything is read from the flight recorders, as any other reader does.
-//! Packets, bytes, bursts and drops are the recorder's own counters, exact whatever happens. The histograms follow the
-//! records; those that were overwritten before they could be read are counted.
+//! The daemon's workers take no part in this: everything is read from the flight recorders, as any other reader does.
+//! Packets, bytes, bursts and drops are the recorder's own counters, which are always exact. The histograms are made
+//! from the records. Records that were overwritten before they could be read are counted.
 //!
-//! - [`address`]: where metrics may be asked for.
-//! - `guest`: one guest's recorder, followed.
-//! - `exposition`: what is known, as OpenMetrics text.
-//! - `server`: who asks for it, and how.
+//! - [`address`]: the addresses at which metrics can be served.
+//! - `guest`: reads one guest's recorder as it is written.
+//! - `exposition`: the metrics as OpenMetrics text.
+//! - `server`: the HTTP server.
 
 mod address;
 mod exposition;

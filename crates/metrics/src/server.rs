@@ -1,8 +1,8 @@
-//! Who asks for metrics, and how: HTTP/1.1, `GET /metrics`, one answer a connection.
+//! The server of the metrics: HTTP/1.1, `GET /metrics`, one response per connection.
 //!
-//! At rest nothing here wakes up. The records are read whenever somebody asks, and for as long as they keep coming, often
-//! enough that none is overwritten unread; so what is lost is what filled a whole recorder after a rest and before
-//! somebody asked.
+//! While idle, no thread here wakes up. Each request reads the records. After it, as long as new records arrive, they
+//! are read often enough that none is overwritten unread. So records are lost only when they fill a whole recorder
+//! after an idle time and before the next request.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -22,24 +22,24 @@ use crate::address::Address;
 use crate::exposition::to_text;
 use crate::guest::Guest;
 
-/// The longest request that is read.
+/// Longest request that is read, in bytes.
 const REQUEST_MAX: usize = 8192;
-/// So long a connection may take for its request, and again for its answer.
+/// Longest time that a connection may take for its request, and again for its response.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// So many connections are answered at a time; more are closed.
+/// Most connections answered at a time; further ones are closed.
 const CONNECTIONS_MAX: usize = 8;
-/// Records are read so often while they come, and oftener where a recorder fills fast.
+/// Interval between two reads while new records arrive; shorter where a recorder fills fast.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Why metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// The address cannot be had.
+    /// The address cannot be bound.
     #[error("cannot serve metrics at {address}: {source}; choose another --metrics")]
     Bind {
         /// The address.
         address: Address,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
     },
     /// A recorder cannot be read.
@@ -50,7 +50,7 @@ pub enum MetricsError {
     Thread(io::Error),
 }
 
-/// The endpoint. Dropped, it is gone.
+/// The endpoint. Dropping it ends its threads and removes its unix socket.
 #[derive(Debug)]
 pub struct Metrics {
     shared: Arc<Shared>,
@@ -62,7 +62,7 @@ pub struct Metrics {
 #[derive(Debug)]
 struct Shared {
     guests: Mutex<Vec<Guest>>,
-    /// Somebody asked, so that records may be coming.
+    /// Notified after each request, because records may be arriving; and at the end.
     asked: Condvar,
     is_over: AtomicBool,
     connections: AtomicUsize,
@@ -118,7 +118,7 @@ impl Metrics {
             while !shared.is_over.load(Ordering::Acquire) {
                 match next() {
                     Ok(stream) => Shared::answer_apart(&shared, stream),
-                    // Out of descriptors, say: not at full speed.
+                    // For example without a free descriptor: the pause keeps this loop from spinning.
                     Err(_) => std::thread::sleep(Duration::from_millis(10)),
                 }
             }
@@ -139,7 +139,7 @@ impl Metrics {
 impl Drop for Metrics {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Ordering::Release);
-        // Whoever waits in accept(2) is told so (Linux: EINVAL).
+        // A thread that blocks in accept(2) returns with an error (Linux: EINVAL).
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         drop(self.shared.guests());
         self.shared.asked.notify_all();
@@ -157,7 +157,7 @@ impl Shared {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads records as long as they come, then waits until somebody asks.
+    /// Reads records as long as new ones arrive, then waits for the next request.
     fn follow(&self) {
         let mut guests = self.guests();
         while !self.is_over.load(Ordering::Acquire) {
@@ -165,7 +165,7 @@ impl Shared {
             guests = if fill == 0.0 {
                 self.asked.wait(guests).unwrap_or_else(PoisonError::into_inner)
             } else {
-                // A quarter of a recorder at a time leaves room for a rate that doubles.
+                // To read a quarter of a recorder at a time leaves room for a rate that doubles.
                 let pause = FOLLOW_EVERY.mul_f64((0.25 / fill).min(1.0));
                 let waited = self.asked.wait_timeout(guests, pause.max(Duration::from_millis(2)));
                 waited.unwrap_or_else(PoisonError::into_inner).0
@@ -182,7 +182,7 @@ impl Shared {
         text
     }
 
-    /// Answers on a thread of its own, so that a slow reader holds up nobody else.
+    /// Answers on a separate thread, so that a slow client delays no other client.
     fn answer_apart<S: Stream>(shared: &Arc<Self>, stream: S) {
         if shared.connections.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
             shared.connections.fetch_sub(1, Ordering::AcqRel);
@@ -221,7 +221,7 @@ impl Shared {
     }
 }
 
-/// What was asked for.
+/// What a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
     Metrics,
@@ -255,7 +255,7 @@ fn read_request(stream: &mut impl Read) -> io::Result<Request> {
     }
 }
 
-/// A connection.
+/// A TCP or unix connection.
 trait Stream: Read + Write + Send + 'static {
     fn limit(&self, time: Duration) -> io::Result<()>;
     fn end(&self) -> io::Result<()>;
@@ -279,7 +279,7 @@ macro_rules! stream {
 stream!(TcpStream);
 stream!(UnixStream);
 
-/// A socket that nobody listens at any more is replaced; anything else in its place is left alone.
+/// Binds a unix socket. A socket file that has no listener any more is replaced; anything else there is left alone.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Ok(there) = fs::symlink_metadata(path)
         && there.file_type().is_socket()
