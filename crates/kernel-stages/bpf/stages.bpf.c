@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-// Spans of a packet's way in the host kernel, on tracepoints with types (BTF). Two groups, loaded apart:
+// Measures spans of a packet's path in the host kernel, on BTF tracepoints. Two groups, loaded separately:
 //
-//   sched  a worker's thread was woken up, until it runs; a thread of a front end was woken up by a worker, which called
-//          its guest, until it runs
-//   net    a frame came in by a device, until it was handed to a tap; or was taken from a tap by the worker's own
-//          write, until another device's driver got it
+// sched: from the wake-up of a worker's thread until it runs; from the wake-up of a front end's thread by a worker that
+// signals its guest, until that thread runs.
+// net: from a frame's reception by a device until it is handed to a tap; from a frame's reception by a tap, in the
+// worker's own write, until another device's driver gets it.
 #include <linux/bpf.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
-// Of the kernel's own types only what is read here; where it lies is found out when this is loaded.
+// Only those fields of the kernel's types that are read here. Their offsets are found when the programs are loaded.
 struct task_struct {
 	int pid;
 	int tgid;
@@ -23,11 +23,11 @@ struct net_device {
 
 struct sk_buff {
 	struct net_device *dev;
-	// The device that it was last received by; 0 when it was never received, or is another frame since then.
+	// The device that last received it; 0 if none did, or if the memory has become another frame since.
 	int skb_iif;
 } __attribute__((preserve_access_index));
 
-// `KernelStage` in burst-trace.
+// The numbers of `KernelStage` in burst-trace.
 enum stage {
 	WAKEUP = 1,
 	HOST_TX = 2,
@@ -50,9 +50,9 @@ struct event {
 	__u32 about;
 };
 
-// A frame on its way.
+// A frame that is followed.
 struct sight {
-	// The frame; 0 for none.
+	// The frame's key (`key_of`); 0 for none.
 	__u64 skb;
 	__u64 time;
 	__u32 origin;
@@ -62,29 +62,30 @@ struct sight {
 	__u32 unused;
 };
 
-// In a rush not every frame of a device is followed: so many in each of the kernel's ticks,
+// Under load frames are sampled. Per device, this many frames are followed first in each kernel tick,
 #define A_TICK 16
-// and of those behind them one in so many, a power of two.
+// then one in this many, a power of two.
 #define ONE_IN 64
 
-// One slot a frame, by its address. A frame that comes where another one is that was dropped somewhere takes its place.
+// One slot per frame, chosen by its address. A frame that was dropped somewhere keeps its slot until another frame
+// takes that slot.
 #define SLOTS 4096
 static struct sight slots[SLOTS];
 
-// How many frames a device has brought in the present tick. Two CPUs that bring some at once may count one less.
+// Number of frames that a device received in the current tick. Two CPUs that count at once may count one too few.
 struct pace {
 	__u64 tick;
 	__u64 count;
 };
 
-// Devices whose indices differ by a multiple of this share one.
+// Devices whose indices differ by a multiple of this share one entry.
 #define PACES 64
 static struct pace paces[PACES];
 
 // include/linux/sched.h: __TASK_STOPPED, __TASK_TRACED.
 #define HELD (0x4 | 0x8)
 
-// Threads of workers by their id.
+// Workers' threads: from thread id to worker number.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -92,7 +93,7 @@ struct {
 	__type(value, __u32);
 } workers SEC(".maps");
 
-// When a worker was woken up that does not run yet.
+// Workers that were woken up and do not run yet: from thread id to the time of the wake-up.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -100,7 +101,7 @@ struct {
 	__type(value, __u64);
 } woken SEC(".maps");
 
-// Front ends by the process's id: their numbers.
+// Front ends: from process id to number.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -108,7 +109,7 @@ struct {
 	__type(value, __u32);
 } front_ends SEC(".maps");
 
-// A thread of a front end's that was woken up by a worker and does not run yet.
+// A front end's thread that a worker woke up and that does not run yet.
 struct call {
 	__u64 time;
 	__u32 front_end;
@@ -122,7 +123,7 @@ struct {
 	__type(value, struct call);
 } called SEC(".maps");
 
-// The workers' taps by interface index: their numbers.
+// The workers' taps: from interface index to number.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -135,7 +136,7 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
-// Events that found no room.
+// Number of events that found no room in `events`.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -168,7 +169,7 @@ int BPF_PROG(waking, struct task_struct *p)
 	__u32 tid = p->pid, tgid = p->tgid, waker;
 	__u32 *front_end;
 
-	// The first of several counts, of either kind.
+	// The earliest one counts, be it a wake-up here or a stop in `switching`.
 	if (bpf_map_lookup_elem(&workers, &tid)) {
 		__u64 now = bpf_ktime_get_ns();
 
@@ -198,7 +199,7 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev, struct task_stru
 	__u32 *worker;
 	__u64 *start;
 
-	// Nothing wakes up a thread that is held by a signal or a debugger: it is kept waiting from here on.
+	// While a signal or a debugger stops a thread, nothing wakes it up. So its wait begins here.
 	if ((prev->__state & HELD) && bpf_map_lookup_elem(&workers, &tid)) {
 		__u64 now = bpf_ktime_get_ns();
 
@@ -221,7 +222,7 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev, struct task_stru
 	return 0;
 }
 
-// A number for a frame: the verifier lets an address be told apart from others only as a distance from one of our own.
+// Key of a frame. The verifier lets us compare a frame's address only as its distance from an address of our own.
 static __always_inline __u64 key_of(struct sk_buff *skb)
 {
 	__u64 key = (__u64)skb - (__u64)slots;
@@ -232,7 +233,7 @@ static __always_inline __u64 key_of(struct sk_buff *skb)
 
 static __always_inline struct sight *slot_of(__u64 key)
 {
-	// The first bits are those of the allocator's alignment.
+	// The low bits do not differ between frames: the allocator aligns them.
 	return &slots[(key >> 6) % SLOTS];
 }
 
@@ -258,12 +259,12 @@ int BPF_PROG(receiving, struct sk_buff *skb)
 	__u64 now;
 
 	if (slot->skb == key) {
-		// One that a bridge hands up, or a VLAN: the first time counts.
+		// The same frame, passed up by a bridge or a VLAN device: its first reception counts.
 		if (skb->skb_iif && slot->ifindex == (__u32)skb->skb_iif) {
 			slot->ifindex = ifindex;
 			return 0;
 		}
-		// Another frame was there.
+		// The slot holds an earlier frame.
 		slot->skb = 0;
 	}
 	if (!is_followed(ifindex))
@@ -283,7 +284,7 @@ int BPF_PROG(receiving, struct sk_buff *skb)
 	slot->origin = origin;
 	slot->worker = from;
 	slot->ifindex = ifindex;
-	// Only now it is that frame's, for any other CPU too.
+	// Written last: only from now on does the slot belong to the frame, on every CPU.
 	__sync_lock_test_and_set(&slot->skb, key);
 	return 0;
 }
@@ -300,14 +301,14 @@ int BPF_PROG(transmitting, struct sk_buff *skb, struct net_device *dev)
 	if (slot->skb != key)
 		return 0;
 	sight = *slot;
-	// Memory of a frame that went elsewhere may be another frame's by now.
+	// If the frame took another path, its memory may hold another frame by now.
 	if (sight.ifindex != (__u32)skb->skb_iif)
 		return 0;
 	ifindex = dev->ifindex;
 	tap = bpf_map_lookup_elem(&taps, &ifindex);
 	if ((sight.origin == FROM_DEVICE) != !!tap)
 		return 0;
-	// Whoever takes it out of the slot has copied what belongs to it.
+	// If the slot still holds the key, the copy above belongs to this frame. Only one CPU can take it out.
 	if (__sync_val_compare_and_swap(&slot->skb, key, 0) != key)
 		return 0;
 	if (tap)
@@ -317,5 +318,5 @@ int BPF_PROG(transmitting, struct sk_buff *skb, struct net_device *dev)
 	return 0;
 }
 
-// The kernel's own list of licences has no other name for one that is compatible with its own.
+// In the kernel's list of licences, no other name stands for one that is compatible with the kernel's own.
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,11 +1,11 @@
-//! Spans of a packet's way in the host kernel (tier K), measured by BPF programs on tracepoints with types.
+//! Measures spans of a packet's path in the host kernel (tier K) with BPF programs on BTF tracepoints (`tp_btf`).
 //!
-//! Nothing is there unless it is asked for: the programs come with [`KernelStages::attach`] and go when it is dropped.
-//! What cannot be attached on this kernel says why, and its stages are not measured.
+//! No program is loaded unless measuring is requested: [`KernelStages::attach`] loads them, and dropping its result
+//! removes them. For programs that this kernel refuses, the reason is reported and their stages are not measured.
 //!
 //! - `bpf/stages.bpf.c`: the programs.
-//! - `programs`: how they get into the kernel.
-//! - `sys`: descriptors that libbpf-rs does not have.
+//! - `programs`: loads and attaches them.
+//! - `sys`: calls for which libbpf-rs has no safe form.
 
 mod programs;
 mod sys;
@@ -24,41 +24,41 @@ use rustix::process::geteuid;
 
 use crate::programs::{GROUPS, Programs};
 
-/// Why there are no programs at all.
+/// Why no program can be used at all.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// They may not be loaded.
+    /// This process may not load programs.
     #[error(
         "expected to be allowed to trace the kernel, found that it refuses ({0}): run as root (or with CAP_BPF and \
          CAP_PERFMON), or without --kernel-stages"
     )]
     NotAllowed(libbpf_rs::Error),
-    /// Threads have other numbers here than in the kernel's programs.
+    /// Thread ids in this namespace differ from those that the kernel's programs see.
     #[error(
         "expected to run among all the host's processes, found a PID namespace of our own, where the kernel's programs \
          would not know the workers: share the host's (--pid=host), or run without --kernel-stages"
     )]
     PidNamespace,
-    /// A worker could not be entered.
+    /// A worker could not be added to the programs' map.
     #[error("the kernel's programs cannot be told of a worker: {0}")]
     Worker(libbpf_rs::Error),
 }
 
-/// A span that was measured.
+/// A measured span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Which one.
+    /// The stage that it measures.
     pub stage: KernelStage,
-    /// What it is about: of `host-rx`, the number given to [`KernelStages::add_tap`], of `inject` that given to
-    /// [`FrontEnds::add`], of the others that given to [`KernelStages::add_worker`].
+    /// The number of its object: for `host-rx` the number given to [`KernelStages::add_tap`], for `inject` the number
+    /// given to [`FrontEnds::add`], for the other stages the number given to [`KernelStages::add_worker`].
     pub about: u32,
-    /// `CLOCK_MONOTONIC`, nanoseconds.
+    /// Start on `CLOCK_MONOTONIC`, nanoseconds.
     pub start_ns: u64,
-    /// `CLOCK_MONOTONIC`, nanoseconds.
+    /// End on `CLOCK_MONOTONIC`, nanoseconds.
     pub end_ns: u64,
 }
 
-/// Longest use of an anchor: the two clocks drift apart by a few nanoseconds in that time.
+/// Longest use of an anchor. The two clocks drift apart by a few nanoseconds in this time.
 const ANCHORED: Duration = Duration::from_millis(10);
 
 /// Converts spans to records.
@@ -71,13 +71,14 @@ pub struct Scribe {
 }
 
 impl Scribe {
-    /// For records with times of `clock`.
+    /// A scribe whose records have times of `clock`.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self { clock, anchor: clock.anchor(), anchored: clock.ticks_in(ANCHORED) }
     }
 
-    /// The record of a span that has just ended. `worker` is the number of its worker, for stages in which one takes part.
+    /// The record of a span that has just ended. `worker` is the number of its worker, and used only for stages of a
+    /// worker.
     pub fn record(&mut self, span: Span, worker: u32) -> KernelSpan {
         if self.clock.now().abs_diff(self.anchor.ticks) > self.anchored {
             self.anchor = self.clock.anchor();
@@ -93,10 +94,10 @@ impl Scribe {
     }
 }
 
-/// What became of a stage: measured, or why not.
+/// A stage, and either that it is measured or why not.
 pub type Attached = (KernelStage, Result<(), String>);
 
-/// What became of each stage for a guest whose tap is followed, or why it is not.
+/// The result for each stage of one guest. `followed` says whether its tap's frames are followed, or why not.
 pub fn for_guest<'a>(
     attached: &'a [Attached],
     followed: &'a Result<(), String>,
@@ -108,27 +109,27 @@ pub fn for_guest<'a>(
     })
 }
 
-/// The same of one stage, as it stands in a recorder's facts.
+/// The result for one stage as text, for a recorder's facts.
 pub fn in_words(result: Result<&(), &String>) -> String {
     result.map_or_else(|reason| format!("n/a: {reason}"), |()| "on".to_owned())
 }
 
-/// The programs in the kernel. Dropped, they are gone.
+/// The loaded programs. Dropping this removes them from the kernel.
 #[derive(Debug)]
 pub struct KernelStages {
     groups: Vec<Programs>,
 }
 
-/// What the programs cost the host's CPUs, while it was counted.
+/// CPU time that the programs took while it was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
-    /// How often one of them ran.
+    /// Number of times that a program ran.
     pub runs: u64,
-    /// How long all of that took, with what counting takes.
+    /// Total time of these runs, including the time to count them.
     pub time: Duration,
 }
 
-/// What programs cost is counted, of all programs of the host, until this is dropped.
+/// Until this is dropped, the kernel counts the runs and the run time of all BPF programs of the host.
 #[derive(Debug)]
 pub struct Counting(#[expect(dead_code, reason = "kept open")] OwnedFd);
 
@@ -136,48 +137,49 @@ impl Counting {
     /// Begins to count.
     ///
     /// # Errors
-    /// When the kernel does not do that: Linux has it since 5.8.
+    /// When the kernel cannot count them. Linux can since 5.8.
     pub fn begin() -> io::Result<Self> {
         sys::count_runs().map(Self)
     }
 }
 
-/// The processes whose threads are seen when a worker wakes them up: it called their guest.
+/// The front ends' processes. A worker that signals a guest wakes up a thread of its front end; the programs measure
+/// that wake-up.
 #[derive(Debug)]
 pub struct FrontEnds(MapHandle);
 
 impl FrontEnds {
-    /// `process` is a front end, number `number`, until it is [removed](Self::remove).
+    /// Adds `process` as front end `number`, until it is [removed](Self::remove).
     ///
     /// # Errors
-    /// When there is no room for more.
+    /// When the map has no room for more.
     pub fn add(&self, process: u32, number: u32) -> libbpf_rs::Result<()> {
         self.0.update(&process.to_ne_bytes(), &number.to_ne_bytes(), MapFlags::ANY)
     }
 
-    /// `process` is none any more.
+    /// Removes `process` from the front ends.
     pub fn remove(&self, process: u32) {
         // It may never have been added.
         let _ = self.0.delete(&process.to_ne_bytes());
     }
 }
 
-/// Why frames are not followed where there is no tap.
+/// The reason why frames are not followed where there is no tap.
 pub const NO_TAP: &str = "only frames of a tap that is given by its name are followed";
 
-/// Spans gather for so long once there are any: reading each one by itself would wake up a thread as often as the
-/// worker's.
+/// Time for which spans collect after the first one. To read each span by itself would wake up the reading thread as
+/// often as the worker's.
 const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
-/// The inode of the first PID namespace (`PROC_PID_INIT_INO` in the kernel's `include/linux/proc_ns.h`).
+/// Inode of the initial PID namespace (`PROC_PID_INIT_INO` in the kernel's `include/linux/proc_ns.h`).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 impl KernelStages {
-    /// Attaches what can be. Frames are followed to and from interfaces, and of threads it is seen when they are woken up,
-    /// that are added afterwards. Without `taps` there will be no interfaces.
+    /// Attaches the programs that this kernel accepts. They follow frames of interfaces and measure wake-ups of
+    /// threads; both are added afterwards. Without `taps` no interface will be added.
     ///
     /// # Errors
-    /// When nothing can be, because of who or where we are.
+    /// When this process lacks the permission, or runs in another PID namespace than the host's.
     pub fn attach(taps: bool) -> Result<(Self, Vec<Attached>), Error> {
         libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, message| {
             log::debug!("{}", message.trim_end());
@@ -196,7 +198,8 @@ impl KernelStages {
                         groups.push(programs);
                         Ok(())
                     }
-                    // The verifier says the same of programs that it does not understand, to root too.
+                    // For root this is no lack of permission: the verifier returns the same error for
+                    // programs that it does not understand.
                     Err(error)
                         if error.kind() == ErrorKind::PermissionDenied && !geteuid().is_root() =>
                     {
@@ -210,19 +213,19 @@ impl KernelStages {
         Ok((Self { groups }, attached))
     }
 
-    /// The thread `tid` is a worker, number `number`.
+    /// Adds the thread `tid` as worker `number`.
     ///
     /// # Errors
-    /// When there is no room for more.
+    /// When the map has no room for more.
     pub fn add_worker(&self, tid: u32, number: u32) -> Result<(), Error> {
         let mut groups = self.groups.iter();
         groups.try_for_each(|group| group.set("workers", tid, number)).map_err(Error::Worker)
     }
 
-    /// The interface called `name` is a tap of the workers', number `number`.
+    /// Adds the interface `name` as tap `number` of the workers.
     ///
     /// # Errors
-    /// Why its frames cannot be followed.
+    /// The reason why its frames cannot be followed.
     pub fn add_tap(&self, name: &str, number: u32) -> Result<(), String> {
         let index = socket(AddressFamily::INET, SocketType::DGRAM, None)
             .and_then(|socket| netdevice::name_to_index(socket, name))
@@ -232,7 +235,8 @@ impl KernelStages {
         added.map_err(|error| format!("the kernel's programs cannot be told of {name}: {error}"))
     }
 
-    /// Where front ends are added as they come, from any thread; none where nothing would be seen of them.
+    /// The list to which front ends are added when they connect, from any thread; `None` where no program measures
+    /// their threads.
     #[must_use]
     pub fn front_ends(&self) -> Option<FrontEnds> {
         let mut maps = self.groups.iter().filter(|group| group.sees_threads());
@@ -240,10 +244,10 @@ impl KernelStages {
         MapHandle::try_from(&map).ok().map(FrontEnds)
     }
 
-    /// Hands every span to `each` until `stop` becomes readable. Sleeps while there is none.
+    /// Passes every span to `each` until `stop` becomes readable. Sleeps while there are no spans.
     ///
     /// # Errors
-    /// What the system answers.
+    /// When the ring buffer cannot be read, or `poll(2)` fails.
     pub fn drain(&self, stop: BorrowedFd<'_>, each: impl FnMut(Span)) -> io::Result<()> {
         let each = RefCell::new(each);
         let maps: Vec<_> = self.groups.iter().filter_map(|group| group.map("events")).collect();
@@ -271,7 +275,7 @@ impl KernelStages {
         }
     }
 
-    /// What the programs have cost in [the times that it was counted](Counting).
+    /// CPU time that the programs took while [it was counted](Counting).
     #[must_use]
     pub fn cost(&self) -> Cost {
         let ours: Vec<u32> = self.groups.iter().flat_map(Programs::ids).collect();
@@ -283,14 +287,14 @@ impl KernelStages {
         cost
     }
 
-    /// How many spans found no room until they were read.
+    /// Number of spans that were lost because the ring buffer was full.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.groups.iter().filter_map(|group| group.counter("lost")).sum()
     }
 }
 
-/// Sleeps until one of `fds` is readable or `limit` has passed. Returns whether the first one is.
+/// Sleeps until one of `fds` is readable or `limit` has passed. Returns whether the first one is readable.
 fn wait(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) -> io::Result<bool> {
     let entry = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
     let mut entries: Vec<_> = fds.iter().map(|fd| entry(fd.as_fd())).collect();
@@ -303,7 +307,7 @@ fn wait(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) -> io::Result<bool> {
     }
 }
 
-/// The programs' `struct event`.
+/// Reads a `struct event` of the programs.
 fn span(bytes: &[u8]) -> Option<Span> {
     let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     let short = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));

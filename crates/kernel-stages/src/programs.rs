@@ -1,11 +1,11 @@
-//! The programs of `bpf/stages.bpf.c`, loaded and attached.
+//! Loads and attaches the programs of `bpf/stages.bpf.c`.
 
 use burst_trace::KernelStage;
 use std::os::fd::AsFd as _;
 
 use libbpf_rs::{Link, Map, MapCore, MapFlags, Object, ObjectBuilder, Program};
 
-/// The compiled programs, aligned as an ELF file has to be.
+/// The compiled programs, with the alignment that an ELF file needs.
 #[repr(align(8))]
 struct Aligned<T: ?Sized>(T);
 
@@ -15,13 +15,13 @@ static OBJECT: &Aligned<[u8]> =
 /// Programs that are loaded together, and the stages that they measure.
 pub struct Group {
     names: &'static [&'static str],
-    /// What they measure.
+    /// The stages.
     pub stages: &'static [KernelStage],
-    /// Whether there is nothing to measure without a tap.
+    /// Whether they have nothing to measure without a tap.
     pub needs_taps: bool,
 }
 
-/// All programs. One group can be there without the other.
+/// All programs. Each group works without the other.
 pub const GROUPS: [Group; 2] = [
     Group {
         names: &["waking", "switching"],
@@ -35,10 +35,10 @@ pub const GROUPS: [Group; 2] = [
     },
 ];
 
-/// A group in the kernel.
+/// A loaded group.
 #[derive(Debug)]
 pub struct Programs {
-    // Dropped in this order.
+    // Field order is drop order: the links, then the object that has the programs.
     _links: Vec<Link>,
     object: Object,
     sees_threads: bool,
@@ -64,24 +64,24 @@ impl Programs {
         })
     }
 
-    /// Whether it sees threads being woken up.
+    /// Whether it measures wake-ups of threads.
     pub const fn sees_threads(&self) -> bool {
         self.sees_threads
     }
 
-    /// The kernel's numbers of the programs.
+    /// The kernel's ids of the programs.
     pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
         let loaded = self.object.progs().filter(Program::autoload);
         loaded.filter_map(|program| Program::id_from_fd(program.as_fd()).ok())
     }
 
-    /// Enters `key` with `value` in the map called `name`.
+    /// Sets `key` to `value` in the map `name`, if there is such a map.
     pub fn set(&self, name: &str, key: u32, value: u32) -> libbpf_rs::Result<()> {
         let Some(map) = self.map(name) else { return Ok(()) };
         map.update(&key.to_ne_bytes(), &value.to_ne_bytes(), MapFlags::ANY)
     }
 
-    /// The number in the first place of the map called `name`.
+    /// The number at index 0 of the map `name`.
     pub fn counter(&self, name: &str) -> Option<u64> {
         let bytes = self.map(name)?.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).ok()??;
         Some(u64::from_ne_bytes(bytes.try_into().ok()?))
