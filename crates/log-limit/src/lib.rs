@@ -21,7 +21,7 @@ mod limit;
 pub use foreign::Foreign;
 pub use limit::{LINES_AT_ONCE, LeftOut, LogLimit};
 
-/// For the macros.
+/// Used by the macros.
 #[doc(hidden)]
 pub use log as log_crate;
 

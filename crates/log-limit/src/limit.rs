@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::{Level, log_enabled};
 
-/// Lines that pass at once after a quiet time.
+/// Number of lines that pass at once after a quiet time.
 pub const LINES_AT_ONCE: u32 = 10;
 /// Time after which one more line passes.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -20,14 +20,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub struct LogLimit {
     prefix: Box<str>,
     started: Instant,
-    /// When the next line is due if lines come evenly, nanoseconds after `started`.
+    /// When the next line would be due if lines came evenly, in nanoseconds after `started`.
     due: AtomicU64,
-    /// Lines left out since the last one that passed.
+    /// Number of lines left out since the last one that passed.
     left_out: AtomicU64,
 }
 
 impl LogLimit {
-    /// A limit for lines that begin with `prefix`: the guest's name where a daemon has several guests, else nothing.
+    /// A limit for lines that begin with `prefix`: the guest's name if the daemon has several guests, else empty.
     #[must_use]
     pub fn new(prefix: impl Into<Box<str>>) -> Self {
         Self {
@@ -38,13 +38,13 @@ impl LogLimit {
         }
     }
 
-    /// What each line begins with.
+    /// The prefix of each line.
     #[must_use]
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Whether a line may be written now; if so, the text for its end.
+    /// `Some` if a line may be written now, with the text for its end.
     #[must_use]
     pub fn pass(&self) -> Option<LeftOut> {
         self.pass_at(nanoseconds(self.started.elapsed()))
@@ -74,7 +74,7 @@ impl LogLimit {
 }
 
 impl Drop for LogLimit {
-    /// No further line can report those that were left out.
+    /// Reports the lines left out: no later line can.
     fn drop(&mut self) {
         let left_out = *self.left_out.get_mut();
         if left_out > 0 {
@@ -108,7 +108,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// How many of `count` lines at `now` pass.
+    /// The number of lines that pass of `count` lines at `now`.
     fn passed(limit: &LogLimit, count: u32, now: u64) -> usize {
         (0..count).filter_map(|_| limit.pass_at(now)).count()
     }
@@ -121,7 +121,7 @@ mod tests {
             assert_eq!(passed(&limit, 1000, second * SECOND - 1), 0);
             assert_eq!(passed(&limit, 1000, second * SECOND), 1);
         }
-        // After a quiet time, the full number again.
+        // After a quiet time the full number passes again.
         assert_eq!(passed(&limit, 1000, 1000 * SECOND), LINES_AT_ONCE as usize);
     }
 
