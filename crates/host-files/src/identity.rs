@@ -13,21 +13,21 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// That of an open file.
+    /// The identity of an open file.
     ///
     /// # Errors
-    /// What `fstat` answers.
+    /// The error of `fstat`.
     pub fn of_file(file: &File) -> io::Result<Self> {
         Ok(Self::of(&file.metadata()?))
     }
 
-    /// That of the file that `path` leads to now, if there is one. Links are followed.
+    /// The identity of the file that `path` leads to now, if there is one. Links are followed.
     #[must_use]
     pub fn of_path(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|file| Self::of(&file))
     }
 
-    /// That of the file with this metadata.
+    /// The identity of the file with this metadata.
     #[must_use]
     pub fn of(file: &Metadata) -> Self {
         Self { device: file.dev(), inode: file.ino() }

@@ -14,9 +14,9 @@ use crate::identity::{kind, refused};
 /// FIFOs and devices are not opened: to open one may block.
 ///
 /// # Errors
-/// When it is no regular file, or what the system answers.
+/// When it is not a regular file, or the system call fails.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    // To open some devices has an effect, so the kind is checked before.
+    // Opening some devices has an effect, so the kind is checked first.
     let found = fs::metadata(path)?.file_type();
     if !found.is_file() {
         return Err(not_regular(kind(found)));

@@ -99,7 +99,7 @@ impl Output {
         Ok(Self { file: io::stdout().as_fd().try_clone_to_owned()?.into(), whole: None })
     }
 
-    /// Makes the file beside `path` that will replace it, and `found`, which is there.
+    /// Creates the file beside `path` that gets its name at the end. `found` is the file that is at `path` now.
     fn beside(path: PathBuf, found: Option<&Metadata>) -> io::Result<Self> {
         let Some(name) = path.file_name().map(ToOwned::to_owned) else {
             return Err(refused("it is a directory"));
@@ -157,7 +157,8 @@ impl Output {
     /// Ends the output: the file gets its name.
     ///
     /// # Errors
-    /// What the system answers; what was written stays as [`part`](Self::part).
+    /// When the system call fails, or the path has become something else. The written bytes stay in
+    /// [`part`](Self::part).
     pub fn keep(mut self) -> io::Result<()> {
         let Some(whole) = &mut self.whole else { return Ok(()) };
         whole.is_kept = true;
@@ -207,7 +208,7 @@ pub fn rewrite(path: &Path, guard: Guard<'_>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Checks that the regular file `id` may be replaced: it is no input, no recorder, and writable.
+/// Checks that the regular file `id` may be replaced: it is not an input, not a recorder, and is writable.
 fn check(path: &Path, id: FileId, guard: Guard<'_>) -> io::Result<()> {
     if guard.inputs.contains(&id) {
         return Err(refused("it is one of the inputs"));

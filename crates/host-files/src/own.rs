@@ -12,11 +12,11 @@ use crate::identity::{FileId, kind, refused};
 /// Most tries for a name that other processes create and remove at the same time.
 const TRIES: u32 = 16;
 
-/// Makes the file `path` with this mode. A regular file of this user that is there is replaced; one that begins with
-/// `mark` is not.
+/// Creates the file `path` with this mode. A regular file of this user at `path` is replaced, unless it begins with
+/// `mark`.
 ///
 /// # Errors
-/// When something else is there, or what the system answers.
+/// When something else is at `path`, or a system call fails.
 pub fn create_own(path: &Path, mode: u32, mark: [u8; 8]) -> io::Result<File> {
     for _ in 0..TRIES {
         match new_file(path, mode) {
@@ -46,10 +46,10 @@ pub fn create_own(path: &Path, mode: u32, mark: [u8; 8]) -> io::Result<File> {
     Err(changed())
 }
 
-/// Makes the file `path`, which is not there.
+/// Creates the file `path`, which must not exist.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`] when anything is there, a link included; else what the system answers.
+/// [`io::ErrorKind::AlreadyExists`] when anything is at `path`, even a link; else the error of the system call.
 pub fn new_file(path: &Path, mode: u32) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
     let mut options = OpenOptions::new();
@@ -104,14 +104,14 @@ impl Lock {
     /// Takes the lock `path`; `None` when another process has it.
     ///
     /// # Errors
-    /// When something else or another user's file is there, or what the system answers.
+    /// When something else or another user's file is at `path`, or a system call fails.
     pub fn take(path: &Path) -> io::Result<Option<Self>> {
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags(flags);
         for _ in 0..TRIES {
-            // Checked before it is opened: to open a device may have an effect.
+            // Checked before it is opened, because opening a device may have an effect.
             own_file(path)?;
             let file = options.open(path)?;
             let found = file.metadata()?;

@@ -85,13 +85,13 @@ fn a_device_and_a_fifo_are_written_into_and_stay() {
     let directory = TempDir::new().unwrap();
     let (null, fifo) = (directory.path().join("null"), directory.path().join("fifo"));
     mkfifoat(CWD, &fifo, Mode::RWXU).unwrap();
-    // A reader and writer, so that nobody waits.
+    // Opened for reading and writing, so that no open waits for the other end.
     let mut reader = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
     write(&fifo).unwrap();
     let mut came = [0; 3];
     reader.read_exact(&mut came).unwrap();
     assert_eq!(&came, b"new");
-    // Only root may make one.
+    // Only root may create a device.
     if mknodat(CWD, &null, FileType::CharacterDevice, Mode::RWXU, makedev(1, 3)).is_ok() {
         write(&null).unwrap();
         assert!(null.metadata().unwrap().file_type().is_char_device());
