@@ -18,8 +18,8 @@ impl Guard {
     /// When more mappings are registered than the table holds, or the handler cannot be installed.
     ///
     /// # Safety
-    /// The bytes are one mapping, which stays until this is dropped. There are no references into it but to atomics:
-    /// its bytes change at any time. `protection` is that of the mapping (`PROT_READ`, `PROT_WRITE`).
+    /// The bytes are one mapping, which stays until this is dropped. References into it are to atomics only, because
+    /// its bytes may change at any time. `protection` is the mapping's own (`PROT_READ`, `PROT_WRITE`).
     pub unsafe fn new(start: *const u8, len: usize, protection: i32) -> io::Result<Self> {
         signal::install()?;
         let slot = table::register(start.addr(), len, protection).ok_or_else(|| {

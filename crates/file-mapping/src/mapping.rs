@@ -11,7 +11,7 @@ use crate::Guard;
 /// A whole file, mapped shared. It may be shortened while it is mapped.
 #[derive(Debug)]
 pub struct FileMapping {
-    // Dropped before the mapping is.
+    // Field order is drop order: the registration ends before the mapping does.
     guard: Guard,
     map: MmapRaw,
 }
@@ -20,7 +20,7 @@ impl FileMapping {
     /// Maps all of `file` for reading.
     ///
     /// # Errors
-    /// What `mmap(2)` answers; `InvalidInput` for an empty file; `OutOfMemory` when too many files are mapped.
+    /// The error of `mmap(2)`; `InvalidInput` for an empty file; `OutOfMemory` when too many files are mapped.
     pub fn read_only(file: &File) -> io::Result<Self> {
         Self::register(MmapOptions::new().map_raw_read_only(file)?, libc::PROT_READ)
     }
@@ -39,21 +39,21 @@ impl FileMapping {
         Ok(Self { guard, map })
     }
 
-    /// The first byte. Nothing may be written to a read-only mapping.
+    /// Pointer to the first byte. A read-only mapping must not be written to.
     #[inline]
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.map.as_mut_ptr()
     }
 
-    /// Length in bytes: that of the file when it was mapped.
+    /// Length in bytes: the file's length when it was mapped.
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         self.map.len()
     }
 
-    /// Whether there are no bytes.
+    /// Whether the length is 0.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.map.len() == 0

@@ -20,13 +20,13 @@ static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 /// Page size in bytes.
 static PAGE: AtomicUsize = AtomicUsize::new(4096);
 
-/// Whether the handler is installed, or what the system answered.
+/// The result of the installation, with the error number if it failed.
 static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
 
 /// Installs the handler, once.
 ///
 /// # Errors
-/// What the system answers (`sigaction(2)`).
+/// The error of `sigaction(2)`.
 pub fn install() -> io::Result<()> {
     let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EINVAL);
     let installed = INSTALLED.get_or_init(|| install_now().map_err(errno));
@@ -40,7 +40,7 @@ fn install_now() -> io::Result<()> {
     // SAFETY: an all-zero sigaction is valid: no flags, an empty mask, the default action.
     let (mut previous, mut action): (libc::sigaction, libc::sigaction) =
         unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    // SAFETY: the pointer is to a structure that outlives the call; nothing is changed.
+    // SAFETY: the pointer is to a structure that outlives the call, and the action is not changed.
     if unsafe { libc::sigaction(libc::SIGBUS, null(), &raw mut previous) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -60,7 +60,7 @@ extern "C" fn on_missing_page(
     info: *mut libc::siginfo_t,
     _context: *mut libc::c_void,
 ) {
-    // SAFETY: errno is the thread's own.
+    // SAFETY: the pointer is valid: errno belongs to this thread.
     let errno = unsafe { *libc::__errno_location() };
     // SAFETY: the kernel passes a valid siginfo, which has an address for the codes below.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
@@ -85,9 +85,9 @@ fn fill(it: Registered, address: usize) -> bool {
 }
 
 fn map_zeroes(from: usize, until: usize, protection: i32) -> bool {
-    // SAFETY: the range lies in a mapping whose owner registered it for this (`Guard::new`): it stays while its guard
-    // lives, which it does: this thread is accessing it. There are no references into it but to atomics, for which
-    // zeroes are valid.
+    // SAFETY: the range lies in a mapping whose owner registered it for this (`Guard::new`). The mapping stays while
+    // its guard lives, and the guard lives: this thread is accessing the mapping. References into it are to atomics
+    // only, for which zeroes are valid.
     let mapped = unsafe {
         libc::mmap(
             std::ptr::with_exposed_provenance_mut(from),
@@ -105,8 +105,9 @@ fn map_zeroes(from: usize, until: usize, protection: i32) -> bool {
 fn pass_on(code: i32) {
     let is_sent = code <= 0;
     let previous = PREVIOUS.get().filter(|_| !is_sent);
-    // SAFETY: zeroes are the default action; the pointers are to structures that outlive the call. The instruction that
-    // accessed the page runs again when the handler returns; a signal that was sent is raised again, for after that.
+    // SAFETY: an all-zero sigaction is the default action, and the pointers are to structures that outlive the call.
+    // The instruction that accessed the page runs again when the handler returns. A signal that was sent is raised
+    // again, and is delivered after the handler returns.
     unsafe {
         let default: libc::sigaction = std::mem::zeroed();
         let action = previous.unwrap_or(&default);

@@ -30,7 +30,7 @@ pub struct Registered {
 }
 
 static SLOTS: [Slot; SLOTS_MAX] = [const { Slot::new() }; SLOTS_MAX];
-/// Number of slots that were ever used. The rest is not searched.
+/// Number of slots that were ever used. The others are not searched.
 static USED: AtomicUsize = AtomicUsize::new(0);
 /// Used slots that are free again. The lock also serialises changes of the table.
 static FREE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
@@ -59,7 +59,7 @@ pub fn register(start: usize, len: usize, protection: i32) -> Option<usize> {
     Some(at)
 }
 
-/// Forgets a mapping.
+/// Removes a mapping.
 pub fn remove(at: usize) {
     let mut free = free();
     SLOTS[at].change(Registered { start: 0, len: 0, protection: 0 });
@@ -72,8 +72,8 @@ pub fn is_torn(at: usize) -> bool {
     SLOTS[at].torn.load(Ordering::Relaxed)
 }
 
-/// Finds the mapping that holds `address`. If `mend` succeeds, the mapping is marked as torn. Returns whether it was.
-/// Async-signal-safe if `mend` is.
+/// Finds the mapping that holds `address` and calls `mend`. If `mend` succeeds, marks the mapping as torn and returns
+/// true. Async-signal-safe if `mend` is.
 pub fn mend_at(address: usize, mend: impl FnOnce(Registered) -> bool) -> bool {
     let used = USED.load(Ordering::Acquire);
     let found = SLOTS[..used].iter().find_map(|slot| {
@@ -116,7 +116,8 @@ impl Slot {
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// Reads the slot; `None` also while it is being changed: nobody accesses such a mapping, so it is not the one searched.
+    /// Reads the slot. Returns `None` also while it is being changed: no thread accesses such a mapping, so it is not
+    /// the one that is searched.
     fn read(&self) -> Option<Registered> {
         let version = self.version.load(Ordering::Acquire);
         let it = Registered {
