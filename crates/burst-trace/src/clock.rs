@@ -1,13 +1,13 @@
 //! The clock that stamps boundaries.
 //!
-//! The CPU's counter read plainly (x86-64 TSC, aarch64 CNTVCT): about a third of what `clock_gettime`
-//! costs, and no system call. Where the kernel does not trust the counter, `CLOCK_MONOTONIC` instead. Differences
-//! of ticks are exact; [`Clock::ticks_per_second`] turns them into nanoseconds.
+//! It reads the CPU's counter directly (x86-64 TSC, aarch64 CNTVCT). That costs about a third of `clock_gettime`, and
+//! no system call. Where the kernel does not trust the counter, the clock is `CLOCK_MONOTONIC` instead. Differences of
+//! ticks are exact; [`Clock::ticks_per_second`] converts them to nanoseconds.
 #![allow(unsafe_code, reason = "reading the CPU counter and clock_gettime have no safe form")]
 
 use std::time::{Duration, Instant};
 
-/// Which counter gives the ticks.
+/// The counter that gives the ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum ClockKind {
@@ -15,7 +15,7 @@ pub enum ClockKind {
     Tsc = 1,
     /// aarch64 virtual counter.
     Cntvct = 2,
-    /// `CLOCK_MONOTONIC`, one tick a nanosecond.
+    /// `CLOCK_MONOTONIC`: one tick is a nanosecond.
     Monotonic = 3,
 }
 
@@ -49,7 +49,7 @@ pub struct Clock {
     ticks_per_second: u64,
 }
 
-/// How long the counter is compared with `CLOCK_MONOTONIC` where its rate is not told by the CPU.
+/// Time for which the counter is compared with `CLOCK_MONOTONIC` to measure its rate.
 const CALIBRATION: Duration = Duration::from_millis(20);
 
 impl Clock {
@@ -67,41 +67,41 @@ impl Clock {
         }
     }
 
-    /// The counter's rate from `start` to `now`, ticks a second. `None` when the counter jumped in between, as in a suspend:
-    /// the rate then differs by more than a sixteenth from the one measured when the clock was made.
+    /// The counter's rate from `start` to `now`, in ticks a second. `None` when the counter jumped in between, as in a
+    /// suspend: the rate then differs by more than a sixteenth from the rate measured when the clock was made.
     #[must_use]
     pub fn rate_since(&self, start: Anchor, now: Anchor) -> Option<u64> {
         let nominal = self.ticks_per_second;
         rate_between(start, now).filter(|rate| rate.abs_diff(nominal) <= nominal / 16)
     }
 
-    /// Which counter it is.
+    /// The counter that gives the ticks.
     #[must_use]
     pub const fn kind(&self) -> ClockKind {
         self.kind
     }
 
-    /// The counter's rate.
+    /// The counter's rate, in ticks a second.
     #[must_use]
     pub const fn ticks_per_second(&self) -> u64 {
         self.ticks_per_second
     }
 
-    /// The time now, ticks.
+    /// The time now, in ticks.
     #[inline]
     #[must_use]
     pub fn now(&self) -> u64 {
         ticks(self.kind)
     }
 
-    /// How many ticks `duration` lasts.
+    /// The number of ticks in `duration`.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "centuries of ticks fit 64 bits")]
     pub fn ticks_in(&self, duration: Duration) -> u64 {
         (duration.as_nanos() * u128::from(self.ticks_per_second) / 1_000_000_000) as u64
     }
 
-    /// How long `ticks` last.
+    /// The duration of `ticks`.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "64 bits of nanoseconds are centuries")]
     pub fn duration_of(&self, ticks: u64) -> Duration {
@@ -112,13 +112,13 @@ impl Clock {
     /// One instant on three clocks: ticks, `CLOCK_MONOTONIC` and `CLOCK_REALTIME` in nanoseconds.
     #[must_use]
     pub fn anchor(&self) -> Anchor {
-        // The pair with the shortest distance between its two counter reads is the least disturbed one.
+        // The anchor with the shortest distance between its two counter reads is the least disturbed one.
         (0..5)
             .map(|_| {
                 let before = self.now();
                 let monotonic_ns = read_clock(libc::CLOCK_MONOTONIC);
                 let after = self.now();
-                // A counter that starts again between the two reads makes a huge distance, so another pair is taken.
+                // If the counter restarts between the two reads, the distance is huge, and another anchor is used.
                 let distance = after.wrapping_sub(before);
                 let ticks = before.saturating_add(distance / 2);
                 let realtime_ns = read_clock(libc::CLOCK_REALTIME);
@@ -148,8 +148,8 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// When it was `monotonic_ns`, in ticks of `clock`. The two clocks drift: by up to some ten microseconds a
-    /// second from the anchor.
+    /// Converts `monotonic_ns` to ticks of `clock`. The two clocks drift apart, by up to some ten microseconds for each
+    /// second between this time and the anchor.
     #[inline]
     #[must_use]
     pub fn ticks_at(&self, monotonic_ns: u64, clock: &Clock) -> u64 {
@@ -165,14 +165,13 @@ impl Anchor {
 #[inline]
 fn ticks(kind: ClockKind) -> u64 {
     match kind {
-        // SAFETY: RDTSC is part of every x86-64 CPU, touches no memory, and Linux leaves it open to
-        // user space (CR4.TSD clear).
+        // SAFETY: every x86-64 CPU has RDTSC, it touches no memory, and Linux allows it in user space (CR4.TSD clear).
         #[cfg(target_arch = "x86_64")]
         ClockKind::Tsc => unsafe { core::arch::x86_64::_rdtsc() },
         #[cfg(target_arch = "aarch64")]
         ClockKind::Cntvct => {
             let value: u64;
-            // SAFETY: CNTVCT_EL0 is readable in user space on Linux and the read touches no memory.
+            // SAFETY: Linux allows user space to read CNTVCT_EL0, and the read touches no memory.
             unsafe {
                 core::arch::asm!("mrs {}, cntvct_el0", out(reg) value, options(nomem, nostack))
             };
@@ -189,8 +188,8 @@ fn read_clock(id: libc::clockid_t) -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
-/// The kernel's clock sources (`kernel/time/clocksource.c`): the current one, and those available. A counter that the
-/// watchdog has marked unstable is in neither.
+/// The kernel's clock sources (`kernel/time/clocksource.c`): the current one and the available ones. Neither has a
+/// counter that the watchdog has marked unstable.
 #[derive(Clone, Debug, Default)]
 struct Sources {
     current: Option<String>,
@@ -226,7 +225,7 @@ impl Sources {
         }
     }
 
-    /// Whether the kernel trusts the counter of aarch64, which by the architecture runs at one rate.
+    /// Whether the kernel trusts the aarch64 counter. By the architecture it runs at a constant rate.
     #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "there is no such counter"))]
     fn trust_cntvct(&self) -> bool {
         self.current().is_none_or(|name| name == "arch_sys_counter")
@@ -304,7 +303,7 @@ mod tests {
             // The watchdog has marked it unstable.
             (Some("kvm-clock"), "kvm-clock acpi_pm", true, false),
             (Some("hpet"), "hpet acpi_pm", true, false),
-            // Without high-resolution timers it stays in the list.
+            // Without high-resolution timers the TSC stays in the list.
             (Some("hpet"), "tsc hpet acpi_pm", true, false),
             (Some("acpi_pm"), "tsc-early acpi_pm", true, false),
             (Some("hyperv_clocksource_tsc_page"), "hyperv_clocksource_tsc_page tsc", true, true),
