@@ -1,8 +1,8 @@
-//! One process for each interface that the kernel would let several serve.
+//! Ensures that only one process serves an interface, where the kernel would allow several.
 //!
-//! The kernel opens further queues of a multi-queue tap, and of any macvtap, for a second process, and gives it a part
-//! of the flows. So the process that serves one holds an abstract socket. Abstract names belong to the network
-//! namespace, as the interface does, and are released when the process ends.
+//! The kernel lets a second process open further queues of a multi-queue tap, or of any macvtap, and gives it a part of
+//! the flows. So the process that serves such an interface holds an abstract socket. Abstract names belong to the
+//! network namespace, as the interface does, and are released when the process ends.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt as _;
@@ -17,14 +17,15 @@ use rustix::process::geteuid;
 /// An interface that this process serves.
 #[derive(Debug)]
 pub struct Claim {
-    /// `None` where another user's process has taken the name: any process can, and must not keep us from our interface.
+    /// `None` if another user's process has taken the name: any process can do that, and it must not keep us from our
+    /// interface.
     _held: Option<UnixListener>,
 }
 
-/// The interface is served by another process already.
+/// Another process already serves the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// That process; 0 where it is one of another PID namespace.
+    /// That process; 0 if it is in another PID namespace.
     pub process: i32,
 }
 
@@ -32,7 +33,7 @@ impl Claim {
     /// Claims the interface with this index, in the network namespace of this process.
     ///
     /// # Errors
-    /// When another process of this user, or of root, has it.
+    /// When another process of this user, or of root, has claimed it.
     pub fn take(index: u32) -> Result<Self, Taken> {
         let name = format!("ringscope-interface-{index}");
         let Ok(address) = SocketAddr::from_abstract_name(name.as_bytes()) else {
@@ -69,7 +70,7 @@ fn holder_of(name: &str) -> io::Result<UCred> {
 mod tests {
     use super::*;
 
-    /// No interface has so high a number.
+    /// An index that no interface has.
     const NONE: u32 = i32::MAX.cast_unsigned();
 
     #[test]

@@ -1,10 +1,11 @@
-//! A macvtap interface (kernel `drivers/net/macvtap.c`, `tap.c`): a tap that sits on another interface directly,
-//! with an address of its own and without a bridge.
+//! A macvtap interface (kernel `drivers/net/macvtap.c`, `tap.c`): a tap directly on another interface, with its own
+//! address and without a bridge.
 //!
-//! What is read and written is what a tap reads and writes, by the same code. What differs is how it is opened: by
+//! Frames are read and written as on a tap, by the same code. Only opening differs: a macvtap is opened through
 //! `/dev/tapN`, where N is the interface's index.
 //!
-//! - `link`: whether the interface carries frames; made and removed by us, if asked to.
+//! - `error`: why a macvtap cannot be used.
+//! - `link`: whether the interface carries frames; removes the interface at the end if we made it.
 
 mod error;
 mod link;
@@ -33,7 +34,7 @@ use crate::{Datapath, FrameReader, Look, Transmitted, Wrapper};
 pub use error::MacvtapError;
 use link::{Link, Made};
 
-/// How the macvtaps over one interface reach one another.
+/// How macvtaps over the same interface reach each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Directly.
@@ -41,9 +42,9 @@ pub enum Mode {
     Bridge,
     /// Not at all.
     Private,
-    /// By the switch that the interface is connected to, if it sends frames back where they came from.
+    /// Through the switch that the interface is connected to, if it sends frames back to the port that they came from.
     Vepa,
-    /// There is but one, and it has all frames and the interface's address.
+    /// There is only one macvtap. It gets all frames and has the interface's address.
     Passthru,
 }
 
@@ -86,34 +87,34 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What a macvtap that does not exist is made over.
+/// How to make a macvtap that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Over {
-    /// The interface below.
+    /// The lower interface.
     pub lower: String,
-    /// How it reaches its neighbours.
+    /// How it reaches other macvtaps over the same interface.
     pub mode: Mode,
 }
 
 /// How the queues of a macvtap are opened.
 #[derive(Clone, Debug)]
 pub struct MacvtapOptions {
-    /// The interface.
+    /// The interface's name.
     pub name: String,
-    /// How many queues.
+    /// Number of queues.
     pub queues: usize,
-    /// If it is to be made, and removed in the end.
+    /// How to make the interface, which is then removed at the end; `None` to use an existing one.
     pub over: Option<Over>,
-    /// The address that it is made with; one of the kernel's choice if there is none.
+    /// The address that it is made with; if `None`, the kernel chooses one.
     pub address: Option<[u8; 6]>,
 }
 
 /// One queue of a macvtap.
 #[derive(Debug)]
 pub struct Macvtap {
-    // Closed before the interface is removed.
+    // Field order is drop order: the queue is closed before the interface is removed.
     queue: TapQueue,
-    /// `None` if it was handed in: it may be of another network namespace.
+    /// `None` if the queue was handed in: its interface may belong to another network namespace.
     link: Option<Arc<Link>>,
 }
 
@@ -149,7 +150,7 @@ pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
     let mtu = tap::mtu_of(name);
     let queue = |_| {
         let file = node.open().map_err(system("opening its device"))?;
-        // It is of its interface from the start; this says what is read and written.
+        // The device belongs to its interface from the start. This sets the format of what is read and written.
         let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
         let mut request = InterfaceRequest::new(name, flags);
         sys::ioctl_interface(&file, TUNSETIFF, &mut request)
@@ -164,7 +165,7 @@ pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
     (0..options.queues).map(queue).collect()
 }
 
-/// Takes a macvtap that somebody else opened, which may be one of another network namespace.
+/// Takes a macvtap that another process opened. It may belong to another network namespace.
 ///
 /// # Errors
 /// See [`MacvtapError`].
@@ -196,10 +197,10 @@ impl Macvtap {
         self.queue.name()
     }
 
-    /// The interface's address: but for mode passthru, only frames to it are let in.
+    /// The interface's address. Except in mode passthru, the interface lets in only frames to this address.
     ///
     /// # Errors
-    /// What the system answers.
+    /// The error of the ioctl.
     pub fn address(&self) -> io::Result<[u8; 6]> {
         self.queue.address()
     }
@@ -274,17 +275,17 @@ fn device_number(index: u32) -> Option<u64> {
     Some(makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// The file by which a macvtap is opened.
+/// The device node through which a macvtap is opened.
 struct Node {
     path: PathBuf,
     device: u64,
-    /// We made it, and it goes with this value.
+    /// Whether we made it. Then it is removed when this is dropped.
     is_ours: bool,
 }
 
 impl Node {
-    /// Where nobody makes nodes, or what is there is a left-over of another device, it makes one: in `/dev`, or where
-    /// temporary files are.
+    /// Finds the node in `/dev`. If the host makes no such nodes, or the node there is left over from another device,
+    /// makes one in `/dev` or in the directory of temporary files.
     fn of(index: u32, device: u64) -> io::Result<Self> {
         let path = PathBuf::from(format!("/dev/tap{index}"));
         let node = Self { path, device, is_ours: false };
@@ -299,7 +300,7 @@ impl Node {
             result = mknodat(CWD, &path, FileType::CharacterDevice, mode, device)
                 .map_err(io::Error::from)
                 .map(|()| Self { path, device, is_ours: true })
-                // A file system may allow nodes and not let them be opened (`nodev`).
+                // A file system may allow nodes to be made but not opened (`nodev`).
                 .and_then(|node| node.open().map(|_| node));
             if result.is_ok() {
                 break;
@@ -322,7 +323,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if self.is_ours {
-            // Whoever removed it before did what is to be done.
+            // If it is gone already, nothing is left to do.
             let _ = fs::remove_file(&self.path);
         }
     }

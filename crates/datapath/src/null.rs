@@ -1,5 +1,5 @@
-//! Frames go nowhere, after a copy such as a real back end makes; or come from nowhere, as many as the guest has
-//! buffers for.
+//! A datapath without a network. It copies each transmitted frame, as a real back end does, and discards it. It can
+//! generate received frames, as many as the guest has buffers for.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,10 +15,10 @@ use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Transmitted};
 /// The shortest Ethernet frame, without its checksum.
 pub const FRAME_LEN_MIN: usize = 14;
 
-/// One queue to and from nowhere.
+/// One queue that discards and generates frames.
 #[derive(Debug)]
 pub struct Null {
-    /// The frame that the guest gets again and again; empty for none.
+    /// The frame that the guest receives repeatedly; empty if it receives none.
     frame: Vec<u8>,
     copy: Vec<u8>,
     header_len: usize,
@@ -28,7 +28,7 @@ pub struct Null {
 impl Null {
     /// A queue that generates frames of `receive` bytes, or none when that is 0.
     ///
-    /// Other lengths than a frame may have are clamped.
+    /// A length that no frame can have is clamped.
     #[must_use]
     pub fn new(receive: usize) -> Self {
         let mut frame = Vec::new();

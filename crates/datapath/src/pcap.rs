@@ -1,10 +1,10 @@
 //! Writes a copy of every frame that passes a datapath to a pcapng file, with its burst's stages as a comment.
 //!
-//! A frame is copied when the datapath has carried it, and kept until its burst is recorded, because the stages are known
-//! only then. A frame's time is the boundary at which it passed the datapath: `gathered` from the guest, or `seen` on
-//! the wire. Another thread writes the file, and no frame waits for it.
+//! A frame is copied after the datapath has carried it. The copy is kept until its burst is recorded, because the
+//! stages are known only then. A frame's time is the boundary at which it passed the datapath: `gathered` from the
+//! guest, or `seen` on the wire. Another thread writes the file, and no frame waits for it.
 //!
-//! - `capture`: the file, its thread, and the way there.
+//! - `capture`: the file, the thread that writes it, and the channel to that thread.
 //! - the crate `pcapng`: the blocks of the file, and the comments on frames.
 
 mod capture;
@@ -52,7 +52,7 @@ impl Copied {
     }
 }
 
-/// Frames of a burst that is not recorded yet.
+/// The frames of a burst that is not recorded yet.
 #[derive(Debug, Default)]
 struct Kept {
     block: Option<capture::Block>,
@@ -63,7 +63,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// Keeps `frames`, of which the datapath carried `carried`; all of them if that is not given.
+    /// Keeps `frames`. The datapath carried `carried` of them; all of them if that is `None`.
     fn keep<'f, 'm: 'f>(
         &mut self,
         lane: &Lane,
@@ -71,7 +71,7 @@ impl Kept {
         carried: Option<usize>,
     ) {
         if self.frames >= 2 * BURST_MAX {
-            // They are of bursts that were never recorded.
+            // These frames are from bursts that were never recorded.
             self.forget(lane);
         }
         let before = self.frames;
@@ -93,10 +93,10 @@ impl Kept {
         self.carried += carried.unwrap_or(self.frames - before);
     }
 
-    /// The burst is recorded.
+    /// Hands over the frames of a burst that is recorded now.
     fn finish(&mut self, lane: &Lane, record: &BurstRecord) {
         if self.carried != usize::from(record.packets) {
-            // Part of it is of a burst that was never recorded, because its ring broke.
+            // Some frames are from a burst that was never recorded, because its ring broke.
             self.forget(lane);
             return;
         }
@@ -115,7 +115,7 @@ impl Kept {
 }
 
 impl<I> Pcap<I> {
-    /// Captures what passes `inner`.
+    /// Captures the frames that pass `inner`.
     #[must_use]
     pub fn new(inner: I, lane: Lane) -> Self {
         let (sent, placed) = Default::default();
@@ -130,7 +130,7 @@ impl<I> Pcap<I> {
         }
     }
 
-    /// Has `work` place frames in the room, and keeps copies of them.
+    /// Calls `work` to place frames in the room, and keeps copies of them.
     fn keep_placed<T>(
         &mut self,
         room: &mut GuestRoom<'_, '_>,

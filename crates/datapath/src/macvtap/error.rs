@@ -16,7 +16,7 @@ pub enum MacvtapError {
     Served {
         /// The interface's name.
         name: String,
-        /// The other process; 0 where it cannot be seen from here.
+        /// The other process; 0 if it is in another PID namespace.
         process: i32,
     },
     /// There is no such interface.
@@ -37,7 +37,7 @@ pub enum MacvtapError {
         /// The interface's name.
         name: String,
     },
-    /// It should be made and is there.
+    /// The interface should be made, but exists already.
     #[error(
         "network interface '{name}' is there already; remove it: ip link del {name}; or leave out over= to \
          use it as it is"
@@ -46,15 +46,15 @@ pub enum MacvtapError {
         /// The interface's name.
         name: String,
     },
-    /// What it should be made over is not there.
+    /// The lower interface does not exist.
     #[error("no network interface '{lower}' to put macvtap '{name}' over")]
     NoLower {
         /// The interface's name.
         name: String,
-        /// The one below.
+        /// The lower interface's name.
         lower: String,
     },
-    /// What it should be made over does not go along with it.
+    /// The lower interface refuses another macvtap.
     #[error(
         "macvtap '{name}' cannot be put over '{lower}' in mode {mode}: '{lower}' is busy; it may be part of a \
          bridge, or have a macvtap in mode passthru, which must be alone"
@@ -62,7 +62,7 @@ pub enum MacvtapError {
     LowerBusy {
         /// The interface's name.
         name: String,
-        /// The one below.
+        /// The lower interface's name.
         lower: String,
         /// The mode.
         mode: Mode,
@@ -75,25 +75,25 @@ pub enum MacvtapError {
     Permission {
         /// The interface's name.
         name: String,
-        /// What was refused.
+        /// The step that was refused.
         step: &'static str,
     },
-    /// What was handed over is no macvtap.
+    /// The descriptor handed over is not a macvtap.
     #[error("descriptor {fd} is {found}; expected an open macvtap (/dev/tapN)")]
     Descriptor {
-        /// Its number.
+        /// The descriptor's number.
         fd: RawFd,
-        /// What it is.
+        /// What was found.
         found: String,
     },
-    /// Anything else that the system answered.
+    /// Any other error of the system.
     #[error("macvtap '{name}': {step} failed: {source}")]
     System {
         /// The interface's name.
         name: String,
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
     },
 }

@@ -1,8 +1,8 @@
-//! The interface behind a macvtap: whether it carries frames, and its end if it is ours.
+//! The interface of a macvtap: watches whether it carries frames, and removes it at the end if we made it.
 //!
-//! Writing to a macvtap succeeds whatever becomes of the frame (`tap_get_user`): when the interface is down the
-//! kernel counts the loss, when it is gone nobody does. So a thread listens for what happens to it, asleep, and each
-//! burst looks at what it heard.
+//! A write to a macvtap succeeds even if the frame is lost (`tap_get_user`). When the interface is down, the kernel
+//! counts the loss; when it is gone, nobody does. So a thread sleeps until the interface's state changes, and each
+//! burst checks the state that the thread keeps.
 
 use std::io;
 use std::io::Write as _;
@@ -15,19 +15,19 @@ use host_links::macvtap::remove;
 use host_links::watch::{LinkEvent, LinkWatch};
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// An interface that is watched.
+/// A watched interface.
 #[derive(Debug)]
 pub struct Link {
     carries: Arc<AtomicBool>,
     /// Written to when the thread is to end.
     stop: UnixStream,
     thread: Option<JoinHandle<()>>,
-    /// Last, so that its end is no news any more.
+    /// Field order is drop order: the interface is removed last, so that nobody reports its removal.
     _made: Option<Made>,
 }
 
 impl Link {
-    /// Watches interface `index`, called `name`; `made` if it is ours.
+    /// Watches interface `index` with this `name`. `made` is given if we made it.
     pub fn watch(name: &str, index: u32, made: Option<Made>) -> io::Result<Self> {
         let events = LinkWatch::new(index)?;
         let (stop, stopped) = UnixStream::pair()?;
@@ -37,7 +37,7 @@ impl Link {
         Ok(Self { carries, stop, thread: Some(thread), _made: made })
     }
 
-    /// Whether it takes frames: it is there, up, and has a carrier.
+    /// Whether the interface takes frames: it exists, is up, and has a carrier.
     #[inline]
     pub fn carries(&self) -> bool {
         self.carries.load(Ordering::Relaxed)
@@ -46,7 +46,7 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The thread may have ended by itself.
         let _ = self.stop.write_all(&[0]);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -88,7 +88,7 @@ impl Watch {
 
     fn report(&self, event: LinkEvent) {
         let carries = event == LinkEvent::Up;
-        // One that is removed goes down first.
+        // An interface that is removed goes down first, so its removal is reported although the state is the same.
         if self.carries.swap(carries, Ordering::Relaxed) == carries && event != LinkEvent::Removed {
             return;
         }
@@ -107,7 +107,7 @@ impl Watch {
     }
 }
 
-/// An interface that we made. It goes with us.
+/// An interface that we made. Dropping this removes it.
 #[derive(Debug)]
 pub struct Made {
     pub index: u32,
@@ -117,7 +117,7 @@ pub struct Made {
 impl Drop for Made {
     fn drop(&mut self) {
         match remove(self.index) {
-            // Somebody else did it.
+            // It was removed already.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
             Err(error) => log::warn!("macvtap '{}' stays: {error}", self.name),
             Ok(()) => {}

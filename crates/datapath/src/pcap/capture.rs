@@ -1,8 +1,8 @@
 //! The file of a capture, and the thread that writes it.
 //!
-//! Bursts come over a bounded channel, in blocks that go round: a worker takes an empty one, fills it, and hands it
-//! over, and neither waits nor, once the blocks have grown to what bursts need, allocates. When there is no empty
-//! block, or too many bytes wait for the disk, frames are left out and counted.
+//! Bursts come over a bounded channel in blocks, which are used again. A worker takes an empty block, fills it and
+//! hands it over. It never waits, and once the blocks have grown to the size of the bursts it does not allocate. When
+//! there is no empty block, or too many bytes wait for the disk, frames are left out and counted.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -21,44 +21,44 @@ use log_limit::LogLimit;
 use pcapng::comment::{Frames, describe};
 use pcapng::{Packet, Totals, Way};
 
-/// Blocks of each queue.
+/// Number of blocks for each queue.
 const BLOCKS: usize = 512;
-/// The most bytes that wait for the disk.
+/// Most bytes that may wait for the disk.
 const WAITING_MAX: u64 = 32 << 20;
-/// A block that is larger than this gives the rest back: one burst of the largest frames is 4 MiB.
+/// Bytes that an empty block keeps allocated. It frees the rest: one burst of the largest frames takes 4 MiB.
 const BLOCK_BYTES_KEPT: usize = 64 << 10;
 /// File mode: readable for the owner only.
 const MODE: u32 = 0o600;
-/// So much is written at a time.
+/// Bytes that are written at a time.
 const WRITE_BYTES: usize = 256 << 10;
-/// What was captured is in the file after this time.
+/// Longest time until captured frames are written to the file.
 const FLUSH: Duration = Duration::from_millis(500);
 
-/// What a capture is made for.
+/// The options of a capture.
 #[derive(Clone, Debug)]
 pub struct CaptureOptions {
-    /// The file: a new one each time. A regular file of this user that is there is replaced, anything else refused.
+    /// The file, created new each time. A regular file of this user at the path is replaced; anything else is refused.
     pub path: PathBuf,
-    /// The program that writes it, with its version.
+    /// The name of the program that writes it, with its version.
     pub application: String,
     /// The name of the interface: the guest's.
     pub name: String,
-    /// What the interface is.
+    /// The description of the interface.
     pub description: String,
 }
 
-/// Why nothing can be captured.
+/// Why no capture can be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// The file.
+    /// The file cannot be written.
     #[error("cannot write the capture {path}: {source}; choose another file for --pcap")]
     File {
-        /// The file.
+        /// The file's path.
         path: PathBuf,
-        /// What the system answered.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The thread.
+    /// The thread cannot be started.
     #[error("no thread for the capture: {0}")]
     Thread(io::Error),
 }
@@ -69,7 +69,7 @@ pub struct Block {
     /// The queue pair.
     queue: usize,
     record: BurstRecord,
-    /// How many frames the burst has, those among them that are not here.
+    /// Number of frames in the burst, including those that are left out here.
     handed: usize,
     /// Each frame's number in its burst, and its length.
     frames: Vec<(u16, u32)>,
@@ -78,7 +78,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Appends frame `number` of the burst, `len` bytes that `fill` writes.
+    /// Appends frame `number` of the burst. `fill` writes its `len` bytes.
     pub fn push(&mut self, number: u16, len: usize, fill: impl FnOnce(&mut [u8])) {
         let start = self.bytes.len();
         self.bytes.resize(start + len, 0);
@@ -87,7 +87,7 @@ impl Block {
         self.frames.push((number, len as u32));
     }
 
-    /// How many frames it holds.
+    /// Number of frames that the block holds.
     pub const fn len(&self) -> usize {
         self.frames.len()
     }
@@ -100,15 +100,15 @@ impl Block {
 
 #[derive(Debug, Default)]
 struct Counters {
-    /// Bytes on their way to the file.
+    /// Bytes that wait to be written to the file.
     waiting: AtomicU64,
     left_out: AtomicU64,
 }
 
-/// One queue's way to the file. When the last one is dropped the file is complete.
+/// One queue's channel to the file. When the last lane is dropped, the file is complete.
 #[derive(Debug)]
 pub struct Lane {
-    // Dropped before the thread, which ends when nobody can send it anything any more.
+    // Field order is drop order: the sender before the thread, because the thread ends when all senders are gone.
     full: SyncSender<Block>,
     empty: Receiver<Block>,
     queue: usize,
@@ -137,19 +137,19 @@ impl Lane {
         self.counters.left_out.fetch_add(frames as u64, Ordering::Relaxed);
     }
 
-    /// Hands over a burst of so many frames, all of which are in the block or left out.
+    /// Hands over a burst of `handed` frames. Each of them is in the block or was left out.
     pub fn send(&self, mut block: Block, record: &BurstRecord, handed: usize) {
         (block.queue, block.record, block.handed) = (self.queue, *record, handed);
-        // There are no more blocks than the channel holds.
+        // This does not fail for lack of room: there are no more blocks than the channel holds.
         let _ = self.full.try_send(block);
     }
 
-    /// Hands over what was kept of a burst without it being written.
+    /// Discards the kept frames of a burst, and counts them as left out.
     pub fn forget(&self, mut block: Block) {
         self.leave_out(block.len());
         self.counters.waiting.fetch_sub(block.bytes.len() as u64, Ordering::Relaxed);
         block.clear();
-        // It comes back as one of a burst without frames.
+        // The block comes back from the thread as that of a burst without frames.
         self.send(block, &BurstRecord::default(), 0);
     }
 }
@@ -157,7 +157,7 @@ impl Lane {
 /// Begins a capture of `queues` queue pairs.
 ///
 /// # Errors
-/// When the file cannot be made, or the thread.
+/// When the file cannot be created, or the thread cannot be started.
 pub fn begin(
     options: &CaptureOptions,
     queues: u16,
@@ -166,7 +166,7 @@ pub fn begin(
     let queues = usize::from(queues);
     let mut out = Vec::with_capacity(2 * WRITE_BYTES);
     pcapng::begin(&mut out, &options.application, &options.name, &options.description);
-    // The header is written here, so that a file that cannot be written is an error at the start.
+    // The header is written here, so that a file that cannot be written is reported at the start.
     let file = create_own(&options.path, MODE, MAGIC.to_le_bytes())
         .and_then(|mut file| file.write_all(&out).map(|()| file))
         .map_err(|source| CaptureError::File { path: options.path.clone(), source })?;
@@ -207,7 +207,7 @@ pub fn begin(
     Ok(empty.into_iter().enumerate().map(lane).collect())
 }
 
-/// Waits for the thread's end when dropped.
+/// Dropping this waits for the end of the thread.
 #[derive(Debug)]
 struct Thread(Option<JoinHandle<()>>);
 
@@ -221,24 +221,24 @@ impl Drop for Thread {
     }
 }
 
-/// Who writes the file.
+/// Writes the file.
 struct Scribe {
-    /// `None` once it could not be written.
+    /// `None` after a write has failed.
     file: Option<File>,
     path: PathBuf,
-    /// So many bytes are in it, and whole blocks.
+    /// Number of bytes in the file that are whole blocks.
     good: u64,
-    /// What is not written yet.
+    /// The bytes that are not written yet.
     out: Vec<u8>,
     comment: String,
     time: WallClock,
-    /// The last frame's stamp, for each ring.
+    /// Time of the last frame of each ring, in nanoseconds since 1970.
     last_ns: Vec<u64>,
     written: u64,
     counters: Arc<Counters>,
-    /// How many were left out when it was last said.
+    /// Number of frames left out at the last report.
     left_out: u64,
-    /// Limits the lines about it: when a guest floods, each block leaves some out.
+    /// Limits the log lines about frames left out: when a guest floods, each block leaves some out.
     log: LogLimit,
 }
 
@@ -246,7 +246,7 @@ impl Scribe {
     fn run(&mut self, bursts: &Receiver<Block>, home: &[SyncSender<Block>]) {
         let mut flushed = Instant::now();
         loop {
-            // Without anything to be written it sleeps without a limit.
+            // When nothing waits to be written, it sleeps without a time limit.
             let burst = if self.out.is_empty() {
                 bursts.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
@@ -261,7 +261,7 @@ impl Scribe {
                     self.counters.waiting.fetch_sub(block.bytes.len() as u64, Ordering::Relaxed);
                     block.clear();
                     block.bytes.shrink_to(BLOCK_BYTES_KEPT);
-                    // It fails when the queue is gone, and then nobody needs it.
+                    // This fails when the queue is gone. Then the block is not needed any more.
                     let _ = home[block.queue].try_send(block);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -294,7 +294,7 @@ impl Scribe {
         let record = &block.record;
         self.time.keep();
         let time_ns = self.time.at(passed_at(record));
-        // The counter's rate is known better from second to second, which must not turn frames' order round.
+        // The measured rate of the counter changes a little every second. That must not change the order of frames.
         let last_ns = &mut self.last_ns[usize::from(record.ring)];
         let time_ns = if last_ns.saturating_sub(time_ns) < 1_000_000 {
             time_ns.max(*last_ns)
@@ -318,7 +318,7 @@ impl Scribe {
         self.written += block.frames.len() as u64;
     }
 
-    /// Says in the log and in the file how many frames are missing, if more of them are.
+    /// Reports in the log and in the file how many frames are missing, if the number has grown.
     fn tell_left_out(&mut self) {
         let left_out = self.counters.left_out.load(Ordering::Relaxed);
         if left_out > self.left_out && self.file.is_some() {
@@ -339,7 +339,7 @@ impl Scribe {
         pcapng::statistics(&mut self.out, now_ns, totals);
     }
 
-    /// Writes what there is. A file that cannot be written is cut behind the last whole block, and left alone.
+    /// Writes all waiting bytes. If that fails, the file is cut after its last whole block and not written again.
     fn flush(&mut self) {
         if let Some(file) = &mut self.file {
             let (written, result) = write_counted(file, &self.out);
@@ -361,7 +361,7 @@ impl Scribe {
     }
 }
 
-/// When a burst's frames passed the datapath, ticks: gathered from the guest, or seen on the wire.
+/// When a burst's frames passed the datapath, in ticks: gathered from the guest, or seen on the wire.
 fn passed_at(record: &BurstRecord) -> u64 {
     let last = match record.direction() {
         Direction::Tx => Stage::Gather,
@@ -378,7 +378,7 @@ fn passed_at(record: &BurstRecord) -> u64 {
     at
 }
 
-/// Ticks as time of day.
+/// Converts ticks to time of day.
 #[derive(Debug)]
 struct WallClock {
     clock: Clock,
@@ -393,7 +393,7 @@ impl WallClock {
         Self { clock, start, latest: start, ticks_per_second: clock.ticks_per_second() }
     }
 
-    /// Once a second: how the clocks stand to each other now, and the counter's rate since the start.
+    /// Once a second, takes a new anchor of the clocks and measures the counter's rate since the start.
     fn keep(&mut self) {
         if self.clock.now().abs_diff(self.latest.ticks) < self.ticks_per_second {
             return;
@@ -402,7 +402,7 @@ impl WallClock {
         if self.latest.monotonic_ns.saturating_sub(self.start.monotonic_ns) > 500_000_000 {
             match self.clock.rate_since(self.start, self.latest) {
                 Some(rate) => self.ticks_per_second = rate,
-                // The counter jumped. Its rate is measured from here on.
+                // The counter jumped. From here its rate is measured again.
                 None => self.start = self.latest,
             }
         }

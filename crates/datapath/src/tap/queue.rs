@@ -1,4 +1,4 @@
-//! One open queue of a tap or macvtap: what both have in common.
+//! One open queue of a tap or macvtap: the code that both share.
 
 use std::fs::File;
 use std::io;
@@ -16,11 +16,11 @@ use crate::claim::Claim;
 use crate::sys::{self, InterfaceRequest};
 use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Refusal, Transmitted};
 
-/// The most frames of one look: each costs a system call, and the guest sees the first one only when the
-/// last one is there.
+/// Most frames of one receive call. Each costs a system call, and the guest sees the first frame only after the last
+/// one is placed.
 pub const RECEIVE_BURST: usize = 32;
 
-/// How frames go to the kernel and come from it.
+/// Writes frames to the kernel and reads them from it.
 pub trait Engine: Send + 'static {
     /// Writes frames, in order.
     fn transmit(&mut self, file: &File, frames: Frames<'_, '_>) -> Transmitted;
@@ -31,22 +31,22 @@ pub trait Engine: Send + 'static {
     /// As [`Datapath::receive`].
     fn receive(&mut self, file: &File, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
 
-    /// Reads one frame into memory of ours.
+    /// Reads one frame into our own memory.
     ///
     /// # Errors
     /// As [`Datapath::receive_frame`].
     fn receive_frame(&mut self, file: &File, to: GuestSlice<'_>) -> io::Result<Option<usize>>;
 
-    /// Whether there are frames that were read and are not placed yet.
+    /// Whether frames were read that are not placed yet.
     fn has_frames(&self) -> bool {
         false
     }
 
-    /// Another guest comes, or the same one with other features: what was read was not for it.
+    /// Discards the frames that were read: another guest is connected now, or the same one with other features.
     fn reset(&mut self) {}
 }
 
-/// One `writev` or `readv` a frame, directly on guest memory.
+/// One `writev` or `readv` per frame, directly on guest memory.
 #[derive(Debug)]
 pub struct Readv;
 
@@ -92,7 +92,7 @@ impl Engine for Readv {
     }
 }
 
-/// What is known of an interface before one of its queues is open.
+/// The facts about an interface that are known before a queue of it is open.
 #[derive(Clone, Debug)]
 pub struct QueueFacts {
     /// The datapath's name on the command line.
@@ -101,10 +101,10 @@ pub struct QueueFacts {
     pub name: String,
     /// The largest payload of a link frame, bytes.
     pub mtu: u16,
-    /// Whether the interface lets go of a queue while others are served. If not, the kernel keeps up to
-    /// `txqueuelen` frames for it.
+    /// Whether a queue can be detached from the interface while other queues are served. If not, the kernel keeps up to
+    /// `txqueuelen` frames for an inactive queue.
     pub lets_go: bool,
-    /// Keeps other processes from serving it.
+    /// Keeps other processes from serving the interface.
     pub _claim: Option<Arc<Claim>>,
 }
 
@@ -119,12 +119,12 @@ pub struct TapQueue<E = Readv> {
 }
 
 impl TapQueue {
-    /// A queue that is open, not blocking, and attached to its interface. It is not active: if it can be, it is
-    /// let go, and the kernel gives it no frames.
+    /// Takes a queue that is open, non-blocking and attached to its interface. The queue starts inactive: it is
+    /// detached if the interface allows that, so that the kernel gives it no frames.
     pub(crate) fn new(file: File, facts: QueueFacts, offloads: Offloads) -> io::Result<Self> {
         let mut queue = Self { file, facts, offloads, active: true, engine: Readv };
         match queue.set_active(false) {
-            // One that was handed over may have been let go before (`tun_set_queue`).
+            // A queue that was handed over may be detached already (`tun_set_queue`).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => queue.active = false,
             result => result?,
         }
@@ -147,7 +147,7 @@ impl<E> TapQueue<E> {
     /// The interface's link address.
     ///
     /// # Errors
-    /// What the system answers.
+    /// The error of the ioctl.
     pub fn address(&self) -> io::Result<[u8; 6]> {
         let mut request = InterfaceRequest::new(&self.facts.name, 0);
         sys::ioctl_interface(&self.file, libc::SIOCGIFHWADDR, &mut request)?;
@@ -219,7 +219,7 @@ impl<E: Engine> FrameReader for TapQueue<E> {
     }
 }
 
-/// What this kernel takes on the queue: the richest set that it accepts.
+/// The largest set of offloads that this kernel accepts on the queue.
 pub fn probe_offloads(file: &File) -> Offloads {
     let sets = [
         Offloads::ALL,
@@ -229,7 +229,7 @@ pub fn probe_offloads(file: &File) -> Offloads {
     ];
     let accepted = |set: &Offloads| sys::ioctl_number(file, TUNSETOFFLOAD, flags(*set)).is_ok();
     let found = sets.into_iter().find(accepted).unwrap_or_default();
-    // Nothing is passed on unfinished before a guest says that it takes it.
+    // Until a guest accepts offloads, the kernel passes on no frames with offload pending.
     let _ = sys::ioctl_number(file, TUNSETOFFLOAD, 0);
     found
 }

@@ -1,9 +1,9 @@
-//! A burst of frames with one system call (`io_uring_enter`).
+//! Reads or writes a burst of frames with one system call (`io_uring_enter`).
 //!
-//! The writes of a burst are one chain of linked requests: they go one after the other, and those behind one that
-//! fails are not tried, so order stays, and of a tap that takes no more it is a prefix that was taken. Reads go to
-//! memory of ours, because a guest's buffers can only be chosen when the frame before has its own; from there each
-//! frame is copied to where it belongs.
+//! The writes of a burst are one chain of linked requests. The kernel runs them one after the other, and after one that
+//! fails it cancels the rest. So the frames stay in order, and a tap that accepts no more has taken a prefix of them.
+//! Reads go to our own memory, because a guest's buffers can only be chosen once the frame before has its buffers. From
+//! there each frame is copied to the guest's buffers.
 #![allow(unsafe_code, reason = "the kernel reads and writes memory by address")]
 
 use std::fs::File;
@@ -21,31 +21,31 @@ use super::TapError;
 use super::queue::{Engine, RECEIVE_BURST, Readv, TapQueue};
 use crate::{Look, Refusal, Transmitted};
 
-/// Of a file that does not block, io_uring waits all the same, where it can.
+/// Without this flag io_uring waits where it can, even for a non-blocking file.
 const DO_NOT_WAIT: i32 = libc::RWF_NOWAIT;
-/// A frame with its header.
+/// Bytes of the longest frame with its header.
 const SLOT_BYTES: usize = HEADER_LEN + FRAME_LEN_MAX;
 
 /// The engine `uring`.
 pub struct Uring {
     ring: Requests,
-    /// Room for a frame each.
+    /// Each has room for one frame.
     slots: Vec<Box<[u8]>>,
     /// The frames that were read and are not placed yet: their slots and lengths.
     read: Vec<(usize, usize)>,
-    /// How many of them are placed.
+    /// Number of them that are placed.
     placed: usize,
-    /// How many reads are tried together.
+    /// Number of reads to submit together.
     ahead: usize,
-    /// Frames that were read for another guest than the one that is there now.
+    /// Number of frames that were read for an earlier guest than the present one.
     stale: usize,
 }
 
 impl Uring {
-    /// Has a queue go through a ring of its own.
+    /// Gives a queue its own ring.
     ///
     /// # Errors
-    /// When the system gives none.
+    /// When the system refuses the ring.
     pub fn open(queue: TapQueue) -> Result<TapQueue<Self>, TapError> {
         let engine = Self::new(queue.file()).map_err(TapError::NoUring)?;
         Ok(queue.with_engine(engine))
@@ -53,7 +53,7 @@ impl Uring {
 
     fn new(file: &File) -> io::Result<Self> {
         let ring = Requests::new(file)?;
-        // Pages that no frame ever reaches are never used.
+        // Pages that no frame reaches are never touched, so they take no memory.
         let slots = (0..RECEIVE_BURST).map(|_| vec![0; SLOT_BYTES].into_boxed_slice()).collect();
         let read = Vec::with_capacity(RECEIVE_BURST);
         Ok(Self { ring, slots, read, placed: 0, ahead: 1, stale: 0 })
@@ -63,8 +63,8 @@ impl Uring {
         self.read.len() - self.placed
     }
 
-    /// Reads frames: more than last time if they were all there, else one more than there were. Returns whether there
-    /// may be more of them. There are none waiting before.
+    /// Reads frames, when none are waiting. If every read found a frame, the next call reads twice as many; else it
+    /// reads one more than there were. Returns whether there may be more frames.
     fn read(&mut self) -> io::Result<bool> {
         self.read.clear();
         self.placed = 0;
@@ -77,7 +77,7 @@ impl Uring {
         for (n, &result) in results.iter().enumerate() {
             match usize::try_from(result) {
                 Ok(len) => self.read.push((n, len)),
-                // One that came in between is the next one's.
+                // A frame may still arrive between this read and the next, which then gets it.
                 Err(_) if result == -libc::EAGAIN => is_empty = true,
                 Err(_) => failed = Some(io::Error::from_raw_os_error(-result)),
             }
@@ -85,13 +85,13 @@ impl Uring {
         let came = self.read.len();
         self.ahead = if is_empty { came + 1 } else { 2 * came.max(1) }.min(RECEIVE_BURST);
         match failed {
-            // What was read comes first; the error comes again.
+            // The frames that were read are placed first. The error will occur again.
             Some(error) if came == 0 => Err(error),
             _ => Ok(!is_empty),
         }
     }
 
-    /// Places the frames that wait, as far as there is room.
+    /// Places the waiting frames, as far as there is room.
     fn place(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Placed> {
         if room.place_waiting() == Placed::NoRoom {
             return Ok(Placed::NoRoom);
@@ -111,7 +111,7 @@ impl Uring {
     }
 }
 
-/// Writes `bytes` to the run that `list` makes. Returns how many there were.
+/// Writes `bytes` across the slices of `list`. Returns the length of `bytes`.
 fn spread(list: &[GuestSlice<'_>], bytes: &[u8]) -> usize {
     let mut rest = bytes;
     for slice in list {
@@ -142,7 +142,7 @@ impl Engine for Uring {
                         reason = "a frame is below 2^17 bytes"
                     )]
                     0.. => done.bytes += frame.len() as u32,
-                    // The one before it failed: its turn is in the next chain.
+                    // The frame before it failed, so this one goes into the next chain.
                     _ if result == -libc::ECANCELED => break,
                     _ => match Refusal::of(&io::Error::from_raw_os_error(-result)) {
                         Refusal::Later => return done,
@@ -168,7 +168,7 @@ impl Engine for Uring {
                 return Ok(Look::More);
             }
             if !self.read()? {
-                // The last of them, unless the guest has no room for them.
+                // These are the last frames, unless the guest has no room for them.
                 let placed = self.place(room)?;
                 let all = placed == Placed::Done;
                 return Ok(if all { Look::Drained } else { Look::More });
@@ -178,7 +178,7 @@ impl Engine for Uring {
 
     fn receive_frame(&mut self, file: &File, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
         let Some(&(slot, len)) = self.read.get(self.placed) else {
-            // Nothing is read ahead for a switch: it has the header's length changed between two frames.
+            // For a switch nothing is read ahead, because it may change the header length between two frames.
             return Readv.receive_frame(file, to);
         };
         self.placed += 1;
@@ -190,11 +190,11 @@ impl Engine for Uring {
     }
 }
 
-/// A ring of requests that are all done with when [`Requests::run`] returns.
+/// A ring whose requests are all complete when [`Requests::run`] returns.
 struct Requests {
     ring: IoUring,
     file: types::Fd,
-    /// What became of each of them.
+    /// The result of each request.
     results: [i32; BURST_MAX],
 }
 
@@ -202,16 +202,16 @@ impl Requests {
     #[expect(clippy::cast_possible_truncation, reason = "BURST_MAX is 64")]
     fn new(file: &File) -> io::Result<Self> {
         let size = BURST_MAX as u32;
-        // Without an interrupt for a thread that comes for its completions anyway (Linux 5.19).
+        // Completions do not interrupt the thread, which waits for them anyway (Linux 5.19).
         let ring = IoUring::builder().setup_coop_taskrun().build(size);
         let ring = ring.or_else(|_| IoUring::new(size))?;
-        // Not registered with the ring, which would let go of it some time after its own end: whoever opens the tap
-        // next would find it busy.
+        // The file is not registered with the ring. The ring would release it some time after its own end, and a
+        // process that opens the tap next would find it busy.
         let file = types::Fd(file.as_raw_fd());
         Ok(Self { ring, file, results: [0; BURST_MAX] })
     }
 
-    /// Asks for `frame` to be written, and the request behind it to wait for that.
+    /// Adds a request to write `frame`. The request after it waits for this one, unless this is the last.
     fn write(&mut self, n: usize, frame: &Frame<'_, '_>, is_last: bool) {
         let list = GuestSlice::as_iovecs(frame.slices());
         #[expect(clippy::cast_possible_truncation, reason = "at most 1023")]
@@ -220,7 +220,7 @@ impl Requests {
         self.push(n, request.rw_flags(DO_NOT_WAIT).build().flags(flags));
     }
 
-    /// Asks for a frame to be read to `slot`.
+    /// Adds a request to read a frame into `slot`.
     fn read(&mut self, n: usize, slot: &mut [u8]) {
         #[expect(clippy::cast_possible_truncation, reason = "a frame is below 2^17 bytes")]
         let len = slot.len() as u32;
@@ -230,8 +230,8 @@ impl Requests {
 
     fn push(&mut self, n: usize, request: Entry) {
         let request = request.user_data(n as u64);
-        // SAFETY: what the request points to is borrowed by the caller (frames) or its own (slots) until `run` has
-        // returned, which it does only when every request is done with.
+        // SAFETY: the memory that the request points to is borrowed by the caller (frames) or owned by it (slots) until
+        // `run` has returned, and `run` returns only when every request is complete.
         let pushed = unsafe { self.ring.submission().push(&request) };
         debug_assert!(
             pushed.is_ok(),
@@ -239,8 +239,8 @@ impl Requests {
         );
     }
 
-    /// Submits the `count` requests that were pushed, and waits for all of them: nothing may refer to frames or
-    /// slots afterwards. None of them waits for anything.
+    /// Submits the `count` requests that were pushed, and waits until all are complete: no request may refer to frames
+    /// or slots afterwards. No request waits for anything (`DO_NOT_WAIT`).
     fn run(&mut self, count: usize) -> &[i32] {
         let mut left = count;
         while left > 0 {
@@ -255,7 +255,7 @@ impl Requests {
                     std::thread::yield_now();
                 }
                 Err(error) => {
-                    // Requests may be under way, with addresses that are soon somebody else's.
+                    // Requests may still be in progress, with addresses of memory that is soon used for something else.
                     log::error!("io_uring_enter: {error}");
                     std::process::abort();
                 }
