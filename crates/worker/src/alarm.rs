@@ -1,13 +1,13 @@
 //! A timer that ends a system call that blocks.
 //!
-//! A write to an eventfd blocks when its counter is full and `O_NONBLOCK` is off, and the front end can cause both at
-//! any moment. A worker that serves several guests must not wait for that. A signal ends such a write with
-//! `EINTR`, so a timer sends the thread one every [`PERIOD`] while it writes signals. The handler does nothing.
+//! A write to an eventfd blocks when its counter is full and `O_NONBLOCK` is off. The front end can cause both at any
+//! moment. A worker that serves several guests must not wait for that. A POSIX signal ends such a write with `EINTR`.
+//! So a timer sends one to the thread every [`PERIOD`] while the thread writes to eventfds. The handler does nothing.
 //!
-//! A timer for each thread, not a watchdog thread: it needs no wake-up when the worker wakes up, it fires again if the
-//! first signal arrives just before the write, and it is off when the worker sleeps. It costs a busy
-//! worker 100 interruptions a second, and a worker that sleeps two system calls for each sleep. A worker with a single guest
-//! has no timer: the control plane interrupts it when it does not answer ([`crate::mailbox`]).
+//! Each thread has its own timer. Compared with a watchdog thread, a timer needs no wake-up when the worker wakes up,
+//! fires again if its first signal arrives just before the write, and is off while the worker sleeps. A busy worker
+//! pays 100 interruptions a second. A worker that sleeps pays two system calls for each sleep. A worker with a single
+//! guest has no timer: the control plane interrupts it when it does not answer ([`crate::mailbox`]).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,16 +26,16 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// For the calling thread only. Off at first.
+    /// An alarm for the calling thread only. It is off at first.
     ///
     /// # Errors
-    /// What the system answers.
+    /// When the system refuses the signal handler or the timer.
     pub fn new() -> io::Result<Self> {
         sys::accept_interruptions()?;
         Ok(Self { timer: SignalTimer::new()?, is_armed: AtomicBool::new(false) })
     }
 
-    /// Ends every system call that blocks, from now on.
+    /// From now on, ends every system call of the thread that blocks.
     #[inline]
     pub fn arm(&self) {
         if !self.is_armed.load(Ordering::Relaxed) {
@@ -43,7 +43,7 @@ impl Alarm {
         }
     }
 
-    /// Interrupts nothing from now on.
+    /// Switches the alarm off.
     #[inline]
     pub fn disarm(&self) {
         if self.is_armed.load(Ordering::Relaxed) {

@@ -1,9 +1,9 @@
 //! File descriptors that a front end handed over.
 //!
-//! A front end may keep its own end of them, and with it their flags. So a call on one can block although we made it
-//! non-blocking, and `close` can block as well: a TCP socket with `SO_LINGER` waits for its peer, a FUSE file for its
-//! file system. Workers and control threads therefore never close one. Each connection has a thread for that, and
-//! nothing waits for it; [`Alarm`] ends the calls that a signal can end.
+//! A front end may keep a duplicate of each, and can change the flags that both share. So a call on one can block
+//! although we made it non-blocking. `close` can block as well: a TCP socket with `SO_LINGER` waits for its peer, a
+//! FUSE file for its file system. So workers and control threads never close one. Each connection has a thread that
+//! closes them, and nothing waits for that thread. [`Alarm`] ends the calls that a signal can end.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -28,8 +28,8 @@ pub struct Custody {
     hung: OwnedFd,
 }
 
-/// Longest time for a signal that is nothing special. Each epoll instance that waits for an eventfd is notified within the
-/// write, so a front end that registers it in very many makes every signal as slow as it likes.
+/// Longest time of a normal signal. The write to an eventfd notifies each epoll instance that waits for it. So a front
+/// end that registers the eventfd in very many of them makes every signal as slow as it likes.
 const SLOW: Duration = Duration::from_micros(500);
 
 /// Slow signals in a row that are allowed; the next one ends the connection.
@@ -52,14 +52,14 @@ pub struct Foreign {
     custody: Arc<Custody>,
 }
 
-/// A write to an eventfd blocked and was interrupted: the front end cleared `O_NONBLOCK` and filled the counter. Or more than
-/// [`SLOW_MAX`] writes in a row were slow.
+/// A write to an eventfd blocked and was interrupted, because the front end cleared `O_NONBLOCK` and filled the
+/// counter. Or more than [`SLOW_MAX`] writes in a row were slow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hung;
 
 impl Custody {
-    /// For a new connection. `threads` counts the threads of this kind that run: one ends after its connection, when all
-    /// descriptors are closed.
+    /// Starts the thread for a new connection. `threads` counts the running threads of this kind. A thread ends after
+    /// its connection, when all descriptors are closed.
     ///
     /// # Errors
     /// When the system has no thread or no eventfd left.
@@ -95,11 +95,11 @@ impl Custody {
 }
 
 impl Foreign {
-    /// Adds 1 to an eventfd's counter. A full counter is a signal that is already there; any other failure is the front
-    /// end's fault and is ignored.
+    /// Adds 1 to an eventfd's counter. If the counter is full, a signal is pending already. Any other failure is the
+    /// front end's fault and is ignored.
     ///
-    /// With `alarm`, for a worker that serves several guests, a write that blocks ends after [`PERIOD`], and one
-    /// that takes too much CPU time again and again counts as blocked.
+    /// With `alarm`, for a worker that serves several guests: a write that blocks ends after [`PERIOD`], and writes
+    /// that take too much CPU time several times in a row count as blocked.
     ///
     /// [`PERIOD`]: crate::alarm::PERIOD
     ///
@@ -110,8 +110,8 @@ impl Foreign {
         let Some(fd) = &self.fd else { return Ok(()) };
         let Some(alarm) = alarm else { return self.write(fd) };
         alarm.arm();
-        // The front end can clear the flag at any time. To check it costs much less than to wait for the alarm, which
-        // covers a change after the check.
+        // The front end can clear the flag at any time. Checking it costs much less than waiting for the alarm. The
+        // alarm covers a change after the check.
         let _ = sys::set_nonblocking(fd);
         if self.slow.load(Ordering::Relaxed) > 0 {
             return self.write_under_suspicion(fd);
@@ -119,7 +119,7 @@ impl Foreign {
         let begun = Instant::now();
         let written = self.write(fd);
         if begun.elapsed() > SLOW {
-            // Perhaps the thread only waited for its CPU.
+            // The thread may only have waited for its CPU, so the next write is measured in CPU time.
             self.slow.store(1, Ordering::Relaxed);
         }
         written
@@ -134,7 +134,7 @@ impl Foreign {
         }
     }
 
-    /// The write before took long: this one's CPU time is measured.
+    /// Writes after a slow write, and measures the CPU time.
     #[cold]
     fn write_under_suspicion(&self, fd: &OwnedFd) -> Result<(), Hung> {
         let begun = cpu_time();
@@ -151,7 +151,7 @@ impl Foreign {
 
     #[cold]
     fn report(&self) -> Hung {
-        // Our own descriptor, non-blocking: a full counter is a report that is already there.
+        // Our own descriptor, non-blocking. If its counter is full, a report is pending already.
         let _ = rustix::io::write(&self.custody.hung, &1_u64.to_ne_bytes());
         Hung
     }
@@ -159,7 +159,7 @@ impl Foreign {
     /// Duplicates the descriptor.
     ///
     /// # Errors
-    /// When this process has none left.
+    /// When this process has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(self.custody.take(self.as_fd().try_clone_to_owned()?))
     }
@@ -262,7 +262,7 @@ mod tests {
         wait_for("the thread is still there", || threads.load(Ordering::Relaxed) == 0);
     }
 
-    /// A full counter without `O_NONBLOCK`.
+    /// The eventfd has a full counter and no `O_NONBLOCK`.
     #[test]
     fn a_signal_that_blocks_ends_and_is_reported() {
         use rustix::event::{PollFd, PollFlags, poll};
@@ -270,17 +270,18 @@ mod tests {
         let full = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
         let call = Arc::new(custody.take(full));
-        // As a worker with one guest: it does not check the flag, and another thread interrupts it.
+        // As in a worker with one guest: it does not check the flag, and another thread interrupts it.
         let alarm = Alarm::new().unwrap();
         alarm.arm();
         assert_eq!(call.signal(None), Err(Hung));
         let mut polled = [PollFd::from_borrowed_fd(custody.hung(), PollFlags::IN)];
         assert_eq!(poll(&mut polled, None), Ok(1));
-        // As a worker with several: it sets the flag again, and a full counter is a signal that is there.
+        // As in a worker with several guests: it sets the flag again, and a full counter means that a signal is
+        // pending.
         assert_eq!(call.signal(Some(&alarm)), Ok(()));
     }
 
-    /// An eventfd that 40,000 entries of epoll wait for, with 2,000 descriptors and 20 epoll instances.
+    /// 40,000 epoll entries wait for the eventfd: 2,000 descriptors in each of 20 epoll instances.
     #[test]
     fn a_signal_that_is_slow_again_and_again_counts_as_blocked() {
         use rustix::event::epoll;

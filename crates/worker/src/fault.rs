@@ -1,4 +1,4 @@
-//! Delays planted in a stage, to prove that they show in that stage and in no other, and planted panics.
+//! Planted delays and panics, for tests. A delay in one stage proves that it shows in that stage and in no other.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use crate::clock::{Clock, Deadline};
 /// One delay: `delay:STAGE=USEC[,every=N]`. STAGE may have a direction: `tx.signal`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delay {
-    /// The direction; both if none is given.
+    /// The direction; both directions if `None`.
     pub direction: Option<Direction>,
-    /// The stage that grows.
+    /// The stage that is delayed.
     pub stage: Stage,
-    /// By how much.
+    /// Length of the delay.
     pub time: Duration,
-    /// Only one in this many bursts.
+    /// One in this many bursts is delayed.
     pub every: u32,
 }
 
@@ -61,12 +61,13 @@ impl FromStr for Delay {
     }
 }
 
-/// One panic: `panic:tx|rx[,after=N]`, after N bursts. It shows that the daemon ends in order after a panic.
+/// One panic: `panic:tx|rx[,after=N]`, after N bursts. Tests use it to show that the daemon ends in order after a
+/// panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crash {
     /// The direction of the bursts that count.
     pub direction: Direction,
-    /// Number of bursts of that direction before it.
+    /// Number of bursts of that direction before the panic.
     pub after: u32,
 }
 
@@ -95,7 +96,7 @@ impl FromStr for Crash {
     }
 }
 
-/// The faults of one worker for one guest, at work.
+/// The planted faults of one worker for one guest, and how far they have counted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fault {
     planted: Vec<Planted>,
@@ -122,7 +123,7 @@ impl Fault {
         self.planted.is_empty() && self.crashes.is_empty()
     }
 
-    /// Waits, if a delay is due in this stage now. Returns whether this stage has delays at all.
+    /// Waits if a delay is due in this stage now. Returns whether this stage has any delays.
     ///
     /// # Panics
     /// When a panic is planted here.

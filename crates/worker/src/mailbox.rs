@@ -1,7 +1,7 @@
-//! How the control plane talks to a worker, guest by guest.
+//! Requests of the control plane to a worker, for one guest each.
 //!
-//! A request returns only when the worker has done it, between two bursts. When `stop` returns, the worker no longer
-//! touches the ring, and its position is exact.
+//! A request returns only after the worker has carried it out, between two bursts. When `stop` returns, the worker no
+//! longer touches the ring, and the ring's position is exact.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,25 +21,25 @@ use crate::sys;
 
 /// Longest wait for an answer. A worker answers between two bursts, so only a worker that hangs takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The same once the daemon was asked to end.
+/// Longest wait for an answer after the daemon was asked to end.
 const PATIENCE_AT_THE_END: Duration = Duration::from_millis(200);
 
 /// What a worker needs to serve a ring.
 #[derive(Debug)]
 pub struct RingStart {
-    /// The ring's place in memory, and the available index from which it goes on.
+    /// The ring's addresses in memory, and the available index from which it goes on.
     pub setup: QueueSetup,
     /// The guest's memory.
     pub memory: Arc<GuestMemory>,
     /// The negotiated features.
     pub negotiated: Negotiated,
-    /// Readable when the guest added chains; none when the front end asks for polling.
+    /// Readable when the guest added chains; `None` when the front end asks for polling.
     pub kick: Option<Arc<Foreign>>,
-    /// Written to signal the guest that chains are used; none when it polls.
+    /// Written to signal the guest that chains are used; `None` when the guest polls.
     pub call: Option<Arc<Foreign>>,
-    /// Written when the guest broke the ring.
+    /// Written to report that the guest broke the ring.
     pub error: Option<Arc<Foreign>>,
-    /// Whether frames flow already.
+    /// Whether the ring is enabled, so that frames flow.
     pub enabled: bool,
 }
 
@@ -89,18 +89,18 @@ pub(crate) enum Command {
     End,
 }
 
-/// How one guest's device talks to the worker that serves it. Rings are named by their virtqueue index.
+/// One guest's way to send requests to the worker that serves it. A ring is named by its virtqueue index.
 #[derive(Debug)]
 pub struct Mailbox {
     inbox: Arc<Inbox>,
-    /// The guest's number among those of the worker.
+    /// The guest's number among the worker's guests.
     guest: usize,
 }
 
 /// The requests of all guests of a worker.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    /// Commands to come, each with its guest; none once the worker has ended.
+    /// Commands not yet taken, each with its guest; `None` after the worker has ended.
     waiting: Mutex<Option<VecDeque<(usize, Command)>>>,
     /// Whether `waiting` has commands. The worker checks this between bursts.
     pending: AtomicBool,
@@ -123,15 +123,15 @@ impl Mailbox {
     pub fn start(&self, ring: u16, start: RingStart) -> Result<(), StartError> {
         let start = Box::new(start);
         self.ask(|done| Command::Start { ring, start, done }).unwrap_or_else(|WorkerGone| {
-            // A worker that hangs may go on and find the start, and nobody would stop the ring then.
+            // A worker that hangs may recover and carry out the start. Then nobody else would stop the ring.
             let (done, _) = sync_channel(1);
             self.inbox.post(self.guest, Command::Stop { ring, done });
             Err(StartError::WorkerGone)
         })
     }
 
-    /// Stops serving a ring. Returns the available index to go on from, or none when the ring was not
-    /// being served.
+    /// Stops serving a ring. Returns the available index from which to go on, or `None` when the ring was not being
+    /// served.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -139,7 +139,7 @@ impl Mailbox {
         self.ask(|done| Command::Stop { ring, done })
     }
 
-    /// Enables or disables a ring. A ring that is not being served is left alone.
+    /// Enables or disables a ring. Does nothing if the ring is not being served.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -163,7 +163,7 @@ impl Mailbox {
         self.ask(|done| Command::Error { ring, error, done })
     }
 
-    /// Moves every ring of the guest to a new memory table. When this returns, the worker has let go of the old one.
+    /// Moves every ring of the guest to a new memory table. When this returns, the worker has released the old table.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -176,7 +176,7 @@ impl Mailbox {
         self.inbox.post(self.guest, command(done));
         let mut waited = Duration::ZERO;
         loop {
-            // Counted in steps, so that the time while this process is stopped does not count.
+            // The wait is counted in steps, so that time in which this process is stopped does not count.
             match answer.recv_timeout(PERIOD) {
                 Ok(answer) => return Ok(answer),
                 Err(RecvTimeoutError::Disconnected) => return Err(WorkerGone),
@@ -190,7 +190,7 @@ impl Mailbox {
         }
     }
 
-    /// The daemon is about to end: from now on the control plane waits for the worker only briefly.
+    /// Called when the daemon is about to end: from then on requests wait for the worker only briefly.
     pub fn hurry(&self) {
         self.inbox.hurries.store(true, Ordering::Relaxed);
     }
@@ -215,8 +215,8 @@ impl Inbox {
         Ok(())
     }
 
-    /// Interrupts a system call in which the worker blocks: a write to a descriptor that its front end made block. A worker
-    /// that sleeps just goes back to sleep.
+    /// Interrupts a system call in which the worker blocks: a write to a descriptor that its front end made blocking. A
+    /// sleeping worker goes back to sleep.
     pub(crate) fn interrupt(&self) {
         let thread = self.thread.load(Ordering::Relaxed);
         if thread != 0 {
@@ -239,13 +239,13 @@ impl Inbox {
     }
 
     pub(crate) fn take(&self) -> VecDeque<(usize, Command)> {
-        // Cleared before the queue is taken: a command posted after that sets it again.
+        // Cleared before the queue is taken, because a command posted after that sets it again.
         self.pending.store(false, Ordering::SeqCst);
         let _ = self.wake.read();
         self.waiting().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// The worker has ended: those who wait for an answer, or ask from now on, get [`WorkerGone`].
+    /// Called when the worker has ended. Pending and later requests get [`WorkerGone`].
     pub(crate) fn close(&self) {
         *self.waiting() = None;
     }
@@ -258,7 +258,7 @@ impl Inbox {
         let Some(waiting) = &mut *self.waiting() else { return };
         waiting.push_back((guest, command));
         self.pending.store(true, Ordering::SeqCst);
-        // A full counter is a wake-up that is already on its way.
+        // If the counter is full, a wake-up is pending already.
         let _ = self.wake.write(1);
     }
 }

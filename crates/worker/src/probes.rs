@@ -1,4 +1,4 @@
-//! The probe packets that a burst carried: UDP packets to or from a port, with a sequence number in the payload
+//! Finds the probe packets of a burst: UDP packets to or from a port, with a sequence number in the payload
 //! ([`burst_trace::Probe`]).
 
 use burst_trace::probe::PROBE_BYTES;
@@ -8,14 +8,15 @@ use virtio_net::{BURST_MAX, Frame, GuestRoom};
 
 use crate::tracer::Tracer;
 
-/// Headers up to the payload and the probe in it: Ethernet with two VLAN tags, the longest of IP (RFC 791), UDP.
+/// Longest headers, with the probe in the payload, in bytes: Ethernet with two VLAN tags, the longest IP header (RFC
+/// 791), UDP.
 const FRONT: usize = 14 + 8 + 60 + 8 + PROBE_BYTES;
 
 /// The probes of one ring's bursts that are not recorded yet.
 #[derive(Debug)]
 pub struct Probes {
     port: u16,
-    /// Of the burst that is being moved; the one before may not be recorded yet.
+    /// Probes of the burst that is being moved. The burst before may not be recorded yet.
     found: Vec<Probe>,
     published: Vec<Probe>,
 }
@@ -32,7 +33,7 @@ impl Probes {
         look(self.port, frames, &mut self.found);
     }
 
-    /// Has `place` place frames in the room, and looks for probes among them.
+    /// Calls `place` to place frames in the room, and looks for probes among them.
     pub fn watch<'m, T>(
         &mut self,
         room: &mut GuestRoom<'_, 'm>,
@@ -45,7 +46,7 @@ impl Probes {
         done
     }
 
-    /// The burst is published, and recorded next.
+    /// Called when the burst is published. It is recorded next.
     pub fn published(&mut self) {
         std::mem::swap(&mut self.found, &mut self.published);
     }
@@ -71,7 +72,7 @@ fn look<'f, 'm: 'f>(
     }
 }
 
-/// The payload of an Ethernet frame, if it is UDP to or from `port` and no fragment.
+/// The payload of an Ethernet frame, if it is UDP to or from `port` and not a fragment.
 fn payload(frame: &[u8], port: u16) -> Option<&[u8]> {
     let packet = Packet::find(frame).filter(|packet| packet.transport == Transport::Udp)?;
     // RFC 768: source port, destination port.
@@ -90,7 +91,7 @@ mod tests {
 
     const PROBE: Probe = Probe { run: 5, sequence: 77, intended_ns: 1, sent_ns: 2 };
 
-    /// Ethernet with `tags` VLAN tags, then `ip`, then UDP from 1000 to 7007 with a probe.
+    /// A frame: Ethernet with `tags` VLAN tags, then `ip`, then UDP from port 1000 to 7007 with a probe.
     fn frame(tags: usize, ethertype: u16, ip: &[u8]) -> Vec<u8> {
         let mut frame = vec![0; 12];
         (0..tags).for_each(|_| frame.extend([0x81, 0, 0, 5]));

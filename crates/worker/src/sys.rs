@@ -14,15 +14,15 @@ use crate::scheduling::Scheduling;
 /// A new epoll instance, closed when dropped.
 pub fn new_epoll() -> io::Result<OwnedFd> {
     let fd = epoll::create(true)?;
-    // SAFETY: the descriptor was just made and nobody else knows it.
+    // SAFETY: the descriptor is new, and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Applies `scheduling` to the calling thread.
 pub fn schedule(scheduling: Scheduling) -> io::Result<()> {
     if let Some(cpu) = scheduling.cpu {
-        // SAFETY: an all-zero cpu_set_t is a valid, empty set; CPU_SET checks its index by wrapping into
-        // the set's words, and `assemble` only passes CPUs below CPU_SETSIZE.
+        // SAFETY: an all-zero cpu_set_t is a valid, empty set. CPU_SET checks its index when it indexes the set's
+        // words, and `assemble` only passes CPUs below CPU_SETSIZE. The set outlives the call.
         unsafe {
             let mut set: libc::cpu_set_t = std::mem::zeroed();
             libc::CPU_SET(cpu, &mut set);
@@ -31,7 +31,7 @@ pub fn schedule(scheduling: Scheduling) -> io::Result<()> {
     }
     if let Some(priority) = scheduling.fifo {
         let parameters = libc::sched_param { sched_priority: priority.into() };
-        // SAFETY: plain numbers in a structure that outlives the call.
+        // SAFETY: the structure has plain numbers and outlives the call.
         check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) })?;
     }
     Ok(())
@@ -40,7 +40,7 @@ pub fn schedule(scheduling: Scheduling) -> io::Result<()> {
 /// Sets `O_NONBLOCK`, which the front end may have cleared.
 pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     let fd = fd.as_raw_fd();
-    // SAFETY: plain numbers; the kernel checks the descriptor.
+    // SAFETY: the calls take plain numbers, and the kernel checks the descriptor.
     unsafe {
         let flags = libc::fcntl(fd, libc::F_GETFL);
         check(flags)?;
@@ -51,13 +51,13 @@ pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     }
 }
 
-/// The signal that interrupts system calls. The C library uses the first real-time signals, and debuggers and runtimes
-/// the next ones.
+/// The signal that interrupts system calls. It is not among the first real-time signals: the C library, debuggers and
+/// runtimes use those.
 fn interruption() -> i32 {
     libc::SIGRTMIN() + 7
 }
 
-/// Has the calling thread interrupted by [`interrupt`] and [`SignalTimer`].
+/// Lets [`interrupt`] and [`SignalTimer`] interrupt the calling thread.
 pub fn accept_interruptions() -> io::Result<()> {
     static INSTALLED: OnceLock<i32> = OnceLock::new();
     extern "C" fn nothing(_: i32) {}
@@ -87,8 +87,8 @@ pub fn accept_interruptions() -> io::Result<()> {
 /// Interrupts the system call in which the thread `tid` of this process blocks, if the thread
 /// [accepts that](accept_interruptions).
 pub fn interrupt(tid: i32) {
-    // SAFETY: plain numbers. A thread that has ended is not found, and another one of this process that got its
-    // number would run a handler that does nothing: the handler is there before any number is handed out.
+    // SAFETY: the call takes plain numbers. A thread that has ended is not found. Another thread of this process that
+    // got its number runs a handler that does nothing: the handler is installed before any number is handed out.
     unsafe {
         libc::tgkill(libc::getpid(), tid, interruption());
     }
@@ -109,7 +109,7 @@ struct SignalEvent {
 }
 
 impl SignalTimer {
-    /// For the calling thread. Off at first.
+    /// A timer for the calling thread. It is off at first.
     pub fn new() -> io::Result<Self> {
         let event = SignalEvent {
             value: 0,

@@ -1,34 +1,36 @@
-//! Which port of a learning switch has an address, and so to which port a frame goes (IEEE 802.1D, clause 7).
+//! The address table of a learning switch: which port has an address, and so to which port a frame goes (IEEE 802.1D,
+//! clause 7).
 //!
-//! What a guest can do to the others here is bounded. The table never grows, and each port has its own share of it: a
-//! guest that makes up source addresses fills its own share and displaces no other port's entries. Frames for everyone
-//! are limited to [`FLOOD_RATE`] a second and port.
+//! The harm that a guest can do to the others here is bounded. The table never grows, and each port has its own share
+//! of it. A guest that makes up source addresses fills its own share and displaces no entries of other ports. Frames to
+//! everyone are limited to [`FLOOD_RATE`] a second for each port.
 //!
 //! # Which port has an address
 //!
-//! 1. `mac=` pins an address to a guest's port. It stays there, whatever anybody sends. With `mac-locked`, which is the
-//!    default then, the guest may send from this address only.
-//! 2. Any other address is at the port that sent from it first. This port owns it. An address that is not heard for
-//!    [`AGEING`], or whose guest's rings stop, is forgotten.
-//! 3. When another port sends from the address, it stays where it is as long as it is in use there: a guest's for
+//! 1. `mac=` pins an address to a guest's port. The address stays there, whatever any port sends. `mac-locked` is then
+//!    the default: the guest may send from this address only.
+//! 2. Any other address is at the port that sent from it first. This port owns it. An address is forgotten when no
+//!    frame came from it for [`AGEING`], or when its guest's rings stop.
+//! 3. When another port sends from the address, it stays where it is while it is in use there: a guest's address for
 //!    [`MOVE_AFTER`] after its last frame, the uplink's for [`AGEING`]. So no guest takes its gateway's address, and an
 //!    address that fails over from one guest to another (VRRP) moves once the first guest is silent.
-//! 4. An owner that sends again has its address back at once. Each time, the silence after which a guest's address may
-//!    move again doubles, up to [`AGEING`]. It begins again at [`MOVE_AFTER`] when nobody else has sent from the address
-//!    for [`AGEING`]. So a guest that takes its neighbour's address can keep it until the neighbour's next frame only, and
-//!    not take it again soon.
-//! 5. A port that has had the address for [`AGEING`], without a frame from its owner, owns it.
-//! 6. The uplink takes an address from a guest that still uses it when it sends from it to single stations in [`CLAIMS`]
-//!    different seconds. So a guest that sends from the gateway's address before the gateway does cannot keep it. Frames
-//!    to groups do not count: some networks return a guest's own broadcasts.
+//! 4. An owner that sends again has its address back at once. Each time this happens, the silence after which a guest's
+//!    address may move doubles, up to [`AGEING`]. It is [`MOVE_AFTER`] again when no other port has sent from the
+//!    address for [`AGEING`]. So a guest that takes its neighbour's address keeps it only until the neighbour's next
+//!    frame, and cannot take it again soon.
+//! 5. A port that has had the address for [`AGEING`], without a frame from its owner, becomes the owner.
+//! 6. The uplink takes an address from a guest that still uses it when the uplink sends from it to single stations in
+//!    [`CLAIMS`] different seconds. So a guest that sends from the gateway's address before the gateway does cannot
+//!    keep it. Frames to groups do not count: some networks return a guest's own broadcasts.
 //! 7. A port may take over [`MOVES_BURST`] addresses at once, and then [`MOVES_RATE`] a second. Moves are counted.
-//! 8. A guest's frame from an address that it may not have goes nowhere: from it, the next switch outside would learn
-//!    that the address is here. It is counted (`tx_spoofed_source`). The same goes for a frame from a group address or from zero,
-//!    which no station can have. Such frames from the uplink are passed on, but nothing is learned from them.
+//! 8. A guest's frame from an address that the guest may not have is dropped and counted (`tx_spoofed_source`). If it
+//!    were sent on, the next switch outside would learn that the address is here. The same holds for a frame from a
+//!    group address or from zero, which no station can have. Such frames from the uplink are passed on, but nothing is
+//!    learned from them.
 //!
 //! A guest that migrates away stops its rings, so its address is learned at the uplink with the first frame from there.
-//! For a guest that migrates here, the uplink has its address until it was silent there for [`AGEING`]: such guests need
-//! `mac=`, which is there from the start.
+//! For a guest that migrates here, the uplink keeps its address until the uplink has been silent for [`AGEING`]. So
+//! such guests need `mac=`, which pins the address from the start.
 
 mod moves;
 mod table;
@@ -54,12 +56,12 @@ pub const MOVE_AFTER: Duration = Duration::from_secs(1);
 /// Most frames a second that a port may send to everyone: to groups, or to unknown addresses. Frames longer than
 /// [`FLOOD_UNIT`] bytes count as several.
 pub const FLOOD_RATE: u64 = 10_000;
-/// Most of them at once, after a quiet time.
+/// Most frames to everyone at once, after a quiet time.
 pub const FLOOD_BURST: u64 = 512;
 
 /// Length of the longest frame that counts as one, in bytes: a full Ethernet frame.
 pub const FLOOD_UNIT: usize = 1514;
-/// Most frames that one can count as ([`FRAME_LEN_MAX`]).
+/// Largest number that one frame counts as, at [`FRAME_LEN_MAX`].
 const FRAME_UNITS_MAX: u64 = (FRAME_LEN_MAX / FLOOD_UNIT) as u64 + 1;
 
 /// Length of the part of a frame that decides where it goes, in bytes: destination and source address.
@@ -73,13 +75,13 @@ const GROUP: u64 = 1;
 pub enum Verdict {
     /// To this port.
     Port(u8),
-    /// To every port but the one it came from.
+    /// To every port except the one it came from.
     Everyone,
-    /// To everyone, but there were too many such frames from this port.
+    /// Dropped: it would go to everyone, but this port has sent too many such frames.
     FloodLimit,
-    /// To nobody: its destination is at the port that it came from.
+    /// Dropped: its destination is at the port that it came from.
     Nowhere,
-    /// To nobody: its sender may not send from this address.
+    /// Dropped: its sender may not send from this address.
     Spoofed,
 }
 
@@ -101,18 +103,19 @@ pub enum News {
         address: MacAddress,
         /// The port that sent from it.
         port: u8,
-        /// The port that the address is at; none where `port` is locked to another one, or the address is no station's.
+        /// The port that the address is at; `None` if `port` is locked to another address, or no station can have the
+        /// address.
         holder: Option<u8>,
     },
 }
 
-/// The addresses of the switch, and what its ports have learned and sent. Times are ticks of one clock, which may jump:
-/// what would be in the future then is long ago.
+/// The addresses of the switch, and the state of its ports. Times are ticks of one clock, which may jump. A time that
+/// is then in the future counts as long ago.
 #[derive(Debug)]
 pub struct Addresses {
     table: Table,
     ports: Vec<PortState>,
-    /// The port that is no guest's.
+    /// The port that belongs to no guest.
     uplink: Option<u8>,
     ageing: u64,
     move_after: u64,
@@ -123,30 +126,30 @@ pub struct Addresses {
 
 #[derive(Clone, Copy, Debug)]
 struct PortState {
-    /// The only address that may be sent from here, if there is only one.
+    /// The only address that this port may send from, if it is locked.
     lock: Option<u64>,
-    /// How many addresses may be learned here, and how many are at this port or are owned by it.
+    /// Most addresses that may be learned here, and the number that are at this port or owned by it.
     addresses_max: usize,
     addresses: usize,
-    /// When the next frame to everyone would be due, were they sent evenly.
+    /// When the next frame to everyone would be due if they were sent evenly.
     flood_due: u64,
-    /// When the next move would be due, were they evenly spread.
+    /// When the next move would be due if moves came evenly.
     move_due: u64,
     /// Number of addresses that moved here from other ports, or from here to the uplink, since it was last taken.
     moves: u64,
-    /// When addresses of this port that have aged were last looked for.
+    /// When this port's aged addresses were last removed.
     swept: u64,
 }
 
 impl Addresses {
-    /// A switch whose ports may learn so many addresses each; `second` is a second in ticks.
+    /// A switch. `addresses_max` has the most addresses that each port may learn; `second` is one second in ticks.
     ///
     /// # Panics
     /// With more than [`PORTS_MAX`] ports.
     #[must_use]
     pub fn new(addresses_max: &[usize], second: u64) -> Self {
         assert!(addresses_max.len() <= PORTS_MAX, "at most {PORTS_MAX} ports");
-        // One more each: the pinned one.
+        // One more for each port: the pinned address.
         let all = addresses_max.iter().map(|max| max + 1).sum::<usize>();
         let port = |&addresses_max| PortState {
             lock: None,
@@ -169,7 +172,7 @@ impl Addresses {
         }
     }
 
-    /// `port` is the uplink.
+    /// Makes `port` the uplink.
     pub const fn set_uplink(&mut self, port: u8) {
         self.uplink = Some(port);
     }
@@ -183,14 +186,14 @@ impl Addresses {
         }
     }
 
-    /// Pins `address` to `port`, which may send from no other one.
+    /// Pins `address` to `port`, which may send from no other address.
     pub fn lock(&mut self, port: u8, address: MacAddress) {
         self.pin(port, address);
         self.ports[usize::from(port)].lock = Some(number(address.0));
     }
 
-    /// Where a frame of `len` bytes with these addresses goes that came from `port` at `now`. Learns where its sender
-    /// is.
+    /// Decides where a frame of `len` bytes with these addresses goes. It came from `port` at `now`. Learns the port of
+    /// its source address.
     #[inline]
     pub fn route(
         &mut self,
@@ -215,7 +218,8 @@ impl Addresses {
         self.flood(port, len, now)
     }
 
-    /// Forgets what was learned at `port`: nobody is there any more. What belongs to another port goes back there.
+    /// Forgets the addresses learned at `port`, which has no guest any more. An address that another port owns goes
+    /// back to that port.
     pub fn unplug(&mut self, port: u8, now: u64) {
         if self.addresses(port) == 0 {
             return;
@@ -236,7 +240,7 @@ impl Addresses {
         }
     }
 
-    /// How often an address moved from port to port.
+    /// Number of times that an address moved from port to port.
     #[must_use]
     pub const fn moves(&self) -> u64 {
         self.moves
@@ -253,17 +257,18 @@ impl Addresses {
         self.news.take()
     }
 
-    /// How many addresses are learned at `port`, or belong to it.
+    /// Number of addresses that were learned at `port`, or that it owns.
     #[must_use]
     pub fn addresses(&self, port: u8) -> usize {
         self.ports[usize::from(port)].addresses
     }
 
-    /// Whether `port` may send from `source`, to one station or to a group. Learns that it is there.
+    /// Whether `port` may send from `source`, to one station (`to_one`) or to a group. Learns that `source` is at
+    /// `port`.
     #[inline]
     fn admit(&mut self, port: u8, source: u64, to_one: bool, now: u64) -> bool {
         if let Some(lock) = self.ports[usize::from(port)].lock {
-            // The table has it.
+            // The table has the pinned address, so there is nothing to learn.
             return source == lock || self.refuse(port, source, None);
         }
         if source & GROUP != 0 || source == 0 {
@@ -282,7 +287,7 @@ impl Addresses {
         }
     }
 
-    /// An address that is not known.
+    /// Learns an unknown address.
     #[cold]
     fn learn(&mut self, port: u8, source: u64, now: u64) {
         if !self.has_share(port, now) {
@@ -299,14 +304,14 @@ impl Addresses {
     fn has_share(&mut self, port: u8, now: u64) -> bool {
         let PortState { addresses, addresses_max, swept, .. } = self.ports[usize::from(port)];
         if addresses >= addresses_max && now.abs_diff(swept) >= self.second {
-            // The whole table is looked at: not for each of the addresses that a guest makes up.
+            // A sweep reads the whole table, so it is not done for every address that a guest makes up.
             self.ports[usize::from(port)].swept = now;
             self.sweep(port, now);
         }
         self.addresses(port) < addresses_max
     }
 
-    /// Forgets what has aged at `port`, and what it does not own any more.
+    /// Forgets the aged addresses at `port`, and those elsewhere that it does not own any more.
     #[cold]
     fn sweep(&mut self, port: u8, now: u64) {
         for slot in self.table.slots() {
@@ -321,7 +326,7 @@ impl Addresses {
         }
     }
 
-    /// Empties a place of the table, unless it is empty.
+    /// Empties a slot of the table if it holds a learned address.
     fn forget(&mut self, slot: table::Slot) {
         if self.table.entry(slot).is_learned() {
             self.discount(slot);
@@ -329,7 +334,7 @@ impl Addresses {
         }
     }
 
-    /// One more frame to everyone, if that is not too many.
+    /// Sends one more frame to everyone if the rate limit allows it.
     fn flood(&mut self, port: u8, len: usize, now: u64) -> Verdict {
         let gap = (self.second / FLOOD_RATE).max(1);
         let units = len.div_ceil(FLOOD_UNIT).max(1) as u64;
@@ -343,8 +348,8 @@ impl Addresses {
     }
 }
 
-/// When something is due that is due at `due` at the latest, and not before `now`. The clock went back if that is farther
-/// away than it can be, `farthest`: then it is due now.
+/// The due time, but not before `now`. If `due` is more than `farthest` ahead, the clock went back, and the result is
+/// `now`.
 const fn due_after(due: u64, now: u64, farthest: u64) -> u64 {
     if due <= now || due - now > farthest { now } else { due }
 }

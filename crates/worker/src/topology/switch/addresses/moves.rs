@@ -1,24 +1,24 @@
-//! Which port has an address that a second port sends from.
+//! Decides which port has an address when a second port sends from it.
 
 use virtio_net::MacAddress;
 
 use super::table::{Dispute, Entry, Slot};
 use super::{Addresses, News, address_of, due_after};
 
-/// Addresses that a port may take over from other ports at once after a quiet time; then [`MOVES_RATE`].
+/// Number of addresses that a port may take over at once after a quiet time; then [`MOVES_RATE`] applies.
 pub const MOVES_BURST: u64 = 16;
-/// Addresses a second that a port may take over from other ports.
+/// Number of addresses a second that a port may take over from other ports.
 pub const MOVES_RATE: u64 = 1;
-/// Number of different seconds in which the uplink must send from a guest's address, to one station each time, to take
-/// the address over.
+/// Number of different seconds in which the uplink must send from a guest's address to a single station, to take the
+/// address over.
 pub const CLAIMS: u8 = 5;
 
 /// Most doublings: [`MOVE_AFTER`](super::MOVE_AFTER) doubled this many times exceeds [`AGEING`](super::AGEING).
 const RETURNS_MAX: u8 = 9;
 
 impl Dispute {
-    /// The uplink sent from the address of a guest, `to_one` station or to a group. Returns whether it did so often
-    /// enough. A frame to a group does not count: some networks return a guest's own broadcasts.
+    /// Counts that the uplink sent from a guest's address, to one station (`to_one`) or to a group. Returns whether it
+    /// did so often enough. A frame to a group does not count: some networks return a guest's own broadcasts.
     const fn insists(&mut self, to_one: bool, now: u64, second: u64) -> bool {
         if to_one && (self.claims == 0 || now.abs_diff(self.claimed) >= second) {
             self.claims = self.claims.saturating_add(1);
@@ -29,8 +29,8 @@ impl Dispute {
 }
 
 impl Addresses {
-    /// `port` sent from `address`, which is at another port, `to_one` station or to a group. Moves the address if it
-    /// may move. Returns whether `port` may send from it.
+    /// Called when `port` sent from `address`, which is at another port; to one station (`to_one`) or to a group. Moves
+    /// the address if it may move. Returns whether `port` may send from it.
     #[cold]
     pub(super) fn claim(&mut self, port: u8, address: u64, to_one: bool, now: u64) -> bool {
         let Some(slot) = self.table.slot(address) else { return true };
@@ -56,7 +56,8 @@ impl Addresses {
             return true;
         }
         if silent >= ageing {
-            // Nobody uses it any more. What was the uplink's stays so, should it be heard there again.
+            // No port uses it any more. If the uplink owned it, it stays the owner: the address may be heard there
+            // again.
             if self.has_share(port, now) {
                 let owner = if uplink == Some(owner) { owner } else { port };
                 self.move_to(slot, port, owner, now);
@@ -73,7 +74,8 @@ impl Addresses {
         true
     }
 
-    /// `port` may not send from `address`: that is at port `holder`, or `port` is locked.
+    /// Reports that `port` may not send from `address`: the address is at port `holder`, `port` is locked, or no
+    /// station can have the address. Returns false.
     #[cold]
     pub(super) fn refuse(&mut self, port: u8, address: u64, holder: Option<u8>) -> bool {
         self.news = Some(News::Refused { address: MacAddress(address_of(address)), port, holder });
@@ -99,7 +101,7 @@ impl Addresses {
         true
     }
 
-    /// The address goes to `port`, and belongs to `owner`.
+    /// Moves the address to `port`, owned by `owner`.
     fn move_to(&mut self, slot: Slot, port: u8, owner: u8, now: u64) {
         self.discount(slot);
         let address = self.table.entry(slot).address();
@@ -119,8 +121,8 @@ impl Addresses {
         }
     }
 
-    /// The port that the address is at has lost its guest: the owner gets the address back. Returns whether there is another
-    /// owner.
+    /// Gives the address back to its owner, because the port that it is at has lost its guest. Returns whether the
+    /// owner is another port.
     pub(super) fn give_back(&mut self, slot: Slot) -> bool {
         let port = self.table.entry(slot).port();
         let Dispute { owner, returns, moved, .. } = self.table.dispute(slot);
@@ -132,7 +134,7 @@ impl Addresses {
         true
     }
 
-    /// The entry counts for the port that the address is at, and for its owner: so the owner always has room for it.
+    /// Counts the entry for the port that the address is at, and for its owner. So the owner always has room for it.
     pub(super) fn count(&mut self, slot: Slot) {
         for port in self.ports_of(slot).into_iter().flatten() {
             self.ports[usize::from(port)].addresses += 1;

@@ -5,10 +5,10 @@ use std::hash::{BuildHasher as _, Hasher as _};
 
 use super::PORTS_MAX;
 
-/// Entries of a bucket. An address can be in one bucket only. 128 bytes, two cache lines.
+/// Number of entries in a bucket: 128 bytes, two cache lines. An address can be in one bucket only.
 const WAYS: usize = 8;
-/// Entries of a bucket on average when every port has used up its share. Then about one address in five thousand finds
-/// no room, and frames for it go to everyone.
+/// Average number of entries in a bucket when every port has used up its share. Then about one address in 5000 finds no
+/// room, and frames to it go to everyone.
 const LOAD_MAX: usize = 2;
 
 /// 2^64 divided by the golden ratio.
@@ -62,30 +62,30 @@ impl Entry {
         self.key & (USED | PINNED) == USED
     }
 
-    /// Whether it is valid: pinned, or learned and not aged.
+    /// Whether the entry is valid: pinned, or learned and not aged.
     pub const fn is_live(&self, now: u64, ageing: u64) -> bool {
         self.is_pinned() || (self.key & USED != 0 && now.abs_diff(self.seen) < ageing)
     }
 }
 
-/// What is known of a learned address from which more than one port sent. Times in ticks.
+/// The state of a learned address from which more than one port sent. Times in ticks.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Dispute {
-    /// The port that has the address back as soon as it sends from it. Mostly the port that the address is at.
+    /// The port that gets the address back as soon as it sends from it. Mostly this is the port that the address is at.
     pub owner: u8,
-    /// How often the owner took the address back lately.
+    /// Number of times that the owner took the address back lately.
     pub returns: u8,
-    /// In how many different seconds the uplink sent from it to one station, lately.
+    /// Number of different seconds in which the uplink lately sent from it to one station.
     pub claims: u8,
     /// When the last of these seconds began.
     pub claimed: u64,
-    /// When another port than the one it is at last sent from it.
+    /// When a port other than the one it is at last sent from it.
     pub tried: u64,
     /// When it came to the port it is at.
     pub moved: u64,
 }
 
-/// Where an entry is: its bucket, and its place in there.
+/// The position of an entry: its bucket, and its index in the bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot(usize, usize);
 
@@ -93,9 +93,9 @@ pub struct Slot(usize, usize);
 #[derive(Debug)]
 pub struct Table {
     buckets: Box<[[Entry; WAYS]]>,
-    /// One for each entry. Apart from them, because they are hardly ever needed.
+    /// One for each entry. They are stored separately because they are hardly ever needed.
     disputes: Box<[[Dispute; WAYS]]>,
-    /// An odd number that no guest knows, or it could choose addresses that all fall into one bucket.
+    /// A secret odd number. A guest that knew it could choose addresses that all fall into one bucket.
     hash: u64,
 }
 
@@ -127,7 +127,7 @@ impl Table {
         Some(Slot(bucket, way))
     }
 
-    /// A place for a new entry for `address`: a free one, or that of an aged entry.
+    /// A slot for a new entry for `address`: a free one, or that of an aged entry.
     pub fn room(&self, address: u64, now: u64, ageing: u64) -> Option<Slot> {
         let bucket = self.bucket(address);
         let entries = &self.buckets[bucket];
@@ -152,14 +152,14 @@ impl Table {
         &mut self.disputes[bucket][way]
     }
 
-    /// Every place of the table.
+    /// Every slot of the table.
     pub fn slots(&self) -> impl Iterator<Item = Slot> + use<> {
         (0..self.buckets.len()).flat_map(|bucket| (0..WAYS).map(move |way| Slot(bucket, way)))
     }
 
-    /// Multiplicative hashing (Knuth, TAOCP 3, 6.4), twice: the upper bits of the product. Consecutive addresses differ in
-    /// their last byte, which is the uppermost here. Without the first round, one secret in a thousand would put more of
-    /// them into one bucket than it holds.
+    /// Multiplicative hashing (Knuth, TAOCP 3, 6.4) in two rounds. The bucket is the upper bits of the product.
+    /// Consecutive addresses differ in their last byte, which is the uppermost byte of the number. Without the first
+    /// round, one secret in a thousand would put more of them into one bucket than it holds.
     #[inline]
     const fn bucket(&self, address: u64) -> usize {
         let bits = self.buckets.len().trailing_zeros();

@@ -1,4 +1,4 @@
-//! The switch as a table of rules.
+//! Tests of learning, ageing and flooding.
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn an_address_is_learned_where_it_was_heard_and_forgotten_when_silent() {
 fn groups_are_flooded_and_never_learned() {
     let mut switch = switch(2);
     assert_eq!(switch.route(0, to_everyone(1), 60, 0), Verdict::Everyone);
-    // No station has a group address, or none at all.
+    // No station has a group address, or the address zero.
     let mut from_group = addresses(1, 9);
     from_group[6] |= 1;
     let mut from_nobody = from_group;
@@ -62,7 +62,7 @@ fn made_up_sources_use_up_the_share_of_their_port_only() {
     let learned = switch.addresses(0);
     assert!(learned <= GUEST_ADDRESSES_MAX && learned > GUEST_ADDRESSES_MAX / 2, "{learned}");
     assert_eq!(switch.route(2, addresses(1, 3), 60, 2), Verdict::Port(1));
-    // Once they are silent, others have their places.
+    // When they have aged, other addresses get their slots.
     let late = 301 * SECOND;
     switch.route(0, addresses(1, 50_000), 60, late);
     assert_eq!(switch.addresses(0), 1);
@@ -106,7 +106,7 @@ fn floods_are_limited_port_by_port() {
 }
 
 proptest::proptest! {
-    /// Where each station keeps to one port, the switch knows of it what a plain list of what was heard says.
+    /// If each station stays at one port, the switch gives the same answers as a plain list of the last frames.
     #[test]
     fn it_knows_what_a_list_would(
         steps in proptest::collection::vec((0_u16..12, 0_u16..12, 0_u64..200), 0..300),
@@ -140,7 +140,7 @@ proptest::proptest! {
 fn a_clock_that_goes_back_stops_no_flood_and_keeps_no_address() {
     let mut switch = switch(3);
     let late = 1_000_000 * SECOND;
-    // Owner, flood limit and sweeps are all of the time before.
+    // Owner, flood limit and sweeps all have times from before the clock went back.
     for _ in 0..2 * FLOOD_RATE {
         switch.route(0, to_everyone(1), 60, late);
     }

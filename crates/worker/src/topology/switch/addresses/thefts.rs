@@ -1,9 +1,9 @@
-//! Addresses that more than one port sends from.
+//! Tests of addresses that more than one port sends from.
 
 use super::tests::{SECOND, addresses, switch, to_everyone};
 use super::*;
 
-/// Guests at the ports 0 to 2, the uplink at port 3.
+/// Ports 0 to 2 have guests; port 3 is the uplink.
 const UPLINK: u8 = 3;
 
 fn with_uplink() -> Addresses {
@@ -16,12 +16,12 @@ fn mac(station: u8) -> MacAddress {
     MacAddress([0x52, 0, 0, 0, 0, station])
 }
 
-/// Where a frame to `station` goes that comes from port 2, which has another station.
+/// Where a frame from port 2 to `station` goes. Port 2 has another station.
 fn way_to(switch: &mut Addresses, station: u16, now: u64) -> Verdict {
     switch.route(2, addresses(station, 999), 60, now)
 }
 
-/// An entry counts for the port that the address is at, and for its owner.
+/// Checks the counts: each entry counts for the port that the address is at, and for its owner.
 fn check_counts(switch: &Addresses) {
     let mut counts = vec![0; switch.ports.len()];
     let table = &switch.table;
@@ -70,7 +70,7 @@ fn a_thief_is_refused_for_twice_as_long_each_time() {
         assert_eq!(way_to(&mut switch, 1, now), Verdict::Port(0));
     }
     assert_eq!(switch.moves(), 18);
-    // Nobody tried for a long time: it is as at first.
+    // No other port tried for a long time: the first silence applies again.
     for second in 1..=300 {
         switch.route(0, to_everyone(1), 60, now + second * SECOND);
     }
@@ -80,7 +80,7 @@ fn a_thief_is_refused_for_twice_as_long_each_time() {
     check_counts(&switch);
 }
 
-/// A guest that sends from a neighbour's address once a second, while the neighbour sends every 0.7 s, and every 1.5 s.
+/// A guest sends from its neighbour's address once a second. The neighbour sends every 0.7 s, then every 1.5 s.
 #[test]
 fn a_theft_a_second_costs_a_neighbour_that_sends_next_to_nothing() {
     for period in [7, 15] {
@@ -105,7 +105,7 @@ fn a_theft_a_second_costs_a_neighbour_that_sends_next_to_nothing() {
 fn who_keeps_an_address_for_the_ageing_time_owns_it() {
     let mut switch = switch(3);
     switch.route(0, to_everyone(1), 60, 0);
-    // Failover: guest 0 is silent, guest 1 goes on.
+    // Failover: guest 0 is silent, and guest 1 takes over.
     for second in 1..=301 {
         assert_eq!(switch.route(1, to_everyone(1), 60, second * SECOND), Verdict::Everyone);
     }
@@ -124,7 +124,7 @@ fn a_guest_never_takes_an_address_that_is_in_use_at_the_uplink() {
         assert_eq!(switch.route(0, to_everyone(1), 60, second * SECOND), Verdict::Spoofed);
         assert_eq!(way_to(&mut switch, 1, second * SECOND), Verdict::Port(UPLINK));
     }
-    // Nobody uses it: the guest may. But it stays the uplink's, should it be heard there again.
+    // No port uses it, so the guest may. But the uplink stays the owner, and gets it back when it sends again.
     let late = 300 * SECOND;
     assert_eq!(switch.route(0, to_everyone(1), 60, late), Verdict::Everyone);
     assert_eq!(way_to(&mut switch, 1, late), Verdict::Port(0));
@@ -141,13 +141,13 @@ fn a_guest_that_uses_the_gateways_address_first_does_not_keep_it() {
     let mut both_send = |switch: &mut Addresses, frame: [u8; ADDRESSES_LEN]| {
         let now = seconds.next().unwrap() * SECOND;
         switch.route(0, to_everyone(1), 60, now);
-        // Twice within a second count once.
+        // Two frames within a second count once.
         for later in [1, 2] {
             switch.route(UPLINK, frame, 60, now + later);
         }
         way_to(switch, 1, now + 3)
     };
-    // A network that returns a guest's broadcasts does not take its address.
+    // A network that returns a guest's broadcasts does not take the guest's address.
     for _ in 0..100 {
         assert_eq!(both_send(&mut switch, to_everyone(1)), Verdict::Port(0));
     }
@@ -180,7 +180,7 @@ fn a_pinned_address_moves_nowhere_and_a_locked_port_sends_from_it_only() {
     switch.route(1, to_everyone(3), 60, 0);
     assert_eq!(switch.take_news(), Some(refused));
     assert_eq!(switch.route(1, to_everyone(2), 60, 0), Verdict::Everyone);
-    // One that is pinned but not locked may have others.
+    // A port with a pinned address and no lock may have others.
     assert_eq!(switch.route(0, to_everyone(4), 60, 0), Verdict::Everyone);
     assert_eq!(way_to(&mut switch, 4, 0), Verdict::Port(0));
     assert_eq!((switch.moves(), switch.addresses(1)), (0, 0));
@@ -200,9 +200,9 @@ fn a_port_takes_over_so_many_addresses_a_second() {
     let begun = 2 * SECOND;
     assert_eq!(take_all(&mut switch, begun), MOVES_BURST);
     assert_eq!(switch.moves(), MOVES_BURST);
-    // Those that it has are heard again.
+    // The addresses that it has are heard again, and it takes over more.
     assert_eq!(take_all(&mut switch, begun + SECOND), MOVES_BURST + MOVES_RATE);
-    // Their owner is not limited.
+    // The limit does not apply to their owner.
     (0..60).for_each(|station| {
         assert_eq!(switch.route(0, to_everyone(station), 60, begun + SECOND), Verdict::Everyone);
     });
@@ -220,13 +220,13 @@ fn what_a_guest_took_goes_back_to_its_owner_when_the_guest_goes() {
         now += SECOND;
         switch.route(1, to_everyone(1), 60, now);
         taken += u32::from(way_to(&mut switch, 1, now) == Verdict::Port(1));
-        // It stops its rings, and starts them again: that does not make it a stranger.
+        // The guest stops its rings and starts them again: the switch does not forget its earlier attempts.
         switch.unplug(1, now);
         assert_eq!(way_to(&mut switch, 1, now), Verdict::Port(0));
         check_counts(&switch);
     }
     assert!(taken <= 6, "{taken} times");
-    // An owner that goes has no claim any more.
+    // A port that is unplugged is an owner no longer.
     now += 300 * SECOND;
     switch.route(0, to_everyone(1), 60, now);
     switch.route(1, to_everyone(1), 60, now + SECOND);
@@ -241,7 +241,7 @@ fn what_a_guest_took_goes_back_to_its_owner_when_the_guest_goes() {
 
 #[test]
 fn a_thief_makes_no_room_for_its_friends() {
-    // Two guests pass addresses back and forth, and send from new ones in between: the table must not fill up.
+    // Two guests pass addresses back and forth, and send from new addresses in between. The table must not fill up.
     let mut switch = switch(3);
     let mut now = 0;
     for round in 0..2000_u16 {
@@ -259,23 +259,23 @@ fn a_thief_makes_no_room_for_its_friends() {
 }
 
 proptest::proptest! {
-    /// Whatever any port sends: the uplink's stations stay there while they are in use; a guest's next frame has its address
-    /// back; a locked port sends from its own only; and every place of the table is counted.
+    /// Whatever any port sends: the uplink's stations stay there while they are in use; a guest's next frame gets its
+    /// address back; a locked port sends only from its own address; and every slot of the table is counted.
     #[test]
     fn nobody_keeps_another_ones_address(
         steps in proptest::collection::vec((0_u8..4, 0_u16..8, 0_u16..8, 0_u64..200), 0..400),
     ) {
         let mut switch = with_uplink();
         switch.lock(1, mac(4));
-        // Station 1 is guest 0's, 2 the uplink's, 4 locked to guest 1.
+        // Station 1 belongs to guest 0, station 2 to the uplink; station 4 is locked to guest 1.
         switch.route(0, to_everyone(1), 60, 0);
         switch.route(UPLINK, to_everyone(2), 60, 0);
-        // When each was last heard. `None` after a silence that lets others take its address.
+        // When each station was last heard; `None` after a silence that lets others take its address.
         let (mut now, mut owner, mut uplink) = (0, Some(0), Some(0));
         let is_recent = |heard: &u64, now: u64| now - heard < 300 * SECOND;
         for (port, to, from, pause) in steps {
             now += if pause < 180 { pause * SECOND / 180 } else { (pause - 170) * SECOND };
-            // That the uplink may insist on it has a test of its own.
+            // The uplink does not send from station 1 here: another test covers how it takes over a guest's address.
             let from = if port == UPLINK && from == 1 { 2 } else { from };
             owner = owner.filter(|heard| is_recent(heard, now));
             uplink = uplink.filter(|heard| is_recent(heard, now));
