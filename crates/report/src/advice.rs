@@ -1,6 +1,6 @@
 //! What to tune when a stage is large.
 
-/// The advice for the stage called `stage`, as a part of a sentence.
+/// The advice for the stage named `stage`, as a part of a sentence.
 #[must_use]
 pub fn advice(stage: &str) -> Option<&'static str> {
     Some(match stage {

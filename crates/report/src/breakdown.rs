@@ -1,4 +1,4 @@
-//! Where the time went in one window of a recorder.
+//! The breakdown of one time window of a recorder: stages, packets and drops.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,28 +9,28 @@ use crate::collect::{Collector, DirectionBreakdown, list_drops};
 use crate::facts::{Facts, without_controls};
 use crate::figures::TickRate;
 
-/// Which of the records count.
+/// The records to include.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// All that the recorder still holds.
+    /// All records that the recorder still holds.
     Held,
-    /// The bursts that ended in this last time: before now while the daemon runs, before the newest
-    /// record once it has ended.
+    /// The bursts that ended in this last time: up to now while the daemon runs, up to the newest record once it has
+    /// ended.
     Last(Duration),
 }
 
-/// Where the window that was asked for ended.
+/// Where the requested window ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowEnd {
     /// At the newest record.
     NewestRecord,
-    /// Where the recording ends.
+    /// At the end of the recording.
     Recording,
-    /// When the recorder was read.
+    /// At the time when the recorder was read.
     Now,
 }
 
-/// Where the time went.
+/// The breakdown of one window.
 #[derive(Clone, Debug)]
 pub struct Breakdown {
     /// The daemon's name.
@@ -39,20 +39,20 @@ pub struct Breakdown {
     pub clock: &'static str,
     /// The clock's rate.
     pub ticks_per_second: u64,
-    /// What the daemon said of its run.
+    /// What the daemon reported about its run.
     pub facts: Facts,
-    /// What was asked for.
+    /// The requested window.
     pub window: Window,
-    /// The window's length in seconds: from the oldest record to the newest one, or the time asked for,
-    /// or less than that when [`Breakdown::is_cut`].
+    /// The window's length in seconds: from the oldest record to the newest one, or the requested time. It is less than
+    /// requested if [`Breakdown::is_cut`].
     pub window_s: f64,
-    /// Where the window ended.
+    /// Where the window ends.
     pub window_end: WindowEnd,
-    /// The time asked for reaches further back than the records that are still held.
+    /// Whether the requested time reaches further back than the records that are still held.
     pub is_cut: bool,
-    /// Records that were overwritten while they were being read.
+    /// Number of records overwritten while they were read.
     pub lost_records: u64,
-    /// Records of a kind that this version does not know.
+    /// Number of records of a kind that this version does not know.
     pub malformed_records: u64,
     /// Guest to wire.
     pub tx: DirectionBreakdown,
@@ -61,13 +61,13 @@ pub struct Breakdown {
 }
 
 impl Breakdown {
-    /// Reads the recorder or recording once. `name` counts where the daemon's facts give none.
+    /// Reads the recorder or recording once. `name` is used if the daemon's facts contain no name.
     #[must_use]
     pub fn read(source: &Source, name: &str, window: Window) -> Self {
         Self::read_with(source, name, window, |_| {})
     }
 
-    /// As [`Breakdown::read`], and hands every record of the window to `each` as well.
+    /// As [`Breakdown::read`]. Also passes every record of the window to `each`.
     #[must_use]
     pub fn read_with(
         source: &Source,
@@ -138,13 +138,13 @@ impl Breakdown {
     }
 }
 
-/// Whether the process that writes this recorder is still there.
+/// Whether the process that writes this recorder still runs.
 #[must_use]
 pub fn is_alive(reader: &Reader) -> bool {
     reader.is_running() && Path::new(&format!("/proc/{}", reader.pid())).exists()
 }
 
-/// The window in ticks; both ends belong to it.
+/// The window in ticks, both ends included.
 struct Bounds {
     from: u64,
     to: u64,
@@ -168,7 +168,7 @@ impl Bounds {
     }
 }
 
-/// The recorder's clock now. Only a daemon that runs on this machine has the clock that we can read.
+/// The current time of the recorder's clock, if this process can read that clock: the daemon must run on this machine.
 fn now(source: &Source) -> Option<u64> {
     let Source::Recorder(reader) = source else { return None };
     let clock = Clock::new();
@@ -181,7 +181,7 @@ fn newest(source: &Source) -> u64 {
     newest
 }
 
-/// What was counted of AF_XDP sockets since the daemon's start.
+/// Events that the kernel has counted for AF_XDP sockets since the daemon started.
 fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
     let rings = 0..header.queue_pairs() * 2;
     let count =
@@ -190,7 +190,7 @@ fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
     of_way.map(|event| (event, count(event))).collect()
 }
 
-/// Addresses that moved between ports of a switch since the daemon's start.
+/// Number of addresses that moved between ports of a switch since the daemon started.
 fn moves(header: &Header, direction: Direction) -> u64 {
     let of_way =
         |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
@@ -198,7 +198,8 @@ fn moves(header: &Header, direction: Direction) -> u64 {
     moves.fold(0, u64::saturating_add)
 }
 
-/// Drops since the daemon's start, or in the recording's time: the counters do not forget what the records do not hold.
+/// Drops since the daemon started, or during the recording. The counters include drops that are no longer in the
+/// records.
 pub(crate) fn drops_since_start(header: &Header, direction: Direction) -> Vec<(DropCause, u64)> {
     let rings =
         |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
@@ -209,7 +210,7 @@ pub(crate) fn drops_since_start(header: &Header, direction: Direction) -> Vec<(D
     })
 }
 
-/// What of one worker's part of a recorder is still there.
+/// The records of one worker that a recorder still holds.
 #[derive(Clone, Copy, Default)]
 struct Held {
     records: u64,
@@ -223,8 +224,8 @@ impl Held {
         self.first.get_or_insert(record.last());
     }
 
-    /// Since when it holds everything, if not from the beginning: a worker that filled its part has nothing from before
-    /// its first record.
+    /// The time from which all records are held, if older ones were lost: once a worker has filled its part, nothing
+    /// from before its first record is left.
     fn from(&self, reader: &Reader, lost: u64) -> Option<u64> {
         let is_full =
             self.records.saturating_add(lost).saturating_add(1) >= reader.capacity() as u64;
@@ -232,7 +233,7 @@ impl Held {
     }
 }
 
-/// From the first boundary of the oldest record to the last boundary of the newest one.
+/// The time from the first boundary of the oldest record to the last boundary of the newest one.
 #[derive(Default)]
 struct Extent {
     span: Option<(u64, u64)>,

@@ -1,4 +1,4 @@
-//! One pass over records gives the figures of each direction. Memory does not grow with the number of records.
+//! Computes the figures of each direction in one pass over the records. Memory does not grow with their number.
 
 use std::borrow::Cow;
 
@@ -16,9 +16,9 @@ const WAITING_S: f64 = 1.0;
 /// The figures of one direction in a window.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DirectionBreakdown {
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
-    /// Packets that went through.
+    /// Packets carried.
     pub packets: u64,
     /// Their bytes, without net headers.
     pub bytes: u64,
@@ -26,40 +26,40 @@ pub struct DirectionBreakdown {
     pub bursts: u64,
     /// Packets whose burst was found by polling: their `notice` is an upper bound.
     pub polled_packets: u64,
-    /// Packets that were dropped: every cause of this direction, and its count.
+    /// Dropped packets: every cause of this direction with its count.
     pub drops: Vec<(DropCause, u64)>,
     /// What the kernel has counted for AF_XDP sockets since the daemon started: every event of this direction, if known.
     pub events: Vec<(SocketEvent, u64)>,
     /// Number of addresses moved between the guest's port of a switch and another one since the daemon started. Counted on
     /// transmit rings.
     pub moves: u64,
-    /// All stages of all tiers, in the order of a packet.
+    /// All stages of all tiers, in the order in which a packet passes them.
     pub stages: Vec<StageRow>,
     /// Last boundary minus first: exactly the sum of the daemon's stages.
     pub total: StageRow,
 }
 
 impl DirectionBreakdown {
-    /// Mean number of packets in a burst, when there were any.
+    /// Mean number of packets in a burst, if there were any.
     #[must_use]
     pub fn mean_burst(&self) -> Option<f64> {
         (self.bursts > 0).then(|| self.packets as f64 / self.bursts as f64)
     }
 
-    /// The line of the stage `name`.
+    /// The row of the stage `name`.
     #[must_use]
     pub fn stage(&self, name: &str) -> Option<&StageRow> {
         self.stages.iter().find(|row| row.stage == name)
     }
 
-    /// All packets that were dropped.
+    /// Number of packets dropped, for all causes.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.drops.iter().fold(0, |sum, (_, count)| sum.saturating_add(*count))
     }
 }
 
-/// Adds up records. For a live recorder it is cleared after each interval.
+/// Adds up records. For a live recorder, it is cleared after each interval.
 #[derive(Clone, Debug)]
 pub struct Collector {
     rate: TickRate,
@@ -77,24 +77,24 @@ struct Way {
     polled_packets: u64,
     drops: Vec<u64>,
     stages: Vec<Distribution>,
-    /// The host kernel's: from a frame's arrival to the worker's first boundary.
+    /// Time in the host kernel from a frame's arrival to the worker's first boundary.
     wakeup: Distribution,
-    /// The host kernel's: between the datapath and a device.
+    /// Time in the host kernel between the datapath and a device.
     host: Distribution,
-    /// From the signal to the guest until its front end's thread runs.
+    /// Time from the signal to the guest until its front end's thread runs.
     inject: Distribution,
     total: Distribution,
 }
 
 impl Collector {
-    /// An empty one for records stamped by a clock of this rate.
+    /// An empty collector for records stamped by a clock of this rate.
     #[must_use]
     pub fn new(rate: TickRate) -> Self {
         let ways = [Way::new(Direction::Tx), Way::new(Direction::Rx)];
         Self { rate, ways, wakeups: Wakeups::default(), malformed: 0 }
     }
 
-    /// Adds a record. `false` when this version cannot read it.
+    /// Adds a record. Returns `false` if this version cannot read it.
     pub fn add(&mut self, record: &Record) -> bool {
         match record {
             Record::Burst(burst) => {
@@ -189,7 +189,7 @@ impl Collector {
         way.breakdown(&self.wakeup(direction), self.rate)
     }
 
-    /// The wake-ups of bursts: those in their records, and those found among the kernel spans so far.
+    /// The wake-ups of bursts: those in the burst records, and those found among the kernel spans so far.
     fn wakeup(&self, direction: Direction) -> Distribution {
         let way = &self.ways[usize::from(direction == Direction::Rx)];
         let mut wakeup = way.wakeup.clone();
@@ -285,7 +285,7 @@ impl Way {
     }
 }
 
-/// Every cause whose name begins with that of the direction, and any other cause that was counted.
+/// Every cause whose name begins with the direction's, and any other cause with a count.
 pub(crate) fn list_drops(
     direction: Direction,
     count: impl Fn(DropCause) -> u64,

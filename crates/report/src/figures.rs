@@ -1,14 +1,14 @@
-//! A distribution of times: exact count, mean, min and max, and percentiles to three digits.
+//! A distribution of times: exact count, mean, minimum and maximum, and percentiles to three digits.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// Longer times than this are one percentile bucket; min, mean and max stay exact.
+/// Upper end of the percentile buckets. Longer times share one bucket; minimum, mean and maximum stay exact.
 const HISTOGRAM_MAX_NS: u64 = 3600 * NS_PER_SECOND;
 const NS_PER_SECOND: u64 = 1_000_000_000;
 const SIGNIFICANT_DIGITS: u8 = 3;
 
-/// The rate of a recorder's clock, and so the way from ticks to nanoseconds.
+/// The rate of a recorder's clock. Converts ticks to nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct TickRate {
     ticks_per_second: u64,
@@ -16,39 +16,39 @@ pub struct TickRate {
 }
 
 impl TickRate {
-    /// A clock of that many ticks a second; 0 counts as 1.
+    /// A clock of this many ticks a second; 0 counts as 1.
     #[must_use]
     pub fn new(ticks_per_second: u64) -> Self {
         let ticks_per_second = ticks_per_second.max(1);
         Self { ticks_per_second, ns_per_tick: NS_PER_SECOND as f64 / ticks_per_second as f64 }
     }
 
-    /// `ticks` in seconds.
+    /// Converts `ticks` to seconds.
     #[must_use]
     pub fn seconds(&self, ticks: u64) -> f64 {
         ticks as f64 / self.ticks_per_second as f64
     }
 
-    /// How many ticks `seconds` last; negative ones count as 0.
+    /// Converts `seconds` to ticks; negative values count as 0.
     #[must_use]
     pub fn ticks(&self, seconds: f64) -> u64 {
         (seconds * self.ticks_per_second as f64) as u64
     }
 
-    /// `ticks` in nanoseconds, rounded once.
+    /// Converts `ticks` to nanoseconds, rounded once.
     #[must_use]
     pub fn ns(&self, ticks: u64) -> u64 {
         (ticks as f64 * self.ns_per_tick).round() as u64
     }
 
-    /// The mean of `count` times whose sum is `ticks`, nanoseconds.
+    /// The mean of `count` times whose sum is `ticks`, in nanoseconds.
     #[must_use]
     pub fn mean_ns(&self, ticks: i128, count: u64) -> f64 {
         ticks as f64 / count as f64 * self.ns_per_tick
     }
 }
 
-/// Collects times, each of them as often as the burst had packets.
+/// Collects times. The time of a burst counts once for each of its packets.
 #[derive(Clone, Debug)]
 pub struct Distribution {
     histogram_ns: Histogram<u64>,
@@ -59,10 +59,10 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// An empty one. Its memory is reserved here and does not grow.
+    /// An empty distribution. Its memory is reserved here and does not grow.
     ///
     /// # Panics
-    /// Never: the bounds are constants that the histogram takes.
+    /// Never: the bounds are constants that the histogram accepts.
     #[must_use]
     pub fn new() -> Self {
         let histogram_ns = Histogram::new_with_bounds(1, HISTOGRAM_MAX_NS, SIGNIFICANT_DIGITS)
@@ -70,7 +70,7 @@ impl Distribution {
         Self { histogram_ns, count: 0, sum_ticks: 0, min_ticks: u64::MAX, max_ticks: 0 }
     }
 
-    /// Adds a burst of `packets` that each took `ticks`.
+    /// Adds a burst of `packets` packets that took `ticks` each.
     #[inline]
     pub fn add(&mut self, ticks: u64, packets: u16, rate: TickRate) {
         if packets == 0 {
@@ -83,7 +83,7 @@ impl Distribution {
         self.max_ticks = self.max_ticks.max(ticks);
     }
 
-    /// Empties it, and keeps its memory.
+    /// Empties it but keeps its memory.
     pub fn clear(&mut self) {
         if self.count == 0 {
             return;
@@ -93,31 +93,31 @@ impl Distribution {
         (self.min_ticks, self.max_ticks) = (u64::MAX, 0);
     }
 
-    /// How many packets it holds.
+    /// Number of packets added.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
     }
 
-    /// The time that so many of the packets did not exceed, 0 to 1, in nanoseconds.
+    /// The time that this share of the packets (0 to 1) did not exceed, in nanoseconds.
     #[must_use]
     pub fn quantile_ns(&self, quantile: f64, rate: TickRate) -> u64 {
         if self.count == 0 {
             return 0;
         }
-        // A bucket answers with its upper end, which can lie beyond the largest time that was seen.
+        // The histogram returns the upper end of a bucket, which can exceed the largest time that was added.
         let (min_ns, max_ns) = (rate.ns(self.min_ticks), rate.ns(self.max_ticks));
         self.histogram_ns.value_at_quantile(quantile).clamp(min_ns, max_ns)
     }
 
-    /// How many packets took how long, in the histogram's own buckets: nanoseconds, and packets.
+    /// The histogram's own buckets: time in nanoseconds, and number of packets.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.histogram_ns
             .iter_recorded()
             .map(|bucket| (bucket.value_iterated_to(), bucket.count_since_last_iteration()))
     }
 
-    /// The figures, when there is anything to tell.
+    /// The figures, if there are any packets.
     #[must_use]
     pub fn figures(&self, rate: TickRate) -> Option<Figures> {
         if self.count == 0 {
@@ -143,20 +143,20 @@ impl Default for Distribution {
     }
 }
 
-/// What a distribution comes to. Field names are those of `ringscope stats --json`.
+/// The figures of a distribution. Field names are those of `ringscope stats --json`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Figures {
     /// The mean: the exact sum of ticks, converted once.
     pub mean_ns: f64,
     /// The shortest time.
     pub min_ns: u64,
-    /// Half of the packets took no longer.
+    /// The median: half of the packets took no longer.
     pub p50_ns: u64,
-    /// 90 % took no longer.
+    /// The 90th percentile.
     pub p90_ns: u64,
-    /// 99 % took no longer.
+    /// The 99th percentile.
     pub p99_ns: u64,
-    /// 99.9 % took no longer.
+    /// The 99.9th percentile.
     pub p999_ns: u64,
     /// The longest time.
     pub max_ns: u64,

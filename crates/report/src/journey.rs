@@ -1,7 +1,7 @@
 //! The round trips of probe packets: the stamps of the sender, the daemon and the responder, joined for each probe.
 //!
-//! Differences are taken only between stamps of one clock. The host has one, for the daemon and for agents in its
-//! namespaces; the guest has another. The parts of a request from the host, in the order of time:
+//! Differences are taken only between stamps of one clock. The daemon and the agents in the host's namespaces share one
+//! clock; the guest has another. A request from the host has these parts, in the order of time:
 //!
 //! ```text
 //! host    host-send                 from sent to the datapath's queue, or to the daemon's first boundary
@@ -13,13 +13,13 @@
 //! host    host-receive              from the datapath to the application
 //! ```
 //!
-//! A request from the guest has the same parts in another order, with `host-turn` in the middle. The rest, which neither
-//! clock measures, is the `remainder`: interrupt and driver on the way into the guest, the kick on the way out. For every
-//! packet, all parts and the remainder add up to the round trip.
+//! A request from the guest has the same parts in another order, with `host-turn` in the middle. The rest is the
+//! `remainder`, which neither clock measures: interrupt and driver on the way into the guest, the kick on the way out.
+//! For every packet, all parts and the remainder add up to the round trip.
 //!
-//! The remainder is exact to [`Journey::bound_ns`]: the guest may have had the packet as soon as it was published, before
-//! we had signalled or its front end ran (a polling driver needs no interrupt); the answer may have been there since the
-//! last poll that found nothing; and the two clocks may drift apart by [`DRIFT`].
+//! The error of the remainder is [`Journey::bound_ns`], for three reasons. The guest may have had the packet as soon as
+//! it was published, before we had signalled or its front end ran (a polling driver needs no interrupt). The answer may
+//! have been there since the last poll that found nothing. The two clocks may drift apart by [`DRIFT`].
 
 mod csv;
 pub(crate) mod rows;
@@ -44,7 +44,7 @@ const DRIFT: f64 = 1e-3;
 /// Error of an anchor between the recorder's clock and the host's, nanoseconds.
 const ANCHOR_NS: i64 = 500;
 
-/// Where a part of the round trip is spent.
+/// Where a part of the round trip takes place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
@@ -77,11 +77,11 @@ impl Side {
 /// A part of a round trip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Part {
-    /// Where it is spent.
+    /// Where it takes place.
     pub side: Side,
-    /// Its name, that of a stage where it is one.
+    /// Its name; for a stage, the stage's name.
     pub stage: &'static str,
-    /// K, D or G, as in every report; H for the agent on the host.
+    /// K, D or G as in every report, or H for the agent on the host.
     pub tier: &'static str,
 }
 
@@ -155,35 +155,35 @@ pub fn parts(initiator: Initiator) -> Vec<Part> {
 /// One probe's round trip.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Journey {
-    /// Which probe.
+    /// Its identifier.
     pub id: ProbeId,
     /// When it was sent, by its sender's clock, nanoseconds.
     pub sent_ns: u64,
     /// The round trip that its sender measured, nanoseconds.
     pub round_trip_ns: i64,
-    /// The times of [`parts`], nanoseconds; `None` if not measured. Their sum is the round trip.
+    /// The times of [`parts`], in nanoseconds; `None` if not measured. Their sum is the round trip.
     pub parts: Vec<Option<i64>>,
-    /// The error of the remainder, nanoseconds. The remainder may be that far below 0.
+    /// The error of the remainder, in nanoseconds. The remainder can be negative by up to this amount.
     pub bound_ns: i64,
 }
 
 /// All probes of a run that came back.
 #[derive(Clone, Debug)]
 pub struct Journeys {
-    /// Where the requests came from.
+    /// The side that sent the requests.
     pub initiator: Initiator,
-    /// In the order of their numbers.
+    /// Sorted by run and number.
     pub journeys: Vec<Journey>,
-    /// Probes that came back, but whose records of both directions are not in the recorder.
+    /// Number of probes that came back but lack a record of one or both directions.
     pub unseen: usize,
-    /// Probes that did not come back.
+    /// Number of probes that did not come back.
     pub lost: usize,
-    /// Whether there are stamps of the responder.
+    /// Whether the responder's stamps are included.
     pub has_echo: bool,
 }
 
 impl Journeys {
-    /// Joins the stamps of the sender, and of the responder (`echo`) if there are any, with a recorder's probe records.
+    /// Joins the stamps of the sender, and those of the responder (`echo`) if given, with a recorder's probe records.
     #[must_use]
     pub fn join(
         source: &Source,
@@ -216,17 +216,18 @@ impl Journeys {
 struct Way {
     rx: Burst,
     tx: Burst,
-    /// From the last boundary to the start of the front end's thread, nanoseconds, if that had to be woken up.
+    /// Time from the last boundary until the front end's thread runs, in nanoseconds, if that thread had to be woken
+    /// up.
     inject: Option<i64>,
 }
 
-/// A burst that carried a probe, nanoseconds of the host's clock.
+/// A burst that carried a probe, in nanoseconds of the host's clock.
 #[derive(Clone, Copy, Debug)]
 struct Burst {
     times: BurstTimes,
     /// The first boundary.
     first: i64,
-    /// When the frame arrived, or the worker was woken up for it, if known.
+    /// When the frame arrived, or when the worker was woken up for it, if known.
     arrived: Option<i64>,
     ns_per_tick: f64,
 }
@@ -254,22 +255,22 @@ impl Burst {
     }
 }
 
-/// The probes of a recorder.
+/// The probes of a recorder, with their bursts.
 struct Seen {
     when: When,
     ns_per_tick: f64,
     /// Each probe's burst in each direction, by its index in `bursts`.
     probes: HashMap<(ProbeId, Direction), usize>,
     bursts: Vec<BurstTimes>,
-    /// What the host kernel did for each of the bursts.
+    /// The host kernel's spans of each burst.
     spans: Vec<Vec<BurstSpan>>,
 }
 
 impl Seen {
-    /// Two passes over the records: the bursts that carried probes, then their kernel spans.
+    /// Reads the records twice: first the bursts that carried probes, then their kernel spans.
     fn read(source: &Source) -> Self {
         let (mut probes, mut bursts) = (HashMap::new(), Vec::new());
-        // Several probes may have been in one burst. It counts once, so that they share its spans.
+        // Several probes can be in one burst. The burst is stored once, so that they share its spans.
         let mut known = HashMap::new();
         source.read(|record| {
             let Record::Probe(probe) = record else { return };
@@ -331,7 +332,7 @@ fn journey(
             measured.insert(part, ns);
         }
     };
-    // When it came into the daemon and left it, on the host's clock.
+    // Times at which the probe entered and left the daemon, by the host's clock.
     let came = rx.arrived.unwrap_or(rx.first);
     let left = tx.end_of(Stage::Egress);
     let host = |ns: u64| ns.cast_signed();
@@ -353,7 +354,7 @@ fn journey(
                     set(HOST_TURN, Some(host(sent).saturating_sub(host(received))));
                     set(HOST_SEND, Some(came.saturating_sub(host(sent))));
                 }
-                // The host's part is known as a whole.
+                // Without the responder's stamps, the host's part is known only as a whole.
                 None => set(HOST_TURN, Some(came.saturating_sub(left))),
             }
         }

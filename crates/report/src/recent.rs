@@ -1,10 +1,10 @@
-//! The records of the last seconds, kept until it is known whether they are recorded.
+//! The records of the last seconds, kept until it is decided whether to record them.
 
 use std::collections::VecDeque;
 
 use burst_trace::Record;
 
-/// The latest records: of a limited time, and of a limited number.
+/// The latest records, limited in time and in number.
 #[derive(Debug)]
 pub struct Recent {
     records: VecDeque<Record>,

@@ -7,21 +7,22 @@ use crate::collect::DirectionBreakdown;
 pub struct Span {
     /// `a` to `d`.
     pub letter: char,
-    /// From where to where.
+    /// Its start and its end.
     pub name: &'static str,
-    /// The sum of its stages' means, when every one of them is known.
+    /// The sum of its stages' means, if all of them are known.
     pub mean_ns: Option<f64>,
-    /// The stages that have figures.
+    /// Its stages with figures.
     pub known: Vec<&'static str>,
     /// The sum of those stages' means.
     pub known_ns: f64,
-    /// The stages that have none.
+    /// Its stages without figures.
     pub missing: Vec<&'static str>,
 }
 
 type Definition = (char, &'static str, &'static [&'static str]);
 
-/// `guest-receive` ends in the application, and (d) in the driver: its first part is a figure of its own.
+/// `guest-receive` ends in the application, but (d) ends in the driver. So (d) needs a figure of its own: the first
+/// part of `guest-receive`.
 const SPANS: [Definition; 4] = [
     ('a', "NIC interrupt to handler", &["host-rx"]),
     ('b', "handler to back end awake", &["wakeup", "notice"]),
@@ -29,7 +30,7 @@ const SPANS: [Definition; 4] = [
     ('d', "guest interrupt to guest driver", &["first part of guest-receive"]),
 ];
 
-/// The four spans of the receive direction. Means are added up, never percentiles.
+/// The four spans of the receive direction. Only means are added up, never percentiles.
 #[must_use]
 pub fn rollup(rx: &DirectionBreakdown) -> [Span; 4] {
     SPANS.map(|(letter, name, stages)| {

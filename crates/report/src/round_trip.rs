@@ -1,6 +1,6 @@
-//! What of a measured round trip is ours, the guest's and the host's.
+//! Splits a measured round trip into our share, the guest's and the host's.
 //!
-//! In ping-pong (one packet in flight) a round trip that the host began is, by the recorder's own stamps:
+//! In ping-pong (one packet in flight), a round trip that the host began has these parts, by the recorder's own stamps:
 //!
 //! ```text
 //! our RX          wake .. signalled of the request's burst
@@ -9,9 +9,9 @@
 //! host's share    what is left of the round trip that the sender measured
 //! ```
 //!
-//! Began it in the guest, the roles swap: our TX, the host's turn, our RX, and the guest's share is left.
-//! The turn can be negative where two bursts overlap (one wake served both, or the worker polled): it is
-//! summed with its sign, so the parts always come to the whole.
+//! If the guest began it, the roles swap: our TX, the host's turn, our RX, and the rest is the guest's share. A turn
+//! can be negative if two bursts overlap (one wake-up served both, or the worker polled). It is summed with its sign,
+//! so the parts always add up to the whole.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,12 +21,12 @@ use serde::Deserialize;
 
 use crate::figures::TickRate;
 
-/// Who sent the requests.
+/// The side that sends the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Initiator {
-    /// Something outside of the guest: requests arrive by RX.
+    /// Outside the guest: requests arrive by RX.
     Host,
-    /// Something in the guest: requests leave by TX.
+    /// Inside the guest: requests leave by TX.
     Guest,
 }
 
@@ -48,40 +48,40 @@ impl Initiator {
     }
 }
 
-/// Why a file of a round trip could not be used.
+/// Why a round-trip file could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RoundTripError {
     /// The file could not be read.
     #[error("cannot read the round trip {path}: {source}; make it with `ringscope agent udp-ping`")]
     Io {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file holds something else.
+    /// The file has a wrong format.
     #[error(
         "{path} holds no round trip: expected a JSON object with a mean_ns above 0, found {found}; \
          make it with `ringscope agent udp-ping`"
     )]
     Format {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What was there.
+        /// What was found instead.
         found: String,
     },
 }
 
-/// A round trip as its sender measured it. Fields that are not needed may be missing.
+/// A round trip as its sender measured it. Fields that are not needed may be missing in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub struct Measured {
     /// The mean.
     pub mean_ns: f64,
-    /// How many answers came.
+    /// Number of answers received.
     pub received: Option<u64>,
     /// The median.
     pub p50_ns: Option<f64>,
-    /// 99 % took no longer.
+    /// The 99th percentile.
     pub p99_ns: Option<f64>,
     /// The longest.
     pub max_ns: Option<f64>,
@@ -91,7 +91,7 @@ impl Measured {
     /// Reads the file that `ringscope agent udp-ping` made.
     ///
     /// # Errors
-    /// When it cannot be read or is something else.
+    /// If it cannot be read or has a wrong format.
     pub fn read(path: &Path) -> Result<Self, RoundTripError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| RoundTripError::Io { path: path.into(), source })?;
@@ -106,7 +106,7 @@ impl Measured {
     }
 }
 
-/// Finds the exchanges among the records.
+/// Finds the exchanges in the records: a request and its answer.
 #[derive(Debug)]
 pub struct Exchanges {
     initiator: Initiator,
@@ -127,10 +127,10 @@ struct Sums {
 }
 
 impl Exchanges {
-    /// A finder for a recorder with that many queue pairs.
+    /// For a recorder with this number of queue pairs.
     ///
-    /// An exchange that is longer than the longest round trip that was measured is none of them: some
-    /// other frame and its unrelated successor.
+    /// A pair of bursts that takes longer than the longest measured round trip is no exchange, but a frame and its
+    /// unrelated successor.
     #[must_use]
     pub fn new(
         initiator: Initiator,
@@ -148,7 +148,7 @@ impl Exchanges {
         }
     }
 
-    /// Looks at a record; those of one queue pair come in their order.
+    /// Processes a record. The records of one queue pair must come in their order.
     pub fn add(&mut self, record: &Record) {
         let Record::Burst(record) = record else { return };
         let Some(pending) = self.requests.get_mut(usize::from(record.ring / 2)) else { return };
@@ -168,7 +168,7 @@ impl Exchanges {
         self.sums.add(&request, record);
     }
 
-    /// The round trip `measured`, taken apart.
+    /// Splits the round trip `measured` into its parts.
     #[must_use]
     pub fn explain(&self, measured: Measured) -> RoundTrip {
         let sums = &self.sums;
@@ -210,41 +210,41 @@ impl Sums {
     }
 }
 
-/// A round trip, taken apart.
+/// A round trip, split into its parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RoundTrip {
-    /// Who sent the requests.
+    /// The side that sent the requests.
     pub initiator: Initiator,
     /// What the sender measured.
     pub measured: Measured,
-    /// How many exchanges the records show.
+    /// Number of exchanges in the records.
     pub exchanges: u64,
-    /// Pairs of records that took longer than any round trip that was measured, and so are not counted.
+    /// Pairs of records that took longer than the longest measured round trip. They are not counted as exchanges.
     pub too_long: u64,
-    /// The parts, when there was any exchange.
+    /// The parts, if there was any exchange.
     pub parts: Option<Parts>,
 }
 
 impl RoundTrip {
-    /// Whether the records hardly show the packets that were measured: more than a tenth off in number.
+    /// Whether the records hardly show the measured packets: their numbers differ by more than a tenth.
     #[must_use]
     pub fn is_of_other_packets(&self) -> bool {
         self.measured.received.is_some_and(|sent| sent.abs_diff(self.exchanges) * 10 > sent)
     }
 }
 
-/// The means that a round trip's mean consists of: their sum is the mean.
+/// The parts of a round trip, each a mean. Their sum is the mean of the round trip.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Parts {
     /// Our TX, first boundary to last.
     pub tx_ns: f64,
     /// Our RX, first boundary to last.
     pub rx_ns: f64,
-    /// From the request's last boundary to the answer's first one: the other side's turn.
+    /// The other side's turn: from the request's last boundary to the answer's first one.
     pub turn_ns: f64,
-    /// What is left of the sender's figure: the sender's own side.
+    /// The sender's own share: the rest of the time that it measured.
     pub rest_ns: f64,
-    /// Of our TX, the time after the datapath took the frame: the host works on it meanwhile.
+    /// The time of our TX after the datapath took the frame. Meanwhile the host works on the frame.
     pub after_egress_ns: f64,
 }
 
@@ -260,7 +260,7 @@ mod tests {
         max_ns: Some(90_000.0),
     };
 
-    /// A burst of one packet on `ring` with one tick a nanosecond.
+    /// A burst of one packet on `ring`, with one tick a nanosecond.
     fn burst(ring: u16, first: u64, total: u64) -> BurstRecord {
         let stages = [total - 700, 0, 0, 0, 400, 300];
         BurstRecord {
@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn the_pause_between_exchanges_is_nobodys_turn() {
-        // Seen as if the guest had begun: the "host's turn" would be the sender's pause.
+        // Read as if the guest had begun, the "host's turn" would be the sender's pause.
         let trip = ping_pong(Initiator::Guest).explain(MEASURED);
         assert_eq!((trip.exchanges, trip.too_long), (0, 99));
         assert_eq!(trip.parts, None);

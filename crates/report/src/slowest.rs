@@ -5,7 +5,7 @@ use burst_trace::BurstRecord;
 /// The slowest bursts of those added, up to a maximum number.
 #[derive(Clone, Debug)]
 pub struct Slowest {
-    /// Slowest first; of two equal ones, the one added first.
+    /// Slowest first. Of two equal ones, the one added first comes first.
     bursts: Vec<BurstRecord>,
     max: usize,
 }

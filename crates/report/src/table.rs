@@ -13,10 +13,10 @@ use crate::stages::StageRow;
 use crate::units::{grouped, percent, scaled, time};
 
 const NOT_MEASURED: &str = "n/a";
-/// Stands at stages whose times are upper bounds.
+/// Marks stages whose times are upper bounds.
 const UPPER_BOUND: &str = "≤";
 
-/// The whole report: header, a table a direction, the roll-up, and the round trip if there is one.
+/// The whole report: header, a table for each direction, the roll-up, and the round trip if there is one.
 #[must_use]
 pub fn to_table(breakdown: &Breakdown, round_trip: Option<&RoundTrip>) -> String {
     let mut text = header(breakdown);
@@ -154,7 +154,8 @@ fn notes(way: &DirectionBreakdown) -> String {
     text
 }
 
-/// Where the kernel's programs were asked for: what they did not measure and why, and what they measured twice.
+/// Notes on the kernel's stages, if they were requested: which were not measured and why, and which time is measured
+/// twice.
 fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     let mut text = String::new();
     for (stage, state) in &breakdown.facts.kernel_stages {
@@ -266,7 +267,7 @@ fn round_trip_lines(trip: &RoundTrip) -> String {
     text
 }
 
-/// Each part in the packet's order, with what it includes.
+/// A row for each part, in the packet's order, with what the part includes.
 fn parts_table(trip: &RoundTrip, parts: &Parts) -> String {
     let our_tx = ("our TX", parts.tx_ns, "wake to signalled: the stages of tx above");
     let our_rx = ("our RX", parts.rx_ns, "wake to signalled: the stages of rx above");

@@ -25,7 +25,7 @@ const AROUND_NS: u64 = 1_000_000;
 const NEIGHBOURS: usize = 24;
 /// Most points of the time line.
 const BINS: u64 = 600;
-/// Columns of a histogram from a time to its double.
+/// Columns of a histogram from a time to twice that time.
 const COLUMNS_AN_OCTAVE: f64 = 8.0;
 const QUANTILES: [f64; 14] =
     [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999, 1.0];
@@ -56,16 +56,16 @@ pub struct Way {
 #[derive(Serialize)]
 struct Spread {
     name: &'static str,
-    /// Quantile and time, ns.
+    /// Pairs of quantile and time in ns.
     curve: Vec<(f64, u64)>,
-    /// A column's number and packets: column n begins at 2^(n/8) ns.
+    /// Pairs of a column's number and its packets. Column n begins at 2^(n/8) ns.
     columns: Vec<(i32, u64)>,
 }
 
 /// A point of the time line.
 #[derive(Clone, Serialize)]
 struct Bin {
-    /// Seconds since the beginning.
+    /// Seconds since the start of the time line.
     at_s: f64,
     packets: u64,
     mean_ns: f64,
@@ -160,7 +160,7 @@ impl Burst {
     }
 }
 
-/// The second pass, of one direction.
+/// The second pass over one direction.
 struct Second {
     direction: Direction,
     rate: TickRate,
@@ -260,7 +260,7 @@ fn spreads(collector: &Collector, direction: Direction, rate: TickRate) -> Vec<S
     let spread = |(name, times): (&'static str, Cow<'_, Distribution>)| {
         let mut columns = BTreeMap::new();
         for (ns, packets) in times.buckets() {
-            // Less than a nanosecond is the first column.
+            // Times below 1 ns have a column of their own, the first.
             let column = ((ns.max(1) as f64).log2() * COLUMNS_AN_OCTAVE).floor() as i32;
             *columns.entry(if ns == 0 { -1 } else { column }).or_insert(0) += packets;
         }
@@ -271,9 +271,9 @@ fn spreads(collector: &Collector, direction: Direction, rate: TickRate) -> Vec<S
     all.filter(|(_, times)| times.count() > 0).map(spread).collect()
 }
 
-/// The third pass: finds the slow bursts near another burst.
+/// The third pass: finds the slow bursts that a burst is near to.
 struct Around {
-    /// By worker: from when to when a burst is near, and which outlier it is near to.
+    /// By worker: from when to when a burst is near, and the direction and index of the slow burst that it is near to.
     near: BTreeMap<u8, Vec<(u64, u64, usize, usize)>>,
     longest: u64,
 }

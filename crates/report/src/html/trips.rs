@@ -1,4 +1,4 @@
-//! What the page needs of probes that were joined from application to application.
+//! The page's data about probes that were joined from application to application.
 
 use std::cmp::Reverse;
 
@@ -7,9 +7,9 @@ use serde::Serialize;
 use crate::journey::rows::{Row, bounds, mean, quantile, round_trips, rows, tail};
 use crate::journey::{Journey, Journeys, Part};
 
-/// So many of the slowest round trips can be looked at.
+/// Number of the slowest round trips in the page.
 const SLOWEST: usize = 200;
-/// The time line has at most so many points.
+/// Most points of the time line.
 const BINS: u64 = 600;
 
 /// All round trips.
@@ -22,17 +22,17 @@ pub struct Trips {
     round_trip: Times,
     /// In the order of time, the remainder last.
     parts: Vec<PartTimes>,
-    /// How exactly the remainders are known.
+    /// The errors of the remainders.
     bound: Times,
     mean: Option<Composition>,
-    /// Of those above the 99th percentile.
+    /// Of the round trips above the 99th percentile.
     tail: Option<Composition>,
     bins: Vec<Bin>,
     /// In the order of time.
     slowest: Vec<Trip>,
 }
 
-/// Times of all round trips, none where none was measured.
+/// Figures of one time over all round trips; `None` if it was never measured.
 #[derive(Serialize)]
 struct Times {
     count: usize,
@@ -62,8 +62,8 @@ struct PartTimes {
     times: Times,
 }
 
-/// The mean of each part, and of the round trip: exactly their sum. What was not measured of a round trip counts as
-/// nothing there, because its time is in that one's remainder.
+/// The mean of each part, and the mean of the round trip, which is exactly their sum. A part that was not measured in a
+/// round trip counts as 0 there, because its time is in that round trip's remainder.
 #[derive(Serialize)]
 struct Composition {
     trips: usize,
@@ -86,7 +86,7 @@ struct Bin {
 struct Trip {
     run: u32,
     sequence: u64,
-    /// Since the first probe was sent.
+    /// Time since the first probe was sent.
     start_ns: u64,
     total_ns: i64,
     bound_ns: i64,

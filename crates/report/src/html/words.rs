@@ -1,4 +1,4 @@
-//! The summary: where the time goes, what the tail is made of, what to try first.
+//! The summary in sentences: where the time goes, what the tail consists of, what to try first.
 
 use crate::advice::advice;
 use crate::collect::DirectionBreakdown;
@@ -6,7 +6,7 @@ use crate::stages::{StageRow, Tier};
 use crate::tail::Composition;
 use crate::units::{grouped, time};
 
-/// A stage below this part of the whole is not worth a word.
+/// Smallest share of the whole for which a stage is mentioned.
 const WORTH: f64 = 0.1;
 
 /// One direction, in sentences.
@@ -66,7 +66,7 @@ pub fn words(way: &DirectionBreakdown, tail: Option<&Composition>) -> Vec<String
     words
 }
 
-/// What was measured in the host kernel, which is beside the daemon's stages, not one of them.
+/// Times measured in the host kernel. They lie beside the daemon's stages and are none of them.
 fn in_the_kernel(way: &DirectionBreakdown) -> Option<String> {
     let said = |row: &StageRow| {
         let figures = row.figures.filter(|_| row.tier == Tier::K)?;
@@ -77,7 +77,7 @@ fn in_the_kernel(way: &DirectionBreakdown) -> Option<String> {
     (!said.is_empty()).then(|| format!("In the host kernel, beside these: {}.", said.join("; ")))
 }
 
-/// The largest parts, as long as they are worth a word: at most three.
+/// The largest parts of at least `WORTH`: at most three.
 fn leads<'n>(parts: &[(&'n str, f64)], whole: f64) -> Vec<(&'n str, f64)> {
     let mut leads: Vec<_> = parts.iter().copied().filter(|(_, ns)| *ns >= whole * WORTH).collect();
     leads.sort_by(|(_, a), (_, b)| b.total_cmp(a));
@@ -93,7 +93,7 @@ fn list(leads: &[(&str, f64)], whole: f64) -> String {
     if parts.is_empty() { "spread over all stages".into() } else { parts.join(", ") }
 }
 
-/// The advice for what leads the tail and, if it is another stage, the mean.
+/// The advice for the largest stage of the tail and, if that is another one, of the mean.
 fn first_to_try(mean: &[(&str, f64)], tail: &[(&str, f64)]) -> Vec<String> {
     let mut words = Vec::new();
     let mut told = None;

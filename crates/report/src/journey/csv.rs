@@ -1,14 +1,14 @@
-//! Joined journeys as comma-separated values.
+//! Joined round trips as comma-separated values.
 
 use std::io::{self, Write};
 
 use super::{Journeys, parts};
 
-/// Writes a line for each journey: which probe, when it was sent (nanoseconds of its sender's clock), its round trip, how
-/// exactly the remainder is known, and each part as `SIDE.STAGE_ns`, empty where it was not measured.
+/// Writes a line for each round trip: the probe, when it was sent (nanoseconds of its sender's clock), the round trip,
+/// the error of the remainder, and each part as `SIDE.STAGE_ns`, empty if it was not measured.
 ///
 /// # Errors
-/// What `out` answers.
+/// If writing to `out` fails.
 pub fn write_csv(out: &mut impl Write, joined: &Journeys) -> io::Result<()> {
     write!(out, "run,sequence,sent_ns,round_trip_ns,bound_ns")?;
     for part in parts(joined.initiator) {

@@ -1,20 +1,20 @@
-//! What all round trips come to, part by part.
+//! All round trips, summarised part by part.
 
 use super::{Journey, Journeys, Part, parts};
 
-/// Fewer packets than this have no tail to speak of.
+/// Fewest packets for a meaningful tail.
 const TAIL_PACKETS_MIN: usize = 100;
 
-/// A part of all round trips, nanoseconds.
+/// One part of all round trips, in nanoseconds.
 pub struct Row {
     pub part: Part,
-    /// Of those where it was measured, sorted.
+    /// Its times in the round trips where it was measured, sorted.
     pub times: Vec<i64>,
-    /// The mean among the round trips of the [`tail`], of those where it was measured.
+    /// Its mean in the round trips of the [`tail`] where it was measured.
     pub tail_ns: Option<f64>,
 }
 
-/// Every part, in the order of time.
+/// All parts, in the order of time.
 pub fn rows(joined: &Journeys) -> Vec<Row> {
     let tail = tail(joined);
     let of = |(n, part)| {
@@ -27,21 +27,21 @@ pub fn rows(joined: &Journeys) -> Vec<Row> {
     (0..).zip(parts(joined.initiator)).map(of).collect()
 }
 
-/// All round trips, sorted, nanoseconds.
+/// All round trips, sorted, in nanoseconds.
 pub fn round_trips(joined: &Journeys) -> Vec<i64> {
     let mut trips: Vec<_> = joined.journeys.iter().map(|it| it.round_trip_ns).collect();
     trips.sort_unstable();
     trips
 }
 
-/// How exactly the remainders are known, sorted, nanoseconds.
+/// The errors of the remainders, sorted, in nanoseconds.
 pub fn bounds(joined: &Journeys) -> Vec<i64> {
     let mut bounds: Vec<_> = joined.journeys.iter().map(|it| it.bound_ns).collect();
     bounds.sort_unstable();
     bounds
 }
 
-/// The round trips above the 99th percentile: none where there are too few to tell.
+/// The round trips above the 99th percentile; none if there are fewer than `TAIL_PACKETS_MIN`.
 pub fn tail(joined: &Journeys) -> Vec<&Journey> {
     let trips = round_trips(joined);
     let over = quantile(&trips, 99).filter(|_| trips.len() >= TAIL_PACKETS_MIN);
@@ -54,7 +54,7 @@ pub fn mean(times: &[i64]) -> Option<f64> {
         .then(|| times.iter().map(|&ns| i128::from(ns)).sum::<i128>() as f64 / times.len() as f64)
 }
 
-/// Nearest rank.
+/// By nearest rank.
 pub fn quantile(sorted: &[i64], percent: usize) -> Option<i64> {
     let rank = (percent * sorted.len()).div_ceil(100);
     sorted.get(rank.max(1) - 1).copied()

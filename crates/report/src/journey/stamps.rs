@@ -1,4 +1,4 @@
-//! What an agent wrote down of its probe packets: `ringscope agent udp-ping --stamps` and `udp-echo --stamps`.
+//! The stamps that an agent wrote of its probe packets: `ringscope agent udp-ping --stamps` and `udp-echo --stamps`.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// The file's first line.
 const COLUMNS: &str = "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns";
 
-/// Why a file of stamps could not be used.
+/// Why a stamps file could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StampsError {
     /// The file could not be read.
@@ -15,29 +15,29 @@ pub enum StampsError {
         "cannot read the stamps {path}: {source}; make them with `ringscope agent udp-ping --stamps`"
     )]
     Io {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file holds something else.
+    /// The file has a wrong format.
     #[error(
         "{path}, line {line}: expected {expected}, found '{found}'; make it with `ringscope agent udp-ping --stamps` \
          or `udp-echo --stamps`"
     )]
     Format {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// Which line, from 1 on.
+        /// The line's number, from 1.
         line: usize,
-        /// What should have been there.
+        /// What was expected.
         expected: &'static str,
-        /// What was.
+        /// What was found instead.
         found: String,
     },
 }
 
-/// Which probe: the run of a sender, and its number there.
+/// Identifies a probe: the sender's run, and the probe's number in that run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProbeId {
     /// Run.
@@ -49,20 +49,20 @@ pub struct ProbeId {
 /// A probe at one agent, in nanoseconds of that machine's `CLOCK_MONOTONIC`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
-    /// The application sent it, or sent it back.
+    /// When the application sent it, or sent it back.
     pub sent: u64,
-    /// The network driver was given it.
+    /// When the kernel passed it to the network driver.
     pub sent_kernel: Option<u64>,
-    /// The kernel's network stack was given it by the driver.
+    /// When the driver passed it to the kernel's network stack.
     pub received_kernel: Option<u64>,
-    /// The application had it; never, where it was lost.
+    /// When the application received it; `None` if it was lost.
     pub received: Option<u64>,
 }
 
 /// The stamps of one agent.
 #[derive(Clone, Debug, Default)]
 pub struct Stamps {
-    /// By probe, each once: of a packet that came twice, the first.
+    /// Each probe once: of a packet that came twice, the first.
     pub probes: HashMap<ProbeId, Stamp>,
 }
 
@@ -70,7 +70,7 @@ impl Stamps {
     /// Reads a file.
     ///
     /// # Errors
-    /// When it cannot be read or is something else.
+    /// If it cannot be read or has a wrong format.
     pub fn read(path: &Path) -> Result<Self, StampsError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| StampsError::Io { path: path.into(), source })?;

@@ -1,4 +1,4 @@
-//! Joined journeys as a table, and as one object.
+//! Joined round trips as a table, and as a JSON object.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use super::{Journeys, Part};
 use crate::round_trip::Initiator;
 use crate::units::{grouped, percent, time};
 
-/// What is said in a person's words.
+/// A table with notes, for a person to read.
 #[must_use]
 pub fn to_text(joined: &Journeys) -> String {
     let Journeys { initiator, journeys, unseen, lost, has_echo } = joined;
@@ -126,7 +126,7 @@ struct Line<'a> {
     parts_ns: &'a [Option<i64>],
 }
 
-/// One object: the stages, and every journey with what it took in each of them.
+/// One JSON object: the stages, and for each round trip its time in each of them.
 ///
 /// # Panics
 /// Never: all keys are strings.
