@@ -1,4 +1,4 @@
-//! What is kept of a recorder, and where.
+//! Which records of a recorder are kept, and where.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,47 +14,47 @@ use serde_json::Value;
 
 use crate::doctor;
 
-/// So many records are kept in memory at most: 480 MiB.
+/// Most records kept in memory: 480 MiB.
 const RECENT_MAX: usize = 1 << 22;
 
-/// What is wanted.
+/// Which records to keep.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
-    /// Everything.
+    /// All of them.
     All,
-    /// What ended in the last time before the end.
+    /// Those that ended within this time before the end.
     Last(Duration),
-    /// So much before and after the first burst of which it is true.
+    /// Those within these times before and after the first burst that meets the condition.
     Met(Trigger, Duration, Duration),
 }
 
 /// The recording could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
-    /// Nothing of it.
+    /// Nothing of it was written.
     #[error("cannot write the recording {path}: {source}; choose another -o, or make room there")]
     Nothing {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
-    /// The end of it. The rest is there and can be read.
+    /// Its end is missing. The rest is there and can be read.
     #[error(
         "cannot write all of the recording {path}: {source}; what fitted is in {kept}; make room there, or choose \
          another -o"
     )]
     Cut {
-        /// The file.
+        /// Its path.
         path: PathBuf,
-        /// Where it is, and how much.
+        /// Where the rest is, and how much it is.
         kept: String,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// A recording in the making. It has another name until it is whole; dropped before, it leaves nothing.
+/// A recording that is being written. It has another name until it is complete; if dropped before, it leaves no file.
 pub struct Keeper {
     writer: RecordingWriter,
     output: Output,
@@ -62,10 +62,10 @@ pub struct Keeper {
     rate: TickRate,
     until: Until,
     recent: Option<Recent>,
-    /// Bursts that ended before do not fulfil a condition.
+    /// Time of the start. Bursts that ended before it do not meet a condition.
     started: u64,
     met: Option<BurstRecord>,
-    /// What ends later is not kept.
+    /// Records that end later are not kept.
     end: u64,
     is_done: bool,
     first: u64,
@@ -73,7 +73,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// `output` is the file at `path`, `facts` are the recording's [facts]. `clock` is the recorder's.
+    /// `output` is the file at `path`, `facts` are the recording's [facts], and `clock` is the recorder's.
     pub fn create(
         output: Output,
         path: &Path,
@@ -110,12 +110,12 @@ impl Keeper {
         })
     }
 
-    /// Whether what is in the recorder already is wanted, too.
+    /// Whether records that are in the recorder already are wanted, too.
     pub const fn wants_the_past(&self) -> bool {
         !matches!(self.until, Until::All)
     }
 
-    /// Whether all that is wanted was taken.
+    /// Whether all wanted records were taken.
     pub const fn is_done(&self) -> bool {
         self.is_done
     }
@@ -135,14 +135,14 @@ impl Keeper {
         {
             self.met = Some(*burst);
             self.end = burst.last.saturating_add(self.rate.ticks(after.as_secs_f64()));
-            // This also removes the records that are too old by its time.
+            // This also removes the records that are too old by this burst's time.
             self.put(*record)?;
             return self.write_recent();
         }
         self.put(*record)
     }
 
-    /// Keeps a gap, unless it is of no records.
+    /// Keeps a gap, unless no records are missing in it.
     pub fn lost(&mut self, gap: Gap) -> io::Result<()> {
         if gap.records == 0 { Ok(()) } else { self.put(Record::Gap(gap)) }
     }
@@ -183,7 +183,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// How far it is.
+    /// The progress, in words.
     pub fn state(&self) -> String {
         let (written, lost) = self.writer.counts();
         let kept = self.recent.as_ref().map_or(written, |recent| recent.len() as u64);
@@ -194,8 +194,8 @@ impl Keeper {
         format!("{what}{} records kept, {} lost", grouped(kept), grouped(lost))
     }
 
-    /// Writes what is still in memory and gives the file its name. Returns what it holds, in words. `so_far` is the outcome
-    /// until now: after a failed write, the part before it is kept.
+    /// Writes the records still in memory and gives the file its name. Returns in words what the file holds. `so_far`
+    /// is the outcome until now: after a failed write, the part before it is kept.
     pub fn finish(mut self, of: &Reader, so_far: io::Result<()>) -> Result<String, KeepError> {
         if matches!(self.until, Until::Met(..)) && self.met.is_none() && so_far.is_ok() {
             return Ok("no burst fulfilled the condition: nothing was recorded".into());
@@ -211,7 +211,8 @@ impl Keeper {
 
     fn write_all(&mut self) -> io::Result<()> {
         if matches!(self.until, Until::Last(_)) {
-            // What is too old by now, not by the newest record, goes too; it was asked for by the clock.
+            // Old records were removed by the newest record's time, although the time was requested by the clock. So
+            // records that are too old only by the clock are written, too.
             self.write_recent()?;
         }
         self.writer.flush()
@@ -238,7 +239,7 @@ impl Keeper {
         Ok(text)
     }
 
-    /// Cuts the recording after the failed write `source`.
+    /// Ends the recording where the write failed with `source`.
     fn cut(self, of: &Reader, source: io::Error) -> KeepError {
         let Self { writer, output, path, rate, .. } = self;
         let part = output.part().map(ToOwned::to_owned);
@@ -258,7 +259,7 @@ impl Keeper {
     }
 }
 
-/// How many records a recording holds, and over how many ticks.
+/// Number of records in a recording, and the number of ticks they span.
 fn held(path: &Path) -> Option<(u64, u64)> {
     let recording = Recording::open(path).ok()?;
     let (mut records, mut first, mut last) = (0, u64::MAX, 0);
@@ -271,8 +272,8 @@ fn held(path: &Path) -> Option<(u64, u64)> {
     Some((records, last.saturating_sub(first)))
 }
 
-/// What the recorder says of its run, and what this host is. `kernel`: what became of the kernel's stages, if they are
-/// measured for this recording.
+/// The recorder's facts about its run, and a summary of this host. `kernel`: the state of each of the kernel's stages,
+/// if they are measured for this recording.
 pub fn facts(of: &Reader, kernel: Option<&Value>) -> String {
     let mut facts: Value = serde_json::from_str(&of.facts()).unwrap_or_default();
     if !facts.is_object() {

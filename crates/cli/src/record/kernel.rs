@@ -1,4 +1,4 @@
-//! Times in the host kernel, measured for a recording only: the daemon knows nothing of it.
+//! Times in the host kernel, measured for one recording only. The daemon is not involved.
 
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter};
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 /// Why the kernel's times are not measured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The daemon does.
+    /// The daemon measures them already.
     #[error(
         "the daemon measures the host kernel's times itself (ringscoped --kernel-stages), and they are in every \
          recording: leave --kernel-stages out"
@@ -28,41 +28,41 @@ pub enum Error {
     Worker {
         /// The daemon's process.
         process: u64,
-        /// The thread, 0 where the recorder does not say.
+        /// The thread; 0 if the recorder does not name it.
         thread: u32,
-        /// What it is.
+        /// What the thread is instead.
         found: String,
     },
-    /// The programs.
+    /// The programs cannot be loaded or attached.
     #[error(transparent)]
     Programs(#[from] kernel_stages::Error),
-    /// The thread.
+    /// The thread that reads the times cannot run.
     #[error("the thread that reads the kernel's times cannot run: {0}")]
     Thread(#[from] io::Error),
 }
 
-/// The programs that measure one daemon's guest, and what they measured. They go when this is dropped.
+/// The programs that measure one daemon's guest, and their times. The programs are detached when this is dropped.
 pub struct Kernel {
     facts: Value,
     front_ends: Option<FrontEnds>,
     front_end: Option<u32>,
     spans: Receiver<KernelSpan>,
-    /// The thread notices that this is gone.
+    /// The thread ends when this is closed.
     alive: Option<PipeWriter>,
     thread: Option<JoinHandle<Measured>>,
 }
 
-/// What is known in the end.
+/// Totals at the end of the measurement.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measured {
-    /// How many times came faster than they were read.
+    /// Number of times lost because they came faster than they were read.
     pub lost: u64,
-    /// What the programs cost, where the kernel counts that.
+    /// What the programs cost, if the kernel counts that.
     pub cost: Option<Cost>,
 }
 
 impl Kernel {
-    /// Attaches what can be, for the daemon that writes `recorder`.
+    /// Attaches the programs that can be attached, for the daemon that writes `recorder`.
     pub fn attach(recorder: &Reader) -> Result<Self, Error> {
         let facts: Value = serde_json::from_str(&recorder.facts()).unwrap_or_default();
         if !facts["kernel_stages"].is_null() {
@@ -85,7 +85,7 @@ impl Kernel {
         let (stop, alive) = io::pipe()?;
         let (sender, spans) = channel();
         let name = "kernel-stages".to_owned();
-        // After the recorder's workers, as the daemon's own writer would be.
+        // The number after the recorder's workers, as the daemon's own writer would have.
         let writer = u8::try_from(recorder.workers()).unwrap_or(u8::MAX);
         let thread =
             Builder::new().name(name).spawn(move || measure(&stages, &stop, writer, &sender))?;
@@ -101,12 +101,12 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// What became of each stage, for the recording.
+    /// The state of each stage, for the recording.
     pub const fn facts(&self) -> &Value {
         &self.facts
     }
 
-    /// Front ends come and go.
+    /// Follows a change of the front end.
     pub fn see_front_end(&mut self, recorder: &Reader) {
         let now = recorder.front_end();
         let Some(front_ends) = self.front_ends.as_ref().filter(|_| now != self.front_end) else {
@@ -126,14 +126,15 @@ impl Kernel {
         self.spans.try_iter()
     }
 
-    /// Ends measuring. [`spans`](Self::spans) then returns the rest.
+    /// Ends the measurement. [`spans`](Self::spans) then returns the rest.
     pub fn end(&mut self) -> Measured {
         drop(self.alive.take());
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
     }
 }
 
-/// The workers' threads, in the order of their numbers. Whoever adds times in the host kernel has none.
+/// The workers' threads, in the order of the workers' numbers. The writer of times in the host kernel is no worker and
+/// has none.
 fn threads(recorder: &Reader) -> Result<Vec<u32>, Error> {
     let process = recorder.pid();
     let thread = |worker| {
@@ -149,7 +150,7 @@ fn threads(recorder: &Reader) -> Result<Vec<u32>, Error> {
     (0..recorder.workers()).map(thread).collect()
 }
 
-/// The tap by whose name frames can be followed.
+/// The name of the tap on which frames can be followed.
 fn tap(datapath: &str) -> Option<&str> {
     datapath.strip_prefix("tap:")?.split(',').find_map(|option| option.strip_prefix("ifname="))
 }
@@ -165,7 +166,7 @@ fn measure(
     let mut scribe = Scribe::new(Clock::new());
     let write = |span: Span| {
         let record = scribe.record(span, span.about);
-        // After an error has ended the recording, nothing receives it.
+        // If an error has ended the recording, nobody receives this.
         let _ = spans.send(KernelSpan { writer, ..record });
     };
     if let Err(error) = stages.drain(stop.as_fd(), write) {

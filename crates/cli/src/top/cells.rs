@@ -1,4 +1,4 @@
-//! What the tables of `ringscope top` have in common.
+//! Cells, styles and cuts that the tables of `ringscope top` share.
 
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
@@ -8,13 +8,13 @@ use ratatui::widgets::Cell;
 use report::Figures;
 use report::units::time;
 
-/// Titles.
+/// Style of titles.
 pub const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
-/// Above the columns.
+/// Style of column headings.
 pub const HEADING: Style = Style::new().add_modifier(Modifier::UNDERLINED);
-/// What should not be.
+/// Style of what should not happen.
 pub const ALARM: Style = Style::new().fg(Color::Red);
-/// Wide enough for a time with its unit.
+/// Width of a time with its unit.
 pub const FIGURE_WIDTH: u16 = 9;
 
 /// Mean, p50, p99 and max, or dashes.
@@ -25,25 +25,25 @@ pub fn figure_cells(figures: Option<Figures>) -> [String; 4] {
     [time(mean_ns), time(p50_ns as f64), time(p99_ns as f64), time(max_ns as f64)]
 }
 
-/// In place of a figure that there is not.
+/// Shown in place of a missing figure.
 #[must_use]
 pub fn dash() -> String {
     "-".into()
 }
 
-/// A cell that ends where its column does.
+/// A right-aligned cell.
 #[must_use]
 pub fn right(text: String) -> Cell<'static> {
     Cell::from(Line::from(text).right_aligned())
 }
 
-/// A text, as an alarm if it is one.
+/// A text, in alarm style if it is an alarm.
 #[must_use]
 pub fn alarm_if(is_alarm: bool, text: String) -> Span<'static> {
     if is_alarm { Span::styled(text, ALARM) } else { Span::raw(text) }
 }
 
-/// Takes so many lines off the top of `rest`, or what there is.
+/// Cuts this number of lines off the top of `rest`, or as many as there are.
 pub fn cut(rest: &mut Rect, lines: u16) -> Rect {
     let height = lines.min(rest.height);
     let top = Rect { height, ..*rest };
@@ -52,14 +52,14 @@ pub fn cut(rest: &mut Rect, lines: u16) -> Rect {
     top
 }
 
-/// Takes the last line off `rest`, if there is one.
+/// Cuts the last line off `rest`, if there is one.
 pub fn cut_last(rest: &mut Rect) -> Rect {
     let height = rest.height.min(1);
     rest.height -= height;
     Rect { y: rest.y + rest.height, height, ..*rest }
 }
 
-/// A number of lines.
+/// Converts a number of lines.
 #[must_use]
 pub fn lines(number: usize) -> u16 {
     u16::try_from(number).unwrap_or(u16::MAX)

@@ -1,4 +1,4 @@
-//! What the tests show.
+//! What the tests of `ringscope top` show.
 
 use burst_trace::{BurstRecord, Clock, DropCause, Reader, Recorder, RecorderOptions};
 use ratatui::Terminal;
@@ -10,8 +10,8 @@ use super::source::Identity;
 use super::sources::Sample;
 use super::view::View;
 
-/// An interval of 2 s in which so many bursts of 4 packets, with 1 to 6 µs a stage, left by queue 1, the last one by
-/// queue 3 and after 50 µs more in `egress`; 3 packets were lost.
+/// An interval of 2 s with this number of bursts of 4 packets, with 1 to 6 µs a stage. They left by queue 1, but the
+/// last one by queue 3, with 50 µs more in `egress`. 3 packets were lost.
 pub fn interval(bursts: usize) -> Interval {
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::new();
@@ -48,7 +48,7 @@ pub fn interval(bursts: usize) -> Interval {
     Interval { seconds: 2.0, ..follower.take() }
 }
 
-/// A guest that runs, with such an interval.
+/// A running guest with such an interval.
 pub fn sample(name: &str, bursts: usize) -> Sample {
     let facts = Facts {
         datapath: Some("tap:ifname=tap0".into()),
@@ -59,12 +59,12 @@ pub fn sample(name: &str, bursts: usize) -> Sample {
     Sample { key: name.into(), identity, interval: Some(interval(bursts)) }
 }
 
-/// The guests in the order of the table.
+/// The guests' names in the order of the table.
 pub fn names(view: &View) -> Vec<&str> {
     view.samples.iter().map(|sample| sample.key.as_str()).collect()
 }
 
-/// What a terminal of this size shows.
+/// The screen of a terminal of this size.
 pub fn picture(view: &View, width: u16, height: u16) -> String {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| screen::render(view, frame)).unwrap();

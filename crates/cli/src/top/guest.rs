@@ -18,11 +18,11 @@ use super::outliers;
 use super::queues::{self, Column};
 use super::source::Identity;
 
-/// One a stage, in the order of the bar.
+/// One colour for each stage, in the order of the bar.
 const COLORS: [Color; 6] =
     [Color::Blue, Color::Magenta, Color::Cyan, Color::Green, Color::Yellow, Color::Red];
 
-/// Who it is, and what the daemon said of its run.
+/// The guest's name, and what the daemon reported about its run.
 #[must_use]
 pub fn head(identity: &Identity) -> Line<'static> {
     let Identity { name, facts, pid, is_alive } = identity;
@@ -40,7 +40,7 @@ pub fn head(identity: &Identity) -> Line<'static> {
     Line::from(vec![Span::styled(format!("ringscope {name}"), BOLD), text.into(), state])
 }
 
-/// What the times are of, and what they lack.
+/// What the times are of, and what is missing in them.
 #[must_use]
 pub fn status(interval: &Interval) -> Line<'static> {
     let lost = format!(
@@ -55,7 +55,7 @@ pub fn status(interval: &Interval) -> Line<'static> {
     ])
 }
 
-/// Draws the tables, as far as there is room.
+/// Draws the tables that there is room for.
 pub fn render(
     frame: &mut Frame,
     area: Rect,
@@ -83,7 +83,7 @@ fn render_outliers(frame: &mut Frame, rest: &mut Rect, interval: &Interval) {
     frame.render_widget(outliers::table(&interval.outliers), area);
 }
 
-/// Title, headings, the daemon's stages, total, the kernel's stages, bar.
+/// Lines of one direction: title, headings, the daemon's stages, total, the kernel's stages, bar.
 fn height(way: &DirectionInterval, has_heading: bool) -> u16 {
     let stages = way.records.direction.stages().len() + in_the_kernel(way).count();
     super::cells::lines(stages) + 3 + u16::from(has_heading)
@@ -94,7 +94,7 @@ fn in_the_kernel(way: &DirectionInterval) -> impl Iterator<Item = &StageRow> {
     way.records.stages.iter().filter(|row| row.tier == Tier::K && row.figures.is_some())
 }
 
-/// Whose stages the recorder has no figures of.
+/// Names the tiers whose stages have no figures in the recorder.
 fn not_measured(interval: &Interval) -> String {
     let lacks = |tier| {
         let rows = interval.tx.records.stages.iter().chain(&interval.rx.records.stages);
@@ -173,7 +173,7 @@ fn stage_table(way: &DirectionInterval, seconds: f64, has_heading: bool) -> Tabl
     table.header(Row::new(header).style(HEADING))
 }
 
-/// Beside the daemon's stages, and partly within them: so it has no share.
+/// A stage of the host kernel lies beside the daemon's stages, and partly within them. So it has no share.
 fn kernel_row(row: &StageRow, seconds: f64) -> Row<'static> {
     let [rate, mean, p50, p99, max, _] =
         stage_cells(row, row.count.unwrap_or_default(), seconds, 0.0);
@@ -189,7 +189,8 @@ fn stage_cells(row: &StageRow, packets: u64, seconds: f64, total_ns: f64) -> [St
     [rate, mean, p50, p99, max, share]
 }
 
-/// What the mean consists of: a stretch a stage, as long as its share, with its name where that fits.
+/// A bar that shows what the mean consists of: for each stage a segment as long as its share, with its name if that
+/// fits.
 fn bar_line(way: &DirectionInterval, width: u16) -> Line<'static> {
     let stages = way.records.stages.iter().filter(|row| row.tier == Tier::D);
     let means: Vec<_> =
@@ -200,7 +201,7 @@ fn bar_line(way: &DirectionInterval, width: u16) -> Line<'static> {
     }
     let (mut sum_ns, mut drawn) = (0.0, 0);
     let spans = means.iter().zip(COLORS).map(|(&(stage, mean_ns), color)| {
-        // Ends are rounded, not lengths: so the stretches fill the line exactly.
+        // Ends are rounded, not lengths, so the segments fill the line exactly.
         sum_ns += mean_ns;
         let end = (sum_ns / total_ns * f64::from(width)).round() as usize;
         let length = end - drawn;

@@ -1,4 +1,4 @@
-//! A table with a line for each guest.
+//! The table with a line for each guest.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Rect};
@@ -12,7 +12,7 @@ use super::cells::{ALARM, HEADING, dash, right};
 use super::order::{self, Order, Value};
 use super::sources::Sample;
 
-/// What is told of each guest.
+/// What is shown of each guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Column {
     /// The guest's name
@@ -45,7 +45,7 @@ pub enum Column {
     Stage,
 }
 
-/// Which columns there are where not all have room: the first ones of these, and only all of a group.
+/// Groups of columns, most important first. If not all fit, only the first ones are shown, each group as a whole.
 const BY_WEIGHT: [&[Column]; 8] = [
     &[Column::TxPackets, Column::RxPackets],
     &[Column::TxP99, Column::RxP99],
@@ -56,9 +56,9 @@ const BY_WEIGHT: [&[Column]; 8] = [
     &[Column::TxP50, Column::RxP50],
     &[Column::Datapath],
 ];
-/// Longer names are cut.
+/// Length at which names are cut.
 const NAME_MAX: usize = 24;
-/// Before a name: the key that opens the guest, and a space.
+/// Width of what stands before a name: the key that opens the guest, and a space.
 const KEY_WIDTH: usize = 2;
 const LAST_KEY: usize = 9;
 
@@ -123,7 +123,7 @@ impl Column {
         }
     }
 
-    /// What this column is sorted by.
+    /// The value that lines are sorted by for this column.
     #[must_use]
     pub fn value(self, sample: &Sample) -> Value {
         match self {
@@ -137,7 +137,7 @@ impl Column {
         }
     }
 
-    /// Its number in an interval: a second, bits a second, or nanoseconds.
+    /// The column's number in an interval: a second, bits a second, or nanoseconds.
     fn of(self, interval: &Interval) -> Option<f64> {
         let rate = |amount: u64| Some(amount as f64 / interval.seconds);
         let (tx, rx) = (&interval.tx, &interval.rx);
@@ -198,7 +198,7 @@ fn stage_cell(sample: &Sample) -> Cell<'static> {
     .into()
 }
 
-/// The stage in which packets spent most time, and that of the whole direction: sums over packets.
+/// The stage in which packets spent most time: its time and that of the whole direction, each summed over packets.
 struct Most {
     direction: &'static str,
     stage: &'static str,
@@ -223,7 +223,7 @@ fn most_of(way: &DirectionBreakdown) -> Option<Most> {
     Some(Most { direction: way.direction.name(), stage, stage_ns, total_ns })
 }
 
-/// Draws the table of `samples`, which are in their order already.
+/// Draws the table of `samples`, which are already sorted.
 pub fn render(
     frame: &mut Frame,
     area: Rect,
@@ -249,9 +249,9 @@ pub fn render(
     frame.render_stateful_widget(table, area, &mut state);
 }
 
-/// The names, what they are sorted by, and of the others what has room.
+/// The columns that fit: the names, the column they are sorted by, and others while there is room.
 fn fitting(samples: &[Sample], sorted_by: Column, width: u16) -> Vec<Column> {
-    // One between two columns.
+    // One space between two columns.
     let needs = |column: &Column| usize::from(column.width(samples)) + 1;
     let mut columns = vec![Column::Name];
     if sorted_by != Column::Name {

@@ -1,4 +1,4 @@
-//! What the keys and the columns are, over the picture.
+//! The help on keys and columns, drawn over the screen.
 
 use ratatui::Frame;
 use ratatui::layout::Rect;
@@ -31,15 +31,15 @@ publish, complete   giving the buffers back to the guest
 signal       interrupting the guest, or finding that it needs none";
 const WIDTH: u16 = 74;
 
-/// How far the help can be scrolled.
+/// The last line that the help can be scrolled to.
 #[must_use]
 pub fn last_line() -> usize {
     TEXT.lines().count() - 1
 }
 
-/// Draws it over `area`, from this line on.
+/// Draws the help over `area`, from this line on.
 pub fn render(frame: &mut Frame, area: Rect, from_line: usize) {
-    // The text and its frame.
+    // The text and its border.
     let height = (lines(TEXT.lines().count()) + 2).min(area.height);
     let width = WIDTH.min(area.width);
     let area = Rect {

@@ -1,36 +1,36 @@
-//! What the keys of `ringscope top` ask for.
+//! The commands that the keys of `ringscope top` give.
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-/// What a key asks for.
+/// The command of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// The end.
+    /// End the program.
     End,
-    /// The screen of the guest that is marked.
+    /// Open the screen of the marked guest.
     Open,
-    /// The screen of the guest on this line, from 0.
+    /// Open the screen of the guest on this line, from 0.
     OpenLine(usize),
-    /// Back to where one came from.
+    /// Go back to the previous screen.
     Back,
-    /// Another line.
+    /// Go to another line.
     Move(Step),
-    /// The next column to sort by.
+    /// Sort by the next column.
     Sort,
-    /// The other way round.
+    /// Reverse the order.
     Reverse,
-    /// The slowest bursts first, or where they belong.
+    /// Show the slowest bursts first, or at their usual place.
     Outliers,
-    /// The picture stays, or goes on.
+    /// Hold the screen, or let it go on.
     Pause,
-    /// What the keys and columns are, or no longer.
+    /// Show the help on keys and columns, or close it.
     Help,
 }
 
-/// Which line from here.
+/// A step from the current line to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// So many lines down, or up if negative.
+    /// This number of lines down, or up if negative.
     By(isize),
     /// The first line.
     First,
@@ -38,10 +38,10 @@ pub enum Step {
     Last,
 }
 
-/// Lines that a key for a page goes on.
+/// Lines that a page key moves by.
 const PAGE: isize = 10;
 
-/// What this key asks for, if anything.
+/// The command of this key, if it has one.
 #[must_use]
 pub fn command(key: &KeyEvent) -> Option<Command> {
     if key.kind == KeyEventKind::Release {
@@ -72,7 +72,7 @@ pub fn command(key: &KeyEvent) -> Option<Command> {
 }
 
 impl Step {
-    /// Where it leads from line `from`, when `last` is the last one.
+    /// The line that the step leads to from line `from`, if `last` is the last one.
     #[must_use]
     pub fn within(self, from: usize, last: usize) -> usize {
         match self {
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(plain(KeyCode::Char('3')), Some(Command::OpenLine(2)));
         assert_eq!(plain(KeyCode::Char('0')), None);
         assert_eq!(plain(KeyCode::Esc), Some(Command::Back));
-        // Some terminals tell of the shift that a question mark takes.
+        // Some terminals report the shift key that a question mark needs.
         assert_eq!(of(KeyCode::Char('?'), KeyModifiers::SHIFT), Some(Command::Help));
     }
 

@@ -1,29 +1,29 @@
-//! In which order the lines of a table are.
+//! The order of a table's lines.
 
 use std::cmp::Ordering;
 
 /// A column that a table can be sorted by.
 pub trait Column: Copy + PartialEq + 'static {
-    /// All of them, from left to right.
+    /// All columns, from left to right.
     const ALL: &'static [Self];
 
-    /// What stands above it.
+    /// The text above the column.
     fn heading(self) -> &'static str;
 
-    /// Whether the largest belongs first, as with all that is counted or timed.
+    /// Whether the largest value comes first, as for all counts and times.
     fn is_largest_first(self) -> bool;
 }
 
-/// What a line is sorted by.
+/// The value that a line is sorted by.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// By the alphabet.
+    /// Sorted alphabetically.
     Text(String),
-    /// By size; without one, before all others.
+    /// Sorted by size; a missing number is less than all others.
     Number(Option<f64>),
 }
 
-/// The column that a table is sorted by, and which way.
+/// The column that a table is sorted by, and the direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Order<C> {
     column: C,
@@ -31,7 +31,7 @@ pub struct Order<C> {
 }
 
 impl<C: Column> Order<C> {
-    /// By `column`, in the way that suits it.
+    /// Sorted by `column`, in its usual direction.
     #[must_use]
     pub fn by(column: C) -> Self {
         Self { column, is_descending: column.is_largest_first() }
@@ -43,20 +43,20 @@ impl<C: Column> Order<C> {
         self.column
     }
 
-    /// By the column to the right, or by the first one again.
+    /// Sorted by the next column to the right, or by the first one again.
     #[must_use]
     pub fn next(&self) -> Self {
         let at = C::ALL.iter().position(|column| *column == self.column).unwrap_or(0);
         Self::by(C::ALL[(at + 1) % C::ALL.len()])
     }
 
-    /// The other way round.
+    /// The same column, in the other direction.
     #[must_use]
     pub const fn reversed(&self) -> Self {
         Self { is_descending: !self.is_descending, ..*self }
     }
 
-    /// What stands above `column`: with an arrow if it is the one.
+    /// The text above `column`, with an arrow if the table is sorted by it.
     #[must_use]
     pub fn heading(&self, column: C) -> String {
         let heading = column.heading();
@@ -67,7 +67,7 @@ impl<C: Column> Order<C> {
         }
     }
 
-    /// Sorts `lines`; those that are equal stay as they were.
+    /// Sorts `lines`. Equal lines keep their order.
     pub fn sort<T>(&self, lines: &mut [T], value: impl Fn(&T, C) -> Value) {
         lines.sort_by(|one, other| {
             let order = value(one, self.column).compare(&value(other, self.column));

@@ -1,4 +1,4 @@
-//! The slowest bursts of the interval, and what took them most.
+//! The slowest bursts of the interval, and the stage in which each spent most time.
 
 use ratatui::layout::Constraint;
 use ratatui::text::Line;
@@ -9,16 +9,16 @@ use report::units::{grouped, percent, time, time_of_day};
 
 use super::cells::{FIGURE_WIDTH, HEADING, right};
 
-/// The heading's line.
+/// Lines of the heading.
 const HEADING_LINES: u16 = 1;
 
-/// Lines of the table with so many bursts.
+/// Lines of the table for these bursts.
 #[must_use]
 pub fn height(outliers: &[Outlier]) -> u16 {
     HEADING_LINES + super::cells::lines(outliers.len().max(1))
 }
 
-/// A line for each, the slowest first.
+/// A line for each burst, the slowest first.
 #[must_use]
 pub fn table(outliers: &[Outlier]) -> Table<'static> {
     let mut rows: Vec<_> = outliers.iter().map(row).collect();
@@ -42,7 +42,7 @@ fn row(outlier: &Outlier) -> Row<'static> {
     let Outlier { record, rate, start_ns } = outlier;
     let direction = record.direction();
     let total = record.total();
-    // Found by polling, the burst may have come at any time since the last look.
+    // A burst found by polling may have come at any time since the last poll that found nothing.
     let bound = if record.is_polled { "≤ " } else { "" };
     let stages = direction.stages().iter().zip(record.stages);
     let most = stages.max_by_key(|(_, ticks)| *ticks).map_or_else(String::new, |(stage, ticks)| {

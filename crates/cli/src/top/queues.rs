@@ -1,4 +1,4 @@
-//! The queues of a guest that are in use.
+//! The table of a guest's queues that are in use.
 
 use ratatui::layout::Constraint;
 use ratatui::widgets::{Cell, Row, Table};
@@ -10,7 +10,7 @@ use report::{Figures, Interval, QueueInterval};
 use super::cells::{FIGURE_WIDTH, HEADING, figure_cells, lines, right};
 use super::order::{self, Order, Value};
 
-/// What is told of each queue.
+/// What is shown of each queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Column {
     /// Its index.
@@ -19,15 +19,15 @@ pub enum Column {
     Rate,
     /// The mean time of a packet.
     Mean,
-    /// What half of the packets took at most.
+    /// The median time of a packet.
     P50,
-    /// What 99 % of the packets took at most.
+    /// The 99th percentile of a packet's time.
     P99,
-    /// What the slowest packet took.
+    /// The longest time of a packet.
     Max,
     /// Bits a second.
     Bits,
-    /// Packets that went no further.
+    /// Packets dropped.
     Drops,
 }
 
@@ -61,13 +61,13 @@ impl order::Column for Column {
     }
 }
 
-/// Lines of the table.
+/// Number of lines of the table.
 #[must_use]
 pub fn height(interval: &Interval) -> u16 {
     lines(1 + used(interval).count())
 }
 
-/// A line for each queue that had packets or drops.
+/// A line for each queue with packets or drops.
 #[must_use]
 pub fn table(interval: &Interval, order: &Order<Column>) -> Table<'static> {
     let mut queues: Vec<_> = used(interval).collect();

@@ -1,4 +1,4 @@
-//! The picture of `ringscope top`: a head, the guests or one of them, the keys, and help over all of it.
+//! The screen of `ringscope top`: a head, all guests or one of them, the keys, and the help over all of it.
 
 use ratatui::Frame;
 use ratatui::layout::Rect;
@@ -16,7 +16,7 @@ const KEYS: Style = Style::new().add_modifier(Modifier::DIM);
 /// Draws what `view` shows.
 pub fn render(view: &View, frame: &mut Frame) {
     let mut rest = frame.area();
-    // Of a terminal of one line, that is the guest's name.
+    // On a terminal of one line, the head is that line.
     let head = cut(&mut rest, 1);
     frame.render_widget(keys(view), cut_last(&mut rest));
     match view.opened() {
@@ -104,7 +104,7 @@ mod tests {
         }
     }
 
-    /// The only guest's screen.
+    /// The screen of the only guest.
     fn one() -> View {
         let mut view = View::new(None, vec![sample("vm0", 10)], Column::Name);
         view.open_first();

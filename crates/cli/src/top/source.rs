@@ -1,4 +1,4 @@
-//! The recorder that is followed, also across the daemon's restarts.
+//! A recorder that is followed, also across the daemon's restarts.
 
 use std::path::PathBuf;
 
@@ -19,21 +19,21 @@ pub struct Source {
     follower: Follower,
 }
 
-/// What the head of the screen says.
+/// What the head of the screen shows.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The daemon's name.
     pub name: String,
-    /// What the daemon said of its run.
+    /// What the daemon reported about its run.
     pub facts: Facts,
     /// The daemon's process.
     pub pid: u64,
-    /// Whether that process is there.
+    /// Whether that process still runs.
     pub is_alive: bool,
 }
 
 impl Source {
-    /// Follows what was found, from now on.
+    /// Follows `found` from now on.
     #[must_use]
     pub fn new(found: Found) -> Self {
         let Found { name, path, reader } = found;
@@ -41,12 +41,12 @@ impl Source {
         Self { name, path, start, follower: Follower::new(reader) }
     }
 
-    /// Reads what came since the last time.
+    /// Reads the records written since the last call.
     pub fn poll(&mut self) {
         self.follower.poll();
     }
 
-    /// What there was since the last time; goes over to a new daemon's recorder if there is one.
+    /// Returns the figures since the last call. Then switches to a new daemon's recorder if there is one.
     pub fn take(&mut self) -> Interval {
         let interval = self.follower.take();
         if self.is_replaced()
@@ -58,26 +58,26 @@ impl Source {
         interval
     }
 
-    /// A new daemon makes a new file, or writes the old one anew, with its own start in it.
+    /// A new daemon makes a new file, or writes the old one again with its own start time in it.
     fn is_replaced(&self) -> bool {
         let reader = self.follower.reader();
         let is_new_file = FileId::of_path(&self.path).is_some_and(|file| file != reader.file());
         is_new_file || reader.anchor_start() != self.start
     }
 
-    /// The name of the file: no other recorder of its run directory has it.
+    /// The file's name, which is unique in its run directory.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.name
     }
 
-    /// Whether the file was removed, and nobody writes it any more.
+    /// Whether the file was removed and nobody writes it any more.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         !self.path.exists() && !is_alive(self.follower.reader())
     }
 
-    /// Whose recorder it is.
+    /// The daemon that writes this recorder.
     #[must_use]
     pub fn identity(&self) -> Identity {
         let reader = self.follower.reader();

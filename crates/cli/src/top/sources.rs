@@ -1,4 +1,4 @@
-//! The recorders that are followed: one that was named, or all of a run directory, also those that come later.
+//! The recorders that are followed: the one that was named, or all of a run directory, including those that come later.
 
 use std::path::PathBuf;
 
@@ -10,9 +10,9 @@ use crate::recorder::{Choice, FindError, names, open};
 /// All recorders that are followed.
 #[derive(Debug)]
 pub struct Sources {
-    /// Where new ones are looked for, unless one was named.
+    /// Directory to search for new ones, unless one was named.
     dir: Option<PathBuf>,
-    /// In the order of their names.
+    /// Sorted by name.
     all: Vec<Source>,
     unreadable: Vec<String>,
 }
@@ -20,19 +20,20 @@ pub struct Sources {
 /// One guest at the end of an interval.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// What no other guest is called.
+    /// A key that no other guest has.
     pub key: String,
-    /// Whose recorder it is.
+    /// The daemon that writes the recorder.
     pub identity: Identity,
-    /// What there was; nothing of one that has only just been found.
+    /// The figures of the interval; `None` for a recorder that has just been found.
     pub interval: Option<Interval>,
 }
 
 impl Sources {
-    /// The one that was named, or all.
+    /// Opens the named recorder, or all.
     ///
     /// # Errors
-    /// When it, or every one, cannot be read, or there is none; with `may_be_none` that is no error.
+    /// If the named recorder cannot be read. Without a name: if the directory cannot be read, or none of its recorders;
+    /// with `may_be_none`, the latter is no error.
     pub fn open(choice: &Choice, may_be_none: bool) -> Result<Self, FindError> {
         if choice.name().is_some() {
             let source = Source::new(choice.open()?);
@@ -55,37 +56,37 @@ impl Sources {
         Ok(Self { dir: Some(dir), all, unreadable })
     }
 
-    /// Where they are, when all that are there are followed.
+    /// The run directory, if all recorders in it are followed.
     #[must_use]
     pub const fn dir(&self) -> Option<&PathBuf> {
         self.dir.as_ref()
     }
 
-    /// Those of the directory that are no recorders of this version, or may not be read.
+    /// Files of the directory that are no recorders of this version, or that may not be read.
     #[must_use]
     pub fn unreadable(&self) -> &[String] {
         &self.unreadable
     }
 
-    /// Reads what came since the last time.
+    /// Reads the records written since the last call.
     pub fn poll(&mut self) {
         self.all.iter_mut().for_each(Source::poll);
     }
 
-    /// Who is there, before anything is known of them.
+    /// All guests, before any figures are known.
     #[must_use]
     pub fn first(&self) -> Vec<Sample> {
         self.all.iter().map(just_found).collect()
     }
 
-    /// What there was since the last time, and those that came to it.
+    /// The figures since the last call, and guests that are new.
     pub fn take(&mut self) -> Vec<Sample> {
         let mut samples: Vec<_> = self
             .all
             .iter_mut()
             .map(|source| Sample {
                 key: source.key().to_owned(),
-                // The interval is of this daemon, also when the next one begins with it.
+                // Read before `take`, which may switch to the next daemon: the interval is this daemon's.
                 identity: source.identity(),
                 interval: Some(source.take()),
             })
@@ -96,7 +97,7 @@ impl Sources {
     }
 
     fn look_for_new(&mut self) -> Vec<Sample> {
-        // A directory that cannot be listed now may be there again with the next daemon.
+        // A directory that cannot be listed now may come back with the next daemon.
         let Some((dir, names)) = self.dir.as_ref().and_then(|dir| Some((dir, names(dir).ok()?)))
         else {
             return Vec::new();
@@ -114,7 +115,7 @@ impl Sources {
                     new.push(just_found(&source));
                     self.all.push(source);
                 }
-                // Perhaps its daemon is only about to make it: it is tried each time.
+                // Perhaps its daemon is just making it, so it is tried again each time.
                 Err(_) => self.unreadable.push(name),
             }
         }

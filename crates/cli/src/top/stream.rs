@@ -1,4 +1,4 @@
-//! `ringscope top --json`: guest by guest and interval by interval, one object a line, for programs.
+//! `ringscope top --json`: one JSON object a line for each guest and interval, for programs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -10,10 +10,10 @@ use super::POLL_EVERY;
 use super::sources::Sources;
 use crate::output;
 
-/// Prints a line a guest for each `interval` until it is to stop.
+/// Prints a line for each guest after each `interval`, until `stop` is set.
 ///
 /// # Errors
-/// When standard output cannot be written, or whoever reads it has gone.
+/// If standard output cannot be written, or if its reader has gone.
 pub fn follow(mut sources: Sources, interval: Duration, stop: &AtomicBool) -> std::io::Result<()> {
     let mut next = Instant::now() + interval;
     while !stop.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! What is on the screen, and what keys change of it.
+//! What the screen shows, and how keys change it.
 
 use std::path::PathBuf;
 
@@ -9,24 +9,24 @@ use super::order::Order;
 use super::queues;
 use super::sources::Sample;
 
-/// What is shown, of whom, in which order.
+/// What is shown, of which guests, in which order.
 #[derive(Debug)]
 pub struct View {
-    /// Whose table there is, if more than one guest can be shown.
+    /// The run directory whose table is shown, if more than one guest can be shown.
     pub(super) dir: Option<PathBuf>,
     /// In the order of the table.
     pub(super) samples: Vec<Sample>,
-    /// Recorders that nothing can be told of.
+    /// Names of recorders that cannot be read.
     pub(super) unreadable: Vec<String>,
     pub(super) order: Order<guests::Column>,
     pub(super) queue_order: Order<queues::Column>,
-    /// By name, not by line: it stays marked when the lines change places.
+    /// The marked guest by name, not by line, so that it stays marked when lines move.
     marked: Option<String>,
-    /// The guest whose screen it is.
+    /// The guest whose screen is open.
     opened: Option<String>,
     pub(super) outliers_first: bool,
     is_paused: bool,
-    /// Its first line, while it is shown.
+    /// The first line of the help that is shown, while the help is open.
     pub(super) help_from_line: Option<usize>,
 }
 
@@ -50,19 +50,19 @@ impl View {
         view
     }
 
-    /// Whether there is one guest only.
+    /// Whether there is only one guest.
     #[must_use]
     pub const fn is_of_one(&self) -> bool {
         self.samples.len() == 1
     }
 
-    /// Shows the guest on the first line, instead of the table.
+    /// Opens the screen of the first guest in place of the table.
     pub fn open_first(&mut self) {
         self.opened = self.samples.first().map(|sample| sample.key.clone());
         self.marked.clone_from(&self.opened);
     }
 
-    /// Takes what the next picture shows: samples by name.
+    /// Takes the samples that the next screen shows.
     pub fn update(&mut self, samples: Vec<Sample>, unreadable: &[String]) {
         self.samples = samples;
         self.unreadable = unreadable.to_vec();
@@ -72,27 +72,27 @@ impl View {
         }
     }
 
-    /// Whether the picture is to stay as it is.
+    /// Whether the screen is held as it is.
     #[must_use]
     pub const fn is_paused(&self) -> bool {
         self.is_paused
     }
 
-    /// The guest whose screen it is.
+    /// The guest whose screen is open.
     #[must_use]
     pub fn opened(&self) -> Option<&Sample> {
         let opened = self.opened.as_ref()?;
         self.samples.iter().find(|sample| sample.key == *opened)
     }
 
-    /// The line of the table that is marked.
+    /// The table's marked line.
     #[must_use]
     pub fn marked_line(&self) -> usize {
         let is_marked = |sample: &Sample| Some(&sample.key) == self.marked.as_ref();
         self.samples.iter().position(is_marked).unwrap_or(0)
     }
 
-    /// Does what a key asked for, but for [`Command::End`].
+    /// Executes a command of a key, except [`Command::End`].
     pub fn obey(&mut self, command: Command) {
         if let Some(from_line) = &mut self.help_from_line {
             match command {
@@ -139,7 +139,7 @@ impl View {
     }
 
     fn sort(&mut self) {
-        // So that equal ones do not keep an order from before.
+        // Sorted by name first, so that equal guests do not keep an earlier order.
         self.samples.sort_by(|one, other| one.key.cmp(&other.key));
         self.order.sort(&mut self.samples, |sample, column| column.value(sample));
     }
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
     use crate::top::fixture::{names, sample};
 
-    /// The table of vm0, vm1 and vm2, of which the second has most packets and the third none.
+    /// The table of vm0, vm1 and vm2. The second has most packets, the third has none.
     fn view() -> View {
         let samples = [("vm0", 10), ("vm1", 30), ("vm2", 0)].map(|(name, n)| sample(name, n));
         View::new(Some("/run/ringscope".into()), samples.into(), guests::Column::Name)
@@ -167,7 +167,7 @@ mod tests {
         view.obey(Command::Move(Step::By(1)));
         view.obey(Command::Open);
         assert_eq!(opened(&view), Some("vm1"));
-        // There is no table now.
+        // The table is not shown now.
         view.obey(Command::OpenLine(0));
         view.obey(Command::Move(Step::First));
         assert_eq!(opened(&view), Some("vm1"));
@@ -223,7 +223,7 @@ mod tests {
         view.obey(Command::OpenLine(1));
         view.update(vec![sample("vm0", 1)], &[]);
         assert_eq!(opened(&view), None);
-        // It comes back as one of the table.
+        // It comes back as a line of the table.
         view.update(vec![sample("vm0", 1), sample("vm1", 1)], &[]);
         assert_eq!((opened(&view), view.marked_line()), (None, 1));
         view.update(Vec::new(), &[]);
