@@ -1,17 +1,17 @@
-//! The device's side, one burst after the other, as a worker would.
+//! The device's side: one burst after the other, as a worker serves them.
 
 use virtqueue::chain::BURST_DESCRIPTORS_MAX;
 use virtqueue::{Access, Chain, Chains, Queue, RingError};
 
 use crate::memory::Guest;
 
-/// A ring that the device serves, and the burst that is under way.
+/// A ring that the device serves, with the current burst.
 pub struct Device {
     /// The engine.
     pub queue: Queue,
-    /// The chains that were taken, in order.
+    /// The chains taken, in order.
     pub chains: Chains<'static>,
-    /// How many of them were given back.
+    /// Number of chains given back.
     pub done: usize,
     guest: &'static Guest,
     /// What the device does with buffers.
@@ -24,7 +24,7 @@ impl Device {
         Self { queue, chains: Chains::new(), done: 0, guest, access }
     }
 
-    /// Looks and takes up to `max` chains. Returns the new ones.
+    /// Checks for available chains and takes up to `max`. Returns the new ones.
     pub fn take(&mut self, max: usize) -> Result<&[Chain], RingError> {
         self.new_burst();
         let before = self.chains.len();
@@ -34,7 +34,7 @@ impl Device {
         }
         let new = &self.chains.all()[before..];
         assert!(new.len() <= max);
-        // A chain has no more descriptors than this, each in one or two of the regions.
+        // A chain has at most this number of descriptors, each in one or two regions.
         let limit = 2 * u32::from(self.queue.size().max(1024));
         assert!(
             self.chains.walked() < BURST_DESCRIPTORS_MAX + limit,
@@ -54,7 +54,7 @@ impl Device {
         Ok(new)
     }
 
-    /// How many chains the device holds.
+    /// Number of chains that the device holds.
     pub fn held(&self) -> usize {
         self.chains.len() - self.done
     }
@@ -67,8 +67,8 @@ impl Device {
         count
     }
 
-    /// Gives the first `count` chains back that the device holds, after `each` saw to each of them and
-    /// said how many bytes it wrote. Returns how many they are.
+    /// Gives back the first `count` chains that the device holds. `each` handles each chain and returns the number of
+    /// bytes it wrote. Returns the number of chains.
     pub fn complete(
         &mut self,
         count: usize,

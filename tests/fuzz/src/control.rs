@@ -1,11 +1,11 @@
-//! A front end and its guest that do anything, in any order, to the daemon's own parts: target `control`.
+//! Target `control`: a front end and its guest do anything, in any order, to the daemon's own parts.
 //!
-//! Gate, relay, framework, device and workers are those of the daemon, in this process, and stay from input to input. A
-//! panic on any thread ends the process. After each input the conversation must end, descriptors and a well-behaved
-//! front end show that nothing was left behind.
+//! Gate, relay, framework, device and workers are those of the daemon. They run in this process and stay from input to
+//! input. A panic on any thread ends the process. After each input, the conversation must end, and descriptors and a
+//! well-behaved front end must show that nothing was left behind.
 //!
 //! - [`world`]: the devices, their workers, and the neighbour.
-//! - `check`: whether they still serve a front end that behaves well.
+//! - `check`: whether they still serve a well-behaved front end.
 //! - [`front`]: the socket, messages and descriptors.
 //! - [`guest`]: the guest's memory and its rings.
 
@@ -25,7 +25,7 @@ use virtio_net::Negotiated;
 use world::World;
 
 const STEPS_MAX: usize = 64;
-/// More connections make a run too slow.
+/// Most connections of an input: more make a run too slow.
 const CONNECTIONS_MAX: usize = 4;
 
 /// What a front end does to a device.
@@ -39,11 +39,11 @@ pub struct Story {
 /// How each connection begins.
 #[derive(Arbitrary, Debug)]
 enum Begin {
-    /// With nothing that is known.
+    /// Without any message.
     Unknown,
-    /// As that of every front end.
+    /// As every front end begins.
     Hello { features: Features, answers: bool },
-    /// With rings that are served, and buffers offered.
+    /// With rings that are served, and with buffers offered.
     Served {
         features: Features,
         answers: bool,
@@ -61,9 +61,9 @@ enum Step {
     Bytes(Vec<u8>),
     /// Any message, with a wrong length in its header: the difference in bytes.
     Any { request: u8, flags: u8, lie: i8, payload: Vec<u8>, descriptors: Vec<Descriptor> },
-    /// The next message comes in two pieces, cut here.
+    /// Sends the next message in two pieces, cut here.
     Halves(u8),
-    /// What every front end begins with.
+    /// Sends what every front end begins with.
     Hello { features: Features, answers: bool },
     /// `SET_FEATURES`.
     Features(Features),
@@ -93,21 +93,21 @@ enum Step {
     Send { ring: u8, source: Source, header: Header, cuts: Vec<u16> },
     /// The guest offers buffers.
     Offer { ring: u8, lens: Vec<u16>, more: u8, indirect: bool },
-    /// The guest writes to its rings: two bytes, as often as said.
+    /// The guest writes to its rings: two bytes, repeatedly.
     Scribble { at: u16, value: u16, more: u8 },
-    /// The guest takes back what was used.
+    /// The guest takes back used buffers.
     Take(u8),
     /// The guest kicks.
     Kick(u8),
-    /// The call's counter is full, and who writes there waits.
+    /// Fills the call's counter, so that the next writer waits.
     FillCall(u8),
-    /// Waits, in units of 16 us. Both sides go on meanwhile.
+    /// Waits, in units of 16 us, while both sides go on.
     Pause(u8),
-    /// The front end goes, and the next one comes.
+    /// The front end disconnects, and the next one connects.
     Reconnect,
 }
 
-/// Which features are acknowledged: few, all that are usual, or any bits.
+/// The acknowledged features: few, all usual ones, or any bits.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Features {
     Some { packed: bool, in_order: bool, event_index: bool, mergeable: bool, offloads: bool },
@@ -115,7 +115,7 @@ enum Features {
 }
 
 impl Features {
-    /// What is acknowledged of what is `offered`; with any bits, also what is not.
+    /// The features acknowledged of those `offered`. If any bits are sent, also features not offered.
     fn bits(self, offered: u64) -> u64 {
         match self {
             Self::Any(bits) => bits,
@@ -139,7 +139,7 @@ impl Features {
     }
 }
 
-/// Plays `story`, and looks whether all is well afterwards.
+/// Plays `story`, and checks afterwards that everything works.
 pub fn play(story: &Story) {
     let world = World::get();
     let device = usize::from(story.device) % world.devices();
@@ -182,7 +182,7 @@ fn begin(begin: &Begin, guest: &mut Guest, front: &mut Front) {
     }
 }
 
-/// Does a step of the guest's. Returns whether it was one.
+/// Performs a step of the guest. Returns whether it was one.
 fn do_as_guest(step: &Step, guest: &mut Guest, front: &mut Front) -> bool {
     match step {
         Step::Send { ring, source, header, cuts } => {
@@ -199,7 +199,7 @@ fn do_as_guest(step: &Step, guest: &mut Guest, front: &mut Front) -> bool {
             front.sync();
             guest.kick(*ring);
         }
-        // A worker with one guest waits as long as it is asked nothing, which takes an input too long.
+        // A worker with a single guest waits as long as it gets no requests. That makes an input take too long.
         Step::FillCall(ring) if front.is_at_switch() => guest.fill_call(*ring),
         Step::Pause(times) => std::thread::sleep(Duration::from_micros(16 * u64::from(*times))),
         _ => return false,

@@ -1,10 +1,10 @@
 //! Frames from guests and from the wire: target `frames`.
 //!
-//! - [`packets`]: frames of every shape, right and wrong, and the checksum by the book.
+//! - [`packets`]: frames of every shape, right and wrong, and a checksum computed as in RFC 1071.
 //! - [`cut`]: software GSO and checksum offload, checked frame by frame.
-//! - [`receive`]: GRO, and frames into a guest's buffers, checked by what a wire would have carried.
+//! - [`receive`]: GRO and the placement of frames in a guest's buffers, checked against what a wire would have carried.
 //! - [`ring`]: the guest's receive ring and the sender's transmit ring.
-//! - [`switch`]: where a switch sends frames.
+//! - [`switch`]: the destinations that a switch chooses.
 
 pub mod cut;
 pub mod packets;
@@ -17,16 +17,16 @@ use burst_trace::Probe;
 use burst_trace::probe::PROBE_BYTES;
 use virtio_net::packet::Packet;
 
-/// What is tried.
+/// What is tested.
 #[derive(Arbitrary, Debug)]
 pub enum Story {
-    /// One frame of a guest becomes finished ones.
+    /// Cuts one frame of a guest into finished frames.
     Cut(cut::Story),
-    /// Frames go into a guest's buffers.
+    /// Places frames in a guest's buffers.
     Receive(receive::Story),
-    /// A switch is asked where frames go.
+    /// Asks a switch for the destinations of frames.
     Switch(switch::Story),
-    /// Headers are looked for in any bytes.
+    /// Searches arbitrary bytes for headers.
     Parse(Vec<u8>),
 }
 
@@ -40,7 +40,7 @@ pub fn play(story: &Story) {
     }
 }
 
-/// All headers before the payload lie in the bytes, but for the options of TCP.
+/// All headers before the payload must lie within the bytes, except for the options of TCP.
 fn parse(bytes: &[u8]) {
     if let Some(packet) = Packet::find(bytes) {
         let Packet { network_at, transport_at, payload_at, end, .. } = packet;

@@ -1,7 +1,6 @@
-//! A driver that does as the specification says, held against a model and a second opinion: target
-//! `oracle`.
+//! Target `oracle`: a driver that keeps to the specification, compared with a model and a second implementation.
 //!
-//! The model is a queue of chains with their contents. The second opinion, for split rings, is the
+//! The model is a queue of chains with their contents. The second implementation, for split rings, is the
 //! `virtio-queue` crate, which pops the same chains from the same ring.
 
 use std::collections::VecDeque;
@@ -16,13 +15,13 @@ use vm_memory::Address as _;
 use crate::burst::Device;
 use crate::memory::{Guest, HONEST_SEAM, RING};
 
-/// Where chains may lie, each of them at most [`CHAIN_LEN_MAX`] long, one after the other and round again:
-/// as many as a ring holds have room beside each other.
+/// Addresses of chains, each at most [`CHAIN_LEN_MAX`] long. They are used in turn, and as many chains as a ring holds
+/// fit beside each other.
 const CHAINS: Range<u64> = 0x3000..2 * HONEST_SEAM;
 const CHAIN_LEN_MAX: u64 = 0xc00;
 const BUFFERS_MAX: usize = 10;
 const BUFFER_LEN_MAX: u16 = 280;
-/// Before a chain's buffers: its indirect table, if it has one.
+/// Space before a chain's buffers for its indirect table, if it has one.
 const TABLE_LEN: u64 = 16 * BUFFERS_MAX as u64;
 const STEPS_MAX: usize = 128;
 
@@ -46,18 +45,18 @@ enum Step {
         lens: Vec<u16>,
         indirect: bool,
     },
-    /// The driver shows what it added, and kicks if the device wants that.
+    /// The driver publishes the added chains, and kicks if the device wants that.
     Publish {
         kick: bool,
     },
-    /// The driver takes what came back, up to so many, and no more signals if it says so.
+    /// The driver takes up to `max` used chains, and disables signals if asked to.
     Used {
         max: u8,
         disarm: bool,
     },
-    /// The driver goes to sleep, unless something came back.
+    /// The driver goes to sleep, unless a chain came back.
     DriverSleep,
-    /// The device takes up to `max`, puts some back, gives some back.
+    /// The device takes up to `max` chains, puts some back and completes some.
     Take {
         max: u8,
     },
@@ -68,13 +67,13 @@ enum Step {
         count: u8,
         written: u16,
     },
-    /// The device shows what it gave back, and signals if the driver wants that.
+    /// The device publishes the completed chains, and signals if the driver wants that.
     Tell {
         signal: bool,
     },
-    /// The device goes to sleep, unless there is more than it saw.
+    /// The device goes to sleep, unless more chains are available than it saw.
     DeviceSleep,
-    /// Stopped, and started where it was.
+    /// The ring is stopped, and started again where it was.
     Restart,
 }
 
@@ -83,9 +82,9 @@ enum Step {
 struct Sent {
     id: u16,
     buffers: Vec<Buffer>,
-    /// The first byte of its contents; the others count on from there.
+    /// The first byte of its contents. Each further byte is one more.
     first: u8,
-    /// How many bytes the device says it wrote.
+    /// Number of bytes that the device says it wrote.
     written: u32,
 }
 
@@ -105,15 +104,15 @@ struct Ring {
     other: Option<OtherQueue>,
     next_chain: u64,
     count: u8,
-    /// Added, not yet published.
+    /// Added, but not yet published.
     added: VecDeque<Sent>,
-    /// The device may take these, in this order.
+    /// Available to the device, in this order.
     published: VecDeque<Sent>,
-    /// The device holds these.
+    /// Held by the device.
     taken: VecDeque<Sent>,
-    /// The device gave these back, and has not shown them yet.
+    /// Completed by the device, but not yet published.
     completed: VecDeque<Sent>,
-    /// The driver may take these, in this order.
+    /// Used chains that the driver may take, in this order.
     shown: VecDeque<Sent>,
     /// Published since the device was last kicked or found awake.
     unkicked: bool,
@@ -134,7 +133,7 @@ impl Ring {
         let queue = Queue::new(&driver.setup(), &guest.memory).unwrap();
         let access = if device_writes { Access::Write } else { Access::Read };
         let other = (!packed).then(|| other_queue(&driver));
-        // Some begin just before the seam.
+        // Some chains begin just before the seam.
         let near_seam = HONEST_SEAM - u64::from(story.start) % CHAIN_LEN_MAX;
         Self {
             guest,
@@ -171,7 +170,7 @@ impl Ring {
                 self.driver_sleeps = !self.driver.has_used();
                 self.see_early();
                 assert_eq!(self.driver_sleeps, self.shown.is_empty(), "what came back is not seen");
-                // Asleep or not, it knows of all that was shown until now.
+                // Whether asleep or not, the driver knows of all chains used until now.
                 self.untold = false;
             }
             Step::Take { max } => self.take(max.into()),
@@ -207,7 +206,7 @@ impl Ring {
         }
         let table = self.next_chain.next_multiple_of(16);
         let mut address = table + TABLE_LEN;
-        // A table must lie in one region.
+        // A table must lie within one region.
         let indirect = indirect && !(table..address).contains(&HONEST_SEAM);
         let writable = self.device.access == Access::Write;
         let mut buffers = Vec::new();
@@ -243,7 +242,7 @@ impl Ring {
         }
     }
 
-    /// A packed ring may show full cache lines before the rest is published; never the last chain.
+    /// On a packed ring, full cache lines may become visible before the rest is published, but never the last chain.
     fn see_early(&mut self) {
         if self.shown.is_empty() && self.completed.len() > 1 && self.driver.has_used() {
             assert!(matches!(self.driver, Driver::Packed(_)), "seen before it is published");
@@ -281,7 +280,7 @@ impl Ring {
         }
     }
 
-    /// The chain that was taken is the one that was sent; so says the other crate.
+    /// Checks that the chain taken is the one sent, also by the other crate.
     fn check(&mut self, chain: &Chain, sent: &Sent) {
         assert_eq!((chain.id, chain.fault), (sent.id, None));
         let buffers = self.device.chains.buffers(chain);
@@ -346,7 +345,7 @@ impl Ring {
         }
     }
 
-    /// Everything that was added comes back.
+    /// All chains added must come back.
     fn finish(&mut self) {
         self.publish(true);
         while !self.published.is_empty() || !self.taken.is_empty() || !self.completed.is_empty() {
@@ -384,7 +383,7 @@ fn write(chains: &Chains<'_>, chain: &Chain, bytes: &[u8]) {
     assert_eq!(at, bytes.len());
 }
 
-/// Adjacent ranges as one, without empty ones: how a chain is cut in pieces does not matter.
+/// Joins adjacent ranges and removes empty ones: how a chain is cut into pieces does not matter.
 fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let mut all: Vec<Range<u64>> = Vec::new();
     for range in ranges.filter(|range| !range.is_empty()) {
@@ -396,7 +395,7 @@ fn joined(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     all
 }
 
-/// The same ring in the other crate's hands. It only ever reads.
+/// The same ring in the other crate, which only reads it.
 fn other_queue(driver: &Driver) -> OtherQueue {
     let setup = driver.setup();
     let halves = |address: u64| (Some(address as u32), Some((address >> 32) as u32));

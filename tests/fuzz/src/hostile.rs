@@ -1,4 +1,4 @@
-//! A driver that does what it should, and whatever else: targets `split` and `packed`.
+//! Targets `split` and `packed`: a driver that does what it should, and also anything else.
 
 use arbitrary::Arbitrary;
 use virtqueue::driver::{Buffer, Driver, RingOptions};
@@ -8,14 +8,14 @@ use virtqueue::{Access, Queue, RingError};
 use crate::burst::Device;
 use crate::memory::{Canaries, DATA, Guest, REGIONS, RING, SEAM};
 
-/// Indirect tables lie here, in what is else for buffers.
+/// Addresses of indirect tables, within the range of buffers.
 const TABLES: u64 = 0x3800;
 const TABLES_LEN: u64 = 0x400;
-/// What the device writes: no descriptor of it leads into memory.
+/// The byte that the device writes. No descriptor made of it points into memory.
 const WRITTEN: u8 = 0xd5;
-/// What is everywhere at the start.
+/// The byte that fills memory at the start.
 const CANARY: u8 = 0xa5;
-/// More steps show nothing new.
+/// Most steps of a run: more show nothing new.
 const STEPS_MAX: usize = 96;
 
 /// The story of one ring.
@@ -30,7 +30,7 @@ pub struct Story {
     steps: Vec<Step>,
 }
 
-/// Where a buffer is said to be.
+/// The address that a buffer claims to have.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Place {
     kind: u8,
@@ -77,7 +77,7 @@ enum Step {
         indirect: bool,
         table: u8,
     },
-    /// A descriptor in the table, as it is.
+    /// An arbitrary descriptor in the table.
     Descriptor {
         slot: u8,
         place: Place,
@@ -91,14 +91,14 @@ enum Step {
         flags: u16,
         next: u8,
     },
-    /// Offers what is no chain.
+    /// Offers something that is not a chain.
     Offer {
         place: Place,
         flags: u16,
         head: u16,
     },
     Publish,
-    /// The available index of a split ring, so much ahead or behind.
+    /// Moves a split ring's available index ahead or back by this number.
     Index(i8),
     Poke {
         at: u16,
@@ -121,13 +121,13 @@ enum Step {
     Complete {
         count: u8,
     },
-    /// A worker gives back, shows and tells all it holds.
+    /// The worker gives back and publishes all chains it holds, and signals.
     Finish,
     WantsSignal,
     ArmKick,
     DisarmKick,
     HasGrown,
-    /// Stopped and started, where it was or somewhere else.
+    /// Stopped and started, at the same position or another one.
     Restart {
         position: Option<u16>,
     },
@@ -146,7 +146,7 @@ pub fn play(story: &Story, packed: bool) {
         let served = ring.serve(step);
         ring.canaries.after(guest);
         if served.is_err() {
-            // It stops until the driver resets it, and what it holds is forgotten.
+            // The ring stops until the driver resets it, and the chains it holds are forgotten.
             ring.reset();
         }
     }
@@ -160,9 +160,9 @@ struct Ring {
     driver: Driver,
     device: Device,
     canaries: Canaries,
-    /// How many descriptors were offered past the driver's own count of those that are free.
+    /// Number of descriptors offered beyond the driver's own count of free ones.
     offered: usize,
-    /// Whether the driver has added chains that it has not shown yet.
+    /// Whether the driver has added chains that it has not published yet.
     is_adding: bool,
 }
 
@@ -178,7 +178,7 @@ impl Ring {
         let queue = Queue::new(&driver.setup(), &guest.memory).unwrap();
         let setup = driver.setup();
         let mut canaries = Canaries::default();
-        // The used ring, or a packed ring's descriptors, and the device's wish.
+        // The device may change the used ring, or a packed ring's descriptors, and its event suppression.
         let end = RING + Driver::bytes(&options);
         canaries.allow(setup.device_area, end - setup.device_area);
         if packed {
@@ -205,14 +205,14 @@ impl Ring {
         self.device = Device::new(queue, self.guest, self.access);
     }
 
-    /// A step of the driver; false if it is none.
+    /// Performs a step of the driver. Returns false if it is not one.
     fn drive(&mut self, step: &Step) -> bool {
         match *step {
             Step::Add { ref places, indirect, table } => self.add(places, indirect, table),
             Step::Descriptor { slot, place, flags, next } => {
                 let (slot, next) = (u16::from(slot) % self.options.size, next.into());
-                // The first descriptor of what is not shown yet gets its length and direction later: this address goes with
-                // those.
+                // The first descriptor of an unpublished chain gets its length and direction later, and this address is
+                // then used with those.
                 self.canaries.off |= self.options.packed && self.is_adding;
                 let words = self.descriptor(place, flags, next);
                 self.write_words(
@@ -261,13 +261,13 @@ impl Ring {
             Step::DisarmSignal => self.driver.disable_notification(),
             _ => return false,
         }
-        // A packed descriptor is written in two steps: over one that the device has yet to take, the
-        // new address goes with the old length and direction.
+        // A packed descriptor is written in two steps. If it overwrites one that the device has yet to take, the new
+        // address is used with the old length and direction.
         self.canaries.off |= self.options.packed && self.offered > self.driver.free();
         true
     }
 
-    /// A step of the device.
+    /// Performs a step of the device.
     fn serve(&mut self, step: &Step) -> Result<(), RingError> {
         match *step {
             Step::Take { max } => self.take(max.into())?,
@@ -289,7 +289,7 @@ impl Ring {
                 self.device.put_back(usize::MAX / 2);
                 self.device.queue.publish();
                 let mut setup = self.driver.setup();
-                // At the wrong place, old descriptors are new ones.
+                // At a wrong position, old descriptors count as new ones.
                 self.canaries.off |= position.is_some();
                 setup.next_available = position.unwrap_or(self.device.queue.next_available());
                 if let Ok(queue) = Queue::new(&setup, &self.guest.memory) {
@@ -320,7 +320,7 @@ impl Ring {
         }
     }
 
-    /// A raw descriptor of the ring's format. Its AVAIL and USED bits are what they are.
+    /// A raw descriptor of the ring's format. Its AVAIL and USED bits are arbitrary.
     fn descriptor(&mut self, place: Place, flags: u16, next: u16) -> [u64; 2] {
         self.allow(place, flags);
         let (address, len) = (place.address(), place.len());
@@ -334,7 +334,7 @@ impl Ring {
     fn allow(&mut self, place: Place, flags: u16) {
         let (address, len) = (place.address(), u64::from(place.len()));
         if flags & DESC_F_INDIRECT != 0 {
-            // What is read as a table elsewhere, nobody knows.
+            // If a table is read from elsewhere, its descriptors are unknown.
             let end = address.saturating_add(len);
             self.canaries.off |=
                 address < TABLES || end > TABLES + TABLES_LEN || !address.is_multiple_of(16);
@@ -348,7 +348,7 @@ impl Ring {
         self.guest.memory.write(at, words.map(u64::to_le_bytes).as_flattened()).unwrap();
     }
 
-    /// Two bytes anywhere in the ring.
+    /// Writes two bytes anywhere in the ring.
     fn poke(&mut self, at: u16, value: u16) {
         let at = u64::from(at) % (Driver::bytes(&self.options) - 1);
         self.canaries.off |= at < u64::from(self.options.size) * 16;

@@ -7,13 +7,13 @@ use guest_memory::memory::Mapping;
 use guest_memory::{GuestMemory, GuestSlice};
 use vm_memory::GuestAddress;
 
-/// The ring's parts lie here, at the very start.
+/// Address of the ring's parts: the very start.
 pub const RING: u64 = 0;
-/// Where buffers and indirect tables begin.
+/// Address at which buffers and indirect tables begin.
 pub const DATA: u64 = 0x2000;
-/// Where the first region ends and the second, adjacent one begins.
+/// Address at which the first region ends and the second, adjacent one begins.
 pub const SEAM: u64 = 0x4000;
-/// Two adjacent regions, a hole, and one more. What is mapped around them belongs to somebody else.
+/// Two adjacent regions, a hole, and one more region. Memory mapped around them is not the guest's.
 pub const REGIONS: [Range<u64>; 3] = [0..SEAM, SEAM..0x6000, 0x1_0000..0x1_2000];
 
 /// A guest's memory.
@@ -22,7 +22,7 @@ pub struct Guest {
     pub mapping: Arc<Mapping>,
     /// As the engines see it.
     pub memory: Arc<GuestMemory>,
-    /// Where each region is in this process.
+    /// Address of each region in this process.
     hosts: Vec<(usize, Range<u64>)>,
 }
 
@@ -39,19 +39,19 @@ impl Guest {
         Self { mapping, memory, hosts }
     }
 
-    /// The memory of every hostile run: mapping it anew would be most of the run.
+    /// The memory of all hostile runs: mapping it again for each would take most of the run.
     pub fn hostile() -> &'static Self {
         static GUEST: OnceLock<Guest> = OnceLock::new();
         GUEST.get_or_init(|| Self::new(&REGIONS))
     }
 
-    /// The memory of every honest run: 128 KiB on either side of [`HONEST_SEAM`].
+    /// The memory of all honest runs: 128 KiB on either side of [`HONEST_SEAM`].
     pub fn honest() -> &'static Self {
         static GUEST: OnceLock<Guest> = OnceLock::new();
         GUEST.get_or_init(|| Self::new(&[0..HONEST_SEAM, HONEST_SEAM..2 * HONEST_SEAM]))
     }
 
-    /// The guest-physical range of a slice. Panics when it is not inside one region.
+    /// The guest-physical range of a slice. Panics if it is not within one region.
     pub fn range(&self, slice: &GuestSlice<'_>) -> Range<u64> {
         let (base, len) = (base(slice), slice.len() as u64);
         for (host, region) in &self.hosts {
@@ -65,7 +65,7 @@ impl Guest {
         panic!("a slice outside guest memory");
     }
 
-    /// All bytes, region by region.
+    /// Copies all bytes, region by region.
     pub fn copy(&self, to: &mut Vec<u8>) {
         to.clear();
         for (_, region) in &self.hosts {
@@ -75,7 +75,7 @@ impl Guest {
         }
     }
 
-    /// Makes all bytes this one.
+    /// Sets all bytes to this one.
     pub fn fill(&self, byte: u8) {
         for (_, region) in &self.hosts {
             let bytes = vec![byte; (region.end - region.start) as usize];
@@ -83,7 +83,7 @@ impl Guest {
         }
     }
 
-    /// The address of byte `at` of [`copy`](Self::copy).
+    /// The guest-physical address of byte `at` of [`copy`](Self::copy).
     fn address(&self, mut at: u64) -> u64 {
         for (_, region) in &self.hosts {
             let len = region.end - region.start;
@@ -96,26 +96,27 @@ impl Guest {
     }
 }
 
-/// Where the honest guest's first region ends and the second, adjacent one begins.
+/// Address at which the honest guest's first region ends and the second, adjacent one begins.
 pub const HONEST_SEAM: u64 = 0x2_0000;
 
 fn base(slice: &GuestSlice<'_>) -> usize {
     GuestSlice::as_iovecs(std::slice::from_ref(slice))[0].iov_base.addr()
 }
 
-/// Which bytes the device may change: its parts of the ring, and every buffer that was ever offered for
-/// writing. All others are canaries.
+/// The bytes that the device may change: its parts of the ring, and every buffer ever offered for writing. All other
+/// bytes are canaries.
 #[derive(Default)]
 pub struct Canaries {
     allowed: Vec<Range<u64>>,
     before: Vec<u8>,
     after: Vec<u8>,
-    /// The device wrote, as it was told to, over descriptors: who knows what is offered now.
+    /// Whether the checks are off: the device has written over descriptors as told, so it is unknown what is offered
+    /// now.
     pub off: bool,
 }
 
 impl Canaries {
-    /// The device may change these bytes.
+    /// Allows the device to change these bytes.
     pub fn allow(&mut self, start: u64, len: u64) {
         self.allowed.push(start..start.saturating_add(len));
     }
@@ -131,17 +132,17 @@ impl Canaries {
         true
     }
 
-    /// What the device was given for writing must have been offered.
+    /// Checks that the bytes given to the device for writing were offered.
     pub fn check_offered(&self, range: &Range<u64>) {
         assert!(self.off || self.allows(range), "{range:x?} was never offered for writing");
     }
 
-    /// Remembers all bytes.
+    /// Stores a copy of all bytes.
     pub fn before(&mut self, guest: &Guest) {
         guest.copy(&mut self.before);
     }
 
-    /// No byte may have changed but the allowed ones.
+    /// Checks that only allowed bytes have changed.
     pub fn after(&mut self, guest: &Guest) {
         guest.copy(&mut self.after);
         if self.after == self.before || self.off {

@@ -1,6 +1,6 @@
-//! Recorders, recordings and stamps that anybody may have written: target `recordings`.
+//! Target `recordings`: recorders, recordings and stamps with arbitrary contents.
 //!
-//! Whatever the bytes are, each reader either refuses them or comes to an end, and so does every report.
+//! Whatever the bytes are, each reader refuses them or comes to an end, and so does every report.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -28,10 +28,10 @@ use rustix::fs::{MemfdFlags, memfd_create};
 const RECORDS_MAX: usize = 256;
 const WORKERS_MAX: usize = 4;
 const PAIRS_MAX: usize = 4;
-/// No report of so few records is longer, in bytes.
+/// Longest report of such a small number of records, in bytes.
 const REPORT_MAX: usize = 8 << 20;
 
-/// A file, and what is asked of it.
+/// A file, and how it is read.
 #[derive(Arbitrary, Debug)]
 pub struct Story {
     file: Contents,
@@ -39,16 +39,16 @@ pub struct Story {
     sender: Text,
     echo: Option<Text>,
     is_guest_first: bool,
-    /// What measures a clock first takes a hundred times as long as the rest: few inputs do that.
+    /// A report that first measures a clock. That takes a hundred times as long as the rest, so few inputs ask for it.
     slow: Slow,
 }
 
 #[derive(Arbitrary, Debug)]
 enum Slow {
     None,
-    /// The page.
+    /// The HTML page.
     Page(u8),
-    /// What was last.
+    /// The breakdown of the last time.
     Last(u8, u64),
 }
 
@@ -57,7 +57,7 @@ enum Slow {
 enum Contents {
     /// Any bytes.
     Raw(Vec<u8>),
-    /// A file of the right shape with any numbers.
+    /// A file of the right shape, with any numbers.
     Shaped(Shaped),
 }
 
@@ -73,16 +73,16 @@ struct Shaped {
     anchors: [Number; 6],
     facts: Facts,
     totals: Vec<(u16, Number)>,
-    /// How many records each worker has written.
+    /// Number of records written by each worker.
     heads: Vec<Number>,
     records: Vec<Record>,
-    /// Words of the file that are something else.
+    /// Words of the file that are replaced.
     pokes: Vec<(u16, Number)>,
-    /// Bytes that are missing at the end.
+    /// Number of bytes missing at the end.
     cut: u16,
 }
 
-/// Numbers of every size, few of them alike.
+/// Numbers of every size, with few duplicates.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Number {
     Small(u8),
@@ -181,7 +181,7 @@ pub fn play(story: &Story) {
     write_csv(&mut out, &source, |_| {}).unwrap();
     write_pcapng(&mut out, &source, "file", |_| {}).unwrap();
     write_perfetto(&mut out, &source, "file", |_| {}).unwrap();
-    // Times that no histogram holds are an error that is said.
+    // Times that do not fit a histogram are reported as an error.
     let _ = write_hlog(&mut out, &source, |_| {});
     if let Slow::Page(7) = story.slow {
         let before = before.and_then(|it| Source::open(it.path()).ok());
@@ -200,14 +200,14 @@ fn follow(reader: Reader) {
     bounded(&json::interval_to_json(&interval, "file", Duration::ZERO));
 }
 
-/// Text of a reasonable length without what steers a terminal.
+/// Checks that a text has a reasonable length and no control characters for a terminal.
 fn bounded(text: &str) {
     assert!(text.len() < REPORT_MAX, "{} bytes", text.len());
     let steers = |it: char| it.is_control() && !matches!(it, '\n' | '\t');
     assert!(!text.contains(steers), "{:?}", text.chars().find(|it| steers(*it)));
 }
 
-/// Counts what is written.
+/// Counts the bytes written.
 #[derive(Default)]
 struct Sink(usize);
 
@@ -223,7 +223,7 @@ impl std::io::Write for Sink {
     }
 }
 
-/// A file without a place in any file system.
+/// A file that is in no file system's directory.
 struct Memory {
     _file: File,
     path: PathBuf,
@@ -323,7 +323,8 @@ impl Shaped {
         bytes
     }
 
-    /// The records of a recorder: each worker has written as many as fit, or says that it has.
+    /// Writes the records of a recorder. A worker's head says how many it has written: the number of records, or any
+    /// number.
     fn fill(&self, layout: &Layout, records: &[[u64; RECORD_WORDS]], words: &mut [u64]) {
         for worker in 0..layout.workers {
             let head = self.heads.get(worker).map_or(records.len() as u64, |head| head.get());

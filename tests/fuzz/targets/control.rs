@@ -1,4 +1,4 @@
-//! The daemon's control plane and workers against a front end and a guest that do anything at all.
+//! The daemon's control plane and workers, against a front end and a guest that do anything.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! What is done with frames from guests and from the wire.
+//! Frames from guests and from the wire: GSO, GRO, placement and switching.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Both ring engines against a model, and the split ring's against another implementation.
+//! Both ring engines against a model, and the split ring's engine also against another implementation.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! The packed ring's engine against a driver that does anything at all.
+//! The packed ring's engine against a driver that does anything.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Recorders, recordings and stamps that anybody may have written.
+//! Recorders, recordings and stamps with arbitrary contents.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! The split ring's engine against a driver that does anything at all.
+//! The split ring's engine against a driver that does anything.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

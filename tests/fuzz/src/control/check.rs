@@ -1,4 +1,4 @@
-//! Whether the devices still serve a front end that behaves well, and lose nothing.
+//! Checks that the devices still serve a well-behaved front end, and lose nothing.
 
 use std::fs;
 use std::sync::PoisonError;
@@ -10,17 +10,17 @@ use burst_trace::{DropCause, Reader};
 use super::front::Front;
 use super::world::{PAIRS, PATIENCE, World};
 
-/// After this time a port of the switch may send to everyone again (`worker::switch`, `FLOOD_BURST` and `FLOOD_RATE`).
+/// Time after which a port of the switch may again send to everyone (`worker::switch`, `FLOOD_BURST` and `FLOOD_RATE`).
 const FLOOD_PAUSE: Duration = Duration::from_millis(500);
-/// How many inputs lie between two looks for descriptors, and between two with traffic.
+/// Number of inputs between two checks of descriptors, and between two checks with traffic.
 const CHECK_DESCRIPTORS: u64 = 256;
 const CHECK_TRAFFIC: u64 = 64;
-/// Descriptors that come and go: other threads may just be closing some.
+/// Tolerance for descriptors that come and go: other threads may just be closing some.
 const DESCRIPTORS_MORE: usize = 16;
 
 impl World {
-    /// A front end that behaves well is served by device number `device`, now and then with traffic; descriptors stay as
-    /// many as they are.
+    /// Checks that device number `device` serves a well-behaved front end, now and then with traffic, and that the
+    /// number of descriptors stays the same.
     pub fn check(&'static self, device: usize) {
         let count = self.checks.fetch_add(1, Ordering::Relaxed);
         if count.is_multiple_of(CHECK_TRAFFIC) {
@@ -62,7 +62,8 @@ impl World {
             "one" => {
                 let mut neighbour = self.neighbour.lock().unwrap_or_else(PoisonError::into_inner);
                 let neighbour = neighbour.as_mut().expect("a neighbour").pair(0);
-                // The guest before may have used up what this port may send to everyone, or the neighbour's room.
+                // The guest before may have used up this port's allowance to send to everyone, or the neighbour's
+                // buffers.
                 if !comes(neighbour, &frame, FLOOD_PAUSE) {
                     assert!(self.dropped() > dropped, "a frame is lost, and no counter says why");
                     assert!(pair.send(&frame).expect("a ring in order"), "no room to send");
@@ -80,7 +81,7 @@ impl World {
         conversation.end();
     }
 
-    /// Frames that the devices dropped, for whatever cause.
+    /// Number of frames that the devices dropped, for any cause.
     fn dropped(&self) -> u64 {
         let causes = |rings: &Reader, ring| -> u64 {
             DropCause::ALL.iter().map(|&cause| rings.drops(ring, cause)).sum()
@@ -90,12 +91,12 @@ impl World {
     }
 }
 
-/// Waits for `frame` among all that come.
+/// Waits for `frame`. Other frames may come before it.
 fn expect(pair: &mut frontend::Pair, frame: &[u8]) {
     assert!(comes(pair, frame, PATIENCE), "a frame comes to a guest that behaves well");
 }
 
-/// Whether `frame` comes within `time`, among others.
+/// Whether `frame` comes within `time`. Other frames may come before it.
 fn comes(pair: &mut frontend::Pair, frame: &[u8], time: Duration) -> bool {
     let until = Instant::now() + time;
     loop {

@@ -37,15 +37,15 @@ pub mod request {
     pub const REM_MEM_REG: u32 = 38;
 }
 
-/// In a header's flags: the version of the protocol, and that an answer is wanted.
+/// Bits of a header's flags: the protocol's version, and the request for an answer.
 const VERSION: u32 = 1;
 const NEED_REPLY: u32 = 1 << 3;
 const HEADER_LEN: usize = 12;
-/// In the number that goes with a descriptor: there is none.
+/// Bit of the number that comes with a descriptor: there is no descriptor.
 const NO_DESCRIPTOR: u64 = 0x100;
-/// The daemon takes no more, and the kernel 253.
+/// Most descriptors of a message: more than the daemon accepts, fewer than the kernel's 253.
 const DESCRIPTORS_MAX: usize = 70;
-/// How long an answer may take on a busy machine: a worker that does not answer is interrupted after 10 s.
+/// Longest wait for an answer on a busy machine: a worker that does not answer is interrupted after 10 s.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A message to the back end.
@@ -75,20 +75,20 @@ impl Message {
     }
 }
 
-/// A descriptor of some kind.
+/// A kind of descriptor.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Descriptor {
-    /// An eventfd as it should be.
+    /// A valid eventfd.
     Event,
-    /// One that makes its reader or writer wait.
+    /// An eventfd that makes its reader or writer wait.
     Waiting,
-    /// One whose counter is full.
+    /// An eventfd whose counter is full.
     Full,
-    /// A memory file; its length in pages.
+    /// A memory file, with its length in pages.
     Memory(u8),
-    /// The end of a pipe that is read.
+    /// The read end of a pipe.
     PipeOut,
-    /// The end of a pipe that is written.
+    /// The write end of a pipe.
     PipeIn,
     /// A socket whose other end is closed.
     Socket,
@@ -96,14 +96,14 @@ pub enum Descriptor {
     Null,
     /// A directory.
     Directory,
-    /// A file that can only be read.
+    /// A read-only file.
     ReadOnly,
     /// The front end's own connection.
     Own,
 }
 
 impl Descriptor {
-    /// Makes one for the front end with this connection.
+    /// Makes a descriptor for the front end with this connection.
     #[must_use]
     pub fn make(self, own: &UnixStream) -> OwnedFd {
         let open = |path: &str| OwnedFd::from(File::open(path).expect("a file of every system"));
@@ -142,11 +142,11 @@ pub struct Front {
     is_at_switch: bool,
     /// Whether the other side has closed the connection.
     is_over: bool,
-    /// Messages are whole so far, so that the next one is understood.
+    /// Whether all messages so far were whole, so that the next one is understood.
     is_in_step: bool,
     asks: bool,
     cut: Option<usize>,
-    /// There was a message since the last answer.
+    /// Whether a message was sent since the last answer.
     is_ahead: bool,
 }
 
@@ -168,7 +168,7 @@ impl Front {
         }
     }
 
-    /// Whether the device's worker has other guests, too.
+    /// Whether the device's worker also serves other guests.
     #[must_use]
     pub const fn is_at_switch(&self) -> bool {
         self.is_at_switch
@@ -192,18 +192,18 @@ impl Front {
         !self.is_over
     }
 
-    /// Hangs up. The conversation must end then.
+    /// Closes the connection. The conversation must then end.
     pub fn end(self) {
         drop(self.stream);
         self.conversation.end();
     }
 
-    /// From now on, messages ask for an answer, or not.
+    /// Sets whether messages ask for an answer from now on.
     pub const fn asks_for_answers(&mut self, asks: bool) {
         self.asks = asks;
     }
 
-    /// The next message comes in two pieces.
+    /// Sends the next message in two pieces.
     pub fn cut_next(&mut self, at: u8) {
         self.cut = Some(at.into());
     }
@@ -229,7 +229,7 @@ impl Front {
         self.transmit(&message.bytes(flags, 0), descriptors);
     }
 
-    /// Sends a message whose header says anything.
+    /// Sends a message with an arbitrary header.
     pub fn send_lying(&mut self, message: &Message, flags: u8, lie: i8, kinds: &[Descriptor]) {
         let made = kinds.iter().take(DESCRIPTORS_MAX);
         let made: Vec<_> = made.map(|kind| kind.make(&self.stream)).collect();
@@ -244,7 +244,7 @@ impl Front {
         self.transmit(bytes, &[]);
     }
 
-    /// Gives a ring a descriptor of some kind, or says that there is none.
+    /// Gives a ring a descriptor of some kind, or tells the back end that there is none.
     pub fn give(&mut self, request: u32, ring: u8, descriptor: Option<&Descriptor>) {
         match descriptor {
             Some(kind) => self.give_this(request, ring, &kind.make(&self.stream)),
@@ -289,7 +289,7 @@ impl Front {
         }
     }
 
-    /// Takes all answers that have come.
+    /// Takes all answers that came.
     pub fn drain(&mut self) {
         let mut bytes = [0; 4096];
         self.stream.set_nonblocking(true).expect("a socket");
@@ -304,7 +304,7 @@ impl Front {
         }
     }
 
-    /// Waits until the back end has done what was said, if it can still be asked.
+    /// Waits until the back end has processed all messages, if it can still be asked.
     pub fn sync(&mut self) {
         if !self.is_in_step || self.is_over || !std::mem::replace(&mut self.is_ahead, false) {
             return;
@@ -315,7 +315,7 @@ impl Front {
         self.await_answer(request::GET_FEATURES);
     }
 
-    /// Reads answers up to the one to `wanted`. Returns whether it came before the end of the conversation.
+    /// Reads answers up to the one to `wanted`. Returns whether it came before the conversation ended.
     pub fn await_answer(&mut self, wanted: u32) -> bool {
         self.stream.set_nonblocking(false).expect("a socket");
         self.stream.set_read_timeout(Some(PATIENCE)).expect("a socket");

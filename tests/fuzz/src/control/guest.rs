@@ -16,12 +16,12 @@ use virtqueue::driver::{Buffer, Driver, RingOptions};
 use super::front::Descriptor;
 use crate::frames::packets::{Header, Source};
 
-/// How many rings the guest has room for: more than any device.
+/// Number of rings that fit in the guest's memory: more than any device has.
 pub const RINGS: u8 = 6;
-/// Where each of them is.
+/// Address of the first ring; the others follow.
 const RING_AT: u64 = 0x1000;
 const RING_LEN: u64 = 0x3000;
-/// Where buffers are.
+/// Addresses of buffers.
 const DATA: std::ops::Range<u64> = 0x1_4000..0x4_0000;
 const TABLE: u64 = RING_AT + RING_LEN * RINGS as u64;
 const REGIONS: [RegionOptions; 3] = [
@@ -29,7 +29,7 @@ const REGIONS: [RegionOptions; 3] = [
     RegionOptions { address: 0x2_0000, len: 0x2_0000 },
     RegionOptions { address: 0x10_0000, len: 0x1_0000 },
 ];
-/// More regions than the back end takes descriptors for.
+/// Most regions of a table: more than the number of descriptors that the back end accepts.
 const REGIONS_MAX: usize = 40;
 const CHAINS_MAX: u8 = 64;
 const BUFFERS_MAX: usize = 8;
@@ -43,7 +43,7 @@ fn bytes() -> &'static Arc<GuestMemory> {
     memory().guest()
 }
 
-/// A region of a memory table: one that is there, and what is said of it.
+/// A region of a memory table: an existing one, and what is wrong about it.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct Region {
     number: u8,
@@ -54,7 +54,7 @@ pub struct Region {
 enum Lie {
     None,
     Address(u64),
-    /// The length is wrong by this number of pages. It may be longer than the file.
+    /// The length is wrong by this number of pages. The region can be longer than the file.
     Length(i8),
     Offset(u64),
     User(u64),
@@ -63,7 +63,7 @@ enum Lie {
 }
 
 impl Region {
-    /// The table as it should be.
+    /// The correct table.
     pub const ALL: [Self; 3] = [
         Self { number: 0, lie: Lie::None },
         Self { number: 1, lie: Lie::None },
@@ -71,18 +71,18 @@ impl Region {
     ];
 }
 
-/// How a ring is set up: mostly as it was negotiated.
+/// The setup of a ring: mostly as negotiated.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct RingShape {
     log_size: u8,
     position: u16,
-    /// Of 255, it has another format than the one that was negotiated.
+    /// If 255, the ring has another format than negotiated.
     other: u8,
 }
 
-/// A guest with what it knows of its rings.
+/// A guest, with its knowledge of its rings.
 pub struct Guest {
-    /// What the front end acknowledged last.
+    /// The features that the front end last acknowledged.
     pub negotiated: Negotiated,
     rings: [Option<Ring>; RINGS as usize],
     next: u64,
@@ -107,7 +107,7 @@ impl Guest {
         }
     }
 
-    /// A guest-physical address as the front end knows it; what is nowhere stays as it is.
+    /// Translates a guest-physical address to the front end's address space. Addresses in no region stay unchanged.
     #[must_use]
     pub fn user_address(&self, address: u64) -> u64 {
         memory().user_address(address).unwrap_or(address)
@@ -142,7 +142,7 @@ impl Guest {
         (words, file)
     }
 
-    /// The payload and the descriptors of a memory table.
+    /// Payload and descriptors of a memory table.
     #[must_use]
     pub fn table(&self, regions: &[Region], own: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
         let regions: Vec<_> =
@@ -152,7 +152,7 @@ impl Guest {
         (payload, regions.into_iter().map(|(_, file)| file).collect())
     }
 
-    /// The payload and the descriptor of a region that is added or removed.
+    /// Payload and descriptor of a region that is added or removed.
     #[must_use]
     pub fn one_region(&self, region: &Region, own: &UnixStream) -> (Vec<u8>, OwnedFd) {
         let (words, file) = self.region(region, own);
@@ -160,7 +160,7 @@ impl Guest {
         ([0, a, b, c, d].map(u64::to_ne_bytes).concat(), file)
     }
 
-    /// Lays a ring out. Returns its setup, its kick and its call.
+    /// Lays out a ring. Returns its setup, its kick and its call.
     pub fn lay_out(&mut self, ring: u8, shape: &RingShape) -> (QueueSetup, OwnedFd, OwnedFd) {
         let ring = ring % RINGS;
         let size = 1_u16 << (shape.log_size % 8);
@@ -190,7 +190,7 @@ impl Guest {
         (setup, kick, call)
     }
 
-    /// Sends frames, one chain each.
+    /// Sends frames, each in one chain.
     pub fn send(&mut self, ring: u8, source: &Source, header: &Header, cuts: &[u16]) {
         let header = header.of(source).to_bytes();
         for frame in source.frames(8) {
@@ -214,7 +214,7 @@ impl Guest {
         self.kick(ring);
     }
 
-    /// Offers buffers, one chain of these lengths after the other.
+    /// Offers chains of buffers with these lengths.
     pub fn offer(&mut self, ring: u8, lens: &[u16], more: u8, indirect: bool) {
         let lens: Vec<_> = lens.iter().take(BUFFERS_MAX).map(|&len| usize::from(len)).collect();
         for _ in 0..=more.min(CHAINS_MAX) {
@@ -249,24 +249,24 @@ impl Guest {
         }
     }
 
-    /// Shows what was added and kicks, wanted or not.
+    /// Publishes what was added and kicks, whether the device wants that or not.
     pub fn kick(&mut self, ring: u8) {
         let Some(ring) = &mut self.rings[usize::from(ring % RINGS)] else { return };
         ring.driver.publish();
-        // A full counter is a kick that is already there.
+        // A full counter means that a kick is already pending.
         let _ = rustix::io::write(&ring.kick, &1_u64.to_ne_bytes());
     }
 
-    /// Fills the call's counter, and has the next one who writes there wait.
+    /// Fills the call's counter, so that the next writer waits.
     pub fn fill_call(&self, ring: u8) {
         let Some(ring) = &self.rings[usize::from(ring % RINGS)] else { return };
-        // Each may fail: an empty counter cannot be read, and one that has grown meanwhile is full enough.
+        // Both calls may fail: an empty counter cannot be read, and a counter that has grown meanwhile is full enough.
         let _ = rustix::io::read(&ring.call, &mut [0; 8]);
         let _ = rustix::io::write(&ring.call, &(u64::MAX - 1).to_ne_bytes());
         rustix::io::ioctl_fionbio(&ring.call, false).expect("an eventfd");
     }
 
-    /// Takes back what was used.
+    /// Takes back used buffers.
     pub fn take(&mut self, ring: u8) {
         let Some(ring) = &mut self.rings[usize::from(ring % RINGS)] else { return };
         for _ in 0..256 {
@@ -276,7 +276,7 @@ impl Guest {
         }
     }
 
-    /// Writes two bytes somewhere in the rings, again and again.
+    /// Writes two bytes somewhere in the rings, repeatedly.
     pub fn scribble(&self, at: u16, value: u16, more: u8) {
         let at = RING_AT + u64::from(at) % (RING_LEN * u64::from(RINGS) + 0x400 - 1);
         for n in 0..=u16::from(more) {

@@ -1,4 +1,4 @@
-//! The devices, their workers, and the neighbour: a guest that behaves well.
+//! The devices, their workers, and the neighbour: a well-behaved guest.
 
 use std::fs;
 use std::io::Write as _;
@@ -23,9 +23,9 @@ use worker::{
 
 /// Queue pairs of the devices that are not on the switch.
 pub const PAIRS: u16 = 2;
-/// A conversation must end this long after its front end is gone, on a busy machine.
+/// Longest time until a conversation ends after its front end has gone, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// The daemon's parts, for the life of this process.
+/// The daemon's parts. They live as long as this process.
 pub struct World {
     pub(super) devices: Vec<Arc<Device>>,
     /// Never readable.
@@ -34,28 +34,28 @@ pub struct World {
     pub(super) neighbour: Mutex<Option<frontend::Guest>>,
     pub(super) checks: AtomicU64,
     pub(super) descriptors: OnceLock<usize>,
-    /// What each device counts, in the order of `devices`.
+    /// The recorders with each device's counters, in the order of `devices`.
     pub(super) counts: Vec<Reader>,
     _workers: Vec<Worker>,
     _recorders: Vec<Recorder>,
 }
 
-/// What a front end's conversation with a device came to.
+/// A front end's conversation with a device.
 pub struct Conversation {
     ended: Receiver<()>,
 }
 
 impl Conversation {
-    /// Waits for the end.
+    /// Waits until it ends.
     ///
     /// # Panics
-    /// When it does not come in time.
+    /// If it does not end in time.
     pub fn end(self) {
         self.ended.recv_timeout(PATIENCE).expect("a conversation ends when its front end is gone");
     }
 }
 
-/// Formats every line and writes it nowhere.
+/// Formats every line but writes it nowhere.
 struct Formatter;
 
 impl log::Log for Formatter {
@@ -73,7 +73,7 @@ impl log::Log for Formatter {
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 impl World {
-    /// The world, made when it is first asked for.
+    /// Returns the world. The first call makes it.
     pub fn get() -> &'static Self {
         static WORLD: OnceLock<World> = OnceLock::new();
         static FORMATTER: Formatter = Formatter;
@@ -81,7 +81,7 @@ impl World {
         let world = WORLD.get_or_init(|| {
             let _ = log::set_logger(&FORMATTER);
             log::set_max_level(log::LevelFilter::Debug);
-            // A Rust program ignores it; this one's `main` is the fuzzer's.
+            // A Rust program ignores it, but here `main` is the fuzzer's.
             register_signal_handler(libc::SIGPIPE, ignore).expect("a signal handler");
             is_new = true;
             Self::new()
@@ -132,20 +132,20 @@ impl World {
         }
     }
 
-    /// How many devices there are to be tried: the last one's guest is the neighbour.
+    /// Number of devices to be fuzzed. The guest of the last device is the neighbour.
     #[must_use]
     pub fn devices(&self) -> usize {
         self.devices.len() - 1
     }
 
-    /// The features that a device offers.
+    /// The features offered by a device.
     #[must_use]
     pub fn offered(&self, device: usize) -> u64 {
         // VHOST_USER_F_PROTOCOL_FEATURES is the framework's.
         self.devices[device].features | 1 << 30
     }
 
-    /// Whether a device is one of the switch's.
+    /// Whether a device is on the switch.
     #[must_use]
     pub fn is_at_switch(&self, device: usize) -> bool {
         device + 2 >= self.devices.len()
@@ -157,7 +157,7 @@ impl World {
         let device = &self.devices[device];
         let (tell, ended) = channel();
         std::thread::spawn(move || {
-            // What ends one front end's conversation is no matter of the next one's.
+            // Why a conversation ends does not matter to the next one.
             let _ = serve(Endpoint::Connected(back), device, self.stop.as_fd());
             let _ = tell.send(());
         });
@@ -166,7 +166,7 @@ impl World {
 
     fn meet_neighbour(&'static self) {
         let (stream, conversation) = self.converse(self.devices.len() - 1);
-        // It stays as long as this process.
+        // It lives as long as this process.
         std::mem::forget(conversation);
         let options = frontend::GuestOptions::default().queue_size(256);
         let neighbour = frontend::Guest::over(stream, options).expect("a guest is served");
@@ -176,7 +176,7 @@ impl World {
 
 fn options(index: usize) -> WorkerOptions {
     let scheduling = Scheduling { cpu: None, fifo: None };
-    // Nobody hears it: a panic ends this process at once.
+    // Nobody listens: a panic ends this process at once.
     let alarm = PanicAlarm::new(UnixStream::pair().expect("sockets").0);
     WorkerOptions { index, scheduling, poll: PollPolicy::Never, alarm }
 }
@@ -192,7 +192,7 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
     };
     let recorder = Recorder::create(&options, &clock).expect("a recorder");
     let reader = Reader::open(&path).expect("a recorder");
-    // Nobody else reads it.
+    // No other process reads it.
     for path in [path.with_extension("lock"), path] {
         fs::remove_file(path).expect("a file of ours");
     }

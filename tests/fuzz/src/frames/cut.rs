@@ -8,26 +8,26 @@ use virtio_net::{FRAME_LEN_MAX, NetHeader, SoftwareOffload};
 
 use super::packets::{Header, Source, sum};
 
-/// Bytes around every piece of memory that must stay as they are.
+/// Bytes around every piece of memory that must not change.
 const MARGIN: usize = 8;
 const CANARY: u8 = 0xa5;
-/// More pieces make a run too slow.
+/// Most pieces: more make a run too slow.
 const PIECES_MAX: usize = 64;
-/// More segments make a run too slow. The switch takes no more either.
+/// Most segments: more make a run too slow. The switch takes no more either.
 pub const SEGMENTS_MAX: usize = 2048;
 
-/// A frame of a guest and how its buffers are cut.
+/// A guest's frame, and how its buffers are cut.
 #[derive(Arbitrary, Debug)]
 pub struct Story {
     source: Source,
     header: Header,
-    /// Bytes before the frame.
+    /// Number of bytes before the frame.
     skip: u8,
-    /// Where in the buffers each frame is written.
+    /// Offset in the buffers at which each frame is written.
     offset: u8,
     from: Vec<u16>,
     to: Vec<u16>,
-    /// How many frames are left out first.
+    /// Number of frames skipped first.
     left_out: u8,
 }
 
@@ -71,7 +71,7 @@ pub fn play(story: &Story) {
     }
 }
 
-/// What a wire carries when a guest sends `frame` with this net header; nothing if it cannot be.
+/// The frames on a wire if a guest sends `frame` with this net header; `None` if it cannot be sent.
 #[must_use]
 pub fn on_the_wire(header: &NetHeader, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
     let from = Run::of(frame, &[]);
@@ -88,7 +88,7 @@ pub fn on_the_wire(header: &NetHeader, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(frames)
 }
 
-/// Checks what became of `frame`, without the code under test but for where the headers are.
+/// Checks the frames made of `frame`. Uses the code under test only to find the headers.
 fn check(header: &NetHeader, frame: &[u8], frames: &[Vec<u8>]) {
     if header.is_plain() {
         assert_eq!(frames, [frame]);
@@ -122,7 +122,7 @@ fn check_segments(header: &NetHeader, frame: &[u8], frames: &[Vec<u8>]) {
         let payload = segment.len() - payload_at;
         assert!(payload <= usize::from(header.gso_size));
         assert!(n + 1 == frames.len() || payload == usize::from(header.gso_size));
-        // What the headers must be, from those of the whole.
+        // The headers expected, derived from those of the whole frame.
         let mut expected = frame[..payload_at].to_vec();
         let len = payload_at - network_at + payload;
         let mut set = |at: usize, value: u16| {
@@ -176,14 +176,14 @@ fn transport_sum(packet: &Packet, frame: &[u8]) -> u16 {
     sum(&[addresses, &(bytes.len() as u32).to_be_bytes(), &[0, protocol], bytes])
 }
 
-/// Memory in pieces, with canaries around each.
+/// Memory in pieces, with canaries around each piece.
 struct Run {
     spare: Spare,
     lens: Vec<usize>,
 }
 
 impl Run {
-    /// `len` bytes in pieces of these lengths, over and over.
+    /// `len` bytes in pieces of these lengths, repeated.
     fn new(len: usize, cuts: &[u16]) -> Self {
         let mut lens = Vec::new();
         let mut left = len;
@@ -220,7 +220,8 @@ impl Run {
         slices
     }
 
-    /// The bytes but for `before` and `after`, which must be canaries like those around the pieces.
+    /// The bytes without the first `before` and the last `after`, which must be canaries, as must those around the
+    /// pieces.
     fn between(&self, before: usize, after: usize) -> Vec<u8> {
         let mut all = vec![0; self.spare.slice().len()];
         self.spare.slice().read(0, &mut all);

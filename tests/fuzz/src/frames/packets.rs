@@ -1,35 +1,35 @@
-//! Frames of every shape, right and wrong, and the checksum by the book.
+//! Frames of every shape, right and wrong, and a checksum computed as in RFC 1071.
 
 use arbitrary::Arbitrary;
 use virtio_net::NetHeader;
 
-/// What is in a checksum field.
+/// The contents of a checksum field.
 #[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
-    /// The sum of all it covers.
+    /// The sum of everything it covers.
     Complete,
     /// The sum of the pseudo header.
     Partial,
-    /// Anything.
+    /// Any value.
     Wrong(u16),
 }
 
 /// A frame, or several that belong together.
 #[derive(Arbitrary, Clone, Debug)]
 pub enum Source {
-    /// Segments of one flow, each going on where the one before ends.
+    /// Segments of one flow, each continuing where the one before ends.
     Train {
-        /// The first one.
+        /// The first segment.
         shape: Shape,
-        /// How many more.
+        /// Number of further segments.
         more: u8,
-        /// By how much the identification grows.
+        /// Step of the identification.
         id_step: u8,
-        /// Length of the last one's payload.
+        /// Length of the last segment's payload.
         tail: u16,
-        /// Whether the last one has PSH.
+        /// Whether the last segment has PSH.
         pushes: bool,
-        /// Changes: of which frame, where, and to what.
+        /// Changes: index of the frame, offset and new value.
         pokes: Vec<(u8, u8, u8)>,
     },
     /// Any bytes.
@@ -43,7 +43,7 @@ pub struct Shape {
     pub is_v6: bool,
     /// UDP in place of TCP.
     pub is_udp: bool,
-    /// VLAN tags, modulo 3.
+    /// Number of VLAN tags, modulo 3.
     pub tags: u8,
     /// Words of options: of IPv4 modulo 11, of IPv6 as an extension header modulo 3.
     pub ip_options: u8,
@@ -59,11 +59,11 @@ pub struct Shape {
     pub flags: u8,
     /// Length of the payload in bytes.
     pub payload: u16,
-    /// The payload's first byte, and by how much it grows from byte to byte.
+    /// The payload's first byte, and the step from byte to byte.
     pub bytes: (u8, u8),
-    /// What is in the checksum field.
+    /// The contents of the checksum field.
     pub checksum: Checksum,
-    /// How many bytes fill the frame up, modulo 32.
+    /// Number of padding bytes, modulo 32.
     pub padding: u8,
 }
 
@@ -127,7 +127,7 @@ impl Shape {
         if self.is_udp { 17 } else { 6 }
     }
 
-    /// The frame. Lengths that do not fit their field are cut off.
+    /// The frame. Lengths that do not fit their field are truncated.
     #[must_use]
     pub fn frame(&self) -> Vec<u8> {
         let mut frame = vec![0x52; 12];
@@ -197,22 +197,22 @@ impl Shape {
     }
 }
 
-/// A net header: of any bytes, or what fits the shape of the frame, with some change.
+/// A net header: arbitrary bytes, or one that fits the shape of the frame, possibly changed.
 #[derive(Arbitrary, Clone, Debug)]
 pub enum Header {
     /// Any bytes.
     Raw([u8; 12]),
-    /// Nothing is left to do.
+    /// No work is left.
     Plain,
-    /// The checksum is left to do.
+    /// The checksum is left to compute.
     Checksum,
-    /// Segments of this length are left to cut.
+    /// The frame is left to cut into segments of this length.
     Segments {
         /// Payload of a segment in bytes.
         size: u16,
-        /// Whether the checksum is said to be left, too.
+        /// Whether the header says that the checksum is left, too.
         has_checksum: bool,
-        /// What is said of the length of all headers.
+        /// The header's value for the length of all headers.
         hdr_len: u16,
     },
 }
@@ -249,7 +249,7 @@ impl Header {
     }
 }
 
-/// The sum of RFC 1071 over all `parts`, each but the last of even length, word by word.
+/// The sum of RFC 1071 over all `parts`, word by word. Each part but the last must have an even length.
 #[must_use]
 pub fn sum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0_u32;

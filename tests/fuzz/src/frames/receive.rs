@@ -1,5 +1,5 @@
-//! GRO, and frames into a guest's buffers, checked by what a wire would have carried: what the guest is given, cut and
-//! finished as for a wire, is what came, in the same order, but for frames that were dropped.
+//! GRO, and the placement of frames in a guest's buffers, checked against what a wire would have carried. The guest's
+//! frames, cut and finished as for a wire, must be the frames sent, in the same order, except for dropped ones.
 
 use arbitrary::Arbitrary;
 use guest_memory::{GuestSlice, Spare};
@@ -19,7 +19,7 @@ use super::ring::{Offer, Ring};
 const FRAMES_MAX: usize = 96;
 const BURSTS_MAX: usize = 64;
 
-/// Frames, where they come from, and the guest that gets them.
+/// Frames, their source, and the guest that receives them.
 #[derive(Arbitrary, Debug)]
 pub struct Story {
     sources: Vec<(Source, Header)>,
@@ -29,18 +29,18 @@ pub struct Story {
     offers: Vec<Vec<Offer>>,
 }
 
-/// Where frames come from.
+/// The source of frames.
 #[derive(Arbitrary, Debug)]
 enum Way {
-    /// A network card or a virtual link, by AF_XDP.
+    /// A network card or a virtual link, through AF_XDP.
     Link { mtu: u16, is_virtual: bool, apart: bool },
-    /// A tap: read into the guest's buffers, with a net header.
+    /// A tap: frames are read into the guest's buffers, with a net header.
     Tap,
-    /// Another guest, by a switch.
+    /// Another guest, through a switch.
     Guest { cuts: Vec<u16> },
 }
 
-/// What the guest negotiated.
+/// The features that the guest negotiated.
 #[derive(Arbitrary, Debug)]
 struct Guest {
     packed: bool,
@@ -68,12 +68,12 @@ impl Guest {
             }
             n += 1;
         }
-        // What the rings of this target do not do.
+        // Features that the rings of this target do not have.
         Negotiated(bits & !(1 << 28 | 1 << 29))
     }
 }
 
-/// Frames with the net headers that they come with.
+/// Frames with their net headers.
 type Sent = Vec<(NetHeader, Vec<u8>)>;
 
 /// Plays `story`.
@@ -91,7 +91,7 @@ pub fn play(story: &Story) {
     let negotiated = story.guest.negotiated();
     let mut ring = Ring::new(negotiated, false, story.position);
     let mut delivery = Delivery::default();
-    // Of a ring that is given up, nothing is expected any more.
+    // If the ring is given up, nothing more is expected of it.
     let _ = match &story.way {
         Way::Link { mtu, is_virtual, apart } => {
             let link = Link { mtu: (*mtu).max(576), is_virtual: *is_virtual };
@@ -103,18 +103,18 @@ pub fn play(story: &Story) {
     delivery.check(negotiated);
 }
 
-/// What was placed and what came.
+/// The frames sent and the frames received.
 #[derive(Default)]
 struct Delivery {
-    /// What a wire would have carried, in order; none of a frame that is refused.
+    /// What a wire would have carried, in order; no frame that is refused.
     expected: Vec<Vec<u8>>,
-    /// Net header and bytes, as the guest has them.
+    /// Net header and bytes, as the guest received them.
     came: Sent,
     /// Whether frames are compared as they are, not as on a wire.
     is_raw: bool,
     drops: usize,
     packets: usize,
-    /// Whether every frame was taken.
+    /// Whether every frame was accepted.
     is_all: bool,
 }
 
@@ -140,7 +140,7 @@ impl Delivery {
             assert!(header.is_for(negotiated.guest_offloads()), "{header:?} is not for this guest");
             got.extend(on_the_wire(header, frame).expect("a net header that fits its frame"));
         }
-        // In order, and each as it was.
+        // In order, and each unchanged.
         let mut left = self.expected.iter();
         for (n, frame) in got.iter().enumerate() {
             assert!(left.any(|it| is_same(it, frame)), "frame {n} of {} is not one", got.len());
@@ -151,8 +151,8 @@ impl Delivery {
     }
 }
 
-/// Whether two frames are the same to their receiver. In a ones' complement sum 0xffff is 0 (RFC 1071), and of an IPv4
-/// packet that nobody fragments the identification means nothing (RFC 6864).
+/// Whether two frames are the same to their receiver. In a ones' complement sum, 0xffff equals 0 (RFC 1071). In an IPv4
+/// packet that nobody fragments, the identification has no meaning (RFC 6864).
 fn is_same(one: &[u8], other: &[u8]) -> bool {
     one == other || normal(one) == normal(other)
 }
@@ -180,7 +180,7 @@ fn normal(frame: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Memory of ours with frames in it.
+/// Our memory with frames in it.
 fn received(sent: &Sent) -> (Spare, Vec<(usize, usize)>) {
     let len: usize = sent.iter().map(|(_, frame)| frame.len()).sum();
     let spare = Spare::new(len.max(1));
@@ -194,7 +194,7 @@ fn received(sent: &Sent) -> (Spare, Vec<(usize, usize)>) {
     (spare, places)
 }
 
-/// As `datapath::af_xdp` does it.
+/// Receives as `datapath::af_xdp` does.
 fn by_link(
     story: &Story,
     sent: &Sent,
@@ -247,7 +247,8 @@ fn by_link(
     Ok(())
 }
 
-/// Places a frame as it is, if the guest takes that, or finished. `begun`: how many of its segments were placed before.
+/// Places a frame as it is if the guest accepts that, otherwise finished. `begun`: number of its segments placed
+/// before.
 fn place_one(
     header: &NetHeader,
     from: &[GuestSlice<'_>],
@@ -274,7 +275,7 @@ fn place_one(
     placed
 }
 
-/// As `datapath::tap` does it: net header and frame are read into the guest's buffers.
+/// Receives as `datapath::tap` does: net header and frame are read into the guest's buffers.
 fn by_tap(
     story: &Story,
     sent: &Sent,
@@ -318,7 +319,7 @@ fn by_tap(
     Ok(())
 }
 
-/// As the kernel does it: what does not fit is left out.
+/// Fills buffers as the kernel does: bytes that do not fit are left out.
 fn fill(list: &[GuestSlice<'_>], mut bytes: &[u8]) -> usize {
     let len = bytes.len();
     for slice in list {
@@ -327,7 +328,7 @@ fn fill(list: &[GuestSlice<'_>], mut bytes: &[u8]) -> usize {
     len - bytes.len()
 }
 
-/// As the fabric of a worker does it: checked where it is sent, then copied from ring to ring.
+/// Sends as a worker's fabric does: frames are checked at the sender, then copied from ring to ring.
 fn by_guest(
     story: &Story,
     sent: &Sent,

@@ -15,10 +15,10 @@ use vm_memory::GuestAddress;
 
 const SIZE: u16 = 128;
 const BYTES: u64 = 0x40_0000;
-/// Where the rings are, and the buffers of either.
+/// Addresses of the two rings, and of the buffers of each.
 const RINGS: [u64; 2] = [0x1000, 0x8000];
 const BUFFERS: [u64; 2] = [0x1_0000, BYTES / 2];
-/// Bytes after every buffer that must stay as they are.
+/// Bytes after every buffer that must not change.
 const MARGIN: u64 = 8;
 const CANARY: [u8; MARGIN as usize] = [0xa5; MARGIN as usize];
 const LENS_MAX: usize = 8;
@@ -31,7 +31,7 @@ fn memory() -> &'static Arc<GuestMemory> {
     })
 }
 
-/// Chains that a guest offers for receiving, each of buffers with these lengths.
+/// Chains that a guest offers for receiving. Each consists of buffers with these lengths.
 #[derive(Arbitrary, Clone, Debug)]
 pub struct Offer {
     lens: Vec<u16>,
@@ -46,12 +46,12 @@ pub struct Ring {
     negotiated: Negotiated,
     side: usize,
     next: u64,
-    /// Chains that are out, by the driver's number, and their buffers.
+    /// Chains that the device holds: the driver's id, and the buffers.
     out: VecDeque<(u16, Vec<Buffer>)>,
 }
 
 impl Ring {
-    /// An empty ring: for receiving, or for sending.
+    /// An empty ring, for receiving or for sending.
     pub fn new(negotiated: Negotiated, sends: bool, position: u16) -> Self {
         let packed = negotiated.packed();
         let options =
@@ -65,7 +65,7 @@ impl Ring {
         Self { driver, queue, state, negotiated, side, next, out: VecDeque::new() }
     }
 
-    /// Adds a chain. Returns whether there was room for it.
+    /// Adds a chain. Returns whether there was room.
     fn add(&mut self, lens: &[usize], contents: Option<&[u8]>) -> bool {
         let end = if self.side == 0 { BUFFERS[1] } else { BYTES };
         let len: u64 = lens.iter().map(|len| *len as u64 + MARGIN).sum();
@@ -92,7 +92,7 @@ impl Ring {
         true
     }
 
-    /// Offers chains for receiving, as many as there is room for. Returns whether there were any.
+    /// Offers chains for receiving, as many as there is room for. Returns whether any were offered.
     pub fn offer(&mut self, offers: &[Offer]) -> bool {
         let mut any = false;
         if self.out.is_empty() {
@@ -127,7 +127,7 @@ impl Ring {
         self.add(&lens, Some(&bytes))
     }
 
-    /// Does `work` with what was sent, in one burst.
+    /// Runs `work` on the frames sent, in one burst.
     pub fn with_sent<T>(&mut self, work: impl FnOnce(Frames<'_, '_>) -> T) -> Result<T, RingError> {
         self.driver.publish();
         let mut chains = Chains::new();
@@ -136,7 +136,7 @@ impl Ring {
         Ok(work(burst.frames()))
     }
 
-    /// Does `work` with the room for frames, in one burst.
+    /// Runs `work` on the room for frames, in one burst.
     pub fn with_room<T>(
         &mut self,
         work: impl FnOnce(&mut GuestRoom<'_, '_>) -> T,
@@ -159,7 +159,7 @@ impl Ring {
         self.state.is_holding()
     }
 
-    /// Takes the next buffer that came with something in it.
+    /// Takes the next buffer that came back with something in it.
     fn came_in_buffer(&mut self) -> Option<Vec<u8>> {
         loop {
             let used = self.driver.used()?;
@@ -183,12 +183,12 @@ impl Ring {
         }
     }
 
-    /// Takes the next frame that came, and its net header.
+    /// Takes the next frame received, with its net header.
     pub fn came(&mut self) -> Option<(NetHeader, Vec<u8>)> {
         let mut bytes = self.came_in_buffer()?;
         let header_len = self.negotiated.header_len();
         let mut header = [0; HEADER_LEN];
-        // A short buffer may end within the header, but not before it says how many there are.
+        // A short buffer may end within the header, but not before the field with the number of buffers.
         let mut buffers = 1;
         while bytes.len() < header_len {
             bytes.extend(self.came_in_buffer().expect("the rest of a header"));

@@ -1,4 +1,4 @@
-//! Where a switch sends frames.
+//! The destinations that a switch chooses for frames.
 
 use arbitrary::Arbitrary;
 use virtio_net::MacAddress;
@@ -8,12 +8,12 @@ use worker::switch::addresses::{Addresses, FLOOD_BURST, FLOOD_RATE, PORTS_MAX, V
 const SECOND: u64 = 1_000_000;
 const STEPS_MAX: usize = 512;
 
-/// A switch and what is sent through it.
+/// A switch, and the frames sent through it.
 #[derive(Arbitrary, Debug)]
 pub struct Story {
-    /// How many addresses each port may learn.
+    /// Number of addresses that each port may learn.
     ports: Vec<u8>,
-    /// Ports and stations, and whether the port may send from that address only.
+    /// Ports with the stations given to them, and whether the port may send only from that address.
     given: Vec<(u8, u8, bool)>,
     /// Whether port 0 is the uplink.
     has_uplink: bool,
@@ -42,9 +42,9 @@ impl Address {
     }
 }
 
-/// Whatever is sent: every verdict names a port that is there and not the sender's; no port learns more than its share;
-/// an address that was given to a port is there and nowhere else, and a locked port sends from no other; floods are
-/// limited.
+/// Sends arbitrary frames. Every verdict must name an existing port other than the sender's. No port learns more than
+/// its share. An address given to a port stays there and is nowhere else, and a locked port sends from no other
+/// address. Floods are limited.
 pub fn play(story: &Story) {
     let maxima: Vec<_> = story.ports.iter().take(PORTS_MAX).map(|&max| usize::from(max)).collect();
     if maxima.is_empty() {
