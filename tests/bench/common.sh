@@ -1,11 +1,11 @@
-# What the comparisons of this folder share; sourced, not run.
+# Functions that the comparisons of this folder share. Source this file; it does not run by itself.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 . "$root/qemu-scripts/common.sh"
 bin=${CARGO_TARGET_DIR:-$root/target}/release
 
-# read_flags FLAGS SWITCHES ARGUMENTS...: sets the variable of each flag's name to its value, that of a switch to 1.
+# read_flags FLAGS SWITCHES ARGUMENTS...: sets the variable with each flag's name to its value, that of a switch to 1.
 read_flags() {
     local flags=" $1 " switches=" $2 " name
     shift 2
@@ -32,8 +32,8 @@ read_flags() {
 pages=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 declare -A to_stdin
 
-# begin PAGES PACKAGES...: builds, and takes a folder (run) and as many huge pages for as long as the script runs. In the
-# end everything goes that was started and, by the function `clean`, what else there is.
+# begin PAGES PACKAGES...: builds, and takes a folder (run) and this number of huge pages while the script runs. At the
+# end, everything that was started is stopped; the function `clean` removes the rest.
 begin() {
     local wanted=$1
     shift
@@ -64,10 +64,11 @@ end() {
     exit $status
 }
 
-# Nothing, unless a script says otherwise.
+# Removes nothing, unless a script redefines it.
 clean() { :; }
 
-# start NAME COMMAND...: in the background, with its output in a log of that name. Its process is `started`.
+# start NAME COMMAND...: runs the command in the background, with its output in a log of that name. Sets `started` to
+# its process.
 start() {
     local name=$1
     shift
@@ -76,7 +77,7 @@ start() {
     echo "$started" >>"$run/pids"
 }
 
-# start_testpmd NAME ARGUMENTS...: an interactive testpmd, which is to be given orders.
+# start_testpmd NAME ARGUMENTS...: starts an interactive testpmd that takes orders.
 start_testpmd() {
     local name=$1 fd
     shift
@@ -88,7 +89,7 @@ start_testpmd() {
     to_stdin[$name]=$fd
 }
 
-# end_all: everything that was started.
+# end_all: stops everything that was started.
 end_all() {
     local fd pid
     for fd in "${to_stdin[@]}"; do exec {fd}>&-; done
@@ -101,7 +102,7 @@ end_all() {
     rm -rf "$run"/huge/* "$run"/*.in "$run"/*.sock
 }
 
-# await_socket NAME LOG: until the socket of that name is there.
+# await_socket NAME LOG: waits until the socket of that name exists.
 await_socket() {
     local i
     for ((i = 0; i < 200; i++)); do
@@ -111,10 +112,10 @@ await_socket() {
     die "expected the back end to open its socket, found: $(tail -n 5 "$run/$2.log")"
 }
 
-# said NAME PATTERN: how often it has said so.
+# said NAME PATTERN: prints how often the pattern is in the log of that name.
 said() { { grep -o -- "$2" "$run/$1.log" || true; } | wc -l; }
 
-# await NAME PATTERN COUNT: until it has said so that often.
+# await NAME PATTERN COUNT: waits until the pattern is that often in the log.
 await() {
     local i
     for ((i = 0; i < 1000; i++)); do
@@ -124,7 +125,7 @@ await() {
     die "expected $1 to say '$2', found: $(tail -n 5 "$run/$1.log")"
 }
 
-# order NAME WORDS...: and waits until that testpmd has done it.
+# order NAME WORDS...: gives testpmd an order and waits until it is done.
 order() {
     local name=$1 before
     shift
@@ -133,8 +134,8 @@ order() {
     await "$name" 'testpmd>' $((before + 1))
 }
 
-# rate NAME KEY: packets a second by which all ports of that testpmd's together go on for the time of a measurement
-# (seconds): it prints them since it was last asked.
+# rate NAME KEY: prints the packets a second of all ports of that testpmd together, measured for `seconds`. testpmd
+# prints the rate since it was last asked.
 rate() {
     order "$1" show port stats all
     sleep "$seconds"
@@ -145,8 +146,8 @@ rate() {
         END { print sum + 0 }' "$run/$1.log"
 }
 
-# start_two_guests NAME PACKED FRAME: ports of one testpmd, at the sockets 0 and 1 of that name. What one sends comes to the
-# other.
+# start_two_guests NAME PACKED FRAME: starts two guests as ports of one testpmd, at the sockets 0 and 1 of that name.
+# The frames that one sends go to the other.
 port_macs=(52:54:00:00:00:0a 52:54:00:00:00:0b)
 start_two_guests() {
     local name=$1 packed=$2 frame=$3
@@ -158,7 +159,7 @@ start_two_guests() {
     await "guests-$name" 'testpmd>' 1
 }
 
-# make_bridge BRIDGE TAPS...: and all of them are up.
+# make_bridge BRIDGE TAPS...: makes them and brings all of them up.
 make_bridge() {
     local bridge=$1 link
     shift
@@ -168,13 +169,14 @@ make_bridge() {
         ip link set "$link" master "$bridge" txqueuelen 4096
     done
     for link in "$bridge" "$@"; do
-        # No packets but the experiment's: no neighbour discovery, no multicast reports.
+        # Allow only the experiment's packets: no neighbour discovery, no multicast reports.
         [ ! -e "/proc/sys/net/ipv6/conf/$link" ] || echo 1 >"/proc/sys/net/ipv6/conf/$link/disable_ipv6"
         ip link set "$link" up
     done
 }
 
-# ratios FILE: of lines with two figures, the median of each, and of their ratio the median, the least and the greatest.
+# ratios FILE: for lines with two figures, prints the median of each, then the median, the least and the greatest of
+# their ratio.
 ratios() {
     awk '{ if (!($1 > 0 && $2 > 0)) exit 1 }' "$1" ||
         die "expected figures of both sides, found: $(tr '\n' ';' <"$1")"
