@@ -1,7 +1,8 @@
-//! Honest traffic beside a hostile guest, and how long a frame of it takes.
+//! Honest traffic beside a hostile guest, and the time that a frame of it takes.
 //!
-//! One thread plays all guests in turn, unless one of them has to wait: a thread for each would compete with the others
-//! for one CPU, and the scheduler's time slices would be longer than the times measured. The daemon has the other CPU.
+//! One thread plays all guests in turn, unless one of them has to wait. With a thread for each guest, they would
+//! compete for one CPU, and the scheduler's time slices would be longer than the times measured. The daemon has the
+//! other CPU.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -23,20 +24,20 @@ use crate::lan::{EVERYONE, frame, guest_table, station};
 use crate::mirror::{Kind, Mirror};
 use crate::packets::{gso_header, tcp_unsummed};
 
-/// Longest wait for one frame. It counts as this long when it does not come.
+/// Longest wait for one frame. A lost frame counts as this long.
 const LOST: Duration = Duration::from_secs(1);
 /// Descriptors of each ring.
 pub const SIZE: u16 = 256;
-/// Guest-physical address of a frame that is sent over and over: after rings and honest buffers.
+/// Guest-physical address of a frame that is sent repeatedly: after rings and honest buffers.
 const FRAME: u64 = 20 << 20;
 
-/// What joins the guests.
+/// The wire between the guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wire {
     /// A switch: one worker serves the hostile guest and two honest ones, which send to each other.
     Switch,
-    /// A wire that gives every frame back. The honest rings are a second queue pair of the same worker if the daemon
-    /// reflects, otherwise those of a second guest.
+    /// A wire that returns every frame. If the daemon reflects, the honest rings are a second queue pair of the same
+    /// worker, otherwise those of a second guest.
     Mirror(Kind),
 }
 
@@ -46,7 +47,7 @@ impl Wire {
         std::iter::once(Self::Switch).chain(Kind::ALL.into_iter().map(Self::Mirror))
     }
 
-    /// Whether the hostile and the honest rings are served by one worker.
+    /// Whether one worker serves both the hostile and the honest rings.
     #[must_use]
     pub const fn has_one_worker(self) -> bool {
         matches!(self, Self::Switch | Self::Mirror(Kind::Reflect))
@@ -65,8 +66,8 @@ impl fmt::Display for Wire {
 /// A daemon, a hostile guest and honest traffic.
 #[derive(Debug)]
 pub struct Beside {
-    /// The hostile guest first. On a switch, two honest ones and one that takes what is sent to it follow; on a wire
-    /// of the kernel, an honest one.
+    /// The hostile guest is first. On a switch, two honest guests follow and one that takes what is sent to it. On a
+    /// wire of the kernel, one honest guest follows.
     guests: Vec<Guest>,
     /// The daemon.
     pub daemon: Daemon,
@@ -79,13 +80,14 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// On `wire` and these `mirrors` of it, with such a hostile guest; the others have rings of the same format.
+    /// Starts everything on `wire` and these `mirrors` of it. `hostile` are the hostile guest's options; the others
+    /// have rings of the same format.
     ///
     /// # Panics
-    /// When daemon and guests do not come together.
+    /// If a guest cannot connect to the daemon.
     #[must_use]
     pub fn new(wire: Wire, mirrors: &Rc<[Mirror]>, hostile: GuestOptions, poll: &str) -> Self {
-        // The thread that plays the guests keeps off the daemon's CPU.
+        // The guests' thread must not use the daemon's CPU.
         run_on(1);
         let awake = wire.has_one_worker().then(|| {
             run_in_real_time();
@@ -99,7 +101,7 @@ impl Beside {
         };
         let count = if wire == Wire::Switch { 4 } else { mirrors.len() };
         let table = |n| {
-            // Two workers on one CPU would be measured by the scheduler's time slices.
+            // With two workers on one CPU, the scheduler's time slices would be measured.
             let cpus = if wire.has_one_worker() { "cpus = '0'" } else { "" };
             let keys = format!(
                 "datapath = '{}'\nqueue-pairs = {pairs}\npoll = '{poll}'\n{cpus}",
@@ -130,7 +132,7 @@ impl Beside {
         scene
     }
 
-    /// On a switch, every guest sends a frame, so that its address is known.
+    /// On a switch, every guest sends a frame, so that the switch learns its address.
     fn introduce(&mut self) {
         if self.wire != Wire::Switch {
             return;
@@ -146,24 +148,25 @@ impl Beside {
         }
     }
 
-    /// The guest that misbehaves.
+    /// The hostile guest.
     pub fn hostile(&mut self) -> &mut Guest {
         &mut self.guests[0]
     }
 
-    /// The hostile guest reboots: its rings start again, empty and whole.
+    /// Reboots the hostile guest: its rings start again, empty and valid.
     ///
     /// # Panics
-    /// When it is not served again.
+    /// If it is not served again.
     pub fn reboot(&mut self) {
         self.guests[0].reboot().unwrap();
     }
 
-    /// The round trips of honest frames while the hostile guest acts in between, shortest first. `act` is called over
-    /// and over, and must not wait. At least `least` of them, more until `time` is over; no longer than ten times that.
+    /// Measures round trips of honest frames while the hostile guest acts in between, and returns them shortest first.
+    /// `act` is called repeatedly and must not wait. Measures at least `least` round trips, and continues until `time`
+    /// is over, but for no longer than ten times that.
     ///
     /// # Panics
-    /// When an honest ring misbehaves.
+    /// If an honest ring misbehaves.
     pub fn round_trips(
         &mut self,
         least: usize,
@@ -175,10 +178,10 @@ impl Beside {
         Play { wire, feeds, hostile: hostile.first_mut(), honest, act }.round_trips(least, time)
     }
 
-    /// The same for a hostile guest that has to wait: it runs on a thread of its own until the flag is set.
+    /// The same for a hostile guest that has to wait: it runs on its own thread until the flag is set.
     ///
     /// # Panics
-    /// When a ring misbehaves, and where the hostile guest has the honest rings, too.
+    /// If a ring misbehaves, or if the hostile guest also has the honest rings.
     pub fn round_trips_while(
         &mut self,
         least: usize,
@@ -253,7 +256,8 @@ impl Play<'_> {
         LOST
     }
 
-    /// Sends short frames to the hostile guest: from another one on a switch, else its own, which come back.
+    /// Sends short frames to the hostile guest. On a switch another guest sends them, otherwise it sends them itself
+    /// and they come back.
     fn feed(&mut self) {
         let (pair, to) = match (self.wire, &mut self.hostile) {
             (Wire::Mirror(_), Some(hostile)) => (hostile.pair(0), frames::frame(0, 200)),
@@ -261,12 +265,12 @@ impl Play<'_> {
             (Wire::Switch, _) => (self.honest[2].pair(0), frame(station(0), station(3), 0, 200)),
         };
         pair.reap().unwrap();
-        // A burst at a time: sending is not what is measured.
+        // One burst at a time: sending is not what is measured.
         let _ = (0..64).all(|_| pair.queue(&to).unwrap());
         pair.flush().unwrap();
     }
 
-    /// The pair that asks: if the daemon reflects, the second queue pair of the hostile guest.
+    /// The queue pair that sends requests: if the daemon reflects, the second one of the hostile guest.
     fn asks(&mut self) -> &mut Pair {
         match &mut self.hostile {
             Some(hostile) if self.wire == Wire::Mirror(Kind::Reflect) => hostile.pair(1),
@@ -274,7 +278,7 @@ impl Play<'_> {
         }
     }
 
-    /// On a switch, the second honest guest answers, and the third takes what comes.
+    /// On a switch, the second honest guest answers, and the third takes what it is sent.
     fn answer(&mut self) {
         let pair = self.honest[1].pair(0);
         while let Some(came) = pair.receive().unwrap() {
@@ -287,35 +291,35 @@ impl Play<'_> {
     }
 }
 
-/// Keeps the calling thread, and the daemon and threads that it starts from now on, on this CPU.
+/// Pins the calling thread to this CPU, and also the daemon and threads that it starts from now on.
 fn run_on(cpu: usize) {
     let mut cpus = CpuSet::new();
     cpus.set(cpu);
     sched_setaffinity(None, &cpus).unwrap();
 }
 
-/// Puts the calling thread, and the daemon and threads that it starts from now on, in a real-time class: other programs of
-/// this machine do not delay them.
+/// Puts the calling thread in a real-time class, and also the daemon and threads that it starts from now on, so that
+/// other programs of this machine do not delay them.
 ///
 /// # Panics
-/// When the system refuses.
+/// If the system refuses.
 pub fn run_in_real_time() {
     set_policy(&["--fifo", "--pid", "20"]);
 }
 
-/// Gives the calling thread, and the daemon and threads that it starts from now on, a scheduling policy (`sched(7)`), in
-/// words of `chrt(1)`.
+/// Gives the calling thread a scheduling policy (`sched(7)`) in words of `chrt(1)`, and also the daemon and threads
+/// that it starts from now on.
 ///
 /// # Panics
-/// When the system refuses.
+/// If the system refuses.
 fn set_policy(words: &[&str]) {
     let thread = gettid().as_raw_nonzero().to_string();
     let status = Command::new("chrt").args(words).arg(&thread).status();
     assert!(status.expect("chrt of util-linux").success(), "expected {words:?} to be allowed");
 }
 
-/// A thread that keeps a CPU busy whenever nothing else runs there (`SCHED_IDLE`): a hypervisor takes an idle virtual CPU
-/// away, and on a busy host some milliseconds pass until a sleeping worker's is back.
+/// A thread that keeps a CPU busy whenever nothing else runs there (`SCHED_IDLE`). A hypervisor takes an idle virtual
+/// CPU away, and on a busy host some milliseconds pass before a worker that wakes up gets its CPU back.
 #[derive(Debug)]
 struct Awake {
     over: Arc<AtomicBool>,
@@ -344,10 +348,10 @@ impl Drop for Awake {
     }
 }
 
-/// Takes what came, but no more than a burst: taking is not what is measured.
+/// Takes the frames that came, but no more than a burst: taking is not what is measured.
 ///
 /// # Panics
-/// When the ring misbehaves.
+/// If the ring misbehaves.
 pub fn take(pair: &mut Pair) {
     for _ in 0..64 {
         if pair.receive().unwrap().is_none() {
@@ -356,11 +360,11 @@ pub fn take(pair: &mut Pair) {
     }
 }
 
-/// Prepares a lawful flood: a guest that keeps to the rules, sends TCP segments of 60,000 bytes, to be cut into packets
-/// of 1448, as fast as it can, and takes all that comes. Any neighbour has to live with that.
+/// Prepares a lawful flood: a guest that keeps to the rules sends TCP segments of 60,000 bytes, to be cut into packets
+/// of 1448 bytes, as fast as it can, and takes all frames that come. Any neighbour must cope with that.
 ///
 /// # Panics
-/// When its rings misbehave.
+/// If its rings misbehave.
 pub fn flood(guest: &mut Guest) -> impl FnMut(&mut Guest) + use<> {
     let mut send = resend(guest, &segments(1448));
     move |guest| {
@@ -369,17 +373,18 @@ pub fn flood(guest: &mut Guest) -> impl FnMut(&mut Guest) + use<> {
     }
 }
 
-/// A TCP segment of 60,000 bytes from guest 0 to guest 3, with a net header: to be cut into packets of `gso_size`.
+/// A TCP segment of 60,000 bytes from guest 0 to guest 3, with a net header that asks to cut it into packets of
+/// `gso_size`.
 #[must_use]
 pub fn segments(gso_size: u16) -> Vec<u8> {
     [&gso_header(gso_size)[..], &tcp_unsummed((station(0), station(3)), &[1; 60_000])].concat()
 }
 
-/// Prepares to send the same frame, with its net header, over and over: it is written once, and then
-/// offered as often as the ring has room.
+/// Prepares to send one frame, with its net header, repeatedly. It is written once, and then offered as often as the
+/// ring has room.
 ///
 /// # Panics
-/// When the ring misbehaves.
+/// If the ring misbehaves.
 pub fn resend(guest: &mut Guest, frame: &[u8]) -> impl FnMut(&mut Guest) + use<> {
     guest.memory().guest().write(FRAME, frame).expect("guest memory");
     #[expect(clippy::cast_possible_truncation, reason = "one frame")]
@@ -394,7 +399,7 @@ pub fn resend(guest: &mut Guest, frame: &[u8]) -> impl FnMut(&mut Guest) + use<>
     }
 }
 
-/// The value that `percent` of `sorted` do not exceed.
+/// The smallest value that `percent` of `sorted` do not exceed.
 #[must_use]
 pub fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted

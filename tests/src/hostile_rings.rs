@@ -1,4 +1,4 @@
-//! Chains of a hostile guest that are cheap to make and costly to serve, offered again and again.
+//! Chains of a hostile guest that are cheap to make and costly to serve, offered repeatedly.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,60 +11,61 @@ use crate::hostile::UNMAPPED;
 use crate::{lan, packets};
 
 const MIB: u64 = 1 << 20;
-/// Where indirect tables are: after the rings and honest buffers.
+/// Guest-physical address of indirect tables: after the rings and honest buffers.
 const TABLE: u64 = 16 * MIB;
-/// Where buffers are.
+/// Guest-physical address of buffers.
 const DATA: u64 = 20 * MIB;
-/// Small regions, one after the other, from here on.
+/// Address of the first of several small regions, which follow each other.
 const SMALL: u64 = 24 * MIB;
 const SMALL_LEN: u64 = 4096;
-/// One message of the front end names no more than 32 regions.
+/// Number of small regions: one message of the front end names at most 32 regions.
 const SMALL_COUNT: u64 = 30;
-/// Most descriptors of a chain in a ring that is no larger (virtio 1.2, 2.7.5.3.1; QEMU's own devices take this many).
+/// Most descriptors of a chain, if its ring is no larger (virtio 1.2, 2.7.5.3.1; QEMU's own devices accept this
+/// number).
 const CHAIN_MAX: usize = 1024;
-/// Most pieces of a frame that the daemon takes: as one system call takes, less one.
+/// Most pieces of a frame that the daemon accepts: one less than a system call takes.
 const PIECES_MAX: usize = 1023;
 
 /// What a hostile guest does with a ring. Patterns that receive need another guest that sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
-    /// Sends tables of 65,536 (packed: 32,768) descriptors without bytes. That breaks the ring, and the guest resets it.
+    /// Sends tables of 65,536 (packed: 32,768) empty descriptors. This breaks the ring, and the guest resets it.
     SendHugeTables,
-    /// Sends tables of 1024 descriptors without bytes.
+    /// Sends tables of 1024 empty descriptors.
     SendEmptyTables,
-    /// Sends frames of 1011 bytes in pieces of a byte.
+    /// Sends frames of 1011 bytes in pieces of one byte.
     SendBytes,
     /// Sends frames whose pieces lie in one small region after the other.
     SendRegions,
-    /// Sends tables whose descriptors all lie across all small regions.
+    /// Sends tables in which every descriptor spans all small regions.
     SendAcross,
-    /// Sends descriptors that are not mapped.
+    /// Sends descriptors of unmapped memory.
     SendUnmapped,
-    /// Sends 60,000 bytes of TCP to be cut into segments of 32 bytes.
+    /// Sends TCP segments of 60,000 bytes, to be cut into segments of 32 bytes.
     SendSegments,
-    /// Sends the same in as many pieces as there may be.
+    /// Sends the same in as many pieces as allowed.
     SendSegmentsInPieces,
-    /// Receives into tables of 65,536 (packed: 32,768) descriptors without bytes. That breaks the ring, and the guest
-    /// resets it.
+    /// Receives into tables of 65,536 (packed: 32,768) empty descriptors. This breaks the ring, and the guest resets
+    /// it.
     ReceiveHugeTables,
-    /// Receives into tables of 1024 descriptors without bytes.
+    /// Receives into tables of 1024 empty descriptors.
     ReceiveEmptyTables,
-    /// Receives into descriptors without bytes.
+    /// Receives into empty descriptors.
     ReceiveEmpty,
-    /// Receives into what is not mapped.
+    /// Receives into unmapped memory.
     ReceiveUnmapped,
-    /// Receives into buffers of a byte each.
+    /// Receives into buffers of one byte each.
     ReceiveBytes,
-    /// Receives into chains of 1023 pieces of a byte.
+    /// Receives into chains of 1023 pieces of one byte.
     ReceivePieces,
-    /// Receives into a good buffer after 1023 descriptors without bytes.
+    /// Receives into a good buffer after 1023 empty descriptors.
     ReceiveLate,
 }
 
 /// The progress of a guest that [keeps](Pattern::keep_busy) its ring busy.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Ends it.
+    /// Stops the guest when set.
     pub done: AtomicBool,
     /// Number of chains that came back.
     pub came: AtomicU64,
@@ -80,7 +81,7 @@ impl Progress {
     }
 }
 
-/// However a test ends, its threads do.
+/// Stops a guest's thread however the test ends.
 #[derive(Debug)]
 pub struct StopAtTheEnd<'p>(&'p Progress);
 
@@ -91,7 +92,7 @@ impl Drop for StopAtTheEnd<'_> {
 }
 
 impl Pattern {
-    /// All of them.
+    /// All patterns.
     pub const ALL: [Self; 15] = [
         Self::SendHugeTables,
         Self::SendEmptyTables,
@@ -110,7 +111,7 @@ impl Pattern {
         Self::ReceiveLate,
     ];
 
-    /// Whether it is the receive ring.
+    /// Whether it uses the receive ring.
     #[must_use]
     pub const fn receives(self) -> bool {
         matches!(
@@ -131,11 +132,11 @@ impl Pattern {
         matches!(self, Self::SendHugeTables | Self::ReceiveHugeTables)
     }
 
-    /// What the guest must be like.
+    /// The options that the guest needs.
     #[must_use]
     pub fn options(self, packed: bool) -> GuestOptions {
         let options = GuestOptions::default().packed(packed);
-        // Without mergeable buffers one that is too small costs nothing.
+        // Without mergeable buffers, one buffer that is too small costs nothing.
         let options = match self {
             Self::SendSegments | Self::SendSegmentsInPieces => options.offloads(),
             _ => options,
@@ -146,10 +147,10 @@ impl Pattern {
         GuestOptions { regions: regions.chain(small).collect(), ..options }
     }
 
-    /// Fills a ring with it. Frames that are sent go to `to`, from `from`. Go on with [`Busy::step`].
+    /// Fills a ring. Sent frames go to `to`, from `from`. Continue with [`Busy::step`].
     ///
     /// # Panics
-    /// When the back end does not do as it should.
+    /// If the back end does not behave as it should.
     pub fn begin(self, guest: &mut Guest, [to, from]: [[u8; 6]; 2]) -> Busy {
         let descriptor = self.prepare(guest, to, from);
         let busy = Busy { descriptor, index: u16::from(!self.receives()) };
@@ -157,10 +158,10 @@ impl Pattern {
         busy
     }
 
-    /// Keeps the back end busy with it until `progress.done` is set. `way`: destination and source of frames that are sent.
+    /// Keeps the back end busy until `progress.done` is set. `way`: destination and source of sent frames.
     ///
     /// # Panics
-    /// When the back end does not do as it should.
+    /// If the back end does not behave as it should.
     pub fn keep_busy(self, guest: &mut Guest, way: [[u8; 6]; 2], progress: &Progress) {
         let busy = self.begin(guest, way);
         while !progress.done.load(Ordering::Relaxed) {
@@ -177,7 +178,7 @@ impl Pattern {
         }
     }
 
-    /// Writes tables and buffers to guest memory. Returns address, length and flags of the descriptor that it all begins with.
+    /// Writes tables and buffers to guest memory. Returns address, length and flags of the chain's first descriptor.
     fn prepare(self, guest: &Guest, to: [u8; 6], from: [u8; 6]) -> (u64, u32, u16) {
         let memory = guest.memory().guest();
         let packed = guest.features().packed();
@@ -238,11 +239,11 @@ pub struct Busy {
 }
 
 impl Busy {
-    /// Offers as much as there is room for: to send, the whole ring. Whatever comes back of the receive buffers that
-    /// an honest guest offers is made like the others.
+    /// Offers as many chains as there is room for. On the transmit ring that is the whole ring. On the receive ring,
+    /// the buffers of an honest guest are still out; each is replaced when it comes back.
     ///
     /// # Panics
-    /// When the back end does not do as it should.
+    /// If the back end does not behave as it should.
     pub fn fill(&self, guest: &mut Guest) {
         guest.pair(0).reap().unwrap();
         let ring = guest.ring(self.index);
@@ -252,10 +253,10 @@ impl Busy {
         ring.kick().unwrap();
     }
 
-    /// Offers again what came back. Returns how many chains did.
+    /// Offers again the chains that came back. Returns their number.
     ///
     /// # Panics
-    /// When the system refuses.
+    /// If the system refuses.
     pub fn step(&self, guest: &mut Guest) -> u64 {
         let ring = guest.ring(self.index);
         let mut count = 0;
@@ -273,14 +274,14 @@ impl Busy {
     /// Whether the back end has given the ring up.
     ///
     /// # Panics
-    /// When the system refuses.
+    /// If the system refuses.
     #[must_use]
     pub fn has_broken(&self, guest: &mut Guest) -> bool {
         guest.ring(self.index).gave_up(Duration::ZERO).unwrap()
     }
 }
 
-/// Writes an indirect table of these places and lengths.
+/// Writes an indirect table with these addresses and lengths.
 fn write_table(guest: &Guest, table: &[(u64, u32)], write: u16) {
     let packed = guest.features().packed();
     let count = table.len();
@@ -302,7 +303,7 @@ fn write_table(guest: &Guest, table: &[(u64, u32)], write: u16) {
     guest.memory().guest().write(TABLE, &bytes).unwrap();
 }
 
-/// Offers one descriptor; of a split ring, in place of `head`.
+/// Offers one descriptor. On a split ring, it is written in the place of `head`.
 fn offer(ring: &mut Ring, head: u16, (address, len, flags): (u64, u32, u16)) {
     match ring.driver() {
         Driver::Split(driver) => {
