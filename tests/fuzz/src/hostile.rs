@@ -162,7 +162,7 @@ struct Ring {
     canaries: Canaries,
     /// Number of descriptors offered beyond the driver's own count of free ones.
     offered: usize,
-    /// Whether the driver has added chains that it has not published yet.
+    /// Whether the driver has added chains or raw descriptors that it has not published yet.
     is_adding: bool,
 }
 
@@ -227,6 +227,7 @@ impl Ring {
             Step::Offer { place, flags, head } => {
                 self.allow(place, flags);
                 self.offered += 1;
+                self.is_adding = true;
                 match &mut self.driver {
                     Driver::Split(driver) => driver.offer_raw(head % (self.options.size + 1)),
                     Driver::Packed(driver) => {
