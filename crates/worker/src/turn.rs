@@ -106,7 +106,7 @@ impl<T: Topology> Loop<T> {
         })
     }
 
-    /// Works until it is told to end.
+    /// Serves the queue pairs until the control plane ends the worker.
     pub fn run(&mut self) {
         loop {
             if self.inbox.is_pending() && self.obey() == ControlFlow::Break(()) {

@@ -54,7 +54,7 @@ struct Known {
 }
 
 impl Chosen {
-    /// For these bursts of a device with so many queue pairs.
+    /// Looks for the spans of these bursts. The device has `queue_pairs` queue pairs.
     #[must_use]
     pub fn new(bursts: impl Iterator<Item = BurstTimes>, queue_pairs: usize) -> Self {
         let bursts: Vec<_> = bursts.map(|times| Known { times, spans: VecDeque::new() }).collect();

@@ -18,7 +18,7 @@ pub type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
 
 thread_local! {
     /// The rings of the connection that this thread is setting up. The framework makes one [`Vring`] for each, in this
-    /// order, and passes neither an index nor anything of ours to it, so each takes the next ring from here.
+    /// order, but does not say for which ring. So each [`Vring`] takes the next ring of this list.
     static NEXT: RefCell<VecDeque<Arc<RingControl>>> = const { RefCell::new(VecDeque::new()) };
 }
 

@@ -194,7 +194,7 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
     let reader = Reader::open(&path).expect("a recorder");
     // No other process reads it.
     for path in [path.with_extension("lock"), path] {
-        fs::remove_file(path).expect("a file of ours");
+        fs::remove_file(path).expect("to remove a file that this process made");
     }
     let writer = recorder.writer(0, clock);
     let log = Arc::new(LogLimit::new(format!("{name}: ")));

@@ -18,7 +18,7 @@ const RETURNS_MAX: u8 = 9;
 
 impl Dispute {
     /// Counts that the uplink sent from a guest's address, to one station (`to_one`) or to a group. Returns whether it
-    /// did so often enough. A frame to a group does not count: some networks return a guest's own broadcasts.
+    /// has sent enough of them to get the address. A frame to a group does not count: some networks return a guest's own broadcasts.
     const fn insists(&mut self, to_one: bool, now: u64, second: u64) -> bool {
         if to_one && (self.claims == 0 || now.abs_diff(self.claimed) >= second) {
             self.claims = self.claims.saturating_add(1);
