@@ -9,7 +9,7 @@ use std::time::Duration;
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::cable::{Cable, ip};
 use ringscope_tests::daemon::{Daemon, program};
-use ringscope_tests::eventually::eventually;
+use ringscope_tests::eventually::{self, eventually};
 use ringscope_tests::frames;
 use ringscope_tests::lan::guest_table;
 use rustix::process::{Pid, Signal, kill_process};
@@ -107,7 +107,7 @@ fn the_run_directory_is_there_before_the_socket_in_it() {
 
 /// A guest of a daemon that may still open its socket.
 fn connect(socket: &Path) -> Guest {
-    eventually(SOON, "to be served", || Guest::connect(socket, GuestOptions::default()))
+    eventually(eventually::SOON, "to be served", || Guest::connect(socket, GuestOptions::default()))
 }
 
 fn terminate(daemon: &Running) {
@@ -122,7 +122,7 @@ fn signals_that_are_ignored_stay_ignored_but_sigterm() {
     {
         let socket = directory.path().join("vm0.sock");
         let plain = command(&socket, directory.path(), &REFLECT);
-        // Whoever started this test may have had signals ignored.
+        // The process that started this test may have ignored signals, and that is inherited.
         let mut env = Command::new("env");
         env.arg("--default-signal").arg(format!("--ignore-signal={ignored}"));
         env.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
@@ -139,7 +139,9 @@ fn signals_that_are_ignored_stay_ignored_but_sigterm() {
         assert!(daemon.0.try_wait().unwrap().is_none(), "{ignored}: it has ended");
         kill_process(Pid::from_child(&daemon.0), ends).unwrap();
         let what = format!("a daemon that ignores {ignored} to end");
-        let status = eventually(SOON, &what, || daemon.0.try_wait().unwrap().ok_or("that it runs"));
+        let status = eventually(eventually::SOON, &what, || {
+            daemon.0.try_wait().unwrap().ok_or("that it runs")
+        });
         assert_eq!((status.code(), status.signal()), (Some(0), None), "{ignored}");
     }
 }

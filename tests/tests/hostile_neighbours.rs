@@ -32,7 +32,7 @@ const TRIPS: usize = 200;
 const TIME: Duration = Duration::from_millis(100);
 /// Most tries of a measurement. Noise comes from outside, such as a hypervisor that takes the CPUs away for some
 /// milliseconds; a slow worker is slow every time.
-const TRIES: usize = 5;
+const TRIES: usize = 3;
 
 /// What a hostile guest does over and over.
 #[derive(Clone, Copy, Debug)]
