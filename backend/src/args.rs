@@ -121,7 +121,7 @@ pub struct Args {
 
     /// On a switch, drop frames whose source is not --mac: on or off [default: on with --mac]
     #[arg(long, value_enum, value_name = "STATE", hide_possible_values = true)]
-    pub mac_locked: Option<Switch>,
+    pub mac_locked: Option<OnOff>,
 
     /// What a worker does when idle: never, adaptive[:USEC] or always
     ///
@@ -152,8 +152,8 @@ pub struct Args {
     pub metrics: Option<metrics::Address>,
 
     /// Record every burst; off keeps only the counters
-    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value_t = Switch::On)]
-    pub trace: Switch,
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value_t = OnOff::On)]
+    pub trace: OnOff,
 
     /// Also measure in the host kernel; needs root
     ///
@@ -183,7 +183,7 @@ pub struct Args {
 
 /// On or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
+pub enum OnOff {
     /// On.
     On,
     /// Off.

@@ -93,7 +93,7 @@ struct Daemon {
     workers: Vec<Worker>,
     following: Option<Following>,
     kernel: Option<Kernel>,
-    recordings: Vec<Recording>,
+    recorders: Vec<GuestRecorder>,
     fronts: Vec<Front>,
     handed: Handed,
     clock: Clock,
@@ -103,8 +103,8 @@ struct Daemon {
 }
 
 /// A recorder. Its file is removed at the end if it is empty, unless its guest was served without an error.
-struct Recording {
-    recorder: Recorder,
+struct GuestRecorder {
+    file: Recorder,
     stays: bool,
 }
 
@@ -136,7 +136,7 @@ impl Daemon {
             workers: Vec::new(),
             following: None,
             kernel,
-            recordings: Vec::new(),
+            recorders: Vec::new(),
             fronts: Vec::new(),
             handed,
             clock: Clock::new(),
@@ -210,7 +210,7 @@ impl Daemon {
     ) -> Result<(), Error> {
         let log = log_of(plan);
         let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
-        let recording = self.record(plan, enrolled.as_ref())?;
+        let recorder = self.record(plan, enrolled.as_ref())?;
         let first = self.workers.len();
         let mut hands: Vec<Vec<(u16, D)>> = plan.workers.iter().map(|_| Vec::new()).collect();
         for (pair, datapath) in (0..).zip(datapaths) {
@@ -219,17 +219,17 @@ impl Daemon {
         for (n, pairs) in hands.into_iter().enumerate() {
             let index = first + n;
             let options = self.worker_options(index, plan.workers[n], plan.poll);
-            let guest = guest_options(plan, &log, recording.recorder.writer(n, self.clock));
+            let guest = guest_options(plan, &log, recorder.file.writer(n, self.clock));
             let worker = start(options, guest, pairs, self.clock)
                 .map_err(|source| Error::Worker { index, source })?;
             self.workers.push(worker);
         }
         let threads: Vec<_> = self.workers[first..].iter().map(Worker::tid).collect();
-        let witnesses = self.follow(plan, enrolled, &threads, &recording)?;
+        let witnesses = self.follow(plan, enrolled, &threads, &recorder)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
         let mailboxes = mailboxes.cloned().collect();
-        self.show(plan, (endpoint, log), &capabilities, mailboxes, &recording, witnesses);
-        self.recordings.push(recording);
+        self.show(plan, (endpoint, log), &capabilities, mailboxes, &recorder, witnesses);
+        self.recorders.push(recorder);
         Ok(())
     }
 
@@ -280,11 +280,11 @@ impl Daemon {
             let endpoint = meet(&plan.endpoint, &mut self.handed)?;
             let log = log_of(plan);
             let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
-            let recording = self.record(plan, enrolled.as_ref())?;
-            let guest = guest_options(plan, &log, recording.recorder.writer(0, self.clock));
+            let recorder = self.record(plan, enrolled.as_ref())?;
+            let guest = guest_options(plan, &log, recorder.file.writer(0, self.clock));
             let GuestPlan { queue_pairs, mac, mac_locked, .. } = **plan;
             members.push((guest, Member { queue_pairs, mac, mac_locked }));
-            prepared.push((endpoint, log, enrolled, recording));
+            prepared.push((endpoint, log, enrolled, recorder));
         }
         let index = self.workers.len();
         let GuestPlan { workers, poll, .. } = plans[0];
@@ -292,11 +292,11 @@ impl Daemon {
         let worker = Worker::spawn_switch(options, members, uplink, self.clock)
             .map_err(|source| Error::Worker { index, source })?;
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
-            let (endpoint, log, enrolled, recording) = prepared;
-            let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recording)?;
+            let (endpoint, log, enrolled, recorder) = prepared;
+            let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recorder)?;
             let mailboxes = vec![Arc::clone(worker.mailbox(n))];
-            self.show(plan, (endpoint, log), &capabilities, mailboxes, &recording, witnesses);
-            self.recordings.push(recording);
+            self.show(plan, (endpoint, log), &capabilities, mailboxes, &recorder, witnesses);
+            self.recorders.push(recorder);
         }
         self.workers.push(worker);
         Ok(())
@@ -309,15 +309,15 @@ impl Daemon {
         plan: &GuestPlan,
         enrolled: Option<Enrolled>,
         threads: &[u32],
-        recording: &Recording,
+        recorder: &GuestRecorder,
     ) -> Result<Vec<Box<dyn Witness>>, Error> {
-        let participants = recording.recorder.participants();
+        let participants = recorder.file.participants();
         for (worker, &thread) in threads.iter().enumerate() {
             participants.set_thread(worker, thread);
         }
         let mut witnesses: Vec<Box<dyn Witness>> = vec![Box::new(Noted(participants))];
         if let Some((kernel, guest)) = self.kernel.as_mut().zip(enrolled) {
-            let writer = recording.recorder.writer(plan.workers.len(), self.clock);
+            let writer = recorder.file.writer(plan.workers.len(), self.clock);
             kernel.record(&guest, threads, writer, self.clock)?;
             witnesses.extend(guest.witness.map(|witness| Box::new(witness) as Box<dyn Witness>));
         }
@@ -325,7 +325,11 @@ impl Daemon {
     }
 
     /// Makes a guest's recorder.
-    fn record(&self, plan: &GuestPlan, enrolled: Option<&Enrolled>) -> Result<Recording, Error> {
+    fn record(
+        &self,
+        plan: &GuestPlan,
+        enrolled: Option<&Enrolled>,
+    ) -> Result<GuestRecorder, Error> {
         let options = RecorderOptions {
             path: plan.recorder.clone(),
             workers: plan.workers.len() + usize::from(enrolled.is_some()),
@@ -333,8 +337,8 @@ impl Daemon {
             capacity: RECORDS,
             facts: facts(plan, enrolled.map(|guest| &guest.facts)),
         };
-        let recorder = Recorder::create(&options, &self.clock)?;
-        Ok(Recording { recorder, stays: false })
+        let file = Recorder::create(&options, &self.clock)?;
+        Ok(GuestRecorder { file, stays: false })
     }
 
     fn show(
@@ -343,7 +347,7 @@ impl Daemon {
         (endpoint, log): (Endpoint, Arc<LogLimit>),
         capabilities: &Capabilities,
         mailboxes: Vec<Arc<Mailbox>>,
-        recording: &Recording,
+        recorder: &GuestRecorder,
         witnesses: Vec<Box<dyn Witness>>,
     ) {
         log::info!(
@@ -352,7 +356,7 @@ impl Daemon {
             plan.datapath,
             plan.queue_pairs,
             plan.poll,
-            recording.recorder.path().display()
+            recorder.file.path().display()
         );
         let memory_max = Device::memory_max(self.guests);
         let device = device(plan, log, capabilities, &mailboxes, witnesses);
@@ -369,8 +373,8 @@ impl Daemon {
             let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or(Err(Error::Fault))).collect()
         });
-        for (recording, result) in self.recordings.iter_mut().zip(&results) {
-            recording.stays = result.is_ok();
+        for (recorder, result) in self.recorders.iter_mut().zip(&results) {
+            recorder.stays = result.is_ok();
         }
         if stop.alarm().is_raised() {
             return Err(Error::Fault);
@@ -392,16 +396,16 @@ fn serve_guest(front: Front, is_alone: bool, stop: &Stop) -> Result<(), Error> {
     })
 }
 
-impl Drop for Recording {
+impl Drop for GuestRecorder {
     /// Removes the file of a daemon that failed before it recorded anything.
     fn drop(&mut self) {
         let is_empty = || {
-            Reader::open(self.recorder.path()).is_ok_and(|reader| {
+            Reader::open(self.file.path()).is_ok_and(|reader| {
                 (0..reader.queue_pairs() * 2).all(|ring| reader.totals(ring).bursts == 0)
             })
         };
         if !self.stays && is_empty() {
-            let _ = std::fs::remove_file(self.recorder.path());
+            let _ = std::fs::remove_file(self.file.path());
         }
     }
 }

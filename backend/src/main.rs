@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
-use log_limit::Foreign;
+use log_limit::LimitedLogger;
 use signal_hook::consts::SIGXFSZ;
 use vhost_control::{descriptors_of, raise_descriptor_limit as raise_limit};
 
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Crates that limit the log lines of guests and front ends themselves. [`Foreign`] limits the lines of all others.
+/// Crates that limit the log lines of guests and front ends themselves. [`LimitedLogger`] limits the lines of all others.
 const OWN_CRATES: &[&str] = &[
     "ringscoped",
     "burst_trace",
@@ -71,7 +71,7 @@ fn start_log() {
     let logger = env_logger::Builder::from_env(level).format_target(false).build();
     log::set_max_level(logger.filter());
     // Fails only if there is a logger already.
-    let _ = log::set_boxed_logger(Box::new(Foreign::new(logger, OWN_CRATES)));
+    let _ = log::set_boxed_logger(Box::new(LimitedLogger::new(logger, OWN_CRATES)));
 }
 
 /// Makes the plan from the flags, or from the file that they name.

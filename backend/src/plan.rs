@@ -10,7 +10,7 @@ use datapath::Planted;
 use virtio_net::MacAddress;
 use worker::{Crash, Delay, PollPolicy, SWITCH_PAIRS_MAX, Scheduling};
 
-use crate::args::{Args, Switch};
+use crate::args::{Args, OnOff};
 use crate::spec::{DatapathSpec, FaultSpec};
 
 pub use error::PlanError;
@@ -190,13 +190,13 @@ impl GuestPlan {
         if datapath.descriptor().is_some() && args.queue_pairs > 1 {
             return Err(PlanError::OneDescriptor { datapath, queue_pairs: args.queue_pairs });
         }
-        if args.pcap.is_some() && args.trace == Switch::Off {
+        if args.pcap.is_some() && args.trace == OnOff::Off {
             return Err(PlanError::CaptureWithoutTrace);
         }
-        if args.kernel_stages && args.trace == Switch::Off {
+        if args.kernel_stages && args.trace == OnOff::Off {
             return Err(PlanError::KernelStagesWithoutTrace);
         }
-        if args.trace_probe.is_some() && args.trace == Switch::Off {
+        if args.trace_probe.is_some() && args.trace == OnOff::Off {
             return Err(PlanError::ProbesWithoutTrace);
         }
         let on_switch = matches!(datapath, DatapathSpec::Switch { .. });
@@ -217,7 +217,7 @@ impl GuestPlan {
             mac_locked,
             poll: args.poll,
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
-            trace: args.trace == Switch::On,
+            trace: args.trace == OnOff::On,
             kernel_stages: args.kernel_stages,
             probe_port: args.trace_probe,
             delays,
@@ -230,15 +230,15 @@ impl GuestPlan {
 
 /// Whether a guest may send from its own address only, given the flag, its address, and whether it is on a switch.
 fn mac_locked(
-    flag: Option<Switch>,
+    flag: Option<OnOff>,
     mac: Option<MacAddress>,
     on_switch: bool,
 ) -> Result<bool, PlanError> {
     match flag {
         Some(_) if !on_switch => Err(PlanError::LockWithoutSwitch),
-        Some(Switch::On) if mac.is_none() => Err(PlanError::LockWithoutMac),
-        Some(Switch::Off) => Ok(false),
-        Some(Switch::On) | None => Ok(on_switch && mac.is_some()),
+        Some(OnOff::On) if mac.is_none() => Err(PlanError::LockWithoutMac),
+        Some(OnOff::Off) => Ok(false),
+        Some(OnOff::On) | None => Ok(on_switch && mac.is_some()),
     }
 }
 

@@ -16,9 +16,9 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// The process. It is killed when this is dropped.
 #[derive(Debug)]
-pub struct Recording(Child);
+pub struct RecordCommand(Child);
 
-impl Recording {
+impl RecordCommand {
     /// Has what the daemons of `directory` record kept in `file` from now on.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl Recording {
     }
 }
 
-impl Drop for Recording {
+impl Drop for RecordCommand {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use lab::outside::Outside;
 use ringscope_tests::daemon::program;
 use ringscope_tests::qemu::{Failure, GUEST, Place, said};
-use ringscope_tests::recording::Recording;
+use ringscope_tests::recording::RecordCommand;
 use ringscope_tests::traffic::{From, outside_agent};
 use serde_json::Value;
 
@@ -186,7 +186,7 @@ fn every_probe_is_followed_from_application_to_application() -> Result<(), Failu
             (From::Guest, "guest", ("host", "host-turn"), [("tx", "wakeup"), ("tx", "wakeup")]),
         ] {
             let file = place.directory().join("probes.rec");
-            let recording = Recording::start(place.directory(), &file, &["--name", "vm0"])?;
+            let recording = RecordCommand::start(place.directory(), &file, &["--name", "vm0"])?;
             let stamps = exchange(&mut place, from)?;
             recording.interrupt()?;
             let directory = place.directory().display().to_string();

@@ -11,7 +11,7 @@ use lab::Signal;
 use ringscope_tests::beside::run_in_real_time;
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::frames;
-use ringscope_tests::recording::{Recording, beside};
+use ringscope_tests::recording::{RecordCommand, beside};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -46,7 +46,7 @@ fn a_flood_is_kept_whole_or_what_is_missing_is_counted() {
     let arguments = ["--datapath", "null:rx=64", "--poll", "always"];
     let daemon = Daemon::start(directory.path(), "flood", &arguments).unwrap();
     let file = directory.path().join("flood.rec");
-    let recorder = Recording::start(directory.path(), &file, &[]).unwrap();
+    let recorder = RecordCommand::start(directory.path(), &file, &[]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let until = Instant::now() + Duration::from_secs(2);
     while Instant::now() < until {
@@ -76,7 +76,7 @@ fn a_slow_burst_is_waited_for_and_kept_with_what_was_around_it() {
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let file = directory.path().join("slow.rec");
     let arguments = ["--when", "tx.egress>=3ms", "--before", "0.1", "--after", "0.05"];
-    let recorder = Recording::start(directory.path(), &file, &arguments).unwrap();
+    let recorder = RecordCommand::start(directory.path(), &file, &arguments).unwrap();
     for n in 0..450 {
         assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
         sleep(Duration::from_millis(1));
@@ -103,7 +103,7 @@ fn the_last_time_before_the_end_is_kept() {
     let daemon = Daemon::start(directory.path(), "last", &["--datapath", "null"]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let file = directory.path().join("last.rec");
-    let recorder = Recording::start(directory.path(), &file, &["--last", "0.2"]).unwrap();
+    let recorder = RecordCommand::start(directory.path(), &file, &["--last", "0.2"]).unwrap();
     for n in 0..500 {
         assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
         sleep(Duration::from_millis(1));
@@ -123,7 +123,7 @@ fn the_recorder_of_a_killed_daemon_and_its_recording_agree() {
     let directory = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(directory.path(), "dead", &["--datapath", "reflect"]).unwrap();
     let file = directory.path().join("dead.rec");
-    let recorder = Recording::start(directory.path(), &file, &[]).unwrap();
+    let recorder = RecordCommand::start(directory.path(), &file, &[]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     frames::come_back(&mut guest).unwrap();
     daemon.signal(Signal::KILL).unwrap();
@@ -151,7 +151,7 @@ fn each_format_tells_of_the_same_packets() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(directory.path(), "same", &["--datapath", "reflect"]).unwrap();
     let file = directory.path().join("same.rec");
-    let recorder = Recording::start(directory.path(), &file, &[]).unwrap();
+    let recorder = RecordCommand::start(directory.path(), &file, &[]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     for _ in 0..20 {
         frames::come_back(&mut guest).unwrap();

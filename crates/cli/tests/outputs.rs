@@ -245,9 +245,9 @@ fn a_link_to_a_file_is_followed() {
 }
 
 /// `ringscope record`, under way.
-struct Recording(Child);
+struct RecordCommand(Child);
 
-impl Recording {
+impl RecordCommand {
     fn start(bench: &Bench, more: &[&str]) -> Self {
         let arguments = [&["record", "--run-dir", "run", "-o", "some.rec"], more].concat();
         let mut command = bench.command(&arguments);
@@ -273,7 +273,7 @@ impl Recording {
     }
 }
 
-impl Drop for Recording {
+impl Drop for RecordCommand {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -293,7 +293,7 @@ fn at_a_limit_what_fitted_is_kept_and_said() {
     let bench = Bench::new("");
     let mut writer = bench.recorder.writer(0, bench.clock);
     for more in [&["--seconds", "30"][..], &["--last", "20", "--seconds", "1"]] {
-        let mut recording = Recording::start(&bench, more);
+        let mut recording = RecordCommand::start(&bench, more);
         // Not at a record's end.
         recording.limit(20_000);
         let until = Instant::now() + SOON;
@@ -333,7 +333,7 @@ fn a_report_that_does_not_fit_leaves_the_old_one() {
 fn a_killed_recording_can_be_read_and_the_next_one_leaves_it_alone() {
     let bench = Bench::new("");
     let mut writer = bench.recorder.writer(0, bench.clock);
-    let recording = Recording::start(&bench, &[]);
+    let recording = RecordCommand::start(&bench, &[]);
     let part = bench.path("some.rec.part");
     wait_for("what came is written", || {
         bench.write(&mut writer, 10);

@@ -35,7 +35,7 @@ pub use area::AreaError;
 /// Changes when the memory of a guest ([`GuestMemory::is_torn`]) or any other mapped file is torn.
 pub use file_mapping::generation;
 pub use host::HostMemory;
-pub use memory::{Cursor, GuestMemory, Unmapped, Window};
+pub use memory::{GuestMemory, LastRegion, Translator, Unmapped};
 #[cfg(loom)]
 pub use modelled::ModelledArea as Area;
 pub use slice::GuestSlice;

@@ -52,22 +52,22 @@ unsafe impl Send for GuestMemory {}
 // SAFETY: as above; no method hands out a reference into guest memory.
 unsafe impl Sync for GuestMemory {}
 
-/// The region of the last translation, kept from burst to burst: most buffers of a guest lie in one region.
+/// Region of the last translation, kept between bursts: most buffers of a guest lie in one region.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cursor {
+pub struct LastRegion {
     region: usize,
 }
 
-/// The region of the last translation, at hand for a loop that translates many ranges.
+/// Translates guest-physical ranges one after another. It looks first in the region of the last one.
 #[derive(Clone, Copy, Debug)]
-pub struct Window<'m> {
+pub struct Translator<'m> {
     memory: &'m GuestMemory,
     index: usize,
     region: Region,
 }
 
-impl<'m> Window<'m> {
-    /// The range as one run, if it lies in one region. The window moves to that region.
+impl<'m> Translator<'m> {
+    /// The range as one run, if it lies in one region. The next look begins in that region.
     #[inline]
     #[must_use]
     pub fn find(&mut self, address: u64, len: u64) -> Option<GuestSlice<'m>> {
@@ -76,7 +76,7 @@ impl<'m> Window<'m> {
     }
 
     /// Translates the `len` bytes at guest-physical `address`: calls `each` with every contiguous run. There are several
-    /// where the range crosses into an adjacent region. The window moves to the last one.
+    /// where the range crosses into an adjacent region. The translator keeps the last one.
     ///
     /// # Errors
     /// [`Unmapped`] when a part of the range is not guest memory, or the range wraps 64 bits; `each` may have been
@@ -95,14 +95,14 @@ impl<'m> Window<'m> {
         self.translate_across(address, len, &mut each)
     }
 
-    /// The window's region, for the next loop.
+    /// The region of the last translation, for the next loop.
     #[inline]
     #[must_use]
-    pub const fn cursor(&self) -> Cursor {
-        Cursor { region: self.index }
+    pub const fn last_region(&self) -> LastRegion {
+        LastRegion { region: self.index }
     }
 
-    /// The memory that it is a window to.
+    /// The memory that it translates into.
     #[inline]
     #[must_use]
     pub const fn memory(&self) -> &'m GuestMemory {
@@ -214,12 +214,12 @@ impl GuestMemory {
         self.regions.is_empty()
     }
 
-    /// A window at the region of `cursor`.
+    /// A translator that begins with region `last`.
     #[inline]
     #[must_use]
-    pub fn window(&self, cursor: Cursor) -> Window<'_> {
-        let region = self.regions.get(cursor.region).copied().unwrap_or(Region::NONE);
-        Window { memory: self, index: cursor.region, region }
+    pub fn translator(&self, last: LastRegion) -> Translator<'_> {
+        let region = self.regions.get(last.region).copied().unwrap_or(Region::NONE);
+        Translator { memory: self, index: last.region, region }
     }
 
     /// The one contiguous run of the range.
@@ -247,7 +247,7 @@ impl GuestMemory {
     /// [`Unmapped`] when a part of the range is not guest memory.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Unmapped> {
         let mut at = 0;
-        self.window(Cursor::default()).translate(address, bytes.len() as u64, |run| {
+        self.translator(LastRegion::default()).translate(address, bytes.len() as u64, |run| {
             at += run.read(0, &mut bytes[at..]);
         })
     }
@@ -258,7 +258,7 @@ impl GuestMemory {
     /// [`Unmapped`] when a part of the range is not guest memory; what lies before it may be written.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Unmapped> {
         let mut at = 0;
-        self.window(Cursor::default()).translate(address, bytes.len() as u64, |run| {
+        self.translator(LastRegion::default()).translate(address, bytes.len() as u64, |run| {
             at += run.write(0, &bytes[at..]);
         })
     }
@@ -320,19 +320,21 @@ mod tests {
 
     fn runs(memory: &GuestMemory, address: u64, len: u64) -> Result<Vec<usize>, Unmapped> {
         let mut runs = Vec::new();
-        memory.window(Cursor::default()).translate(address, len, |it| runs.push(it.len()))?;
+        memory
+            .translator(LastRegion::default())
+            .translate(address, len, |it| runs.push(it.len()))?;
         Ok(runs)
     }
 
     #[test]
-    fn a_range_in_one_region_is_one_run_wherever_the_cursor_was() {
+    fn a_range_in_one_region_is_one_run_whichever_region_was_last() {
         let memory = memory();
         for region in 0..4 {
-            let mut window = memory.window(Cursor { region });
+            let mut translator = memory.translator(LastRegion { region });
             let mut runs = Vec::new();
-            window.translate(0x8000, 0x1000, |slice| runs.push(slice.len())).unwrap();
+            translator.translate(0x8000, 0x1000, |slice| runs.push(slice.len())).unwrap();
             assert_eq!(runs, [0x1000]);
-            assert_eq!(window.cursor().region, 2);
+            assert_eq!(translator.last_region().region, 2);
         }
     }
 
@@ -359,15 +361,15 @@ mod tests {
     }
 
     #[test]
-    fn every_region_of_many_is_found_wherever_the_cursor_was() {
+    fn every_region_of_many_is_found_whichever_region_was_last() {
         // Pairs of adjacent pages with a hole after each.
         let start = |n: u64| n / 2 * 0x3000 + n % 2 * 0x1000;
         let ranges: Vec<_> = (0..100).map(|n| (GuestAddress(start(n)), 0x1000)).collect();
         let memory = GuestMemory::new(Arc::new(Mapping::from_ranges(&ranges).unwrap()));
-        let mut window = memory.window(Cursor::default());
+        let mut translator = memory.translator(LastRegion::default());
         for n in (0..100).chain((0..100).rev()) {
             let mut found = Vec::new();
-            window.translate(start(n), 0x1000, |it| found.push(it.address())).unwrap();
+            translator.translate(start(n), 0x1000, |it| found.push(it.address())).unwrap();
             assert_eq!(found, [memory.regions[n as usize].host as usize]);
             let over_the_end = runs(&memory, start(n) + 0xfff, 2);
             let unmapped = Unmapped { address: start(n) + 0xfff, len: 2 };
@@ -380,7 +382,7 @@ mod tests {
     fn bytes_written_through_one_run_are_read_through_another() {
         let memory = memory();
         let mut whole = Vec::new();
-        memory.window(Cursor::default()).translate(0x1ffe, 4, |it| whole.push(it)).unwrap();
+        memory.translator(LastRegion::default()).translate(0x1ffe, 4, |it| whole.push(it)).unwrap();
         assert_eq!(whole[0].write(0, &[1, 2]), 2);
         assert_eq!(whole[1].write(0, &[3, 4]), 2);
         let mut bytes = [0; 2];

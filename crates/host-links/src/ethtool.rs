@@ -146,7 +146,7 @@ pub struct Offload {
 
 /// The offloads that change what an XDP program and its socket see of a frame, by the kernel's names
 /// (`net/ethtool/common.c`).
-pub type Offloads = BTreeMap<&'static str, Offload>;
+pub type OffloadSettings = BTreeMap<&'static str, Offload>;
 
 /// The device merges received frames of a flow.
 pub const LRO: &str = "rx-lro";
@@ -178,12 +178,12 @@ const RELEVANT: [&str; 14] = [
 ///
 /// # Errors
 /// What the kernel answers.
-pub fn offloads(index: u32) -> io::Result<Option<Offloads>> {
+pub fn offloads(index: u32) -> io::Result<Option<OffloadSettings>> {
     let answer = ask(index, ETHTOOL_MSG_FEATURES_GET)?;
     Ok(answer.map(|answer| read_offloads(&answer)))
 }
 
-fn read_offloads(answer: &[u8]) -> Offloads {
+fn read_offloads(answer: &[u8]) -> OffloadSettings {
     let set =
         |kind| attributes::first(answer, kind).map_or_else(Vec::new, |set| names(set.value()));
     let active = set(ETHTOOL_A_FEATURES_ACTIVE);
@@ -257,7 +257,7 @@ mod tests {
             attribute(ETHTOOL_A_FEATURES_HW, &attribute(ETHTOOL_A_BITSET_BITS, &masked.concat())),
             attribute(ETHTOOL_A_FEATURES_ACTIVE, &bits(listed)),
         ];
-        let expected = Offloads::from([
+        let expected = OffloadSettings::from([
             (LRO, Offload { on: true, fixed: false }),
             (GRO_HW, Offload { on: true, fixed: true }),
             ("rx-hashing", Offload { on: false, fixed: false }),

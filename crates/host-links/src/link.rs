@@ -19,7 +19,7 @@ const IFNAMSIZ: usize = 16;
 /// How an XDP program is attached (`XDP_ATTACHED_*` of `include/uapi/linux/if_link.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum XdpMode {
+pub enum XdpAttachment {
     /// The driver runs it.
     Native,
     /// The network stack runs it.
@@ -30,7 +30,7 @@ pub enum XdpMode {
     Several,
 }
 
-impl XdpMode {
+impl XdpAttachment {
     const fn new(attached: XdpAttached) -> Option<Self> {
         match attached {
             XdpAttached::Driver => Some(Self::Native),
@@ -57,14 +57,14 @@ impl XdpMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Attached {
     /// How it is attached.
-    pub mode: XdpMode,
+    pub mode: XdpAttachment,
     /// The program's number, if there is one program: `bpftool prog show id N`.
     pub id: Option<u32>,
 }
 
 /// A device on a bus: `/sys/bus/BUS/devices/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Device {
+pub struct BusDevice {
     /// The bus.
     pub bus: String,
     /// The device's name on it.
@@ -97,7 +97,7 @@ pub struct Link {
     /// The XDP program attached to it.
     pub xdp: Option<Attached>,
     /// Its device (Linux 5.14).
-    pub device: Option<Device>,
+    pub device: Option<BusDevice>,
 }
 
 impl Link {
@@ -172,7 +172,7 @@ impl Link {
         }
         // Of other kinds it is the interface below.
         link.peer = below.filter(|_| is_here && link.kind.as_deref() == Some("veth"));
-        link.device = bus.zip(device).map(|(bus, name)| Device { bus, name });
+        link.device = bus.zip(device).map(|(bus, name)| BusDevice { bus, name });
         Some(link)
     }
 }
@@ -186,7 +186,7 @@ fn kind(info: &[LinkInfo]) -> Option<String> {
 
 fn attached(xdp: &[LinkXdp]) -> Option<Attached> {
     let mode = xdp.iter().find_map(|xdp| match xdp {
-        LinkXdp::Attached(attached) => XdpMode::new(*attached),
+        LinkXdp::Attached(attached) => XdpAttachment::new(*attached),
         _ => None,
     });
     let id = xdp.iter().find_map(|xdp| match xdp {
@@ -239,7 +239,7 @@ mod tests {
             mtu_max: Some(65535),
             master: Some(3),
             peer: Some(8),
-            xdp: Some(Attached { mode: XdpMode::Native, id: Some(12) }),
+            xdp: Some(Attached { mode: XdpAttachment::Native, id: Some(12) }),
             device: None,
         };
         assert_eq!(read(7, LinkFlags::Up | LinkFlags::LowerUp, attributes), expected);
@@ -261,7 +261,7 @@ mod tests {
             LinkAttribute::MaxMtu(0),
         ];
         let link = read(2, LinkFlags::Up, attributes);
-        let device = Device { bus: "pci".into(), name: "0000:01:00.0".into() };
+        let device = BusDevice { bus: "pci".into(), name: "0000:01:00.0".into() };
         assert_eq!((link.device, link.kind, link.peer), (Some(device), None, None));
         assert_eq!((link.is_up, link.has_carrier, link.mtu_max), (true, false, None));
         assert_eq!(Link::read(&[0; 15]), None);

@@ -6,20 +6,20 @@ use crate::limit::LogLimit;
 
 /// A logger that limits the lines of third-party crates: they log each fault of a front end's messages at level `error`.
 #[derive(Debug)]
-pub struct Foreign<L> {
+pub struct LimitedLogger<L> {
     logger: L,
     own: &'static [&'static str],
     limit: LogLimit,
 }
 
-impl<L: Log> Foreign<L> {
+impl<L: Log> LimitedLogger<L> {
     /// Writes through `logger`. The crates in `own` limit their lines themselves.
     pub fn new(logger: L, own: &'static [&'static str]) -> Self {
         Self { logger, own, limit: LogLimit::new("") }
     }
 }
 
-impl<L: Log> Log for Foreign<L> {
+impl<L: Log> Log for LimitedLogger<L> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.logger.enabled(metadata)
     }
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn only_the_lines_of_other_crates_are_limited() {
-        let logger = Foreign::new(Lines::default(), &["ours"]);
+        let logger = LimitedLogger::new(Lines::default(), &["ours"]);
         let log = |target: &str, level| {
             let record = Record::builder().target(target).level(level).build();
             logger.log(&record);

@@ -18,7 +18,7 @@
 mod foreign;
 mod limit;
 
-pub use foreign::Foreign;
+pub use foreign::LimitedLogger;
 pub use limit::{LINES_AT_ONCE, LeftOut, LogLimit};
 
 /// Used by the macros.

@@ -58,9 +58,11 @@ fn families(guests: &[Guest]) -> Vec<Family> {
         Values::Counters(values.collect())
     };
     let family = |name, help, values| Family { name, help, unit: None, values };
-    let per_way = |value: fn(&Guest, usize) -> u64| {
-        let ways = |guest| [0, 1].map(|way| (of_way(guest, way), value(guest, way)));
-        Values::Counters(guests.iter().flat_map(ways).collect())
+    let per_direction = |value: fn(&Guest, usize) -> u64| {
+        let directions = |guest| {
+            [0, 1].map(|direction| (of_direction(guest, direction), value(guest, direction)))
+        };
+        Values::Counters(guests.iter().flat_map(directions).collect())
     };
     vec![
         family("packets", "Packets that went through", totals(|it| it.packets)),
@@ -80,7 +82,7 @@ fn families(guests: &[Guest]) -> Vec<Family> {
         family(
             "polled_packets",
             "Packets found by polling, whose stage notice is an upper bound, of those in the histograms",
-            per_way(|guest, way| guest.ways[way].polled_packets),
+            per_direction(|guest, direction| guest.directions[direction].polled_packets),
         ),
         family(
             "records_lost",
@@ -115,8 +117,11 @@ fn of_guest(guest: &Guest) -> Labels {
     vec![("guest", guest.name.clone())]
 }
 
-fn of_way(guest: &Guest, way: usize) -> Labels {
-    vec![("guest", guest.name.clone()), ("direction", guest.ways[way].direction.name().into())]
+fn of_direction(guest: &Guest, direction: usize) -> Labels {
+    vec![
+        ("guest", guest.name.clone()),
+        ("direction", guest.directions[direction].direction.name().into()),
+    ]
 }
 
 fn of_queue(guest: &Guest, ring: u16) -> Labels {
@@ -182,13 +187,13 @@ fn run(guest: &Guest) -> Labels {
 fn histograms(guest: &Guest) -> Vec<(Labels, Histogram)> {
     let rate = guest.reader.ticks_per_second() as f64;
     let mut all = Vec::new();
-    for (n, way) in guest.ways.iter().enumerate() {
-        let own = way.times.iter().map(|(name, times)| (*name, "D", times));
+    for (n, direction) in guest.directions.iter().enumerate() {
+        let own = direction.times.iter().map(|(name, times)| (*name, "D", times));
         // Kernel stages that are not measured here are left out.
-        let kernel = way.kernel.iter().filter(|(_, times)| times.packets > 0);
+        let kernel = direction.kernel.iter().filter(|(_, times)| times.packets > 0);
         let kernel = kernel.map(|(stage, times)| (stage.name(), "K", times));
         for (name, tier, times) in own.chain(kernel) {
-            let mut labels = of_way(guest, n);
+            let mut labels = of_direction(guest, n);
             labels.push(("tier", tier.into()));
             labels.push(("stage", name.into()));
             let ends = BUCKETS_S.into_iter().chain([f64::MAX]);

@@ -28,13 +28,13 @@ pub struct Guest {
     clock: Clock,
     /// `None` when the daemon does not measure times in the host kernel.
     wakeups: Option<Wakeups>,
-    pub(crate) ways: [Way; 2],
+    pub(crate) directions: [DirectionHistograms; 2],
     pub(crate) lost: u64,
 }
 
 /// The histograms and counts of one direction.
 #[derive(Debug)]
-pub(crate) struct Way {
+pub(crate) struct DirectionHistograms {
     pub(crate) direction: Direction,
     /// The daemon's stages in order, then their total.
     pub(crate) times: Vec<(&'static str, Times)>,
@@ -68,7 +68,10 @@ impl Guest {
             clock,
             cursors: (0..reader.workers()).map(|worker| reader.oldest(worker)).collect(),
             bounds: BUCKETS_S.map(|seconds| (seconds * rate) as u64),
-            ways: [Way::new(Direction::Tx), Way::new(Direction::Rx)],
+            directions: [
+                DirectionHistograms::new(Direction::Tx),
+                DirectionHistograms::new(Direction::Rx),
+            ],
             lost: 0,
             reader,
         })
@@ -77,7 +80,7 @@ impl Guest {
     /// Reads the new records. Returns the fraction of the recorder that was written since the last call: 1 when the
     /// busiest worker filled its part.
     pub(crate) fn follow(&mut self) -> f64 {
-        let Self { reader, cursors, bounds, ways, wakeups, lost, .. } = self;
+        let Self { reader, cursors, bounds, directions, wakeups, lost, .. } = self;
         let mut most = 0;
         for cursor in cursors {
             let mut came = 0;
@@ -86,14 +89,19 @@ impl Guest {
                 let way = |direction| usize::from(direction == Direction::Rx);
                 match record {
                     Record::Burst(burst) => {
-                        ways[way(burst.direction())].add(burst, bounds);
+                        directions[way(burst.direction())].add(burst, bounds);
                         if let Some(wakeups) = wakeups {
                             wakeups.add_burst(&burst.times(), burst.packets);
                         }
                     }
                     Record::KernelSpan(span) => match (span.stage.direction(), &mut *wakeups) {
                         (Some(direction), _) => {
-                            ways[way(direction)].add_kernel(span.stage, span.total(), 1, bounds);
+                            directions[way(direction)].add_kernel(
+                                span.stage,
+                                span.total(),
+                                1,
+                                bounds,
+                            );
                         }
                         (None, Some(wakeups)) => wakeups.add(span),
                         (None, None) => {}
@@ -106,7 +114,7 @@ impl Guest {
         if let Some(wakeups) = wakeups {
             let until = self.clock.now().saturating_sub(self.clock.ticks_in(LATE));
             for Wakeup { direction, packets, ticks } in wakeups.take_before(until) {
-                let way = &mut ways[usize::from(direction == Direction::Rx)];
+                let way = &mut directions[usize::from(direction == Direction::Rx)];
                 way.add_kernel(KernelStage::Wakeup, ticks, packets.into(), bounds);
             }
         }
@@ -114,7 +122,7 @@ impl Guest {
     }
 }
 
-impl Way {
+impl DirectionHistograms {
     fn new(direction: Direction) -> Self {
         let names = direction.stages().iter().map(|stage| stage.name()).chain(["total"]);
         let times = names.map(|name| (name, Times::default())).collect();
@@ -140,7 +148,7 @@ impl Way {
     }
 }
 
-impl Way {
+impl DirectionHistograms {
     fn add_kernel(&mut self, stage: KernelStage, ticks: u64, packets: u64, bounds: &[u64]) {
         for (_, sum) in self.kernel.iter_mut().filter(|(it, _)| *it == stage) {
             sum.add(ticks, packets, bounds);
@@ -222,7 +230,7 @@ mod tests {
         std::thread::sleep(LATE + Duration::from_millis(50));
         assert_eq!(counts(), [Some(2), Some(1), Some(1), None, Some(2), None]);
         assert_eq!(counts()[4], Some(2), "it counts once");
-        let wakeup = guest.ways[0].kernel[0].1.ticks;
+        let wakeup = guest.directions[0].kernel[0].1.ticks;
         let us = |ticks: u128| ticks * 1_000_000 / u128::from(clock.ticks_per_second());
         assert!((39..=41).contains(&us(wakeup)), "20 us of two packets: {wakeup}");
     }

@@ -6,7 +6,7 @@ use burst_trace::BurstRecord;
 
 /// The frames of a burst that a comment is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frames {
+pub enum Described {
     /// One frame.
     One {
         /// Its index in the burst.
@@ -18,12 +18,12 @@ pub enum Frames {
     All,
 }
 
-/// Appends `tx ring=1 burst=4711 frame=3/32 notice=812ns ...` to `text`; for [`Frames::All`] with `frames=32` in place of
+/// Appends `tx ring=1 burst=4711 frame=3/32 notice=812ns ...` to `text`; for [`Described::All`] with `frames=32` in place of
 /// `frame=3/32`. `nanoseconds` converts the record's ticks.
 pub fn describe(
     text: &mut String,
     record: &BurstRecord,
-    frames: Frames,
+    frames: Described,
     nanoseconds: impl Fn(u64) -> u64,
 ) {
     let direction = record.direction();
@@ -31,13 +31,13 @@ pub fn describe(
     let _ = write!(text, "{} ring={} burst={}", direction.name(), record.ring, record.sequence);
     let packets = usize::from(record.packets);
     let _ = match frames {
-        Frames::One { number, handed } if handed == packets => {
+        Described::One { number, handed } if handed == packets => {
             write!(text, " frame={}/{handed}", number + 1)
         }
-        Frames::One { number, handed } => {
+        Described::One { number, handed } => {
             write!(text, " frame={}/{handed} carried={packets}", number + 1)
         }
-        Frames::All => write!(text, " frames={packets}"),
+        Described::All => write!(text, " frames={packets}"),
     };
     for (stage, ticks) in direction.stages().iter().zip(record.stages) {
         let _ = write!(text, " {}={}ns", stage.name(), nanoseconds(ticks));
@@ -67,16 +67,16 @@ mod tests {
         };
         let stages = "notice=10ns queued=0ns gather=30ns egress=40ns complete=50ns signal=60ns";
         assert_eq!(
-            said(&record, Frames::One { number: 2, handed: 31 }),
+            said(&record, Described::One { number: 2, handed: 31 }),
             format!("tx ring=1 burst=4711 frame=3/31 {stages}")
         );
         assert_eq!(
-            said(&record, Frames::One { number: 2, handed: 32 }),
+            said(&record, Described::One { number: 2, handed: 32 }),
             format!("tx ring=1 burst=4711 frame=3/32 carried=31 {stages}")
         );
         record.is_polled = true;
         assert_eq!(
-            said(&record, Frames::All),
+            said(&record, Described::All),
             format!("tx ring=1 burst=4711 frames=31 {stages} polled")
         );
     }

@@ -36,18 +36,18 @@ mod option {
     pub const ISB_IFDROP: u16 = 5;
 }
 
-/// Which way a packet went, seen from the interface, as in `epb_flags` (4.3.1).
+/// Direction of a packet, as seen from the interface, as in `epb_flags` (4.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Way {
+pub enum PacketDirection {
     /// The interface received it.
     Inbound = 1,
     /// The interface sent it.
     Outbound = 2,
 }
 
-impl Way {
-    /// The way of a burst: the guest's interface sent what the guest sent.
+impl PacketDirection {
+    /// The direction of a burst: the guest's interface sent what the guest sent.
     #[must_use]
     pub const fn of(direction: Direction) -> Self {
         match direction {
@@ -64,8 +64,8 @@ pub struct Packet<'p> {
     pub time_ns: u64,
     /// The queue of the interface that it went through, if known.
     pub queue: Option<u16>,
-    /// Which way it went, if known.
-    pub way: Option<Way>,
+    /// Its direction, if known.
+    pub direction: Option<PacketDirection>,
     /// The captured bytes.
     pub bytes: &'p [u8],
     /// Its length, bytes.
@@ -113,8 +113,8 @@ pub fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
         out.extend(length(packet.bytes.len()).to_le_bytes());
         out.extend(packet.original_len.to_le_bytes());
         padded(out, packet.bytes);
-        if let Some(way) = packet.way {
-            put(out, option::EPB_FLAGS, &(way as u32).to_le_bytes());
+        if let Some(direction) = packet.direction {
+            put(out, option::EPB_FLAGS, &(direction as u32).to_le_bytes());
         }
         if let Some(queue) = packet.queue {
             put(out, option::EPB_QUEUE, &u32::from(queue).to_le_bytes());
@@ -202,11 +202,11 @@ mod tests {
     #[test]
     fn a_packet_is_laid_out_as_the_draft_says() {
         let mut out = Vec::new();
-        let (time_ns, way) = (0x0123_4567_89ab_cdef, Some(Way::Outbound));
+        let (time_ns, direction) = (0x0123_4567_89ab_cdef, Some(PacketDirection::Outbound));
         let (bytes, original_len) = (&[9; 5], 7);
         packet(
             &mut out,
-            &Packet { time_ns, queue: Some(3), way, bytes, original_len, comment: "abc" },
+            &Packet { time_ns, queue: Some(3), direction, bytes, original_len, comment: "abc" },
         );
         let expected = [
             &[6, 0, 0, 0, 68, 0, 0, 0, 0, 0, 0, 0][..],
@@ -226,10 +226,13 @@ mod tests {
         let mut out = Vec::new();
         begin(&mut out, "a", "b", "c");
         let start = out.len();
-        let (time_ns, queue, way, comment) = (1, None, None, "");
+        let (time_ns, queue, direction, comment) = (1, None, None, "");
         for _ in 0..3 {
             let bytes = &[7; 100];
-            packet(&mut out, &Packet { time_ns, queue, way, bytes, original_len: 100, comment });
+            packet(
+                &mut out,
+                &Packet { time_ns, queue, direction, bytes, original_len: 100, comment },
+            );
         }
         let each = (out.len() - start) / 3;
         assert_eq!(whole_blocks(&out, out.len()), (out.len(), 0));

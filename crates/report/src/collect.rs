@@ -63,13 +63,13 @@ impl DirectionBreakdown {
 #[derive(Clone, Debug)]
 pub struct Collector {
     rate: TickRate,
-    ways: [Way; 2],
+    directions: [DirectionCollector; 2],
     wakeups: Wakeups,
     malformed: u64,
 }
 
 #[derive(Clone, Debug)]
-struct Way {
+struct DirectionCollector {
     direction: Direction,
     packets: u64,
     bytes: u64,
@@ -90,8 +90,9 @@ impl Collector {
     /// An empty collector for records stamped by a clock of this rate.
     #[must_use]
     pub fn new(rate: TickRate) -> Self {
-        let ways = [Way::new(Direction::Tx), Way::new(Direction::Rx)];
-        Self { rate, ways, wakeups: Wakeups::default(), malformed: 0 }
+        let directions =
+            [DirectionCollector::new(Direction::Tx), DirectionCollector::new(Direction::Rx)];
+        Self { rate, directions, wakeups: Wakeups::default(), malformed: 0 }
     }
 
     /// Adds a record. Returns `false` if this version cannot read it.
@@ -99,14 +100,14 @@ impl Collector {
         match record {
             Record::Burst(burst) => {
                 let rate = self.rate;
-                self.way(burst.direction()).add_burst(burst, rate);
+                self.of(burst.direction()).add_burst(burst, rate);
                 self.wakeups.add_burst(&burst.times(), burst.packets);
                 self.overflow();
             }
             Record::KernelSpan(span) => self.add_span(span),
             Record::Drop(drop) => {
-                let way = self.way(Direction::of_ring(drop.ring));
-                way.drops[drop.cause as usize] += u64::from(drop.packets);
+                let sums = self.of(Direction::of_ring(drop.ring));
+                sums.drops[drop.cause as usize] += u64::from(drop.packets);
             }
             Record::Probe(_) | Record::Gap(_) => {}
             Record::Unknown(_) => {
@@ -122,10 +123,10 @@ impl Collector {
             self.wakeups.add(span);
             return self.overflow();
         };
-        let way = &mut self.ways[usize::from(direction == Direction::Rx)];
+        let sums = &mut self.directions[usize::from(direction == Direction::Rx)];
         let times = match span.stage {
-            KernelStage::Inject => &mut way.inject,
-            KernelStage::Wakeup | KernelStage::HostTx | KernelStage::HostRx => &mut way.host,
+            KernelStage::Inject => &mut sums.inject,
+            KernelStage::Wakeup | KernelStage::HostTx | KernelStage::HostRx => &mut sums.host,
         };
         times.add(span.total(), 1, self.rate);
     }
@@ -141,22 +142,22 @@ impl Collector {
             self.wakeups.overflow(self.rate.ticks(WAITING_S))
         {
             let rate = self.rate;
-            self.way(direction).wakeup.add(ticks, packets, rate);
+            self.of(direction).wakeup.add(ticks, packets, rate);
         }
     }
 
-    const fn way(&mut self, direction: Direction) -> &mut Way {
+    const fn of(&mut self, direction: Direction) -> &mut DirectionCollector {
         match direction {
-            Direction::Tx => &mut self.ways[0],
-            Direction::Rx => &mut self.ways[1],
+            Direction::Tx => &mut self.directions[0],
+            Direction::Rx => &mut self.directions[1],
         }
     }
 
     /// Clears it, and keeps its memory.
     pub fn clear(&mut self) {
         self.wakeups.clear();
-        for way in &mut self.ways {
-            way.clear();
+        for sums in &mut self.directions {
+            sums.clear();
         }
         self.malformed = 0;
     }
@@ -167,16 +168,16 @@ impl Collector {
         &self,
         direction: Direction,
     ) -> Vec<(&'static str, Cow<'_, Distribution>)> {
-        let way = &self.ways[usize::from(direction == Direction::Rx)];
-        let stages = direction.stages().iter().map(|stage| stage.name()).zip(&way.stages);
-        let stages = stages.chain([("total", &way.total)]);
+        let sums = &self.directions[usize::from(direction == Direction::Rx)];
+        let stages = direction.stages().iter().map(|stage| stage.name()).zip(&sums.stages);
+        let stages = stages.chain([("total", &sums.total)]);
         let mut all: Vec<_> = stages.map(|(name, times)| (name, Cow::Borrowed(times))).collect();
         all.push((KernelStage::Wakeup.name(), Cow::Owned(self.wakeup(direction))));
         match direction {
-            Direction::Tx => all.push((KernelStage::HostTx.name(), Cow::Borrowed(&way.host))),
+            Direction::Tx => all.push((KernelStage::HostTx.name(), Cow::Borrowed(&sums.host))),
             Direction::Rx => {
-                all.push((KernelStage::HostRx.name(), Cow::Borrowed(&way.host)));
-                all.push((KernelStage::Inject.name(), Cow::Borrowed(&way.inject)));
+                all.push((KernelStage::HostRx.name(), Cow::Borrowed(&sums.host)));
+                all.push((KernelStage::Inject.name(), Cow::Borrowed(&sums.inject)));
             }
         }
         all
@@ -185,14 +186,14 @@ impl Collector {
     /// The figures of `direction`.
     #[must_use]
     pub fn breakdown(&self, direction: Direction) -> DirectionBreakdown {
-        let way = &self.ways[usize::from(direction == Direction::Rx)];
-        way.breakdown(&self.wakeup(direction), self.rate)
+        let sums = &self.directions[usize::from(direction == Direction::Rx)];
+        sums.breakdown(&self.wakeup(direction), self.rate)
     }
 
     /// The wake-ups of bursts: those in the burst records, and those found among the kernel spans so far.
     fn wakeup(&self, direction: Direction) -> Distribution {
-        let way = &self.ways[usize::from(direction == Direction::Rx)];
-        let mut wakeup = way.wakeup.clone();
+        let sums = &self.directions[usize::from(direction == Direction::Rx)];
+        let mut wakeup = sums.wakeup.clone();
         for joined in self.wakeups.joined().iter().filter(|it| it.direction == direction) {
             wakeup.add(joined.ticks, joined.packets, self.rate);
         }
@@ -200,7 +201,7 @@ impl Collector {
     }
 }
 
-impl Way {
+impl DirectionCollector {
     fn new(direction: Direction) -> Self {
         Self {
             direction,

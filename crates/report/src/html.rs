@@ -16,7 +16,7 @@ use burst_trace::Source;
 use serde::Serialize;
 
 use crate::journey::Journeys;
-use gather::Way;
+use gather::DirectionCharts;
 use trips::Trips;
 
 const PAGE: &str = include_str!("html/page.html");
@@ -35,7 +35,7 @@ struct Page {
     start_ns: u64,
     window_s: f64,
     lost: u64,
-    ways: Vec<Way>,
+    ways: Vec<DirectionCharts>,
     before: Option<Box<Before>>,
     trips: Option<Trips>,
 }
@@ -44,7 +44,7 @@ struct Page {
 #[derive(Serialize)]
 struct Before {
     name: String,
-    ways: Vec<Way>,
+    ways: Vec<DirectionCharts>,
 }
 
 /// Writes the page for `source`, compared with `before` and with the joined probes in `journeys` if given. `name` is used

@@ -199,12 +199,12 @@ impl Journeys {
                 joined.lost += 1;
                 continue;
             };
-            let Some(way) = seen.way(id) else {
+            let Some(bursts) = seen.bursts_of(id) else {
                 joined.unseen += 1;
                 continue;
             };
             let echo = echo.and_then(|echo| echo.probes.get(&id));
-            joined.journeys.push(journey(id, initiator, stamp, received, echo, &way));
+            joined.journeys.push(journey(id, initiator, stamp, received, echo, &bursts));
         }
         joined.journeys.sort_unstable_by_key(|journey| journey.id);
         joined
@@ -213,7 +213,7 @@ impl Journeys {
 
 /// A probe's two bursts.
 #[derive(Clone, Debug)]
-struct Way {
+struct ProbeBursts {
     rx: Burst,
     tx: Burst,
     /// Time from the last boundary until the front end's thread runs, in nanoseconds, if that thread had to be woken
@@ -287,13 +287,13 @@ impl Seen {
         Self { when: When::of(source), ns_per_tick, probes, bursts, spans: chosen.finish() }
     }
 
-    fn way(&self, id: ProbeId) -> Option<Way> {
+    fn bursts_of(&self, id: ProbeId) -> Option<ProbeBursts> {
         let (rx, spans) = self.burst(id, Direction::Rx)?;
         let (tx, _) = self.burst(id, Direction::Tx)?;
         let ran = spans.iter().find(|span| span.stage == KernelStage::Inject);
         let signalled = self.ns(rx.times.last);
         let inject = ran.map(|span| self.ns(span.end).saturating_sub(signalled).max(0));
-        Some(Way { rx, tx, inject })
+        Some(ProbeBursts { rx, tx, inject })
     }
 
     fn burst(&self, id: ProbeId, direction: Direction) -> Option<(Burst, &[BurstSpan])> {
@@ -321,9 +321,9 @@ fn journey(
     sender: &Stamp,
     received: u64,
     echo: Option<&Stamp>,
-    way: &Way,
+    bursts: &ProbeBursts,
 ) -> Journey {
-    let Way { rx, tx, inject } = way;
+    let ProbeBursts { rx, tx, inject } = bursts;
     let sent = Some(sender.sent);
     let round_trip_ns = received.cast_signed().saturating_sub(sender.sent.cast_signed());
     let mut measured = HashMap::new();

@@ -20,12 +20,12 @@ struct Object<'a> {
     name: &'a str,
     window_s: f64,
     clock: &'a str,
-    tx: Way<'a>,
-    rx: Way<'a>,
+    tx: DirectionObject<'a>,
+    rx: DirectionObject<'a>,
 }
 
 #[derive(Serialize)]
-struct Way<'a> {
+struct DirectionObject<'a> {
     packets: u64,
     bytes: u64,
     bursts: u64,
@@ -46,7 +46,7 @@ impl Serialize for Drops<'_> {
     }
 }
 
-impl<'a> From<&'a DirectionBreakdown> for Way<'a> {
+impl<'a> From<&'a DirectionBreakdown> for DirectionObject<'a> {
     fn from(way: &'a DirectionBreakdown) -> Self {
         Self {
             packets: way.packets,
@@ -80,8 +80,8 @@ struct Line<'a> {
     time_ns: u128,
     name: &'a str,
     window_s: f64,
-    tx: Way<'a>,
-    rx: Way<'a>,
+    tx: DirectionObject<'a>,
+    rx: DirectionObject<'a>,
     outliers: Vec<OutlierObject>,
     lost_records: u64,
 }
@@ -135,7 +135,7 @@ impl From<&Outlier> for OutlierObject {
 }
 
 /// Counts are the daemon's own, times are of the records that could be read.
-impl<'a> From<&'a DirectionInterval> for Way<'a> {
+impl<'a> From<&'a DirectionInterval> for DirectionObject<'a> {
     fn from(way: &'a DirectionInterval) -> Self {
         Self {
             packets: way.totals.packets,

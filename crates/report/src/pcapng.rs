@@ -14,8 +14,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use burst_trace::{BurstRecord, Direction, DropRecord, KernelSpan, Record, Source};
-use pcapng::comment::{Frames, describe};
-use pcapng::{Packet, Way};
+use pcapng::comment::{Described, describe};
+use pcapng::{Packet, PacketDirection};
 
 use crate::facts::Facts;
 use crate::figures::TickRate;
@@ -63,7 +63,7 @@ fn packet(
 ) -> Option<Packet<'static>> {
     let (queue, direction, original_len) = match record {
         Record::Burst(burst) => {
-            describe(comment, burst, Frames::All, |ticks| rate.ns(ticks));
+            describe(comment, burst, Described::All, |ticks| rate.ns(ticks));
             (Some(burst.ring / 2), Some(burst.direction()), mean_len(burst))
         }
         &Record::Drop(DropRecord { ring, packets, cause, .. }) => {
@@ -80,8 +80,8 @@ fn packet(
         Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => return None,
     };
     let time_ns = when.realtime_ns(record.first());
-    let way = direction.map(Way::of);
-    Some(Packet { time_ns, queue, way, bytes: &[], original_len, comment: "" })
+    let direction = direction.map(PacketDirection::of);
+    Some(Packet { time_ns, queue, direction, bytes: &[], original_len, comment: "" })
 }
 
 fn describe_span(comment: &mut String, span: &KernelSpan, rate: TickRate) {

@@ -1,6 +1,6 @@
 //! Chains of several buffers, off the fast path: followed, checked and translated.
 
-use guest_memory::{GuestSlice, Window};
+use guest_memory::{GuestSlice, Translator};
 
 use crate::chain::{Access, CHAIN_SLICES_MAX, Chain, Chains};
 use crate::error::{ChainFault, RingError};
@@ -34,7 +34,7 @@ pub(crate) struct Followed {
 /// When the guest broke the ring. No buffer of the chain is left in `chains` then.
 #[inline]
 pub(crate) fn collect<'m>(
-    window: &mut Window<'m>,
+    translator: &mut Translator<'m>,
     access: Access,
     chains: &mut Chains<'m>,
     follow: impl FnOnce(&mut Collect<'_, 'm>) -> Result<Followed, RingError>,
@@ -43,7 +43,7 @@ pub(crate) fn collect<'m>(
         return Ok(0);
     }
     let first = chains.slices.len();
-    let mut collect = Collect { window, chains, access, first, len: 0, fault: None };
+    let mut collect = Collect { translator, chains, access, first, len: 0, fault: None };
     match follow(&mut collect) {
         Ok(chain) => Ok(if collect.add(chain) { chain.slots } else { 0 }),
         Err(error) => {
@@ -59,7 +59,7 @@ pub(crate) fn collect<'m>(
 /// and DPDK accept it (QEMU's own devices break the queue). It counts towards the limits of the chain and of the burst.
 /// A chain of only such descriptors has length 0; the device gives it back and counts it.
 pub(crate) struct Collect<'w, 'm> {
-    window: &'w mut Window<'m>,
+    translator: &'w mut Translator<'m>,
     chains: &'w mut Chains<'m>,
     access: Access,
     first: usize,
@@ -74,7 +74,8 @@ impl<'m> Collect<'_, 'm> {
             return Err(RingError::IndirectLength { len });
         }
         let unmapped = RingError::IndirectUnmapped { address, len };
-        let bytes = self.window.memory().contiguous(address, len.into()).map_err(|_| unmapped)?;
+        let bytes =
+            self.translator.memory().contiguous(address, len.into()).map_err(|_| unmapped)?;
         Ok((bytes, len / 16))
     }
 
@@ -93,7 +94,7 @@ impl<'m> Collect<'_, 'm> {
         }
         let slices = &mut self.chains.slices;
         let mut overflow = false;
-        let translated = self.window.translate(address, len.into(), |slice| {
+        let translated = self.translator.translate(address, len.into(), |slice| {
             if !slice.is_empty() {
                 overflow |= slices.try_push(slice).is_err();
             }

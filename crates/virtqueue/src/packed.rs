@@ -12,7 +12,7 @@ mod position;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use guest_memory::{GuestMemory, Window, fence};
+use guest_memory::{GuestMemory, Translator, fence};
 
 use crate::chain::{Access, Chain, Chains};
 use crate::collect::{Collect, Followed, chain_limit, collect, table_entry};
@@ -125,23 +125,23 @@ impl PackedQueue {
         max: usize,
         chains: &mut Chains<'m>,
     ) -> Result<(), RingError> {
-        let mut window = memory.window(self.ring.cursor);
-        let taken = self.take_within(&mut window, access, max, chains);
-        self.ring.cursor = window.cursor();
+        let mut translator = memory.translator(self.ring.last_region);
+        let taken = self.take_within(&mut translator, access, max, chains);
+        self.ring.last_region = translator.last_region();
         taken
     }
 
     #[inline]
     fn take_within<'m>(
         &mut self,
-        window: &mut Window<'m>,
+        translator: &mut Translator<'m>,
         access: Access,
         max: usize,
         chains: &mut Chains<'m>,
     ) -> Result<(), RingError> {
         let mut left = max;
         loop {
-            left -= self.take_plain(window, access, left, chains);
+            left -= self.take_plain(translator, access, left, chains);
             if left == 0 || self.held == self.ring.size {
                 break;
             }
@@ -150,7 +150,7 @@ impl PackedQueue {
                 self.frontier = self.next;
                 return Ok(());
             }
-            let slots = self.take_list(window, access, descriptor, chains)?;
+            let slots = self.take_list(translator, access, descriptor, chains)?;
             if slots == 0 {
                 break;
             }
@@ -166,7 +166,7 @@ impl PackedQueue {
     #[inline]
     fn take_plain<'m>(
         &mut self,
-        window: &mut Window<'m>,
+        translator: &mut Translator<'m>,
         access: Access,
         max: usize,
         chains: &mut Chains<'m>,
@@ -185,7 +185,7 @@ impl PackedQueue {
                 if descriptor.flags & ONE_BUFFER != wanted {
                     break;
                 }
-                let Some(slice) = window.find(address, descriptor.len.into()) else { break };
+                let Some(slice) = translator.find(address, descriptor.len.into()) else { break };
                 if slice.is_empty() || !chains.push_one(descriptor.id, slice) {
                     break;
                 }
@@ -206,12 +206,12 @@ impl PackedQueue {
     #[cold]
     fn take_list<'m>(
         &self,
-        window: &mut Window<'m>,
+        translator: &mut Translator<'m>,
         access: Access,
         descriptor: PackedDescriptor,
         chains: &mut Chains<'m>,
     ) -> Result<u16, RingError> {
-        collect(window, access, chains, |collect| self.follow(descriptor, collect))
+        collect(translator, access, chains, |collect| self.follow(descriptor, collect))
     }
 
     /// Follows the chain that begins with `descriptor`. Its buffer id is that of its last descriptor.

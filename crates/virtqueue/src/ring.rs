@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use guest_memory::{Area, Cursor, GuestMemory};
+use guest_memory::{Area, GuestMemory, LastRegion};
 
 use crate::error::ConfigError;
 use crate::layout::part_lens;
@@ -23,7 +23,7 @@ pub(crate) struct Ring {
     /// `VIRTIO_F_INDIRECT_DESC`.
     pub(crate) indirect: bool,
     /// Where the translation of the next burst begins.
-    pub(crate) cursor: Cursor,
+    pub(crate) last_region: LastRegion,
 }
 
 impl Ring {
@@ -42,7 +42,7 @@ impl Ring {
             in_order: setup.in_order,
             event_index: setup.event_index,
             indirect: setup.indirect,
-            cursor: Cursor::default(),
+            last_region: LastRegion::default(),
         })
     }
 }

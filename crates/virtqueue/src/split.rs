@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use guest_memory::{GuestMemory, GuestSlice, Window, fence};
+use guest_memory::{GuestMemory, GuestSlice, Translator, fence};
 
 use crate::chain::{Access, Chain, Chains};
 use crate::collect::{Collect, Followed, chain_limit, collect, table_entry};
@@ -96,27 +96,27 @@ impl SplitQueue {
         let ahead = self.seen_available.wrapping_sub(self.next_available);
         let count = max.min(ahead.into());
         self.prefetch(count);
-        let mut window = memory.window(self.ring.cursor);
+        let mut translator = memory.translator(self.ring.last_region);
         for _ in 0..count {
             let slot = usize::from(self.next_available & mask);
             let head = u16::from_le(self.ring.driver.read(ENTRIES + 2 * slot));
             let descriptor = self.descriptor(head)?;
             let flags = descriptor.flags & (DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE);
             let taken = if flags == access.write_flag()
-                && let Some(slice) = window.find(descriptor.address, descriptor.len.into())
+                && let Some(slice) = translator.find(descriptor.address, descriptor.len.into())
                 && !slice.is_empty()
             {
                 access.prefetch(&slice);
                 chains.push_one(head, slice)
             } else {
-                self.take_list(&mut window, access, head, descriptor, chains)?
+                self.take_list(&mut translator, access, head, descriptor, chains)?
             };
             if !taken {
                 break;
             }
             self.next_available = self.next_available.wrapping_add(1);
         }
-        self.ring.cursor = window.cursor();
+        self.ring.last_region = translator.last_region();
         Ok(())
     }
 
@@ -148,13 +148,13 @@ impl SplitQueue {
     /// Takes the chain that begins with `descriptor` at `head`. Returns whether there was room for it.
     fn take_list<'m>(
         &self,
-        window: &mut Window<'m>,
+        translator: &mut Translator<'m>,
         access: Access,
         head: u16,
         descriptor: Descriptor,
         chains: &mut Chains<'m>,
     ) -> Result<bool, RingError> {
-        let slots = collect(window, access, chains, |collect| {
+        let slots = collect(translator, access, chains, |collect| {
             let walked = self.follow(descriptor, collect)?;
             Ok(Followed { id: head, slots: 1, walked })
         })?;

@@ -1,4 +1,4 @@
-//! Planted delays and panics, for tests. A delay in one stage proves that it shows in that stage and in no other.
+//! PlantedDelay delays and panics, for tests. A delay in one stage proves that it shows in that stage and in no other.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -99,12 +99,12 @@ impl FromStr for Crash {
 /// The planted faults of one worker for one guest, and how far they have counted.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fault {
-    planted: Vec<Planted>,
+    planted: Vec<PlantedDelay>,
     crashes: Vec<Crash>,
 }
 
 #[derive(Clone, Debug)]
-struct Planted {
+struct PlantedDelay {
     delay: Delay,
     ticks: u64,
     bursts: u32,
@@ -113,8 +113,11 @@ struct Planted {
 impl Fault {
     /// Plants `delays` and `crashes`.
     pub(crate) fn new(delays: &[Delay], crashes: &[Crash], clock: &Clock) -> Self {
-        let plant =
-            |delay: &Delay| Planted { delay: *delay, ticks: clock.ticks_in(delay.time), bursts: 0 };
+        let plant = |delay: &Delay| PlantedDelay {
+            delay: *delay,
+            ticks: clock.ticks_in(delay.time),
+            bursts: 0,
+        };
         Self { planted: delays.iter().map(plant).collect(), crashes: crashes.to_vec() }
     }
 

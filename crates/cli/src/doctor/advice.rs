@@ -1,7 +1,7 @@
 //! What to change on an interface for AF_XDP, decided from its facts alone.
 
 use host_links::ethtool::{GRO_HW, LRO, RX_VLAN, TX_VLAN};
-use host_links::link::XdpMode;
+use host_links::link::XdpAttachment;
 use serde::Serialize;
 
 use super::iface::Interface;
@@ -92,10 +92,10 @@ fn link_up(interface: &Interface, name: &str) -> Option<Advice> {
 fn program(interface: &Interface, name: &str) -> Option<Advice> {
     let attached = interface.xdp_program?;
     let off = match attached.mode {
-        XdpMode::Generic => "xdpgeneric off",
-        XdpMode::Native => "xdpdrv off",
-        XdpMode::Hardware => "xdpoffload off",
-        XdpMode::Several => "xdp off",
+        XdpAttachment::Generic => "xdpgeneric off",
+        XdpAttachment::Native => "xdpdrv off",
+        XdpAttachment::Hardware => "xdpoffload off",
+        XdpAttachment::Several => "xdp off",
     };
     let id = attached.id.map(|id| format!(" (program {id})")).unwrap_or_default();
     let why = format!(
@@ -234,7 +234,7 @@ mod tests {
     use super::super::host::Memlock;
     use super::super::iface::Napi;
     use super::*;
-    use host_links::ethtool::{Amount, Channels, Offload, Offloads, Rings};
+    use host_links::ethtool::{Amount, Channels, Offload, OffloadSettings, Rings};
     use host_links::link::Attached;
     use host_links::xdp::XdpFeatures;
 
@@ -282,11 +282,11 @@ mod tests {
             has_carrier: false,
             mtu: 9000,
             master: Some("br0".into()),
-            xdp_program: Some(Attached { mode: XdpMode::Native, id: Some(3) }),
+            xdp_program: Some(Attached { mode: XdpAttachment::Native, id: Some(3) }),
             rx_queues: Some(4),
             channels: Some(Channels { combined: amount(4, 8), ..Channels::default() }),
             rings: Some(Rings { rx: amount(512, 4096), tx: None }),
-            offloads: Some(Offloads::from([(LRO, on), (RX_VLAN, on)])),
+            offloads: Some(OffloadSettings::from([(LRO, on), (RX_VLAN, on)])),
             napi: Napi { napi_defer_hard_irqs: Some(0), ..nic().napi },
             memlock: Memlock { bytes: Some(8 << 20), exempt: false },
             ..nic()
@@ -363,7 +363,7 @@ mod tests {
     #[test]
     fn what_is_fixed_has_no_command() {
         let fixed = Offload { on: true, fixed: true };
-        let offloads = Some(Offloads::from([(GRO_HW, fixed), (RX_VLAN, fixed)]));
+        let offloads = Some(OffloadSettings::from([(GRO_HW, fixed), (RX_VLAN, fixed)]));
         assert_eq!(commands(&Interface { offloads, ..nic() }), ["", ""]);
         assert_eq!(commands(&Interface { has_carrier: false, ..nic() }), [""]);
     }

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::files::Files;
 use super::host::Memlock;
-use host_links::ethtool::{self, Channels, Offload, Offloads, Rings, TX_VLAN};
-use host_links::link::{Attached, Device, Link};
+use host_links::ethtool::{self, Channels, Offload, OffloadSettings, Rings, TX_VLAN};
+use host_links::link::{Attached, BusDevice, Link};
 use host_links::xdp::XdpFeatures;
 
 /// Room before a frame in its buffer: `XDP_PACKET_HEADROOM` of `include/uapi/linux/bpf.h`.
@@ -29,7 +29,7 @@ pub struct Interface {
     /// The driver's name; without a device, the interface's kind.
     pub driver: Option<String>,
     /// Its device.
-    pub device: Option<Device>,
+    pub device: Option<BusDevice>,
     /// It has no device. Its frames come from this host's own stack: with partial checksums, and several in one.
     #[serde(rename = "virtual")]
     pub is_virtual: bool,
@@ -64,7 +64,7 @@ pub struct Interface {
     /// Ring sizes, in descriptors.
     pub rings: Option<Rings>,
     /// The offloads that matter to XDP.
-    pub offloads: Option<Offloads>,
+    pub offloads: Option<OffloadSettings>,
     /// What the driver can do for XDP.
     pub xdp_features: Option<XdpFeatures>,
     /// The XDP program that is attached.
@@ -118,7 +118,7 @@ impl Interface {
             directory = "/nowhere".into();
         }
         let device = match &link.device {
-            Some(Device { bus, name }) => format!("/sys/bus/{bus}/devices/{name}"),
+            Some(BusDevice { bus, name }) => format!("/sys/bus/{bus}/devices/{name}"),
             None => format!("{directory}/device"),
         };
         let count = |prefix| Some(files.names(&format!("{directory}/queues"), prefix)?.len());
@@ -195,13 +195,13 @@ mod tests {
         ("/sys/bus/pci/devices/0000:01:00.0/vendor", "0x8086\n"),
     ];
 
-    fn link(index: u32, device: Option<Device>) -> Link {
+    fn link(index: u32, device: Option<BusDevice>) -> Link {
         Link { index, name: "eth0".into(), device, ..Link::default() }
     }
 
     #[test]
     fn a_nic_has_driver_bus_queues_and_napi_settings() {
-        let device = Device { bus: "pci".into(), name: "0000:01:00.0".into() };
+        let device = BusDevice { bus: "pci".into(), name: "0000:01:00.0".into() };
         let pretended = Pretended::new(&SYSFS);
         let pretended = pretended
             .link("/sys/bus/pci/devices/0000:01:00.0/driver", "../../../bus/pci/drivers/ixgbe");

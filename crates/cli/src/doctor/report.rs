@@ -6,7 +6,7 @@ use super::NOT_AVAILABLE;
 use super::advice::Advice;
 use super::checks::Check;
 use super::iface::Interface;
-use host_links::ethtool::{Amount, Channels, Offloads, Rings};
+use host_links::ethtool::{Amount, Channels, OffloadSettings, Rings};
 use host_links::xdp::XdpFeatures;
 
 /// Space between columns.
@@ -141,7 +141,7 @@ fn amounts(amounts: &[(&str, Option<Amount>)]) -> String {
 }
 
 /// The offloads that are on, and those that could be.
-fn offloads(offloads: &Offloads) -> String {
+fn offloads(offloads: &OffloadSettings) -> String {
     let named = |wanted: bool| {
         let chosen = offloads.iter().filter(|(_, offload)| offload.on == wanted);
         let names: Vec<_> = chosen
@@ -209,7 +209,7 @@ mod tests {
     use super::super::iface::Napi;
     use super::*;
     use host_links::ethtool::Offload;
-    use host_links::link::{Attached, Device, XdpMode};
+    use host_links::link::{Attached, BusDevice, XdpAttachment};
 
     #[test]
     fn a_command_stands_below_what_it_changes() {
@@ -232,7 +232,7 @@ mod tests {
             name: "eth0".into(),
             index: 2,
             driver: Some("ixgbe".into()),
-            device: Some(Device { bus: "pci".into(), name: "0000:01:00.0".into() }),
+            device: Some(BusDevice { bus: "pci".into(), name: "0000:01:00.0".into() }),
             is_up: true,
             has_carrier: true,
             speed_mbit: Some(10_000),
@@ -242,7 +242,7 @@ mod tests {
             tx_queues: Some(4),
             channels: Some(Channels { combined: amount(4, 63), ..Channels::default() }),
             rings: Some(Rings { rx: amount(512, 8192), tx: amount(512, 8192) }),
-            offloads: Some(Offloads::from([
+            offloads: Some(OffloadSettings::from([
                 ("rx-gro", offload(true, false)),
                 ("rx-lro", offload(false, false)),
                 ("tx-checksum-ipv4", offload(true, true)),
@@ -253,7 +253,7 @@ mod tests {
                 receive_metadata: vec!["timestamp"],
                 transmit_metadata: Vec::new(),
             }),
-            xdp_program: Some(Attached { mode: XdpMode::Native, id: Some(12) }),
+            xdp_program: Some(Attached { mode: XdpAttachment::Native, id: Some(12) }),
             napi: Napi { gro_flush_timeout: Some(0), ..Napi::default() },
             ..Interface::default()
         };

@@ -18,8 +18,8 @@ use burst_trace::file::MAGIC;
 use burst_trace::{BurstRecord, Clock, Direction, Stage};
 use host_files::{create_own, write_counted};
 use log_limit::LogLimit;
-use pcapng::comment::{Frames, describe};
-use pcapng::{Packet, Totals, Way};
+use pcapng::comment::{Described, describe};
+use pcapng::{Packet, PacketDirection, Totals};
 
 /// Number of blocks for each queue.
 const BLOCKS: usize = 512;
@@ -302,17 +302,17 @@ impl Scribe {
             time_ns
         };
         *last_ns = time_ns;
-        let way = Some(Way::of(record.direction()));
+        let direction = Some(PacketDirection::of(record.direction()));
         let mut rest = block.bytes.as_slice();
         for &(number, len) in &block.frames {
             let (bytes, next) = rest.split_at(len as usize);
             rest = next;
             self.comment.clear();
-            let frames = Frames::One { number: number.into(), handed: block.handed };
+            let frames = Described::One { number: number.into(), handed: block.handed };
             let nanoseconds = |ticks| self.time.nanoseconds(ticks);
             describe(&mut self.comment, record, frames, nanoseconds);
             let (comment, queue, original_len) = (&self.comment, Some(record.ring / 2), len);
-            let packet = Packet { time_ns, queue, way, bytes, original_len, comment };
+            let packet = Packet { time_ns, queue, direction, bytes, original_len, comment };
             pcapng::packet(&mut self.out, &packet);
         }
         self.written += block.frames.len() as u64;

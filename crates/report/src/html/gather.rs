@@ -32,7 +32,7 @@ const QUANTILES: [f64; 14] =
 
 /// One direction.
 #[derive(Serialize)]
-pub struct Way {
+pub struct DirectionCharts {
     direction: &'static str,
     packets: u64,
     bytes: u64,
@@ -98,7 +98,11 @@ struct Burst {
 }
 
 /// Reads `source`. Returns its figures, those of both directions, and the start of the time line (`CLOCK_REALTIME`, ns).
-pub fn ways(source: &Source, name: &str, each: &mut impl FnMut()) -> (Breakdown, Vec<Way>, u64) {
+pub fn ways(
+    source: &Source,
+    name: &str,
+    each: &mut impl FnMut(),
+) -> (Breakdown, Vec<DirectionCharts>, u64) {
     let rate = TickRate::new(source.ticks_per_second());
     let mut collector = Collector::new(rate);
     let (mut first, mut last) = (u64::MAX, 0);
@@ -219,11 +223,11 @@ impl Second {
         way: &DirectionBreakdown,
         collector: &Collector,
         outliers: Vec<Outlier>,
-    ) -> Way {
+    ) -> DirectionCharts {
         let Self { rate, bin_ticks, .. } = self;
         let tail = self.tail.composition(rate);
         let bins = (0..).zip(&self.bins).filter(|(_, bin)| bin.0 > 0);
-        Way {
+        DirectionCharts {
             direction: way.direction.name(),
             packets: way.packets,
             bytes: way.bytes,

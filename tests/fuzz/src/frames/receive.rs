@@ -23,7 +23,7 @@ const BURSTS_MAX: usize = 64;
 #[derive(Arbitrary, Debug)]
 pub struct Story {
     sources: Vec<(Source, Header)>,
-    way: Way,
+    carrier: Carrier,
     guest: Guest,
     position: u16,
     offers: Vec<Vec<Offer>>,
@@ -31,7 +31,7 @@ pub struct Story {
 
 /// The source of frames.
 #[derive(Arbitrary, Debug)]
-enum Way {
+enum Carrier {
     /// A network card or a virtual link, through AF_XDP.
     Link { mtu: u16, is_virtual: bool, apart: bool },
     /// A tap: frames are read into the guest's buffers, with a net header.
@@ -92,13 +92,13 @@ pub fn play(story: &Story) {
     let mut ring = Ring::new(negotiated, false, story.position);
     let mut delivery = Delivery::default();
     // If the ring is given up, nothing more is expected of it.
-    let _ = match &story.way {
-        Way::Link { mtu, is_virtual, apart } => {
+    let _ = match &story.carrier {
+        Carrier::Link { mtu, is_virtual, apart } => {
             let link = Link { mtu: (*mtu).max(576), is_virtual: *is_virtual };
             by_link(story, &sent, link, *apart, &mut ring, &mut delivery)
         }
-        Way::Tap => by_tap(story, &sent, &mut ring, &mut delivery),
-        Way::Guest { cuts } => by_guest(story, &sent, cuts, &mut ring, &mut delivery),
+        Carrier::Tap => by_tap(story, &sent, &mut ring, &mut delivery),
+        Carrier::Guest { cuts } => by_guest(story, &sent, cuts, &mut ring, &mut delivery),
     };
     delivery.check(negotiated);
 }
