@@ -141,7 +141,7 @@ impl Transfer {
         if !status.is_some_and(|status| status.success()) {
             return Err(format!("TCP transfer ended with {status:?}: {text}").into());
         }
-        let report: TcpReport = serde_json::from_str(&text)?;
+        let report: TcpReport = report_in(&text)?;
         report.check()?;
         let digest = report.received.sha256.as_ref().map(String::len);
         if report.received.bytes != self.bytes || digest != self.hashed.then_some(64) {
@@ -196,7 +196,16 @@ fn agent<T: DeserializeOwned>(
             place.guest().check_for(&format!("ringscope agent {order} {target} {rest}"), BULK)?
         }
     };
-    Ok(serde_json::from_str(&text)?)
+    report_in(&text)
+}
+
+/// The report of an agent's subcommand in its output, which may have sentences of standard error beside it.
+///
+/// # Errors
+/// When there is none.
+pub fn report_in<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
+    let line = text.lines().find(|line| line.starts_with('{'));
+    Ok(serde_json::from_str(line.ok_or_else(|| format!("expected a report, found {text:?}"))?)?)
 }
 
 /// Starts an agent on the outside host that serves until it is dropped.

@@ -10,6 +10,7 @@ use ringscope_tests::daemon::Daemon;
 use ringscope_tests::lan::guest_table;
 use ringscope_tests::qemu::{Failure, image};
 use ringscope_tests::trace::Trace;
+use ringscope_tests::traffic::report_in;
 
 const MIB: u64 = 1 << 20;
 const BULK: Duration = Duration::from_secs(180);
@@ -50,7 +51,7 @@ fn carry(
     for order in ["tcp-send", "tcp-receive"] {
         let bytes = mib * MIB;
         let line = format!("ringscope agent {order} {}:7008 --bytes {bytes}", address(1));
-        let report: TcpReport = serde_json::from_str(&first.check_for(&line, BULK)?)?;
+        let report: TcpReport = report_in(&first.check_for(&line, BULK)?)?;
         report.check()?;
         assert_eq!(report.received.bytes, bytes);
         assert!(report.received.sha256.as_ref().is_some_and(|digest| digest.len() == 64));

@@ -7,24 +7,30 @@
 //!   command over it.
 //! - `udp_ping`, `udp_echo`: round trips; `stamps`: when each packet was sent and received, by program and kernel.
 //! - `tcp`: bulk transfers that both ends hash; `pattern`: the bytes they send.
+//! - `watch`: looks after an exchange: progress, silence, patience; `progress`: a line that shows how far a job is;
+//!   `address`: addresses on the command line.
 //! - `channels`: how many queue pairs an interface uses.
 //! - `figures`: percentiles; `clock`: the clock of all stamps.
 
+mod address;
 mod channels;
 mod clock;
 pub mod console;
 mod figures;
 mod pattern;
+mod progress;
 mod shell;
 mod stamps;
 mod tcp;
 mod udp_echo;
 mod udp_ping;
+mod watch;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use progress::Progress;
 pub use tcp::{TcpReport, TransferHalf};
 pub use udp_ping::PingReport;
 
@@ -88,28 +94,41 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// The time given by `--timeout` is over.
-    #[error(
-        "{what} not finished after {limit:?}: {found}; raise --timeout if this machine is slow"
-    )]
+    /// The time given by a flag is over.
+    #[error("{what} not finished after {limit:?}: {found}; raise {flag} if this machine is slow")]
     Timeout {
         /// What should have been done.
         what: &'static str,
         /// How long it had.
         limit: Duration,
+        /// The flag that gave it.
+        flag: &'static str,
         /// How far it came.
         found: String,
     },
     /// Nothing at all came back.
     #[error(
-        "expected replies from {target}, found none to {sent} packets; is `ringscope agent \
+        "expected replies from {target}, found none to {sent} packets in {seconds:.1} s; is `ringscope agent \
          udp-echo` running there, and does `ping` reach it?"
     )]
     NoReply {
         /// Where the packets went.
         target: SocketAddr,
-        /// How many were sent.
+        /// How many were sent, warm-up included.
         sent: u64,
+        /// Time from the first packet to the end of waiting, seconds.
+        seconds: f64,
+    },
+    /// Nobody accepted the connection.
+    #[error(
+        "expected {peer} to accept a connection, found no answer in {seconds:.1} s; is `ringscope agent tcp-serve` \
+         running there, and does `ping` reach it? --patience SECONDS waits longer"
+    )]
+    NoConnection {
+        /// The other end.
+        peer: SocketAddr,
+        /// How long it was tried, seconds.
+        seconds: f64,
     },
     /// The other end does not speak our protocol.
     #[error("expected {expected} from {peer}, found {found:?}; run the same version on both ends")]

@@ -5,11 +5,15 @@
 //! prints both.
 
 use crate::Error;
+use crate::address;
 use crate::pattern::Pattern;
+use crate::progress::Progress;
+use crate::watch::{Tally, Watch};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 const BLOCK_BYTES: usize = 256 << 10;
@@ -22,7 +26,7 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     /// Address and port to listen on.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7008")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address::tcp, default_value = "0.0.0.0:7008")]
     bind: SocketAddr,
     /// Stop after this many seconds; 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
@@ -31,7 +35,8 @@ pub struct ServeArgs {
 
 #[derive(Debug, clap::Args)]
 pub struct TransferArgs {
-    /// The tcp-serve.
+    /// Address and port of the tcp-serve, such as 10.0.0.1:7008 or fe80::1%eth0.
+    #[arg(value_parser = address::tcp)]
     target: SocketAddr,
     /// Number of bytes to transfer.
     #[arg(long, value_name = "N", default_value_t = 256 << 20)]
@@ -45,6 +50,9 @@ pub struct TransferArgs {
     /// Give up after this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
+    /// End with an error if nobody answers for this many seconds; 0: wait until --timeout.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    patience: u64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -142,7 +150,12 @@ impl Order {
 
 /// Makes the bytes and writes them. Without hashing, one block is written repeatedly, so that making bytes does not limit
 /// the throughput.
-fn transmit(to: &mut impl Write, order: Order, end: Instant) -> io::Result<TransferHalf> {
+fn transmit(
+    to: &mut impl Write,
+    order: Order,
+    end: Instant,
+    tally: &Tally,
+) -> io::Result<TransferHalf> {
     let start = Instant::now();
     let mut pattern = Pattern::new(order.seed);
     let mut digest = order.hash.then(Sha256::new);
@@ -156,6 +169,7 @@ fn transmit(to: &mut impl Write, order: Order, end: Instant) -> io::Result<Trans
             digest.update(part);
         }
         to.write_all(part)?;
+        tally.answered(part.len() as u64);
         left -= part.len() as u64;
         if order.hash {
             pattern.fill(&mut block);
@@ -164,7 +178,12 @@ fn transmit(to: &mut impl Write, order: Order, end: Instant) -> io::Result<Trans
     Ok(half(order.bytes, digest, start))
 }
 
-fn take(from: &mut impl Read, order: Order, end: Instant) -> io::Result<TransferHalf> {
+fn take(
+    from: &mut impl Read,
+    order: Order,
+    end: Instant,
+    tally: &Tally,
+) -> io::Result<TransferHalf> {
     let start = Instant::now();
     let mut digest = order.hash.then(Sha256::new);
     let mut block = vec![0; BLOCK_BYTES];
@@ -181,6 +200,7 @@ fn take(from: &mut impl Read, order: Order, end: Instant) -> io::Result<Transfer
         if let Some(digest) = &mut digest {
             digest.update(&block[..length]);
         }
+        tally.answered(length as u64);
         left -= length as u64;
     }
     Ok(half(order.bytes - left, digest, start))
@@ -202,6 +222,8 @@ fn hex(bytes: &[u8]) -> String {
 pub fn serve(args: &ServeArgs) -> Result<(), Error> {
     let listener = TcpListener::bind(args.bind)
         .map_err(|source| Error::Bind { address: args.bind, source })?;
+    let mut progress = Progress::new();
+    progress.show(|| format!("serves TCP transfers on {}; Ctrl-C ends it", args.bind));
     if args.timeout == 0 {
         return accept_all(&listener);
     }
@@ -239,10 +261,10 @@ fn answer(stream: &TcpStream) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     };
     // The client has a limit of its own; this one only keeps a server's threads from piling up.
-    let end = Instant::now() + Duration::from_secs(3600);
+    let (end, unwatched) = (Instant::now() + Duration::from_secs(3600), Tally::default());
     let half = match order.direction {
-        Direction::Send => take(&mut from, order, end)?,
-        Direction::Receive => transmit(&mut to, order, end)?,
+        Direction::Send => take(&mut from, order, end, &unwatched)?,
+        Direction::Receive => transmit(&mut to, order, end, &unwatched)?,
     };
     let mut reply = serde_json::to_string(&half)?;
     reply.push('\n');
@@ -259,40 +281,88 @@ pub fn receive(args: &TransferArgs) -> Result<TcpReport, Error> {
 
 fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Error> {
     let order = Order { direction, bytes: args.bytes, seed: args.seed, hash: !args.no_hash };
-    let limit = Duration::from_secs(args.timeout.max(1));
-    let start = Instant::now();
-    let failed = |doing| {
-        move |source: io::Error| match source.kind() {
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Error::Timeout {
-                what: "the TCP transfer",
-                limit,
-                found: format!("it waited to {doing} {}", args.target),
-            },
-            _ => Error::Peer { doing, peer: args.target, source },
+    let (limit, patience) =
+        (Duration::from_secs(args.timeout.max(1)), Duration::from_secs(args.patience));
+    let end = Instant::now() + limit;
+    let (tally, stream) = (Tally::default(), OnceLock::new());
+    let watch = Watch {
+        peer: args.target,
+        server: "tcp-serve",
+        of: args.bytes,
+        unit: "bytes",
+        is_always_due: true,
+        patience,
+        end: Some(end),
+    };
+    let hang_up = || {
+        if let Some(stream) = stream.get() {
+            // Fails only if the connection is gone, which ends the transfer as well.
+            let _ = TcpStream::shutdown(stream, Shutdown::Both);
         }
     };
-    let stream = TcpStream::connect_timeout(&args.target, limit.min(Duration::from_secs(10)))
-        .map_err(failed("connect to"))?;
-    stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
-    let mut to = &stream;
-    let mut from = BufReader::with_capacity(BLOCK_BYTES, &stream);
+    let done = watch.run(&tally, hang_up, || {
+        connect(args, limit).and_then(|connected| {
+            exchange(args.target, stream.get_or_init(|| connected), order, end, &tally)
+        })
+    });
+    match done {
+        Err(Error::Peer { .. } | Error::Protocol { .. }) if tally.is_given_up() => {
+            let is_over = Instant::now() >= end;
+            let (limit, flag) =
+                if is_over { (limit, "--timeout") } else { (patience, "--patience") };
+            let found = format!("{} of {} bytes were transferred", tally.so_far(), args.bytes);
+            Err(Error::Timeout { what: "the TCP transfer", limit, flag, found })
+        }
+        done => done,
+    }
+}
+
+/// Connects, within the limit and our patience.
+fn connect(args: &TransferArgs, limit: Duration) -> Result<TcpStream, Error> {
+    let patience = match args.patience {
+        0 => limit,
+        patience => limit.min(Duration::from_secs(patience)),
+    };
+    let (peer, start) = (args.target, Instant::now());
+    let connected = TcpStream::connect_timeout(&peer, patience).and_then(|stream| {
+        // The watcher ends calls that wait. This is for one that begins when it has done so.
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        Ok(stream)
+    });
+    connected.map_err(|source| match source.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+            Error::NoConnection { peer, seconds: start.elapsed().as_secs_f64() }
+        }
+        _ => Error::Peer { doing: "connect to", peer, source },
+    })
+}
+
+fn exchange(
+    peer: SocketAddr,
+    stream: &TcpStream,
+    order: Order,
+    end: Instant,
+    tally: &Tally,
+) -> Result<TcpReport, Error> {
+    let failed = |doing| move |source: io::Error| Error::Peer { doing, peer, source };
+    let mut to = stream;
+    let mut from = BufReader::with_capacity(BLOCK_BYTES, stream);
     to.write_all(order.line().as_bytes()).map_err(failed("send to"))?;
     let begin = Instant::now();
-    let end = start + limit;
-    let ours = match direction {
-        Direction::Send => transmit(&mut to, order, end).map_err(failed("send to"))?,
-        Direction::Receive => take(&mut from, order, end).map_err(failed("receive from"))?,
+    let ours = match order.direction {
+        Direction::Send => transmit(&mut to, order, end, tally).map_err(failed("send to"))?,
+        Direction::Receive => take(&mut from, order, end, tally).map_err(failed("receive from"))?,
     };
     let received_after = begin.elapsed();
     let mut line = String::new();
     from.read_line(&mut line).map_err(failed("receive the result from"))?;
     let theirs: TransferHalf = serde_json::from_str(&line).map_err(|_| Error::Protocol {
-        peer: args.target,
+        peer,
         expected: "its half of the result",
         found: line.chars().take(80).collect(),
     })?;
-    let (kind, sent, received, seconds) = match direction {
+    let (kind, sent, received, seconds) = match order.direction {
         Direction::Send => ("tcp-send", ours, theirs, begin.elapsed()),
         Direction::Receive => ("tcp-receive", theirs, ours, received_after),
     };
@@ -315,11 +385,14 @@ pub fn hash_speed(args: &HashSpeedArgs) -> HashSpeed {
     let bytes = rounds * BLOCK_BYTES as u64;
     let mut block = vec![0; BLOCK_BYTES];
     let mut pattern = Pattern::new(1);
+    let mut progress = Progress::new();
+    progress.show(|| format!("makes {bytes} bytes"));
     let start = Instant::now();
     for _ in 0..rounds {
         pattern.fill(std::hint::black_box(&mut block));
     }
     let make_bytes_per_second = bytes as f64 / start.elapsed().as_secs_f64();
+    progress.show(|| format!("hashes {bytes} bytes"));
     let start = Instant::now();
     let mut digest = Sha256::new();
     for _ in 0..rounds {
@@ -342,7 +415,7 @@ mod tests {
     }
 
     fn args(target: SocketAddr, bytes: u64, no_hash: bool) -> TransferArgs {
-        TransferArgs { target, bytes, seed: 5, no_hash, timeout: 20 }
+        TransferArgs { target, bytes, seed: 5, no_hash, timeout: 20, patience: 10 }
     }
 
     #[test]
@@ -383,10 +456,36 @@ mod tests {
         }
     }
 
+    /// The limit and its flag of a transfer that is given up.
+    fn given_up(result: Result<TcpReport, Error>) -> (Duration, &'static str) {
+        match result {
+            Err(Error::Timeout { limit, flag, .. }) => (limit, flag),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
-    fn a_peer_that_says_nothing_is_given_up() {
+    fn a_peer_that_says_nothing_is_given_up_for_the_reason_that_is_said() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let args = TransferArgs { timeout: 1, ..args(listener.local_addr().unwrap(), 10, false) };
-        assert!(matches!(receive(&args), Err(Error::Timeout { .. })));
+        let (target, second) = (listener.local_addr().unwrap(), Duration::from_secs(1));
+        let limited = TransferArgs { timeout: 1, ..args(target, 10, false) };
+        assert_eq!(given_up(receive(&limited)), (second, "--timeout"));
+        let impatient = TransferArgs { patience: 1, ..args(target, 10, false) };
+        assert_eq!(given_up(receive(&impatient)), (second, "--patience"));
+        // It sends until the buffers are full.
+        let sending = TransferArgs { timeout: 1, ..args(target, 1 << 30, true) };
+        assert_eq!(given_up(send(&sending)), (second, "--timeout"));
+    }
+
+    /// TEST-NET-1 (RFC 5737): nobody answers there; a sandbox may refuse at once instead.
+    #[test]
+    fn a_host_that_does_not_answer_is_reported_with_the_time_it_had() {
+        let target = "192.0.2.1:7008".parse().unwrap();
+        let args = TransferArgs { timeout: 120, patience: 1, ..args(target, 10, false) };
+        match send(&args) {
+            Err(Error::NoConnection { seconds, .. }) => assert!((0.9..10.0).contains(&seconds)),
+            Err(Error::Peer { doing: "connect to", .. }) => {}
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! `udp-echo`: sends every packet back to its sender.
 
 use crate::Error;
+use crate::address;
 use crate::clock::now_ns;
+use crate::progress::Progress;
 use crate::stamps::{Log, Pending, Received, Row, receive, sent_stamps, stamp_packets};
 use burst_trace::Probe;
 use std::io::ErrorKind;
@@ -14,7 +16,7 @@ const QUIET: Duration = Duration::from_millis(100);
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Address and port to listen on.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7007")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address::udp, default_value = "0.0.0.0:7007")]
     bind: SocketAddr,
     /// Stop after this many seconds; 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
@@ -27,6 +29,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Error> {
     let socket =
         UdpSocket::bind(args.bind).map_err(|source| Error::Bind { address: args.bind, source })?;
+    let mut progress = Progress::new();
+    progress.show(|| format!("sends back each packet that comes to {}; Ctrl-C ends it", args.bind));
     let limit = (args.timeout > 0).then(|| Duration::from_secs(args.timeout));
     match &args.stamps {
         None => echo(&socket, limit),

@@ -5,17 +5,25 @@
 //! flight and measures from its sending.
 
 use crate::Error;
+mod samples;
+
+use samples::{Numbered, Sample, write_samples, write_stamps};
+
+use crate::address;
 use crate::clock::{now_ns, sharpen_timers, sleep_until};
 use crate::figures::Figures;
 use crate::pattern::Pattern;
-use crate::stamps::{Log, Received, Row, create, receive, sent_stamps, stamp_packets};
+use crate::stamps::{Log, Received, create, receive, stamp_packets};
+use crate::watch::{Tally, Watch};
 use burst_trace::probe::{PROBE_BYTES, Probe};
 use serde::Serialize;
-use std::fs::File;
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Longest time without a look whether the exchange is given up.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Samples are kept in memory, 24 bytes each.
 const COUNT_MAX: u64 = 10_000_000;
@@ -31,7 +39,8 @@ pub enum Mode {
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Address and port of the udp-echo.
+    /// Address and port of the udp-echo, such as 10.0.0.1:7007 or fe80::1%eth0.
+    #[arg(value_parser = address::udp)]
     target: SocketAddr,
     /// Number of packets, without warm-up.
     #[arg(long, default_value_t = 1000)]
@@ -56,6 +65,9 @@ pub struct Args {
     /// Stop after this many seconds and report; 0: only after COUNT.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     timeout: u64,
+    /// End with an error if nothing at all comes back for this many seconds; 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    patience: u64,
     /// Write a line for each packet: `sequence,intended_ns,sent_ns,received_ns`; empty where lost.
     #[arg(long, value_name = "FILE")]
     samples: Option<String>,
@@ -106,49 +118,6 @@ fn blank_packet(size: usize) -> Vec<u8> {
     packet
 }
 
-/// One packet's times; 0 where there is none.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sample {
-    intended_ns: u64,
-    sent_ns: u64,
-    received_ns: u64,
-    sent_kernel_ns: u64,
-    received_kernel_ns: u64,
-}
-
-/// The sample of each packet, by the kernel's number.
-#[derive(Debug, Default)]
-struct Numbered {
-    is_wanted: bool,
-    samples: Vec<usize>,
-}
-
-impl Numbered {
-    fn new(args: &Args) -> Self {
-        Self { is_wanted: args.stamps.is_some(), samples: Vec::new() }
-    }
-
-    /// The kernel has numbered sample `at`.
-    fn sent(&mut self, at: usize) {
-        if self.is_wanted {
-            self.samples.push(at);
-        }
-    }
-
-    /// Takes the kernel's stamps so far. Its queue is short, so this is called after each send.
-    fn stamp(&self, socket: &UdpSocket, samples: &mut [Sample]) -> io::Result<()> {
-        if !self.is_wanted {
-            return Ok(());
-        }
-        sent_stamps(socket, |number, ns| {
-            let at = self.samples.get(number as usize).copied();
-            if let Some(sample) = at.and_then(|at| samples.get_mut(at)) {
-                sample.sent_kernel_ns = ns;
-            }
-        })
-    }
-}
-
 pub fn run(args: &Args) -> Result<PingReport, Error> {
     validate(args)?;
     sharpen_timers();
@@ -165,11 +134,17 @@ pub fn run(args: &Args) -> Result<PingReport, Error> {
     }
     let peer = |doing| move |source| Error::Peer { doing, peer: args.target, source };
     socket.connect(args.target).map_err(peer("send to"))?;
-    let (samples, strays) = match args.mode {
-        Mode::Open => open_loop(args, &socket, run),
-        Mode::Closed => closed_loop(args, &socket, run),
-    }
-    .map_err(peer("exchange packets with"))?;
+    let (began, tally) = (Instant::now(), Tally::default());
+    let exchange = watch(args).run(
+        &tally,
+        || {},
+        || match args.mode {
+            Mode::Open => open_loop(args, &socket, run, &tally),
+            Mode::Closed => closed_loop(args, &socket, run, &tally),
+        },
+    );
+    let (samples, strays) = exchange.map_err(peer("exchange packets with"))?;
+    let took = began.elapsed();
     if let Some((path, file)) = args.samples.as_ref().zip(samples_to) {
         write_samples(file, &samples)
             .map_err(|source| Error::File { path: path.clone(), source })?;
@@ -179,9 +154,22 @@ pub fn run(args: &Args) -> Result<PingReport, Error> {
     }
     let report = summarise(args, &samples, strays);
     if report.received == 0 {
-        return Err(Error::NoReply { target: args.target, sent: report.sent });
+        let (target, sent) = (args.target, samples.len() as u64);
+        return Err(Error::NoReply { target, sent, seconds: took.as_secs_f64() });
     }
     Ok(report)
+}
+
+fn watch(args: &Args) -> Watch {
+    Watch {
+        peer: args.target,
+        server: "udp-echo",
+        of: total(args),
+        unit: "packets",
+        is_always_due: false,
+        patience: Duration::from_secs(args.patience),
+        end: None,
+    }
 }
 
 fn validate(args: &Args) -> Result<(), Error> {
@@ -206,7 +194,11 @@ fn total(args: &Args) -> u64 {
 
 /// When to stop sending, even if packets are left.
 fn deadline(args: &Args, start: u64) -> u64 {
-    if args.timeout == 0 { u64::MAX } else { start + args.timeout * 1_000_000_000 }
+    if args.timeout == 0 {
+        u64::MAX
+    } else {
+        start.saturating_add(args.timeout.saturating_mul(1_000_000_000))
+    }
 }
 
 /// A number that no earlier run's packets have.
@@ -214,12 +206,17 @@ fn run_number() -> u32 {
     (now_ns() as u32) ^ std::process::id().rotate_left(16)
 }
 
-fn open_loop(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<(Vec<Sample>, Strays)> {
+fn open_loop(
+    args: &Args,
+    socket: &UdpSocket,
+    run: u32,
+    tally: &Tally,
+) -> io::Result<(Vec<Sample>, Strays)> {
     let replies = socket.try_clone()?;
     let finished = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| collect(args, &replies, run, &finished));
-        let sent = send_timetable(args, socket, run);
+        let receiver = scope.spawn(|| collect(args, &replies, run, &finished, tally));
+        let sent = send_timetable(args, socket, run, tally);
         finished.store(true, Ordering::Release);
         let (received, strays) = receiver.join().expect("the receiver does not panic")?;
         let mut samples = sent?;
@@ -230,17 +227,25 @@ fn open_loop(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<(Vec<Sampl
     })
 }
 
-fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<Sample>> {
+fn send_timetable(
+    args: &Args,
+    socket: &UdpSocket,
+    run: u32,
+    tally: &Tally,
+) -> io::Result<Vec<Sample>> {
     sharpen_timers();
     let mut packet = blank_packet(args.size);
     let mut samples = Vec::with_capacity(total(args) as usize);
     // The first send is a little off, so that the receiver is waiting by then.
     let start = now_ns() + 1_000_000;
     let end = deadline(args, start);
-    let mut numbered = Numbered::new(args);
+    let mut numbered = Numbered::new(args.stamps.is_some());
     for sequence in 0..total(args) {
-        let intended_ns = start + sequence * args.interval_us * 1000;
-        sleep_until(intended_ns);
+        let intended_ns =
+            start.saturating_add(sequence.saturating_mul(args.interval_us.saturating_mul(1000)));
+        if !wait_until(intended_ns, tally) {
+            break;
+        }
         let sent_ns = now_ns();
         if sent_ns > end {
             break;
@@ -249,6 +254,7 @@ fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<S
         if send(socket, &packet)? {
             numbered.sent(samples.len());
         }
+        tally.sent(1);
         samples.push(Sample { intended_ns, sent_ns, ..Sample::default() });
         numbered.stamp(socket, &mut samples)?;
     }
@@ -256,6 +262,20 @@ fn send_timetable(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<Vec<S
     std::thread::sleep(Duration::from_millis(1));
     numbered.stamp(socket, &mut samples)?;
     Ok(samples)
+}
+
+/// Sleeps until the given time. Returns false as soon as the exchange is given up.
+fn wait_until(at_ns: u64, tally: &Tally) -> bool {
+    let look_every = LOOK_EVERY.as_nanos() as u64;
+    while !tally.is_given_up() {
+        let now = now_ns();
+        if at_ns.saturating_sub(now) <= look_every {
+            sleep_until(at_ns);
+            return true;
+        }
+        sleep_until(now + look_every);
+    }
+    false
 }
 
 /// Sends a packet and returns whether the local stack took it. One that it refuses for now counts as lost.
@@ -281,6 +301,7 @@ fn collect(
     socket: &UdpSocket,
     run: u32,
     finished: &AtomicBool,
+    tally: &Tally,
 ) -> io::Result<(Vec<(u64, u64)>, Strays)> {
     let mut received = vec![(0, 0); total(args) as usize];
     let mut missing = received.len();
@@ -303,6 +324,7 @@ fn collect(
                     Some(slot) if slot.0 == 0 => {
                         *slot = (now, kernel_ns.unwrap_or(0));
                         missing -= 1;
+                        tally.answered(1);
                     }
                     Some(_) => strays.duplicates += 1,
                     None => {}
@@ -312,24 +334,31 @@ fn collect(
             Err(error) => return Err(error),
         }
         if end == u64::MAX && finished.load(Ordering::Acquire) {
-            end = now + args.wait_ms * 1_000_000;
+            end = now.saturating_add(args.wait_ms.saturating_mul(1_000_000));
         }
-        if now > end {
+        if now > end || tally.is_given_up() {
             break;
         }
     }
     Ok((received, strays))
 }
 
-fn closed_loop(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<(Vec<Sample>, Strays)> {
+fn closed_loop(
+    args: &Args,
+    socket: &UdpSocket,
+    run: u32,
+    tally: &Tally,
+) -> io::Result<(Vec<Sample>, Strays)> {
     let mut packet = blank_packet(args.size);
     let mut samples: Vec<Sample> = Vec::with_capacity(total(args) as usize);
     let mut strays = Strays::default();
     let mut intended_ns = now_ns();
     let end = deadline(args, intended_ns);
-    let mut numbered = Numbered::new(args);
+    let mut numbered = Numbered::new(args.stamps.is_some());
     for sequence in 0..total(args) {
-        sleep_until(intended_ns);
+        if !wait_until(intended_ns, tally) {
+            break;
+        }
         let sent_ns = now_ns();
         if sent_ns > end {
             break;
@@ -339,12 +368,13 @@ fn closed_loop(args: &Args, socket: &UdpSocket, run: u32) -> io::Result<(Vec<Sam
             numbered.sent(samples.len());
         }
         let mut sample = Sample { intended_ns: sent_ns, sent_ns, ..Sample::default() };
-        let limit = sent_ns + args.wait_ms * 1_000_000;
+        tally.sent(1);
+        let limit = sent_ns.saturating_add(args.wait_ms.saturating_mul(1_000_000));
         (sample.received_ns, sample.received_kernel_ns) =
-            await_reply(socket, &packet, limit, &mut strays)?;
+            await_reply(socket, &packet, limit, &mut strays, tally)?;
         samples.push(sample);
         numbered.stamp(socket, &mut samples)?;
-        intended_ns = sent_ns + args.interval_us * 1000;
+        intended_ns = sent_ns.saturating_add(args.interval_us.saturating_mul(1000));
     }
     Ok((samples, strays))
 }
@@ -355,18 +385,20 @@ fn await_reply(
     sent: &[u8],
     limit: u64,
     strays: &mut Strays,
+    tally: &Tally,
 ) -> io::Result<(u64, u64)> {
     let mut packet = vec![0; 1 << 16];
     loop {
         let left = limit.saturating_sub(now_ns());
-        if left == 0 {
+        if left == 0 || tally.is_given_up() {
             return Ok((0, 0));
         }
-        socket.set_read_timeout(Some(Duration::from_nanos(left)))?;
+        socket.set_read_timeout(Some(Duration::from_nanos(left).min(LOOK_EVERY)))?;
         let result = receive(socket, &mut packet);
         let now = now_ns();
         match result {
             Ok(Received { length, kernel_ns, .. }) if packet[..length] == *sent => {
+                tally.answered(1);
                 return Ok((now, kernel_ns.unwrap_or(0)));
             }
             Ok(Received { length, .. }) => {
@@ -389,7 +421,8 @@ fn summarise(args: &Args, samples: &[Sample], strays: Strays) -> PingReport {
         .filter(|sample| sample.received_ns != 0)
         .map(|sample| sample.received_ns - sample.intended_ns)
         .collect();
-    let is_late = |sample: &&Sample| sample.sent_ns - sample.intended_ns > args.late_us * 1000;
+    let is_late =
+        |sample: &&Sample| sample.sent_ns - sample.intended_ns > args.late_us.saturating_mul(1000);
     PingReport {
         kind: "udp-ping",
         mode: args.mode,
@@ -406,34 +439,6 @@ fn summarise(args: &Args, samples: &[Sample], strays: Strays) -> PingReport {
         changed: strays.changed,
         figures: Figures::of(round_trips),
     }
-}
-
-fn write_stamps(mut log: Log, run: u32, samples: &[Sample], warmup: u64) -> Result<(), Error> {
-    let known = |ns: u64| (ns > 0).then_some(ns);
-    for (sequence, sample) in (0..).zip(samples).skip(warmup as usize) {
-        let &Sample { intended_ns, sent_ns, .. } = sample;
-        log.write(&Row {
-            probe: Probe { run, sequence, intended_ns, sent_ns },
-            sent_ns,
-            sent_kernel_ns: known(sample.sent_kernel_ns),
-            received_kernel_ns: known(sample.received_kernel_ns),
-            received_ns: known(sample.received_ns),
-        })?;
-    }
-    log.flush()
-}
-
-fn write_samples(file: File, samples: &[Sample]) -> io::Result<()> {
-    let mut file = BufWriter::new(file);
-    writeln!(file, "sequence,intended_ns,sent_ns,received_ns")?;
-    for (sequence, sample) in samples.iter().enumerate() {
-        write!(file, "{sequence},{},{},", sample.intended_ns, sample.sent_ns)?;
-        match sample.received_ns {
-            0 => writeln!(file)?,
-            received_ns => writeln!(file, "{received_ns}")?,
-        }
-    }
-    file.flush()
 }
 
 #[cfg(test)]

@@ -1,36 +1,8 @@
-//! A line on the terminal that shows how far a long job is.
+//! Progress of a job with a known number of steps.
 
-use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// A progress line. It is shown only if standard error is a terminal.
-pub struct Progress {
-    is_shown: bool,
-    is_open: bool,
-}
-
-impl Progress {
-    pub fn new() -> Self {
-        Self { is_shown: io::stderr().is_terminal(), is_open: false }
-    }
-
-    /// Shows `line` in place of the last one.
-    pub fn show(&mut self, line: impl FnOnce() -> String) {
-        if self.is_shown {
-            self.is_open = true;
-            // Go to the start of the line and clear it.
-            let _ = write!(io::stderr(), "\r\x1b[2K{}", line());
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if self.is_open {
-            let _ = write!(io::stderr(), "\r\x1b[2K");
-        }
-    }
-}
+use agent::Progress;
 
 /// Jobs shorter than this show no progress.
 const SILENCE: Duration = Duration::from_secs(2);

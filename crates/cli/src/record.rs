@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use agent::Progress;
 use burst_trace::{Clock, Cursor, Gap, Reader, Record};
 use host_files::{FileId, Output};
 use kernel_stages::Cost;
@@ -18,7 +19,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Outcome;
 use crate::output::guard;
-use crate::progress::Progress;
 use crate::recorder::{Choice, Found};
 use crate::stats::seconds;
 use keep::{KeepError, Keeper, Until, facts};

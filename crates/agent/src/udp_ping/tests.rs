@@ -62,6 +62,20 @@ fn a_silent_peer_is_told_in_bounded_time() {
 }
 
 #[test]
+fn a_silent_peer_is_given_up_after_our_patience() {
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let target = silent.local_addr().unwrap();
+    // One with packets far apart, one with a long wait for each.
+    for how in ["--mode open --interval-us 60000000", "--mode closed --wait-ms 60000"] {
+        let line = format!("ping {target} --count 1000000 --patience 1 {how}");
+        match ping(&line) {
+            Err(Error::NoReply { sent: 1, seconds, .. }) => assert!((0.9..20.0).contains(&seconds)),
+            other => panic!("{how}: {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn samples_hold_one_line_a_packet() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("samples.csv");
