@@ -305,17 +305,26 @@ pub struct DropCounts {
 }
 
 impl DropCounts {
+    /// `packets` dropped for `cause`, and none for any other.
+    #[cold]
+    #[must_use]
+    pub fn only(cause: DropCause, packets: usize) -> Self {
+        let mut drops = Self::default();
+        drops.add_many(cause, packets);
+        drops
+    }
+
     /// Adds a packet dropped for `cause`.
     #[cold]
     pub fn add(&mut self, cause: DropCause) {
         self.add_many(cause, 1);
     }
 
-    /// Adds `packets` dropped for `cause`.
+    /// Adds `packets` dropped for `cause`. A count stops at 65 535, more than any burst has.
     #[cold]
-    pub fn add_many(&mut self, cause: DropCause, packets: u16) {
+    pub fn add_many(&mut self, cause: DropCause, packets: usize) {
         let count = &mut self.counts[cause as usize];
-        *count = count.saturating_add(packets);
+        *count = count.saturating_add(u16::try_from(packets).unwrap_or(u16::MAX));
         self.any |= packets > 0;
     }
 

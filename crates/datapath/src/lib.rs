@@ -77,9 +77,7 @@ impl Transmitted {
     #[cold]
     #[must_use]
     pub fn refused(frames: usize, cause: DropCause) -> Self {
-        let mut done = Self { taken: frames, ..Self::default() };
-        done.drops.add_many(cause, u16::try_from(frames).unwrap_or(u16::MAX));
-        done
+        Self { taken: frames, bytes: 0, drops: DropCounts::only(cause, frames) }
     }
 
     /// Adds what became of the next part of the burst.

@@ -173,7 +173,7 @@ impl SoftwareOffload {
 
 /// Progress through a frame that becomes several frames for the wire, when there was room for only some of them. The frame
 /// comes again later, is planned again, and continues where it stopped.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Number of frames that were written before.
     written: usize,

@@ -69,7 +69,7 @@ impl<T: Topology> Loop<T> {
         self.generation = guest_memory::generation();
         for at in 0..self.pairs.len() {
             let tracer = &mut self.tracers[self.pairs.guest(at)];
-            let (rx, tx) = (&mut self.pairs.rx[at], &mut self.pairs.tx[at]);
+            let (tx, rx) = self.pairs.pair_mut(at);
             tracer.look_at_recorder(rx.log().prefix());
             if rx.break_if_torn(tracer) | tx.break_if_torn() {
                 self.rings_changed(Some(at));
@@ -90,7 +90,7 @@ impl<T: Topology> Loop<T> {
     }
 
     fn is_transmit(&self, at: usize, ring: u16) -> bool {
-        ring == self.pairs.tx[at].index()
+        ring == self.pairs.transmitter(at).index()
     }
 
     /// Starts virtqueue `ring` of pair `at`.
@@ -98,7 +98,7 @@ impl<T: Topology> Loop<T> {
         self.stop(at, ring);
         self.topology.configure(at, start.negotiated).map_err(StartError::System)?;
         let (guest, alarm) = (self.pairs.guest(at), self.shared.sleeper.alarm());
-        let (log, now) = (self.pairs.tx[at].log(), self.tracers[guest].stamp());
+        let (log, now) = (self.pairs.transmitter(at).log(), self.tracers[guest].stamp());
         let started = Ring::start(log, ring, start, alarm, now).map_err(StartError::Config)?;
         let transmits = self.is_transmit(at, ring);
         if transmits {
@@ -120,15 +120,15 @@ impl<T: Topology> Loop<T> {
     /// Stops virtqueue `ring` of pair `at`. Returns the available index to go on from, if it was served.
     fn stop(&mut self, at: usize, ring: u16) -> Option<u16> {
         let sleeper = &self.shared.sleeper;
-        if ring == self.pairs.tx[at].index() {
+        if self.is_transmit(at, ring) {
             let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
             self.topology.settle(at, &mut self.pairs, &mut view);
-            let stopped = self.pairs.tx[at].stop(sleeper)?;
+            let stopped = self.pairs.transmitter_mut(at).stop(sleeper)?;
             self.topology.detach(at);
             return Some(stopped);
         }
         let tracer = &mut self.tracers[self.pairs.guest(at)];
-        let stopped = self.pairs.rx[at].stop(sleeper, tracer)?;
+        let stopped = self.pairs.receiver_mut(at).stop(sleeper, tracer)?;
         self.activate(at);
         Some(stopped)
     }
@@ -139,7 +139,7 @@ impl<T: Topology> Loop<T> {
         if transmits && !enabled {
             let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
             let was_detached = self.topology.settle(at, &mut self.pairs, &mut view);
-            if was_detached && let Some(tx) = self.pairs.tx[at].ring() {
+            if was_detached && let Some(tx) = self.pairs.transmitter_mut(at).ring() {
                 // The frames that are left are not sent any more. The datapath is needed again when the ring is enabled.
                 if let Err(error) = self.topology.attach(at, tx.memory()) {
                     tx.stop_broken(format_args!("its frames could not be sent in time: {error}"));
@@ -150,7 +150,8 @@ impl<T: Topology> Loop<T> {
             ring.set_enabled(enabled);
         }
         if !transmits && !enabled {
-            self.pairs.rx[at].forget(&mut self.tracers[self.pairs.tx[at].guest()]);
+            let tracer = &mut self.tracers[self.pairs.guest(at)];
+            self.pairs.receiver_mut(at).forget(tracer);
         }
         self.activate(at);
     }
@@ -159,9 +160,10 @@ impl<T: Topology> Loop<T> {
     fn set_memory(&mut self, at: usize, memory: &Arc<GuestMemory>) {
         let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
         self.topology.settle(at, &mut self.pairs, &mut view);
-        self.pairs.rx[at].set_memory(memory);
-        self.pairs.tx[at].set_memory(memory);
-        if let Some(tx) = self.pairs.tx[at].ring() {
+        let (tx, rx) = self.pairs.pair_mut(at);
+        rx.set_memory(memory);
+        tx.set_memory(memory);
+        if let Some(tx) = tx.ring() {
             self.topology.detach(at);
             if let Err(error) = self.topology.attach(at, memory) {
                 tx.stop_broken(format_args!("its memory is new: {error}"));
@@ -172,7 +174,7 @@ impl<T: Topology> Loop<T> {
 
     /// Reports to the topology whether the guest takes frames.
     fn activate(&mut self, at: usize) {
-        let rx = &self.pairs.rx[at];
+        let rx = self.pairs.receiver(at);
         let active = rx.is_served();
         if let Err(error) = self.topology.set_active(at, active) {
             let (pair, wanted) = (rx.index() / 2, if active { "attach" } else { "detach" });

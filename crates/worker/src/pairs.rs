@@ -13,8 +13,8 @@ use crate::transmitter::Transmitter;
 /// burst from one transmitter to all receivers.
 #[derive(Debug, Default)]
 pub struct Pairs {
-    pub tx: Vec<Transmitter>,
-    pub rx: Vec<Receiver>,
+    tx: Vec<Transmitter>,
+    rx: Vec<Receiver>,
 }
 
 impl Pairs {
@@ -26,6 +26,50 @@ impl Pairs {
 
     pub const fn len(&self) -> usize {
         self.tx.len()
+    }
+
+    /// The pairs in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Transmitter, &Receiver)> {
+        self.tx.iter().zip(&self.rx)
+    }
+
+    /// The pairs in order.
+    #[inline]
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&mut Transmitter, &mut Receiver)> {
+        self.tx.iter_mut().zip(&mut self.rx)
+    }
+
+    pub fn transmitter(&self, at: usize) -> &Transmitter {
+        &self.tx[at]
+    }
+
+    pub fn transmitter_mut(&mut self, at: usize) -> &mut Transmitter {
+        &mut self.tx[at]
+    }
+
+    pub fn receiver(&self, at: usize) -> &Receiver {
+        &self.rx[at]
+    }
+
+    pub fn receiver_mut(&mut self, at: usize) -> &mut Receiver {
+        &mut self.rx[at]
+    }
+
+    /// Both halves of pair `at`.
+    pub fn pair_mut(&mut self, at: usize) -> (&mut Transmitter, &mut Receiver) {
+        (&mut self.tx[at], &mut self.rx[at])
+    }
+
+    /// The receivers of all pairs, for frames that go from the uplink to any of them.
+    #[inline]
+    pub fn receivers(&mut self) -> &mut [Receiver] {
+        &mut self.rx
+    }
+
+    /// The transmitter of pair `at`, and the receivers of all pairs, for frames that go from it to any of them.
+    #[inline]
+    pub fn transmitter_and_receivers(&mut self, at: usize) -> (&mut Transmitter, &mut [Receiver]) {
+        (&mut self.tx[at], &mut self.rx)
     }
 
     /// The guest that pair `at` belongs to.
@@ -60,7 +104,7 @@ impl Pairs {
     /// Asks for kicks where more chains are work, and returns whether there is work already.
     pub fn enable_notifications(&mut self) -> bool {
         let mut work = false;
-        for (tx, rx) in self.tx.iter_mut().zip(&mut self.rx) {
+        for (tx, rx) in self.iter_mut() {
             work |= tx.enable_notification();
             work |= rx.enable_notification();
         }

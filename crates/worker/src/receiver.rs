@@ -443,9 +443,7 @@ impl Receiver {
 
     fn drop_held(&mut self, cause: DropCause, tracer: &mut Tracer) {
         if self.state.drop_held() {
-            let mut drops = DropCounts::default();
-            drops.add(cause);
-            tracer.dropped(self.index, &drops);
+            tracer.dropped(self.index, &DropCounts::only(cause, 1));
         }
     }
 }

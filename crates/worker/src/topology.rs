@@ -9,6 +9,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use burst_trace::BurstRecord;
+use datapath::Observer;
 use guest_memory::GuestMemory;
 use virtio_net::Negotiated;
 
@@ -100,4 +102,12 @@ pub trait Topology: Send + 'static {
     /// A ring of pair `at` was started, stopped, enabled or disabled, or it broke because its memory is torn, or the
     /// guest has another memory table. `now`: ticks.
     fn rings_changed(&mut self, _at: usize, _pairs: &mut Pairs, _now: u64) {}
+}
+
+/// Passes the record of a burst to the datapath's observer, if it has one.
+#[inline]
+fn observe(observer: Option<&mut impl Observer>, record: &BurstRecord) {
+    if let Some(observer) = observer {
+        observer.recorded(record);
+    }
 }

@@ -411,7 +411,7 @@ fn discard(ring: &mut Ring, index: u16, tracer: &mut Tracer) -> Result<(), RingE
         let mut chains = Chains::new();
         let burst = TransmitBurst::gather(queue, memory, negotiated, &mut chains)?;
         let frames = burst.frames().len();
-        (0..frames).for_each(|_| drops.add(DropCause::TxDisabled));
+        drops.add_many(DropCause::TxDisabled, frames);
         burst.complete(queue, frames, &mut drops);
     }
     ring.queue().publish();

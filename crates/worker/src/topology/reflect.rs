@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, DropCause};
-use datapath::{Forward, Observer as _, Transmitted};
+use burst_trace::DropCause;
+use datapath::{Forward, Transmitted};
 use virtio_net::Frames;
 
-use super::Topology;
 use super::wire::REFUSED;
+use super::{Topology, observe};
 use crate::pairs::Pairs;
 use crate::receiver::{Delivery, Receiver};
 use crate::timeline::Sighting;
@@ -31,8 +31,7 @@ impl<F: Forward> Topology for Reflected<F> {
     #[inline]
     fn turn(&mut self, pairs: &mut Pairs, view: &mut View<'_>) -> bool {
         let mut worked = false;
-        let rings = pairs.tx.iter_mut().zip(&mut pairs.rx);
-        for (mirror, (tx, rx)) in self.mirrors.iter_mut().zip(rings) {
+        for (mirror, (tx, rx)) in self.mirrors.iter_mut().zip(pairs.iter_mut()) {
             worked |= turn(mirror, tx, rx, view);
         }
         worked
@@ -41,7 +40,7 @@ impl<F: Forward> Topology for Reflected<F> {
     fn limit(&self, pairs: &Pairs, _view: &View<'_>) -> Option<Duration> {
         // Frames that wait for the guest go on with a kick of its receive ring, or a command.
         let is_refused = |(tx, rx): (&Transmitter, &Receiver)| tx.is_blocked() && !rx.must_wait();
-        pairs.tx.iter().zip(&pairs.rx).any(is_refused).then_some(REFUSED)
+        pairs.iter().any(is_refused).then_some(REFUSED)
     }
 }
 
@@ -59,8 +58,8 @@ fn turn<F: Forward>(
     }
     tx.unblock();
     tx.turn(view, |frames, gathered, view| carry(mirror, rx, frames, gathered, view));
-    let received = rx.signal(view, |record| observe(mirror, record));
-    let sent = tx.signal(view, |record| observe(mirror, record));
+    let received = rx.signal(view, |record| observe(mirror.observer(), record));
+    let sent = tx.signal(view, |record| observe(mirror.observer(), record));
     received | sent
 }
 
@@ -76,8 +75,10 @@ fn carry<F: Forward>(
 ) -> Carried {
     let at = gathered.timeline.last();
     let sighting = Sighting { wake: at, seen: at, polled: gathered.polled };
+    // Frames that nobody receives are lost, as on a wire whose other end is down.
+    let lost = || Transmitted::refused(frames.len(), DropCause::TxLinkDown);
     let transmitted = if !rx.is_served() {
-        lose(frames)
+        lost()
     } else if frames.is_empty() {
         Transmitted::default()
     } else {
@@ -85,24 +86,9 @@ fn carry<F: Forward>(
             Delivery::Done(transmitted, _) => transmitted,
             Delivery::NoBuffers(_) => Transmitted::default(),
             // Not kept for later: nothing would wake the worker up for them.
-            Delivery::NotServed => lose(frames),
+            Delivery::NotServed => lost(),
         }
     };
     let blocked = transmitted.taken < frames.len();
     Carried { transmitted, blocked, at: rx.last_published() }
-}
-
-/// Frames that nobody receives are lost, as on a wire whose other end is down.
-#[cold]
-fn lose(frames: Frames<'_, '_>) -> Transmitted {
-    let mut done = Transmitted { taken: frames.len(), ..Transmitted::default() };
-    (0..frames.len()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
-    done
-}
-
-#[inline]
-fn observe<F: Forward>(mirror: &mut F, record: &BurstRecord) {
-    if let Some(observer) = mirror.observer() {
-        observer.recorded(record);
-    }
 }

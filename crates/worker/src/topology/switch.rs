@@ -31,7 +31,7 @@ use virtio_net::{MacAddress, Offloads};
 use self::addresses::{Addresses, GUEST_ADDRESSES_MAX, PORTS_MAX, UPLINK_ADDRESSES_MAX};
 use self::place::{Pending, all};
 use self::uplink::Uplink;
-use self::wait::{CROWDED, End, STUCK};
+use self::wait::{CROWDED, End, Patience};
 use super::Topology;
 use crate::clock::Clock;
 use crate::idle::sleep::{Sleeper, Token};
@@ -105,9 +105,7 @@ struct Fabric {
     flooded: u64,
     /// The pairs whose guests have frames without a signal.
     unsignalled: u64,
-    /// [`STUCK`] and [`CROWDED`] in ticks.
-    stuck: u64,
-    crowded: u64,
+    patience: Patience,
 }
 
 impl<U: FrameReader> Switch<U> {
@@ -157,8 +155,7 @@ impl Fabric {
             pending: Pending::new(),
             flooded: 0,
             unsignalled: 0,
-            stuck: clock.ticks_in(STUCK),
-            crowded: clock.ticks_in(CROWDED),
+            patience: Patience::new(clock),
         }
     }
 
@@ -170,9 +167,8 @@ impl Fabric {
         uplink: Option<&mut Uplink<U>>,
         view: &mut View<'_>,
     ) -> bool {
-        let Pairs { tx, rx } = pairs;
-        let sender = &mut tx[at];
-        if self.ends[at].waits.is_some() && sender.is_enabled() {
+        let (sender, rx) = pairs.transmitter_and_receivers(at);
+        if self.ends[at].wait().is_some() && sender.is_enabled() {
             let is_blocked = uplink.as_ref().is_some_and(|uplink| uplink.is_blocked());
             if self.still_waits(at, sender, rx, is_blocked, view.now()) {
                 return false;
@@ -184,7 +180,7 @@ impl Fabric {
             let now = view.tracer(guest).recent(gathered.timeline);
             let sighting = Sighting { wake: now, seen: now, polled: gathered.polled };
             let transmitted = self.carry(at, frames, sighting, rx, uplink, view);
-            Carried { transmitted, blocked: self.ends[at].waits.is_some(), at: None }
+            Carried { transmitted, blocked: self.ends[at].wait().is_some(), at: None }
         });
         if self.ends[at].is_waiting() && !sender.is_enabled() {
             // Its ring broke.
@@ -192,9 +188,15 @@ impl Fabric {
         }
         self.report_news(pairs, view);
         // Receivers first, and nobody before the sender has its buffers back: see `Receiver::signal`.
-        let received = self.signal(&mut pairs.rx, view);
-        let sent = pairs.tx[at].signal(view, |_| ());
+        let (sender, rx) = pairs.transmitter_and_receivers(at);
+        let received = self.signal(rx, view);
+        let sent = sender.signal(view, |_| ());
         received | sent
+    }
+
+    /// The pairs, and the uplink.
+    fn all_ends(&self) -> impl Iterator<Item = &End> {
+        self.ends.iter().chain([&self.uplink_end])
     }
 
     /// Signals the guests that got frames. Returns whether there were any.
@@ -234,14 +236,13 @@ impl<U: FrameReader> Topology for Switch<U> {
     }
 
     fn has_work(&mut self, pairs: &Pairs) -> bool {
-        let waits = self.fabric.uplink_end.waits.is_some();
+        let uplink_waits = self.fabric.uplink_end.wait().is_some();
         self.fabric.can_go_on(pairs)
-            || (!waits && self.uplink.as_ref().is_some_and(|uplink| uplink.has_work()))
+            || (!uplink_waits && self.uplink.as_ref().is_some_and(|uplink| uplink.has_work()))
     }
 
     fn limit(&self, _pairs: &Pairs, view: &View<'_>) -> Option<Duration> {
-        let mut ends = self.fabric.ends.iter().chain([&self.fabric.uplink_end]);
-        if ends.any(|end| end.waits.is_some()) {
+        if self.fabric.all_ends().any(|end| end.wait().is_some()) {
             return Some(CROWDED);
         }
         self.uplink.as_ref().and_then(|uplink| uplink.retry_in(&view.shared.clock))
@@ -265,9 +266,10 @@ impl<U: FrameReader> Topology for Switch<U> {
     /// Resets the state of this pair only: a guest that changes its rings over and over must not make frames of other
     /// guests wait longer, or be sent twice.
     fn rings_changed(&mut self, at: usize, pairs: &mut Pairs, now: u64) {
-        pairs.tx[at].unblock();
-        pairs.rx[at].end_starvation();
-        self.fabric.rings_changed(at, &mut pairs.rx, now);
+        let (tx, rx) = pairs.transmitter_and_receivers(at);
+        tx.unblock();
+        rx[at].end_starvation();
+        self.fabric.rings_changed(at, rx, now);
     }
 }
 
@@ -278,9 +280,9 @@ impl Fabric {
         self.up = before & !(1 << at) | u64::from(rx[at].is_served()) << at;
         if self.up & 1 << at == 0 {
             // Frames for it are lost now. While the ring goes on, this stays: its frames must not wait longer.
-            self.ends[at].full_since = None;
+            self.ends[at].note_room();
         }
-        let port = self.ends[at].port;
+        let port = self.ends[at].port();
         let pairs = &self.ports[usize::from(port)];
         let mask = all(pairs.len()) << pairs.start;
         if before & mask != 0 && self.up & mask == 0 {
@@ -292,8 +294,7 @@ impl Fabric {
 /// Counts frames that were for `receiver`.
 #[cold]
 fn drop_frames(frames: u32, cause: DropCause, receiver: &Receiver, view: &mut View<'_>) {
-    let mut drops = DropCounts::default();
-    (0..frames).for_each(|_| drops.add(cause));
+    let drops = DropCounts::only(cause, frames as usize);
     view.tracer(receiver.guest()).dropped(receiver.index(), &drops);
 }
 

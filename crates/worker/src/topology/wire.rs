@@ -4,15 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, DropCause, DropCounts};
-use datapath::{Datapath, InPlace as _, KernelFacts as _, Look, Observer as _};
+use burst_trace::{DropCause, DropCounts};
+use datapath::{Datapath, InPlace as _, KernelFacts as _, Look};
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::Negotiated;
 use virtqueue::RingError;
 
-use super::Topology;
 use super::reads::Reads;
+use super::{Topology, observe};
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
 use crate::receiver::{HOLD, Receiver};
@@ -61,7 +61,7 @@ impl<D: Datapath> Topology for Wire<D> {
     #[inline]
     fn turn(&mut self, pairs: &mut Pairs, view: &mut View<'_>) -> bool {
         let mut worked = false;
-        for (line, (tx, rx)) in self.lines.iter_mut().zip(pairs.tx.iter_mut().zip(&mut pairs.rx)) {
+        for (line, (tx, rx)) in self.lines.iter_mut().zip(pairs.iter_mut()) {
             worked |= line.turn(tx, rx, view);
         }
         worked
@@ -91,17 +91,17 @@ impl<D: Datapath> Topology for Wire<D> {
         let is_it = |line: &Line<D>| token == Token::Datapath(line.pair);
         if let Some(at) = self.lines.iter().position(is_it) {
             self.lines[at].reads.woken();
-            pairs.tx[at].unblock();
+            pairs.transmitter_mut(at).unblock();
         }
     }
 
     fn has_work(&mut self, pairs: &Pairs) -> bool {
-        let has_frames = |(line, rx): (&Line<D>, &Receiver)| {
+        let has_frames = |(line, (_, rx)): (&Line<D>, (&Transmitter, &Receiver))| {
             // A datapath with a descriptor wakes the worker up itself. One that failed is read again when its time has come.
             let is_read = rx.is_served() && !rx.is_starved() && !line.reads.has_failed();
             is_read && line.datapath.readiness().is_none() && line.datapath.has_frames()
         };
-        self.lines.iter().zip(&pairs.rx).any(has_frames)
+        self.lines.iter().zip(pairs.iter()).any(has_frames)
     }
 
     fn limit(&self, pairs: &Pairs, view: &View<'_>) -> Option<Duration> {
@@ -112,7 +112,7 @@ impl<D: Datapath> Topology for Wire<D> {
             let retry = line.reads.retry_in(&view.shared.clock).filter(|_| is_read);
             [hold, refused, retry].into_iter().flatten().min()
         };
-        self.lines.iter().zip(pairs.tx.iter().zip(&pairs.rx)).filter_map(limit).min()
+        self.lines.iter().zip(pairs.iter()).filter_map(limit).min()
     }
 
     fn counts_losses(&mut self) -> bool {
@@ -151,7 +151,9 @@ impl<D: Datapath> Topology for Wire<D> {
     }
 
     fn settle(&mut self, at: usize, pairs: &mut Pairs, view: &mut View<'_>) -> bool {
-        pairs.tx[at].settle(&mut self.lines[at].datapath, view, observe)
+        pairs.transmitter_mut(at).settle(&mut self.lines[at].datapath, view, |datapath, record| {
+            observe(datapath.observer(), record);
+        })
     }
 
     fn set_active(&mut self, at: usize, active: bool) -> io::Result<()> {
@@ -180,7 +182,7 @@ impl<D: Datapath> Line<D> {
             });
         }
         let received = rx.serve(view, |rx, ring, view| self.receive(rx, ring, view));
-        let sent = tx.signal(view, |record| observe(&mut self.datapath, record));
+        let sent = tx.signal(view, |record| observe(self.datapath.observer(), record));
         received | sent
     }
 
@@ -259,7 +261,7 @@ impl<D: Datapath> Line<D> {
             polled = false;
         }
         let burst = rx.publish(ring, timeline, polled, &received, view);
-        rx.signal_now(ring, burst, view, |record| observe(&mut self.datapath, record));
+        rx.signal_now(ring, burst, view, |record| observe(self.datapath.observer(), record));
         view.tracer(rx.guest()).dropped(rx.index(), &drops);
         Ok(true)
     }
@@ -292,12 +294,5 @@ impl<D: Datapath> Line<D> {
             self.reads.succeeded(false);
             rx.found_nothing(ring, view);
         }
-    }
-}
-
-#[inline]
-fn observe<D: Datapath>(datapath: &mut D, record: &BurstRecord) {
-    if let Some(observer) = datapath.observer() {
-        observer.recorded(record);
     }
 }

@@ -89,7 +89,7 @@ impl Transmitter {
             std::thread::sleep(CHECK);
         }
         let unsent = self.held.frames();
-        (0..unsent).for_each(|_| drops.add(DropCause::TxLinkDown));
+        drops.add_many(DropCause::TxLinkDown, unsent);
         self.held.complete(queue, unsent, &mut drops);
         if unsent > 0
             && let Some(in_place) = datapath.in_place()

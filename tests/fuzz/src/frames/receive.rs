@@ -9,7 +9,7 @@ use virtio_net::packet::{Packet, Transport, Version};
 use virtio_net::receive::Received;
 use virtio_net::{
     BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Link, Negotiated, NetHeader, Offloads, Placed,
-    SoftwareOffload, arrival,
+    Progress, SoftwareOffload, arrival,
 };
 
 use super::cut::{SEGMENTS_MAX, on_the_wire};
@@ -212,7 +212,7 @@ fn by_link(
     for (frame, (_, bytes)) in frames.iter().zip(sent) {
         delivery.expected.extend(on_the_wire(&told(frame), bytes).unwrap_or_default());
     }
-    let (mut done, mut begun) = (0, 0);
+    let (mut done, mut progress) = (0, Progress::default());
     for burst in 0..BURSTS_MAX {
         let more = ring.offer(story.offers.get(burst).map_or(&[][..], |it| it));
         let (taken, received) = ring.with_room(|room| {
@@ -223,13 +223,14 @@ fn by_link(
             let first = done;
             while done < frames.len() {
                 let mut count = 0;
-                if begun == 0 && room.takes_gro() && frames.len() - done > 1 {
+                if progress == Progress::default() && room.takes_gro() && frames.len() - done > 1 {
                     count = room.place_gro(link, frames[done..].iter().copied());
                     assert!(count != 1 && count <= BURST_MAX);
                 }
                 if count == 0 {
                     let header = told(&frames[done]);
-                    if place_one(&header, &[frames[done]], 0, &mut begun, room) == Placed::NoRoom {
+                    if place_one(&header, &[frames[done]], 0, &mut progress, room) == Placed::NoRoom
+                    {
                         break;
                     }
                     count = 1;
@@ -247,13 +248,12 @@ fn by_link(
     Ok(())
 }
 
-/// Places a frame as it is if the guest accepts that, otherwise finished. `begun`: number of its segments placed
-/// before.
+/// Places a frame as it is if the guest accepts that, otherwise after software offload. `progress`: through its segments.
 fn place_one(
     header: &NetHeader,
     from: &[GuestSlice<'_>],
     skip: usize,
-    begun: &mut usize,
+    progress: &mut Progress,
     room: &mut GuestRoom<'_, '_>,
 ) -> Placed {
     if header.is_for(room.guest_offloads()) {
@@ -263,16 +263,10 @@ fn place_one(
     let Ok(mut offload) = SoftwareOffload::plan(header, from, skip, len) else {
         return room.refuse(burst_trace::DropCause::RxTooBig);
     };
-    let all = offload.count();
-    if all > SEGMENTS_MAX {
+    if offload.count() > SEGMENTS_MAX {
         return room.refuse(burst_trace::DropCause::RxTooBig);
     }
-    offload.skip(from, std::mem::take(begun));
-    let placed = room.place_offloaded(&mut offload, from);
-    if placed == Placed::NoRoom {
-        *begun = all - offload.count();
-    }
-    placed
+    progress.resume(&mut offload, from, |offload| room.place_offloaded(offload, from))
 }
 
 /// Receives as `datapath::tap` does: net header and frame are read into the guest's buffers.
@@ -373,7 +367,7 @@ fn place_sent(
     ring: &mut Ring,
     delivery: &mut Delivery,
 ) -> Result<(), virtqueue::RingError> {
-    let (mut done, mut begun) = (0, 0);
+    let (mut done, mut progress) = (0, Progress::default());
     for burst in 0..BURSTS_MAX {
         let more = ring.offer(story.offers.get(burst).map_or(&[][..], |it| it));
         let (taken, received) = ring.with_room(|room| {
@@ -392,7 +386,7 @@ fn place_sent(
                 if let Some(header) = &headers[done] {
                     let frame = frames.skip(done).iter().next().expect("a frame");
                     let placed =
-                        place_one(header, frame.slices(), frame.header_len(), &mut begun, room);
+                        place_one(header, frame.slices(), frame.header_len(), &mut progress, room);
                     if placed == Placed::NoRoom {
                         break;
                     }

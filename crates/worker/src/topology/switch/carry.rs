@@ -2,14 +2,13 @@
 
 use burst_trace::{DropCause, DropCounts};
 use datapath::{FrameReader, Transmitted};
-use virtio_net::Frames;
+use virtio_net::{Frames, Progress};
 
 use super::place::{Ending, Placing, deliver_all};
 use super::sort::bytes_of;
 use super::uplink::Uplink;
 use super::wait::{Crowd, Wait};
 use super::{Fabric, UPLINK, bits, drop_frames};
-use crate::clock::Deadline;
 use crate::receiver::Receiver;
 use crate::timeline::Sighting;
 use crate::view::View;
@@ -28,7 +27,7 @@ impl Fabric {
         let now = sighting.wake;
         let mut done = self.sort(at, gathered, now);
         let frames = gathered.take(done.taken);
-        let begun = self.ends[at].begun.take();
+        let begun = self.ends[at].take_begun();
         for to in bits(std::mem::take(&mut self.wanted)) {
             let left = std::mem::take(&mut self.shares[to]);
             if to == UPLINK {
@@ -42,34 +41,39 @@ impl Fabric {
                 self.lose(left, &mut done);
                 continue;
             };
-            let segments = begun.filter(|wait| wait.receiver == to).map_or(0, |wait| wait.segments);
-            let pending = &self.pending;
-            let drops = DropCounts::default();
-            let mut placing = Placing { frames, pending, offloads, left, segments, drops };
+            let progress = begun.filter(|wait| wait.receiver == to).map(|wait| wait.progress);
+            let mut placing = Placing {
+                frames,
+                pending: &self.pending,
+                offloads,
+                left,
+                progress: progress.unwrap_or_default(),
+                drops: DropCounts::default(),
+            };
             let delivered = deliver_all(receiver, &mut placing, &mut sighting, view);
             self.unsignalled |= u64::from(delivered.any) << to;
-            let Placing { left: rest, segments, drops, .. } = placing;
+            let Placing { left: rest, progress, drops, .. } = placing;
             view.tracer(receiver.guest()).dropped(receiver.index(), &drops);
             if rest == 0 {
-                self.ends[to].full_since = None;
+                self.ends[to].note_room();
             } else if receiver.is_served() {
                 let crowd = Crowd::new(gathered, frames.len());
                 let end = &mut self.ends[to];
                 let until = if delivered.end == Ending::Cut {
                     // The receiver has room: the rest only waits for the next turn.
-                    end.full_since = None;
-                    Deadline::after(now, self.stuck)
+                    end.note_room();
+                    self.patience.stuck(now)
                 } else {
                     end.note_full(now, delivered.placed);
-                    end.patience(crowd.is_crowded, self.stuck, self.crowded)
+                    end.wait_until(crowd.is_crowded, &self.patience)
                 };
-                let wait = Wait { receiver: to, until, segments };
+                let wait = Wait { receiver: to, until, progress };
                 if self.may_wait(wait, rest, crowd, now) {
                     put_off(rest, frames, &mut done);
                     if delivered.end == Ending::NoRoom {
                         receiver.starve(sighting, sighting.wake);
                     }
-                    (self.ends[at].waits, self.ends[at].begun) = (Some(wait), Some(wait));
+                    self.ends[at].start_waiting(wait);
                 } else {
                     receiver.end_starvation();
                     drop_frames(rest.count_ones(), DropCause::RxSwitchFull, receiver, view);
@@ -98,17 +102,17 @@ impl Fabric {
         let (rest, refused) = uplink.send(frames, left);
         done.drops.add_all(&refused);
         if rest == 0 {
-            self.uplink_end.full_since = None;
+            self.uplink_end.note_room();
             return;
         }
-        let since = *self.uplink_end.full_since.get_or_insert(now);
-        let wait =
-            Wait { receiver: UPLINK, until: Deadline::after(since, self.crowded), segments: 0 };
+        self.uplink_end.note_full(now, false);
+        let until = self.uplink_end.wait_until(true, &self.patience);
+        let wait = Wait { receiver: UPLINK, until, progress: Progress::default() };
         if self.may_wait(wait, rest, Crowd::new(gathered, frames.len()), now) {
             put_off(rest, frames, done);
-            self.ends[at].waits = Some(wait);
+            self.ends[at].start_waiting(wait);
         } else {
-            (0..rest.count_ones()).for_each(|_| done.drops.add(DropCause::TxUplinkFull));
+            done.drops.add_many(DropCause::TxUplinkFull, rest.count_ones() as usize);
         }
     }
 
@@ -116,7 +120,7 @@ impl Fabric {
     #[cold]
     fn lose(&self, frames: u64, done: &mut Transmitted) {
         let lost = frames & !self.flooded;
-        (0..lost.count_ones()).for_each(|_| done.drops.add(DropCause::TxLinkDown));
+        done.drops.add_many(DropCause::TxLinkDown, lost.count_ones() as usize);
     }
 }
 

@@ -2,7 +2,9 @@
 
 use burst_trace::{DropCause, DropCounts};
 use virtio_net::{BURST_MAX, header};
-use virtio_net::{Frame, Frames, GuestRoom, NetHeader, Offloads, Placed, SoftwareOffload};
+use virtio_net::{
+    Frame, Frames, GuestRoom, NetHeader, Offloads, Placed, Progress, SoftwareOffload,
+};
 
 use super::addresses::ADDRESSES_LEN;
 use crate::receiver::{Delivery, Receiver};
@@ -77,8 +79,8 @@ pub struct Placing<'p, 'f, 'm> {
     pub offloads: Offloads,
     /// The frames not placed yet: one bit each.
     pub left: u64,
-    /// Number of segments of the first of them that were placed already.
-    pub segments: usize,
+    /// Progress through the first of them.
+    pub progress: Progress,
     /// Frames that turned out not to be valid when their turn came.
     pub drops: DropCounts,
 }
@@ -113,22 +115,17 @@ impl Placing<'_, '_, '_> {
         if header.is_for(self.offloads) {
             return room.place_run(header, frame.slices(), frame.header_len());
         }
-        let mut offload = match SoftwareOffload::plan_frame(header, &frame) {
-            Ok(offload) => offload,
+        match SoftwareOffload::plan_frame(header, &frame) {
+            Ok(mut offload) => self.progress.resume(&mut offload, frame.slices(), |offload| {
+                room.place_offloaded(offload, frame.slices())
+            }),
             // It was valid a moment ago: the guest has changed it.
             Err(cause) => {
+                self.progress.reset();
                 self.drops.add(cause);
-                return Placed::Done;
+                Placed::Done
             }
-        };
-        let all = offload.count();
-        offload.skip(frame.slices(), self.segments);
-        let placed = room.place_offloaded(&mut offload, frame.slices());
-        self.segments = match placed {
-            Placed::Done => 0,
-            Placed::NoRoom => all - offload.count(),
-        };
-        placed
+        }
     }
 }
 
@@ -164,13 +161,13 @@ pub fn deliver_all(
     let mut delivered = Delivered { any: false, placed: false, end: Ending::NoRoom };
     let (mut rounds, mut work) = (0, 0);
     loop {
-        let before = (placing.left, placing.segments);
+        let before = (placing.left, placing.progress);
         let delivery = receiver.deliver(*sighting, view, |room| placing.place(room));
         let Delivery::Done((), taken) = delivery else { return delivered };
         delivered.any = true;
         // The next receiver's turn begins here.
         sighting.seen = receiver.last_published().unwrap_or(sighting.seen);
-        let placed = before != (placing.left, placing.segments);
+        let placed = before != (placing.left, placing.progress);
         delivered.placed |= placed;
         work += taken;
         rounds += 1;

@@ -22,7 +22,7 @@ impl Fabric {
         for port in 0..self.uplink_port {
             let moves = self.addresses.take_moves(port);
             if moves > 0 {
-                let tx = &pairs.tx[self.ports[usize::from(port)].start];
+                let tx = pairs.transmitter(self.ports[usize::from(port)].start);
                 view.tracer(tx.guest()).moved(tx.index(), moves);
             }
         }
@@ -31,7 +31,8 @@ impl Fabric {
 
     /// One line, within the log limit of the sending port.
     fn log(&self, news: News, pairs: &Pairs) {
-        let guest = |port: u8| self.ports.get(usize::from(port)).map(|own| &pairs.tx[own.start]);
+        let guest =
+            |port: u8| self.ports.get(usize::from(port)).map(|own| pairs.transmitter(own.start));
         let name = |port: u8| match guest(port) {
             None => "the uplink",
             Some(_) if self.ports.len() == 1 => "the guest",

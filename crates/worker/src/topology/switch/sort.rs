@@ -5,7 +5,7 @@ use datapath::Transmitted;
 use virtio_net::Frames;
 
 use super::addresses::{ADDRESSES_LEN, Verdict};
-use super::{End, Fabric, UPLINK, bits};
+use super::{Fabric, UPLINK, bits};
 
 /// Copy budget of a burst from one guest, in bytes: it ends with the frame that exceeds it. 64 frames of 64 KiB would keep
 /// the worker from the other guests for as long as it takes to copy 4 MiB. Pieces and segments count, too
@@ -17,7 +17,7 @@ impl Fabric {
     /// and those among them that go nowhere.
     pub(super) fn sort(&mut self, at: usize, frames: Frames<'_, '_>, now: u64) -> Transmitted {
         let mut done = Transmitted::default();
-        let End { port, queue, .. } = self.ends[at];
+        let (port, queue) = (self.ends[at].port(), self.ends[at].queue());
         self.flooded = 0;
         self.pending.clear();
         let mut last: Option<([u8; ADDRESSES_LEN], usize)> = None;

@@ -8,8 +8,8 @@ use datapath::{Capabilities, FrameReader, Transmitted};
 use guest_memory::Spare;
 use virtio_net::features::{HEADER_LEN, VERSION_1};
 use virtio_net::{
-    FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, SoftwareOffload,
-    header,
+    FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, Progress,
+    SoftwareOffload, header,
 };
 
 use super::addresses::{ADDRESSES_LEN, Verdict};
@@ -50,8 +50,36 @@ pub struct Uplink<U> {
     passed_over: u32,
     /// When it was last looked at, ticks.
     last_look: u64,
-    /// Ring work ([`WORK_MAX`]) of its frames in this turn.
+    /// What is left of this turn.
+    budget: Budget,
+}
+
+/// Limits of a turn, so that the uplink does not keep the worker from the guests.
+#[derive(Debug)]
+struct Budget {
+    /// Number of frames that may still be read.
+    frames: usize,
+    /// Ring work that may still be done.
     work: u32,
+}
+
+impl Budget {
+    const TURN: Self = Self { frames: BURST, work: WORK_MAX };
+
+    const fn is_used_up(&self) -> bool {
+        self.frames == 0 || self.work == 0
+    }
+
+    const fn note_work(&mut self, work: u32) {
+        self.work = self.work.saturating_sub(work);
+    }
+}
+
+/// The frame that was read.
+#[derive(Clone, Copy)]
+struct Found {
+    addresses: [u8; ADDRESSES_LEN],
+    sighting: Sighting,
 }
 
 /// A frame that was read and not yet placed whole.
@@ -61,8 +89,8 @@ struct ReadFrame {
     len: usize,
     /// Length of its own net header: the uplink may be configured for another one while it waits.
     header_len: usize,
-    /// Number of its segments that were placed.
-    segments: usize,
+    /// Progress through its segments.
+    progress: Progress,
 }
 
 impl<U: FrameReader> Uplink<U> {
@@ -79,7 +107,7 @@ impl<U: FrameReader> Uplink<U> {
             blocked: false,
             passed_over: 0,
             last_look: 0,
-            work: 0,
+            budget: Budget::TURN,
         }
     }
 
@@ -143,12 +171,11 @@ impl<U: FrameReader> Uplink<U> {
     /// Sends the frames of `share`, one bit each. Returns the bits of those that it did not take, and the drops among the
     /// others.
     pub fn send(&mut self, frames: Frames<'_, '_>, mut share: u64) -> (u64, DropCounts) {
-        let mut drops = DropCounts::default();
         if self.expect_headers(frames.header_len()).is_err() {
-            (0..share.count_ones()).for_each(|_| drops.add(DropCause::TxError));
-            return (0, drops);
+            return (0, DropCounts::only(DropCause::TxError, share.count_ones() as usize));
         }
         self.blocked = false;
+        let mut drops = DropCounts::default();
         while share != 0 {
             let first = share.trailing_zeros();
             let count = (share >> first).trailing_ones() as usize;
@@ -178,7 +205,7 @@ impl<U: FrameReader> Uplink<U> {
                 None => match self.datapath.receive_frame(frame)? {
                     Some(len) => {
                         let (len, header_len) = (len.min(frame.len()), self.header_len);
-                        ReadFrame { len, header_len, segments: 0 }
+                        ReadFrame { len, header_len, progress: Progress::default() }
                     }
                     None => return Ok(None),
                 },
@@ -196,8 +223,8 @@ impl<U: FrameReader> Uplink<U> {
 
     /// Places the frame that was read for a guest that takes `offloads`.
     fn place(&mut self, offloads: Offloads, room: &mut GuestRoom<'_, '_>) -> Placed {
-        let Some(read) = self.read else { return Placed::Done };
-        let ReadFrame { len, header_len, segments } = read;
+        let Some(read) = &mut self.read else { return Placed::Done };
+        let ReadFrame { len, header_len, .. } = *read;
         let frame = [self.frame.slice().part(0, len)];
         let mut header = NetHeader::read(&frame, header_len);
         if !offloads.checksum {
@@ -211,12 +238,7 @@ impl<U: FrameReader> Uplink<U> {
         else {
             return room.refuse(DropCause::RxError);
         };
-        let all = offload.count();
-        offload.skip(&frame, segments);
-        let placed = room.place_offloaded(&mut offload, &frame);
-        let left = if placed == Placed::Done { all } else { offload.count() };
-        self.read = Some(ReadFrame { segments: all - left, ..read });
-        placed
+        read.progress.resume(&mut offload, &frame, |offload| room.place_offloaded(offload, &frame))
     }
 
     /// Moves one burst from the uplink to the guests. Returns whether there was one.
@@ -231,14 +253,13 @@ impl<U: FrameReader> Uplink<U> {
             return false;
         }
         let now = view.now();
-        let before = fabric.uplink_end.waits;
-        if !self.reads.is_due(|| now) || fabric.uplink_still_waits(&pairs.rx, now) {
+        let before = fabric.uplink_end.wait();
+        if !self.reads.is_due(|| now) || fabric.uplink_still_waits(pairs.receivers(), now) {
             return false;
         }
-        let mut budget = BURST;
-        self.work = 0;
-        while budget > 0 && self.work < WORK_MAX && fabric.uplink_end.waits.is_none() {
-            match self.pass_on(&mut budget, fabric, &mut pairs.rx, view) {
+        self.budget = Budget::TURN;
+        while !self.budget.is_used_up() && fabric.uplink_end.wait().is_none() {
+            match self.pass_on(fabric, pairs.receivers(), view) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
@@ -248,18 +269,17 @@ impl<U: FrameReader> Uplink<U> {
             }
         }
         if let Some(before) = before {
-            fabric.let_go(before.receiver, &mut pairs.rx);
+            fabric.let_go(before.receiver, pairs.receivers());
         }
         fabric.report_news(pairs, view);
         let worked = fabric.unsignalled != 0;
-        fabric.signal(&mut pairs.rx, view);
+        fabric.signal(pairs.receivers(), view);
         worked
     }
 
     /// Reads a frame and passes it on, and those after it that go the same way. Returns whether more may wait.
     fn pass_on(
         &mut self,
-        budget: &mut usize,
         fabric: &mut Fabric,
         rx: &mut [Receiver],
         view: &mut View<'_>,
@@ -273,12 +293,13 @@ impl<U: FrameReader> Uplink<U> {
             self.reads.succeeded(false);
             return Ok(false);
         };
-        *budget -= 1;
+        self.budget.frames -= 1;
         let port = fabric.uplink_port;
         match fabric.addresses.route(port, addresses, self.frame_len(), now) {
             Verdict::Port(to) => {
                 let to = fabric.pair_of(to, 0);
-                self.pass_to(to, addresses, sighting, budget, fabric, rx, view);
+                let found = Found { addresses, sighting };
+                self.pass_to(to, found, fabric, &mut rx[to], view);
             }
             Verdict::Everyone => {
                 for to in bits(fabric.everyone_but(port, 0)) {
@@ -299,25 +320,21 @@ impl<U: FrameReader> Uplink<U> {
     }
 
     /// Passes the frame that was read to a pair, and those after it that have the same addresses.
-    #[expect(clippy::too_many_arguments, reason = "the parts of a switch, borrowed apart")]
     fn pass_to(
         &mut self,
         to: usize,
-        addresses: [u8; ADDRESSES_LEN],
-        sighting: Sighting,
-        budget: &mut usize,
+        found: Found,
         fabric: &mut Fabric,
-        rx: &mut [Receiver],
+        receiver: &mut Receiver,
         view: &mut View<'_>,
     ) {
-        let receiver = &mut rx[to];
         let Some(offloads) = receiver.offloads() else {
             drop_frames(1, DropCause::RxStopped, receiver, view);
             self.read = None;
             return;
         };
         let (mut failed, mut placed) = (None, false);
-        let delivery = receiver.deliver(sighting, view, |room| {
+        let delivery = receiver.deliver(found.sighting, view, |room| {
             loop {
                 let before = self.read;
                 let done = self.place(offloads, room);
@@ -326,11 +343,11 @@ impl<U: FrameReader> Uplink<U> {
                     return;
                 }
                 self.read = None;
-                if *budget == 0 {
+                if self.budget.frames == 0 {
                     return;
                 }
                 match self.next() {
-                    Ok(Some(next)) if next == addresses => *budget -= 1,
+                    Ok(Some(next)) if next == found.addresses => self.budget.frames -= 1,
                     Ok(Some(_)) => return,
                     Ok(None) => {
                         self.reads.succeeded(false);
@@ -343,13 +360,13 @@ impl<U: FrameReader> Uplink<U> {
                 }
             }
         });
-        let now = sighting.seen;
+        let now = found.sighting.seen;
         match delivery {
             Delivery::Done((), work) => {
                 fabric.unsignalled |= 1 << to;
-                self.work += work;
+                self.budget.note_work(work);
                 if placed {
-                    fabric.ends[to].full_since = None;
+                    fabric.ends[to].note_room();
                 } else {
                     // It has chains, but nothing can be placed in them.
                     self.wait_or_drop(to, now, fabric, receiver, view);
@@ -360,7 +377,7 @@ impl<U: FrameReader> Uplink<U> {
                 self.read = None;
             }
             Delivery::NoBuffers(work) => {
-                self.work += work;
+                self.budget.note_work(work);
                 self.wait_or_drop(to, now, fabric, receiver, view);
             }
         }
@@ -381,9 +398,10 @@ impl<U: FrameReader> Uplink<U> {
     ) {
         let end = &mut fabric.ends[to];
         end.note_full(now, false);
-        let until = end.patience(true, fabric.stuck, fabric.crowded);
+        let until = end.wait_until(true, &fabric.patience);
         if !until.is_due(now) {
-            fabric.uplink_end.waits = Some(Wait { receiver: to, until, segments: 0 });
+            let wait = Wait { receiver: to, until, progress: Progress::default() };
+            fabric.uplink_end.start_waiting(wait);
             return;
         }
         receiver.end_starvation();
@@ -413,7 +431,7 @@ impl<U: FrameReader> Uplink<U> {
             }
             Delivery::NoBuffers(work) => (Placed::NoRoom, work),
         };
-        self.work += work;
+        self.budget.note_work(work);
         if placed == Placed::NoRoom {
             receiver.end_starvation();
             drop_frames(1, DropCause::RxSwitchFull, receiver, view);

@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use virtio_net::{BURST_MAX, Frames};
+use virtio_net::{BURST_MAX, Frames, Progress};
 
 use super::place::all;
 use super::sort::go_one_way;
 use super::{Fabric, UPLINK};
-use crate::clock::Deadline;
+use crate::clock::{Clock, Deadline};
 use crate::pairs::Pairs;
 use crate::receiver::Receiver;
 use crate::transmitter::Transmitter;
@@ -24,26 +24,50 @@ pub const CROWDED: Duration = Duration::from_millis(1);
 /// A queue pair, or the uplink, as the switch sees it. Times in ticks.
 #[derive(Clone, Copy, Debug)]
 pub struct End {
-    pub port: u8,
-    /// Its number among the pairs of its port.
-    pub queue: usize,
-    /// Its frames wait for another pair's buffers; of the uplink, the frame that was read.
-    pub waits: Option<Wait>,
-    /// The wait at the last try.
-    pub begun: Option<Wait>,
+    port: u8,
+    queue: usize,
+    /// What its frames wait for; of the uplink, the frame that was read.
+    wait: Option<Wait>,
+    /// The wait that began at the last try. The next try takes it and continues there.
+    begun: Option<Wait>,
     /// Since when it has not taken all frames that it should get.
-    pub full_since: Option<u64>,
+    full_since: Option<u64>,
     /// When it last took a frame after that.
     took: u64,
 }
 
+/// Frames wait for the buffers of a pair, or for the uplink.
 #[derive(Clone, Copy, Debug)]
 pub struct Wait {
     /// The pair.
     pub receiver: usize,
+    /// When the frames are dropped if there is still no room.
     pub until: Deadline,
-    /// Number of segments of the first frame that the receiver has already.
-    pub segments: usize,
+    /// Progress through the first of the frames.
+    pub progress: Progress,
+}
+
+/// The longest waits, in ticks.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    stuck: u64,
+    crowded: u64,
+}
+
+impl Patience {
+    pub fn new(clock: &Clock) -> Self {
+        Self { stuck: clock.ticks_in(STUCK), crowded: clock.ticks_in(CROWDED) }
+    }
+
+    /// [`STUCK`] after `since`.
+    pub fn stuck(&self, since: u64) -> Deadline {
+        Deadline::after(since, self.stuck)
+    }
+
+    /// [`CROWDED`] after `since`.
+    pub fn crowded(&self, since: u64) -> Deadline {
+        Deadline::after(since, self.crowded)
+    }
 }
 
 /// A burst for which there was not room everywhere.
@@ -78,7 +102,7 @@ impl Fabric {
         is_uplink_blocked: bool,
         now: u64,
     ) -> bool {
-        let waits = self.ends[at].waits.is_some_and(|wait| {
+        let waits = self.ends[at].wait().is_some_and(|wait| {
             let can_go_on = if wait.receiver == UPLINK {
                 !is_uplink_blocked
             } else {
@@ -87,17 +111,17 @@ impl Fabric {
             !can_go_on && !sender.has_grown() && !wait.until.is_due(now)
         });
         if !waits {
-            self.ends[at].waits = None;
+            self.ends[at].try_again();
         }
         waits
     }
 
     /// Whether the frame that was read from the uplink still waits for its receiver.
     pub(super) fn uplink_still_waits(&mut self, rx: &[Receiver], now: u64) -> bool {
-        let Some(wait) = self.uplink_end.waits else { return false };
+        let Some(wait) = self.uplink_end.wait() else { return false };
         let waits = !wait.until.is_due(now) && !rx[wait.receiver].may_have_room();
         if !waits {
-            self.uplink_end.waits = None;
+            self.uplink_end.try_again();
         }
         waits
     }
@@ -105,10 +129,11 @@ impl Fabric {
     /// Whether frames that wait can go on now.
     pub(super) fn can_go_on(&self, pairs: &Pairs) -> bool {
         let can_go_on = |(end, tx): (&End, &Transmitter)| {
-            let Some(Wait { receiver, .. }) = end.waits else { return false };
-            tx.has_grown() || pairs.rx.get(receiver).is_some_and(Receiver::may_have_room)
+            let Some(Wait { receiver, .. }) = end.wait() else { return false };
+            tx.has_grown() || (receiver != UPLINK && pairs.receiver(receiver).may_have_room())
         };
-        self.ends.iter().zip(&pairs.tx).any(can_go_on)
+        let transmitters = pairs.iter().map(|(tx, _)| tx);
+        self.ends.iter().zip(transmitters).any(can_go_on)
     }
 
     /// Whether the frames `left` may wait for their receiver: not if a frame for anybody else follows them.
@@ -122,9 +147,7 @@ impl Fabric {
     /// Ends the wait of pair `at` as a sender; its next frame begins with its first segment.
     #[cold]
     pub(super) fn stop_waiting(&mut self, at: usize, rx: &mut [Receiver]) {
-        let End { waits, begun, .. } = self.ends[at];
-        (self.ends[at].waits, self.ends[at].begun) = (None, None);
-        if let Some(wait) = waits.or(begun) {
+        if let Some(wait) = self.ends[at].stop_waiting() {
             self.let_go(wait.receiver, rx);
         }
     }
@@ -132,9 +155,8 @@ impl Fabric {
     /// Frames that waited for pair `receiver` are gone. Unless others wait for it, it is not starved any more.
     #[cold]
     pub(super) fn let_go(&self, receiver: usize, rx: &mut [Receiver]) {
-        let waits_for = |wait: Option<Wait>| wait.is_some_and(|it| it.receiver == receiver);
-        let mut ends = self.ends.iter().chain([&self.uplink_end]);
-        if receiver != UPLINK && !ends.any(|end| waits_for(end.waits)) {
+        let waits_for_it = |end: &End| end.wait().is_some_and(|it| it.receiver == receiver);
+        if receiver != UPLINK && !self.all_ends().any(waits_for_it) {
             rx[receiver].end_starvation();
         }
     }
@@ -142,12 +164,53 @@ impl Fabric {
 
 impl End {
     pub const fn new(port: u8, queue: usize) -> Self {
-        Self { port, queue, waits: None, begun: None, full_since: None, took: 0 }
+        Self { port, queue, wait: None, begun: None, full_since: None, took: 0 }
+    }
+
+    /// The number of its port.
+    pub const fn port(&self) -> u8 {
+        self.port
+    }
+
+    /// Its number among the pairs of its port.
+    pub const fn queue(&self) -> usize {
+        self.queue
+    }
+
+    /// What its frames wait for, if they do.
+    pub const fn wait(&self) -> Option<Wait> {
+        self.wait
     }
 
     /// Whether its frames wait, or waited at the last try.
     pub const fn is_waiting(&self) -> bool {
-        self.waits.is_some() || self.begun.is_some()
+        self.wait.is_some() || self.begun.is_some()
+    }
+
+    /// Its frames wait from now on.
+    pub const fn start_waiting(&mut self, wait: Wait) {
+        (self.wait, self.begun) = (Some(wait), Some(wait));
+    }
+
+    /// Its frames are tried again now.
+    pub const fn try_again(&mut self) {
+        self.wait = None;
+    }
+
+    /// Takes the wait that began at the last try.
+    pub const fn take_begun(&mut self) -> Option<Wait> {
+        self.begun.take()
+    }
+
+    /// Its frames wait no more. Returns what they waited for.
+    const fn stop_waiting(&mut self) -> Option<Wait> {
+        let (wait, begun) = (self.wait.take(), self.begun.take());
+        if wait.is_some() { wait } else { begun }
+    }
+
+    /// It took all frames, or gets none any more.
+    pub const fn note_room(&mut self) {
+        self.full_since = None;
     }
 
     /// It did not take all frames; some of them if `took`.
@@ -160,9 +223,12 @@ impl End {
 
     /// Until when frames may wait for it: as long as it takes some now and then, but only for a moment where more frames
     /// may follow than are in sight.
-    pub fn patience(&self, is_crowded: bool, stuck: u64, crowded: u64) -> Deadline {
-        let since = self.full_since.unwrap_or_default();
-        if is_crowded { Deadline::after(since, crowded) } else { Deadline::after(self.took, stuck) }
+    pub fn wait_until(&self, is_crowded: bool, patience: &Patience) -> Deadline {
+        if is_crowded {
+            patience.crowded(self.full_since.unwrap_or_default())
+        } else {
+            patience.stuck(self.took)
+        }
     }
 }
 
@@ -172,7 +238,7 @@ mod tests {
 
     use log_limit::LogLimit;
 
-    use super::super::{Clock, Member};
+    use super::super::Member;
     use super::*;
 
     /// A guest that enables its rings over and over does not make frames of others wait longer, and no segment is sent twice.
@@ -184,16 +250,15 @@ mod tests {
         let log = Arc::new(LogLimit::new(""));
         let receiver = |pair| Receiver::new(0, Arc::clone(&log), pair, None);
         let mut rx: Vec<_> = (0..6).map(receiver).collect();
-        let wait = |receiver| Some(Wait { receiver, until: Deadline::after(0, 100), segments: 7 });
         for (at, end) in fabric.ends.iter_mut().enumerate() {
-            (end.waits, end.begun) = (wait((at + 2) % 6), wait((at + 2) % 6));
-            end.full_since = Some(50);
+            let (until, progress) = (Deadline::after(0, 100), Progress::default());
+            end.start_waiting(Wait { receiver: (at + 2) % 6, until, progress });
+            end.note_full(50, false);
         }
         fabric.rings_changed(2, &mut rx, 80);
         for (at, end) in fabric.ends.iter().enumerate() {
-            let found = (end.waits.is_some(), end.full_since.is_some());
-            assert_eq!(found, (at != 2, at != 2), "pair {at}");
-            assert_eq!(end.begun.map(|it| it.segments), (at != 2).then_some(7));
+            let found = (end.wait.is_some(), end.begun.is_some(), end.full_since.is_some());
+            assert_eq!(found, (at != 2, at != 2, at != 2), "pair {at}");
         }
     }
 }
