@@ -54,6 +54,31 @@ fn a_ring_that_breaks_again_and_again_fills_no_log() {
 }
 
 #[test]
+fn each_queue_pair_of_a_worker_has_its_own_line() {
+    let options = GuestOptions::default().queue_pairs(2);
+    let directory = tempfile::tempdir().unwrap();
+    let pairs = ["--queue-pairs", "2"];
+    let daemon =
+        Daemon::start_limited(directory.path(), "vm", &[&REFLECT[..], &pairs].concat()).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), options.clone()).unwrap();
+    for ring in [1, 3] {
+        let base = guest.stop_ring(ring).unwrap();
+        guest.start_ring_at(ring, base.wrapping_add(1)).unwrap();
+        assert!(guest.ring(ring).gave_up(SOON).unwrap());
+        daemon.expect_log(&format!("queue {ring} stops, because the guest broke it"));
+    }
+    // A wire that fails is logged for each pair, too, although both fail in the same turn.
+    let directory = tempfile::tempdir().unwrap();
+    let failing = ["--datapath", "null:rx=60", "--fault", "error:rx.EIO"];
+    let daemon =
+        Daemon::start_limited(directory.path(), "vm", &[&failing[..], &pairs].concat()).unwrap();
+    let _guest = Guest::connect(daemon.socket(), options).unwrap();
+    for pair in [0, 1] {
+        daemon.expect_log(&format!("queue pair {pair}: cannot read its datapath"));
+    }
+}
+
+#[test]
 fn connections_in_a_row_fill_no_log() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start_limited(directory.path(), "vm", &REFLECT).unwrap();
