@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
+use foreign_files::Program;
 use log_limit::LimitedLogger;
 use signal_hook::consts::SIGXFSZ;
 use vhost_control::{descriptors_of, raise_descriptor_limit as raise_limit};
@@ -34,6 +35,10 @@ use crate::wires::Handed;
 const STATUS_FAULT: u8 = 70;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == foreign_files::ARGUMENT) {
+        return help();
+    }
+    foreign_files::register(Program::this());
     let args = Args::parse();
     if args.print_capabilities {
         println!("{}", capabilities());
@@ -47,6 +52,20 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("ringscoped: {error}");
             if error.is_fault() { ExitCode::from(STATUS_FAULT) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Runs as a helper of another daemon.
+fn help() -> ExitCode {
+    match foreign_files::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!(
+                "ringscoped: {} is for ringscoped itself, which starts it with a socket as its standard input: {error}",
+                foreign_files::ARGUMENT
+            );
+            ExitCode::FAILURE
         }
     }
 }

@@ -19,8 +19,9 @@ pub fn is_ignored(signal: i32) -> bool {
 
 /// Takes over the descriptor `fd`, which the parent process left open.
 pub fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
+    // Processes that this one starts must not have it.
     // SAFETY: plain numbers; the kernel checks the descriptor.
-    if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the descriptor is open (see above) and is none of the standard three (the flags' ranges). `main::run` calls

@@ -16,6 +16,9 @@ const EDGES: &[(&str, &[&str])] = &[
     // The daemon makes and watches macvtaps, `ringscope doctor` looks at interfaces: both ask the kernel by netlink.
     ("host-links", &[]),
     ("log-limit", &[]),
+    // Calls to a front end's files, made in processes of their own: workers' descriptors are closed there, the control
+    // plane has pipes written there, and the daemon's executable is such a process.
+    ("foreign-files", &[]),
     // Guest memory and recorders are files that other processes may shorten.
     ("guest-memory", &["file-mapping"]),
     ("virtqueue", &["guest-memory"]),
@@ -42,9 +45,20 @@ const EDGES: &[(&str, &[&str])] = &[
     // Log lines that a guest or its front end causes are limited, here and in the next two.
     (
         "worker",
-        &["guest-memory", "virtqueue", "virtio-net", "burst-trace", "log-limit", "datapath"],
+        &[
+            "guest-memory",
+            "virtqueue",
+            "virtio-net",
+            "burst-trace",
+            "log-limit",
+            "foreign-files",
+            "datapath",
+        ],
     ),
-    ("vhost-control", &["guest-memory", "virtqueue", "virtio-net", "log-limit", "worker"]),
+    (
+        "vhost-control",
+        &["guest-memory", "virtqueue", "virtio-net", "log-limit", "foreign-files", "worker"],
+    ),
     // It reads recorders.
     ("metrics", &["burst-trace"]),
     (
@@ -53,6 +67,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "virtio-net",
             "burst-trace",
             "log-limit",
+            "foreign-files",
             "kernel-stages",
             "datapath",
             "worker",
@@ -109,6 +124,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/file-mapping/src/mapping.rs",
     "crates/file-mapping/src/signal.rs",
     "crates/file-mapping/tests/torn.rs",
+    "crates/foreign-files/src/sys.rs",
     "crates/guest-memory/src/area.rs",
     "crates/guest-memory/src/host.rs",
     "crates/guest-memory/src/memory.rs",

@@ -28,6 +28,9 @@ pub const RETRY: Duration = Duration::from_millis(200);
 /// may accept later.
 const FIRST_MESSAGE_TIME: Duration = Duration::from_secs(5);
 
+/// Longest delay of the daemon's end by a front end whose descriptors a helper has to close.
+const HANDED_OVER_TIME: Duration = Duration::from_millis(500);
+
 /// How a conversation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -74,7 +77,10 @@ pub fn converse(
     let front = relay.into_front();
     let result = daemon.wait();
     session.end();
-    drop(front);
+    custody.close_connection(front);
+    if matches!(end, Ok(End::Stopped)) {
+        hand_over_all(&custody);
+    }
     match result {
         Err(error) if !is_goodbye(&error) => {
             log_limit::warn!(log, "the connection to the front end was ended: {error}");
@@ -88,12 +94,20 @@ pub fn converse(
     }
 }
 
+/// Waits until no descriptor of a front end is this process's, so that closing them does not keep it from ending.
+pub fn hand_over_all(custody: &Custody) {
+    let until = Instant::now() + HANDED_OVER_TIME;
+    while custody.here() > 0 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// The other events of a connection.
 struct Visit<'v> {
     log: &'v LogLimit,
     stop: BorrowedFd<'v>,
     server: Option<&'v Server>,
-    custody: &'v Custody,
+    custody: &'v Arc<Custody>,
     /// No other front end is accepted before this time, because the last try failed.
     listen_at: Option<Instant>,
     /// A second front end was refused, and that was logged.
@@ -156,15 +170,16 @@ impl Visit<'_> {
     fn refuse_second(&mut self) {
         let Some(server) = self.server else { return };
         match server.listener.accept() {
-            Ok(_) if !self.refused => {
-                self.refused = true;
+            Ok((second, _)) => {
+                self.custody.close_connection(second);
                 let log = self.log;
-                log_limit::warn!(
-                    log,
-                    "a second front end was refused, because the first one is still connected"
-                );
+                if !std::mem::replace(&mut self.refused, true) {
+                    log_limit::warn!(
+                        log,
+                        "a second front end was refused, because the first one is still connected"
+                    );
+                }
             }
-            Ok(_) => {}
             // The front end stays in the listener's queue. Without a delay this would be a busy loop.
             Err(_) => self.listen_at = Some(Instant::now() + RETRY),
         }

@@ -15,6 +15,8 @@ const OF_A_RING: u64 = 2 + 2 * 4;
 pub const REGIONS_MAX: usize = 509;
 /// Most descriptors that were given up and are not closed yet. With more, the front end waits and is then disconnected.
 pub const UNCLOSED_MAX: usize = 64;
+/// Descriptors of a message with too many, beyond [`DESCRIPTORS_MAX`]: the kernel takes 253 in one message.
+const SURPLUS: u64 = 253 - DESCRIPTORS_MAX as u64;
 /// The connection's sockets, and descriptors that a guest's threads open.
 const OTHERS: u64 = 16;
 
@@ -27,6 +29,7 @@ pub const fn descriptors_of(queue_pairs: u16) -> u64 {
         + REGIONS_MAX as u64
         + UNCLOSED_MAX as u64
         + in_messages
+        + SURPLUS
         + OTHERS
 }
 

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use log_limit::LogLimit;
+use worker::Custody;
 
-use crate::conversation::{End, RETRY, converse, wait};
+use crate::conversation::{End, RETRY, converse, hand_over_all, wait};
 use crate::device::Device;
 use crate::error::{ServeError, system};
 use crate::message::framework;
@@ -21,6 +22,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Most threads that still close descriptors of earlier front ends. With more, no further front end is served.
 const CLOSERS_MAX: usize = 8;
+
+/// Longest time of sending waiting front ends away at the end, however many keep connecting.
+const SEND_AWAY_TIME: Duration = Duration::from_millis(100);
 
 /// Serves front ends at `endpoint` until `stop` becomes readable, or until the one front end of a socket
 /// that was handed over connected is gone.
@@ -36,7 +40,11 @@ pub fn serve(
     framework::connection().map_err(system("making a socket"))?;
     let mut service = Service { device, stop, closers: Arc::default(), pause: Duration::ZERO };
     match endpoint {
-        Endpoint::Server(server) => service.serve_as_server(&server),
+        Endpoint::Server(server) => {
+            let result = service.serve_as_server(&server);
+            service.send_away(&server);
+            result
+        }
         Endpoint::Client(path) => service.serve_as_client(&path),
         Endpoint::Connected(stream) => service.converse(stream, None).map(|_| ()),
     }
@@ -73,6 +81,22 @@ impl Service<'_> {
                 }
             }
         }
+    }
+
+    /// Closes the connections that were not accepted yet: this process's end must not be the last thing that closes them
+    /// ([`Custody::close_connection`]). Those of a socket that was handed over are left for the next daemon.
+    fn send_away(&self, server: &Server) {
+        if !server.is_ours() {
+            return;
+        }
+        let Ok(custody) = Custody::new(&self.closers) else { return };
+        let until = Instant::now() + SEND_AWAY_TIME;
+        let is_waiting = || wait([server.listener.as_fd()], Some(Duration::ZERO));
+        while Instant::now() < until && matches!(is_waiting(), Ok([true])) {
+            let Ok((front, _)) = server.listener.accept() else { break };
+            custody.close_connection(front);
+        }
+        hand_over_all(&custody);
     }
 
     fn serve_as_client(&mut self, path: &Path) -> Result<(), ServeError> {

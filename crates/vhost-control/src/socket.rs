@@ -105,6 +105,11 @@ impl Server {
         let inode = fs::symlink_metadata(path).map_err(system)?.ino();
         Ok(Self { listener, made: Some((path.into(), inode)) })
     }
+
+    /// Whether this process made the socket, and no other one has it.
+    pub(crate) const fn is_ours(&self) -> bool {
+        self.made.is_some()
+    }
 }
 
 impl Endpoint {

@@ -2,19 +2,27 @@
 //!
 //! A front end may keep a duplicate of each, and can change the flags that both share. So a call on one can block
 //! although we made it non-blocking. `close` can block as well: a TCP socket with `SO_LINGER` waits for its peer, a
-//! FUSE file for its file system. So workers and control threads never close one. Each connection has a thread that
-//! closes them, and nothing waits for that thread. [`Alarm`] ends the calls that a signal can end.
+//! FUSE file for its file system, a pipe for a writer that holds its lock. So workers and control threads never close
+//! one. Each connection has a thread for that, and nothing waits for that thread. [`Alarm`] ends the calls that a signal
+//! can end.
+//!
+//! No signal ends the wait for a pipe or a FUSE file, and this process cannot end with such a thread. So the thread
+//! itself closes only eventfds and files that were found harmless ([`Foreign::mark_harmless`]). It gives all others to a
+//! helper process, which it starts for the first one ([`foreign_files`]).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use foreign_files::Closer;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
+use rustix::net::Shutdown;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::alarm::Alarm;
@@ -24,8 +32,17 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Custody {
     work: Sender<Work>,
-    unclosed: Arc<AtomicUsize>,
+    held: Arc<Held>,
     hung: OwnedFd,
+}
+
+/// Numbers of the descriptors that were dropped.
+#[derive(Debug, Default)]
+struct Held {
+    /// Neither closed by this process nor with the helper.
+    here: AtomicUsize,
+    /// With the helper, which has not closed them yet.
+    helper: AtomicUsize,
 }
 
 /// Longest time of a normal signal. The write to an eventfd notifies each epoll instance that waits for it. So a front
@@ -38,8 +55,17 @@ const SLOW_MAX: u8 = 3;
 /// What the thread of a [`Custody`] does.
 #[derive(Debug)]
 enum Work {
-    Close(OwnedFd),
+    Close(Given),
     Signal(Arc<Foreign>),
+    /// Nothing new; the helper may have closed some.
+    Look,
+}
+
+/// A descriptor to be closed.
+#[derive(Debug)]
+struct Given {
+    fd: OwnedFd,
+    is_harmless: bool,
 }
 
 /// A descriptor from a front end. It is closed by the thread of its [`Custody`].
@@ -49,6 +75,7 @@ pub struct Foreign {
     fd: Option<OwnedFd>,
     /// The number of slow signals in a row.
     slow: AtomicU8,
+    is_harmless: AtomicBool,
     custody: Arc<Custody>,
 }
 
@@ -65,26 +92,46 @@ impl Custody {
     /// When the system has no thread or no eventfd left.
     pub fn new(threads: &Arc<AtomicUsize>) -> io::Result<Arc<Self>> {
         let (work, todo) = channel();
-        let unclosed = Arc::new(AtomicUsize::new(0));
+        let held = Arc::<Held>::default();
         let hung = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        let (inside, alive) = (Arc::clone(&unclosed), Alive::new(threads));
+        let (inside, alive) = (Arc::clone(&held), Alive::new(threads));
         Builder::new().name("closer".into()).spawn(move || {
             let _alive = alive;
             close_all(&todo, &inside);
         })?;
-        Ok(Arc::new(Self { work, unclosed, hung }))
+        Ok(Arc::new(Self { work, held, hung }))
     }
 
     /// Takes ownership of a descriptor.
     #[must_use]
     pub fn take(self: &Arc<Self>, fd: OwnedFd) -> Foreign {
-        Foreign { fd: Some(fd), slow: AtomicU8::new(0), custody: Arc::clone(self) }
+        let (slow, is_harmless) = Default::default();
+        Foreign { fd: Some(fd), slow, is_harmless, custody: Arc::clone(self) }
+    }
+
+    /// Closes a connection to a front end. Messages that were not read may hold descriptors, which are closed with it.
+    pub fn close_connection(self: &Arc<Self>, front: UnixStream) {
+        // Nothing can come after that. The front end notices the end even if the socket itself is closed later.
+        let _ = rustix::net::shutdown(&front, Shutdown::Both);
+        let connection = self.take(front.into());
+        if rustix::io::ioctl_fionread(&connection) == Ok(0) {
+            connection.mark_harmless();
+        }
     }
 
     /// Number of descriptors that were dropped and are not closed yet.
     #[must_use]
     pub fn unclosed(&self) -> usize {
-        self.unclosed.load(Ordering::Relaxed)
+        if self.held.helper.load(Ordering::Relaxed) > 0 {
+            let _ = self.work.send(Work::Look);
+        }
+        self.here() + self.held.helper.load(Ordering::Relaxed)
+    }
+
+    /// Number of those that keep this process from ending: they are not with the helper either.
+    #[must_use]
+    pub fn here(&self) -> usize {
+        self.held.here.load(Ordering::Relaxed)
     }
 
     /// Readable after a worker blocked in a write to one of these descriptors ([`Hung`]).
@@ -164,6 +211,11 @@ impl Foreign {
         Ok(self.custody.take(self.as_fd().try_clone_to_owned()?))
     }
 
+    /// Declares that its `close` does not block: the file is of a kind and a file system that answer at once.
+    pub fn mark_harmless(&self) {
+        self.is_harmless.store(true, Ordering::Relaxed);
+    }
+
     /// Adds 1 to an eventfd's counter on the custody's thread, so that the caller does not block.
     pub fn signal_elsewhere(self: &Arc<Self>) {
         let _ = self.custody.work.send(Work::Signal(Arc::clone(self)));
@@ -186,9 +238,10 @@ impl AsRawFd for Foreign {
 impl Drop for Foreign {
     fn drop(&mut self) {
         let Some(fd) = self.fd.take() else { return };
-        self.custody.unclosed.fetch_add(1, Ordering::Relaxed);
+        let is_harmless = self.is_harmless.load(Ordering::Relaxed);
+        self.custody.held.here.fetch_add(1, Ordering::Relaxed);
         // The thread runs until all senders are dropped.
-        let _ = self.custody.work.send(Work::Close(fd));
+        let _ = self.custody.work.send(Work::Close(Given { fd, is_harmless }));
     }
 }
 
@@ -214,26 +267,76 @@ impl Drop for Alive {
     }
 }
 
-fn close_all(todo: &Receiver<Work>, unclosed: &AtomicUsize) {
+fn close_all(todo: &Receiver<Work>, held: &Held) {
     // Without an alarm, a call that blocks delays this thread only.
     let alarm = Alarm::new().ok();
-    for work in todo {
+    let mut closer = None;
+    while let Ok(work) = todo.recv() {
         if let Some(alarm) = &alarm {
             alarm.arm();
         }
-        match work {
-            Work::Close(fd) => {
-                drop(fd);
-                unclosed.fetch_sub(1, Ordering::Relaxed);
-            }
-            Work::Signal(error) => {
-                let _ = error.signal(alarm.as_ref());
+        let mut doubtful = Vec::new();
+        for work in std::iter::once(work).chain(todo.try_iter().take(Closer::FILES_MAX - 1)) {
+            match work {
+                Work::Close(Given { fd, is_harmless }) if is_harmless || is_eventfd(&fd) => {
+                    drop(fd);
+                    held.here.fetch_sub(1, Ordering::Relaxed);
+                }
+                Work::Close(Given { fd, .. }) => doubtful.push(fd),
+                Work::Signal(error) => {
+                    let _ = error.signal(alarm.as_ref());
+                }
+                Work::Look => {}
             }
         }
         if let Some(alarm) = &alarm {
             alarm.disarm();
         }
+        if !doubtful.is_empty() {
+            give(&mut closer, doubtful, held);
+        }
+        if let Some(found) = &mut closer {
+            match found.closed() {
+                Ok(count) => {
+                    held.helper.fetch_sub(count, Ordering::Relaxed);
+                }
+                Err(_) => end(&mut closer, held),
+            }
+        }
     }
+    end(&mut closer, held);
+}
+
+/// Gives files to the helper. Without one they are closed here.
+fn give(closer: &mut Option<Closer>, files: Vec<OwnedFd>, held: &Held) {
+    let count = files.len();
+    if closer.is_none() {
+        *closer = Closer::start().ok();
+    }
+    match closer {
+        Some(found) => {
+            held.helper.fetch_add(count, Ordering::Relaxed);
+            if found.close(files).is_err() {
+                end(closer, held);
+            }
+        }
+        None => drop(files),
+    }
+    held.here.fetch_sub(count, Ordering::Relaxed);
+}
+
+/// Waits for the helper's end, after which it has no files.
+fn end(closer: &mut Option<Closer>, held: &Held) {
+    if let Some(closer) = closer.take() {
+        let _ = closer.finish();
+        held.helper.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Whether `fd` is an eventfd: the kernel itself makes the text of such a link.
+fn is_eventfd(fd: &OwnedFd) -> bool {
+    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
+    link.is_ok_and(|text| text.as_bytes() == b"anon_inode:[eventfd]")
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, fstatfs, memfd_create};
+use foreign_files::Helper;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 /// File systems whose pages come from memory or from a disk of this host.
 const LOCAL: &[&str] = &[
@@ -174,7 +174,7 @@ fn memory_mounts() -> &'static MemoryMounts {
     })
 }
 
-/// Calls `fstatfs` of an unknown file system on a thread of its own, which may block for ever. Only one such thread at a
+/// Has a helper process call `fstatfs` of an unknown file system, which may block for ever. Only one such helper at a
 /// time.
 fn ask(file: BorrowedFd<'_>) -> Result<FileSystem, String> {
     static ASKING: AtomicBool = AtomicBool::new(false);
@@ -182,23 +182,18 @@ fn ask(file: BorrowedFd<'_>) -> Result<FileSystem, String> {
     if ASKING.swap(true, Ordering::AcqRel) {
         return Err(unknown());
     }
-    let (said, hear) = channel();
-    let asked = file.try_clone_to_owned().and_then(|file| {
-        std::thread::Builder::new().name("file-system".into()).spawn(move || {
-            let kind = fstatfs(&file).map(|it| it.f_type);
-            // Closing the file may block too.
-            drop(file);
-            ASKING.store(false, Ordering::Release);
-            let _ = said.send(kind);
-        })
-    });
-    if asked.is_err() {
+    let found = Helper::file_system(file, PATIENCE);
+    let (helper, kind) = match found {
+        Ok((helper, kind)) => (Some(helper), Ok(kind)),
+        Err((helper, _)) => (helper, Err(unknown())),
+    };
+    let ended = move || {
+        let _ = helper.map(Helper::dismiss);
         ASKING.store(false, Ordering::Release);
-        return Err(unknown());
-    }
-    let kind = hear.recv_timeout(PATIENCE).ok().and_then(Result::ok).ok_or_else(unknown)?;
-    #[expect(clippy::cast_sign_loss, reason = "a number of 32 bits")]
-    let kind = (kind as u64) & 0xffff_ffff;
+    };
+    // Without a thread the helper stays as a zombie; there is none for a further one either.
+    let _ = std::thread::Builder::new().name("file-system".into()).spawn(ended);
+    let kind = kind?;
     if kind == HUGETLBFS {
         return Ok(FileSystem::HugePages);
     }
@@ -232,6 +227,7 @@ mod tests {
         let file = memfd_create("any", MemfdFlags::CLOEXEC).unwrap();
         assert_eq!(file_system(file.as_fd(), None), Ok(FileSystem::Plain));
         assert_eq!(mount_of(file.as_fd()), memory_mounts().plain);
+        crate::message::pipe::tests::prepare();
         assert_eq!(ask(file.as_fd()), Ok(FileSystem::Plain));
     }
 }

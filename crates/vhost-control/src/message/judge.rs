@@ -80,7 +80,7 @@ impl Judge {
             regions: Vec::new(),
             sizes: vec![0; rings.len()],
             custody: Arc::clone(custody),
-            pipes: Pipes::new(rings.len()),
+            pipes: Pipes::new(rings.len(), rings.first().map(|ring| Arc::clone(ring.log()))),
             starting: None,
         }
     }
@@ -196,6 +196,7 @@ impl Judge {
         }
         let files: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         regions::check(present, new, &files, &self.limits)?;
+        descriptors.iter().for_each(Foreign::mark_harmless);
         self.regions = [present, new].concat();
         Ok(())
     }

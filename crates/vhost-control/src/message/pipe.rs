@@ -2,52 +2,51 @@
 //!
 //! User Mode Linux gives the write end of a pipe in place of an eventfd, because an eventfd sends no SIGIO
 //! (arch/um/drivers/virtio_uml.c, `vu_setup_vq_call_fd`). A pipe has a lock, which a writer holds while it copies from
-//! its memory; a page fault there can last without a limit. So no worker touches a pipe. The worker writes to our own
-//! eventfd, and a thread for each such ring forwards the signals to the pipe.
+//! its memory; a page fault there can last without a limit. So this process never opens, writes or closes a pipe. The
+//! worker writes to our own eventfd, and a helper process for each such ring forwards the signals to the pipe
+//! ([`foreign_files`]).
 //!
-//! The thread opens the pipe again, so that the front end cannot clear its `O_NONBLOCK`.
-//!
-//! A writer of the pipe can keep such a thread in the kernel without a limit. So a connection has few of these threads.
-//! Each holds a descriptor of its connection until it ends, so the connection's closing thread ([`worker::custody`]) stays
-//! too, and those are counted over all connections.
+//! A writer of the pipe can keep such a helper in the kernel without a limit. Then only its ring has no notifications.
+//! A connection has few of these helpers. A thread waits for each, and holds a descriptor of its connection until then.
+//! So the connection's closing thread ([`worker::custody`]) stays too, and those are counted over all connections.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::fs::{Mode, OFlags};
+use foreign_files::Helper;
+use log_limit::LogLimit;
+use rustix::event::{EventfdFlags, eventfd};
 use worker::Foreign;
 
-use super::descriptor;
-
-/// Longest wait for opening a pipe, and for a thread to end.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Longest wait until a helper has opened its pipe, and until an earlier helper has ended.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The pipes of one connection.
 #[derive(Debug)]
 pub struct Pipes {
     /// By ring.
     forwarders: Vec<Option<Forwarder>>,
-    /// Each thread holds a reference.
+    /// The thread of each helper holds a reference.
     alive: Arc<()>,
+    log: Option<Arc<LogLimit>>,
 }
 
 impl Pipes {
     /// For a connection with `rings` rings.
-    pub fn new(rings: usize) -> Self {
-        Self { forwarders: (0..rings).map(|_| None).collect(), alive: Arc::default() }
+    pub fn new(rings: usize, log: Option<Arc<LogLimit>>) -> Self {
+        Self { forwarders: (0..rings).map(|_| None).collect(), alive: Arc::default(), log }
     }
 
     /// Starts forwarding signals to `pipe`. Returns also the eventfd that takes its place.
     ///
     /// # Errors
-    /// When the pipe cannot be opened for writing, too many threads are stuck, or the system has no descriptor or thread
-    /// left.
+    /// When the pipe cannot be opened for writing, too many helpers are stuck, or the system has no descriptor, thread or
+    /// process left.
     pub fn forward(&self, pipe: Foreign) -> io::Result<(Forwarder, OwnedFd)> {
         // For each ring, one that is ending and the one that replaces it.
         let max = 2 * self.forwarders.len();
@@ -55,12 +54,12 @@ impl Pipes {
         // The count includes our own reference.
         while Arc::strong_count(&self.alive) > max {
             if Instant::now() > until {
-                let text = format!("the threads for {max} pipes before it are stuck");
+                let text = format!("the processes for {max} pipes before it are stuck");
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Forwarder::start(pipe, Arc::clone(&self.alive))
+        Forwarder::start(pipe, Arc::clone(&self.alive), self.log.clone())
     }
 
     /// From now on `ring` has this pipe, or none.
@@ -74,73 +73,86 @@ impl Pipes {
 /// Forwards the signals of one ring to a pipe, until it is dropped.
 #[derive(Debug)]
 pub struct Forwarder {
-    signalled: Arc<OwnedFd>,
+    /// The helper ends when it is closed.
+    _socket: OwnedFd,
     ended: Arc<AtomicBool>,
 }
 
 impl Forwarder {
-    fn start(pipe: Foreign, alive: Arc<()>) -> io::Result<(Self, OwnedFd)> {
-        let signalled = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let copy = signalled.try_clone()?;
+    fn start(
+        pipe: Foreign,
+        alive: Arc<()>,
+        log: Option<Arc<LogLimit>>,
+    ) -> io::Result<(Self, OwnedFd)> {
+        let signalled = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let (started, is_started) = sync_channel(1);
         let ended = Arc::new(AtomicBool::new(false));
-        let (opened, is_open) = sync_channel(1);
-        let (inside, until) = (Arc::clone(&signalled), Arc::clone(&ended));
-        // Never joined: even opening a pipe takes its lock.
+        let is_wanted = Arc::clone(&ended);
+        let copy = signalled.try_clone()?;
+        // Never joined: the helper may never end.
         Builder::new().name("pipe".into()).spawn(move || {
-            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let ours = rustix::fs::open(descriptor::path(&pipe), flags, Mode::empty());
-            match ours {
-                Ok(ours) => {
-                    let _ = opened.send(Ok(()));
-                    forward(&inside, &ours, &until);
+            let helper = Helper::forward(signalled.as_fd(), pipe.as_fd(), PATIENCE);
+            drop(signalled);
+            let mut helper = match helper {
+                Ok(helper) => helper,
+                Err((helper, error)) => {
+                    let _ = started.send(Err(error));
+                    let _ = helper.map(Helper::dismiss);
+                    drop((pipe, alive));
+                    return;
                 }
-                Err(error) => {
-                    let _ = opened.send(Err(error.into()));
-                }
+            };
+            let _ = started.send(helper.take_socket());
+            let status = helper.wait();
+            if !is_wanted.load(Ordering::Relaxed)
+                && let (Some(log), Ok(status)) = (log, status)
+            {
+                log_limit::warn!(
+                    log,
+                    "the process that writes to a pipe for the guest ended ({status}): the ring with this pipe as call \
+                     descriptor has no notifications until the front end sets it again"
+                );
             }
             drop((pipe, alive));
         })?;
-        let forwarder = Self { signalled, ended };
-        let timeout = |_| Err(io::ErrorKind::TimedOut.into());
-        is_open.recv_timeout(PATIENCE).unwrap_or_else(timeout).map(|()| (forwarder, copy))
+        let socket = is_started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
+        Ok((Self { _socket: socket, ended }, copy))
     }
 }
 
 impl Drop for Forwarder {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
-        let _ = rustix::io::write(&self.signalled, &1_u64.to_ne_bytes());
-    }
-}
-
-fn forward(signalled: &OwnedFd, pipe: &OwnedFd, ended: &AtomicBool) {
-    let mut count = [0; 8];
-    loop {
-        let mut polled = [PollFd::new(signalled, PollFlags::IN)];
-        let _ = poll(&mut polled, None);
-        let signals = rustix::io::read(signalled, &mut count);
-        if ended.load(Ordering::Relaxed) {
-            return;
-        }
-        if signals.is_ok() {
-            // The reader expects 8 bytes per signal. A full pipe has a signal in it already; any other failure is the
-            // reader's fault.
-            let _ = rustix::io::write(pipe, &1_u64.to_ne_bytes());
-        }
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use std::io::Read as _;
     use worker::Custody;
 
+    /// This test program is the helper too.
+    pub fn prepare() {
+        let arguments = ["--exact", "message::pipe::tests::serves_as_a_helper", "--nocapture"];
+        let path = std::env::current_exe().unwrap();
+        foreign_files::register(foreign_files::Program::other(path, &arguments));
+    }
+
+    /// Not a test by itself: the standard input of a helper is a socket.
+    #[test]
+    fn serves_as_a_helper() {
+        if rustix::net::sockopt::socket_type(io::stdin()).is_ok() {
+            foreign_files::run().unwrap();
+        }
+    }
+
     #[test]
     fn a_signal_reaches_the_pipe_and_a_full_one_holds_nobody_up() {
+        prepare();
         let custody = Custody::new(&Arc::default()).unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
-        let (forwarder, call) = Pipes::new(1).forward(custody.take(writer.into())).unwrap();
+        let (forwarder, call) = Pipes::new(1, None).forward(custody.take(writer.into())).unwrap();
         // More than a pipe holds.
         for _ in 0..20_000 {
             rustix::io::write(&call, &1_u64.to_ne_bytes()).unwrap();
@@ -149,15 +161,16 @@ mod tests {
         reader.read_exact(&mut signal).unwrap();
         assert_eq!(u64::from_ne_bytes(signal), 1);
         drop(forwarder);
-        // Its thread closes the last write end.
+        // Its helper closes the last write end.
         reader.read_to_end(&mut Vec::new()).unwrap();
     }
 
     #[test]
-    fn a_connection_has_few_threads_for_pipes() {
+    fn a_connection_has_few_helpers_for_pipes() {
+        prepare();
         let closers = Arc::default();
         let custody = Custody::new(&closers).unwrap();
-        let pipes = Pipes::new(1);
+        let pipes = Pipes::new(1, None);
         let readers: Vec<_> = (0..3).map(|_| io::pipe().unwrap()).collect();
         let forward = |n: usize| pipes.forward(custody.take(readers[n].1.try_clone()?.into()));
         let (first, _second) = (forward(0).unwrap(), forward(1).unwrap());
@@ -165,6 +178,6 @@ mod tests {
         drop(first);
         let _third = forward(2).unwrap();
         drop(custody);
-        assert_eq!(closers.load(Ordering::Relaxed), 1, "counted as long as such a thread lives");
+        assert_eq!(closers.load(Ordering::Relaxed), 1, "counted as long as such a helper lives");
     }
 }

@@ -23,6 +23,9 @@ pub const HEADER_LEN: usize = 12;
 /// Most bytes of a payload, as the framework takes.
 const PAYLOAD_LEN_MAX: usize = MAX_MSG_SIZE;
 
+/// Most descriptors that the kernel takes in one message (`include/net/scm.h`, `SCM_MAX_FD`).
+const SENT_MAX: usize = 253;
+
 /// What a read came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Read {
@@ -48,7 +51,8 @@ impl Message {
     /// What the socket answers, and when the message is longer or has more descriptors than the framework takes.
     pub fn read(&mut self, from: &UnixStream, custody: &Arc<Custody>) -> io::Result<Read> {
         let mut buffer = [0; HEADER_LEN + PAYLOAD_LEN_MAX];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        // Room for all: the kernel closes those without room at once, on this thread.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let missing = self.len()? - self.bytes.len();
@@ -64,7 +68,7 @@ impl Message {
         }
         let (count, truncated) =
             (self.descriptors.len(), received.flags.contains(ReturnFlags::CTRUNC));
-        if count > DESCRIPTORS_MAX || truncated && count == DESCRIPTORS_MAX {
+        if count > DESCRIPTORS_MAX {
             return Err(invalid(format!("more than {DESCRIPTORS_MAX} file descriptors")));
         }
         if truncated {

@@ -36,7 +36,7 @@ fn words(words: &[u64]) -> Vec<u8> {
 /// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
 fn after(features: u64) -> Judge {
     let custody = Custody::new(&Arc::default()).unwrap();
-    let (sizes, pipes) = (vec![64; 2], Pipes::new(2));
+    let (sizes, pipes) = (vec![64; 2], Pipes::new(2, None));
     let mut judge = Judge { sizes, pipes, ..Judge::new(&[], 256, LIMITS, &custody) };
     let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
     let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));

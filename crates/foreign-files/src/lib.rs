@@ -1,0 +1,61 @@
+//! Calls to the files of a front end that can block for ever, made in a process of their own.
+//!
+//! Some calls wait in the kernel where no signal reaches them: `open`, `write` and the last `close` of a pipe while a
+//! writer holds its lock, `statfs` and `close` of a FUSE file. A thread in such a call never ends, so its process never
+//! ends either, and all descriptors of that process stay open: locks, taps, sockets. So these calls are made in *helper
+//! processes*. A helper has the front end's files and a socket to the daemon, and nothing else of the daemon's. When it
+//! hangs, the daemon goes on and can end; the helper ends when its call returns.
+//!
+//! A helper is the daemon's own executable, started again with [`ARGUMENT`]. A process that was forked before the first
+//! thread would start faster, but it would have to exist in every daemon; almost no daemon ever needs one.
+//!
+//! - The daemon must not make the last `close` of such a file either. So it sends a descriptor to the helper first, then
+//!   closes its own copy, then asks the helper to close it ([`Closer`]).
+//! - A helper notices the daemon's end by the hang-up of its socket, also after SIGKILL. It waits [`GRACE`] before it
+//!   closes its files, because the kernel closes the daemon's copies one after the other.
+//! - It has its own process group, so CTRL-C ends the daemon first. `ps` shows it as `ringscoped-file`.
+//! - Some thread of the daemon waits for each helper, so none stays as a zombie, and the daemon counts those that hang.
+//!
+//! What is left: the files of messages that the daemon has not read when it is killed are closed by the daemon.
+
+mod closer;
+mod helper;
+mod message;
+mod program;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use closer::Closer;
+pub use helper::run;
+pub use program::{Helper, Program, register};
+
+/// The first argument that makes the daemon's executable a helper ([`run`]).
+pub const ARGUMENT: &str = "--foreign-files";
+/// Time from the daemon's end until a helper closes its files.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// What a helper does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Task {
+    /// Closes files.
+    Close = b'c',
+    /// Forwards an eventfd's signals to a pipe.
+    Forward = b'f',
+    /// Finds out a file system's number.
+    FileSystem = b's',
+}
+
+impl Task {
+    const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            b'c' => Self::Close,
+            b'f' => Self::Forward,
+            b's' => Self::FileSystem,
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,79 @@
+//! Helpers of this test program: it starts itself, with this one test.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(20);
+
+fn prepare() {
+    let arguments = ["--exact", "tests::serves_as_a_helper", "--nocapture"];
+    register(Program::other(std::env::current_exe().unwrap(), &arguments));
+}
+
+/// Not a test by itself: the standard input of a helper is a socket.
+#[test]
+fn serves_as_a_helper() {
+    if rustix::net::sockopt::socket_type(std::io::stdin()).is_ok() {
+        run().unwrap();
+    }
+}
+
+#[test]
+fn signals_reach_the_pipe_until_the_socket_is_closed() {
+    prepare();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let call = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
+    let mut helper = Helper::forward(call.as_fd(), writer.as_fd(), LONG).unwrap();
+    drop(writer);
+    let mut signal = [0; 8];
+    for _ in 0..3 {
+        rustix::io::write(&call, &1_u64.to_ne_bytes()).unwrap();
+        reader.read_exact(&mut signal).unwrap();
+        assert_eq!(u64::from_ne_bytes(signal), 1);
+    }
+    drop(helper.take_socket().unwrap());
+    assert!(helper.wait().unwrap().success());
+    assert_eq!(reader.read(&mut signal).unwrap(), 0, "the helper had the last write end");
+}
+
+#[test]
+fn a_pipe_that_cannot_be_written_is_refused() {
+    prepare();
+    let call = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let watch = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap();
+    let (helper, error) = Helper::forward(call.as_fd(), watch.as_fd(), LONG).unwrap_err();
+    assert!(error.raw_os_error().is_some(), "{error}");
+    assert!(helper.unwrap().dismiss().unwrap().success());
+}
+
+#[test]
+fn the_helper_closes_last_and_reports_it() {
+    prepare();
+    let mut closer = Closer::start().unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    (&writer).write_all(b"x").unwrap();
+    closer.close(vec![writer.into()]).unwrap();
+    let mut all = Vec::new();
+    reader.read_to_end(&mut all).unwrap();
+    assert_eq!(all, b"x");
+    let until = std::time::Instant::now() + LONG;
+    while closer.closed().unwrap() == 0 {
+        assert!(std::time::Instant::now() < until, "it is not reported");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    closer.finish().unwrap();
+}
+
+#[test]
+fn a_file_system_is_found_by_its_number() {
+    prepare();
+    let file = std::fs::File::open("/proc/self/maps").unwrap();
+    let (helper, number) = Helper::file_system(file.as_fd(), LONG).unwrap();
+    assert_eq!(number, 0x9fa0, "PROC_SUPER_MAGIC");
+    helper.dismiss().unwrap();
+}
