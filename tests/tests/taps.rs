@@ -11,6 +11,7 @@ use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
 use ringscope_tests::cable::ip;
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::pings::Pinger;
 use ringscope_tests::trace::Trace;
@@ -76,6 +77,38 @@ fn two_queues_of_a_tap_go_through_rings_of_their_own() {
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     exchange(&mut guest, directory.path(), "two");
     assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+}
+
+#[test]
+fn frames_from_before_a_guest_came_are_discarded_and_counted() {
+    const OLD: u64 = 30;
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("old").unwrap();
+    for variant in ["", ",engine=uring"] {
+        let datapath = format!("tap:ifname={}{variant}", outside.add_tap(1).unwrap());
+        let daemon = Daemon::start(directory.path(), "old", &["--datapath", &datapath]).unwrap();
+        outside.exec("ip neigh replace 10.77.0.2 lladdr 52:54:00:00:00:02 dev eth0").unwrap();
+        let send = |count, text| {
+            let line =
+                format!("for n in $(seq {count}); do echo {text} >/dev/udp/10.77.0.2/9; done");
+            outside.exec(&format!("bash -c '{line}'")).unwrap();
+        };
+        // The second guest finds what came after the first had gone.
+        for round in 1..=2 {
+            send(OLD, "old");
+            let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+            eventually(SOON, "old frames to be discarded", || {
+                let discarded = daemon.reader().unwrap().drops(0, DropCause::RxStopped);
+                when(discarded >= OLD * round, discarded)
+            });
+            send(1, "new");
+            let frame =
+                eventually(SOON, "a new frame", || guest.pair(0).receive().unwrap().ok_or("none"));
+            assert!(frame.bytes.ends_with(b"new\n"), "{variant} {round}: {frame:?}");
+            guest.stop_ring(1).unwrap();
+            guest.stop_ring(0).unwrap();
+        }
+    }
 }
 
 /// What the daemon opened as the device `path`.

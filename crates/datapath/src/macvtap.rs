@@ -156,8 +156,14 @@ pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
         sys::ioctl_interface(&file, TUNSETIFF, &mut request)
             .map_err(system("setting its headers (TUNSETIFF)"))?;
         let claim = Some(Arc::clone(&claim));
-        let facts =
-            QueueFacts { kind: "macvtap", name: name.clone(), mtu, lets_go: true, _claim: claim };
+        let facts = QueueFacts {
+            kind: "macvtap",
+            name: name.clone(),
+            mtu,
+            lets_go: true,
+            waiting_max: 0,
+            _claim: claim,
+        };
         let offloads = tap::probe_offloads(&file);
         let queue = TapQueue::new(file, facts, offloads).map_err(system("detaching the queue"))?;
         Ok(Macvtap { queue, link: Some(Arc::clone(&link)) })
@@ -186,7 +192,8 @@ pub fn open_handed(fd: OwnedFd) -> Result<Macvtap, MacvtapError> {
     sys::ioctl_interface(&file, TUNSETIFF, &mut request)
         .map_err(|error| system((name.clone(), "setting its headers (TUNSETIFF)", error)))?;
     let mtu = tap::mtu_of(&name);
-    let facts = QueueFacts { kind: "macvtap", mtu, name, lets_go: true, _claim: None };
+    let facts =
+        QueueFacts { kind: "macvtap", mtu, name, lets_go: true, waiting_max: 0, _claim: None };
     Ok(Macvtap { queue: tap::take(file, facts).map_err(system)?, link: None })
 }
 

@@ -54,8 +54,14 @@ pub fn open(options: &TapOptions) -> Result<Vec<TapQueue>, TapError> {
     let lets_go = has_several_queues(name, *queues)?;
     // The kernel lets a single process open a tap with one queue.
     let claim = lets_go.then(|| claim(name)).transpose()?.flatten();
-    let facts =
-        QueueFacts { kind: "tap", name: name.clone(), mtu: mtu_of(name), lets_go, _claim: claim };
+    let facts = QueueFacts {
+        kind: "tap",
+        name: name.clone(),
+        mtu: mtu_of(name),
+        lets_go,
+        waiting_max: waiting_max(name),
+        _claim: claim,
+    };
     let mut files = Vec::new();
     for _ in 0..*queues {
         files.push(attach(options, lets_go)?);
@@ -93,7 +99,14 @@ pub fn open_handed(fd: OwnedFd) -> Result<TapQueue, TapError> {
         }
     }
     let (name, lets_go) = (request.name(), has(libc::IFF_MULTI_QUEUE));
-    let facts = QueueFacts { kind: "tap", mtu: mtu_of(&name), name, lets_go, _claim: None };
+    let facts = QueueFacts {
+        kind: "tap",
+        mtu: mtu_of(&name),
+        waiting_max: waiting_max(&name),
+        name,
+        lets_go,
+        _claim: None,
+    };
     take(file, facts).map_err(|(name, step, source)| TapError::System { name, step, source })
 }
 
@@ -196,6 +209,12 @@ pub(crate) fn index_of(name: &str) -> Option<u32> {
 
 pub(crate) fn mtu_of(name: &str) -> u16 {
     read_sysfs(name, "mtu").and_then(|text| text.parse().ok()).unwrap_or(1500)
+}
+
+/// Number of frames that the kernel keeps at most in a queue of the interface. If that cannot be read, as for a tap of
+/// another network namespace: the default of the kernel (`DEFAULT_TX_QUEUE_LEN`).
+fn waiting_max(name: &str) -> u32 {
+    read_sysfs(name, "tx_queue_len").and_then(|text| text.parse().ok()).unwrap_or(1000)
 }
 
 pub(crate) fn read_sysfs(name: &str, entry: &str) -> Option<String> {

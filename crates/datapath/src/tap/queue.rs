@@ -1,10 +1,11 @@
 //! One open queue of a tap or macvtap: the code that both share.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 use libc::{
     IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6,
@@ -104,6 +105,8 @@ pub struct QueueFacts {
     /// Whether a queue can be detached from the interface while other queues are served. If not, the kernel keeps up to
     /// `txqueuelen` frames for an inactive queue.
     pub lets_go: bool,
+    /// Number of frames that the kernel keeps at most while nobody reads them (`txqueuelen`).
+    pub waiting_max: u32,
     /// Keeps other processes from serving the interface.
     pub _claim: Option<Arc<Claim>>,
 }
@@ -115,6 +118,8 @@ pub struct TapQueue<E = Readv> {
     facts: QueueFacts,
     offloads: Offloads,
     active: bool,
+    /// Number of frames that waited while no guest was attached. They are discarded, and counted at the next read.
+    old: u32,
     engine: E,
 }
 
@@ -122,7 +127,7 @@ impl TapQueue {
     /// Takes a queue that is open, non-blocking and attached to its interface. The queue starts inactive: it is
     /// detached if the interface allows that, so that the kernel gives it no frames.
     pub(crate) fn new(file: File, facts: QueueFacts, offloads: Offloads) -> io::Result<Self> {
-        let mut queue = Self { file, facts, offloads, active: true, engine: Readv };
+        let mut queue = Self { file, facts, offloads, active: true, old: 0, engine: Readv };
         match queue.set_active(false) {
             // A queue that was handed over may be detached already (`tun_set_queue`).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => queue.active = false,
@@ -134,8 +139,8 @@ impl TapQueue {
     /// The same queue with another engine.
     #[must_use]
     pub fn with_engine<E: Engine>(self, engine: E) -> TapQueue<E> {
-        let Self { file, facts, offloads, active, .. } = self;
-        TapQueue { file, facts, offloads, active, engine }
+        let Self { file, facts, offloads, active, old, .. } = self;
+        TapQueue { file, facts, offloads, active, old, engine }
     }
 }
 
@@ -152,6 +157,20 @@ impl<E> TapQueue<E> {
         let mut request = InterfaceRequest::new(&self.facts.name, 0);
         sys::ioctl_interface(&self.file, libc::SIOCGIFHWADDR, &mut request)?;
         Ok(request.address())
+    }
+
+    /// Discards the frames that came while no guest was attached: they are for nobody, or old. The kernel detaches only
+    /// queues of a tap that may have several, and keeps frames for others.
+    fn discard_old(&mut self) {
+        // The kernel cuts a frame that is longer, but not its net header.
+        let mut start = [0; 64];
+        // More than waited have come meanwhile: those are new.
+        while self.old < self.facts.waiting_max && (&self.file).read(&mut start).is_ok() {
+            self.old += 1;
+        }
+        if self.old > 0 {
+            log::debug!("{}: {} frames waited for a guest", self.facts.name, self.old);
+        }
     }
 
     /// The interface's name.
@@ -187,6 +206,8 @@ impl<E: Engine> Interface for TapQueue<E> {
             let change = if active { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
             let mut request = InterfaceRequest::new(&self.facts.name, change);
             sys::ioctl_interface(&self.file, TUNSETQUEUE, &mut request)?;
+        } else if active && !self.active {
+            self.discard_old();
         }
         self.active = active;
         Ok(())
@@ -209,6 +230,9 @@ impl<E: Engine> Datapath for TapQueue<E> {
 
     #[inline]
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        if self.old > 0 {
+            (0..std::mem::take(&mut self.old)).for_each(|_| room.lose(DropCause::RxStopped));
+        }
         self.engine.receive(&self.file, room)
     }
 }
