@@ -277,10 +277,12 @@ fn the_program_and_the_queues_are_free_as_soon_as_the_daemon_is_killed() {
 #[test]
 fn errors_say_what_the_interface_cannot_do_and_what_to_do() {
     let outside = Outside::on_wire("cannot", 1).unwrap();
-    let (_directory, _daemon) = start(&outside, "", &[]);
+    let (_directory, daemon) = start(&outside, "", &[]);
+    let holder = format!("by process {} (ringscoped)", daemon.pid());
     let other = Outside::on_wire("cannot", 1).unwrap();
     for (wire, keys, arguments, expected) in [
         (outside.wire(), "", &[][..], "is in use"),
+        (outside.wire(), "", &[][..], &holder),
         (other.wire(), ",zerocopy=on", &[][..], "has no zero copy for AF_XDP"),
         (other.wire(), "", &["--queue-pairs", "2"][..], "ethtool -L"),
         ("ringscope-none", "", &[][..], "no network interface"),

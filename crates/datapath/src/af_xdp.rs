@@ -44,7 +44,7 @@ use crate::{
 };
 use channel::Channel;
 use device::Device;
-use error::explain;
+use error::{explain, refuse_bond};
 use napi::NapiSettings;
 use program::Program;
 use transmit::Queued;
@@ -98,6 +98,7 @@ impl AfXdp {
     /// See [`AfXdpError`].
     pub fn open(name: &str, pairs: usize, options: &Options) -> Result<Vec<Self>, AfXdpError> {
         let device = Device::find(name).ok_or_else(|| AfXdpError::Missing(name.to_owned()))?;
+        refuse_bond(&device, options.mode)?;
         if pairs > device.queues as usize {
             let (name, queues) = (name.to_owned(), device.queues);
             return Err(AfXdpError::TooFewQueues { name, queues, pairs });

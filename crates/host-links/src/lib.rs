@@ -4,6 +4,7 @@
 //! - [`macvtap`]: makes and removes a macvtap.
 //! - [`watch`]: reports when one interface goes down, comes up, or is removed.
 //! - [`ethtool`]: channels, ring sizes and offloads.
+//! - [`holder`]: the processes that keep an XDP program on an interface.
 //! - [`xdp`]: what the driver can do for XDP and AF_XDP.
 //! - `socket`, `family`, `attributes`: requests and answers, for all of the above.
 //!
@@ -14,6 +15,7 @@
 mod attributes;
 pub mod ethtool;
 mod family;
+pub mod holder;
 pub mod link;
 pub mod macvtap;
 mod socket;

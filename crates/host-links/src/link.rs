@@ -51,6 +51,17 @@ impl XdpAttachment {
             Self::Several => "several",
         }
     }
+
+    /// What removes a program that was attached by netlink, after `ip link set dev NAME`.
+    #[must_use]
+    pub const fn off(self) -> &'static str {
+        match self {
+            Self::Native => "xdpdrv off",
+            Self::Generic => "xdpgeneric off",
+            Self::Hardware => "xdpoffload off",
+            Self::Several => "xdp off",
+        }
+    }
 }
 
 /// An XDP program on an interface.

@@ -1,7 +1,7 @@
 //! What to change on an interface for AF_XDP, decided from its facts alone.
 
 use host_links::ethtool::{GRO_HW, LRO, RX_VLAN, TX_VLAN};
-use host_links::link::XdpAttachment;
+use host_links::holder::Holder;
 use serde::Serialize;
 
 use super::iface::Interface;
@@ -41,7 +41,8 @@ impl Advice {
 type Rule = fn(&Interface, &str) -> Option<Advice>;
 
 /// All rules, most important first: what prevents AF_XDP, then what loses frames, then what costs time.
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
+    bond,
     link_up,
     program,
     master,
@@ -64,7 +65,11 @@ pub fn advice(interface: &Interface) -> Vec<Advice> {
 /// The `--datapath` of `ringscoped` that fits. It names a mode only where ringscoped would not find it out itself.
 pub fn datapath(interface: &Interface) -> String {
     let mode = if interface.is_native() == Some(false) { ",mode=generic" } else { "" };
-    let datapath = format!("af-xdp:ifname={}{mode}", interface.name);
+    let (name, mode) = match &interface.bond_members {
+        None => (interface.name.as_str(), mode),
+        Some(members) => (members.first().map_or("MEMBER", String::as_str), ""),
+    };
+    let datapath = format!("af-xdp:ifname={name}{mode}");
     format!("--datapath {}", shell_word(&datapath))
 }
 
@@ -91,17 +96,42 @@ fn link_up(interface: &Interface, name: &str) -> Option<Advice> {
 
 fn program(interface: &Interface, name: &str) -> Option<Advice> {
     let attached = interface.xdp_program?;
-    let off = match attached.mode {
-        XdpAttachment::Generic => "xdpgeneric off",
-        XdpAttachment::Native => "xdpdrv off",
-        XdpAttachment::Hardware => "xdpoffload off",
-        XdpAttachment::Several => "xdp off",
-    };
-    let id = attached.id.map(|id| format!(" (program {id})")).unwrap_or_default();
-    let why = format!(
-        "an XDP program is attached{id}, so the kernel would refuse ringscoped's own: end its owner, or"
-    );
-    Advice::new(why, format!("ip link set dev {name} {off}"))
+    let id = attached.id.map(|id| format!(" (number {id})")).unwrap_or_default();
+    match interface.xdp_program_holders.first() {
+        Some(Holder { process, name }) if name == "ringscoped" => Advice::without_command(format!(
+            "{name} serves this interface already: its process {process} has attached the XDP program{id}, and a second \
+             one is refused"
+        )),
+        Some(Holder { process, name }) => {
+            let why = format!(
+                "process {process} ({name}) has attached an XDP program{id}, so the kernel would refuse ringscoped's own; \
+                 it leaves with that process"
+            );
+            Advice::new(why, format!("kill {process}"))
+        }
+        None => {
+            let why = format!(
+                "an XDP program is attached{id}, so the kernel would refuse ringscoped's own, and no process that can be \
+                 seen here holds it; if the kernel refuses the following, remove the program's file below /sys/fs/bpf"
+            );
+            Advice::new(why, format!("ip link set dev {name} {}", attached.mode.off()))
+        }
+    }
+}
+
+fn bond(interface: &Interface, _: &str) -> Option<Advice> {
+    let members = interface.bond_members.as_ref()?;
+    let why = "it is a bond, and AF_XDP sockets on a bond receive nothing in native mode: use one of its members";
+    match members.first() {
+        Some(member) => {
+            let member = shell_word(member);
+            Advice::new(
+                format!("{why}, and take it out of the bond"),
+                format!("ip link set dev {member} nomaster"),
+            )
+        }
+        None => Advice::without_command(format!("{why}; it has none yet")),
+    }
 }
 
 fn master(interface: &Interface, name: &str) -> Option<Advice> {
@@ -235,7 +265,7 @@ mod tests {
     use super::super::iface::Napi;
     use super::*;
     use host_links::ethtool::{Amount, Channels, Offload, OffloadSettings, Rings};
-    use host_links::link::Attached;
+    use host_links::link::{Attached, XdpAttachment};
     use host_links::xdp::XdpFeatures;
 
     fn features(actions: &[&'static str]) -> Option<XdpFeatures> {
@@ -343,6 +373,32 @@ mod tests {
         // A kernel that does not report it leaves the mode to ringscoped.
         let interface = Interface { xdp_features: None, ..nic() };
         assert_eq!(datapath(&interface), "--datapath af-xdp:ifname=eth0");
+    }
+
+    #[test]
+    fn in_place_of_a_bond_a_member_of_it_is_recommended() {
+        let bond = |members: &[&str]| Interface {
+            name: "bond0".into(),
+            bond_members: Some(members.iter().map(|&name| name.into()).collect()),
+            ..nic()
+        };
+        let with_members = bond(&["eth2", "eth3"]);
+        assert_eq!(commands(&with_members), ["ip link set dev eth2 nomaster"]);
+        assert_eq!(datapath(&with_members), "--datapath af-xdp:ifname=eth2");
+        assert_eq!(commands(&bond(&[])), [""]);
+        assert_eq!(datapath(&bond(&[])), "--datapath af-xdp:ifname=MEMBER");
+    }
+
+    #[test]
+    fn a_program_leaves_with_the_process_that_holds_it() {
+        let held = |name: &str| Interface {
+            xdp_program: Some(Attached { mode: XdpAttachment::Native, id: Some(3) }),
+            xdp_program_holders: vec![Holder { process: 12, name: name.into() }],
+            ..nic()
+        };
+        assert_eq!(commands(&held("xdp-filter")), ["kill 12"]);
+        assert_eq!(commands(&held("ringscoped")), [""]);
+        assert!(advice(&held("ringscoped"))[0].why.contains("process 12"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::files::Files;
 use super::host::Memlock;
 use host_links::ethtool::{self, Channels, Offload, OffloadSettings, Rings, TX_VLAN};
+use host_links::holder::{Holder, holders};
 use host_links::link::{Attached, BusDevice, Link};
 use host_links::xdp::XdpFeatures;
 
@@ -51,6 +52,8 @@ pub struct Interface {
     pub mtu_max_single_buffer: u32,
     /// The bridge or bond that it belongs to.
     pub master: Option<String>,
+    /// The interfaces below it, if it is a bond.
+    pub bond_members: Option<Vec<String>>,
     /// The other end of a veth, if that is in the same namespace.
     pub peer: Option<String>,
     /// Whether the peer sends VLAN tags beside its frames.
@@ -69,6 +72,8 @@ pub struct Interface {
     pub xdp_features: Option<XdpFeatures>,
     /// The XDP program that is attached.
     pub xdp_program: Option<Attached>,
+    /// The processes that hold that program.
+    pub xdp_program_holders: Vec<Holder>,
     /// Its polling settings.
     pub napi: Napi,
     /// How much memory this process may lock; a UMEM is locked.
@@ -106,6 +111,8 @@ impl Interface {
         interface.rings = Rings::of(index)?;
         interface.offloads = ethtool::offloads(index)?;
         interface.xdp_features = XdpFeatures::of(index)?;
+        let program = link.xdp.and_then(|attached| attached.id);
+        interface.xdp_program_holders = program.map(holders).unwrap_or_default();
         interface.memlock = Memlock::of_this_process();
         interface.mtu_max_single_buffer = mtu_max_single_buffer(rustix::param::page_size());
         Ok(Some(interface))
@@ -136,6 +143,9 @@ impl Interface {
             mtu_min: link.mtu_min,
             mtu_max: link.mtu_max,
             xdp_program: link.xdp,
+            bond_members: files
+                .text(&format!("{directory}/bonding/slaves"))
+                .map(|names| names.split_whitespace().map(str::to_owned).collect()),
             rx_queues: count("rx-"),
             tx_queues: count("tx-"),
             napi: Napi {

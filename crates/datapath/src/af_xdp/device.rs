@@ -17,6 +17,8 @@ pub struct Device {
     /// Whether there is no hardware behind it. Then frames may come with partial checksums and longer than
     /// the MTU, and what is sent is sent within the system call.
     pub is_virtual: bool,
+    /// The interfaces below it, if it is a bond.
+    pub bonded: Option<Vec<String>>,
 }
 
 impl Device {
@@ -34,6 +36,9 @@ impl Device {
             mtu: u16::try_from(number("mtu").unwrap_or(1500)).unwrap_or(u16::MAX),
             queues: count_queues(&directory.join("queues")).max(1),
             is_virtual: !directory.join("device").exists(),
+            bonded: fs::read_to_string(directory.join("bonding/slaves"))
+                .ok()
+                .map(|names| names.split_whitespace().map(str::to_owned).collect()),
         })
     }
 }

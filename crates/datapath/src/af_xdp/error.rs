@@ -2,8 +2,11 @@
 
 use std::io;
 
+use host_links::holder::{Holder, holders};
+use host_links::link::{Attached, Link};
+
 use super::device::Device;
-use super::{Choice, Options};
+use super::{Choice, Options, XdpMode};
 
 /// Why AF_XDP cannot use an interface.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +28,24 @@ pub enum AfXdpError {
         pairs: usize,
     },
     /// Another program uses the interface.
-    #[error(
-        "'{name}' is in use: {what}; end that program, or take it off with: ip link set dev {name} xdp off"
-    )]
+    #[error("'{name}' is in use: {what}")]
     Busy {
         /// The interface's name.
         name: String,
-        /// What uses it.
-        what: &'static str,
+        /// What uses it, and how to end that.
+        what: String,
+    },
+    /// The interface is a bond. The kernel runs the program for frames of its members, but a socket gets frames of the
+    /// interface that it is bound to only (`xsk_rcv_check` of `net/xdp/xsk.c`).
+    #[error(
+        "'{name}' is a bond, and AF_XDP sockets on a bond receive nothing in native mode; take one of its members \
+         ({members}) out of it (ip link set dev MEMBER nomaster) and use ifname=MEMBER"
+    )]
+    Bond {
+        /// The interface's name.
+        name: String,
+        /// The names of its members.
+        members: String,
     },
     /// The process lacks a permission.
     #[error(
@@ -99,7 +112,7 @@ pub(super) fn explain(
     let name = device.name.clone();
     match source.raw_os_error() {
         Some(libc::EBUSY | libc::EEXIST) => {
-            let what = "another XDP program or AF_XDP socket is on it";
+            let what = user_of(&name);
             AfXdpError::Busy { name, what }
         }
         Some(libc::EPERM | libc::EACCES) => AfXdpError::Permission { name, step },
@@ -116,5 +129,84 @@ pub(super) fn explain(
             AfXdpError::Permission { name, step }
         }
         _ => AfXdpError::System { name, step, source },
+    }
+}
+
+/// What makes the kernel refuse the interface `name`, and how to end that.
+fn user_of(name: &str) -> String {
+    let attached = Link::named(name).ok().flatten().and_then(|link| link.xdp);
+    let holders = attached.and_then(|it| it.id).map(holders).unwrap_or_default();
+    describe(name, attached, &holders, std::process::id())
+}
+
+/// `attached`: the program on the interface. `holders`: the processes that hold it; process `own` among them if the
+/// program is ours.
+fn describe(name: &str, attached: Option<Attached>, holders: &[Holder], own: u32) -> String {
+    let is_ours = holders.iter().any(|holder| holder.process == own);
+    let Some(attached) = attached.filter(|_| !is_ours) else {
+        return "another AF_XDP socket is bound to one of its queues; end its process, which is shown by: ss --xdp -p"
+            .into();
+    };
+    let number = attached.id.map(|id| format!(" (number {id})")).unwrap_or_default();
+    let program = format!("an XDP program{number} is attached");
+    match holders {
+        [] => format!(
+            "{program}, and no process that can be seen here holds it; take it off with: ip link set dev {name} {}; \
+             if the kernel refuses that, a file below /sys/fs/bpf holds the program: remove that file",
+            attached.mode.off()
+        ),
+        [Holder { process, name: holder }, ..] => format!(
+            "{program} by process {process} ({holder}), and leaves with it; end that process with: kill {process}"
+        ),
+    }
+}
+
+/// Refuses a bond, unless the program runs in the network stack.
+///
+/// # Errors
+/// [`AfXdpError::Bond`].
+pub(super) fn refuse_bond(device: &Device, mode: XdpMode) -> Result<(), AfXdpError> {
+    match &device.bonded {
+        Some(members) if mode != XdpMode::Generic => Err(AfXdpError::Bond {
+            name: device.name.clone(),
+            members: if members.is_empty() { "it has none yet".into() } else { members.join(", ") },
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use host_links::link::XdpAttachment;
+
+    use super::*;
+
+    #[test]
+    fn who_uses_the_interface_is_named_with_what_ends_that() {
+        let attached = Some(Attached { mode: XdpAttachment::Generic, id: Some(7) });
+        let holder = |process| Holder { process, name: "xdp-filter".into() };
+        for (attached, holders, expected) in [
+            (attached, vec![holder(12)], "by process 12 (xdp-filter), and leaves with it; end"),
+            (attached, vec![], "take it off with: ip link set dev eth0 xdpgeneric off; if"),
+            (attached, vec![holder(9)], "ss --xdp -p"),
+            (None, vec![], "ss --xdp -p"),
+        ] {
+            let found = describe("eth0", attached, &holders, 9);
+            assert!(found.contains(expected), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_bond_is_refused_with_its_members() {
+        let device = Device {
+            bonded: Some(vec!["eth0".into(), "eth1".into()]),
+            ..Device::find("lo").unwrap()
+        };
+        for mode in [XdpMode::Auto, XdpMode::Native] {
+            let error = refuse_bond(&device, mode).unwrap_err().to_string();
+            assert!(error.contains("members (eth0, eth1)"), "{error}");
+        }
+        assert!(refuse_bond(&device, XdpMode::Generic).is_ok());
+        assert!(refuse_bond(&Device::find("lo").unwrap(), XdpMode::Auto).is_ok());
     }
 }
