@@ -1,6 +1,7 @@
 //! The plan of a daemon: flags that were checked against each other. Nothing is opened yet.
 
 mod error;
+mod name;
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::args::{Args, OnOff};
 use crate::spec::{DatapathSpec, FaultSpec};
 
 pub use error::PlanError;
+use name::name;
 
 /// The plan of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +171,7 @@ impl GuestPlan {
             (None, Some(fd)) => EndpointPlan::Descriptor(fd),
             (None, None) => return Err(PlanError::NoName),
         };
-        let name = name(args.name, &endpoint)?;
+        let name = name(args.name, endpoint.socket())?;
         let fifo = args.sched.map(|sched| sched.0);
         let cpus: Vec<_> = match args.cpus {
             None => vec![None],
@@ -325,20 +327,13 @@ fn agree(switch: &str, one: &GuestPlan, other: &GuestPlan) -> Result<(), PlanErr
     }
 }
 
-fn name(given: Option<String>, endpoint: &EndpointPlan) -> Result<String, PlanError> {
-    let name = match (given, endpoint) {
-        (Some(name), _) => name,
-        (None, EndpointPlan::Listen(path) | EndpointPlan::Connect(path)) => {
-            let stem = path.file_stem().ok_or(PlanError::NoName)?;
-            stem.to_string_lossy().into_owned()
+impl EndpointPlan {
+    fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Listen(path) | Self::Connect(path) => Some(path),
+            Self::Descriptor(_) => None,
         }
-        (None, EndpointPlan::Descriptor(_)) => return Err(PlanError::NoName),
-    };
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
-        return Err(PlanError::BadName(name));
     }
-    Ok(name)
 }
 
 #[cfg(test)]

@@ -34,6 +34,14 @@ pub enum PlanError {
     /// The name cannot be a file name.
     #[error("--name '{0}' is not a file name; expected letters, digits, '-', '_' or '.'")]
     BadName(String),
+    /// The name is too long for the names of its files.
+    #[error("expected a --name (or the socket's file name) of at most {max} bytes, found {found}")]
+    LongName {
+        /// Its length, bytes.
+        found: usize,
+        /// The longest, bytes.
+        max: usize,
+    },
     /// No run directory can be derived.
     #[error(
         "--run-dir is missing; expected it, because this user is not root and $XDG_RUNTIME_DIR is not set"

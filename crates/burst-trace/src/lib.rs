@@ -83,7 +83,7 @@ pub use header::{Header, ReadError, Totals};
 pub use probe::Probe;
 pub use reader::{Cursor, Reader};
 pub use record::{BurstRecord, BurstTimes, DropRecord, Gap, KernelSpan, ProbeRecord, Record};
-pub use recording::{Recording, RecordingWriter};
+pub use recording::{CutOff, Recording, RecordingWriter};
 pub use source::Source;
 pub use stage::{Direction, DropCause, DropCounts, KernelStage, SocketEvent, Stage};
 pub use writer::{Participants, Recorder, RecorderError, RecorderOptions, Writer};

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The records of one worker are in order; those of different workers are not. An unfinished recording (its writer was
-//! killed, or the disk was full) is read up to its end; it has no totals.
+//! killed, or the disk was full) is read up to its end; it has no totals. A finished one knows its number of records, so
+//! that a file that was cut off later is noticed.
 
 use std::fs::File;
 use std::io;
@@ -32,6 +33,17 @@ use crate::stage::DropCause;
 pub struct Recording {
     header: Header,
     records: usize,
+    /// Whether the file ends within a record.
+    ends_within: bool,
+}
+
+/// What is left of a recording whose file was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutOff {
+    /// Number of whole records in the file.
+    pub records: u64,
+    /// Number of records that it was finished with, if it was.
+    pub of: Option<u64>,
 }
 
 /// A recording has what its header has.
@@ -50,8 +62,16 @@ impl Recording {
     /// When the file cannot be read, or is not a recording of this version.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let header = Header::open(path, RECORDING_MAGIC, |layout| layout.records(0))?;
-        let records = (header.words().len() - header.layout().records(0)) / RECORD_WORDS;
-        Ok(Self { header, records })
+        let words = header.words().len() - header.layout().records(0);
+        let (records, ends_within) = (words / RECORD_WORDS, words % RECORD_WORDS != 0);
+        Ok(Self { header, records, ends_within })
+    }
+
+    /// What is left, if the file ends within a record or has fewer records than it was finished with.
+    #[must_use]
+    pub fn cut_off(&self) -> Option<CutOff> {
+        let (records, of) = (self.records as u64, self.header.number(word::RECORDS).checked_sub(1));
+        (self.ends_within || of.is_some_and(|of| of > records)).then_some(CutOff { records, of })
     }
 
     /// Number of records.
@@ -102,6 +122,8 @@ pub struct RecordingWriter {
     anchor: Anchor,
     records: u64,
     lost: u64,
+    /// Number of records and gaps.
+    entries: u64,
 }
 
 /// The recorder's counters: packets, bytes, bursts and drops of each ring.
@@ -130,10 +152,10 @@ impl RecordingWriter {
         }
         let (out, facts) = (Vec::with_capacity(WRITE_BYTES), facts.into());
         let (start, anchor) = (counts(of), of.anchor_latest());
-        let (written, records, lost) = (0, 0, 0);
+        let (written, records, lost, entries) = (0, 0, 0, 0);
         let mut writer =
-            Self { file, can_go_back, out, written, facts, start, anchor, records, lost };
-        writer.out = writer.head(of, false);
+            Self { file, can_go_back, out, written, facts, start, anchor, records, lost, entries };
+        writer.out = writer.head(of, false, None);
         writer.flush()?;
         Ok(writer)
     }
@@ -143,6 +165,7 @@ impl RecordingWriter {
     /// # Errors
     /// What the file system answers.
     pub fn push(&mut self, record: &Record) -> io::Result<()> {
+        self.entries += 1;
         match record {
             Record::Gap(gap) => self.lost = self.lost.saturating_add(gap.records),
             _ => self.records += 1,
@@ -177,7 +200,7 @@ impl RecordingWriter {
     pub fn finish(mut self, of: &Reader, is_all: bool) -> io::Result<()> {
         self.flush()?;
         if self.can_go_back {
-            let head = self.head(of, is_all);
+            let head = self.head(of, is_all, Some(self.entries));
             self.file.write_all_at(&head, 0)?;
         }
         Ok(())
@@ -189,20 +212,22 @@ impl RecordingWriter {
     /// # Errors
     /// When nothing of it can be read, or what the file system answers.
     pub fn cut(self, of: &Reader) -> io::Result<()> {
-        let head = self.head(of, false);
-        let begin = head.len() as u64;
+        let layout = Layout { capacity: 1, ..*of.layout() };
+        let begin = (layout.records(0) * 8) as u64;
         if !self.can_go_back || self.written < begin {
             return Err(io::ErrorKind::WriteZero.into());
         }
         let record = (RECORD_WORDS * 8) as u64;
-        self.file.set_len(begin + (self.written - begin) / record * record)?;
+        let entries = (self.written - begin) / record;
+        self.file.set_len(begin + entries * record)?;
+        let head = self.head(of, false, Some(entries));
         // A copy-on-write file system may have no room for the new header either. Then the old one stays.
         let _ = self.file.write_all_at(&head, 0);
         Ok(())
     }
 
-    /// The bytes before the records.
-    fn head(&self, of: &Reader, is_counted: bool) -> Vec<u8> {
+    /// The bytes before the records. `entries`: the number of records, if no more come.
+    fn head(&self, of: &Reader, is_counted: bool, entries: Option<u64>) -> Vec<u8> {
         let layout = Layout { capacity: 1, ..*of.layout() };
         let mut words = vec![0; layout.records(0)];
         words[word::MAGIC] = RECORDING_MAGIC;
@@ -220,6 +245,7 @@ impl RecordingWriter {
         {
             *word = facts;
         }
+        words[word::RECORDS] = entries.map_or(0, |entries| entries.saturating_add(1));
         if is_counted {
             words[word::COUNTED] = 1;
             for (ring, (now, before)) in counts(of).iter().zip(&self.start).enumerate() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::header::{Header, ReadError};
 use crate::reader::Reader;
 use crate::record::Record;
-use crate::recording::Recording;
+use crate::recording::{CutOff, Recording};
 
 /// A flight recorder or a recording.
 #[derive(Debug)]
@@ -54,6 +54,15 @@ impl Source {
         match self {
             Self::Recorder(_) => true,
             Self::Recording(recording) => recording.has_totals(),
+        }
+    }
+
+    /// What is left of a recording that was cut off.
+    #[must_use]
+    pub fn cut_off(&self) -> Option<CutOff> {
+        match self {
+            Self::Recorder(_) => None,
+            Self::Recording(recording) => recording.cut_off(),
         }
     }
 

@@ -17,6 +17,11 @@ pub fn print(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Binary data for a terminal, which would show it as garbage.
+#[derive(Debug, thiserror::Error)]
+#[error("expected a file or pipe for {0}, found a terminal: give -o FILE")]
+pub struct BinaryToTerminal(pub &'static str);
+
 /// Refuses to overwrite inputs and recorders.
 pub const fn guard(inputs: &[FileId]) -> Guard<'_> {
     Guard { inputs, mark: MAGIC.to_le_bytes() }

@@ -1,13 +1,13 @@
 //! The flags for joining probe packets from application to application.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burst_trace::Source;
 use clap::ValueEnum;
 use host_files::FileId;
 use report::Initiator;
-use report::journey::Journeys;
-use report::journey::stamps::{Stamps, StampsError};
+use report::journey::stamps::{Author, Stamps, StampsError};
+use report::journey::{Journeys, Misfit};
 
 /// Flags for probe packets.
 #[derive(Debug, clap::Args)]
@@ -53,11 +53,79 @@ impl Probes {
     /// Joins the probes with the records of `source`, if that was asked for.
     ///
     /// # Errors
-    /// When a file of stamps cannot be used.
-    pub fn join(&self, source: &Source) -> Result<Option<Journeys>, StampsError> {
+    /// When a file of stamps cannot be used, or the files and flags do not fit the records.
+    pub fn join(&self, source: &Source) -> Result<Option<Journeys>, ProbesError> {
         let Some(file) = &self.probes else { return Ok(None) };
-        let sender = Stamps::read(file)?;
-        let echo = self.echo.as_deref().map(Stamps::read).transpose()?;
-        Ok(Some(Journeys::join(source, self.initiator(), &sender, echo.as_ref())))
+        let sender = read(file, "--probes", Author::Ping)?;
+        let echo = match &self.echo {
+            None => None,
+            Some(path) => {
+                let echo = read(path, "--echo", Author::Echo)?;
+                if !echo.probes.keys().any(|id| sender.probes.contains_key(id)) {
+                    return Err(ProbesError::Strangers {
+                        echo: path.clone(),
+                        probes: file.clone(),
+                    });
+                }
+                Some(echo)
+            }
+        };
+        let joined = Journeys::join(source, self.initiator(), &sender, echo.as_ref());
+        joined.check()?;
+        Ok(Some(joined))
     }
+}
+
+/// Reads the stamps for `flag`, which `author` has to have written.
+fn read(path: &Path, flag: &'static str, author: Author) -> Result<Stamps, ProbesError> {
+    let stamps = Stamps::read(path)?;
+    if stamps.author().is_some_and(|it| it != author) {
+        let (wanted, found, other) = match author {
+            Author::Ping => ("udp-ping", "udp-echo", "--echo"),
+            Author::Echo => ("udp-echo", "udp-ping", "--probes"),
+        };
+        return Err(ProbesError::Swapped { flag, path: path.into(), wanted, found, other });
+    }
+    if stamps.is_cut_off {
+        eprintln!(
+            "ringscope: {}: the last line has no end and was left out; end the agent before its file is read",
+            path.display()
+        );
+    }
+    Ok(stamps)
+}
+
+/// Why probes cannot be joined.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbesError {
+    /// A file cannot be used.
+    #[error(transparent)]
+    Stamps(#[from] StampsError),
+    /// The other agent wrote the file.
+    #[error(
+        "{flag} {path}: expected the stamps of {wanted}, found those of {found}: give this file with {other}"
+    )]
+    Swapped {
+        /// The flag with the wrong file.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The agent whose file the flag takes.
+        wanted: &'static str,
+        /// The agent that wrote it.
+        found: &'static str,
+        /// The flag that takes it.
+        other: &'static str,
+    },
+    /// The two files have no probe in common.
+    #[error("{echo} has none of the probes in {probes}: give the files of one run")]
+    Strangers {
+        /// The responder's file.
+        echo: PathBuf,
+        /// The sender's file.
+        probes: PathBuf,
+    },
+    /// Files and records do not fit.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
 }

@@ -18,9 +18,9 @@ use report::units::{grouped, time};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Outcome;
-use crate::output::guard;
+use crate::output::{BinaryToTerminal, guard};
 use crate::recorder::{Choice, Found};
-use crate::stats::seconds;
+use crate::stats::{seconds, seconds_or_none};
 use keep::{KeepError, Keeper, Until, facts};
 use kernel::{Kernel, Measured};
 
@@ -43,8 +43,10 @@ Examples:
 
 Conditions: --when takes DIRECTION.TIME>LIMIT or DIRECTION.TIME>=LIMIT.
   DIRECTION  tx or rx
-  TIME       total, wakeup, or one of the daemon's stages
-  LIMIT      a number with a unit: ns, us, ms or s
+  TIME       total, one of the daemon's stages, or one in the host kernel:
+             wakeup (of the worker, for either direction), host-tx of tx,
+             host-rx and inject of rx; those need --kernel-stages
+  LIMIT      a number with a unit: ns, us (or \u{b5}s), ms or s
 
 The file:
   FILE is FILE.part until the recording is finished. Then it replaces a
@@ -84,10 +86,10 @@ pub struct Arguments {
     #[arg(long, value_name = "CONDITION")]
     when: Option<Trigger>,
     /// With --when: seconds kept before the burst
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2", requires = "when")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_or_none, default_value = "2", requires = "when")]
     before: Duration,
     /// With --when: seconds kept after the burst
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "2", requires = "when")]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds_or_none, default_value = "2", requires = "when")]
     after: Duration,
     /// Measure times in the host kernel as well: frames of the tap, wake-ups,
     /// interrupts
@@ -127,6 +129,9 @@ pub fn run(arguments: &Arguments) -> Outcome {
     // Before signals are handled: opening a FIFO waits for its reader, and a signal must end the wait.
     let output = Output::open(path_of, guard(&[reader.file()]))
         .map_err(|source| KeepError::Nothing { path: path_of.clone(), source })?;
+    if output.is_terminal() {
+        return Err(BinaryToTerminal("a recording").into());
+    }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         // A second signal ends the process at once: a write may be waiting for a reader.

@@ -1,10 +1,12 @@
 //! Finds the recorder to read: `RUN_DIR/NAME.trace`.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use burst_trace::location::{EXTENSION, default_run_dir, recorder_path};
-use burst_trace::{ReadError, Reader};
+use burst_trace::{CutOff, ReadError, Reader, Source};
+use report::units::grouped;
 
 /// The flags that name a recorder.
 #[derive(Debug, clap::Args)]
@@ -115,6 +117,35 @@ impl Choice {
         };
         open(&dir, name)
     }
+}
+
+/// A directory in place of a file.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot read {dir}: expected a regular file, found a directory; give a recording or a recorder in it, or \
+     --run-dir {dir} for its recorders",
+    dir = .0.display()
+)]
+pub struct IsDirectory(PathBuf);
+
+/// Opens a recording or a recorder by its path, and says on standard error if a recording was cut off.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open_file(path: &Path) -> Result<Source, Box<dyn Error>> {
+    if path.is_dir() {
+        return Err(IsDirectory(path.into()).into());
+    }
+    let source = Source::open(path)?;
+    if let Some(CutOff { records, of }) = source.cut_off() {
+        let of = of.map_or(String::new(), |of| format!(" of {}", grouped(of)));
+        eprintln!(
+            "ringscope: {} is cut off: it has {}{of} records; copy it again",
+            path.display(),
+            grouped(records)
+        );
+    }
+    Ok(source)
 }
 
 /// Opens the recorder called `name` in `dir`.

@@ -1,7 +1,7 @@
 //! `ringscope report`: a recording, or a recorder, as tables or as a file that other tools read.
 
 use std::error::Error;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 
 use burst_trace::Source;
@@ -17,10 +17,10 @@ use report::units::grouped;
 use report::{Breakdown, Window, json, table};
 
 use crate::Outcome;
-use crate::output::guard;
+use crate::output::{BinaryToTerminal, guard};
 use crate::probes::Probes;
 use crate::progress::Countdown;
-use crate::recorder::Choice;
+use crate::recorder::{Choice, open_file};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -113,6 +113,17 @@ impl Format {
     }
 }
 
+impl Format {
+    /// What it is called, if it is no text.
+    const fn binary(self) -> Option<&'static str> {
+        match self {
+            Self::Perfetto => Some("--format perfetto"),
+            Self::Pcapng => Some("--format pcapng"),
+            Self::Table | Self::Html | Self::Json | Self::Csv | Self::Hlog => None,
+        }
+    }
+}
+
 /// `--before` without anything that compares.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -141,13 +152,13 @@ struct WriteError {
 /// When there is nothing to read, or the output cannot be written.
 pub fn run(arguments: &Arguments) -> Outcome {
     let (source, name) = match &arguments.file {
-        Some(path) => (Source::open(path)?, stem(path)),
+        Some(path) => (open_file(path)?, stem(path)),
         None => {
             let found = arguments.choice.open()?;
             (found.reader.into(), found.name)
         }
     };
-    let before = arguments.before.as_deref().map(Source::open).transpose()?;
+    let before = arguments.before.as_deref().map(open_file).transpose()?;
     if before.is_some() && arguments.format != Format::Html {
         return Err(NothingCompared.into());
     }
@@ -163,6 +174,11 @@ pub fn run(arguments: &Arguments) -> Outcome {
     // An output that cannot be written is an error before anything is read.
     let open = |path| Output::open(path, guard(&inputs)).map_err(|source| error(path, source));
     let output = arguments.output.as_deref().map(open).transpose()?;
+    let is_terminal =
+        output.as_ref().map_or_else(|| io::stdout().is_terminal(), Output::is_terminal);
+    if let Some(format) = arguments.format.binary().filter(|_| is_terminal) {
+        return Err(BinaryToTerminal(format).into());
+    }
     let journeys = arguments.probes.join(&source)?;
     let what =
         What { source: &source, before: before.as_ref(), journeys: journeys.as_ref(), name: &name };

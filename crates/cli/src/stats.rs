@@ -55,16 +55,32 @@ pub struct Arguments {
     probes: Probes,
 }
 
+/// Longest duration on the command line, seconds: some 30 years.
+const SECONDS_MAX: f64 = 1e9;
+
 /// A duration given as a number of seconds above 0.
 ///
 /// # Errors
 /// When the text is something else.
 pub fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse()
-        .ok()
-        .filter(|&seconds| seconds > 0.0)
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| "expected a number of seconds above 0, such as 5 or 0.5".into())
+    duration(text).filter(|duration| !duration.is_zero()).ok_or_else(|| {
+        "expected a number of seconds above 0, such as 5 or 0.5, and at most 1000000000".into()
+    })
+}
+
+/// A duration given as a number of seconds; may be 0.
+///
+/// # Errors
+/// When the text is something else.
+pub fn seconds_or_none(text: &str) -> Result<Duration, String> {
+    duration(text).ok_or_else(|| {
+        "expected a number of seconds, such as 0, 5 or 0.5, and at most 1000000000".into()
+    })
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let seconds: f64 = text.parse().ok()?;
+    (0.0..=SECONDS_MAX).contains(&seconds).then(|| Duration::from_secs_f64(seconds))
 }
 
 /// Runs `ringscope stats`.

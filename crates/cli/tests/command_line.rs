@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use burst_trace::{BurstRecord, Clock, Recorder, RecorderOptions};
+use burst_trace::{BurstRecord, Clock, Reader, Recorder, RecorderOptions};
+use report::when::When;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -264,7 +265,10 @@ fn probes_are_joined_alike_by_stats_and_report_where_there_is_a_place_for_them()
     }
     let file = dir.path().join("ping.csv");
     let columns = "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns";
-    std::fs::write(&file, format!("{columns}\n7,3,1000,,,91000\n7,4,1000,,,\n")).unwrap();
+    let reader = Reader::open(recorder.path()).unwrap();
+    let sent = When::of(&reader).monotonic_ns(now) - 1000;
+    let received = sent + 90_000;
+    std::fs::write(&file, format!("{columns}\n7,3,{sent},,,{received}\n7,4,{sent},,,\n")).unwrap();
     let probes = ["--probes", file.to_str().unwrap()];
     let said = |arguments: &[&str]| {
         let output = ringscope(dir.path(), &[arguments, &probes].concat());
@@ -278,8 +282,10 @@ fn probes_are_joined_alike_by_stats_and_report_where_there_is_a_place_for_them()
         assert_eq!(said(&stats), said(&report));
     }
     assert!(said(&["report"]).contains("1 probes from the host to the guest and back"));
-    assert!(said(&["report", "--initiator", "guest"]).contains("from the guest to the host"));
-    assert!(said(&["report", "--format", "csv"]).contains("\n7,3,1000,90000,"));
+    let line = format!("\n7,3,{sent},90000,");
+    assert!(said(&["report", "--format", "csv"]).contains(&line));
+    let wrong = ringscope(dir.path(), &[&["report", "--initiator", "guest"], &probes[..]].concat());
+    assert_fails(&wrong, 1, &["found 1 of 1 that the host sent", "--initiator host"]);
     assert!(said(&["report", "--format", "html"]).contains("\"trips\":{\"initiator\":\"host\""));
     for format in ["hlog", "perfetto", "pcapng"] {
         let arguments = [&["report", "--format", format], &probes[..]].concat();

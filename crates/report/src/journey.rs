@@ -41,6 +41,8 @@ pub use text::{to_json, to_text};
 
 /// Drift between two clocks: each may be slewed by 500 parts in a million (`adjtimex(2)`).
 const DRIFT: f64 = 1e-3;
+/// A burst this far outside its time was stamped by another clock, nanoseconds.
+const MISPLACED_NS: i64 = 1_000_000;
 /// Error of an anchor between the recorder's clock and the host's, nanoseconds.
 const ANCHOR_NS: i64 = 500;
 
@@ -180,6 +182,39 @@ pub struct Journeys {
     pub lost: usize,
     /// Whether the responder's stamps are included.
     pub has_echo: bool,
+    /// Number of joined probes whose answer, as seen from the `initiator`, was over before the request began.
+    pub backwards: usize,
+    /// Number of joined probes that the daemon saw outside the time between the host's stamps.
+    pub misplaced: usize,
+}
+
+/// Stamps that do not fit the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// The other side sent the requests.
+    #[error(
+        "expected probes that the {} sent, found {backwards} of {joined} that the {} sent: give --initiator {}",
+        initiator.name(), initiator.other().name(), initiator.other().name()
+    )]
+    Initiator {
+        /// The side that was given.
+        initiator: Initiator,
+        /// Number of probes in the other order.
+        backwards: usize,
+        /// Number of all joined probes.
+        joined: usize,
+    },
+    /// The host's stamps are of another clock than the records.
+    #[error(
+        "expected stamps of the host by the daemon's clock, found {misplaced} of {joined} probes outside the time between \
+         them: run the host's agent on the daemon's machine, and check --initiator"
+    )]
+    Clock {
+        /// Number of probes outside that time.
+        misplaced: usize,
+        /// Number of all joined probes.
+        joined: usize,
+    },
 }
 
 impl Journeys {
@@ -192,8 +227,15 @@ impl Journeys {
         echo: Option<&Stamps>,
     ) -> Self {
         let seen = Seen::read(source);
-        let mut joined =
-            Self { initiator, journeys: Vec::new(), unseen: 0, lost: 0, has_echo: echo.is_some() };
+        let mut joined = Self {
+            initiator,
+            journeys: Vec::new(),
+            unseen: 0,
+            lost: 0,
+            has_echo: echo.is_some(),
+            backwards: 0,
+            misplaced: 0,
+        };
         for (&id, stamp) in &sender.probes {
             let Some(received) = stamp.received else {
                 joined.lost += 1;
@@ -204,10 +246,28 @@ impl Journeys {
                 continue;
             };
             let echo = echo.and_then(|echo| echo.probes.get(&id));
+            joined.backwards += usize::from(bursts.is_backwards(initiator));
+            joined.misplaced += usize::from(bursts.is_misplaced(initiator, stamp, received, echo));
             joined.journeys.push(journey(id, initiator, stamp, received, echo, &bursts));
         }
         joined.journeys.sort_unstable_by_key(|journey| journey.id);
         joined
+    }
+
+    /// Checks that most probes crossed the daemon in the order, and between the stamps, that the roles demand.
+    ///
+    /// # Errors
+    /// When they did not: a role or a file is the wrong one.
+    pub fn check(&self) -> Result<(), Misfit> {
+        let &Self { initiator, backwards, misplaced, ref journeys, .. } = self;
+        let joined = journeys.len();
+        if backwards * 2 > joined {
+            return Err(Misfit::Initiator { initiator, backwards, joined });
+        }
+        if misplaced * 2 > joined {
+            return Err(Misfit::Clock { misplaced, joined });
+        }
+        Ok(())
     }
 }
 
@@ -219,6 +279,40 @@ struct ProbeBursts {
     /// Time from the last boundary until the front end's thread runs, in nanoseconds, if that thread had to be woken
     /// up.
     inject: Option<i64>,
+}
+
+impl ProbeBursts {
+    /// Whether the answer's burst was over before the request's began. One wake-up may serve both, so they may overlap.
+    fn is_backwards(&self, initiator: Initiator) -> bool {
+        let (request, answer) = match initiator {
+            Initiator::Host => (&self.rx, &self.tx),
+            Initiator::Guest => (&self.tx, &self.rx),
+        };
+        answer.times.last < request.times.first
+    }
+
+    /// Whether a burst lies outside the time between the stamps of the agent on the host.
+    fn is_misplaced(
+        &self,
+        initiator: Initiator,
+        sender: &Stamp,
+        received: u64,
+        echo: Option<&Stamp>,
+    ) -> bool {
+        let is_before = |early: i64, late: i64| early <= late.saturating_add(MISPLACED_NS);
+        let last = |burst: &Burst| burst.boundary(burst.times.direction().stages().len());
+        match (initiator, echo) {
+            (Initiator::Host, _) => {
+                !is_before(sender.sent.cast_signed(), last(&self.rx))
+                    || !is_before(self.tx.first, received.cast_signed())
+            }
+            (Initiator::Guest, Some(&Stamp { sent, received: Some(received), .. })) => {
+                !is_before(self.tx.first, received.cast_signed())
+                    || !is_before(sent.cast_signed(), last(&self.rx))
+            }
+            (Initiator::Guest, _) => false,
+        }
+    }
 }
 
 /// A burst that carried a probe, in nanoseconds of the host's clock.

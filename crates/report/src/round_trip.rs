@@ -40,6 +40,15 @@ impl Initiator {
         }
     }
 
+    /// The side that answers.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Host => Self::Guest,
+            Self::Guest => Self::Host,
+        }
+    }
+
     const fn request(self) -> Direction {
         match self {
             Self::Host => Direction::Rx,

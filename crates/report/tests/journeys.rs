@@ -9,7 +9,9 @@ use burst_trace::{
 use report::Initiator;
 use report::html::write_html;
 use report::journey::stamps::{ProbeId, Stamp, Stamps};
-use report::journey::{Journey, Journeys, REMAINDER, Side, parts, to_json, to_text, write_csv};
+use report::journey::{
+    Journey, Journeys, Misfit, REMAINDER, Side, parts, to_json, to_text, write_csv,
+};
 use report::when::When;
 
 const RUN: u32 = 7;
@@ -90,8 +92,10 @@ impl Known {
 }
 
 fn join(source: &Source, initiator: Initiator, sender: Stamp, echo: Option<Stamp>) -> Journeys {
-    let stamps =
-        |stamp: Stamp| Stamps { probes: [(ProbeId { run: RUN, sequence: 3 }, stamp)].into() };
+    let stamps = |stamp: Stamp| Stamps {
+        probes: [(ProbeId { run: RUN, sequence: 3 }, stamp)].into(),
+        is_cut_off: false,
+    };
     Journeys::join(source, initiator, &stamps(sender), echo.map(stamps).as_ref())
 }
 
@@ -286,4 +290,25 @@ fn stages_of_a_probes_burst_telescope_in_whole_nanoseconds() {
     // 3 to 7 ticks: less than one nanosecond of rounding in all, not one a stage.
     let exact = 25.0 * 1e9 / known.clock.ticks_per_second() as f64;
     assert!((ours as f64 - exact).abs() <= 1.0, "{ours} of {exact}");
+}
+
+#[test]
+fn a_wrong_role_or_clock_is_noticed() {
+    let known = Known::new();
+    from_the_host(&known);
+    let stamp = |sent, received| Stamp { sent, received: Some(received), ..Stamp::default() };
+    let right = stamp(known.host(10), known.host(90));
+    assert_eq!(known.join(Initiator::Host, right, None).check(), Ok(()));
+    let misfit = known.join(Initiator::Guest, right, None).check().unwrap_err();
+    assert_eq!(misfit, Misfit::Initiator { initiator: Initiator::Guest, backwards: 1, joined: 1 });
+    assert!(misfit.to_string().ends_with("give --initiator host"), "{misfit}");
+    // The clock of another machine, an hour ahead or behind.
+    let hour_ns = 3_600_000_000_000;
+    for (sent, received) in [
+        (known.host(10) + hour_ns, known.host(90) + hour_ns),
+        (1_000, known.host(90) - known.host(10) + 1_000),
+    ] {
+        let joined = known.join(Initiator::Host, stamp(sent, received), None);
+        assert_eq!(joined.check(), Err(Misfit::Clock { misplaced: 1, joined: 1 }));
+    }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Clock, Gap, Reader, Record, Recording, RecordingWriter};
+use burst_trace::{Clock, Gap, Reader, Record, Recording, RecordingWriter};
 use host_files::Output;
 use report::figures::TickRate;
 use report::recent::Recent;
@@ -64,7 +64,7 @@ pub struct Keeper {
     recent: Option<Recent>,
     /// Time of the start. Bursts that ended before it do not meet a condition.
     started: u64,
-    met: Option<BurstRecord>,
+    met: Option<Record>,
     /// Records that end later are not kept.
     end: u64,
     is_done: bool,
@@ -128,14 +128,13 @@ impl Keeper {
             return Ok(());
         }
         if let Until::Met(trigger, _, after) = self.until
-            && let Record::Burst(burst) = record
             && self.met.is_none()
-            && burst.last >= self.started
-            && trigger.is_met_by(burst, self.rate)
+            && record.last() >= self.started
+            && trigger.is_met_by(record, self.rate)
         {
-            self.met = Some(*burst);
-            self.end = burst.last.saturating_add(self.rate.ticks(after.as_secs_f64()));
-            // This also removes the records that are too old by this burst's time.
+            self.met = Some(*record);
+            self.end = record.last().saturating_add(self.rate.ticks(after.as_secs_f64()));
+            // This also removes the records that are too old by this record's time.
             self.put(*record)?;
             return self.write_recent();
         }
@@ -230,11 +229,19 @@ impl Keeper {
             grouped(records),
             grouped(lost)
         );
-        if let Some(met) = self.met {
-            let total = time(self.rate.ns(met.total()) as f64);
-            let (direction, sequence) = (met.direction().name(), met.sequence);
-            text +=
-                &format!("; the burst: {direction} queue {} packet {sequence}, {total}", met.ring);
+        match self.met {
+            Some(Record::Burst(met)) => {
+                let total = time(self.rate.ns(met.total()) as f64);
+                let (direction, sequence) = (met.direction().name(), met.sequence);
+                let queue = met.ring;
+                text +=
+                    &format!("; the burst: {direction} queue {queue} packet {sequence}, {total}");
+            }
+            Some(Record::KernelSpan(met)) => {
+                let took = time(self.rate.ns(met.end.saturating_sub(met.start)) as f64);
+                text += &format!("; the time in the host kernel: {}, {took}", met.stage.name());
+            }
+            _ => {}
         }
         Ok(text)
     }

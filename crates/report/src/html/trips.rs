@@ -95,7 +95,7 @@ struct Trip {
 
 impl Trips {
     pub fn new(joined: &Journeys) -> Self {
-        let Journeys { initiator, journeys, unseen, lost, has_echo } = joined;
+        let Journeys { initiator, journeys, unseen, lost, has_echo, .. } = joined;
         let all: Vec<_> = journeys.iter().collect();
         let first = journeys.iter().map(|it| it.sent_ns).min().unwrap_or(0);
         let part = |Row { part, times, .. }| PartTimes { part, times: Times::of(&times) };

@@ -80,6 +80,8 @@ mod tests {
             unseen: 0,
             lost: 0,
             has_echo: true,
+            backwards: 0,
+            misplaced: 0,
         }
     }
 

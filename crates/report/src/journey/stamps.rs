@@ -1,5 +1,6 @@
 //! The stamps that an agent wrote of its probe packets: `ringscope agent udp-ping --stamps` and `udp-echo --stamps`.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,17 @@ pub struct Stamp {
 pub struct Stamps {
     /// Each probe once: of a packet that came twice, the first.
     pub probes: HashMap<ProbeId, Stamp>,
+    /// Whether the file's last line has no end, and was left out: its agent still writes, or was killed.
+    pub is_cut_off: bool,
+}
+
+/// The agent that wrote a file of stamps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    /// `udp-ping`: packets were sent before they were received.
+    Ping,
+    /// `udp-echo`: packets were received before they were sent back.
+    Echo,
 }
 
 impl Stamps {
@@ -80,7 +92,26 @@ impl Stamps {
         })
     }
 
+    /// The agent that wrote them; `None` if no packet was received.
+    #[must_use]
+    pub fn author(&self) -> Option<Author> {
+        let received = self.probes.values().filter_map(|stamp| Some((stamp.sent, stamp.received?)));
+        let (mut pings, mut echoes) = (0_usize, 0_usize);
+        for (sent, received) in received {
+            *(if received > sent { &mut pings } else { &mut echoes }) += 1;
+        }
+        match pings.cmp(&echoes) {
+            _ if pings + echoes == 0 => None,
+            Ordering::Greater => Some(Author::Ping),
+            _ => Some(Author::Echo),
+        }
+    }
+
     fn parse(text: &str) -> Result<Self, (usize, &'static str, String)> {
+        // Half a line may have half a number.
+        let whole = text.rfind('\n').map_or(text, |end| &text[..=end]);
+        let is_cut_off = whole.len() < text.len();
+        let text = whole;
         let mut lines = (1..).zip(text.lines().map(str::trim_end));
         let (_, columns) = lines.next().unwrap_or((1, ""));
         if columns != COLUMNS {
@@ -95,7 +126,7 @@ impl Stamps {
             ))?;
             probes.entry(id).or_insert(stamp);
         }
-        Ok(Self { probes })
+        Ok(Self { probes, is_cut_off })
     }
 }
 
@@ -133,6 +164,24 @@ mod tests {
             Stamp { sent: 10, sent_kernel: None, received_kernel: Some(30), received: Some(40) }
         );
         assert_eq!(of(1), Stamp { sent: 50, sent_kernel: Some(60), ..Stamp::default() });
+    }
+
+    #[test]
+    fn a_last_line_without_its_end_is_left_out() {
+        let whole = format!("{COLUMNS}\n7,0,10,,30,40\n");
+        assert!(!Stamps::parse(&whole).unwrap().is_cut_off);
+        for rest in ["7,1", "7,1,20,,30,4", "x"] {
+            let stamps = Stamps::parse(&format!("{whole}{rest}")).unwrap();
+            assert_eq!((stamps.probes.len(), stamps.is_cut_off), (1, true), "{rest}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_sending_and_receiving_tells_who_wrote_it() {
+        let author = |lines: &str| Stamps::parse(&format!("{COLUMNS}\n{lines}")).unwrap().author();
+        assert_eq!(author("7,0,10,,30,40\n7,1,50,60,,\n"), Some(Author::Ping));
+        assert_eq!(author("7,0,50,,30,40\n"), Some(Author::Echo));
+        assert_eq!(author("7,0,50,,,\n"), None);
     }
 
     #[test]

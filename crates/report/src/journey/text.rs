@@ -13,7 +13,7 @@ use crate::units::{grouped, percent, time};
 /// A table with notes, for a person to read.
 #[must_use]
 pub fn to_text(joined: &Journeys) -> String {
-    let Journeys { initiator, journeys, unseen, lost, has_echo } = joined;
+    let Journeys { initiator, journeys, unseen, lost, has_echo, .. } = joined;
     let (from, to) = match initiator {
         Initiator::Host => ("the host", "the guest"),
         Initiator::Guest => ("the guest", "the host"),
