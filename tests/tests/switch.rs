@@ -1,12 +1,14 @@
 //! Guests in software that reach each other through a switch of the daemon.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burst_trace::DropCause;
-use frontend::{GuestOptions, Pair};
+use frontend::{GuestOptions, Pair, RegionOptions};
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames::{self, formats};
+use ringscope_tests::hostile::{SCRATCH, readable};
 use ringscope_tests::lan::{EVERYONE, Lan, frame, station};
 use ringscope_tests::packets;
 
@@ -355,6 +357,51 @@ fn segments_wait_for_room_one_by_one() {
         lan.expect_nothing(1);
     }
     assert_eq!(lan.trace(1).drops(0, DropCause::RxSwitchFull), 0);
+}
+
+/// It is dropped then, and the next one must not continue where it stopped.
+#[test]
+fn a_frame_that_is_spoilt_while_its_segments_wait_leaves_the_next_one_whole() {
+    let regions = vec![RegionOptions { address: 0, len: 16 << 20 }];
+    let sender = GuestOptions { regions, ..GuestOptions::default().offloads() };
+    let mut lan = Lan::new(&[sender, GuestOptions::default().queue_size(16)], "");
+    lan.introduce();
+    let macs = (station(0), station(1));
+    let [spoilt, whole] = [2, 1].map(|seed| frames::frame(seed, 30_000));
+    let header = packets::gso_header(600);
+    let first = [&header[..], &packets::tcp_unsummed(macs, &spoilt)].concat();
+    let next = packets::tcp_unsummed(macs, &whole);
+    let memory = Arc::clone(lan.guests[0].memory().guest());
+    // On a busy machine the wait may end first: then all that waits is dropped, and it is tried again.
+    for _ in 0..20 {
+        // The receiver offers all its buffers.
+        lan.expect_nothing(1);
+        let dropped = lan.trace(0).drops(1, DropCause::TxBadNetHeader);
+        let (before, full) =
+            (lan.trace(1).packets(0), lan.trace(1).drops(0, DropCause::RxSwitchFull));
+        memory.write(SCRATCH, &first).unwrap();
+        let len = u32::try_from(first.len()).unwrap();
+        assert!(lan.pair(0).transmit_ring().offer_foreign(&[readable(SCRATCH, len)]));
+        assert!(lan.pair(0).send_chain(&header, &[&next]).unwrap());
+        eventually(SOON, "16 segments", || {
+            let placed = lan.trace(1).packets(0) - before;
+            when(placed == 16, placed)
+        });
+        // A size of no bytes (virtio 1.2, 5.1.6.2: `gso_size` is at 4).
+        memory.write(SCRATCH + 4, &[0; 2]).unwrap();
+        let mut came = Vec::new();
+        while let Some(frame) = lan.pair(1).receive_within(Duration::from_millis(200)).unwrap() {
+            came.push(packets::tcp_checked(&frame.bytes).map(|(_, part)| part.to_vec()).unwrap());
+        }
+        if lan.trace(1).drops(0, DropCause::RxSwitchFull) > full {
+            continue;
+        }
+        assert_eq!(lan.trace(0).drops(1, DropCause::TxBadNetHeader), dropped + 1);
+        let expected = spoilt.chunks(600).take(16).chain(whole.chunks(600));
+        assert!(came.iter().eq(expected), "{} segments", came.len());
+        return;
+    }
+    panic!("no try was quick enough");
 }
 
 #[test]

@@ -41,7 +41,10 @@ impl Fabric {
                 self.lose(left, &mut done);
                 continue;
             };
-            let progress = begun.filter(|wait| wait.receiver == to).map(|wait| wait.progress);
+            // Frames that waited are the first of this burst again. The guest may have spoilt the first of them meanwhile:
+            // then it is dropped, and the next frame begins with its first segment.
+            let continues = |wait: &Wait| wait.receiver == to && left & 1 != 0;
+            let progress = begun.filter(continues).map(|wait| wait.progress);
             let mut placing = Placing {
                 frames,
                 pending: &self.pending,
