@@ -51,6 +51,10 @@ fn two_guests_exchange_frames_whatever_they_negotiated() {
             guest.check_canaries().unwrap();
         }
         for n in 0..2 {
+            eventually(SOON, "all frames are recorded", || {
+                let packets = [0, 1].map(|ring| lan.trace(n).packets(ring));
+                when(packets == [106; 2], format!("{packets:?}"))
+            });
             let (received, sent) = (lan.trace(n).check(0), lan.trace(n).check(1));
             assert_eq!((received.packets, sent.packets), (106, 106));
             assert_eq!(received.bytes, lan.trace(1 - n).check(1).bytes);
