@@ -75,7 +75,11 @@ Examples:
   ringscope report slow.rec
   ringscope doctor --iface eth0      what to change on eth0 for AF_XDP
 
-Exit code: 0; 1 with one sentence on standard error; 2 for wrong flags.";
+Exit code: 0; 1 with one sentence on standard error; 2 for wrong flags; 3 if
+record --when has recorded nothing.";
+
+/// Exit status of `ringscope record --when` that recorded nothing.
+const STATUS_NOTHING_MET: u8 = 3;
 
 const SHORTENED: &str = "a recorder or recording was shortened while it was read, so the result is incomplete; read it \
 again, and find the program that truncates it";
@@ -105,6 +109,9 @@ fn main() -> ExitCode {
         Err(error) if output::is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ringscope: {}", without_controls(&error.to_string()));
+            if error.is::<record::NothingMet>() {
+                return ExitCode::from(STATUS_NOTHING_MET);
+            }
             ExitCode::FAILURE
         }
     }

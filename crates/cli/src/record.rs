@@ -1,33 +1,33 @@
 //! `ringscope record`: copies the records of a flight recorder to a file before they are overwritten.
 
+mod following;
 mod keep;
 mod kernel;
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use ::report::without_controls;
 use agent::Progress;
-use burst_trace::{Clock, Cursor, Gap, Reader, Record};
-use host_files::{FileId, Output};
+use burst_trace::{Clock, KernelStage};
+use host_files::Output;
 use kernel_stages::Cost;
 use report::breakdown::is_alive;
 use report::trigger::Trigger;
 use report::units::{grouped, time};
+use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Outcome;
 use crate::output::{BinaryToTerminal, guard};
 use crate::recorder::{Choice, Found};
 use crate::stats::{seconds, seconds_or_none};
+use following::{Following, follow};
 use keep::{KeepError, Keeper, Until, facts};
-use kernel::{Kernel, Measured};
-
-/// Time between two reads: a busy worker fills its part of a recorder in a tenth of a second.
-const POLL_EVERY: Duration = Duration::from_millis(5);
-/// Time between two checks whether the daemon still runs.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+use kernel::Kernel;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,6 +37,8 @@ Examples:
   ringscope record --when 'rx.total>500us' -o slow.rec
                                                  2 s before and after a burst
                                                  that takes longer
+  ringscope record --all --when 'rx.total>5ms' -o here/
+                                                 all guests at that time
   ringscope record --kernel-stages --seconds 5 -o k.rec
                                                  with the host kernel's times
   ringscope report slow.rec                      where the time went
@@ -59,6 +61,14 @@ The file:
   Records that are overwritten before they are read are counted, and the file
   marks where they are missing.
 
+--all makes a file for each guest whose daemon runs, because a recording has
+the clock, the facts and the totals of one guest. With --when, the first burst
+of any guest that fulfils the condition ends all recordings. A guest that
+starts later is not recorded.
+
+Exit code: 0; 1 with one sentence on standard error; 2 for wrong flags; 3 if
+nothing fulfilled the condition of --when, and nothing was written.
+
 --kernel-stages loads BPF programs into the kernel while this command runs.
 They see every frame of the host, and cost a busy guest about 5 % of its rate.
 It needs root.
@@ -73,6 +83,10 @@ also reads the recorder of a daemon that runs, has ended or has crashed
 pub struct Arguments {
     #[command(flatten)]
     choice: Choice,
+    /// Record every guest of the run directory, each to the file NAME.rec in
+    /// the directory given by -o
+    #[arg(long, conflicts_with_all = ["name", "kernel_stages"])]
+    all: bool,
     /// Write the recording to this file; - is standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -97,15 +111,25 @@ pub struct Arguments {
     kernel_stages: bool,
 }
 
-/// Why a recording ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// The time is over, or the burst that was waited for has come.
-    Done,
-    /// By a signal.
-    Stopped,
-    /// The daemon has ended, or another one has taken its place.
-    DaemonGone,
+/// Nothing fulfilled the condition.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing fulfilled the condition, and nothing was recorded; a file that was at {} is as it was", .0.display())]
+pub struct NothingMet(PathBuf);
+
+/// Why the recording cannot begin.
+#[derive(Debug, thiserror::Error)]
+enum RecordError {
+    /// The condition's stage is not measured.
+    #[error(
+        "--when waits for {stage}, which is not measured ({why}); give --kernel-stages, as root"
+    )]
+    NotMeasured { stage: &'static str, why: String },
+    /// The output of several recordings has to be a directory.
+    #[error("cannot write the recordings into {}: expected a directory, for a file NAME.rec of each guest; make it", .0.display())]
+    NoDirectory(PathBuf),
+    /// There is no daemon.
+    #[error("expected guests of running daemons in {}, found none; start ringscoped, or give its run directory with --run-dir", .0.display())]
+    NobodyRuns(PathBuf),
 }
 
 /// Runs `ringscope record` until it is done or ended by a signal.
@@ -113,7 +137,44 @@ enum End {
 /// # Errors
 /// When there is no recorder to follow, or the file cannot be written.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let Found { path, reader, .. } = arguments.choice.open()?;
+    let mut recordings = match arguments.all {
+        false => vec![begin(arguments, arguments.choice.open()?, &arguments.output)?],
+        true => begin_all(arguments)?,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // A second signal ends the process at once: a write may be waiting for a reader.
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let started = Instant::now();
+    follow(&mut recordings, arguments.seconds, &stop);
+    let mut outcome = Ok(());
+    for recording in recordings {
+        let cost = recording.cost();
+        match recording.finish() {
+            Ok(Some(summary)) => eprintln!("ringscope: {summary}"),
+            Ok(None) => outcome = Err(NothingMet(arguments.output.clone()).into()),
+            // Others are finished all the same.
+            Err(error) if arguments.all => {
+                eprintln!("ringscope: {}", without_controls(&error.to_string()));
+                outcome = Err(error.into());
+            }
+            Err(error) => outcome = Err(error.into()),
+        }
+        if let Some(cost) = cost {
+            eprintln!("ringscope: {}", in_words(cost, started.elapsed()));
+        }
+    }
+    outcome
+}
+
+/// Begins the recording of one guest.
+fn begin(
+    arguments: &Arguments,
+    Found { path, reader, name }: Found,
+    to: &Path,
+) -> Result<Following, Box<dyn Error>> {
     let until = match (&arguments.when, arguments.last) {
         (Some(trigger), _) => Until::Met(*trigger, arguments.before, arguments.after),
         (None, Some(last)) => Until::Last(last),
@@ -124,41 +185,50 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let kernel = measures.then(|| Kernel::attach(&reader)).transpose()?;
     // This takes some milliseconds, so it is done first: when the file appears, the recording has begun.
     let facts = facts(&reader, kernel.as_ref().map(Kernel::facts));
+    if let Some(stage) = arguments.when.and_then(|trigger| trigger.kernel_stage()) {
+        check_measured(stage, &facts)?;
+    }
     let clock = Clock::new();
-    let path_of = &arguments.output;
     // Before signals are handled: opening a FIFO waits for its reader, and a signal must end the wait.
-    let output = Output::open(path_of, guard(&[reader.file()]))
-        .map_err(|source| KeepError::Nothing { path: path_of.clone(), source })?;
+    let mut progress = Progress::new();
+    progress.show(|| format!("waiting until somebody reads {}", to.display()));
+    let output = Output::open(to, guard(&[reader.file()]))
+        .map_err(|source| KeepError::Nothing { path: to.into(), source })?;
+    drop(progress);
     if output.is_terminal() {
         return Err(BinaryToTerminal("a recording").into());
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // A second signal ends the process at once: a write may be waiting for a reader.
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    let keeper = Keeper::create(output, to, &reader, &facts, until, clock)?;
+    Ok(Following::new(name, path, reader, kernel, keeper))
+}
+
+/// Begins the recordings of all guests whose daemons run.
+fn begin_all(arguments: &Arguments) -> Result<Vec<Following>, Box<dyn Error>> {
+    let directory = &arguments.output;
+    if !directory.is_dir() {
+        return Err(RecordError::NoDirectory(directory.clone()).into());
     }
-    let started = Instant::now();
-    let mut keeper = Keeper::create(output, path_of, &reader, &facts, until, clock)?;
-    let mut following = Following::new(path, reader, kernel, keeper.wants_the_past());
-    let end = following.follow(&mut keeper, arguments.seconds, &stop);
-    let (end, so_far) = match end {
-        Ok(end) => (Some(end), Ok(())),
-        Err(error) => (None, Err(error)),
+    let found = arguments.choice.open_all()?;
+    if found.is_empty() {
+        return Err(RecordError::NobodyRuns(arguments.choice.run_dir()?).into());
+    }
+    let each = |found: Found| {
+        let to = directory.join(format!("{}.rec", found.name));
+        begin(arguments, found, &to)
     };
-    let summary = keeper.finish(&following.reader, so_far)?;
-    match end {
-        Some(End::Done) | None => {}
-        Some(End::Stopped) => eprintln!("ringscope: ended by a signal"),
-        Some(End::DaemonGone) => {
-            eprintln!("ringscope: the daemon has ended: the recording ends with it");
-        }
+    found.into_iter().map(each).collect()
+}
+
+/// Checks that a condition's stage in the host kernel is measured: otherwise it would be waited for in vain. A worker's
+/// wake-up may also be in the records of its bursts.
+fn check_measured(stage: KernelStage, facts: &str) -> Result<(), RecordError> {
+    let facts: Value = serde_json::from_str(facts).unwrap_or_default();
+    let state = facts["kernel_stages"][stage.name()].as_str();
+    if stage == KernelStage::Wakeup || state == Some("on") {
+        return Ok(());
     }
-    eprintln!("ringscope: {summary}");
-    if let Some(cost) = following.measured.cost {
-        eprintln!("ringscope: {}", in_words(cost, started.elapsed()));
-    }
-    Ok(())
+    let why = without_controls(state.unwrap_or("nobody has asked for it"));
+    Err(RecordError::NotMeasured { stage: stage.name(), why })
 }
 
 /// The cost of the kernel's programs, as a sentence.
@@ -170,99 +240,4 @@ fn in_words(cost: Cost, elapsed: Duration) -> String {
         "the kernel's programs ran {runs} times, for {each} each: {:.2} % of a CPU",
         share * 100.0
     )
-}
-
-/// A recorder that is followed.
-struct Following {
-    path: PathBuf,
-    reader: Reader,
-    cursors: Vec<Cursor>,
-    kernel: Option<Kernel>,
-    /// The writer and the end, ticks, of the newest kernel span.
-    newest_span: (u8, u64),
-    /// What the kernel's programs lost and cost, known at the end.
-    measured: Measured,
-}
-
-impl Following {
-    fn new(path: PathBuf, reader: Reader, kernel: Option<Kernel>, from_the_oldest: bool) -> Self {
-        let cursor = |worker| {
-            if from_the_oldest { reader.oldest(worker) } else { reader.newest(worker) }
-        };
-        let cursors = (0..reader.workers()).map(cursor).collect();
-        let (newest_span, measured) = Default::default();
-        Self { path, cursors, reader, kernel, newest_span, measured }
-    }
-
-    fn follow(
-        &mut self,
-        keeper: &mut Keeper,
-        limit: Option<Duration>,
-        stop: &AtomicBool,
-    ) -> std::io::Result<End> {
-        let started = Instant::now();
-        let mut progress = Progress::new();
-        let mut looked = started;
-        loop {
-            let end = if stop.load(Ordering::Relaxed) {
-                Some(End::Stopped)
-            } else if keeper.is_done() || limit.is_some_and(|limit| started.elapsed() >= limit) {
-                Some(End::Done)
-            } else if looked.elapsed() >= LOOK_EVERY {
-                looked = Instant::now();
-                keeper.flush()?;
-                progress.show(|| keeper.state());
-                if let Some(kernel) = &mut self.kernel {
-                    kernel.see_front_end(&self.reader);
-                }
-                self.is_over().then_some(End::DaemonGone)
-            } else {
-                None
-            };
-            // Records up to now are read in every case.
-            if end.is_some()
-                && let Some(kernel) = &mut self.kernel
-            {
-                self.measured = kernel.end();
-            }
-            let came = self.read(keeper)?;
-            if let Some(end) = end {
-                return Ok(end);
-            }
-            if came < self.reader.capacity() / 8 {
-                std::thread::sleep(POLL_EVERY);
-            }
-        }
-    }
-
-    /// Reads the new records. Returns the largest number from one worker.
-    fn read(&mut self, keeper: &mut Keeper) -> std::io::Result<usize> {
-        let mut most = 0;
-        if let Some(kernel) = &self.kernel {
-            for span in kernel.spans() {
-                keeper.take(&Record::KernelSpan(span))?;
-                self.newest_span = (span.writer, span.end);
-            }
-            let (writer, at) = self.newest_span;
-            keeper.lost(Gap { writer, records: self.measured.lost, at })?;
-        }
-        for (writer, cursor) in (0..).zip(&mut self.cursors) {
-            let (mut came, mut at, mut kept) = (0, 0, Ok(()));
-            let records = self.reader.read(cursor, |record| {
-                came += 1;
-                at = record.last();
-                if kept.is_ok() {
-                    kept = keeper.take(record);
-                }
-            });
-            kept?;
-            keeper.lost(Gap { writer, records, at })?;
-            most = most.max(came);
-        }
-        Ok(most)
-    }
-
-    fn is_over(&self) -> bool {
-        !is_alive(&self.reader) || FileId::of_path(&self.path) != Some(self.reader.file())
-    }
 }

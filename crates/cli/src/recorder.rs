@@ -6,7 +6,12 @@ use std::path::{Path, PathBuf};
 
 use burst_trace::location::{EXTENSION, default_run_dir, recorder_path};
 use burst_trace::{CutOff, ReadError, Reader, Source};
+use report::breakdown::is_alive;
 use report::units::grouped;
+use report::without_controls;
+
+/// The extension that a crashed daemon's recorder gets at the next start.
+const CRASHED: &str = "crashed";
 
 /// The flags that name a recorder.
 #[derive(Debug, clap::Args)]
@@ -117,6 +122,23 @@ impl Choice {
         };
         open(&dir, name)
     }
+
+    /// Opens the recorders of all daemons that run, by name. What cannot be read is said on standard error.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn open_all(&self) -> Result<Vec<Found>, FindError> {
+        let dir = self.run_dir()?;
+        let mut all = Vec::new();
+        for name in names(&dir)? {
+            match open(&dir, name) {
+                Ok(found) if is_alive(&found.reader) => all.push(found),
+                Ok(_) => {}
+                Err(error) => eprintln!("ringscope: {}", without_controls(&error.to_string())),
+            }
+        }
+        Ok(all)
+    }
 }
 
 /// A directory in place of a file.
@@ -136,7 +158,15 @@ pub fn open_file(path: &Path) -> Result<Source, Box<dyn Error>> {
     if path.is_dir() {
         return Err(IsDirectory(path.into()).into());
     }
-    let source = Source::open(path)?;
+    let source = match Source::open(path) {
+        Err(error) => Source::Recorder(left_behind(path).ok_or(error)?),
+        Ok(source) => source,
+    };
+    if let Source::Recorder(reader) = &source
+        && path.extension().is_some_and(|extension| extension == EXTENSION || !path.exists())
+    {
+        say_if_ended(&path.file_stem().unwrap_or_default().to_string_lossy(), reader);
+    }
     if let Some(CutOff { records, of }) = source.cut_off() {
         let of = of.map_or(String::new(), |of| format!(" of {}", grouped(of)));
         eprintln!(
@@ -146,6 +176,16 @@ pub fn open_file(path: &Path) -> Result<Source, Box<dyn Error>> {
         );
     }
     Ok(source)
+}
+
+/// The recorder of a dead daemon that was asked for as `NAME.trace.crashed`, but has its old name until the next start.
+fn left_behind(path: &Path) -> Option<Reader> {
+    let recorder = path.with_extension("");
+    let is_asked_for = path.extension()? == CRASHED && recorder.extension()? == EXTENSION;
+    if !is_asked_for || path.exists() {
+        return None;
+    }
+    Reader::open(&recorder).ok().filter(|reader| reader.is_running() && !is_alive(reader))
 }
 
 /// Opens the recorder called `name` in `dir`.
@@ -167,7 +207,30 @@ fn only_name(dir: &Path) -> Result<String, FindError> {
     match names.len() {
         0 => Err(FindError::None { dir: dir.into() }),
         1 => Ok(names.remove(0)),
-        _ => Err(FindError::Several { dir: dir.into(), names }),
+        _ => match running(dir, &names).as_slice() {
+            [] => Err(FindError::Several { dir: dir.into(), names }),
+            [only] => Ok(only.clone()),
+            several => Err(FindError::Several { dir: dir.into(), names: several.to_vec() }),
+        },
+    }
+}
+
+/// Those names whose daemons run.
+fn running(dir: &Path, names: &[String]) -> Vec<String> {
+    let runs = |name: &&String| {
+        Reader::open(&recorder_path(dir, name)).is_ok_and(|reader| is_alive(&reader))
+    };
+    names.iter().filter(runs).cloned().collect()
+}
+
+/// Says on standard error that the daemon of this recorder has ended, if it has.
+pub fn say_if_ended(name: &str, reader: &Reader) {
+    if !is_alive(reader) {
+        let how = if reader.is_running() { "crashed or was killed" } else { "has ended" };
+        eprintln!(
+            "ringscope: the daemon of {} {how}; this is what it left",
+            without_controls(name)
+        );
     }
 }
 

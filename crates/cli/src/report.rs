@@ -20,7 +20,7 @@ use crate::Outcome;
 use crate::output::{BinaryToTerminal, guard};
 use crate::probes::Probes;
 use crate::progress::Countdown;
-use crate::recorder::{Choice, open_file};
+use crate::recorder::{Choice, open_file, say_if_ended};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -155,6 +155,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         Some(path) => (open_file(path)?, stem(path)),
         None => {
             let found = arguments.choice.open()?;
+            say_if_ended(&found.name, &found.reader);
             (found.reader.into(), found.name)
         }
     };

@@ -11,7 +11,7 @@ use report::units::grouped;
 use report::{Breakdown, Initiator, RoundTrip, Window, json, table};
 
 use crate::probes::Probes;
-use crate::recorder::{Choice, Found};
+use crate::recorder::{Choice, Found, say_if_ended};
 use crate::{Outcome, output};
 
 const EXAMPLES: &str = "\
@@ -89,6 +89,7 @@ fn duration(text: &str) -> Option<Duration> {
 /// When there is no recorder to read, or the output cannot be written.
 pub fn run(arguments: &Arguments) -> Outcome {
     let Found { name, reader, .. } = arguments.choice.open()?;
+    say_if_ended(&name, &reader);
     let source = Source::from(reader);
     let window = arguments.last.map_or(Window::Held, Window::Last);
     let text = if let Some(joined) = arguments.probes.join(&source)? {

@@ -17,6 +17,9 @@ use crate::doctor;
 /// Most records kept in memory: 480 MiB.
 const RECENT_MAX: usize = 1 << 22;
 
+/// A record may come this long after its end, from a worker that lost its CPU.
+const LATE: Duration = Duration::from_millis(100);
+
 /// Which records to keep.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
@@ -62,9 +65,12 @@ pub struct Keeper {
     rate: TickRate,
     until: Until,
     recent: Option<Recent>,
+    clock: Clock,
     /// Time of the start. Bursts that ended before it do not meet a condition.
     started: u64,
     met: Option<Record>,
+    /// Whether another guest's record met the condition.
+    has_joined: bool,
     /// Records that end later are not kept.
     end: u64,
     is_done: bool,
@@ -101,8 +107,10 @@ impl Keeper {
             rate,
             until,
             recent,
+            clock,
             started: clock.now(),
             met: None,
+            has_joined: false,
             end: u64::MAX,
             is_done: false,
             first: u64::MAX,
@@ -115,9 +123,25 @@ impl Keeper {
         !matches!(self.until, Until::All)
     }
 
-    /// Whether all wanted records were taken.
-    pub const fn is_done(&self) -> bool {
-        self.is_done
+    /// Whether all wanted records were taken. Of a guest at rest none comes that shows it, but time passes.
+    pub fn is_done(&self) -> bool {
+        let late = self.end.saturating_add(self.rate.ticks(LATE.as_secs_f64()));
+        self.is_done || self.end != u64::MAX && self.clock.now() > late
+    }
+
+    /// When the condition was met, ticks.
+    pub fn met_at(&self) -> Option<u64> {
+        self.met.map(|met| met.last())
+    }
+
+    /// Keeps the records around `at`, ticks, when another guest met the condition.
+    pub fn join(&mut self, at: u64) -> io::Result<()> {
+        let Until::Met(_, _, after) = self.until else { return Ok(()) };
+        if self.met.is_some() || std::mem::replace(&mut self.has_joined, true) {
+            return Ok(());
+        }
+        self.end = at.saturating_add(self.rate.ticks(after.as_secs_f64()));
+        self.write_recent()
     }
 
     /// Takes a record, and keeps it if it is wanted.
@@ -129,6 +153,7 @@ impl Keeper {
         }
         if let Until::Met(trigger, _, after) = self.until
             && self.met.is_none()
+            && !self.has_joined
             && record.last() >= self.started
             && trigger.is_met_by(record, self.rate)
         {
@@ -187,22 +212,28 @@ impl Keeper {
         let (written, lost) = self.writer.counts();
         let kept = self.recent.as_ref().map_or(written, |recent| recent.len() as u64);
         let what = match (self.until, &self.met) {
-            (Until::Met(..), None) => "waiting, ",
+            (Until::Met(..), None) if !self.has_joined => "waiting, ",
             _ => "",
         };
         format!("{what}{} records kept, {} lost", grouped(kept), grouped(lost))
     }
 
-    /// Writes the records still in memory and gives the file its name. Returns in words what the file holds. `so_far`
-    /// is the outcome until now: after a failed write, the part before it is kept.
-    pub fn finish(mut self, of: &Reader, so_far: io::Result<()>) -> Result<String, KeepError> {
-        if matches!(self.until, Until::Met(..)) && self.met.is_none() && so_far.is_ok() {
-            return Ok("no burst fulfilled the condition: nothing was recorded".into());
+    /// Writes the records still in memory and gives the file its name. Returns in words what the file holds, and nothing
+    /// when nothing fulfilled the condition. `so_far` is the outcome until now: after a failed write, the part before it
+    /// is kept.
+    pub fn finish(
+        mut self,
+        of: &Reader,
+        so_far: io::Result<()>,
+    ) -> Result<Option<String>, KeepError> {
+        let is_met = self.met.is_some() || self.has_joined;
+        if matches!(self.until, Until::Met(..)) && !is_met && so_far.is_ok() {
+            return Ok(None);
         }
         match so_far.and_then(|()| self.write_all()) {
             Ok(()) => {
                 let path = self.path.clone();
-                self.close(of).map_err(|source| KeepError::Nothing { path, source })
+                self.close(of).map(Some).map_err(|source| KeepError::Nothing { path, source })
             }
             Err(source) => Err(self.cut(of, source)),
         }
@@ -222,9 +253,12 @@ impl Keeper {
         self.writer.finish(of, matches!(self.until, Until::All))?;
         self.output.keep()?;
         let span = self.newest.min(self.end).saturating_sub(self.first.min(self.newest));
+        let path = match self.path.to_str() {
+            Some("-") => "standard output".into(),
+            _ => self.path.display().to_string(),
+        };
         let mut text = format!(
-            "{}: {}, {} records, {} lost",
-            self.path.display(),
+            "{path}: {}, {} records, {} lost",
             time(self.rate.ns(span) as f64),
             grouped(records),
             grouped(lost)
