@@ -93,7 +93,7 @@ fn fifo(directory: &Path) -> OwnedFd {
 }
 
 #[test]
-fn only_eventfds_are_taken_for_kick_and_error_and_no_socket_or_file_for_a_call() {
+fn only_eventfds_are_taken_for_kick_and_error_and_no_other_file_for_a_call() {
     let mut scene = Scene::new();
     let (socket, peer) = lingering();
     let listener = UnixListener::bind(scene.directory.path().join("other.sock")).unwrap();
@@ -109,12 +109,14 @@ fn only_eventfds_are_taken_for_kick_and_error_and_no_socket_or_file_for_a_call()
         }
     };
     for what in Handover::ALL {
-        let others: [&dyn AsFd; 7] = [&socket, &listener, &pair.0, &epoll, &watch, &file, &fifo];
+        let others: [&dyn AsFd; 6] = [&socket, &listener, &epoll, &watch, &file, &fifo];
         others.iter().for_each(|descriptor| expect_refused(what, descriptor));
     }
     let (_reader, writer) = io::pipe().unwrap();
     expect_refused(Handover::Kick, &writer);
     expect_refused(Handover::Error, &writer);
+    expect_refused(Handover::Kick, &pair.0);
+    expect_refused(Handover::Error, &pair.0);
     // Without its peer, ours need not wait.
     drop((peer, socket));
     // Nothing has changed for the rings, and they go on.
@@ -159,6 +161,59 @@ fn a_socket_whose_close_waits_holds_nobody_up() {
     drop(peer);
 }
 
+/// `SET_BACKEND_REQ_FD` with this channel. Returns whether it is accepted.
+fn hand_over_channel(scene: &mut Scene, channel: &dyn AsFd) -> bool {
+    let mut stream = scene.guest.link().unwrap().stream();
+    raw::send(stream, 21, &[], &[channel.as_fd()]).unwrap();
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer).unwrap();
+    frames::come_back(&mut scene.guest).unwrap();
+    answer[12..] == [0; 8]
+}
+
+#[test]
+fn a_channel_for_requests_is_kept_and_never_written_to() {
+    let mut scene = Scene::new();
+    let (mut reader, writer) = io::pipe().unwrap();
+    let (mut theirs, ours) = UnixStream::pair().unwrap();
+    // The next channel closes the one before.
+    assert!(hand_over_channel(&mut scene, &ours));
+    drop(ours);
+    assert!(theirs.write(&[0]).is_err(), "something can be sent to it");
+    assert!(hand_over_channel(&mut scene, &writer));
+    drop(writer);
+    theirs.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "something was written");
+    ioctl_fionbio(&reader, true).unwrap();
+    let open = reader.read(&mut [0]).unwrap_err();
+    assert_eq!(open.kind(), io::ErrorKind::WouldBlock);
+    scene.expect_next();
+    ioctl_fionbio(&reader, false).unwrap();
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "something was written");
+    scene.expect_end();
+}
+
+/// The end of a connection is seen, whatever channel its front end handed over.
+#[test]
+fn a_channel_for_requests_holds_no_connection_open() {
+    let mut scene = Scene::new();
+    let (tcp, peer) = lingering();
+    let own = scene.guest.link().unwrap().stream().try_clone().unwrap();
+    let (sender, with_more) = UnixStream::pair().unwrap();
+    raw::send(&sender, 1, &[], &[own.as_fd()]).unwrap();
+    let listener = UnixListener::bind(scene.directory.path().join("other.sock")).unwrap();
+    let others: [&dyn AsFd; 4] = [&tcp, &own, &with_more, &listener];
+    for channel in others {
+        assert!(!hand_over_channel(&mut scene, channel));
+    }
+    drop((tcp, own, with_more, sender, listener));
+    let log = scene.daemon.log();
+    assert!(log.contains("expected a Unix stream socket"), "{log}");
+    scene.expect_next();
+    drop(peer);
+    scene.expect_end();
+}
+
 #[test]
 fn the_pipe_of_user_mode_linux_is_signalled_and_never_waited_for() {
     let mut scene = Scene::new();
@@ -190,9 +245,50 @@ fn the_pipe_of_user_mode_linux_is_signalled_and_never_waited_for() {
     scene.expect_end();
 }
 
+/// User Mode Linux gives one of a pair of sockets.
+#[test]
+fn the_socket_of_user_mode_linux_is_signalled_and_never_waited_for() {
+    let mut scene = Scene::new();
+    let (mut theirs, call) = UnixStream::pair().unwrap();
+    scene.hand_over(Handover::Call, 0, &call).unwrap();
+    theirs.set_read_timeout(Some(SOON)).unwrap();
+    let mut signal = [0; 8];
+    // A new call descriptor is signalled at once, and then for each frame while signals are wanted.
+    for n in 0..100 {
+        theirs.read_exact(&mut signal).unwrap();
+        assert_eq!(u64::from_ne_bytes(signal), 1);
+        let pair = scene.guest.pair(0);
+        while pair.receive().unwrap().is_some() {}
+        pair.receive_ring().driver().enable_notification();
+        assert!(pair.send(&frames::frame(n, 100)).unwrap());
+    }
+    while (&call).write(&[0; 8]).is_ok() {}
+    for n in 0..100 {
+        let pair = scene.guest.pair(0);
+        while pair.receive().unwrap().is_some() {}
+        pair.receive_ring().driver().enable_notification();
+        assert!(pair.send(&frames::frame(n, 100)).unwrap());
+        eventually(SOON, "a frame", || {
+            pair.receive().unwrap().ok_or("none: the worker waits for the socket")
+        });
+        pair.reap().unwrap();
+    }
+    drop((theirs, call));
+    scene.expect_next();
+    scene.expect_end();
+}
+
+/// The write end of a pair of sockets that is full. Its reader, which takes nothing, stays open.
+fn full_socket() -> OwnedFd {
+    let (theirs, call) = UnixStream::pair().unwrap();
+    call.set_nonblocking(true).unwrap();
+    while (&call).write(&[0; 8]).is_ok() {}
+    std::mem::forget(theirs);
+    call.into()
+}
+
 /// The worker's write blocks: the flag is cleared without its knowledge.
-fn block(scene: &mut Scene) -> OwnedFd {
-    let call = full();
+fn block(scene: &mut Scene, call: OwnedFd) -> OwnedFd {
     scene.hand_over(Handover::Call, 0, &call).unwrap();
     ioctl_fionbio(&call, false).unwrap();
     let pair = scene.guest.pair(0);
@@ -204,12 +300,15 @@ fn block(scene: &mut Scene) -> OwnedFd {
 #[test]
 fn a_call_that_blocks_ends_its_own_connection_and_nothing_else() {
     let mut scene = Scene::new();
-    let _call = block(&mut scene);
+    let _call = block(&mut scene, full());
     // A worker with one guest has no alarm: it blocks, and says nothing, until the control plane asks it for something.
     sleep(Duration::from_millis(50));
     scene.expect_next();
     scene.daemon.expect_log("made a write to the call descriptor block");
-    let _call = block(&mut scene);
+    let _call = block(&mut scene, full_socket());
+    sleep(Duration::from_millis(50));
+    scene.expect_next();
+    let _call = block(&mut scene, full_socket());
     sleep(Duration::from_millis(50));
     scene.expect_end();
 }
@@ -311,8 +410,8 @@ fn more_descriptors_than_the_framework_takes_end_the_connection() {
 fn descriptors_that_a_message_does_not_take_end_the_connection() {
     let mut scene = Scene::new();
     let (socket, peer) = lingering();
-    // SET_BACKEND_REQ_FD, SET_LOG_BASE, GET_FEATURES, and a request that does not exist.
-    for request in [21, 6, 1, 99] {
+    // SET_LOG_BASE, GET_FEATURES, and a request that does not exist.
+    for request in [6, 1, 99] {
         let stream = scene.guest.link().unwrap().stream();
         raw::send(stream, request, &[], &[socket.as_fd()]).unwrap();
         scene.daemon.expect_log("with 1 file descriptors; expected none");

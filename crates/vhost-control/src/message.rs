@@ -2,8 +2,9 @@
 //!
 //! 1. **It comes in** (`stream`): bytes from the front end's socket, with the descriptors of this message alone, in limited
 //!    number and within a limited time.
-//! 2. **It is judged** (`judge`, which reads it as a `request`). A message that is wrong for one ring is answered with an
-//!    error and goes no further: the framework would end the connection over it. A descriptor must be of the kind that
+//! 2. **It is judged** (`judge`, which reads it as a `request` and cuts off what is longer than needed). A message that is
+//!    wrong for one ring is answered with an error and goes no further: the framework would end the connection over it.
+//!    A descriptor must be of the kind that
 //!    its message takes (`descriptor`; a `pipe` is replaced with an eventfd), and memory must be harmless to map
 //!    (`regions`, `files`). [`worker::Custody`] owns all descriptors and closes them.
 //! 3. **It is acted on.** `framework` has a daemon of the `vhost-user-backend` crate for this connection, which gets the
@@ -28,6 +29,7 @@
 //! negotiated"; for QEMU it is negotiated from `GET_FEATURES` on). So the relay begins with the `SET_FEATURES` that QEMU
 //! leaves out.
 
+mod channel;
 mod descriptor;
 mod files;
 pub mod framework;
@@ -48,7 +50,7 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use worker::Custody;
 
-use self::judge::{Judge, Refused};
+use self::judge::{Held, Judge};
 use self::session::Session;
 use self::stream::{Message, no_descriptors, send};
 use crate::limits::UNCLOSED_MAX;
@@ -149,14 +151,14 @@ impl Relay {
             return Ok(read);
         };
         (self.heard, self.due) = (true, None);
-        match self.judge.judge(&message.bytes, &mut message.descriptors) {
+        match self.judge.judge(&mut message.bytes, &mut message.descriptors) {
             Ok(()) => {
                 self.expect_room(message.descriptors.len())?;
                 message.send(&self.framework)?;
             }
-            Err(Refused::Message(None)) => {}
-            Err(Refused::Message(Some(answer))) => send(&self.front, &answer, &[])?,
-            Err(Refused::Connection(why)) => {
+            Err(Held::Answered(None)) => {}
+            Err(Held::Answered(Some(answer))) => send(&self.front, &answer, &[])?,
+            Err(Held::Connection(why)) => {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
         }

@@ -14,9 +14,11 @@ pub enum Kind {
     Eventfd,
     /// An anonymous pipe, either end.
     Pipe,
+    /// A socket of any family.
+    Socket,
     /// A file with a name, of a file system or of memory (`memfd_create(2)`).
     File,
-    /// Anything else: sockets, epoll instances, timers, other pseudo files.
+    /// Anything else: epoll instances, timers, other pseudo files.
     Other,
 }
 
@@ -26,6 +28,8 @@ impl Kind {
             Self::Eventfd
         } else if text.starts_with(b"pipe:[") {
             Self::Pipe
+        } else if text.starts_with(b"socket:[") {
+            Self::Socket
         } else if text.starts_with(b"/") {
             Self::File
         } else {
@@ -38,6 +42,7 @@ impl Kind {
         match self {
             Self::Eventfd => "an eventfd",
             Self::Pipe => "a pipe",
+            Self::Socket => "a socket",
             Self::File => "a file",
             Self::Other => "another descriptor",
         }
@@ -51,6 +56,20 @@ impl Kind {
 pub fn inspect(fd: &impl AsFd) -> io::Result<(Kind, String)> {
     let link = rustix::fs::readlink(path(fd), Vec::new())?;
     Ok((Kind::from_link(link.as_bytes()), link.to_string_lossy().into_owned()))
+}
+
+/// Returns the kind of `descriptor`, if it is one of those expected.
+///
+/// # Errors
+/// When it is of another kind, or there is no `/proc`.
+pub fn expect_kinds(descriptor: &impl AsFd, expected: &[Kind]) -> Result<Kind, String> {
+    let (kind, found) = inspect(descriptor)
+        .map_err(|error| format!("the kind of its descriptor cannot be found out: {error}"))?;
+    if expected.contains(&kind) {
+        return Ok(kind);
+    }
+    let names: Vec<_> = expected.iter().map(|kind| kind.name()).collect();
+    Err(format!("its descriptor is {found:?}; expected {}", names.join(" or ")))
 }
 
 /// The path by which `fd` can be opened again.
@@ -78,7 +97,7 @@ mod tests {
         assert_eq!(kind(&memfd_create("m", MemfdFlags::CLOEXEC).unwrap()), Kind::File);
         assert_eq!(kind(&File::open("/dev/null").unwrap()), Kind::File);
         let (socket, _other) = UnixStream::pair().unwrap();
-        assert_eq!(kind(&socket), Kind::Other);
+        assert_eq!(kind(&socket), Kind::Socket);
         assert_eq!(kind(&epoll::create(epoll::CreateFlags::CLOEXEC).unwrap()), Kind::Other);
         assert_eq!(kind(&File::open("/proc/self/ns/net").unwrap()), Kind::Other);
     }
@@ -95,6 +114,6 @@ mod tests {
             assert_eq!(kind(&file), Kind::File, "a file that is deleted");
         }
         let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
-        assert_eq!(kind(&listener), Kind::Other);
+        assert_eq!(kind(&listener), Kind::Socket);
     }
 }

@@ -19,7 +19,8 @@ use virtio_net::Negotiated;
 use virtqueue::layout::part_lens;
 use worker::{Custody, Foreign};
 
-use super::descriptor::{self, Kind};
+use super::channel;
+use super::descriptor::{Kind, expect_kinds};
 use super::pipe::Pipes;
 use super::regions::{self, Limits, Region};
 use super::request::{Body, Request, RingParts};
@@ -30,14 +31,17 @@ use crate::ring::RingControl;
 const VERSION: u32 = 1;
 /// Length of the payload of an answer that says whether a message was accepted, bytes.
 const ANSWER_LEN: u32 = 8;
+/// In such an answer: the message was accepted.
+const ACCEPTED: u64 = 0;
 /// In such an answer: the message was not accepted.
 const NOT_ACCEPTED: u64 = 1;
 
 /// Why a message is not passed on.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// The message changes nothing. This is the answer, if the front end asked for one.
-    Message(Option<Vec<u8>>),
+pub enum Held {
+    /// It was refused and changes nothing, or the judge has done what it asks for. This is the answer, if the front end
+    /// asked for one.
+    Answered(Option<Vec<u8>>),
     /// The connection ends, for this reason.
     Connection(String),
 }
@@ -58,6 +62,8 @@ pub struct Judge {
     custody: Arc<Custody>,
     /// Forward signals, where call descriptors are pipes.
     pipes: Pipes,
+    /// The front end's channel for requests of the back end, kept open ([`super::channel`]).
+    channel: Option<Foreign>,
     /// The last request whose answer depends on the start of rings: its number and these rings.
     starting: Option<(u32, Range<usize>)>,
 }
@@ -81,21 +87,26 @@ impl Judge {
             sizes: vec![0; rings.len()],
             custody: Arc::clone(custody),
             pipes: Pipes::new(rings.len(), rings.first().map(|ring| Arc::clone(ring.log()))),
+            channel: None,
             starting: None,
         }
     }
 
-    /// Whether `message`, header and payload, may be passed on with its `descriptors`. Some of these are replaced or
-    /// dropped.
+    /// Whether `message`, header and payload, may be passed on with its `descriptors`. The message is cut to the length
+    /// that its request needs, and some of the descriptors are replaced or dropped.
     ///
     /// # Errors
     /// Why not.
-    pub fn judge(&mut self, message: &[u8], descriptors: &mut Vec<Foreign>) -> Result<(), Refused> {
-        let Some(request) = Request::read(message) else { return Ok(()) };
+    pub fn judge(
+        &mut self,
+        message: &mut Vec<u8>,
+        descriptors: &mut Vec<Foreign>,
+    ) -> Result<(), Held> {
+        let request = Request::read(message).map_err(Held::Connection)?;
         if !request.takes_descriptors() && !descriptors.is_empty() {
             let (name, count) = (request.name(), descriptors.len());
             let why = format!("{name} with {count} file descriptors; expected none");
-            return Err(Refused::Connection(why));
+            return Err(Held::Connection(why));
         }
         let verdict = match &request.body {
             Body::SetSize { ring, size } => self.set_size(*ring, *size),
@@ -113,11 +124,7 @@ impl Judge {
                 self.regions.retain(|region| region.guest_address != removed.guest_address);
                 Ok(())
             }
-            Body::Malformed => {
-                // The framework ends the connection over it, and needs no descriptors for that.
-                descriptors.clear();
-                Ok(())
-            }
+            Body::SetBackendChannel => self.keep_channel(descriptors),
             Body::SetFeatures(features) => {
                 self.features = Some(*features);
                 Ok(())
@@ -131,7 +138,11 @@ impl Judge {
         let is_answered = self.reply_ack && request.needs_reply;
         if let Err(why) = verdict {
             self.log(&request, &why);
-            return Err(Refused::Message(is_answered.then(|| error_answer(request.code))));
+            return Err(Held::Answered(is_answered.then(|| answer(request.code, NOT_ACCEPTED))));
+        }
+        if request.body == Body::SetBackendChannel {
+            // The framework takes sockets only. User Mode Linux hands over a pipe.
+            return Err(Held::Answered(is_answered.then(|| answer(request.code, ACCEPTED))));
         }
         let starts = request.starts(self.rings.len());
         self.starting = (is_answered && !starts.is_empty()).then_some((request.code, starts));
@@ -172,15 +183,29 @@ impl Judge {
         self.check_ring(ring)?;
         let mut forwarder = None;
         for descriptor in descriptors {
-            if expect_kinds(descriptor, &[Kind::Eventfd, Kind::Pipe])? == Kind::Pipe {
-                let refused = |error| format!("its pipe cannot be opened for writing: {error}");
-                let call = descriptor.try_clone().map_err(refused)?;
-                let (forwards, eventfd) = self.pipes.forward(call).map_err(refused)?;
-                forwarder = Some(forwards);
-                *descriptor = self.custody.take(eventfd);
+            match expect_kinds(descriptor, &[Kind::Eventfd, Kind::Socket, Kind::Pipe])? {
+                Kind::Socket => channel::admit_socket(descriptor)?,
+                Kind::Pipe => {
+                    let refused = |error| format!("its pipe cannot be opened for writing: {error}");
+                    let call = descriptor.try_clone().map_err(refused)?;
+                    let (forwards, eventfd) = self.pipes.forward(call).map_err(refused)?;
+                    forwarder = Some(forwards);
+                    *descriptor = self.custody.take(eventfd);
+                }
+                _ => {}
             }
         }
         self.pipes.set(ring, forwarder);
+        Ok(())
+    }
+
+    fn keep_channel(&mut self, descriptors: &mut Vec<Foreign>) -> Result<(), String> {
+        let count = descriptors.len();
+        let (Some(channel), 1) = (descriptors.pop(), count) else {
+            return Err(format!("it has {count} file descriptors; expected one"));
+        };
+        channel::admit(&channel)?;
+        let _previous = self.channel.replace(channel);
         Ok(())
     }
 
@@ -262,22 +287,11 @@ impl Judge {
     }
 }
 
-/// Returns the kind of `descriptor`, if it is one of those expected.
-fn expect_kinds(descriptor: &Foreign, expected: &[Kind]) -> Result<Kind, String> {
-    let (kind, found) = descriptor::inspect(descriptor)
-        .map_err(|error| format!("the kind of its descriptor cannot be found out: {error}"))?;
-    if expected.contains(&kind) {
-        return Ok(kind);
-    }
-    let names: Vec<_> = expected.iter().map(|kind| kind.name()).collect();
-    Err(format!("its descriptor is {found:?}; expected {}", names.join(" or ")))
-}
-
-/// "Not accepted" (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
-fn error_answer(code: u32) -> Vec<u8> {
+/// The answer whether a message was accepted (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
+fn answer(code: u32, accepted: u64) -> Vec<u8> {
     let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
     let header = [code, flags, ANSWER_LEN].map(u32::to_ne_bytes).concat();
-    [&header[..], &NOT_ACCEPTED.to_ne_bytes()].concat()
+    [&header[..], &accepted.to_ne_bytes()].concat()
 }
 
 #[cfg(test)]

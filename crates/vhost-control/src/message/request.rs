@@ -1,4 +1,8 @@
 //! What a message of the front end says. The payload is read once, here; all later steps work with types.
+//!
+//! A payload may be longer than its request needs: User Mode Linux sends one memory region in a table with room for two
+//! (`vhost_user_set_mem_table`, arch/um/drivers/virtio_uml.c). DPDK's vhost and libvhost-user read what they need and
+//! ignore the rest. The framework takes exact lengths only, so the surplus is cut off here.
 
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -47,10 +51,10 @@ pub enum Body {
     AddRegion(Region),
     /// `REM_MEM_REG`.
     RemoveRegion(Region),
+    /// `SET_BACKEND_REQ_FD`: a channel for requests of the back end.
+    SetBackendChannel,
     /// Any other request.
     Other,
-    /// The payload has the wrong length for its request. The framework ends the connection over it.
-    Malformed,
 }
 
 /// The parts of a ring, by the front end's own addresses (vhost-user, "A vring address description").
@@ -67,14 +71,30 @@ pub struct RingParts {
 }
 
 impl Request {
-    /// Reads a whole message, header and payload.
-    pub fn read(message: &[u8]) -> Option<Self> {
-        let (header, payload) = message.split_at_checked(HEADER_LEN)?;
-        let (code, flags) = (Words(header).u32(0)?, Words(header).u32(4)?);
+    /// Reads a whole message, header and payload. Cuts off what its request does not need.
+    ///
+    /// # Errors
+    /// When the payload is shorter than its request needs: a sentence with both lengths.
+    pub fn read(message: &mut Vec<u8>) -> Result<Self, String> {
+        let words = Words(message);
+        let (code, flags) = (words.u32(0).unwrap_or(0), words.u32(4).unwrap_or(0));
         let needs_reply = flags & VhostUserHeaderFlag::NEED_REPLY.bits() != 0;
-        let body =
-            FrontendReq::try_from(code).map_or(Some(Body::Other), |it| Body::read(it, payload));
-        Some(Self { code, needs_reply, body: body.unwrap_or(Body::Malformed) })
+        let Ok(request) = FrontendReq::try_from(code) else {
+            return Ok(Self { code, needs_reply, body: Body::Other });
+        };
+        let payload = message.get(HEADER_LEN..).unwrap_or_default();
+        let (len, needed) = (payload.len(), payload_len(request, Words(payload)));
+        let body = Body::read(request, payload).filter(|_| needed.is_none_or(|it| it <= len));
+        let body = body.ok_or_else(|| {
+            let needed = needed.unwrap_or_default();
+            format!("{request:?} with {len} bytes of payload; expected at least {needed}")
+        })?;
+        if let Some(needed) = needed.filter(|&it| it < len) {
+            #[expect(clippy::cast_possible_truncation, reason = "less than the payload had")]
+            message[HEADER_LEN - 4..HEADER_LEN].copy_from_slice(&(needed as u32).to_ne_bytes());
+            message.truncate(HEADER_LEN + needed);
+        }
+        Ok(Self { code, needs_reply, body })
     }
 
     /// The request's name in the specification, for messages.
@@ -105,8 +125,39 @@ impl Request {
     }
 }
 
+/// Number of bytes that `request` needs of its payload (vhost-user, "Message types", and the structures of its payloads).
+/// `None` for requests that the framework refuses anyway.
+fn payload_len(request: FrontendReq, payload: Words<'_>) -> Option<usize> {
+    let count = |at| payload.u32(at).unwrap_or(0) as usize;
+    Some(match request {
+        FrontendReq::SET_OWNER
+        | FrontendReq::RESET_OWNER
+        | FrontendReq::RESET_DEVICE
+        | FrontendReq::GET_FEATURES
+        | FrontendReq::GET_PROTOCOL_FEATURES
+        | FrontendReq::GET_QUEUE_NUM
+        | FrontendReq::GET_MAX_MEM_SLOTS
+        | FrontendReq::SET_BACKEND_REQ_FD => 0,
+        FrontendReq::SET_FEATURES
+        | FrontendReq::SET_PROTOCOL_FEATURES
+        | FrontendReq::SET_VRING_NUM
+        | FrontendReq::SET_VRING_BASE
+        | FrontendReq::GET_VRING_BASE
+        | FrontendReq::SET_VRING_ENABLE
+        | FrontendReq::SET_VRING_KICK
+        | FrontendReq::SET_VRING_CALL
+        | FrontendReq::SET_VRING_ERR => 8,
+        FrontendReq::SET_VRING_ADDR | FrontendReq::ADD_MEM_REG | FrontendReq::REM_MEM_REG => 40,
+        // Number of regions and padding, then 32 bytes for each region.
+        FrontendReq::SET_MEM_TABLE => 8 + 32 * count(0),
+        // Offset, size and flags, then as many bytes as the size says.
+        FrontendReq::GET_CONFIG | FrontendReq::SET_CONFIG => 12 + count(4),
+        _ => return None,
+    })
+}
+
 impl Body {
-    /// `None` for a payload of the wrong length.
+    /// `None` for a payload that is too short.
     fn read(request: FrontendReq, payload: &[u8]) -> Option<Self> {
         let words = Words(payload);
         Some(match request {
@@ -118,11 +169,9 @@ impl Body {
                 VhostUserProtocolFeatures::from_bits_truncate(words.u64(0)?),
             ),
             FrontendReq::SET_VRING_NUM => {
-                words.has_len(8)?;
                 Self::SetSize { ring: words.u32(0)? as usize, size: words.u32(4)? }
             }
             FrontendReq::SET_VRING_ADDR => {
-                words.has_len(40)?;
                 // Flags are at byte 4, the address of the dirty log at byte 32.
                 Self::SetAddresses(RingParts {
                     ring: words.u32(0)? as usize,
@@ -140,6 +189,7 @@ impl Body {
             }
             FrontendReq::ADD_MEM_REG => Self::AddRegion(words.region(8)?),
             FrontendReq::REM_MEM_REG => Self::RemoveRegion(words.region(8)?),
+            FrontendReq::SET_BACKEND_REQ_FD => Self::SetBackendChannel,
             _ => Self::Other,
         })
     }
@@ -150,10 +200,6 @@ impl Body {
 struct Words<'m>(&'m [u8]);
 
 impl Words<'_> {
-    fn has_len(self, len: usize) -> Option<()> {
-        (self.0.len() == len).then_some(())
-    }
-
     fn u32(self, at: usize) -> Option<u32> {
         Some(u32::from_ne_bytes(self.0.get(at..at + 4)?.try_into().ok()?))
     }
@@ -164,7 +210,6 @@ impl Words<'_> {
 
     /// The ring of a message that sets a descriptor: bits 0 to 7. The framework checks the other bits.
     fn ring(self) -> Option<usize> {
-        self.has_len(8)?;
         Some((self.u64(0)? & 0xff) as usize)
     }
 
@@ -179,42 +224,95 @@ impl Words<'_> {
 mod tests {
     use super::*;
 
-    fn read(request: FrontendReq, payload: &[u8]) -> Body {
-        let header = [request as u32, 1, 0].map(u32::to_ne_bytes).concat();
-        Request::read(&[&header[..], payload].concat()).unwrap().body
+    fn message(request: FrontendReq, payload: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(payload.len()).unwrap();
+        let header = [request as u32, 1, len].map(u32::to_ne_bytes).concat();
+        [&header[..], payload].concat()
+    }
+
+    fn read(request: FrontendReq, payload: &[u8]) -> Result<Body, String> {
+        Request::read(&mut message(request, payload)).map(|request| request.body)
+    }
+
+    /// A payload that its request needs all of.
+    fn exact(request: FrontendReq) -> Vec<u8> {
+        let len = payload_len(request, Words(&[])).unwrap();
+        match request {
+            FrontendReq::SET_MEM_TABLE => [&[2, 0, 0, 0][..], &vec![0; len - 4 + 2 * 32]].concat(),
+            FrontendReq::GET_CONFIG | FrontendReq::SET_CONFIG => {
+                [&[0, 0, 0, 0, 6, 0, 0, 0][..], &vec![0; len - 8 + 6]].concat()
+            }
+            _ => vec![0; len],
+        }
     }
 
     #[test]
-    fn a_payload_of_the_wrong_length_is_malformed() {
-        use FrontendReq::{
-            ADD_MEM_REG, SET_MEM_TABLE, SET_VRING_ADDR, SET_VRING_KICK, SET_VRING_NUM,
-        };
-        for (request, len) in
-            [(SET_VRING_NUM, 8), (SET_VRING_ADDR, 40), (SET_VRING_KICK, 8), (ADD_MEM_REG, 40)]
-        {
-            assert_ne!(read(request, &vec![0; len]), Body::Malformed, "{request:?}");
-            assert_eq!(read(request, &vec![0; len - 1]), Body::Malformed, "{request:?}");
+    fn what_a_request_does_not_need_is_cut_off_and_less_is_refused() {
+        use FrontendReq as R;
+        for request in [
+            R::SET_OWNER,
+            R::RESET_OWNER,
+            R::RESET_DEVICE,
+            R::GET_FEATURES,
+            R::SET_FEATURES,
+            R::GET_PROTOCOL_FEATURES,
+            R::SET_PROTOCOL_FEATURES,
+            R::GET_QUEUE_NUM,
+            R::GET_MAX_MEM_SLOTS,
+            R::SET_BACKEND_REQ_FD,
+            R::SET_MEM_TABLE,
+            R::ADD_MEM_REG,
+            R::REM_MEM_REG,
+            R::SET_VRING_NUM,
+            R::SET_VRING_ADDR,
+            R::SET_VRING_BASE,
+            R::GET_VRING_BASE,
+            R::SET_VRING_KICK,
+            R::SET_VRING_CALL,
+            R::SET_VRING_ERR,
+            R::SET_VRING_ENABLE,
+            R::GET_CONFIG,
+            R::SET_CONFIG,
+        ] {
+            let payload = exact(request);
+            let expected = message(request, &payload);
+            for surplus in [0, 1, 32] {
+                let mut padded = message(request, &[&payload[..], &vec![0xff; surplus]].concat());
+                Request::read(&mut padded).unwrap();
+                assert_eq!(padded, expected, "{request:?} with {surplus} bytes too many");
+            }
+            if let Some(less) = payload.len().checked_sub(1) {
+                let why = read(request, &payload[..less]).unwrap_err();
+                let said = format!("{request:?} with {less} bytes of payload; expected at least ");
+                assert_eq!(why, format!("{said}{}", payload.len()));
+            }
         }
+    }
+
+    #[test]
+    fn a_table_has_as_many_regions_as_it_says() {
         let table = |count: u32, bytes: usize| {
             let payload = [&count.to_ne_bytes()[..], &vec![0; 4 + bytes]].concat();
-            read(SET_MEM_TABLE, &payload)
+            read(FrontendReq::SET_MEM_TABLE, &payload)
         };
-        assert!(matches!(table(2, 64), Body::SetMemory(regions) if regions.len() == 2));
-        assert_eq!(table(2, 63), Body::Malformed);
-        assert_eq!(table(u32::MAX, 64), Body::Malformed);
+        assert!(matches!(table(2, 64), Ok(Body::SetMemory(regions)) if regions.len() == 2));
+        // As User Mode Linux sends it.
+        assert!(matches!(table(1, 64), Ok(Body::SetMemory(regions)) if regions.len() == 1));
+        assert!(table(2, 63).is_err());
+        assert!(table(u32::MAX, 64).is_err());
     }
 
     #[test]
     fn the_parts_of_a_ring_are_read_in_the_order_of_the_specification() {
         let words = [1_u64, 2, 3, 4, 5].map(u64::to_ne_bytes).concat();
         let parts = RingParts { ring: 1, table: 2, device: 3, driver: 4 };
-        assert_eq!(read(FrontendReq::SET_VRING_ADDR, &words), Body::SetAddresses(parts));
+        assert_eq!(read(FrontendReq::SET_VRING_ADDR, &words), Ok(Body::SetAddresses(parts)));
     }
 
     #[test]
     fn an_unknown_request_keeps_its_number() {
-        let header = [999_u32, 1 | 1 << 3, 0].map(u32::to_ne_bytes).concat();
-        let request = Request::read(&header).unwrap();
+        let mut header = [999_u32, 1 | 1 << 3, 0].map(u32::to_ne_bytes).concat();
+        let request = Request::read(&mut header).unwrap();
         assert_eq!((request.name().as_str(), request.needs_reply), ("request 999", true));
         assert_eq!(request.body, Body::Other);
     }

@@ -115,8 +115,10 @@ impl VhostUserBackend for Session {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        // User Mode Linux handles no interrupt without a channel for requests. We make none.
         let mut offered = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         // QEMU warns about a configuration space that it does not need. Front ends need it for the address only.
         offered.set(VhostUserProtocolFeatures::CONFIG, self.device.features & features::MAC != 0);

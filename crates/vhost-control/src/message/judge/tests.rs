@@ -1,24 +1,27 @@
 //! Tests of verdicts and answers.
 
+use super::super::descriptor;
 use super::*;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
+use std::io::{ErrorKind, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 const NEED_REPLY: u32 = 1 << 3;
 const LIMITS: Limits = Limits { bytes_max: 1 << 30, peer: None };
 
 impl Judge {
-    fn hear(&mut self, message: &[u8]) -> Result<(), Refused> {
-        self.judge(message, &mut Vec::new())
+    fn hear(&mut self, message: &[u8]) -> Result<(), Held> {
+        self.judge(&mut message.to_vec(), &mut Vec::new())
     }
 
     /// Judges a message that sets a descriptor of ring 1. Returns the kind that is passed on.
     fn hand_over(&mut self, request: FrontendReq, fd: impl Into<OwnedFd>) -> Option<Kind> {
         let mut descriptors = vec![self.custody.take(fd.into())];
-        let message = message(request, NEED_REPLY, &words(&[1]));
-        self.judge(&message, &mut descriptors).ok()?;
+        let mut message = message(request, NEED_REPLY, &words(&[1]));
+        self.judge(&mut message, &mut descriptors).ok()?;
         Some(descriptor::inspect(&descriptors[0]).unwrap().0)
     }
 }
@@ -82,13 +85,13 @@ fn a_refused_message_is_answered_if_reply_ack_was_negotiated_and_an_answer_is_ne
     let wrong = addresses(2, [0x10000, 0x11000, 0x12000]);
     let mut verdict =
         |flags, payload: &[u8]| judge.hear(&message(FrontendReq::SET_VRING_ADDR, flags, payload));
-    assert_eq!(verdict(NEED_REPLY, &wrong), Err(Refused::Message(None)));
-    // A payload of the wrong length is for the framework to refuse.
-    assert_eq!(verdict(NEED_REPLY, &wrong[..39]), Ok(()));
+    assert_eq!(verdict(NEED_REPLY, &wrong), Err(Held::Answered(None)));
+    // A message that is too short ends the connection.
+    assert!(matches!(verdict(NEED_REPLY, &wrong[..39]), Err(Held::Connection(_))));
     judge.hear(&message(FrontendReq::SET_PROTOCOL_FEATURES, 0, &words(&[1 << 3]))).unwrap();
     let mut verdict = |flags| judge.hear(&message(FrontendReq::SET_VRING_ADDR, flags, &wrong));
-    assert_eq!(verdict(0), Err(Refused::Message(None)));
-    assert_eq!(verdict(NEED_REPLY), Err(Refused::Message(Some(error_answer(9)))));
+    assert_eq!(verdict(0), Err(Held::Answered(None)));
+    assert_eq!(verdict(NEED_REPLY), Err(Held::Answered(Some(answer(9, NOT_ACCEPTED)))));
 }
 
 #[test]
@@ -140,12 +143,45 @@ fn memory_is_a_file_and_no_other_message_has_descriptors() {
     let mut judge = after(0);
     let (socket, _other) = UnixStream::pair().unwrap();
     let mut descriptors = vec![judge.custody.take(socket.into())];
-    let region = message(FrontendReq::ADD_MEM_REG, 0, &words(&[0, 0x30000, 0x1000, 0x30000, 0]));
-    assert_eq!(judge.judge(&region, &mut descriptors), Err(Refused::Message(None)));
+    let mut region =
+        message(FrontendReq::ADD_MEM_REG, 0, &words(&[0, 0x30000, 0x1000, 0x30000, 0]));
+    assert_eq!(judge.judge(&mut region, &mut descriptors), Err(Held::Answered(None)));
     assert_eq!(judge.regions.len(), 2);
-    let owner = message(FrontendReq::SET_OWNER, 0, &[]);
-    assert!(matches!(judge.judge(&owner, &mut descriptors), Err(Refused::Connection(_))));
-    let removal = message(FrontendReq::REM_MEM_REG, 0, &words(&[0, 0x10000, 0x8000, 0x20000, 0]));
-    assert_eq!(judge.judge(&removal, &mut descriptors), Ok(()));
+    let mut owner = message(FrontendReq::SET_OWNER, 0, &[]);
+    assert!(matches!(judge.judge(&mut owner, &mut descriptors), Err(Held::Connection(_))));
+    let mut removal =
+        message(FrontendReq::REM_MEM_REG, 0, &words(&[0, 0x10000, 0x8000, 0x20000, 0]));
+    assert_eq!(judge.judge(&mut removal, &mut descriptors), Ok(()));
     assert!(descriptors.is_empty());
+}
+
+#[test]
+fn the_channel_for_requests_is_kept_until_the_next_one_and_goes_no_further() {
+    let mut judge = after(0);
+    judge.hear(&message(FrontendReq::SET_PROTOCOL_FEATURES, 0, &words(&[1 << 3]))).unwrap();
+    let mut hand_over = |writers: Vec<OwnedFd>| {
+        let mut descriptors: Vec<_> =
+            writers.into_iter().map(|fd| judge.custody.take(fd)).collect();
+        let mut message = message(FrontendReq::SET_BACKEND_REQ_FD, NEED_REPLY, &[]);
+        judge.judge(&mut message, &mut descriptors)
+    };
+    let answered = |value| Err(Held::Answered(Some(answer(21, value))));
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (_other, second) = std::io::pipe().unwrap();
+    let (_one, more) = UnixStream::pair().unwrap();
+    rustix::io::ioctl_fionbio(&reader, true).unwrap();
+    let mut read = || reader.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(hand_over(vec![writer.into()]), answered(ACCEPTED));
+    assert_eq!(read(), Err(ErrorKind::WouldBlock), "it is open");
+    assert_eq!(hand_over(vec![]), answered(NOT_ACCEPTED));
+    let two = vec![second.try_clone().unwrap().into(), more.into()];
+    assert_eq!(hand_over(two), answered(NOT_ACCEPTED));
+    assert_eq!(read(), Err(ErrorKind::WouldBlock), "it is still open");
+    assert_eq!(hand_over(vec![second.into()]), answered(ACCEPTED));
+    let until = Instant::now() + Duration::from_secs(10);
+    while read() == Err(ErrorKind::WouldBlock) {
+        assert!(Instant::now() < until, "it is not closed");
+        std::thread::yield_now();
+    }
+    assert_eq!(read(), Ok(0));
 }
