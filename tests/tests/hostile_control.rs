@@ -98,8 +98,21 @@ fn a_ring_that_cannot_start_is_reported_and_starts_when_it_is_right() {
             scene.guest.start_ring_at(1, base).unwrap();
             scene.expect_traffic();
         } else {
-            // A split ring may start at every position. This one is too far from the driver's index.
-            scene.guest.start_ring_at(1, base.wrapping_add(1)).unwrap();
+            // A split ring continues at its used index, wherever the front end says.
+            for wrong in [base.wrapping_add(1), base.wrapping_sub(1), base ^ 0x8000] {
+                scene.guest.start_ring_at(1, wrong).unwrap();
+                scene.expect_traffic();
+                let stopped = scene.guest.stop_ring(1).unwrap();
+                scene.guest.start_ring_at(1, stopped).unwrap();
+            }
+            let log = scene.daemon.log();
+            assert!(log.contains("its used index, not at "), "{log}");
+            // One too far from the driver's index breaks it.
+            let setup = scene.guest.ring(1).driver().setup();
+            scene.guest.stop_ring(1).unwrap();
+            let memory = scene.guest.memory().guest();
+            memory.write(setup.device_area + 2, &base.wrapping_add(0x4000).to_le_bytes()).unwrap();
+            scene.guest.start_ring_at(1, base).unwrap();
             assert!(scene.guest.ring(1).gave_up(Duration::from_secs(2)).unwrap());
             scene.expect_others();
             scene.expect_recovery();

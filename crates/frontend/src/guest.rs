@@ -259,6 +259,9 @@ impl Guest {
         self.link = Some(link);
         for ring in self.pairs.iter_mut().flat_map(Pair::rings) {
             ring.abandoned();
+            if self.options.forgetful {
+                ring.stopped_at(0);
+            }
         }
         self.start()
     }

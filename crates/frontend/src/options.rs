@@ -57,6 +57,9 @@ pub struct GuestOptions {
     pub canary_len: u32,
     /// Start position of each ring, in descriptors, as if that many had been used before.
     pub start_index: u16,
+    /// After a lost connection, say that each ring continues at 0, as DPDK's virtio-user does (`virtio_user_start_device`,
+    /// drivers/net/virtio/virtio_user/virtio_user_dev.c).
+    pub forgetful: bool,
     /// How long to wait for the back end.
     pub patience: Duration,
 }
@@ -74,6 +77,7 @@ impl Default for GuestOptions {
             receive_pieces: 1,
             canary_len: 4096,
             start_index: 0,
+            forgetful: false,
             patience: Duration::from_secs(5),
         }
     }

@@ -69,7 +69,7 @@ impl PackedQueue {
             return Err(ConfigError::Position { index: next.slot, size });
         }
         let event_flags = ring.device.load(EVENT_FLAGS, Ordering::Relaxed);
-        Ok(Self {
+        let mut queue = Self {
             ring,
             next,
             frontier: next,
@@ -78,7 +78,14 @@ impl PackedQueue {
             first_used: None,
             unsignalled: None,
             event_flags,
-        })
+        };
+        if next == Position::FRESH_WITHOUT_WRAP && queue.is_past() {
+            // A ring that was never used: its driver's wrap counters are 1 (2.8.1). User Mode Linux says 0
+            // (`vu_setup_vq`, arch/um/drivers/virtio_uml.c).
+            let next = Position::FRESH;
+            (queue.next, queue.frontier, queue.next_used) = (next, next, next);
+        }
+        Ok(queue)
     }
 
     pub(crate) const fn size(&self) -> u16 {
@@ -87,6 +94,12 @@ impl PackedQueue {
 
     pub(crate) const fn next_available(&self) -> u16 {
         self.next.bits()
+    }
+
+    /// Whether the next descriptor is marked as used in this lap. Then the driver is a lap ahead of this position, and
+    /// nothing becomes available here: it marks descriptors as the next lap does.
+    pub(crate) fn is_past(&self) -> bool {
+        self.owner(self.next) == self.next.used()
     }
 
     #[inline]
@@ -277,10 +290,16 @@ impl PackedQueue {
 
     #[inline]
     fn is_available(&self, at: Position) -> bool {
+        self.owner(at) == at.available()
+    }
+
+    /// The bits that say whose the descriptor is.
+    #[inline]
+    fn owner(&self, at: Position) -> u16 {
         // The flags alone would be enough. One access width for a word lets the CPU forward stores to loads.
         let tail = usize::from(at.slot) * DESCRIPTOR_LEN + PACKED_TAIL;
         let tail = self.ring.descriptors.load_u64(tail, Ordering::Acquire);
-        PackedDescriptor::new(0, tail).flags & OWNER == at.available()
+        PackedDescriptor::new(0, tail).flags & OWNER
     }
 
     /// Notes that everything before `position` is available.

@@ -55,6 +55,16 @@ impl Queue {
         engine!(self, engine => engine.next_available())
     }
 
+    /// Whether the driver of a packed ring is a lap ahead of [`next_available`](Self::next_available), so that no descriptor
+    /// can become available there: the position was wrong. To be asked after a start; never true of a split ring.
+    #[must_use]
+    pub fn is_past(&self) -> bool {
+        match self {
+            Self::Split(_) => false,
+            Self::Packed(engine) => engine.is_past(),
+        }
+    }
+
     /// Reads what the driver made available. Returns the number of available ring entries, 0 if there are none. In a
     /// packed ring, which has no index, only the next descriptor and the one a burst later are read: the result is 0,
     /// 1, or more than a burst.

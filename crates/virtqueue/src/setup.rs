@@ -12,8 +12,7 @@ pub struct QueueSetup {
     /// Guest-physical address of the device area ("used ring").
     pub device_area: u64,
     /// Where the device continues: the available index (split), or the next descriptor with the driver's wrap counter in
-    /// bit 15 (packed). A split ring continues at its used index if that is ahead: chains that were returned are not
-    /// taken again.
+    /// bit 15 (packed). A split ring continues at its used index instead, and a new packed ring with wrap counter 1.
     pub next_available: u16,
     /// Whether `VIRTIO_F_RING_PACKED` was negotiated.
     pub packed: bool,

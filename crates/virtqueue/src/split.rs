@@ -48,9 +48,13 @@ impl SplitQueue {
             return Err(ConfigError::SplitSize(size));
         }
         let ring = Ring::new(setup, memory)?;
-        // The used index continues from the value in the device area.
+        // The used index continues from the value in the device area, and so does the device, whatever the front end says.
+        // Chains come back in the order in which they were taken. So those before the used index are the driver's again,
+        // even if the front end read the index too early, and those after it were never returned. DPDK's virtio-user
+        // always says 0 to a back end that connects to it, and DPDK's vhost continues at the used index, too
+        // (`translate_ring_addresses`, lib/vhost/vhost_user.c).
         let next_used = ring.device.load(INDEX, Ordering::Acquire);
-        let next_available = not_before_used(setup.next_available, next_used, size);
+        let next_available = next_used;
         Ok(Self {
             ring,
             next_available,
@@ -319,11 +323,4 @@ impl SplitQueue {
 #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
 const fn entries(chains: &[Chain]) -> u16 {
     chains.len() as u16
-}
-
-/// Where a ring with used index `used` continues when the front end says `base`. The driver may have reused descriptors
-/// that were returned, so these are not taken again, even if the front end read the used index before the previous back
-/// end wrote it for the last time (DPDK continues at the used index, too).
-const fn not_before_used(base: u16, used: u16, size: u16) -> u16 {
-    if used.wrapping_sub(base) <= size { used } else { base }
 }

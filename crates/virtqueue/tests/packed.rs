@@ -134,6 +134,45 @@ fn the_wrap_counter_goes_on_where_it_stopped() {
     }
 }
 
+/// As User Mode Linux says it. In the second lap the same position is right.
+#[test]
+fn a_new_ring_begins_with_wrap_counter_1_though_the_front_end_says_0() {
+    for size in [1, 3, 256] {
+        let mut ring = Ring::new(Shape::packed(size));
+        let memory = Arc::clone(&ring.memory);
+        ring.restart_at(0);
+        assert_eq!(ring.queue.next_available(), 0x8000);
+        for n in 1..=2 * u32::from(size) {
+            assert!(!ring.queue.is_past());
+            ring.driver.add(&[writable(DATA, n)]).unwrap();
+            ring.driver.publish();
+            let (chain, _) = ring.take_one(&memory, Access::Write).unwrap();
+            ring.give_back(chain, n);
+            let position = ring.queue.next_available();
+            ring.restart();
+            assert_eq!(ring.queue.next_available(), position);
+        }
+    }
+}
+
+#[test]
+fn a_position_where_nothing_can_become_available_is_known() {
+    let mut ring = Ring::new(Shape::packed(4));
+    let memory = Arc::clone(&ring.memory);
+    for n in 1..=7 {
+        ring.driver.add(&[writable(DATA, n)]).unwrap();
+        ring.driver.publish();
+        let (chain, _) = ring.take_one(&memory, Access::Write).unwrap();
+        ring.give_back(chain, n);
+    }
+    // Slots 0 to 2 were used in the second lap, slot 3 in the first one.
+    for (position, is_past) in [(3, false), (0x8003, true), (1, true), (2, true), (0x8001, false)] {
+        ring.restart_at(position);
+        assert_eq!(ring.queue.is_past(), is_past, "{position:#x}");
+        assert_eq!(ring.queue.next_available(), position);
+    }
+}
+
 #[test]
 fn what_was_taken_and_not_completed_comes_again_after_a_stop() {
     for shape in [Shape::packed(7), Shape::packed(7).in_order()] {

@@ -51,6 +51,29 @@ pub enum RingState {
     Broken,
 }
 
+/// Logs when a ring that starts does not continue where the front end says, or can never continue there.
+fn note_position(log: &LogLimit, index: u16, queue: &Queue, setup: QueueSetup) {
+    let (goes_on, said) = (queue.next_available(), setup.next_available);
+    if queue.is_past() {
+        let (slot, wrap) = (goes_on & 0x7fff, goes_on >> 15);
+        log_limit::warn!(
+            log,
+            "queue {index}: nothing can become available at descriptor {slot} with wrap counter {wrap}, where its packed \
+             ring goes on as the front end says; if no frames come through, withhold packed rings from this guest"
+        );
+    } else if goes_on != said && setup.packed {
+        log_limit::warn!(
+            log,
+            "queue {index}: its new packed ring begins with wrap counter 1, not 0 as the front end says"
+        );
+    } else if goes_on != said {
+        log_limit::warn!(
+            log,
+            "queue {index} goes on at {goes_on}, its used index, not at {said} as the front end says"
+        );
+    }
+}
+
 impl Ring {
     pub fn start(
         log: &Arc<LogLimit>,
@@ -60,13 +83,7 @@ impl Ring {
         now: u64,
     ) -> Result<Self, ConfigError> {
         let queue = Queue::new(&start.setup, &start.memory)?;
-        let (goes_on, said) = (queue.next_available(), start.setup.next_available);
-        if goes_on != said {
-            log_limit::warn!(
-                log,
-                "queue {index} goes on at {goes_on}, its used index, not at {said}, where it was"
-            );
-        }
+        note_position(log, index, &queue, start.setup);
         let mut ring = Self {
             log: Arc::clone(log),
             index,

@@ -14,6 +14,11 @@ pub(super) struct Position {
 }
 
 impl Position {
+    /// Where a new ring begins.
+    pub(super) const FRESH: Self = Self { slot: 0, wrap: true };
+    /// The same descriptor, a lap later.
+    pub(super) const FRESH_WITHOUT_WRAP: Self = Self { slot: 0, wrap: false };
+
     /// From `off_wrap` of the specification (2.8.14): the wrap counter is bit 15.
     pub(super) const fn from_bits(bits: u16) -> Self {
         Self { slot: bits & 0x7fff, wrap: bits & 0x8000 != 0 }

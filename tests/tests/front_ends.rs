@@ -1,0 +1,218 @@
+//! Front ends that are not QEMU, in what they do differently: messages longer than needed, positions that are not where
+//! a ring is.
+
+use std::io::Read as _;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use frontend::{Guest, GuestOptions, raw};
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::frames;
+use rustix::event::{EventfdFlags, eventfd};
+
+const REFLECT: [&str; 2] = ["--datapath", "reflect"];
+
+/// Requests, by the numbers of the specification ("Front-end message types").
+mod request {
+    pub const GET_FEATURES: u32 = 1;
+    pub const SET_FEATURES: u32 = 2;
+    pub const SET_MEM_TABLE: u32 = 5;
+    pub const SET_VRING_NUM: u32 = 8;
+    pub const SET_VRING_ADDR: u32 = 9;
+    pub const SET_VRING_BASE: u32 = 10;
+    pub const GET_VRING_BASE: u32 = 11;
+    pub const SET_VRING_KICK: u32 = 12;
+    pub const SET_VRING_CALL: u32 = 13;
+    pub const SET_VRING_ERR: u32 = 14;
+    pub const GET_PROTOCOL_FEATURES: u32 = 15;
+    pub const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub const GET_QUEUE_NUM: u32 = 17;
+    pub const SET_VRING_ENABLE: u32 = 18;
+    pub const SET_BACKEND_REQ_FD: u32 = 21;
+    pub const GET_CONFIG: u32 = 24;
+    pub const SET_CONFIG: u32 = 25;
+    pub const GET_MAX_MEM_SLOTS: u32 = 36;
+    pub const ADD_MEM_REG: u32 = 37;
+    pub const REM_MEM_REG: u32 = 38;
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// Sends a message with `surplus` bytes more than it needs, and returns the payload of the answer.
+fn ask(
+    guest: &mut Guest,
+    request: u32,
+    payload: &[u8],
+    surplus: usize,
+    fds: &[BorrowedFd<'_>],
+) -> Vec<u8> {
+    let mut stream = guest.link().unwrap().stream();
+    raw::send(stream, request, &[payload, &vec![0xa5; surplus]].concat(), fds).unwrap();
+    let mut header = [0; 12];
+    stream.read_exact(&mut header).unwrap_or_else(|error| panic!("request {request}: {error}"));
+    let [code, _, len] =
+        [0, 4, 8].map(|at| u32::from_ne_bytes(*header[at..].first_chunk().unwrap()));
+    assert_eq!(code, request);
+    let mut answer = vec![0; len as usize];
+    stream.read_exact(&mut answer).unwrap();
+    answer
+}
+
+/// All of a guest's messages, each longer than it needs to be, as User Mode Linux sends its memory table.
+#[test]
+fn messages_longer_than_needed_are_understood() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = [&REFLECT[..], &["--mac", "02:00:00:00:00:01"]].concat();
+    let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    for surplus in [1, 4, 32, 500] {
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        frames::come_back(&mut guest).unwrap();
+        let (features, protocol) =
+            (guest.features().0 | 1 << 30, { guest.link().unwrap().protocol_features().bits() });
+        let base = guest.stop_ring(1).unwrap();
+        let setup = guest.ring(1).driver().setup();
+        let file = guest.memory().file().try_clone().unwrap();
+        let regions = guest.memory().regions();
+        let (user, len) = (regions[0].userspace_addr, regions[0].memory_size);
+        let parts = [setup.descriptor_table, setup.device_area, setup.driver_area];
+        let [table, device, driver] = parts.map(|at| guest.memory().user_address(at).unwrap());
+        let [call, error] = [0; 2].map(|_| eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let accepted = words(&[0]);
+        let mut get = |request, payload: &[u8]| ask(&mut guest, request, payload, surplus, &[]);
+        assert_eq!(get(request::GET_FEATURES, &[]).len(), 8);
+        assert_eq!(get(request::GET_PROTOCOL_FEATURES, &[]).len(), 8);
+        assert_eq!(get(request::GET_QUEUE_NUM, &[]).len(), 8);
+        assert_eq!(get(request::GET_MAX_MEM_SLOTS, &[]).len(), 8);
+        let mac = [&[0, 6, 0].map(u32::to_ne_bytes).concat()[..], &[0; 6]].concat();
+        assert_eq!(get(request::GET_CONFIG, &mac)[12..], [2, 0, 0, 0, 0, 1]);
+        assert_eq!(get(request::GET_VRING_BASE, &words(&[1]))[4..6], base.to_ne_bytes());
+        for (request, payload) in [
+            (request::SET_FEATURES, words(&[features])),
+            (request::SET_PROTOCOL_FEATURES, words(&[protocol])),
+            (request::SET_VRING_NUM, words(&[u64::from(setup.size) << 32 | 1])),
+            (request::SET_VRING_BASE, words(&[u64::from(base) << 32 | 1])),
+        ] {
+            assert_eq!(get(request, &payload), accepted, "request {request}");
+        }
+        let mut set = |request, payload: &[u8], fd: BorrowedFd<'_>| {
+            let answer = ask(&mut guest, request, payload, surplus, &[fd]);
+            assert_eq!(answer, accepted, "request {request}");
+        };
+        set(request::SET_MEM_TABLE, &words(&[1, 0, len, user, 0]), file.as_fd());
+        set(request::SET_VRING_ERR, &words(&[1]), error.as_fd());
+        set(request::SET_VRING_CALL, &words(&[1]), call.as_fd());
+        set(request::SET_BACKEND_REQ_FD, &[], std::io::pipe().unwrap().1.as_fd());
+        // A second region, which goes again.
+        let region = words(&[0, 1 << 40, 0x1000, 1 << 41, 0]);
+        set(request::ADD_MEM_REG, &region, file.as_fd());
+        let mut get = |request, payload: &[u8]| ask(&mut guest, request, payload, surplus, &[]);
+        assert_eq!(get(request::REM_MEM_REG, &region), accepted);
+        let address = words(&[1, table, device, driver, 0]);
+        assert_eq!(get(request::SET_VRING_ADDR, &address), accepted);
+        assert_eq!(get(request::SET_VRING_ENABLE, &words(&[1 << 32 | 1])), accepted);
+        // The ring starts where it was, with the kick that its driver writes to.
+        guest.start_ring(1).unwrap();
+        frames::come_back(&mut guest).unwrap();
+        assert!(daemon.log().matches("refused").count() == 0, "{}", daemon.log());
+    }
+}
+
+#[test]
+fn messages_shorter_than_needed_end_the_connection_with_both_lengths() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "vm0", &REFLECT).unwrap();
+    let table = [&words(&[2])[..], &[0; 63]].concat();
+    let config = [0, 6, 0].map(u32::to_ne_bytes).concat();
+    for (request, payload, said) in [
+        (
+            request::SET_FEATURES,
+            vec![0; 7],
+            "SET_FEATURES with 7 bytes of payload; expected at least 8",
+        ),
+        (
+            request::SET_VRING_KICK,
+            vec![],
+            "SET_VRING_KICK with 0 bytes of payload; expected at least 8",
+        ),
+        (
+            request::SET_VRING_ADDR,
+            vec![0; 39],
+            "SET_VRING_ADDR with 39 bytes of payload; expected at least 40",
+        ),
+        (
+            request::ADD_MEM_REG,
+            vec![0; 39],
+            "ADD_MEM_REG with 39 bytes of payload; expected at least 40",
+        ),
+        (
+            request::SET_MEM_TABLE,
+            table,
+            "SET_MEM_TABLE with 71 bytes of payload; expected at least 72",
+        ),
+        (request::SET_CONFIG, config, "SET_CONFIG with 12 bytes of payload; expected at least 18"),
+    ] {
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        let mut stream = guest.link().unwrap().stream();
+        raw::send(stream, request, &payload, &[]).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "it is answered");
+        daemon.expect_log(said);
+    }
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    frames::come_back(&mut guest).unwrap();
+}
+
+/// As DPDK's virtio-user is the server of a back end that is started again: it always says 0.
+#[test]
+fn a_split_ring_goes_on_where_it_is_though_its_front_end_says_0() {
+    let directory = tempfile::tempdir().unwrap();
+    for (n, start_index) in [0, 1, 255, 30_000, 0x8000, 59_456, 65_500].into_iter().enumerate() {
+        let name = format!("vm{n}");
+        let start = || Daemon::start(directory.path(), &name, &REFLECT).unwrap();
+        let daemon = start();
+        let options = GuestOptions { start_index, forgetful: true, ..GuestOptions::default() };
+        let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+        frames::come_back(&mut guest).unwrap();
+        // Killed, with what the guest has sent meanwhile.
+        drop(daemon);
+        let sent: Vec<_> = (0..100).map(|seed| frames::frame(seed, 200)).collect();
+        for frame in &sent {
+            assert!(guest.pair(0).send(frame).unwrap());
+        }
+        let daemon = start();
+        guest.reconnect(daemon.socket()).unwrap();
+        for frame in &sent {
+            let came = guest.pair(0).receive_within(std::time::Duration::from_secs(5)).unwrap();
+            assert_eq!(came.unwrap().bytes, *frame);
+        }
+        frames::come_back(&mut guest).unwrap();
+        let log = daemon.log();
+        assert!(log.contains("its used index, not at 0 as the front end says"), "{log}");
+    }
+}
+
+/// As User Mode Linux starts its rings.
+#[test]
+fn a_new_packed_ring_works_though_its_front_end_says_that_its_wrap_counter_is_0() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "vm0", &REFLECT).unwrap();
+    let options = GuestOptions::default().packed(true);
+    let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+    // The transmit ring is new: nothing was sent yet.
+    guest.stop_ring(1).unwrap();
+    guest.start_ring_at(1, 0).unwrap();
+    let said =
+        "queue 1: its new packed ring begins with wrap counter 1, not 0 as the front end says";
+    daemon.expect_log(said);
+    frames::come_back(&mut guest).unwrap();
+
+    // One that has gone on cannot be found again.
+    let base = guest.stop_ring(1).unwrap();
+    guest.start_ring_at(1, (base & 0x7fff) - 1 | base & 0x8000).unwrap();
+    daemon.expect_log("queue 1: nothing can become available at descriptor ");
+    daemon.expect_log("withhold packed rings from this guest");
+    guest.stop_ring(1).unwrap();
+    guest.start_ring_at(1, base).unwrap();
+    frames::come_back(&mut guest).unwrap();
+    assert_eq!(daemon.log().matches("nothing can become available").count(), 1);
+}
