@@ -1,11 +1,13 @@
 //! Front ends that are not QEMU, in what they do differently: messages longer than needed, positions that are not where
 //! a ring is.
 
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 
 use frontend::{Guest, GuestOptions, raw};
 use ringscope_tests::daemon::Daemon;
+use ringscope_tests::eventually::SOON;
 use ringscope_tests::frames;
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -182,7 +184,7 @@ fn a_split_ring_goes_on_where_it_is_though_its_front_end_says_0() {
         let daemon = start();
         guest.reconnect(daemon.socket()).unwrap();
         for frame in &sent {
-            let came = guest.pair(0).receive_within(std::time::Duration::from_secs(5)).unwrap();
+            let came = guest.pair(0).receive_within(SOON).unwrap();
             assert_eq!(came.unwrap().bytes, *frame);
         }
         frames::come_back(&mut guest).unwrap();
@@ -208,11 +210,39 @@ fn a_new_packed_ring_works_though_its_front_end_says_that_its_wrap_counter_is_0(
 
     // One that has gone on cannot be found again.
     let base = guest.stop_ring(1).unwrap();
-    guest.start_ring_at(1, (base & 0x7fff) - 1 | base & 0x8000).unwrap();
+    guest.start_ring_at(1, ((base & 0x7fff) - 1) | (base & 0x8000)).unwrap();
     daemon.expect_log("queue 1: nothing can become available at descriptor ");
     daemon.expect_log("withhold packed rings from this guest");
     guest.stop_ring(1).unwrap();
     guest.start_ring_at(1, base).unwrap();
     frames::come_back(&mut guest).unwrap();
     assert_eq!(daemon.log().matches("nothing can become available").count(), 1);
+}
+
+/// User Mode Linux gives a pipe or a socket, QEMU a socket. Both report an error when it is closed.
+#[test]
+fn a_channel_for_requests_is_kept_and_never_written_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "vm0", &REFLECT).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (mut theirs, ours) = UnixStream::pair().unwrap();
+    let mut set = |channel: BorrowedFd<'_>| {
+        let answer = ask(&mut guest, request::SET_BACKEND_REQ_FD, &[], 0, &[channel]);
+        assert_eq!(answer, words(&[0]));
+        frames::come_back(&mut guest).unwrap();
+    };
+    set(ours.as_fd());
+    drop(ours);
+    assert!(theirs.write(&[0]).is_err(), "something can be sent to it");
+    // The next channel closes the one before.
+    set(writer.as_fd());
+    drop(writer);
+    theirs.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "something was written");
+    rustix::io::ioctl_fionbio(&reader, true).unwrap();
+    assert_eq!(reader.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    guest.disconnect();
+    rustix::io::ioctl_fionbio(&reader, false).unwrap();
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "something was written");
 }

@@ -171,28 +171,6 @@ fn hand_over_channel(scene: &mut Scene, channel: &dyn AsFd) -> bool {
     answer[12..] == [0; 8]
 }
 
-#[test]
-fn a_channel_for_requests_is_kept_and_never_written_to() {
-    let mut scene = Scene::new();
-    let (mut reader, writer) = io::pipe().unwrap();
-    let (mut theirs, ours) = UnixStream::pair().unwrap();
-    // The next channel closes the one before.
-    assert!(hand_over_channel(&mut scene, &ours));
-    drop(ours);
-    assert!(theirs.write(&[0]).is_err(), "something can be sent to it");
-    assert!(hand_over_channel(&mut scene, &writer));
-    drop(writer);
-    theirs.set_read_timeout(Some(SOON)).unwrap();
-    assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "something was written");
-    ioctl_fionbio(&reader, true).unwrap();
-    let open = reader.read(&mut [0]).unwrap_err();
-    assert_eq!(open.kind(), io::ErrorKind::WouldBlock);
-    scene.expect_next();
-    ioctl_fionbio(&reader, false).unwrap();
-    assert_eq!(reader.read(&mut [0]).unwrap(), 0, "something was written");
-    scene.expect_end();
-}
-
 /// The end of a connection is seen, whatever channel its front end handed over.
 #[test]
 fn a_channel_for_requests_holds_no_connection_open() {
