@@ -18,6 +18,7 @@ use std::io;
 
 use serde::Serialize;
 
+use crate::plain::shown;
 use crate::{Outcome, output};
 use advice::Advice;
 use checks::Check;
@@ -88,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let text = match &arguments.iface {
         None => {
             let report = HostReport { host: checks::checks(&Host::look()) };
-            if arguments.json { json(&report)? } else { report::host(&report.host) }
+            if arguments.json { json(&report)? } else { shown(report::host(&report.host)) }
         }
         Some(name) => {
             let interface = look(name)?;
@@ -98,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
             if arguments.json {
                 json(&report)?
             } else {
-                report::interface(&report.interface, &report.advice, &report.datapath)
+                shown(report::interface(&report.interface, &report.advice, &report.datapath))
             }
         }
     };

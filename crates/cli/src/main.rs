@@ -11,10 +11,12 @@
 //! And what they share:
 //!
 //! - [`recorder`]: finds the recorder to read; [`probes`]: reads the stamps of probe packets.
-//! - [`output`]: standard output and files; [`progress`]: a line that shows how far a long job is.
+//! - [`output`]: standard output and files; [`progress`]: how far a long job is; [`plain`]: text for
+//!   terminals without UTF-8.
 
 mod doctor;
 mod output;
+mod plain;
 mod probes;
 mod progress;
 mod record;
@@ -30,6 +32,8 @@ use std::sync::Arc;
 use ::report::without_controls;
 use clap::{Parser, Subcommand};
 use signal_hook::consts::SIGXFSZ;
+
+use crate::plain::shown;
 
 /// Width of the help texts, in columns. No line of [`EXAMPLES`] is longer, so that none is broken.
 const COLUMNS: usize = 80;
@@ -108,7 +112,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ringscope: {}", without_controls(&error.to_string()));
+            eprintln!("ringscope: {}", shown(without_controls(&error.to_string())));
             if error.is::<record::NothingMet>() {
                 return ExitCode::from(STATUS_NOTHING_MET);
             }

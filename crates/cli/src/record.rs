@@ -23,6 +23,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Outcome;
 use crate::output::{BinaryToTerminal, guard};
+use crate::plain::shown;
 use crate::recorder::{Choice, Found};
 use crate::stats::{seconds, seconds_or_none};
 use following::{Following, follow};
@@ -48,7 +49,7 @@ Conditions: --when takes DIRECTION.TIME>LIMIT or DIRECTION.TIME>=LIMIT.
   TIME       total, one of the daemon's stages, or one in the host kernel:
              wakeup (of the worker, for either direction), host-tx of tx,
              host-rx and inject of rx; those need --kernel-stages
-  LIMIT      a number with a unit: ns, us (or \u{b5}s), ms or s
+  LIMIT      a number with a unit: ns, us, ms or s
 
 The file:
   FILE is FILE.part until the recording is finished. Then it replaces a
@@ -153,7 +154,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     for recording in recordings {
         let cost = recording.cost();
         match recording.finish() {
-            Ok(Some(summary)) => eprintln!("ringscope: {summary}"),
+            Ok(Some(summary)) => eprintln!("ringscope: {}", shown(summary)),
             Ok(None) => outcome = Err(NothingMet(arguments.output.clone()).into()),
             // Others are finished all the same.
             Err(error) if arguments.all => {
@@ -163,7 +164,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
             Err(error) => outcome = Err(error.into()),
         }
         if let Some(cost) = cost {
-            eprintln!("ringscope: {}", in_words(cost, started.elapsed()));
+            eprintln!("ringscope: {}", shown(in_words(cost, started.elapsed())));
         }
     }
     outcome

@@ -18,6 +18,7 @@ use report::{Breakdown, Window, json, table};
 
 use crate::Outcome;
 use crate::output::{BinaryToTerminal, guard};
+use crate::plain::shown;
 use crate::probes::Probes;
 use crate::progress::Countdown;
 use crate::recorder::{Choice, open_file, say_if_ended};
@@ -217,7 +218,7 @@ fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
         Format::Table | Format::Json => {
             let breakdown = Breakdown::read_with(source, name, Window::Held, |_| countdown.step());
             if format == Format::Table {
-                out.write_all(table::to_table(&breakdown, None).as_bytes())?;
+                out.write_all(shown(table::to_table(&breakdown, None)).as_bytes())?;
                 // The table says so itself.
                 0
             } else {
@@ -266,7 +267,7 @@ fn write_journeys(out: &mut impl Write, joined: &Journeys, format: Format) -> Ou
             }
         }
         Format::Json => out.write_all((journey::to_json(joined) + "\n").as_bytes())?,
-        _ => out.write_all(journey::to_text(joined).as_bytes())?,
+        _ => out.write_all(shown(journey::to_text(joined)).as_bytes())?,
     }
     Ok(out.flush()?)
 }

@@ -10,6 +10,7 @@ use report::round_trip::{Exchanges, Measured};
 use report::units::grouped;
 use report::{Breakdown, Initiator, RoundTrip, Window, json, table};
 
+use crate::plain::shown;
 use crate::probes::Probes;
 use crate::recorder::{Choice, Found, say_if_ended};
 use crate::{Outcome, output};
@@ -93,7 +94,11 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let source = Source::from(reader);
     let window = arguments.last.map_or(Window::Held, Window::Last);
     let text = if let Some(joined) = arguments.probes.join(&source)? {
-        if arguments.json { journey::to_json(&joined) + "\n" } else { journey::to_text(&joined) }
+        if arguments.json {
+            journey::to_json(&joined) + "\n"
+        } else {
+            shown(journey::to_text(&joined))
+        }
     } else if arguments.json {
         let breakdown = Breakdown::read(&source, &name, window);
         warn_of_lost_records(&breakdown);
@@ -101,9 +106,9 @@ pub fn run(arguments: &Arguments) -> Outcome {
     } else if let Some(file) = &arguments.round_trip {
         let (breakdown, trip) =
             take_apart(&source, &name, window, file, arguments.probes.initiator())?;
-        table::to_table(&breakdown, Some(&trip))
+        shown(table::to_table(&breakdown, Some(&trip)))
     } else {
-        table::to_table(&Breakdown::read(&source, &name, window), None)
+        shown(table::to_table(&Breakdown::read(&source, &name, window), None))
     };
     Ok(output::print(&text)?)
 }

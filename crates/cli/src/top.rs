@@ -21,14 +21,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
+use ratatui::{DefaultTerminal, Frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::Outcome;
 use crate::recorder::Choice;
+use crate::{Outcome, plain};
 use keys::Command;
 use sources::Sources;
 use view::View;
@@ -133,7 +133,10 @@ fn follow(
     let mut is_stale = true;
     while !stop.load(Ordering::Relaxed) {
         if is_stale {
-            terminal.draw(|frame| screen::render(&view, frame))?;
+            terminal.draw(|frame| {
+                screen::render(&view, frame);
+                make_plain(frame);
+            })?;
         }
         is_stale = false;
         if !is_terminal_there(pause(&view, redraw_at))? {
@@ -163,6 +166,16 @@ fn follow(
         }
     }
     Ok(())
+}
+
+/// Replaces what the locale cannot show.
+fn make_plain(frame: &mut Frame<'_>) {
+    let plain = plain::cell();
+    for cell in &mut frame.buffer_mut().content {
+        if let Some(symbol) = plain(cell.symbol()) {
+            cell.set_symbol(&symbol);
+        }
+    }
 }
 
 /// Waits for input or a signal, no longer than `limit`. Returns whether the terminal is still there: without it, and with

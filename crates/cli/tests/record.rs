@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,7 @@ impl Bench {
     }
 }
 
-fn records(path: &PathBuf) -> u64 {
+fn records(path: &Path) -> u64 {
     let (mut records, source) = (0, Source::open(path).unwrap());
     source.read(|_| records += 1);
     records

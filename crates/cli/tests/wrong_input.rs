@@ -186,3 +186,58 @@ fn binary_data_is_not_written_to_a_terminal() {
     let file = File::create(bench.path("y.pcapng")).unwrap();
     assert!(bench.command("report x.rec --format pcapng").stdout(file).status().unwrap().success());
 }
+
+/// A locale without UTF-8 is no wrong input, but as seldom tried.
+#[test]
+fn text_is_ascii_where_the_locale_has_nothing_else() {
+    let bench = Bench::new();
+    bench.recording("x.rec");
+    for line in ["stats --run-dir run", "report x.rec", "doctor"] {
+        let said = |name, locale| {
+            let mut command = bench.command(line);
+            command.env_remove("LC_ALL").env_remove("LC_CTYPE").env("LANG", "C.UTF-8");
+            let output = command.env(name, locale).output().unwrap();
+            assert!(output.status.success(), "{line}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        for (name, locale) in [("LANG", "C"), ("LC_ALL", "POSIX"), ("LC_CTYPE", "de_DE.ISO-8859-1")]
+        {
+            let plain = said(name, locale);
+            assert!(plain.is_ascii() && !plain.contains('?'), "{line}, {name}={locale}: {plain}");
+            let rich = said("LC_ALL", "en_US.utf8");
+            assert_eq!(plain.lines().count(), rich.lines().count());
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let bench = Bench::new();
+    bench.recording("x.rec");
+    for line in [
+        "stats --run-dir run",
+        "stats --run-dir run --json",
+        "report x.rec",
+        "report x.rec -o -",
+        "report x.rec --format html",
+        "report x.rec --format json",
+        "report x.rec --format csv -o -",
+        "report x.rec --format hlog",
+        "report x.rec --format perfetto",
+        "report x.rec --format pcapng -o -",
+        "record --run-dir run --seconds 0.1 -o -",
+        "doctor",
+        "doctor --json",
+        "--help",
+        "agent hash-speed --bytes 1",
+    ] {
+        // Nobody reads: the first write fails.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let child = bench.command(line).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{line}: {output:?}");
+        assert_eq!(message, "", "{line}");
+    }
+}

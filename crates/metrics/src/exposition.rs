@@ -1,5 +1,6 @@
 //! The metrics of all guests as OpenMetrics text.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use burst_trace::{Direction, DropCause, SocketEvent, Totals};
@@ -46,6 +47,29 @@ pub fn to_text(guests: &[Guest]) -> Result<String, fmt::Error> {
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)
+}
+
+/// The same metrics in the text format of Prometheus, 0.0.4
+/// (<https://prometheus.io/docs/instrumenting/exposition_formats/>): a counter's family has the name of its samples, which
+/// ends in `_total`, and there are no units and no end mark.
+pub fn to_plain(open_metrics: &str) -> String {
+    let counters: HashSet<&str> = open_metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines() {
+        if line == "# EOF" || line.starts_with("# UNIT ") {
+            continue;
+        }
+        let about = ["# HELP ", "# TYPE "].into_iter().find_map(|mark| {
+            let (name, rest) = line.strip_prefix(mark)?.split_once(' ')?;
+            counters.contains(name).then(|| format!("{mark}{name}_total {rest}"))
+        });
+        text.push_str(about.as_deref().unwrap_or(line));
+        text.push('\n');
+    }
+    text
 }
 
 fn families(guests: &[Guest]) -> Vec<Family> {
@@ -247,5 +271,22 @@ impl Collector for Families {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_older_format_names_counters_as_their_samples() {
+        let open_metrics = "# HELP ringscope_packets Packets.\n# TYPE ringscope_packets counter\n\
+                            ringscope_packets_total{name=\"a\"} 1\n# HELP ringscope_stage_seconds Time.\n\
+                            # TYPE ringscope_stage_seconds histogram\n# UNIT ringscope_stage_seconds seconds\n\
+                            ringscope_stage_seconds_sum 0.5\n# EOF\n";
+        let expected = "# HELP ringscope_packets_total Packets.\n# TYPE ringscope_packets_total counter\n\
+                        ringscope_packets_total{name=\"a\"} 1\n# HELP ringscope_stage_seconds Time.\n\
+                        # TYPE ringscope_stage_seconds histogram\nringscope_stage_seconds_sum 0.5\n";
+        assert_eq!(to_plain(open_metrics), expected);
     }
 }

@@ -9,6 +9,7 @@
 //! - `exposition`: the metrics as OpenMetrics text.
 //! - `server`: the HTTP server.
 
+mod accept;
 mod address;
 mod exposition;
 mod guest;

@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 
 use burst_trace::ReadError;
 
+use crate::accept::Format;
 use crate::address::Address;
-use crate::exposition::to_text;
+use crate::exposition::{to_plain, to_text};
 use crate::guest::Guest;
 
 /// Longest request that is read, in bytes.
@@ -202,13 +203,14 @@ impl Shared {
         stream.limit(PATIENCE)?;
         let request = read_request(&mut stream)?;
         let (status, body) = match request {
-            Request::Metrics => ("200 OK", self.text()),
+            Request::Metrics(Format::OpenMetrics) => ("200 OK", self.text()),
+            Request::Metrics(Format::Text) => ("200 OK", to_plain(&self.text())),
             Request::OtherPath => ("404 Not Found", "expected GET /metrics\n".into()),
             Request::OtherMethod => ("405 Method Not Allowed", "expected GET /metrics\n".into()),
             Request::Malformed => ("400 Bad Request", "expected an HTTP request\n".into()),
         };
         let kind = match request {
-            Request::Metrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Request::Metrics(format) => format.media_type(),
             _ => "text/plain; charset=utf-8",
         };
         let length = body.len();
@@ -224,7 +226,7 @@ impl Shared {
 /// What a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Request {
-    Metrics,
+    Metrics(Format),
     OtherPath,
     OtherMethod,
     Malformed,
@@ -240,7 +242,7 @@ fn read_request(stream: &mut impl Read) -> io::Result<Request> {
             Ok(httparse::Status::Complete(_)) => {
                 let path = request.path.unwrap_or_default().split('?').next();
                 return Ok(match (request.method, path) {
-                    (Some("GET"), Some("/metrics")) => Request::Metrics,
+                    (Some("GET"), Some("/metrics")) => Request::Metrics(preferred(&request)),
                     (Some("GET"), _) => Request::OtherPath,
                     _ => Request::OtherMethod,
                 });
@@ -253,6 +255,13 @@ fn read_request(stream: &mut impl Read) -> io::Result<Request> {
             count => filled += count,
         }
     }
+}
+
+/// The format that all the request's `Accept` headers together prefer.
+fn preferred(request: &httparse::Request<'_, '_>) -> Format {
+    let accepts = request.headers.iter().filter(|it| it.name.eq_ignore_ascii_case("accept"));
+    let accepts: Vec<_> = accepts.map(|it| String::from_utf8_lossy(it.value)).collect();
+    Format::preferred(&accepts.join(","))
 }
 
 /// A TCP or unix connection.
@@ -299,8 +308,9 @@ mod tests {
     #[test]
     fn requests_are_told_apart() {
         for (text, expected) in [
-            ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", Request::Metrics),
-            ("GET /metrics?x=1 HTTP/1.0\r\n\r\n", Request::Metrics),
+            ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", Request::Metrics(Format::OpenMetrics)),
+            ("GET /metrics?x=1 HTTP/1.0\r\n\r\n", Request::Metrics(Format::OpenMetrics)),
+            ("GET /metrics HTTP/1.1\r\naccept: text/plain\r\n\r\n", Request::Metrics(Format::Text)),
             ("GET / HTTP/1.1\r\n\r\n", Request::OtherPath),
             ("POST /metrics HTTP/1.1\r\n\r\n", Request::OtherMethod),
             ("\x16\x03\x01\x02", Request::Malformed),
