@@ -14,7 +14,7 @@ use ringscope_tests::packets;
 
 const SOON: Duration = Duration::from_secs(5);
 /// Frames to everyone that a port may send: at once, and in each second after that (`FLOOD_BURST` and `FLOOD_RATE` of
-/// `datapath/src/switch.rs`).
+/// `worker/src/topology/switch/addresses.rs`).
 const FLOOD_BURST: u64 = 512;
 const FLOOD_RATE: f64 = 10_000.0;
 

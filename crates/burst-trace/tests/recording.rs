@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burst_trace::file::word;
 use burst_trace::{
@@ -20,6 +20,16 @@ fn recorder(directory: &Path, clock: &Clock) -> Recorder {
         facts: r#"{"name":"vm0"}"#.into(),
     };
     Recorder::create(&options, clock).unwrap()
+}
+
+/// A recording of ten bursts that is not finished, with the recorder that it is of.
+fn ten_bursts(directory: &Path) -> (Reader, PathBuf, RecordingWriter) {
+    let recorder = recorder(directory, &Clock::new());
+    let reader = Reader::open(recorder.path()).unwrap();
+    let path = directory.join("some.rec");
+    let mut writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
+    (0..10).for_each(|n| writer.push(&Record::Burst(burst(n, 0))).unwrap());
+    (reader, path, writer)
 }
 
 fn burst(n: u64, worker: u8) -> BurstRecord {
@@ -89,12 +99,7 @@ fn totals_are_those_of_its_time() {
 #[test]
 fn one_that_was_not_finished_is_read_as_far_as_it_goes() {
     let directory = tempfile::tempdir().unwrap();
-    let clock = Clock::new();
-    let recorder = recorder(directory.path(), &clock);
-    let reader = Reader::open(recorder.path()).unwrap();
-    let path = directory.path().join("some.rec");
-    let mut writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
-    (0..10).for_each(|n| writer.push(&Record::Burst(burst(n, 0))).unwrap());
+    let (reader, path, writer) = ten_bursts(directory.path());
     writer.finish(&reader, false).unwrap();
     // Half a record at its end.
     let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -107,12 +112,7 @@ fn one_that_was_not_finished_is_read_as_far_as_it_goes() {
 #[test]
 fn one_that_was_cut_ends_with_its_last_whole_record() {
     let directory = tempfile::tempdir().unwrap();
-    let clock = Clock::new();
-    let recorder = recorder(directory.path(), &clock);
-    let reader = Reader::open(recorder.path()).unwrap();
-    let path = directory.path().join("some.rec");
-    let mut writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
-    (0..10).for_each(|n| writer.push(&Record::Burst(burst(n, 0))).unwrap());
+    let (reader, path, mut writer) = ten_bursts(directory.path());
     writer.flush().unwrap();
     assert_eq!(Recording::open(&path).unwrap().len(), 10, "also while it is written");
     writer.push(&Record::Burst(burst(10, 0))).unwrap();

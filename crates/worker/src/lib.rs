@@ -4,7 +4,8 @@
 //! - `turn`: its loop: commands, a turn for every queue pair, rest.
 //! - [`mailbox`]: how the control plane starts and stops rings, and waits until the worker has done it; `control`: how
 //!   the worker does it.
-//! - `pairs`: the queue pairs of a worker. Each is a `transmitter` and a `receiver`, which own a ring each (`ring`).
+//! - `pairs`: the queue pairs of a worker. Each has a `transmitter` and a `receiver`; what both have is in `half`, the ring
+//!   itself in `ring`.
 //! - `topology`: where frames go to and come from: a wire, the same guest, or a [`switch`].
 //! - `timeline`: the boundaries that a burst has crossed; `tracer`: what is recorded; `probes`: packets with a sequence
 //!   number.
@@ -20,6 +21,7 @@ mod clock;
 mod control;
 pub mod custody;
 pub mod fault;
+mod half;
 mod idle;
 pub mod mailbox;
 mod options;

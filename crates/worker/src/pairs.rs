@@ -113,8 +113,8 @@ impl Pairs {
 
     /// Asks for no kicks while the rings are looked at anyway.
     pub fn disable_notifications(&mut self) {
-        let rings = self.tx.iter_mut().map(Transmitter::ring);
-        let rings = rings.chain(self.rx.iter_mut().map(Receiver::ring));
+        let rings = self.tx.iter_mut().map(|tx| tx.ring());
+        let rings = rings.chain(self.rx.iter_mut().map(|rx| rx.ring()));
         rings.flatten().for_each(|ring| ring.disable_notification());
     }
 

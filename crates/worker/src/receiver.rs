@@ -1,5 +1,6 @@
 //! A receive ring in service: from a wire or from other guests to the guest.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use virtio_net::{GuestRoom, Offloads, ReceiveState};
 use virtqueue::{Chains, RingError};
 
 use crate::clock::Deadline;
+use crate::half::Half;
 use crate::idle::sleep::Sleeper;
-use crate::probes::Probes;
 use crate::ring::{Ring, RingState};
 use crate::timeline::{Sighting, Timeline, Unsignalled};
 use crate::tracer::Tracer;
@@ -29,24 +30,11 @@ pub const HOLD: Duration = Duration::from_millis(100);
 /// is signalled in the same turn.
 #[derive(Debug)]
 pub struct Receiver {
-    /// The guest's number among those of the worker.
-    guest: usize,
-    /// Where messages about it go.
-    log: Arc<LogLimit>,
-    /// The virtqueue.
-    index: u16,
-    /// Boxed, because a turn takes it out and puts it back: then only a pointer moves.
-    ring: Option<Box<Ring>>,
+    half: Half,
     /// What is kept between bursts, a frame that waits for buffers among it.
     state: ReceiveState,
     starved: Option<Starved>,
     unsignalled: Option<Unsignalled>,
-    /// Packets received since the daemon started.
-    sequence: u64,
-    /// Looks for probe packets, if asked for.
-    probes: Option<Box<Probes>>,
-    /// It received a burst since [`take_worked`](Self::take_worked).
-    worked: bool,
 }
 
 /// Frames wait, and the guest has too few buffers.
@@ -71,67 +59,41 @@ impl Receiver {
     /// For queue pair number `pair`. `probe_port`: UDP port of probe packets to look for.
     pub fn new(guest: usize, log: Arc<LogLimit>, pair: u16, probe_port: Option<u16>) -> Self {
         Self {
-            guest,
-            log,
             // Virtio 1.2, 5.1.2.
-            index: pair * 2,
-            ring: None,
+            half: Half::new(guest, log, pair * 2, probe_port),
             state: ReceiveState::default(),
             starved: None,
             unsignalled: None,
-            sequence: 0,
-            probes: probe_port.map(|port| Box::new(Probes::new(port))),
-            worked: false,
         }
-    }
-
-    pub const fn guest(&self) -> usize {
-        self.guest
-    }
-
-    pub const fn log(&self) -> &Arc<LogLimit> {
-        &self.log
-    }
-
-    pub const fn index(&self) -> u16 {
-        self.index
-    }
-
-    pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {
-        &mut self.ring
-    }
-
-    /// Whether frames can be placed in the ring.
-    #[inline]
-    pub fn is_served(&self) -> bool {
-        self.ring.as_ref().is_some_and(|ring| ring.is_enabled())
     }
 
     /// The offloads that the guest takes, if its ring is served.
     #[inline]
     pub fn offloads(&self) -> Option<Offloads> {
-        let ring = self.ring.as_ref().filter(|ring| ring.is_enabled());
+        let ring = self.started().filter(|ring| ring.is_enabled());
         ring.map(|ring| ring.negotiated().guest_offloads())
     }
 
-    /// Has `burst` move one burst from a wire, if the ring is served. Returns whether there was one.
+    /// Calls `burst` to move one burst from a wire, if the ring is served. Returns whether there was one.
     #[inline]
     pub fn serve(
         &mut self,
         view: &mut View<'_>,
         burst: impl FnOnce(&mut Self, &mut Ring, &mut View<'_>) -> Result<bool, RingError>,
     ) -> bool {
-        let Some(mut ring) = self.ring.take() else { return false };
+        let Some(mut ring) = self.half.ring().take() else { return false };
         let mut worked = false;
         if ring.is_enabled() {
             worked = burst(self, &mut ring, view).unwrap_or_else(|error| {
                 ring.break_down(error);
-                self.forget(view.tracer(self.guest));
+                self.forget(view.tracer(self.guest()));
                 true
             });
         }
-        self.ring = Some(ring);
-        self.worked |= worked;
+        *self.half.ring() = Some(ring);
+        if worked {
+            self.half.note_worked();
+        }
         worked
     }
 
@@ -139,13 +101,13 @@ impl Receiver {
         self.starved.is_some()
     }
 
-    /// Whether a frame, whole, waits for more guest buffers.
+    /// Whether a complete frame is held until the guest has more buffers.
     pub const fn is_holding(&self) -> bool {
         self.state.is_holding()
     }
 
     /// Crosses the first boundaries of a burst from a wire. Returns the timeline, and whether the worker was polling.
-    /// Frames that waited for buffers were in sight before.
+    /// For frames that waited for buffers, it begins when they were first seen.
     #[inline]
     pub fn see_frames(&self, ring: &mut Ring, view: &mut View<'_>) -> (Timeline, bool) {
         if let Some(starved) = self.starved {
@@ -153,16 +115,17 @@ impl Receiver {
             ring.note_look(begun.0.last());
             return begun;
         }
-        let seen = view.tracer(self.guest).stamp();
+        let seen = view.tracer(self.guest()).stamp();
         let last_look = ring.note_look(seen);
         let sighting = view.sighting(last_look, seen);
         self.begin(sighting, view)
     }
 
-    /// Begins the timeline of frames that were seen as `sighting` says, or earlier, if they waited for buffers.
+    /// Begins the timeline of frames seen at `sighting`. For frames that waited for buffers, it begins when they were
+    /// first seen.
     #[inline]
     fn begin(&self, sighting: Sighting, view: &mut View<'_>) -> (Timeline, bool) {
-        let tracer = view.tracer(self.guest);
+        let tracer = view.tracer(self.guest());
         let Sighting { wake, seen, polled } = self.starved.map_or(sighting, |it| it.sighting);
         let mut timeline = Timeline::begin(Direction::Rx, wake);
         tracer.cross_at(&mut timeline, Stage::Notice, seen);
@@ -175,7 +138,7 @@ impl Receiver {
         (timeline, polled)
     }
 
-    /// Has `place` place frames in the guest's buffers.
+    /// Calls `place` to place frames in the guest's buffers.
     #[inline]
     pub fn fill<T>(
         &mut self,
@@ -185,7 +148,7 @@ impl Receiver {
         let (queue, memory, negotiated) = ring.parts();
         let mut chains = Chains::new();
         let mut room = GuestRoom::open(queue, memory, &mut chains, &mut self.state, negotiated);
-        let placed = match &mut self.probes {
+        let placed = match self.half.probes() {
             None => place(&mut room),
             Some(probes) => probes.watch(&mut room, place),
         };
@@ -203,7 +166,7 @@ impl Receiver {
         view: &mut View<'_>,
     ) -> Unsignalled {
         self.starved = None;
-        let tracer = view.tracer(self.guest);
+        let tracer = view.tracer(self.guest());
         tracer.cross(&mut timeline, Stage::Place);
         ring.queue().publish();
         tracer.cross(&mut timeline, Stage::Publish);
@@ -220,16 +183,9 @@ impl Receiver {
         view: &mut View<'_>,
         recorded: impl FnOnce(&BurstRecord),
     ) {
-        self.probes_published();
+        self.half.publish_probes();
         ring.signal();
-        self.record(burst, view.tracer(self.guest), recorded);
-    }
-
-    #[inline]
-    fn probes_published(&mut self) {
-        if let Some(probes) = &mut self.probes {
-            probes.published();
-        }
+        self.record(burst, view.tracer(self.guest()), recorded);
     }
 
     #[inline]
@@ -240,18 +196,10 @@ impl Receiver {
         recorded: impl FnOnce(&BurstRecord),
     ) {
         tracer.cross(&mut burst.timeline, Stage::Signal);
-        if burst.packets == 0 {
-            return;
-        }
-        let record = tracer.record(&burst, self.index, self.sequence);
-        recorded(&record);
-        if let Some(probes) = &mut self.probes {
-            probes.recorded(&record, tracer);
-        }
-        self.sequence += u64::from(burst.packets);
+        self.half.record(&burst, tracer, recorded);
     }
 
-    /// Has `place` place frames from other guests, in sight since `sighting`, and publishes them. Signal the guest
+    /// Calls `place` to place frames from other guests, seen at `sighting`, and publishes them. Signal the guest
     /// afterwards, with [`signal`](Self::signal).
     #[inline]
     pub fn deliver<T>(
@@ -260,17 +208,17 @@ impl Receiver {
         view: &mut View<'_>,
         place: impl FnOnce(&mut GuestRoom<'_, '_>) -> T,
     ) -> Delivery<T> {
-        let Some(mut ring) = self.ring.take() else { return Delivery::NotServed };
+        let Some(mut ring) = self.half.ring().take() else { return Delivery::NotServed };
         let delivery = if ring.is_enabled() {
             self.deliver_into(&mut ring, sighting, view, place).unwrap_or_else(|error| {
                 ring.break_down(error);
-                self.forget(view.tracer(self.guest));
+                self.forget(view.tracer(self.guest()));
                 Delivery::NotServed
             })
         } else {
             Delivery::NotServed
         };
-        self.ring = Some(ring);
+        *self.half.ring() = Some(ring);
         delivery
     }
 
@@ -300,13 +248,13 @@ impl Receiver {
             return Ok(Delivery::NoBuffers(received.work));
         }
         let burst = self.publish(ring, timeline, sighting.polled, &received, view);
-        let tracer = view.tracer(self.guest);
-        tracer.dropped(self.index, &received.drops);
+        let tracer = view.tracer(self.guest());
+        tracer.dropped(self.index(), &received.drops);
         if let Some(before) = self.unsignalled.take() {
             // Of the same turn: one signal is for both.
             self.record(before, tracer, |_| ());
         }
-        self.probes_published();
+        self.half.publish_probes();
         self.unsignalled = Some(burst);
         Ok(Delivery::Done(placed, received.work))
     }
@@ -314,16 +262,16 @@ impl Receiver {
     /// Signals the guest that frames were delivered in this turn. Returns whether there were any. `recorded` gets the
     /// record of their burst.
     ///
-    /// Call this after the sender has its buffers back. The receiver may run at once, on this very CPU; should it end this
-    /// process then, no frame must be left that is delivered and not completed.
+    /// Call this after the sender has its buffers back. The receiver may run at once on this CPU, and may end this process.
+    /// A frame that was delivered must be completed by then, or a later process would deliver it again.
     #[inline]
     pub fn signal(&mut self, view: &mut View<'_>, recorded: impl FnOnce(&BurstRecord)) -> bool {
         let Some(burst) = self.unsignalled.take() else { return false };
-        if let Some(ring) = &mut self.ring {
+        if let Some(ring) = self.half.ring() {
             ring.signal();
         }
-        self.record(burst, view.tracer(self.guest), recorded);
-        self.worked = true;
+        self.record(burst, view.tracer(self.guest()), recorded);
+        self.half.note_worked();
         true
     }
 
@@ -332,7 +280,7 @@ impl Receiver {
         self.unsignalled.as_ref().map(|burst| burst.timeline.last())
     }
 
-    /// Frames that were seen as `sighting` says wait for buffers since `since`, ticks, unless others do already.
+    /// Frames seen at `sighting` wait for buffers since `since`, ticks. If others wait already, their times stay.
     #[cold]
     pub fn starve(&mut self, sighting: Sighting, since: u64) {
         self.starved.get_or_insert(Starved { sighting, since });
@@ -341,7 +289,7 @@ impl Receiver {
     /// Frames of a wire were just seen, and wait for buffers.
     #[cold]
     pub fn starve_now(&mut self, ring: &Ring, view: &mut View<'_>) {
-        let seen = view.tracer(self.guest).stamp();
+        let seen = view.tracer(self.guest()).stamp();
         self.starve(view.sighting(ring.last_look(), seen), view.now());
     }
 
@@ -353,7 +301,7 @@ impl Receiver {
     /// A look at the wire found no frames.
     pub fn found_nothing(&mut self, ring: &mut Ring, view: &mut View<'_>) {
         self.starved = None;
-        ring.note_look(view.tracer(self.guest).stamp());
+        ring.note_look(view.tracer(self.guest()).stamp());
     }
 
     /// Drops the frame that has waited too long for more buffers. Returns whether one did.
@@ -362,7 +310,7 @@ impl Receiver {
         let Some(starved) = self.starved.filter(|_| self.is_holding()) else { return false };
         let is_due = Deadline::after(starved.since, view.shared.hold).is_due(view.now());
         if is_due {
-            self.drop_held(DropCause::RxNoBuffers, view.tracer(self.guest));
+            self.drop_held(DropCause::RxNoBuffers, view.tracer(self.guest()));
             self.starved = None;
         }
         is_due
@@ -372,7 +320,7 @@ impl Receiver {
     /// buffers available.
     #[inline]
     pub fn must_wait(&self) -> bool {
-        match &self.ring {
+        match self.started() {
             None => true,
             Some(ring) => match ring.state() {
                 RingState::Waiting => true,
@@ -387,21 +335,13 @@ impl Receiver {
     #[cold]
     pub fn may_have_room(&self) -> bool {
         let is_changed = |ring: &Ring| !ring.is_enabled() || ring.has_grown();
-        self.starved.is_none() || self.ring.as_deref().is_none_or(is_changed)
-    }
-
-    /// Whether it received a burst since this was last asked.
-    pub const fn take_worked(&mut self) -> bool {
-        std::mem::replace(&mut self.worked, false)
-    }
-
-    pub const fn has_worked(&self) -> bool {
-        self.worked
+        self.starved.is_none() || self.started().is_none_or(is_changed)
     }
 
     /// Asks for kicks if frames wait for buffers. Returns whether there are buffers already.
     pub fn enable_notification(&mut self) -> bool {
-        let Some(ring) = self.ring.as_mut().filter(|ring| ring.is_enabled()) else { return false };
+        let ring = self.half.ring().as_mut().filter(|ring| ring.is_enabled());
+        let Some(ring) = ring else { return false };
         if self.starved.is_none() {
             return false;
         }
@@ -411,10 +351,9 @@ impl Receiver {
 
     /// Stops serving the ring. Returns the available index to go on from.
     pub fn stop(&mut self, sleeper: &Sleeper, tracer: &mut Tracer) -> Option<u16> {
-        let mut stopped = self.ring.take()?;
-        stopped.ignore(sleeper);
+        let next_available = self.half.stop(sleeper)?;
         self.forget(tracer);
-        Some(stopped.queue().next_available())
+        Some(next_available)
     }
 
     /// Nothing waits for the guest any more: no frame that is held, and no frames of others.
@@ -425,16 +364,14 @@ impl Receiver {
 
     /// Moves the ring to a new memory table.
     pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
-        if let Some(ring) = &mut self.ring {
-            ring.set_memory(memory);
-        }
+        self.half.set_memory(memory);
         self.starved = None;
     }
 
     /// Stops the ring if a part of its memory is missing. Returns whether it did.
     #[cold]
     pub fn break_if_torn(&mut self, tracer: &mut Tracer) -> bool {
-        let is_torn = self.ring.as_mut().is_some_and(|ring| ring.break_if_torn());
+        let is_torn = self.half.break_if_torn();
         if is_torn {
             self.forget(tracer);
         }
@@ -443,7 +380,23 @@ impl Receiver {
 
     fn drop_held(&mut self, cause: DropCause, tracer: &mut Tracer) {
         if self.state.drop_held() {
-            tracer.dropped(self.index, &DropCounts::only(cause, 1));
+            tracer.dropped(self.index(), &DropCounts::only(cause, 1));
         }
+    }
+}
+
+impl Deref for Receiver {
+    type Target = Half;
+
+    #[inline]
+    fn deref(&self) -> &Half {
+        &self.half
+    }
+}
+
+impl DerefMut for Receiver {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Half {
+        &mut self.half
     }
 }

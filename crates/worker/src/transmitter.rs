@@ -2,6 +2,7 @@
 
 mod in_place;
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use burst_trace::{BurstRecord, Direction, DropCause, DropCounts, Stage};
@@ -10,9 +11,9 @@ use log_limit::LogLimit;
 use virtio_net::{BURST_MAX, Frames, HeldChains, TransmitBurst};
 use virtqueue::{Chains, RingError};
 
+use crate::half::Half;
 use crate::idle::batching::Batching;
 use crate::idle::sleep::Sleeper;
-use crate::probes::Probes;
 use crate::ring::{Ring, RingState};
 use crate::timeline::{Sighting, Timeline, Unsignalled};
 use crate::tracer::Tracer;
@@ -24,14 +25,7 @@ use crate::view::View;
 /// publishes at most one burst, and [`signal`](Self::signal) follows it before the next turn.
 #[derive(Debug)]
 pub struct Transmitter {
-    /// The guest's number among those of the worker.
-    guest: usize,
-    /// Where messages about it go.
-    log: Arc<LogLimit>,
-    /// The virtqueue.
-    index: u16,
-    /// Boxed, because a turn takes it out and puts it back: then only a pointer moves.
-    ring: Option<Box<Ring>>,
+    half: Half,
     backlog: Option<Backlog>,
     /// Chains whose frames are being sent from the guest's memory.
     held: HeldChains,
@@ -39,12 +33,6 @@ pub struct Transmitter {
     /// Not all frames were taken at the last try.
     blocked: bool,
     unsignalled: Option<Unsignalled>,
-    /// Packets sent since the daemon started.
-    sequence: u64,
-    /// Looks for probe packets, if asked for.
-    probes: Option<Box<Probes>>,
-    /// It sent a burst since [`take_worked`](Self::take_worked).
-    worked: bool,
 }
 
 /// Chains that an earlier look saw and that did not fit the burst.
@@ -84,36 +72,14 @@ impl Transmitter {
     /// For queue pair number `pair`. `probe_port`: UDP port of probe packets to look for.
     pub fn new(guest: usize, log: Arc<LogLimit>, pair: u16, probe_port: Option<u16>) -> Self {
         Self {
-            guest,
-            log,
             // Virtio 1.2, 5.1.2.
-            index: pair * 2 + 1,
-            ring: None,
+            half: Half::new(guest, log, pair * 2 + 1, probe_port),
             backlog: None,
             held: HeldChains::default(),
             batching: Batching::default(),
             blocked: false,
             unsignalled: None,
-            sequence: 0,
-            probes: probe_port.map(|port| Box::new(Probes::new(port))),
-            worked: false,
         }
-    }
-
-    pub const fn guest(&self) -> usize {
-        self.guest
-    }
-
-    pub const fn log(&self) -> &Arc<LogLimit> {
-        &self.log
-    }
-
-    pub const fn index(&self) -> u16 {
-        self.index
-    }
-
-    pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {
-        &mut self.ring
     }
 
     /// Takes one burst from the guest, if there is one, and has `carry` carry its frames. Call
@@ -133,17 +99,17 @@ impl Transmitter {
         view: &mut View<'_>,
         burst: impl FnOnce(&mut Self, &mut Ring, &mut View<'_>) -> Result<(), RingError>,
     ) {
-        let Some(mut ring) = self.ring.take() else { return };
+        let Some(mut ring) = self.half.ring().take() else { return };
         let done = match ring.state() {
             RingState::Enabled => burst(self, &mut ring, view),
-            RingState::Disabled => discard(&mut ring, self.index, view.tracer(self.guest)),
+            RingState::Disabled => discard(&mut ring, self.index(), view.tracer(self.guest())),
             RingState::Waiting | RingState::Broken => Ok(()),
         };
         if let Err(error) = done {
             ring.break_down(error);
             self.forget();
         }
-        self.ring = Some(ring);
+        *self.half.ring() = Some(ring);
     }
 
     #[inline]
@@ -158,7 +124,7 @@ impl Transmitter {
             let (queue, memory, negotiated) = ring.parts();
             let mut chains = Chains::new();
             let burst = TransmitBurst::gather(queue, memory, negotiated, &mut chains)?;
-            view.tracer(self.guest).cross(&mut timeline, Stage::Gather);
+            view.tracer(self.guest()).cross(&mut timeline, Stage::Gather);
 
             let frames = burst.frames();
             let gathered = Gathered { timeline: &timeline, polled: backlog.sighting.polled };
@@ -166,7 +132,7 @@ impl Transmitter {
             let Transmitted { taken, bytes, mut drops } = carried.transmitted;
             self.blocked = carried.blocked;
             self.look_for_probes(frames, taken, &drops);
-            let tracer = view.tracer(self.guest);
+            let tracer = view.tracer(self.guest());
             match carried.at {
                 Some(at) => tracer.cross_at(&mut timeline, Stage::Egress, at),
                 None => tracer.cross(&mut timeline, Stage::Egress),
@@ -214,20 +180,20 @@ impl Transmitter {
         view: &mut View<'_>,
     ) -> Result<Option<(Timeline, Backlog)>, RingError> {
         if let Some(backlog) = self.backlog {
-            let tracer = view.tracer(self.guest);
+            let tracer = view.tracer(self.guest());
             let mut timeline = Timeline::begin(Direction::Tx, backlog.sighting.wake);
             tracer.cross_at(&mut timeline, Stage::Notice, backlog.sighting.seen);
             tracer.cross(&mut timeline, Stage::Queued);
             return Ok(Some((timeline, backlog)));
         }
         let slots = ring.queue().available_descriptors()?;
-        let seen = view.tracer(self.guest).stamp();
+        let seen = view.tracer(self.guest()).stamp();
         let last_look = ring.note_look(seen);
         if slots == 0 {
             return Ok(None);
         }
         let sighting = view.sighting(last_look, seen);
-        let tracer = view.tracer(self.guest);
+        let tracer = view.tracer(self.guest());
         let mut timeline = Timeline::begin(Direction::Tx, sighting.wake);
         tracer.cross_at(&mut timeline, Stage::Notice, seen);
         let seen = timeline.last();
@@ -245,12 +211,12 @@ impl Transmitter {
         view: &mut View<'_>,
     ) {
         let Sent { slots, packets, bytes, ref drops } = *sent;
-        let tracer = view.tracer(self.guest);
+        let tracer = view.tracer(self.guest());
         tracer.cross(&mut timeline, Stage::Complete);
-        tracer.dropped(self.index, drops);
+        tracer.dropped(self.index(), drops);
         let left = backlog.slots.saturating_sub(slots).max(self.held.slots());
         if view.shared.polling {
-            let now = view.tracer(self.guest).recent(&timeline);
+            let now = view.tracer(self.guest()).recent(&timeline);
             // A packed ring does not say how many chains follow a full burst.
             let is_full = slots > backlog.slots && usize::from(slots) >= BURST_MAX;
             // A burst cut short because its receiver has no more buffers goes on when the receiver has had time to post some.
@@ -267,7 +233,7 @@ impl Transmitter {
     /// Looks for probes among the first `taken` frames. If some of them were not carried, it is unknown which ones.
     #[inline]
     fn look_for_probes(&mut self, frames: Frames<'_, '_>, taken: usize, drops: &DropCounts) {
-        if let Some(probes) = &mut self.probes {
+        if let Some(probes) = self.half.probes() {
             let carried = if drops.is_empty() { taken } else { 0 };
             probes.look_at(frames.take(carried).iter());
         }
@@ -278,12 +244,12 @@ impl Transmitter {
     #[inline]
     pub fn signal(&mut self, view: &mut View<'_>, recorded: impl FnOnce(&BurstRecord)) -> bool {
         let Some(mut burst) = self.unsignalled.take() else { return false };
-        let Some(ring) = &mut self.ring else { return false };
+        let Some(ring) = self.half.ring() else { return false };
         ring.signal();
-        let tracer = view.tracer(self.guest);
+        let tracer = view.tracer(self.guest());
         tracer.cross(&mut burst.timeline, Stage::Signal);
         self.record(&burst, tracer, recorded);
-        self.worked = true;
+        self.half.note_worked();
         true
     }
 
@@ -294,16 +260,10 @@ impl Transmitter {
         tracer: &mut Tracer,
         recorded: impl FnOnce(&BurstRecord),
     ) {
-        if burst.packets == 0 {
-            return;
+        if burst.packets > 0 {
+            self.half.publish_probes();
         }
-        let record = tracer.record(burst, self.index, self.sequence);
-        recorded(&record);
-        if let Some(probes) = &mut self.probes {
-            probes.published();
-            probes.recorded(&record, tracer);
-        }
-        self.sequence += u64::from(burst.packets);
+        self.half.record(burst, tracer, recorded);
     }
 
     /// Frames are taken again.
@@ -318,22 +278,13 @@ impl Transmitter {
 
     /// Whether frames were not taken at the last try, of a ring that is served.
     pub fn is_blocked(&self) -> bool {
-        self.blocked && self.is_enabled()
-    }
-
-    pub fn is_enabled(&self) -> bool {
-        self.ring.as_ref().is_some_and(|ring| ring.is_enabled())
-    }
-
-    /// Whether the guest made chains available since the last look.
-    pub fn has_grown(&self) -> bool {
-        self.ring.as_ref().is_some_and(|ring| ring.has_grown())
+        self.blocked && self.is_served()
     }
 
     /// Looks at the ring while there is a backlog: chains that came since are in sight now, too.
     #[cold]
     pub fn extend_backlog(&mut self) {
-        let Some(ring) = &mut self.ring else { return };
+        let Some(ring) = self.half.ring() else { return };
         match ring.queue().available_descriptors() {
             Ok(slots) => {
                 if let Some(backlog) = &mut self.backlog {
@@ -347,18 +298,9 @@ impl Transmitter {
         }
     }
 
-    /// Whether it sent a burst since this was last asked.
-    pub const fn take_worked(&mut self) -> bool {
-        std::mem::replace(&mut self.worked, false)
-    }
-
-    pub const fn has_worked(&self) -> bool {
-        self.worked
-    }
-
     /// Asks for kicks, and returns whether there is work already.
     pub fn enable_notification(&mut self) -> bool {
-        let Some(ring) = &mut self.ring else { return false };
+        let Some(ring) = self.half.ring() else { return false };
         if !matches!(ring.state(), RingState::Enabled | RingState::Disabled) {
             return false;
         }
@@ -368,25 +310,22 @@ impl Transmitter {
 
     /// Stops serving the ring. Returns the available index to go on from.
     pub fn stop(&mut self, sleeper: &Sleeper) -> Option<u16> {
-        let mut stopped = self.ring.take()?;
-        stopped.ignore(sleeper);
+        let next_available = self.half.stop(sleeper)?;
         self.forget();
         self.held.clear();
-        Some(stopped.queue().next_available())
+        Some(next_available)
     }
 
     /// Moves the ring to a new memory table. Frames must not be held.
     pub fn set_memory(&mut self, memory: &Arc<guest_memory::GuestMemory>) {
-        if let Some(ring) = &mut self.ring {
-            ring.set_memory(memory);
-        }
+        self.half.set_memory(memory);
         self.backlog = None;
     }
 
     /// Stops the ring if a part of its memory is missing. Returns whether it did.
     #[cold]
     pub fn break_if_torn(&mut self) -> bool {
-        let is_torn = self.ring.as_mut().is_some_and(|ring| ring.break_if_torn());
+        let is_torn = self.half.break_if_torn();
         if is_torn {
             self.forget();
         }
@@ -396,6 +335,22 @@ impl Transmitter {
     /// The ring is not served any more: what was seen of it counts no longer.
     const fn forget(&mut self) {
         (self.backlog, self.blocked) = (None, false);
+    }
+}
+
+impl Deref for Transmitter {
+    type Target = Half;
+
+    #[inline]
+    fn deref(&self) -> &Half {
+        &self.half
+    }
+}
+
+impl DerefMut for Transmitter {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Half {
+        &mut self.half
     }
 }
 

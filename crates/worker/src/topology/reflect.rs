@@ -52,7 +52,7 @@ fn turn<F: Forward>(
     rx: &mut Receiver,
     view: &mut View<'_>,
 ) -> bool {
-    if tx.is_enabled() && rx.must_wait() {
+    if tx.is_served() && rx.must_wait() {
         tx.block();
         return false;
     }

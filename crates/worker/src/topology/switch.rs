@@ -168,7 +168,7 @@ impl Fabric {
         view: &mut View<'_>,
     ) -> bool {
         let (sender, rx) = pairs.transmitter_and_receivers(at);
-        if self.ends[at].wait().is_some() && sender.is_enabled() {
+        if self.ends[at].wait().is_some() && sender.is_served() {
             let is_blocked = uplink.as_ref().is_some_and(|uplink| uplink.is_blocked());
             if self.still_waits(at, sender, rx, is_blocked, view.now()) {
                 return false;
@@ -182,7 +182,7 @@ impl Fabric {
             let transmitted = self.carry(at, frames, sighting, rx, uplink, view);
             Carried { transmitted, blocked: self.ends[at].wait().is_some(), at: None }
         });
-        if self.ends[at].is_waiting() && !sender.is_enabled() {
+        if self.ends[at].is_waiting() && !sender.is_served() {
             // Its ring broke.
             self.stop_waiting(at, rx);
         }

@@ -42,17 +42,17 @@ impl Transmitter {
         if self.held.has_room() {
             let mut chains = Chains::new();
             let burst = TransmitBurst::gather(queue, memory, negotiated, &mut chains)?;
-            view.tracer(self.guest).cross(&mut timeline, Stage::Gather);
+            view.tracer(self.guest()).cross(&mut timeline, Stage::Gather);
             let frames = burst.frames();
             let taken = datapath.transmit(frames).taken;
             refused = taken < frames.len();
             self.look_for_probes(frames, taken, &DropCounts::default());
             self.held.hold(&burst, queue, taken);
         } else {
-            view.tracer(self.guest).cross(&mut timeline, Stage::Gather);
+            view.tracer(self.guest()).cross(&mut timeline, Stage::Gather);
         }
         let Transmitted { taken, bytes, mut drops } = sent(datapath);
-        view.tracer(self.guest).cross(&mut timeline, Stage::Egress);
+        view.tracer(self.guest()).cross(&mut timeline, Stage::Egress);
         #[expect(clippy::cast_possible_truncation, reason = "at most two bursts")]
         let packets = (taken as u16).saturating_sub(drops.total());
         let slots = self.held.complete(queue, taken, &mut drops);
@@ -73,8 +73,10 @@ impl Transmitter {
         view: &mut View<'_>,
         recorded: impl FnOnce(&mut D, &BurstRecord),
     ) -> bool {
-        let Some(ring) = self.ring.as_mut().filter(|_| !self.held.is_empty()) else { return false };
-        let tracer = view.tracer(self.guest);
+        let (guest, index) = (self.guest(), self.index());
+        let ring = self.half.ring().as_mut().filter(|_| !self.held.is_empty());
+        let Some(ring) = ring else { return false };
+        let tracer = view.tracer(guest);
         let queue = ring.queue();
         let mut timeline = Timeline::begin(Direction::Tx, tracer.stamp());
         let (mut done, mut drops) = (Transmitted::default(), DropCounts::default());
@@ -100,7 +102,7 @@ impl Transmitter {
         ring.signal();
         self.forget();
         drops.add_all(&done.drops);
-        tracer.dropped(self.index, &drops);
+        tracer.dropped(index, &drops);
         BOUNDARIES.into_iter().for_each(|stage| tracer.cross(&mut timeline, stage));
         #[expect(clippy::cast_possible_truncation, reason = "at most two bursts")]
         let packets = (done.taken as u16).saturating_sub(done.drops.total());

@@ -41,7 +41,7 @@ pub struct Uplink<U> {
     header_len: usize,
     /// The last frame read, with its net header. Its destination is unknown until its addresses are parsed.
     frame: Spare,
-    /// What is left to do with that frame; none when it is done with.
+    /// What is left to do with that frame; `None` if nothing is.
     read: Option<ReadFrame>,
     reads: Reads,
     /// It took no more frames at the last try.
@@ -409,7 +409,7 @@ impl<U: FrameReader> Uplink<U> {
         self.read = None;
     }
 
-    /// Copies the frame that was read to one of several pairs. Nobody waits for that.
+    /// Copies the frame that was read to one of several pairs. A pair without room does not get it: nobody waits.
     fn copy_to(
         &mut self,
         to: usize,

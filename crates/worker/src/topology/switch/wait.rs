@@ -91,8 +91,8 @@ impl Crowd {
 }
 
 impl Fabric {
-    /// Whether the frames of pair `at` still wait for another pair's buffers, and nothing has come that could
-    /// change it.
+    /// Whether the frames of pair `at` must go on waiting for another pair's buffers: nothing has come that could end the
+    /// wait.
     #[cold]
     pub(super) fn still_waits(
         &mut self,
@@ -221,8 +221,8 @@ impl End {
         self.full_since.get_or_insert(now);
     }
 
-    /// Until when frames may wait for it: as long as it takes some now and then, but only for a moment where more frames
-    /// may follow than are in sight.
+    /// When frames that wait for it are dropped: [`STUCK`] after it last took one or, where more frames may follow than
+    /// are in sight (`is_crowded`), [`CROWDED`] after it was first full.
     pub fn wait_until(&self, is_crowded: bool, patience: &Patience) -> Deadline {
         if is_crowded {
             patience.crowded(self.full_since.unwrap_or_default())

@@ -1,0 +1,144 @@
+//! What both halves of a queue pair have: a virtqueue, and what is recorded of its bursts.
+
+use std::sync::Arc;
+
+use burst_trace::BurstRecord;
+use guest_memory::GuestMemory;
+use log_limit::LogLimit;
+
+use crate::idle::sleep::Sleeper;
+use crate::probes::Probes;
+use crate::ring::Ring;
+use crate::timeline::Unsignalled;
+use crate::tracer::Tracer;
+
+/// One half of a queue pair, without what only a transmitter or a receiver has.
+#[derive(Debug)]
+pub struct Half {
+    guest: usize,
+    log: Arc<LogLimit>,
+    index: u16,
+    /// Boxed, because a turn takes it out and puts it back: then only a pointer moves.
+    ring: Option<Box<Ring>>,
+    /// Number of packets since the daemon started.
+    sequence: u64,
+    probes: Option<Box<Probes>>,
+    /// A burst went through since [`take_worked`](Self::take_worked).
+    worked: bool,
+}
+
+impl Half {
+    /// For virtqueue `index`. `probe_port`: UDP port of probe packets to look for.
+    pub fn new(guest: usize, log: Arc<LogLimit>, index: u16, probe_port: Option<u16>) -> Self {
+        let probes = probe_port.map(|port| Box::new(Probes::new(port)));
+        Self { guest, log, index, ring: None, sequence: 0, probes, worked: false }
+    }
+
+    /// The guest's number among those of the worker.
+    #[inline]
+    pub const fn guest(&self) -> usize {
+        self.guest
+    }
+
+    /// Where messages about it go.
+    pub const fn log(&self) -> &Arc<LogLimit> {
+        &self.log
+    }
+
+    /// The number of its virtqueue.
+    #[inline]
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Its ring, if one was started.
+    #[inline]
+    pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {
+        &mut self.ring
+    }
+
+    /// Its ring, if one was started, to look at.
+    #[inline]
+    pub fn started(&self) -> Option<&Ring> {
+        self.ring.as_deref()
+    }
+
+    /// Whether its ring is enabled: frames flow.
+    #[inline]
+    pub fn is_served(&self) -> bool {
+        self.started().is_some_and(Ring::is_enabled)
+    }
+
+    /// Whether the guest made chains available since the last look.
+    pub fn has_grown(&self) -> bool {
+        self.started().is_some_and(Ring::has_grown)
+    }
+
+    /// A burst went through.
+    #[inline]
+    pub const fn note_worked(&mut self) {
+        self.worked = true;
+    }
+
+    /// Whether a burst went through since this was last asked.
+    pub const fn take_worked(&mut self) -> bool {
+        std::mem::replace(&mut self.worked, false)
+    }
+
+    pub const fn has_worked(&self) -> bool {
+        self.worked
+    }
+
+    /// What looks for probe packets, if that was asked for.
+    #[inline]
+    pub fn probes(&mut self) -> Option<&mut Probes> {
+        self.probes.as_deref_mut()
+    }
+
+    /// Called when a burst is published. It is recorded next.
+    #[inline]
+    pub fn publish_probes(&mut self) {
+        if let Some(probes) = &mut self.probes {
+            probes.published();
+        }
+    }
+
+    /// Records a burst that has crossed all its boundaries. `recorded` gets the record.
+    #[inline]
+    pub fn record(
+        &mut self,
+        burst: &Unsignalled,
+        tracer: &mut Tracer,
+        recorded: impl FnOnce(&BurstRecord),
+    ) {
+        if burst.packets == 0 {
+            return;
+        }
+        let record = tracer.record(burst, self.index, self.sequence);
+        recorded(&record);
+        if let Some(probes) = &mut self.probes {
+            probes.recorded(&record, tracer);
+        }
+        self.sequence += u64::from(burst.packets);
+    }
+
+    /// Stops serving the ring. Returns the available index to go on from.
+    pub fn stop(&mut self, sleeper: &Sleeper) -> Option<u16> {
+        let mut stopped = self.ring.take()?;
+        stopped.ignore(sleeper);
+        Some(stopped.queue().next_available())
+    }
+
+    /// Moves the ring to a new memory table.
+    pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
+        if let Some(ring) = &mut self.ring {
+            ring.set_memory(memory);
+        }
+    }
+
+    /// Stops the ring if a part of its memory is missing. Returns whether it did.
+    #[cold]
+    pub fn break_if_torn(&mut self) -> bool {
+        self.ring.as_mut().is_some_and(|ring| ring.break_if_torn())
+    }
+}
