@@ -32,7 +32,7 @@ use crate::tap::{self, QueueFacts, TapQueue};
 use crate::{Datapath, FrameReader, Look, Transmitted, Wrapper};
 
 pub use error::MacvtapError;
-use link::{Link, Made};
+use link::{Made, WatchedLink};
 
 /// How macvtaps over the same interface reach each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub struct Macvtap {
     // Field order is drop order: the queue is closed before the interface is removed.
     queue: TapQueue,
     /// `None` if the queue was handed in: its interface may belong to another network namespace.
-    link: Option<Arc<Link>>,
+    link: Option<Arc<WatchedLink>>,
 }
 
 /// Opens the queues of a macvtap. They start inactive: the kernel gives them no frames.
@@ -144,7 +144,7 @@ pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
     };
     let served = |Taken { process }| MacvtapError::Served { name: name.clone(), process };
     let claim = Arc::new(Claim::take(index).map_err(served)?);
-    let link = Link::watch(name, index, made).map_err(system("listening for its state"))?;
+    let link = WatchedLink::watch(name, index, made).map_err(system("listening for its state"))?;
     let link = Arc::new(link);
     let node = Node::of(index, device).map_err(system("making a device node"))?;
     let mtu = tap::mtu_of(name);

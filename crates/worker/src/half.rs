@@ -7,7 +7,7 @@ use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 
 use crate::idle::sleep::Sleeper;
-use crate::probes::Probes;
+use crate::probes::ProbeFinder;
 use crate::ring::Ring;
 use crate::timeline::Unsignalled;
 use crate::tracer::Tracer;
@@ -22,7 +22,7 @@ pub struct Half {
     ring: Option<Box<Ring>>,
     /// Number of packets since the daemon started.
     sequence: u64,
-    probes: Option<Box<Probes>>,
+    probes: Option<Box<ProbeFinder>>,
     /// A burst went through since [`take_worked`](Self::take_worked).
     worked: bool,
 }
@@ -30,7 +30,7 @@ pub struct Half {
 impl Half {
     /// For virtqueue `index`. `probe_port`: UDP port of probe packets to look for.
     pub fn new(guest: usize, log: Arc<LogLimit>, index: u16, probe_port: Option<u16>) -> Self {
-        let probes = probe_port.map(|port| Box::new(Probes::new(port)));
+        let probes = probe_port.map(|port| Box::new(ProbeFinder::new(port)));
         Self { guest, log, index, ring: None, sequence: 0, probes, worked: false }
     }
 
@@ -91,7 +91,7 @@ impl Half {
 
     /// What looks for probe packets, if that was asked for.
     #[inline]
-    pub fn probes(&mut self) -> Option<&mut Probes> {
+    pub fn probes(&mut self) -> Option<&mut ProbeFinder> {
         self.probes.as_deref_mut()
     }
 

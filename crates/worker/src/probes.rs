@@ -14,14 +14,14 @@ const FRONT: usize = 14 + 8 + 60 + 8 + PROBE_BYTES;
 
 /// The probes of one ring's bursts that are not recorded yet.
 #[derive(Debug)]
-pub struct Probes {
+pub struct ProbeFinder {
     port: u16,
-    /// Probes of the burst that is being moved. The burst before may not be recorded yet.
+    /// ProbeFinder of the burst that is being moved. The burst before may not be recorded yet.
     found: Vec<Probe>,
     published: Vec<Probe>,
 }
 
-impl Probes {
+impl ProbeFinder {
     /// Looks for packets to or from UDP `port`.
     pub fn new(port: u16) -> Self {
         let list = || Vec::with_capacity(BURST_MAX);

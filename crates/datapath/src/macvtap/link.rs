@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 /// A watched interface.
 #[derive(Debug)]
-pub struct Link {
+pub struct WatchedLink {
     carries: Arc<AtomicBool>,
     /// Written to when the thread is to end.
     stop: UnixStream,
@@ -26,7 +26,7 @@ pub struct Link {
     _made: Option<Made>,
 }
 
-impl Link {
+impl WatchedLink {
     /// Watches interface `index` with this `name`. `made` is given if we made it.
     pub fn watch(name: &str, index: u32, made: Option<Made>) -> io::Result<Self> {
         let events = LinkWatch::new(index)?;
@@ -44,7 +44,7 @@ impl Link {
     }
 }
 
-impl Drop for Link {
+impl Drop for WatchedLink {
     fn drop(&mut self) {
         // The thread may have ended by itself.
         let _ = self.stop.write_all(&[0]);

@@ -29,7 +29,7 @@ use log_limit::LogLimit;
 use virtio_net::{MacAddress, Offloads};
 
 use self::addresses::{Addresses, GUEST_ADDRESSES_MAX, PORTS_MAX, UPLINK_ADDRESSES_MAX};
-use self::place::{Pending, all};
+use self::place::{PendingOffloads, all};
 use self::uplink::Uplink;
 use self::wait::{CROWDED, End, Patience};
 use super::Topology;
@@ -100,7 +100,7 @@ struct Fabric {
     /// The pairs that have a share.
     wanted: u64,
     /// The frames of this burst that have offloads pending.
-    pending: Pending,
+    pending: PendingOffloads,
     /// The frames of this burst that go to everyone.
     flooded: u64,
     /// The pairs whose guests have frames without a signal.
@@ -152,7 +152,7 @@ impl Fabric {
             up: 0,
             shares: [0; PAIRS_MAX + 1],
             wanted: 0,
-            pending: Pending::new(),
+            pending: PendingOffloads::new(),
             flooded: 0,
             unsignalled: 0,
             patience: Patience::new(clock),

@@ -31,13 +31,13 @@ const ROUNDS_MAX: u32 = 12;
 
 /// The net headers of a burst's frames that have offloads pending. They were copied when they were checked.
 #[derive(Debug)]
-pub struct Pending {
+pub struct PendingOffloads {
     /// One bit a frame.
     set: u64,
     headers: [NetHeader; BURST_MAX],
 }
 
-impl Pending {
+impl PendingOffloads {
     pub const fn new() -> Self {
         Self { set: 0, headers: [NetHeader::PLAIN; BURST_MAX] }
     }
@@ -74,7 +74,7 @@ impl Pending {
 /// Places frames into the ring of one receiver, burst by burst.
 pub struct Placing<'p, 'f, 'm> {
     pub frames: Frames<'f, 'm>,
-    pub pending: &'p Pending,
+    pub pending: &'p PendingOffloads,
     /// What the receiver takes.
     pub offloads: Offloads,
     /// The frames not placed yet: one bit each.

@@ -9,7 +9,7 @@ use super::{Fabric, UPLINK, bits};
 
 /// Copy budget of a burst from one guest, in bytes: it ends with the frame that exceeds it. 64 frames of 64 KiB would keep
 /// the worker from the other guests for as long as it takes to copy 4 MiB. Pieces and segments count, too
-/// ([`Pending::note`](super::Pending::note)): many small ones take longer than their bytes.
+/// ([`PendingOffloads::note`](super::PendingOffloads::note)): many small ones take longer than their bytes.
 const BURST_BYTES_MAX: usize = 256 << 10;
 
 impl Fabric {
