@@ -1,14 +1,16 @@
 //! Pings from a guest in software to a host outside, and what became of each.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use frontend::Pair;
+use frontend::{Guest, Pair};
 use lab::outside::Outside;
 
 use crate::eventually::eventually;
 use crate::frames;
 use crate::packets::{Mac, arp_reply, arp_request, echo_reply, echo_request};
+use crate::trace::Trace;
 
 /// The guest's address on the network of [`Outside`].
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
@@ -129,6 +131,31 @@ impl Pinger {
                 return found;
             }
         }
+    }
+}
+
+/// Frames of many lengths go both ways, alone and many at once; the records of the daemon `name` have them all. The
+/// guest's rings are stopped afterwards.
+///
+/// # Panics
+/// When a frame or a record is missing.
+pub fn exchange(guest: &mut Guest, mac: Mac, directory: &Path, name: &str) {
+    let mut pinger = Pinger::new(guest.pair(0), mac);
+    pinger.ping_all(guest.pair(0), 50);
+    for _ in 0..10 {
+        pinger.ping_burst(guest.pair(0), 20);
+    }
+    guest.check_canaries().unwrap();
+    guest.stop_ring(1).unwrap();
+    guest.stop_ring(0).unwrap();
+    while let Some(frame) = guest.pair(0).receive().unwrap() {
+        pinger.came.push(frame.bytes);
+    }
+    let trace = Trace::open(directory, name);
+    for (ring, frames) in [(1, &pinger.sent), (0, &pinger.came)] {
+        let (found, bytes) =
+            (trace.check(ring), frames.iter().map(|frame| frame.len() as u64).sum());
+        assert_eq!((found.packets, found.bytes), (frames.len() as u64, bytes), "ring {ring}");
     }
 }
 

@@ -13,27 +13,10 @@ use ringscope_tests::cable::{Cable, address, ip};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
-use ringscope_tests::pings::Pinger;
+use ringscope_tests::pings::{self, Pinger};
 use ringscope_tests::trace::Trace;
 
 const SOON: Duration = Duration::from_secs(1);
-
-fn exchange(guest: &mut Guest, mac: [u8; 6], directory: &Path) {
-    let mut pinger = Pinger::new(guest.pair(0), mac);
-    pinger.ping_all(guest.pair(0), 50);
-    for _ in 0..5 {
-        pinger.ping_burst(guest.pair(0), 20);
-    }
-    guest.check_canaries().unwrap();
-    guest.stop_ring(1).unwrap();
-    guest.stop_ring(0).unwrap();
-    while let Some(frame) = guest.pair(0).receive().unwrap() {
-        pinger.came.push(frame.bytes);
-    }
-    let trace = Trace::open(directory, "mv");
-    assert_eq!(trace.check(1).packets, pinger.sent.len() as u64);
-    assert_eq!(trace.check(0).packets, pinger.came.len() as u64);
-}
 
 #[test]
 fn frames_go_both_ways_whatever_the_rings_are_like() {
@@ -48,7 +31,7 @@ fn frames_go_both_ways_whatever_the_rings_are_like() {
         let arguments = ["--datapath", &datapath, "--poll", poll];
         let mut daemon = Daemon::start(directory.path(), "mv", &arguments).unwrap();
         let mut guest = Guest::connect(daemon.socket(), options).unwrap();
-        exchange(&mut guest, mac, directory.path());
+        pings::exchange(&mut guest, mac, directory.path(), "mv");
         assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
         let text = mac.map(|byte| format!("{byte:02x}")).join(":");
         assert!(
@@ -75,7 +58,7 @@ fn one_that_the_daemon_makes_has_the_guests_address_and_goes_with_it() {
         let mut daemon = Daemon::start(directory.path(), "mv", &arguments).unwrap();
         assert_eq!(address(&name), Some(mac), "{mode}");
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-        exchange(&mut guest, mac, directory.path());
+        pings::exchange(&mut guest, mac, directory.path(), "mv");
         assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
         assert_eq!(address(&name), None, "{mode}: it is removed");
     }
@@ -129,7 +112,7 @@ fn a_macvtap_left_by_a_killed_daemon_is_named() {
     let datapath = format!("macvtap:ifname={name}");
     let daemon = Daemon::start(directory.path(), "mv", &["--datapath", &datapath]).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    exchange(&mut guest, address(&name).unwrap(), directory.path());
+    pings::exchange(&mut guest, address(&name).unwrap(), directory.path(), "mv");
 }
 
 /// Opens a macvtap as management software does, making the node where nobody did.
@@ -158,7 +141,7 @@ fn one_that_somebody_else_opened_is_used_as_it_is() {
     let arguments = ["--datapath", "macvtap:fd=9"];
     let mut daemon = Daemon::start_with(directory.path(), "mv", &arguments, file.into()).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    exchange(&mut guest, mac, directory.path());
+    pings::exchange(&mut guest, mac, directory.path(), "mv");
     assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
     assert!(address(&name).is_some());
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -13,35 +12,12 @@ use ringscope_tests::cable::ip;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
-use ringscope_tests::pings::Pinger;
+use ringscope_tests::pings::{self, Pinger};
 use ringscope_tests::trace::Trace;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 const SOON: Duration = Duration::from_secs(1);
 const VARIANTS: [&str; 4] = ["", ",napi=on", ",engine=uring", ",napi=on,engine=uring"];
-
-/// Frames of many lengths go both ways, alone and many at once; the records have them all.
-fn exchange(guest: &mut Guest, directory: &Path, name: &str) {
-    let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
-    pinger.ping_all(guest.pair(0), 50);
-    for _ in 0..10 {
-        pinger.ping_burst(guest.pair(0), 20);
-    }
-    guest.check_canaries().unwrap();
-    guest.stop_ring(1).unwrap();
-    guest.stop_ring(0).unwrap();
-    while let Some(frame) = guest.pair(0).receive().unwrap() {
-        pinger.came.push(frame.bytes);
-    }
-    let trace = Trace::open(directory, name);
-    assert_eq!(trace.check(1).packets, pinger.sent.len() as u64);
-    assert_eq!(trace.check(0).packets, pinger.came.len() as u64);
-    let bytes = |frames: &[Vec<u8>]| frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
-    assert_eq!(
-        (trace.check(1).bytes, trace.check(0).bytes),
-        (bytes(&pinger.sent), bytes(&pinger.came))
-    );
-}
 
 #[test]
 fn every_variant_carries_every_frame_in_order() {
@@ -60,7 +36,7 @@ fn every_variant_carries_every_frame_in_order() {
             let arguments = ["--datapath", &datapath, "--poll", poll];
             let mut daemon = Daemon::start(directory.path(), "tap", &arguments).unwrap();
             let mut guest = Guest::connect(daemon.socket(), options).unwrap();
-            exchange(&mut guest, directory.path(), "tap");
+            pings::exchange(&mut guest, Pinger::MAC, directory.path(), "tap");
             assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
         }
     }
@@ -75,7 +51,7 @@ fn two_queues_of_a_tap_go_through_rings_of_their_own() {
     let mut daemon = Daemon::start(directory.path(), "two", &arguments).unwrap();
     // The second pair is never started: the kernel must send it nothing.
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    exchange(&mut guest, directory.path(), "two");
+    pings::exchange(&mut guest, Pinger::MAC, directory.path(), "two");
     assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
 }
 
@@ -139,7 +115,7 @@ fn a_tap_that_somebody_else_opened_is_used_as_it_is() {
             let mut daemon =
                 Daemon::start_with(directory.path(), "handed", &arguments, tap).unwrap();
             let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-            exchange(&mut guest, directory.path(), "handed");
+            pings::exchange(&mut guest, Pinger::MAC, directory.path(), "handed");
             assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
         }
     }
