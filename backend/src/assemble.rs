@@ -20,6 +20,7 @@ use worker::{
     switch,
 };
 
+use crate::announce;
 use crate::error::Error;
 use crate::kernel::{Enrolled, Following, Kernel};
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
@@ -228,7 +229,7 @@ impl Daemon {
         let witnesses = self.follow(plan, enrolled, &threads, &recorder)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
         let mailboxes = mailboxes.cloned().collect();
-        self.show(plan, (endpoint, log), &capabilities, mailboxes, &recorder, witnesses);
+        self.show(plan, (endpoint, log), &capabilities, mailboxes, witnesses);
         self.recorders.push(recorder);
         Ok(())
     }
@@ -295,7 +296,7 @@ impl Daemon {
             let (endpoint, log, enrolled, recorder) = prepared;
             let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recorder)?;
             let mailboxes = vec![Arc::clone(worker.mailbox(n))];
-            self.show(plan, (endpoint, log), &capabilities, mailboxes, &recorder, witnesses);
+            self.show(plan, (endpoint, log), &capabilities, mailboxes, witnesses);
             self.recorders.push(recorder);
         }
         self.workers.push(worker);
@@ -347,17 +348,9 @@ impl Daemon {
         (endpoint, log): (Endpoint, Arc<LogLimit>),
         capabilities: &Capabilities,
         mailboxes: Vec<Arc<Mailbox>>,
-        recorder: &GuestRecorder,
         witnesses: Vec<Box<dyn Witness>>,
     ) {
-        log::info!(
-            "{}: {} with {} queue pair(s), polling {}, recording to {}",
-            plan.name,
-            plan.datapath,
-            plan.queue_pairs,
-            plan.poll,
-            recorder.file.path().display()
-        );
+        announce::guest(plan, capabilities, self.guests == 1);
         let memory_max = Device::memory_max(self.guests);
         let device = device(plan, log, capabilities, &mailboxes, witnesses);
         let device = Arc::new(Device { memory_max, ..device });

@@ -3,6 +3,7 @@
 //! `args` (raw flags), or `config` (a file of them) -> `plan` (flags checked against each other, nothing opened) ->
 //! `assemble` (opens everything, chooses each datapath once, serves).
 
+mod announce;
 mod args;
 mod assemble;
 mod config;

@@ -20,8 +20,8 @@ const HELD: Duration = Duration::from_secs(5);
 
 /// What a daemon logs in most tests: they look for every message, so its log limit is lifted.
 const ALL_LINES: &str = "info,datapath=debug,log_limit=debug";
-/// What it logs in production.
-const LIMITED_LINES: &str = "info";
+/// The same with the log limit of production.
+const LIMITED_LINES: &str = "info,datapath=debug";
 
 /// A running `ringscoped`. It ends when this is dropped.
 #[derive(Debug)]

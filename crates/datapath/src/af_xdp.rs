@@ -225,12 +225,16 @@ impl Interface for AfXdp {
                 let ((transmit, receive), queue) =
                     (channel.socket.chunks_at_rest(), channel.socket.queue);
                 let name = &self.device.name;
-                log_limit::info!(
+                // The recorder counts the same, for every queue pair.
+                log_limit::debug!(
                     self.log,
                     "{name}: queue {queue} until now: {}",
                     channel.socket.counters()
                 );
-                log::debug!("{name}: queue {queue} at rest with {transmit} and {receive} chunks");
+                log_limit::debug!(
+                    self.log,
+                    "{name}: queue {queue} at rest with {transmit} and {receive} chunks"
+                );
             }
             self.program.direct(channel.socket.queue, active.then(|| channel.as_fd()))?;
         }

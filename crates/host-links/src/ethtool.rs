@@ -98,6 +98,27 @@ impl Channels {
         family::set(FAMILY, ETHTOOL_MSG_CHANNELS_SET, vec![header(index), count])
     }
 
+    /// Whether the driver of the interface of this index can change them: asks the kernel to set what is set already. Then
+    /// it does not call the driver, but refuses if that has no such call (`ethnl_set_channels` of `net/ethtool/channels.c`).
+    /// `None` without the right to ask (`CAP_NET_ADMIN`).
+    #[must_use]
+    pub fn can_be_set(&self, index: u32) -> Option<bool> {
+        let counts = [
+            (self.combined, ETHTOOL_A_CHANNELS_COMBINED_COUNT),
+            (self.rx, ETHTOOL_A_CHANNELS_RX_COUNT),
+            (self.tx, ETHTOOL_A_CHANNELS_TX_COUNT),
+        ];
+        let same = counts.into_iter().filter_map(|(amount, kind)| {
+            Some(DefaultNla::new(kind, amount?.now.to_ne_bytes().into()))
+        });
+        let request = std::iter::once(header(index)).chain(same).collect();
+        match family::set(FAMILY, ETHTOOL_MSG_CHANNELS_SET, request) {
+            Ok(()) => Some(true),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Some(false),
+            Err(_) => None,
+        }
+    }
+
     fn read(answer: &[u8]) -> Self {
         let amount = |now, max| Amount::read(answer, now, max);
         Self {

@@ -1,7 +1,7 @@
 //! A limit for log lines: lines that a guest or its front end causes must not fill the log.
 //!
 //! Each guest has one [`LogLimit`] for every line that it or its front end can cause. So one guest's lines never
-//! suppress a line about another guest. Write through the macros [`error!`], [`warn!`] and [`info!`]: a line over the
+//! suppress a line about another guest. Write through the macros [`error!`], [`warn!`], [`info!`] and [`debug!`]: a line over the
 //! limit is not even formatted.
 //!
 //! ```
@@ -41,6 +41,12 @@ macro_rules! warn {
 #[macro_export]
 macro_rules! info {
     ($limit:expr, $($line:tt)+) => { $crate::line!($limit, Info, $($line)+) };
+}
+
+/// Logs a line for who looks for a fault, through a [`LogLimit`].
+#[macro_export]
+macro_rules! debug {
+    ($limit:expr, $($line:tt)+) => { $crate::line!($limit, Debug, $($line)+) };
 }
 
 /// Logs a line of any level through a [`LogLimit`].

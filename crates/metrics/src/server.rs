@@ -36,7 +36,7 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// The address cannot be bound.
-    #[error("cannot serve metrics at {address}: {source}; choose another --metrics")]
+    #[error("cannot serve metrics at {address}: {source}, or choose another --metrics")]
     Bind {
         /// The address.
         address: Address,
@@ -288,13 +288,26 @@ macro_rules! stream {
 stream!(TcpStream);
 stream!(UnixStream);
 
-/// Binds a unix socket. A socket file that has no listener any more is replaced; anything else there is left alone.
+/// Binds a unix socket. A socket file that has no listener any more is replaced; anything else there is left alone, and
+/// the error says what it is.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    if let Ok(there) = fs::symlink_metadata(path)
-        && there.file_type().is_socket()
-        && UnixStream::connect(path).is_err_and(|it| it.kind() == io::ErrorKind::ConnectionRefused)
+    let in_the_way = |what: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, what));
+    if let Ok(there) = fs::symlink_metadata(path) {
+        if !there.file_type().is_socket() {
+            return in_the_way("it exists and is not a socket; remove it");
+        }
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path)?
+            }
+            Ok(_) => return in_the_way("another process listens on it; end that one"),
+            Err(_) => {}
+        }
+    } else if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty())
+        && !directory.is_dir()
     {
-        fs::remove_file(path)?;
+        let what = format!("there is no directory {}; make it first", directory.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, what));
     }
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
@@ -304,6 +317,20 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_in_use_is_explained() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |name: &str| bind_unix(&dir.path().join(name)).unwrap_err().to_string();
+        fs::write(dir.path().join("file"), "x").unwrap();
+        assert_eq!(said("file"), "it exists and is not a socket; remove it");
+        let held = bind_unix(&dir.path().join("socket")).unwrap();
+        assert_eq!(said("socket"), "another process listens on it; end that one");
+        assert!(said("none/socket").contains("/none; make it first"));
+        // Left by a process that was killed.
+        drop(held);
+        bind_unix(&dir.path().join("socket")).unwrap();
+    }
 
     #[test]
     fn requests_are_told_apart() {

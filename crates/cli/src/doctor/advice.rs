@@ -201,7 +201,7 @@ fn memlock(interface: &Interface, _: &str) -> Option<Advice> {
 
 fn queues(interface: &Interface, name: &str) -> Option<Advice> {
     let queues = interface.rx_queues.filter(|&queues| queues > 1)?;
-    let channels = interface.channels?;
+    let channels = interface.channels.filter(|_| interface.channels_can_be_set != Some(false))?;
     let one = if channels.combined.is_some() {
         "combined 1"
     } else if channels.rx.is_some() && channels.tx.is_some() {
@@ -335,6 +335,11 @@ mod tests {
             "ethtool -K eth0 rx-vlan-hw-parse off",
         ];
         assert_eq!(commands(&interface), expected);
+        // The driver counts its queues and cannot change them.
+        let fixed = Interface { channels_can_be_set: Some(false), ..interface };
+        let without: Vec<_> =
+            expected.into_iter().filter(|it| !it.starts_with("ethtool -L")).collect();
+        assert_eq!(commands(&fixed), without);
     }
 
     #[test]

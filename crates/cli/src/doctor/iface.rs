@@ -64,6 +64,8 @@ pub struct Interface {
     pub tx_queues: Option<usize>,
     /// Their channels.
     pub channels: Option<Channels>,
+    /// Whether the driver can change them; not known without the right to ask.
+    pub channels_can_be_set: Option<bool>,
     /// Ring sizes, in descriptors.
     pub rings: Option<Rings>,
     /// The offloads that matter to XDP.
@@ -108,6 +110,8 @@ impl Interface {
                 offloads.map(|all| all.get(TX_VLAN).is_some_and(|it| it.on));
         }
         interface.channels = Channels::of(index)?;
+        interface.channels_can_be_set =
+            interface.channels.and_then(|channels| channels.can_be_set(index));
         interface.rings = Rings::of(index)?;
         interface.offloads = ethtool::offloads(index)?;
         interface.xdp_features = XdpFeatures::of(index)?;

@@ -32,6 +32,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes that a received frame needs beside the MTU: link header, two VLAN tags, and the arrival stamp before it.
 const LINK_ROOM: u32 = 14 + 8 + 16;
 
+/// Pinning that takes this long is logged at info: the guest was without its network for so long.
+const SLOW_PINNING: Duration = Duration::from_secs(2);
+
 /// Shortest chunk, bytes.
 const CHUNK_MIN: u32 = 2048;
 
@@ -86,6 +89,18 @@ pub struct Socket {
     pub unsent: bool,
 }
 
+/// Says how long the kernel took to pin UMEM with the guest's memory in it. Pages that the guest has never touched are
+/// made then.
+fn say_pinned(name: &str, len: u64, took: Duration) {
+    let level = if took >= SLOW_PINNING { log::Level::Info } else { log::Level::Debug };
+    log::log!(
+        level,
+        "{name}: pinning {} MiB with the guest's memory took {:.1} s, in which its queue carried nothing (umem=guest)",
+        len >> 20,
+        took.as_secs_f64()
+    );
+}
+
 impl Socket {
     /// Opens a socket on `queue` of `device`, with all its receive chunks in the fill ring. If there is a `guest`, its
     /// memory becomes part of UMEM, and frames can be sent from there.
@@ -119,7 +134,11 @@ impl Socket {
         flags.set(XdpUmemRegFlags::XDP_UMEM_UNALIGNED_CHUNK_FLAG, umem.is_unaligned());
         let registration =
             XdpUmemReg { addr, len, chunk_size: chunk, headroom: 0, flags, tx_metadata_len: 0 };
+        let began = Instant::now();
         sockopt::set_xdp_umem_reg(&fd, registration)?;
+        if guest.is_some() {
+            say_pinned(&device.name, len, began.elapsed());
+        }
         sockopt::set_xdp_umem_fill_ring_size(&fd, FILL)?;
         sockopt::set_xdp_umem_completion_ring_size(&fd, RING)?;
         sockopt::set_xdp_rx_ring_size(&fd, RING)?;
