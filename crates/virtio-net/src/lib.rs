@@ -27,7 +27,7 @@ pub use features::{Negotiated, Offloads};
 pub use gro::Link;
 pub use header::NetHeader;
 pub use held::HeldChains;
-pub use offload::{Progress, SoftwareOffload};
+pub use offload::{SegmentProgress, SoftwareOffload};
 pub use receive::{GuestRoom, Placed, ReceiveState};
 pub use transmit::{Frame, Frames, TransmitBurst};
 

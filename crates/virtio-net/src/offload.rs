@@ -174,12 +174,12 @@ impl SoftwareOffload {
 /// Progress through a frame that becomes several frames for the wire, when there was room for only some of them. The frame
 /// comes again later, is planned again, and continues where it stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct SegmentProgress {
     /// Number of frames that were written before.
     written: usize,
 }
 
-impl Progress {
+impl SegmentProgress {
     /// Skips the frames that were written before; `write` then writes as many of the rest as there is room for. `offload`
     /// was planned for the run `from` just now.
     #[inline]

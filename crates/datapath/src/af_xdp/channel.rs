@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use burst_trace::{DropCause, SocketEvent};
 use guest_memory::GuestMemory;
 use rustix::net::xdp::XdpStatistics;
-use virtio_net::{Progress, SoftwareOffload};
+use virtio_net::{SegmentProgress, SoftwareOffload};
 
 use super::device::Device;
 use super::socket::Socket;
@@ -37,9 +37,9 @@ pub struct Channel {
     /// The plan for the last frame with pending offloads. It is large, so it is kept in place.
     pub offload: SoftwareOffload,
     /// Progress through the next frame from the guest, if its first segments are in the transmit ring already.
-    pub transmit_progress: Progress,
+    pub transmit_progress: SegmentProgress,
     /// Progress through the next frame to the guest, if the guest has its first segments already.
-    pub receive_progress: Progress,
+    pub receive_progress: SegmentProgress,
     /// Arrival time of the first frame of the last burst, `CLOCK_MONOTONIC` ns, if the XDP program stamped it.
     pub arrived_ns: Option<u64>,
     /// Frames that arrived for a guest that was gone, not reported yet.
@@ -67,8 +67,8 @@ impl Channel {
             mtu: device.mtu,
             gro: options.gro == Gro::On,
             offload: SoftwareOffload::default(),
-            transmit_progress: Progress::default(),
-            receive_progress: Progress::default(),
+            transmit_progress: SegmentProgress::default(),
+            receive_progress: SegmentProgress::default(),
             arrived_ns: None,
             discarded: 0,
             too_long: 0,

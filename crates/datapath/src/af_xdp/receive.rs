@@ -5,7 +5,7 @@ use burst_trace::DropCause;
 use guest_memory::GuestSlice;
 use rustix::net::xdp::{XdpDesc, XdpDescOptions};
 use virtio_net::{
-    BURST_MAX, FRAME_LEN_MAX, GuestRoom, Link, NetHeader, Placed, Progress, SoftwareOffload,
+    BURST_MAX, FRAME_LEN_MAX, GuestRoom, Link, NetHeader, Placed, SegmentProgress, SoftwareOffload,
     arrival,
 };
 
@@ -157,7 +157,7 @@ impl Channel {
     fn place_of_virtual_device(
         frame: &[GuestSlice<'_>],
         mtu: u16,
-        progress: &mut Progress,
+        progress: &mut SegmentProgress,
         room: &mut GuestRoom<'_, '_>,
     ) -> Placed {
         let len = frame.iter().map(GuestSlice::len).sum();

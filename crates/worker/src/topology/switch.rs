@@ -31,7 +31,7 @@ use virtio_net::{MacAddress, Offloads};
 use self::addresses::{Addresses, GUEST_ADDRESSES_MAX, PORTS_MAX, UPLINK_ADDRESSES_MAX};
 use self::place::{PendingOffloads, all};
 use self::uplink::Uplink;
-use self::wait::{CROWDED, End, Patience};
+use self::wait::{CROWDED, Patience, PortQueue};
 use super::Topology;
 use crate::clock::Clock;
 use crate::idle::sleep::{Sleeper, Token};
@@ -91,8 +91,8 @@ struct Fabric {
     /// Where messages about the uplink go.
     uplink_log: LogLimit,
     /// One for each pair.
-    ends: Vec<End>,
-    uplink_end: End,
+    queues: Vec<PortQueue>,
+    uplink_queue: PortQueue,
     /// The pairs that take frames: one bit each.
     up: u64,
     /// For each pair, the frames of this burst that go to it: one bit a frame.
@@ -125,7 +125,7 @@ impl Fabric {
         let mut shares = vec![GUEST_ADDRESSES_MAX; members.len()];
         shares.extend(has_uplink.then_some(UPLINK_ADDRESSES_MAX));
         let mut addresses = Addresses::new(&shares, second);
-        let (mut ports, mut ends, mut uplink_port) = (Vec::new(), Vec::new(), 0);
+        let (mut ports, mut queues, mut uplink_port) = (Vec::new(), Vec::new(), 0);
         for (port, member) in (0..).zip(members) {
             uplink_port = port + 1;
             match member.mac {
@@ -133,11 +133,11 @@ impl Fabric {
                 Some(mac) => addresses.pin(port, mac),
                 None => {}
             }
-            let first = ends.len();
-            ends.extend((0..member.queue_pairs.into()).map(|queue| End::new(port, queue)));
-            ports.push(first..ends.len());
+            let first = queues.len();
+            queues.extend((0..member.queue_pairs.into()).map(|queue| PortQueue::new(port, queue)));
+            ports.push(first..queues.len());
         }
-        assert!(ends.len() <= PAIRS_MAX, "at most {PAIRS_MAX} queue pairs on a switch");
+        assert!(queues.len() <= PAIRS_MAX, "at most {PAIRS_MAX} queue pairs on a switch");
         if has_uplink {
             addresses.set_uplink(uplink_port);
         }
@@ -147,8 +147,8 @@ impl Fabric {
             uplink_port,
             has_uplink,
             uplink_log: LogLimit::new(""),
-            ends,
-            uplink_end: End::new(uplink_port, 0),
+            queues,
+            uplink_queue: PortQueue::new(uplink_port, 0),
             up: 0,
             shares: [0; PAIRS_MAX + 1],
             wanted: 0,
@@ -168,7 +168,7 @@ impl Fabric {
         view: &mut View<'_>,
     ) -> bool {
         let (sender, rx) = pairs.transmitter_and_receivers(at);
-        if self.ends[at].wait().is_some() && sender.is_served() {
+        if self.queues[at].wait().is_some() && sender.is_served() {
             let is_blocked = uplink.as_ref().is_some_and(|uplink| uplink.is_blocked());
             if self.still_waits(at, sender, rx, is_blocked, view.now()) {
                 return false;
@@ -180,9 +180,9 @@ impl Fabric {
             let now = view.tracer(guest).recent(gathered.timeline);
             let sighting = Sighting { wake: now, seen: now, polled: gathered.polled };
             let transmitted = self.carry(at, frames, sighting, rx, uplink, view);
-            Carried { transmitted, blocked: self.ends[at].wait().is_some(), at: None }
+            Carried { transmitted, blocked: self.queues[at].wait().is_some(), at: None }
         });
-        if self.ends[at].is_waiting() && !sender.is_served() {
+        if self.queues[at].is_waiting() && !sender.is_served() {
             // Its ring broke.
             self.stop_waiting(at, rx);
         }
@@ -195,8 +195,8 @@ impl Fabric {
     }
 
     /// The pairs, and the uplink.
-    fn all_ends(&self) -> impl Iterator<Item = &End> {
-        self.ends.iter().chain([&self.uplink_end])
+    fn all_queues(&self) -> impl Iterator<Item = &PortQueue> {
+        self.queues.iter().chain([&self.uplink_queue])
     }
 
     /// Signals the guests that got frames. Returns whether there were any.
@@ -236,13 +236,13 @@ impl<U: FrameReader> Topology for Switch<U> {
     }
 
     fn has_work(&mut self, pairs: &Pairs) -> bool {
-        let uplink_waits = self.fabric.uplink_end.wait().is_some();
+        let uplink_waits = self.fabric.uplink_queue.wait().is_some();
         self.fabric.can_go_on(pairs)
             || (!uplink_waits && self.uplink.as_ref().is_some_and(|uplink| uplink.has_work()))
     }
 
     fn limit(&self, _pairs: &Pairs, view: &View<'_>) -> Option<Duration> {
-        if self.fabric.all_ends().any(|end| end.wait().is_some()) {
+        if self.fabric.all_queues().any(|queue| queue.wait().is_some()) {
             return Some(CROWDED);
         }
         self.uplink.as_ref().and_then(|uplink| uplink.retry_in(&view.shared.clock))
@@ -280,9 +280,9 @@ impl Fabric {
         self.up = before & !(1 << at) | u64::from(rx[at].is_served()) << at;
         if self.up & 1 << at == 0 {
             // Frames for it are lost now. While the ring goes on, this stays: its frames must not wait longer.
-            self.ends[at].note_room();
+            self.queues[at].note_room();
         }
-        let port = self.ends[at].port();
+        let port = self.queues[at].port();
         let pairs = &self.ports[usize::from(port)];
         let mask = all(pairs.len()) << pairs.start;
         if before & mask != 0 && self.up & mask == 0 {

@@ -9,7 +9,7 @@ use virtio_net::packet::{Packet, Transport, Version};
 use virtio_net::receive::Received;
 use virtio_net::{
     BURST_MAX, FRAME_LEN_MAX, Frames, GuestRoom, Link, Negotiated, NetHeader, Offloads, Placed,
-    Progress, SoftwareOffload, arrival,
+    SegmentProgress, SoftwareOffload, arrival,
 };
 
 use super::cut::{SEGMENTS_MAX, on_the_wire};
@@ -212,7 +212,7 @@ fn by_link(
     for (frame, (_, bytes)) in frames.iter().zip(sent) {
         delivery.expected.extend(on_the_wire(&told(frame), bytes).unwrap_or_default());
     }
-    let (mut done, mut progress) = (0, Progress::default());
+    let (mut done, mut progress) = (0, SegmentProgress::default());
     for burst in 0..BURSTS_MAX {
         let more = ring.offer(story.offers.get(burst).map_or(&[][..], |it| it));
         let (taken, received) = ring.with_room(|room| {
@@ -223,7 +223,10 @@ fn by_link(
             let first = done;
             while done < frames.len() {
                 let mut count = 0;
-                if progress == Progress::default() && room.takes_gro() && frames.len() - done > 1 {
+                if progress == SegmentProgress::default()
+                    && room.takes_gro()
+                    && frames.len() - done > 1
+                {
                     count = room.place_gro(link, frames[done..].iter().copied());
                     assert!(count != 1 && count <= BURST_MAX);
                 }
@@ -253,7 +256,7 @@ fn place_one(
     header: &NetHeader,
     from: &[GuestSlice<'_>],
     skip: usize,
-    progress: &mut Progress,
+    progress: &mut SegmentProgress,
     room: &mut GuestRoom<'_, '_>,
 ) -> Placed {
     if header.is_for(room.guest_offloads()) {
@@ -367,7 +370,7 @@ fn place_sent(
     ring: &mut Ring,
     delivery: &mut Delivery,
 ) -> Result<(), virtqueue::RingError> {
-    let (mut done, mut progress) = (0, Progress::default());
+    let (mut done, mut progress) = (0, SegmentProgress::default());
     for burst in 0..BURSTS_MAX {
         let more = ring.offer(story.offers.get(burst).map_or(&[][..], |it| it));
         let (taken, received) = ring.with_room(|room| {

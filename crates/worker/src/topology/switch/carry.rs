@@ -2,7 +2,7 @@
 
 use burst_trace::{DropCause, DropCounts};
 use datapath::{FrameReader, Transmitted};
-use virtio_net::{Frames, Progress};
+use virtio_net::{Frames, SegmentProgress};
 
 use super::place::{Ending, Placing, deliver_all};
 use super::sort::bytes_of;
@@ -27,7 +27,7 @@ impl Fabric {
         let now = sighting.wake;
         let mut done = self.sort(at, gathered, now);
         let frames = gathered.take(done.taken);
-        let begun = self.ends[at].take_begun();
+        let begun = self.queues[at].take_begun();
         for to in bits(std::mem::take(&mut self.wanted)) {
             let left = std::mem::take(&mut self.shares[to]);
             if to == UPLINK {
@@ -58,17 +58,17 @@ impl Fabric {
             let Placing { left: rest, progress, drops, .. } = placing;
             view.tracer(receiver.guest()).dropped(receiver.index(), &drops);
             if rest == 0 {
-                self.ends[to].note_room();
+                self.queues[to].note_room();
             } else if receiver.is_served() {
                 let crowd = Crowd::new(gathered, frames.len());
-                let end = &mut self.ends[to];
+                let queue = &mut self.queues[to];
                 let until = if delivered.end == Ending::Cut {
                     // The receiver has room: the rest only waits for the next turn.
-                    end.note_room();
+                    queue.note_room();
                     self.patience.stuck(now)
                 } else {
-                    end.note_full(now, delivered.placed);
-                    end.wait_until(crowd.is_crowded, &self.patience)
+                    queue.note_full(now, delivered.placed);
+                    queue.wait_until(crowd.is_crowded, &self.patience)
                 };
                 let wait = Wait { receiver: to, until, progress };
                 if self.may_wait(wait, rest, crowd, now) {
@@ -76,7 +76,7 @@ impl Fabric {
                     if delivered.end == Ending::NoRoom {
                         receiver.starve(sighting, sighting.wake);
                     }
-                    self.ends[at].start_waiting(wait);
+                    self.queues[at].start_waiting(wait);
                 } else {
                     receiver.end_starvation();
                     drop_frames(rest.count_ones(), DropCause::RxSwitchFull, receiver, view);
@@ -105,15 +105,15 @@ impl Fabric {
         let (rest, refused) = uplink.send(frames, left);
         done.drops.add_all(&refused);
         if rest == 0 {
-            self.uplink_end.note_room();
+            self.uplink_queue.note_room();
             return;
         }
-        self.uplink_end.note_full(now, false);
-        let until = self.uplink_end.wait_until(true, &self.patience);
-        let wait = Wait { receiver: UPLINK, until, progress: Progress::default() };
+        self.uplink_queue.note_full(now, false);
+        let until = self.uplink_queue.wait_until(true, &self.patience);
+        let wait = Wait { receiver: UPLINK, until, progress: SegmentProgress::default() };
         if self.may_wait(wait, rest, Crowd::new(gathered, frames.len()), now) {
             put_off(rest, frames, done);
-            self.ends[at].start_waiting(wait);
+            self.queues[at].start_waiting(wait);
         } else {
             done.drops.add_many(DropCause::TxUplinkFull, rest.count_ones() as usize);
         }

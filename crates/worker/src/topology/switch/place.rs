@@ -3,7 +3,7 @@
 use burst_trace::{DropCause, DropCounts};
 use virtio_net::{BURST_MAX, header};
 use virtio_net::{
-    Frame, Frames, GuestRoom, NetHeader, Offloads, Placed, Progress, SoftwareOffload,
+    Frame, Frames, GuestRoom, NetHeader, Offloads, Placed, SegmentProgress, SoftwareOffload,
 };
 
 use super::addresses::ADDRESSES_LEN;
@@ -80,7 +80,7 @@ pub struct Placing<'p, 'f, 'm> {
     /// The frames not placed yet: one bit each.
     pub left: u64,
     /// Progress through the first of them.
-    pub progress: Progress,
+    pub progress: SegmentProgress,
     /// Frames that turned out not to be valid when their turn came.
     pub drops: DropCounts,
 }

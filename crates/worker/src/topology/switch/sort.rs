@@ -17,7 +17,7 @@ impl Fabric {
     /// and those among them that go nowhere.
     pub(super) fn sort(&mut self, at: usize, frames: Frames<'_, '_>, now: u64) -> Transmitted {
         let mut done = Transmitted::default();
-        let (port, queue) = (self.ends[at].port(), self.ends[at].queue());
+        let (port, queue) = (self.queues[at].port(), self.queues[at].queue());
         self.flooded = 0;
         self.pending.clear();
         let mut last: Option<([u8; ADDRESSES_LEN], usize)> = None;

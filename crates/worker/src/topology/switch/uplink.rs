@@ -8,7 +8,7 @@ use datapath::{Capabilities, FrameReader, Transmitted};
 use guest_memory::Spare;
 use virtio_net::features::{HEADER_LEN, VERSION_1};
 use virtio_net::{
-    FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, Progress,
+    FRAME_LEN_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads, Placed, SegmentProgress,
     SoftwareOffload, header,
 };
 
@@ -90,7 +90,7 @@ struct ReadFrame {
     /// Length of its own net header: the uplink may be configured for another one while it waits.
     header_len: usize,
     /// Progress through its segments.
-    progress: Progress,
+    progress: SegmentProgress,
 }
 
 impl<U: FrameReader> Uplink<U> {
@@ -205,7 +205,7 @@ impl<U: FrameReader> Uplink<U> {
                 None => match self.datapath.receive_frame(frame)? {
                     Some(len) => {
                         let (len, header_len) = (len.min(frame.len()), self.header_len);
-                        ReadFrame { len, header_len, progress: Progress::default() }
+                        ReadFrame { len, header_len, progress: SegmentProgress::default() }
                     }
                     None => return Ok(None),
                 },
@@ -253,12 +253,12 @@ impl<U: FrameReader> Uplink<U> {
             return false;
         }
         let now = view.now();
-        let before = fabric.uplink_end.wait();
+        let before = fabric.uplink_queue.wait();
         if !self.reads.is_due(|| now) || fabric.uplink_still_waits(pairs.receivers(), now) {
             return false;
         }
         self.budget = Budget::TURN;
-        while !self.budget.is_used_up() && fabric.uplink_end.wait().is_none() {
+        while !self.budget.is_used_up() && fabric.uplink_queue.wait().is_none() {
             match self.pass_on(fabric, pairs.receivers(), view) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -366,7 +366,7 @@ impl<U: FrameReader> Uplink<U> {
                 fabric.unsignalled |= 1 << to;
                 self.budget.note_work(work);
                 if placed {
-                    fabric.ends[to].note_room();
+                    fabric.queues[to].note_room();
                 } else {
                     // It has chains, but nothing can be placed in them.
                     self.wait_or_drop(to, now, fabric, receiver, view);
@@ -396,12 +396,12 @@ impl<U: FrameReader> Uplink<U> {
         receiver: &mut Receiver,
         view: &mut View<'_>,
     ) {
-        let end = &mut fabric.ends[to];
-        end.note_full(now, false);
-        let until = end.wait_until(true, &fabric.patience);
+        let queue = &mut fabric.queues[to];
+        queue.note_full(now, false);
+        let until = queue.wait_until(true, &fabric.patience);
         if !until.is_due(now) {
-            let wait = Wait { receiver: to, until, progress: Progress::default() };
-            fabric.uplink_end.start_waiting(wait);
+            let wait = Wait { receiver: to, until, progress: SegmentProgress::default() };
+            fabric.uplink_queue.start_waiting(wait);
             return;
         }
         receiver.end_starvation();

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use virtio_net::{BURST_MAX, Frames, Progress};
+use virtio_net::{BURST_MAX, Frames, SegmentProgress};
 
 use super::place::all;
 use super::sort::go_one_way;
@@ -23,7 +23,7 @@ pub const CROWDED: Duration = Duration::from_millis(1);
 
 /// A queue pair, or the uplink, as the switch sees it. Times in ticks.
 #[derive(Clone, Copy, Debug)]
-pub struct End {
+pub struct PortQueue {
     port: u8,
     queue: usize,
     /// What its frames wait for; of the uplink, the frame that was read.
@@ -44,7 +44,7 @@ pub struct Wait {
     /// When the frames are dropped if there is still no room.
     pub until: Deadline,
     /// Progress through the first of the frames.
-    pub progress: Progress,
+    pub progress: SegmentProgress,
 }
 
 /// The longest waits, in ticks.
@@ -102,7 +102,7 @@ impl Fabric {
         is_uplink_blocked: bool,
         now: u64,
     ) -> bool {
-        let waits = self.ends[at].wait().is_some_and(|wait| {
+        let waits = self.queues[at].wait().is_some_and(|wait| {
             let can_go_on = if wait.receiver == UPLINK {
                 !is_uplink_blocked
             } else {
@@ -111,29 +111,29 @@ impl Fabric {
             !can_go_on && !sender.has_grown() && !wait.until.is_due(now)
         });
         if !waits {
-            self.ends[at].try_again();
+            self.queues[at].try_again();
         }
         waits
     }
 
     /// Whether the frame that was read from the uplink still waits for its receiver.
     pub(super) fn uplink_still_waits(&mut self, rx: &[Receiver], now: u64) -> bool {
-        let Some(wait) = self.uplink_end.wait() else { return false };
+        let Some(wait) = self.uplink_queue.wait() else { return false };
         let waits = !wait.until.is_due(now) && !rx[wait.receiver].may_have_room();
         if !waits {
-            self.uplink_end.try_again();
+            self.uplink_queue.try_again();
         }
         waits
     }
 
     /// Whether frames that wait can go on now.
     pub(super) fn can_go_on(&self, pairs: &Pairs) -> bool {
-        let can_go_on = |(end, tx): (&End, &Transmitter)| {
-            let Some(Wait { receiver, .. }) = end.wait() else { return false };
+        let can_go_on = |(queue, tx): (&PortQueue, &Transmitter)| {
+            let Some(Wait { receiver, .. }) = queue.wait() else { return false };
             tx.has_grown() || (receiver != UPLINK && pairs.receiver(receiver).may_have_room())
         };
         let transmitters = pairs.iter().map(|(tx, _)| tx);
-        self.ends.iter().zip(transmitters).any(can_go_on)
+        self.queues.iter().zip(transmitters).any(can_go_on)
     }
 
     /// Whether the frames `left` may wait for their receiver: not if a frame for anybody else follows them.
@@ -147,7 +147,7 @@ impl Fabric {
     /// Ends the wait of pair `at` as a sender; its next frame begins with its first segment.
     #[cold]
     pub(super) fn stop_waiting(&mut self, at: usize, rx: &mut [Receiver]) {
-        if let Some(wait) = self.ends[at].stop_waiting() {
+        if let Some(wait) = self.queues[at].stop_waiting() {
             self.let_go(wait.receiver, rx);
         }
     }
@@ -155,14 +155,15 @@ impl Fabric {
     /// Frames that waited for pair `receiver` are gone. Unless others wait for it, it is not starved any more.
     #[cold]
     pub(super) fn let_go(&self, receiver: usize, rx: &mut [Receiver]) {
-        let waits_for_it = |end: &End| end.wait().is_some_and(|it| it.receiver == receiver);
-        if receiver != UPLINK && !self.all_ends().any(waits_for_it) {
+        let waits_for_it =
+            |queue: &PortQueue| queue.wait().is_some_and(|it| it.receiver == receiver);
+        if receiver != UPLINK && !self.all_queues().any(waits_for_it) {
             rx[receiver].end_starvation();
         }
     }
 }
 
-impl End {
+impl PortQueue {
     pub const fn new(port: u8, queue: usize) -> Self {
         Self { port, queue, wait: None, begun: None, full_since: None, took: 0 }
     }
@@ -250,14 +251,14 @@ mod tests {
         let log = Arc::new(LogLimit::new(""));
         let receiver = |pair| Receiver::new(0, Arc::clone(&log), pair, None);
         let mut rx: Vec<_> = (0..6).map(receiver).collect();
-        for (at, end) in fabric.ends.iter_mut().enumerate() {
-            let (until, progress) = (Deadline::after(0, 100), Progress::default());
-            end.start_waiting(Wait { receiver: (at + 2) % 6, until, progress });
-            end.note_full(50, false);
+        for (at, queue) in fabric.queues.iter_mut().enumerate() {
+            let (until, progress) = (Deadline::after(0, 100), SegmentProgress::default());
+            queue.start_waiting(Wait { receiver: (at + 2) % 6, until, progress });
+            queue.note_full(50, false);
         }
         fabric.rings_changed(2, &mut rx, 80);
-        for (at, end) in fabric.ends.iter().enumerate() {
-            let found = (end.wait.is_some(), end.begun.is_some(), end.full_since.is_some());
+        for (at, queue) in fabric.queues.iter().enumerate() {
+            let found = (queue.wait.is_some(), queue.begun.is_some(), queue.full_since.is_some());
             assert_eq!(found, (at != 2, at != 2, at != 2), "pair {at}");
         }
     }
