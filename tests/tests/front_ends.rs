@@ -4,6 +4,7 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use frontend::{Guest, GuestOptions, raw};
 use ringscope_tests::daemon::Daemon;
@@ -245,4 +246,33 @@ fn a_channel_for_requests_is_kept_and_never_written_to() {
     guest.disconnect();
     rustix::io::ioctl_fionbio(&reader, false).unwrap();
     assert_eq!(reader.read(&mut [0]).unwrap(), 0, "something was written");
+}
+
+/// QEMU asks before `SET_OWNER`, and counts pairs. It leaves if there are too few, and connects again at once.
+#[test]
+fn a_front_end_that_counts_pairs_gets_their_number_and_may_try_once_a_second() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "vm0", &REFLECT).unwrap();
+    let began = Instant::now();
+    for _ in 0..3 {
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        let mut ask = |request, payload: &[u8]| {
+            raw::send(&stream, request, payload, &[]).unwrap();
+            let mut answer = [0; 20];
+            stream.read_exact(&mut answer).unwrap();
+            u64::from_ne_bytes(*answer[12..].first_chunk().unwrap())
+        };
+        ask(request::GET_FEATURES, &[]);
+        let protocol = ask(request::GET_PROTOCOL_FEATURES, &[]);
+        ask(request::SET_PROTOCOL_FEATURES, &words(&[protocol]));
+        assert_eq!(ask(request::GET_QUEUE_NUM, &[]), 1);
+    }
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(2), "three in {took:?}");
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    // This one counts rings.
+    assert_eq!(guest.link().unwrap().queue_pairs(), Some(2));
+    frames::come_back(&mut guest).unwrap();
+    let log = daemon.log();
+    assert_eq!(log.matches("the number of queue pairs, 1; if QEMU asks").count(), 1, "{log}");
 }

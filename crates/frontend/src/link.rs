@@ -91,7 +91,7 @@ impl Link {
         self.protocol
     }
 
-    /// Number of queue pairs that the back end can serve.
+    /// The answer to `GET_QUEUE_NUM`: DPDK says pairs, others say rings.
     #[must_use]
     pub const fn queue_pairs(&self) -> Option<u64> {
         self.queue_pairs

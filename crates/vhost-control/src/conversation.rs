@@ -31,11 +31,16 @@ const FIRST_MESSAGE_TIME: Duration = Duration::from_secs(5);
 /// Longest delay of the daemon's end by a front end whose descriptors a helper has to close.
 const HANDED_OVER_TIME: Duration = Duration::from_millis(500);
 
+/// A front end that stays longer found enough queue pairs.
+const UNSERVED_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// How a conversation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The front end is gone, or was disconnected.
     Gone,
+    /// It left as one does that wants more queue pairs than there are.
+    Unserved,
     /// It was disconnected because it made a worker block.
     Hung,
     /// The daemon was asked to stop.
@@ -54,7 +59,7 @@ pub fn converse(
     server: Option<&Server>,
     closers: &Arc<AtomicUsize>,
 ) -> Result<End, ServeError> {
-    let log = &device.log;
+    let (log, began) = (&device.log, Instant::now());
     let peer = peer_process(front.as_fd());
     log_limit::info!(
         log,
@@ -74,6 +79,9 @@ pub fn converse(
     }
     // The framework's thread ends with its socket. The front end's socket is closed last: as soon as it is closed, QEMU
     // takes a ring's used index for its position, so no worker may change it after that.
+    let is_unserved = matches!(end, Ok(End::Gone))
+        && relay.wants_other_pairs()
+        && began.elapsed() < UNSERVED_TIME_MAX;
     let front = relay.into_front();
     let result = daemon.wait();
     session.end();
@@ -90,6 +98,7 @@ pub fn converse(
     log.settle();
     match session.refused() {
         Some(private) => Err(private.into()),
+        None if is_unserved => Ok(End::Unserved),
         None => end,
     }
 }

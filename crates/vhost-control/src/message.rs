@@ -119,6 +119,12 @@ impl Relay {
         self.heard
     }
 
+    /// Whether the front end may have left because it wants more queue pairs than there are.
+    #[must_use]
+    pub const fn wants_other_pairs(&self) -> bool {
+        self.judge.wants_other_pairs()
+    }
+
     /// When the message that is being received must be whole; `None` between messages.
     #[must_use]
     pub const fn due(&self) -> Option<Instant> {

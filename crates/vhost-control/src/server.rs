@@ -20,6 +20,9 @@ use crate::socket::{Endpoint, Server};
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest such delay. A front end that is served for this time resets it.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Delay after a front end that wants more queue pairs than there are: QEMU connects again at once, and logs a line each
+/// time.
+const UNSERVED_PAUSE: Duration = Duration::from_secs(1);
 /// Most threads that still close descriptors of earlier front ends. With more, no further front end is served.
 const CLOSERS_MAX: usize = 8;
 
@@ -38,7 +41,8 @@ pub fn serve(
 ) -> Result<(), ServeError> {
     // Every connection needs one. If none can be made, that is an error at the start.
     framework::connection().map_err(system("making a socket"))?;
-    let mut service = Service { device, stop, closers: Arc::default(), pause: Duration::ZERO };
+    let pause = Duration::ZERO;
+    let mut service = Service { device, stop, closers: Arc::default(), pause, is_unserved: false };
     match endpoint {
         Endpoint::Server(server) => {
             let result = service.serve_as_server(&server);
@@ -58,6 +62,8 @@ struct Service<'s> {
     closers: Arc<AtomicUsize>,
     /// Delay after the last front end that made a worker block.
     pause: Duration,
+    /// The last front end wanted more queue pairs than there are, and that was logged.
+    is_unserved: bool,
 }
 
 impl Service<'_> {
@@ -130,6 +136,7 @@ impl Service<'_> {
     fn host(&mut self, front: UnixStream, server: Option<&Server>) -> Result<End, ServeError> {
         let began = Instant::now();
         let end = log_refusal(&self.device.log, self.converse(front, server))?;
+        self.is_unserved &= end == End::Unserved;
         if end == End::Hung {
             self.pause = (2 * self.pause).clamp(PAUSE, PAUSE_MAX);
             log_limit::warn!(
@@ -138,6 +145,18 @@ impl Service<'_> {
                 self.pause.as_secs()
             );
             if self.is_stopped_within(self.pause)? {
+                return Ok(End::Stopped);
+            }
+        } else if end == End::Unserved {
+            if !std::mem::replace(&mut self.is_unserved, true) {
+                let pairs = self.device.queue_pairs;
+                log_limit::warn!(
+                    self.device.log,
+                    "the front end left when it had read the number of queue pairs, {pairs}; if QEMU asks for more queues \
+                     than supported, start it with queues={pairs}, or ringscoped with its number as --queue-pairs"
+                );
+            }
+            if self.is_stopped_within(UNSERVED_PAUSE)? {
                 return Ok(End::Stopped);
             }
         } else if began.elapsed() >= PAUSE_MAX {

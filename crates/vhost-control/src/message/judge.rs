@@ -51,6 +51,10 @@ pub enum Held {
 pub struct Judge {
     rings: Vec<Arc<RingControl>>,
     size_max: u16,
+    /// Whether `SET_OWNER` has come.
+    owned: bool,
+    /// Whether the front end takes the answer to `GET_QUEUE_NUM` as a number of pairs ([`Judge::complete`]).
+    counts_pairs: bool,
     /// `None` before `SET_FEATURES`.
     features: Option<Negotiated>,
     /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was negotiated.
@@ -80,6 +84,8 @@ impl Judge {
         Self {
             rings: rings.to_vec(),
             size_max,
+            owned: false,
+            counts_pairs: false,
             features: None,
             reply_ack: false,
             limits,
@@ -133,6 +139,14 @@ impl Judge {
                 self.reply_ack = features.contains(VhostUserProtocolFeatures::REPLY_ACK);
                 Ok(())
             }
+            Body::SetOwner => {
+                self.owned = true;
+                Ok(())
+            }
+            Body::GetQueueNum => {
+                self.counts_pairs = !self.owned;
+                Ok(())
+            }
             Body::Other => Ok(()),
         };
         let is_answered = self.reply_ack && request.needs_reply;
@@ -149,11 +163,22 @@ impl Judge {
         Ok(())
     }
 
+    /// Whether the front end learned the number of queue pairs and sent no features, as QEMU does if it wants more pairs.
+    #[must_use]
+    pub const fn wants_other_pairs(&self) -> bool {
+        self.counts_pairs && self.features.is_none()
+    }
+
     /// Completes an answer of the framework.
     ///
     /// The framework does not know whether a worker could start a ring, so it accepts every message that starts one. And
     /// it knows 16 bits of a ring's position. For a packed ring the used position is in the other 16 bits (vhost-user,
     /// "Vring descriptor indices for packed virtqueues"). In a stopped ring the two are equal.
+    ///
+    /// The answer to `GET_QUEUE_NUM` is a number of queues (vhost-user, "Multiple queue support"), and cloud-hypervisor
+    /// and the `vhost` crate take it as that. QEMU compares it with its number of pairs (`vhost_user_start`,
+    /// net/vhost-user.c), and DPDK's vhost answers with pairs. QEMU is the one that asks before `SET_OWNER`
+    /// (`vhost_dev_init`, hw/virtio/vhost.c); the others begin with that message.
     pub fn complete(&mut self, answer: &mut [u8]) {
         let Some((header, payload)) = answer.split_at_mut_checked(HEADER_LEN) else { return };
         let code = header.first_chunk().map_or(0, |code| u32::from_ne_bytes(*code));
@@ -162,6 +187,12 @@ impl Judge {
             && self.rings.get(rings).is_some_and(|rings| rings.iter().any(|it| it.has_failed()))
         {
             *payload = NOT_ACCEPTED.to_ne_bytes();
+        }
+        if code == FrontendReq::GET_QUEUE_NUM as u32
+            && self.counts_pairs
+            && let Ok(payload) = <&mut [u8; 8]>::try_from(&mut *payload)
+        {
+            *payload = (u64::from_ne_bytes(*payload) / 2).to_ne_bytes();
         }
         if code == FrontendReq::GET_VRING_BASE as u32
             && self.features.is_some_and(Negotiated::packed)

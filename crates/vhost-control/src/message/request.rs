@@ -26,6 +26,10 @@ pub struct Request {
 /// The contents of a message, where they are judged.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Body {
+    /// `SET_OWNER`.
+    SetOwner,
+    /// `GET_QUEUE_NUM`.
+    GetQueueNum,
     /// `SET_FEATURES`: the virtio features.
     SetFeatures(Negotiated),
     /// `SET_PROTOCOL_FEATURES`.
@@ -107,7 +111,9 @@ impl Request {
     pub const fn takes_descriptors(&self) -> bool {
         !matches!(
             self.body,
-            Body::SetFeatures(_)
+            Body::SetOwner
+                | Body::GetQueueNum
+                | Body::SetFeatures(_)
                 | Body::SetProtocolFeatures(_)
                 | Body::SetSize { .. }
                 | Body::SetAddresses(_)
@@ -161,6 +167,8 @@ impl Body {
     fn read(request: FrontendReq, payload: &[u8]) -> Option<Self> {
         let words = Words(payload);
         Some(match request {
+            FrontendReq::SET_OWNER => Self::SetOwner,
+            FrontendReq::GET_QUEUE_NUM => Self::GetQueueNum,
             FrontendReq::SET_FEATURES => {
                 let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
                 Self::SetFeatures(Negotiated(words.u64(0)? & !protocol))

@@ -185,3 +185,22 @@ fn the_channel_for_requests_is_kept_until_the_next_one_and_goes_no_further() {
     }
     assert_eq!(read(), Ok(0));
 }
+
+#[test]
+fn the_number_of_queues_is_one_of_pairs_for_a_front_end_that_asks_before_set_owner() {
+    let answer = |judge: &mut Judge| {
+        judge.hear(&message(FrontendReq::GET_QUEUE_NUM, 0, &[])).unwrap();
+        let mut answer = message(FrontendReq::GET_QUEUE_NUM, 1 << 2, &words(&[4]));
+        judge.complete(&mut answer);
+        answer[12..].to_vec()
+    };
+    let custody = Custody::new(&Arc::default()).unwrap();
+    let mut judge = Judge::new(&[], 256, LIMITS, &custody);
+    assert!(!judge.wants_other_pairs());
+    assert_eq!(answer(&mut judge), words(&[2]));
+    assert!(judge.wants_other_pairs());
+    judge.hear(&message(FrontendReq::SET_OWNER, 0, &[])).unwrap();
+    judge.hear(&message(FrontendReq::SET_FEATURES, 0, &words(&[0]))).unwrap();
+    assert!(!judge.wants_other_pairs());
+    assert_eq!(answer(&mut judge), words(&[4]));
+}
