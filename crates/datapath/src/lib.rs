@@ -131,14 +131,14 @@ pub trait Interface: Send + 'static {
     /// A descriptor that becomes readable when frames come, and writable when more are taken (edge triggered).
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
 
-    /// What the kernel knows of its frames, if it says.
+    /// What only the kernel knows of its frames, if the kernel reports it.
     #[inline]
     fn kernel_facts(&mut self) -> Option<&mut impl KernelFacts> {
         None::<&mut Never>
     }
 }
 
-/// A way from a guest to a wire and back: one queue of it, owned by the worker that serves the queue pair.
+/// A path from a guest to a wire and back: one queue of the interface, owned by the worker that serves the queue pair.
 pub trait Datapath: Interface {
     /// Carries frames from the guest, in order.
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted;
@@ -150,25 +150,25 @@ pub trait Datapath: Interface {
     /// `WouldBlock` means that no frame was lost.
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
 
-    /// Its way to send frames from the guest's own memory, if it sends them from there.
+    /// The part of it that sends frames from the guest's own memory, if it has one.
     #[inline]
     fn in_place(&mut self) -> Option<&mut impl InPlace> {
         None::<&mut Never>
     }
 
-    /// What wants to know what was recorded of bursts.
+    /// What gets the records of bursts, if anything wants them.
     #[inline]
     fn observer(&mut self) -> Option<&mut impl Observer> {
         None::<&mut Never>
     }
 }
 
-/// A way from a guest to a guest: frames go from the buffers of one into those of the other, without a wire.
+/// A path from a guest to a guest: frames go from the buffers of one into those of the other, without a wire.
 pub trait Forward: Send + 'static {
     /// Carries frames from a guest into the receive buffers of one, in order, with one copy.
     fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted;
 
-    /// What wants to know what was recorded of bursts.
+    /// What gets the records of bursts, if anything wants them.
     #[inline]
     fn observer(&mut self) -> Option<&mut impl Observer> {
         None::<&mut Never>
@@ -184,7 +184,7 @@ pub trait InPlace {
     /// Why frames cannot be carried from there; the queue pair does not start then.
     fn attach(&mut self, memory: &GuestMemory) -> io::Result<()>;
 
-    /// Frames of the guest's memory come no more, and it must not be touched any more.
+    /// No more frames of the guest's memory come, and the memory must not be touched any more.
     fn detach(&mut self);
 
     /// The outcome of the oldest frames that the kernel is done with.
@@ -202,7 +202,7 @@ pub trait KernelFacts {
     fn arrived_ns(&self) -> Option<u64>;
 }
 
-/// Gets what was recorded of bursts.
+/// Gets the records of bursts.
 pub trait Observer {
     /// A burst of carried packets has crossed its last boundary. A burst of which nothing was carried has no record.
     fn recorded(&mut self, record: &BurstRecord);

@@ -172,7 +172,7 @@ impl Ring {
         is_torn
     }
 
-    /// Has the worker wake up for kicks.
+    /// From now on, kicks wake the worker up.
     pub fn listen(&self, sleeper: &Sleeper) -> std::io::Result<()> {
         match &self.kick {
             Some(kick) => sleeper.add(kick.as_ref(), Token::Kick(self.index)),

@@ -39,16 +39,16 @@ pub trait Topology: Send + 'static {
         Ok(())
     }
 
-    /// Has datapaths wake up the worker. One that has frames already wakes it up immediately.
+    /// From now on, datapaths wake the worker up. One that has frames already does so immediately.
     fn listen(&mut self, _sleeper: &Sleeper) {}
 
-    /// Has datapaths no longer wake up the worker.
+    /// From now on, datapaths do not wake the worker up.
     fn ignore(&mut self, _sleeper: &Sleeper) {}
 
     /// An event that is not a ring's woke the worker up.
     fn woken(&mut self, _token: Token, _pairs: &mut Pairs) {}
 
-    /// Whether there is work that the rings, which have just asked for kicks, do not see themselves.
+    /// Whether there is work that no kick reports. Called before the worker sleeps, after the rings have asked for kicks.
     fn has_work(&mut self, _pairs: &Pairs) -> bool {
         false
     }
@@ -82,11 +82,11 @@ pub trait Topology: Send + 'static {
         Ok(())
     }
 
-    /// Frames of this guest's memory come no more, and it must not be touched any more.
+    /// No more frames of this guest's memory come, and the memory must not be touched any more.
     fn detach(&mut self, _at: usize) {}
 
-    /// Has the frames of pair `at` sent that the guest has not got back yet. Returns whether some were not sent in time;
-    /// then pair `at` is detached.
+    /// Waits until the frames of pair `at` whose buffers the guest has not got back yet are sent. Returns whether some were
+    /// not sent in time; then pair `at` is detached.
     fn settle(&mut self, _at: usize, _pairs: &mut Pairs, _view: &mut View<'_>) -> bool {
         false
     }
