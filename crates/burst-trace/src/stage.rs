@@ -255,6 +255,9 @@ drop_causes! {
     RxFault = "rx_dropped_by_fault",
     /// TX: on a switch, the guest may not send from the frame's source address.
     TxSpoofedSource = "tx_spoofed_source",
+    /// RX: the frame came on a receive queue of the interface that no AF_XDP socket serves, while others were served. The
+    /// host's network stack has it.
+    RxUnservedQueue = "rx_unserved_queue",
 }
 
 /// What the kernel counts for an AF_XDP socket besides lost frames (`struct xdp_statistics` of `linux/if_xdp.h`).

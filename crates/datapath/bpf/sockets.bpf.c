@@ -4,13 +4,29 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-// The AF_XDP sockets by receive queue. As many as a device may have queues; set before loading.
+// The AF_XDP sockets by receive queue. A device may get more queues while the program is on it.
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, 1);
+	__uint(max_entries, 4096);
 	__type(key, __u32);
 	__type(value, __u32);
 } sockets SEC(".maps");
+
+// Number of sockets in the map above.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} served SEC(".maps");
+
+// Number of frames that came on a queue without a socket while another queue had one.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} unserved SEC(".maps");
 
 // What stands right before the frame's first byte. `arrival.rs` reads it: the two must agree.
 struct arrival {
@@ -24,6 +40,15 @@ struct arrival {
 // Whether to stamp; set before loading.
 const volatile int stamps = 1;
 
+static __always_inline void count_unserved(void)
+{
+	__u32 key = 0, *sockets_there = bpf_map_lookup_elem(&served, &key);
+	__u64 *count = bpf_map_lookup_elem(&unserved, &key);
+
+	if (sockets_there && *sockets_there && count)
+		__sync_fetch_and_add(count, 1);
+}
+
 SEC("xdp.frags")
 int to_sockets(struct xdp_md *ctx)
 {
@@ -36,7 +61,11 @@ int to_sockets(struct xdp_md *ctx)
 			arrival->magic = ARRIVAL_MAGIC;
 		}
 	}
-	return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+	long action = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+
+	if (action == XDP_PASS)
+		count_unserved();
+	return action;
 }
 
 // The kernel's own list of licences has no other name for one that is compatible with its own.

@@ -8,6 +8,8 @@
 //! - `device`: the interface as the kernel describes it.
 //! - `program`: the XDP program.
 //! - `umem`, `rings`, `socket`: the kernel's objects of these names.
+//! - `open`: all of these for an interface.
+//! - `follow`: what changes on it while it is served.
 //! - `channel`: a queue in use.
 //! - `transmit`, `receive`: the two directions of a channel.
 //! - `napi`: the interface's settings for busy polling.
@@ -16,7 +18,9 @@
 mod channel;
 mod device;
 mod error;
+mod follow;
 mod napi;
+mod open;
 mod options;
 mod program;
 mod receive;
@@ -44,8 +48,9 @@ use crate::{
 };
 use channel::Channel;
 use device::Device;
-use error::{explain, refuse_bond};
-use napi::NapiSettings;
+use error::explain;
+use follow::{Change, Follower, Inbox};
+use open::Opened;
 use program::Program;
 use transmit::Queued;
 
@@ -59,10 +64,13 @@ pub struct AfXdp {
     channels: Vec<Channel>,
     /// The numbers of its queues.
     queues: Vec<u32>,
-    /// Becomes readable when one of the sockets does. `None` if there is exactly one socket, and it is never replaced.
-    any: Option<OwnedFd>,
+    /// Becomes readable when one of the sockets does, or when there is something to take over.
+    any: OwnedFd,
     program: Arc<Program>,
-    _napi: Arc<Option<NapiSettings>>,
+    inbox: Arc<Inbox>,
+    _follower: Arc<Follower>,
+    /// What sockets that were replaced had counted, not reported yet.
+    retired: Vec<(Counted, u64)>,
     device: Device,
     options: Options,
     /// Limits the lines with socket counters: the guest causes one each time it disables a ring.
@@ -98,47 +106,22 @@ impl AfXdp {
     /// See [`AfXdpError`].
     pub fn open(name: &str, pairs: usize, options: &Options) -> Result<Vec<Self>, AfXdpError> {
         let device = Device::find(name).ok_or_else(|| AfXdpError::Missing(name.to_owned()))?;
-        refuse_bond(&device, options.mode)?;
-        if pairs > device.queues as usize {
-            let (name, queues) = (name.to_owned(), device.queues);
-            return Err(AfXdpError::TooFewQueues { name, queues, pairs });
-        }
-        let fail = |step, error| explain(&device, options, step, error);
-        let index = i32::try_from(device.index).unwrap_or(i32::MAX);
-        let program = Program::attach(index, device.queues, options.mode, options.stamps)
-            .map_err(|error| fail("attaching the XDP program", error))?;
-        let program = Arc::new(program);
-        let napi = (options.busy_poll == Choice::On).then(|| NapiSettings::make(name)).transpose();
-        let napi = Arc::new(napi.map_err(|error| fail("setting up busy polling", error))?);
-        let mut hands: Vec<Vec<Channel>> = (0..pairs).map(|_| Vec::new()).collect();
-        for (queue, pair) in (0..device.queues).zip((0..pairs).cycle()) {
-            let channel = Channel::open(&device, queue, options, None)
-                .map_err(|error| fail("opening a socket", error))?;
-            hands[pair].push(channel);
-        }
-        let first = &hands[0][0];
-        log::info!(
-            "{name}: XDP in {} mode, {}, {} queue(s), {} byte chunks{}{}",
-            program.mode(),
-            if first.socket.zero_copy { "zero copy" } else { "copied by the kernel" },
-            device.queues,
-            first.socket.umem.chunk(),
-            if first.socket.need_wakeup { ", need_wakeup" } else { "" },
-            if first.socket.multi_buffer { ", multi-buffer" } else { "" },
-        );
-        let new = |sockets: Vec<Channel>| {
-            let queues = sockets.iter().map(|channel| channel.socket.queue).collect();
-            let any = if sockets.len() > 1 || options.umem == UmemOwner::Guest {
-                Some(poll_all(&sockets).map_err(|error| fail("polling its sockets", error))?)
-            } else {
-                None
-            };
+        let Opened { device, program, napi, channels } = Opened::new(device, pairs, options)?;
+        let fail = |error| explain(&device, options, "following its changes", error);
+        let inboxes = channels.iter().map(|_| Inbox::new().map(Arc::new)).collect::<Result<_, _>>();
+        let inboxes: Vec<_> = inboxes.map_err(fail)?;
+        let follower =
+            Follower::start(device.clone(), Arc::clone(&program), napi, *options, inboxes.clone());
+        let follower = Arc::new(follower.map_err(fail)?);
+        let new = |(channels, inbox): (Vec<Channel>, Arc<Inbox>)| {
             Ok(Self {
-                channels: sockets,
-                queues,
-                any,
+                queues: channels.iter().map(|channel| channel.socket.queue).collect(),
+                any: poll_all(&channels, &inbox)?,
+                channels,
                 program: Arc::clone(&program),
-                _napi: Arc::clone(&napi),
+                inbox,
+                _follower: Arc::clone(&follower),
+                retired: Vec::new(),
                 device: device.clone(),
                 options: *options,
                 log: LogLimit::new(""),
@@ -150,7 +133,52 @@ impl AfXdp {
                 in_flight: VecDeque::with_capacity(BURST_MAX),
             })
         };
-        hands.into_iter().map(new).collect()
+        let opened = channels.into_iter().zip(inboxes).map(new).collect::<io::Result<_>>();
+        opened.map_err(|error| explain(&device, options, "polling its sockets", error))
+    }
+
+    /// Takes over what has changed on the interface.
+    #[cold]
+    fn take_over(&mut self) {
+        for Change { device, program, channels, replaces } in self.inbox.take() {
+            if replaces {
+                let Self { channels, retired, .. } = self;
+                for mut channel in channels.drain(..) {
+                    channel.losses(&mut |what, times| retired.push((what, times)));
+                }
+                self.queues.clear();
+                (self.program, self.down, self.turn) = (program, false, 0);
+            }
+            for channel in channels {
+                self.add(channel);
+            }
+            for channel in &mut self.channels {
+                channel.mtu = device.mtu;
+            }
+            self.device = device;
+        }
+    }
+
+    /// Takes over the socket of one more queue.
+    fn add(&mut self, channel: Channel) {
+        let queue = channel.socket.queue;
+        self.queues.push(queue);
+        // Without a guest there are no sockets that send from its memory; all are opened when one attaches.
+        if self.options.umem == UmemOwner::Guest && self.channels.is_empty() {
+            return;
+        }
+        let mut taken = epoll_add(&self.any, &channel);
+        if self.active {
+            taken = taken.and(self.program.direct(queue, Some(channel.as_fd())));
+        }
+        if let Err(error) = taken {
+            let name = &self.device.name;
+            log_limit::warn!(
+                self.log,
+                "{name}: frames of queue {queue} may be late or lost: {error}"
+            );
+        }
+        self.channels.push(channel);
     }
 
     /// Closes the sockets and opens new ones that send from the memory of `guest`.
@@ -160,9 +188,7 @@ impl AfXdp {
             // Frames are sent through the first channel only.
             let guest = Some(guest).filter(|_| self.channels.is_empty());
             let channel = Channel::open(&self.device, queue, &self.options, guest)?;
-            if let Some(any) = &self.any {
-                epoll::add(any, &channel, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-            }
+            epoll_add(&self.any, &channel)?;
             self.channels.push(channel);
         }
         Ok(())
@@ -215,6 +241,9 @@ impl Interface for AfXdp {
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
+        if self.inbox.is_full() {
+            self.take_over();
+        }
         if active == self.active {
             return Ok(());
         }
@@ -255,7 +284,7 @@ impl Interface for AfXdp {
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
-        self.any.as_ref().map(AsFd::as_fd).or_else(|| self.channels.first().map(AsFd::as_fd))
+        Some(self.any.as_fd())
     }
 
     #[inline]
@@ -267,6 +296,9 @@ impl Interface for AfXdp {
 impl Datapath for AfXdp {
     #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        if self.inbox.is_full() {
+            self.take_over();
+        }
         if self.options.umem == UmemOwner::Guest {
             return self.transmit_in_place(frames);
         }
@@ -301,6 +333,9 @@ impl Datapath for AfXdp {
 
     #[inline]
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        if self.inbox.is_full() {
+            self.take_over();
+        }
         let count = self.channels.len();
         let mut look = Look::Drained;
         let Some(first) = self.channels.first_mut() else { return Ok(look) };
@@ -326,6 +361,9 @@ impl Datapath for AfXdp {
 
 impl FrameReader for AfXdp {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
+        if self.inbox.is_full() {
+            self.take_over();
+        }
         if self.channels[0].socket.unsent && !self.down {
             // An error shows at the next frame.
             let _ = self.channels[0].socket.flush();
@@ -351,6 +389,10 @@ impl InPlace for AfXdp {
     }
 
     fn detach(&mut self) {
+        for &queue in &self.queues {
+            // A socket that is closed leaves the map by itself, but not the count of those in it.
+            let _ = self.program.direct(queue, None);
+        }
         // Frames still in the transmit ring must not be sent any more: the guest may reuse their memory.
         self.channels.clear();
         self.in_flight.clear();
@@ -376,7 +418,12 @@ impl InPlace for AfXdp {
 
 impl KernelFacts for AfXdp {
     fn losses(&mut self, each: &mut dyn FnMut(Counted, u64)) {
+        self.retired.drain(..).for_each(|(what, times)| each(what, times));
         self.channels.iter_mut().for_each(|channel| channel.losses(each));
+        let unserved = self.program.unserved();
+        if unserved > 0 {
+            each(Counted::Lost(DropCause::RxUnservedQueue), unserved);
+        }
     }
 
     #[inline]
@@ -385,11 +432,14 @@ impl KernelFacts for AfXdp {
     }
 }
 
-/// A descriptor that becomes readable when one of the sockets does.
-fn poll_all(sockets: &[Channel]) -> io::Result<OwnedFd> {
+/// A descriptor that becomes readable when one of the sockets or the inbox does.
+fn poll_all(sockets: &[Channel], inbox: &Inbox) -> io::Result<OwnedFd> {
     let any = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    for channel in sockets {
-        epoll::add(&any, channel, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
-    }
+    epoll_add(&any, inbox.wake())?;
+    sockets.iter().try_for_each(|channel| epoll_add(&any, channel))?;
     Ok(any)
+}
+
+fn epoll_add(any: &OwnedFd, fd: &impl AsFd) -> io::Result<()> {
+    Ok(epoll::add(any, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
 }

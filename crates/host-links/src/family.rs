@@ -6,7 +6,7 @@ use std::io;
 use netlink_packet_core::{
     DefaultNla, Emitable, NLA_F_NESTED, NetlinkSerializable, ParseableParametrized,
 };
-use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
+use netlink_packet_generic::ctrl::nlas::{GenlCtrlAttrs, McastGrpAttrs};
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
@@ -44,18 +44,43 @@ pub fn nested(kind: u16, inner: &DefaultNla) -> DefaultNla {
     DefaultNla::new(kind | NLA_F_NESTED, bytes)
 }
 
+/// The number of a family's multicast group; nothing where this kernel has no such family or group.
+pub fn group(family: &str, group: &str) -> io::Result<Option<u32>> {
+    let attributes = match describe(family) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        attributes => attributes?,
+    };
+    let groups = attributes.into_iter().filter_map(|attribute| match attribute {
+        GenlCtrlAttrs::McastGroups(groups) => Some(groups),
+        _ => None,
+    });
+    let is_it =
+        |attribute: &McastGrpAttrs| matches!(attribute, McastGrpAttrs::Name(name) if name == group);
+    let number = |attribute: McastGrpAttrs| match attribute {
+        McastGrpAttrs::Id(number) => Some(number),
+        McastGrpAttrs::Name(_) => None,
+    };
+    let found = groups.flatten().find(|attributes| attributes.iter().any(is_it));
+    Ok(found.and_then(|attributes| attributes.into_iter().find_map(number)))
+}
+
 /// The number that this kernel gave a family.
 fn number(family: &str) -> io::Result<u16> {
+    let number = describe(family)?.into_iter().find_map(|attribute| match attribute {
+        GenlCtrlAttrs::FamilyId(number) => Some(number),
+        _ => None,
+    });
+    number.ok_or_else(|| malformed("a family without a number"))
+}
+
+/// What this kernel says of a family.
+fn describe(family: &str) -> io::Result<Vec<GenlCtrlAttrs>> {
     let nlas = vec![GenlCtrlAttrs::FamilyName(family.into())];
     let request = GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas };
     let answer = fetch(NETLINK_GENERIC, GenlMessage::from_payload(request))?;
     let answer = GenlMessage::<GenlCtrl>::parse_with_param(&answer, 0);
     let answer = answer.map_err(|error| malformed(&error.to_string()))?;
-    let number = answer.payload.nlas.iter().find_map(|attribute| match attribute {
-        GenlCtrlAttrs::FamilyId(number) => Some(*number),
-        _ => None,
-    });
-    number.ok_or_else(|| malformed("a family without a number"))
+    Ok(answer.payload.nlas)
 }
 
 /// A request to a family whose number is known at run time only.

@@ -3,6 +3,7 @@
 //! - [`link`]: one interface as `ip -d link show` has it.
 //! - [`macvtap`]: makes and removes a macvtap.
 //! - [`watch`]: reports when one interface goes down, comes up, or is removed.
+//! - [`notices`]: reports that any interface has changed.
 //! - [`ethtool`]: channels, ring sizes and offloads.
 //! - [`holder`]: the processes that keep an XDP program on an interface.
 //! - [`xdp`]: what the driver can do for XDP and AF_XDP.
@@ -18,6 +19,7 @@ mod family;
 pub mod holder;
 pub mod link;
 pub mod macvtap;
+pub mod notices;
 mod socket;
 pub mod watch;
 pub mod xdp;

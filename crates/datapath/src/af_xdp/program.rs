@@ -2,9 +2,10 @@
 //! the interface when this process ends.
 #![allow(unsafe_code, reason = "creates a link with flags, which libbpf-rs cannot")]
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder};
 
@@ -20,26 +21,50 @@ static OBJECT: &Aligned<[u8]> =
 /// The program attached to its interface, and its map of sockets.
 #[derive(Debug)]
 pub struct Program {
-    /// The map of sockets by queue. The worker of every queue pair accesses it. The lock is taken at start and stop,
+    /// The worker of every queue pair accesses them. The lock is taken at start and stop and when losses are counted,
     /// never for a frame.
-    sockets: Mutex<MapHandle>,
+    maps: Mutex<Maps>,
     /// The mode in which it runs: native or generic.
     mode: XdpMode,
+    /// Whether it stamps frames.
+    stamps: bool,
+    /// `None` after it was taken off its interface.
+    attached: Mutex<Option<Attached>>,
+}
+
+/// What keeps the program on its interface.
+#[derive(Debug)]
+struct Attached {
     // Field order is drop order: first the link, which detaches the program from the interface.
-    _link: OwnedFd,
-    _object: Object,
+    link: OwnedFd,
+    object: Object,
+}
+
+/// The program's maps (`bpf/sockets.bpf.c`).
+#[derive(Debug)]
+struct Maps {
+    /// The sockets by queue.
+    sockets: MapHandle,
+    /// Number of sockets in it.
+    served: MapHandle,
+    /// Number of frames of other queues.
+    unserved: MapHandle,
+    /// The queues that have a socket.
+    queues: BTreeSet<u32>,
+    /// Frames of other queues that were reported.
+    reported: u64,
 }
 
 impl Program {
-    /// Loads the program for `queues` receive queues and attaches it to the interface numbered `ifindex`, in `mode`.
+    /// Loads the program and attaches it to the interface numbered `ifindex`, in `mode`.
     /// With [`XdpMode::Auto`] that is native mode if the driver supports it, else generic mode. `stamps`: whether the
     /// program stamps each frame with its arrival time.
     ///
     /// # Errors
     /// Those of libbpf and the kernel: `EBUSY` when the interface has another XDP program.
-    pub fn attach(ifindex: i32, queues: u32, mode: XdpMode, stamps: bool) -> io::Result<Self> {
+    pub fn attach(ifindex: i32, mode: XdpMode, stamps: bool) -> io::Result<Self> {
         quiet();
-        let object = load(queues, stamps)?;
+        let object = load(stamps, None)?;
         let program = object.progs().next().ok_or(io::ErrorKind::NotFound)?;
         let (link, mode) = match mode {
             XdpMode::Auto => match link(program.as_fd(), ifindex, libbpf_sys::XDP_FLAGS_DRV_MODE) {
@@ -58,10 +83,41 @@ impl Program {
                 (link(program.as_fd(), ifindex, libbpf_sys::XDP_FLAGS_SKB_MODE)?, mode)
             }
         };
-        let map =
-            object.maps().find(|map| map.name() == "sockets").ok_or(io::ErrorKind::NotFound)?;
-        let sockets = Mutex::new(MapHandle::try_from(&map).map_err(system)?);
-        Ok(Self { sockets, mode, _link: link, _object: object })
+        let map = |name: &str| {
+            let map =
+                object.maps().find(|map| map.name() == name).ok_or(io::ErrorKind::NotFound)?;
+            MapHandle::try_from(&map).map_err(system)
+        };
+        let maps = Maps {
+            sockets: map("sockets")?,
+            served: map("served")?,
+            unserved: map("unserved")?,
+            queues: BTreeSet::new(),
+            reported: 0,
+        };
+        let attached = Mutex::new(Some(Attached { link, object }));
+        Ok(Self { maps: Mutex::new(maps), mode, stamps, attached })
+    }
+
+    /// Takes the program off its interface.
+    pub fn detach(&self) {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Puts a copy of the program in its place, with the same maps. A veth gives the program only to the queues that it
+    /// has at that time (`veth_enable_xdp` of `drivers/net/veth.c`): queues that were added since bypass it.
+    ///
+    /// # Errors
+    /// Those of libbpf and the kernel; the program stays as it was then.
+    pub fn renew(&self) -> io::Result<()> {
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(attached) = attached.as_mut() else { return Ok(()) };
+        let object =
+            load(self.stamps, Some(&self.maps.lock().unwrap_or_else(PoisonError::into_inner)))?;
+        let program = object.progs().next().ok_or(io::ErrorKind::NotFound)?;
+        update(attached.link.as_fd(), program.as_fd())?;
+        attached.object = object;
+        Ok(())
     }
 
     /// The mode in which it runs.
@@ -75,33 +131,67 @@ impl Program {
     /// Those of the kernel.
     pub fn direct(&self, queue: u32, socket: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let key = queue.to_ne_bytes();
-        let sockets = self.sockets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         match socket {
             Some(socket) => {
                 let value = socket.as_raw_fd().to_ne_bytes();
-                sockets.update(&key, &value, MapFlags::ANY).map_err(system)
+                maps.sockets.update(&key, &value, MapFlags::ANY).map_err(system)?;
+                maps.queues.insert(queue);
             }
-            None => match sockets.delete(&key) {
-                Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(system(error)),
-                _ => Ok(()),
-            },
+            None => {
+                match maps.sockets.delete(&key) {
+                    Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => {
+                        return Err(system(error));
+                    }
+                    _ => {}
+                }
+                maps.queues.remove(&queue);
+            }
         }
+        let served = u32::try_from(maps.queues.len()).unwrap_or(u32::MAX).to_ne_bytes();
+        maps.served.update(&0u32.to_ne_bytes(), &served, MapFlags::ANY).map_err(system)
+    }
+
+    /// Number of frames, since the last call, that came on a queue without a socket while another queue had one.
+    pub fn unserved(&self) -> u64 {
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = maps.unserved.lookup(&0u32.to_ne_bytes(), MapFlags::ANY);
+        let bytes = found.ok().flatten().and_then(|bytes| bytes.try_into().ok());
+        let Some(count) = bytes.map(u64::from_ne_bytes) else { return 0 };
+        count.saturating_sub(std::mem::replace(&mut maps.reported, count))
     }
 }
 
-fn load(queues: u32, stamps: bool) -> io::Result<Object> {
+/// Loads the program, with the maps of another copy of it if there is one.
+fn load(stamps: bool, maps: Option<&Maps>) -> io::Result<Object> {
     let mut object = ObjectBuilder::default().open_memory(&OBJECT.0).map_err(system)?;
     for mut map in object.maps_mut() {
-        if map.name() == "sockets" {
-            map.set_max_entries(queues).map_err(system)?;
-        } else if let Some(constants) = map.initial_value_mut()
-            && let Some(first) = constants.first_chunk_mut()
-        {
-            // `stamps`, the only constant of the program.
-            *first = i32::from(stamps).to_ne_bytes();
+        if let Some(constants) = map.initial_value_mut() {
+            if let Some(first) = constants.first_chunk_mut() {
+                // `stamps`, the only constant of the program.
+                *first = i32::from(stamps).to_ne_bytes();
+            }
+        } else if let Some(maps) = maps {
+            let shared = [
+                ("sockets", &maps.sockets),
+                ("served", &maps.served),
+                ("unserved", &maps.unserved),
+            ];
+            if let Some((_, shared)) = shared.iter().find(|(name, _)| map.name() == *name) {
+                map.reuse_fd(shared.as_fd()).map_err(system)?;
+            }
         }
     }
     object.load().map_err(system)
+}
+
+/// Replaces the program of a link.
+fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open; without options nothing else is read.
+    let result = unsafe {
+        libbpf_sys::bpf_link_update(link.as_raw_fd(), program.as_raw_fd(), std::ptr::null())
+    };
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
 /// Attaches the program with a link. The kernel removes a link with its last file descriptor: however this process

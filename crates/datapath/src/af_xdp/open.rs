@@ -1,0 +1,65 @@
+//! Opens an interface: the XDP program first, then a socket for each queue that the interface has then.
+
+use std::sync::Arc;
+
+use super::channel::Channel;
+use super::device::Device;
+use super::error::{AfXdpError, explain, refuse_bond};
+use super::napi::NapiSettings;
+use super::program::Program;
+use super::{Choice, Options};
+
+/// An open interface.
+#[derive(Debug)]
+pub struct Opened {
+    /// The interface, with the number of queues that it has with the program.
+    pub device: Device,
+    /// The program on it.
+    pub program: Arc<Program>,
+    /// Its settings for busy polling, if asked for.
+    pub napi: Option<NapiSettings>,
+    /// The sockets of each queue pair.
+    pub channels: Vec<Vec<Channel>>,
+}
+
+impl Opened {
+    /// Opens `device` for `pairs` queue pairs. A pair gets one or more queues. All queues are bound: frames of an
+    /// unbound one would go to the host's network stack.
+    ///
+    /// # Errors
+    /// See [`AfXdpError`].
+    pub fn new(device: Device, pairs: usize, options: &Options) -> Result<Self, AfXdpError> {
+        refuse_bond(&device, options.mode)?;
+        if pairs > device.queues as usize {
+            let Device { name, queues, .. } = device;
+            return Err(AfXdpError::TooFewQueues { name, queues, pairs });
+        }
+        let fail = |step, error| explain(&device, options, step, error);
+        let index = i32::try_from(device.index).unwrap_or(i32::MAX);
+        let program = Program::attach(index, options.mode, options.stamps)
+            .map_err(|error| fail("attaching the XDP program", error))?;
+        let napi =
+            (options.busy_poll == Choice::On).then(|| NapiSettings::make(&device.name)).transpose();
+        let napi = napi.map_err(|error| fail("setting up busy polling", error))?;
+        // Some drivers give an interface more queues for a native program (virtio_net: one for each CPU).
+        let device = Device::find(&device.name).unwrap_or(device);
+        let mut channels: Vec<Vec<Channel>> = (0..pairs).map(|_| Vec::new()).collect();
+        for (queue, pair) in (0..device.queues).zip((0..pairs).cycle()) {
+            let channel = Channel::open(&device, queue, options, None)
+                .map_err(|error| explain(&device, options, "opening a socket", error))?;
+            channels[pair].push(channel);
+        }
+        let first = &channels[0][0];
+        log::info!(
+            "{}: XDP in {} mode, {}, {} queue(s), {} byte chunks{}{}",
+            device.name,
+            program.mode(),
+            if first.socket.zero_copy { "zero copy" } else { "copied by the kernel" },
+            device.queues,
+            first.socket.umem.chunk(),
+            if first.socket.need_wakeup { ", need_wakeup" } else { "" },
+            if first.socket.multi_buffer { ", multi-buffer" } else { "" },
+        );
+        Ok(Self { device, program: Arc::new(program), napi, channels })
+    }
+}
