@@ -6,7 +6,7 @@
 //! - [`console`]: a shell over a serial line: the host's end, and in `console::server` the guest's end; `shell` runs one
 //!   command over it.
 //! - `udp_ping`, `udp_echo`: round trips; `stamps`: when each packet was sent and received, by program and kernel.
-//! - `tcp`: bulk transfers that both ends hash; `pattern`: the bytes they send.
+//! - `tcp`: bulk transfers that are hashed or compared; `pattern`: the bytes they send.
 //! - `watch`: looks after an exchange: progress, silence, patience; `progress`: a line that shows how far a job is;
 //!   `address`: addresses on the command line.
 //! - `channels`: how many queue pairs an interface uses.
@@ -53,9 +53,9 @@ enum Command {
     UdpPing(udp_ping::Args),
     /// Serve tcp-send and tcp-receive.
     TcpServe(tcp::ServeArgs),
-    /// Send bytes made from a seed to a tcp-serve; both ends hash them.
+    /// Send bytes made from a seed to a tcp-serve; both ends hash them, or the receiver compares.
     TcpSend(tcp::TransferArgs),
-    /// Have a tcp-serve send bytes made from a seed; both ends hash them.
+    /// Have a tcp-serve send bytes made from a seed; both ends hash them, or the receiver compares.
     TcpReceive(tcp::TransferArgs),
     /// Measure how fast this machine makes and hashes bytes.
     HashSpeed(tcp::HashSpeedArgs),
@@ -147,6 +147,16 @@ pub enum Error {
         sent: String,
         /// The receiver's digest.
         received: String,
+    },
+    /// The receiver got other bytes than the seed's.
+    #[error(
+        "expected {bytes} bytes of the seed, found that byte {at} differs: the bytes were changed on their way"
+    )]
+    Differs {
+        /// Position of the first byte that differs, from 0.
+        at: u64,
+        /// Number of received bytes.
+        bytes: u64,
     },
     /// A value on the command line cannot be used.
     #[error("{flag}: expected {expected}, found {found}")]

@@ -1,12 +1,12 @@
 //! `tcp-serve`, `tcp-send`, `tcp-receive`: bytes made from a seed, over one connection.
 //!
-//! The client opens with one line, `ringscope-tcp DIRECTION BYTES SEED hash|plain`. The sender makes the bytes, and both
-//! ends hash them. At the end the server sends its half of the result as one JSON line, and the client compares and
-//! prints both.
+//! The client opens with one line, `ringscope-tcp DIRECTION BYTES SEED hash|compare|plain`. The sender makes the bytes. Both
+//! ends hash them; or the receiver makes them, too, and compares. At the end the server sends its half of the result as one
+//! JSON line, and the client checks and prints both.
 
 use crate::Error;
 use crate::address;
-use crate::pattern::Pattern;
+use crate::pattern::{BLOCK_BYTES, Comparison, Pattern};
 use crate::progress::Progress;
 use crate::watch::{Tally, Watch};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,6 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-const BLOCK_BYTES: usize = 256 << 10;
 /// The longest opening line we accept.
 const OPENING_BYTES_MAX: u64 = 128;
 const OPENING: &str = "ringscope-tcp";
@@ -44,8 +43,11 @@ pub struct TransferArgs {
     /// Seed of the bytes.
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
-    /// Send one block repeatedly and hash nothing, to measure throughput alone.
+    /// Have the receiver make the same bytes and compare, which is faster than hashing.
     #[arg(long)]
+    compare: bool,
+    /// Send one block repeatedly and hash nothing, to measure throughput alone.
+    #[arg(long, conflicts_with = "compare")]
     no_hash: bool,
     /// Give up after this many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
@@ -67,8 +69,10 @@ pub struct HashSpeedArgs {
 pub struct TransferHalf {
     /// Number of bytes that this end sent or received.
     pub bytes: u64,
-    /// Their SHA-256 in hexadecimal; absent with `--no-hash`.
+    /// Their SHA-256 in hexadecimal; absent with `--compare` and `--no-hash`.
     pub sha256: Option<String>,
+    /// Number of received bytes before the first that is not the sent one; only at the receiver, and with `--compare`.
+    pub equal_bytes: Option<u64>,
     /// Time from the first byte to the last, seconds.
     pub seconds: f64,
 }
@@ -91,6 +95,9 @@ pub struct TcpReport {
 impl TcpReport {
     /// Checks that the received bytes are the sent ones.
     pub fn check(&self) -> Result<(), Error> {
+        if let Some(at) = self.received.equal_bytes.filter(|&equal| equal < self.received.bytes) {
+            return Err(Error::Differs { at, bytes: self.received.bytes });
+        }
         if self.sent.bytes == self.received.bytes && self.sent.sha256 == self.received.sha256 {
             return Ok(());
         }
@@ -109,12 +116,43 @@ enum Direction {
     Receive,
 }
 
+/// How the received bytes are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    /// Both ends hash them.
+    Hash,
+    /// The receiver compares them with those of the seed.
+    Compare,
+    /// Not at all.
+    Nothing,
+}
+
+impl Check {
+    const ALL: [Self; 3] = [Self::Hash, Self::Compare, Self::Nothing];
+
+    fn of(args: &TransferArgs) -> Self {
+        match (args.compare, args.no_hash) {
+            (true, _) => Self::Compare,
+            (_, true) => Self::Nothing,
+            _ => Self::Hash,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Hash => "hash",
+            Self::Compare => "compare",
+            Self::Nothing => "plain",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Order {
     direction: Direction,
     bytes: u64,
     seed: u64,
-    hash: bool,
+    check: Check,
 }
 
 impl Order {
@@ -123,8 +161,7 @@ impl Order {
             Direction::Send => "send",
             Direction::Receive => "receive",
         };
-        let hash = if self.hash { "hash" } else { "plain" };
-        format!("{OPENING} {direction} {} {} {hash}\n", self.bytes, self.seed)
+        format!("{OPENING} {direction} {} {} {}\n", self.bytes, self.seed, self.check.word())
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -139,17 +176,14 @@ impl Order {
         };
         let bytes = words.next()?.parse().ok()?;
         let seed = words.next()?.parse().ok()?;
-        let hash = match words.next()? {
-            "hash" => true,
-            "plain" => false,
-            _ => return None,
-        };
-        words.next().is_none().then_some(Self { direction, bytes, seed, hash })
+        let word = words.next()?;
+        let check = Check::ALL.into_iter().find(|check| check.word() == word)?;
+        words.next().is_none().then_some(Self { direction, bytes, seed, check })
     }
 }
 
-/// Makes the bytes and writes them. Without hashing, one block is written repeatedly, so that making bytes does not limit
-/// the throughput.
+/// Makes the bytes and writes them. If they are not checked, one block is written repeatedly, so that making bytes does not
+/// limit the throughput.
 fn transmit(
     to: &mut impl Write,
     order: Order,
@@ -158,7 +192,7 @@ fn transmit(
 ) -> io::Result<TransferHalf> {
     let start = Instant::now();
     let mut pattern = Pattern::new(order.seed);
-    let mut digest = order.hash.then(Sha256::new);
+    let mut digest = (order.check == Check::Hash).then(Sha256::new);
     let mut block = vec![0; BLOCK_BYTES];
     pattern.fill(&mut block);
     let mut left = order.bytes;
@@ -171,11 +205,11 @@ fn transmit(
         to.write_all(part)?;
         tally.answered(part.len() as u64);
         left -= part.len() as u64;
-        if order.hash {
+        if order.check != Check::Nothing {
             pattern.fill(&mut block);
         }
     }
-    Ok(half(order.bytes, digest, start))
+    Ok(half(order.bytes, digest, None, start))
 }
 
 fn take(
@@ -185,7 +219,8 @@ fn take(
     tally: &Tally,
 ) -> io::Result<TransferHalf> {
     let start = Instant::now();
-    let mut digest = order.hash.then(Sha256::new);
+    let mut digest = (order.check == Check::Hash).then(Sha256::new);
+    let mut comparison = (order.check == Check::Compare).then(|| Comparison::new(order.seed));
     let mut block = vec![0; BLOCK_BYTES];
     let mut left = order.bytes;
     while left > 0 {
@@ -200,19 +235,31 @@ fn take(
         if let Some(digest) = &mut digest {
             digest.update(&block[..length]);
         }
+        if let Some(comparison) = &mut comparison {
+            comparison.take(&block[..length]);
+        }
         tally.answered(length as u64);
         left -= length as u64;
     }
-    Ok(half(order.bytes - left, digest, start))
+    Ok(half(order.bytes - left, digest, comparison, start))
 }
 
 fn in_time(end: Instant) -> io::Result<()> {
     if Instant::now() < end { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
 }
 
-fn half(bytes: u64, digest: Option<Sha256>, start: Instant) -> TransferHalf {
-    let seconds = start.elapsed().as_secs_f64();
-    TransferHalf { bytes, sha256: digest.map(|digest| hex(&digest.finalize())), seconds }
+fn half(
+    bytes: u64,
+    digest: Option<Sha256>,
+    comparison: Option<Comparison>,
+    start: Instant,
+) -> TransferHalf {
+    TransferHalf {
+        bytes,
+        sha256: digest.map(|digest| hex(&digest.finalize())),
+        equal_bytes: comparison.map(|comparison| comparison.equal_bytes()),
+        seconds: start.elapsed().as_secs_f64(),
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -280,7 +327,7 @@ pub fn receive(args: &TransferArgs) -> Result<TcpReport, Error> {
 }
 
 fn transfer(args: &TransferArgs, direction: Direction) -> Result<TcpReport, Error> {
-    let order = Order { direction, bytes: args.bytes, seed: args.seed, hash: !args.no_hash };
+    let order = Order { direction, bytes: args.bytes, seed: args.seed, check: Check::of(args) };
     let (limit, patience) =
         (Duration::from_secs(args.timeout.max(1)), Duration::from_secs(args.patience));
     let end = Instant::now() + limit;
@@ -404,88 +451,4 @@ pub fn hash_speed(args: &HashSpeedArgs) -> HashSpeed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn server() -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        std::thread::spawn(move || accept_all(&listener));
-        address
-    }
-
-    fn args(target: SocketAddr, bytes: u64, no_hash: bool) -> TransferArgs {
-        TransferArgs { target, bytes, seed: 5, no_hash, timeout: 20, patience: 10 }
-    }
-
-    #[test]
-    fn both_directions_carry_the_same_bytes() {
-        let target = server();
-        // Not a multiple of the block, so the last part is short.
-        let bytes = 3 * BLOCK_BYTES as u64 + 1001;
-        let sent = send(&args(target, bytes, false)).unwrap();
-        let received = receive(&args(target, bytes, false)).unwrap();
-        sent.check().unwrap();
-        received.check().unwrap();
-        assert_eq!(sent.received.bytes, bytes);
-        assert_eq!(sent.received.sha256, received.received.sha256);
-        assert_eq!(sent.received.sha256.unwrap().len(), 64);
-    }
-
-    #[test]
-    fn without_hash_there_is_no_digest() {
-        let report = send(&args(server(), 1 << 20, true)).unwrap();
-        report.check().unwrap();
-        assert_eq!((report.sent.sha256, report.received.bytes), (None, 1 << 20));
-    }
-
-    #[test]
-    fn a_changed_byte_is_told() {
-        let mut report = receive(&args(server(), 1000, false)).unwrap();
-        report.received.sha256 = Some("00".into());
-        assert!(matches!(report.check(), Err(Error::Corrupted { .. })));
-    }
-
-    #[test]
-    fn orders_survive_the_wire_and_garbage_is_refused() {
-        let order = Order { direction: Direction::Receive, bytes: 7, seed: 8, hash: false };
-        assert_eq!(Order::parse(&order.line()), Some(order));
-        for line in ["", "GET / HTTP/1.1", "ringscope-tcp send x 1 hash", "ringscope-tcp send 1 1"]
-        {
-            assert_eq!(Order::parse(line), None, "{line}");
-        }
-    }
-
-    /// The limit and its flag of a transfer that is given up.
-    fn given_up(result: Result<TcpReport, Error>) -> (Duration, &'static str) {
-        match result {
-            Err(Error::Timeout { limit, flag, .. }) => (limit, flag),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_peer_that_says_nothing_is_given_up_for_the_reason_that_is_said() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (target, second) = (listener.local_addr().unwrap(), Duration::from_secs(1));
-        let limited = TransferArgs { timeout: 1, ..args(target, 10, false) };
-        assert_eq!(given_up(receive(&limited)), (second, "--timeout"));
-        let impatient = TransferArgs { patience: 1, ..args(target, 10, false) };
-        assert_eq!(given_up(receive(&impatient)), (second, "--patience"));
-        // It sends until the buffers are full.
-        let sending = TransferArgs { timeout: 1, ..args(target, 1 << 30, true) };
-        assert_eq!(given_up(send(&sending)), (second, "--timeout"));
-    }
-
-    /// TEST-NET-1 (RFC 5737): nobody answers there; a sandbox may refuse at once instead.
-    #[test]
-    fn a_host_that_does_not_answer_is_reported_with_the_time_it_had() {
-        let target = "192.0.2.1:7008".parse().unwrap();
-        let args = TransferArgs { timeout: 120, patience: 1, ..args(target, 10, false) };
-        match send(&args) {
-            Err(Error::NoConnection { seconds, .. }) => assert!((0.9..10.0).contains(&seconds)),
-            Err(Error::Peer { doing: "connect to", .. }) => {}
-            other => panic!("{other:?}"),
-        }
-    }
-}
+mod tests;
