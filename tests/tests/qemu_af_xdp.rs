@@ -1,4 +1,4 @@
-//! Linux guests in QEMU on AF_XDP: ping, UDP, and TCP of 1 GiB both ways with its SHA-256 compared, over a wire
+//! Linux guests in QEMU on AF_XDP: ping, UDP, and TCP of 1 GiB both ways, each byte compared, over a wire
 //! whose other end leaves checksums and segments to whoever puts frames on a real one.
 //!
 //! | guest | offloads | queue pairs | XDP | polling | rings | MTU |

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lab::guest::Attachment;
 use ringscope_tests::qemu::{Failure, Place, SOON};
-use ringscope_tests::traffic::{self, From, Transfer};
+use ringscope_tests::traffic::{self, Check, From, Transfer};
 
 /// The daemon ends within this time when it is asked to, whatever goes on.
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ fn a_guest_reboots_and_another_qemu_attaches() -> Result<(), Failure> {
     traffic::everything_a_little(&mut place)?;
 
     // In the middle of traffic, and without a word.
-    let mut cut_off = Transfer::start(&place, From::Guest, 1 << 40, false)?;
+    let mut cut_off = Transfer::start(&place, From::Guest, 1 << 40, Check::Compare)?;
     sleep(Duration::from_millis(300));
     assert!(cut_off.is_running()?);
     place.guest().kill()?;
@@ -60,7 +60,7 @@ fn a_daemon_comes_back_under_a_qemu_that_connects_again() -> Result<(), Failure>
     traffic::everything_a_little(&mut place)?;
 
     // Killed under load: the connections live on, and every byte arrives.
-    let start = |from| Transfer::start(&place, from, 128 << 20, true);
+    let start = |from| Transfer::start(&place, from, 128 << 20, Check::Hash);
     let mut transfers = [start(From::Outside)?, start(From::Guest)?];
     for _ in 0..2 {
         sleep(Duration::from_millis(400));
@@ -74,7 +74,7 @@ fn a_daemon_comes_back_under_a_qemu_that_connects_again() -> Result<(), Failure>
     traffic::everything_a_little(&mut place)?;
 
     // Asked to end under load.
-    let mut transfer = Transfer::start(&place, From::Guest, 256 << 20, true)?;
+    let mut transfer = Transfer::start(&place, From::Guest, 256 << 20, Check::Hash)?;
     sleep(Duration::from_millis(500));
     terminate(&mut place)?;
     assert!(!place.socket().exists());

@@ -1,5 +1,5 @@
-//! A Linux guest in QEMU on a macvtap that the daemon made over a wire: ping, UDP, and TCP of 1 GiB both ways with its
-//! SHA-256 compared, with offloads, mergeable buffers and two queue pairs.
+//! A Linux guest in QEMU on a macvtap that the daemon made over a wire: ping, UDP, and TCP of 1 GiB both ways, each
+//! byte compared, with offloads, mergeable buffers and two queue pairs.
 
 use ringscope_tests::qemu::{Failure, Place};
 use ringscope_tests::traffic::{self, From};
