@@ -22,13 +22,14 @@ impl Pattern {
         Self { table, keys: random }
     }
 
-    /// Fills `block` with the next block.
+    /// Fills `block` with the next block, or with its beginning. Only a whole block is followed by the bytes after it.
     ///
     /// # Panics
     ///
-    /// When it is not `BLOCK_BYTES` long.
+    /// When it is longer than `BLOCK_BYTES`, or its length is no multiple of 8.
     pub fn fill(&mut self, block: &mut [u8]) {
-        assert_eq!(block.len(), BLOCK_BYTES, "the pattern is made by whole blocks");
+        let length = block.len();
+        assert!(length <= BLOCK_BYTES && length.is_multiple_of(size_of::<u64>()), "{length} bytes");
         let key = self.keys.next();
         for (word, entry) in block.chunks_exact_mut(size_of::<u64>()).zip(&self.table) {
             word.copy_from_slice(&(entry ^ key).to_le_bytes());
@@ -120,6 +121,9 @@ mod tests {
         words.dedup();
         assert_eq!(words.len(), 2 * BLOCK_BYTES / 8);
         assert_ne!(first, blocks::<1>(2)[0]);
+        let mut beginning = vec![0; 64];
+        Pattern::new(1).fill(&mut beginning);
+        assert_eq!(beginning, first[..64]);
     }
 
     #[test]
