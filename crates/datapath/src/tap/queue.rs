@@ -35,7 +35,7 @@ pub trait Engine: Send + 'static {
     /// Reads one frame into our own memory.
     ///
     /// # Errors
-    /// As [`Datapath::receive_frame`].
+    /// As [`FrameReader::receive_frame`].
     fn receive_frame(&mut self, file: &File, to: GuestSlice<'_>) -> io::Result<Option<usize>>;
 
     /// Whether frames were read that are not placed yet.
