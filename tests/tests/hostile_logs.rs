@@ -35,16 +35,21 @@ fn expect_few_lines(daemon: &Daemon, abuse: impl FnOnce()) {
     });
 }
 
+/// Stops a split ring and makes more chains available in it than it has descriptors: it breaks when it is started.
+fn stop_and_spoil(guest: &mut Guest, ring: u16) {
+    let base = guest.stop_ring(ring).unwrap();
+    let setup = guest.ring(ring).driver().setup();
+    let index = base.wrapping_add(setup.size + 1);
+    // Virtio 1.2, 2.7.6: `idx` follows the flags.
+    guest.memory().guest().write(setup.driver_area + 2, &index.to_le_bytes()).unwrap();
+}
+
 #[test]
 fn a_ring_that_breaks_again_and_again_fills_no_log() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start_limited(directory.path(), "vm", &REFLECT).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    let base = guest.stop_ring(1).unwrap();
-    // More chains than a split ring has descriptors, which breaks it.
-    let setup = guest.ring(1).driver().setup();
-    let index = base.wrapping_add(setup.size + 1);
-    guest.memory().guest().write(setup.driver_area + 2, &index.to_le_bytes()).unwrap();
+    stop_and_spoil(&mut guest, 1);
     expect_few_lines(&daemon, || {
         for _ in 0..TIMES {
             guest.start_ring(1).unwrap();
@@ -65,8 +70,8 @@ fn each_queue_pair_of_a_worker_has_its_own_line() {
         Daemon::start_limited(directory.path(), "vm", &[&REFLECT[..], &pairs].concat()).unwrap();
     let mut guest = Guest::connect(daemon.socket(), options.clone()).unwrap();
     for ring in [1, 3] {
-        let base = guest.stop_ring(ring).unwrap();
-        guest.start_ring_at(ring, base.wrapping_add(1)).unwrap();
+        stop_and_spoil(&mut guest, ring);
+        guest.start_ring(ring).unwrap();
         assert!(guest.ring(ring).gave_up(SOON).unwrap());
         daemon.expect_log(&format!("queue {ring} stops, because the guest broke it"));
     }
