@@ -102,6 +102,7 @@ fn two_are_compared_stage_by_stage() {
     let text = browser.run("return document.querySelector('#tx .change').textContent").unwrap();
     let text = text.as_str().unwrap();
     assert!(text.contains("Compared with before") && text.contains("mean before"), "{text}");
+    assert!(text.contains("before.trace: ") && text.contains("After: after: "), "{text}");
     assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
 }
 
@@ -174,8 +175,118 @@ fn page_of_probes(directory: &Path) -> Browser {
     browser
 }
 
+/// A recorder of 400 bursts, 1 ms apart, with 3 s of rest in the middle. `us` returns the time of each stage of a burst.
+fn recorder(directory: &Path, name: &str, us: impl Fn(u64) -> u64) -> PathBuf {
+    let path = directory.join(format!("{name}.trace"));
+    let clock = Clock::new();
+    let options = RecorderOptions {
+        path: path.clone(),
+        workers: 1,
+        queue_pairs: 1,
+        capacity: 1024,
+        facts: "{}".into(),
+    };
+    let recorder = Recorder::create(&options, &clock).unwrap();
+    let (mut writer, zero) = (recorder.writer(0, clock), clock.now());
+    let ticks = |us| clock.ticks_in(Duration::from_micros(us));
+    for sequence in 0..400 {
+        let rest = if sequence < 200 { 0 } else { 3_000_000 };
+        let first = zero + ticks(sequence * 1000 + rest);
+        let stages = [ticks(us(sequence)); 6];
+        let last = first + stages.iter().sum::<u64>();
+        writer.burst(&BurstRecord {
+            first,
+            last,
+            sequence,
+            stages,
+            packets: 1,
+            ring: TX,
+            ..Default::default()
+        });
+    }
+    path
+}
+
+fn report(page: &Path, of: &Path, more: &[&Path]) {
+    let mut command = Command::new(program("ringscope").unwrap());
+    command.args(["report", "--format", "html", "-o"]).args([page, of]);
+    for before in more {
+        command.arg("--before").arg(before);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_change_is_coloured_if_chance_does_not_explain_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = directory.path().join("change.html");
+    // Times that vary from burst to burst as 100 to 199 do, in an order of each recorder's own.
+    let vary = |factor: u64| move |n: u64| 100 + n * factor % 100;
+    let before = recorder(directory.path(), "before", vary(37));
+    // One burst more than doubles the mean, and shows how little the mean is known.
+    let one = |n| if n == 17 { 100_000 } else { vary(53)(n) };
+    let same = recorder(directory.path(), "same", one);
+    let slower = recorder(directory.path(), "slower", |n| 2 * vary(53)(n));
+    let browser = Browser::start(1200, 900).unwrap();
+    for (after, expected) in [(&same, [0, 0]), (&slower, [21, 0])] {
+        report(&page, after, &[&before]);
+        browser.open(&page).unwrap();
+        let coloured = browser.run(
+            "return ['worse', 'better'].map(it => document.querySelectorAll(`#tx .change .${it}`).length)",
+        );
+        let coloured = coloured.unwrap();
+        assert_eq!([&coloured[0], &coloured[1]].map(|it| it.as_u64()), expected.map(Some));
+    }
+}
+
+#[test]
+fn a_narrow_window_scrolls_nothing_but_tables_and_drawings_say_no_more_than_they_know() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("rest.html");
+    // In one narrow range of times.
+    report(&file, &recorder(directory.path(), "rest", |_| 10), &[]);
+    let browser = Browser::start(500, 900).unwrap();
+    browser.open(&file).unwrap();
+    browser.run("location.hash = 'burst-tx-7'").unwrap();
+    let wide = browser.run(
+        "return new Promise(done => setTimeout(() => done([document.documentElement.scrollWidth - innerWidth, \
+         [...document.querySelectorAll('body *')].filter(it => it.getBoundingClientRect().right > innerWidth + 1 \
+         && !it.closest('.wide') && !it.closest('svg') && !it.closest('.bar')).map(it => it.outerHTML.slice(0, 80))]), 100))",
+    );
+    let wide = wide.unwrap();
+    assert!(wide[0].as_i64().unwrap() <= 0, "the page scrolls sideways by {}", wide[0]);
+    assert_eq!(wide[1].as_array().unwrap().len(), 0, "{wide}");
+    // No line is as long as the rest.
+    let widest = browser.run(
+        "return Math.max(...[...document.querySelectorAll('#tx svg .line polyline')].map(it => it.getBBox().width))",
+    );
+    assert!(widest.unwrap().as_f64().unwrap() < 200.0);
+    // Each drawing's axis of times has at least two labels, and each of counts.
+    let labels = browser.run(
+        "return [...document.querySelectorAll('#tx svg')].map(svg => { const texts = [...svg.querySelectorAll('text')]; \
+         const at = side => texts.filter(it => (it.getAttribute('text-anchor') === 'end') === side).length; \
+         return Math.min(at(true), at(false)); })",
+    );
+    let labels = labels.unwrap();
+    let labels = labels.as_array().unwrap();
+    assert!(!labels.is_empty() && labels.iter().all(|it| it.as_u64() >= Some(2)), "{labels:?}");
+    // White on each segment of a bar can be read.
+    let contrast = browser.run(
+        "const light = rgb => rgb.match(/\\d+/g).slice(0, 3).map(it => it / 255).map(it => it <= 0.03928 ? it / 12.92 \
+         : ((it + 0.055) / 1.055) ** 2.4).reduce((sum, it, n) => sum + it * [0.2126, 0.7152, 0.0722][n], 0); \
+         return Math.min(...[...document.querySelectorAll('.bar span')].map(it => 1.05 / (light(getComputedStyle(it).backgroundColor) + 0.05)))",
+    );
+    assert!(contrast.unwrap().as_f64().unwrap() >= 4.5);
+    let words = text(&browser, "#tx .words");
+    assert!(!words.contains("split the queues"), "there is one queue pair: {words}");
+    assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
+}
+
 fn text(browser: &Browser, selector: &str) -> String {
-    let script = format!("return document.querySelector('{selector}').textContent");
+    let script = format!(
+        "return document.querySelector('{selector}').textContent.replaceAll('\\u00a0', ' ')"
+    );
     browser.run(&script).unwrap().as_str().unwrap().to_owned()
 }
 
@@ -229,7 +340,7 @@ fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
     assert_eq!(total.unwrap(), "299000");
     // A link to a probe opens it.
     browser.run("location.hash = 'probe-7-150'").unwrap();
-    let title = browser.run("return new Promise(done => setTimeout(() => done(document.querySelector('#journey h3').textContent), 100))");
+    let title = browser.run("return new Promise(done => setTimeout(() => done(document.querySelector('#journey h3').textContent.replaceAll('\\u00a0', ' ')), 100))");
     assert_eq!(title.unwrap(), "The round trip of probe 150: 250 µs");
     browser.run("document.getElementById('trips').scrollIntoView()").unwrap();
     keep_picture("RINGSCOPE_PROBES_PICTURE", &browser.screenshot().unwrap()).unwrap();

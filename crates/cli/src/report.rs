@@ -161,6 +161,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         }
     };
     let before = arguments.before.as_deref().map(open_file).transpose()?;
+    let before_name = arguments.before.as_deref().map(|path| path.display().to_string());
     if before.is_some() && arguments.format != Format::Html {
         return Err(NothingCompared.into());
     }
@@ -182,8 +183,12 @@ pub fn run(arguments: &Arguments) -> Outcome {
         return Err(BinaryToTerminal(format).into());
     }
     let journeys = arguments.probes.join(&source)?;
-    let what =
-        What { source: &source, before: before.as_ref(), journeys: journeys.as_ref(), name: &name };
+    let what = What {
+        source: &source,
+        before: before.as_ref().zip(before_name.as_deref()),
+        journeys: journeys.as_ref(),
+        name: &name,
+    };
     let (Some(path), Some(output)) = (&arguments.output, output) else {
         return write(&mut BufWriter::new(io::stdout().lock()), what, arguments.format);
     };
@@ -200,7 +205,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
 #[derive(Clone, Copy)]
 struct What<'a> {
     source: &'a Source,
-    before: Option<&'a Source>,
+    /// With its file's name.
+    before: Option<(&'a Source, &'a str)>,
     journeys: Option<&'a Journeys>,
     /// By the file's name; the daemon's own counts more.
     name: &'a str,
@@ -212,7 +218,7 @@ fn write(out: &mut impl Write, what: What<'_>, format: Format) -> Outcome {
         return write_journeys(out, joined, format);
     }
     let passes = if format == Format::Html { PASSES } else { 1 };
-    let records = source.records_max() + before.map_or(0, Source::records_max);
+    let records = source.records_max() + before.map_or(0, |(before, _)| before.records_max());
     let mut countdown = Countdown::new(records * passes);
     let lost = match format {
         Format::Table | Format::Json => {

@@ -1,9 +1,18 @@
 //! What to tune when a stage is large.
 
-/// The advice for the stage named `stage`, as a part of a sentence.
+/// The advice for the stage named `stage` of a guest with this number of queue pairs, as a part of a sentence.
 #[must_use]
-pub fn advice(stage: &str) -> Option<&'static str> {
+pub fn advice(stage: &str, queue_pairs: usize) -> Option<&'static str> {
     Some(match stage {
+        // One queue pair has one worker.
+        "notice" if queue_pairs == 1 => {
+            "the worker sleeps or waits for a CPU before it looks at the queue: poll longer, or keep other work off its CPU \
+             (--cpus, --sched)"
+        }
+        "queued" if queue_pairs == 1 => {
+            "the ring held more than a burst: the worker is the bottleneck; give the guest more queue pairs (--queue-pairs), \
+             each with a worker"
+        }
         "guest-send" => "look at the guest's stack, queueing discipline and scheduling",
         "wakeup" => {
             "look at how the worker is scheduled: pin it (--cpus), give it a real-time class (--sched), keep the CPU out of deep \
@@ -57,7 +66,8 @@ mod tests {
                 Place::Daemon(stage) => stage.name(),
                 Place::Outside(name, _) => name,
             };
-            assert!(advice(name).is_some(), "{name}");
+            assert!(advice(name, 1).is_some() && advice(name, 2).is_some(), "{name}");
+            assert!(!advice(name, 1).unwrap().contains("split the queues"), "{name}");
         }
     }
 }

@@ -71,9 +71,16 @@ fn write_burst(
     if let Some(ticks) = burst.wakeup {
         write!(out, "{}", rate.ns(ticks.into()))?;
     }
+    // Boundaries are rounded, not stages, so the stages add up to the total.
+    let mut boundaries = [0; Stage::ALL.len() + 1];
+    let mut ticks = 0_u64;
+    for (boundary, stage) in boundaries[1..].iter_mut().zip(burst.stages) {
+        ticks = ticks.saturating_add(stage);
+        *boundary = rate.ns(ticks);
+    }
     for stage in STAGES {
         match direction.position(stage) {
-            Some(at) => write!(out, ",{}", rate.ns(burst.stages[at]))?,
+            Some(at) => write!(out, ",{}", boundaries[at + 1] - boundaries[at])?,
             None => write!(out, ",")?,
         }
     }

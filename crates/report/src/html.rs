@@ -15,6 +15,7 @@ use std::io::{self, Write};
 use burst_trace::Source;
 use serde::Serialize;
 
+use crate::breakdown::Breakdown;
 use crate::journey::Journeys;
 use gather::DirectionCharts;
 use trips::Trips;
@@ -44,10 +45,13 @@ struct Page {
 #[derive(Serialize)]
 struct Before {
     name: String,
+    file: String,
+    start_ns: u64,
+    window_s: f64,
     ways: Vec<DirectionCharts>,
 }
 
-/// Writes the page for `source`, compared with `before` and with the joined probes in `journeys` if given. `name` is used
+/// Writes the page for `source`, compared with `before` (and its file's name) and with the joined probes in `journeys` if given. `name` is used
 /// if the daemon's facts have none. `each` is called for every record in each of the [`PASSES`] of a source, to show
 /// progress.
 ///
@@ -56,15 +60,16 @@ struct Before {
 pub fn write_html(
     out: &mut impl Write,
     source: &Source,
-    before: Option<&Source>,
+    before: Option<(&Source, &str)>,
     journeys: Option<&Journeys>,
     name: &str,
     mut each: impl FnMut(),
 ) -> io::Result<()> {
     let (breakdown, ways, start_ns) = gather::ways(source, name, &mut each);
-    let before = before.map(|before| {
-        let (breakdown, ways, _) = gather::ways(before, "before", &mut each);
-        Box::new(Before { name: breakdown.name, ways })
+    let before = before.map(|(before, file)| {
+        let (breakdown, ways, start_ns) = gather::ways(before, "before", &mut each);
+        let Breakdown { name, window_s, .. } = breakdown;
+        Box::new(Before { name, file: file.into(), start_ns, window_s, ways })
     });
     let page = Page {
         facts: serde_json::from_str(&source.facts()).unwrap_or_default(),

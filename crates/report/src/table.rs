@@ -2,19 +2,22 @@
 
 use std::fmt::Write;
 
-use burst_trace::Direction;
+use burst_trace::{Direction, SocketEvent};
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::breakdown::{Breakdown, Window, WindowEnd};
 use crate::collect::DirectionBreakdown;
 use crate::rollup::{Span, rollup};
 use crate::round_trip::{Initiator, Parts, RoundTrip};
-use crate::stages::StageRow;
+use crate::stages::{StageRow, Tier};
 use crate::units::{grouped, percent, scaled, time};
 
 const NOT_MEASURED: &str = "n/a";
 /// Marks stages whose times are upper bounds.
 const UPPER_BOUND: &str = "≤";
+
+/// Smallest mean of packets in a burst that is shown as more than 1.00.
+const BURST_WORTH: f64 = 1.005;
 
 /// The whole report: header, a table for each direction, the roll-up, and the round trip if there is one.
 #[must_use]
@@ -128,7 +131,11 @@ fn cells(row: &StageRow, total_ns: f64, is_polled: bool) -> Vec<String> {
             cells.push(time(figures.mean_ns));
             cells
                 .extend([figures.p50_ns, figures.p99_ns, figures.max_ns].map(|ns| time(ns as f64)));
-            cells.push(percent(figures.mean_ns, total_ns));
+            // Times in the host kernel and the guest lie beside the daemon's stages, or within them.
+            cells.push(match row.tier {
+                Tier::D => percent(figures.mean_ns, total_ns),
+                Tier::K | Tier::G => "-".into(),
+            });
         }
     }
     cells
@@ -144,7 +151,7 @@ fn notes(way: &DirectionBreakdown) -> String {
              counts from the last look that found nothing"
         );
     }
-    if let Some(burst) = way.mean_burst().filter(|&burst| burst > 1.0) {
+    if let Some(burst) = way.mean_burst().filter(|&burst| burst >= BURST_WORTH) {
         let _ = writeln!(
             text,
             "bursts hold {burst:.2} packets: each packet's time is its burst's, although the first \
@@ -182,6 +189,10 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
             }
         };
     }
+    if inject.and_then(|row| row.count).is_some_and(|count| count > way.packets) {
+        text += "inject is counted for each interrupt, also those that only return sent buffers to the guest: more often than there are \
+                 packets here\n";
+    }
     let is_followed = |stage| way.stage(stage).and_then(|row| row.count).unwrap_or(way.packets);
     if ["host-tx", "host-rx"].into_iter().any(|stage| is_followed(stage) < way.packets) {
         text += "under load the host kernel's times are of sampled frames: per device, the first 16 in each kernel tick, then one in 64\n";
@@ -189,11 +200,13 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     text
 }
 
+/// What the kernel counted on AF_XDP sockets. That a transmit ring was empty is how every call to send ends, so it is left
+/// out here; JSON and metrics have it.
 fn events(way: &DirectionBreakdown) -> String {
     let counted: Vec<_> = way
         .events
         .iter()
-        .filter(|(_, count)| *count > 0)
+        .filter(|(event, count)| *count > 0 && *event != SocketEvent::TxRingEmpty)
         .map(|(event, count)| format!("{} {}", event.name(), grouped(*count)))
         .collect();
     if counted.is_empty() {

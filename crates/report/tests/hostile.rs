@@ -105,7 +105,7 @@ fn report_all(source: &Source, numbers: &mut Numbers) {
         let joined = Journeys::join(source, initiator, &sender, Some(&echo));
         let _ = (journey::to_text(&joined), journey::to_json(&joined));
         journey::write_csv(out, &joined).unwrap();
-        write_html(out, source, Some(source), Some(&joined), "vm0", || {}).unwrap();
+        write_html(out, source, Some((source, "before")), Some(&joined), "vm0", || {}).unwrap();
     }
 }
 

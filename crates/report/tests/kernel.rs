@@ -10,6 +10,8 @@ use report::csv::write_csv;
 use report::hlog::write_hlog;
 use report::html::write_html;
 use report::pcapng::write_pcapng;
+use report::table::to_table;
+use report::{Breakdown, Window};
 use serde_json::{Value, json};
 
 /// A burst each way, in microseconds: to the wire from 1000 to 1060, 2 packets, worker woken up at 980; to the guest from
@@ -92,6 +94,55 @@ fn csv_has_a_line_for_each() {
     let start = |line: &[&str]| line[column("start_ns")].parse::<u64>().unwrap();
     let (burst, woken) = (start(&lines[1]), start(kernel[0]));
     assert_eq!((burst - woken + 500) / 1000, 20);
+}
+
+#[test]
+fn the_stages_of_a_line_of_csv_add_up_to_its_total() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_, recorder) = source(directory.path());
+    // Ticks that are no whole nanoseconds on any clock faster than 1 GHz.
+    let clock = Clock::new();
+    let mut worker = recorder.writer(0, clock);
+    for n in 0..50 {
+        let stages = [1 + n, 3 + 2 * n, 7, 11, 1, 5 * n];
+        let first = clock.now();
+        let last = first + stages.iter().sum::<u64>();
+        worker.burst(&BurstRecord {
+            first,
+            last,
+            stages,
+            packets: 1,
+            ring: 1,
+            ..Default::default()
+        });
+    }
+    let source = Reader::open(recorder.path()).unwrap().into();
+    let mut out = Vec::new();
+    write_csv(&mut out, &source, |_| ()).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let names: Vec<_> = text.lines().next().unwrap().split(',').collect();
+    let from = names.iter().position(|it| *it == "notice_ns").unwrap();
+    let bursts = text.lines().filter(|line| line.starts_with("burst,tx"));
+    let mut count = 0;
+    for line in bursts {
+        let times: Vec<u64> = line.split(',').skip(from).filter_map(|it| it.parse().ok()).collect();
+        let (total, stages) = times.split_last().unwrap();
+        assert_eq!(stages.iter().sum::<u64>(), *total, "{line}");
+        count += 1;
+    }
+    assert!(count >= 50, "{text}");
+}
+
+#[test]
+fn in_the_table_the_shares_are_of_the_daemons_own_stages() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, _recorder) = source(directory.path());
+    let breakdown = Breakdown::read(&source, "vm0", Window::Held);
+    let text = to_table(&breakdown, None);
+    for (stage, share) in [("wakeup", "-"), ("host-tx", "-"), ("inject", "-"), ("egress", "%")] {
+        let line = text.lines().find(|line| line.trim_start().starts_with(stage)).unwrap();
+        assert!(line.trim_end().ends_with(share), "{line}");
+    }
 }
 
 #[test]

@@ -140,7 +140,9 @@ pub fn ways(
     };
     let outliers = outliers.map(|all| all.into_iter().map(&mut outlier).collect());
     let ways = breakdown.directions().into_iter().zip(second).zip(outliers);
-    let ways = ways.map(|((way, second), outliers)| second.finish(way, &collector, outliers));
+    let ways = ways.map(|((way, second), outliers)| {
+        second.finish(way, &collector, outliers, source.queue_pairs())
+    });
     let start_ns = When::of(source).realtime_ns(first);
     let ways = ways.collect();
     (breakdown, ways, start_ns)
@@ -223,6 +225,7 @@ impl Second {
         way: &DirectionBreakdown,
         collector: &Collector,
         outliers: Vec<Outlier>,
+        queue_pairs: usize,
     ) -> DirectionCharts {
         let Self { rate, bin_ticks, .. } = self;
         let tail = self.tail.composition(rate);
@@ -239,7 +242,7 @@ impl Second {
                 .filter(|(_, n)| *n > 0)
                 .map(|(it, n)| (it.name(), *n))
                 .collect(),
-            words: words(way, tail.as_ref()),
+            words: words(way, tail.as_ref(), queue_pairs),
             stages: way.stages.clone(),
             total: way.total,
             own: way.direction.stages().iter().map(|stage| stage.name()).collect(),

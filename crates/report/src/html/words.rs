@@ -10,7 +10,11 @@ use crate::units::{grouped, time};
 const WORTH: f64 = 0.1;
 
 /// One direction, in sentences.
-pub fn words(way: &DirectionBreakdown, tail: Option<&Composition>) -> Vec<String> {
+pub fn words(
+    way: &DirectionBreakdown,
+    tail: Option<&Composition>,
+    queue_pairs: usize,
+) -> Vec<String> {
     let name = match way.direction {
         burst_trace::Direction::Tx => "From the guest to the wire",
         burst_trace::Direction::Rx => "From the wire to the guest",
@@ -47,7 +51,8 @@ pub fn words(way: &DirectionBreakdown, tail: Option<&Composition>) -> Vec<String
         ));
         leads
     });
-    words.extend(first_to_try(&mean_leads, tail_leads.as_deref().unwrap_or_default()));
+    let tail_leads = tail_leads.unwrap_or_default();
+    words.extend(first_to_try(&mean_leads, &tail_leads, queue_pairs));
     if way.polled_packets * 2 > way.packets {
         words.push(
             "Most were found by polling: notice counts from the last look that found nothing, and is an upper bound.".into(),
@@ -94,13 +99,13 @@ fn list(leads: &[(&str, f64)], whole: f64) -> String {
 }
 
 /// The advice for the largest stage of the tail and, if that is another one, of the mean.
-fn first_to_try(mean: &[(&str, f64)], tail: &[(&str, f64)]) -> Vec<String> {
+fn first_to_try(mean: &[(&str, f64)], tail: &[(&str, f64)], queue_pairs: usize) -> Vec<String> {
     let mut words = Vec::new();
     let mut told = None;
     for (what, lead) in [("For the tail", tail.first()), ("For the mean", mean.first())] {
         let Some((stage, _)) = lead else { continue };
         if told != Some(*stage)
-            && let Some(advice) = advice(stage)
+            && let Some(advice) = advice(stage, queue_pairs)
         {
             words.push(format!("{what}, try first ({stage}): {advice}."));
         }
@@ -122,10 +127,10 @@ mod tests {
 
     #[test]
     fn the_same_stage_is_advised_once() {
-        let told = first_to_try(&[("egress", 9.0)], &[("egress", 90.0)]);
+        let told = first_to_try(&[("egress", 9.0)], &[("egress", 90.0)], 1);
         assert_eq!(told.len(), 1);
         assert!(told[0].starts_with("For the tail"));
-        assert_eq!(first_to_try(&[("egress", 9.0)], &[("signal", 90.0)]).len(), 2);
-        assert!(first_to_try(&[], &[]).is_empty());
+        assert_eq!(first_to_try(&[("egress", 9.0)], &[("signal", 90.0)], 1).len(), 2);
+        assert!(first_to_try(&[], &[], 1).is_empty());
     }
 }
