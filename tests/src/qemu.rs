@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use burst_trace::{DropCause, Reader};
-use lab::guest::{Attachment, Guest, GuestOptions, scripts};
+use lab::guest::{Attachment, Guest, GuestOptions, Machine, scripts};
 use lab::outside::Outside;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -51,7 +51,7 @@ impl Place {
     /// Makes the outside host and a tap with so many queues.
     ///
     /// # Errors
-    /// Without root, iproute2, or the guest's image; the message says which.
+    /// Without root or iproute2; the message says which.
     pub fn new(queue_pairs: u16) -> Result<Self, Failure> {
         Self::make(queue_pairs, || {
             let mut outside = Outside::new("test")?;
@@ -93,7 +93,6 @@ impl Place {
     ) -> Result<Self, Failure> {
         static ALONE: Mutex<()> = Mutex::new(());
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        image()?;
         let (outside, datapath) = build()?;
         let directory = tempfile::Builder::new().prefix("ringscope-test-").tempdir()?;
         Ok(Self { guest: None, daemon: None, outside, datapath, queue_pairs, directory, _alone })
@@ -147,6 +146,18 @@ impl Place {
         let mut options = GuestOptions::new(attachment, self.directory().join("guest"));
         options.queue_pairs = self.queue_pairs;
         options.image = Some(image()?.clone());
+        Ok(options)
+    }
+
+    /// The same for a User Mode Linux guest.
+    ///
+    /// # Errors
+    /// Without the program `ringscope`.
+    pub fn uml_options(&self) -> Result<GuestOptions, Failure> {
+        let attachment = Attachment::Socket(self.socket());
+        let mut options = GuestOptions::new(attachment, self.directory().join("guest"));
+        options.machine = Machine::Uml { agent: program("ringscope")? };
+        options.memory_mib = 128;
         Ok(options)
     }
 

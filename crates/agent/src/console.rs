@@ -7,10 +7,16 @@
 pub(crate) mod server;
 
 use server::{READY_PREFIX, REPLY_PREFIX};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
@@ -30,7 +36,7 @@ pub struct Output {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The socket could not be connected to, read or written.
-    #[error("cannot use the console {path}: {source}; does QEMU run, with this socket?")]
+    #[error("cannot use the console {path}: {source}; does the guest run, with this console?")]
     Io {
         /// The socket.
         path: PathBuf,
@@ -57,7 +63,8 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Console {
     path: PathBuf,
-    stream: UnixStream,
+    from_guest: File,
+    to_guest: File,
     /// Bytes received and not read yet.
     pending: Vec<u8>,
     boot_id: String,
@@ -65,13 +72,15 @@ pub struct Console {
 }
 
 impl Console {
-    /// Connects to QEMU's socket; the guest may not listen yet.
+    /// Connects to QEMU's socket, or to a directory with the FIFOs `in` and `out` of User Mode Linux; the guest may not
+    /// listen yet.
     pub fn connect(path: &Path) -> Result<Self, Error> {
-        let stream = UnixStream::connect(path)
-            .map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+        let (from_guest, to_guest) =
+            open(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
         Ok(Self {
             path: path.to_path_buf(),
-            stream,
+            from_guest,
+            to_guest,
             pending: Vec::new(),
             boot_id: String::new(),
             sequence: 0,
@@ -124,7 +133,7 @@ impl Console {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.stream.write_all(bytes).map_err(|source| self.failed(source))
+        self.to_guest.write_all(bytes).map_err(|source| self.failed(source))
     }
 
     fn failed(&self, source: io::Error) -> Error {
@@ -161,8 +170,13 @@ impl Console {
             if left.is_zero() {
                 return Ok(false);
             }
-            self.stream.set_read_timeout(Some(left)).map_err(|source| self.failed(source))?;
-            match self.stream.read(&mut block) {
+            let mut polled = [PollFd::new(&self.from_guest, PollFlags::IN)];
+            let limit = Timespec::try_from(left).ok();
+            match poll(&mut polled, limit.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(self.failed(error.into())),
+            }
+            match self.from_guest.read(&mut block) {
                 Ok(0) => return Err(self.failed(io::ErrorKind::UnexpectedEof.into())),
                 Ok(length) => {
                     self.pending.extend_from_slice(&block[..length]);
@@ -173,6 +187,24 @@ impl Console {
             }
         }
     }
+}
+
+/// The ends to read from and to write to.
+fn open(path: &Path) -> io::Result<(File, File)> {
+    if !path.is_dir() {
+        let file = File::from(OwnedFd::from(UnixStream::connect(path)?));
+        return Ok((file.try_clone()?, file));
+    }
+    #[expect(clippy::cast_possible_wrap, reason = "a flag")]
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    // For writing first: that fails while nobody has the FIFOs open.
+    let to_guest = OpenOptions::new().write(true).custom_flags(flags).open(path.join("in"))?;
+    let mut from_guest =
+        OpenOptions::new().read(true).custom_flags(flags).open(path.join("out"))?;
+    // What a previous connection has left would be taken for an answer.
+    let mut block = [0; 4096];
+    while matches!(from_guest.read(&mut block), Ok(1..)) {}
+    Ok((from_guest, to_guest))
 }
 
 fn is_passing(error: &io::Error) -> bool {

@@ -1,4 +1,4 @@
-//! A QEMU guest with a shell on its serial line, started by `qemu-scripts/launch`.
+//! A guest with a shell on its console, started by `qemu-scripts/launch`: in QEMU, or User Mode Linux.
 
 use crate::process::{Process, tail};
 use agent::console::{self, Console};
@@ -23,9 +23,24 @@ pub enum Attachment {
     Tap(String),
 }
 
+/// What the guest runs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Machine {
+    /// QEMU.
+    Qemu,
+    /// User Mode Linux: a process of this host, with this `ringscope` as its agent. Only the attachment to a socket, the
+    /// addresses, memory and CPUs can be chosen.
+    Uml {
+        /// The host's `ringscope`.
+        agent: PathBuf,
+    },
+}
+
 /// How a guest is started. Each field is an option of `qemu-scripts/launch`.
 #[derive(Debug, Clone)]
 pub struct GuestOptions {
+    /// What it runs in.
+    pub machine: Machine,
     /// What the network device is attached to.
     pub attachment: Attachment,
     /// Directory of its logs and sockets; made if missing.
@@ -70,6 +85,7 @@ impl GuestOptions {
     /// The defaults of `qemu-scripts/launch`: one queue pair, rings of 256, every feature on.
     pub fn new(attachment: Attachment, dir: impl Into<PathBuf>) -> Self {
         Self {
+            machine: Machine::Qemu,
             attachment,
             dir: dir.into(),
             address: "10.77.0.2/24".into(),
@@ -106,6 +122,17 @@ impl GuestOptions {
         push("--dir", self.dir.display().to_string());
         push("--address", self.address.clone());
         push("--memory", format!("{}M", self.memory_mib));
+        if let Some(mac) = &self.mac {
+            push("--mac", mac.clone());
+        }
+        if let Some(cpu_list) = &self.cpu_list {
+            push("--cpu-list", cpu_list.clone());
+        }
+        if let Machine::Uml { agent } = &self.machine {
+            push("--guest", "uml".into());
+            push("--agent", agent.display().to_string());
+            return args;
+        }
         push("--queue-pairs", self.queue_pairs.to_string());
         push("--rx-queue-size", self.rx_queue_size.to_string());
         push("--tx-queue-size", self.tx_queue_size.to_string());
@@ -114,17 +141,11 @@ impl GuestOptions {
         push("--event-idx", switch(self.event_idx));
         push("--indirect", switch(self.indirect));
         push("--share", switch(self.share));
-        if let Some(mac) = &self.mac {
-            push("--mac", mac.clone());
-        }
         if let Some(vcpus) = self.vcpus {
             push("--vcpus", vcpus.to_string());
         }
         if let Some(reconnect_ms) = self.reconnect_ms {
             push("--reconnect-ms", reconnect_ms.to_string());
-        }
-        if let Some(cpu_list) = &self.cpu_list {
-            push("--cpu-list", cpu_list.clone());
         }
         if let Some(image) = &self.image {
             push("--image", image.display().to_string());
@@ -198,7 +219,13 @@ impl Guest {
         std::fs::create_dir_all(dir).map_err(io_error(format!("make {}", dir.display())))?;
         // Files that an earlier guest left here would be taken for this one's.
         for name in ["qemu.log", "serial.log", "console.sock"] {
-            match std::fs::remove_file(dir.join(name)) {
+            let path = dir.join(name);
+            let removed = if path.is_dir() {
+                std::fs::remove_dir_all(path)
+            } else {
+                std::fs::remove_file(path)
+            };
+            match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(io_error(format!("remove old {name}"))(error));
                 }
@@ -220,7 +247,7 @@ impl Guest {
         self.process.pid()
     }
 
-    /// `kvm` or `tcg`. State it with every figure taken with this guest.
+    /// `kvm`, `tcg` or `uml`. State it with every figure taken with this guest.
     pub fn accelerator(&self) -> String {
         let text = std::fs::read_to_string(self.options.dir.join("accel")).unwrap_or_default();
         text.trim().to_owned()
@@ -359,6 +386,10 @@ mod tests {
         {
             assert!(line.contains(part), "{part} is not in {line}");
         }
+        options.machine = Machine::Uml { agent: "/bin/ringscope".into() };
+        let line = options.to_args().join(" ");
+        assert!(line.ends_with(" --guest uml --agent /bin/ringscope"), "{line}");
+        assert!(!line.contains("--packed") && !line.contains("--queue-pairs"), "{line}");
         let tap = GuestOptions::new(Attachment::Tap("tap7".into()), "/run/a").to_args().join(" ");
         assert!(tap.contains("--tap tap7") && !tap.contains("--server"), "{tap}");
     }
