@@ -8,6 +8,7 @@
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`eventually`]: waits for a state, with a deadline and a message.
 //! - [`frames`]: frames that a reflecting back end must return.
+//! - [`fuse`]: a file whose contents never come.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`hostile_rings`]: what a hostile guest keeps a ring busy with.
 //! - [`lan`]: guests in software on one switch.
@@ -29,6 +30,7 @@ pub mod debian;
 pub mod dpdk;
 pub mod eventually;
 pub mod frames;
+pub mod fuse;
 pub mod hostile;
 pub mod hostile_rings;
 pub mod lan;

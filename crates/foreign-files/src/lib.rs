@@ -1,7 +1,7 @@
 //! Calls to the files of a front end that can block for ever, made in a process of their own.
 //!
 //! Some calls wait in the kernel where no signal reaches them: `open`, `write` and the last `close` of a pipe while a
-//! writer holds its lock, `statfs` and `close` of a FUSE file. A thread in such a call never ends, so its process never
+//! writer holds its lock, `statfs` of a FUSE file. A thread in such a call never ends, so its process never
 //! ends either, and all descriptors of that process stay open: locks, taps, sockets. So these calls are made in *helper
 //! processes*. A helper has the front end's files and a socket to the daemon, and nothing else of the daemon's. When it
 //! hangs, the daemon goes on and can end; the helper ends when its call returns.
@@ -16,7 +16,14 @@
 //! - It has its own process group, so CTRL-C ends the daemon first. `ps` shows it as `ringscoped-file`.
 //! - Some thread of the daemon waits for each helper, so none stays as a zombie, and the daemon counts those that hang.
 //!
-//! What is left: the files of messages that the daemon has not read when it is killed are closed by the daemon.
+//! What is left:
+//!
+//! - The kernel closes the files of messages that the daemon has not read, or has read in the last milliseconds, when it
+//!   is killed (SIGKILL). When it ends in order, it gives them to a helper first.
+//! - A FUSE file system is asked at each `close` of a file, not at the last one only (`fuse_flush`). The daemon has to
+//!   close its copy, so a FUSE server that does not answer that delays the daemon's end, not its work. The call returns
+//!   when that server is killed, or through `/sys/fs/fuse/connections`. Only a process that receives all messages of
+//!   all front ends could change that.
 
 mod closer;
 mod helper;

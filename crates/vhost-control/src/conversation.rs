@@ -88,6 +88,14 @@ pub fn converse(
     custody.close_connection(front);
     if matches!(end, Ok(End::Stopped)) {
         hand_over_all(&custody);
+        if custody.here() > 0 {
+            log_limit::warn!(
+                log,
+                "the daemon ends when {} files of the front end are closed, which blocks: a file system in user space does \
+                 not answer; kill its server, or abort its connection in /sys/fs/fuse/connections",
+                custody.here()
+            );
+        }
     }
     match result {
         Err(error) if !is_goodbye(&error) => {

@@ -219,7 +219,10 @@ impl Judge {
                 Kind::Pipe => {
                     let refused = |error| format!("its pipe cannot be opened for writing: {error}");
                     let call = descriptor.try_clone().map_err(refused)?;
-                    let (forwards, eventfd) = self.pipes.forward(call).map_err(refused)?;
+                    let (forwards, eventfd) =
+                        self.pipes.forward(call, &self.custody).map_err(refused)?;
+                    // The helper has a copy.
+                    descriptor.mark_harmless();
                     forwarder = Some(forwards);
                     *descriptor = self.custody.take(eventfd);
                 }

@@ -7,8 +7,8 @@
 //! ([`foreign_files`]).
 //!
 //! A writer of the pipe can keep such a helper in the kernel without a limit. Then only its ring has no notifications.
-//! A connection has few of these helpers. A thread waits for each, and holds a descriptor of its connection until then.
-//! So the connection's closing thread ([`worker::custody`]) stays too, and those are counted over all connections.
+//! A connection has few of these helpers. A thread waits for each, and until then the connection's closing thread
+//! ([`worker::custody`]) stays too. Those are counted over all connections.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use foreign_files::Helper;
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
-use worker::Foreign;
+use worker::{Custody, Foreign};
 
 /// Longest wait until a helper has opened its pipe, and until an earlier helper has ended.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -47,7 +47,11 @@ impl Pipes {
     /// # Errors
     /// When the pipe cannot be opened for writing, too many helpers are stuck, or the system has no descriptor, thread or
     /// process left.
-    pub fn forward(&self, pipe: Foreign) -> io::Result<(Forwarder, OwnedFd)> {
+    pub fn forward(
+        &self,
+        pipe: Foreign,
+        custody: &Arc<Custody>,
+    ) -> io::Result<(Forwarder, OwnedFd)> {
         // For each ring, one that is ending and the one that replaces it.
         let max = 2 * self.forwarders.len();
         let until = Instant::now() + PATIENCE;
@@ -59,7 +63,8 @@ impl Pipes {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Forwarder::start(pipe, Arc::clone(&self.alive), self.log.clone())
+        let waits = (Arc::clone(&self.alive), Arc::clone(custody));
+        Forwarder::start(pipe, waits, self.log.clone())
     }
 
     /// From now on `ring` has this pipe, or none.
@@ -79,9 +84,10 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
+    /// `waits` counts the thread that waits for the helper.
     fn start(
         pipe: Foreign,
-        alive: Arc<()>,
+        waits: (Arc<()>, Arc<Custody>),
         log: Option<Arc<LogLimit>>,
     ) -> io::Result<(Self, OwnedFd)> {
         let signalled = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
@@ -98,10 +104,13 @@ impl Forwarder {
                 Err((helper, error)) => {
                     let _ = started.send(Err(error));
                     let _ = helper.map(Helper::dismiss);
-                    drop((pipe, alive));
+                    drop((pipe, waits));
                     return;
                 }
             };
+            // The helper has it, so ours is not the last copy.
+            pipe.mark_harmless();
+            drop(pipe);
             let _ = started.send(helper.take_socket());
             let status = helper.wait();
             if !is_wanted.load(Ordering::Relaxed)
@@ -113,7 +122,7 @@ impl Forwarder {
                      descriptor has no notifications until the front end sets it again"
                 );
             }
-            drop((pipe, alive));
+            drop(waits);
         })?;
         let socket = is_started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
         Ok((Self { _socket: socket, ended }, copy))
@@ -130,7 +139,6 @@ impl Drop for Forwarder {
 pub mod tests {
     use super::*;
     use std::io::Read as _;
-    use worker::Custody;
 
     /// This test program is the helper too.
     pub fn prepare() {
@@ -152,7 +160,8 @@ pub mod tests {
         prepare();
         let custody = Custody::new(&Arc::default()).unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
-        let (forwarder, call) = Pipes::new(1, None).forward(custody.take(writer.into())).unwrap();
+        let (forwarder, call) =
+            Pipes::new(1, None).forward(custody.take(writer.into()), &custody).unwrap();
         // More than a pipe holds.
         for _ in 0..20_000 {
             rustix::io::write(&call, &1_u64.to_ne_bytes()).unwrap();
@@ -172,7 +181,8 @@ pub mod tests {
         let custody = Custody::new(&closers).unwrap();
         let pipes = Pipes::new(1, None);
         let readers: Vec<_> = (0..3).map(|_| io::pipe().unwrap()).collect();
-        let forward = |n: usize| pipes.forward(custody.take(readers[n].1.try_clone()?.into()));
+        let forward =
+            |n: usize| pipes.forward(custody.take(readers[n].1.try_clone()?.into()), &custody);
         let (first, _second) = (forward(0).unwrap(), forward(1).unwrap());
         assert_eq!(forward(2).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(first);
