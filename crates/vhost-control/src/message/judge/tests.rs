@@ -119,6 +119,7 @@ fn a_ring_cannot_lie_in_a_removed_region() {
 
 #[test]
 fn kick_and_error_are_eventfds_and_call_may_be_a_pipe() {
+    crate::message::pipe::tests::prepare();
     use FrontendReq::{SET_VRING_CALL, SET_VRING_ERR, SET_VRING_KICK};
     let mut judge = after(0);
     for request in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
