@@ -138,7 +138,7 @@ fn the_loopback_interface_has_the_generic_mode_alone() {
     let lines = text(&doctor(&["--iface", "lo"]));
     assert!(lines.contains("\nXDP            generic only"), "{lines}");
     assert!(
-        lines.ends_with("Then: ringscoped --datapath af-xdp:ifname=lo,mode=generic\n"),
+        lines.ends_with("Then: ringscoped --socket-path /run/ringscope/vm0.sock --datapath af-xdp:ifname=lo,mode=generic\n"),
         "{lines}"
     );
 }

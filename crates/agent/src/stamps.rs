@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufWriter, ErrorKind, IoSliceMut, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Write};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::AsRawFd;
 
@@ -131,19 +131,22 @@ pub fn create(path: &str) -> io::Result<File> {
 
 /// The file of stamps, for `ringscope stats --probes` and `--echo`.
 pub struct Log {
-    file: BufWriter<File>,
+    file: File,
+    /// Whole lines that wait for a write, so that the file never ends within a line.
+    pending: Vec<u8>,
     path: String,
 }
 
+/// Size of a write, bytes.
+const WRITE_BYTES: usize = 8192;
+
 impl Log {
     pub fn create(path: &str) -> Result<Self, Error> {
-        let log = || {
-            let mut file = BufWriter::new(create(path)?);
-            writeln!(file, "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns")?;
-            Ok(file)
-        };
-        let file = log().map_err(|source| Error::File { path: path.into(), source })?;
-        Ok(Self { file, path: path.into() })
+        let file = create(path).map_err(|source| Error::File { path: path.into(), source })?;
+        let columns = b"run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns\n";
+        let mut log = Self { file, pending: columns.to_vec(), path: path.into() };
+        log.flush()?;
+        Ok(log)
     }
 
     pub fn write(&mut self, row: &Row) -> Result<(), Error> {
@@ -151,19 +154,23 @@ impl Log {
         let Row { probe: Probe { run, sequence, .. }, sent_ns, .. } = row;
         let sent_kernel = text(row.sent_kernel_ns);
         let (received_kernel, received) = (text(row.received_kernel_ns), text(row.received_ns));
-        let line = writeln!(
-            self.file,
-            "{run},{sequence},{sent_ns},{sent_kernel},{received_kernel},{received}"
-        );
-        line.map_err(|source| self.error(source))
+        let line =
+            format!("{run},{sequence},{sent_ns},{sent_kernel},{received_kernel},{received}\n");
+        self.pending.extend(line.as_bytes());
+        if self.pending.len() < WRITE_BYTES { Ok(()) } else { self.flush() }
     }
 
     pub fn flush(&mut self) -> Result<(), Error> {
-        self.file.flush().map_err(|source| self.error(source))
+        let pending = std::mem::take(&mut self.pending);
+        let written = self.file.write_all(&pending);
+        written.map_err(|source| Error::File { path: self.path.clone(), source })
     }
+}
 
-    fn error(&self, source: io::Error) -> Error {
-        Error::File { path: self.path.clone(), source }
+impl Drop for Log {
+    fn drop(&mut self) {
+        // After an error, what came before it.
+        let _ = self.flush();
     }
 }
 
@@ -192,5 +199,27 @@ impl Pending {
             self.0.pop_front();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_read_while_it_is_written_ends_with_a_whole_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("echo.csv");
+        let mut log = Log::create(path.to_str().unwrap()).unwrap();
+        for sequence in 0..2000 {
+            let probe = Probe { run: 7, sequence, intended_ns: 0, sent_ns: 0 };
+            let (sent_kernel_ns, received_kernel_ns, received_ns) = (None, None, Some(1));
+            let row = Row { probe, sent_ns: 2, sent_kernel_ns, received_kernel_ns, received_ns };
+            log.write(&row).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.ends_with('\n'), "{sequence}");
+        }
+        log.flush().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2001);
     }
 }

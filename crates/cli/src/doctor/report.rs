@@ -9,6 +9,8 @@ use super::iface::Interface;
 use host_links::ethtool::{Amount, Channels, OffloadSettings, Rings};
 use host_links::xdp::XdpFeatures;
 
+/// A socket in the daemon's own directory, which it makes.
+const SOCKET_PATH: &str = "/run/ringscope/vm0.sock";
 /// Space between columns.
 const GAP: &str = "  ";
 
@@ -45,7 +47,7 @@ pub fn interface(interface: &Interface, advice: &[Advice], datapath: &str) -> St
             let _ = writeln!(text, "      {command}");
         }
     }
-    let _ = writeln!(text, "\nThen: ringscoped {datapath}");
+    let _ = writeln!(text, "\nThen: ringscoped --socket-path {SOCKET_PATH} {datapath}");
     text
 }
 
@@ -275,7 +277,7 @@ locked memory  no limit
 
 Nothing to change for AF_XDP.
 
-Then: ringscoped --datapath af-xdp:ifname=eth0
+Then: ringscoped --socket-path /run/ringscope/vm0.sock --datapath af-xdp:ifname=eth0
 ";
         assert_eq!(text, expected);
     }
