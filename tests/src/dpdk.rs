@@ -84,11 +84,23 @@ impl Testpmd {
     /// # Errors
     /// When DPDK is not installed, or does not come up; the message has the end of its output.
     pub fn guest(socket: &Path, shape: &GuestShape) -> io::Result<Self> {
+        Self::virtio_user(socket, shape, "")
+    }
+
+    /// The same as the server of a back end, which connects to `socket`. It comes up when one has.
+    ///
+    /// # Errors
+    /// As [`guest`](Self::guest).
+    pub fn serving_guest(socket: &Path, shape: &GuestShape) -> io::Result<Self> {
+        Self::virtio_user(socket, shape, ",server=1")
+    }
+
+    fn virtio_user(socket: &Path, shape: &GuestShape, more: &str) -> io::Result<Self> {
         let GuestShape { queue_pairs, queue_size, mrg_rxbuf, in_order, packed, cpu } = *shape;
         let flag = u8::from;
         let device = format!(
             "net_virtio_user0,path={},queues={queue_pairs},queue_size={queue_size},\
-             mrg_rxbuf={},in_order={},packed_vq={}",
+             mrg_rxbuf={},in_order={},packed_vq={}{more}",
             socket.display(),
             flag(mrg_rxbuf),
             flag(in_order),

@@ -1,10 +1,12 @@
 //! The peers of the other tests, against each other: DPDK as the guest of DPDK. When these fail, what the
-//! other tests find means nothing.
+//! other tests find means nothing. And DPDK's guest as the server of a daemon that is started again.
 
 use std::thread::sleep;
 use std::time::Duration;
 
+use ringscope_tests::daemon::Daemon;
 use ringscope_tests::dpdk::{GuestShape, Testpmd};
+use ringscope_tests::eventually::{SOON, eventually, when};
 
 #[test]
 fn dpdk_reflects_the_frames_of_dpdk_on_one_and_two_queue_pairs() {
@@ -37,5 +39,35 @@ fn dpdk_reflects_the_frames_of_dpdk_on_one_and_two_queue_pairs() {
         }
         drop(guest);
         drop(reflector);
+    }
+}
+
+/// DPDK's virtio-user says position 0 to every back end that connects, and its rings have gone on.
+#[test]
+fn a_daemon_that_is_killed_under_traffic_is_served_again_by_dpdk() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = || {
+        let datapath = ["--datapath", "reflect", "--poll", "never"];
+        Daemon::start_as_client(directory.path(), "vm0", &datapath).unwrap()
+    };
+    let mut daemon = start();
+    let mut guest = Testpmd::serving_guest(daemon.socket(), &GuestShape::default()).unwrap();
+    guest.start_with_bursts(2).unwrap();
+    let flows = |guest: &mut Testpmd, daemon: &Daemon| {
+        let before = guest.statistics().unwrap().rx_packets;
+        eventually(SOON, "100 000 packets more", || {
+            let found = guest.statistics().unwrap().rx_packets;
+            when(found > before + 100_000, format!("{found}, {}", daemon.log()))
+        });
+    };
+    flows(&mut guest, &daemon);
+    for _ in 0..3 {
+        drop(daemon);
+        daemon = start();
+        daemon.expect_log("its used index, not at 0 as the front end says");
+        // What was in flight is lost or comes back.
+        guest.stop().unwrap();
+        guest.start_with_bursts(1).unwrap();
+        flows(&mut guest, &daemon);
     }
 }
