@@ -100,8 +100,9 @@ pub fn tcp_checked(frame: &[u8]) -> Option<(u32, &[u8])> {
     (is_right && is_summed).then_some((sequence, tcp.get(20..)?))
 }
 
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> [u8; 2] {
+/// The Internet checksum of RFC 1071.
+#[must_use]
+pub fn checksum(bytes: &[u8]) -> [u8; 2] {
     let pairs = bytes.chunks(2).map(|pair| {
         let low = pair.get(1).copied().unwrap_or(0);
         u32::from(u16::from_be_bytes([pair[0], low]))

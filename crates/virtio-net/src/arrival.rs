@@ -5,14 +5,20 @@
 //!
 //! - The checksum field of TCP or UDP holds just the sum of the pseudo header: the checksum is partial. If it is
 //!   complete and has that value by chance, completing it gives the same value.
-//! - The packet is longer than the link's MTU: it has to be segmented. TCP is cut to what the MTU allows, whatever the
-//!   sender's segment size was. For UDP this is only the best guess: the sender's datagram size is lost.
+//! - The same holds for a packet in a tunnel: VXLAN, Geneve, GRE, IP in IP, PPPoE. The checksums around it are complete
+//!   or absent.
+//! - The checksum field of SCTP is zero: its CRC32c is to be computed. No net header can say so, so it is done here.
+//! - A TCP packet is longer than the link's MTU: it has to be segmented. It is cut to what the MTU allows, whatever the
+//!   sender's segment size was. A UDP datagram is never cut: its boundaries are part of what was sent.
+
+mod inner;
 
 use guest_memory::GuestSlice;
 
-use crate::header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader};
+use crate::header::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader};
 use crate::packet::{Packet, Transport, Version};
 use crate::run::read_at;
+use inner::Pending;
 
 /// Bytes read from the front of a frame: they hold its headers, without TCP's options. Those are 102 bytes with two
 /// VLAN tags and all options of IPv4, and 82 with IPv6 without extensions.
@@ -23,7 +29,7 @@ const CWR: u8 = 0x80;
 
 /// The net header of a frame with its pending offloads. The frame is the `len` bytes at byte `skip` of the run `from`,
 /// and arrived over a link with an MTU of `mtu` bytes. If its headers are invalid, the result is a plain header: the
-/// receiver has to deal with such a frame.
+/// receiver has to deal with such a frame. A pending CRC32c of SCTP is written to the frame.
 ///
 /// If the guest cannot take the header ([`NetHeader::is_for`]), pass it to
 /// [`SoftwareOffload::plan`](crate::SoftwareOffload::plan), which does the offloads.
@@ -34,10 +40,33 @@ pub fn header_of(from: &[GuestSlice<'_>], skip: usize, len: usize, mtu: u16) -> 
     let copied = read_at(from, skip, &mut front[..len.min(FRONT)]);
     match Packet::find(&front[..copied]) {
         Some(packet) if packet.payload_at <= packet.end && packet.end <= len => {
-            header_of_packet(&packet, &front, mtu)
+            let header = header_of_packet(&packet, &front, mtu);
+            if header.is_plain() && inner::is_tunnel(&packet, &front) {
+                header_inside(from, skip, len)
+            } else {
+                header
+            }
         }
-        _ => NetHeader::PLAIN,
+        Some(_) => NetHeader::PLAIN,
+        None => header_inside(from, skip, len),
     }
+}
+
+/// The net header of a frame whose headers are none of TCP or UDP right on IP: a packet inside may be unfinished.
+#[cold]
+fn header_inside(from: &[GuestSlice<'_>], skip: usize, len: usize) -> NetHeader {
+    let mut front = [0; inner::FRONT];
+    let copied = read_at(from, skip, &mut front[..len.min(inner::FRONT)]);
+    let mut header = NetHeader::PLAIN;
+    match inner::pending(&front[..copied], len) {
+        Some(Pending::Sum { start, offset }) => {
+            (header.flags, header.csum_start) = (NEEDS_CSUM, narrow(start));
+            header.csum_offset = offset;
+        }
+        Some(Pending::Crc { start, end }) => inner::write_crc(from, skip, start, end),
+        None => {}
+    }
+    header
 }
 
 #[inline]
@@ -54,19 +83,19 @@ fn header_of_packet(packet: &Packet, front: &[u8; FRONT], mtu: u16) -> NetHeader
         header.csum_offset = transport.checksum_offset();
     }
     let allowed = usize::from(mtu).saturating_sub(payload_at - network_at);
-    if end - network_at > usize::from(mtu) && allowed > 0 {
+    if transport == Transport::Tcp && end - network_at > usize::from(mtu) && allowed > 0 {
         header.gso_type = gso_type(packet, front);
         (header.gso_size, header.hdr_len) = (narrow(allowed), narrow(payload_at));
     }
     header
 }
 
+/// How a TCP packet is segmented.
 #[inline]
 const fn gso_type(packet: &Packet, front: &[u8; FRONT]) -> u8 {
-    let gso_type = match (packet.transport, packet.version) {
-        (Transport::Udp, _) => return GSO_UDP_L4,
-        (Transport::Tcp, Version::V4) => GSO_TCPV4,
-        (Transport::Tcp, Version::V6) => GSO_TCPV6,
+    let gso_type = match packet.version {
+        Version::V4 => GSO_TCPV4,
+        Version::V6 => GSO_TCPV6,
     };
     let has_cwr = front[packet.transport_at + FLAGS] & CWR != 0;
     gso_type | if has_cwr { GSO_ECN } else { GSO_NONE }

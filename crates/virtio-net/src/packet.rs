@@ -11,8 +11,8 @@ const TAG_LEN: usize = 4;
 /// Most VLAN tags that are skipped: a provider's and a customer's.
 const TAGS_MAX: usize = 2;
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+pub(crate) const IPV4: u16 = 0x0800;
+pub(crate) const IPV6: u16 = 0x86dd;
 /// Length of an IPv4 header without options, bytes (RFC 791).
 const IPV4_LEN: usize = 20;
 /// Length of an IPv6 header without extensions, bytes (RFC 8200).
@@ -21,6 +21,11 @@ const IPV6_LEN: usize = 40;
 const FRAGMENT_BITS: u16 = 0x3fff;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+/// IPv4 in IP (RFC 2003), IPv6 in IP (RFC 4213), GRE (RFC 2784), SCTP (RFC 9260).
+pub(crate) const IPV4_IN_IP: u8 = 4;
+pub(crate) const IPV6_IN_IP: u8 = 41;
+pub(crate) const GRE: u8 = 47;
+pub(crate) const SCTP: u8 = 132;
 /// Length of a TCP header without options, bytes (RFC 9293).
 const TCP_LEN: usize = 20;
 /// Length of a UDP header, bytes (RFC 768).
@@ -78,19 +83,14 @@ impl Packet {
     /// `payload_at` and `end` lie in the frame.
     #[inline]
     pub fn find(front: &[u8]) -> Option<Self> {
-        let mut network_at = ETHERNET_LEN;
-        let mut ethertype = u16_at(front, network_at - 2)?;
-        for _ in 0..TAGS_MAX {
-            if TAGS.contains(&ethertype) {
-                network_at += TAG_LEN;
-                ethertype = u16_at(front, network_at - 2)?;
-            }
-        }
-        let (version, protocol, transport_at, end) = match ethertype {
-            IPV4 => ipv4(front, network_at)?,
-            IPV6 => ipv6(front, network_at)?,
-            _ => return None,
-        };
+        let (ethertype, network_at) = after_ethernet(front, 0)?;
+        Self::find_after(front, ethertype, network_at)
+    }
+
+    /// As [`find`](Self::find), for a packet of this `ethertype` that begins at `network_at`.
+    #[inline]
+    pub(crate) fn find_after(front: &[u8], ethertype: u16, network_at: usize) -> Option<Self> {
+        let (version, protocol, transport_at, end) = network(front, ethertype, network_at)?;
         let (transport, payload_at) = match protocol {
             TCP => {
                 let fixed = front.get(transport_at..)?.get(..TCP_LEN)?;
@@ -127,6 +127,30 @@ impl Packet {
 /// Version, transport protocol, start of the transport header, and end of the packet.
 type Network = (Version, u8, usize, usize);
 
+/// The EtherType of the frame that begins at `at`, and where its payload begins: VLAN tags are skipped.
+#[inline]
+pub(crate) fn after_ethernet(front: &[u8], at: usize) -> Option<(u16, usize)> {
+    let mut payload_at = at + ETHERNET_LEN;
+    let mut ethertype = u16_at(front, payload_at - 2)?;
+    for _ in 0..TAGS_MAX {
+        if TAGS.contains(&ethertype) {
+            payload_at += TAG_LEN;
+            ethertype = u16_at(front, payload_at - 2)?;
+        }
+    }
+    Some((ethertype, payload_at))
+}
+
+/// Reads the IP header at `at`. `None` if there is none, or the packet is a fragment.
+#[inline]
+pub(crate) fn network(front: &[u8], ethertype: u16, at: usize) -> Option<Network> {
+    match ethertype {
+        IPV4 => ipv4(front, at),
+        IPV6 => ipv6(front, at),
+        _ => None,
+    }
+}
+
 #[inline]
 fn ipv4(front: &[u8], at: usize) -> Option<Network> {
     let fixed = front.get(at..)?.get(..IPV4_LEN)?;
@@ -162,14 +186,14 @@ fn behind_extensions(front: &[u8], mut next: u8, mut at: usize) -> Option<(u8, u
     const HOP_BY_HOP: u8 = 0;
     const ROUTING: u8 = 43;
     const DESTINATION: u8 = 60;
-    // Each header is 8 bytes or more, so the loop ends at the end of `front` at the latest.
+    // Each extension header is 8 bytes or more, so the loop ends at the end of `front` at the latest.
     loop {
         let fixed = front.get(at..)?.get(..8)?;
         match next {
             HOP_BY_HOP | DESTINATION => {}
             // No segments left: byte 3 is "Segments Left" (RFC 8200, 4.4).
             ROUTING if fixed[3] == 0 => {}
-            TCP | UDP => return Some((next, at)),
+            TCP | UDP | IPV4_IN_IP | IPV6_IN_IP | GRE | SCTP => return Some((next, at)),
             _ => return None,
         }
         next = fixed[0];
@@ -178,6 +202,6 @@ fn behind_extensions(front: &[u8], mut next: u8, mut at: usize) -> Option<(u8, u
 }
 
 #[inline]
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
