@@ -10,6 +10,7 @@
 //! - `umem`, `rings`, `socket`: the kernel's objects of these names.
 //! - `open`: all of these for an interface.
 //! - `follow`: what changes on it while it is served.
+//! - `surroundings`: what a sender leaves to a device that is not there.
 //! - `channel`: a queue in use.
 //! - `transmit`, `receive`: the two directions of a channel.
 //! - `napi`: the interface's settings for busy polling.
@@ -26,6 +27,7 @@ mod program;
 mod receive;
 mod rings;
 mod socket;
+mod surroundings;
 mod transmit;
 mod umem;
 

@@ -242,6 +242,10 @@ fn busy_polling(interface: &Interface, name: &str) -> Option<Advice> {
 fn vlan(interface: &Interface, name: &str) -> Option<Advice> {
     let why = "an AF_XDP socket does not see VLAN tags, which are removed from received frames; if tagged frames \
                matter";
+    if interface.is_native() == Some(true) && interface.reports("vlan-tag") {
+        // The XDP program puts them back.
+        return None;
+    }
     if interface.driver.as_deref() == Some("veth") {
         // The sender decides.
         if interface.peer_offloads_vlan == Some(false) {
@@ -419,6 +423,9 @@ mod tests {
         assert_eq!(commands(&veth(None)), ["ethtool -K PEER tx-vlan-hw-insert off"]);
         let kept = Interface { peer_offloads_vlan: Some(false), ..veth(Some("veth1")) };
         assert_eq!(commands(&kept), [""; 0]);
+        let mut reported = veth(Some("veth1"));
+        reported.xdp_features.as_mut().unwrap().receive_metadata = vec!["vlan-tag"];
+        assert_eq!(commands(&reported), [""; 0]);
     }
 
     #[test]

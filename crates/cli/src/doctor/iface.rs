@@ -166,6 +166,11 @@ impl Interface {
         self.xdp_features.as_ref().map(XdpFeatures::is_native)
     }
 
+    /// Whether the driver reports this of a received frame (`xdp-rx-metadata`).
+    pub fn reports(&self, what: &str) -> bool {
+        self.xdp_features.as_ref().is_some_and(|features| features.receive_metadata.contains(&what))
+    }
+
     /// The setting of an offload; `None` where the device does not have it.
     pub fn offload(&self, name: &str) -> Option<Offload> {
         self.offloads.as_ref()?.get(name).copied()

@@ -7,7 +7,7 @@ use super::device::Device;
 use super::error::{AfXdpError, explain, refuse_bond};
 use super::napi::NapiSettings;
 use super::program::Program;
-use super::{Choice, Options};
+use super::{Choice, Options, surroundings};
 
 /// An open interface.
 #[derive(Debug)]
@@ -60,6 +60,7 @@ impl Opened {
             if first.socket.need_wakeup { ", need_wakeup" } else { "" },
             if first.socket.multi_buffer { ", multi-buffer" } else { "" },
         );
+        surroundings::warn(&device, &program);
         Ok(Self { device, program: Arc::new(program), napi, channels })
     }
 }

@@ -26,10 +26,30 @@ pub struct Program {
     maps: Mutex<Maps>,
     /// The mode in which it runs: native or generic.
     mode: XdpMode,
+    /// Which of the programs runs.
+    kind: Kind,
     /// Whether it stamps frames.
     stamps: bool,
     /// `None` after it was taken off its interface.
     attached: Mutex<Option<Attached>>,
+}
+
+/// The programs of `bpf/sockets.bpf.c`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// For every interface.
+    Plain,
+    /// For the interface with this number alone: puts back VLAN tags that its device removes.
+    Tags { ifindex: i32 },
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "to_sockets",
+            Self::Tags { .. } => "to_sockets_tags",
+        }
+    }
 }
 
 /// What keeps the program on its interface.
@@ -64,24 +84,30 @@ impl Program {
     /// Those of libbpf and the kernel: `EBUSY` when the interface has another XDP program.
     pub fn attach(ifindex: i32, mode: XdpMode, stamps: bool) -> io::Result<Self> {
         quiet();
-        let object = load(stamps, None)?;
-        let program = object.progs().next().ok_or(io::ErrorKind::NotFound)?;
-        let (link, mode) = match mode {
-            XdpMode::Auto => match link(program.as_fd(), ifindex, libbpf_sys::XDP_FLAGS_DRV_MODE) {
-                Ok(link) => (link, XdpMode::Native),
+        let native = |kind| {
+            let object = load(kind, stamps, None)?;
+            let program = program_of(&object, kind)?;
+            let link = link(program.as_fd(), ifindex, libbpf_sys::XDP_FLAGS_DRV_MODE)?;
+            io::Result::Ok((object, link, kind, XdpMode::Native))
+        };
+        let generic = || {
+            let object = load(Kind::Plain, stamps, None)?;
+            let program = program_of(&object, Kind::Plain)?;
+            let link = link(program.as_fd(), ifindex, libbpf_sys::XDP_FLAGS_SKB_MODE)?;
+            io::Result::Ok((object, link, Kind::Plain, XdpMode::Generic))
+        };
+        // Most drivers report no VLAN tags, and Linux before 6.8 has no such program.
+        let in_driver = || native(Kind::Tags { ifindex }).or_else(|_| native(Kind::Plain));
+        let (object, link, kind, mode) = match mode {
+            XdpMode::Native => in_driver()?,
+            XdpMode::Generic => generic()?,
+            XdpMode::Auto => match in_driver() {
                 Err(error) if is_unsupported(&error) => {
                     log::info!("the driver runs no XDP programs itself ({error}): generic mode");
-                    let link = link(program.as_fd(), ifindex, libbpf_sys::XDP_FLAGS_SKB_MODE)?;
-                    (link, XdpMode::Generic)
+                    generic()?
                 }
-                Err(error) => return Err(error),
+                attached => attached?,
             },
-            XdpMode::Native => {
-                (link(program.as_fd(), ifindex, libbpf_sys::XDP_FLAGS_DRV_MODE)?, mode)
-            }
-            XdpMode::Generic => {
-                (link(program.as_fd(), ifindex, libbpf_sys::XDP_FLAGS_SKB_MODE)?, mode)
-            }
         };
         let map = |name: &str| {
             let map =
@@ -96,7 +122,7 @@ impl Program {
             reported: 0,
         };
         let attached = Mutex::new(Some(Attached { link, object }));
-        Ok(Self { maps: Mutex::new(maps), mode, stamps, attached })
+        Ok(Self { maps: Mutex::new(maps), mode, kind, stamps, attached })
     }
 
     /// Takes the program off its interface.
@@ -112,12 +138,17 @@ impl Program {
     pub fn renew(&self) -> io::Result<()> {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(attached) = attached.as_mut() else { return Ok(()) };
-        let object =
-            load(self.stamps, Some(&self.maps.lock().unwrap_or_else(PoisonError::into_inner)))?;
-        let program = object.progs().next().ok_or(io::ErrorKind::NotFound)?;
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let object = load(self.kind, self.stamps, Some(&maps))?;
+        let program = program_of(&object, self.kind)?;
         update(attached.link.as_fd(), program.as_fd())?;
         attached.object = object;
         Ok(())
+    }
+
+    /// Whether it puts back the VLAN tags that the device removes and reports.
+    pub const fn puts_tags_back(&self) -> bool {
+        matches!(self.kind, Kind::Tags { .. })
     }
 
     /// The mode in which it runs.
@@ -162,8 +193,8 @@ impl Program {
     }
 }
 
-/// Loads the program, with the maps of another copy of it if there is one.
-fn load(stamps: bool, maps: Option<&Maps>) -> io::Result<Object> {
+/// Loads the program of this kind, with the maps of another copy of it if there is one.
+fn load(kind: Kind, stamps: bool, maps: Option<&Maps>) -> io::Result<Object> {
     let mut object = ObjectBuilder::default().open_memory(&OBJECT.0).map_err(system)?;
     for mut map in object.maps_mut() {
         if let Some(constants) = map.initial_value_mut() {
@@ -182,7 +213,20 @@ fn load(stamps: bool, maps: Option<&Maps>) -> io::Result<Object> {
             }
         }
     }
+    for mut program in object.progs_mut() {
+        let is_it = program.name() == kind.name();
+        program.set_autoload(is_it);
+        if let (true, Kind::Tags { ifindex }) = (is_it, kind) {
+            program.set_ifindex(ifindex.cast_unsigned());
+            program.set_flags(libbpf_sys::BPF_F_XDP_DEV_BOUND_ONLY);
+        }
+    }
     object.load().map_err(system)
+}
+
+fn program_of(object: &Object, kind: Kind) -> io::Result<libbpf_rs::Program<'_>> {
+    let program = object.progs().find(|program| program.name() == kind.name());
+    program.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Replaces the program of a link.
