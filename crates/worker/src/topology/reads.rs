@@ -102,4 +102,19 @@ mod tests {
         reads.succeeded(false);
         assert!(reads.failed(100, 10), "a success begins the count again");
     }
+
+    #[test]
+    fn a_datapath_that_failed_is_not_read_before_its_delay_which_doubles() {
+        let mut reads = Reads::new(true);
+        let mut now = 1000;
+        for delay in [10, 20, 40, 80, 160, 320, 640, 640, 640] {
+            assert!(reads.is_due(|| now));
+            reads.failed(now, 10);
+            assert!(!reads.is_due(|| now), "no delay");
+            assert!(!reads.is_due(|| now + delay - 1), "less than {delay}");
+            now += delay;
+        }
+        reads.succeeded(true);
+        assert!(reads.is_due(|| now));
+    }
 }
