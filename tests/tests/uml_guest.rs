@@ -1,11 +1,20 @@
 //! User Mode Linux as the guest: a real Linux driver and a front end that is not QEMU's, without an emulator. It is for
 //! function, not for latency: its user space is slow to wake.
 
-use ringscope_tests::qemu::{Failure, Place};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use ringscope_tests::daemon::program;
+use ringscope_tests::qemu::{Failure, GUEST, Place, said};
 use ringscope_tests::traffic::{self, Check, From};
+use serde_json::Value;
 
 /// Bytes of each TCP transfer.
 const BULK: u64 = 16 << 20;
+const PROBES: usize = 1000;
+/// The echo is there, and its stamps are in their file, after this time.
+const WRITTEN: Duration = Duration::from_millis(500);
 
 #[test]
 fn ping_udp_and_tcp_both_ways_and_nothing_is_dropped() -> Result<(), Failure> {
@@ -29,4 +38,34 @@ fn ping_udp_and_tcp_both_ways_and_nothing_is_dropped() -> Result<(), Failure> {
     place.attach(place.uml_options()?)?;
     assert_ne!(place.guest().pid(), guest);
     traffic::everything_a_little(&mut place)
+}
+
+/// What the sender, the daemon and the echo in the guest stamped of each probe adds up to its round trip.
+#[test]
+fn a_thousand_probes_are_followed_from_application_to_application() -> Result<(), Failure> {
+    let mut place = Place::new(1)?;
+    place.spawn(&["--trace-probe", "7010"])?;
+    place.attach(place.uml_options()?)?;
+    let echo = "udp-echo --bind 0.0.0.0:7010 --timeout 60 --stamps /run/echo.csv";
+    place.guest().check(&format!("ringscope agent {echo} >/dev/null 2>&1 &"))?;
+    sleep(WRITTEN);
+    let files = ["ping.csv", "echo.csv"].map(|name| place.directory().join(name));
+    let mut ping = place.outside.command(&program("ringscope")?.to_string_lossy());
+    ping.args(["agent", "udp-ping", &format!("{GUEST}:7010"), "--mode", "closed", "--count"]);
+    said(ping.arg(PROBES.to_string()).arg("--stamps").arg(&files[0]))?;
+    sleep(WRITTEN);
+    let stamps = place.guest().check("cat /run/echo.csv")?;
+    std::fs::write(&files[1], stamps.replace('\r', ""))?;
+    let mut stats = Command::new(program("ringscope")?);
+    stats.args(["stats", "--json", "--name", "vm0", "--initiator", "host", "--run-dir"]);
+    stats.arg(place.directory()).arg("--probes").arg(&files[0]).arg("--echo").arg(&files[1]);
+    let found: Value = serde_json::from_str(&said(&mut stats)?)?;
+    let journeys = found["journeys"].as_array().ok_or("no journeys")?;
+    assert!(journeys.len() >= PROBES, "{} journeys of {PROBES} probes", journeys.len());
+    for journey in journeys {
+        let parts = journey["parts_ns"].as_array().ok_or("no parts")?;
+        let sum: i64 = parts.iter().filter_map(Value::as_i64).sum();
+        assert_eq!(Some(sum), journey["round_trip_ns"].as_i64(), "{journey}");
+    }
+    Ok(())
 }
