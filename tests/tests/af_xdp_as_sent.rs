@@ -1,6 +1,7 @@
 //! Frames reach a guest on AF_XDP as they were sent, although the sender's host leaves work to a device that a veth does not
 //! have: checksums inside a tunnel, VLAN tags.
 
+use std::process::Command;
 use std::time::Duration;
 
 use frontend::{Guest, GuestOptions};
@@ -120,4 +121,19 @@ fn a_vlan_tag_stays_in_its_frame() {
     // The generic mode does not see the tag: it says so, with the command.
     let (_directory, far) = way.start(",mode=generic");
     far.expect_log(&format!("ethtool -K {} tx-vlan-hw-insert off", way.veth[0]));
+}
+
+#[test]
+fn in_generic_mode_the_other_end_cuts_its_packets_itself() {
+    let way = Way::new("cut");
+    let is_on = || {
+        let output = Command::new("ethtool").args(["-k", &way.veth[0]]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        ["tx-tcp-segmentation: on", "tx-udp-segmentation: on"].map(|line| text.contains(line))
+    };
+    assert_eq!(is_on(), [true; 2]);
+    let (_directory, mut far) = way.start(",mode=generic");
+    assert_eq!(is_on(), [false; 2]);
+    assert!(far.terminate(SOON).unwrap().success(), "{}", far.log());
+    assert_eq!(is_on(), [true; 2]);
 }

@@ -14,6 +14,7 @@
 //! - `channel`: a queue in use.
 //! - `transmit`, `receive`: the two directions of a channel.
 //! - `napi`: the interface's settings for busy polling.
+//! - `segmentation`: the other end's settings in generic mode.
 //! - `options`, `error`: the user's options, and errors.
 
 mod channel;
@@ -26,6 +27,7 @@ mod options;
 mod program;
 mod receive;
 mod rings;
+mod segmentation;
 mod socket;
 mod surroundings;
 mod transmit;
@@ -108,12 +110,17 @@ impl AfXdp {
     /// See [`AfXdpError`].
     pub fn open(name: &str, pairs: usize, options: &Options) -> Result<Vec<Self>, AfXdpError> {
         let device = Device::find(name).ok_or_else(|| AfXdpError::Missing(name.to_owned()))?;
-        let Opened { device, program, napi, channels } = Opened::new(device, pairs, options)?;
+        let Opened { device, program, settings, channels } = Opened::new(device, pairs, options)?;
         let fail = |error| explain(&device, options, "following its changes", error);
         let inboxes = channels.iter().map(|_| Inbox::new().map(Arc::new)).collect::<Result<_, _>>();
         let inboxes: Vec<_> = inboxes.map_err(fail)?;
-        let follower =
-            Follower::start(device.clone(), Arc::clone(&program), napi, *options, inboxes.clone());
+        let follower = Follower::start(
+            device.clone(),
+            Arc::clone(&program),
+            settings,
+            *options,
+            inboxes.clone(),
+        );
         let follower = Arc::new(follower.map_err(fail)?);
         let new = |(channels, inbox): (Vec<Channel>, Arc<Inbox>)| {
             Ok(Self {

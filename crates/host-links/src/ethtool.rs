@@ -12,6 +12,7 @@ use crate::{attributes, family};
 /// `include/uapi/linux/ethtool_netlink.h`, up to the bit sets.
 const FAMILY: &str = "ethtool";
 const ETHTOOL_MSG_FEATURES_GET: u8 = 11;
+const ETHTOOL_MSG_FEATURES_SET: u8 = 12;
 const ETHTOOL_MSG_RINGS_GET: u8 = 15;
 const ETHTOOL_MSG_CHANNELS_GET: u8 = 17;
 const ETHTOOL_MSG_CHANNELS_SET: u8 = 18;
@@ -32,6 +33,7 @@ const ETHTOOL_A_RINGS_RX: u16 = 6;
 const ETHTOOL_A_RINGS_TX: u16 = 9;
 
 const ETHTOOL_A_FEATURES_HW: u16 = 2;
+const ETHTOOL_A_FEATURES_WANTED: u16 = 3;
 const ETHTOOL_A_FEATURES_ACTIVE: u16 = 4;
 const ETHTOOL_A_FEATURES_NOCHANGE: u16 = 5;
 const ETHTOOL_A_BITSET_NOMASK: u16 = 1;
@@ -46,7 +48,7 @@ fn ask(index: u32, command: u8) -> io::Result<Option<Vec<u8>>> {
 
 fn header(index: u32) -> DefaultNla {
     let index = DefaultNla::new(ETHTOOL_A_HEADER_DEV_INDEX, index.to_ne_bytes().into());
-    family::nested(ETHTOOL_A_HEADER, &index)
+    family::nested(ETHTOOL_A_HEADER, &[index])
 }
 
 /// A number and its limit.
@@ -202,6 +204,60 @@ const RELEVANT: [&str; 14] = [
 pub fn offloads(index: u32) -> io::Result<Option<OffloadSettings>> {
     let answer = ask(index, ETHTOOL_MSG_FEATURES_GET)?;
     Ok(answer.map(|answer| read_offloads(&answer)))
+}
+
+/// Names of the offloads by which a stack leaves segmentation to a device: those of the kernel's
+/// `NETIF_F_GSO_SOFTWARE` and `NETIF_F_GSO_ENCAP_ALL`.
+const SEGMENTATION: [&str; 15] = [
+    "tx-tcp-segmentation",
+    "tx-tcp6-segmentation",
+    "tx-tcp-ecn-segmentation",
+    "tx-tcp-accecn-segmentation",
+    "tx-tcp-mangleid-segmentation",
+    "tx-udp-segmentation",
+    "tx-sctp-segmentation",
+    "tx-gso-list",
+    "tx-gre-segmentation",
+    "tx-gre-csum-segmentation",
+    "tx-ipxip4-segmentation",
+    "tx-ipxip6-segmentation",
+    "tx-udp_tnl-segmentation",
+    "tx-udp_tnl-csum-segmentation",
+    "tx-esp-segmentation",
+];
+
+/// The offloads among those for segmentation that are on, and can be switched off.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn segmentation(index: u32) -> io::Result<Vec<&'static str>> {
+    let Some(answer) = ask(index, ETHTOOL_MSG_FEATURES_GET)? else { return Ok(Vec::new()) };
+    let set =
+        |kind| attributes::first(&answer, kind).map_or_else(Vec::new, |set| names(set.value()));
+    let (active, changeable) = (set(ETHTOOL_A_FEATURES_ACTIVE), set(ETHTOOL_A_FEATURES_HW));
+    let has = |names: &[String], name: &str| names.iter().any(|found| found == name);
+    let on = SEGMENTATION.into_iter().filter(|name| has(&active, name) && has(&changeable, name));
+    Ok(on.collect())
+}
+
+/// Switches offloads on or off.
+///
+/// # Errors
+/// What the kernel answers: `ENODEV` if there is no such interface, others.
+pub fn switch(index: u32, offloads: &[&str], on: bool) -> io::Result<()> {
+    if offloads.is_empty() {
+        return Ok(());
+    }
+    let bit = |name: &&str| {
+        let name = DefaultNla::new(ETHTOOL_A_BITSET_BIT_NAME, format!("{name}\0").into_bytes());
+        let value = on.then(|| DefaultNla::new(ETHTOOL_A_BITSET_BIT_VALUE, Vec::new()));
+        let inner: Vec<_> = [Some(name), value].into_iter().flatten().collect();
+        family::nested(ETHTOOL_A_BITSET_BITS_BIT, &inner)
+    };
+    let bits: Vec<_> = offloads.iter().map(bit).collect();
+    let bits = family::nested(ETHTOOL_A_BITSET_BITS, &bits);
+    let wanted = family::nested(ETHTOOL_A_FEATURES_WANTED, &[bits]);
+    family::set(FAMILY, ETHTOOL_MSG_FEATURES_SET, vec![header(index), wanted])
 }
 
 fn read_offloads(answer: &[u8]) -> OffloadSettings {

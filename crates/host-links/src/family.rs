@@ -37,8 +37,8 @@ pub fn set(family: &str, command: u8, attributes: Vec<DefaultNla>) -> io::Result
     change(NETLINK_GENERIC, Request::new(family, command, attributes)?, 0)
 }
 
-/// An attribute that has another one inside.
-pub fn nested(kind: u16, inner: &DefaultNla) -> DefaultNla {
+/// An attribute that has others inside.
+pub fn nested(kind: u16, inner: &[DefaultNla]) -> DefaultNla {
     let mut bytes = vec![0; inner.buffer_len()];
     inner.emit(&mut bytes);
     DefaultNla::new(kind | NLA_F_NESTED, bytes)

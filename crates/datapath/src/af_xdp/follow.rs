@@ -19,8 +19,7 @@ use rustix::fd::OwnedFd;
 use super::channel::Channel;
 use super::device::Device;
 use super::error::{AfXdpError, explain};
-use super::napi::NapiSettings;
-use super::open::Opened;
+use super::open::{Opened, Settings};
 use super::program::Program;
 use super::{Options, UmemOwner};
 
@@ -99,22 +98,30 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Follows `device`, on which `program` runs, for the pairs with these inboxes. `napi`: its settings, which are
-    /// put back at the end.
+    /// Follows `device`, on which `program` runs, for the pairs with these inboxes. `settings` are put back
+    /// at the end.
     ///
     /// # Errors
     /// What the system answers.
     pub fn start(
         device: Device,
         program: Arc<Program>,
-        napi: Option<NapiSettings>,
+        settings: Settings,
         options: Options,
         pairs: Vec<Arc<Inbox>>,
     ) -> io::Result<Self> {
         let notices = Notices::new()?;
         let (stop, stopped) = UnixStream::pair()?;
-        let following =
-            Following { notices, stopped, device, program, napi, options, pairs, is_gone: false };
+        let following = Following {
+            notices,
+            stopped,
+            device,
+            program,
+            settings,
+            options,
+            pairs,
+            is_gone: false,
+        };
         let thread = Builder::new().name("link".into()).spawn(move || following.run())?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -136,7 +143,7 @@ struct Following {
     /// The interface as the pairs know it.
     device: Device,
     program: Arc<Program>,
-    napi: Option<NapiSettings>,
+    settings: Settings,
     options: Options,
     pairs: Vec<Arc<Inbox>>,
     /// Whether the interface was removed, or moved to another network namespace.
@@ -250,10 +257,10 @@ impl Following {
         }
         let Some(device) = Device::find(&self.device.name) else { return Ok(()) };
         // First its settings are put back: another interface has others.
-        self.napi = None;
-        let Opened { device, program, napi, channels } =
+        self.settings = Settings::default();
+        let Opened { device, program, settings, channels } =
             Opened::new(device, self.pairs.len(), &self.options)?;
-        (self.program, self.napi, self.is_gone) = (program, napi, false);
+        (self.program, self.settings, self.is_gone) = (program, settings, false);
         self.hand_over(channels, &device, true);
         log::info!("{} is there again, and is served", device.name);
         self.device = device;

@@ -7,7 +7,17 @@ use super::device::Device;
 use super::error::{AfXdpError, explain, refuse_bond};
 use super::napi::NapiSettings;
 use super::program::Program;
+use super::segmentation::Segmentation;
 use super::{Choice, Options, surroundings};
+
+/// Settings of the host that are put back when this is dropped.
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// For busy polling.
+    _napi: Option<NapiSettings>,
+    /// At the other end.
+    _segmentation: Option<Segmentation>,
+}
 
 /// An open interface.
 #[derive(Debug)]
@@ -16,8 +26,8 @@ pub struct Opened {
     pub device: Device,
     /// The program on it.
     pub program: Arc<Program>,
-    /// Its settings for busy polling, if asked for.
-    pub napi: Option<NapiSettings>,
+    /// What was changed for it.
+    pub settings: Settings,
     /// The sockets of each queue pair.
     pub channels: Vec<Vec<Channel>>,
 }
@@ -60,7 +70,8 @@ impl Opened {
             if first.socket.need_wakeup { ", need_wakeup" } else { "" },
             if first.socket.multi_buffer { ", multi-buffer" } else { "" },
         );
-        surroundings::warn(&device, &program);
-        Ok(Self { device, program: Arc::new(program), napi, channels })
+        let settings =
+            Settings { _napi: napi, _segmentation: surroundings::prepare(&device, &program) };
+        Ok(Self { device, program: Arc::new(program), settings, channels })
     }
 }

@@ -11,17 +11,25 @@ use host_links::xdp::XdpFeatures;
 use super::XdpMode;
 use super::device::Device;
 use super::program::Program;
+use super::segmentation::Segmentation;
 
 /// The driver reports the VLAN tag of a received frame (`xdp-rx-metadata` of the kernel's `netdev` family).
 const VLAN_TAG: &str = "vlan-tag";
 
-/// Warns of what may be lost or changed on the way to the guest.
-pub fn warn(device: &Device, program: &Program) {
+/// Switches segmentation off at the other end of a veth in generic mode, and warns of what may be lost or changed on the
+/// way to the guest.
+pub fn prepare(device: &Device, program: &Program) -> Option<Segmentation> {
     let link = Link::numbered(device.index).ok().flatten().unwrap_or_default();
     if link.kind.as_deref() != Some("veth") {
-        return;
+        return None;
     }
     let peer = link.peer.and_then(|index| Link::numbered(index).ok().flatten());
+    let segmentation = peer.as_ref().filter(|_| program.mode() == XdpMode::Generic).map(|peer| {
+        Segmentation::switch_off(peer.index, &peer.name)
+            .inspect(|_| log::info!("{}: segmentation is off at {}", device.name, peer.name))
+    });
+    // An error shows as the warning that follows.
+    let segmentation = segmentation.and_then(Result::ok);
     let offloads = peer.as_ref().and_then(|peer| ethtool::offloads(peer.index).ok().flatten());
     let reported = XdpFeatures::of(device.index).ok().flatten();
     let has_tags = program.puts_tags_back()
@@ -30,6 +38,7 @@ pub fn warn(device: &Device, program: &Program) {
     for warning in warnings(program.mode(), has_tags, offloads.as_ref(), name) {
         log::warn!("{}: {warning}", device.name);
     }
+    segmentation
 }
 
 /// The warnings for a veth. `offloads`: those of its peer, which is called `peer`, if it can be reached.
