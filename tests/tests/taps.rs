@@ -190,6 +190,7 @@ fn a_tap_that_is_removed_under_traffic_leaves_a_worker_that_idles() {
         let before = daemon.cpu_time();
         sleep(Duration::from_secs(1));
         assert!(daemon.cpu_time() - before <= Duration::from_millis(20), "{variant}: it spins");
+        daemon.expect_log("is gone; make it again and restart ringscoped");
         let trace = Trace::open(directory.path(), "gone");
         assert_eq!(trace.packets(1) + trace.drops(1, DropCause::TxLinkDown), sent, "{variant}");
         assert!(trace.drops(1, DropCause::TxLinkDown) >= 100, "{variant}");

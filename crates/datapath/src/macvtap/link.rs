@@ -101,7 +101,9 @@ impl Watch {
                 );
             }
             LinkEvent::Removed => {
-                log::warn!("macvtap '{name}' is gone: frames from the guest are lost")
+                log::warn!(
+                    "macvtap '{name}' is gone: frames from the guest are lost; restart ringscoped when it is there again"
+                )
             }
         }
     }

@@ -111,6 +111,19 @@ pub struct QueueFacts {
     pub _claim: Option<Arc<Claim>>,
 }
 
+impl QueueFacts {
+    /// Says what to do about an interface that was removed: its queues never belong to another one
+    /// (`tun_chr_read_iter` of `drivers/net/tun.c`).
+    #[cold]
+    fn explain(&self, error: io::Error) -> io::Error {
+        if error.raw_os_error() != Some(libc::EBADFD) {
+            return error;
+        }
+        let Self { kind, name, .. } = self;
+        io::Error::other(format!("{kind} '{name}' is gone; make it again and restart ringscoped"))
+    }
+}
+
 /// An open queue.
 #[derive(Debug)]
 pub struct TapQueue<E = Readv> {
@@ -233,13 +246,13 @@ impl<E: Engine> Datapath for TapQueue<E> {
         if self.old > 0 {
             (0..std::mem::take(&mut self.old)).for_each(|_| room.lose(DropCause::RxStopped));
         }
-        self.engine.receive(&self.file, room)
+        self.engine.receive(&self.file, room).map_err(|error| self.facts.explain(error))
     }
 }
 
 impl<E: Engine> FrameReader for TapQueue<E> {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
-        self.engine.receive_frame(&self.file, to)
+        self.engine.receive_frame(&self.file, to).map_err(|error| self.facts.explain(error))
     }
 }
 
