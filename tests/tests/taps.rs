@@ -56,6 +56,19 @@ fn two_queues_of_a_tap_go_through_rings_of_their_own() {
 }
 
 #[test]
+fn another_process_with_a_queue_of_the_tap_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("shared").unwrap();
+    let datapath = format!("tap:ifname={}", outside.add_tap(2).unwrap());
+    let first = Daemon::start(directory.path(), "first", &["--datapath", &datapath]).unwrap();
+    // This process holds the queue now, and is no ringscoped.
+    let _queue = opened_by(&first, "/dev/net/tun");
+    drop(first);
+    let second = Daemon::start(directory.path(), "second", &["--datapath", &datapath]).unwrap();
+    second.expect_log(&format!("process {} (", std::process::id()));
+}
+
+#[test]
 fn frames_from_before_a_guest_came_are_discarded_and_counted() {
     const OLD: u64 = 30;
     let directory = tempfile::tempdir().unwrap();

@@ -18,6 +18,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _}
 use std::path::Path;
 use std::sync::Arc;
 
+use host_links::holder::{Holder, tap_users};
 use libc::{TUNGETFEATURES, TUNGETIFF, TUNSETIFF};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, major, makedev};
 
@@ -54,6 +55,9 @@ pub fn open(options: &TapOptions) -> Result<Vec<TapQueue>, TapError> {
     let lets_go = has_several_queues(name, *queues)?;
     // The kernel lets a single process open a tap with one queue.
     let claim = lets_go.then(|| claim(name)).transpose()?.flatten();
+    if lets_go {
+        warn_of_users(name);
+    }
     let facts = QueueFacts {
         kind: "tap",
         name: name.clone(),
@@ -138,6 +142,18 @@ pub(crate) fn is_macvtap(device: u64) -> bool {
         .lines()
         .filter_map(|line| line.trim().split_once(' '))
         .any(|(number, name)| name == "macvtap" && number.parse() == Ok(major(device)))
+}
+
+/// Warns of other processes that have queues of the tap: the kernel gives each queue a part of the flows.
+fn warn_of_users(name: &str) {
+    let own = std::process::id();
+    for Holder { process, name: user } in tap_users(name).into_iter().filter(|it| it.process != own)
+    {
+        log::warn!(
+            "tap '{name}': process {process} ({user}) has a queue of it, or of one of this name in another network namespace; \
+             the guest would get only a part of the frames: end that process, or use another tap"
+        );
+    }
 }
 
 /// Makes sure that no other daemon serves the tap `name`.

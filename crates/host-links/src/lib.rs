@@ -5,7 +5,7 @@
 //! - [`watch`]: reports when one interface goes down, comes up, or is removed.
 //! - [`notices`]: reports that any interface has changed.
 //! - [`ethtool`]: channels, ring sizes and offloads.
-//! - [`holder`]: the processes that keep an XDP program on an interface.
+//! - [`holder`]: the processes that keep an XDP program on an interface, or use a tap.
 //! - [`xdp`]: what the driver can do for XDP and AF_XDP.
 //! - `socket`, `family`, `attributes`: requests and answers, for all of the above.
 //!
