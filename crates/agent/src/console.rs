@@ -173,7 +173,8 @@ impl Console {
             let mut polled = [PollFd::new(&self.from_guest, PollFlags::IN)];
             let limit = Timespec::try_from(left).ok();
             match poll(&mut polled, limit.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(1..) => {}
+                Ok(0) | Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(self.failed(error.into())),
             }
             match self.from_guest.read(&mut block) {
