@@ -74,7 +74,12 @@ impl Held {
     fn send(&mut self, link: &UnixStream, request: u32, count: usize) {
         let ends = self.writers.split_off(self.writers.len() - count);
         let borrowed: Vec<BorrowedFd<'_>> = ends.iter().map(|end| end.as_fd()).collect();
-        raw::send(link, request, &0_u64.to_ne_bytes(), &borrowed).unwrap();
+        let result = raw::send(link, request, &0_u64.to_ne_bytes(), &borrowed);
+        if result.is_err() {
+            // Otherwise closing the ends would wait for ever.
+            self.release();
+        }
+        result.unwrap();
     }
 
     fn release(&mut self) {
@@ -247,8 +252,11 @@ fn held_pipes_in_messages_that_are_not_read_hold_nobody_up() {
     let mut held = Held::new(files.path(), 4);
     held.hold();
     for _ in 0..2 {
+        // Held first: it sends the second front end away as soon as it sees it.
+        daemon.hold().unwrap();
         let second = UnixStream::connect(daemon.socket()).unwrap();
-        held.give(&daemon, &second, SET_CALL, 1);
+        held.send(&second, SET_CALL, 1);
+        daemon.signal(Signal::CONT).unwrap();
         // The one that is served stays, and the next one is refused as well.
         frames::come_back(&mut guest).unwrap();
         let mut third = UnixStream::connect(daemon.socket()).unwrap();
