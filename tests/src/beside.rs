@@ -321,13 +321,18 @@ fn set_policy(words: &[&str]) {
 /// A thread that keeps a CPU busy whenever nothing else runs there (`SCHED_IDLE`). A hypervisor takes an idle virtual
 /// CPU away, and on a busy host some milliseconds pass before a worker that wakes up gets its CPU back.
 #[derive(Debug)]
-struct Awake {
+pub struct Awake {
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Awake {
-    fn keep(cpu: usize) -> Self {
+    /// Keeps the CPU of this number busy until the value is dropped.
+    ///
+    /// # Panics
+    /// If the system refuses the CPU or the policy.
+    #[must_use]
+    pub fn keep(cpu: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&over);
         let thread = std::thread::spawn(move || {

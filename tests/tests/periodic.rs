@@ -1,12 +1,13 @@
 //! A worker that learned the period of a guest's traffic is awake for its frames, and sleeps between them.
 //!
-//! Daemon and guest run in a real-time class: a sender that other programs delay has no period.
+//! Daemon and guest run in a real-time class, on CPUs that no hypervisor takes away as idle: a sender that others delay
+//! has no period.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use frontend::{Guest, GuestOptions};
-use ringscope_tests::beside::run_in_real_time;
+use ringscope_tests::beside::{Awake, run_in_real_time};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::frames;
 use ringscope_tests::trace::Trace;
@@ -28,6 +29,7 @@ const RUNS: usize = 3;
 /// and the worker's share of a CPU.
 fn send_periodically(poll: &str, skipped: Option<usize>) -> (f64, f64) {
     run_in_real_time();
+    let _awake = [0, 1].map(Awake::keep);
     let directory = tempfile::tempdir().unwrap();
     let arguments = ["--datapath", "reflect", "--poll", poll];
     let mut daemon = Daemon::start(directory.path(), "periodic", &arguments).unwrap();
