@@ -41,7 +41,7 @@ struct Held {
 }
 
 impl Held {
-    /// A pipe that is not held yet, with so many write ends that are opened one by one.
+    /// A pipe with this many write ends, each opened by itself. Nobody holds its lock yet.
     fn new(directory: &Path, writers: usize) -> Self {
         let never = NeverComes::new(&directory.join("never"), SERVER).unwrap();
         let (reader, writer) = io::pipe().unwrap();

@@ -99,7 +99,7 @@ impl Helper {
         let (socket, theirs) = pair()?;
         let mut command = Command::new(&program.path);
         command.args(&program.arguments).current_dir("/").process_group(0);
-        // Whoever waits for the end of the daemon's output need not wait for a helper.
+        // A reader of the daemon's output sees its end when the daemon ends, even if a helper still runs.
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn()?;
         let helper = Self { socket: Some(socket), child };

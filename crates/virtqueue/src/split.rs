@@ -50,7 +50,7 @@ impl SplitQueue {
         let ring = Ring::new(setup, memory)?;
         // The used index continues from the value in the device area, and so does the device, whatever the front end says.
         // Chains come back in the order in which they were taken. So those before the used index are the driver's again,
-        // even if the front end read the index too early, and those after it were never returned. DPDK's virtio-user
+        // even if the front end read the index too early. Those after it were never returned. DPDK's virtio-user
         // always says 0 to a back end that connects to it, and DPDK's vhost continues at the used index, too
         // (`translate_ring_addresses`, lib/vhost/vhost_user.c).
         let next_used = ring.device.load(INDEX, Ordering::Acquire);

@@ -54,7 +54,7 @@ fn warnings(
     if mode == XdpMode::Generic && segmentation.iter().any(|name| is_on(name)) {
         warnings.push(format!(
             "in generic mode the other end leaves segmentation to this one, which cannot know the size of the segments: \
-             datagrams may be joined and TCP segments cut anew; use mode=native, or: ethtool -K {peer} tso off gso off \
+             datagrams may arrive joined, and TCP segments with another size; use mode=native, or: ethtool -K {peer} tso off gso off \
              tx-udp-segmentation off"
         ));
     }
