@@ -1,7 +1,7 @@
 //! A file whose contents never come: the server of its file system answers no read.
 //!
-//! The server is a process of its own (`src/bin/never-comes.rs`), which ends with this one. If it were a thread, then
-//! nobody could end a test that hangs: its process would wait for an answer of itself.
+//! The server is a separate process (`src/bin/never-comes.rs`), which ends with this one. A server in a thread could not be
+//! ended with a test that hangs: the process would wait for its own answer.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};

@@ -1,7 +1,7 @@
-//! Serves the file of `ringscope_tests::fuse` (`linux/fuse.h`): its size and mode are told, its contents never come.
+//! Serves the file of `ringscope_tests::fuse` (`linux/fuse.h`): it answers what size and mode the file has, and no read.
 //!
-//! Its standard error is /dev/fuse. It prints a byte for each read that it does not answer. A byte at its standard input
-//! makes it answer no `statfs` either, which it confirms with a byte; the end there ends it.
+//! Its standard error is /dev/fuse. For each read that it does not answer, it prints a byte. After a byte on its standard
+//! input it does not answer `statfs` either, and prints a byte to confirm that. It ends with its standard input.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};

@@ -1,8 +1,8 @@
 //! A packet inside another one, whose checksum is pending: VXLAN (RFC 7348), Geneve (RFC 8926), GRE (RFC 2784, RFC 2890),
 //! IP in IP (RFC 2003, RFC 4213), PPPoE (RFC 2516). And SCTP (RFC 9260), which has a CRC in place of a sum.
 //!
-//! Linux leaves one checksum of a frame pending, the innermost one, and completes those around it as if it were done
-//! (`Documentation/networking/checksum-offloads.rst`, "LCO").
+//! Of the checksums of a frame, Linux leaves only the innermost one pending. It computes the outer ones from the value that the
+//! innermost one will have (`Documentation/networking/checksum-offloads.rst`, "LCO").
 
 use guest_memory::GuestSlice;
 
