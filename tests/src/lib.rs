@@ -22,6 +22,7 @@
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
 //! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
 
+pub mod af_xdp;
 pub mod beside;
 pub mod browser;
 pub mod cable;

@@ -9,29 +9,14 @@ use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
 use report::{Breakdown, Window, table};
-use ringscope_tests::cable::quieten;
+use ringscope_tests::af_xdp::{NEIGHBOUR, start};
+use ringscope_tests::cable::{ip, quieten};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::lan;
 use ringscope_tests::pings::Pinger;
 
 const SOON: Duration = Duration::from_secs(5);
-/// Tells the outside host where the guest is.
-const NEIGHBOUR: &str = "ip neigh replace 10.77.0.2 lladdr 52:54:00:00:00:02 dev eth0";
-
-/// The daemon on the wire, with `keys` after the interface's name.
-fn start(outside: &Outside, keys: &str, arguments: &[&str]) -> (tempfile::TempDir, Daemon) {
-    let directory = tempfile::tempdir().unwrap();
-    let datapath = format!("af-xdp:ifname={}{keys}", outside.wire());
-    let all = [&["--datapath", &datapath], arguments].concat();
-    let daemon = Daemon::start(directory.path(), "xdp", &all).unwrap();
-    (directory, daemon)
-}
-
-fn ip(line: &str) {
-    let status = Command::new("ip").args(line.split_whitespace()).status().unwrap();
-    assert!(status.success(), "ip {line}");
-}
 
 #[test]
 fn frames_of_every_length_go_both_ways_in_every_mode() {

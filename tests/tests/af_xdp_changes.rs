@@ -6,26 +6,15 @@ use std::time::Duration;
 use burst_trace::DropCause;
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
+use ringscope_tests::af_xdp::{NEIGHBOUR, start};
 use ringscope_tests::cable::{ip, quieten};
-use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames::frame;
 use ringscope_tests::pings::Pinger;
 
 const SOON: Duration = Duration::from_secs(5);
-/// Tells the outside host where the guest is.
-const NEIGHBOUR: &str = "ip neigh replace 10.77.0.2 lladdr 52:54:00:00:00:02 dev eth0";
 /// UDP flows of the outside host, each of one frame.
 const FLOWS: usize = 200;
-
-/// The daemon on the wire, with `keys` after the interface's name.
-fn start(outside: &Outside, keys: &str, arguments: &[&str]) -> (tempfile::TempDir, Daemon) {
-    let directory = tempfile::tempdir().unwrap();
-    let datapath = format!("af-xdp:ifname={}{keys}", outside.wire());
-    let all = [&["--datapath", &datapath], arguments].concat();
-    let daemon = Daemon::start(directory.path(), "xdp", &all).unwrap();
-    (directory, daemon)
-}
 
 fn ethtool(line: &str) {
     let status = Command::new("ethtool").args(line.split_whitespace()).status().unwrap();
