@@ -9,7 +9,7 @@ use std::time::Duration;
 use burst_trace::{DropCause, Reader};
 use frontend::{Frame, Guest, GuestOptions};
 use lab::Signal;
-use ringscope_tests::cable::quieten;
+use ringscope_tests::cable::{ip, quieten};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::pcapng::Capture;
@@ -116,11 +116,6 @@ impl Drop for Link {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["link", "delete", &self.0[0]]).status();
     }
-}
-
-fn ip(line: &str) {
-    let status = Command::new("ip").args(line.split_whitespace()).status().unwrap();
-    assert!(status.success(), "ip {line}");
 }
 
 fn guests() -> Vec<GuestOptions> {
