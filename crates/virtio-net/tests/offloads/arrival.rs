@@ -11,6 +11,13 @@ use crate::software::offloaded;
 
 const SKIP: usize = 3;
 
+/// CRC32c, bit by bit (RFC 9260, appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ (0x82f6_3b78 * (crc & 1)))
+    })
+}
+
 fn told(frame: &[u8], cuts: &[usize], mtu: u16) -> NetHeader {
     let run = Run::of(&[&[0x11; SKIP], frame].concat(), cuts);
     header_of(&run.slices(), SKIP, frame.len(), mtu)
@@ -67,6 +74,29 @@ proptest! {
         let frames = offloaded(&header, &frame, [&[9000], &[9000]], 0);
         prop_assert_eq!(frames, shape.segments(&payload, header.gso_size));
     }
+}
+
+proptest! {
+    #[test]
+    fn the_crc_of_sctp_is_written_and_nothing_else(
+        data in payload(0..2000), cuts in cuts(), padding in 0..20_usize,
+    ) {
+        let len = u16::try_from(20 + 12 + data.len()).unwrap().to_be_bytes();
+        let ip = [&[0x45, 0], &len[..], &[0, 0, 0, 0, 64, 132, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]].concat();
+        let packet = [&[7; 8][..], &[0; 4], &data].concat();
+        let before = [&[0x11; SKIP], &[2; 12][..], &[8, 0], &ip, &packet, &vec![0; padding]].concat();
+        let run = Run::of(&before, &cuts);
+        prop_assert_eq!(header_of(&run.slices(), SKIP, before.len() - SKIP, 9000), NetHeader::PLAIN);
+        let mut expected = before;
+        expected[SKIP + 34 + 8..][..4].copy_from_slice(&crc32c(&packet).to_le_bytes());
+        prop_assert_eq!(run.bytes(), expected);
+    }
+}
+
+#[test]
+fn the_crc_of_this_test_is_the_one_of_others() {
+    // RFC 3720, B.4.
+    assert_eq!(crc32c(&[0; 32]).to_le_bytes(), [0xaa, 0x36, 0x91, 0x8a]);
 }
 
 #[test]
