@@ -1,6 +1,6 @@
 //! A receive ring in service: from a wire or from other guests to the guest.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +65,17 @@ impl Receiver {
             starved: None,
             unsignalled: None,
         }
+    }
+
+    /// Its ring, if one was started.
+    #[inline]
+    pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {
+        self.half.ring()
+    }
+
+    /// Whether a burst went through since this was last asked.
+    pub const fn take_worked(&mut self) -> bool {
+        self.half.take_worked()
     }
 
     /// The offloads that the guest takes, if its ring is served.
@@ -385,18 +396,12 @@ impl Receiver {
     }
 }
 
+/// What is read of both halves alike. Only this type changes it.
 impl Deref for Receiver {
     type Target = Half;
 
     #[inline]
     fn deref(&self) -> &Half {
         &self.half
-    }
-}
-
-impl DerefMut for Receiver {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut Half {
-        &mut self.half
     }
 }

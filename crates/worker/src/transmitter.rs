@@ -2,7 +2,7 @@
 
 mod in_place;
 
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use burst_trace::{BurstRecord, Direction, DropCause, DropCounts, Stage};
@@ -80,6 +80,17 @@ impl Transmitter {
             blocked: false,
             unsignalled: None,
         }
+    }
+
+    /// Its ring, if one was started.
+    #[inline]
+    pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {
+        self.half.ring()
+    }
+
+    /// Whether a burst went through since this was last asked.
+    pub const fn take_worked(&mut self) -> bool {
+        self.half.take_worked()
     }
 
     /// Takes one burst from the guest, if there is one, and has `carry` carry its frames. Call
@@ -338,19 +349,13 @@ impl Transmitter {
     }
 }
 
+/// What is read of both halves alike. Only this type changes it.
 impl Deref for Transmitter {
     type Target = Half;
 
     #[inline]
     fn deref(&self) -> &Half {
         &self.half
-    }
-}
-
-impl DerefMut for Transmitter {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut Half {
-        &mut self.half
     }
 }
 
