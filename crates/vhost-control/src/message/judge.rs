@@ -155,7 +155,7 @@ impl Judge {
             return Err(Held::Answered(is_answered.then(|| answer(request.code, NOT_ACCEPTED))));
         }
         if request.body == Body::SetBackendChannel {
-            // The framework takes sockets only. User Mode Linux hands over a pipe.
+            // It is kept here: the framework knows no pipes.
             return Err(Held::Answered(is_answered.then(|| answer(request.code, ACCEPTED))));
         }
         let starts = request.starts(self.rings.len());

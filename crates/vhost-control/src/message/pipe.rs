@@ -1,10 +1,10 @@
 //! A pipe as call descriptor.
 //!
-//! User Mode Linux gives the write end of a pipe in place of an eventfd, because an eventfd sends no SIGIO
-//! (arch/um/drivers/virtio_uml.c, `vu_setup_vq_call_fd`). A pipe has a lock, which a writer holds while it copies from
-//! its memory; a page fault there can last without a limit. So this process never opens, writes or closes a pipe. The
-//! worker writes to our own eventfd, and a helper process for each such ring forwards the signals to the pipe
-//! ([`foreign_files`]).
+//! vhost-user does not say what kind of file a call descriptor is. A pipe can be one where a front end has no eventfd; of
+//! the front ends that were tried, none has one (User Mode Linux has a socket: [`channel`](super::channel)). A pipe has a
+//! lock, which a writer holds while it copies from its memory; a page fault there can last without a limit. So this
+//! process never opens, writes or closes a pipe. The worker writes to our own eventfd, and a helper process for each such
+//! ring forwards the signals to the pipe ([`foreign_files`]).
 //!
 //! A writer of the pipe can keep such a helper in the kernel without a limit. Then only its ring has no notifications.
 //! A connection has few of these helpers. A thread waits for each, and until then the connection's closing thread
