@@ -9,6 +9,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use frontend::raw::request::{GET_FEATURES, SET_VRING_CALL, SET_VRING_KICK};
 use frontend::raw::{self, Handover};
 use frontend::{Error, FileRegion, Guest, GuestOptions, RegionOptions};
 use lab::outside::Outside;
@@ -27,10 +28,6 @@ const SERVER: &str = env!("CARGO_BIN_EXE_never-comes");
 const SOON: Duration = Duration::from_secs(5);
 /// Longest time until a daemon has ended that was asked to.
 const ENDED: Duration = Duration::from_secs(2);
-/// Requests of vhost-user.
-const GET_FEATURES: u32 = 1;
-const SET_KICK: u32 = 12;
-const SET_CALL: u32 = 13;
 
 /// A pipe whose lock a thread of this process holds: it copies from a file whose contents never come.
 struct Held {
@@ -170,12 +167,12 @@ fn a_pipe_that_another_process_holds_keeps_no_daemon_from_ending_and_no_tap_from
         }
         // As call, and as kick, where a pipe is refused.
         let link = guest.link().unwrap().stream().try_clone().unwrap();
-        held.give(&daemon, &link, SET_CALL, 1);
+        held.give(&daemon, &link, SET_VRING_CALL, 1);
         if !is_held_before {
             read_answer(&link);
             held.hold();
         }
-        held.give(&daemon, &link, SET_KICK, 1);
+        held.give(&daemon, &link, SET_VRING_KICK, 1);
         // A signal for the ring with the pipe. Its write waits.
         guest.pair(0).receive_ring().driver().enable_notification();
         guest.pair(0).flush().unwrap();
@@ -199,10 +196,10 @@ fn a_killed_daemon_leaves_no_helper_and_no_lock() {
     let inherited = pipes(&daemon);
     let mut held = Held::new(files.path(), 2);
     let link = guest.link().unwrap().stream().try_clone().unwrap();
-    held.give(&daemon, &link, SET_CALL, 1);
+    held.give(&daemon, &link, SET_VRING_CALL, 1);
     read_answer(&link);
     held.hold();
-    held.give(&daemon, &link, SET_KICK, 1);
+    held.give(&daemon, &link, SET_VRING_KICK, 1);
     let stuck = expect_helpers(&daemon, 2..=2);
     // What it has not given to a helper yet, it closes itself.
     eventually(SOON, "no pipe of the front end in the daemon", || {
@@ -255,7 +252,7 @@ fn held_pipes_in_messages_that_are_not_read_hold_nobody_up() {
         // Held first: it sends the second front end away as soon as it sees it.
         daemon.hold().unwrap();
         let second = UnixStream::connect(daemon.socket()).unwrap();
-        held.send(&second, SET_CALL, 1);
+        held.send(&second, SET_VRING_CALL, 1);
         daemon.signal(Signal::CONT).unwrap();
         // The one that is served stays, and the next one is refused as well.
         frames::come_back(&mut guest).unwrap();
@@ -266,8 +263,8 @@ fn held_pipes_in_messages_that_are_not_read_hold_nobody_up() {
     // The request to end comes before the messages.
     daemon.hold().unwrap();
     let waiting = UnixStream::connect(daemon.socket()).unwrap();
-    held.send(&waiting, SET_CALL, 1);
-    held.send(guest.link().unwrap().stream(), SET_CALL, 1);
+    held.send(&waiting, SET_VRING_CALL, 1);
+    held.send(guest.link().unwrap().stream(), SET_VRING_CALL, 1);
     daemon.signal(Signal::TERM).unwrap();
     daemon.signal(Signal::CONT).unwrap();
     expect_end(&mut daemon);
@@ -281,7 +278,7 @@ fn more_held_pipes_than_a_message_takes_hold_nobody_up() {
     let mut held = Held::new(files.path(), 290);
     held.hold();
     let mut guest = Some(guest);
-    for (count, request) in [(250, SET_CALL), (20, GET_FEATURES), (20, SET_KICK)] {
+    for (count, request) in [(250, SET_VRING_CALL), (20, GET_FEATURES), (20, SET_VRING_KICK)] {
         let mut front = guest.take().unwrap();
         held.give(&daemon, front.link().unwrap().stream(), request, count);
         front.disconnect();

@@ -185,7 +185,15 @@ pub fn play(story: &Story) {
     let _ = write_hlog(&mut out, &source, |_| {});
     if let Slow::Page(7) = story.slow {
         let before = before.and_then(|it| Source::open(it.path()).ok());
-        write_html(&mut out, &source, before.as_ref().map(|it| (it, "before")), journeys.as_ref(), "file", || {}).unwrap();
+        write_html(
+            &mut out,
+            &source,
+            before.as_ref().map(|it| (it, "before")),
+            journeys.as_ref(),
+            "file",
+            || {},
+        )
+        .unwrap();
     }
 }
 

@@ -15,27 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::world::{Conversation, World};
 
-/// Numbers of requests (vhost-user, "Front-end message types").
-pub mod request {
-    #![allow(missing_docs, reason = "the specification's names")]
-    pub const GET_FEATURES: u32 = 1;
-    pub const SET_FEATURES: u32 = 2;
-    pub const SET_OWNER: u32 = 3;
-    pub const RESET_OWNER: u32 = 4;
-    pub const SET_MEM_TABLE: u32 = 5;
-    pub const SET_VRING_NUM: u32 = 8;
-    pub const SET_VRING_ADDR: u32 = 9;
-    pub const SET_VRING_BASE: u32 = 10;
-    pub const GET_VRING_BASE: u32 = 11;
-    pub const SET_VRING_KICK: u32 = 12;
-    pub const SET_VRING_CALL: u32 = 13;
-    pub const GET_PROTOCOL_FEATURES: u32 = 15;
-    pub const SET_PROTOCOL_FEATURES: u32 = 16;
-    pub const SET_VRING_ENABLE: u32 = 18;
-    pub const RESET_DEVICE: u32 = 34;
-    pub const ADD_MEM_REG: u32 = 37;
-    pub const REM_MEM_REG: u32 = 38;
-}
+pub use frontend::raw::request;
 
 /// Bits of a header's flags: the protocol's version, and the request for an answer.
 const VERSION: u32 = 1;
