@@ -34,14 +34,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let mut progress = Progress::new();
     let mut console = connect(&args.socket, limit, &mut progress)?;
     progress.show(|| format!("waiting for the guest to boot, {} s at most", args.timeout));
-    if console.await_boot(limit.min(SILENCE)).is_err() && limit > SILENCE {
-        progress.say(&format!(
-            "nothing from the guest's console for {} s: it may still boot; waiting {} s at most (--timeout)",
-            SILENCE.as_secs(),
-            args.timeout
-        ));
-        console.await_boot(limit - SILENCE)?;
-    }
+    await_boot(&mut console, limit, &mut progress)?;
     if command.is_empty() {
         return Ok(());
     }
@@ -52,6 +45,25 @@ pub fn run(args: &Args) -> Result<(), Error> {
     match output.status {
         0 => Ok(()),
         status => Err(Error::Command { command, status }),
+    }
+}
+
+/// Waits until the guest answers.
+fn await_boot(
+    console: &mut Console,
+    limit: Duration,
+    progress: &mut Progress,
+) -> Result<(), console::Error> {
+    match console.await_boot(limit.min(SILENCE)) {
+        Err(console::Error::Timeout { .. }) if limit > SILENCE => {
+            progress.say(&format!(
+                "nothing from the guest's console for {} s: it may still boot; waiting {} s at most (--timeout)",
+                SILENCE.as_secs(),
+                limit.as_secs()
+            ));
+            console.await_boot(limit.saturating_sub(SILENCE))
+        }
+        other => other,
     }
 }
 
@@ -87,6 +99,20 @@ fn is_early(error: &std::io::Error) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_guest_that_does_not_answer_or_is_gone_is_an_error_within_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (limit, mut progress) = (Duration::from_millis(100), Progress::new());
+        let mut console = connect(&path, limit, &mut progress).unwrap();
+        let silent = await_boot(&mut console, limit, &mut progress);
+        assert!(matches!(silent, Err(console::Error::Timeout { .. })), "{silent:?}");
+        drop(listener);
+        let gone = await_boot(&mut console, Duration::from_secs(60), &mut progress);
+        assert!(matches!(gone, Err(console::Error::Io { .. })), "{gone:?}");
+    }
 
     #[test]
     fn a_socket_that_comes_later_is_waited_for_and_one_that_does_not_is_reported() {
