@@ -71,7 +71,8 @@ pub fn file_system(file: BorrowedFd<'_>, peer: Option<u32>) -> Result<FileSystem
     let found = find(&ours, mount).or_else(|| {
         let theirs = mounts(&peer?.to_string());
         let found = find(&theirs, mount)?;
-        // Any user can mount an overlay of other file systems in his own mount namespace.
+        // Any user can mount an overlay of other file systems in his own mount namespace. An overlay that this namespace
+        // has is its operator's choice, also one over FUSE or NFS: neither `mountinfo` nor `statfs` shows what is below.
         let is_known = found.kind != "overlay"
             || ours
                 .lines()
