@@ -76,3 +76,37 @@ end_process() {
 
 # json_field NAME: the first number or string of that name in the JSON on standard input.
 json_field() { grep -o "\"$1\": *\"\?[^,\"}]*" | head -1 | sed 's/.*: *"\?//'; }
+
+# module_bytes FILE: a kernel module's content, unpacked.
+module_bytes() {
+    case $1 in
+        *.xz) xz -dc "$1" ;;
+        *.zst) zstd -dcq "$1" ;;
+        *) cat "$1" ;;
+    esac
+}
+
+# modules_in_order DIRECTORY NAME...: the files of these modules and of all that they depend on, in the order in which
+# insmod takes them. The package of a kernel has no modules.dep; each module has the same in its section .modinfo. A
+# module that is not there is built into the kernel.
+modules_in_order() {
+    local directory=$1 seen=' '
+    shift
+    add_modules "$@"
+}
+
+# Uses `directory` and `seen` of modules_in_order.
+add_modules() {
+    local name file depends
+    for name in "$@"; do
+        name=${name//-/_}
+        [[ $seen != *" $name "* ]] || continue
+        seen+="$name "
+        file=$(find "$directory" -name "${name//_/[-_]}.ko*" | head -1)
+        [ -n "$file" ] || continue
+        depends=$(module_bytes "$file" | tr '\0' '\n' | sed -n 's/^depends=//p')
+        # shellcheck disable=SC2086 # a word for each module
+        add_modules ${depends//,/ }
+        printf '%s\n' "$file"
+    done
+}
