@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! header    4096 bytes  magic, version, sizes, clock and its anchors, facts as JSON
-//! rings     512 bytes for each virtqueue: totals and drops by cause, written by the ring's worker
+//! rings     512 bytes for each virtqueue: totals, drops by cause and notifications, written by the ring's worker
 //! workers   64 bytes for each worker: the number of records it has written, and its thread
 //! records   64 bytes each ([`record`](crate::record)), `capacity` of them for each worker; the oldest is overwritten first
 //! ```
@@ -17,6 +17,7 @@ use std::sync::atomic::AtomicU64;
 
 use file_mapping::FileMapping;
 
+use crate::notification::Notification;
 use crate::record::RECORD_WORDS;
 use crate::stage::{DropCause, SocketEvent};
 
@@ -72,7 +73,7 @@ pub const HEADER_WORDS: usize = 512;
 /// Longest facts, bytes.
 pub const FACTS_BYTES_MAX: usize = (HEADER_WORDS - word::FACTS) * 8;
 
-/// Words of a ring: totals, socket events, moves of addresses, drops.
+/// Words of a ring: totals, socket events, moves of addresses, drops, and at the end notifications.
 pub const RING_WORDS: usize = 64;
 /// The word of a ring that counts its packets.
 pub const RING_PACKETS: usize = 0;
@@ -86,6 +87,9 @@ pub const RING_EVENTS: usize = 3;
 pub const RING_MOVES: usize = RING_EVENTS + SocketEvent::ALL.len();
 /// The first of a ring's drops, in the order of [`DropCause::ALL`].
 pub const RING_DROPS: usize = RING_MOVES + 1;
+/// The first of a ring's notifications, in the order of [`Notification::ALL`]. Files of daemons that did not count them
+/// have zeroes there.
+pub const RING_NOTIFICATIONS: usize = RING_WORDS - Notification::ALL.len();
 
 /// Words of a worker. The first one counts its records.
 pub const WORKER_WORDS: usize = 8;
@@ -98,9 +102,10 @@ pub const RECORDS_MAX: usize = 1 << 24;
 // The lists may grow at their ends as far as there is room. Whatever moves a word needs another `VERSION`.
 const _: () = {
     assert!(VERSION == 1 && RING_MOVES == 7 && RING_DROPS == 8, "the layout of version 1");
+    assert!(RING_NOTIFICATIONS == 60, "the layout of version 1");
     assert!(word::FRONT_END == 18 && word::FRONT_END < word::FACTS, "the layout of version 1");
     assert!(
-        RING_DROPS + DropCause::ALL.len() <= RING_WORDS,
+        RING_DROPS + DropCause::ALL.len() <= RING_NOTIFICATIONS,
         "a ring's words hold every drop cause"
     );
     assert!(WORKER_THREAD < WORKER_WORDS, "a worker's words hold its thread");

@@ -11,9 +11,10 @@ use host_files::{FileId, open_regular};
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
     ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_BURSTS, RING_BYTES,
-    RING_DROPS, RING_EVENTS, RING_MOVES, RING_PACKETS, RING_WORDS, VERSION, WORKER_THREAD, Words,
-    word,
+    RING_DROPS, RING_EVENTS, RING_MOVES, RING_NOTIFICATIONS, RING_PACKETS, RING_WORDS, VERSION,
+    WORKER_THREAD, Words, word,
 };
+use crate::notification::Notifications;
 use crate::stage::{DropCause, SocketEvent};
 
 /// Why a recorder or a recording could not be read.
@@ -283,6 +284,16 @@ impl Header {
     #[must_use]
     pub fn events(&self, ring: usize, event: SocketEvent) -> u64 {
         self.ring_words(ring)[RING_EVENTS + event as usize].load(Ordering::Relaxed)
+    }
+
+    /// Kicks and calls of virtqueue `ring` since the daemon started, or in the recording's time.
+    ///
+    /// # Panics
+    /// When there is no such virtqueue.
+    #[must_use]
+    pub fn notifications(&self, ring: usize) -> Notifications {
+        let words = self.ring_words(ring);
+        Notifications::new(|kind| words[RING_NOTIFICATIONS + kind as usize].load(Ordering::Relaxed))
     }
 
     /// Whether the file became shorter while it was read: missing pages read as zeroes.

@@ -54,6 +54,7 @@
 //!
 //! - [`stage`]: the closed lists of directions, stages, drop causes and socket events.
 //! - [`clock`]: the CPU's counter, and its relation to `CLOCK_MONOTONIC`.
+//! - [`notification`]: kicks and calls, as counted for each virtqueue.
 //! - [`record`]: the records, and how they are laid out in 64 bytes.
 //! - [`file`](mod@file): the layout of `NAME.trace`, and its words.
 //! - [`header`]: the part before the records.
@@ -68,6 +69,7 @@ pub mod clock;
 pub mod file;
 pub mod header;
 pub mod location;
+pub mod notification;
 pub mod probe;
 pub mod reader;
 pub mod record;
@@ -80,6 +82,7 @@ pub mod writer;
 pub use attribution::{Wakeup, Wakeups};
 pub use clock::{Anchor, Clock, ClockKind};
 pub use header::{Header, ReadError, Totals};
+pub use notification::{Notification, Notifications};
 pub use probe::Probe;
 pub use reader::{Cursor, Reader};
 pub use record::{BurstRecord, BurstTimes, DropRecord, Gap, KernelSpan, ProbeRecord, Record};

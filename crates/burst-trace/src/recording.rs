@@ -21,7 +21,7 @@ use host_files::write_counted;
 use crate::clock::Anchor;
 use crate::file::{
     ANCHOR_WORDS, FACTS_BYTES_MAX, Layout, RECORDING_MAGIC, RING_BURSTS, RING_BYTES, RING_DROPS,
-    RING_PACKETS, RING_WORDS, VERSION, facts_words, word,
+    RING_NOTIFICATIONS, RING_PACKETS, RING_WORDS, VERSION, facts_words, word,
 };
 use crate::header::{Header, ReadError};
 use crate::reader::Reader;
@@ -126,7 +126,7 @@ pub struct RecordingWriter {
     entries: u64,
 }
 
-/// The recorder's counters: packets, bytes, bursts and drops of each ring.
+/// The recorder's counters: packets, bytes, bursts, drops and notifications of each ring.
 type Counts = Vec<[u64; RING_WORDS]>;
 
 impl RecordingWriter {
@@ -269,6 +269,9 @@ fn counts(of: &Reader) -> Counts {
             counts[RING_BURSTS] = totals.bursts;
             for (cause, count) in DropCause::ALL.iter().zip(&mut counts[RING_DROPS..]) {
                 *count = of.drops(ring, *cause);
+            }
+            for (kind, count) in of.notifications(ring).iter() {
+                counts[RING_NOTIFICATIONS + kind as usize] = count;
             }
             counts
         })

@@ -12,10 +12,11 @@ use host_files::own::{new_file, own_file};
 use crate::clock::{Anchor, Clock};
 use crate::file::{
     ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_BURSTS, RING_BYTES,
-    RING_DROPS, RING_EVENTS, RING_MOVES, RING_PACKETS, VERSION, WORKER_THREAD, Words, facts_words,
-    word,
+    RING_DROPS, RING_EVENTS, RING_MOVES, RING_NOTIFICATIONS, RING_PACKETS, VERSION, WORKER_THREAD,
+    Words, facts_words, word,
 };
 use crate::header::{Left, left};
+use crate::notification::Notification;
 use crate::record::{BurstRecord, DropRecord, KernelSpan, ProbeRecord, RECORD_WORDS};
 use crate::stage::{DropCause, SocketEvent};
 
@@ -288,6 +289,13 @@ impl Writer {
     pub fn count_event(&mut self, ring: u16, event: SocketEvent, times: u64) {
         let at = self.layout.ring(usize::from(ring)) + RING_EVENTS + event as usize;
         add(self.words.at(at), times);
+    }
+
+    /// Counts a notification of virtqueue `ring`.
+    #[inline]
+    pub fn count_notification(&mut self, ring: u16, kind: Notification) {
+        let at = self.layout.ring(usize::from(ring)) + RING_NOTIFICATIONS + kind as usize;
+        add(self.words.at(at), 1);
     }
 
     /// Counts addresses that moved between the guest's port of a switch and another one.

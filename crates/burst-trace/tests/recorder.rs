@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burst_trace::file::{Layout, word};
 use burst_trace::{
-    BurstRecord, Clock, DropCause, DropRecord, ReadError, Reader, Record, Recorder, RecorderError,
-    RecorderOptions,
+    BurstRecord, Clock, DropCause, DropRecord, Notification, ReadError, Reader, Record, Recorder,
+    RecorderError, RecorderOptions,
 };
 
 fn options(dir: &tempfile::TempDir, capacity: usize) -> RecorderOptions {
@@ -44,6 +44,9 @@ fn what_was_written_is_read_with_its_totals_and_drops() {
         writer.burst(&numbered(n));
     }
     writer.dropped(3, DropCause::TxTooShort, 4, 77);
+    for (kind, count) in Notification::ALL.into_iter().zip(1..) {
+        (0..count).for_each(|_| writer.count_notification(3, kind));
+    }
 
     let reader = Reader::open(recorder.path()).unwrap();
     assert_eq!(reader.facts(), r#"{"name":"vm0"}"#);
@@ -62,6 +65,9 @@ fn what_was_written_is_read_with_its_totals_and_drops() {
     assert_eq!(reader.totals(3).bursts, 10);
     assert_eq!(reader.drops(3, DropCause::TxTooShort), 4);
     assert_eq!(reader.drops(1, DropCause::TxTooShort), 0);
+    let counted = Notification::ALL.map(|kind| reader.notifications(3).of(kind));
+    assert_eq!(counted, [1, 2, 3, 4]);
+    assert!(reader.notifications(1).is_empty());
     drop(recorder);
     assert!(!reader.is_running());
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use burst_trace::file::word;
 use burst_trace::{
-    BurstRecord, Clock, DropCause, Gap, ReadError, Reader, Record, Recorder, RecorderOptions,
-    Recording, RecordingWriter, Source,
+    BurstRecord, Clock, DropCause, Gap, Notification, ReadError, Reader, Record, Recorder,
+    RecorderOptions, Recording, RecordingWriter, Source,
 };
 
 /// A recorder with two workers.
@@ -84,16 +84,19 @@ fn totals_are_those_of_its_time() {
     let mut worker = recorder.writer(0, clock);
     (0..10).for_each(|n| worker.burst(&burst(n, 0)));
     worker.dropped(1, DropCause::TxTooShort, 3, 1);
+    worker.count_notification(1, Notification::CallSent);
     let reader = Reader::open(recorder.path()).unwrap();
     let path = directory.path().join("some.rec");
     let writer = RecordingWriter::create(&path, &reader, "{}").unwrap();
     (0..5).for_each(|n| worker.burst(&burst(n, 0)));
     worker.dropped(1, DropCause::TxTooShort, 4, 1);
+    (0..2).for_each(|_| worker.count_notification(1, Notification::CallSent));
     writer.finish(&reader, true).unwrap();
     let source = Source::open(&path).unwrap();
     assert!(source.has_totals());
     assert_eq!(source.totals(1).packets, 5);
     assert_eq!(source.drops(1, DropCause::TxTooShort), 4);
+    assert_eq!(source.notifications(1).of(Notification::CallSent), 2);
 }
 
 #[test]
