@@ -35,8 +35,9 @@ impl<T: Topology> Loop<T> {
                     self.rings_changed(at);
                 }
                 Command::Call { ring, call, done } => {
-                    if let Some(ring) = self.ring(guest, ring) {
-                        ring.change_call(call);
+                    if let Some(changed) = self.ring(guest, ring) {
+                        let called = changed.change_call(call);
+                        self.tracers[guest].notified(ring, called);
                     }
                     let _ = done.send(());
                 }
@@ -99,14 +100,17 @@ impl<T: Topology> Loop<T> {
         self.topology.configure(at, start.negotiated).map_err(StartError::System)?;
         let (guest, alarm) = (self.pairs.guest(at), self.shared.sleeper.alarm());
         let (log, now) = (self.pairs.transmitter(at).log(), self.tracers[guest].stamp());
-        let started = Ring::start(log, ring, start, alarm, now).map_err(StartError::Config)?;
+        let mut started = Ring::start(log, ring, start, alarm, now).map_err(StartError::Config)?;
+        // The process that served the ring before may have ended between publishing and signalling.
+        let called = started.signal();
+        self.tracers[guest].notified(ring, called);
         let transmits = self.is_transmit(at, ring);
         if transmits {
             self.topology.attach(at, started.memory()).map_err(StartError::System)?;
         }
         // Last: the kick of a ring that is not served would keep waking the worker up, as long as any process has the
         // descriptor open.
-        if let Err(error) = started.listen(&self.shared.sleeper) {
+        if let Err(error) = started.listen(guest, &self.shared.sleeper) {
             if transmits {
                 self.topology.detach(at);
             }

@@ -142,8 +142,8 @@ impl Custody {
 }
 
 impl Foreign {
-    /// Adds 1 to an eventfd's counter. If the counter is full, a signal is pending already. Any other failure is the
-    /// front end's fault and is ignored.
+    /// Adds 1 to an eventfd's counter. Returns whether the descriptor took it. If the counter is full, a signal is pending
+    /// already. Any other failure is the front end's fault.
     ///
     /// With `alarm`, for a worker that serves several guests: a write that blocks ends after [`PERIOD`], and writes
     /// that take too much CPU time several times in a row count as blocked.
@@ -153,8 +153,8 @@ impl Foreign {
     /// # Errors
     /// When the write blocked. The control plane then ends the connection ([`Custody::hung`]).
     #[inline]
-    pub(crate) fn signal(&self, alarm: Option<&Alarm>) -> Result<(), Hung> {
-        let Some(fd) = &self.fd else { return Ok(()) };
+    pub(crate) fn signal(&self, alarm: Option<&Alarm>) -> Result<bool, Hung> {
+        let Some(fd) = &self.fd else { return Ok(false) };
         let Some(alarm) = alarm else { return self.write(fd) };
         alarm.arm();
         // The front end can clear the flag at any time. Checking it costs much less than waiting for the alarm. The
@@ -173,27 +173,27 @@ impl Foreign {
     }
 
     #[inline]
-    fn write(&self, fd: &OwnedFd) -> Result<(), Hung> {
+    fn write(&self, fd: &OwnedFd) -> Result<bool, Hung> {
         match rustix::io::write(fd, &1_u64.to_ne_bytes()) {
             // Only a write that waits for room in the counter is interrupted.
             Err(Errno::INTR) => Err(self.report()),
-            _ => Ok(()),
+            written => Ok(written.is_ok()),
         }
     }
 
     /// Writes after a slow write, and measures the CPU time.
     #[cold]
-    fn write_under_suspicion(&self, fd: &OwnedFd) -> Result<(), Hung> {
+    fn write_under_suspicion(&self, fd: &OwnedFd) -> Result<bool, Hung> {
         let begun = cpu_time();
-        self.write(fd)?;
+        let written = self.write(fd)?;
         if cpu_time().saturating_sub(begun) <= SLOW {
             self.slow.store(0, Ordering::Relaxed);
-            return Ok(());
+            return Ok(written);
         }
         if self.slow.fetch_add(1, Ordering::Relaxed) >= SLOW_MAX {
             return Err(self.report());
         }
-        Ok(())
+        Ok(written)
     }
 
     #[cold]
@@ -381,7 +381,7 @@ mod tests {
         assert_eq!(poll(&mut polled, None), Ok(1));
         // As in a worker with several guests: it sets the flag again, and a full counter means that a signal is
         // pending.
-        assert_eq!(call.signal(Some(&alarm)), Ok(()));
+        assert_eq!(call.signal(Some(&alarm)), Ok(false));
     }
 
     /// 40,000 epoll entries wait for the eventfd: 2,000 descriptors in each of 20 epoll instances.
@@ -404,7 +404,7 @@ mod tests {
         };
         let (call, alarm) = (custody.take(fd), Alarm::new().unwrap());
         for _ in 0..100 {
-            assert_eq!(call.signal(Some(&alarm)), Ok(()), "nobody waits for it");
+            assert_eq!(call.signal(Some(&alarm)), Ok(true), "nobody waits for it");
         }
         let _sets: Vec<_> = (0..20).map(|_| waits()).collect();
         let took = (0..10).take_while(|_| call.signal(Some(&alarm)).is_ok()).count();

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Direction, DropCause, DropCounts, Stage};
+use burst_trace::{BurstRecord, Direction, DropCause, DropCounts, Notification, Stage};
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::receive::Received;
@@ -195,8 +195,21 @@ impl Receiver {
         recorded: impl FnOnce(&BurstRecord),
     ) {
         self.half.publish_probes();
-        ring.signal();
-        self.record(burst, view.tracer(self.guest()), recorded);
+        let called = ring.signal();
+        self.signalled(burst, called, view.tracer(self.guest()), recorded);
+    }
+
+    /// Records a burst, and counts what became of its signal.
+    #[inline]
+    fn signalled(
+        &mut self,
+        burst: Unsignalled,
+        called: Notification,
+        tracer: &mut Tracer,
+        recorded: impl FnOnce(&BurstRecord),
+    ) {
+        self.record(burst, tracer, recorded);
+        tracer.notified(self.index(), called);
     }
 
     #[inline]
@@ -278,10 +291,10 @@ impl Receiver {
     #[inline]
     pub fn signal(&mut self, view: &mut View<'_>, recorded: impl FnOnce(&BurstRecord)) -> bool {
         let Some(burst) = self.unsignalled.take() else { return false };
-        if let Some(ring) = self.half.ring() {
-            ring.signal();
-        }
-        self.record(burst, view.tracer(self.guest()), recorded);
+        // Without a ring, nobody needs a notification any more.
+        let called =
+            self.half.ring().as_mut().map_or(Notification::CallSuppressed, |it| it.signal());
+        self.signalled(burst, called, view.tracer(self.guest()), recorded);
         self.half.note_worked();
         true
     }

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use burst_trace::Notification;
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::Negotiated;
 use virtqueue::{ConfigError, Queue, QueueSetup, RingError};
 
 use crate::alarm::Alarm;
-use crate::custody::Foreign;
+use crate::custody::{Foreign, Hung};
 use crate::idle::sleep::{Sleeper, Token};
 use crate::mailbox::RingStart;
 use crate::sys;
@@ -101,8 +102,6 @@ impl Ring {
         ring.set_call(start.call);
         // The ring is looked at anyway until the worker goes to sleep.
         ring.queue.disable_notification();
-        // The process that served the ring before may have ended between publishing and signalling.
-        ring.signal();
         Ok(ring)
     }
 
@@ -172,10 +171,10 @@ impl Ring {
         is_torn
     }
 
-    /// From now on, kicks wake the worker up.
-    pub fn listen(&self, sleeper: &Sleeper) -> std::io::Result<()> {
+    /// From now on, kicks wake the worker up. `guest`: its number among those of the worker.
+    pub fn listen(&self, guest: usize, sleeper: &Sleeper) -> std::io::Result<()> {
         match &self.kick {
-            Some(kick) => sleeper.add(kick.as_ref(), Token::Kick(self.index)),
+            Some(kick) => sleeper.add(kick.as_ref(), Token::kick(guest, self.index)),
             None => Ok(()),
         }
     }
@@ -216,10 +215,12 @@ impl Ring {
 
     /// A new descriptor for a ring in service. The guest gets a signal immediately, wanted or not: QEMU starts a ring with
     /// a descriptor that nobody listens to and gives the guest's own one just after it, and signals in between are lost.
-    /// With the event index, the guest would then never get a signal again.
-    pub fn change_call(&mut self, call: Option<Arc<Foreign>>) {
+    /// With the event index, the guest would then never get a signal again. Returns what became of the signal, to be
+    /// counted.
+    #[must_use]
+    pub fn change_call(&mut self, call: Option<Arc<Foreign>>) -> Notification {
         self.set_call(call);
-        self.write_call();
+        self.write_call()
     }
 
     pub fn set_error(&mut self, error: Option<Arc<Foreign>>) {
@@ -238,20 +239,28 @@ impl Ring {
         }
     }
 
-    /// Signals the guest that chains are used, if it needs a notification.
+    /// Signals the guest that chains are used, if it needs a notification. Returns what became of the signal, to be
+    /// counted.
     #[inline]
-    pub fn signal(&mut self) {
+    #[must_use]
+    pub fn signal(&mut self) -> Notification {
         if self.queue.needs_notification() {
-            self.write_call();
+            self.write_call()
+        } else {
+            Notification::CallSuppressed
         }
     }
 
     #[inline]
-    fn write_call(&mut self) {
-        if let Some(call) = &self.call
-            && call.signal(self.alarm.as_deref()).is_err()
-        {
-            self.give_up_call();
+    fn write_call(&mut self) -> Notification {
+        let Some(call) = &self.call else { return Notification::CallSuppressed };
+        match call.signal(self.alarm.as_deref()) {
+            Ok(true) => Notification::CallSent,
+            Ok(false) => Notification::CallRefused,
+            Err(Hung) => {
+                self.give_up_call();
+                Notification::CallRefused
+            }
         }
     }
 

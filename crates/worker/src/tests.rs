@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{Recorder, RecorderOptions};
+use burst_trace::{Notification, Reader, Recorder, RecorderOptions};
 use datapath::{Capabilities, Datapath, InPlace, Interface, Look, Transmitted};
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
@@ -124,7 +124,7 @@ struct Rig {
     custody: Arc<Custody>,
     _alarm: UnixStream,
     _directory: tempfile::TempDir,
-    _recorder: Recorder,
+    recorder: Recorder,
 }
 
 impl Rig {
@@ -173,7 +173,7 @@ impl Rig {
             custody: Custody::new(&Arc::default()).unwrap(),
             _alarm: alarm,
             _directory: directory,
-            _recorder: recorder,
+            recorder,
         }
     }
 
@@ -196,6 +196,12 @@ impl Rig {
 
     fn hand_over(&self, file: &File) -> Arc<Foreign> {
         Arc::new(self.custody.take(file.try_clone().unwrap().into()))
+    }
+
+    /// Of the transmit ring: kicks, and calls sent, suppressed and refused.
+    fn notifications(&self) -> [u64; 4] {
+        let counted = Reader::open(self.recorder.path()).unwrap().notifications(1);
+        Notification::ALL.map(|kind| counted.of(kind))
     }
 
     fn kick(&self, ring: usize) {
@@ -290,6 +296,33 @@ fn nothing_is_written_into_a_ring_that_is_broken() {
     let mut found = [0; 16];
     rig.memory.read(setup.device_area, &mut found).unwrap();
     assert_eq!(found, canary);
+}
+
+#[test]
+fn kicks_and_calls_are_counted_by_what_became_of_them() {
+    let mut rig = Rig::new(PollPolicy::Never, steady());
+    rig.start(1).unwrap();
+    rig.settle();
+    assert_eq!(rig.notifications(), [0, 0, 1, 0], "a ring without a call descriptor");
+    let (call, mailbox) = (new_eventfd(), rig.worker.mailbox(0));
+    mailbox.set_call(1, Some(rig.hand_over(&call))).unwrap();
+    assert_eq!(rig.notifications(), [0, 1, 1, 0], "a new descriptor is written once");
+    for sends in 1..=2 {
+        rig.send(3);
+        rig.settle();
+        assert_eq!(rig.notifications(), [sends, 1 + sends, 1, 0]);
+    }
+    rig.drivers[1].disable_notification();
+    rig.send(3);
+    rig.settle();
+    assert_eq!(rig.notifications(), [3, 3, 2, 0]);
+    // A counter that nobody reads is full at last.
+    (&call).read_exact(&mut [0; 8]).unwrap();
+    (&call).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+    rig.drivers[1].enable_notification();
+    rig.send(3);
+    rig.settle();
+    assert_eq!(rig.notifications(), [4, 3, 2, 1]);
 }
 
 /// What a clock may be off by after a jump, ticks: a counter that starts again after days, one that goes on elsewhere,

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use burst_trace::{Anchor, BurstRecord, Direction, DropCause, DropCounts, Stage, Writer};
+use burst_trace::{
+    Anchor, BurstRecord, Direction, DropCause, DropCounts, Notification, Stage, Writer,
+};
 use datapath::Counted;
 
 use crate::clock::Clock;
@@ -133,6 +135,12 @@ impl Tracer {
             }
             packets -= u64::from(some);
         }
+    }
+
+    /// Counts a notification of virtqueue `ring`.
+    #[inline]
+    pub fn notified(&mut self, ring: u16, kind: Notification) {
+        self.writer.count_notification(ring, kind);
     }
 
     /// Counts addresses that moved between the guest's port of a switch and another one, on its virtqueue `ring`.

@@ -256,9 +256,10 @@ impl Transmitter {
     pub fn signal(&mut self, view: &mut View<'_>, recorded: impl FnOnce(&BurstRecord)) -> bool {
         let Some(mut burst) = self.unsignalled.take() else { return false };
         let Some(ring) = self.half.ring() else { return false };
-        ring.signal();
+        let called = ring.signal();
         let tracer = view.tracer(self.guest());
         tracer.cross(&mut burst.timeline, Stage::Signal);
+        tracer.notified(self.index(), called);
         self.record(&burst, tracer, recorded);
         self.half.note_worked();
         true
@@ -375,7 +376,7 @@ fn discard(ring: &mut Ring, index: u16, tracer: &mut Tracer) -> Result<(), RingE
         burst.complete(queue, frames, &mut drops);
     }
     ring.queue().publish();
-    ring.signal();
+    tracer.notified(index, ring.signal());
     tracer.dropped(index, &drops);
     Ok(())
 }

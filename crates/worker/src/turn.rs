@@ -5,6 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use burst_trace::Notification;
+
 use crate::clock::{Clock, Deadline};
 use crate::fault::Fault;
 use crate::idle::batching::LONGEST;
@@ -199,6 +201,9 @@ impl<T: Topology> Loop<T> {
         let now = self.shared.clock.now();
         let woken = events.peek().is_some();
         for token in events {
+            if let Token::Kick { guest, ring } = token {
+                self.tracers[usize::from(guest)].notified(ring, Notification::Kick);
+            }
             self.topology.woken(token, &mut self.pairs);
         }
         self.shared.woken = now;

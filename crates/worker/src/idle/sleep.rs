@@ -18,8 +18,8 @@ use crate::alarm::Alarm;
 pub enum Token {
     /// A command waits.
     Mailbox,
-    /// The guest kicked this virtqueue.
-    Kick(u16),
+    /// This guest kicked this virtqueue.
+    Kick { guest: u16, ring: u16 },
     /// The datapath of this queue pair has frames, or takes frames again.
     Datapath(u16),
     /// The same for the uplink of a switch.
@@ -27,10 +27,16 @@ pub enum Token {
 }
 
 impl Token {
+    /// For virtqueue `ring` of `guest`, its number among those of the worker.
+    #[expect(clippy::cast_possible_truncation, reason = "a worker serves far fewer guests")]
+    pub const fn kick(guest: usize, ring: u16) -> Self {
+        Self::Kick { guest: guest as u16, ring }
+    }
+
     const fn to_number(self) -> u64 {
         match self {
             Self::Mailbox => 0,
-            Self::Kick(ring) => 1 << 32 | ring as u64,
+            Self::Kick { guest, ring } => 1 << 32 | (guest as u64) << 16 | ring as u64,
             Self::Datapath(pair) => 2 << 32 | pair as u64,
             Self::Uplink => 3 << 32,
         }
@@ -40,7 +46,7 @@ impl Token {
     const fn from_number(number: u64) -> Self {
         match number >> 32 {
             0 => Self::Mailbox,
-            1 => Self::Kick(number as u16),
+            1 => Self::Kick { guest: (number >> 16) as u16, ring: number as u16 },
             2 => Self::Datapath(number as u16),
             _ => Self::Uplink,
         }
@@ -83,7 +89,7 @@ impl Sleeper {
     pub fn add(&self, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
         let events = match token {
             Token::Datapath(_) | Token::Uplink => Events::EPOLLIN | Events::EPOLLOUT,
-            Token::Mailbox | Token::Kick(_) => Events::EPOLLIN,
+            Token::Mailbox | Token::Kick { .. } => Events::EPOLLIN,
         };
         self.add_number(fd, events, token.to_number())
     }
@@ -142,9 +148,13 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        for token in
-            [Token::Mailbox, Token::Kick(0), Token::Kick(511), Token::Datapath(255), Token::Uplink]
-        {
+        for token in [
+            Token::Mailbox,
+            Token::kick(0, 0),
+            Token::kick(3, 511),
+            Token::Datapath(255),
+            Token::Uplink,
+        ] {
             assert_eq!(Token::from_number(token.to_number()), token);
         }
     }

@@ -99,7 +99,7 @@ impl Transmitter {
             in_place.detach();
         }
         queue.publish();
-        ring.signal();
+        tracer.notified(index, ring.signal());
         self.forget();
         drops.add_all(&done.drops);
         tracer.dropped(index, &drops);
