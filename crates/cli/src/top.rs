@@ -63,6 +63,7 @@ and guests whose daemon has ended are marked.
   name          the guest
   window_s      the interval's length, seconds
   tx, rx        as in `ringscope stats --json`
+  queues        kicks and calls of each queue in the interval
   outliers      the five slowest bursts, slowest first; times in ns
   lost_records  records overwritten before they were read";
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use burst_trace::{Direction, DropCause, SocketEvent, Totals};
+use burst_trace::{Direction, DropCause, Notification, SocketEvent, Totals};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -94,6 +94,16 @@ fn families(guests: &[Guest]) -> Vec<Family> {
         family("bursts", "The bursts they came in", totals(|it| it.bursts)),
         family("drops", "Packets that went no further, by cause", Values::Counters(drops(guests))),
         family(
+            "kicks",
+            "Kicks of the guest that woke the worker up",
+            Values::Counters(notifications(guests, &[(Notification::Kick, None)])),
+        ),
+        family(
+            "calls",
+            "Signals to the guest by outcome: sent, suppressed (it needs none) or refused by its call descriptor",
+            Values::Counters(notifications(guests, &CALLS)),
+        ),
+        family(
             "af_xdp_events",
             "What the kernel counts of AF_XDP sockets besides lost frames",
             Values::Counters(events(guests)),
@@ -172,6 +182,29 @@ fn drops(guests: &[Guest]) -> Vec<(Labels, u64)> {
         }
     }
     drops
+}
+
+/// The outcomes of a call, as values of a label.
+const CALLS: [(Notification, Option<&str>); 3] = [
+    (Notification::CallSent, Some("sent")),
+    (Notification::CallSuppressed, Some("suppressed")),
+    (Notification::CallRefused, Some("refused")),
+];
+
+fn notifications(
+    guests: &[Guest],
+    kinds: &[(Notification, Option<&'static str>)],
+) -> Vec<(Labels, u64)> {
+    let queues = guests.iter().flat_map(|guest| rings(guest).map(move |ring| (guest, ring)));
+    let counts = queues.flat_map(|(guest, ring)| {
+        let counted = guest.reader.notifications(ring.into());
+        kinds.iter().map(move |&(kind, outcome)| {
+            let mut labels = of_queue(guest, ring);
+            labels.extend(outcome.map(|outcome| ("outcome", outcome.into())));
+            (labels, counted.of(kind))
+        })
+    });
+    counts.collect()
 }
 
 fn events(guests: &[Guest]) -> Vec<(Labels, u64)> {

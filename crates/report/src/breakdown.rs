@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use burst_trace::{Clock, Direction, DropCause, Header, Reader, Record, SocketEvent, Source};
+use burst_trace::{
+    Clock, Direction, DropCause, Header, Notifications, Reader, Record, SocketEvent, Source,
+};
 
 use crate::collect::{Collector, DirectionBreakdown, list_drops};
 use crate::facts::{Facts, without_controls};
@@ -54,6 +56,8 @@ pub struct Breakdown {
     pub lost_records: u64,
     /// Number of records of a kind that this version does not know.
     pub malformed_records: u64,
+    /// Kicks and calls of each virtqueue that had any: since the daemon started, or in the recording's time.
+    pub notifications: Vec<(u16, Notifications)>,
     /// Guest to wire.
     pub tx: DirectionBreakdown,
     /// Wire to guest.
@@ -126,6 +130,7 @@ impl Breakdown {
             is_cut,
             lost_records,
             malformed_records: collector.malformed(),
+            notifications: if source.has_totals() { notifications(source) } else { Vec::new() },
             tx: direction(Direction::Tx),
             rx: direction(Direction::Rx),
         }
@@ -196,6 +201,15 @@ fn moves(header: &Header, direction: Direction) -> u64 {
         |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
     let moves = (0..header.queue_pairs() * 2).filter(of_way).map(|ring| header.moves(ring));
     moves.fold(0, u64::saturating_add)
+}
+
+/// Virtqueues with notifications. Older daemons counted none.
+fn notifications(header: &Header) -> Vec<(u16, Notifications)> {
+    let rings = 0..u16::try_from(header.queue_pairs() * 2).unwrap_or(u16::MAX);
+    rings
+        .map(|ring| (ring, header.notifications(ring.into())))
+        .filter(|(_, counted)| !counted.is_empty())
+        .collect()
 }
 
 /// Drops since the daemon started, or during the recording. The counters include drops that are no longer in the

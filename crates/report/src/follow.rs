@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use burst_trace::Totals;
-use burst_trace::{BurstRecord, Cursor, Direction, DropCause, Reader, Record};
+use burst_trace::{BurstRecord, Cursor, Direction, DropCause, Notifications, Reader, Record};
 
 use crate::breakdown::drops_since_start;
 use crate::collect::{Collector, DirectionBreakdown};
@@ -86,6 +86,8 @@ pub struct QueueInterval {
     pub totals: Totals,
     /// By the counters: packets that were dropped.
     pub dropped: u64,
+    /// By the counters: kicks and calls.
+    pub notifications: Notifications,
     /// By the records: last boundary minus first.
     pub total: Option<Figures>,
 }
@@ -95,6 +97,7 @@ struct Queue {
     ring: u16,
     totals: Totals,
     dropped: u64,
+    notifications: Notifications,
     /// `None` until the first packet: many queues of a device may never be used.
     total: Option<Distribution>,
 }
@@ -196,11 +199,13 @@ impl Follower {
 impl Queue {
     fn new(reader: &Reader, ring: u16) -> Self {
         let (totals, dropped) = counters(reader, ring);
-        Self { ring, totals, dropped, total: None }
+        let notifications = reader.notifications(ring.into());
+        Self { ring, totals, dropped, notifications, total: None }
     }
 
     fn take(&mut self, reader: &Reader, rate: TickRate) -> QueueInterval {
         let (totals, dropped) = counters(reader, self.ring);
+        let notifications = reader.notifications(self.ring.into());
         let interval = QueueInterval {
             ring: self.ring,
             totals: Totals {
@@ -209,9 +214,10 @@ impl Queue {
                 bursts: totals.bursts.saturating_sub(self.totals.bursts),
             },
             dropped: dropped.saturating_sub(self.dropped),
+            notifications: notifications.since(&self.notifications),
             total: self.total.as_ref().and_then(|total| total.figures(rate)),
         };
-        (self.totals, self.dropped) = (totals, dropped);
+        (self.totals, self.dropped, self.notifications) = (totals, dropped, notifications);
         if let Some(total) = &mut self.total {
             total.clear();
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use burst_trace::DropCause;
+use burst_trace::{Direction, DropCause, Notifications};
 
 use crate::breakdown::Breakdown;
 use crate::collect::DirectionBreakdown;
@@ -22,6 +22,7 @@ struct Object<'a> {
     clock: &'a str,
     tx: DirectionObject<'a>,
     rx: DirectionObject<'a>,
+    queues: Vec<QueueObject>,
 }
 
 #[derive(Serialize)]
@@ -32,6 +33,32 @@ struct DirectionObject<'a> {
     drops: Drops<'a>,
     stages: &'a [StageRow],
     total: &'a StageRow,
+}
+
+/// Kicks and calls of a virtqueue that had any.
+#[derive(Serialize)]
+struct QueueObject {
+    queue: u16,
+    direction: &'static str,
+    #[serde(flatten)]
+    counted: Counted,
+}
+
+struct Counted(Notifications);
+
+impl Serialize for Counted {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(kind, count)| (kind.name(), count)))
+    }
+}
+
+fn queues(of: impl Iterator<Item = (u16, Notifications)>) -> Vec<QueueObject> {
+    of.filter(|(_, counted)| !counted.is_empty())
+        .map(|(queue, counted)| {
+            let direction = Direction::of_ring(queue).name();
+            QueueObject { queue, direction, counted: Counted(counted) }
+        })
+        .collect()
 }
 
 struct Drops<'a>(&'a [(DropCause, u64)]);
@@ -71,6 +98,7 @@ pub fn to_json(breakdown: &Breakdown) -> String {
         clock: breakdown.clock,
         tx: (&breakdown.tx).into(),
         rx: (&breakdown.rx).into(),
+        queues: queues(breakdown.notifications.iter().copied()),
     };
     serde_json::to_string_pretty(&object).expect("an object with string keys")
 }
@@ -82,6 +110,7 @@ struct Line<'a> {
     window_s: f64,
     tx: DirectionObject<'a>,
     rx: DirectionObject<'a>,
+    queues: Vec<QueueObject>,
     outliers: Vec<OutlierObject>,
     lost_records: u64,
 }
@@ -159,6 +188,7 @@ pub fn interval_to_json(interval: &Interval, name: &str, time: Duration) -> Stri
         window_s: interval.seconds,
         tx: (&interval.tx).into(),
         rx: (&interval.rx).into(),
+        queues: queues(interval.queues.iter().map(|queue| (queue.ring, queue.notifications))),
         outliers: interval.outliers.iter().map(Into::into).collect(),
         lost_records: interval.lost,
     };

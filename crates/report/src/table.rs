@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use burst_trace::{Direction, SocketEvent};
+use burst_trace::{Direction, Notification, Notifications, SocketEvent};
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::breakdown::{Breakdown, Window, WindowEnd};
@@ -27,6 +27,7 @@ pub fn to_table(breakdown: &Breakdown, round_trip: Option<&RoundTrip>) -> String
         text.push('\n');
         text += &direction(breakdown, way);
     }
+    text += &notifications(breakdown);
     text.push('\n');
     text += &rollup_lines(&breakdown.rx);
     if let Some(trip) = round_trip {
@@ -226,6 +227,34 @@ fn drops(way: &DirectionBreakdown, window: Window) -> String {
     let mut text = format!("drops {span}: {}\n", grouped(way.dropped()));
     for (cause, count) in way.drops.iter().filter(|(_, count)| *count > 0) {
         let _ = writeln!(text, "  {} {}", cause.name(), grouped(*count));
+    }
+    text
+}
+
+/// A line for each queue with kicks or calls.
+fn notifications(breakdown: &Breakdown) -> String {
+    if breakdown.notifications.is_empty() {
+        return String::new();
+    }
+    let span = match breakdown.window_end {
+        WindowEnd::Recording => "in the recording's time",
+        WindowEnd::NewestRecord | WindowEnd::Now => "since the daemon's start",
+    };
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["queue", "kicks", "calls sent", "calls suppressed", "calls refused"]);
+    for (ring, counted) in &breakdown.notifications {
+        let queue = format!("{ring} {}", Direction::of_ring(*ring).name());
+        table.add_row([queue].into_iter().chain(counted.iter().map(|(_, count)| grouped(count))));
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut text = format!("\nnotifications {span}\n{}\n", table.trim_fmt());
+    let is_refused =
+        |(_, counted): &(u16, Notifications)| counted.of(Notification::CallRefused) > 0;
+    if breakdown.notifications.iter().any(is_refused) {
+        text += "refused: the front end does not read its call descriptor, or has closed its other end\n";
     }
     text
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use burst_trace::{
-    BurstRecord, Clock, Direction, DropCause, KernelSpan, KernelStage, Reader, Record, Recorder,
-    RecorderOptions, RecordingWriter, Source, Writer,
+    BurstRecord, Clock, Direction, DropCause, KernelSpan, KernelStage, Notification, Reader,
+    Record, Recorder, RecorderOptions, RecordingWriter, Source, Writer,
 };
 use report::breakdown::WindowEnd;
 use report::figures::TickRate;
@@ -189,11 +189,19 @@ fn a_window_is_cut_also_where_records_are_lost_while_it_is_read() {
 #[test]
 fn the_object_has_the_fields_that_are_promised() {
     let synthetic = Synthetic::new(1, 64);
-    synthetic.writer(0).burst(&burst(1, synthetic.clock.now(), 4, 100));
+    let mut writer = synthetic.writer(0);
+    writer.burst(&burst(1, synthetic.clock.now(), 4, 100));
+    (0..2).for_each(|_| writer.count_notification(1, Notification::CallRefused));
     let text = json::to_json(&synthetic.read(Window::Held));
     let object: Value = serde_json::from_str(&text).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&object), ["clock", "name", "rx", "tx", "window_s"]);
+    assert_eq!(keys(&object), ["clock", "name", "queues", "rx", "tx", "window_s"]);
+    let kinds = ["calls_refused", "calls_sent", "calls_suppressed", "direction", "kicks", "queue"];
+    assert_eq!(keys(&object["queues"][0]), kinds);
+    assert_eq!(object["queues"].as_array().unwrap().len(), 1, "those with any");
+    let queue = &object["queues"][0];
+    assert_eq!((&queue["queue"], &queue["direction"]), (&1.into(), &"tx".into()));
+    assert_eq!((&queue["kicks"], &queue["calls_refused"]), (&0.into(), &2.into()));
     assert_eq!(object["name"], "vm0");
     for way in [&object["tx"], &object["rx"]] {
         assert_eq!(keys(way), ["bursts", "bytes", "drops", "packets", "stages", "total"]);
@@ -232,6 +240,9 @@ fn the_table_says_what_is_known_and_what_is_not() {
     let polled = burst(0, start + 9000, 1, synthetic.ticks(500));
     writer.burst(&BurstRecord { is_polled: true, ..polled });
     writer.dropped(1, DropCause::TxLinkDown, 3, start);
+    let none = table::to_table(&synthetic.read(Window::Held), None);
+    assert!(!none.contains("notifications"), "an older daemon counted none");
+    (0..2).for_each(|_| writer.count_notification(1, Notification::CallSuppressed));
     let text = table::to_table(&synthetic.read(Window::Held), None);
     let line = |begin: &str| {
         let found = text.lines().find(|line| line.trim_start().starts_with(begin));
@@ -244,6 +255,10 @@ fn the_table_says_what_is_known_and_what_is_not() {
     assert!(line("notice ≤").contains("500 ns"));
     assert!(line("≤ upper bound").contains("100.0 %"));
     assert!(line("tx_link_down").ends_with(" 3"));
+    assert!(line("notifications").ends_with("since the daemon's start"));
+    let counted: Vec<_> = line("1 tx").split_whitespace().collect();
+    assert_eq!(counted, ["1", "tx", "0", "0", "2", "0"]);
+    assert!(!text.contains("refused: "));
     assert!(line("(a)").ends_with("n/a: host-rx not known"));
     assert!(line("(b)").ends_with("n/a: wakeup not known; notice = 500 ns"));
     assert!(line("(c)").contains("n/a: inject not known; starved + place + publish + signal ="));
@@ -340,8 +355,10 @@ fn a_follower_tells_each_interval_once_and_what_it_lost() {
     let mut writer = synthetic.writer(0);
     let start = synthetic.clock.now();
     writer.burst(&burst(1, start, 9, 1));
+    writer.count_notification(1, Notification::Kick);
     let mut follower = Follower::new(synthetic.reader());
     writer.burst(&burst(1, start + 100, 2, 1));
+    (0..3).for_each(|_| writer.count_notification(1, Notification::Kick));
     writer.dropped(1, DropCause::TxTooLong, 4, start + 150);
     follower.poll();
     writer.burst(&burst(0, start + 200, 3, 1));
@@ -349,6 +366,7 @@ fn a_follower_tells_each_interval_once_and_what_it_lost() {
     assert_eq!((interval.tx.totals.packets, interval.rx.totals.packets), (2, 3));
     assert_eq!((interval.tx.records.packets, interval.tx.dropped), (2, 4));
     assert_eq!(interval.queues[1].totals.bytes, 200);
+    assert_eq!(interval.queues[1].notifications.of(Notification::Kick), 3);
     assert!(interval.queues[1].total.is_some());
 
     for n in 0..1000 {

@@ -1,6 +1,6 @@
 //! What the tests of `ringscope top` show.
 
-use burst_trace::{BurstRecord, Clock, DropCause, Reader, Recorder, RecorderOptions};
+use burst_trace::{BurstRecord, Clock, DropCause, Notification, Reader, Recorder, RecorderOptions};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use report::{Facts, Follower, Interval};
@@ -12,6 +12,7 @@ use super::view::View;
 
 /// An interval of 2 s with this number of bursts of 4 packets, with 1 to 6 µs a stage. They left by queue 1, but the
 /// last one by queue 3, with 50 µs more in `egress`. 3 packets were lost.
+/// Queue 1 had 4 kicks, 2 calls, 1 that was suppressed and 4 that were refused.
 pub fn interval(bursts: usize) -> Interval {
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::new();
@@ -44,6 +45,9 @@ pub fn interval(bursts: usize) -> Interval {
     }
     if bursts > 0 {
         writer.dropped(1, DropCause::TxLinkDown, 3, first);
+        for (kind, count) in Notification::ALL.into_iter().zip([4, 2, 1, 4]) {
+            (0..count).for_each(|_| writer.count_notification(1, kind));
+        }
     }
     Interval { seconds: 2.0, ..follower.take() }
 }

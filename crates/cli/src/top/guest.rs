@@ -71,7 +71,7 @@ pub fn render(
         let area = cut(&mut rest, height(way, has_heading));
         render_direction(frame, area, way, interval.seconds, has_heading);
     }
-    let table = queues::table(interval, order);
+    let table = queues::table(interval, order, area.width);
     frame.render_widget(table, cut(&mut rest, queues::height(interval)));
     if !outliers_first {
         render_outliers(frame, &mut rest, interval);

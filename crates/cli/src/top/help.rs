@@ -12,12 +12,12 @@ s            sorts by the next column        r     the other way round
 p or space   holds the picture: what comes is counted, for the next one
 o            slowest bursts first, or last   Esc   back
 h or ?       this                            q     ends ringscope top
-pps, bps     packets and bits a second, by the daemon's counters
+pps, bps     packets and bits a second; drops: packets that went no further
 mean ... max times in the daemon, by its records, of each packet
 share        of the mean total; the bar shows the same
 mostly in    the stage in which packets spent most, and its share
 ≤            found by polling: it was no longer than this, maybe shorter
-drops        packets that went no further, by the counters
+kicks, calls by and to the guest; suppr.: not needed; refused: not read
 records lost overwritten before they could be read: times lack them
 below total  in the host kernel (--kernel-stages), where it is measured
 tx  guest to wire                    rx  wire to guest

@@ -190,6 +190,18 @@ mod tests {
     }
 
     #[test]
+    fn kicks_and_calls_are_beside_or_in_place_of_the_drops() {
+        let mut view = one();
+        let wide = picture(&view, 120, 40);
+        assert_has(&line(&wide, "queue▲"), &["drops", "kicks/s", "calls/s", "suppr./s", "refused"]);
+        assert_has(&line(&wide, "1  tx"), &["   3  ", "   2  ", "   1  ", "   4"]);
+        (0..8).for_each(|_| view.obey(Command::Sort));
+        let narrow = picture(&view, 80, 40);
+        let heading = line(&narrow, "kicks/s▼");
+        assert!(heading.contains("bit/s") && !heading.contains("drops"), "{heading}");
+    }
+
+    #[test]
     fn each_guest_is_a_line_and_those_that_are_new_or_ended_are_told() {
         let picture = picture(&all(), 160, 24);
         assert_has(&line(&picture, "ringscope"), &["3 guests  in /run/ringscope  1 ended"]);
