@@ -30,6 +30,36 @@ find_cargo() {
     die "expected cargo, found none: install Rust (https://rustup.rs, the default profile) and run this again"
 }
 
+# "PACKAGE VERSION" of the newest kernel that the package META depends on, by apt's lists.
+newest_kernel() {
+    apt-cache show "$1" 2>/dev/null |
+        sed -n 's/^Version: //p; s/^Depends: \(linux-image-[^ ,]*\).*/\1/p' |
+        paste -d' ' - - | awk '{ if ($1 ~ /^linux-image/) print $2, $1; else print }' |
+        sort -V | tail -1 | awk '{print $2, $1}'
+}
+
+# fetch_kernel META: downloads the package of that kernel, if it is not there yet. Prints its path.
+fetch_kernel() {
+    local package version deb
+    read -r package version < <(newest_kernel "$1") || true
+    if [ -z "${package:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        note "updating the package lists, which have no $1"
+        apt-get update -q >&2 || true
+        read -r package version < <(newest_kernel "$1") || true
+    fi
+    [ -n "${package:-}" ] ||
+        die "expected the package $1 in apt, found none: use Debian 12 or newer, or pass a Debian kernel package with --deb FILE"
+    deb=$RINGSCOPE_CACHE/packages/${package}_${version//:/%3a}_amd64.deb
+    if [ ! -e "$deb" ]; then
+        note "downloading $package $version"
+        mkdir -p "$RINGSCOPE_CACHE/packages"
+        (cd "$RINGSCOPE_CACHE/packages" && apt-get download -q -o APT::Sandbox::User=root "$package=$version" >&2) ||
+            die "apt-get download $package failed: is there a network? run \`apt-get update\` and try again"
+        [ -e "$deb" ] || die "expected $deb after the download, found $(ls "$RINGSCOPE_CACHE/packages")"
+    fi
+    echo "$deb"
+}
+
 # The outside host: a namespace with 10.77.0.1, a bridge, and a tap for the guest's back end.
 # Sets their names; outside_down removes them.
 outside_up() {
