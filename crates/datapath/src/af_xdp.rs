@@ -241,7 +241,7 @@ impl Interface for AfXdp {
         let offloads = Offloads { ufo: false, ..Offloads::ALL };
         // A network card leaves no offloads pending; packets that GRO makes do.
         let gro = Offloads { checksum: true, tso4: true, tso6: true, ..Offloads::default() };
-        let to_guest = match (self.device.is_virtual, self.options.gro) {
+        let to_guest = match (self.device.leaves_offloads, self.options.gro) {
             (true, _) => offloads,
             (false, Gro::On) => gro,
             (false, Gro::Off) => Offloads::default(),

@@ -1,7 +1,7 @@
-//! The net header of a frame that arrived from a virtual device with pending offloads.
+//! The net header of a frame that arrived with pending offloads.
 //!
-//! A veth delivers what its other end sent: the checksum may be partial, and the packet may not be segmented yet. It
-//! does not report either. The pending offloads are found in the frame itself:
+//! A veth delivers what its other end sent: the checksum may be partial, and the packet may not be segmented yet. A card
+//! of virtio or Xen may do so, too. An AF_XDP socket is told of neither. The pending offloads are found in the frame:
 //!
 //! - The checksum field of TCP or UDP holds just the sum of the pseudo header: the checksum is partial. If it is
 //!   complete and has that value by chance, completing it gives the same value.

@@ -51,8 +51,8 @@ const ECE: u8 = 0x40;
 pub struct Link {
     /// Largest payload of a link frame, bytes. Longer packets were joined by GRO already.
     pub mtu: u16,
-    /// The interface has no hardware: checksums may be partial.
-    pub is_virtual: bool,
+    /// Checksums may be partial.
+    pub leaves_offloads: bool,
 }
 
 /// Whether a frame may be TCP. A cheap check, because every frame passes it.
@@ -111,7 +111,8 @@ impl<'f> Segment<'f> {
         }
         let mut sum = packet.pseudo_header(&headers);
         sum.add_u16(narrow(end - transport_at));
-        let is_partial = link.is_virtual && number(&headers, transport_at + CHECKSUM) == sum.fold();
+        let is_partial =
+            link.leaves_offloads && number(&headers, transport_at + CHECKSUM) == sum.fold();
         sum.add_bytes(&headers[transport_at..payload_at]);
         let sum = (!is_partial).then_some(sum);
         let part = Part { bytes: frame.part(payload_at, end - payload_at), sum };

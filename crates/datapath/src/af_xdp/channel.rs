@@ -28,8 +28,8 @@ const NOTHING: XdpStatistics = XdpStatistics {
 pub struct Channel {
     /// The kernel's object.
     pub socket: Socket,
-    /// Whether the interface has no hardware.
-    pub is_virtual: bool,
+    /// Whether frames may come with pending offloads.
+    pub leaves_offloads: bool,
     /// Largest payload of a link frame, bytes.
     pub mtu: u16,
     /// Whether TCP segments for the guest are joined, if it takes that.
@@ -63,7 +63,7 @@ impl Channel {
     ) -> io::Result<Self> {
         Ok(Self {
             socket: Socket::open(device, queue, options, guest)?,
-            is_virtual: device.is_virtual,
+            leaves_offloads: device.leaves_offloads,
             mtu: device.mtu,
             gro: options.gro == Gro::On,
             offload: SoftwareOffload::default(),

@@ -14,9 +14,11 @@ pub struct Device {
     pub mtu: u16,
     /// How many receive queues it has.
     pub queues: u32,
-    /// Whether there is no hardware behind it. Then frames may come with partial checksums and longer than
-    /// the MTU, and what is sent is sent within the system call.
+    /// Whether there is no hardware behind it. What is sent is then sent within the system call.
     pub is_virtual: bool,
+    /// Whether frames may come with partial checksums and longer than the MTU: the sender is a kernel, and no hardware
+    /// lies between. Besides virtual interfaces these are cards that a hypervisor emulates for its own drivers.
+    pub leaves_offloads: bool,
     /// The interfaces below it, if it is a bond.
     pub bonded: Option<Vec<String>>,
 }
@@ -30,17 +32,30 @@ impl Device {
         let directory = Path::new("/sys/class/net").join(name);
         let number =
             |entry: &str| fs::read_to_string(directory.join(entry)).ok()?.trim().parse().ok();
+        let device = directory.join("device");
+        let is_virtual = !device.exists();
         Some(Self {
             name: name.to_owned(),
             index: number("ifindex")?,
             mtu: u16::try_from(number("mtu").unwrap_or(1500)).unwrap_or(u16::MAX),
             queues: count_queues(&directory.join("queues")).max(1),
-            is_virtual: !directory.join("device").exists(),
+            is_virtual,
+            leaves_offloads: is_virtual
+                || bus(&device).is_some_and(|bus| PARAVIRTUAL.contains(&bus.as_str())),
             bonded: fs::read_to_string(directory.join("bonding/slaves"))
                 .ok()
                 .map(|names| names.split_whitespace().map(str::to_owned).collect()),
         })
     }
+}
+
+/// Buses whose network cards pass on what the host's kernel left undone: `VIRTIO_NET_HDR_F_NEEDS_CSUM` of
+/// `drivers/net/virtio_net.c`, `XEN_NETRXF_csum_blank` of `drivers/net/xen-netfront.c`.
+const PARAVIRTUAL: [&str; 2] = ["virtio", "xen"];
+
+fn bus(device: &Path) -> Option<String> {
+    let bus = fs::read_link(device.join("subsystem")).ok()?;
+    Some(bus.file_name()?.to_string_lossy().into_owned())
 }
 
 fn count_queues(directory: &PathBuf) -> u32 {
@@ -55,7 +70,10 @@ mod tests {
     #[test]
     fn the_loopback_interface_is_virtual() {
         let device = Device::find("lo").unwrap();
-        assert!(device.is_virtual && device.index > 0 && device.queues > 0, "{device:?}");
+        assert!(
+            device.is_virtual && device.leaves_offloads && device.index > 0 && device.queues > 0,
+            "{device:?}"
+        );
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Channel {
     /// Returns how many they are: none where it cannot. What lies in several chunks is long enough as it is.
     #[inline]
     fn place_gro(&self, at: u32, end: u32, room: &mut GuestRoom<'_, '_>) -> u32 {
-        let link = Link { mtu: self.mtu, is_virtual: self.is_virtual };
+        let link = Link { mtu: self.mtu, leaves_offloads: self.leaves_offloads };
         let frames = (at..end).map_while(|entry| {
             let XdpDesc { addr, len, options } = self.socket.receive.peek(entry);
             let is_whole = !options.contains(XdpDescOptions::XDP_PKT_CONTD);
@@ -102,8 +102,8 @@ impl Channel {
             let placed = if is_too_long {
                 // From a virtual device with a raised `gso_max_size`: too long for any guest.
                 room.refuse(DropCause::RxTooBig)
-            } else if self.is_virtual {
-                Self::place_of_virtual_device(&frame, self.mtu, &mut self.receive_progress, room)
+            } else if self.leaves_offloads {
+                Self::place_with_offloads(&frame, self.mtu, &mut self.receive_progress, room)
             } else {
                 room.place_run(&NetHeader::PLAIN, &frame, 0)
             };
@@ -134,7 +134,7 @@ impl Channel {
             }
             let fits = len <= to.len();
             if fits {
-                let header = if self.is_virtual {
+                let header = if self.leaves_offloads {
                     arrival::header_of(&[to.part(0, len)], header_len, len - header_len, self.mtu)
                 } else {
                     NetHeader::PLAIN
@@ -151,10 +151,10 @@ impl Channel {
         }
     }
 
-    /// Places a frame of a virtual device, whose checksum and segmentation may be pending. Offloads that the guest does
+    /// Places a frame whose checksum and segmentation may be pending. Offloads that the guest does
     /// not take are done here.
     #[inline]
-    fn place_of_virtual_device(
+    fn place_with_offloads(
         frame: &[GuestSlice<'_>],
         mtu: u16,
         progress: &mut SegmentProgress,

@@ -120,7 +120,7 @@ impl Socket {
         let umem = Umem::new(chunk, FILL, RING, guest)?;
         let fits_one = u32::from(device.mtu) + LINK_ROOM + HEADROOM <= chunk;
         // A frame in guest memory mostly has several buffers.
-        let multi_buffer = device.is_virtual || !fits_one || guest.is_some();
+        let multi_buffer = device.leaves_offloads || !fits_one || guest.is_some();
         let need_wakeup = options.need_wakeup.or(!device.is_virtual);
 
         let fd = rustix::net::socket_with(

@@ -16,8 +16,8 @@ use crate::software::offloaded;
 const ACK: u8 = 0x10;
 const ECE: u8 = 0x40;
 /// A network card's, and a veth's.
-const CARD: Link = Link { mtu: 1500, is_virtual: false };
-const VETH: Link = Link { mtu: 1500, is_virtual: true };
+const CARD: Link = Link { mtu: 1500, leaves_offloads: false };
+const VETH: Link = Link { mtu: 1500, leaves_offloads: true };
 /// A guest that takes all there is.
 fn all() -> u64 {
     BASE | Offloads::ALL.to_guest()
@@ -38,7 +38,7 @@ fn place(ring: &mut Ring, frames: &[GuestSlice<'_>], link: Link, apart: bool) ->
             }
             if count == 0 {
                 let header =
-                    if link.is_virtual { told(&frames[done], link) } else { NetHeader::PLAIN };
+                    if link.leaves_offloads { told(&frames[done], link) } else { NetHeader::PLAIN };
                 let whole = &[frames[done]];
                 let placed = if header.is_for(room.guest_offloads()) {
                     room.place_run(&header, whole, 0)
