@@ -23,6 +23,7 @@ use worker::{
 use crate::announce;
 use crate::error::Error;
 use crate::kernel::{Enrolled, Following, Kernel};
+use crate::link_speed;
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::spec::{DatapathSpec, Engine};
 use crate::stop::Stop;
@@ -435,10 +436,11 @@ fn device(
 ) -> Device {
     let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
     let mailbox = |pair| Arc::clone(&mailboxes[usize::from(pair) % mailboxes.len()]);
+    let link = link_speed::of(&plan.datapath);
     Device {
         log,
         features: Device::features(offloads, plan.queue_pairs, plan.mac.is_some()),
-        config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu),
+        config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu, link),
         queue_pairs: plan.queue_pairs,
         queue_size: plan.queue_size,
         workers: (0..plan.queue_pairs).map(mailbox).collect(),

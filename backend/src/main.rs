@@ -9,6 +9,7 @@ mod assemble;
 mod config;
 mod error;
 mod kernel;
+mod link_speed;
 mod plan;
 mod spec;
 mod stop;

@@ -12,6 +12,7 @@ use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::SOON;
 use ringscope_tests::frames;
 use rustix::event::{EventfdFlags, eventfd};
+use virtio_net::features;
 
 const REFLECT: [&str; 2] = ["--datapath", "reflect"];
 
@@ -252,4 +253,51 @@ fn a_front_end_that_counts_pairs_gets_their_number_and_may_try_once_a_second() {
     frames::come_back(&mut guest).unwrap();
     let log = daemon.log();
     assert_eq!(log.matches("the number of queue pairs, 1; if QEMU asks").count(), 1, "{log}");
+}
+
+/// As generic front ends do, which leave the configuration space to the back end.
+#[test]
+fn the_configuration_space_is_read_in_any_part_and_never_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon =
+        Daemon::start(directory.path(), "vm0", &["--datapath", "null", "--queue-pairs", "2"])
+            .unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let owned = features::STATUS | features::SPEED_DUPLEX;
+    assert_eq!(guest.link().unwrap().offered() & owned, owned);
+    let mut part = |request, offset: u32, bytes: &[u8]| {
+        let size = u32::try_from(bytes.len()).unwrap();
+        let part = [offset, size, 0].map(u32::to_ne_bytes).concat();
+        ask(&mut guest, request, &[&part[..], bytes].concat(), 0, &[])
+    };
+    let mut read = |offset, len| part(request::GET_CONFIG, offset, &vec![0; len])[12..].to_vec();
+    // No address; the link is up; two pairs; the MTU; no speed.
+    let whole = read(0, 24);
+    assert_eq!(whole[..10], [0, 0, 0, 0, 0, 0, 1, 0, 2, 0]);
+    assert_eq!(whole[12..], [0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0]);
+    for (offset, len) in [(0, 1), (6, 2), (8, 2), (10, 2), (15, 5), (23, 1)] {
+        assert_eq!(read(offset, len), whole[offset as usize..][..len]);
+    }
+    assert_eq!(read(100, 64), [0; 64], "beyond its end");
+    for (offset, len) in [(0, 0), (0xfff, 2), (u32::MAX, 1)] {
+        assert!(read(offset, len).is_empty(), "no such part: an error");
+    }
+    assert_eq!(part(request::SET_CONFIG, 0, &[2, 0, 0, 0, 0, 1]), words(&[1]), "read-only");
+    assert_eq!(part(request::GET_CONFIG, 0, &[0; 24])[12..], whole);
+    assert!(guest.pair(0).send(&frames::frame(1, 60)).unwrap());
+    daemon.expect_log(
+        "SET_CONFIG of the front end was refused: the configuration space is read-only",
+    );
+
+    // QEMU asks before `SET_OWNER`. It has its own, and warns about another one.
+    drop(guest);
+    let stream = UnixStream::connect(daemon.socket()).unwrap();
+    let ask = |request| {
+        raw::send(&stream, request, &[], &[]).unwrap();
+        let mut answer = [0; 20];
+        (&stream).read_exact(&mut answer).unwrap();
+        u64::from_ne_bytes(*answer[12..].first_chunk().unwrap())
+    };
+    assert_eq!(ask(request::GET_FEATURES) & features::CONFIG_AND_CONTROL, 0);
+    assert_eq!(ask(request::GET_PROTOCOL_FEATURES) & 1 << 9, 0);
 }

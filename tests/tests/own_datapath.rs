@@ -12,7 +12,7 @@ use datapath::{Capabilities, Datapath, Interface, Look, Transmitted};
 use frontend::Guest;
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_net::{ConfigSpace, Frames, GuestRoom, Offloads, Placed};
+use virtio_net::{ConfigSpace, Frames, GuestRoom, LinkSpeed, Offloads, Placed};
 use worker::{GuestOptions, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions};
 
 /// A wire with a mirror at its end. For brevity it allocates for each frame; a datapath should not.
@@ -107,7 +107,7 @@ fn a_datapath_of_ones_own_is_served_and_traced() {
     let device = Arc::new(vhost_control::Device {
         log,
         features: vhost_control::Device::features(0, 1, false),
-        config: ConfigSpace::new(None, 1, mtu),
+        config: ConfigSpace::new(None, 1, mtu, LinkSpeed::UNKNOWN),
         queue_pairs: 1,
         queue_size: 256,
         workers: vec![Arc::clone(worker.mailbox(0))],

@@ -37,6 +37,27 @@ impl fmt::Display for MacAddress {
     }
 }
 
+/// Speed and duplex mode of a link, as fields of the configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkSpeed {
+    speed: u32,
+    duplex: u8,
+}
+
+impl LinkSpeed {
+    /// Neither is known.
+    pub const UNKNOWN: Self = Self { speed: u32::MAX, duplex: u8::MAX };
+
+    /// A link of `mbit` Mbit/s; more than 2^31 - 1 count as unknown (5.1.4).
+    #[must_use]
+    pub const fn new(mbit: u32, is_full_duplex: bool) -> Self {
+        if mbit > i32::MAX as u32 {
+            return Self::UNKNOWN;
+        }
+        Self { speed: mbit, duplex: is_full_duplex as u8 }
+    }
+}
+
 /// `struct virtio_net_config`: the fields that a device of ours gives.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfigSpace {
@@ -44,12 +65,12 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// Up to and with `mtu`.
-    const LEN: usize = 12;
+    /// Up to and with `duplex`.
+    const LEN: usize = 17;
 
-    /// The configuration of a device with these properties; the link is up.
+    /// The configuration of a device with these properties; the link is up, and `mtu` is in bytes.
     #[must_use]
-    pub fn new(mac: Option<MacAddress>, queue_pairs: u16, mtu: u16) -> Self {
+    pub fn new(mac: Option<MacAddress>, queue_pairs: u16, mtu: u16, link: LinkSpeed) -> Self {
         let mut bytes = [0; Self::LEN];
         if let Some(MacAddress(mac)) = mac {
             bytes[..6].copy_from_slice(&mac);
@@ -57,6 +78,8 @@ impl ConfigSpace {
         bytes[6..8].copy_from_slice(&1_u16.to_le_bytes()); // status: VIRTIO_NET_S_LINK_UP
         bytes[8..10].copy_from_slice(&queue_pairs.to_le_bytes());
         bytes[10..12].copy_from_slice(&mtu.to_le_bytes());
+        bytes[12..16].copy_from_slice(&link.speed.to_le_bytes());
+        bytes[16] = link.duplex;
         Self { bytes }
     }
 
@@ -88,8 +111,13 @@ mod tests {
 
     #[test]
     fn the_space_has_its_fields_where_the_specification_says() {
-        let config = ConfigSpace::new("52:54:00:12:34:56".parse().ok(), 4, 1500);
+        let mac = "52:54:00:12:34:56".parse().ok();
+        let config = ConfigSpace::new(mac, 4, 1500, LinkSpeed::new(25_000, true));
         assert_eq!(config.read(0, 12), [0x52, 0x54, 0, 0x12, 0x34, 0x56, 1, 0, 4, 0, 0xdc, 5]);
-        assert_eq!(config.read(10, 4), [0xdc, 5, 0, 0]);
+        assert_eq!(config.read(10, 8), [0xdc, 5, 0xa8, 0x61, 0, 0, 1, 0]);
+        let config = ConfigSpace::new(None, 1, 65_535, LinkSpeed::UNKNOWN);
+        assert_eq!(config.read(10, 9), [255, 255, 255, 255, 255, 255, 255, 0, 0]);
+        assert_eq!(config.read(17, 3), [0; 3]);
+        assert_eq!(LinkSpeed::new(u32::MAX - 1, false), LinkSpeed::UNKNOWN);
     }
 }

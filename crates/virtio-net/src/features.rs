@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
     VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
-    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -45,6 +45,13 @@ pub const MRG_RXBUF: u64 = bit(VIRTIO_NET_F_MRG_RXBUF);
 pub const MULTI_QUEUE: u64 = bit(VIRTIO_NET_F_MQ);
 /// The device gives the driver a MAC address.
 pub const MAC: u64 = bit(VIRTIO_NET_F_MAC);
+/// The configuration space has a status: whether the link is up.
+pub const STATUS: u64 = bit(VIRTIO_NET_F_STATUS);
+/// The configuration space has the speed of the link.
+pub const SPEED_DUPLEX: u64 = bit(VIRTIO_NET_F_SPEED_DUPLEX);
+/// Features of the configuration space and of the control queue. A front end that has both itself, as QEMU has, does not
+/// take them from a back end.
+pub const CONFIG_AND_CONTROL: u64 = STATUS | SPEED_DUPLEX;
 
 /// Every feature bit that our devices may offer, with its name in the specification.
 pub const NAMES: &[(u32, &str)] = &[
@@ -60,6 +67,7 @@ pub const NAMES: &[(u32, &str)] = &[
     (VIRTIO_NET_F_HOST_ECN, "VIRTIO_NET_F_HOST_ECN"),
     (VIRTIO_NET_F_HOST_UFO, "VIRTIO_NET_F_HOST_UFO"),
     (VIRTIO_NET_F_MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"),
+    (VIRTIO_NET_F_STATUS, "VIRTIO_NET_F_STATUS"),
     (VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"),
     (VIRTIO_RING_F_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),
     (VIRTIO_RING_F_EVENT_IDX, "VIRTIO_F_EVENT_IDX"),
@@ -69,6 +77,7 @@ pub const NAMES: &[(u32, &str)] = &[
     (VIRTIO_NET_F_GUEST_USO4, "VIRTIO_NET_F_GUEST_USO4"),
     (VIRTIO_NET_F_GUEST_USO6, "VIRTIO_NET_F_GUEST_USO6"),
     (VIRTIO_NET_F_HOST_USO, "VIRTIO_NET_F_HOST_USO"),
+    (VIRTIO_NET_F_SPEED_DUPLEX, "VIRTIO_NET_F_SPEED_DUPLEX"),
 ];
 
 /// The offloads that one end takes in frames: checksums to complete, packets to segment.

@@ -22,7 +22,7 @@ pub mod receive;
 mod run;
 pub mod transmit;
 
-pub use config::{ConfigSpace, MacAddress};
+pub use config::{ConfigSpace, LinkSpeed, MacAddress};
 pub use features::{Negotiated, Offloads};
 pub use gro::Link;
 pub use header::NetHeader;

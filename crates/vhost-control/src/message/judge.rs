@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
-use virtio_net::Negotiated;
+use virtio_net::{Negotiated, features};
 use virtqueue::layout::part_lens;
 use worker::{Custody, Foreign};
 
@@ -30,7 +30,7 @@ use crate::ring::RingControl;
 /// In a header's flags: the version of the protocol.
 const VERSION: u32 = 1;
 /// Length of the payload of an answer that says whether a message was accepted, bytes.
-const ANSWER_LEN: u32 = 8;
+const ANSWER_LEN: usize = 8;
 /// In such an answer: the message was accepted.
 const ACCEPTED: u64 = 0;
 /// In such an answer: the message was not accepted.
@@ -53,6 +53,8 @@ pub struct Judge {
     size_max: u16,
     /// Whether `SET_OWNER` has come.
     owned: bool,
+    /// Whether it asked what is offered before that, as QEMU does ([`Judge::complete`]).
+    asked_first: bool,
     /// Whether the front end takes the answer to `GET_QUEUE_NUM` as a number of pairs ([`Judge::complete`]).
     counts_pairs: bool,
     /// `None` before `SET_FEATURES`.
@@ -85,6 +87,7 @@ impl Judge {
             rings: rings.to_vec(),
             size_max,
             owned: false,
+            asked_first: false,
             counts_pairs: false,
             features: None,
             reply_ack: false,
@@ -143,11 +146,21 @@ impl Judge {
                 self.owned = true;
                 Ok(())
             }
+            Body::GetOffer => {
+                self.asked_first |= !self.owned;
+                Ok(())
+            }
+            Body::GetConfig(part) if !part.is_valid() => {
+                // Without its bytes, the answer is an error (vhost-user, "VHOST_USER_GET_CONFIG").
+                let none = [part.offset, 0, part.flags].map(u32::to_ne_bytes).concat();
+                return Err(Held::Answered(Some(reply(request.code, &none))));
+            }
+            Body::SetConfig => Err("the configuration space is read-only".into()),
             Body::GetQueueNum => {
                 self.counts_pairs = !self.owned;
                 Ok(())
             }
-            Body::Other => Ok(()),
+            Body::GetConfig(_) | Body::Other => Ok(()),
         };
         let is_answered = self.reply_ack && request.needs_reply;
         if let Err(why) = verdict {
@@ -179,20 +192,23 @@ impl Judge {
     /// and the `vhost` crate take it as that. QEMU compares it with its number of pairs (`vhost_user_start`,
     /// net/vhost-user.c), and DPDK's vhost answers with pairs. QEMU is the one that asks before `SET_OWNER`
     /// (`vhost_dev_init`, hw/virtio/vhost.c); the others begin with that message.
+    ///
+    /// QEMU's network devices have the configuration space and the control queue themselves. QEMU warns about a back end
+    /// that offers `VHOST_USER_PROTOCOL_F_CONFIG` (`vhost_user_backend_init`, hw/virtio/vhost-user.c), and passes
+    /// `VIRTIO_NET_F_GUEST_ANNOUNCE` on to the guest in place of announcing it itself (`user_feature_bits`,
+    /// net/vhost-user.c). So all of this is left out of its offers.
     pub fn complete(&mut self, answer: &mut [u8]) {
         let Some((header, payload)) = answer.split_at_mut_checked(HEADER_LEN) else { return };
         let code = header.first_chunk().map_or(0, |code| u32::from_ne_bytes(*code));
         if let Some((_, rings)) = self.starting.take_if(|(started, _)| *started == code)
-            && let Ok(payload) = <&mut [u8; ANSWER_LEN as usize]>::try_from(&mut *payload)
+            && let Ok(payload) = <&mut [u8; ANSWER_LEN]>::try_from(&mut *payload)
             && self.rings.get(rings).is_some_and(|rings| rings.iter().any(|it| it.has_failed()))
         {
             *payload = NOT_ACCEPTED.to_ne_bytes();
         }
-        if code == FrontendReq::GET_QUEUE_NUM as u32
-            && self.counts_pairs
-            && let Ok(payload) = <&mut [u8; 8]>::try_from(&mut *payload)
-        {
-            *payload = (u64::from_ne_bytes(*payload) / 2).to_ne_bytes();
+        if let Ok(payload) = <&mut [u8; 8]>::try_from(&mut *payload) {
+            let answered = u64::from_ne_bytes(*payload);
+            *payload = self.for_qemu(code, answered).unwrap_or(answered).to_ne_bytes();
         }
         if code == FrontendReq::GET_VRING_BASE as u32
             && self.features.is_some_and(Negotiated::packed)
@@ -202,6 +218,20 @@ impl Judge {
         {
             // Little-endian, as all machines that this runs on.
             used.copy_from_slice(available);
+        }
+    }
+
+    /// The answer to request `code` that QEMU needs in place of `answer`.
+    fn for_qemu(&self, code: u32, answer: u64) -> Option<u64> {
+        match FrontendReq::try_from(code) {
+            Ok(FrontendReq::GET_QUEUE_NUM) if self.counts_pairs => Some(answer / 2),
+            Ok(FrontendReq::GET_FEATURES) if self.asked_first => {
+                Some(answer & !features::CONFIG_AND_CONTROL)
+            }
+            Ok(FrontendReq::GET_PROTOCOL_FEATURES) if self.asked_first => {
+                Some(answer & !VhostUserProtocolFeatures::CONFIG.bits())
+            }
+            _ => None,
         }
     }
 
@@ -323,9 +353,15 @@ impl Judge {
 
 /// The answer whether a message was accepted (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
 fn answer(code: u32, accepted: u64) -> Vec<u8> {
+    reply(code, &accepted.to_ne_bytes())
+}
+
+/// An answer with this payload.
+#[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
+fn reply(code: u32, payload: &[u8]) -> Vec<u8> {
     let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
-    let header = [code, flags, ANSWER_LEN].map(u32::to_ne_bytes).concat();
-    [&header[..], &accepted.to_ne_bytes()].concat()
+    let header = [code, flags, payload.len() as u32].map(u32::to_ne_bytes).concat();
+    [&header[..], payload].concat()
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 //! ignore the rest. The framework takes exact lengths only, so the surplus is cut off here.
 
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfigFlags, VhostUserHeaderFlag,
+    VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use virtio_net::Negotiated;
 
@@ -28,6 +29,8 @@ pub struct Request {
 pub enum Body {
     /// `SET_OWNER`.
     SetOwner,
+    /// `GET_FEATURES` or `GET_PROTOCOL_FEATURES`: what the back end offers.
+    GetOffer,
     /// `GET_QUEUE_NUM`.
     GetQueueNum,
     /// `SET_FEATURES`: the virtio features.
@@ -57,6 +60,10 @@ pub enum Body {
     RemoveRegion(Region),
     /// `SET_BACKEND_REQ_FD`: a channel for requests of the back end.
     SetBackendChannel,
+    /// `GET_CONFIG`: a part of the configuration space.
+    GetConfig(ConfigPart),
+    /// `SET_CONFIG`.
+    SetConfig,
     /// Any other request.
     Other,
 }
@@ -72,6 +79,26 @@ pub struct RingParts {
     pub driver: u64,
     /// The used ring or the device's event suppression.
     pub device: u64,
+}
+
+/// A part of the configuration space (vhost-user, "Virtio device config space").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigPart {
+    /// Its offset, bytes.
+    pub offset: u32,
+    /// Its length, bytes.
+    pub size: u32,
+    /// `VhostUserConfigFlags`.
+    pub flags: u32,
+}
+
+impl ConfigPart {
+    /// Whether the framework answers a question for this part: it ends the connection over any other.
+    pub const fn is_valid(self) -> bool {
+        let end = self.offset.saturating_add(self.size);
+        let flags = VhostUserConfigFlags::all().bits();
+        self.size > 0 && end <= VHOST_USER_CONFIG_SIZE && self.flags & !flags == 0
+    }
 }
 
 impl Request {
@@ -112,7 +139,10 @@ impl Request {
         !matches!(
             self.body,
             Body::SetOwner
+                | Body::GetOffer
                 | Body::GetQueueNum
+                | Body::GetConfig(_)
+                | Body::SetConfig
                 | Body::SetFeatures(_)
                 | Body::SetProtocolFeatures(_)
                 | Body::SetSize { .. }
@@ -157,7 +187,7 @@ fn payload_len(request: FrontendReq, payload: Words<'_>) -> Option<usize> {
         // Number of regions and padding, then 32 bytes for each region.
         FrontendReq::SET_MEM_TABLE => 8 + 32 * count(0),
         // Offset, size and flags, then as many bytes as the size says.
-        FrontendReq::GET_CONFIG | FrontendReq::SET_CONFIG => 12 + count(4),
+        FrontendReq::GET_CONFIG | FrontendReq::SET_CONFIG => 12_usize.saturating_add(count(4)),
         _ => return None,
     })
 }
@@ -168,6 +198,7 @@ impl Body {
         let words = Words(payload);
         Some(match request {
             FrontendReq::SET_OWNER => Self::SetOwner,
+            FrontendReq::GET_FEATURES | FrontendReq::GET_PROTOCOL_FEATURES => Self::GetOffer,
             FrontendReq::GET_QUEUE_NUM => Self::GetQueueNum,
             FrontendReq::SET_FEATURES => {
                 let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -198,6 +229,12 @@ impl Body {
             FrontendReq::ADD_MEM_REG => Self::AddRegion(words.region(8)?),
             FrontendReq::REM_MEM_REG => Self::RemoveRegion(words.region(8)?),
             FrontendReq::SET_BACKEND_REQ_FD => Self::SetBackendChannel,
+            FrontendReq::GET_CONFIG => Self::GetConfig(ConfigPart {
+                offset: words.u32(0)?,
+                size: words.u32(4)?,
+                flags: words.u32(8)?,
+            }),
+            FrontendReq::SET_CONFIG => Self::SetConfig,
             _ => Self::Other,
         })
     }

@@ -14,7 +14,7 @@ use datapath::{Capabilities, Interface as _, Null, Reflect};
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_control::{Device, Endpoint, serve};
-use virtio_net::{ConfigSpace, MacAddress};
+use virtio_net::{ConfigSpace, LinkSpeed, MacAddress};
 use vmm_sys_util::signal::register_signal_handler;
 use worker::{
     GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
@@ -224,7 +224,7 @@ fn device(
     Arc::new(Device {
         log: Arc::new(LogLimit::new(label)),
         features: Device::features(offloads, queue_pairs, mac.is_some()),
-        config: ConfigSpace::new(mac, queue_pairs, capabilities.mtu),
+        config: ConfigSpace::new(mac, queue_pairs, capabilities.mtu, LinkSpeed::UNKNOWN),
         queue_pairs,
         queue_size: 256,
         workers: vec![Arc::clone(mailbox); queue_pairs.into()],

@@ -205,3 +205,43 @@ fn the_number_of_queues_is_one_of_pairs_for_a_front_end_that_asks_before_set_own
     assert!(!judge.wants_other_pairs());
     assert_eq!(answer(&mut judge), words(&[4]));
 }
+
+/// Only QEMU asks before `SET_OWNER`.
+#[test]
+fn qemu_is_not_offered_what_it_has_itself() {
+    let (config, all) = (VhostUserProtocolFeatures::CONFIG.bits(), u64::MAX);
+    for (first, features, protocol) in
+        [(true, !features::CONFIG_AND_CONTROL, !config), (false, all, all)]
+    {
+        let mut judge = after(0);
+        if !first {
+            judge.hear(&message(FrontendReq::SET_OWNER, 0, &[])).unwrap();
+        }
+        let mut offered = |request| {
+            judge.hear(&message(request, 0, &[])).unwrap();
+            let mut answer = message(request, 1 << 2, &words(&[all]));
+            judge.complete(&mut answer);
+            u64::from_ne_bytes(answer[HEADER_LEN..].try_into().unwrap())
+        };
+        assert_eq!(offered(FrontendReq::GET_FEATURES), features);
+        assert_eq!(offered(FrontendReq::GET_PROTOCOL_FEATURES), protocol);
+    }
+}
+
+#[test]
+fn a_part_of_the_configuration_space_that_cannot_be_is_answered_without_bytes() {
+    let mut judge = after(0);
+    let mut ask = |offset: u32, size: u32, flags: u32| {
+        let part = [offset, size, flags].map(u32::to_ne_bytes).concat();
+        let asked = [&part[..], &vec![0; size.min(0x2000) as usize]].concat();
+        judge.hear(&message(FrontendReq::GET_CONFIG, 0, &asked))
+    };
+    assert_eq!(ask(0, 24, 0), Ok(()));
+    assert_eq!(ask(0, 0x1000, 1), Ok(()));
+    for (offset, size, flags) in [(0, 0, 0), (0, 0x1001, 0), (u32::MAX, 1, 0), (0, 6, 1 << 9)] {
+        let none = [offset, 0, flags].map(u32::to_ne_bytes).concat();
+        let none = message(FrontendReq::GET_CONFIG, 1 << 2, &none);
+        assert_eq!(ask(offset, size, flags), Err(Held::Answered(Some(none))));
+    }
+    assert!(matches!(ask(0, u32::MAX, 0), Err(Held::Connection(_))), "too few bytes");
+}
