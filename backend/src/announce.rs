@@ -5,6 +5,7 @@ use std::path::Path;
 use burst_trace::location::default_run_dir;
 use datapath::Capabilities;
 use virtio_net::Offloads;
+use virtio_net::features::Names;
 
 use crate::plan::{EndpointPlan, GuestPlan};
 
@@ -32,11 +33,15 @@ fn lines(
         plan.datapath, capabilities.mtu, plan.queue_pairs, plan.poll
     );
     let recorder = format!("recording to {}", plan.recorder.display());
+    let withheld = match plan.withheld {
+        0 => String::new(),
+        withheld => format!("; withheld features: {}", Names(withheld)),
+    };
     if !is_alone {
-        return vec![format!("{endpoint}, {forwarding}, {recorder}")];
+        return vec![format!("{endpoint}, {forwarding}, {recorder}{withheld}")];
     }
     let offered = format!(
-        "{endpoint}; offering offloads from the guest: {}; to the guest: {}",
+        "{endpoint}; offering offloads from the guest: {}; to the guest: {}{withheld}",
         names(capabilities.from_guest),
         names(capabilities.to_guest)
     );
@@ -87,6 +92,9 @@ mod tests {
         assert_eq!(lines(&plan, &capabilities, true, None), expected);
         let look = "recording to /r/vm0.trace; to look: ringscope top, ringscope stats";
         assert_eq!(lines(&plan, &capabilities, true, Some(Path::new("/r")))[2], look);
+        let withholding = GuestPlan { withheld: 1 << 29 | 1 << 34, ..plan.clone() };
+        let offered = &lines(&withholding, &capabilities, true, None)[0];
+        assert!(offered.ends_with("guest: none; withheld features: event_idx packed"), "{offered}");
         let one = lines(&plan, &capabilities, false, None);
         assert_eq!(one.len(), 1);
         assert!(one[0].ends_with("polling adaptive:200, recording to /r/vm0.trace"), "{one:?}");

@@ -12,6 +12,7 @@ use virtio_net::MacAddress;
 use worker::PollPolicy;
 
 use crate::spec::{DatapathSpec, FaultSpec};
+use crate::withheld::Withheld;
 
 /// Width of the help texts, in columns. No line of the texts below is longer, so that none is broken.
 const COLUMNS: usize = 80;
@@ -51,6 +52,17 @@ Where frames go and come from, one of:
   null[:rx=BYTES]
 backend/README.md describes each of them, and the keys of af-xdp.";
 
+const FEATURES: &str = "\
+Withhold features from the guest, as in -packed,-event_idx: to find
+one that causes trouble, or to offer what another datapath offers.
+  rings    packed event_idx indirect_desc in_order
+  sending  csum host_tso4 host_tso6 host_ecn host_ufo host_uso
+  receipt  mrg_rxbuf guest_csum guest_tso4 guest_tso6 guest_ecn
+           guest_ufo guest_uso4 guest_uso6
+  device   mac mq status speed_duplex version_1
+A feature that needs a withheld one is withheld too. Without version_1
+only drivers of virtio 0.9 work.";
+
 const FAULTS: &str = "\
 Plant a fault, to see its effect; may be repeated. One of:
   delay:STAGE=USEC[,every=N]
@@ -84,7 +96,7 @@ pub struct Args {
     /// Serve the guests of this TOML file
     ///
     /// The file has a table [[guest]] for each guest. Its keys are the flags below.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "pcap",
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "features", "pcap",
           "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault"])]
     pub config: Option<PathBuf>,
 
@@ -122,6 +134,10 @@ pub struct Args {
     /// On a switch, drop frames whose source is not --mac: on or off [default: on with --mac]
     #[arg(long, value_enum, value_name = "STATE", hide_possible_values = true)]
     pub mac_locked: Option<OnOff>,
+
+    /// Withhold features from the guest, as in -packed,-event_idx
+    #[arg(long, value_name = "-NAME,...", allow_hyphen_values = true, long_help = FEATURES)]
+    pub features: Option<Withheld>,
 
     /// What a worker does when idle: never, adaptive[:USEC] or always
     ///
@@ -260,6 +276,14 @@ mod tests {
     }
 
     #[test]
+    fn help_names_every_feature() {
+        let named: Vec<_> = FEATURES.split_whitespace().collect();
+        for name in virtio_net::features::names(virtio_net::features::OFFERED_MAX) {
+            assert!(named.contains(&name.as_str()), "{name} is not in the help text");
+        }
+    }
+
+    #[test]
     fn help_fits_80_columns_and_breaks_no_line_of_the_examples() {
         use clap::CommandFactory as _;
         let (short, long) = (Args::command().render_help(), Args::command().render_long_help());
@@ -267,7 +291,7 @@ mod tests {
         for line in short.lines().chain(long.lines()) {
             assert!(line.chars().count() <= COLUMNS, "too long: {line}");
         }
-        for text in [EXAMPLES, DATAPATHS, FAULTS] {
+        for text in [EXAMPLES, DATAPATHS, FEATURES, FAULTS] {
             for line in text.lines() {
                 assert!(long.contains(line), "broken: {line}");
             }

@@ -14,7 +14,7 @@ use metrics::{Address, Metrics, MetricsError};
 use serde_json::Value;
 
 use vhost_control::{Device, Endpoint, Server, SocketError, Witness, serve};
-use virtio_net::ConfigSpace;
+use virtio_net::{ConfigSpace, features};
 use worker::{
     GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
     switch,
@@ -110,7 +110,7 @@ struct GuestRecorder {
     stays: bool,
 }
 
-/// Writes a guest's front end to its recorder.
+/// Writes a guest's front end and its features to its recorder.
 #[derive(Debug)]
 struct Noted(Participants);
 
@@ -121,6 +121,10 @@ impl Witness for Noted {
 
     fn gone(&self, process: u32) {
         self.0.clear_front_end(process);
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.0.set_features(features);
     }
 }
 
@@ -435,11 +439,12 @@ fn device(
     witnesses: Vec<Box<dyn Witness>>,
 ) -> Device {
     let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
+    let offered = Device::features(offloads, plan.queue_pairs, plan.mac.is_some());
     let mailbox = |pair| Arc::clone(&mailboxes[usize::from(pair) % mailboxes.len()]);
     let link = link_speed::of(&plan.datapath);
     Device {
         log,
-        features: Device::features(offloads, plan.queue_pairs, plan.mac.is_some()),
+        features: features::without(offered, plan.withheld),
         config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu, link),
         queue_pairs: plan.queue_pairs,
         queue_size: plan.queue_size,

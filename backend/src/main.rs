@@ -15,6 +15,7 @@ mod spec;
 mod stop;
 mod sys;
 mod wires;
+mod withheld;
 mod wrap;
 
 use std::process::ExitCode;

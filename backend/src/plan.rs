@@ -58,6 +58,8 @@ pub struct GuestPlan {
     pub mac: Option<MacAddress>,
     /// Whether it may send from this address only. For guests of a switch.
     pub mac_locked: bool,
+    /// Virtio features that are not offered.
+    pub withheld: u64,
     /// What its workers do when idle.
     pub poll: PollPolicy,
     /// The CPU and the scheduling class of each worker, at least one.
@@ -217,6 +219,7 @@ impl GuestPlan {
             queue_size: args.queue_size,
             mac: args.mac,
             mac_locked,
+            withheld: args.features.unwrap_or_default().0,
             poll: args.poll,
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
             trace: args.trace == OnOff::On,

@@ -75,7 +75,8 @@ const EDGES: &[(&str, &[&str])] = &[
             "metrics",
         ],
     ),
-    ("report", &["burst-trace", "pcapng"]),
+    // It names features.
+    ("report", &["virtio-net", "burst-trace", "pcapng"]),
     // It stamps probe packets as the recorder does. It is shipped in guests, so it uses no more than it needs.
     ("agent", &["host-files", "host-links", "burst-trace"]),
     // It starts guests, and talks to the agent in them.

@@ -62,6 +62,8 @@ pub mod word {
     pub const FRONT_END: usize = COUNTED + 1;
     /// In a finished recording: the number of its records, gaps included, plus 1; 0 in any other.
     pub const RECORDS: usize = FRONT_END + 1;
+    /// The virtio features that the guest negotiated last; 0 for none.
+    pub const FEATURES: usize = RECORDS + 1;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }

@@ -210,6 +210,12 @@ impl Header {
         self.participant(word::FRONT_END)
     }
 
+    /// The virtio features that the guest negotiated last, as bits; 0 for none, and if the daemon did not write them.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.number(word::FEATURES)
+    }
+
     fn participant(&self, at: usize) -> Option<u32> {
         u32::try_from(self.number(at)).ok().filter(|&number| number > 0)
     }

@@ -245,6 +245,7 @@ impl RecordingWriter {
         {
             *word = facts;
         }
+        words[word::FEATURES] = of.features();
         words[word::RECORDS] = entries.map_or(0, |entries| entries.saturating_add(1));
         if is_counted {
             words[word::COUNTED] = 1;

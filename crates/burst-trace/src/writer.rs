@@ -153,7 +153,7 @@ impl Recorder {
         }
     }
 
-    /// A handle that stores the workers' threads and the front end's process, from any thread.
+    /// A handle that stores who takes part, from any thread.
     #[must_use]
     pub fn participants(&self) -> Participants {
         Participants { words: Arc::clone(&self.words), layout: self.layout }
@@ -188,7 +188,7 @@ impl Drop for Recorder {
     }
 }
 
-/// Stores the workers' threads and the front end's process in the recorder, for tools that measure them from outside.
+/// Stores in the recorder who takes part: the workers' threads, the front end's process, and the guest's features.
 #[derive(Debug)]
 pub struct Participants {
     words: Arc<Words>,
@@ -209,6 +209,11 @@ impl Participants {
     /// Stores that the front end is `process`.
     pub fn set_front_end(&self, process: u32) {
         self.words.at(word::FRONT_END).store(process.into(), Ordering::Relaxed);
+    }
+
+    /// Stores the virtio features that the guest negotiated, as bits. They stay after it is gone.
+    pub fn set_features(&self, features: u64) {
+        self.words.at(word::FEATURES).store(features, Ordering::Relaxed);
     }
 
     /// Stores that `process` is no longer the front end. If another one has connected since, it stays.

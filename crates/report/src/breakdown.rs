@@ -6,6 +6,7 @@ use std::time::Duration;
 use burst_trace::{
     Clock, Direction, DropCause, Header, Notifications, Reader, Record, SocketEvent, Source,
 };
+use virtio_net::features::names;
 
 use crate::collect::{Collector, DirectionBreakdown, list_drops};
 use crate::facts::{Facts, without_controls};
@@ -43,6 +44,8 @@ pub struct Breakdown {
     pub ticks_per_second: u64,
     /// What the daemon reported about its run.
     pub facts: Facts,
+    /// The features that the guest negotiated last, by name.
+    pub features: Vec<String>,
     /// The requested window.
     pub window: Window,
     /// The window's length in seconds: from the oldest record to the newest one, or the requested time. It is less than
@@ -124,6 +127,7 @@ impl Breakdown {
             clock: source.clock().name(),
             ticks_per_second: source.ticks_per_second(),
             facts,
+            features: names(source.features()),
             window,
             window_s,
             window_end: bounds.end,

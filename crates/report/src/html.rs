@@ -30,6 +30,7 @@ struct Page {
     name: String,
     /// The facts of the daemon and of the recording: JSON.
     facts: serde_json::Value,
+    features: Vec<String>,
     clock: &'static str,
     ticks_per_second: u64,
     /// `CLOCK_REALTIME` at the start of the time line, ns.
@@ -73,6 +74,7 @@ pub fn write_html(
     });
     let page = Page {
         facts: serde_json::from_str(&source.facts()).unwrap_or_default(),
+        features: breakdown.features,
         clock: breakdown.clock,
         ticks_per_second: breakdown.ticks_per_second,
         start_ns,

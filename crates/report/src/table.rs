@@ -54,6 +54,9 @@ fn header(breakdown: &Breakdown) -> String {
         }
     };
     let mut text = format!("{}\n{:.3} s, {window}\n", line.join(", "), breakdown.window_s);
+    if !breakdown.features.is_empty() {
+        let _ = writeln!(text, "the guest negotiated: {}", breakdown.features.join(" "));
+    }
     if let (true, Window::Last(time)) = (breakdown.is_cut, breakdown.window) {
         let asked = time.as_secs_f64();
         let held = breakdown.window_s;

@@ -195,7 +195,7 @@ fn the_object_has_the_fields_that_are_promised() {
     let text = json::to_json(&synthetic.read(Window::Held));
     let object: Value = serde_json::from_str(&text).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&object), ["clock", "name", "queues", "rx", "tx", "window_s"]);
+    assert_eq!(keys(&object), ["clock", "features", "name", "queues", "rx", "tx", "window_s"]);
     let kinds = ["calls_refused", "calls_sent", "calls_suppressed", "direction", "kicks", "queue"];
     assert_eq!(keys(&object["queues"][0]), kinds);
     assert_eq!(object["queues"].as_array().unwrap().len(), 1, "those with any");
@@ -229,6 +229,37 @@ fn the_object_has_the_fields_that_are_promised() {
     let without_packets = &object["rx"]["stages"][2];
     assert_eq!(keys(without_packets), ["count", "stage", "tier"]);
     assert_eq!(without_packets["count"], 0);
+}
+
+#[test]
+fn features_are_named_in_every_report_of_recorder_and_recording() {
+    let synthetic = Synthetic::new(1, 64);
+    let reader = synthetic.reader();
+    let mut read = vec![synthetic.read(Window::Held)];
+    assert_eq!(json_features(&read[0]), Value::Array(Vec::new()));
+    assert!(!table::to_table(&read.remove(0), None).contains("negotiated"));
+    let path = synthetic.dir.path().join("vm0.rec");
+    let recording = RecordingWriter::create(&path, &reader, "{}").unwrap();
+    synthetic.recorder.participants().set_features(1 << 34 | 1 << 29 | 1 << 41);
+    recording.finish(&reader, true).unwrap();
+    read.push(synthetic.read(Window::Held));
+    let recording = Source::open(&path).unwrap();
+    read.push(Breakdown::read(&recording, "vm0", Window::Held));
+    for breakdown in &read {
+        assert_eq!(json_features(breakdown), serde_json::json!(["event_idx", "packed", "bit_41"]));
+        let table = table::to_table(breakdown, None);
+        assert!(table.contains("\nthe guest negotiated: event_idx packed bit_41\n"), "{table}");
+    }
+    let mut page = Vec::new();
+    report::html::write_html(&mut page, &recording, None, None, "vm0", || {}).unwrap();
+    assert!(
+        String::from_utf8(page).unwrap().contains(r#""features":["event_idx","packed","bit_41"]"#)
+    );
+}
+
+fn json_features(breakdown: &Breakdown) -> Value {
+    let object: Value = serde_json::from_str(&json::to_json(breakdown)).unwrap();
+    object["features"].clone()
 }
 
 #[test]

@@ -30,13 +30,18 @@ pub struct Device {
     pub witnesses: Vec<Box<dyn Witness>>,
 }
 
-/// Is informed which processes are front ends of a device.
+/// Is informed which processes are front ends of a device, and what their guests negotiated.
 pub trait Witness: fmt::Debug + Send + Sync {
     /// `process` has connected.
     fn connected(&self, process: u32);
 
     /// `process` is gone.
     fn gone(&self, process: u32);
+
+    /// The guest of the front end has these features; 0 before it has negotiated any.
+    fn negotiated(&self, features: u64) {
+        let _ = features;
+    }
 }
 
 impl Device {

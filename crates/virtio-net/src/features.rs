@@ -14,6 +14,10 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 
+mod names;
+
+pub use names::{Names, by_name, names};
+
 /// Length of `virtio_net_hdr` with `num_buffers`, bytes (5.1.6).
 pub const HEADER_LEN: usize = 12;
 /// Length of `virtio_net_hdr` of a legacy driver without mergeable buffers, bytes (5.1.6.1).
@@ -53,32 +57,31 @@ pub const SPEED_DUPLEX: u64 = bit(VIRTIO_NET_F_SPEED_DUPLEX);
 /// take them from a back end.
 pub const CONFIG_AND_CONTROL: u64 = STATUS | SPEED_DUPLEX;
 
-/// Every feature bit that our devices may offer, with its name in the specification.
-pub const NAMES: &[(u32, &str)] = &[
-    (VIRTIO_NET_F_CSUM, "VIRTIO_NET_F_CSUM"),
-    (VIRTIO_NET_F_GUEST_CSUM, "VIRTIO_NET_F_GUEST_CSUM"),
-    (VIRTIO_NET_F_MAC, "VIRTIO_NET_F_MAC"),
-    (VIRTIO_NET_F_GUEST_TSO4, "VIRTIO_NET_F_GUEST_TSO4"),
-    (VIRTIO_NET_F_GUEST_TSO6, "VIRTIO_NET_F_GUEST_TSO6"),
-    (VIRTIO_NET_F_GUEST_ECN, "VIRTIO_NET_F_GUEST_ECN"),
-    (VIRTIO_NET_F_GUEST_UFO, "VIRTIO_NET_F_GUEST_UFO"),
-    (VIRTIO_NET_F_HOST_TSO4, "VIRTIO_NET_F_HOST_TSO4"),
-    (VIRTIO_NET_F_HOST_TSO6, "VIRTIO_NET_F_HOST_TSO6"),
-    (VIRTIO_NET_F_HOST_ECN, "VIRTIO_NET_F_HOST_ECN"),
-    (VIRTIO_NET_F_HOST_UFO, "VIRTIO_NET_F_HOST_UFO"),
-    (VIRTIO_NET_F_MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF"),
-    (VIRTIO_NET_F_STATUS, "VIRTIO_NET_F_STATUS"),
-    (VIRTIO_NET_F_MQ, "VIRTIO_NET_F_MQ"),
-    (VIRTIO_RING_F_INDIRECT_DESC, "VIRTIO_F_INDIRECT_DESC"),
-    (VIRTIO_RING_F_EVENT_IDX, "VIRTIO_F_EVENT_IDX"),
-    (VIRTIO_F_VERSION_1, "VIRTIO_F_VERSION_1"),
-    (VIRTIO_F_RING_PACKED, "VIRTIO_F_RING_PACKED"),
-    (VIRTIO_F_IN_ORDER, "VIRTIO_F_IN_ORDER"),
-    (VIRTIO_NET_F_GUEST_USO4, "VIRTIO_NET_F_GUEST_USO4"),
-    (VIRTIO_NET_F_GUEST_USO6, "VIRTIO_NET_F_GUEST_USO6"),
-    (VIRTIO_NET_F_HOST_USO, "VIRTIO_NET_F_HOST_USO"),
-    (VIRTIO_NET_F_SPEED_DUPLEX, "VIRTIO_NET_F_SPEED_DUPLEX"),
+/// Every feature that a device of ours may offer.
+pub const OFFERED_MAX: u64 = BASE
+    | CONFIG_AND_CONTROL
+    | MULTI_QUEUE
+    | MAC
+    | Offloads::ALL.from_guest()
+    | Offloads::ALL.to_guest();
+
+/// Features that need one of others (5.1.3.1): the first is not offered without any of the second.
+const NEEDS: &[(u64, u64)] = &[
+    (Offloads::ALL.from_guest() & !bit(VIRTIO_NET_F_CSUM), bit(VIRTIO_NET_F_CSUM)),
+    (Offloads::ALL.to_guest() & !bit(VIRTIO_NET_F_GUEST_CSUM), bit(VIRTIO_NET_F_GUEST_CSUM)),
+    (bit(VIRTIO_NET_F_HOST_ECN), bit(VIRTIO_NET_F_HOST_TSO4) | bit(VIRTIO_NET_F_HOST_TSO6)),
+    (bit(VIRTIO_NET_F_GUEST_ECN), bit(VIRTIO_NET_F_GUEST_TSO4) | bit(VIRTIO_NET_F_GUEST_TSO6)),
+    // A driver without it sees 32 bits of features (4.1.4.9, 4.2.4).
+    (!0 << 32 & !VERSION_1, VERSION_1),
 ];
+
+/// `offered` without `withheld`, and without what needs one of these: a device must not offer that (2.2.1).
+#[must_use]
+pub fn without(offered: u64, withheld: u64) -> u64 {
+    NEEDS.iter().fold(offered & !withheld, |offered, (features, needed)| {
+        if offered & needed == 0 { offered & !features } else { offered }
+    })
+}
 
 /// The offloads that one end takes in frames: checksums to complete, packets to segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,6 +225,23 @@ mod tests {
         assert_eq!(Negotiated(mergeable).header_len(), 12);
         assert_eq!(Negotiated(version_1).header_len(), 12);
         assert_eq!(Negotiated(version_1 | mergeable).header_len(), 12);
+    }
+
+    #[test]
+    fn what_needs_a_withheld_feature_is_not_offered_either() {
+        let left = |withheld: &str| {
+            let withheld = withheld.split(' ').map(|name| by_name(name).unwrap()).sum();
+            Names(OFFERED_MAX & !without(OFFERED_MAX, withheld)).to_string()
+        };
+        assert_eq!(left("packed event_idx"), "event_idx packed");
+        assert_eq!(left("host_tso4"), "host_tso4");
+        assert_eq!(left("host_tso4 host_tso6"), "host_tso4 host_tso6 host_ecn");
+        assert_eq!(left("guest_tso6 guest_tso4"), "guest_tso4 guest_tso6 guest_ecn");
+        let offloads = "csum host_tso4 host_tso6 host_ecn host_ufo host_uso";
+        assert_eq!(left("csum"), offloads);
+        assert!(left("guest_csum").ends_with("guest_ufo guest_uso4 guest_uso6"));
+        assert_eq!(without(OFFERED_MAX, VERSION_1), OFFERED_MAX & u64::from(u32::MAX));
+        assert_eq!(without(OFFERED_MAX, 0), OFFERED_MAX);
     }
 
     #[test]

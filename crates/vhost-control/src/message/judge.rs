@@ -15,7 +15,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
-use virtio_net::{Negotiated, features};
+use virtio_net::Negotiated;
+use virtio_net::features::{self, Names};
 use virtqueue::layout::part_lens;
 use worker::{Custody, Foreign};
 
@@ -46,11 +47,20 @@ pub enum Held {
     Connection(String),
 }
 
+/// What front ends may choose from.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// The virtio features offered.
+    pub features: u64,
+    /// The largest ring.
+    pub queue_size: u16,
+}
+
 /// Judges the messages of one front end, and remembers of them what later verdicts need.
 #[derive(Debug)]
 pub struct Judge {
     rings: Vec<Arc<RingControl>>,
-    size_max: u16,
+    offer: Offer,
     /// Whether `SET_OWNER` has come.
     owned: bool,
     /// Whether it asked what is offered before that, as QEMU does ([`Judge::complete`]).
@@ -79,13 +89,13 @@ impl Judge {
     #[must_use]
     pub fn new(
         rings: &[Arc<RingControl>],
-        size_max: u16,
+        offer: Offer,
         limits: Limits,
         custody: &Arc<Custody>,
     ) -> Self {
         Self {
             rings: rings.to_vec(),
-            size_max,
+            offer,
             owned: false,
             asked_first: false,
             counts_pairs: false,
@@ -135,6 +145,7 @@ impl Judge {
             }
             Body::SetBackendChannel => self.keep_channel(descriptors),
             Body::SetFeatures(features) => {
+                expect_offered(*features, self.offer.features).map_err(Held::Connection)?;
                 self.features = Some(*features);
                 Ok(())
             }
@@ -292,7 +303,7 @@ impl Judge {
 
     fn set_size(&mut self, index: usize, size: u32) -> Result<(), String> {
         self.check_ring(index)?;
-        let max = self.size_max;
+        let max = self.offer.queue_size;
         let size =
             u16::try_from(size).ok().filter(|size| (1..=max).contains(size)).ok_or_else(|| {
                 format!("queue {index} cannot have {size} descriptors; expected 1 to {max}")
@@ -349,6 +360,19 @@ impl Judge {
             log_limit::warn!(ring.log(), "{} of the front end was refused: {why}", request.name());
         }
     }
+}
+
+/// Checks that only what is offered was negotiated. With anything else the rings could not be read, so the connection ends.
+fn expect_offered(negotiated: Negotiated, offered: u64) -> Result<(), String> {
+    let lacking = negotiated.0 & !offered;
+    if lacking == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "its guest negotiated features that are not offered: {}; a guest that goes on after a restart needs the same \
+         datapath and --features as before; otherwise restart the guest",
+        Names(lacking)
+    ))
 }
 
 /// The answer whether a message was accepted (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).

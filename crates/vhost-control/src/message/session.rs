@@ -1,12 +1,14 @@
 //! One front end's view of the device, on which the framework acts: features, memory, the configuration space.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
 use virtio_net::Negotiated;
+use virtio_net::features::Names;
 use vm_memory::{GuestAddressSpace as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::epoll::EventSet;
 use worker::{Custody, Mailbox};
@@ -24,6 +26,8 @@ pub struct Session {
     /// The front end's process, where it is known.
     peer: Option<u32>,
     rings: Vec<Arc<RingControl>>,
+    /// What the guest negotiated last.
+    features: AtomicU64,
     sharing: Mutex<Sharing>,
     /// The guest's memory. Held as long as the framework may have it mapped, because the framework reads it too.
     memory: Mutex<Option<Arc<GuestMemory>>>,
@@ -54,6 +58,7 @@ impl Session {
             device: Arc::clone(device),
             peer,
             rings,
+            features: AtomicU64::new(0),
             sharing: Mutex::new(Sharing::new(peer)),
             memory: Mutex::default(),
             refused: Mutex::default(),
@@ -64,6 +69,12 @@ impl Session {
     #[must_use]
     pub fn queue_size(&self) -> u16 {
         self.device.queue_size
+    }
+
+    /// The virtio features that are offered.
+    #[must_use]
+    pub fn offered(&self) -> u64 {
+        self.device.features
     }
 
     /// The limits of its guest's memory.
@@ -107,10 +118,12 @@ impl VhostUserBackend for Session {
     }
 
     fn acked_features(&self, features: u64) {
-        log::debug!(
-            "{}the front end acknowledged the features {features:#x}",
-            self.device.log.prefix()
-        );
+        let features = features & !VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        // The relay's own message has none. A guest that starts again mostly has the same as before.
+        if self.features.swap(features, Ordering::Relaxed) != features {
+            log_limit::info!(self.device.log, "the guest negotiated: {}", Names(features));
+        }
+        self.device.witnesses.iter().for_each(|witness| witness.negotiated(features));
         self.rings.iter().for_each(|ring| ring.set_negotiated(Negotiated(features)));
     }
 

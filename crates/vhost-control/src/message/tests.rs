@@ -17,7 +17,8 @@ fn relay() -> (UnixStream, Relay, UnixStream) {
     let (framework, mut daemon) = UnixStream::pair().unwrap();
     let custody = Custody::new(&Arc::default()).unwrap();
     let limits = regions::Limits { bytes_max: 1 << 30, peer: None };
-    let judge = Judge::new(&[], 256, limits, &custody);
+    let offer = Offer { features: 0, queue_size: 256 };
+    let judge = Judge::new(&[], offer, limits, &custody);
     let relay = Relay::with_judge(front, framework, judge, &custody).unwrap();
     let mut first = [0; 20];
     daemon.read_exact(&mut first).unwrap();

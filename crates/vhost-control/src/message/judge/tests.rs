@@ -8,9 +8,12 @@ use std::io::{ErrorKind, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 const NEED_REPLY: u32 = 1 << 3;
 const LIMITS: Limits = Limits { bytes_max: 1 << 30, peer: None };
+
+const OFFER: Offer = Offer { features: 1 << 34 | 1 << 32 | 1, queue_size: 256 };
 
 impl Judge {
     fn hear(&mut self, message: &[u8]) -> Result<(), Held> {
@@ -40,7 +43,7 @@ fn words(words: &[u64]) -> Vec<u8> {
 fn after(features: u64) -> Judge {
     let custody = Custody::new(&Arc::default()).unwrap();
     let (sizes, pipes) = (vec![64; 2], Pipes::new(2, None));
-    let mut judge = Judge { sizes, pipes, ..Judge::new(&[], 256, LIMITS, &custody) };
+    let mut judge = Judge { sizes, pipes, ..Judge::new(&[], OFFER, LIMITS, &custody) };
     let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
     let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));
     judge.hear(&table).unwrap();
@@ -196,7 +199,7 @@ fn the_number_of_queues_is_one_of_pairs_for_a_front_end_that_asks_before_set_own
         answer[12..].to_vec()
     };
     let custody = Custody::new(&Arc::default()).unwrap();
-    let mut judge = Judge::new(&[], 256, LIMITS, &custody);
+    let mut judge = Judge::new(&[], OFFER, LIMITS, &custody);
     assert!(!judge.wants_other_pairs());
     assert_eq!(answer(&mut judge), words(&[2]));
     assert!(judge.wants_other_pairs());
@@ -244,4 +247,16 @@ fn a_part_of_the_configuration_space_that_cannot_be_is_answered_without_bytes() 
         assert_eq!(ask(offset, size, flags), Err(Held::Answered(Some(none))));
     }
     assert!(matches!(ask(0, u32::MAX, 0), Err(Held::Connection(_))), "too few bytes");
+}
+
+#[test]
+fn features_that_are_not_offered_end_the_connection_and_are_named() {
+    let mut judge = after(1 << 34);
+    let set = |features| message(FrontendReq::SET_FEATURES, 0, &words(&[features]));
+    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    assert_eq!(judge.hear(&set(OFFER.features | protocol)), Ok(()));
+    let Err(Held::Connection(why)) = judge.hear(&set(1 << 34 | 1 << 11 | 1 << 49)) else {
+        panic!("features that are not offered were accepted");
+    };
+    assert!(why.contains("features that are not offered: host_tso4 bit_49; "), "{why}");
 }
