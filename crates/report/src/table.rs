@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use burst_trace::{Direction, Notification, Notifications, SocketEvent};
+use burst_trace::{Direction, DropCause, Notification, Notifications, SocketEvent};
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::breakdown::{Breakdown, Window, WindowEnd};
@@ -230,6 +230,13 @@ fn drops(way: &DirectionBreakdown, window: Window) -> String {
     let mut text = format!("drops {span}: {}\n", grouped(way.dropped()));
     for (cause, count) in way.drops.iter().filter(|(_, count)| *count > 0) {
         let _ = writeln!(text, "  {} {}", cause.name(), grouped(*count));
+    }
+    let is_unmapped = |(cause, count): &(DropCause, u64)| {
+        *count > 0 && matches!(cause, DropCause::TxUnmapped | DropCause::RxUnmapped)
+    };
+    if way.drops.iter().any(is_unmapped) {
+        text += "unmapped buffers lie outside of the memory that the front end shares: was memory plugged in without share=on, or \
+                 as memory-backend-ram?\n";
     }
     text
 }

@@ -285,7 +285,10 @@ fn the_table_says_what_is_known_and_what_is_not() {
     assert!(line("bursts hold").contains("8.00 packets"));
     assert!(line("notice ≤").contains("500 ns"));
     assert!(line("≤ upper bound").contains("100.0 %"));
-    assert!(line("tx_link_down").ends_with(" 3"));
+    assert!(line("tx_link_down").ends_with(" 3") && !text.contains("memory-backend-ram"));
+    writer.dropped(1, DropCause::TxUnmapped, 2, start);
+    let text = table::to_table(&synthetic.read(Window::Held), None);
+    assert!(text.contains("memory-backend-ram"));
     assert!(line("notifications").ends_with("since the daemon's start"));
     let counted: Vec<_> = line("1 tx").split_whitespace().collect();
     assert_eq!(counted, ["1", "tx", "0", "0", "2", "0"]);

@@ -50,6 +50,7 @@ impl<T: Topology> Loop<T> {
                 Command::Memory { memory, done } => {
                     let its = |at: &usize| self.pairs.guest(*at) == guest;
                     let its: Vec<_> = (0..self.pairs.len()).filter(its).collect();
+                    self.tracers[guest].memory_changed();
                     its.iter().for_each(|&at| self.set_memory(at, &memory));
                     let _ = done.send(());
                     its.into_iter().for_each(|at| self.rings_changed(Some(at)));

@@ -1,11 +1,13 @@
 //! What a worker records for one guest: stamps, bursts, drops and probes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use burst_trace::{
     Anchor, BurstRecord, Direction, DropCause, DropCounts, Notification, Stage, Writer,
 };
 use datapath::Counted;
+use log_limit::LogLimit;
 
 use crate::clock::Clock;
 use crate::fault::Fault;
@@ -18,6 +20,10 @@ pub struct Tracer {
     writer: Writer,
     fault: Option<Fault>,
     records: bool,
+    /// Where messages about the guest go.
+    log: Arc<LogLimit>,
+    /// Whether it is logged what unmapped buffers may come from, since the guest's memory changed.
+    unmapped: bool,
     /// Whether it is logged that the recorder is torn.
     torn: bool,
     /// One instant on both the recorder's clock and the kernel's.
@@ -31,10 +37,17 @@ const ANCHORED: Duration = Duration::from_millis(10);
 
 impl Tracer {
     /// With `records` off, packets and drops are still counted, but no burst is stamped.
-    pub fn new(clock: Clock, writer: Writer, fault: Fault, records: bool) -> Self {
+    pub fn new(
+        clock: Clock,
+        writer: Writer,
+        fault: Fault,
+        records: bool,
+        log: Arc<LogLimit>,
+    ) -> Self {
         let fault = (!fault.is_empty()).then_some(fault);
         let (anchor, anchored) = (Anchor::default(), clock.ticks_in(ANCHORED));
-        Self { clock, writer, fault, records, torn: false, anchor, anchored }
+        let (unmapped, torn) = (false, false);
+        Self { clock, writer, fault, records, log, unmapped, torn, anchor, anchored }
     }
 
     /// Logs once that the recorder was shortened by another process. `prefix`: the log prefix.
@@ -160,12 +173,32 @@ impl Tracer {
     fn dropped_some(&mut self, ring: u16, drops: &DropCounts) {
         let now = self.clock.now();
         for (cause, packets) in drops.iter() {
+            if matches!(cause, DropCause::TxUnmapped | DropCause::RxUnmapped) {
+                self.explain_unmapped(ring);
+            }
             if self.records {
                 self.writer.dropped(ring, cause, packets, now);
             } else {
                 self.writer.count_dropped(ring, cause, packets);
             }
         }
+    }
+
+    /// Logs once what may be behind buffers outside of the memory that the front end shares.
+    fn explain_unmapped(&mut self, ring: u16) {
+        if !std::mem::replace(&mut self.unmapped, true) {
+            log_limit::warn!(
+                self.log,
+                "queue {ring}: the guest offers buffers outside of the memory that its front end shares, and their frames are \
+                 dropped; if memory was plugged in, it must be shared too: use memory-backend-memfd with share=on, not \
+                 memory-backend-ram; otherwise the guest's driver is at fault"
+            );
+        }
+    }
+
+    /// The guest has another memory table.
+    pub const fn memory_changed(&mut self) {
+        self.unmapped = false;
     }
 
     #[inline]

@@ -83,7 +83,7 @@ impl<T: Topology> Loop<T> {
         topology.begin(&sleeper)?;
         let tracer = |guest: GuestOptions| {
             let fault = Fault::new(&guest.delays, &guest.crashes, &clock);
-            Tracer::new(clock, guest.writer, fault, guest.trace)
+            Tracer::new(clock, guest.writer, fault, guest.trace, guest.log)
         };
         let counted = topology.counts_losses();
         Ok(Self {
