@@ -8,7 +8,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use burst_trace::DropCause::TxError;
+use burst_trace::DropCause::{TxError, TxUnmapped};
+use frontend::memory::SharedMemory;
 use frontend::{Error, FileRegion, Guest, GuestOptions, RegionOptions};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{SOON, eventually, when};
@@ -276,6 +277,50 @@ fn a_guest_whose_memory_is_private_is_refused_and_the_next_one_is_served() {
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
         frames::come_back(&mut guest).unwrap();
     }
+    assert!(daemon.is_alive());
+}
+
+/// Memory that is plugged in while the rings run, as QEMU does without `share=on`.
+#[test]
+fn private_memory_that_comes_to_a_guest_is_refused_by_name_and_the_guest_goes_on() {
+    let (_directory, mut daemon, mut guest) = reflection();
+    frames::come_back(&mut guest).unwrap();
+    let file = Arc::new(memory(2 * MIB));
+    let plugged = region(1 << 32, 2 * MIB);
+    let _private = SharedMemory::in_file(&[plugged], Arc::clone(&file), true).unwrap();
+    let dimm = FileRegion { region: plugged, file: &file, offset: 0 };
+    expect_refused(guest.link().unwrap().add_region(&dimm), "ADD_MEM_REG");
+    daemon.expect_log("region 1, 2 MiB at 0x100000000, is private to process");
+    daemon.expect_log("share=on");
+    frames::come_back(&mut guest).unwrap();
+    // In a table, it leaves the one that was.
+    expect_refused(guest.link().unwrap().offer_table(&[dimm]), "SET_MEM_TABLE");
+    frames::come_back(&mut guest).unwrap();
+    // QEMU offers it again before it adds the next one.
+    guest.link().unwrap().add_region(&dimm).unwrap();
+    let shared = memory(2 * MIB);
+    let next = FileRegion { region: region(1 << 33, 2 * MIB), file: &shared, offset: 0 };
+    guest.link().unwrap().add_region(&next).unwrap();
+    for (address, unmapped) in [(1 << 32, 1), (1 << 33, 1), (1 << 34, 2)] {
+        let ring = guest.ring(1);
+        assert!(ring.offer_foreign(&[readable(address, 500)]));
+        ring.publish();
+        ring.kick_anyway().unwrap();
+        eventually(SOON, "the buffer to come back", || {
+            guest.pair(0).reap().unwrap();
+            when(guest.ring(1).foreign_used().len() == 1, daemon.log())
+        });
+        let came = guest.pair(0).receive_within(Duration::from_millis(100)).unwrap().is_some();
+        assert_eq!(came, address == 1 << 33);
+        let reader = daemon.reader().unwrap();
+        assert_eq!(reader.drops(1, TxUnmapped), unmapped, "{address:#x}");
+    }
+    daemon.expect_log("if memory was plugged in, it must be shared too");
+    let link = guest.link().unwrap();
+    link.remove_region(&dimm).unwrap();
+    link.remove_region(&next).unwrap();
+    expect_refused(link.remove_region(&next), "REM_MEM_REG");
+    frames::come_back(&mut guest).unwrap();
     assert!(daemon.is_alive());
 }
 

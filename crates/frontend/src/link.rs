@@ -142,6 +142,15 @@ impl Link {
         added.map(drop).map_err(Error::refused("ADD_MEM_REG"))
     }
 
+    /// Takes a region of guest memory back.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn remove_region(&mut self, region: &FileRegion<'_>) -> Result<(), Error> {
+        let removed = self.frontend.remove_mem_region(&info(region));
+        removed.map(drop).map_err(Error::refused("REM_MEM_REG"))
+    }
+
     /// Sets a ring up, starts it at its base and enables it.
     ///
     /// # Errors

@@ -7,8 +7,10 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsFd;
 use std::path::Path;
+
+use rustix::fs::fstat;
 
 /// The front end maps its guest's memory privately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,7 +33,7 @@ const MAPS_MAX: u64 = 32 << 20;
 pub struct Sharing {
     /// The front end's process, where it is known.
     peer: Option<u32>,
-    /// Files that were looked up: device and inode.
+    /// Files that are not private, as far as was found out: device and inode.
     known: HashSet<(u64, u64)>,
     /// Bytes that may still be read.
     left: u64,
@@ -46,28 +48,32 @@ impl Sharing {
 
     /// Looks up how the front end maps those of `files` that are new. `None` when it maps them shared, or when this cannot
     /// be found out.
-    pub fn find_private<'f>(
+    pub fn find_private(
         &mut self,
-        files: impl Iterator<Item = &'f File>,
+        files: impl Iterator<Item = impl AsFd>,
     ) -> Option<PrivateMemory> {
         let pid = self.peer?;
-        let identity = |file: &File| file.metadata().ok().map(|it| (it.dev(), it.ino()));
+        let identity = |file| fstat(file).ok().map(|it| (it.st_dev, it.st_ino));
         let new: HashSet<_> =
-            files.filter_map(identity).filter(|file| self.known.insert(*file)).collect();
+            files.filter_map(identity).filter(|file| !self.known.contains(file)).collect();
         if new.is_empty() || self.left == 0 {
             return None;
         }
         let file = File::open(Path::new("/proc").join(pid.to_string()).join("maps")).ok()?;
         let mut maps = BufReader::new(file).take(self.left);
-        let is_private = is_private(&mut maps, new);
+        let is_private = is_private(&mut maps, &new);
         self.left = maps.limit();
-        (is_private && self.left > 0).then_some(PrivateMemory { pid })
+        if is_private && self.left > 0 {
+            return Some(PrivateMemory { pid });
+        }
+        self.known.extend(new);
+        None
     }
 }
 
 /// Whether `maps` has private mappings of one of these files, and no shared one of it.
-fn is_private(maps: &mut impl BufRead, files: HashSet<(u64, u64)>) -> bool {
-    let (mut unseen, mut private) = (files, HashSet::new());
+fn is_private(maps: &mut impl BufRead, files: &HashSet<(u64, u64)>) -> bool {
+    let (mut unseen, mut private) = (files.clone(), HashSet::new());
     let mut line = Vec::new();
     while maps.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
         let text = String::from_utf8_lossy(&line);
@@ -108,7 +114,7 @@ mod tests {
 ";
 
     fn private(files: &[(u64, u64)]) -> bool {
-        is_private(&mut MAPS.as_bytes(), files.iter().copied().collect())
+        is_private(&mut MAPS.as_bytes(), &files.iter().copied().collect())
     }
 
     #[test]
@@ -121,14 +127,20 @@ mod tests {
     }
 
     #[test]
-    fn how_our_own_program_is_mapped_is_looked_up_once() {
+    fn a_shared_file_is_looked_up_once_and_a_private_one_each_time() {
         let program = File::open("/proc/self/exe").unwrap();
         let pid = std::process::id();
         let mut sharing = Sharing::new(Some(pid));
         let private = sharing.find_private([&program].into_iter());
         assert_eq!(private, Some(PrivateMemory { pid }), "programs are mapped privately");
         let read = sharing.left;
-        assert!(read < MAPS_MAX && sharing.find_private([&program].into_iter()).is_none());
+        assert!(read < MAPS_MAX);
+        assert_eq!(sharing.find_private([&program].into_iter()), private);
+        assert!(sharing.left < read);
+        let unmapped = tempfile::tempfile().unwrap();
+        assert_eq!(sharing.find_private([&unmapped].into_iter()), None);
+        let read = sharing.left;
+        assert_eq!(sharing.find_private([&unmapped].into_iter()), None);
         assert_eq!(sharing.left, read);
     }
 }

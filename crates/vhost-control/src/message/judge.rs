@@ -10,8 +10,9 @@
 //!
 //! The judge also checks each descriptor's kind ([`super::descriptor`]).
 
+use std::iter;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
@@ -26,7 +27,9 @@ use super::pipe::Pipes;
 use super::regions::{self, Limits, Region};
 use super::request::{Body, Request, RingParts};
 use super::stream::HEADER_LEN;
+use crate::limits::REGIONS_MAX;
 use crate::ring::RingControl;
+use crate::sharing::{PrivateMemory, Sharing};
 
 /// In a header's flags: the version of the protocol.
 const VERSION: u32 = 1;
@@ -73,6 +76,9 @@ pub struct Judge {
     reply_ack: bool,
     limits: Limits,
     regions: Vec<Region>,
+    sharing: Sharing,
+    /// Regions that were refused while rings ran, because they are private ([`Judge::add_region`]).
+    left_out: Vec<Region>,
     /// Size of each ring; 0 before `SET_VRING_NUM`.
     sizes: Vec<u16>,
     custody: Arc<Custody>,
@@ -103,6 +109,8 @@ impl Judge {
             reply_ack: false,
             limits,
             regions: Vec::new(),
+            sharing: Sharing::new(limits.peer),
+            left_out: Vec::new(),
             sizes: vec![0; rings.len()],
             custody: Arc::clone(custody),
             pipes: Pipes::new(rings.len(), rings.first().map(|ring| Arc::clone(ring.log()))),
@@ -127,23 +135,22 @@ impl Judge {
             let why = format!("{name} with {count} file descriptors; expected none");
             return Err(Held::Connection(why));
         }
+        // Whether the judge has done what the message asks for.
+        let mut is_done = false;
         let verdict = match &request.body {
             Body::SetSize { ring, size } => self.set_size(*ring, *size),
             Body::SetAddresses(parts) => self.check_parts(parts),
             Body::SetKick(ring) | Body::SetError(ring) => self.admit_eventfd(*ring, descriptors),
             Body::SetCall(ring) => self.admit_call(*ring, descriptors),
-            Body::SetMemory(regions) => self.admit_memory(&[], regions, descriptors),
+            Body::SetMemory(regions) => self.set_memory(regions, descriptors),
             Body::AddRegion(region) => {
-                let present = self.regions.clone();
-                self.admit_memory(&present, &[*region], descriptors)
+                self.add_region(*region, descriptors).map(|is_left_out| is_done = is_left_out)
             }
-            Body::RemoveRegion(removed) => {
-                // Older front ends send a descriptor, which must be ignored (vhost-user, "VHOST_USER_REM_MEM_REG").
-                descriptors.clear();
-                self.regions.retain(|region| region.guest_address != removed.guest_address);
-                Ok(())
+            Body::RemoveRegion(region) => {
+                self.remove_region(*region, descriptors).map(|was_left_out| is_done = was_left_out)
             }
-            Body::SetBackendChannel => self.keep_channel(descriptors),
+            // The framework knows no pipes.
+            Body::SetBackendChannel => self.keep_channel(descriptors).map(|()| is_done = true),
             Body::SetFeatures(features) => {
                 expect_offered(*features, self.offer.features).map_err(Held::Connection)?;
                 self.features = Some(*features);
@@ -174,13 +181,14 @@ impl Judge {
             Body::GetConfig(_) | Body::Other => Ok(()),
         };
         let is_answered = self.reply_ack && request.needs_reply;
+        let answered =
+            |result| Err(Held::Answered(is_answered.then(|| answer(request.code, result))));
         if let Err(why) = verdict {
             self.log(&request, &why);
-            return Err(Held::Answered(is_answered.then(|| answer(request.code, NOT_ACCEPTED))));
+            return answered(NOT_ACCEPTED);
         }
-        if request.body == Body::SetBackendChannel {
-            // It is kept here: the framework knows no pipes.
-            return Err(Held::Answered(is_answered.then(|| answer(request.code, ACCEPTED))));
+        if is_done {
+            return answered(ACCEPTED);
         }
         let starts = request.starts(self.rings.len());
         self.starting = (is_answered && !starts.is_empty()).then_some((request.code, starts));
@@ -284,6 +292,48 @@ impl Judge {
         Ok(())
     }
 
+    fn set_memory(&mut self, new: &[Region], descriptors: &[Foreign]) -> Result<(), String> {
+        self.admit_memory(&[], new, descriptors)?;
+        self.left_out.clear();
+        Ok(())
+    }
+
+    /// A region that is private is refused while rings run, which go on with the memory that they have. QEMU goes on too,
+    /// but offers that region again before every other change and when its guest reboots, and takes another refusal for the
+    /// device's end (`send_add_regions`, hw/virtio/vhost-user.c). So it is accepted then, and left out as before. Returns
+    /// whether it is left out.
+    fn add_region(&mut self, new: Region, descriptors: &mut Vec<Foreign>) -> Result<bool, String> {
+        if self.left_out.contains(&new) {
+            descriptors.clear();
+            return Ok(true);
+        }
+        let present = self.regions.clone();
+        self.admit_memory(&present, &[new], descriptors)?;
+        Ok(false)
+    }
+
+    /// The framework ends the connection over a region that it does not have. Returns whether the region was left out.
+    fn remove_region(
+        &mut self,
+        removed: Region,
+        descriptors: &mut Vec<Foreign>,
+    ) -> Result<bool, String> {
+        // Older front ends send a descriptor, which must be ignored (vhost-user, "VHOST_USER_REM_MEM_REG").
+        descriptors.clear();
+        let is_it = |region: &Region| {
+            (region.guest_address, region.len) == (removed.guest_address, removed.len)
+        };
+        if let Some(at) = self.left_out.iter().position(is_it) {
+            self.left_out.swap_remove(at);
+            return Ok(true);
+        }
+        let at = self.regions.iter().position(is_it).ok_or_else(|| {
+            format!("there is no region of {} bytes at {:#x}", removed.len, removed.guest_address)
+        })?;
+        self.regions.remove(at);
+        Ok(false)
+    }
+
     /// Checks the regions `new`, which come to those in `present`, and remembers all of them.
     fn admit_memory(
         &mut self,
@@ -296,8 +346,39 @@ impl Judge {
         }
         let files: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         regions::check(present, new, &files, &self.limits)?;
+        self.check_shared(present.len(), new, &files)?;
         descriptors.iter().for_each(Foreign::mark_harmless);
         self.regions = [present, new].concat();
+        Ok(())
+    }
+
+    /// Checks that none of the regions `new`, the first of which has number `first`, is private, if rings run. Before the
+    /// first ring starts, a front end with private memory is refused altogether (`Session::update_memory`).
+    fn check_shared(
+        &mut self,
+        first: usize,
+        new: &[Region],
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(), String> {
+        if self.rings.iter().all(|ring| ring.running_size().is_none()) {
+            return Ok(());
+        }
+        for (n, (region, file)) in new.iter().zip(files).enumerate() {
+            let Some(PrivateMemory { pid }) = self.sharing.find_private(iter::once(file)) else {
+                continue;
+            };
+            if self.left_out.len() < REGIONS_MAX {
+                self.left_out.push(*region);
+            }
+            return Err(format!(
+                "region {}, {} MiB at {:#x}, is private to process {pid}: nothing that the guest writes there arrives here, \
+                 and frames in it are dropped as unmapped buffers; unplug it, and plug in memory with share=on, as in \
+                 object_add memory-backend-memfd,id=m1,size=SIZE,share=on",
+                first + n,
+                region.len >> 20,
+                region.guest_address
+            ));
+        }
         Ok(())
     }
 

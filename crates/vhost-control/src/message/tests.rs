@@ -124,8 +124,13 @@ fn the_framework_gets_no_more_descriptors_than_it_takes() {
     for count in [32, 33, 64] {
         let (qemu, mut relay, daemon) = relay();
         let file = tempfile::tempfile().unwrap();
-        // `REM_MEM_REG`, whose descriptors are dropped.
-        let message = [&[38_u32, 1, 40].map(u32::to_ne_bytes).concat()[..], &[0; 40]].concat();
+        file.set_len(4096 * count as u64).unwrap();
+        // `SET_MEM_TABLE` of that many pages: guest address, length, user address and offset of each.
+        let pages = (0..count as u64).map(|n| 4096 * n).flat_map(|at| [at, 4096, at, at]);
+        let table: Vec<_> = [count as u64].into_iter().chain(pages).collect();
+        let payload = table.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>();
+        let header = [5, 1, u32::try_from(payload.len()).unwrap()].map(u32::to_ne_bytes).concat();
+        let message = [header, payload].concat();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         let descriptors = vec![file.as_fd(); count];

@@ -57,6 +57,27 @@ fn addresses(index: u64, parts: [u64; 3]) -> Vec<u8> {
 }
 
 #[test]
+fn a_region_that_is_not_there_is_not_removed_and_one_that_was_left_out_is() {
+    let mut judge = after(0);
+    let single = |address: u64, len: u64| words(&[0, address, len, address, 0]);
+    let refused = Err(Held::Answered(Some(answer(38, NOT_ACCEPTED))));
+    let accepted = Err(Held::Answered(Some(answer(38, ACCEPTED))));
+    judge.hear(&message(FrontendReq::SET_PROTOCOL_FEATURES, 0, &words(&[1 << 3]))).unwrap();
+    let remove = |judge: &mut Judge, address, len| {
+        judge.hear(&message(FrontendReq::REM_MEM_REG, NEED_REPLY, &single(address, len)))
+    };
+    assert_eq!(remove(&mut judge, 0, 0x8000), refused);
+    assert_eq!(remove(&mut judge, 0, 0x10000), Ok(()));
+    assert_eq!(remove(&mut judge, 0, 0x10000), refused);
+    let region = Region { guest_address: 1 << 32, len: 0x1000, user_address: 1 << 32, offset: 0 };
+    judge.left_out.push(region);
+    let add = message(FrontendReq::ADD_MEM_REG, NEED_REPLY, &single(1 << 32, 0x1000));
+    assert_eq!(judge.hear(&add), Err(Held::Answered(Some(answer(37, ACCEPTED)))));
+    assert_eq!(remove(&mut judge, 1 << 32, 0x1000), accepted);
+    assert_eq!(remove(&mut judge, 1 << 32, 0x1000), refused);
+}
+
+#[test]
 fn each_part_of_a_ring_lies_in_one_region_and_is_aligned() {
     // A split ring of 64 has 1024, 134 and 518 bytes, a packed one 1024, 4 and 4.
     let ends = |features| {
