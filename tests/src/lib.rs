@@ -8,7 +8,9 @@
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`eventually`]: waits for a state, with a deadline and a message.
 //! - [`frames`]: frames that a reflecting back end must return.
+//! - [`fresh_host`]: a host as after a boot, for commands of the guides.
 //! - [`fuse`]: a file whose contents never come.
+//! - [`guides`]: the command blocks of the guides.
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`hostile_rings`]: what a hostile guest keeps a ring busy with.
 //! - [`lan`]: guests in software on one switch.
@@ -31,7 +33,9 @@ pub mod debian;
 pub mod dpdk;
 pub mod eventually;
 pub mod frames;
+pub mod fresh_host;
 pub mod fuse;
+pub mod guides;
 pub mod hostile;
 pub mod hostile_rings;
 pub mod lan;

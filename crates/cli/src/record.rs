@@ -38,7 +38,7 @@ Examples:
   ringscope record --when 'rx.total>500us' -o slow.rec
                                                  2 s before and after a burst
                                                  that takes longer
-  ringscope record --all --when 'rx.total>5ms' -o here/
+  mkdir here && ringscope record --all --when 'rx.total>5ms' -o here
                                                  all guests at that time
   ringscope record --kernel-stages --seconds 5 -o k.rec
                                                  with the host kernel's times
