@@ -55,11 +55,11 @@ backend/README.md describes each of them, and the keys of af-xdp.";
 const FEATURES: &str = "\
 Withhold features from the guest, as in -packed,-event_idx: to find
 one that causes trouble, or to offer what another datapath offers.
-  rings    packed event_idx indirect_desc in_order
+  rings    packed event_idx indirect_desc in_order ring_reset
   sending  csum host_tso4 host_tso6 host_ecn host_ufo host_uso
   receipt  mrg_rxbuf guest_csum guest_tso4 guest_tso6 guest_ecn
            guest_ufo guest_uso4 guest_uso6
-  device   mac mq status speed_duplex version_1
+  device   mac mtu mq status speed_duplex version_1
 A feature that needs a withheld one is withheld too. Without version_1
 only drivers of virtio 0.9 work.";
 
@@ -96,7 +96,7 @@ pub struct Args {
     /// Serve the guests of this TOML file
     ///
     /// The file has a table [[guest]] for each guest. Its keys are the flags below.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "features", "pcap",
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "mtu", "features", "pcap",
           "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault"])]
     pub config: Option<PathBuf>,
 
@@ -134,6 +134,12 @@ pub struct Args {
     /// On a switch, drop frames whose source is not --mac: on or off [default: on with --mac]
     #[arg(long, value_enum, value_name = "STATE", hide_possible_values = true)]
     pub mac_locked: Option<OnOff>,
+
+    /// MTU that the guest is given, bytes [default: the interface's]
+    ///
+    /// With QEMU use its own option too (-device virtio-net-pci,host_mtu=). Without an interface there is no default.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
+    pub mtu: Option<u16>,
 
     /// Withhold features from the guest, as in -packed,-event_idx
     #[arg(long, value_name = "-NAME,...", allow_hyphen_values = true, long_help = FEATURES)]

@@ -214,6 +214,7 @@ impl Daemon {
         endpoint: Endpoint,
         start: StartWorker<D>,
     ) -> Result<(), Error> {
+        let capabilities = with_mtu(plan, &capabilities)?;
         let log = log_of(plan);
         let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
         let recorder = self.record(plan, enrolled.as_ref())?;
@@ -283,6 +284,7 @@ impl Daemon {
         let mut prepared = Vec::new();
         let mut members = Vec::new();
         for plan in plans {
+            with_mtu(plan, &capabilities)?;
             let endpoint = meet(&plan.endpoint, &mut self.handed)?;
             let log = log_of(plan);
             let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
@@ -301,6 +303,7 @@ impl Daemon {
             let (endpoint, log, enrolled, recorder) = prepared;
             let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recorder)?;
             let mailboxes = vec![Arc::clone(worker.mailbox(n))];
+            let capabilities = with_mtu(plan, &capabilities)?;
             self.show(plan, (endpoint, log), &capabilities, mailboxes, witnesses);
             self.recorders.push(recorder);
         }
@@ -430,6 +433,16 @@ fn guest_options(plan: &GuestPlan, log: &Arc<LogLimit>, writer: Writer) -> Guest
     GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, probe_port }
 }
 
+/// The capabilities of the guest's datapath, with the MTU that the guest is given.
+fn with_mtu(plan: &GuestPlan, capabilities: &Capabilities) -> Result<Capabilities, Error> {
+    let mtu = plan.mtu.unwrap_or(capabilities.mtu);
+    if mtu > capabilities.mtu {
+        let (datapath, found) = (plan.datapath.to_string(), capabilities.mtu);
+        return Err(Error::Mtu { datapath, asked: mtu, found });
+    }
+    Ok(Capabilities { mtu, ..*capabilities })
+}
+
 /// `mailboxes`: one for each worker of the guest.
 fn device(
     plan: &GuestPlan,
@@ -439,7 +452,10 @@ fn device(
     witnesses: Vec<Box<dyn Witness>>,
 ) -> Device {
     let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
-    let offered = Device::features(offloads, plan.queue_pairs, plan.mac.is_some());
+    // Without an interface nothing limits the MTU.
+    let has_mtu = plan.mtu.is_some() || capabilities.mtu < u16::MAX;
+    let mtu = if has_mtu { features::MTU } else { 0 };
+    let offered = Device::features(offloads, plan.queue_pairs, plan.mac.is_some()) | mtu;
     let mailbox = |pair| Arc::clone(&mailboxes[usize::from(pair) % mailboxes.len()]);
     let link = link_speed::of(&plan.datapath);
     Device {

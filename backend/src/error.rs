@@ -80,6 +80,18 @@ pub enum Error {
         /// What the system answered.
         source: io::Error,
     },
+    /// A larger MTU than the interface's.
+    #[error(
+        "expected --mtu of at most {found}, the MTU of {datapath}, found {asked}; raise the interface's, or lower --mtu"
+    )]
+    Mtu {
+        /// The datapath.
+        datapath: String,
+        /// `--mtu`, bytes.
+        asked: u16,
+        /// The interface's, bytes.
+        found: u16,
+    },
     /// Serving ended.
     #[error(transparent)]
     Serve(#[from] ServeError),

@@ -2,6 +2,7 @@
 
 mod error;
 mod name;
+mod switches;
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -9,13 +10,14 @@ use std::path::{Path, PathBuf};
 use burst_trace::location;
 use datapath::Planted;
 use virtio_net::MacAddress;
-use worker::{Crash, Delay, PollPolicy, SWITCH_PAIRS_MAX, Scheduling};
+use worker::{Crash, Delay, PollPolicy, Scheduling};
 
 use crate::args::{Args, OnOff};
 use crate::spec::{DatapathSpec, FaultSpec};
 
 pub use error::PlanError;
 use name::name;
+use switches::switches;
 
 /// The plan of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct GuestPlan {
     pub mac_locked: bool,
     /// Virtio features that are not offered.
     pub withheld: u64,
+    /// The MTU that the guest is given, bytes; that of the datapath's interface if not set.
+    pub mtu: Option<u16>,
     /// What its workers do when idle.
     pub poll: PollPolicy,
     /// The CPU and the scheduling class of each worker, at least one.
@@ -219,6 +223,7 @@ impl GuestPlan {
             queue_size: args.queue_size,
             mac: args.mac,
             mac_locked,
+            mtu: args.mtu,
             withheld: args.features.unwrap_or_default().0,
             poll: args.poll,
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
@@ -265,71 +270,6 @@ fn sort_faults(all: Vec<FaultSpec>, on_switch: bool) -> Result<Faults, PlanError
     Ok((delays, crashes, faults))
 }
 
-/// The switches of the guests. All guests of a switch must have the same values for its worker.
-fn switches(guests: &[GuestPlan]) -> Result<Vec<SwitchPlan>, PlanError> {
-    let mut switches: Vec<SwitchPlan> = Vec::new();
-    for (n, guest) in guests.iter().enumerate() {
-        let DatapathSpec::Switch { name, uplink } = &guest.datapath else { continue };
-        let uplink = uplink.as_deref().cloned();
-        if guest.workers.len() > 1 {
-            let cpus = guest.workers.len();
-            return Err(PlanError::SwitchCpus { switch: name.clone(), cpus });
-        }
-        match switches.iter_mut().find(|switch| switch.name == *name) {
-            None => switches.push(SwitchPlan { name: name.clone(), guests: vec![n], uplink }),
-            Some(switch) => {
-                agree(name, &guests[switch.guests[0]], guest)?;
-                if let Some(mac) = guest.mac
-                    && switch.guests.iter().any(|&other| guests[other].mac == Some(mac))
-                {
-                    return Err(PlanError::SameMac { switch: name.clone(), mac });
-                }
-                switch.guests.push(n);
-                match (&switch.uplink, uplink) {
-                    (None, uplink) => switch.uplink = uplink,
-                    (Some(found), Some(other)) if *found != other => {
-                        let (found, other) = (found.to_string(), other.to_string());
-                        return Err(PlanError::Differs {
-                            switch: name.clone(),
-                            key: "uplink",
-                            found,
-                            other,
-                        });
-                    }
-                    (Some(_), _) => {}
-                }
-            }
-        }
-    }
-    for switch in &switches {
-        let pairs = switch.guests.iter().map(|&n| usize::from(guests[n].queue_pairs)).sum();
-        let (switch, max) = (switch.name.clone(), SWITCH_PAIRS_MAX);
-        if pairs > max {
-            return Err(PlanError::SwitchPairs { switch, pairs, max });
-        }
-    }
-    Ok(switches)
-}
-
-/// Checks that one worker can serve both guests.
-fn agree(switch: &str, one: &GuestPlan, other: &GuestPlan) -> Result<(), PlanError> {
-    let cpu = |plan: &GuestPlan| plan.workers[0].cpu.map_or("any".into(), |cpu| cpu.to_string());
-    let sched = |plan: &GuestPlan| {
-        plan.workers[0].fifo.map_or("none".into(), |priority| format!("fifo:{priority}"))
-    };
-    let pairs = [
-        ("poll", one.poll.to_string(), other.poll.to_string()),
-        ("cpus", cpu(one), cpu(other)),
-        ("sched", sched(one), sched(other)),
-    ];
-    match pairs.into_iter().find(|(_, found, other)| found != other) {
-        None => Ok(()),
-        Some((key, found, other)) => {
-            Err(PlanError::Differs { switch: switch.to_owned(), key, found, other })
-        }
-    }
-}
-
 impl EndpointPlan {
     fn socket(&self) -> Option<&Path> {
         match self {
@@ -343,6 +283,7 @@ impl EndpointPlan {
 mod tests {
     use super::*;
     use clap::Parser as _;
+    use worker::SWITCH_PAIRS_MAX;
 
     fn daemon(guests: &[&str]) -> Result<Plan, PlanError> {
         let args = |flags: &&str| {

@@ -18,9 +18,25 @@ const WRITTEN: Duration = Duration::from_millis(500);
 
 #[test]
 fn ping_udp_and_tcp_both_ways_and_nothing_is_dropped() -> Result<(), Failure> {
+    carry_everything(&[], &["event_idx", "packed"])
+}
+
+#[test]
+fn a_split_ring_carries_the_same() -> Result<(), Failure> {
+    carry_everything(&["--features=-packed"], &["event_idx"])
+}
+
+/// The guest's features include `expected`, and no `packed` besides.
+fn carry_everything(arguments: &[&str], expected: &[&str]) -> Result<(), Failure> {
     let mut place = Place::new(1)?;
-    place.spawn(&[])?;
+    place.spawn(arguments)?;
     place.attach(place.uml_options()?)?;
+    let stats = place.stats(None)?;
+    let negotiated: Vec<_> =
+        stats["features"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    assert_eq!(negotiated.contains(&"packed"), expected.contains(&"packed"), "{negotiated:?}");
+    assert!(expected.iter().all(|name| negotiated.contains(name)), "{negotiated:?}");
+    place.daemon().expect_log(&format!("the guest negotiated: {}\n", negotiated.join(" ")));
     assert_eq!(place.guest().accelerator(), "uml");
     traffic::ping(&mut place)?;
     traffic::udp(&mut place, From::Outside)?;
@@ -38,6 +54,22 @@ fn ping_udp_and_tcp_both_ways_and_nothing_is_dropped() -> Result<(), Failure> {
     place.attach(place.uml_options()?)?;
     assert_ne!(place.guest().pid(), guest);
     traffic::everything_a_little(&mut place)
+}
+
+#[test]
+fn the_guest_gets_the_mtu_of_the_flag_or_of_the_interface() -> Result<(), Failure> {
+    let mut place = Place::new(1)?;
+    for (arguments, expected) in [
+        (&["--mtu", "1400"][..], "1400"),
+        (&[], "1500"),
+        (&["--mtu=1400", "--features=-mtu"], "1500"),
+    ] {
+        place.spawn(arguments)?;
+        place.attach(place.uml_options()?)?;
+        assert_eq!(place.guest().check("cat /sys/class/net/eth0/mtu")?.trim(), expected);
+        place.daemon().terminate(WRITTEN)?;
+    }
+    Ok(())
 }
 
 /// What the sender, the daemon and the echo in the guest stamped of each probe adds up to its round trip.

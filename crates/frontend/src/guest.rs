@@ -221,6 +221,18 @@ impl Guest {
         self.start()
     }
 
+    /// Resets ring `index` alone and starts it empty, as a driver does that has `VIRTIO_F_RING_RESET` (virtio 1.2,
+    /// 2.6.1). Frames in it are lost.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn reset_ring(&mut self, index: u16) -> Result<(), Error> {
+        self.stop_ring(index)?;
+        self.pairs[usize::from(index / 2)].reset_ring(index, &self.memory);
+        self.start_ring(index)?;
+        self.pair(usize::from(index / 2)).refill()
+    }
+
     /// Closes the connection without a message. The rings stay as they are.
     pub fn disconnect(&mut self) {
         self.link = None;

@@ -8,6 +8,7 @@ use virtio_net::Negotiated;
 use virtio_net::features::NUM_BUFFERS;
 use virtqueue::driver::Buffer;
 
+use crate::memory::SharedMemory;
 use crate::ring::UsedChain;
 use crate::{Error, Ring};
 
@@ -273,6 +274,16 @@ impl Pair {
         let size = self.receive.driver().setup().size;
         self.idle = size / self.pieces;
         self.refill = 0;
+    }
+
+    /// Resets ring `index`, one of the two.
+    pub(crate) fn reset_ring(&mut self, index: u16, memory: &SharedMemory) {
+        if index.is_multiple_of(2) {
+            self.receive.reset(memory);
+            self.all_idle();
+        } else {
+            self.transmit.reset(memory);
+        }
     }
 
     fn append(&mut self, frame: &mut Frame, chain: UsedChain) -> Result<(), Error> {

@@ -50,7 +50,12 @@ impl Device {
     pub fn features(datapath: u64, queue_pairs: u16, has_mac: bool) -> u64 {
         let multi_queue = if queue_pairs > 1 { features::MULTI_QUEUE } else { 0 };
         let mac = if has_mac { features::MAC } else { 0 };
-        features::BASE | features::CONFIG_AND_CONTROL | datapath | multi_queue | mac
+        features::BASE
+            | features::RING_RESET
+            | features::CONFIG_AND_CONTROL
+            | datapath
+            | multi_queue
+            | mac
     }
 
     /// Most bytes of memory for each of `guests` guests: together they fill at most half of this process's address space.

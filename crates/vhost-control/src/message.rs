@@ -50,7 +50,7 @@ use std::time::{Duration, Instant};
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use worker::Custody;
 
-use self::judge::{Held, Judge, Offer};
+use self::judge::{Held, Judge};
 use self::session::Session;
 use self::stream::{Message, no_descriptors, send};
 use crate::limits::UNCLOSED_MAX;
@@ -91,8 +91,7 @@ impl Relay {
         session: &Session,
         custody: &Arc<Custody>,
     ) -> io::Result<Self> {
-        let offer = Offer { features: session.offered(), queue_size: session.queue_size() };
-        let judge = Judge::new(session.rings(), offer, session.limits(), custody);
+        let judge = Judge::new(session.rings(), session.offer(), session.limits(), custody);
         Self::with_judge(front, framework, judge, custody)
     }
 

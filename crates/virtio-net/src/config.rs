@@ -83,6 +83,12 @@ impl ConfigSpace {
         Self { bytes }
     }
 
+    /// The MTU, bytes.
+    #[must_use]
+    pub fn mtu(&self) -> u16 {
+        u16::from_le_bytes([self.bytes[10], self.bytes[11]])
+    }
+
     /// `size` bytes from `offset` on; bytes past the fields we give are 0, as the protocol asks for an
     /// answer of exactly this length.
     #[must_use]

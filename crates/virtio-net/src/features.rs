@@ -1,14 +1,14 @@
 //! Feature bits and their negotiated set (virtio 1.2, 5.1.3 and 6).
 
 use virtio_bindings::bindings::virtio_config::{
-    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
     VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -49,6 +49,10 @@ pub const MRG_RXBUF: u64 = bit(VIRTIO_NET_F_MRG_RXBUF);
 pub const MULTI_QUEUE: u64 = bit(VIRTIO_NET_F_MQ);
 /// The device gives the driver a MAC address.
 pub const MAC: u64 = bit(VIRTIO_NET_F_MAC);
+/// The device gives the driver an MTU.
+pub const MTU: u64 = bit(VIRTIO_NET_F_MTU);
+/// The driver may reset one ring while the others work (2.6.1).
+pub const RING_RESET: u64 = bit(VIRTIO_F_RING_RESET);
 /// The configuration space has a status: whether the link is up.
 pub const STATUS: u64 = bit(VIRTIO_NET_F_STATUS);
 /// The configuration space has the speed of the link.
@@ -57,8 +61,21 @@ pub const SPEED_DUPLEX: u64 = bit(VIRTIO_NET_F_SPEED_DUPLEX);
 /// take them from a back end.
 pub const CONFIG_AND_CONTROL: u64 = STATUS | SPEED_DUPLEX;
 
+/// Features that QEMU is not offered, besides what it has itself: it does not tell a vhost-user back end that the driver has
+/// reset a ring (`virtio_net_queue_reset`, hw/net/virtio-net.c, in QEMU 10: the kernel's vhost only). The back end would
+/// go on writing into buffers that the guest has taken back.
+pub const NOT_FOR_QEMU: u64 = CONFIG_AND_CONTROL | RING_RESET;
+
 /// Every feature that a device of ours may offer.
+///
+/// `VIRTIO_F_ACCESS_PLATFORM` is not among them. In vhost-user it means that the back end translates I/O addresses with
+/// the front end's IOTLB messages (vhost-user, "IOMMU support"), which we do not. Where addresses are guest-physical, QEMU
+/// leaves it out of `SET_FEATURES` (`vhost_dev_set_features`, hw/virtio/vhost.c), so guests with `iommu_platform=on` work
+/// without it; with a virtual IOMMU, QEMU refuses a back end that does not offer it. If it were offered as an identity, QEMU
+/// would give us I/O addresses, and we would take them for guest-physical ones.
 pub const OFFERED_MAX: u64 = BASE
+    | RING_RESET
+    | MTU
     | CONFIG_AND_CONTROL
     | MULTI_QUEUE
     | MAC

@@ -11,7 +11,7 @@
 //! The judge also checks each descriptor's kind ([`super::descriptor`]).
 
 use std::iter;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -40,6 +40,9 @@ const ACCEPTED: u64 = 0;
 /// In such an answer: the message was not accepted.
 const NOT_ACCEPTED: u64 = 1;
 
+/// The MTUs that a device may have, bytes (virtio 1.2, 5.1.4.1, and the width of the field).
+const MTUS: RangeInclusive<u64> = 68..=u16::MAX as u64;
+
 /// Why a message is not passed on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Held {
@@ -57,6 +60,8 @@ pub struct Offer {
     pub features: u64,
     /// The largest ring.
     pub queue_size: u16,
+    /// The MTU of the device, bytes.
+    pub mtu: u16,
 }
 
 /// Judges the messages of one front end, and remembers of them what later verdicts need.
@@ -149,7 +154,7 @@ impl Judge {
             Body::RemoveRegion(region) => {
                 self.remove_region(*region, descriptors).map(|was_left_out| is_done = was_left_out)
             }
-            // The framework knows no pipes.
+            // The framework knows no pipes and no MTU.
             Body::SetBackendChannel => self.keep_channel(descriptors).map(|()| is_done = true),
             Body::SetFeatures(features) => {
                 expect_offered(*features, self.offer.features).map_err(Held::Connection)?;
@@ -173,6 +178,7 @@ impl Judge {
                 let none = [part.offset, 0, part.flags].map(u32::to_ne_bytes).concat();
                 return Err(Held::Answered(Some(reply(request.code, &none))));
             }
+            Body::SetMtu(mtu) => self.compare_mtu(*mtu).map(|()| is_done = true),
             Body::SetConfig => Err("the configuration space is read-only".into()),
             Body::GetQueueNum => {
                 self.counts_pairs = !self.owned;
@@ -245,7 +251,7 @@ impl Judge {
         match FrontendReq::try_from(code) {
             Ok(FrontendReq::GET_QUEUE_NUM) if self.counts_pairs => Some(answer / 2),
             Ok(FrontendReq::GET_FEATURES) if self.asked_first => {
-                Some(answer & !features::CONFIG_AND_CONTROL)
+                Some(answer & !features::NOT_FOR_QEMU)
             }
             Ok(FrontendReq::GET_PROTOCOL_FEATURES) if self.asked_first => {
                 Some(answer & !VhostUserProtocolFeatures::CONFIG.bits())
@@ -425,6 +431,25 @@ impl Judge {
                     "queue {index}: the {name}, {len} bytes, is not in one region of guest memory"
                 ));
             }
+        }
+        Ok(())
+    }
+
+    /// QEMU's `host_mtu=`. A guest works with a larger MTU than the device's, as far as its frames are carried.
+    fn compare_mtu(&self, mtu: u64) -> Result<(), String> {
+        if !MTUS.contains(&mtu) {
+            let (min, max) = (MTUS.start(), MTUS.end());
+            return Err(format!("the MTU is {mtu} bytes; expected {min} to {max}"));
+        }
+        if mtu > self.offer.mtu.into()
+            && let Some(ring) = self.rings.first()
+        {
+            log_limit::warn!(
+                ring.log(),
+                "the front end gives the guest an MTU of {mtu} bytes (QEMU: host_mtu=), and this device has {}: longer frames \
+                 are dropped; use the same MTU for both",
+                self.offer.mtu
+            );
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ pub enum Body {
     GetQueueNum,
     /// `SET_FEATURES`: the virtio features.
     SetFeatures(Negotiated),
+    /// `NET_SET_MTU`: the MTU in bytes.
+    SetMtu(u64),
     /// `SET_PROTOCOL_FEATURES`.
     SetProtocolFeatures(VhostUserProtocolFeatures),
     /// `SET_VRING_NUM`.
@@ -144,6 +146,7 @@ impl Request {
                 | Body::GetConfig(_)
                 | Body::SetConfig
                 | Body::SetFeatures(_)
+                | Body::SetMtu(_)
                 | Body::SetProtocolFeatures(_)
                 | Body::SetSize { .. }
                 | Body::SetAddresses(_)
@@ -176,6 +179,7 @@ fn payload_len(request: FrontendReq, payload: Words<'_>) -> Option<usize> {
         | FrontendReq::SET_BACKEND_REQ_FD => 0,
         FrontendReq::SET_FEATURES
         | FrontendReq::SET_PROTOCOL_FEATURES
+        | FrontendReq::NET_SET_MTU
         | FrontendReq::SET_VRING_NUM
         | FrontendReq::SET_VRING_BASE
         | FrontendReq::GET_VRING_BASE
@@ -204,6 +208,7 @@ impl Body {
                 let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
                 Self::SetFeatures(Negotiated(words.u64(0)? & !protocol))
             }
+            FrontendReq::NET_SET_MTU => Self::SetMtu(words.u64(0)?),
             FrontendReq::SET_PROTOCOL_FEATURES => Self::SetProtocolFeatures(
                 VhostUserProtocolFeatures::from_bits_truncate(words.u64(0)?),
             ),
@@ -302,6 +307,7 @@ mod tests {
             R::SET_FEATURES,
             R::GET_PROTOCOL_FEATURES,
             R::SET_PROTOCOL_FEATURES,
+            R::NET_SET_MTU,
             R::GET_QUEUE_NUM,
             R::GET_MAX_MEM_SLOTS,
             R::SET_BACKEND_REQ_FD,

@@ -8,11 +8,12 @@ use guest_memory::GuestMemory;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
 use virtio_net::Negotiated;
-use virtio_net::features::Names;
+use virtio_net::features::{self, Names};
 use vm_memory::{GuestAddressSpace as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::epoll::EventSet;
 use worker::{Custody, Mailbox};
 
+use super::judge::Offer;
 use super::regions::Limits;
 use super::vring::{Memory, Vring};
 use crate::device::Device;
@@ -65,16 +66,11 @@ impl Session {
         }
     }
 
-    /// The largest ring that a driver may choose.
+    /// What front ends may choose from.
     #[must_use]
-    pub fn queue_size(&self) -> u16 {
-        self.device.queue_size
-    }
-
-    /// The virtio features that are offered.
-    #[must_use]
-    pub fn offered(&self) -> u64 {
-        self.device.features
+    pub fn offer(&self) -> Offer {
+        let Device { features, queue_size, config, .. } = &*self.device;
+        Offer { features: *features, queue_size: *queue_size, mtu: config.mtu() }
     }
 
     /// The limits of its guest's memory.
@@ -129,11 +125,14 @@ impl VhostUserBackend for Session {
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         // User Mode Linux handles no interrupt without a channel for requests. We make none.
-        VhostUserProtocolFeatures::MQ
+        let mut offered = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::BACKEND_REQ
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        // Only with the feature (vhost-user, "VHOST_USER_NET_SET_MTU").
+        offered.set(VhostUserProtocolFeatures::MTU, self.device.features & features::MTU != 0);
+        offered
     }
 
     fn set_event_idx(&self, _: bool) {

@@ -17,7 +17,7 @@ fn relay() -> (UnixStream, Relay, UnixStream) {
     let (framework, mut daemon) = UnixStream::pair().unwrap();
     let custody = Custody::new(&Arc::default()).unwrap();
     let limits = regions::Limits { bytes_max: 1 << 30, peer: None };
-    let offer = Offer { features: 0, queue_size: 256 };
+    let offer = judge::Offer { features: 0, queue_size: 256, mtu: 1500 };
     let judge = Judge::new(&[], offer, limits, &custody);
     let relay = Relay::with_judge(front, framework, judge, &custody).unwrap();
     let mut first = [0; 20];

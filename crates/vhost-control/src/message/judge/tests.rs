@@ -13,7 +13,7 @@ use vhost::vhost_user::message::VhostUserVirtioFeatures;
 const NEED_REPLY: u32 = 1 << 3;
 const LIMITS: Limits = Limits { bytes_max: 1 << 30, peer: None };
 
-const OFFER: Offer = Offer { features: 1 << 34 | 1 << 32 | 1, queue_size: 256 };
+const OFFER: Offer = Offer { features: 1 << 34 | 1 << 32 | 1, queue_size: 256, mtu: 1500 };
 
 impl Judge {
     fn hear(&mut self, message: &[u8]) -> Result<(), Held> {
@@ -234,8 +234,7 @@ fn the_number_of_queues_is_one_of_pairs_for_a_front_end_that_asks_before_set_own
 #[test]
 fn qemu_is_not_offered_what_it_has_itself() {
     let (config, all) = (VhostUserProtocolFeatures::CONFIG.bits(), u64::MAX);
-    for (first, features, protocol) in
-        [(true, !features::CONFIG_AND_CONTROL, !config), (false, all, all)]
+    for (first, features, protocol) in [(true, !features::NOT_FOR_QEMU, !config), (false, all, all)]
     {
         let mut judge = after(0);
         if !first {
@@ -280,4 +279,15 @@ fn features_that_are_not_offered_end_the_connection_and_are_named() {
         panic!("features that are not offered were accepted");
     };
     assert!(why.contains("features that are not offered: host_tso4 bit_49; "), "{why}");
+}
+
+#[test]
+fn an_mtu_is_accepted_and_not_passed_on() {
+    let mut judge = after(0);
+    let mut set = |mtu| judge.hear(&message(FrontendReq::NET_SET_MTU, NEED_REPLY, &words(&[mtu])));
+    for (mtu, accepted) in [(0, false), (67, false), (68, true), (65_535, true), (65_536, false)] {
+        // Without `REPLY_ACK` nothing is answered.
+        assert_eq!(set(mtu), Err(Held::Answered(None)), "{mtu}");
+        assert_eq!(after(0).compare_mtu(mtu).is_ok(), accepted, "{mtu}");
+    }
 }
