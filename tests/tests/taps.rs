@@ -183,6 +183,79 @@ fn a_tap_that_is_down_costs_frames_with_a_cause_and_carries_again_when_it_is_up(
 }
 
 #[test]
+fn a_tap_that_is_removed_and_made_again_is_served_by_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("again").unwrap();
+    for (variant, queues) in [("", 1), (",engine=uring", 1), (",napi=on", 2)] {
+        let tap = outside.add_tap(queues).unwrap();
+        let datapath = format!("tap:ifname={tap}{variant}");
+        let (pairs, poll) = (queues.to_string(), if queues == 1 { "never" } else { "adaptive" });
+        let arguments = ["--datapath", &datapath, "--queue-pairs", &pairs, "--poll", poll];
+        let mut daemon = Daemon::start(directory.path(), "again", &arguments).unwrap();
+        // With two queues, the second one is served by nobody at first.
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        for round in 1..=2 {
+            Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 20);
+            ip(&format!("link del {tap}"));
+            let expect = |text: &str| {
+                eventually(5 * SOON, text, || {
+                    let log = daemon.log();
+                    when(log.matches(text).count() == round, log)
+                });
+            };
+            expect("is gone; it is served again when");
+            outside.make_tap(&tap, queues).unwrap();
+            expect("is there again, and is served");
+        }
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 20);
+        // A guest that comes while it is gone finds it when it is there, on each of its queues.
+        guest.disconnect();
+        ip(&format!("link del {tap}"));
+        let options = GuestOptions::default().queue_pairs(queues);
+        let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+        outside.make_tap(&tap, queues).unwrap();
+        eventually(5 * SOON, "each queue to be served", || {
+            let log = daemon.log();
+            when(
+                log.matches("is there again, and is served").count() == 2 + usize::from(queues),
+                log,
+            )
+        });
+        guest.disconnect();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 20);
+        assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn a_tap_with_another_name_or_that_came_back_from_another_namespace_is_served_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut outside = Outside::new("other").unwrap();
+    for queues in [1, 2] {
+        let tap = outside.add_tap(queues).unwrap();
+        let arguments = ["--datapath", &format!("tap:ifname={tap}")];
+        let mut daemon = Daemon::start(directory.path(), "other", &arguments).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 20);
+        let other = format!("{tap}b");
+        ip(&format!("link set {tap} name {other}"));
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 20);
+        let namespace = outside.namespace();
+        ip(&format!("link set {other} netns {namespace}"));
+        ip(&format!("-n {namespace} link set {other} netns 1 name {tap}"));
+        outside.join(&tap).unwrap();
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 20);
+        // The queue of a guest that is gone, and of one that comes.
+        guest.disconnect();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        Pinger::new(guest.pair(0), Pinger::MAC).ping_all(guest.pair(0), 20);
+        assert!(!daemon.log().contains("is gone; it is served"), "{}", daemon.log());
+        assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+    }
+}
+
+#[test]
 fn a_tap_that_is_removed_under_traffic_leaves_a_worker_that_idles() {
     let directory = tempfile::tempdir().unwrap();
     let mut outside = Outside::new("gone").unwrap();
@@ -203,7 +276,7 @@ fn a_tap_that_is_removed_under_traffic_leaves_a_worker_that_idles() {
         let before = daemon.cpu_time();
         sleep(Duration::from_secs(1));
         assert!(daemon.cpu_time() - before <= Duration::from_millis(20), "{variant}: it spins");
-        daemon.expect_log("is gone; make it again and restart ringscoped");
+        daemon.expect_log("is gone; it is served again when there is one of this name");
         let trace = Trace::open(directory.path(), "gone");
         assert_eq!(trace.packets(1) + trace.drops(1, DropCause::TxLinkDown), sent, "{variant}");
         assert!(trace.drops(1, DropCause::TxLinkDown) >= 100, "{variant}");

@@ -162,6 +162,7 @@ pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
             mtu,
             lets_go: true,
             waiting_max: 0,
+            again: None,
             _claim: claim,
         };
         let offloads = tap::probe_offloads(&file);
@@ -192,8 +193,15 @@ pub fn open_handed(fd: OwnedFd) -> Result<Macvtap, MacvtapError> {
     sys::ioctl_interface(&file, TUNSETIFF, &mut request)
         .map_err(|error| system((name.clone(), "setting its headers (TUNSETIFF)", error)))?;
     let mtu = tap::mtu_of(&name);
-    let facts =
-        QueueFacts { kind: "macvtap", mtu, name, lets_go: true, waiting_max: 0, _claim: None };
+    let facts = QueueFacts {
+        kind: "macvtap",
+        mtu,
+        name,
+        lets_go: true,
+        waiting_max: 0,
+        again: None,
+        _claim: None,
+    };
     Ok(Macvtap { queue: tap::take(file, facts).map_err(system)?, link: None })
 }
 

@@ -107,12 +107,12 @@ pub fn writev(file: &File, list: &[GuestSlice<'_>]) -> io::Result<usize> {
     count(unsafe { libc::writev(file.as_raw_fd(), list.as_ptr(), len(list)) })
 }
 
-/// Whether there is something to read now.
+/// Whether there is something to read now. A read of a tap whose interface is gone fails, which is news too.
 pub fn is_readable(file: &File) -> bool {
     let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one pollfd that outlives the call.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready > 0 && poll.revents & libc::POLLIN != 0
+    ready > 0 && poll.revents & (libc::POLLIN | libc::POLLERR) != 0
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 1024")]

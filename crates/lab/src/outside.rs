@@ -91,13 +91,23 @@ impl Outside {
     /// QEMU and ringscoped need it.
     pub fn add_tap(&mut self, queues: u16) -> Result<String, Error> {
         let tap = link_name("rt", &format!("{}x{}", &self.bridge[2..], self.taps.len()));
+        self.taps.push(tap.clone());
+        self.make_tap(&tap, queues)?;
+        Ok(tap)
+    }
+
+    /// Makes the tap `tap` again, which was removed.
+    pub fn make_tap(&self, tap: &str, queues: u16) -> Result<(), Error> {
         let multi_queue = if queues == 1 { "" } else { " multi_queue" };
         ip(&format!("tuntap add dev {tap} mode tap{multi_queue} vnet_hdr"))?;
-        self.taps.push(tap.clone());
-        ip(&format!("link set {tap} master {}", self.bridge))?;
-        quieten(&[], &tap);
-        ip(&format!("link set {tap} up"))?;
-        Ok(tap)
+        self.join(tap)
+    }
+
+    /// Puts `link` on the bridge, and up.
+    pub fn join(&self, link: &str) -> Result<(), Error> {
+        ip(&format!("link set {link} master {}", self.bridge))?;
+        quieten(&[], link);
+        ip(&format!("link set {link} up"))
     }
 
     /// The namespace's name, for `ip netns exec`.

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 
 use burst_trace::DropCause;
 use guest_memory::GuestSlice;
@@ -13,7 +12,7 @@ use libc::{
 };
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed};
 
-use crate::claim::Claim;
+use super::interface::{self, QueueFacts};
 use crate::sys::{self, InterfaceRequest};
 use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Refusal, Transmitted};
 
@@ -93,37 +92,6 @@ impl Engine for Readv {
     }
 }
 
-/// The facts about an interface that are known before a queue of it is open.
-#[derive(Clone, Debug)]
-pub struct QueueFacts {
-    /// The datapath's name on the command line.
-    pub kind: &'static str,
-    /// The interface's name.
-    pub name: String,
-    /// The largest payload of a link frame, bytes.
-    pub mtu: u16,
-    /// Whether a queue can be detached from the interface while other queues are served. If not, the kernel keeps up to
-    /// `txqueuelen` frames for an inactive queue.
-    pub lets_go: bool,
-    /// Number of frames that the kernel keeps at most while nobody reads them (`txqueuelen`).
-    pub waiting_max: u32,
-    /// Keeps other processes from serving the interface.
-    pub _claim: Option<Arc<Claim>>,
-}
-
-impl QueueFacts {
-    /// Says what to do about an interface that was removed: its queues never belong to another one
-    /// (`tun_chr_read_iter` of `drivers/net/tun.c`).
-    #[cold]
-    fn explain(&self, error: io::Error) -> io::Error {
-        if error.raw_os_error() != Some(libc::EBADFD) {
-            return error;
-        }
-        let Self { kind, name, .. } = self;
-        io::Error::other(format!("{kind} '{name}' is gone; make it again and restart ringscoped"))
-    }
-}
-
 /// An open queue.
 #[derive(Debug)]
 pub struct TapQueue<E = Readv> {
@@ -131,6 +99,10 @@ pub struct TapQueue<E = Readv> {
     facts: QueueFacts,
     offloads: Offloads,
     active: bool,
+    /// What the frames were last configured for.
+    negotiated: Option<Negotiated>,
+    /// What was last logged of an interface that is gone; empty while it is there.
+    said: String,
     /// Number of frames that waited while no guest was attached. They are discarded, and counted at the next read.
     old: u32,
     engine: E,
@@ -140,7 +112,16 @@ impl TapQueue {
     /// Takes a queue that is open, non-blocking and attached to its interface. The queue starts inactive: it is
     /// detached if the interface allows that, so that the kernel gives it no frames.
     pub(crate) fn new(file: File, facts: QueueFacts, offloads: Offloads) -> io::Result<Self> {
-        let mut queue = Self { file, facts, offloads, active: true, old: 0, engine: Readv };
+        let mut queue = Self {
+            file,
+            facts,
+            offloads,
+            active: true,
+            negotiated: None,
+            said: String::new(),
+            old: 0,
+            engine: Readv,
+        };
         match queue.set_active(false) {
             // A queue that was handed over may be detached already (`tun_set_queue`).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => queue.active = false,
@@ -152,8 +133,8 @@ impl TapQueue {
     /// The same queue with another engine.
     #[must_use]
     pub fn with_engine<E: Engine>(self, engine: E) -> TapQueue<E> {
-        let Self { file, facts, offloads, active, old, .. } = self;
-        TapQueue { file, facts, offloads, active, old, engine }
+        let Self { file, facts, offloads, active, negotiated, said, old, .. } = self;
+        TapQueue { file, facts, offloads, active, negotiated, said, old, engine }
     }
 }
 
@@ -191,6 +172,76 @@ impl<E> TapQueue<E> {
     pub fn name(&self) -> &str {
         &self.facts.name
     }
+
+    fn set_up(&self, negotiated: Negotiated) -> io::Result<()> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_possible_wrap,
+            reason = "10 or 12"
+        )]
+        sys::ioctl_int(&self.file, TUNSETVNETHDRSZ, negotiated.header_len() as i32)?;
+        sys::ioctl_number(&self.file, TUNSETOFFLOAD, flags(negotiated.guest_offloads()))
+    }
+
+    fn set_attached(&self, attached: bool) -> io::Result<()> {
+        let change = if attached { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+        let mut request = InterfaceRequest::new(&self.facts.name, change);
+        sys::ioctl_interface(&self.file, TUNSETQUEUE, &mut request)
+    }
+
+    /// Attaches the queue to its interface if that was removed and made again. Returns whether it was. A removed tap lets
+    /// go of its queues, which may then be attached to another one (`__tun_chr_ioctl` of `drivers/net/tun.c`). The file
+    /// stays, and so does the worker's interest in it.
+    #[cold]
+    fn comes_back(&mut self) -> bool {
+        let Some(again) = &self.facts.again else { return false };
+        match interface::attach_again(&self.file, again) {
+            Ok(Some(facts)) => self.facts = facts,
+            Ok(None) => return false,
+            Err(error) => {
+                self.say(error.to_string());
+                return false;
+            }
+        }
+        let name = &self.facts.name;
+        let set_up = self.negotiated.map_or(Ok(()), |negotiated| self.set_up(negotiated));
+        let detached =
+            if self.facts.lets_go && !self.active { self.set_attached(false) } else { Ok(()) };
+        match set_up.and(detached) {
+            Ok(()) => log::info!("tap '{name}' is there again, and is served"),
+            Err(error) => log::error!("tap '{name}' is there again, and cannot be set up: {error}"),
+        }
+        self.said.clear();
+        true
+    }
+
+    /// Logs what keeps the queue from its interface, once.
+    fn say(&mut self, why: String) {
+        if self.said != why {
+            log::warn!("{why}");
+            self.said = why;
+        }
+    }
+
+    /// The error to return for `error` of a read. Of an interface that is gone, what to do is said once; then there is
+    /// nothing to read.
+    #[cold]
+    fn explain(&mut self, error: io::Error) -> io::Error {
+        if !is_gone(&error) {
+            return error;
+        }
+        if !self.said.is_empty() {
+            return io::ErrorKind::WouldBlock.into();
+        }
+        let QueueFacts { kind, name, again, .. } = &self.facts;
+        self.said = match again {
+            Some(_) => format!(
+                "{kind} '{name}' is gone; it is served again when there is one of this name"
+            ),
+            None => format!("{kind} '{name}' is gone; make it again and restart ringscoped"),
+        };
+        io::Error::other(self.said.clone())
+    }
 }
 
 impl<E: Engine> Interface for TapQueue<E> {
@@ -205,20 +256,29 @@ impl<E: Engine> Interface for TapQueue<E> {
 
     fn configure(&mut self, negotiated: Negotiated) -> io::Result<()> {
         self.engine.reset();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_possible_wrap,
-            reason = "10 or 12"
-        )]
-        sys::ioctl_int(&self.file, TUNSETVNETHDRSZ, negotiated.header_len() as i32)?;
-        sys::ioctl_number(&self.file, TUNSETOFFLOAD, flags(negotiated.guest_offloads()))
+        self.negotiated = Some(negotiated);
+        match self.set_up(negotiated) {
+            // It is set up when it comes back.
+            Err(error) if self.facts.again.is_some() && is_gone(&error) => {
+                self.comes_back();
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
         if self.facts.lets_go && active != self.active {
-            let change = if active { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
-            let mut request = InterfaceRequest::new(&self.facts.name, change);
-            sys::ioctl_interface(&self.file, TUNSETQUEUE, &mut request)?;
+            match self.set_attached(active) {
+                // It is gone (`tun_set_queue`), and is attached or not when it comes back.
+                Err(error)
+                    if error.raw_os_error() == Some(libc::EINVAL) && self.facts.again.is_some() =>
+                {
+                    self.active = active;
+                    self.comes_back();
+                }
+                result => result?,
+            }
         } else if active && !self.active {
             self.discard_old();
         }
@@ -246,14 +306,29 @@ impl<E: Engine> Datapath for TapQueue<E> {
         if self.old > 0 {
             (0..std::mem::take(&mut self.old)).for_each(|_| room.lose(DropCause::RxStopped));
         }
-        self.engine.receive(&self.file, room).map_err(|error| self.facts.explain(error))
+        match self.engine.receive(&self.file, room) {
+            Err(error) if is_gone(&error) && self.comes_back() => {
+                self.engine.receive(&self.file, room)
+            }
+            result => result.map_err(|error| self.explain(error)),
+        }
     }
 }
 
 impl<E: Engine> FrameReader for TapQueue<E> {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>> {
-        self.engine.receive_frame(&self.file, to).map_err(|error| self.facts.explain(error))
+        match self.engine.receive_frame(&self.file, to) {
+            Err(error) if is_gone(&error) && self.comes_back() => {
+                self.engine.receive_frame(&self.file, to)
+            }
+            result => result.map_err(|error| self.explain(error)),
+        }
     }
+}
+
+/// Whether a call failed because the interface was removed.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBADFD)
 }
 
 /// The largest set of offloads that this kernel accepts on the queue.

@@ -441,7 +441,9 @@ impl<U: FrameReader> Uplink<U> {
     /// The uplink is left alone for a while, longer each time: an interface that is gone must not keep the worker busy.
     #[cold]
     fn fail(&mut self, error: &io::Error, now: u64, fabric: &Fabric, view: &View<'_>) {
-        if self.reads.failed(now, view.shared.retry) {
+        // That there is nothing to read is no news.
+        let is_news = error.kind() != io::ErrorKind::WouldBlock;
+        if self.reads.failed(now, view.shared.retry) && is_news {
             log_limit::warn!(fabric.uplink_log, "cannot read the uplink of a switch: {error}");
         }
     }
