@@ -181,7 +181,7 @@ fn burst(queue: &mut Queue, memory: &GuestMemory, case: &Case, frame: &mut [u8])
     }
     match case.access {
         Access::Read => queue.complete_read(chains.all()),
-        Access::Write => queue.complete_written(chains.all()),
+        Access::Write | Access::ReadThenWrite => queue.complete_written(chains.all()),
     };
     queue.publish();
     std::hint::black_box(queue.needs_notification());
@@ -193,7 +193,7 @@ fn copy(access: Access, buffer: &GuestSlice<'_>, frame: &mut [u8]) {
     let len = buffer.len();
     match access {
         Access::Read => _ = buffer.read(0, &mut frame[..len]),
-        Access::Write => _ = buffer.write(0, &frame[..len]),
+        Access::Write | Access::ReadThenWrite => _ = buffer.write(0, &frame[..len]),
     }
 }
 

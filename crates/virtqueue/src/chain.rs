@@ -27,14 +27,17 @@ pub enum Access {
     Read,
     /// The device writes: every descriptor must have `DESC_F_WRITE`.
     Write,
+    /// The device reads the first buffers and writes the others, as those of a request and its answer (virtio 1.2,
+    /// 2.7.4.2). To be used for one chain at a time ([`Chains::request`]).
+    ReadThenWrite,
 }
 
 impl Access {
-    /// The required `DESC_F_WRITE` of every descriptor.
+    /// The required `DESC_F_WRITE` of every descriptor; of the first one for both accesses.
     #[inline]
     pub(crate) const fn write_flag(self) -> u16 {
         match self {
-            Self::Read => 0,
+            Self::Read | Self::ReadThenWrite => 0,
             Self::Write => DESC_F_WRITE,
         }
     }
@@ -43,7 +46,7 @@ impl Access {
     #[inline]
     pub(crate) fn prefetch(self, slice: &GuestSlice<'_>) {
         match self {
-            Self::Read => slice.prefetch_to_read(HEADER_LEN),
+            Self::Read | Self::ReadThenWrite => slice.prefetch_to_read(HEADER_LEN),
             Self::Write => slice.prefetch_to_write(HEADER_LEN),
         }
     }
@@ -77,6 +80,9 @@ pub struct Chains<'m> {
     pub(crate) walked: u32,
     /// Whether a chain is not exactly one buffer.
     pub(crate) has_lists: bool,
+    /// The first slice to be written of the last chain of several buffers, if it has one
+    /// ([`Access::ReadThenWrite`]).
+    pub(crate) first_written: Option<u16>,
 }
 
 impl Chain {
@@ -106,6 +112,12 @@ impl<'m> Chains<'m> {
     #[must_use]
     pub fn buffers(&self, chain: &Chain) -> &[GuestSlice<'m>] {
         &self.slices[usize::from(chain.first)..][..usize::from(chain.count)]
+    }
+
+    /// The buffers of the only chain, taken with [`Access::ReadThenWrite`]: those to be read, those to be written.
+    #[must_use]
+    pub fn request(&self) -> (&[GuestSlice<'m>], &[GuestSlice<'m>]) {
+        self.slices.split_at(self.first_written.map_or(self.slices.len(), usize::from))
     }
 
     /// The buffer of chain number `n`, if it has exactly one.

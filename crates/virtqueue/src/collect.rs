@@ -43,6 +43,7 @@ pub(crate) fn collect<'m>(
         return Ok(0);
     }
     let first = chains.slices.len();
+    chains.first_written = None;
     let mut collect = Collect { translator, chains, access, first, len: 0, fault: None };
     match follow(&mut collect) {
         Ok(chain) => Ok(if collect.add(chain) { chain.slots } else { 0 }),
@@ -88,7 +89,7 @@ impl<'m> Collect<'_, 'm> {
         if self.fault.is_some() {
             return Ok(());
         }
-        if flags & DESC_F_WRITE != self.access.write_flag() {
+        if !self.is_right_direction(flags) {
             self.fault = Some(ChainFault::WrongDirection);
             return Ok(());
         }
@@ -105,6 +106,21 @@ impl<'m> Collect<'_, 'm> {
             self.fault = Some(ChainFault::TooManySlices);
         }
         Ok(())
+    }
+
+    /// Whether a buffer with these flags may come next.
+    fn is_right_direction(&mut self, flags: u16) -> bool {
+        let flag = flags & DESC_F_WRITE;
+        if self.access != Access::ReadThenWrite {
+            return flag == self.access.write_flag();
+        }
+        if flag == 0 {
+            return self.chains.first_written.is_none();
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "SLICES_MAX fits 16 bits")]
+        let next = self.chains.slices.len() as u16;
+        self.chains.first_written.get_or_insert(next);
+        true
     }
 
     /// Adds the chain. Returns whether this burst had room for it.
@@ -127,6 +143,7 @@ impl<'m> Collect<'_, 'm> {
         }
         if fault.is_some() {
             chains.slices.truncate(first);
+            chains.first_written = None;
             count = 0;
         }
         let (first, count, len) = (first as u16, count as u16, len as u32);

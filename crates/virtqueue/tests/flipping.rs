@@ -150,7 +150,9 @@ fn serve(ring: &mut Ring, access: Access, outcomes: &mut Outcomes) -> Result<(),
         let buffers = chains.buffers(&chain);
         let bytes = match access {
             Access::Read => gather(buffers).len(),
-            Access::Write => buffers.iter().map(|buffer| overwrite(&memory, buffer)).sum(),
+            Access::Write | Access::ReadThenWrite => {
+                buffers.iter().map(|buffer| overwrite(&memory, buffer)).sum()
+            }
         };
         assert_eq!(bytes, chain.len as usize, "the slices are what was counted");
         assert!(chain.fault.is_none() || bytes == 0);
@@ -167,7 +169,7 @@ fn serve(ring: &mut Ring, access: Access, outcomes: &mut Outcomes) -> Result<(),
     }
     match access {
         Access::Read => ring.queue.complete_read(chains.all()),
-        Access::Write => ring.queue.complete_written(chains.all()),
+        Access::Write | Access::ReadThenWrite => ring.queue.complete_written(chains.all()),
     };
     ring.queue.publish();
     let _ = ring.queue.needs_notification();

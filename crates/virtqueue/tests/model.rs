@@ -180,7 +180,7 @@ impl Model {
         self.ring.queue.put_back(chains.truncate(done));
         match self.access {
             Access::Read => self.ring.queue.complete_read(chains.all()),
-            Access::Write => self.ring.queue.complete_written(chains.all()),
+            Access::Write | Access::ReadThenWrite => self.ring.queue.complete_written(chains.all()),
         };
         for (chain, offered) in chains.all().iter().zip(self.published.drain(..done)) {
             let len = if self.access == Access::Write { chain.len } else { 0 };

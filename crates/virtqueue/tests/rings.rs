@@ -435,3 +435,41 @@ fn the_chains_of_one_frame_come_back_together() {
         }
     }
 }
+
+/// A request and room for its answer, as on a control queue.
+#[test]
+fn a_request_and_its_answer_are_one_chain() {
+    for shape in shapes(8) {
+        let mut ring = Ring::new(shape);
+        let memory = Arc::clone(&ring.memory);
+        let bytes = pattern(3, 12);
+        let request = pieces(&ring, DATA, &[2, 0, 10], &bytes);
+        let answer = [writable(DATA + 0x1000, 1), writable(DATA + 0x1100, 4)];
+        let chains: [(Vec<Buffer>, &[u8], usize); 4] = [
+            ([&request[..], &answer].concat(), &bytes, 5),
+            (request.clone(), &bytes, 0),
+            (answer.to_vec(), &[], 5),
+            (request[..1].to_vec(), &bytes[..2], 0),
+        ];
+        for (buffers, read, room) in chains {
+            for is_indirect in [false, true] {
+                let added = match is_indirect {
+                    false => ring.driver.add(&buffers),
+                    true => ring.driver.add_indirect(&buffers, DATA + 0x8000),
+                };
+                added.unwrap();
+                ring.driver.publish();
+                let (chain, chains) = ring.take_one(&memory, Access::ReadThenWrite).unwrap();
+                assert_eq!(chain.fault, None);
+                let (to_read, to_write) = chains.request();
+                assert_eq!((gather(to_read), gather(to_write).len()), (read.to_vec(), room));
+                ring.give_back(chain, 0);
+            }
+        }
+        // What is to be read comes first.
+        ring.driver.add(&[answer[0], request[0]]).unwrap();
+        let (outcome, chain) = ring.outcome_and_chain(Access::ReadThenWrite).unwrap();
+        assert_eq!(outcome, Outcome::Refused(ChainFault::WrongDirection));
+        ring.give_back(chain, 0);
+    }
+}

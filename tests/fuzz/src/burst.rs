@@ -77,7 +77,7 @@ impl Device {
         let end = self.done + count.min(self.held());
         match self.access {
             Access::Read => self.queue.complete_read(&self.chains.all()[self.done..end]),
-            Access::Write => {
+            Access::Write | Access::ReadThenWrite => {
                 for n in self.done..end {
                     let chain = self.chains.all()[n];
                     let written =
