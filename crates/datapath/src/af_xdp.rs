@@ -285,6 +285,8 @@ impl Interface for AfXdp {
         self.header_len = negotiated.header_len();
         self.offloads =
             negotiated.has(Offloads { checksum: true, ..Offloads::default() }.from_guest());
+        // A frame of which segments were delivered may be one that the guest now takes whole.
+        self.channels.iter_mut().for_each(|channel| channel.receive_progress.reset());
         Ok(())
     }
 

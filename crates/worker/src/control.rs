@@ -1,9 +1,11 @@
 //! What the control plane asks of a worker: rings start and stop, and their memory changes.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use guest_memory::GuestMemory;
+use virtio_net::Negotiated;
 
 use crate::mailbox::{Command, RingStart, StartError};
 use crate::ring::Ring;
@@ -32,6 +34,11 @@ impl<T: Topology> Loop<T> {
                     let at = self.pairs.find(guest, ring);
                     at.into_iter().for_each(|at| self.enable(at, ring, enabled));
                     let _ = done.send(());
+                    self.rings_changed(at);
+                }
+                Command::Renegotiate { ring, negotiated, done } => {
+                    let at = self.pairs.find(guest, ring);
+                    let _ = done.send(at.map_or(Ok(()), |at| self.renegotiate(at, negotiated)));
                     self.rings_changed(at);
                 }
                 Command::Call { ring, call, done } => {
@@ -159,6 +166,22 @@ impl<T: Topology> Loop<T> {
             self.pairs.receiver_mut(at).forget(tracer);
         }
         self.activate(at);
+    }
+
+    /// Changes the offloads that the guest of pair `at` takes. A frame that waits for buffers may have one that it no longer
+    /// takes, so it is dropped.
+    fn renegotiate(&mut self, at: usize, negotiated: Negotiated) -> io::Result<()> {
+        if self.pairs.receiver(at).started().is_none() {
+            return Ok(());
+        }
+        self.topology.configure(at, negotiated)?;
+        let tracer = &mut self.tracers[self.pairs.guest(at)];
+        let rx = self.pairs.receiver_mut(at);
+        rx.forget(tracer);
+        if let Some(ring) = rx.ring() {
+            ring.set_negotiated(negotiated);
+        }
+        Ok(())
     }
 
     /// Moves the rings of pair `at` to a new memory table.

@@ -83,6 +83,7 @@ pub(crate) enum Command {
     Start { ring: u16, start: Box<RingStart>, done: SyncSender<Result<(), StartError>> },
     Stop { ring: u16, done: SyncSender<Option<u16>> },
     Enable { ring: u16, enabled: bool, done: SyncSender<()> },
+    Renegotiate { ring: u16, negotiated: Negotiated, done: SyncSender<io::Result<()>> },
     Call { ring: u16, call: Option<Arc<Foreign>>, done: SyncSender<()> },
     Error { ring: u16, error: Option<Arc<Foreign>>, done: SyncSender<()> },
     Memory { memory: Arc<GuestMemory>, done: SyncSender<()> },
@@ -145,6 +146,16 @@ impl Mailbox {
     /// When the worker has ended.
     pub fn enable(&self, ring: u16, enabled: bool) -> Result<(), WorkerGone> {
         self.ask(|done| Command::Enable { ring, enabled, done })
+    }
+
+    /// Gives a receive ring other features, of those that say which offloads its guest takes. Does nothing if the ring is
+    /// not being served.
+    ///
+    /// # Errors
+    /// What the system answers the datapath, or that the worker has ended. Then the features stay.
+    pub fn renegotiate(&self, ring: u16, negotiated: Negotiated) -> io::Result<()> {
+        let answer = self.ask(|done| Command::Renegotiate { ring, negotiated, done });
+        answer.map_err(io::Error::other)?
     }
 
     /// Replaces the descriptor that is written to signal the guest.

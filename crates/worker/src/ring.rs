@@ -122,6 +122,11 @@ impl Ring {
         self.negotiated
     }
 
+    /// Other features of those that do not change the ring itself.
+    pub const fn set_negotiated(&mut self, negotiated: Negotiated) {
+        self.negotiated = negotiated;
+    }
+
     #[inline]
     pub const fn queue(&mut self) -> &mut Queue {
         &mut self.queue
