@@ -171,6 +171,12 @@ impl Place {
         Ok(())
     }
 
+    /// The name of the tap that it was made with; otherwise empty.
+    #[must_use]
+    pub fn tap(&self) -> &str {
+        self.datapath.strip_prefix("tap:ifname=").unwrap_or_default()
+    }
+
     /// The guest.
     ///
     /// # Panics

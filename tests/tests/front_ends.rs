@@ -248,8 +248,8 @@ fn a_front_end_that_counts_pairs_gets_their_number_and_may_try_once_a_second() {
     let took = began.elapsed();
     assert!(took >= Duration::from_secs(2), "three in {took:?}");
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    // This one counts rings.
-    assert_eq!(guest.link().unwrap().queue_pairs(), Some(2));
+    // This one counts rings, the control queue among them.
+    assert_eq!(guest.link().unwrap().queue_pairs(), Some(3));
     frames::come_back(&mut guest).unwrap();
     let log = daemon.log();
     assert_eq!(log.matches("the number of queue pairs, 1; if QEMU asks").count(), 1, "{log}");

@@ -72,6 +72,29 @@ fn the_guest_gets_the_mtu_of_the_flag_or_of_the_interface() -> Result<(), Failur
     Ok(())
 }
 
+/// The configuration space and the control queue are the daemon's. The driver switches segmentation off and on by the
+/// command that it also sends when an XDP program is attached in the guest.
+#[test]
+fn its_driver_sends_commands_and_they_have_effect() -> Result<(), Failure> {
+    let mut place = Place::new(1)?;
+    place.spawn(&[])?;
+    place.attach(place.uml_options()?)?;
+    assert_eq!(place.guest().check("cat /sys/class/net/eth0/carrier")?.trim(), "1");
+    place.guest().check("ip link set eth0 address 02:00:00:00:00:77")?;
+    traffic::everything_a_little(&mut place)?;
+    for (switch, segmentation) in [("off", "off"), ("on", "on")] {
+        place.guest().check(&format!("ethtool -K eth0 rx-gro-hw {switch}"))?;
+        let features = said(Command::new("ethtool").args(["-k", place.tap()]))?;
+        let expected = format!("tcp-segmentation-offload: {segmentation}");
+        assert!(features.contains(&expected), "expected {expected} of the tap; found {features}");
+        traffic::tcp(&place, From::Outside, BULK)?;
+    }
+    assert_eq!(place.drops()?, []);
+    let log = place.daemon().log();
+    assert!(!log.contains("refused") && !log.contains("failed"), "{log}");
+    Ok(())
+}
+
 /// What the sender, the daemon and the echo in the guest stamped of each probe adds up to its round trip.
 #[test]
 fn a_thousand_probes_are_followed_from_application_to_application() -> Result<(), Failure> {

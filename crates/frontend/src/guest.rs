@@ -24,11 +24,12 @@ const AGAIN_AFTER: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Guest {
     options: GuestOptions,
-    memory: SharedMemory,
+    pub(crate) memory: SharedMemory,
     features: Negotiated,
     /// `None` without a back end.
     link: Option<Link>,
     pairs: Vec<Pair>,
+    pub(crate) control: Option<Ring>,
 }
 
 impl Guest {
@@ -77,12 +78,13 @@ impl Guest {
         let mut ring = |index| Ring::new(index, &mut memory, &options, features);
         let rings = (0..options.queue_pairs).map(|n| Ok((ring(2 * n)?, ring(2 * n + 1)?)));
         let rings = rings.collect::<Result<Vec<_>, Error>>()?;
+        let control = options.control.then(|| ring(2 * options.queue_pairs)).transpose()?;
         let pieces = options.receive_pieces;
         let pairs = rings.into_iter().map(|(receive, transmit)| {
             Pair::new(memory.guest(), features, receive, transmit, pieces)
         });
         let pairs = pairs.collect();
-        let mut guest = Self { options, memory, features, link: Some(link), pairs };
+        let mut guest = Self { options, memory, features, link: Some(link), pairs, control };
         guest.start()?;
         Ok(guest)
     }
@@ -131,8 +133,7 @@ impl Guest {
     /// # Panics
     /// When there is no such pair or ring.
     pub fn ring(&mut self, index: u16) -> &mut Ring {
-        let [receive, transmit] = self.pairs[usize::from(index / 2)].rings();
-        if index.is_multiple_of(2) { receive } else { transmit }
+        ring(&mut self.pairs, &mut self.control, index)
     }
 
     /// Stops ring `index`. Returns where it stopped ([`Ring::base`]).
@@ -155,11 +156,10 @@ impl Guest {
     /// # Errors
     /// When the back end refuses.
     pub fn start_ring(&mut self, index: u16) -> Result<(), Error> {
-        let Self { link: Some(link), pairs, memory, .. } = self else {
+        let Self { link: Some(link), pairs, control, memory, .. } = self else {
             return self.link().map(drop);
         };
-        let [receive, transmit] = pairs[usize::from(index / 2)].rings();
-        let ring = if index.is_multiple_of(2) { receive } else { transmit };
+        let ring = ring(pairs, control, index);
         link.start(ring, memory)?;
         // What was offered while nobody looked was not heard either.
         ring.kick_anyway()
@@ -211,6 +211,9 @@ impl Guest {
     pub fn reboot(&mut self) -> Result<(), Error> {
         for index in 0..self.options.rings() {
             self.stop_ring(index)?;
+        }
+        if let Some(control) = &mut self.control {
+            control.reset(&self.memory);
         }
         for pair in &mut self.pairs {
             for ring in pair.rings() {
@@ -269,7 +272,7 @@ impl Guest {
             return Err(Error::Options(text));
         }
         self.link = Some(link);
-        for ring in self.pairs.iter_mut().flat_map(Pair::rings) {
+        for ring in self.pairs.iter_mut().flat_map(Pair::rings).chain(&mut self.control) {
             ring.abandoned();
             if self.options.forgetful {
                 ring.stopped_at(0);
@@ -287,14 +290,23 @@ impl Guest {
     }
 
     fn start(&mut self) -> Result<(), Error> {
-        let Self { link: Some(link), pairs, memory, .. } = self else { return Ok(()) };
+        let Self { link: Some(link), pairs, control, memory, .. } = self else { return Ok(()) };
         link.set_memory(memory)?;
-        for ring in pairs.iter_mut().flat_map(Pair::rings) {
+        for ring in pairs.iter_mut().flat_map(Pair::rings).chain(control) {
             link.start(ring, memory)?;
             ring.kick_anyway()?;
         }
         self.pairs.iter_mut().try_for_each(Pair::refill)
     }
+}
+
+/// Ring `index` as vhost-user counts.
+fn ring<'g>(pairs: &'g mut [Pair], control: &'g mut Option<Ring>, index: u16) -> &'g mut Ring {
+    if let Some(ring) = control.as_mut().filter(|ring| ring.index() == index) {
+        return ring;
+    }
+    let [receive, transmit] = pairs[usize::from(index / 2)].rings();
+    if index.is_multiple_of(2) { receive } else { transmit }
 }
 
 /// A socket to which a back end connects as the client.

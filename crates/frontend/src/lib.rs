@@ -2,6 +2,7 @@
 //! vhost-user network back end.
 //!
 //! - [`guest`]: the guest as a whole: connects, negotiates, sets rings up, stops and starts them.
+//! - `control`: commands on the control queue.
 //! - [`options`]: the properties of the guest.
 //! - [`pair`]: a queue pair: frames out and in.
 //! - [`ring`]: one ring of a pair: driver, kick and call, counters.
@@ -12,6 +13,7 @@
 //! - [`error`]: errors, and who caused them.
 
 pub mod buffers;
+mod control;
 pub mod error;
 pub mod guest;
 pub mod link;

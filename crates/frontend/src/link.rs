@@ -103,6 +103,16 @@ impl Link {
         self.mac
     }
 
+    /// Reads `len` bytes of the configuration space from `offset` on.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn read_config(&mut self, offset: u32, len: u32) -> Result<Vec<u8>, Error> {
+        let (flags, room) = (VhostUserConfigFlags::WRITABLE, vec![0; len as usize]);
+        let config = self.frontend.get_config(offset, len, flags, &room);
+        config.map(|(_, bytes)| bytes).map_err(Error::refused("GET_CONFIG"))
+    }
+
     /// The front end itself, for messages that no honest guest sends.
     pub const fn frontend(&mut self) -> &mut Frontend {
         &mut self.frontend
@@ -265,10 +275,7 @@ impl Link {
         if !self.features.has(MAC) || !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
             return Ok(());
         }
-        let flags = VhostUserConfigFlags::WRITABLE;
-        let config = self.frontend.get_config(0, 6, flags, &[0; 6]);
-        let (_, bytes) = config.map_err(Error::refused("GET_CONFIG"))?;
-        self.mac = bytes.try_into().ok();
+        self.mac = self.read_config(0, 6)?.try_into().ok();
         Ok(())
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_net::features::{
-    BASE, EVENT_IDX, IN_ORDER, INDIRECT_DESC, MAC, MRG_RXBUF, MULTI_QUEUE, Negotiated, Offloads,
-    RING_PACKED, VERSION_1,
+    BASE, CONFIG_AND_CONTROL, EVENT_IDX, IN_ORDER, INDIRECT_DESC, MAC, MRG_RXBUF, MULTI_QUEUE,
+    Negotiated, Offloads, RING_PACKED, VERSION_1,
 };
 use virtqueue::driver::RingOptions;
 
@@ -37,6 +37,9 @@ pub struct FileRegion<'f> {
 pub struct GuestOptions {
     /// Queue pairs; each has a receive and a transmit ring.
     pub queue_pairs: u16,
+    /// Whether the guest has a control queue, if the back end offers one. It is ring `2 * queue_pairs`, which must be all
+    /// pairs of the device, or one (virtio 1.2, 5.1.2).
+    pub control: bool,
     /// Size of each ring: a power of two for split rings, any number up to 32768 for packed ones.
     pub queue_size: u16,
     /// The features that are accepted if the back end offers them. Without `VIRTIO_F_VERSION_1` the guest is a legacy one.
@@ -68,6 +71,7 @@ impl Default for GuestOptions {
     fn default() -> Self {
         Self {
             queue_pairs: 1,
+            control: false,
             queue_size: 256,
             features: BASE & !(RING_PACKED | IN_ORDER) | MAC | MULTI_QUEUE,
             regions: Vec::new(),
@@ -89,6 +93,13 @@ impl GuestOptions {
     pub const fn queue_pairs(mut self, count: u16) -> Self {
         self.queue_pairs = count;
         self
+    }
+
+    /// With a control queue, and all features that go with it.
+    #[must_use]
+    pub const fn control(mut self) -> Self {
+        self.control = true;
+        self.accept(CONFIG_AND_CONTROL, true)
     }
 
     /// With rings of this size.
@@ -148,7 +159,7 @@ impl GuestOptions {
 
     /// How many rings there are.
     pub(crate) const fn rings(&self) -> u16 {
-        2 * self.queue_pairs
+        2 * self.queue_pairs + self.control as u16
     }
 
     /// Checks that the options fit together.

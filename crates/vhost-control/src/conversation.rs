@@ -1,7 +1,8 @@
 //! One connection, from its beginning to its end.
 //!
 //! The calling thread waits for all events at once: messages of the front end and answers of the framework, other front
-//! ends, a worker that a call descriptor blocks, and the request to stop. The framework's thread handles the messages.
+//! ends, a worker that a call descriptor blocks, commands on the control queue, and the request to stop. The framework's
+//! thread handles the messages.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -67,12 +68,23 @@ pub fn converse(
         peer.map_or(String::new(), |pid| format!(": process {pid}"))
     );
     let custody = Custody::new(closers).map_err(system("setting up a connection"))?;
-    let session = Arc::new(Session::new(device, peer, &custody));
+    let session =
+        Session::new(device, peer, &custody).map_err(system("setting up a connection"))?;
+    let session = Arc::new(session);
     let (mut daemon, framework) =
         framework::start(&session).map_err(system("setting up a connection"))?;
     let mut relay =
         Relay::new(front, framework, &session, &custody).map_err(system("relaying messages"))?;
-    let mut visit = Visit { log, stop, server, custody: &custody, listen_at: None, refused: false };
+    let mut visit = Visit {
+        log,
+        stop,
+        server,
+        custody: &custody,
+        session: &session,
+        commands_at: None,
+        listen_at: None,
+        refused: false,
+    };
     let end = visit.relay_until_end(&mut relay);
     if matches!(end, Ok(End::Stopped)) {
         device.workers.iter().for_each(|worker| worker.hurry());
@@ -125,6 +137,9 @@ struct Visit<'v> {
     stop: BorrowedFd<'v>,
     server: Option<&'v Server>,
     custody: &'v Arc<Custody>,
+    session: &'v Session,
+    /// When to look for commands of the guest again, if no event reports them.
+    commands_at: Option<Instant>,
     /// No other front end is accepted before this time, because the last try failed.
     listen_at: Option<Instant>,
     /// A second front end was refused, and that was logged.
@@ -144,19 +159,25 @@ impl Visit<'_> {
                 return Ok(End::Gone);
             }
             self.listen_at = self.listen_at.filter(|&at| at > now);
-            let limit = due.into_iter().chain(self.listen_at).min().map(|at| at - now);
+            let limit = due.into_iter().chain(self.listen_at).chain(self.commands_at).min();
+            let limit = limit.map(|at| at.saturating_duration_since(now));
             let listener = match (self.server, self.listen_at) {
                 (Some(server), None) => server.listener.as_fd(),
                 _ => self.stop,
             };
             let [front, framework] = relay.ends();
-            let [stopped, hung, front_sent, framework_sent, second] =
-                wait([self.stop, self.custody.hung(), front, framework, listener], limit)?;
+            let (hung, commands) = (self.custody.hung(), self.session.control_events());
+            let [stopped, hung, front_sent, framework_sent, second, commanded] =
+                wait([self.stop, hung, front, framework, listener, commands], limit)?;
             if stopped {
                 return Ok(End::Stopped);
             }
             if hung {
                 return Ok(End::Hung);
+            }
+            if commanded || self.commands_at.is_some_and(|at| at <= Instant::now()) {
+                let due = self.session.serve_control();
+                self.commands_at = due.map(|due| Instant::now() + due);
             }
             // Answers first, so that the last one before the framework closes its socket is not lost.
             let answered = if framework_sent { relay.pass_answer() } else { Ok(Read::Some) };

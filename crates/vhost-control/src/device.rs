@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use log_limit::LogLimit;
-use virtio_net::{ConfigSpace, features};
+use virtio_net::{ConfigSpace, MacAddress, features};
 use worker::Mailbox;
 
 use crate::message::regions;
@@ -56,6 +56,12 @@ impl Device {
             | datapath
             | multi_queue
             | mac
+    }
+
+    /// Whether its guest may say that it has this address: any, unless the device gives it one.
+    #[must_use]
+    pub fn may_have(&self, address: MacAddress) -> bool {
+        self.features & features::MAC == 0 || self.config.read(0, 6) == address.0
     }
 
     /// Most bytes of memory for each of `guests` guests: together they fill at most half of this process's address space.

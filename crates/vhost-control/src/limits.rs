@@ -11,21 +11,23 @@ pub const DESCRIPTORS_MAX: usize = MAX_ATTACHED_FD_ENTRIES;
 /// Descriptors of one ring: the kick, the error descriptor, and four for a call descriptor that is a pipe. All of them
 /// twice, while new ones replace old ones.
 const OF_A_RING: u64 = 2 + 2 * 4;
+/// Number of control queues.
+const CONTROL_QUEUES: u64 = 1;
 /// Most regions of guest memory, a descriptor each: the answer to `GET_MAX_MEM_SLOTS`.
 pub const REGIONS_MAX: usize = 509;
 /// Most descriptors that were given up and are not closed yet. With more, the front end waits and is then disconnected.
 pub const UNCLOSED_MAX: usize = 64;
 /// Descriptors of a message with too many, beyond [`DESCRIPTORS_MAX`]: the kernel takes 253 in one message.
 const SURPLUS: u64 = 253 - DESCRIPTORS_MAX as u64;
-/// The connection's sockets, and descriptors that a guest's threads open.
-const OTHERS: u64 = 16;
+/// The connection's sockets, what its thread waits for, and descriptors that a guest's threads open.
+const OTHERS: u64 = 18;
 
 /// Most descriptors that this process holds for the front end of a guest with `queue_pairs`.
 #[must_use]
 pub const fn descriptors_of(queue_pairs: u16) -> u64 {
     // The relay and the framework hold those of a message at the same time.
     let in_messages = 2 * DESCRIPTORS_MAX as u64;
-    queue_pairs as u64 * 2 * OF_A_RING
+    (queue_pairs as u64 * 2 + CONTROL_QUEUES) * OF_A_RING
         + REGIONS_MAX as u64
         + UNCLOSED_MAX as u64
         + in_messages

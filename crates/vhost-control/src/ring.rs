@@ -3,8 +3,11 @@
 //! A ring starts as soon as it has a size, addresses and a kick, and there is memory, in whatever order the messages come.
 //! It stops by `GET_VRING_BASE`, by a reset, or with the connection. A method that starts, stops, enables or disables the
 //! ring returns when the worker has done it.
+//!
+//! A worker serves it, or, if it is the control queue, the connection ([`crate::control`]).
 
 use std::fs::File;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
@@ -13,15 +16,26 @@ use virtio_net::Negotiated;
 use virtqueue::QueueSetup;
 use worker::{Custody, Foreign, Mailbox, RingStart};
 
+use crate::control::ControlQueue;
+
 /// One virtqueue of a connection.
 #[derive(Debug)]
 pub struct RingControl {
     /// The log of its guest.
     log: Arc<LogLimit>,
     index: u16,
-    mailbox: Arc<Mailbox>,
+    /// The worker that serves it, unless it is the control queue; `None` if it is nothing else.
+    mailbox: Option<Arc<Mailbox>>,
+    control: Arc<ControlQueue>,
     custody: Arc<Custody>,
     state: Mutex<State>,
+}
+
+/// What serves a ring.
+#[derive(Clone, Debug)]
+enum Server {
+    Worker(Arc<Mailbox>),
+    Control(Arc<ControlQueue>),
 }
 
 /// The setup by the front end, and what came of it.
@@ -37,7 +51,12 @@ struct State {
     enabled: bool,
     negotiated: Negotiated,
     memory: Option<Arc<GuestMemory>>,
-    running: bool,
+    /// What serves it, if it runs.
+    server: Option<Server>,
+    /// The features with which it was started.
+    started: Negotiated,
+    /// What its worker was told last: whether it is enabled, and the features.
+    told: (bool, Negotiated),
     /// The last message should have started the ring, but the worker could not start it.
     failed: bool,
 }
@@ -55,16 +74,18 @@ enum Kick {
 }
 
 impl RingControl {
-    /// The virtqueue `index`, served by the worker of `mailbox`. It logs to `log`, and `custody` closes its descriptors.
+    /// The virtqueue `index`, served by the worker of `mailbox`, or as the control queue `control`. It logs to `log`, and
+    /// `custody` closes its descriptors.
     #[must_use]
     pub fn new(
         log: &Arc<LogLimit>,
         index: u16,
-        mailbox: Arc<Mailbox>,
+        mailbox: Option<Arc<Mailbox>>,
+        control: &Arc<ControlQueue>,
         custody: &Arc<Custody>,
     ) -> Self {
-        let (log, custody) = (Arc::clone(log), Arc::clone(custody));
-        Self { log, index, mailbox, custody, state: Mutex::default() }
+        let (log, control, custody) = (Arc::clone(log), Arc::clone(control), Arc::clone(custody));
+        Self { log, index, mailbox, control, custody, state: Mutex::default() }
     }
 
     /// The log of its guest.
@@ -81,7 +102,7 @@ impl RingControl {
     /// `SET_VRING_NUM`. A ring that runs keeps its size.
     pub fn set_size(&self, size: u16) {
         let mut state = self.change();
-        if !state.running {
+        if state.server.is_none() {
             state.size = size;
         }
     }
@@ -89,14 +110,14 @@ impl RingControl {
     /// The ring's size, if it runs.
     pub fn running_size(&self) -> Option<u16> {
         let state = self.lock();
-        state.running.then_some(state.size)
+        state.server.is_some().then_some(state.size)
     }
 
     /// `SET_VRING_ADDR`. Front ends send it again for a ring that runs, to enable or disable dirty logging. The addresses
     /// do not change then.
     pub fn set_addresses(&self, addresses: [u64; 3]) {
         let mut state = self.change();
-        if state.running && state.addresses != Some(addresses) {
+        if state.server.is_some() && state.addresses != Some(addresses) {
             log_limit::warn!(
                 self.log,
                 "queue {}: its new addresses take effect at its next start, because it runs",
@@ -110,7 +131,7 @@ impl RingControl {
     /// `SET_VRING_BASE`.
     pub fn set_next_available(&self, index: u16) {
         let mut state = self.change();
-        if !state.running {
+        if state.server.is_none() {
             state.next_available = index;
         }
     }
@@ -137,8 +158,12 @@ impl RingControl {
     pub fn set_call(&self, call: Option<File>) {
         let mut state = self.change();
         state.call = self.keep(call);
-        if state.running {
-            let _ = self.mailbox.set_call(self.index, state.call.clone());
+        match &state.server {
+            Some(Server::Worker(mailbox)) => {
+                let _ = mailbox.set_call(self.index, state.call.clone());
+            }
+            Some(Server::Control(control)) => control.set_call(state.call.clone()),
+            None => {}
         }
     }
 
@@ -146,8 +171,12 @@ impl RingControl {
     pub fn set_error(&self, error: Option<File>) {
         let mut state = self.change();
         state.error = self.keep(error);
-        if state.running {
-            let _ = self.mailbox.set_error(self.index, state.error.clone());
+        match &state.server {
+            Some(Server::Worker(mailbox)) => {
+                let _ = mailbox.set_error(self.index, state.error.clone());
+            }
+            Some(Server::Control(control)) => control.set_error(state.error.clone()),
+            None => {}
         }
     }
 
@@ -155,9 +184,40 @@ impl RingControl {
     pub fn set_enabled(&self, enabled: bool) {
         let mut state = self.change();
         state.enabled = enabled;
-        if state.running {
-            let _ = self.mailbox.enable(self.index, enabled);
+        let State { server, told, .. } = &mut *state;
+        match server {
+            Some(Server::Worker(mailbox)) => {
+                told.0 = enabled && self.control.settings().has_ring(self.index);
+                let _ = mailbox.enable(self.index, told.0);
+            }
+            Some(Server::Control(control)) => control.enable(enabled),
+            None => {}
         }
+    }
+
+    /// Gives the worker what the guest set by commands, where it is new.
+    ///
+    /// # Errors
+    /// When the offloads cannot be changed.
+    pub fn follow_settings(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        let State { server: Some(Server::Worker(mailbox)), told, enabled, started, .. } =
+            &mut *state
+        else {
+            return Ok(());
+        };
+        let settings = self.control.settings();
+        let enable = *enabled && settings.has_ring(self.index);
+        if std::mem::replace(&mut told.0, enable) != enable {
+            let _ = mailbox.enable(self.index, enable);
+        }
+        // Only frames to the guest have offloads that it switches.
+        let features = settings.apply(*started);
+        if self.index.is_multiple_of(2) && told.1 != features {
+            mailbox.renegotiate(self.index, features)?;
+            told.1 = features;
+        }
+        Ok(())
     }
 
     /// `SET_FEATURES`: takes effect at the next start.
@@ -169,6 +229,9 @@ impl RingControl {
     pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
         let mut state = self.change();
         state.memory = Some(Arc::clone(memory));
+        if let Some(Server::Control(control)) = &state.server {
+            control.set_memory(memory);
+        }
         self.start_if_ready(&mut state);
     }
 
@@ -193,9 +256,17 @@ impl RingControl {
             return;
         };
         let Kick::Set(kick) = &state.kick else { return };
-        if state.running || state.size == 0 {
+        if state.server.is_some() || state.size == 0 {
             return;
         }
+        let is_control = self.control.index(state.negotiated) == Some(self.index);
+        let server = match &self.mailbox {
+            _ if is_control => Some(Server::Control(Arc::clone(&self.control))),
+            mailbox => mailbox.clone().map(Server::Worker),
+        };
+        let settings = self.control.settings();
+        let enabled = state.enabled && (is_control || settings.has_ring(self.index));
+        let negotiated = settings.apply(state.negotiated);
         let setup = QueueSetup {
             size: state.size,
             descriptor_table,
@@ -210,16 +281,26 @@ impl RingControl {
         let start = RingStart {
             setup,
             memory: Arc::clone(memory),
-            negotiated: state.negotiated,
+            negotiated,
             // The same descriptors, not duplicates: duplicating may fail, and a ring must not start without its call.
             kick: kick.clone(),
             call: state.call.clone(),
             error: state.error.clone(),
-            enabled: state.enabled,
+            enabled,
         };
-        match self.mailbox.start(self.index, start) {
+        let started = match &server {
+            Some(Server::Worker(mailbox)) => {
+                mailbox.start(self.index, start).map_err(|error| error.to_string())
+            }
+            Some(Server::Control(control)) => {
+                control.start(self.index, start).map_err(|error| error.to_string())
+            }
+            None => Err("it is the control queue, which was not negotiated".into()),
+        };
+        match started {
             Ok(()) => {
-                state.running = true;
+                (state.server, state.started) = (server, state.negotiated);
+                state.told = (enabled, negotiated);
                 let at = setup.next_available;
                 log::debug!("{}queue {} starts at {at}: {setup:x?}", self.log.prefix(), self.index);
             }
@@ -234,12 +315,12 @@ impl RingControl {
     }
 
     fn stop_if_running(&self, state: &mut State) {
-        if !std::mem::take(&mut state.running) {
-            return;
-        }
-        if let Ok(Some(next_available)) = self.mailbox.stop(self.index) {
-            state.next_available = next_available;
-        }
+        let stopped = match state.server.take() {
+            Some(Server::Worker(mailbox)) => mailbox.stop(self.index).ok().flatten(),
+            Some(Server::Control(control)) => control.stop(),
+            None => return,
+        };
+        state.next_available = stopped.unwrap_or(state.next_available);
         log::debug!(
             "{}queue {} stopped at {}",
             self.log.prefix(),

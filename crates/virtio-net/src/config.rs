@@ -7,6 +7,14 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MacAddress(pub [u8; 6]);
 
+impl MacAddress {
+    /// Whether one station can have it: it is no group address, and not all zero.
+    #[must_use]
+    pub const fn is_station(self) -> bool {
+        self.0[0] & 1 == 0 && !matches!(self.0, [0, 0, 0, 0, 0, 0])
+    }
+}
+
 impl FromStr for MacAddress {
     type Err = String;
 
@@ -87,6 +95,13 @@ impl ConfigSpace {
     #[must_use]
     pub fn mtu(&self) -> u16 {
         u16::from_le_bytes([self.bytes[10], self.bytes[11]])
+    }
+
+    /// The same with another address.
+    #[must_use]
+    pub fn with_address(mut self, MacAddress(mac): MacAddress) -> Self {
+        self.bytes[..6].copy_from_slice(&mac);
+        self
     }
 
     /// `size` bytes from `offset` on; bytes past the fields we give are 0, as the protocol asks for an

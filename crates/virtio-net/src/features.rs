@@ -4,11 +4,13 @@ use virtio_bindings::bindings::virtio_config::{
     VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
-    VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
+    VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_SPEED_DUPLEX, VIRTIO_NET_F_STATUS,
 };
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -57,9 +59,18 @@ pub const RING_RESET: u64 = bit(VIRTIO_F_RING_RESET);
 pub const STATUS: u64 = bit(VIRTIO_NET_F_STATUS);
 /// The configuration space has the speed of the link.
 pub const SPEED_DUPLEX: u64 = bit(VIRTIO_NET_F_SPEED_DUPLEX);
+/// The guest sends commands on a control queue.
+pub const CTRL_VQ: u64 = bit(VIRTIO_NET_F_CTRL_VQ);
+/// The guest sets its MAC address by a command.
+pub const CTRL_MAC_ADDR: u64 = bit(VIRTIO_NET_F_CTRL_MAC_ADDR);
+/// The guest switches offloads of frames to it off and on by a command.
+pub const CTRL_GUEST_OFFLOADS: u64 = bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS);
+/// The guest announces itself when the device asks for it. Ours never asks, but front ends do.
+pub const GUEST_ANNOUNCE: u64 = bit(VIRTIO_NET_F_GUEST_ANNOUNCE);
 /// Features of the configuration space and of the control queue. A front end that has both itself, as QEMU has, does not
 /// take them from a back end.
-pub const CONFIG_AND_CONTROL: u64 = STATUS | SPEED_DUPLEX;
+pub const CONFIG_AND_CONTROL: u64 =
+    STATUS | SPEED_DUPLEX | CTRL_VQ | CTRL_MAC_ADDR | CTRL_GUEST_OFFLOADS | GUEST_ANNOUNCE;
 
 /// Features that QEMU is not offered, besides what it has itself: it does not tell a vhost-user back end that the driver has
 /// reset a ring (`virtio_net_queue_reset`, hw/net/virtio-net.c, in QEMU 10: the kernel's vhost only). The back end would
@@ -88,6 +99,7 @@ const NEEDS: &[(u64, u64)] = &[
     (Offloads::ALL.to_guest() & !bit(VIRTIO_NET_F_GUEST_CSUM), bit(VIRTIO_NET_F_GUEST_CSUM)),
     (bit(VIRTIO_NET_F_HOST_ECN), bit(VIRTIO_NET_F_HOST_TSO4) | bit(VIRTIO_NET_F_HOST_TSO6)),
     (bit(VIRTIO_NET_F_GUEST_ECN), bit(VIRTIO_NET_F_GUEST_TSO4) | bit(VIRTIO_NET_F_GUEST_TSO6)),
+    (CTRL_MAC_ADDR | CTRL_GUEST_OFFLOADS | GUEST_ANNOUNCE, CTRL_VQ),
     // A driver without it sees 32 bits of features (4.1.4.9, 4.2.4).
     (!0 << 32 & !VERSION_1, VERSION_1),
 ];

@@ -3,6 +3,7 @@
 //! - [`features`]: feature bits, and what was negotiated.
 //! - [`header`]: the net header, with the offloads pending for a frame.
 //! - [`config`]: the device configuration space.
+//! - [`control`]: commands of the control queue.
 //! - [`transmit`]: a burst of frames from the guest.
 //! - [`receive`]: room for a burst of frames to the guest, mergeable or not.
 //! - [`offload`]: software GSO and checksum offload, done while a frame is copied.
@@ -12,6 +13,7 @@
 
 pub mod arrival;
 pub mod config;
+pub mod control;
 pub mod features;
 mod gro;
 pub mod header;

@@ -1,13 +1,16 @@
 //! One front end's view of the device, on which the framework acts: features, memory, the configuration space.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use guest_memory::GuestMemory;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::VhostUserBackend;
 use virtio_net::Negotiated;
+use virtio_net::control::Command;
 use virtio_net::features::{self, Names};
 use vm_memory::{GuestAddressSpace as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::epoll::EventSet;
@@ -16,6 +19,7 @@ use worker::{Custody, Mailbox};
 use super::judge::Offer;
 use super::regions::Limits;
 use super::vring::{Memory, Vring};
+use crate::control::{ControlQueue, Settings};
 use crate::device::Device;
 use crate::ring::RingControl;
 use crate::sharing::{PrivateMemory, Sharing};
@@ -29,6 +33,7 @@ pub struct Session {
     rings: Vec<Arc<RingControl>>,
     /// What the guest negotiated last.
     features: AtomicU64,
+    control: Arc<ControlQueue>,
     sharing: Mutex<Sharing>,
     /// The guest's memory. Held as long as the framework may have it mapped, because the framework reads it too.
     memory: Mutex<Option<Arc<GuestMemory>>>,
@@ -45,25 +50,34 @@ impl Drop for Session {
 
 impl Session {
     /// For a new connection, whose descriptors `custody` closes.
-    #[must_use]
-    pub fn new(device: &Arc<Device>, peer: Option<u32>, custody: &Arc<Custody>) -> Self {
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn new(
+        device: &Arc<Device>,
+        peer: Option<u32>,
+        custody: &Arc<Custody>,
+    ) -> io::Result<Self> {
+        let control = Arc::new(ControlQueue::new(&device.log, device.queue_pairs)?);
         let ring = |index: u16| {
-            let mailbox = &device.workers[usize::from(index / 2)];
-            Arc::new(RingControl::new(&device.log, index, Arc::clone(mailbox), custody))
+            let mailbox = device.workers.get(usize::from(index / 2)).cloned();
+            Arc::new(RingControl::new(&device.log, index, mailbox, &control, custody))
         };
-        let rings = (0..device.queue_pairs * 2).map(ring).collect();
+        // The last one can only be the control queue (virtio 1.2, 5.1.2).
+        let rings = (0..=device.queue_pairs * 2).map(ring).collect();
         if let Some(peer) = peer {
             device.witnesses.iter().for_each(|witness| witness.connected(peer));
         }
-        Self {
+        Ok(Self {
             device: Arc::clone(device),
             peer,
             rings,
             features: AtomicU64::new(0),
+            control,
             sharing: Mutex::new(Sharing::new(peer)),
             memory: Mutex::default(),
             refused: Mutex::default(),
-        }
+        })
     }
 
     /// What front ends may choose from.
@@ -85,6 +99,52 @@ impl Session {
         &self.rings
     }
 
+    /// Readable when the control queue has work.
+    #[must_use]
+    pub fn control_events(&self) -> BorrowedFd<'_> {
+        self.control.events()
+    }
+
+    /// Carries out commands of the guest's control queue. Returns when to look at it again, if no event reports that.
+    pub fn serve_control(&self) -> Option<Duration> {
+        // It may have been started or stopped.
+        let _ = self.follow_settings();
+        self.control.turn(|command| self.carry_out(command))
+    }
+
+    /// Returns whether it has done it.
+    fn carry_out(&self, command: Command) -> bool {
+        log::debug!("{}the guest sends the command {command:?}", self.device.log.prefix());
+        let before = self.control.settings();
+        let after = match command {
+            Command::Announced => before,
+            Command::SetPairs(pairs) => Settings { pairs, ..before },
+            Command::SwitchOff(switched_off) => Settings { switched_off, ..before },
+            Command::SetAddress(address) if self.device.may_have(address) => {
+                Settings { address: Some(address), ..before }
+            }
+            Command::SetAddress(address) => {
+                log_limit::warn!(
+                    self.device.log,
+                    "the guest may not have the address {address}, because --mac is another one"
+                );
+                return false;
+            }
+        };
+        self.control.set(after);
+        let result = self.follow_settings();
+        if let Err(error) = &result {
+            log_limit::warn!(self.device.log, "the command {command:?} failed: {error}");
+            self.control.set(before);
+            let _ = self.follow_settings();
+        }
+        result.is_ok()
+    }
+
+    fn follow_settings(&self) -> io::Result<()> {
+        self.rings.iter().try_for_each(|ring| ring.follow_settings())
+    }
+
     /// Why this front end cannot be served at all, if that came up.
     #[must_use]
     pub fn refused(&self) -> Option<PrivateMemory> {
@@ -94,6 +154,7 @@ impl Session {
     /// Ends it, because the front end is gone: the workers let go of its rings and memory.
     pub fn end(&self) {
         self.rings.iter().for_each(|ring| ring.reset());
+        self.control.set_negotiated(Negotiated::default());
     }
 }
 
@@ -120,6 +181,7 @@ impl VhostUserBackend for Session {
             log_limit::info!(self.device.log, "the guest negotiated: {}", Names(features));
         }
         self.device.witnesses.iter().for_each(|witness| witness.negotiated(features));
+        self.control.set_negotiated(Negotiated(features));
         self.rings.iter().for_each(|ring| ring.set_negotiated(Negotiated(features)));
     }
 
@@ -140,7 +202,8 @@ impl VhostUserBackend for Session {
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        self.device.config.read(offset as usize, size as usize)
+        let config = self.control.settings().config(self.device.config);
+        config.read(offset as usize, size as usize)
     }
 
     fn set_config(&self, _: u32, _: &[u8]) -> io::Result<()> {

@@ -1,0 +1,378 @@
+//! The control queue (virtio 1.2, 5.1.6.5), for front ends that leave it to the back end.
+//!
+//! It is served by the thread of its connection ([`crate::conversation`]), not by a worker: a command is rare, and takes
+//! effect by messages to workers. So a burst of commands costs no frame its time, and a turn has few of them
+//! ([`TURN`], [`PAUSE`]).
+//!
+//! What the guest sets ([`Settings`]) is read by the rings when they start, and again after each command
+//! ([`crate::ring::RingControl::follow_settings`]). No lock is held while a command is carried out, because the framework's
+//! thread may stop the queue at any time. So a command is read first, and its chain is put back in the ring; the chain is
+//! taken again for the answer. The guest may have changed it meanwhile: then it gets the answer in another place.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use guest_memory::{GuestMemory, GuestSlice};
+use log_limit::LogLimit;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use virtio_net::control::{COMMAND_LEN_MAX, Command, ERR, OK, control_queue};
+use virtio_net::features::{MULTI_QUEUE, Negotiated};
+use virtio_net::{ConfigSpace, MacAddress};
+use virtqueue::{Access, Chains, Queue, QueueSetup, RingError};
+use worker::{Foreign, RingStart, StartError};
+
+/// Most commands of a turn.
+const TURN: usize = 4;
+/// Time between two turns of a guest that sends more commands than that.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Time between two looks at a queue without a kick (vhost-user, `VHOST_USER_VRING_NOFD_MASK`).
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The control queue of one connection.
+#[derive(Debug)]
+pub struct ControlQueue {
+    log: Arc<LogLimit>,
+    /// Number of queue pairs of the device.
+    queue_pairs: u16,
+    /// Readable when there is work: a kick came, or the queue was started. Edge triggered, so that nobody reads a kick,
+    /// which its front end could make a blocking call.
+    events: OwnedFd,
+    /// Written when the queue was started or stopped.
+    changed: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    negotiated: Negotiated,
+    settings: Settings,
+    served: Option<Served>,
+    /// Number of starts.
+    starts: u64,
+}
+
+/// What the guest set by commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Number of queue pairs in use.
+    pub pairs: u16,
+    /// The negotiated `GUEST_*` features that are off.
+    pub switched_off: u64,
+    /// The guest's address.
+    pub address: Option<MacAddress>,
+}
+
+/// A queue that was started and not yet stopped.
+#[derive(Debug)]
+struct Served {
+    index: u16,
+    queue: Queue,
+    setup: QueueSetup,
+    memory: Arc<GuestMemory>,
+    kick: Option<Arc<Foreign>>,
+    call: Option<Arc<Foreign>>,
+    error: Option<Arc<Foreign>>,
+    enabled: bool,
+    broken: bool,
+}
+
+/// A chain at the head of the queue.
+struct Waiting {
+    /// [`State::starts`] when it was read.
+    start: u64,
+    /// `None` if it is none that is allowed.
+    command: Option<Command>,
+}
+
+impl ControlQueue {
+    /// For a device with `queue_pairs`. It logs to `log`.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn new(log: &Arc<LogLimit>, queue_pairs: u16) -> io::Result<Self> {
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let changed = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        listen(&events, &changed)?;
+        let (negotiated, served, starts) = Default::default();
+        let settings = Settings::all(queue_pairs);
+        let state = Mutex::new(State { negotiated, settings, served, starts });
+        Ok(Self { log: Arc::clone(log), queue_pairs, events, changed, state })
+    }
+
+    /// The index of the control queue in a device with these features, if it has one.
+    pub const fn index(&self, negotiated: Negotiated) -> Option<u16> {
+        control_queue(negotiated, self.queue_pairs)
+    }
+
+    /// Readable when [`turn`](Self::turn) has work.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+
+    /// What the guest has set.
+    pub fn settings(&self) -> Settings {
+        self.lock().settings
+    }
+
+    /// Changes what the guest has set.
+    pub fn set(&self, settings: Settings) {
+        self.lock().settings = settings;
+    }
+
+    /// `SET_FEATURES`. With other features the guest has set nothing yet.
+    pub fn set_negotiated(&self, negotiated: Negotiated) {
+        let mut state = self.lock();
+        if state.negotiated != negotiated {
+            state.negotiated = negotiated;
+            state.settings = Settings::all(self.queue_pairs);
+        }
+    }
+
+    /// Starts serving the queue `index`. A new queue is one of a guest that has set nothing yet: then it uses one queue
+    /// pair (5.1.6.5.5). One that goes on, of a guest that knew this daemon or another before, keeps what was set.
+    ///
+    /// # Errors
+    /// When its setup is wrong, or the system refuses.
+    pub fn start(&self, index: u16, start: RingStart) -> Result<(), StartError> {
+        let RingStart { setup, memory, kick, call, error, enabled, .. } = start;
+        let queue = Queue::new(&setup, &memory).map_err(StartError::Config)?;
+        if let Some(kick) = &kick {
+            listen(&self.events, kick.as_ref()).map_err(StartError::System)?;
+        }
+        let is_new = queue.next_available() & 0x7fff == 0;
+        let mut state = self.lock();
+        if is_new {
+            state.settings = Settings::all(self.queue_pairs);
+            if state.negotiated.has(MULTI_QUEUE) {
+                state.settings.pairs = 1;
+            }
+        }
+        state.starts += 1;
+        let broken = false;
+        let mut served = Served { index, queue, setup, memory, kick, call, error, enabled, broken };
+        // The process that served the queue before may have ended between publishing and signalling.
+        served.signal();
+        state.served = Some(served);
+        drop(state);
+        self.report_change();
+        Ok(())
+    }
+
+    /// Stops serving the queue. Returns where it continues, if it was served.
+    pub fn stop(&self) -> Option<u16> {
+        let served = self.lock().served.take()?;
+        if let Some(kick) = &served.kick {
+            let _ = epoll::delete(&self.events, kick.as_ref());
+        }
+        self.report_change();
+        Some(served.queue.next_available())
+    }
+
+    /// Serves the queue, or lets it wait.
+    pub fn enable(&self, enabled: bool) {
+        self.change(|served| served.enabled = enabled);
+    }
+
+    /// Replaces the call descriptor, and signals on it: signals on the one before may have been lost.
+    pub fn set_call(&self, call: Option<Arc<Foreign>>) {
+        self.change(|served| {
+            served.call = call;
+            served.call.iter().for_each(Foreign::signal_elsewhere);
+        });
+    }
+
+    /// Replaces the error descriptor.
+    pub fn set_error(&self, error: Option<Arc<Foreign>>) {
+        self.change(|served| served.error = error);
+    }
+
+    /// Goes on in a new memory table.
+    pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
+        let log = &self.log;
+        self.change(|served| {
+            served.setup.next_available = served.queue.next_available();
+            match Queue::new(&served.setup, memory) {
+                Ok(queue) => (served.queue, served.memory) = (queue, Arc::clone(memory)),
+                Err(error) => served.stop_broken(log, &format!("its memory is gone: {error}")),
+            }
+        });
+    }
+
+    /// Takes the next commands of the guest. `carry_out` returns whether it has done one. Returns when the queue is to be
+    /// looked at again, if no event reports it.
+    pub fn turn(&self, mut carry_out: impl FnMut(Command) -> bool) -> Option<Duration> {
+        self.take_events();
+        for _ in 0..TURN {
+            let Some(Waiting { start, command }) = self.next() else { return self.rest() };
+            let is_done = command.is_some_and(&mut carry_out);
+            self.answer(start, if is_done { OK } else { ERR });
+        }
+        Some(PAUSE)
+    }
+
+    /// There is no command. Asks for a kick, and looks once more.
+    fn rest(&self) -> Option<Duration> {
+        let mut state = self.lock();
+        let served = state.served.as_mut().filter(|served| served.is_enabled())?;
+        served.queue.enable_notification();
+        if served.queue.has_grown() {
+            return Some(Duration::ZERO);
+        }
+        served.kick.is_none().then_some(LOOK)
+    }
+
+    fn next(&self) -> Option<Waiting> {
+        let mut state = self.lock();
+        let (start, negotiated) = (state.starts, state.negotiated);
+        let served = state.served.as_mut().filter(|served| served.is_enabled())?;
+        let mut bytes = Vec::new();
+        let is_waiting = served.with_next(&self.log, |queue, chains| {
+            bytes = front(chains.request().0);
+            queue.put_back(chains.all()[0].slots);
+        });
+        let command = Command::read(&bytes, negotiated, self.queue_pairs);
+        if is_waiting && command.is_none() {
+            let index = served.index;
+            log_limit::warn!(self.log, "queue {index}: a command was refused: {bytes:02x?}");
+        }
+        is_waiting.then_some(Waiting { start, command })
+    }
+
+    /// Gives the chain at the head of the queue back with `status`, unless the queue was stopped meanwhile.
+    fn answer(&self, start: u64, status: u8) {
+        let mut state = self.lock();
+        if state.starts != start {
+            return;
+        }
+        let Some(served) = state.served.as_mut().filter(|served| served.is_enabled()) else {
+            return;
+        };
+        let index = served.index;
+        served.with_next(&self.log, |queue, chains| {
+            let room = chains.request().1.first();
+            let written = room.map_or(0, |room| room.write(0, &[status]));
+            if written == 0 {
+                log_limit::warn!(self.log, "queue {index}: a command without room for its answer");
+            }
+            chains.set_written(0, u32::from(written > 0));
+            queue.complete_written(chains.all());
+            queue.publish();
+        });
+        served.signal();
+    }
+
+    fn take_events(&self) {
+        let mut taken = Vec::with_capacity(4);
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // Without them, the events are there at the next look.
+        let _ = epoll::wait(&self.events, rustix::buffer::spare_capacity(&mut taken), Some(&now));
+    }
+
+    fn report_change(&self) {
+        // Our own descriptor, non-blocking. If its counter is full, the change before is an event still.
+        let _ = rustix::io::write(&self.changed, &1_u64.to_ne_bytes());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Served)) {
+        if let Some(served) = &mut self.lock().served {
+            change(served);
+        }
+        self.report_change();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Settings {
+    /// Those of a guest that has set nothing, whose device has `queue_pairs`.
+    const fn all(queue_pairs: u16) -> Self {
+        Self { pairs: queue_pairs, switched_off: 0, address: None }
+    }
+
+    /// The features that are in effect.
+    pub const fn apply(&self, negotiated: Negotiated) -> Negotiated {
+        Negotiated(negotiated.0 & !self.switched_off)
+    }
+
+    /// Whether virtqueue `index`, which is not the control queue, is of a queue pair in use.
+    pub const fn has_ring(&self, index: u16) -> bool {
+        index / 2 < self.pairs
+    }
+
+    /// The configuration space as the guest changed it.
+    pub fn config(&self, config: ConfigSpace) -> ConfigSpace {
+        self.address.map_or(config, |address| config.with_address(address))
+    }
+}
+
+impl Served {
+    const fn is_enabled(&self) -> bool {
+        self.enabled && !self.broken
+    }
+
+    /// Calls `with` with the next chain, the only one of its list, if there is one. Returns whether there was.
+    fn with_next(
+        &mut self,
+        log: &LogLimit,
+        with: impl FnOnce(&mut Queue, &mut Chains<'_>),
+    ) -> bool {
+        let memory = Arc::clone(&self.memory);
+        let mut chains = Chains::new();
+        let queue = &mut self.queue;
+        let mut take = || -> Result<(), RingError> {
+            if queue.available_descriptors()? > 0 {
+                queue.take(&memory, Access::ReadThenWrite, 1, &mut chains)?;
+            }
+            Ok(())
+        };
+        let taken = take();
+        if memory.is_torn() {
+            self.stop_broken(log, "a part of the guest's memory is missing");
+            return false;
+        }
+        if let Err(error) = taken {
+            self.stop_broken(log, &format!("the guest broke it: {error}"));
+            return false;
+        }
+        let found = !chains.is_empty();
+        if found {
+            with(queue, &mut chains);
+        }
+        found
+    }
+
+    /// Signals the guest that chains are used, if it needs a notification.
+    fn signal(&mut self) {
+        if self.queue.needs_notification() {
+            self.call.iter().for_each(Foreign::signal_elsewhere);
+        }
+    }
+
+    fn stop_broken(&mut self, log: &LogLimit, why: &str) {
+        self.broken = true;
+        log_limit::error!(
+            log,
+            "queue {} stops, because {why}; it is served again when the guest's driver resets the device",
+            self.index
+        );
+        self.error.iter().for_each(Foreign::signal_elsewhere);
+    }
+}
+
+/// The first bytes of these buffers, as many as a command has at most.
+fn front(buffers: &[GuestSlice<'_>]) -> Vec<u8> {
+    let mut bytes = [0; COMMAND_LEN_MAX];
+    let read = |at: usize, buffer: &GuestSlice<'_>| at + buffer.read(0, &mut bytes[at..]);
+    let len = buffers.iter().fold(0, read);
+    bytes[..len].to_vec()
+}
+
+/// From now on, each write to `fd` is an event.
+fn listen(events: &OwnedFd, fd: impl AsFd) -> io::Result<()> {
+    let (number, flags) = (epoll::EventData::new_u64(0), epoll::EventFlags::IN);
+    Ok(epoll::add(events, fd, number, flags | epoll::EventFlags::ET)?)
+}
