@@ -25,6 +25,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("backend/README.md", "driver         virtio_net", "output"),
     ("backend/README.md", "--fault drop:rx", "flags without their command, which faults.rs has"),
     ("crates/README.md", "guest -> guest-memory", "a drawing"),
+    ("crates/README.md", "guest -> kick", "a drawing"),
     ("crates/README.md", "TX  guest -> wire", "a drawing"),
     ("crates/README.md", "to the wire    Loop::run", "a drawing"),
     ("crates/README.md", "front end --1-->", "a drawing"),
