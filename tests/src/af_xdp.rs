@@ -1,4 +1,7 @@
-//! The daemon on the outside host's wire, with AF_XDP.
+//! The daemon on the outside host's wire, with AF_XDP, and an XDP program for guests and far ends.
+
+use std::path::Path;
+use std::process::Command;
 
 use lab::outside::Outside;
 use tempfile::TempDir;
@@ -19,4 +22,23 @@ pub fn start(outside: &Outside, keys: &str, arguments: &[&str]) -> (TempDir, Dae
     let all = [&["--datapath", &datapath], arguments].concat();
     let daemon = Daemon::start(directory.path(), "xdp", &all).unwrap();
     (directory, daemon)
+}
+
+/// Builds an XDP program that passes every frame, with so many debug messages a frame; returns the object's path. Its
+/// section is `xdp`.
+///
+/// # Panics
+/// If it cannot be built.
+#[must_use]
+pub fn passing_program(directory: &Path, messages: u32) -> String {
+    let object = directory.join(format!("printk{messages}.o")).display().to_string();
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/printk.bpf.c");
+    let headers = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
+    let output = Command::new("clang")
+        .args(["-O2", "-g", "-target", "bpf", "-c", source, "-o", &object, &headers])
+        .arg(format!("-DMESSAGES={messages}"))
+        .output()
+        .expect("clang (qemu-scripts/setup)");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    object
 }

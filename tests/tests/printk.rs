@@ -1,13 +1,12 @@
 //! A debug message left in an XDP program shows in the stage that it is in the way of, and in no other of the guest's
 //! sending: a veth's far end runs its program within the sender's own call.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use burst_trace::{Direction, Stage};
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
+use ringscope_tests::af_xdp::passing_program;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::pings::Pinger;
 use ringscope_tests::trace::Trace;
@@ -15,25 +14,11 @@ use ringscope_tests::trace::Trace;
 const SOON: Duration = Duration::from_secs(5);
 const PINGS: usize = 200;
 
-/// Builds the program with so many messages a frame.
-fn build(directory: &Path, messages: u32) -> String {
-    let object = directory.join(format!("printk{messages}.o")).display().to_string();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/printk.bpf.c");
-    let headers = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
-    let output = Command::new("clang")
-        .args(["-O2", "-g", "-target", "bpf", "-c", source, "-o", &object, &headers])
-        .arg(format!("-DMESSAGES={messages}"))
-        .output()
-        .expect("clang (qemu-scripts/setup)");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    object
-}
-
 /// The median time of each stage of sending, with so many messages a frame at the far end.
 fn medians_us(messages: u32) -> Vec<(Stage, f64)> {
     let directory = tempfile::tempdir().unwrap();
     let outside = Outside::on_wire("printk", 1).unwrap();
-    let object = build(directory.path(), messages);
+    let object = passing_program(directory.path(), messages);
     outside.exec(&format!("ip link set dev eth0 xdpdrv object {object} section xdp")).unwrap();
     let datapath = format!("af-xdp:ifname={}", outside.wire());
     let daemon = Daemon::start(directory.path(), "xdp", &["--datapath", &datapath]).unwrap();
