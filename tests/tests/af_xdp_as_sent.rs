@@ -70,6 +70,34 @@ impl Drop for Way {
     }
 }
 
+/// What is in a tunnelled packet.
+const PAYLOAD: [u8; 333] = [7; 333];
+
+/// Sends a packet whose checksum is pending, in a tunnel. Returns whether it is pending still where it arrives; otherwise it
+/// is complete.
+fn is_pending_at(receiver: &mut Guest, way: &mut Way) -> bool {
+    let inner = packets::tcp_unsummed((lan::station(1), lan::station(2)), &PAYLOAD);
+    let mut header = packets::gso_header(0);
+    header[2] = 0;
+    header[6] += u8::try_from(AROUND).unwrap();
+    assert!(packets::tcp_checked(&inner).is_none());
+    // A bridge takes no frames before it knows that its port is up.
+    let frame = eventually(SOON, "the frame", || {
+        way.sender.pair(0).send_chain(&header, &[&in_vxlan(&inner)]).unwrap();
+        let frame = receiver.pair(0).receive().unwrap();
+        frame.filter(|it| it.bytes.len() == AROUND + inner.len()).ok_or("others")
+    });
+    if frame.header[0] == 0 {
+        let checked = packets::tcp_checked(&frame.bytes[AROUND..]);
+        assert_eq!(checked, Some((1, &PAYLOAD[..])));
+        return false;
+    }
+    assert_eq!(frame.header[0], 1, "NEEDS_CSUM");
+    assert_eq!(frame.header[6..10], header[6..10]);
+    assert_eq!(frame.bytes[AROUND..], inner);
+    true
+}
+
 #[test]
 fn a_checksum_in_a_tunnel_is_left_to_the_guest_or_completed() {
     let mut way = Way::new("tunnel");
@@ -79,27 +107,25 @@ fn a_checksum_in_a_tunnel_is_left_to_the_guest_or_completed() {
             let options = GuestOptions::default();
             let options = if takes_offloads { options.offloads() } else { options };
             let mut receiver = Guest::connect(far.socket(), options).unwrap();
-            let payload = [7; 333];
-            let inner = packets::tcp_unsummed((lan::station(1), lan::station(2)), &payload);
-            let mut header = packets::gso_header(0);
-            header[2] = 0;
-            header[6] += u8::try_from(AROUND).unwrap();
-            assert!(packets::tcp_checked(&inner).is_none());
-            // A bridge takes no frames before it knows that its port is up.
-            let frame = eventually(SOON, "the frame", || {
-                way.sender.pair(0).send_chain(&header, &[&in_vxlan(&inner)]).unwrap();
-                let frame = receiver.pair(0).receive().unwrap();
-                frame.filter(|it| it.bytes.len() == AROUND + inner.len()).ok_or("others")
-            });
-            if takes_offloads {
-                assert_eq!(frame.header[0], 1, "{keys}: NEEDS_CSUM");
-                assert_eq!(frame.header[6..10], header[6..10], "{keys}");
-                assert_eq!(frame.bytes[AROUND..], inner, "{keys}");
-            } else {
-                let checked = packets::tcp_checked(&frame.bytes[AROUND..]);
-                assert_eq!(checked, Some((1, &payload[..])), "{keys}");
-            }
+            assert_eq!(is_pending_at(&mut receiver, &mut way), takes_offloads, "{keys}");
         }
+    }
+}
+
+#[test]
+fn a_checksum_is_completed_after_the_guest_has_switched_its_offloads_off() {
+    let mut way = Way::new("switch");
+    let (_directory, far) = way.start("");
+    let options = GuestOptions::default().offloads().control();
+    let mut receiver = Guest::connect(far.socket(), options).unwrap();
+    let all = receiver.features().guest_offloads().to_guest();
+    for on in [all, 0, all] {
+        // `VIRTIO_NET_CTRL_GUEST_OFFLOADS`, `_SET`.
+        let command = [&[5, 0][..], &on.to_le_bytes()].concat();
+        assert_eq!(receiver.command(&command).unwrap(), 0, "VIRTIO_NET_OK");
+        // Those that were sent before the command are gone.
+        while receiver.pair(0).receive_within(Duration::from_millis(20)).unwrap().is_some() {}
+        assert_eq!(is_pending_at(&mut receiver, &mut way), on != 0);
     }
 }
 
