@@ -17,6 +17,7 @@ use lab::outside::Outside;
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::packets;
+use ringscope_tests::pings::Pinger;
 
 /// UDP flows to each card.
 const FLOWS: u16 = 64;
@@ -236,6 +237,58 @@ fn a_vxlan_and_an_sctp_association_pass() {
                 assert!(status.success(), "{client:?}, {mode}");
             }
         }
+    }
+}
+
+/// Interfaces over another one, with a guest that has their address. A socket on a bond gets the frames of its members in
+/// generic mode, which runs the program again for the bond (`__netif_receive_skb_core` of `net/core/dev.c`), and none in
+/// native mode.
+///
+/// ```text
+/// namespace: eth0 === w - over - ringscoped - guest
+/// ```
+#[test]
+#[ignore = "runs in the virtual machine"]
+fn interfaces_over_another_one_are_served_or_refused() {
+    for module in ["veth", "bonding", "bridge", "macvlan", "8021q"] {
+        run("modprobe", &[module]);
+    }
+    for (kind, make) in [
+        (
+            "bond",
+            "ip link add over numrxqueues 1 type bond mode active-backup; ip link set w down master over",
+        ),
+        ("bridge", "ip link add over type bridge; ip link set w master over"),
+        ("macvlan", "ip link add link w name over type macvlan mode bridge"),
+        (
+            "vlan",
+            "ip link add link w name over type vlan id 5; ip -n side address flush dev eth0
+            ip -n side link add link eth0 name five type vlan id 5
+            ip -n side address add 10.77.0.1/24 dev five; ip -n side link set five up",
+        ),
+    ] {
+        println!("{kind}");
+        let links = format!(
+            "ip netns add side; ip link add w type veth peer name eth0 netns side
+            ip -n side address add 10.77.0.1/24 dev eth0; ip -n side link set eth0 up
+            ip link set w up; {make}; ip link set w up; ip link set over up"
+        );
+        run("sh", &["-ec", &links]);
+        let directory = tempfile::tempdir().unwrap();
+        if kind == "bond" {
+            let native = ["--datapath", "af-xdp:ifname=over"];
+            let refused = Daemon::start(directory.path(), "bond", &native).map(drop).unwrap_err();
+            assert!(refused.to_string().contains("take one of its members (w)"), "{refused}");
+        }
+        let generic = ["--datapath", "af-xdp:ifname=over,mode=generic"];
+        let daemon = Daemon::start(directory.path(), kind, &generic).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        let address = std::fs::read_to_string("/sys/class/net/over/address").unwrap();
+        let byte = |text| u8::from_str_radix(text, 16).unwrap();
+        let mac: Vec<_> = address.trim().split(':').map(byte).collect();
+        Pinger::new(guest.pair(0), mac.try_into().unwrap()).ping_all(guest.pair(0), 20);
+        drop(daemon);
+        run("sh", &["-ec", "ip link delete over; ip link delete w; ip netns delete side"]);
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Device {
     /// Whether frames may come with partial checksums and longer than the MTU: the sender is a kernel, and no hardware
     /// lies between. Besides virtual interfaces these are cards that a hypervisor emulates for its own drivers.
     pub leaves_offloads: bool,
+    /// Whether its frames are Ethernet's. A tun, a WireGuard or a GRE interface carries IP packets.
+    pub is_ethernet: bool,
     /// The interfaces below it, if it is a bond.
     pub bonded: Option<Vec<String>>,
 }
@@ -42,12 +44,16 @@ impl Device {
             is_virtual,
             leaves_offloads: is_virtual
                 || bus(&device).is_some_and(|bus| PARAVIRTUAL.contains(&bus.as_str())),
+            is_ethernet: number("type").is_none_or(|kind| ETHERNET.contains(&kind)),
             bonded: fs::read_to_string(directory.join("bonding/slaves"))
                 .ok()
                 .map(|names| names.split_whitespace().map(str::to_owned).collect()),
         })
     }
 }
+
+/// Types of interfaces with Ethernet frames (`linux/if_arp.h`): `ARPHRD_ETHER`, `ARPHRD_LOOPBACK`.
+const ETHERNET: [u32; 2] = [1, 772];
 
 /// Buses whose network cards pass on what the host's kernel left undone: `VIRTIO_NET_HDR_F_NEEDS_CSUM` of
 /// `drivers/net/virtio_net.c`, `XEN_NETRXF_csum_blank` of `drivers/net/xen-netfront.c`.
@@ -70,6 +76,7 @@ mod tests {
     #[test]
     fn the_loopback_interface_is_virtual() {
         let device = Device::find("lo").unwrap();
+        assert!(device.is_ethernet);
         assert!(
             device.is_virtual && device.leaves_offloads && device.index > 0 && device.queues > 0,
             "{device:?}"

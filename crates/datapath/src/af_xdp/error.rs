@@ -47,6 +47,12 @@ pub enum AfXdpError {
         /// The names of its members.
         members: String,
     },
+    /// The interface carries something other than Ethernet frames.
+    #[error(
+        "'{0}' carries no Ethernet frames, which a guest's network card sends and receives; expected an Ethernet interface, \
+         such as a card, a veth or a bridge"
+    )]
+    NotEthernet(String),
     /// The process lacks a permission.
     #[error(
         "no permission for {step} on '{name}': AF_XDP needs root, or CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"
@@ -161,11 +167,15 @@ fn describe(name: &str, attached: Option<Attached>, holders: &[Holder], own: u32
     }
 }
 
-/// Refuses a bond, unless the program runs in the network stack.
+/// Refuses an interface that carries no Ethernet frames, and a bond, unless the program runs in the network stack: there
+/// it runs once more for the bond.
 ///
 /// # Errors
-/// [`AfXdpError::Bond`].
-pub(super) fn refuse_bond(device: &Device, mode: XdpMode) -> Result<(), AfXdpError> {
+/// [`AfXdpError::NotEthernet`], [`AfXdpError::Bond`].
+pub(super) fn refuse_unfit(device: &Device, mode: XdpMode) -> Result<(), AfXdpError> {
+    if !device.is_ethernet {
+        return Err(AfXdpError::NotEthernet(device.name.clone()));
+    }
     match &device.bonded {
         Some(members) if mode != XdpMode::Generic => Err(AfXdpError::Bond {
             name: device.name.clone(),
@@ -197,16 +207,18 @@ mod tests {
     }
 
     #[test]
-    fn a_bond_is_refused_with_its_members() {
+    fn a_bond_is_refused_with_its_members_and_what_is_no_ethernet_too() {
         let device = Device {
             bonded: Some(vec!["eth0".into(), "eth1".into()]),
             ..Device::find("lo").unwrap()
         };
         for mode in [XdpMode::Auto, XdpMode::Native] {
-            let error = refuse_bond(&device, mode).unwrap_err().to_string();
+            let error = refuse_unfit(&device, mode).unwrap_err().to_string();
             assert!(error.contains("members (eth0, eth1)"), "{error}");
         }
-        assert!(refuse_bond(&device, XdpMode::Generic).is_ok());
-        assert!(refuse_bond(&Device::find("lo").unwrap(), XdpMode::Auto).is_ok());
+        assert!(refuse_unfit(&device, XdpMode::Generic).is_ok());
+        let tun = Device { is_ethernet: false, ..Device::find("lo").unwrap() };
+        assert!(matches!(refuse_unfit(&tun, XdpMode::Auto), Err(AfXdpError::NotEthernet(_))));
+        assert!(refuse_unfit(&Device::find("lo").unwrap(), XdpMode::Auto).is_ok());
     }
 }

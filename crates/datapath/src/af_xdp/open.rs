@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::channel::Channel;
 use super::device::Device;
-use super::error::{AfXdpError, explain, refuse_bond};
+use super::error::{AfXdpError, explain, refuse_unfit};
 use super::napi::NapiSettings;
 use super::program::Program;
 use super::segmentation::Segmentation;
@@ -39,7 +39,7 @@ impl Opened {
     /// # Errors
     /// See [`AfXdpError`].
     pub fn new(device: Device, pairs: usize, options: &Options) -> Result<Self, AfXdpError> {
-        refuse_bond(&device, options.mode)?;
+        refuse_unfit(&device, options.mode)?;
         if pairs > device.queues as usize {
             let Device { name, queues, .. } = device;
             return Err(AfXdpError::TooFewQueues { name, queues, pairs });
