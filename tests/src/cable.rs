@@ -48,6 +48,12 @@ impl Cable {
         &self.veth
     }
 
+    /// The namespace of the far end.
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// A name for an interface that nobody else has.
     #[must_use]
     pub fn free_name(&self) -> String {

@@ -148,28 +148,57 @@ fn an_interface_that_was_removed_and_made_again_is_served_by_its_name() {
 
 #[test]
 fn an_interface_that_came_back_from_another_namespace_is_served() {
-    let outside = Outside::on_wire("moved", 1).unwrap();
-    let (_directory, daemon) = start(&outside, "", &[]);
-    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    expect_traffic(&outside, &mut guest);
-    let (wire, namespace) = (outside.wire(), outside.namespace());
-    ip(&format!("link set {wire} netns {namespace}"));
-    daemon.expect_log("is gone; it is served again when");
-    ip(&format!("-n {namespace} link set {wire} netns 1"));
-    ip(&format!("link set {wire} up"));
-    daemon.expect_log("is there again, and is served");
-    let is_up = "[ $(cat /sys/class/net/eth0/operstate) = up ]";
-    outside.exec(&format!("until {is_up}; do sleep 0.1; done")).unwrap();
-    expect_traffic(&outside, &mut guest);
+    for keys in ["", ",mode=generic"] {
+        let outside = Outside::on_wire("moved", 1).unwrap();
+        let (_directory, daemon) = start(&outside, keys, &[]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        expect_traffic(&outside, &mut guest);
+        let (wire, namespace) = (outside.wire(), outside.namespace());
+        ip(&format!("link set {wire} netns {namespace}"));
+        daemon.expect_log("is gone; it is served again when");
+        ip(&format!("-n {namespace} link set {wire} netns 1"));
+        ip(&format!("link set {wire} up"));
+        daemon.expect_log("is there again, and is served");
+        let is_up = "[ $(cat /sys/class/net/eth0/operstate) = up ]";
+        outside.exec(&format!("until {is_up}; do sleep 0.1; done")).unwrap();
+        expect_traffic(&outside, &mut guest);
+    }
+}
+
+/// The kernel has the guest's memory for the sockets of one interface.
+#[test]
+fn with_frames_sent_from_guest_memory_what_to_do_is_said_once_when_the_interface_is_gone() {
+    for moved in [false, true] {
+        let outside = Outside::on_wire("pinned", 1).unwrap();
+        let (_directory, mut daemon) = start(&outside, ",umem=guest", &[]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        expect_traffic(&outside, &mut guest);
+        let (wire, namespace) = (outside.wire(), outside.namespace());
+        if moved {
+            ip(&format!("link set {wire} netns {namespace}"));
+        } else {
+            ip(&format!("link delete {wire}"));
+        }
+        let said = "is served only after a restart of ringscoped";
+        daemon.expect_log(said);
+        for n in 0..10 {
+            assert!(guest.pair(0).send(&frame(n, 60)).unwrap());
+            guest.pair(0).reap().unwrap();
+        }
+        assert_eq!(daemon.log().matches(said).count(), 1, "{}", daemon.log());
+        assert!(daemon.is_alive(), "{}", daemon.log());
+    }
 }
 
 #[test]
 fn an_interface_with_another_name_is_served_on() {
-    let outside = Outside::on_wire("named", 1).unwrap();
-    let (_directory, daemon) = start(&outside, "", &[]);
-    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    let other = format!("{}b", outside.wire());
-    ip(&format!("link set {} name {other}", outside.wire()));
-    daemon.expect_log(&format!("is called {other} now, and is served on"));
-    expect_traffic(&outside, &mut guest);
+    for keys in ["", ",mode=generic", ",umem=guest"] {
+        let outside = Outside::on_wire("named", 1).unwrap();
+        let (_directory, daemon) = start(&outside, keys, &[]);
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        let other = format!("{}b", outside.wire());
+        ip(&format!("link set {} name {other}", outside.wire()));
+        daemon.expect_log(&format!("is called {other} now, and is served on"));
+        expect_traffic(&outside, &mut guest);
+    }
 }

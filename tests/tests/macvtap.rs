@@ -158,6 +158,32 @@ fn a_wrong_address_is_warned_of() {
     assert!(log.contains("WARN") && log.contains("--mac is another one"), "{log}");
 }
 
+#[test]
+fn one_with_another_name_is_served_on_and_what_to_do_is_said_once_when_it_is_moved() {
+    let directory = tempfile::tempdir().unwrap();
+    let cable = Cable::new();
+    let (name, mac) = cable.add_macvtap();
+    let arguments = ["--datapath", &format!("macvtap:ifname={name}")];
+    let mut daemon = Daemon::start(directory.path(), "mv", &arguments).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    Pinger::new(guest.pair(0), mac).ping_all(guest.pair(0), 20);
+    let other = format!("{name}b");
+    ip(&format!("link set {name} name {other}"));
+    Pinger::new(guest.pair(0), mac).ping_all(guest.pair(0), 20);
+    guest.disconnect();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    Pinger::new(guest.pair(0), mac).ping_all(guest.pair(0), 20);
+    ip(&format!("link set {other} netns {}", cable.namespace()));
+    let said = "is gone: frames from the guest are lost; restart ringscoped when it is there again";
+    daemon.expect_log(said);
+    for n in 0..10 {
+        assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
+        guest.pair(0).reap().unwrap();
+    }
+    assert_eq!(daemon.log().matches("is gone: ").count(), 1, "{}", daemon.log());
+    assert!(daemon.is_alive(), "{}", daemon.log());
+}
+
 /// The kernel takes frames for a macvtap that is down or gone, and says nothing.
 #[test]
 fn down_or_gone_it_costs_frames_with_a_cause_and_no_cpu() {
