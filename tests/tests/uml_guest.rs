@@ -5,6 +5,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
+use ringscope_tests::af_xdp::passing_program;
 use ringscope_tests::daemon::program;
 use ringscope_tests::qemu::{Failure, GUEST, Place, said};
 use ringscope_tests::traffic::{self, Check, From};
@@ -92,6 +93,24 @@ fn its_driver_sends_commands_and_they_have_effect() -> Result<(), Failure> {
     assert_eq!(place.drops()?, []);
     let log = place.daemon().log();
     assert!(!log.contains("refused") && !log.contains("failed"), "{log}");
+    Ok(())
+}
+
+/// The guest's driver switches its receive offloads off for the program, and the daemon follows. (QEMU does not pass this on:
+/// `qemu_xdp.rs`.)
+#[test]
+fn tcp_passes_an_xdp_program_in_the_guest() -> Result<(), Failure> {
+    let directory = tempfile::tempdir()?;
+    let object = passing_program(directory.path(), 0);
+    let mut place = Place::new(1)?;
+    place.spawn(&[])?;
+    place.attach(place.uml_options()?)?;
+    place.daemon().expect_log("guest_csum");
+    traffic::ping(&mut place)?;
+    let load = format!("/sbin/ip link set eth0 xdp object {object} section xdp");
+    place.guest().check(&load)?;
+    traffic::tcp_both_ways(&place, BULK, Check::Hash)?;
+    assert_eq!(place.drops()?, []);
     Ok(())
 }
 
