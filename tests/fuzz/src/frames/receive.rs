@@ -33,7 +33,7 @@ pub struct Story {
 #[derive(Arbitrary, Debug)]
 enum Carrier {
     /// A network card or a virtual link, through AF_XDP.
-    Link { mtu: u16, is_virtual: bool, apart: bool },
+    Link { mtu: u16, leaves_offloads: bool, apart: bool },
     /// A tap: frames are read into the guest's buffers, with a net header.
     Tap,
     /// Another guest, through a switch.
@@ -93,8 +93,8 @@ pub fn play(story: &Story) {
     let mut delivery = Delivery::default();
     // If the ring is given up, nothing more is expected of it.
     let _ = match &story.carrier {
-        Carrier::Link { mtu, is_virtual, apart } => {
-            let link = Link { mtu: (*mtu).max(576), is_virtual: *is_virtual };
+        Carrier::Link { mtu, leaves_offloads, apart } => {
+            let link = Link { mtu: (*mtu).max(576), leaves_offloads: *leaves_offloads };
             by_link(story, &sent, link, *apart, &mut ring, &mut delivery)
         }
         Carrier::Tap => by_tap(story, &sent, &mut ring, &mut delivery),
@@ -205,7 +205,7 @@ fn by_link(
 ) -> Result<(), virtqueue::RingError> {
     let (spare, places) = received(sent);
     let frames: Vec<_> = places.iter().map(|&(at, len)| spare.slice().part(at, len)).collect();
-    let told = |frame: &GuestSlice<'_>| match link.is_virtual {
+    let told = |frame: &GuestSlice<'_>| match link.leaves_offloads {
         true => arrival::header_of(&[*frame], 0, frame.len(), link.mtu),
         false => NetHeader::PLAIN,
     };
