@@ -214,11 +214,20 @@ impl Guest {
         self.kick(ring);
     }
 
-    /// Offers chains of buffers with these lengths.
+    /// Offers chains of buffers with these lengths, to be written. A short one before others is a command, to be read.
     pub fn offer(&mut self, ring: u8, lens: &[u16], more: u8, indirect: bool) {
         let lens: Vec<_> = lens.iter().take(BUFFERS_MAX).map(|&len| usize::from(len)).collect();
-        for _ in 0..=more.min(CHAINS_MAX) {
-            let buffers = self.buffers(&lens, true);
+        for n in 0..=more.min(CHAINS_MAX) {
+            let mut buffers = self.buffers(&lens, true);
+            if let [command, _, ..] = &mut buffers[..]
+                && (2..=10).contains(&command.len)
+            {
+                command.writable = false;
+                // Class, number, and a value: of pairs, offloads or an address.
+                let whole = [n % 6, n / 6 % 2, n / 12 % 4, 0, 0, 0, 0, 0, 0, 0];
+                let part = &whole[..command.len as usize];
+                bytes().write(command.address, part).unwrap();
+            }
             self.add(ring, &buffers, indirect);
         }
         self.kick(ring);
