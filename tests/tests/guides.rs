@@ -342,8 +342,9 @@ impl Host {
     /// Runs a command to its end, which has to be a good one.
     fn finish(&mut self, command: &str, limit: Duration, signal: &str) -> Result<String, Failure> {
         let ended = self.fresh.run(command, limit, signal)?;
-        // The last of several commands may have no answer of its own to Ctrl-C.
-        let is_good = ended.status.success() || signal == "INT" && ended.status.code() == Some(130);
+        // The last one of a pipeline may have no answer of its own to Ctrl-C.
+        let is_ended = signal == "INT" && command.contains('|') && ended.status.code() == Some(130);
+        let is_good = ended.status.success() || is_ended;
         if is_good {
             return Ok(ended.text);
         }
