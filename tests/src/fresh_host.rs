@@ -5,11 +5,12 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use crate::daemon::program;
@@ -45,6 +46,8 @@ done 2>/dev/null
 const TREE: &str = "/mnt/ringscope";
 /// Most lines of a command's output in an error.
 const LINES_SHOWN: usize = 12;
+/// Time that a command has to end after a signal.
+const KILLED: Duration = Duration::from_secs(20);
 /// Time that a process has to end after SIGTERM.
 const ENDED: Duration = Duration::from_secs(5);
 
@@ -119,17 +122,27 @@ impl FreshHost {
         Ok(path)
     }
 
-    /// Runs a shell command to its end. After `limit` it is sent this signal: SIGINT is Ctrl-C.
+    /// Runs a shell command to its end. After `limit` its process group is sent this signal, once: SIGINT is Ctrl-C.
     ///
     /// # Errors
     /// What the system answers.
-    pub fn run(&mut self, command: &str, limit: Duration, signal: &str) -> io::Result<Ended> {
-        let seconds = limit.as_secs_f32().to_string();
-        let limited = ["timeout", "--kill-after=20", "--preserve-status", "--signal", signal];
-        let mut process =
-            self.command(&[&limited[..], &[&seconds, "bash", "-c", command]].concat());
+    ///
+    /// # Panics
+    /// When it still runs 20 s after the signal; the message is its output.
+    pub fn run(&mut self, command: &str, limit: Duration, signal: Signal) -> io::Result<Ended> {
+        let mut process = self.command(&["bash", "-c", command]);
         let log = self.log(&mut process)?;
-        let status = process.status()?;
+        let mut child = process.process_group(0).spawn()?;
+        let end = Instant::now() + limit;
+        let mut is_signalled = false;
+        let status = eventually(limit + KILLED, &format!("an end of {command}"), || {
+            if !is_signalled && Instant::now() > end {
+                is_signalled = true;
+                // It may have ended a moment ago.
+                let _ = kill_process_group(Pid::from_child(&child), signal);
+            }
+            child.try_wait().transpose().ok_or_else(|| read(&log))
+        })?;
         Ok(Ended { status, text: read(&log) })
     }
 

@@ -1,6 +1,7 @@
 //! Every command block of the guides and every example of a `--help` text, run as printed, each section on a host as after
 //! a boot. A block that cannot be run here is in [`NOT_RUN`] with its reason.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use ringscope_tests::daemon::program;
 use ringscope_tests::fresh_host::FreshHost;
 use ringscope_tests::guides::{self, Block};
 use ringscope_tests::qemu::{Failure, image, said};
+use rustix::process::Signal;
 
 /// Blocks that are not run: guide, how their first line begins, and why.
 const NOT_RUN: &[(&str, &str, &str)] = &[
@@ -277,7 +279,7 @@ impl Host {
         match end.map_or(End::Itself, |(_, end)| *end) {
             End::Itself => match command.strip_prefix("guest$ ") {
                 Some(command) => self.in_guest(command).map(|_| ()),
-                None => self.finish(command, MINUTE, "TERM").map(|_| ()),
+                None => self.finish(command, MINUTE, Signal::TERM).map(|_| ()),
             },
             End::Stays(ready) if command.starts_with("qemu-system") => {
                 self.fresh.start(&with_own_options(command), ready)?;
@@ -290,14 +292,14 @@ impl Host {
             }
             End::CtrlC(seconds) => {
                 let limit = Duration::from_secs_f32(seconds);
-                self.finish(command, limit, "INT").map(|_| ())
+                self.finish(command, limit, Signal::INT).map(|_| ())
             }
             End::Key => {
                 let screen = "stty rows 40 cols 120";
                 let command = command.split('#').next().unwrap_or_default().trim_end();
                 let typed =
                     format!("(sleep 2; printf q) | script -qefc '{screen}; {command}' /dev/null");
-                self.finish(&typed, MINUTE, "TERM").map(|_| ())
+                self.finish(&typed, MINUTE, Signal::TERM).map(|_| ())
             }
             End::While(commands) => {
                 self.fresh.start(command, "")?;
@@ -336,14 +338,21 @@ impl Host {
         };
         let command = format!("cd /tmp; [ -w . ] || cd /run; {ended}{command}");
         let quoted = command.replace('\'', r"'\''");
-        self.finish(&format!("ringscope agent shell {CONSOLE} '{quoted}'"), MINUTE, "TERM")
+        self.finish(&format!("ringscope agent shell {CONSOLE} '{quoted}'"), MINUTE, Signal::TERM)
     }
 
     /// Runs a command to its end, which has to be a good one.
-    fn finish(&mut self, command: &str, limit: Duration, signal: &str) -> Result<String, Failure> {
+    fn finish(
+        &mut self,
+        command: &str,
+        limit: Duration,
+        signal: Signal,
+    ) -> Result<String, Failure> {
         let ended = self.fresh.run(command, limit, signal)?;
         // The last one of a pipeline may have no answer of its own to Ctrl-C.
-        let is_ended = signal == "INT" && command.contains('|') && ended.status.code() == Some(130);
+        let is_ended = signal == Signal::INT
+            && command.contains('|')
+            && (ended.status.code() == Some(130) || ended.status.signal() == Some(2));
         let is_good = ended.status.success() || is_ended;
         if is_good {
             return Ok(ended.text);
