@@ -60,6 +60,7 @@ one that causes trouble, or to offer what another datapath offers.
   receipt  mrg_rxbuf guest_csum guest_tso4 guest_tso6 guest_ecn
            guest_ufo guest_uso4 guest_uso6
   device   mac mtu mq status speed_duplex version_1
+           access_platform
   commands ctrl_vq ctrl_mac_addr ctrl_guest_offloads guest_announce
 A feature that needs a withheld one is withheld too. Without version_1
 only drivers of virtio 0.9 work.";

@@ -108,6 +108,8 @@ struct Daemon {
 struct GuestRecorder {
     file: Recorder,
     stays: bool,
+    /// The features of the guest whose recorder this one replaces; 0 if there is none.
+    before: u64,
 }
 
 /// Writes a guest's front end and its features to its recorder.
@@ -235,7 +237,7 @@ impl Daemon {
         let witnesses = self.follow(plan, enrolled, &threads, &recorder)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
         let mailboxes = mailboxes.cloned().collect();
-        self.show(plan, (endpoint, log), &capabilities, mailboxes, witnesses);
+        self.show(plan, (endpoint, log, recorder.before), &capabilities, mailboxes, witnesses);
         self.recorders.push(recorder);
         Ok(())
     }
@@ -304,7 +306,7 @@ impl Daemon {
             let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recorder)?;
             let mailboxes = vec![Arc::clone(worker.mailbox(n))];
             let capabilities = with_mtu(plan, &capabilities)?;
-            self.show(plan, (endpoint, log), &capabilities, mailboxes, witnesses);
+            self.show(plan, (endpoint, log, recorder.before), &capabilities, mailboxes, witnesses);
             self.recorders.push(recorder);
         }
         self.workers.push(worker);
@@ -346,14 +348,16 @@ impl Daemon {
             capacity: RECORDS,
             facts: facts(plan, enrolled.map(|guest| &guest.facts)),
         };
+        let before = Reader::open(&plan.recorder).map_or(0, |reader| reader.features_ever());
         let file = Recorder::create(&options, &self.clock)?;
-        Ok(GuestRecorder { file, stays: false })
+        file.participants().set_features_before(before);
+        Ok(GuestRecorder { file, stays: false, before })
     }
 
     fn show(
         &mut self,
         plan: &GuestPlan,
-        (endpoint, log): (Endpoint, Arc<LogLimit>),
+        (endpoint, log, before): (Endpoint, Arc<LogLimit>, u64),
         capabilities: &Capabilities,
         mailboxes: Vec<Arc<Mailbox>>,
         witnesses: Vec<Box<dyn Witness>>,
@@ -361,7 +365,7 @@ impl Daemon {
         announce::guest(plan, capabilities, self.guests == 1);
         let memory_max = Device::memory_max(self.guests);
         let device = device(plan, log, capabilities, &mailboxes, witnesses);
-        let device = Arc::new(Device { memory_max, ..device });
+        let device = Arc::new(Device { memory_max, before, ..device });
         self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
     }
 
@@ -461,6 +465,7 @@ fn device(
     Device {
         log,
         features: features::without(offered, plan.withheld),
+        before: 0,
         config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu, link),
         queue_pairs: plan.queue_pairs,
         queue_size: plan.queue_size,

@@ -107,6 +107,7 @@ fn a_datapath_of_ones_own_is_served_and_traced() {
     let device = Arc::new(vhost_control::Device {
         log,
         features: vhost_control::Device::features(0, 1, false),
+        before: 0,
         config: ConfigSpace::new(None, 1, mtu, LinkSpeed::UNKNOWN),
         queue_pairs: 1,
         queue_size: 256,

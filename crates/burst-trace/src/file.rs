@@ -64,6 +64,8 @@ pub mod word {
     pub const RECORDS: usize = FRONT_END + 1;
     /// The virtio features that the guest negotiated last; 0 for none.
     pub const FEATURES: usize = RECORDS + 1;
+    /// The same of the daemon before.
+    pub const FEATURES_BEFORE: usize = FEATURES + 1;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }

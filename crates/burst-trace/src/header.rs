@@ -216,6 +216,15 @@ impl Header {
         self.number(word::FEATURES)
     }
 
+    /// The features of the last guest that any daemon with this recorder had; 0 for none.
+    #[must_use]
+    pub fn features_ever(&self) -> u64 {
+        match self.features() {
+            0 => self.number(word::FEATURES_BEFORE),
+            features => features,
+        }
+    }
+
     fn participant(&self, at: usize) -> Option<u32> {
         u32::try_from(self.number(at)).ok().filter(|&number| number > 0)
     }

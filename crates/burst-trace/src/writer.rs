@@ -216,6 +216,11 @@ impl Participants {
         self.words.at(word::FEATURES).store(features, Ordering::Relaxed);
     }
 
+    /// Stores the features of the last guest of the daemons before.
+    pub fn set_features_before(&self, features: u64) {
+        self.words.at(word::FEATURES_BEFORE).store(features, Ordering::Relaxed);
+    }
+
     /// Stores that `process` is no longer the front end. If another one has connected since, it stays.
     pub fn clear_front_end(&self, process: u32) {
         let word = self.words.at(word::FRONT_END);

@@ -69,6 +69,8 @@ pub struct GuestOptions {
     pub event_idx: bool,
     /// Indirect descriptors.
     pub indirect: bool,
+    /// Further properties of QEMU's device, as in `host_mtu=1400`; may be empty.
+    pub properties: String,
     /// Shared guest memory, which vhost-user needs.
     pub share: bool,
     /// Time between attempts to reconnect to the back end, milliseconds.
@@ -100,6 +102,7 @@ impl GuestOptions {
             offloads: true,
             event_idx: true,
             indirect: true,
+            properties: String::new(),
             share: true,
             reconnect_ms: None,
             cpu_list: None,
@@ -141,6 +144,9 @@ impl GuestOptions {
         push("--event-idx", switch(self.event_idx));
         push("--indirect", switch(self.indirect));
         push("--share", switch(self.share));
+        if !self.properties.is_empty() {
+            push("--properties", self.properties.clone());
+        }
         if let Some(vcpus) = self.vcpus {
             push("--vcpus", vcpus.to_string());
         }

@@ -240,7 +240,11 @@ fn features_are_named_in_every_report_of_recorder_and_recording() {
     assert!(!table::to_table(&read.remove(0), None).contains("negotiated"));
     let path = synthetic.dir.path().join("vm0.rec");
     let recording = RecordingWriter::create(&path, &reader, "{}").unwrap();
-    synthetic.recorder.participants().set_features(1 << 34 | 1 << 29 | 1 << 41);
+    let participants = synthetic.recorder.participants();
+    participants.set_features_before(1);
+    assert_eq!((reader.features(), reader.features_ever()), (0, 1));
+    participants.set_features(1 << 34 | 1 << 29 | 1 << 41);
+    assert_eq!(reader.features_ever(), reader.features());
     recording.finish(&reader, true).unwrap();
     read.push(synthetic.read(Window::Held));
     let recording = Source::open(&path).unwrap();

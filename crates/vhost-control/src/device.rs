@@ -16,6 +16,8 @@ pub struct Device {
     pub log: Arc<LogLimit>,
     /// The virtio features offered.
     pub features: u64,
+    /// The features that the guest of the daemon before negotiated; 0 if that is not known.
+    pub before: u64,
     /// The configuration space, for front ends that ask for it.
     pub config: ConfigSpace,
     /// Number of queue pairs.
@@ -52,6 +54,7 @@ impl Device {
         let mac = if has_mac { features::MAC } else { 0 };
         features::BASE
             | features::RING_RESET
+            | features::ACCESS_PLATFORM
             | features::CONFIG_AND_CONTROL
             | datapath
             | multi_queue

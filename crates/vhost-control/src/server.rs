@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use log_limit::LogLimit;
+use virtio_net::features::Names;
 use worker::Custody;
 
 use crate::conversation::{End, RETRY, converse, hand_over_all, wait};
@@ -132,6 +133,26 @@ impl Service<'_> {
         }
     }
 
+    /// Logs why a front end may have left when it had read what is offered. QEMU says why itself, but only on its side.
+    fn explain_unserved(&self) {
+        let Device { log, queue_pairs: pairs, features, before, .. } = &**self.device;
+        let lacking = before & !features;
+        if lacking == 0 {
+            log_limit::warn!(
+                log,
+                "the front end left when it had read the number of queue pairs, {pairs}; if QEMU asks for more queues \
+                 than supported, start it with queues={pairs}, or ringscoped with its number as --queue-pairs"
+            );
+        } else {
+            log_limit::warn!(
+                log,
+                "the front end left when it had read what is offered; its guest has features of the daemon before that are \
+                 not offered now: {}; start ringscoped with the same datapath and --features as before, or restart the guest",
+                Names(lacking)
+            );
+        }
+    }
+
     /// Serves a front end until it is gone. After one that made a worker block, the next one has to wait.
     fn host(&mut self, front: UnixStream, server: Option<&Server>) -> Result<End, ServeError> {
         let began = Instant::now();
@@ -149,12 +170,7 @@ impl Service<'_> {
             }
         } else if end == End::Unserved {
             if !std::mem::replace(&mut self.is_unserved, true) {
-                let pairs = self.device.queue_pairs;
-                log_limit::warn!(
-                    self.device.log,
-                    "the front end left when it had read the number of queue pairs, {pairs}; if QEMU asks for more queues \
-                     than supported, start it with queues={pairs}, or ringscoped with its number as --queue-pairs"
-                );
+                self.explain_unserved();
             }
             if self.is_stopped_within(UNSERVED_PAUSE)? {
                 return Ok(End::Stopped);

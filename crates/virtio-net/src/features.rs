@@ -1,7 +1,8 @@
 //! Feature bits and their negotiated set (virtio 1.2, 5.1.3 and 6).
 
 use virtio_bindings::bindings::virtio_config::{
-    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
@@ -55,6 +56,12 @@ pub const MAC: u64 = bit(VIRTIO_NET_F_MAC);
 pub const MTU: u64 = bit(VIRTIO_NET_F_MTU);
 /// The driver may reset one ring while the others work (2.6.1).
 pub const RING_RESET: u64 = bit(VIRTIO_F_RING_RESET);
+/// Addresses are those of the platform, which may translate them. QEMU gives the guest of a vhost-user device
+/// `iommu_platform=on` only if the back end offers this. Where nothing translates, it leaves the feature out of
+/// `SET_FEATURES` (`vhost_dev_set_features`, hw/virtio/vhost.c), and addresses are guest-physical as ever. Where it is in
+/// that message, a virtual IOMMU translates: we would take I/O addresses for guest-physical ones, so that is refused.
+/// Other front ends are not offered it: Linux's drivers then use the platform's DMA mapping, which User Mode Linux has not.
+pub const ACCESS_PLATFORM: u64 = bit(VIRTIO_F_ACCESS_PLATFORM);
 /// The configuration space has a status: whether the link is up.
 pub const STATUS: u64 = bit(VIRTIO_NET_F_STATUS);
 /// The configuration space has the speed of the link.
@@ -78,14 +85,9 @@ pub const CONFIG_AND_CONTROL: u64 =
 pub const NOT_FOR_QEMU: u64 = CONFIG_AND_CONTROL | RING_RESET;
 
 /// Every feature that a device of ours may offer.
-///
-/// `VIRTIO_F_ACCESS_PLATFORM` is not among them. In vhost-user it means that the back end translates I/O addresses with
-/// the front end's IOTLB messages (vhost-user, "IOMMU support"), which we do not. Where addresses are guest-physical, QEMU
-/// leaves it out of `SET_FEATURES` (`vhost_dev_set_features`, hw/virtio/vhost.c), so guests with `iommu_platform=on` work
-/// without it; with a virtual IOMMU, QEMU refuses a back end that does not offer it. If it were offered as an identity, QEMU
-/// would give us I/O addresses, and we would take them for guest-physical ones.
 pub const OFFERED_MAX: u64 = BASE
     | RING_RESET
+    | ACCESS_PLATFORM
     | MTU
     | CONFIG_AND_CONTROL
     | MULTI_QUEUE

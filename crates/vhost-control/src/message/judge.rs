@@ -10,17 +10,20 @@
 //!
 //! The judge also checks each descriptor's kind ([`super::descriptor`]).
 
+mod offer;
+
 use std::iter;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use virtio_net::Negotiated;
-use virtio_net::features::{self, Names};
+
 use virtqueue::layout::part_lens;
 use worker::{Custody, Foreign};
 
+pub use self::offer::Offer;
 use super::channel;
 use super::descriptor::{Kind, expect_kinds};
 use super::pipe::Pipes;
@@ -40,9 +43,6 @@ const ACCEPTED: u64 = 0;
 /// In such an answer: the message was not accepted.
 const NOT_ACCEPTED: u64 = 1;
 
-/// The MTUs that a device may have, bytes (virtio 1.2, 5.1.4.1, and the width of the field).
-const MTUS: RangeInclusive<u64> = 68..=u16::MAX as u64;
-
 /// Why a message is not passed on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Held {
@@ -51,17 +51,6 @@ pub enum Held {
     Answered(Option<Vec<u8>>),
     /// The connection ends, for this reason.
     Connection(String),
-}
-
-/// What front ends may choose from.
-#[derive(Clone, Copy, Debug)]
-pub struct Offer {
-    /// The virtio features offered.
-    pub features: u64,
-    /// The largest ring.
-    pub queue_size: u16,
-    /// The MTU of the device, bytes.
-    pub mtu: u16,
 }
 
 /// Judges the messages of one front end, and remembers of them what later verdicts need.
@@ -157,7 +146,7 @@ impl Judge {
             // The framework knows no pipes and no MTU.
             Body::SetBackendChannel => self.keep_channel(descriptors).map(|()| is_done = true),
             Body::SetFeatures(features) => {
-                expect_offered(*features, self.offer.features).map_err(Held::Connection)?;
+                self.offer.expect(*features).map_err(Held::Connection)?;
                 self.features = Some(*features);
                 Ok(())
             }
@@ -178,7 +167,10 @@ impl Judge {
                 let none = [part.offset, 0, part.flags].map(u32::to_ne_bytes).concat();
                 return Err(Held::Answered(Some(reply(request.code, &none))));
             }
-            Body::SetMtu(mtu) => self.compare_mtu(*mtu).map(|()| is_done = true),
+            Body::SetMtu(mtu) => {
+                is_done = true;
+                self.offer.expect_mtu(*mtu, self.rings.first().map(|ring| &**ring.log()))
+            }
             Body::SetConfig => Err("the configuration space is read-only".into()),
             Body::GetQueueNum => {
                 self.counts_pairs = !self.owned;
@@ -233,7 +225,7 @@ impl Judge {
         }
         if let Ok(payload) = <&mut [u8; 8]>::try_from(&mut *payload) {
             let answered = u64::from_ne_bytes(*payload);
-            *payload = self.for_qemu(code, answered).unwrap_or(answered).to_ne_bytes();
+            *payload = self.for_front_end(code, answered).unwrap_or(answered).to_ne_bytes();
         }
         if code == FrontendReq::GET_VRING_BASE as u32
             && self.features.is_some_and(Negotiated::packed)
@@ -246,13 +238,11 @@ impl Judge {
         }
     }
 
-    /// The answer to request `code` that QEMU needs in place of `answer`.
-    fn for_qemu(&self, code: u32, answer: u64) -> Option<u64> {
+    /// The answer to request `code` that this front end needs in place of `answer`.
+    fn for_front_end(&self, code: u32, answer: u64) -> Option<u64> {
         match FrontendReq::try_from(code) {
             Ok(FrontendReq::GET_QUEUE_NUM) if self.counts_pairs => Some(answer / 2),
-            Ok(FrontendReq::GET_FEATURES) if self.asked_first => {
-                Some(answer & !features::NOT_FOR_QEMU)
-            }
+            Ok(FrontendReq::GET_FEATURES) => Some(Offer::for_front_end(answer, self.asked_first)),
             Ok(FrontendReq::GET_PROTOCOL_FEATURES) if self.asked_first => {
                 Some(answer & !VhostUserProtocolFeatures::CONFIG.bits())
             }
@@ -435,25 +425,6 @@ impl Judge {
         Ok(())
     }
 
-    /// QEMU's `host_mtu=`. A guest works with a larger MTU than the device's, as far as its frames are carried.
-    fn compare_mtu(&self, mtu: u64) -> Result<(), String> {
-        if !MTUS.contains(&mtu) {
-            let (min, max) = (MTUS.start(), MTUS.end());
-            return Err(format!("the MTU is {mtu} bytes; expected {min} to {max}"));
-        }
-        if mtu > self.offer.mtu.into()
-            && let Some(ring) = self.rings.first()
-        {
-            log_limit::warn!(
-                ring.log(),
-                "the front end gives the guest an MTU of {mtu} bytes (QEMU: host_mtu=), and this device has {}: longer frames \
-                 are dropped; use the same MTU for both",
-                self.offer.mtu
-            );
-        }
-        Ok(())
-    }
-
     fn check_ring(&self, index: usize) -> Result<(), String> {
         if index < self.sizes.len() {
             return Ok(());
@@ -466,19 +437,6 @@ impl Judge {
             log_limit::warn!(ring.log(), "{} of the front end was refused: {why}", request.name());
         }
     }
-}
-
-/// Checks that only what is offered was negotiated. With anything else the rings could not be read, so the connection ends.
-fn expect_offered(negotiated: Negotiated, offered: u64) -> Result<(), String> {
-    let lacking = negotiated.0 & !offered;
-    if lacking == 0 {
-        return Ok(());
-    }
-    Err(format!(
-        "its guest negotiated features that are not offered: {}; a guest that goes on after a restart needs the same \
-         datapath and --features as before; otherwise restart the guest",
-        Names(lacking)
-    ))
 }
 
 /// The answer whether a message was accepted (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).

@@ -224,6 +224,7 @@ fn device(
     Arc::new(Device {
         log: Arc::new(LogLimit::new(label)),
         features: Device::features(offloads, queue_pairs, mac.is_some()),
+        before: 0,
         config: ConfigSpace::new(mac, queue_pairs, capabilities.mtu, LinkSpeed::UNKNOWN),
         queue_pairs,
         queue_size: 256,
