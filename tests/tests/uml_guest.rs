@@ -14,6 +14,10 @@ use serde_json::Value;
 /// Bytes of each TCP transfer.
 const BULK: u64 = 16 << 20;
 const PROBES: usize = 1000;
+/// Packets in each direction and run.
+const PACKETS: u64 = 5000;
+/// Most bytes of TCP in a frame, with time stamps.
+const SEGMENT: u64 = 1448;
 /// The echo is there, and its stamps are in their file, after this time.
 const WRITTEN: Duration = Duration::from_millis(500);
 
@@ -111,6 +115,32 @@ fn tcp_passes_an_xdp_program_in_the_guest() -> Result<(), Failure> {
     place.guest().check(&load)?;
     traffic::tcp_both_ways(&place, BULK, Check::Hash)?;
     assert_eq!(place.drops()?, []);
+    Ok(())
+}
+
+/// Without offloads each packet is a frame of its own. `RINGSCOPE_UML_PACKETS` is their number in each direction.
+#[test]
+fn every_byte_of_many_packets_arrives_on_split_and_packed_rings() -> Result<(), Failure> {
+    let packets = match std::env::var("RINGSCOPE_UML_PACKETS") {
+        Ok(number) => number.parse()?,
+        Err(_) => PACKETS,
+    };
+    for make in [|| Place::new(1), || Place::on_wire(1, "")] {
+        let mut place = make()?;
+        for features in ["--features=-csum,-guest_csum", "--features=-csum,-guest_csum,-packed"] {
+            place.spawn(&[features])?;
+            place.attach(place.uml_options()?)?;
+            // The agents in the guest are there after that.
+            traffic::ping(&mut place)?;
+            for from in [From::Outside, From::Guest] {
+                traffic::tcp(&place, from, packets * SEGMENT)?;
+            }
+            let [rx, tx] = place.packets()?[..] else { return Err("expected two rings".into()) };
+            assert!(rx >= packets && tx >= packets, "{features}: {rx} packets in, {tx} out");
+            place.guest().kill()?;
+            place.daemon().terminate(WRITTEN)?;
+        }
+    }
     Ok(())
 }
 
