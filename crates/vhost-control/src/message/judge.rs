@@ -417,8 +417,15 @@ impl Judge {
                 return Err(format!("queue {index}: the {name} is not aligned to {align} bytes"));
             }
             if !self.regions.iter().any(|region| region.holds(address, len as u64)) {
+                let is_left_out =
+                    self.left_out.iter().any(|region| region.holds(address, len as u64));
+                let where_it_is = if is_left_out {
+                    ", but in memory that was left out because it is private: unplug that"
+                } else {
+                    ""
+                };
                 return Err(format!(
-                    "queue {index}: the {name}, {len} bytes, is not in one region of guest memory"
+                    "queue {index}: the {name}, {len} bytes, is not in one region of guest memory{where_it_is}"
                 ));
             }
         }
