@@ -95,6 +95,7 @@ fn on_a_veth_the_advice_is_given_until_it_is_taken() {
     if !has(&features["receive_metadata"], "vlan-tag") {
         expected.push("ethtool -K far tx-vlan-hw-insert off");
     }
+    expected.push("ethtool -K far tx-checksum-ip-generic off");
     assert_eq!(advice, expected);
     outside.exec(&advice.join(" && ")).unwrap();
     let after = on(&outside, "near");

@@ -179,6 +179,8 @@ pub const GRO_HW: &str = "rx-gro-hw";
 pub const RX_VLAN: &str = "rx-vlan-hw-parse";
 /// The device inserts the VLAN tag of a sent frame.
 pub const TX_VLAN: &str = "tx-vlan-hw-insert";
+/// The device completes the checksums of sent frames, whatever their protocol.
+pub const TX_CHECKSUM: &str = "tx-checksum-ip-generic";
 
 const RELEVANT: [&str; 14] = [
     "rx-checksum",
@@ -188,7 +190,7 @@ const RELEVANT: [&str; 14] = [
     LRO,
     "rx-ntuple-filter",
     RX_VLAN,
-    "tx-checksum-ip-generic",
+    TX_CHECKSUM,
     "tx-checksum-ipv4",
     "tx-checksum-ipv6",
     "tx-scatter-gather",

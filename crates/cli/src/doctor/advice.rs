@@ -1,6 +1,6 @@
 //! What to change on an interface for AF_XDP, decided from its facts alone.
 
-use host_links::ethtool::{GRO_HW, LRO, RX_VLAN, TX_VLAN};
+use host_links::ethtool::{GRO_HW, LRO, RX_VLAN, TX_CHECKSUM, TX_VLAN};
 use host_links::holder::Holder;
 use serde::Serialize;
 
@@ -41,7 +41,7 @@ impl Advice {
 type Rule = fn(&Interface, &str) -> Option<Advice>;
 
 /// All rules, most important first: what prevents AF_XDP, then what loses frames, then what costs time.
-const RULES: [Rule; 12] = [
+const RULES: [Rule; 13] = [
     bond,
     link_up,
     program,
@@ -54,6 +54,7 @@ const RULES: [Rule; 12] = [
     receive_ring,
     busy_polling,
     vlan,
+    checksums,
 ];
 
 /// What to change, most important first.
@@ -263,6 +264,18 @@ fn vlan(interface: &Interface, name: &str) -> Option<Advice> {
     Advice::new(why, format!("ethtool -K {name} {RX_VLAN} off"))
 }
 
+/// The sender's kernel leaves checksums to a device, and a veth has none.
+fn checksums(interface: &Interface, _: &str) -> Option<Advice> {
+    if interface.driver.as_deref() != Some("veth") || interface.peer_defers_checksums == Some(false)
+    {
+        return None;
+    }
+    let peer = interface.peer.as_deref().map_or("PEER".into(), shell_word);
+    let why = "the other end leaves checksums unfinished. ringscoped completes those of TCP, UDP and SCTP, also within \
+               VXLAN, Geneve, GRE, IP in IP and PPPoE; if its hosts use other tunnels";
+    Advice::new(why, format!("ethtool -K {peer} {TX_CHECKSUM} off"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::host::Memlock;
@@ -411,11 +424,12 @@ mod tests {
     }
 
     #[test]
-    fn on_a_veth_the_sender_keeps_the_tags() {
+    fn on_a_veth_the_sender_keeps_the_tags_and_completes_checksums() {
         let veth = |peer: Option<&str>| Interface {
             driver: Some("veth".into()),
             is_virtual: true,
             peer: peer.map(Into::into),
+            peer_defers_checksums: Some(false),
             napi: Napi { gro_flush_timeout: Some(0), ..nic().napi },
             ..nic()
         };
@@ -423,6 +437,8 @@ mod tests {
         assert_eq!(commands(&veth(None)), ["ethtool -K PEER tx-vlan-hw-insert off"]);
         let kept = Interface { peer_offloads_vlan: Some(false), ..veth(Some("veth1")) };
         assert_eq!(commands(&kept), [""; 0]);
+        let unfinished = Interface { peer_defers_checksums: Some(true), ..kept };
+        assert_eq!(commands(&unfinished), ["ethtool -K veth1 tx-checksum-ip-generic off"]);
         let mut reported = veth(Some("veth1"));
         reported.xdp_features.as_mut().unwrap().receive_metadata = vec!["vlan-tag"];
         assert_eq!(commands(&reported), [""; 0]);

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::files::Files;
 use super::host::Memlock;
-use host_links::ethtool::{self, Channels, Offload, OffloadSettings, Rings, TX_VLAN};
+use host_links::ethtool::{self, Channels, Offload, OffloadSettings, Rings, TX_CHECKSUM, TX_VLAN};
 use host_links::holder::{Holder, holders};
 use host_links::link::{Attached, BusDevice, Link};
 use host_links::xdp::XdpFeatures;
@@ -58,6 +58,8 @@ pub struct Interface {
     pub peer: Option<String>,
     /// Whether the peer sends VLAN tags beside its frames.
     pub peer_offloads_vlan: Option<bool>,
+    /// Whether the peer's host leaves checksums for a device to complete.
+    pub peer_defers_checksums: Option<bool>,
     /// Receive queues in use.
     pub rx_queues: Option<usize>,
     /// Transmit queues in use.
@@ -106,8 +108,9 @@ impl Interface {
         interface.peer = name_of(link.peer)?;
         if let Some(peer) = link.peer {
             let offloads = ethtool::offloads(peer)?;
-            interface.peer_offloads_vlan =
-                offloads.map(|all| all.get(TX_VLAN).is_some_and(|it| it.on));
+            let is_on = |name| offloads.as_ref().map(|all| all.get(name).is_some_and(|it| it.on));
+            interface.peer_offloads_vlan = is_on(TX_VLAN);
+            interface.peer_defers_checksums = is_on(TX_CHECKSUM);
         }
         interface.channels = Channels::of(index)?;
         interface.channels_can_be_set =

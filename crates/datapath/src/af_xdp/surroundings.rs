@@ -4,7 +4,7 @@
 //! On a virtual interface the sender's own stack leaves segmentation, checksums and VLAN tags to a device that is not
 //! there. A frame does not say so.
 
-use host_links::ethtool::{self, OffloadSettings, TX_VLAN};
+use host_links::ethtool::{self, OffloadSettings, TX_CHECKSUM, TX_VLAN};
 use host_links::link::Link;
 use host_links::xdp::XdpFeatures;
 
@@ -35,10 +35,22 @@ pub fn prepare(device: &Device, program: &Program) -> Option<Segmentation> {
     let has_tags = program.puts_tags_back()
         && reported.is_some_and(|features| features.receive_metadata.contains(&VLAN_TAG));
     let name = peer.as_ref().map_or("PEER", |peer| peer.name.as_str());
+    if is_on(offloads.as_ref(), TX_CHECKSUM) {
+        log::info!(
+            "{}: the other end leaves checksums unfinished: those of TCP, UDP and SCTP are completed, also within VXLAN, \
+             Geneve, GRE, IP in IP and PPPoE; for other tunnels: ethtool -K {name} {TX_CHECKSUM} off",
+            device.name
+        );
+    }
     for warning in warnings(program.mode(), has_tags, offloads.as_ref(), name) {
         log::warn!("{}: {warning}", device.name);
     }
     segmentation
+}
+
+/// Whether an offload is on, or its settings are out of reach.
+fn is_on(offloads: Option<&OffloadSettings>, name: &str) -> bool {
+    offloads.is_none_or(|all| all.get(name).is_some_and(|it| it.on))
 }
 
 /// The warnings for a veth. `offloads`: those of its peer, which is called `peer`, if it can be reached.
@@ -48,7 +60,7 @@ fn warnings(
     offloads: Option<&OffloadSettings>,
     peer: &str,
 ) -> Vec<String> {
-    let is_on = |name: &str| offloads.is_none_or(|all| all.get(name).is_some_and(|it| it.on));
+    let is_on = |name| is_on(offloads, name);
     let segmentation = ["tx-tcp-segmentation", "tx-udp-segmentation"];
     let mut warnings = Vec::new();
     if mode == XdpMode::Generic && segmentation.iter().any(|name| is_on(name)) {
