@@ -4,11 +4,9 @@
 //! therefore shows in every packet that it delays, not only in the packet in flight. A closed loop keeps one packet in
 //! flight and measures from its sending.
 
-use crate::Error;
 mod samples;
 
-use samples::{Numbered, Sample, write_samples, write_stamps};
-
+use crate::Error;
 use crate::address;
 use crate::clock::{now_ns, sharpen_timers, sleep_until};
 use crate::figures::Figures;
@@ -16,6 +14,7 @@ use crate::pattern::Pattern;
 use crate::stamps::{Log, Received, create, receive, stamp_packets};
 use crate::watch::{Tally, Watch};
 use burst_trace::probe::{PROBE_BYTES, Probe};
+use samples::{Numbered, Sample, write_samples, write_stamps};
 use serde::Serialize;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};

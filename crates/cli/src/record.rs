@@ -5,9 +5,11 @@ mod keep;
 mod kernel;
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ::report::without_controls;
@@ -20,6 +22,8 @@ use report::trigger::Trigger;
 use report::units::{grouped, time};
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::Outcome;
 use crate::output::{BinaryToTerminal, guard};
@@ -112,6 +116,10 @@ pub struct Arguments {
     kernel_stages: bool,
 }
 
+/// Signals that come within this time are one: `timeout` of coreutils sends one to its child, and then one to its process
+/// group, to which the child belongs.
+const TOGETHER: Duration = Duration::from_millis(200);
+
 /// Nothing fulfilled the condition.
 #[derive(Debug, thiserror::Error)]
 #[error("nothing fulfilled the condition, and nothing was recorded; a file that was at {} is as it was", .0.display())]
@@ -142,12 +150,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         false => vec![begin(arguments, arguments.choice.open()?, &arguments.output)?],
         true => begin_all(arguments)?,
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // A second signal ends the process at once: a write may be waiting for a reader.
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
+    let stop = stop_at_signal()?;
     let started = Instant::now();
     follow(&mut recordings, arguments.seconds, &stop);
     let mut outcome = Ok(());
@@ -168,6 +171,23 @@ pub fn run(arguments: &Arguments) -> Outcome {
         }
     }
     outcome
+}
+
+/// What is set by the first signal. A later one ends this process at once: a write may be waiting for a reader.
+fn stop_at_signal() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let asked = Arc::clone(&stop);
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut first = None;
+        for signal in signals.forever() {
+            if first.get_or_insert_with(Instant::now).elapsed() >= TOGETHER {
+                let _ = emulate_default_handler(signal);
+            }
+            asked.store(true, Ordering::Relaxed);
+        }
+    })?;
+    Ok(stop)
 }
 
 /// Begins the recording of one guest.

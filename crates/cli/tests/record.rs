@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use burst_trace::file::word;
 use burst_trace::{BurstRecord, Clock, Recorder, RecorderOptions, Source, Writer};
+use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -198,4 +201,25 @@ fn what_a_dead_daemon_left_is_opened_and_called_that() {
     let output = command.arg("report").arg(bench.path("vm0.trace.crashed")).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("crashed or was killed"), "{}", said(&output));
+}
+
+/// `timeout` of coreutils sends its signal to its child, and then to its process group: that is one.
+#[test]
+fn a_later_signal_ends_what_waits_for_a_reader_and_two_at_once_do_not() {
+    let mut bench = Bench::new(&["vm0"]);
+    mkfifoat(CWD, bench.path("pipe"), Mode::RUSR | Mode::WUSR).unwrap();
+    let reader = fs::File::options().read(true).write(true).open(bench.path("pipe")).unwrap();
+    let mut record = bench.start("record -o pipe");
+    // More than a pipe holds.
+    for _ in 0..20 {
+        (0..200).for_each(|_| bench.burst(0, Duration::ZERO));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for pause in [20, 500, 500] {
+        assert!(record.try_wait().unwrap().is_none());
+        kill_process(Pid::from_child(&record), Signal::INT).unwrap();
+        std::thread::sleep(Duration::from_millis(pause));
+    }
+    assert_eq!(record.wait().unwrap().signal(), Some(2));
+    drop(reader);
 }
