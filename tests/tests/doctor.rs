@@ -75,6 +75,9 @@ fn on_a_veth_the_advice_is_given_until_it_is_taken() {
     outside
         .exec("ip link add near mtu 9500 type veth peer name far && ip link set far up")
         .unwrap();
+    outside.exec("ip tuntap add dev tun0 mode tun").unwrap();
+    let why = on(&outside, "tun0")["advice"][0]["why"].to_string();
+    assert!(why.contains("no Ethernet frames"), "{why}");
     let before = on(&outside, "near");
     let interface = &before["interface"];
     assert_eq!((&interface["driver"], &interface["virtual"]), (&"veth".into(), &true.into()));

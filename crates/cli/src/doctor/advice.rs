@@ -41,7 +41,8 @@ impl Advice {
 type Rule = fn(&Interface, &str) -> Option<Advice>;
 
 /// All rules, most important first: what prevents AF_XDP, then what loses frames, then what costs time.
-const RULES: [Rule; 13] = [
+const RULES: [Rule; 14] = [
+    ethernet,
     bond,
     link_up,
     program,
@@ -82,6 +83,12 @@ fn shell_word(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
+}
+
+fn ethernet(interface: &Interface, _: &str) -> Option<Advice> {
+    let why = "it carries no Ethernet frames, which a guest's network card sends and receives: ringscoped refuses it; use an \
+               Ethernet interface, or a tap (--datapath tap:ifname=NAME)";
+    if interface.lacks_ethernet { Advice::without_command(why) } else { None }
 }
 
 fn link_up(interface: &Interface, name: &str) -> Option<Advice> {
@@ -442,6 +449,12 @@ mod tests {
         let mut reported = veth(Some("veth1"));
         reported.xdp_features.as_mut().unwrap().receive_metadata = vec!["vlan-tag"];
         assert_eq!(commands(&reported), [""; 0]);
+    }
+
+    #[test]
+    fn an_interface_without_ethernet_frames_is_not_recommended() {
+        let found = advice(&Interface { lacks_ethernet: true, ..nic() });
+        assert!(found[0].why.contains("no Ethernet frames"), "{found:?}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ const HEADROOM_BYTES: usize = 256;
 const SHARED_INFO_BYTES: usize = 320;
 /// `ETH_HLEN`.
 const ETHERNET_HEADER_BYTES: usize = 14;
+/// Types of interfaces with Ethernet frames (`linux/if_arp.h`): `ARPHRD_ETHER`, `ARPHRD_LOOPBACK`.
+const ETHERNET: [u32; 2] = [1, 772];
 /// Largest chunk of a UMEM that every driver takes.
 const CHUNK_BYTES_MAX: usize = 4096;
 
@@ -34,6 +36,8 @@ pub struct Interface {
     /// It has no device. Its frames come from this host's own stack: with partial checksums, and several in one.
     #[serde(rename = "virtual")]
     pub is_virtual: bool,
+    /// Its frames are not those of Ethernet, as on a tun.
+    pub lacks_ethernet: bool,
     /// It is set up.
     #[serde(rename = "up")]
     pub is_up: bool,
@@ -139,6 +143,9 @@ impl Interface {
         Self {
             driver: files.link_name(&format!("{device}/driver")).or(link.kind),
             is_virtual: link.device.is_none() && !files.exists(&device),
+            lacks_ethernet: files
+                .parse(&format!("{directory}/type"))
+                .is_some_and(|kind: u32| !ETHERNET.contains(&kind)),
             device: link.device,
             name: link.name,
             index: link.index,
