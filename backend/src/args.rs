@@ -97,7 +97,7 @@ pub struct Args {
 
     /// Serve the guests of this TOML file
     ///
-    /// The file has a table [[guest]] for each guest. Its keys are the flags below.
+    /// The file has a table [[guest]] for each guest. Its keys are the flags of one guest.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "mtu", "features", "pcap",
           "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault"])]
     pub config: Option<PathBuf>,
