@@ -1,13 +1,14 @@
 //! The control queue (virtio 1.2, 5.1.6.5), for front ends that leave it to the back end.
 //!
-//! It is served by the thread of its connection ([`crate::conversation`]), not by a worker: a command is rare, and takes
-//! effect by messages to workers. So a burst of commands costs no frame its time, and a turn has few of them
-//! ([`TURN`], [`PAUSE`]).
+//! The thread of its connection serves it ([`crate::conversation`]), not a worker: commands are rare, and
+//! take effect by messages to workers. So a flood of commands delays no frames. The number of commands in a
+//! turn is limited, so that the thread also handles its other events ([`TURN`], [`PAUSE`]).
 //!
-//! What the guest sets ([`Settings`]) is read by the rings when they start, and again after each command
-//! ([`crate::ring::RingControl::follow_settings`]). No lock is held while a command is carried out, because the framework's
-//! thread may stop the queue at any time. So a command is read first, and its chain is put back in the ring; the chain is
-//! taken again for the answer. The guest may have changed it meanwhile: then it gets the answer in another place.
+//! The rings read what the guest set ([`Settings`]) when they start, and again after each command
+//! ([`crate::ring::RingControl::follow_settings`]). No lock is held while a command is carried out, because
+//! the framework's thread may stop the queue at any time. So the chain of a command is taken twice: it is
+//! read and put back in the ring, and taken again for the answer. If the guest has changed it meanwhile, the
+//! answer goes to the buffers of the changed chain.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,11 +24,11 @@ use virtio_net::{ConfigSpace, MacAddress};
 use virtqueue::{Access, Chains, Queue, QueueSetup, RingError};
 use worker::{Foreign, RingStart, StartError};
 
-/// Most commands of a turn.
+/// Most commands in a turn.
 const TURN: usize = 4;
-/// Time between two turns of a guest that sends more commands than that.
+/// Delay until the next turn if a turn has carried out [`TURN`] commands.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Time between two looks at a queue without a kick (vhost-user, `VHOST_USER_VRING_NOFD_MASK`).
+/// Time between two reads of a queue without a kick descriptor (vhost-user, `VHOST_USER_VRING_NOFD_MASK`).
 const LOOK: Duration = Duration::from_millis(10);
 
 /// The control queue of one connection.
@@ -36,10 +37,10 @@ pub struct ControlQueue {
     log: Arc<LogLimit>,
     /// Number of queue pairs of the device.
     queue_pairs: u16,
-    /// Readable when there is work: a kick came, or the queue was started. Edge triggered, so that nobody reads a kick,
-    /// which its front end could make a blocking call.
+    /// Readable when there is work: a kick came, or the queue was started or changed. Edge triggered, so that
+    /// a kick need not be read: its front end could make that call block.
     events: OwnedFd,
-    /// Written when the queue was started or stopped.
+    /// Written when the queue was started, stopped or changed.
     changed: OwnedFd,
     state: Mutex<State>,
 }
@@ -58,7 +59,7 @@ struct State {
 pub struct Settings {
     /// Number of queue pairs in use.
     pub pairs: u16,
-    /// The negotiated `GUEST_*` features that are off.
+    /// The negotiated `GUEST_*` features that the guest switched off.
     pub switched_off: u64,
     /// The guest's address.
     pub address: Option<MacAddress>,
@@ -80,9 +81,9 @@ struct Served {
 
 /// A chain at the head of the queue.
 struct Waiting {
-    /// [`State::starts`] when it was read.
+    /// [`State::starts`] when the chain was read.
     start: u64,
-    /// `None` if it is none that is allowed.
+    /// `None` if the command is not allowed.
     command: Option<Command>,
 }
 
@@ -121,7 +122,8 @@ impl ControlQueue {
         self.lock().settings = settings;
     }
 
-    /// `SET_FEATURES`. With other features the guest has set nothing yet.
+    /// `SET_FEATURES`. If the features are other ones, the settings are those of a guest that has set
+    /// nothing.
     pub fn set_negotiated(&self, negotiated: Negotiated) {
         let mut state = self.lock();
         if state.negotiated != negotiated {
@@ -130,8 +132,9 @@ impl ControlQueue {
         }
     }
 
-    /// Starts serving the queue `index`. A new queue is one of a guest that has set nothing yet: then it uses one queue
-    /// pair (5.1.6.5.5). One that goes on, of a guest that knew this daemon or another before, keeps what was set.
+    /// Starts serving the queue `index`. If the queue is new, its guest has set nothing yet, and uses one
+    /// queue pair (5.1.6.5.5). If the queue continues where it was, with this daemon or an earlier one, the
+    /// settings are kept.
     ///
     /// # Errors
     /// When its setup is wrong, or the system refuses.
@@ -160,7 +163,7 @@ impl ControlQueue {
         Ok(())
     }
 
-    /// Stops serving the queue. Returns where it continues, if it was served.
+    /// Stops serving the queue. Returns its next available position, if it was served.
     pub fn stop(&self) -> Option<u16> {
         let served = self.lock().served.take()?;
         if let Some(kick) = &served.kick {
@@ -170,12 +173,13 @@ impl ControlQueue {
         Some(served.queue.next_available())
     }
 
-    /// Serves the queue, or lets it wait.
+    /// Whether commands are carried out; if not, they wait in the queue.
     pub fn enable(&self, enabled: bool) {
         self.change(|served| served.enabled = enabled);
     }
 
-    /// Replaces the call descriptor, and signals on it: signals on the one before may have been lost.
+    /// Replaces the call descriptor, and signals on it, because signals on the previous one may have been
+    /// lost.
     pub fn set_call(&self, call: Option<Arc<Foreign>>) {
         self.change(|served| {
             served.call = call;
@@ -188,7 +192,7 @@ impl ControlQueue {
         self.change(|served| served.error = error);
     }
 
-    /// Goes on in a new memory table.
+    /// Continues the queue in a new memory table.
     pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
         let log = &self.log;
         self.change(|served| {
@@ -200,8 +204,8 @@ impl ControlQueue {
         });
     }
 
-    /// Takes the next commands of the guest. `carry_out` returns whether it has done one. Returns when the queue is to be
-    /// looked at again, if no event reports it.
+    /// Takes the guest's next commands. `carry_out` returns whether it could carry out its command. Returns
+    /// the delay until the next turn, if no event will report that there is work.
     pub fn turn(&self, mut carry_out: impl FnMut(Command) -> bool) -> Option<Duration> {
         self.take_events();
         for _ in 0..TURN {
@@ -212,7 +216,7 @@ impl ControlQueue {
         Some(PAUSE)
     }
 
-    /// There is no command. Asks for a kick, and looks once more.
+    /// Called when there is no command. Enables notifications, and reads the queue once more.
     fn rest(&self) -> Option<Duration> {
         let mut state = self.lock();
         let served = state.served.as_mut().filter(|served| served.is_enabled())?;
@@ -240,7 +244,7 @@ impl ControlQueue {
         is_waiting.then_some(Waiting { start, command })
     }
 
-    /// Gives the chain at the head of the queue back with `status`, unless the queue was stopped meanwhile.
+    /// Returns the chain at the head of the queue with `status`, unless the queue was stopped meanwhile.
     fn answer(&self, start: u64, status: u8) {
         let mut state = self.lock();
         if state.starts != start {
@@ -266,12 +270,12 @@ impl ControlQueue {
     fn take_events(&self) {
         let mut taken = Vec::with_capacity(4);
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // Without them, the events are there at the next look.
+        // If this fails, the events are still there at the next turn.
         let _ = epoll::wait(&self.events, rustix::buffer::spare_capacity(&mut taken), Some(&now));
     }
 
     fn report_change(&self) {
-        // Our own descriptor, non-blocking. If its counter is full, the change before is an event still.
+        // Our own descriptor, non-blocking. If its counter is full, an earlier change is still reported.
         let _ = rustix::io::write(&self.changed, &1_u64.to_ne_bytes());
     }
 
@@ -288,7 +292,7 @@ impl ControlQueue {
 }
 
 impl Settings {
-    /// Those of a guest that has set nothing, whose device has `queue_pairs`.
+    /// Settings of a guest that has set nothing, with `queue_pairs` queue pairs.
     const fn all(queue_pairs: u16) -> Self {
         Self { pairs: queue_pairs, switched_off: 0, address: None }
     }
@@ -298,12 +302,12 @@ impl Settings {
         Negotiated(negotiated.0 & !self.switched_off)
     }
 
-    /// Whether virtqueue `index`, which is not the control queue, is of a queue pair in use.
+    /// Whether virtqueue `index`, which is not the control queue, belongs to a queue pair in use.
     pub const fn has_ring(&self, index: u16) -> bool {
         index / 2 < self.pairs
     }
 
-    /// The configuration space as the guest changed it.
+    /// The configuration space with the address that the guest set.
     pub fn config(&self, config: ConfigSpace) -> ConfigSpace {
         self.address.map_or(config, |address| config.with_address(address))
     }
@@ -314,7 +318,8 @@ impl Served {
         self.enabled && !self.broken
     }
 
-    /// Calls `with` with the next chain, the only one of its list, if there is one. Returns whether there was.
+    /// Takes the next chain, if there is one, and calls `with` with a list of only this chain. Returns
+    /// whether there was one.
     fn with_next(
         &mut self,
         log: &LogLimit,
@@ -345,7 +350,7 @@ impl Served {
         found
     }
 
-    /// Signals the guest that chains are used, if it needs a notification.
+    /// Signals the guest that there are used chains, if it needs a notification.
     fn signal(&mut self) {
         if self.queue.needs_notification() {
             self.call.iter().for_each(Foreign::signal_elsewhere);
@@ -363,7 +368,7 @@ impl Served {
     }
 }
 
-/// The first bytes of these buffers, as many as a command has at most.
+/// The first [`COMMAND_LEN_MAX`] bytes of these buffers, or fewer.
 fn front(buffers: &[GuestSlice<'_>]) -> Vec<u8> {
     let mut bytes = [0; COMMAND_LEN_MAX];
     let read = |at: usize, buffer: &GuestSlice<'_>| at + buffer.read(0, &mut bytes[at..]);

@@ -1,12 +1,14 @@
 //! Judges a message before the framework sees it.
 //!
-//! The framework ends the connection over a message that it refuses: it answers with an error, or not at all
-//! (`vhost` 0.18, `backend_req_handler.rs`), and its thread returns. But a guest's driver chooses a ring's size and the
-//! places of its parts, and a mistake there must not cost the other rings their connection. So the judge refuses such a
-//! message first: it is answered with an error, is not passed on, and changes nothing.
+//! If the framework refuses a message, it ends the connection: it answers with an error, or not at all
+//! (`vhost` 0.18, `backend_req_handler.rs`), and its thread returns. But the size of a ring and the addresses
+//! of its parts come from the guest's driver, and a mistake there must not end the connection, which all
+//! rings share. So the judge refuses such a message first: it is answered with an error, is not passed on,
+//! and changes nothing.
 //!
-//! A verdict depends on earlier messages of the front end, not on the framework's state: the framework may not have
-//! handled them yet. A front end that asks for answers waits for each, so an answer from here overtakes no other.
+//! A verdict depends on earlier messages of the front end, not on the framework's state, because the
+//! framework may not have handled these messages yet. A front end that asks for answers waits for each of
+//! them, so an answer of the judge never comes before that to an earlier message.
 //!
 //! The judge also checks each descriptor's kind ([`super::descriptor`]).
 
@@ -34,9 +36,9 @@ use crate::limits::REGIONS_MAX;
 use crate::ring::RingControl;
 use crate::sharing::{PrivateMemory, Sharing};
 
-/// In a header's flags: the version of the protocol.
+/// Version of the protocol, in the flags of a header.
 const VERSION: u32 = 1;
-/// Length of the payload of an answer that says whether a message was accepted, bytes.
+/// Payload length of an answer that says whether a message was accepted, bytes.
 const ANSWER_LEN: usize = 8;
 /// In such an answer: the message was accepted.
 const ACCEPTED: u64 = 0;
@@ -46,21 +48,22 @@ const NOT_ACCEPTED: u64 = 1;
 /// Why a message is not passed on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Held {
-    /// It was refused and changes nothing, or the judge has done what it asks for. This is the answer, if the front end
-    /// asked for one.
+    /// It was refused and changes nothing, or the judge has carried it out. The field is the answer, if the
+    /// front end asked for one.
     Answered(Option<Vec<u8>>),
-    /// The connection ends, for this reason.
+    /// The connection must end, for this reason.
     Connection(String),
 }
 
-/// Judges the messages of one front end, and remembers of them what later verdicts need.
+/// Judges the messages of one front end. Keeps what later verdicts need.
 #[derive(Debug)]
 pub struct Judge {
     rings: Vec<Arc<RingControl>>,
     offer: Offer,
     /// Whether `SET_OWNER` has come.
     owned: bool,
-    /// Whether it asked what is offered before that, as QEMU does ([`Judge::complete`]).
+    /// Whether the front end asked for the offered features before `SET_OWNER`, as QEMU does
+    /// ([`Judge::complete`]).
     asked_first: bool,
     /// Whether the front end takes the answer to `GET_QUEUE_NUM` as a number of pairs ([`Judge::complete`]).
     counts_pairs: bool,
@@ -73,14 +76,14 @@ pub struct Judge {
     sharing: Sharing,
     /// Regions that were refused while rings ran, because they are private ([`Judge::add_region`]).
     left_out: Vec<Region>,
-    /// Size of each ring; 0 before `SET_VRING_NUM`.
+    /// Size of each ring, in descriptors; 0 before `SET_VRING_NUM`.
     sizes: Vec<u16>,
     custody: Arc<Custody>,
-    /// Forward signals, where call descriptors are pipes.
+    /// Forward signals to call descriptors that are pipes.
     pipes: Pipes,
     /// The front end's channel for requests of the back end, kept open ([`super::channel`]).
     channel: Option<Foreign>,
-    /// The last request whose answer depends on the start of rings: its number and these rings.
+    /// The last request whose answer depends on the start of rings: its code, and these rings.
     starting: Option<(u32, Range<usize>)>,
 }
 
@@ -113,11 +116,11 @@ impl Judge {
         }
     }
 
-    /// Whether `message`, header and payload, may be passed on with its `descriptors`. The message is cut to the length
-    /// that its request needs, and some of the descriptors are replaced or dropped.
+    /// Checks whether `message` (header and payload) may be passed on with its `descriptors`. Cuts the
+    /// message to the length that its request needs, and replaces or removes some of the descriptors.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it must not be passed on.
     pub fn judge(
         &mut self,
         message: &mut Vec<u8>,
@@ -129,7 +132,7 @@ impl Judge {
             let why = format!("{name} with {count} file descriptors; expected none");
             return Err(Held::Connection(why));
         }
-        // Whether the judge has done what the message asks for.
+        // Whether the judge has carried out the message itself.
         let mut is_done = false;
         let verdict = match &request.body {
             Body::SetSize { ring, size } => self.set_size(*ring, *size),
@@ -143,7 +146,7 @@ impl Judge {
             Body::RemoveRegion(region) => {
                 self.remove_region(*region, descriptors).map(|was_left_out| is_done = was_left_out)
             }
-            // The framework knows no pipes and no MTU.
+            // The framework expects a socket; the channel may be a pipe.
             Body::SetBackendChannel => self.keep_channel(descriptors).map(|()| is_done = true),
             Body::SetFeatures(features) => {
                 self.offer.expect(*features).map_err(Held::Connection)?;
@@ -163,11 +166,13 @@ impl Judge {
                 Ok(())
             }
             Body::GetConfig(part) if !part.is_valid() => {
-                // Without its bytes, the answer is an error (vhost-user, "VHOST_USER_GET_CONFIG").
+                // An answer without the bytes of the configuration space means an error (vhost-user,
+                // "VHOST_USER_GET_CONFIG").
                 let none = [part.offset, 0, part.flags].map(u32::to_ne_bytes).concat();
                 return Err(Held::Answered(Some(reply(request.code, &none))));
             }
             Body::SetMtu(mtu) => {
+                // The framework does not handle this message.
                 is_done = true;
                 self.offer.expect_mtu(*mtu, self.rings.first().map(|ring| &**ring.log()))
             }
@@ -193,7 +198,8 @@ impl Judge {
         Ok(())
     }
 
-    /// Whether the front end learned the number of queue pairs and sent no features, as QEMU does if it wants more pairs.
+    /// Whether the front end has read the number of queue pairs and sent no features, as QEMU does if it
+    /// wants more pairs.
     #[must_use]
     pub const fn wants_other_pairs(&self) -> bool {
         self.counts_pairs && self.features.is_none()
@@ -201,19 +207,24 @@ impl Judge {
 
     /// Completes an answer of the framework.
     ///
-    /// The framework does not know whether a worker could start a ring, so it accepts every message that starts one. And
-    /// it knows 16 bits of a ring's position. For a packed ring the used position is in the other 16 bits (vhost-user,
-    /// "Vring descriptor indices for packed virtqueues"). In a stopped ring the two are equal.
+    /// The framework does not know whether a worker could start a ring, so it accepts every message that
+    /// starts one. If the worker could not, the answer is changed to an error.
     ///
-    /// The answer to `GET_QUEUE_NUM` is a number of queues (vhost-user, "Multiple queue support"), and cloud-hypervisor
-    /// and the `vhost` crate take it as that. QEMU compares it with its number of pairs (`vhost_user_start`,
-    /// net/vhost-user.c), and DPDK's vhost answers with pairs. QEMU is the one that asks before `SET_OWNER`
-    /// (`vhost_dev_init`, hw/virtio/vhost.c); the others begin with that message.
+    /// The framework fills only 16 bits of a ring's position. For a packed ring the other 16 bits are the
+    /// used position (vhost-user, "Vring descriptor indices for packed virtqueues"). In a stopped ring it is
+    /// equal to the available position, which is copied there.
     ///
-    /// QEMU's network devices have the configuration space and the control queue themselves. QEMU warns about a back end
-    /// that offers `VHOST_USER_PROTOCOL_F_CONFIG` (`vhost_user_backend_init`, hw/virtio/vhost-user.c), and passes
-    /// `VIRTIO_NET_F_GUEST_ANNOUNCE` on to the guest in place of announcing it itself (`user_feature_bits`,
-    /// net/vhost-user.c). So all of this is left out of its offers.
+    /// The answer to `GET_QUEUE_NUM` is a number of queues (vhost-user, "Multiple queue support"), and
+    /// cloud-hypervisor and the `vhost` crate read it so. But QEMU compares it with its number of queue pairs
+    /// (`vhost_user_start`, net/vhost-user.c), and DPDK's vhost answers with queue pairs. QEMU is recognised
+    /// because it asks before `SET_OWNER` (`vhost_dev_init`, hw/virtio/vhost.c); the others begin with
+    /// `SET_OWNER`.
+    ///
+    /// QEMU's network devices have a configuration space and a control queue of their own. QEMU warns about a
+    /// back end that offers `VHOST_USER_PROTOCOL_F_CONFIG` (`vhost_user_backend_init`,
+    /// hw/virtio/vhost-user.c). If the back end offers `VIRTIO_NET_F_GUEST_ANNOUNCE`, QEMU passes that on to
+    /// the guest and no longer announces the guest itself (`user_feature_bits`, net/vhost-user.c). So none of
+    /// this is offered to QEMU.
     pub fn complete(&mut self, answer: &mut [u8]) {
         let Some((header, payload)) = answer.split_at_mut_checked(HEADER_LEN) else { return };
         let code = header.first_chunk().map_or(0, |code| u32::from_ne_bytes(*code));
@@ -233,12 +244,12 @@ impl Judge {
             && let Some((available, used)) = base.split_at_mut_checked(2)
             && available.len() == used.len()
         {
-            // Little-endian, as all machines that this runs on.
+            // Little-endian, as are all machines on which this runs.
             used.copy_from_slice(available);
         }
     }
 
-    /// The answer to request `code` that this front end needs in place of `answer`.
+    /// The answer to request `code` that this front end needs instead of `answer`, if it needs another one.
     fn for_front_end(&self, code: u32, answer: u64) -> Option<u64> {
         match FrontendReq::try_from(code) {
             Ok(FrontendReq::GET_QUEUE_NUM) if self.counts_pairs => Some(answer / 2),
@@ -266,7 +277,7 @@ impl Judge {
                     let call = descriptor.try_clone().map_err(refused)?;
                     let (forwards, eventfd) =
                         self.pipes.forward(call, &self.custody).map_err(refused)?;
-                    // The helper has a copy.
+                    // The helper has a copy of the descriptor.
                     descriptor.mark_harmless();
                     forwarder = Some(forwards);
                     *descriptor = self.custody.take(eventfd);
@@ -294,10 +305,11 @@ impl Judge {
         Ok(())
     }
 
-    /// A region that is private is refused while rings run, which go on with the memory that they have. QEMU goes on too,
-    /// but offers that region again before every other change and when its guest reboots, and takes another refusal for the
-    /// device's end (`send_add_regions`, hw/virtio/vhost-user.c). So it is accepted then, and left out as before. Returns
-    /// whether it is left out.
+    /// Adds a region. While rings run, a private region is refused, and the rings continue with the memory
+    /// that they have. QEMU continues too, but sends the same region again before every later change, and
+    /// when its guest reboots. If it is refused again, QEMU gives the device up (`send_add_regions`,
+    /// hw/virtio/vhost-user.c). So from the second time on the region is accepted, but still left out.
+    /// Returns whether it is left out.
     fn add_region(&mut self, new: Region, descriptors: &mut Vec<Foreign>) -> Result<bool, String> {
         if self.left_out.contains(&new) {
             descriptors.clear();
@@ -308,7 +320,8 @@ impl Judge {
         Ok(false)
     }
 
-    /// The framework ends the connection over a region that it does not have. Returns whether the region was left out.
+    /// Removes a region. The framework would end the connection if it does not have the region, so a region
+    /// that was left out is removed only here. Returns whether it was left out.
     fn remove_region(
         &mut self,
         removed: Region,
@@ -330,7 +343,7 @@ impl Judge {
         Ok(false)
     }
 
-    /// Checks the regions `new`, which come to those in `present`, and remembers all of them.
+    /// Checks the regions `new`, which are added to those in `present`, and keeps all of them.
     fn admit_memory(
         &mut self,
         present: &[Region],
@@ -348,8 +361,9 @@ impl Judge {
         Ok(())
     }
 
-    /// Checks that none of the regions `new`, the first of which has number `first`, is private, if rings run. Before the
-    /// first ring starts, a front end with private memory is refused altogether (`Session::update_memory`).
+    /// If rings run, checks that none of the regions `new` is private. The first of them has number `first`.
+    /// Before the first ring starts, the connection of a front end with private memory is refused
+    /// (`Session::update_memory`).
     fn check_shared(
         &mut self,
         first: usize,
@@ -405,7 +419,8 @@ impl Judge {
     fn check_parts(&self, parts: &RingParts) -> Result<(), String> {
         let RingParts { ring: index, table, driver, device } = *parts;
         self.check_ring(index)?;
-        // If the size is not known yet, the worker checks the ring again when it starts.
+        // If the size is not known yet, only the beginning of each part is checked here. The worker checks
+        // the ring again when it starts.
         let size = self.sizes[index].max(1);
         let packed = self.features.is_some_and(Negotiated::packed);
         let names = ["descriptor table", "driver area", "device area"];
@@ -446,7 +461,8 @@ impl Judge {
     }
 }
 
-/// The answer whether a message was accepted (vhost-user, "Communication", `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
+/// An answer that says whether a message was accepted (vhost-user, "Communication",
+/// `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
 fn answer(code: u32, accepted: u64) -> Vec<u8> {
     reply(code, &accepted.to_ne_bytes())
 }
