@@ -16,8 +16,8 @@ use super::interface::{self, QueueFacts};
 use crate::sys::{self, InterfaceRequest};
 use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Refusal, Transmitted};
 
-/// Most frames of one receive call. Each costs a system call, and the guest sees the first frame only after the last
-/// one is placed.
+/// Most frames that one receive call reads. Each frame costs a system call, and the guest sees the first one
+/// only after the last one is placed.
 pub const RECEIVE_BURST: usize = 32;
 
 /// Writes frames to the kernel and reads them from it.
@@ -37,12 +37,13 @@ pub trait Engine: Send + 'static {
     /// As [`FrameReader::receive_frame`].
     fn receive_frame(&mut self, file: &File, to: GuestSlice<'_>) -> io::Result<Option<usize>>;
 
-    /// Whether frames were read that are not placed yet.
+    /// Whether there are frames that were read and not placed yet.
     fn has_frames(&self) -> bool {
         false
     }
 
-    /// Discards the frames that were read: another guest is connected now, or the same one with other features.
+    /// Discards the frames that were read and not placed: another guest is connected now, or the same one
+    /// with other features.
     fn reset(&mut self) {}
 }
 
@@ -99,18 +100,19 @@ pub struct TapQueue<E = Readv> {
     facts: QueueFacts,
     offloads: Offloads,
     active: bool,
-    /// What the frames were last configured for.
+    /// The features for which the queue was last configured.
     negotiated: Option<Negotiated>,
-    /// What was last logged of an interface that is gone; empty while it is there.
+    /// The last message logged about an interface that is gone; empty while it exists.
     said: String,
-    /// Number of frames that waited while no guest was attached. They are discarded, and counted at the next read.
+    /// Number of frames that came while no guest was attached. They were discarded, and are counted as drops
+    /// at the next read.
     old: u32,
     engine: E,
 }
 
 impl TapQueue {
-    /// Takes a queue that is open, non-blocking and attached to its interface. The queue starts inactive: it is
-    /// detached if the interface allows that, so that the kernel gives it no frames.
+    /// Takes `file`, an open queue that is non-blocking and attached to its interface. The queue starts
+    /// inactive: it is detached if the interface allows that, so that the kernel gives it no frames.
     pub(crate) fn new(file: File, facts: QueueFacts, offloads: Offloads) -> io::Result<Self> {
         let mut queue = Self {
             file,
@@ -123,7 +125,7 @@ impl TapQueue {
             engine: Readv,
         };
         match queue.set_active(false) {
-            // A queue that was handed over may be detached already (`tun_set_queue`).
+            // `EINVAL`: a queue that was handed over may be detached already (`tun_set_queue`).
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => queue.active = false,
             result => result?,
         }
@@ -153,12 +155,13 @@ impl<E> TapQueue<E> {
         Ok(request.address())
     }
 
-    /// Discards the frames that came while no guest was attached: they are for nobody, or old. The kernel detaches only
-    /// queues of a tap that may have several, and keeps frames for others.
+    /// Discards the frames that came while no guest was attached: they are for a guest that is gone, or too
+    /// old. It is needed for taps with a single queue: the kernel cannot detach that queue, and keeps frames
+    /// in it.
     fn discard_old(&mut self) {
-        // The kernel cuts a frame that is longer, but not its net header.
+        // The kernel truncates a longer frame; only the net header must fit.
         let mut start = [0; 64];
-        // More than waited have come meanwhile: those are new.
+        // No more than `waiting_max` frames can have waited: further ones are new.
         while self.old < self.facts.waiting_max && (&self.file).read(&mut start).is_ok() {
             self.old += 1;
         }
@@ -189,9 +192,9 @@ impl<E> TapQueue<E> {
         sys::ioctl_interface(&self.file, TUNSETQUEUE, &mut request)
     }
 
-    /// Attaches the queue to its interface if that was removed and made again. Returns whether it was. A removed tap lets
-    /// go of its queues, which may then be attached to another one (`__tun_chr_ioctl` of `drivers/net/tun.c`). The file
-    /// stays, and so does the worker's interest in it.
+    /// Attaches the queue to its interface again, if that was removed and made again. Returns whether it was.
+    /// The queues of a removed tap are detached, and may be attached to another one (`__tun_chr_ioctl` of
+    /// `drivers/net/tun.c`). The file stays the same, so the worker still gets its events.
     #[cold]
     fn comes_back(&mut self) -> bool {
         let Some(again) = &self.facts.again else { return false };
@@ -215,7 +218,7 @@ impl<E> TapQueue<E> {
         true
     }
 
-    /// Logs what keeps the queue from its interface, once.
+    /// Logs why the queue cannot be attached to its interface, each reason once.
     fn say(&mut self, why: String) {
         if self.said != why {
             log::warn!("{why}");
@@ -223,8 +226,8 @@ impl<E> TapQueue<E> {
         }
     }
 
-    /// The error to return for `error` of a read. Of an interface that is gone, what to do is said once; then there is
-    /// nothing to read.
+    /// The error to return if a read failed with `error`. If the interface is gone, the first error says what
+    /// to do. After that it is `WouldBlock`, as if there were no frames.
     #[cold]
     fn explain(&mut self, error: io::Error) -> io::Error {
         if !is_gone(&error) {
@@ -258,7 +261,7 @@ impl<E: Engine> Interface for TapQueue<E> {
         self.engine.reset();
         self.negotiated = Some(negotiated);
         match self.set_up(negotiated) {
-            // It is set up when it comes back.
+            // The interface is gone. The queue is set up when the interface comes back.
             Err(error) if self.facts.again.is_some() && is_gone(&error) => {
                 self.comes_back();
                 Ok(())
@@ -270,7 +273,8 @@ impl<E: Engine> Interface for TapQueue<E> {
     fn set_active(&mut self, active: bool) -> io::Result<()> {
         if self.facts.lets_go && active != self.active {
             match self.set_attached(active) {
-                // It is gone (`tun_set_queue`), and is attached or not when it comes back.
+                // The interface is gone (`tun_set_queue`). When it comes back, the queue is attached
+                // according to `active`.
                 Err(error)
                     if error.raw_os_error() == Some(libc::EINVAL) && self.facts.again.is_some() =>
                 {
@@ -331,7 +335,7 @@ fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EBADFD)
 }
 
-/// The largest set of offloads that this kernel accepts on the queue.
+/// The largest set of offloads that the kernel accepts for the queue.
 pub fn probe_offloads(file: &File) -> Offloads {
     let sets = [
         Offloads::ALL,
@@ -341,7 +345,7 @@ pub fn probe_offloads(file: &File) -> Offloads {
     ];
     let accepted = |set: &Offloads| sys::ioctl_number(file, TUNSETOFFLOAD, flags(*set)).is_ok();
     let found = sets.into_iter().find(accepted).unwrap_or_default();
-    // Until a guest accepts offloads, the kernel passes on no frames with offload pending.
+    // Until a guest accepts offloads, the kernel must deliver no frames with offload pending.
     let _ = sys::ioctl_number(file, TUNSETOFFLOAD, 0);
     found
 }
