@@ -1,15 +1,18 @@
 //! The net header of a frame that arrived with pending offloads.
 //!
-//! A veth delivers what its other end sent: the checksum may be partial, and the packet may not be segmented yet. A card
-//! of virtio or Xen may do so, too. An AF_XDP socket is told of neither. The pending offloads are found in the frame:
+//! A veth delivers frames as its other end sent them: the checksum may be partial, and the packet may not be
+//! segmented yet. A network card of virtio or Xen may do the same. An AF_XDP socket reports neither. So the
+//! pending offloads are found by looking at the frame:
 //!
-//! - The checksum field of TCP or UDP holds just the sum of the pseudo header: the checksum is partial. If it is
-//!   complete and has that value by chance, completing it gives the same value.
-//! - The same holds for a packet in a tunnel: VXLAN, Geneve, GRE, IP in IP, PPPoE. The checksums around it are complete
-//!   or absent.
-//! - The checksum field of SCTP is zero: its CRC32c is to be computed. No net header can say so, so it is done here.
-//! - A TCP packet is longer than the link's MTU: it has to be segmented. It is cut to what the MTU allows, whatever the
-//!   sender's segment size was. A UDP datagram is never cut: its boundaries are part of what was sent.
+//! - If the checksum field of TCP or UDP has the sum of the pseudo header, the checksum is partial. A
+//!   complete checksum may have this value by chance. Completing it again then gives the same value.
+//! - The same holds for a packet in a tunnel: VXLAN, Geneve, GRE, IP in IP, PPPoE. The checksums of the outer
+//!   headers are then complete or absent.
+//! - If the checksum field of SCTP is zero, its CRC32c is pending. A net header cannot express this, so the
+//!   CRC32c is computed here.
+//! - If a TCP packet is longer than the link's MTU, it must be segmented. The segments are as long as the MTU
+//!   allows, whatever the sender's segment size was. A UDP datagram is never cut, because its boundaries are
+//!   part of what was sent.
 
 mod inner;
 
@@ -20,18 +23,20 @@ use crate::packet::{Packet, Transport, Version};
 use crate::run::read_at;
 use inner::Pending;
 
-/// Bytes read from the front of a frame: they hold its headers, without TCP's options. Those are 102 bytes with two
-/// VLAN tags and all options of IPv4, and 82 with IPv6 without extensions.
+/// Number of bytes read from the front of a frame. They include its headers, without TCP's options. These
+/// headers are 102 bytes long with two VLAN tags and all options of IPv4, and 82 bytes with IPv6 without
+/// extensions.
 pub(crate) const FRONT: usize = 128;
 /// Offset of the flags in a TCP header, and the flag CWR (congestion window reduced; RFC 9293, 3.1).
 const FLAGS: usize = 13;
 const CWR: u8 = 0x80;
 
-/// The net header of a frame with its pending offloads. The frame is the `len` bytes at byte `skip` of the run `from`,
-/// and arrived over a link with an MTU of `mtu` bytes. If its headers are invalid, the result is a plain header: the
-/// receiver has to deal with such a frame. A pending CRC32c of SCTP is written to the frame.
+/// The net header of a frame, with the frame's pending offloads. The frame is the `len` bytes from byte
+/// `skip` of the buffers `from`, and arrived over a link with an MTU of `mtu` bytes. If its headers are
+/// invalid, the result is a plain header, and the frame is left to the receiver. A pending CRC32c of SCTP is
+/// written to the frame.
 ///
-/// If the guest cannot take the header ([`NetHeader::is_for`]), pass it to
+/// If the guest did not negotiate these offloads ([`NetHeader::is_for`]), pass the header to
 /// [`SoftwareOffload::plan`](crate::SoftwareOffload::plan), which does the offloads.
 #[must_use]
 #[inline]
@@ -52,7 +57,8 @@ pub fn header_of(from: &[GuestSlice<'_>], skip: usize, len: usize, mtu: u16) -> 
     }
 }
 
-/// The net header of a frame whose headers are none of TCP or UDP right on IP: a packet inside may be unfinished.
+/// The net header of a frame that is not TCP or UDP directly on IP, or is a tunnel: a packet inside may have
+/// offloads pending.
 #[cold]
 fn header_inside(from: &[GuestSlice<'_>], skip: usize, len: usize) -> NetHeader {
     let mut front = [0; inner::FRONT];
@@ -90,7 +96,7 @@ fn header_of_packet(packet: &Packet, front: &[u8; FRONT], mtu: u16) -> NetHeader
     header
 }
 
-/// How a TCP packet is segmented.
+/// The GSO type of a TCP packet.
 #[inline]
 const fn gso_type(packet: &Packet, front: &[u8; FRONT]) -> u8 {
     let gso_type = match packet.version {
