@@ -15,14 +15,14 @@ use crate::figures::TickRate;
 /// The records to include.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
-    /// All records that the recorder still holds.
+    /// All records that the recorder still has.
     Held,
-    /// The bursts that ended in this last time: up to now while the daemon runs, up to the newest record once it has
-    /// ended.
+    /// The bursts that ended in this time before the window's end. That end is now while the daemon runs, and
+    /// the newest record when it has ended.
     Last(Duration),
 }
 
-/// Where the requested window ends.
+/// Where the window ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowEnd {
     /// At the newest record.
@@ -48,18 +48,18 @@ pub struct Breakdown {
     pub features: Vec<String>,
     /// The requested window.
     pub window: Window,
-    /// The window's length in seconds: from the oldest record to the newest one, or the requested time. It is less than
-    /// requested if [`Breakdown::is_cut`].
+    /// The window's length in seconds: from the oldest record to the newest one, or the requested time. If
+    /// [`Breakdown::is_cut`], it is shorter than requested.
     pub window_s: f64,
     /// Where the window ends.
     pub window_end: WindowEnd,
-    /// Whether the requested time reaches further back than the records that are still held.
+    /// Whether the requested time begins before the oldest record that the recorder still has.
     pub is_cut: bool,
     /// Number of records overwritten while they were read.
     pub lost_records: u64,
     /// Number of records of a kind that this version does not know.
     pub malformed_records: u64,
-    /// Kicks and calls of each virtqueue that had any: since the daemon started, or in the recording's time.
+    /// Kicks and calls of each virtqueue that had any: since the daemon started, or during the recording.
     pub notifications: Vec<(u16, Notifications)>,
     /// Guest to wire.
     pub tx: DirectionBreakdown,
@@ -153,7 +153,7 @@ pub fn is_alive(reader: &Reader) -> bool {
     reader.is_running() && Path::new(&format!("/proc/{}", reader.pid())).exists()
 }
 
-/// The window in ticks, both ends included.
+/// The window in ticks. Both ends are part of it.
 struct Bounds {
     from: u64,
     to: u64,
@@ -177,7 +177,8 @@ impl Bounds {
     }
 }
 
-/// The current time of the recorder's clock, if this process can read that clock: the daemon must run on this machine.
+/// The current time of the recorder's clock, if this process can read that clock. For this the daemon must
+/// run on this machine.
 fn now(source: &Source) -> Option<u64> {
     let Source::Recorder(reader) = source else { return None };
     let clock = Clock::new();
@@ -207,7 +208,7 @@ fn moves(header: &Header, direction: Direction) -> u64 {
     moves.fold(0, u64::saturating_add)
 }
 
-/// Virtqueues with notifications. Older daemons counted none.
+/// The virtqueues that had notifications. Older daemons did not count any.
 fn notifications(header: &Header) -> Vec<(u16, Notifications)> {
     let rings = 0..u16::try_from(header.queue_pairs() * 2).unwrap_or(u16::MAX);
     rings
@@ -228,11 +229,11 @@ pub(crate) fn drops_since_start(header: &Header, direction: Direction) -> Vec<(D
     })
 }
 
-/// The records of one worker that a recorder still holds.
+/// The records of one worker that a recorder still has.
 #[derive(Clone, Copy, Default)]
 struct Held {
     records: u64,
-    /// The last boundary of its first record.
+    /// The last boundary of the oldest of these records.
     first: Option<u64>,
 }
 
@@ -242,8 +243,8 @@ impl Held {
         self.first.get_or_insert(record.last());
     }
 
-    /// The time from which all records are held, if older ones were lost: once a worker has filled its part, nothing
-    /// from before its first record is left.
+    /// The time from which the recorder has all records of this worker, if older ones were overwritten. Once
+    /// a worker has filled its part of the recorder, no record from before the first one is left.
     fn from(&self, reader: &Reader, lost: u64) -> Option<u64> {
         let is_full =
             self.records.saturating_add(lost).saturating_add(1) >= reader.capacity() as u64;
