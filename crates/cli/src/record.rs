@@ -52,7 +52,8 @@ Conditions: --when takes DIRECTION.TIME>LIMIT or DIRECTION.TIME>=LIMIT.
   DIRECTION  tx or rx
   TIME       total, one of the daemon's stages, or one in the host kernel:
              wakeup (of the worker, for either direction), host-tx of tx,
-             host-rx and inject of rx; those need --kernel-stages
+             host-rx and inject of rx; those need --kernel-stages, except
+             wakeup on AF_XDP
   LIMIT      a number with a unit: ns, us, ms or s
 
 The file:

@@ -9,7 +9,7 @@ use super::cells::lines;
 const TEXT: &str = "\
 up, down     marks a guest           Enter or 1-9  opens its screen
 s            sorts by the next column        r     the other way round
-p or space   holds the picture: what comes is counted, for the next one
+p or space   pauses the display; packets are still counted
 o            slowest bursts first, or last   Esc   back
 h or ?       this                            q     ends ringscope top
 pps, bps     packets and bits a second; drops: packets that went no further
