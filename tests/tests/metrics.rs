@@ -249,7 +249,11 @@ fn a_unix_socket_is_for_its_group_and_goes_with_the_daemon() {
     let arguments = ["--datapath", "reflect", "--metrics", &address];
     let mut daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
     let mut stream = eventually(SOON, "a connection", || UnixStream::connect(&path));
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    // It is bound first; until then only its owner may connect.
+    eventually(SOON, "its mode", || {
+        let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        when(mode == 0o660, format!("{mode:o}"))
+    });
     stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
