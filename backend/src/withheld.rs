@@ -41,7 +41,7 @@ mod tests {
             let error = bare.parse::<Withheld>().unwrap_err();
             assert!(error.starts_with("expected a '-' before each name"), "{bare}: {error}");
         }
-        // `rss` has a name, but no device of ours offers it.
+        // `rss` is a known feature that is never offered.
         for unknown in ["-paked", "-rss", "-packed,", "-packed, -event_idx", "-"] {
             let error = unknown.parse::<Withheld>().unwrap_err();
             assert!(error.starts_with("expected "), "{unknown}: {error}");

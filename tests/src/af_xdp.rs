@@ -24,8 +24,8 @@ pub fn start(outside: &Outside, keys: &str, arguments: &[&str]) -> (TempDir, Dae
     (directory, daemon)
 }
 
-/// Builds an XDP program that passes every frame, with so many debug messages a frame; returns the object's path. Its
-/// section is `xdp`.
+/// Builds an XDP program that passes every frame and writes this number of debug messages for each. Returns the path of
+/// its object file. The program is in the section `xdp`.
 ///
 /// # Panics
 /// If it cannot be built.

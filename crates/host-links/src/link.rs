@@ -16,6 +16,13 @@ use crate::socket::fetch;
 /// The longest name of an interface, with its terminating zero (`include/uapi/linux/if.h`).
 const IFNAMSIZ: usize = 16;
 
+/// Whether an interface of this type (`include/uapi/linux/if_arp.h`; `/sys/class/net/NAME/type`) carries Ethernet frames:
+/// `ARPHRD_ETHER` and `ARPHRD_LOOPBACK` do. A tun, a WireGuard or a GRE interface carries IP packets.
+#[must_use]
+pub const fn carries_ethernet(kind: u32) -> bool {
+    matches!(kind, 1 | 772)
+}
+
 /// How an XDP program is attached (`XDP_ATTACHED_*` of `include/uapi/linux/if_link.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -12,7 +12,7 @@ use crate::features::{
     VERSION_1, without,
 };
 
-/// Longest command that a device of ours takes, bytes: class, command and 8 bytes.
+/// Longest command that is accepted, bytes: class, command, and a value of 8 bytes.
 pub const COMMAND_LEN_MAX: usize = 2 + 8;
 
 /// Answer to a command that was carried out: `VIRTIO_NET_OK`.

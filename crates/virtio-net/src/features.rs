@@ -84,7 +84,7 @@ pub const CONFIG_AND_CONTROL: u64 =
 /// go on writing into buffers that the guest has taken back.
 pub const NOT_FOR_QEMU: u64 = CONFIG_AND_CONTROL | RING_RESET;
 
-/// Every feature that a device of ours may offer.
+/// All features that may be offered.
 pub const OFFERED_MAX: u64 = BASE
     | RING_RESET
     | ACCESS_PLATFORM

@@ -168,8 +168,8 @@ impl<T: Topology> Loop<T> {
         self.activate(at);
     }
 
-    /// Changes the offloads that the guest of pair `at` takes. A frame that waits for buffers may have one that it no longer
-    /// takes, so it is dropped.
+    /// Changes the offloads that the guest of pair `at` takes. A frame that waits for buffers is dropped, because it may have
+    /// an offload pending that the guest no longer takes.
     fn renegotiate(&mut self, at: usize, negotiated: Negotiated) -> io::Result<()> {
         if self.pairs.receiver(at).started().is_none() {
             return Ok(());

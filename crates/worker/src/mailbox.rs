@@ -148,8 +148,8 @@ impl Mailbox {
         self.ask(|done| Command::Enable { ring, enabled, done })
     }
 
-    /// Gives a receive ring other features, of those that say which offloads its guest takes. Does nothing if the ring is
-    /// not being served.
+    /// Changes the features of a receive ring that say which offloads its guest takes. Does nothing if the ring is not being
+    /// served.
     ///
     /// # Errors
     /// What the system answers the datapath, or that the worker has ended. Then the features stay.

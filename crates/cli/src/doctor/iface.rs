@@ -8,7 +8,7 @@ use super::files::Files;
 use super::host::Memlock;
 use host_links::ethtool::{self, Channels, Offload, OffloadSettings, Rings, TX_CHECKSUM, TX_VLAN};
 use host_links::holder::{Holder, holders};
-use host_links::link::{Attached, BusDevice, Link};
+use host_links::link::{Attached, BusDevice, Link, carries_ethernet};
 use host_links::xdp::XdpFeatures;
 
 /// Room before a frame in its buffer: `XDP_PACKET_HEADROOM` of `include/uapi/linux/bpf.h`.
@@ -17,8 +17,6 @@ const HEADROOM_BYTES: usize = 256;
 const SHARED_INFO_BYTES: usize = 320;
 /// `ETH_HLEN`.
 const ETHERNET_HEADER_BYTES: usize = 14;
-/// Types of interfaces with Ethernet frames (`linux/if_arp.h`): `ARPHRD_ETHER`, `ARPHRD_LOOPBACK`.
-const ETHERNET: [u32; 2] = [1, 772];
 /// Largest chunk of a UMEM that every driver takes.
 const CHUNK_BYTES_MAX: usize = 4096;
 
@@ -145,7 +143,7 @@ impl Interface {
             is_virtual: link.device.is_none() && !files.exists(&device),
             lacks_ethernet: files
                 .parse(&format!("{directory}/type"))
-                .is_some_and(|kind: u32| !ETHERNET.contains(&kind)),
+                .is_some_and(|kind| !carries_ethernet(kind)),
             device: link.device,
             name: link.name,
             index: link.index,

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use host_links::link::carries_ethernet;
+
 /// An interface that AF_XDP sockets are bound to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
@@ -14,12 +16,12 @@ pub struct Device {
     pub mtu: u16,
     /// How many receive queues it has.
     pub queues: u32,
-    /// Whether there is no hardware behind it. What is sent is then sent within the system call.
+    /// Whether it has no hardware. Then a frame is sent before the system call returns.
     pub is_virtual: bool,
     /// Whether frames may come with partial checksums and longer than the MTU: the sender is a kernel, and no hardware
     /// lies between. Besides virtual interfaces these are cards that a hypervisor emulates for its own drivers.
     pub leaves_offloads: bool,
-    /// Whether its frames are Ethernet's. A tun, a WireGuard or a GRE interface carries IP packets.
+    /// Whether it carries Ethernet frames.
     pub is_ethernet: bool,
     /// The interfaces below it, if it is a bond.
     pub bonded: Option<Vec<String>>,
@@ -44,16 +46,13 @@ impl Device {
             is_virtual,
             leaves_offloads: is_virtual
                 || bus(&device).is_some_and(|bus| PARAVIRTUAL.contains(&bus.as_str())),
-            is_ethernet: number("type").is_none_or(|kind| ETHERNET.contains(&kind)),
+            is_ethernet: number("type").is_none_or(carries_ethernet),
             bonded: fs::read_to_string(directory.join("bonding/slaves"))
                 .ok()
                 .map(|names| names.split_whitespace().map(str::to_owned).collect()),
         })
     }
 }
-
-/// Types of interfaces with Ethernet frames (`linux/if_arp.h`): `ARPHRD_ETHER`, `ARPHRD_LOOPBACK`.
-const ETHERNET: [u32; 2] = [1, 772];
 
 /// Buses whose network cards pass on what the host's kernel left undone: `VIRTIO_NET_HDR_F_NEEDS_CSUM` of
 /// `drivers/net/virtio_net.c`, `XEN_NETRXF_csum_blank` of `drivers/net/xen-netfront.c`.

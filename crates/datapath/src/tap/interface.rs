@@ -110,7 +110,7 @@ pub fn attach_again(file: &File, again: &Again) -> Result<Option<QueueFacts>, Ta
     }
     let lets_go = has_several_queues(name, options.queues)?;
     let claim = match lets_go.then(|| claim(name)).transpose() {
-        // Another queue pair of ours came first.
+        // Another queue pair of this daemon has claimed it already.
         Err(TapError::Served { process, .. }) if is_self(process) => None,
         claim => claim?.flatten(),
     };
