@@ -5,6 +5,13 @@ RINGSCOPE_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 RINGSCOPE_CACHE=${RINGSCOPE_CACHE:-$RINGSCOPE_ROOT/target/guest-image}
 QEMU=qemu-system-x86_64
 QEMU_MAJOR_MIN=8
+# The CPU that software emulates: all that TCG can do, without what makes it slow. With erms and fsrm, kernel and libc copy by
+# `rep movsb`, which is emulated byte by byte; with la57 each walk of the page tables has five steps.
+TCG_CPU=max,-erms,-fsrm,-la57
+# Options of a kernel that it runs. Without them, checks of emulated hardware take a quarter of the boot.
+TCG_KERNEL='mitigations=off nokaslr tsc=reliable no_timer_check cryptomgr.notests rcupdate.rcu_expedited=1 initcall_blacklist=jent_mod_init'
+# Where qemu-scripts/setup --lab unpacks the packages of Open vSwitch.
+OPENVSWITCH=$RINGSCOPE_CACHE/openvswitch
 
 # Messages go to standard error, so that results can be captured from standard output.
 note() { printf '%s\n' "${0##*/}: $*" >&2; }
@@ -16,6 +23,24 @@ print_help() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
 
 # "10.0" of "QEMU emulator version 10.0.2 (Debian ...)"; empty without QEMU.
 qemu_version() { "$QEMU" --version 2>/dev/null | sed -n '1s/.*version \([0-9]*\.[0-9]*\).*/\1/p'; }
+
+# find_openvswitch PROGRAM: prints the path of a program of Open vSwitch, the installed one or the unpacked one.
+find_openvswitch() {
+    local directory
+    for directory in /usr/{,local/}{s,}bin /usr/lib/openvswitch-switch-dpdk "$OPENVSWITCH"/usr/{bin,sbin,lib/openvswitch-switch-dpdk}; do
+        [ ! -x "$directory/$1" ] || { echo "$directory/$1"; return; }
+    done
+    return 1
+}
+
+# The ssh server, the installed one or the one that setup --tests has unpacked. Prints its path.
+find_sshd() {
+    local program
+    for program in /usr/sbin/sshd "$RINGSCOPE_CACHE/openssh/usr/sbin/sshd"; do
+        [ ! -x "$program" ] || { echo "$program"; return; }
+    done
+    return 1
+}
 
 # ldd fails on a plain static program, and reports a position-independent one.
 is_static() { [[ $(ldd "$1" 2>&1) =~ 'not a dynamic executable'|'statically linked' ]]; }

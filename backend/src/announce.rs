@@ -1,19 +1,37 @@
 //! What the daemon says of itself at its start: where it listens, what it offers, where frames go, and how to look.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use burst_trace::location::default_run_dir;
 use datapath::Capabilities;
+use metrics::Address;
 use virtio_net::Offloads;
 use virtio_net::features::Names;
 
 use crate::plan::{EndpointPlan, GuestPlan};
 
 /// Logs what is served for a guest: in three lines if it is the only one, else in one. The last line ends with the
-/// recorder, which is there by then.
-pub fn guest(plan: &GuestPlan, capabilities: &Capabilities, is_alone: bool) {
-    for line in lines(plan, capabilities, is_alone, default_run_dir().as_deref()) {
+/// recorder, which is there by then, and with how to look. `metrics`: where those of an only guest are served.
+pub fn guest(
+    plan: &GuestPlan,
+    capabilities: &Capabilities,
+    is_alone: bool,
+    metrics: Option<&Address>,
+) {
+    let mut lines = lines(plan, capabilities, is_alone, default_run_dir().as_deref());
+    if let Some((address, last)) = metrics.filter(|_| is_alone).zip(lines.last_mut()) {
+        let _ = write!(last, ", metrics at {address}");
+    }
+    for line in lines {
         log::info!("{}: {line}", plan.name);
+    }
+}
+
+/// Logs where the metrics of several guests are served. For an only guest its last line says that.
+pub fn metrics(address: &Address, is_alone: bool) {
+    if !is_alone {
+        log::info!("metrics at {address}");
     }
 }
 

@@ -11,6 +11,7 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use virtio_net::MacAddress;
 use worker::PollPolicy;
 
+use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, FaultSpec};
 use crate::withheld::Withheld;
 
@@ -72,6 +73,24 @@ Plant a fault, to see its effect; may be repeated. One of:
   error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]
   panic:tx|rx[,after=N]
 backend/README.md describes each of them.";
+
+const PROBES: &str = "\
+Also record single packets; may be repeated. One of:
+  PORT
+      probe packets to or from this UDP port, which \"ringscope agent
+      udp-ping\" sends and \"ringscope stats --probes\" reports
+  ethertype:0xNNNN,counter@OFFSET/LEN[,KEY...]
+      layer-2 frames with a counter of LEN bytes (1 to 8), OFFSET
+      bytes after the EtherType; VLAN tags do not count. \"ringscope
+      report\" shows their period, lost counters, stages and slowest
+      frames. Keys:
+        step=N             the counter grows by N from frame to frame
+        stream@OFFSET/LEN  frames that differ here are of different
+                           streams; twice at most, 4 bytes together
+        vlan=ID            only frames whose innermost VLAN tag has it
+        le                 counter and streams are little endian
+  rtc-testbench
+      the frames that RTC-Testbench sends";
 
 /// vhost-user network back end that shows where every packet's time goes.
 #[derive(Clone, Debug, Parser)]
@@ -187,11 +206,9 @@ pub struct Args {
     #[arg(long)]
     pub kernel_stages: bool,
 
-    /// Also record each probe packet to or from UDP port PORT
-    ///
-    /// The command "ringscope agent udp-ping" sends probe packets, and "ringscope stats --probes" reports them.
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
-    pub trace_probe: Option<u16>,
+    /// Also record each probe packet, or each layer-2 frame with a counter; may be repeated
+    #[arg(long, value_name = "SPEC", long_help = PROBES)]
+    pub trace_probe: Vec<ProbeSpec>,
 
     /// Plant a fault, to see its effect; may be repeated
     #[arg(long, value_name = "SPEC", long_help = FAULTS)]
@@ -299,7 +316,7 @@ mod tests {
         for line in short.lines().chain(long.lines()) {
             assert!(line.chars().count() <= COLUMNS, "too long: {line}");
         }
-        for text in [EXAMPLES, DATAPATHS, FEATURES, FAULTS] {
+        for text in [EXAMPLES, DATAPATHS, FEATURES, PROBES, FAULTS] {
             for line in text.lines() {
                 assert!(long.contains(line), "broken: {line}");
             }

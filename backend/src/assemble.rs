@@ -11,7 +11,6 @@ use datapath::af_xdp::Options;
 use datapath::{AfXdp, Capabilities, Datapath, FrameReader, Null, Reflect, Uring};
 use log_limit::LogLimit;
 use metrics::{Address, Metrics, MetricsError};
-use serde_json::Value;
 
 use vhost_control::{Device, Endpoint, Server, SocketError, Witness, serve};
 use virtio_net::{ConfigSpace, features};
@@ -22,9 +21,11 @@ use worker::{
 
 use crate::announce;
 use crate::error::Error;
+use crate::facts::facts;
 use crate::kernel::{Enrolled, Following, Kernel};
 use crate::link_speed;
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
+use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, Engine};
 use crate::stop::Stop;
 use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
@@ -65,6 +66,7 @@ pub fn run(plan: &Plan, handed: Handed, stop: &Stop) -> Result<(), Error> {
     daemon.following = daemon.kernel.take().map(Kernel::follow).transpose()?;
     if let Some(address) = &plan.metrics {
         daemon.metrics = Some(measure(address, &plan.guests, daemon.clock)?);
+        announce::metrics(address, plan.guests.len() == 1);
     }
     daemon.serve(stop)
 }
@@ -101,6 +103,8 @@ struct Daemon {
     clock: Clock,
     /// Number of guests, including those of switches.
     guests: usize,
+    /// Where metrics will be served.
+    metrics_at: Option<Address>,
     alarm: PanicAlarm,
 }
 
@@ -149,6 +153,7 @@ impl Daemon {
             handed,
             clock: Clock::new(),
             guests: plan.guests.len(),
+            metrics_at: plan.metrics.clone(),
             alarm,
         }
     }
@@ -362,7 +367,7 @@ impl Daemon {
         mailboxes: Vec<Arc<Mailbox>>,
         witnesses: Vec<Box<dyn Witness>>,
     ) {
-        announce::guest(plan, capabilities, self.guests == 1);
+        announce::guest(plan, capabilities, self.guests == 1, self.metrics_at.as_ref());
         let memory_max = Device::memory_max(self.guests);
         let device = device(plan, log, capabilities, &mailboxes, witnesses);
         let device = Arc::new(Device { memory_max, before, ..device });
@@ -432,9 +437,9 @@ fn log_of(plan: &GuestPlan) -> Arc<LogLimit> {
 }
 
 fn guest_options(plan: &GuestPlan, log: &Arc<LogLimit>, writer: Writer) -> GuestOptions {
-    let &GuestPlan { ref delays, ref crashes, trace, probe_port, .. } = plan;
-    let (delays, crashes) = (delays.clone(), crashes.clone());
-    GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, probe_port }
+    let &GuestPlan { ref delays, ref crashes, ref probes, trace, .. } = plan;
+    let (delays, crashes, probes) = (delays.clone(), crashes.clone(), ProbeSpec::targets(probes));
+    GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, probes }
 }
 
 /// The capabilities of the guest's datapath, with the MTU that the guest is given.
@@ -473,23 +478,4 @@ fn device(
         memory_max: Device::memory_max(1),
         witnesses,
     }
-}
-
-/// The facts of this run for reports, as JSON. `kernel`: the kernel stages that are measured.
-fn facts(plan: &GuestPlan, kernel: Option<&Value>) -> String {
-    let cpus: Vec<_> = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
-    serde_json::json!({
-        "name": plan.name,
-        "version": env!("CARGO_PKG_VERSION"),
-        "datapath": plan.datapath.to_string(),
-        "queue_pairs": plan.queue_pairs,
-        "poll": plan.poll.to_string(),
-        "cpus": cpus,
-        "sched": plan.workers[0].fifo.map(|priority| format!("fifo:{priority}")),
-        "trace": if plan.trace { "on" } else { "off" },
-        "faults": plan.delays.len() + plan.crashes.len() + plan.faults.len(),
-        "pcap": plan.capture,
-        "kernel_stages": kernel,
-    })
-    .to_string()
 }

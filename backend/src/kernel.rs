@@ -2,17 +2,24 @@
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd as _;
+use std::process;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use burst_trace::{Clock, KernelStage, Writer};
-use kernel_stages::{Attached, FrontEnds, KernelStages, Scribe, Span};
+use kernel_stages::{Attached, Event, FrontEnds, KernelStages, Scribe, Span, ThreadEvent, Whose};
 use log_limit::LogLimit;
 use serde_json::{Map, Value};
 use vhost_control::Witness;
 
 use crate::plan::GuestPlan;
 use crate::spec::{DatapathSpec, Port};
+
+/// The recorder of each guest, and what converts to its clock.
+type Guests = [Option<(Scribe, Writer)>];
+
+/// Workers' threads, each with the guests that it serves and its number there.
+type Threads = [(u32, Vec<(usize, u32)>)];
 
 /// The BPF programs, attached once for all guests, and the writers of what they measure.
 pub struct Kernel {
@@ -46,7 +53,10 @@ impl Witness for FrontEnd {
         if let Err(error) =
             self.front_ends.add(process, u32::try_from(self.number).unwrap_or(u32::MAX))
         {
-            log_limit::warn!(self.log, "inject is not measured: {error}");
+            log_limit::warn!(
+                self.log,
+                "neither inject nor the front end's interruptions are measured: {error}"
+            );
         }
     }
 
@@ -84,6 +94,7 @@ impl Kernel {
             }
             facts.insert(stage.name().into(), kernel_stages::in_words(result).into());
         }
+        facts.insert("interruptions".into(), self.stages.interruptions().into());
         let front_ends = self.stages.front_ends();
         let witness =
             front_ends.map(|front_ends| FrontEnd { number, log: Arc::clone(log), front_ends });
@@ -106,7 +117,7 @@ impl Kernel {
                 None => {
                     let number = u32::try_from(self.threads.len()).unwrap_or(u32::MAX);
                     self.threads.push((tid, vec![whose]));
-                    self.stages.add_worker(tid, number)?;
+                    self.stages.add_worker(process::id(), tid, number)?;
                 }
             }
         }
@@ -123,18 +134,9 @@ impl Kernel {
 
     fn run(mut self, stop: &PipeReader) {
         let (guests, threads) = (&mut self.guests, &self.threads);
-        let write = |span: Span| {
-            let mut write = |guest: usize, worker| {
-                if let Some((scribe, writer)) = guests.get_mut(guest).and_then(Option::as_mut) {
-                    writer.kernel(&scribe.record(span, worker));
-                }
-            };
-            if matches!(span.stage, KernelStage::HostRx | KernelStage::Inject) {
-                // Of no worker: it ends before a worker has the frame, or begins after a worker's signal.
-                write(span.about as usize, 0);
-            } else if let Some((_, owners)) = threads.get(span.about as usize) {
-                owners.iter().for_each(|&(guest, worker)| write(guest, worker));
-            }
+        let write = |event: Event| match event {
+            Event::Span(span) => write_span(guests, threads, span),
+            Event::Thread(event) => write_interruption(guests, threads, &event),
         };
         if let Err(error) = self.stages.drain(stop.as_fd(), write) {
             log::error!("kernel stages are no longer recorded: {error}");
@@ -142,9 +144,40 @@ impl Kernel {
         let lost = self.stages.lost();
         if lost > 0 {
             log::warn!(
-                "{lost} kernel stage times were lost, because they came faster than they were read"
+                "{lost} times of kernel stages and interruptions were lost, because they came faster than they were read"
             );
         }
+    }
+}
+
+fn write_span(guests: &mut Guests, threads: &Threads, span: Span) {
+    let mut write = |guest: usize, worker| {
+        if let Some((scribe, writer)) = guests.get_mut(guest).and_then(Option::as_mut) {
+            writer.kernel(&scribe.span(span, worker));
+        }
+    };
+    if matches!(span.stage, KernelStage::HostRx | KernelStage::Inject) {
+        // Of no worker: it ends before a worker has the frame, or begins after a worker's signal.
+        write(span.about as usize, 0);
+    } else if let Some((_, owners)) = threads.get(span.about as usize) {
+        owners.iter().for_each(|&(guest, worker)| write(guest, worker));
+    }
+}
+
+fn write_interruption(guests: &mut Guests, threads: &Threads, event: &ThreadEvent) {
+    let mut write = |guest: usize, worker| {
+        if let Some((scribe, writer)) = guests.get_mut(guest).and_then(Option::as_mut) {
+            writer.interruption(&scribe.interruption(event, worker));
+        }
+    };
+    match event.whose {
+        Whose::FrontEnd(guest) => write(guest as usize, 0),
+        Whose::Worker(number) => {
+            let owners = threads.get(number as usize).into_iter().flat_map(|(_, owners)| owners);
+            owners.for_each(|&(guest, worker)| write(guest, worker));
+        }
+        // Nobody names such a program to the daemon.
+        Whose::FarEnd => {}
     }
 }
 

@@ -7,12 +7,14 @@ mod switches;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
+use burst_trace::cyclic::CYCLIC_MAX;
 use burst_trace::location;
 use datapath::Planted;
 use virtio_net::MacAddress;
 use worker::{Crash, Delay, PollPolicy, Scheduling};
 
 use crate::args::{Args, OnOff};
+use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, FaultSpec};
 
 pub use error::PlanError;
@@ -74,8 +76,8 @@ pub struct GuestPlan {
     pub trace: bool,
     /// Whether kernel stages are recorded too.
     pub kernel_stages: bool,
-    /// Probe packets to or from this UDP port are recorded.
-    pub probe_port: Option<u16>,
+    /// Packets that are recorded one by one.
+    pub probes: Vec<ProbeSpec>,
     /// Delays to plant.
     pub delays: Vec<Delay>,
     /// Panics to plant.
@@ -204,8 +206,12 @@ impl GuestPlan {
         if args.kernel_stages && args.trace == OnOff::Off {
             return Err(PlanError::KernelStagesWithoutTrace);
         }
-        if args.trace_probe.is_some() && args.trace == OnOff::Off {
+        if !args.trace_probe.is_empty() && args.trace == OnOff::Off {
             return Err(PlanError::ProbesWithoutTrace);
+        }
+        if args.trace_probe.len() > CYCLIC_MAX {
+            let found = args.trace_probe.len();
+            return Err(PlanError::TooManyProbes { found, max: CYCLIC_MAX });
         }
         let on_switch = matches!(datapath, DatapathSpec::Switch { .. });
         if on_switch && args.pcap.is_some() {
@@ -229,7 +235,7 @@ impl GuestPlan {
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
             trace: args.trace == OnOff::On,
             kernel_stages: args.kernel_stages,
-            probe_port: args.trace_probe,
+            probes: args.trace_probe,
             delays,
             crashes,
             faults,
@@ -339,6 +345,8 @@ mod tests {
         assert_eq!(without_trace, Err(PlanError::KernelStagesWithoutTrace));
         let without_trace = plan(&format!("{base} --trace-probe 7 --trace off"));
         assert_eq!(without_trace, Err(PlanError::ProbesWithoutTrace));
+        let many = PlanError::TooManyProbes { found: 17, max: 16 };
+        assert_eq!(plan(&format!("{base}{}", " --trace-probe 7".repeat(17))), Err(many));
         let name = PlanError::BadName("a/b".into());
         assert_eq!(plan(&format!("{base} --name a/b")), Err(name));
     }

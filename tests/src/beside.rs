@@ -292,7 +292,10 @@ impl Play<'_> {
 }
 
 /// Pins the calling thread to this CPU, and also the daemon and threads that it starts from now on.
-fn run_on(cpu: usize) {
+///
+/// # Panics
+/// If the system refuses.
+pub fn run_on(cpu: usize) {
     let mut cpus = CpuSet::new();
     cpus.set(cpu);
     sched_setaffinity(None, &cpus).unwrap();
@@ -312,7 +315,7 @@ pub fn run_in_real_time() {
 ///
 /// # Panics
 /// If the system refuses.
-fn set_policy(words: &[&str]) {
+pub fn set_policy(words: &[&str]) {
     let thread = gettid().as_raw_nonzero().to_string();
     let status = Command::new("chrt").args(words).arg(&thread).status();
     assert!(status.expect("chrt of util-linux").success(), "expected {words:?} to be allowed");

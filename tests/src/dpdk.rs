@@ -29,6 +29,8 @@ pub struct GuestShape {
     pub in_order: bool,
     /// Packed rings, if the back end offers them.
     pub packed: bool,
+    /// Vectorised receiving, where DPDK can: with split rings neither `mrg_rxbuf` nor `in_order`, with packed ones AVX-512.
+    pub vectorized: bool,
     /// The CPU that it polls on.
     pub cpu: u16,
 }
@@ -41,6 +43,7 @@ impl Default for GuestShape {
             mrg_rxbuf: true,
             in_order: false,
             packed: false,
+            vectorized: false,
             cpu: 0,
         }
     }
@@ -96,15 +99,17 @@ impl Testpmd {
     }
 
     fn virtio_user(socket: &Path, shape: &GuestShape, more: &str) -> io::Result<Self> {
-        let GuestShape { queue_pairs, queue_size, mrg_rxbuf, in_order, packed, cpu } = *shape;
+        let GuestShape { queue_pairs, queue_size, mrg_rxbuf, in_order, packed, vectorized, cpu } =
+            *shape;
         let flag = u8::from;
         let device = format!(
             "net_virtio_user0,path={},queues={queue_pairs},queue_size={queue_size},\
-             mrg_rxbuf={},in_order={},packed_vq={}{more}",
+             mrg_rxbuf={},in_order={},packed_vq={},vectorized={}{more}",
             socket.display(),
             flag(mrg_rxbuf),
             flag(in_order),
             flag(packed),
+            flag(vectorized),
         );
         Self::spawn(&device, queue_pairs, queue_size, cpu)
     }

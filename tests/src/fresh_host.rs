@@ -108,6 +108,8 @@ impl FreshHost {
         command.args(["--net", "--mount", "--target", &self.holder.id().to_string()]);
         let path = std::env::var("PATH").unwrap_or_default();
         command.args(["env", &format!("PATH=/mnt/bin:{path}"), "RINGSCOPE_IMAGE=/mnt/image"]);
+        // The tree that the programs were built in may not be visible there.
+        command.arg(format!("RINGSCOPE_QEMU_SCRIPTS={TREE}/qemu-scripts"));
         command.args(["bash", "-c", &format!(r#"cd {TREE} && exec "$@""#), "bash"]).args(words);
         command.stdin(Stdio::null());
         command

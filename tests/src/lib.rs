@@ -15,14 +15,18 @@
 //! - [`hostile_rings`]: what a hostile guest keeps a ring busy with.
 //! - [`lan`]: guests in software on one switch.
 //! - [`mirror`]: wires that give every frame back as it was.
+//! - [`monitor`]: QEMU's monitor.
 //! - [`packets`]: packets that a kernel answers.
 //! - [`pcapng`]: reads captures back.
 //! - [`perfetto`]: reads traces for Perfetto back.
 //! - [`pings`]: pings from a guest in software, and what became of each.
+//! - [`planted`]: faults that are planted from outside, and what `ringscope why` names as their cause.
 //! - [`recording`]: `ringscope record` under way.
+//! - `sys`: the system call that has no safe form.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
 //! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
+//! - [`variants`]: the variants of `qemu-scripts/variant`, on a host as after a boot.
 
 pub mod af_xdp;
 pub mod beside;
@@ -40,11 +44,15 @@ pub mod hostile;
 pub mod hostile_rings;
 pub mod lan;
 pub mod mirror;
+pub mod monitor;
 pub mod packets;
 pub mod pcapng;
 pub mod perfetto;
 pub mod pings;
+pub mod planted;
 pub mod qemu;
 pub mod recording;
+mod sys;
 pub mod trace;
 pub mod traffic;
+pub mod variants;

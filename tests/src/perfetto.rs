@@ -82,7 +82,10 @@ impl Trace {
             };
             trace.slices.push(Slice {
                 track: trace.tracks[&track].1.clone(),
-                name: names[&(2, event.number(10).expect("a name"))].clone(),
+                // A number of a name that was given before, or the name itself.
+                name: event
+                    .number(10)
+                    .map_or_else(|| event.text(23), |number| names[&(2, number)].clone()),
                 start_ns: at,
                 end_ns: None,
                 parent: stack.last().copied(),

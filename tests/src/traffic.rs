@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::daemon::program;
-use crate::qemu::{Failure, GUEST, Place, said};
+use crate::eventually::eventually;
+use crate::qemu::{Failure, GUEST, Place, SOON, said};
 
 /// How long a bulk transfer may take.
 const BULK: Duration = Duration::from_secs(180);
@@ -32,12 +33,20 @@ pub enum From {
 /// # Errors
 /// When a ping is not answered.
 pub fn ping(place: &mut Place) -> Result<(), Failure> {
+    await_answer(place);
     for size in [56, 1472, 1473, 8000, 65000] {
         let line = format!("ping -q -c 3 -i 0.01 -W 5 -s {size}");
         place.outside.exec(&format!("{line} {GUEST}"))?;
         place.guest().check(&format!("{line} {}", Outside::ADDRESS))?;
     }
     Ok(())
+}
+
+/// Waits until the guest answers. When a guest or a back end has just come, the guest's link is up a little later: until then
+/// its kernel drops what it sends.
+fn await_answer(place: &Place) {
+    let one = format!("ping -q -c 1 -W 1 {GUEST}");
+    eventually(SOON, "an answer from the guest", || place.outside.exec(&one));
 }
 
 /// Sends UDP packets of many sizes to an echo at the other end, and expects every one back unchanged.
@@ -168,6 +177,7 @@ impl Transfer {
 /// # Errors
 /// When something does not come through.
 pub fn everything_a_little(place: &mut Place) -> Result<(), Failure> {
+    await_answer(place);
     place.outside.exec(&format!("ping -q -c 3 -i 0.01 -W 5 {GUEST}"))?;
     tcp_both_ways(place, 8 << 20, Check::Hash)?;
     let report: Value = agent(place, From::Outside, "udp-ping --mode closed --count 50", 7007)?;

@@ -186,3 +186,108 @@ fn a_second_daemon_on_an_interface_is_refused() {
         drop(again);
     }
 }
+
+/// A veth with both ends in this namespace, removed when dropped.
+struct Veth([String; 2]);
+
+impl Veth {
+    fn new() -> Self {
+        let ends = ["p", "q"].map(|end| format!("rsv{}{end}", std::process::id() % 100_000));
+        ip(&format!("link add {} type veth peer name {}", ends[0], ends[1]));
+        let veth = Self(ends);
+        veth.0.iter().for_each(|end| ip(&format!("link set {end} up")));
+        veth
+    }
+}
+
+impl Drop for Veth {
+    fn drop(&mut self) {
+        ip(&format!("link del {}", self.0[0]));
+    }
+}
+
+/// Most lines of a start with one guest.
+const START_LINES_MAX: usize = 5;
+
+/// What a daemon with the usual log level says at its start.
+fn start_log(directory: &Path, arguments: &[&str]) -> String {
+    let (socket, log) = (directory.join("vm0.sock"), directory.join("log"));
+    let mut command = command(&socket, directory, arguments);
+    command.env_remove("RUST_LOG").stderr(fs::File::create(&log).unwrap());
+    let mut daemon = Running(command.spawn().unwrap());
+    let said = eventually(SOON, "the daemon to record", || {
+        let said = fs::read_to_string(&log).unwrap();
+        if said.contains("to look: ") { Ok(said) } else { Err(said) }
+    });
+    terminate(&daemon);
+    assert_eq!(daemon.0.wait().unwrap().code(), Some(0));
+    said
+}
+
+#[test]
+fn the_start_takes_five_lines_at_most_on_any_datapath() {
+    let (tap, cable, veth) = (Tap::new(), Cable::new(), Veth::new());
+    let [tap, wire, near] = [&tap.0, cable.interface(), &veth.0[0]];
+    let (macvtap, _) = cable.add_macvtap();
+    let mut all = vec![
+        "reflect".to_owned(),
+        "null:rx=64".into(),
+        format!("tap:ifname={tap}"),
+        format!("tap:ifname={tap},napi=on"),
+        format!("tap:ifname={tap},engine=uring"),
+        format!("macvtap:ifname={macvtap}"),
+        format!("macvtap:ifname=new{},over={near}", std::process::id() % 100_000),
+        "switch:lan".into(),
+        format!("switch:lan,uplink=tap:ifname={tap}"),
+        // Without XDP in its driver.
+        format!("af-xdp:ifname={macvtap}"),
+    ];
+    // The other end of one is in another namespace.
+    for interface in [wire, near] {
+        for keys in ["", ",mode=generic", ",busy-poll=on", ",umem=guest", ",mode=generic,gro=off"] {
+            all.push(format!("af-xdp:ifname={interface}{keys}"));
+        }
+        all.push(format!("switch:lan,uplink=af-xdp:ifname={interface},mode=generic"));
+    }
+    let further = ["--metrics=127.0.0.1:0", "--features=-packed", "--mtu=1400", "--trace-probe=7"];
+    for datapath in all {
+        for further in [&[][..], &further] {
+            let directory = tempfile::tempdir().unwrap();
+            let arguments = [&["--datapath", &datapath], further].concat();
+            let said = start_log(directory.path(), &arguments);
+            let lines = said.lines().count();
+            assert!(lines <= START_LINES_MAX, "{datapath}: {lines} lines: {said}");
+            for part in ["listening on ", "offering ", "forwarding through ", ", MTU ", "to look"] {
+                assert!(said.contains(part), "{datapath}: no {part:?} in {said}");
+            }
+            let is_af_xdp = datapath.contains("af-xdp");
+            assert_eq!(is_af_xdp, said.contains(": XDP in "), "{datapath}: {said}");
+            assert_eq!(!further.is_empty(), said.contains("metrics at "), "{datapath}: {said}");
+        }
+    }
+}
+
+#[test]
+fn the_start_names_what_a_veth_in_generic_mode_may_lose() {
+    let (cable, veth) = (Cable::new(), Veth::new());
+    let of = |interface: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let datapath = format!("af-xdp:ifname={interface},mode=generic");
+        start_log(directory.path(), &["--datapath", &datapath])
+    };
+    let [near, far] = &veth.0;
+    let said = of(near);
+    for part in [
+        format!("segmentation is off at {far}"),
+        format!("ethtool -K {far} tx-vlan-hw-insert off"),
+        format!("ethtool -K {far} tx-checksum-ip-generic off"),
+    ] {
+        assert!(said.contains(&part), "no {part:?} in {said}");
+    }
+    // It cannot be reached.
+    let said = of(cable.interface());
+    assert!(!said.contains("segmentation is off"), "{said}");
+    for part in ["PEER tso off", "PEER tx-vlan-hw-insert", "PEER tx-checksum-ip-generic"] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+}

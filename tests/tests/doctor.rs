@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::Duration;
 
 use lab::outside::Outside;
-use ringscope_tests::daemon::program;
+use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::eventually;
 use serde_json::Value;
 
 fn doctor(arguments: &[&str]) -> Output {
@@ -57,6 +59,11 @@ fn the_host_is_judged_line_by_line() {
         "irqbalance",
         "huge pages",
         "locked memory",
+        "real-time threads",
+        "CPU quotas",
+        "interrupts",
+        "RPS",
+        "stolen time",
     ] {
         let check = checks.iter().find(|check| check["check"] == name).expect(name);
         let verdict = check["verdict"].as_str().unwrap();
@@ -67,6 +74,49 @@ fn the_host_is_judged_line_by_line() {
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert!(checks[0]["found"].as_str().unwrap().contains(release.trim()));
+}
+
+/// One check of the host.
+fn check(name: &str) -> Value {
+    let report = object(&doctor(&["--json"]));
+    let mut checks = report["host"].as_array().unwrap().iter();
+    checks.find(|check| check["check"] == name).expect(name).clone()
+}
+
+/// A process that is killed when this is dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// On a host with one CPU a thread cannot be moved away.
+#[test]
+fn a_real_time_thread_on_a_workers_cpu_is_warned_of_until_it_is_moved_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "reflect", "--cpus", "0"];
+    let _daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0", "chrt", "-f", "17", "sleep", "60"]);
+    let sleeper = Killed(command.spawn().unwrap());
+    let named = format!("sleep (process {}, real-time priority 17)", sleeper.0.id());
+    let warning = eventually(Duration::from_secs(10), "a warning", || {
+        let check = check("real-time threads");
+        let is_there = check["found"].as_str().unwrap().contains(&named);
+        if is_there { Ok(check) } else { Err(check.to_string()) }
+    });
+    let Some(change) = warning["change"].as_str() else {
+        assert!(warning["found"].to_string().contains("workers may run on every CPU"), "{warning}");
+        return;
+    };
+    assert!(change.contains(&format!(" {}", sleeper.0.id())), "{warning}");
+    let ours = change.split("; ").find(|part| part.ends_with(&format!(" {}", sleeper.0.id())));
+    assert!(Command::new("sh").args(["-c", ours.unwrap()]).output().unwrap().status.success());
+    let after = check("real-time threads");
+    assert!(!after["found"].as_str().unwrap().contains(&named), "{after}");
 }
 
 #[test]

@@ -220,7 +220,14 @@ fn a_vxlan_and_an_sctp_association_pass() {
             let mut near = Guest::connect(near.socket(), options.clone()).unwrap();
             let mut far = Guest::connect(far.socket(), options).unwrap();
             let agent = [ringscope.to_str().unwrap(), "agent"];
+            // The first question for an address may come before the rings have started; the kernel asks again a second
+            // later.
+            let answered = format!(
+                "until {} agent udp-ping 10.9.0.2:7007 --count 1 --warmup 0 --wait-ms 200 2>&1; do :; done",
+                agent[0]
+            );
             for client in [
+                vec!["sh", "-c", &answered],
                 vec![agent[0], agent[1], "udp-ping", "10.9.0.2:7007", "--count", "50"],
                 vec![agent[0], agent[1], "tcp-send", "10.9.0.2:7008", "--bytes", "300000"],
                 vec![agent[0], agent[1], "tcp-receive", "10.9.0.2:7008", "--bytes", "300000"],

@@ -13,7 +13,9 @@ use frontend::Guest;
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_net::{ConfigSpace, Frames, GuestRoom, LinkSpeed, Offloads, Placed};
-use worker::{GuestOptions, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions};
+use worker::{
+    GuestOptions, PanicAlarm, PollPolicy, ProbeTargets, Scheduling, Worker, WorkerOptions,
+};
 
 /// A wire with a mirror at its end. For brevity it allocates for each frame; a datapath should not.
 #[derive(Default)]
@@ -92,7 +94,7 @@ fn a_datapath_of_ones_own_is_served_and_traced() {
         delays: Vec::new(),
         crashes: Vec::new(),
         trace: true,
-        probe_port: None,
+        probes: ProbeTargets::default(),
     };
     let (alarm, _alarmed) = UnixStream::pair().unwrap();
     let options = WorkerOptions {

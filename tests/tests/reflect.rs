@@ -160,7 +160,9 @@ fn dpdk_is_served_with_all_its_kinds_of_rings() {
             GuestShape { queue_pairs, mrg_rxbuf, in_order, packed, ..GuestShape::default() };
         forwards(&daemon, &shape);
     }
-    forwards(&daemon, &GuestShape { queue_size: 1000, packed: true, ..GuestShape::default() });
+    let base = GuestShape::default();
+    forwards(&daemon, &GuestShape { queue_size: 1000, packed: true, ..base });
+    forwards(&daemon, &GuestShape { vectorized: true, mrg_rxbuf: false, ..base });
     assert!(daemon.is_alive(), "{}", daemon.log());
 }
 

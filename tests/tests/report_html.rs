@@ -6,7 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use burst_trace::{
-    BurstRecord, Clock, Direction, KernelSpan, KernelStage, Recorder, RecorderOptions,
+    BurstRecord, Clock, Culprit, Direction, Interruption, InterruptionCause, KernelSpan,
+    KernelStage, Recorder, RecorderOptions, Subject,
 };
 use frontend::{Guest, GuestOptions};
 use report::Initiator;
@@ -371,6 +372,86 @@ fn kernel_times_stand_at_their_place_in_a_burst() {
     browser.run(spread).unwrap();
     assert!(text("#tx .two").starts_with("host-tx: packets"), "{}", text("#tx .two"));
     assert!(text("#tx .words").contains("In the host kernel, beside these: host-tx 5.00 µs"));
+    assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
+}
+
+/// A recorder of 20 bursts to the wire, 10 ms apart. Number 7 was in `gather` for 4 ms, in which `hog` had the worker's CPU
+/// for 3 ms.
+fn interrupted(directory: &Path) -> PathBuf {
+    let path = directory.join("interrupted.trace");
+    let clock = Clock::new();
+    let options = RecorderOptions {
+        path: path.clone(),
+        workers: 2,
+        queue_pairs: 1,
+        capacity: 64,
+        facts: r#"{"kernel_stages":{"interruptions":"on"}}"#.into(),
+    };
+    let recorder = Recorder::create(&options, &clock).unwrap();
+    let (mut writer, zero) = (recorder.writer(0, clock), clock.now());
+    let at = |us| zero + clock.ticks_in(Duration::from_micros(us));
+    for sequence in 0..20 {
+        let begin = 10_000 * sequence;
+        let taken = begin + 10;
+        let gathered = taken + if sequence == 7 { 4000 } else { 5 };
+        let boundaries = [begin, begin + 5, taken, gathered].map(at);
+        let (first, last) = (boundaries[0], boundaries[3]);
+        let mut stages = [0; 6];
+        for (stage, pair) in stages.iter_mut().zip(boundaries.windows(2)) {
+            *stage = pair[1] - pair[0];
+        }
+        let (packets, ring) = (1, TX);
+        let burst =
+            BurstRecord { first, last, sequence, stages, packets, ring, ..Default::default() };
+        writer.burst(&burst);
+    }
+    let mut command = [0; 16];
+    command[..3].copy_from_slice(b"hog");
+    recorder.writer(1, clock).interruption(&Interruption {
+        start: at(70_510),
+        end: at(73_510),
+        subject: Subject::Worker(0),
+        thread: 812,
+        cause: InterruptionCause::Preempted,
+        culprit: Culprit { process: 4711, thread: 4711, command, policy: 1, priority: 50 },
+        detail: 0,
+        cpu: 1,
+        writer: 1,
+    });
+    path
+}
+
+#[test]
+fn an_interruption_is_drawn_inside_the_stage_in_which_it_fell() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = directory.path().join("interrupted.html");
+    report(&page, &interrupted(directory.path()), &[]);
+    let browser = Browser::start(1200, 2300).unwrap();
+    browser.open(&page).unwrap();
+    let text = |selector: &str| text(&browser, selector);
+    assert!(text("#tx table thead").contains("meannot runningmin"), "{}", text("#tx table thead"));
+    assert!(text("#interruptions").contains("worker 0preempted by hog (fifo 50)13 ms3 ms"));
+    browser.click("#point-tx-7").unwrap();
+    let drawn = browser.run(
+        "const drawn = [...document.querySelectorAll('#journey .interruption')], of = it => it.getBoundingClientRect(); \
+         const gather = document.querySelector('#journey td[data-stage=gather]').parentNode.lastChild.firstChild; \
+         const [it, bar] = [of(drawn[0]), of(gather)]; \
+         return [drawn.length, drawn[0].parentNode === gather, drawn[0].title.replaceAll('\\u00a0', ' '), \
+         it.left > bar.left && it.right < bar.right && it.height === bar.height, it.width / bar.width, (it.left - bar.left) / bar.width]",
+    );
+    let drawn = drawn.unwrap();
+    let title = "preempted by hog (fifo 50): 3 ms";
+    let expected = serde_json::json!([1, true, title, true]);
+    assert_eq!(drawn.as_array().unwrap()[..4], expected.as_array().unwrap()[..]);
+    for (found, expected) in [(&drawn[4], 0.75), (&drawn[5], 0.125)] {
+        assert!((found.as_f64().unwrap() - expected).abs() < 0.01, "{drawn}");
+    }
+    assert_eq!(text("#interrupted li"), format!("{title} on CPU 1, in gather"));
+    keep_picture("RINGSCOPE_INTERRUPTED_PICTURE", &browser.screenshot().unwrap()).unwrap();
+    // A burst that nothing interrupted has no such list.
+    browser.run("location.hash = 'burst-tx-8'").unwrap();
+    let list = browser.run("return new Promise(done => setTimeout(() => done(document.querySelectorAll('#interrupted').length), 100))");
+    assert_eq!(list.unwrap(), 0);
     assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 /// The crates that each crate may use, in the order in which a packet meets them: a crate uses only crates above it. The
 /// commit that adds an edge says why the layers need it.
 const EDGES: &[(&str, &[&str])] = &[
+    ("bpf-object", &[]),
     ("file-mapping", &[]),
     // Every crate that opens files of the host uses it.
     ("host-files", &[]),
@@ -77,10 +78,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     // It names features.
     ("report", &["virtio-net", "burst-trace", "pcapng"]),
-    // It stamps probe packets as the recorder does. It is shipped in guests, so it uses no more than it needs.
-    ("agent", &["host-files", "host-links", "burst-trace"]),
-    // It starts guests, and talks to the agent in them.
-    ("lab", &["agent"]),
+    // It stamps probe packets as the recorder does, and maps a page that host and guest share. It is shipped in guests, so it
+    // uses no more than it needs.
+    ("agent", &["file-mapping", "host-files", "host-links", "burst-trace"]),
+    // It starts guests, and talks to the agent in them. It joins the probes of each variant with ringscoped's recording.
+    ("lab", &["burst-trace", "report", "agent"]),
     // `record` can measure the kernel; outputs are opened by kind; a file that is shortened while it is read is reported.
     (
         "ringscope",
@@ -92,14 +94,18 @@ const EDGES: &[(&str, &[&str])] = &[
             "kernel-stages",
             "report",
             "agent",
+            "lab",
         ],
     ),
     ("frontend", &["guest-memory", "virtqueue", "virtio-net"]),
     ("ringscope-tests", &["burst-trace", "report", "agent", "lab", "frontend"]),
 ];
 
-/// The same for tests, examples and benches.
+/// The same for build scripts, tests, examples and benches.
 const DEV_EDGES: &[(&str, &[&str])] = &[
+    // Their build scripts compile BPF programs.
+    ("kernel-stages", &["bpf-object"]),
+    ("datapath", &["bpf-object"]),
     // With the feature `driver`: the guest's side of the rings.
     ("virtqueue", &["virtqueue"]),
     ("virtio-net", &["virtqueue"]),
@@ -111,6 +117,8 @@ const DEV_EDGES: &[(&str, &[&str])] = &[
 /// The files that may contain `unsafe` blocks: few in each crate, each with the reason at its top.
 const UNSAFE_FILES: &[&str] = &[
     "backend/src/sys.rs",
+    // The scheduling class of a talker.
+    "crates/agent/src/sys.rs",
     "crates/burst-trace/src/clock.rs",
     "crates/burst-trace/src/file.rs",
     "crates/burst-trace/src/sys.rs",
@@ -138,6 +146,8 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/kernel-stages/src/sys.rs",
     "crates/vhost-control/src/sys.rs",
     "crates/worker/src/sys.rs",
+    // Pages of another process that are taken back.
+    "tests/src/sys.rs",
 ];
 
 /// Most lines of a Rust file.

@@ -107,6 +107,8 @@ fn check_outliers(lines: &[Value], source: &Source, begun: u64) {
             // The clock's rate is known better from second to second.
             let total = rate.ns(record.total());
             assert!(total.abs_diff(number(&burst["total_ns"])) <= 3 + total / 1000, "{burst}");
+            let unknown = [&burst["not_running_ns"], &burst["interrupted"]];
+            assert_eq!(unknown, [&Value::Null; 2], "not measured without --kernel-stages");
             told.insert(record.sequence);
         }
     }

@@ -78,6 +78,14 @@ pub enum PlanError {
         "--trace-probe adds to the records of bursts, but --trace off leaves them out; drop one of the two"
     )]
     ProbesWithoutTrace,
+    /// More probes than a record can distinguish.
+    #[error("--trace-probe is given {found} times; expected it at most {max} times for one guest")]
+    TooManyProbes {
+        /// How often it is given.
+        found: usize,
+        /// The limit.
+        max: usize,
+    },
     /// A capture or fault of a wire, where there is none.
     #[error(
         "{0} needs a wire, but a guest of a switch has none; drop it, or give the guest a datapath of its own"

@@ -17,6 +17,11 @@ pub fn tcp(text: &str) -> Result<SocketAddr, String> {
     parse(text, 7008)
 }
 
+/// The address of a `udp-count`, whose port may be left out.
+pub fn flow(text: &str) -> Result<SocketAddr, String> {
+    parse(text, 7011)
+}
+
 /// An IP address with an optional port, and for a link-local one its interface, by name or number (RFC 4007, section 11).
 fn parse(text: &str, default_port: u16) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {

@@ -1,12 +1,86 @@
 //! `CLOCK_MONOTONIC` in nanoseconds. All namespaces of a machine share it, so stamps of an agent in a namespace can be
 //! compared with stamps of the daemon.
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, DynamicClockId, clock_gettime, clock_gettime_dynamic};
+use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Number of readings for one offset between two clocks.
+const READINGS: u32 = 5;
+
+/// How far another clock is ahead of `CLOCK_MONOTONIC`, nanoseconds. The quickest of a few readings counts: a thread that is
+/// interrupted during a reading reads two different moments.
+///
+/// # Errors
+/// If the kernel has no such clock.
+pub fn ahead_ns(clock: DynamicClockId<'_>) -> io::Result<i64> {
+    let (mut quickest, mut ahead) = (i64::MAX, 0);
+    for _ in 0..READINGS {
+        let before = now_ns() as i64;
+        let there = clock_gettime_dynamic(clock)?;
+        let after = now_ns() as i64;
+        if after - before < quickest {
+            quickest = after - before;
+            ahead = there.tv_sec * 1_000_000_000 + there.tv_nsec - (before + after) / 2;
+        }
+    }
+    Ok(ahead)
+}
+
+/// How far `CLOCK_REALTIME` is ahead of `CLOCK_MONOTONIC`: the interval that all readings of both leave. The kernel adds the
+/// same to both clocks, so the difference changes only when the time of day is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealtimeAhead {
+    low_ns: i64,
+    high_ns: i64,
+}
+
+/// What all threads have read so far.
+static REALTIME: Mutex<Option<RealtimeAhead>> = Mutex::new(None);
+
+impl RealtimeAhead {
+    /// Reads both clocks this many times, and returns what is known then.
+    pub fn read(times: u32) -> Self {
+        let mut shared = REALTIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = shared.unwrap_or_else(Self::reading);
+        for _ in 0..times {
+            let reading = Self::reading();
+            // Without a common part, the time of day was set.
+            known = known.and(reading).unwrap_or(reading);
+        }
+        *shared = Some(known);
+        known
+    }
+
+    fn reading() -> Self {
+        let before = now_ns() as i64;
+        let there = clock_gettime(ClockId::Realtime);
+        let after = now_ns() as i64;
+        let there_ns = there.tv_sec * 1_000_000_000 + there.tv_nsec;
+        Self { low_ns: there_ns - after, high_ns: there_ns - before }
+    }
+
+    fn and(self, other: Self) -> Option<Self> {
+        let low_ns = self.low_ns.max(other.low_ns);
+        let high_ns = self.high_ns.min(other.high_ns);
+        (low_ns <= high_ns).then_some(Self { low_ns, high_ns })
+    }
+
+    /// The middle of the interval, nanoseconds.
+    pub const fn ns(self) -> i64 {
+        self.low_ns + (self.high_ns - self.low_ns) / 2
+    }
+
+    /// By how much the middle may be wrong, nanoseconds.
+    pub const fn error_ns(self) -> u64 {
+        self.high_ns.abs_diff(self.low_ns).div_ceil(2)
+    }
 }
 
 /// Sleeps until the given time.
@@ -21,4 +95,19 @@ pub fn sleep_until(at_ns: u64) {
 pub fn sharpen_timers() {
     // If refused, more packets are sent late, and these are counted.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readings_narrow_what_is_known_until_the_time_is_set() {
+        let ahead = |low_ns, high_ns| RealtimeAhead { low_ns, high_ns };
+        assert_eq!(ahead(0, 100).and(ahead(40, 120)), Some(ahead(40, 100)));
+        assert_eq!(ahead(0, 100).and(ahead(101, 120)), None);
+        assert_eq!((ahead(-7, 4).ns(), ahead(-7, 4).error_ns()), (-2, 6));
+        let (one, many) = (RealtimeAhead::read(1), RealtimeAhead::read(1000));
+        assert!(many.error_ns() <= one.error_ns() && one.and(many) == Some(many), "{many:?}");
+    }
 }

@@ -5,19 +5,29 @@ use serde::Serialize;
 /// The figures of a set of round trips. Percentiles are exact: every sample is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Figures {
+    /// The shortest, nanoseconds, as all others.
     pub min_ns: u64,
+    /// Arithmetic mean.
     pub mean_ns: f64,
+    /// Median.
     pub p50_ns: u64,
+    /// 90th percentile.
     pub p90_ns: u64,
+    /// 99th percentile.
     pub p99_ns: u64,
+    /// 99.9th percentile.
     pub p999_ns: u64,
+    /// 99.99th percentile.
     pub p9999_ns: u64,
+    /// The longest.
     pub max_ns: u64,
+    /// Standard deviation.
     pub stddev_ns: f64,
 }
 
 impl Figures {
     /// `None` without samples. Nothing is trimmed.
+    #[must_use]
     pub fn of(mut samples: Vec<u64>) -> Option<Self> {
         samples.sort_unstable();
         let (&min_ns, &max_ns) = (samples.first()?, samples.last()?);

@@ -6,33 +6,53 @@
 //! - [`console`]: a shell over a serial line: the host's end, and in `console::server` the guest's end; `shell` runs one
 //!   command over it.
 //! - `udp_ping`, `udp_echo`: round trips; `stamps`: when each packet was sent and received, by program and kernel.
+//! - `launch`: packets that the kernel sends at launch times; `gate`: the gate of a cyclic schedule; `scheduling`: the CPU
+//!   and the class of a program that sends; `sys`: what of it has no safe form.
+//! - `udp_send`, `udp_count`: packets at a rate, and how many of them come; `flow`: what both send to each other.
 //! - `tcp`: bulk transfers that are hashed or compared; `pattern`: the bytes they send.
+//! - `cyclic`: layer-2 frames with a counter, one in each period.
 //! - `watch`: looks after an exchange: progress, silence, patience; `progress`: a line that shows how far a job is;
 //!   `address`: addresses on the command line.
-//! - `channels`: how many queue pairs an interface uses.
-//! - `figures`: percentiles; `clock`: the clock of all stamps.
+//! - `channels`: how many queue pairs an interface uses; `busy`: takes a CPU, and its caches.
+//! - `figures`: percentiles; `clock`: the clock of all stamps; `counter`: that clock beside the CPU's counter.
+//! - [`clock_page`]: a page that a guest and its host share, by which the offset between their clocks is bounded.
 
 mod address;
+mod busy;
 mod channels;
 mod clock;
+pub mod clock_page;
 pub mod console;
+mod counter;
+mod cyclic;
 mod figures;
+mod flow;
+mod gate;
+mod launch;
 mod pattern;
 mod progress;
+mod scheduling;
 mod shell;
 mod stamps;
+mod sys;
 mod tcp;
+mod udp_count;
 mod udp_echo;
 mod udp_ping;
+mod udp_send;
 mod watch;
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use counter::{ClockPair, ClockPairs, READINGS, TaiClock};
+pub use figures::Figures;
+pub use launch::LaunchReport;
 pub use progress::Progress;
 pub use tcp::{TcpReport, TransferHalf};
 pub use udp_ping::PingReport;
+pub use udp_send::SendReport;
 
 /// `ringscope agent`: the end point of measurements, in guests and on the far host.
 #[derive(Debug, clap::Args)]
@@ -51,6 +71,10 @@ enum Command {
     UdpEcho(udp_echo::Args),
     /// Measure round trips against a udp-echo.
     UdpPing(udp_ping::Args),
+    /// Send UDP packets at a rate, and say how many a udp-count received.
+    UdpSend(udp_send::Args),
+    /// Count the packets of a udp-send.
+    UdpCount(udp_count::Args),
     /// Serve tcp-send and tcp-receive.
     TcpServe(tcp::ServeArgs),
     /// Send bytes made from a seed to a tcp-serve; both ends hash them, or the receiver compares.
@@ -59,8 +83,14 @@ enum Command {
     TcpReceive(tcp::TransferArgs),
     /// Measure how fast this machine makes and hashes bytes.
     HashSpeed(tcp::HashSpeedArgs),
+    /// Send layer-2 frames with a counter, one in each period.
+    Cyclic(cyclic::Args),
     /// Show or set how many queue pairs a network interface uses.
     Channels(channels::Args),
+    /// Compare clocks: read the CPU's counter and CLOCK_MONOTONIC at the same moments, or bound a guest's offset.
+    Clock(counter::Args),
+    /// Keep one CPU busy, and its caches.
+    Busy(busy::Args),
 }
 
 /// Why a subcommand of the agent stopped.
@@ -118,6 +148,19 @@ pub enum Error {
         sent: u64,
         /// Time from the first packet to the end of waiting, seconds.
         seconds: f64,
+    },
+    /// The other end did not say how many packets came.
+    #[error(
+        "expected {target} to say how many of {sent} packets came, found no answer within {limit:?}; is `ringscope \
+         agent udp-count` running there, and does `ping` reach it? --wait-ms waits longer"
+    )]
+    NoCount {
+        /// Where the packets went.
+        target: SocketAddr,
+        /// How many were sent.
+        sent: u64,
+        /// How long it was asked.
+        limit: Duration,
     },
     /// Nobody accepted the connection.
     #[error(
@@ -178,6 +221,27 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// Frames could not be sent on an interface.
+    #[error(
+        "cannot {doing} {interface}: {source}; check its name, that it is up, and that this is root"
+    )]
+    Interface {
+        /// What was being done, such as "send on".
+        doing: &'static str,
+        /// The interface.
+        interface: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The CPU has no counter to compare with.
+    #[error(
+        "expected a counter that programs can read (the TSC of x86-64, CNTVCT of aarch64), found none that advances; \
+         the clocks of two ends cannot be compared here"
+    )]
+    NoCounter,
+    /// The clocks of a guest and its host could not be compared by their page.
+    #[error(transparent)]
+    ClockPage(#[from] clock_page::Error),
     /// A guest's console did not answer.
     #[error(transparent)]
     Console(#[from] console::Error),
@@ -201,11 +265,16 @@ pub fn run(args: Args) -> Result<(), Error> {
         Command::Shell(args) => shell::run(&args),
         Command::UdpEcho(args) => udp_echo::run(&args),
         Command::UdpPing(args) => print_json(&udp_ping::run(&args)?),
+        Command::UdpSend(args) => print_json(&udp_send::run(&args)?),
+        Command::UdpCount(args) => udp_count::run(&args),
         Command::TcpServe(args) => tcp::serve(&args),
         Command::TcpSend(args) => finish_transfer(&tcp::send(&args)?),
         Command::TcpReceive(args) => finish_transfer(&tcp::receive(&args)?),
         Command::HashSpeed(args) => print_json(&tcp::hash_speed(&args)),
+        Command::Cyclic(args) => cyclic::run(&args),
         Command::Channels(args) => channels::run(&args),
+        Command::Clock(args) => counter::run(&args),
+        Command::Busy(args) => busy::run(&args),
     }
 }
 

@@ -13,16 +13,13 @@ use host_files::Guard;
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, recvmsg, setsockopt, sockopt,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::Error;
-use crate::clock::now_ns;
+use crate::clock::RealtimeAhead;
+use crate::launch::{Fate, unsent};
 
 /// Most packets that wait for the driver's stamp. A packet that is still not stamped when this many follow never is.
 const PENDING_MAX: usize = 4096;
-
-/// Number of readings for one offset between two clocks.
-const READINGS: u32 = 5;
 
 /// A packet that was received.
 pub struct Received {
@@ -55,13 +52,41 @@ pub fn receive(socket: &UdpSocket, packet: &mut [u8]) -> io::Result<Received> {
     let kernel_ns = message.cmsgs().ok().and_then(|mut all| all.find_map(|it| stamp(&it)));
     Ok(Received {
         length: message.bytes,
-        from: message.address.as_ref().and_then(address),
+        from: message.address.as_ref().and_then(address_of),
         kernel_ns,
     })
 }
 
+/// What the kernel reports of a packet that was passed to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Passed to the driver.
+    Sent {
+        /// The packet's number.
+        number: u32,
+        /// When, nanoseconds of `CLOCK_MONOTONIC`.
+        ns: u64,
+    },
+    /// Not sent at its launch time.
+    Unsent {
+        /// The launch time.
+        txtime_ns: u64,
+        /// Why.
+        fate: Fate,
+    },
+}
+
 /// Calls `each` with number and time of every packet stamped since the last call.
 pub fn sent_stamps(socket: &UdpSocket, mut each: impl FnMut(u32, u64)) -> io::Result<()> {
+    outcomes(socket, |outcome| {
+        if let Outcome::Sent { number, ns } = outcome {
+            each(number, ns);
+        }
+    })
+}
+
+/// Calls `each` with everything that the kernel has reported since the last call.
+pub fn outcomes(socket: &UdpSocket, mut each: impl FnMut(Outcome)) -> io::Result<()> {
     loop {
         let mut control =
             nix::cmsg_space!([libc::timespec; 3], libc::sock_extended_err, libc::sockaddr_in6);
@@ -75,16 +100,18 @@ pub fn sent_stamps(socket: &UdpSocket, mut each: impl FnMut(u32, u64)) -> io::Re
         for part in message.cmsgs()? {
             match part {
                 ControlMessageOwned::Ipv4RecvErr(error, _)
-                | ControlMessageOwned::Ipv6RecvErr(error, _)
-                    if error.ee_origin == libc::SO_EE_ORIGIN_TIMESTAMPING =>
-                {
-                    number = Some(error.ee_data);
+                | ControlMessageOwned::Ipv6RecvErr(error, _) => {
+                    if error.ee_origin == libc::SO_EE_ORIGIN_TIMESTAMPING {
+                        number = Some(error.ee_data);
+                    } else if let Some((txtime_ns, fate)) = unsent(&error) {
+                        each(Outcome::Unsent { txtime_ns, fate });
+                    }
                 }
                 other => time = time.or(stamp(&other)),
             }
         }
-        if let Some((number, time)) = number.zip(time) {
-            each(number, time);
+        if let Some((number, ns)) = number.zip(time) {
+            each(Outcome::Sent { number, ns });
         }
     }
 }
@@ -94,22 +121,15 @@ fn stamp(part: &ControlMessageOwned) -> Option<u64> {
     let ControlMessageOwned::ScmTimestampsns(stamps) = part else { return None };
     let stamp = stamps.system;
     let ns = stamp.tv_sec() as u64 * 1_000_000_000 + stamp.tv_nsec() as u64;
-    (ns > 0).then(|| (ns as i64 - realtime_ahead_ns()) as u64)
+    if ns == 0 {
+        return None;
+    }
+    // One reading: it takes microseconds in some guests, and the application waits for it.
+    Some((ns as i64 - RealtimeAhead::read(1).ns()) as u64)
 }
 
-/// How far `CLOCK_REALTIME`, the clock of the stamps, is ahead of `CLOCK_MONOTONIC`. The quickest of a few readings counts:
-/// a thread that is interrupted during a reading reads two different moments.
-fn realtime_ahead_ns() -> i64 {
-    let reading = |_| {
-        let before = now_ns() as i64;
-        let real = clock_gettime(ClockId::Realtime);
-        let after = now_ns() as i64;
-        (after - before, real.tv_sec * 1_000_000_000 + real.tv_nsec - (before + after) / 2)
-    };
-    (0..READINGS).map(reading).min().map_or(0, |(_, ahead)| ahead)
-}
-
-fn address(address: &SockaddrStorage) -> Option<SocketAddr> {
+/// The address of a packet's sender.
+pub fn address_of(address: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|it| SocketAddr::V4(SocketAddrV4::from(*it)));
     v4.or_else(|| address.as_sockaddr_in6().map(|it| SocketAddr::V6(SocketAddrV6::from(*it))))
 }
@@ -135,16 +155,22 @@ pub struct Log {
     /// Whole lines that wait for a write, so that the file never ends within a line.
     pending: Vec<u8>,
     path: String,
+    /// By how much a kernel's stamp may be wrong, nanoseconds.
+    error_ns: u64,
 }
 
+/// Readings of the clocks before the first packet.
+const READINGS: u32 = 64;
 /// Size of a write, bytes.
 const WRITE_BYTES: usize = 8192;
 
 impl Log {
     pub fn create(path: &str) -> Result<Self, Error> {
         let file = create(path).map_err(|source| Error::File { path: path.into(), source })?;
-        let columns = b"run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns\n";
-        let mut log = Self { file, pending: columns.to_vec(), path: path.into() };
+        let columns =
+            b"run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns,kernel_error_ns\n";
+        let error_ns = RealtimeAhead::read(READINGS).error_ns();
+        let mut log = Self { file, pending: columns.to_vec(), path: path.into(), error_ns };
         log.flush()?;
         Ok(log)
     }
@@ -154,8 +180,10 @@ impl Log {
         let Row { probe: Probe { run, sequence, .. }, sent_ns, .. } = row;
         let sent_kernel = text(row.sent_kernel_ns);
         let (received_kernel, received) = (text(row.received_kernel_ns), text(row.received_ns));
-        let line =
-            format!("{run},{sequence},{sent_ns},{sent_kernel},{received_kernel},{received}\n");
+        let error_ns = self.error_ns;
+        let line = format!(
+            "{run},{sequence},{sent_ns},{sent_kernel},{received_kernel},{received},{error_ns}\n"
+        );
         self.pending.extend(line.as_bytes());
         if self.pending.len() < WRITE_BYTES { Ok(()) } else { self.flush() }
     }

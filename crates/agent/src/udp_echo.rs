@@ -62,8 +62,8 @@ pub fn echo(socket: &UdpSocket, limit: Option<Duration>) -> Result<(), Error> {
     }
 }
 
-/// ECONNREFUSED reports the ICMP error of an earlier reply: its receiver is gone.
-const fn is_passing(kind: ErrorKind) -> bool {
+/// Whether the socket can be used after this error. ECONNREFUSED reports the ICMP error of an earlier reply: its receiver is gone.
+pub(crate) const fn is_passing(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::WouldBlock

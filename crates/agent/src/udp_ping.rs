@@ -3,28 +3,37 @@
 //! An open loop sends at fixed times, whether replies come or not, and measures latency from the intended time. A stall
 //! therefore shows in every packet that it delays, not only in the packet in flight. A closed loop keeps one packet in
 //! flight and measures from its sending.
+//!
+//! With launch times, the kernel sends a packet, some time after the program has passed it on. Then a packet's time of
+//! sending is when the kernel should send it.
 
+mod report;
 mod samples;
 
 use crate::Error;
 use crate::address;
 use crate::clock::{now_ns, sharpen_timers, sleep_until};
-use crate::figures::Figures;
+use crate::launch::{Fate, LaunchArgs, Launcher};
 use crate::pattern::Pattern;
+use crate::scheduling::Scheduling;
 use crate::stamps::{Log, Received, create, receive, stamp_packets};
 use crate::watch::{Tally, Watch};
 use burst_trace::probe::{PROBE_BYTES, Probe};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+pub use report::PingReport;
+use report::summarise;
 use samples::{Numbered, Sample, write_samples, write_stamps};
 use serde::Serialize;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest time without a look whether the exchange is given up.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Samples are kept in memory, 24 bytes each.
+/// Samples are kept in memory, 56 bytes each.
 const COUNT_MAX: u64 = 10_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -73,32 +82,10 @@ pub struct Args {
     /// Write the stamps of each packet, by program and kernel, for ringscope stats --probes.
     #[arg(long, value_name = "FILE")]
     stamps: Option<String>,
-}
-
-/// What `udp-ping` prints; times are nanoseconds, absent when nothing came back.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PingReport {
-    kind: &'static str,
-    mode: Mode,
-    target: SocketAddr,
-    size: usize,
-    interval_us: u64,
-    warmup: u64,
-    /// Packets sent and counted, without warm-up.
-    pub sent: u64,
-    /// Number of these that came back in time.
-    pub received: u64,
-    /// Number that did not.
-    pub lost: u64,
-    /// Number sent more than `late_us` after their intended time.
-    pub late: u64,
-    late_us: u64,
-    /// Number of replies that came twice.
-    pub duplicates: u64,
-    /// Number of replies with another length or payload; they count as lost.
-    pub changed: u64,
-    #[serde(flatten)]
-    figures: Option<Figures>,
+    #[command(flatten)]
+    launch: LaunchArgs,
+    #[command(flatten)]
+    scheduling: Scheduling,
 }
 
 /// Packets that came back and are no reply.
@@ -110,7 +97,7 @@ struct Strays {
 
 /// A packet without its probe. Each byte differs from its neighbours, so that a byte that is lost, doubled or moved is
 /// found.
-fn blank_packet(size: usize) -> Vec<u8> {
+pub fn blank_packet(size: usize) -> Vec<u8> {
     let mut packet = vec![0; size.next_multiple_of(8)];
     Pattern::new(size as u64).fill(&mut packet);
     packet.truncate(size);
@@ -128,9 +115,11 @@ pub fn run(args: &Args) -> Result<PingReport, Error> {
     let file =
         |path: &String| create(path).map_err(|source| Error::File { path: path.clone(), source });
     let samples_to = args.samples.as_ref().map(file).transpose()?;
-    if log.is_some() {
+    let launcher = args.launch.set_up(&socket)?;
+    if log.is_some() || launcher.is_some() {
         stamp_packets(&socket)?;
     }
+    args.scheduling.apply()?;
     let peer = |doing| move |source| Error::Peer { doing, peer: args.target, source };
     socket.connect(args.target).map_err(peer("send to"))?;
     let (began, tally) = (Instant::now(), Tally::default());
@@ -138,7 +127,7 @@ pub fn run(args: &Args) -> Result<PingReport, Error> {
         &tally,
         || {},
         || match args.mode {
-            Mode::Open => open_loop(args, &socket, run, &tally),
+            Mode::Open => open_loop(args, &socket, run, launcher, &tally),
             Mode::Closed => closed_loop(args, &socket, run, &tally),
         },
     );
@@ -152,7 +141,7 @@ pub fn run(args: &Args) -> Result<PingReport, Error> {
         write_stamps(log, run, &samples, args.warmup)?;
     }
     let report = summarise(args, &samples, strays);
-    if report.received == 0 {
+    if report.is_without_reply() {
         let (target, sent) = (args.target, samples.len() as u64);
         return Err(Error::NoReply { target, sent, seconds: took.as_secs_f64() });
     }
@@ -181,6 +170,13 @@ fn validate(args: &Args) -> Result<(), Error> {
     if args.count == 0 || args.count.saturating_add(args.warmup) > COUNT_MAX {
         return usage("--count", "1 to 10000000 packets, with --warmup", args.count.to_string());
     }
+    if args.launch.is_wanted() && args.mode != Mode::Open {
+        return usage(
+            "--txtime",
+            "--mode open, which sends at fixed times",
+            "--mode closed".into(),
+        );
+    }
     if args.wait_ms == 0 {
         return usage("--wait-ms", "at least 1", args.wait_ms.to_string());
     }
@@ -201,7 +197,7 @@ fn deadline(args: &Args, start: u64) -> u64 {
 }
 
 /// A number that no earlier run's packets have.
-fn run_number() -> u32 {
+pub fn run_number() -> u32 {
     (now_ns() as u32) ^ std::process::id().rotate_left(16)
 }
 
@@ -209,16 +205,19 @@ fn open_loop(
     args: &Args,
     socket: &UdpSocket,
     run: u32,
+    launcher: Option<Launcher>,
     tally: &Tally,
 ) -> io::Result<(Vec<Sample>, Strays)> {
     let replies = socket.try_clone()?;
     let finished = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let receiver = scope.spawn(|| collect(args, &replies, run, &finished, tally));
-        let sent = send_timetable(args, socket, run, tally);
+        let sent = send_timetable(args, socket, run, launcher, tally);
         finished.store(true, Ordering::Release);
         let (received, strays) = receiver.join().expect("the receiver does not panic")?;
-        let mut samples = sent?;
+        let (mut samples, numbered) = sent?;
+        // Launch times may be long after the last packet was passed on.
+        numbered.stamp(socket, &mut samples)?;
         for (sample, (received_ns, kernel_ns)) in samples.iter_mut().zip(received) {
             (sample.received_ns, sample.received_kernel_ns) = (received_ns, kernel_ns);
         }
@@ -230,15 +229,16 @@ fn send_timetable(
     args: &Args,
     socket: &UdpSocket,
     run: u32,
+    mut launcher: Option<Launcher>,
     tally: &Tally,
-) -> io::Result<Vec<Sample>> {
+) -> io::Result<(Vec<Sample>, Numbered)> {
     sharpen_timers();
     let mut packet = blank_packet(args.size);
     let mut samples = Vec::with_capacity(total(args) as usize);
     // The first send is a little off, so that the receiver is waiting by then.
     let start = now_ns() + 1_000_000;
     let end = deadline(args, start);
-    let mut numbered = Numbered::new(args.stamps.is_some());
+    let mut numbered = Numbered::new(args.stamps.is_some() || launcher.is_some());
     for sequence in 0..total(args) {
         let intended_ns =
             start.saturating_add(sequence.saturating_mul(args.interval_us.saturating_mul(1000)));
@@ -249,18 +249,31 @@ fn send_timetable(
         if sent_ns > end {
             break;
         }
+        let mut sample = Sample { intended_ns, sent_ns, ..Sample::default() };
+        if let Some(launch) = launcher.as_mut().map(|it| it.launch(intended_ns)) {
+            (sample.intended_ns, sample.sent_ns) = (launch.due_ns, launch.release_ns);
+            sample.txtime_ns = launch.txtime_ns;
+        }
+        let Sample { intended_ns, sent_ns, .. } = sample;
         Probe { run, sequence, intended_ns, sent_ns }.write(&mut packet);
-        if send(socket, &packet)? {
+        let passed = send(socket, &packet, launcher.is_some().then_some(sample.txtime_ns))?;
+        if passed != Passed::Refused {
             numbered.sent(samples.len());
         }
+        if passed == Passed::Dropped {
+            sample.fate = Fate::NoBuffer;
+        }
         tally.sent(1);
-        samples.push(Sample { intended_ns, sent_ns, ..Sample::default() });
+        samples.push(sample);
         numbered.stamp(socket, &mut samples)?;
     }
     // The last ones may still be on their way to the driver.
+    if let Some(last) = samples.last() {
+        wait_until(last.sent_ns, tally);
+    }
     std::thread::sleep(Duration::from_millis(1));
     numbered.stamp(socket, &mut samples)?;
-    Ok(samples)
+    Ok((samples, numbered))
 }
 
 /// Sleeps until the given time. Returns false as soon as the exchange is given up.
@@ -277,16 +290,38 @@ fn wait_until(at_ns: u64, tally: &Tally) -> bool {
     false
 }
 
-/// Sends a packet and returns whether the local stack took it. One that it refuses for now counts as lost.
-fn send(socket: &UdpSocket, packet: &[u8]) -> io::Result<bool> {
-    match socket.send(packet) {
-        Ok(_) => Ok(true),
-        Err(error) if is_passing(&error) => Ok(false),
+/// What became of a packet that was passed to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passed {
+    /// The stack took and numbered it.
+    Taken,
+    /// The stack numbered it, and a qdisc dropped it. The kernel hides this from sockets without launch times.
+    Dropped,
+    /// The stack refused it for now. It counts as lost.
+    Refused,
+}
+
+/// Sends a packet, with a launch time or without.
+fn send(socket: &UdpSocket, packet: &[u8], txtime_ns: Option<u64>) -> io::Result<Passed> {
+    let sent = match &txtime_ns {
+        None => socket.send(packet),
+        Some(txtime_ns) => {
+            let (content, times) = ([IoSlice::new(packet)], [ControlMessage::TxTime(txtime_ns)]);
+            sendmsg::<()>(socket.as_raw_fd(), &content, &times, MsgFlags::empty(), None)
+                .map_err(io::Error::from)
+        }
+    };
+    match sent {
+        Ok(_) => Ok(Passed::Taken),
+        Err(error) if txtime_ns.is_some() && error.raw_os_error() == Some(libc::ENOBUFS) => {
+            Ok(Passed::Dropped)
+        }
+        Err(error) if is_passing(&error) => Ok(Passed::Refused),
         Err(error) => Err(error),
     }
 }
 
-fn is_passing(error: &io::Error) -> bool {
+pub fn is_passing(error: &io::Error) -> bool {
     use ErrorKind::{ConnectionRefused, HostUnreachable, Interrupted, TimedOut, WouldBlock};
     matches!(
         error.kind(),
@@ -363,7 +398,7 @@ fn closed_loop(
             break;
         }
         Probe { run, sequence, intended_ns: sent_ns, sent_ns }.write(&mut packet);
-        if send(socket, &packet)? {
+        if send(socket, &packet, None)? == Passed::Taken {
             numbered.sent(samples.len());
         }
         let mut sample = Sample { intended_ns: sent_ns, sent_ns, ..Sample::default() };
@@ -410,33 +445,6 @@ fn await_reply(
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
         }
-    }
-}
-
-fn summarise(args: &Args, samples: &[Sample], strays: Strays) -> PingReport {
-    let counted = samples.get(args.warmup as usize..).unwrap_or_default();
-    let round_trips: Vec<u64> = counted
-        .iter()
-        .filter(|sample| sample.received_ns != 0)
-        .map(|sample| sample.received_ns - sample.intended_ns)
-        .collect();
-    let is_late =
-        |sample: &&Sample| sample.sent_ns - sample.intended_ns > args.late_us.saturating_mul(1000);
-    PingReport {
-        kind: "udp-ping",
-        mode: args.mode,
-        target: args.target,
-        size: args.size,
-        interval_us: args.interval_us,
-        warmup: args.warmup,
-        sent: counted.len() as u64,
-        received: round_trips.len() as u64,
-        lost: (counted.len() - round_trips.len()) as u64,
-        late: counted.iter().filter(is_late).count() as u64,
-        late_us: args.late_us,
-        duplicates: strays.duplicates,
-        changed: strays.changed,
-        figures: Figures::of(round_trips),
     }
 }
 

@@ -9,17 +9,22 @@
 //! - `host-tx` belongs to the burst during whose `egress` the kernel took the frame.
 //! - `inject` belongs to the burst during whose `signal` the front end was woken up.
 //!
+//! An interruption belongs to a stage as far as it lies between its boundaries, on the burst's worker.
+//!
 //! All but `wakeup` are known for a guest, not for a queue. With several queue pairs they belong to no burst.
 //!
-//! [`Wakeups`] finds the wake-ups of all bursts as they come; [`Chosen`] finds all spans of a few bursts, in bounded memory.
+//! [`Wakeups`] finds the wake-ups of all bursts as they come; [`Chosen`] finds all spans of a few bursts, in bounded memory;
+//! [`Interruptions`] tells what fell into a time.
 
 mod chosen;
+mod interruptions;
 mod wakeups;
 
 use crate::record::{BurstTimes, KernelSpan};
 use crate::stage::{Direction, KernelStage, Stage};
 
 pub use chosen::{BurstSpan, Chosen};
+pub use interruptions::Interruptions;
 pub use wakeups::{Wakeup, Wakeups};
 
 /// Whether the burst's wake-up has to be found among the kernel spans.

@@ -52,6 +52,15 @@ pub struct Clock {
 /// Time for which the counter is compared with `CLOCK_MONOTONIC` to measure its rate.
 const CALIBRATION: Duration = Duration::from_millis(20);
 
+/// The counter that programs can read on this architecture.
+const CPU_COUNTER: Option<ClockKind> = if cfg!(target_arch = "x86_64") {
+    Some(ClockKind::Tsc)
+} else if cfg!(target_arch = "aarch64") {
+    Some(ClockKind::Cntvct)
+} else {
+    None
+};
+
 impl Clock {
     /// The best clock of this machine. Takes about 20 ms: it measures the counter's rate.
     #[must_use]
@@ -65,6 +74,14 @@ impl Clock {
             Some(ticks_per_second) => Self { kind, ticks_per_second },
             None => Self { kind: ClockKind::Monotonic, ticks_per_second: 1_000_000_000 },
         }
+    }
+
+    /// The CPU's counter, even if the kernel does not trust it. `None` if programs cannot read one here, or if it does not
+    /// advance. Takes about 20 ms, as [`Clock::new`].
+    #[must_use]
+    pub fn of_cpu() -> Option<Self> {
+        let kind = CPU_COUNTER?;
+        Some(Self { kind, ticks_per_second: measure_rate(kind)? })
     }
 
     /// The counter's rate from `start` to `now`, in ticks a second. `None` when the counter jumped in between, as in a
@@ -92,6 +109,24 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> u64 {
         ticks(self.kind)
+    }
+
+    /// The time now, in ticks, read after all loads that the program has made before. (A CPU may read its counter before an
+    /// earlier load is done.)
+    #[inline]
+    #[must_use]
+    pub fn now_after_loads(&self) -> u64 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 CPU has LFENCE; it waits for earlier loads, and changes nothing.
+        unsafe {
+            core::arch::asm!("lfence", options(nostack, preserves_flags))
+        };
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: ISB waits for earlier instructions, and changes nothing.
+        unsafe {
+            core::arch::asm!("isb", options(nostack, preserves_flags))
+        };
+        self.now()
     }
 
     /// The number of ticks in `duration`.

@@ -54,6 +54,7 @@
 //!
 //! - [`stage`]: the closed lists of directions, stages, drop causes and socket events.
 //! - [`clock`]: the CPU's counter, and its relation to `CLOCK_MONOTONIC`.
+//! - [`interruption`]: why a thread did not run.
 //! - [`notification`]: kicks and calls, as counted for each virtqueue.
 //! - [`record`]: the records, and how they are laid out in 64 bytes.
 //! - [`file`](mod@file): the layout of `NAME.trace`, and its words.
@@ -62,12 +63,14 @@
 //! - [`writer`]: the daemon's side; [`reader`]: the tools' side.
 //! - [`recording`]: the records of some time in a file; [`source`]: a recorder or a recording.
 //! - [`attribution`]: which times in the host kernel belong to which burst.
-//! - [`probe`]: packets with a number of their own.
+//! - [`probe`]: packets with a number of their own; [`cyclic`]: layer-2 frames with a counter.
 
 pub mod attribution;
 pub mod clock;
+pub mod cyclic;
 pub mod file;
 pub mod header;
+pub mod interruption;
 pub mod location;
 pub mod notification;
 pub mod probe;
@@ -79,13 +82,17 @@ pub mod stage;
 mod sys;
 pub mod writer;
 
-pub use attribution::{Wakeup, Wakeups};
+pub use attribution::{Interruptions, Wakeup, Wakeups};
 pub use clock::{Anchor, Clock, ClockKind};
+pub use cyclic::{CyclicFrame, CyclicFrames};
 pub use header::{Header, ReadError, Totals};
+pub use interruption::{Culprit, Interruption, InterruptionCause, Subject};
 pub use notification::{Notification, Notifications};
 pub use probe::Probe;
 pub use reader::{Cursor, Reader};
-pub use record::{BurstRecord, BurstTimes, DropRecord, Gap, KernelSpan, ProbeRecord, Record};
+pub use record::{
+    BurstRecord, BurstTimes, CyclicRecord, DropRecord, Gap, KernelSpan, ProbeRecord, Record,
+};
 pub use recording::{CutOff, Recording, RecordingWriter};
 pub use source::Source;
 pub use stage::{Direction, DropCause, DropCounts, KernelStage, SocketEvent, Stage};

@@ -3,27 +3,31 @@
 //! Only this module knows how a record is laid out, in eight 64-bit words:
 //!
 //! ```text
-//! word  bits     burst      drop     kernel span  probe            gap
-//! 0              first      at       start        first            at
-//! 1              last       at       end          last             at
-//! 2              sequence                         probe's number   records lost
-//! 3-5   32 each  stages                           stages
-//! 6     0-31     bytes               worker       probe's run
-//! 6     32-47    packets    packets               packets
-//! 6     48-63    ring       ring     1: tx        ring
-//! 7     0-7      kind: 1    2        3            4                5
-//! 7     8-15     flags                            flags
-//! 7     16-23               cause    stage
+//! word  bits     burst      drop     kernel span  probe            gap            cyclic
+//! 0              first      at       start        first            at             first
+//! 1              last       at       end          last             at             last
+//! 2              sequence                         probe's number   records lost   counter
+//! 3-5   32 each  stages                           stages                          stages
+//! 6     0-31     bytes               worker       probe's run                     stream
+//! 6     32-47    packets    packets               packets                         packets
+//! 6     48-63    ring       ring     1: tx        ring                            ring
+//! 7     0-7      kind: 1    2        3            4                5              6
+//! 7     8-15     flags                            flags                           flags
+//! 7     16-23               cause    stage                                        description
 //! 7     24-31    writer; 0 in a recorder, where its place says it
-//! 7     32-63    wake-up                          wake-up
+//! 7     32-63    wake-up                          wake-up                         wake-up
 //! ```
 //!
-//! What has no entry is 0. Flags: 1, the worker was polling; 2, the record has a wake-up.
+//! What has no entry is 0. Flags: 1, the worker was polling; 2, the record has a wake-up. The description of a cyclic frame
+//! is its number, and from bit 20 on the length of its counter in bytes. Kind 7, an interruption, has a layout of its own
+//! ([`interruption`](crate::interruption)).
 
 mod fields;
 
-use fields::{Fields, Kind, flags};
+use fields::{COUNTER_LEN_SHIFT, Fields, Kind, flags};
 
+use crate::cyclic::CyclicFrame;
+use crate::interruption::Interruption;
 use crate::stage::{Direction, DropCause, KernelStage, STAGES_MAX, Stage};
 
 /// A record's length in 64-bit words.
@@ -38,8 +42,12 @@ pub enum Record {
     Drop(DropRecord),
     /// A time in the host kernel.
     KernelSpan(KernelSpan),
+    /// A time in which a thread that packets wait for did not run.
+    Interruption(Interruption),
     /// A packet with a probe, in a burst.
     Probe(ProbeRecord),
+    /// A layer-2 frame with a counter of its own, in a burst.
+    Cyclic(CyclicRecord),
     /// Records that are missing. In recordings only.
     Gap(Gap),
     /// A record that this version cannot read, as it is in the file: its kind, cause or stage is unknown, or it is a burst
@@ -120,6 +128,18 @@ pub struct ProbeRecord {
     pub times: BurstTimes,
 }
 
+/// A layer-2 frame with a counter of its own ([`CyclicFrames`](crate::CyclicFrames)), and the times of the burst that carried
+/// it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CyclicRecord {
+    /// The frame's stream and counter.
+    pub frame: CyclicFrame,
+    /// Packets in the burst.
+    pub packets: u16,
+    /// When the burst crossed its boundaries.
+    pub times: BurstTimes,
+}
+
 /// Records of one writer that were overwritten before they could be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
@@ -151,27 +171,31 @@ pub struct BurstTimes {
 }
 
 impl Record {
-    /// The first boundary of a burst or probe, the start of a kernel span, or the time of a drop or gap; ticks.
+    /// The first boundary of a burst, probe or cyclic frame, the start of a kernel span or interruption, or the time of a drop or gap; ticks.
     #[must_use]
     pub const fn first(&self) -> u64 {
         match self {
             Self::Burst(burst) => burst.first,
             Self::Drop(drop) => drop.at,
             Self::KernelSpan(span) => span.start,
+            Self::Interruption(interruption) => interruption.start,
             Self::Probe(probe) => probe.times.first,
+            Self::Cyclic(cyclic) => cyclic.times.first,
             Self::Gap(gap) => gap.at,
             Self::Unknown(words) => words[0],
         }
     }
 
-    /// The last boundary of a burst or probe, the end of a kernel span, or the time of a drop or gap; ticks.
+    /// The last boundary of a burst, probe or cyclic frame, the end of a kernel span or interruption, or the time of a drop or gap; ticks.
     #[must_use]
     pub const fn last(&self) -> u64 {
         match self {
             Self::Burst(burst) => burst.last,
             Self::Drop(drop) => drop.at,
             Self::KernelSpan(span) => span.end,
+            Self::Interruption(interruption) => interruption.end,
             Self::Probe(probe) => probe.times.last,
+            Self::Cyclic(cyclic) => cyclic.times.last,
             Self::Gap(gap) => gap.at,
             Self::Unknown(words) => words[1],
         }
@@ -185,7 +209,9 @@ impl Record {
             Self::Burst(burst) => burst.worker,
             Self::Drop(drop) => drop.worker,
             Self::KernelSpan(span) => span.writer,
+            Self::Interruption(interruption) => interruption.writer,
             Self::Probe(probe) => probe.times.worker,
+            Self::Cyclic(cyclic) => cyclic.times.worker,
             Self::Gap(gap) => gap.writer,
             Self::Unknown(words) => Fields::of(words).writer,
         }
@@ -208,7 +234,9 @@ impl Record {
             Self::Burst(burst) => burst.to_words(),
             Self::Drop(drop) => drop.to_words(),
             Self::KernelSpan(span) => span.to_words(),
+            Self::Interruption(interruption) => interruption.to_words(),
             Self::Probe(probe) => probe.to_words(),
+            Self::Cyclic(cyclic) => cyclic.to_words(),
             Self::Gap(gap) => gap.to_words(),
             Self::Unknown(words) => *words,
         }
@@ -219,7 +247,11 @@ impl Record {
     #[must_use]
     pub fn from_words(words: &[u64; RECORD_WORDS]) -> Self {
         let fields = Fields::of(words);
-        fields.record().unwrap_or(Self::Unknown(*words))
+        let record = match fields.kind {
+            Interruption::KIND => Interruption::from_words(words).map(Self::Interruption),
+            _ => fields.record(),
+        };
+        record.unwrap_or(Self::Unknown(*words))
     }
 
     /// The record that `words` hold in the part of `writer` of a recorder.
@@ -325,6 +357,27 @@ impl ProbeRecord {
             kind: Kind::Probe as u8,
             flags: flags(times.is_polled, times.wakeup),
             cause: 0,
+            writer: times.worker,
+            wakeup: times.wakeup.unwrap_or(0),
+        }
+        .to_words()
+    }
+}
+
+impl CyclicRecord {
+    pub(crate) fn to_words(self) -> [u64; RECORD_WORDS] {
+        let Self { frame, packets, times } = self;
+        Fields {
+            first: times.first,
+            last: times.last,
+            number: frame.counter,
+            stages: times.stages,
+            amount: frame.stream,
+            packets,
+            ring: times.ring,
+            kind: Kind::Cyclic as u8,
+            flags: flags(times.is_polled, times.wakeup),
+            cause: frame.description | frame.counter_len << COUNTER_LEN_SHIFT,
             writer: times.worker,
             wakeup: times.wakeup.unwrap_or(0),
         }

@@ -10,14 +10,16 @@ use host_files::Lock;
 use host_files::own::{new_file, own_file};
 
 use crate::clock::{Anchor, Clock};
+use crate::cyclic::CyclicFrame;
 use crate::file::{
     ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_BURSTS, RING_BYTES,
     RING_DROPS, RING_EVENTS, RING_MOVES, RING_NOTIFICATIONS, RING_PACKETS, VERSION, WORKER_THREAD,
     Words, facts_words, word,
 };
 use crate::header::{Left, left};
+use crate::interruption::Interruption;
 use crate::notification::Notification;
-use crate::record::{BurstRecord, DropRecord, KernelSpan, ProbeRecord, RECORD_WORDS};
+use crate::record::{BurstRecord, CyclicRecord, DropRecord, KernelSpan, ProbeRecord, RECORD_WORDS};
 use crate::stage::{DropCause, SocketEvent};
 
 /// File mode: readable for the user and group only, because a recorder shows when and how much a guest sends.
@@ -277,10 +279,21 @@ impl Writer {
         self.push(span.to_words());
     }
 
+    /// Stores a time in which a thread did not run. No total counts it.
+    pub fn interruption(&mut self, interruption: &Interruption) {
+        self.push(interruption.to_words());
+    }
+
     /// Stores a probe that `burst` carried. The burst's packets include it.
     pub fn probe(&mut self, burst: &BurstRecord, run: u32, sequence: u64) {
         let (packets, times) = (burst.packets, burst.times());
         self.push(ProbeRecord { run, sequence, packets, times }.to_words());
+    }
+
+    /// Stores a cyclic frame that `burst` carried. The burst's packets include it.
+    pub fn cyclic(&mut self, burst: &BurstRecord, frame: CyclicFrame) {
+        let (packets, times) = (burst.packets, burst.times());
+        self.push(CyclicRecord { frame, packets, times }.to_words());
     }
 
     /// Whether another process shortened the file. If so, new records reach no reader.

@@ -3,16 +3,20 @@
 //! Facts are gathered in one place and judged in another, so that tests judge hosts and interfaces that do not exist:
 //!
 //! - [`host`]: facts of this host; [`checks`]: their judgement.
+//! - [`running`]: the daemons that run, and what may interrupt them; [`interruptions`]: its judgement.
 //! - [`iface`]: facts of an interface, by netlink (`host-links`) and from files; [`advice`]: what to change there.
-//! - [`files`]: sysfs and procfs.
+//! - [`files`]: sysfs and procfs; [`cpus`]: sets of CPUs in them.
 //! - [`report`]: both as text.
 
 mod advice;
 mod checks;
+mod cpus;
 mod files;
 mod host;
 mod iface;
+mod interruptions;
 mod report;
+mod running;
 
 use std::io;
 
@@ -24,6 +28,7 @@ use advice::Advice;
 use checks::Check;
 use host::Host;
 use iface::Interface;
+use running::Running;
 
 /// In place of a fact that the kernel does not report.
 const NOT_AVAILABLE: &str = "not available here";
@@ -39,6 +44,9 @@ Verdicts on the host:
   change   the command on the next line improves it
   note     nothing to do, but it matters when figures are read
   unknown  the kernel does not report it
+
+Of daemons that run, it also finds what may take the CPU from their workers
+and front ends: real-time threads, CPU quotas, interrupts, RPS, the hypervisor.
 
 doctor changes nothing and needs no root.
 
@@ -88,7 +96,9 @@ struct InterfaceReport {
 pub fn run(arguments: &Arguments) -> Outcome {
     let text = match &arguments.iface {
         None => {
-            let report = HostReport { host: checks::checks(&Host::look()) };
+            let mut host = checks::checks(&Host::look());
+            host.extend(interruptions::checks(&Running::look()));
+            let report = HostReport { host };
             if arguments.json { json(&report)? } else { shown(report::host(&report.host)) }
         }
         Some(name) => {

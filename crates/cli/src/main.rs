@@ -6,7 +6,9 @@
 //! - [`top`]: shows the same live.
 //! - [`record`]: copies the records of a recorder to a file, before they are overwritten.
 //! - [`report`]: prints a recording or a recorder, or converts it for other tools.
+//! - [`why`]: the slow packets of a recording, grouped by cause.
 //! - [`doctor`]: checks this host for measurements, and an interface for AF_XDP.
+//! - [`lab`]: compares variants of the way between two ends, in one table.
 //!
 //! And what they share:
 //!
@@ -15,6 +17,7 @@
 //!   terminals without UTF-8.
 
 mod doctor;
+mod lab;
 mod output;
 mod plain;
 mod probes;
@@ -24,6 +27,7 @@ mod recorder;
 mod report;
 mod stats;
 mod top;
+mod why;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -60,8 +64,12 @@ enum Command {
     Record(record::Arguments),
     /// Print a recording, or convert it for other tools
     Report(report::Arguments),
+    /// Say why packets were slow, and what to do
+    Why(why::Arguments),
     /// Check this host for measurements, or an interface for AF_XDP
     Doctor(doctor::Arguments),
+    /// Compare ways between a guest and the wire, in one table
+    Lab(lab::Arguments),
     /// Send, answer and measure traffic, in guests and on the far host
     Agent(agent::Args),
 }
@@ -77,13 +85,18 @@ Examples:
   ringscope top --name vm0           live, of ringscoped --name vm0
   ringscope record --when 'rx.total>500us' -o slow.rec
   ringscope report slow.rec
+  ringscope why slow.rec             why its slowest packets were slow
   ringscope doctor --iface eth0      what to change on eth0 for AF_XDP
+  ringscope lab list                 the ways to a guest that lab compares
 
 Exit code: 0; 1 with one sentence on standard error; 2 for wrong flags; 3 if
 record --when has recorded nothing.";
 
 /// Exit status of `ringscope record --when` that recorded nothing.
 const STATUS_NOTHING_MET: u8 = 3;
+
+/// Exit status of `ringscope lab` that a signal has ended: that of a shell for SIGINT.
+const STATUS_INTERRUPTED: u8 = 130;
 
 const SHORTENED: &str = "a recorder or recording was shortened while it was read, so the result is incomplete; read it \
 again, and find the program that truncates it";
@@ -95,17 +108,21 @@ fn main() -> ExitCode {
         eprintln!("ringscope: signals cannot be handled: {error}");
         return ExitCode::FAILURE;
     }
+    // It reads no recorder; the page that it shares with a guest has an error of its own.
+    let is_agent = matches!(arguments.command, Command::Agent(_));
     let done = match arguments.command {
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Top(arguments) => top::run(&arguments),
         Command::Record(arguments) => record::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Why(arguments) => why::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Lab(arguments) => lab::run(&arguments),
         Command::Agent(arguments) => agent::run(arguments).map_err(Into::into),
     };
     match done {
         // The missing part was read as zeroes.
-        _ if file_mapping::generation() > 0 => {
+        _ if !is_agent && file_mapping::generation() > 0 => {
             eprintln!("ringscope: {SHORTENED}");
             ExitCode::FAILURE
         }
@@ -115,6 +132,9 @@ fn main() -> ExitCode {
             eprintln!("ringscope: {}", shown(without_controls(&error.to_string())));
             if error.is::<record::NothingMet>() {
                 return ExitCode::from(STATUS_NOTHING_MET);
+            }
+            if lab::is_interruption(error.as_ref()) {
+                return ExitCode::from(STATUS_INTERRUPTED);
             }
             ExitCode::FAILURE
         }

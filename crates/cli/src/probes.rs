@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use host_files::FileId;
 use report::Initiator;
 use report::journey::stamps::{Author, Stamps, StampsError};
-use report::journey::{Journeys, Misfit};
+use report::journey::{ClockPage, ClockPageError, Journeys, KnownClock, Misfit, Relation as Known};
 
 /// Flags for probe packets.
 #[derive(Debug, clap::Args)]
@@ -24,12 +24,32 @@ pub struct Probes {
     /// Side that began the round trips
     #[arg(long, value_name = "SIDE", default_value = "host")]
     initiator: Side,
+    /// Bounds of the guest's clock: a file of `ringscope agent clock`
+    ///
+    /// The probes alone bound the offset between the guest's clock and the
+    /// host's to about half of the shortest time there and back. This file
+    /// narrows the bounds.
+    #[arg(long, value_name = "FILE", requires = "probes")]
+    clock: Option<PathBuf>,
+    /// How the guest's clock relates to the host's
+    #[arg(long, value_name = "RELATION", default_value = "drifting")]
+    clock_relation: Relation,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Side {
     Host,
     Guest,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Relation {
+    /// One clock: both ends run on this host
+    Same,
+    /// The host's plus a constant, as that of User Mode Linux
+    Constant,
+    /// They drift apart at a constant rate
+    Drifting,
 }
 
 impl Probes {
@@ -45,15 +65,18 @@ impl Probes {
         }
     }
 
-    /// The files with stamps.
+    /// The files with stamps and bounds.
     pub fn files(&self) -> impl Iterator<Item = FileId> {
-        [&self.probes, &self.echo].into_iter().flatten().filter_map(|path| FileId::of_path(path))
+        [&self.probes, &self.echo, &self.clock]
+            .into_iter()
+            .flatten()
+            .filter_map(|path| FileId::of_path(path))
     }
 
     /// Joins the probes with the records of `source`, if that was asked for.
     ///
     /// # Errors
-    /// When a file of stamps cannot be used, or the files and flags do not fit the records.
+    /// When a file of stamps or bounds cannot be used, or the files and flags do not fit the records.
     pub fn join(&self, source: &Source) -> Result<Option<Journeys>, ProbesError> {
         let Some(file) = &self.probes else { return Ok(None) };
         let sender = read(file, "--probes", Author::Ping)?;
@@ -70,9 +93,21 @@ impl Probes {
                 Some(echo)
             }
         };
-        let joined = Journeys::join(source, self.initiator(), &sender, echo.as_ref());
+        let joined =
+            Journeys::join(source, self.initiator(), &sender, echo.as_ref(), &self.known()?);
         joined.check()?;
         Ok(Some(joined))
+    }
+
+    /// What is known of the guest's clock.
+    fn known(&self) -> Result<KnownClock, ClockPageError> {
+        let relation = match self.clock_relation {
+            Relation::Same => Known::Same,
+            Relation::Constant => Known::Constant,
+            Relation::Drifting => Known::Drifting,
+        };
+        let page = self.clock.as_deref().map(ClockPage::read).transpose()?;
+        Ok(KnownClock { relation, page })
     }
 }
 
@@ -101,6 +136,9 @@ pub enum ProbesError {
     /// A file cannot be used.
     #[error(transparent)]
     Stamps(#[from] StampsError),
+    /// A file of bounds cannot be used.
+    #[error(transparent)]
+    Clock(#[from] ClockPageError),
     /// The other agent wrote the file.
     #[error(
         "{flag} {path}: expected the stamps of {wanted}, found those of {found}: give this file with {other}"

@@ -47,6 +47,7 @@ Examples:
   ringscope record --kernel-stages --seconds 5 -o k.rec
                                                  with the host kernel's times
   ringscope report slow.rec                      where the time went
+  ringscope why k.rec                            and why it took so long
 
 Conditions: --when takes DIRECTION.TIME>LIMIT or DIRECTION.TIME>=LIMIT.
   DIRECTION  tx or rx
@@ -76,7 +77,7 @@ Exit code: 0; 1 with one sentence on standard error; 2 for wrong flags; 3 if
 nothing fulfilled the condition of --when, and nothing was written.
 
 --kernel-stages loads BPF programs into the kernel while this command runs.
-They see every frame of the host, and cost a busy guest about 5 % of its rate.
+They see every frame of the host, and cost a busy guest about 10 % of its rate.
 It needs root.
 
 To read what a recorder holds, no recording is needed: `ringscope report`
@@ -112,9 +113,13 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS", value_parser = seconds_or_none, default_value = "2", requires = "when")]
     after: Duration,
     /// Measure times in the host kernel as well: frames of the tap, wake-ups,
-    /// interrupts
+    /// interrupts; and why workers and the front end did not run
     #[arg(long)]
     kernel_stages: bool,
+    /// With --kernel-stages: also why the threads of this process did not run,
+    /// a program at the far end on this host; may be given several times
+    #[arg(long, value_name = "PID", requires = "kernel_stages")]
+    far_end: Vec<u32>,
 }
 
 /// Signals that come within this time are one: `timeout` of coreutils sends one to its child, and then one to its process
@@ -204,9 +209,9 @@ fn begin(
     };
     // Nothing can be measured for a daemon that has ended; the end is reported below.
     let measures = arguments.kernel_stages && is_alive(&reader);
-    let kernel = measures.then(|| Kernel::attach(&reader)).transpose()?;
+    let kernel = measures.then(|| Kernel::attach(&reader, &arguments.far_end)).transpose()?;
     // This takes some milliseconds, so it is done first: when the file appears, the recording has begun.
-    let facts = facts(&reader, kernel.as_ref().map(Kernel::facts));
+    let facts = facts(&reader, kernel.as_ref().and_then(Kernel::facts));
     if let Some(stage) = arguments.when.and_then(|trigger| trigger.kernel_stage()) {
         check_measured(stage, &facts)?;
     }

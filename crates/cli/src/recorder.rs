@@ -178,6 +178,14 @@ pub fn open_file(path: &Path) -> Result<Source, Box<dyn Error>> {
     Ok(source)
 }
 
+/// The name of a file's daemon by the file's: what comes before the first dot.
+#[must_use]
+pub fn stem(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = name.unwrap_or_default();
+    name.split('.').next().unwrap_or_default().to_owned()
+}
+
 /// The recorder of a dead daemon that was asked for as `NAME.trace.crashed`, but has its old name until the next start.
 fn left_behind(path: &Path) -> Option<Reader> {
     let recorder = path.with_extension("");

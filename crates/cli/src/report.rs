@@ -21,7 +21,7 @@ use crate::output::{BinaryToTerminal, guard};
 use crate::plain::shown;
 use crate::probes::Probes;
 use crate::progress::Countdown;
-use crate::recorder::{Choice, open_file, say_if_ended};
+use crate::recorder::{Choice, open_file, say_if_ended, stem};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,18 +47,20 @@ Formats:
             and of the slowest packets, distributions, a time line, and the
             timeline of each of the slowest bursts; --before compares two
             recordings
-  csv       a line for each burst, drop and time in the host kernel; times in
-            ns, start_ns is CLOCK_REALTIME; a field is empty if its stage
-            belongs to the other direction or was not measured
+  csv       a line for each burst, drop, time in the host kernel and
+            interruption; times in ns, start_ns is CLOCK_REALTIME; a field is
+            empty if its stage belongs to the other direction or was not
+            measured
   hlog      an HdrHistogram interval log: a histogram for each second,
             direction and stage, in ns
   perfetto  a trace for the Perfetto UI: a track for each queue, a slice for
             each burst and stage, an instant for each drop, tracks for the
-            host kernel; times are CLOCK_MONOTONIC
+            host kernel and for what interrupted each thread; times are
+            CLOCK_MONOTONIC
   pcapng    a capture without frames, because records have none: an empty
-            packet for each burst, drop and time in the host kernel, with a
-            comment; a burst's packet has the mean length of its frames; time
-            is CLOCK_REALTIME at the first boundary
+            packet for each burst, drop, time in the host kernel and
+            interruption, with a comment; a burst's packet has the mean length
+            of its frames; time is CLOCK_REALTIME at the first boundary
 
 -o FILE replaces a regular file when the report is finished. If the report
 fails, the old file stays. A link is followed. A device or FIFO is written
@@ -276,10 +278,4 @@ fn write_journeys(out: &mut impl Write, joined: &Journeys, format: Format) -> Ou
         _ => out.write_all(shown(journey::to_text(joined)).as_bytes())?,
     }
     Ok(out.flush()?)
-}
-
-fn stem(path: &Path) -> String {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = name.unwrap_or_default();
-    name.split('.').next().unwrap_or_default().to_owned()
 }

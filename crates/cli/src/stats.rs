@@ -30,8 +30,10 @@ Examples:
 A burst's time in a stage is the time of each of its packets there; `count` is
 the number of packets. Stages of tier D are measured by the daemon and add up
 to the total. Stages of tiers K (host kernel) and G (guest) are n/a, in JSON
-\"count\": null, unless something measures them. Drops are counted since the
-daemon's start, with --last in that time.";
+\"count\": null, unless something measures them. The column `not running` (in
+JSON not_running_mean_ns) is the part of the mean in which the worker did not
+run; with --kernel-stages only. Drops are counted since the daemon's start,
+with --last in that time.";
 
 /// The flags of `ringscope stats`.
 #[derive(Debug, clap::Args)]

@@ -64,7 +64,10 @@ and guests whose daemon has ended are marked.
   window_s      the interval's length, seconds
   tx, rx        as in `ringscope stats --json`
   queues        kicks and calls of each queue in the interval
-  outliers      the five slowest bursts, slowest first; times in ns
+  outliers      the five slowest bursts, slowest first; times in ns. With
+                `ringscoped --kernel-stages`, not_running_ns is the time in
+                which the worker did not run, and interrupted says what took
+                most of it; both are null without
   lost_records  records overwritten before they were read";
 
 /// The flags of `ringscope top`.

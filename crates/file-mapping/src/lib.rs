@@ -5,7 +5,7 @@
 //! mappings are registered here. A signal handler replaces the missing pages of a registered mapping
 //! with zeroes, marks the mapping as torn, and lets the program go on. Owners check the mark.
 //!
-//! - [`FileMapping`]: a whole file, mapped shared and registered.
+//! - [`FileMapping`]: a whole file, mapped shared and registered; [`SharedWords`]: the same as words.
 //! - [`Guard`]: the registration of a mapping that its caller made.
 //! - [`generation`]: one counter to check, for owners of many mappings.
 //! - `table`: the registered mappings; `signal`: the handler.
@@ -16,5 +16,5 @@ mod signal;
 mod table;
 
 pub use guard::Guard;
-pub use mapping::FileMapping;
+pub use mapping::{FileMapping, SharedWords};
 pub use table::generation;

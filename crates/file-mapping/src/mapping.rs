@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::AtomicU64;
 
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -64,5 +65,36 @@ impl FileMapping {
     #[must_use]
     pub fn is_torn(&self) -> bool {
         self.guard.is_torn()
+    }
+}
+
+/// A whole file, mapped for reading and writing, as words that another process or a guest reads and writes at the same time.
+#[derive(Debug)]
+pub struct SharedWords(FileMapping);
+
+impl SharedWords {
+    /// Maps all of `file`.
+    ///
+    /// # Errors
+    /// As [`FileMapping::writable`].
+    pub fn map(file: &File) -> io::Result<Self> {
+        FileMapping::writable(file).map(Self)
+    }
+
+    /// The words of the file; bytes at its end that are no whole word are left out.
+    #[inline]
+    #[must_use]
+    pub fn words(&self) -> &[AtomicU64] {
+        let len = self.0.len() / size_of::<AtomicU64>();
+        // SAFETY: the mapping is readable, writable, aligned to a page, and at least this long, and it lives as long as
+        // `self`. Any bytes are valid atomics, also while another process changes them.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast::<AtomicU64>(), len) }
+    }
+
+    /// Whether an access found a page missing: the file became shorter.
+    #[inline]
+    #[must_use]
+    pub fn is_torn(&self) -> bool {
+        self.0.is_torn()
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use file_mapping::{FileMapping, generation};
+use file_mapping::{FileMapping, SharedWords, generation};
 
 const PAGE: usize = 4096;
 
@@ -46,6 +46,20 @@ fn a_file_that_is_shortened_tears_its_mapping_and_no_other() {
     assert!(!second.is_torn() && !other.is_torn());
     assert_eq!(word(&second, 5).load(Ordering::Relaxed), 0);
     assert!(second.is_torn() && !other.is_torn());
+}
+
+#[test]
+fn words_are_shared_until_the_file_is_shortened() {
+    let file = file(2);
+    file.set_len(2 * PAGE as u64 - 1).unwrap();
+    let [one, other] = [(); 2].map(|()| SharedWords::map(&file).unwrap());
+    // The last word is not whole.
+    assert_eq!(one.words().len(), 2 * PAGE / 8 - 1);
+    one.words()[PAGE / 8].store(7, Ordering::Relaxed);
+    assert_eq!(other.words()[PAGE / 8].load(Ordering::Relaxed), 7);
+    file.set_len(PAGE as u64).unwrap();
+    assert_eq!(one.words()[PAGE / 8].load(Ordering::Relaxed), 0);
+    assert!(one.is_torn() && !other.is_torn());
 }
 
 #[test]

@@ -2,19 +2,45 @@
 // Measures spans of a packet's path in the host kernel, on BTF tracepoints. Two groups, loaded separately:
 //
 // sched: from the wake-up of a worker's thread until it runs; from the wake-up of a front end's thread by a worker that
-// signals its guest, until that thread runs.
+// signals its guest, until that thread runs. And interruptions (`interruptions.bpf.h`): times in which a thread that
+// packets wait for did not run, and why.
 // net: from a frame's reception by a device until it is handed to a tap; from a frame's reception by a tap, in the
 // worker's own write, until another device's driver gets it.
 #include <linux/bpf.h>
 #include <stdbool.h>
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
 // Only those fields of the kernel's types that are read here. Their offsets are found when the programs are loaded.
+struct rq {
+	// The hypervisor's count of stolen time, as it was when this CPU last looked at its clock. It does so each time that it
+	// chooses a thread, and in each tick (`update_rq_clock_task` in kernel/sched/core.c).
+	__u64 prev_steal_time_rq;
+} __attribute__((preserve_access_index));
+
+struct cfs_rq {
+	int throttle_count;
+	struct rq *rq;
+} __attribute__((preserve_access_index));
+
+struct sched_entity {
+	struct cfs_rq *cfs_rq;
+} __attribute__((preserve_access_index));
+
 struct task_struct {
 	int pid;
 	int tgid;
 	unsigned int __state;
+	unsigned long jobctl;
+	char comm[16];
+	unsigned int policy;
+	unsigned int rt_priority;
+	int static_prio;
+	// Since Linux 6.18: its group has used up its quota.
+	bool throttled;
+	// Before that, its group's queue says so.
+	struct sched_entity se;
 } __attribute__((preserve_access_index));
 
 struct net_device {
@@ -82,8 +108,9 @@ struct pace {
 #define PACES 64
 static struct pace paces[PACES];
 
-// include/linux/sched.h: __TASK_STOPPED, __TASK_TRACED.
-#define HELD (0x4 | 0x8)
+// include/linux/sched.h: __TASK_STOPPED, __TASK_TRACED, TASK_FROZEN.
+#define FROZEN 0x8000
+#define HELD (0x4 | 0x8 | FROZEN)
 
 // Workers' threads: from thread id to worker number.
 struct {
@@ -93,21 +120,35 @@ struct {
 	__type(value, __u32);
 } workers SEC(".maps");
 
-// Workers that were woken up and do not run yet: from thread id to the time of the wake-up.
+// Threads that were woken up and do not run yet: from thread id to the time of the wake-up.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
+	__uint(max_entries, 4096);
 	__type(key, __u32);
 	__type(value, __u64);
 } woken SEC(".maps");
 
-// Front ends: from process id to number.
+// Whose threads are followed: all of a front end or of a program at the far end, and of the daemon its workers'.
+enum subject {
+	NOBODY = 0,
+	WORKER = 1,
+	FRONT_END = 2,
+	FAR_END = 3,
+};
+
+struct process {
+	__u32 subject;
+	// The front end's number; 0 for others.
+	__u32 number;
+};
+
+// By process id.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, __u32);
-} front_ends SEC(".maps");
+	__type(value, struct process);
+} processes SEC(".maps");
 
 // A front end's thread that a worker woke up and that does not run yet.
 struct call {
@@ -163,27 +204,46 @@ static __always_inline void tell(__u32 stage, __u32 about, __u64 start, __u64 en
 	bpf_ringbuf_submit(event, 0);
 }
 
+// Whose thread it is: its process's entry, with a worker's number in place of the process's.
+static __always_inline struct process whose(struct task_struct *task)
+{
+	struct process found = {}, *process;
+	__u32 tid = task->pid, tgid = task->tgid, *worker;
+
+	process = bpf_map_lookup_elem(&processes, &tgid);
+	if (!process)
+		return found;
+	found = *process;
+	if (found.subject != WORKER)
+		return found;
+	worker = bpf_map_lookup_elem(&workers, &tid);
+	found.number = worker ? *worker : 0;
+	if (!worker)
+		found.subject = NOBODY;
+	return found;
+}
+
+#include "interruptions.bpf.h"
+
 SEC("tp_btf/sched_waking")
 int BPF_PROG(waking, struct task_struct *p)
 {
-	__u32 tid = p->pid, tgid = p->tgid, waker;
-	__u32 *front_end;
+	struct process of = whose(p);
+	__u32 tid = p->pid, waker;
+	__u64 now;
 
-	// The earliest one counts, be it a wake-up here or a stop in `switching`.
-	if (bpf_map_lookup_elem(&workers, &tid)) {
-		__u64 now = bpf_ktime_get_ns();
-
-		bpf_map_update_elem(&woken, &tid, &now, BPF_NOEXIST);
+	if (!of.subject)
 		return 0;
-	}
-	front_end = bpf_map_lookup_elem(&front_ends, &tgid);
-	if (!front_end)
+	now = bpf_ktime_get_ns();
+	// The earliest one counts, be it a wake-up here or a stop in `switching`.
+	bpf_map_update_elem(&woken, &tid, &now, BPF_NOEXIST);
+	if (of.subject != FRONT_END)
 		return 0;
 	waker = (__u32)bpf_get_current_pid_tgid();
 	if (bpf_map_lookup_elem(&workers, &waker)) {
 		struct call call = {
-			.time = bpf_ktime_get_ns(),
-			.front_end = *front_end,
+			.time = now,
+			.front_end = of.number,
 		};
 
 		bpf_map_update_elem(&called, &tid, &call, BPF_NOEXIST);
@@ -194,29 +254,36 @@ int BPF_PROG(waking, struct task_struct *p)
 SEC("tp_btf/sched_switch")
 int BPF_PROG(switching, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	__u32 tid = prev->pid;
+	struct process of = whose(prev), to = whose(next);
+	__u64 now = bpf_ktime_get_ns(), *start;
 	struct call *call;
-	__u32 *worker;
-	__u64 *start;
+	__u32 tid;
 
+	account_stolen(now, of.subject ? of : to, of.subject ? prev : next, next);
+	ran(now, prev);
+	if (of.subject)
+		leaves(now, of, prev, next, preempt);
 	// While a signal or a debugger stops a thread, nothing wakes it up. So its wait begins here.
-	if ((prev->__state & HELD) && bpf_map_lookup_elem(&workers, &tid)) {
-		__u64 now = bpf_ktime_get_ns();
-
+	if (of.subject == WORKER && (prev->__state & HELD)) {
+		tid = prev->pid;
 		bpf_map_update_elem(&woken, &tid, &now, BPF_ANY);
 	}
-	tid = next->pid;
-	call = bpf_map_lookup_elem(&called, &tid);
-	if (call) {
-		tell(INJECT, call->front_end, call->time, bpf_ktime_get_ns());
-		bpf_map_delete_elem(&called, &tid);
-	}
-	worker = bpf_map_lookup_elem(&workers, &tid);
-	if (!worker)
+	runs(to, next);
+	if (!to.subject)
 		return 0;
+	tid = next->pid;
 	start = bpf_map_lookup_elem(&woken, &tid);
+	comes_back(now, to, prev, next, start ? *start : 0);
+	if (to.subject == FRONT_END) {
+		call = bpf_map_lookup_elem(&called, &tid);
+		if (call) {
+			tell(INJECT, call->front_end, call->time, now);
+			bpf_map_delete_elem(&called, &tid);
+		}
+	}
 	if (start) {
-		tell(WAKEUP, *worker, *start, bpf_ktime_get_ns());
+		if (to.subject == WORKER)
+			tell(WAKEUP, to.number, *start, now);
 		bpf_map_delete_elem(&woken, &tid);
 	}
 	return 0;

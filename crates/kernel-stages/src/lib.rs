@@ -3,10 +3,12 @@
 //! No program is loaded unless measuring is requested: [`KernelStages::attach`] loads them, and dropping its result
 //! removes them. For programs that this kernel refuses, the reason is reported and their stages are not measured.
 //!
-//! - `bpf/stages.bpf.c`: the programs.
+//! - `bpf/stages.bpf.c`: the programs that measure stages; `bpf/interruptions.bpf.h`: those that see why a thread did not run.
 //! - `programs`: loads and attaches them.
+//! - `event`: what they tell, and the records of it.
 //! - `sys`: calls for which libbpf-rs has no safe form.
 
+mod event;
 mod programs;
 mod sys;
 
@@ -15,14 +17,16 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use burst_trace::{Anchor, Clock, KernelSpan, KernelStage};
+use burst_trace::KernelStage;
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::process::geteuid;
 
-use crate::programs::{GROUPS, Programs};
+use crate::programs::{GROUPS, PROCESSES, Process, Programs};
+
+pub use event::{Event, Scribe, Span, ThreadEvent, Whose};
 
 /// Why no program can be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -42,56 +46,6 @@ pub enum Error {
     /// A worker could not be added to the programs' map.
     #[error("the kernel's programs cannot be told of a worker: {0}")]
     Worker(libbpf_rs::Error),
-}
-
-/// A measured span.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// The stage that it measures.
-    pub stage: KernelStage,
-    /// The number of its object: for `host-rx` the number given to [`KernelStages::add_tap`], for `inject` the number
-    /// given to [`FrontEnds::add`], for the other stages the number given to [`KernelStages::add_worker`].
-    pub about: u32,
-    /// Start on `CLOCK_MONOTONIC`, nanoseconds.
-    pub start_ns: u64,
-    /// End on `CLOCK_MONOTONIC`, nanoseconds.
-    pub end_ns: u64,
-}
-
-/// Longest use of an anchor. The two clocks drift apart by a few nanoseconds in this time.
-const ANCHORED: Duration = Duration::from_millis(10);
-
-/// Converts spans to records.
-#[derive(Debug)]
-pub struct Scribe {
-    clock: Clock,
-    anchor: Anchor,
-    /// [`ANCHORED`] in ticks.
-    anchored: u64,
-}
-
-impl Scribe {
-    /// A scribe whose records have times of `clock`.
-    #[must_use]
-    pub fn new(clock: Clock) -> Self {
-        Self { clock, anchor: clock.anchor(), anchored: clock.ticks_in(ANCHORED) }
-    }
-
-    /// The record of a span that has just ended. `worker` is the number of its worker, and used only for stages of a
-    /// worker.
-    pub fn record(&mut self, span: Span, worker: u32) -> KernelSpan {
-        if self.clock.now().abs_diff(self.anchor.ticks) > self.anchored {
-            self.anchor = self.clock.anchor();
-        }
-        let ticks = |ns| self.anchor.ticks_at(ns, &self.clock);
-        KernelSpan {
-            stage: span.stage,
-            start: ticks(span.start_ns),
-            end: ticks(span.end_ns),
-            worker: span.stage.is_of_a_worker().then_some(worker),
-            writer: 0,
-        }
-    }
 }
 
 /// A stage, and either that it is measured or why not.
@@ -144,7 +98,7 @@ impl Counting {
 }
 
 /// The front ends' processes. A worker that signals a guest wakes up a thread of its front end; the programs measure
-/// that wake-up.
+/// that wake-up, and see why any of their threads does not run.
 #[derive(Debug)]
 pub struct FrontEnds(MapHandle);
 
@@ -154,7 +108,8 @@ impl FrontEnds {
     /// # Errors
     /// When the map has no room for more.
     pub fn add(&self, process: u32, number: u32) -> libbpf_rs::Result<()> {
-        self.0.update(&process.to_ne_bytes(), &number.to_ne_bytes(), MapFlags::ANY)
+        let front_end = Process::FrontEnd(number).bytes();
+        self.0.update(&process.to_ne_bytes(), &front_end, MapFlags::ANY)
     }
 
     /// Removes `process` from the front ends.
@@ -213,13 +168,34 @@ impl KernelStages {
         Ok((Self { groups }, attached))
     }
 
-    /// Adds the thread `tid` as worker `number`.
+    /// Adds the thread `tid` of the daemon `process` as worker `number`.
     ///
     /// # Errors
     /// When the map has no room for more.
-    pub fn add_worker(&self, tid: u32, number: u32) -> Result<(), Error> {
-        let mut groups = self.groups.iter();
-        groups.try_for_each(|group| group.set("workers", tid, number)).map_err(Error::Worker)
+    pub fn add_worker(&self, process: u32, tid: u32, number: u32) -> Result<(), Error> {
+        let add = |group: &Programs| {
+            group.set("workers", tid, number).and_then(|()| group.follow(process, Process::Daemon))
+        };
+        self.groups.iter().try_for_each(add).map_err(Error::Worker)
+    }
+
+    /// Adds a program at the far end.
+    ///
+    /// # Errors
+    /// When the map has no room for more.
+    pub fn add_far_end(&self, process: u32) -> Result<(), Error> {
+        let add = |group: &Programs| group.follow(process, Process::FarEnd);
+        self.groups.iter().try_for_each(add).map_err(Error::Worker)
+    }
+
+    /// Whether interruptions are seen, or why not, in words as [`in_words`] has them.
+    #[must_use]
+    pub fn interruptions(&self) -> String {
+        match self.groups.iter().find(|group| group.sees_threads()) {
+            None => "n/a: this kernel refuses the programs that see threads".to_owned(),
+            Some(group) if group.is_whole() => "on".to_owned(),
+            Some(_) => "on, without interrupts: this kernel refuses their programs".to_owned(),
+        }
     }
 
     /// Adds the interface `name` as tap `number` of the workers.
@@ -240,22 +216,22 @@ impl KernelStages {
     #[must_use]
     pub fn front_ends(&self) -> Option<FrontEnds> {
         let mut maps = self.groups.iter().filter(|group| group.sees_threads());
-        let map = maps.find_map(|group| group.map("front_ends"))?;
+        let map = maps.find_map(|group| group.map(PROCESSES))?;
         MapHandle::try_from(&map).ok().map(FrontEnds)
     }
 
-    /// Passes every span to `each` until `stop` becomes readable. Sleeps while there are no spans.
+    /// Passes every event to `each` until `stop` becomes readable. Sleeps while there are none.
     ///
     /// # Errors
     /// When the ring buffer cannot be read, or `poll(2)` fails.
-    pub fn drain(&self, stop: BorrowedFd<'_>, each: impl FnMut(Span)) -> io::Result<()> {
+    pub fn drain(&self, stop: BorrowedFd<'_>, each: impl FnMut(Event)) -> io::Result<()> {
         let each = RefCell::new(each);
         let maps: Vec<_> = self.groups.iter().filter_map(|group| group.map("events")).collect();
         let mut builder = RingBufferBuilder::new();
         for map in &maps {
             let take = |bytes: &[u8]| {
-                if let Some(span) = span(bytes) {
-                    (each.borrow_mut())(span);
+                if let Some(event) = Event::read(bytes) {
+                    (each.borrow_mut())(event);
                 }
                 0
             };
@@ -287,7 +263,7 @@ impl KernelStages {
         cost
     }
 
-    /// Number of spans that were lost because the ring buffer was full.
+    /// Number of events that were lost because the ring buffer was full.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.groups.iter().filter_map(|group| group.counter("lost")).sum()
@@ -307,29 +283,9 @@ fn wait(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) -> io::Result<bool> {
     }
 }
 
-/// Reads a `struct event` of the programs.
-fn span(bytes: &[u8]) -> Option<Span> {
-    let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    let short = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let stage = KernelStage::from_number(u8::try_from(short(16)?).ok()?)?;
-    Some(Span { stage, about: short(20)?, start_ns: long(0)?, end_ns: long(8)? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_event_is_read_as_the_programs_write_it() {
-        let words = [7_u64, 9, u64::from(KernelStage::HostTx as u8) | 3 << 32];
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let expected = Span { stage: KernelStage::HostTx, about: 3, start_ns: 7, end_ns: 9 };
-        if cfg!(target_endian = "little") {
-            assert_eq!(span(&bytes), Some(expected));
-        }
-        assert_eq!(span(&bytes[..20]), None, "half of one");
-        assert_eq!(span(&[0; 24]), None, "no stage");
-    }
 
     #[test]
     fn waiting_ends_at_once_when_the_other_end_of_a_pipe_is_gone() {

@@ -1,9 +1,40 @@
 //! Loads and attaches the programs of `bpf/stages.bpf.c`.
 
 use burst_trace::KernelStage;
+use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
 
+use libbpf_rs::btf::{Btf, BtfType};
 use libbpf_rs::{Link, Map, MapCore, MapFlags, Object, ObjectBuilder, Program};
+
+/// The map of processes whose threads are followed.
+pub const PROCESSES: &str = "processes";
+
+/// Whose process it is: `struct process` of the programs.
+#[derive(Clone, Copy, Debug)]
+pub enum Process {
+    /// The daemon that has the workers.
+    Daemon,
+    /// The front end with this number.
+    FrontEnd(u32),
+    /// A program at the far end.
+    FarEnd,
+}
+
+impl Process {
+    /// As the programs read it.
+    pub fn bytes(self) -> [u8; 8] {
+        let [subject, number] = match self {
+            Self::Daemon => [1, 0],
+            Self::FrontEnd(number) => [2, number],
+            Self::FarEnd => [3, 0],
+        };
+        let mut bytes = [0; 8];
+        bytes[..4].copy_from_slice(&u32::to_ne_bytes(subject));
+        bytes[4..].copy_from_slice(&u32::to_ne_bytes(number));
+        bytes
+    }
+}
 
 /// The compiled programs, with the alignment that an ELF file needs.
 #[repr(align(8))]
@@ -15,6 +46,8 @@ static OBJECT: &Aligned<[u8]> =
 /// Programs that are loaded together, and the stages that they measure.
 pub struct Group {
     names: &'static [&'static str],
+    /// Programs without which the others measure less.
+    optional: &'static [&'static str],
     /// The stages.
     pub stages: &'static [KernelStage],
     /// Whether they have nothing to measure without a tap.
@@ -25,11 +58,27 @@ pub struct Group {
 pub const GROUPS: [Group; 2] = [
     Group {
         names: &["waking", "switching"],
+        optional: &[
+            "device_begins",
+            "device_ends",
+            "timer_begins",
+            "timer_ends",
+            "reschedule_begins",
+            "reschedule_ends",
+            "call_begins",
+            "call_ends",
+            "single_call_begins",
+            "single_call_ends",
+            "softirq_begins",
+            "softirq_ends",
+            "printing",
+        ],
         stages: &[KernelStage::Wakeup, KernelStage::Inject],
         needs_taps: false,
     },
     Group {
         names: &["receiving", "transmitting"],
+        optional: &[],
         stages: &[KernelStage::HostTx, KernelStage::HostRx],
         needs_taps: true,
     },
@@ -42,26 +91,47 @@ pub struct Programs {
     _links: Vec<Link>,
     object: Object,
     sees_threads: bool,
+    is_whole: bool,
 }
 
 impl Programs {
+    /// Loads and attaches all programs of the group, or, if this kernel refuses that, those that are not optional.
     pub fn load(group: &Group) -> libbpf_rs::Result<Self> {
+        let all = Self::load_some(group, true);
+        if group.optional.is_empty() || all.is_ok() {
+            return all;
+        }
+        Self::load_some(group, false)
+    }
+
+    fn load_some(group: &Group, wants_optional: bool) -> libbpf_rs::Result<Self> {
         let mut object = ObjectBuilder::default().open_memory(&OBJECT.0)?;
-        let is_ours = |name: &std::ffi::OsStr| group.names.iter().any(|ours| name == *ours);
+        let kernel = Btf::from_vmlinux()?;
+        let mut is_whole = true;
         for mut program in object.progs_mut() {
-            let is_wanted = is_ours(program.name());
+            let is_in = |names: &[&str]| names.iter().any(|ours| program.name() == *ours);
+            let is_optional = is_in(group.optional);
+            let is_wanted = is_in(group.names)
+                || is_optional && wants_optional && has_tracepoint(&kernel, program.section());
+            is_whole &= is_wanted || !is_optional;
             program.set_autoload(is_wanted);
         }
         let object = object.load()?;
         let links = (object.progs_mut())
-            .filter(|program| is_ours(program.name()))
+            .filter(|program| program.autoload())
             .map(|program| program.attach())
             .collect::<libbpf_rs::Result<_>>()?;
         Ok(Self {
             _links: links,
             object,
             sees_threads: group.stages.contains(&KernelStage::Wakeup),
+            is_whole,
         })
+    }
+
+    /// Whether its optional programs are attached, too.
+    pub const fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// Whether it measures wake-ups of threads.
@@ -81,6 +151,12 @@ impl Programs {
         map.update(&key.to_ne_bytes(), &value.to_ne_bytes(), MapFlags::ANY)
     }
 
+    /// Has the threads of `process` followed as those of `of`, in all their number; for the daemon, only its workers'.
+    pub fn follow(&self, process: u32, of: Process) -> libbpf_rs::Result<()> {
+        let Some(map) = self.map(PROCESSES) else { return Ok(()) };
+        map.update(&process.to_ne_bytes(), &of.bytes(), MapFlags::ANY)
+    }
+
     /// The number at index 0 of the map `name`.
     pub fn counter(&self, name: &str) -> Option<u64> {
         let bytes = self.map(name)?.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).ok()??;
@@ -90,4 +166,12 @@ impl Programs {
     pub fn map(&self, name: &str) -> Option<Map<'_>> {
         self.object.maps().find(|map| map.name() == name)
     }
+}
+
+/// Whether the kernel has the tracepoint of a program's section: x86 has some for interrupts that others lack.
+fn has_tracepoint(kernel: &Btf<'_>, section: &OsStr) -> bool {
+    let name = section.to_str().and_then(|section| section.strip_prefix("tp_btf/"));
+    name.is_some_and(|name| {
+        kernel.type_by_name::<BtfType<'_>>(&format!("btf_trace_{name}")).is_some()
+    })
 }

@@ -36,6 +36,9 @@ pub enum Machine {
     },
 }
 
+/// Most memory that can be plugged in, MiB.
+const PLUGGED_MAX_MIB: u32 = 1024;
+
 /// How a guest is started. Each field is an option of `qemu-scripts/launch`.
 #[derive(Debug, Clone)]
 pub struct GuestOptions {
@@ -51,6 +54,8 @@ pub struct GuestOptions {
     pub mac: Option<String>,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// Slots for memory that is plugged in later, up to 1 GiB in all; 0: none.
+    pub memory_slots: u8,
     /// Queue pairs of the device; the guest uses all of them.
     pub queue_pairs: u16,
     /// Virtual CPUs; `None`: one for each queue pair.
@@ -77,6 +82,8 @@ pub struct GuestOptions {
     pub reconnect_ms: Option<u32>,
     /// CPUs that QEMU may use, as taskset writes them.
     pub cpu_list: Option<String>,
+    /// File of a page that the guest shares with this host, for `ringscope agent clock`; QEMU only.
+    pub clock_page: Option<PathBuf>,
     /// Directory of kernel and initramfs; `None`: what `launch` finds or builds.
     pub image: Option<PathBuf>,
     /// Time limit for its boot.
@@ -93,6 +100,7 @@ impl GuestOptions {
             address: "10.77.0.2/24".into(),
             mac: None,
             memory_mib: 512,
+            memory_slots: 0,
             queue_pairs: 1,
             vcpus: None,
             packed: false,
@@ -106,6 +114,7 @@ impl GuestOptions {
             share: true,
             reconnect_ms: None,
             cpu_list: None,
+            clock_page: None,
             image: None,
             boot_timeout: Duration::from_secs(60),
         }
@@ -124,12 +133,19 @@ impl GuestOptions {
         }
         push("--dir", self.dir.display().to_string());
         push("--address", self.address.clone());
-        push("--memory", format!("{}M", self.memory_mib));
+        let slots = match self.memory_slots {
+            0 => String::new(),
+            slots => format!(",slots={slots},maxmem={}M", self.memory_mib + PLUGGED_MAX_MIB),
+        };
+        push("--memory", format!("{}M{slots}", self.memory_mib));
         if let Some(mac) = &self.mac {
             push("--mac", mac.clone());
         }
         if let Some(cpu_list) = &self.cpu_list {
             push("--cpu-list", cpu_list.clone());
+        }
+        if let Some(clock_page) = &self.clock_page {
+            push("--clock-page", clock_page.display().to_string());
         }
         if let Machine::Uml { agent } = &self.machine {
             push("--guest", "uml".into());
@@ -386,10 +402,18 @@ mod tests {
         options.packed = true;
         options.mrg_rxbuf = false;
         options.queue_pairs = 2;
+        options.memory_slots = 3;
+        options.clock_page = Some("/run/a/clock".into());
         let line = options.to_args().join(" ");
-        for part in
-            ["--socket /run/a.sock", "--server", "--packed", "--mrg-rxbuf off", "--queue-pairs 2"]
-        {
+        for part in [
+            "--socket /run/a.sock",
+            "--server",
+            "--packed",
+            "--mrg-rxbuf off",
+            "--queue-pairs 2",
+            "--memory 512M,slots=3,maxmem=1536M",
+            "--clock-page /run/a/clock",
+        ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         options.machine = Machine::Uml { agent: "/bin/ringscope".into() };

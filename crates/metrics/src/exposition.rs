@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use burst_trace::{Direction, DropCause, Notification, SocketEvent, Totals};
+use burst_trace::{Direction, DropCause, InterruptionCause, Notification, SocketEvent, Totals};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::guest::{BUCKETS_S, Guest};
+use crate::interrupted::Interrupted;
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -25,6 +26,7 @@ struct Family {
 #[derive(Debug)]
 enum Values {
     Counters(Vec<(Labels, u64)>),
+    Seconds(Vec<(Labels, f64)>),
     Gauges(Vec<(Labels, f64)>),
     Histograms(Vec<(Labels, Histogram)>),
 }
@@ -88,7 +90,7 @@ fn families(guests: &[Guest]) -> Vec<Family> {
         };
         Values::Counters(guests.iter().flat_map(directions).collect())
     };
-    vec![
+    let mut all = vec![
         family("packets", "Packets that went through", totals(|it| it.packets)),
         family("bytes", "Their bytes, without net headers", totals(|it| it.bytes)),
         family("bursts", "The bursts they came in", totals(|it| it.bursts)),
@@ -123,23 +125,35 @@ fn families(guests: &[Guest]) -> Vec<Family> {
             "Records that were overwritten before they could be counted in the histograms",
             Values::Counters(guests.iter().map(|it| (of_guest(it), it.lost)).collect()),
         ),
-        Family {
-            name: "start_time",
-            help: "When the daemon started",
-            unit: Some(Unit::Seconds),
-            values: Values::Gauges(guests.iter().map(|it| (of_guest(it), start_s(it))).collect()),
-        },
         family(
             "build",
             "1, with what the daemon says of its run as labels",
             Values::Gauges(guests.iter().map(|it| (run(it), 1.0)).collect()),
         ),
-        Family {
-            name: "stage",
-            help: "Time of a packet in a stage of the daemon's (tier D), in all of them (total), and in the host kernel (tier K)",
-            unit: Some(Unit::Seconds),
-            values: Values::Histograms(guests.iter().flat_map(histograms).collect()),
-        },
+    ];
+    all.extend(times(guests));
+    all
+}
+
+/// The families that are seconds.
+fn times(guests: &[Guest]) -> [Family; 3] {
+    let family = |name, help, values| Family { name, help, unit: Some(Unit::Seconds), values };
+    [
+        family(
+            "start_time",
+            "When the daemon started",
+            Values::Gauges(guests.iter().map(|it| (of_guest(it), start_s(it))).collect()),
+        ),
+        family(
+            "stage",
+            "Time of a packet in a stage of the daemon's (tier D), in all of them (total), and in the host kernel (tier K)",
+            Values::Histograms(guests.iter().flat_map(histograms).collect()),
+        ),
+        family(
+            "interrupted",
+            "Time in which threads did not run, by cause: a worker's in its bursts, the front end's at any time",
+            Values::Seconds(guests.iter().flat_map(interrupted).collect()),
+        ),
     ]
 }
 
@@ -228,6 +242,18 @@ fn moves(guest: &Guest) -> u64 {
     rings(guest).map(|ring| guest.reader.moves(ring.into())).sum()
 }
 
+/// Nothing where it is not measured.
+fn interrupted(guest: &Guest) -> Vec<(Labels, f64)> {
+    let rate = guest.reader.ticks_per_second() as f64;
+    let times = guest.interrupted.iter().flat_map(Interrupted::times);
+    let of = |(cause, subject, ticks): (InterruptionCause, &str, u64)| {
+        let mut labels = of_guest(guest);
+        labels.extend([("cause", cause.name().into()), ("subject", subject.into())]);
+        (labels, ticks as f64 / rate)
+    };
+    times.map(of).collect()
+}
+
 fn start_s(guest: &Guest) -> f64 {
     guest.reader.anchor_start().realtime_ns as f64 / 1e9
 }
@@ -275,13 +301,20 @@ impl Collector for Families {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for Family { name, help, unit, values } in &self.0 {
             let kind = match values {
-                Values::Counters(_) => MetricType::Counter,
+                Values::Counters(_) | Values::Seconds(_) => MetricType::Counter,
                 Values::Gauges(_) => MetricType::Gauge,
                 Values::Histograms(_) => MetricType::Histogram,
             };
             let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
             match values {
                 Values::Counters(values) => {
+                    for (labels, value) in values {
+                        family
+                            .encode_family(labels)?
+                            .encode_counter::<NoLabelSet, _, u64>(value, None)?;
+                    }
+                }
+                Values::Seconds(values) => {
                     for (labels, value) in values {
                         family
                             .encode_family(labels)?

@@ -7,14 +7,16 @@ use burst_trace::{
     BurstRecord, Clock, Cursor, Direction, KernelStage, ReadError, Reader, Record, Wakeup, Wakeups,
 };
 
+use crate::interrupted::Interrupted;
+
 /// Upper bounds of the histogram buckets, in seconds. One more bucket holds all longer times.
 pub const BUCKETS_S: [f64; 22] = [
     1e-7, 2e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2,
     2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
 ];
 
-/// Longest time between a burst and the record of its wake-up. After this time the burst's wake-up is final, and is
-/// counted.
+/// Longest time between a burst and the records of its wake-up and of its interruptions. After this time these are final, and
+/// are counted.
 const LATE: Duration = Duration::from_secs(1);
 
 /// A guest whose recorder is read as it is written.
@@ -28,6 +30,8 @@ pub struct Guest {
     clock: Clock,
     /// `None` when the daemon does not measure times in the host kernel.
     wakeups: Option<Wakeups>,
+    /// `None` when the daemon does not see interruptions.
+    pub(crate) interrupted: Option<Interrupted>,
     pub(crate) directions: [DirectionHistograms; 2],
     pub(crate) lost: u64,
 }
@@ -64,6 +68,7 @@ impl Guest {
         Ok(Self {
             name: name.into(),
             wakeups: facts["kernel_stages"].is_object().then(Wakeups::default),
+            interrupted: sees_interruptions(&facts).then(Interrupted::default),
             facts,
             clock,
             cursors: (0..reader.workers()).map(|worker| reader.oldest(worker)).collect(),
@@ -80,7 +85,7 @@ impl Guest {
     /// Reads the new records. Returns the fraction of the recorder that was written since the last call: 1 when the
     /// busiest worker filled its part.
     pub(crate) fn follow(&mut self) -> f64 {
-        let Self { reader, cursors, bounds, directions, wakeups, lost, .. } = self;
+        let Self { reader, cursors, bounds, directions, wakeups, interrupted, lost, .. } = self;
         let mut most = 0;
         for cursor in cursors {
             let mut came = 0;
@@ -92,6 +97,14 @@ impl Guest {
                         directions[way(burst.direction())].add(burst, bounds);
                         if let Some(wakeups) = wakeups {
                             wakeups.add_burst(&burst.times(), burst.packets);
+                        }
+                        if let Some(interrupted) = interrupted {
+                            interrupted.add_burst(burst);
+                        }
+                    }
+                    Record::Interruption(interruption) => {
+                        if let Some(interrupted) = interrupted {
+                            interrupted.add(interruption);
                         }
                     }
                     Record::KernelSpan(span) => match (span.stage.direction(), &mut *wakeups) {
@@ -111,15 +124,23 @@ impl Guest {
             });
             most = most.max(came);
         }
+        let until = self.clock.now().saturating_sub(self.clock.ticks_in(LATE));
+        if let Some(interrupted) = interrupted {
+            interrupted.count_before(until);
+        }
         if let Some(wakeups) = wakeups {
-            let until = self.clock.now().saturating_sub(self.clock.ticks_in(LATE));
-            for Wakeup { direction, packets, ticks } in wakeups.take_before(until) {
+            for Wakeup { direction, packets, ticks, .. } in wakeups.take_before(until) {
                 let way = &mut directions[usize::from(direction == Direction::Rx)];
                 way.add_kernel(KernelStage::Wakeup, ticks, packets.into(), bounds);
             }
         }
         f64::from(most) / reader.capacity() as f64
     }
+}
+
+/// Whether the daemon records when threads did not run, all causes or some.
+fn sees_interruptions(facts: &serde_json::Value) -> bool {
+    facts["kernel_stages"]["interruptions"].as_str().is_some_and(|state| state.starts_with("on"))
 }
 
 impl DirectionHistograms {
@@ -168,10 +189,14 @@ impl Times {
 mod tests {
     use super::*;
     use crate::exposition::to_text;
-    use burst_trace::{KernelSpan, Recorder, RecorderOptions};
+    use burst_trace::{
+        Culprit, Interruption, InterruptionCause, KernelSpan, Recorder, RecorderOptions, Subject,
+        Writer,
+    };
 
-    /// Writes a burst in each direction with 10 µs in each stage, and its kernel spans, about 1 ms after `zero`.
-    fn write(recorder: &Recorder, clock: Clock, zero: u64) {
+    /// Writes a burst in each direction with 10 µs in each stage, and its kernel spans, about 1 ms after `zero`. Returns the
+    /// writer of the kernel spans.
+    fn write(recorder: &Recorder, clock: Clock, zero: u64) -> Writer {
         let ticks = |us| clock.ticks_in(Duration::from_micros(us));
         let (mut worker, mut kernel) = (recorder.writer(0, clock), recorder.writer(1, clock));
         for (ring, first, packets) in [(1, 1000, 2), (0, 2000, 3)] {
@@ -190,6 +215,70 @@ mod tests {
             let worker = stage.is_of_a_worker().then_some(0);
             kernel.kernel(&KernelSpan { stage, start, end, worker, writer: 0 });
         }
+        kernel
+    }
+
+    /// A recorder of a worker and of the kernel, with these facts.
+    fn recorder(directory: &Path, clock: Clock, facts: &str) -> Recorder {
+        let options = RecorderOptions {
+            path: directory.join("vm0.trace"),
+            workers: 2,
+            queue_pairs: 1,
+            capacity: 64,
+            facts: facts.into(),
+        };
+        Recorder::create(&options, &clock).unwrap()
+    }
+
+    #[test]
+    fn interruptions_count_in_bursts_once_they_are_final_and_where_they_are_seen() {
+        let clock = Clock::new();
+        let lines = |facts: &str| {
+            let directory = tempfile::tempdir().unwrap();
+            let recorder = recorder(directory.path(), clock, facts);
+            // The bursts are from 1000 to 1060 us and from 2000 to 2050 us.
+            let zero = clock.now() - clock.ticks_in(2 * LATE);
+            let mut writer = write(&recorder, clock, zero);
+            let at = |us| zero + clock.ticks_in(Duration::from_micros(us));
+            for (subject, start) in [(Subject::Worker(0), 1040), (Subject::FrontEnd, 1500)] {
+                writer.interruption(&Interruption {
+                    start: at(start),
+                    end: at(start + 100),
+                    subject,
+                    thread: 5,
+                    cause: InterruptionCause::Preempted,
+                    culprit: Culprit::default(),
+                    detail: 0,
+                    cpu: 1,
+                    writer: 1,
+                });
+            }
+            let mut guest = Guest::open("vm0", recorder.path(), clock).unwrap();
+            guest.follow();
+            guest.follow();
+            let text = to_text(std::slice::from_ref(&guest)).unwrap();
+            let start = "ringscope_interrupted_seconds_total{";
+            let lines = text.lines().filter(|line| line.starts_with(start));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        for state in ["on", "on, without interrupts: this kernel refuses their programs"] {
+            let facts = format!(r#"{{"kernel_stages":{{"interruptions":"{state}"}}}}"#);
+            let lines = lines(&facts);
+            assert_eq!(lines.len(), 16, "{lines:?}");
+            let of = |labels: &str| {
+                let line = lines.iter().find(|line| line.contains(labels)).expect(labels);
+                line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+            };
+            let labels = |subject: &str, cause: &str| {
+                format!("{{guest=\"vm0\",cause=\"{cause}\",subject=\"{subject}\"}}")
+            };
+            assert!((of(&labels("worker", "preempted")) - 20e-6).abs() < 1e-6, "{lines:?}");
+            assert!((of(&labels("front-end", "preempted")) - 100e-6).abs() < 1e-6, "{lines:?}");
+            assert!(of(&labels("worker", "throttled")).abs() < 1e-12, "{lines:?}");
+        }
+        for facts in ["", r#"{"kernel_stages":{"interruptions":"n/a: no","wakeup":"on"}}"#] {
+            assert_eq!(lines(facts), Vec::<String>::new(), "{facts}");
+        }
     }
 
     #[test]
@@ -197,17 +286,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let clock = Clock::new();
         let facts = r#"{"kernel_stages":{"wakeup":"on"}}"#;
-        let path = directory.path().join("vm0.trace");
-        let options = RecorderOptions {
-            path: path.clone(),
-            workers: 2,
-            queue_pairs: 1,
-            capacity: 64,
-            facts: facts.into(),
-        };
-        let recorder = Recorder::create(&options, &clock).unwrap();
+        let recorder = recorder(directory.path(), clock, facts);
         write(&recorder, clock, clock.now());
-        let mut guest = Guest::open("vm0", &path, clock).unwrap();
+        let mut guest = Guest::open("vm0", recorder.path(), clock).unwrap();
         let mut counts = || {
             guest.follow();
             let text = to_text(std::slice::from_ref(&guest)).unwrap();

@@ -6,6 +6,7 @@
 //!
 //! - [`address`]: the addresses at which metrics can be served.
 //! - `guest`: reads one guest's recorder as it is written.
+//! - `interrupted`: the time in which threads did not run, by cause.
 //! - `exposition`: the metrics as OpenMetrics text.
 //! - `server`: the HTTP server.
 
@@ -13,6 +14,7 @@ mod accept;
 mod address;
 mod exposition;
 mod guest;
+mod interrupted;
 mod server;
 
 pub use address::Address;

@@ -106,7 +106,6 @@ impl Metrics {
         };
         let shared = Arc::clone(&metrics.shared);
         metrics.spawn("metrics-follow", move || shared.follow())?;
-        log::info!("metrics at {address}");
         Ok(metrics)
     }
 

@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use burst_trace::{
-    Clock, Direction, DropCause, Header, Notifications, Reader, Record, SocketEvent, Source,
-};
+use burst_trace::{Clock, Direction, Header, Notifications, Reader, Record, SocketEvent, Source};
 use virtio_net::features::names;
 
-use crate::collect::{Collector, DirectionBreakdown, list_drops};
+use crate::collect::{Collector, DirectionBreakdown, drops_since_start};
+use crate::cyclic::CyclicTraffic;
 use crate::facts::{Facts, without_controls};
 use crate::figures::TickRate;
+use crate::interruption::InterruptionRow;
+use crate::not_running::NotRunning;
 
 /// The records to include.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,11 @@ pub struct Breakdown {
     pub tx: DirectionBreakdown,
     /// Wire to guest.
     pub rx: DirectionBreakdown,
+    /// Layer-2 frames with a counter.
+    pub cyclic: CyclicTraffic,
+    /// What kept workers (in a burst) and other threads from running: the largest time first, at most ten of workers, of the
+    /// front end, and of the far end. `None` where that was not measured.
+    pub interruptions: Option<Vec<InterruptionRow>>,
 }
 
 impl Breakdown {
@@ -87,11 +93,14 @@ impl Breakdown {
         let mut collector = Collector::new(rate);
         let mut extent = Extent::default();
         let mut held = vec![Held::default(); source.workers()];
+        let (mut has_cyclic, mut has_interruptions) = (false, false);
         let lost_records = source.read(|record| {
             if let Some(held) = held.get_mut(usize::from(record.writer())) {
                 held.include(record);
             }
             let is_within = (bounds.from..=bounds.to).contains(&record.last());
+            has_cyclic |= matches!(record, Record::Cyclic(_));
+            has_interruptions |= matches!(record, Record::Interruption(_));
             if is_within && collector.add(record) {
                 extent.include(record);
                 each(record);
@@ -111,16 +120,19 @@ impl Breakdown {
             Window::Last(_) if is_cut => rate.seconds(bounds.to.saturating_sub(held_from)),
             Window::Last(time) => time.as_secs_f64(),
         };
+        let not_running = (has_interruptions || facts.has_interruptions())
+            .then(|| NotRunning::read(source, bounds.from, bounds.to));
         let direction = |direction| {
             let mut part = collector.breakdown(direction);
-            if window == Window::Held && source.has_totals() {
-                part.drops = drops_since_start(source, direction);
+            if let Some(not_running) = &not_running {
+                not_running.fill(&mut part);
             }
-            if let Source::Recorder(reader) = source {
-                part.events = events(reader, direction);
-                part.moves = moves(reader, direction);
-            }
+            complete(&mut part, source, window);
             part
+        };
+        let cyclic = match has_cyclic || !facts.cyclic.is_empty() {
+            true => CyclicTraffic::read(source, bounds.from, bounds.to),
+            false => CyclicTraffic::default(),
         };
         Self {
             name: facts.name.clone().unwrap_or_else(|| without_controls(name)),
@@ -137,6 +149,8 @@ impl Breakdown {
             notifications: if source.has_totals() { notifications(source) } else { Vec::new() },
             tx: direction(Direction::Tx),
             rx: direction(Direction::Rx),
+            cyclic,
+            interruptions: not_running.map(|it| it.rows),
         }
     }
 
@@ -191,6 +205,17 @@ fn newest(source: &Source) -> u64 {
     newest
 }
 
+/// Adds to the figures of a direction what the daemon has counted since its start.
+fn complete(part: &mut DirectionBreakdown, source: &Source, window: Window) {
+    if window == Window::Held && source.has_totals() {
+        part.drops = drops_since_start(source, part.direction);
+    }
+    if let Source::Recorder(reader) = source {
+        part.events = events(reader, part.direction);
+        part.moves = moves(reader, part.direction);
+    }
+}
+
 /// Events that the kernel has counted for AF_XDP sockets since the daemon started.
 fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
     let rings = 0..header.queue_pairs() * 2;
@@ -215,18 +240,6 @@ fn notifications(header: &Header) -> Vec<(u16, Notifications)> {
         .map(|ring| (ring, header.notifications(ring.into())))
         .filter(|(_, counted)| !counted.is_empty())
         .collect()
-}
-
-/// Drops since the daemon started, or during the recording. The counters include drops that are no longer in the
-/// records.
-pub(crate) fn drops_since_start(header: &Header, direction: Direction) -> Vec<(DropCause, u64)> {
-    let rings =
-        |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
-    list_drops(direction, |cause| {
-        let drops =
-            (0..header.queue_pairs() * 2).filter(rings).map(|ring| header.drops(ring, cause));
-        drops.fold(0, u64::saturating_add)
-    })
 }
 
 /// The records of one worker that a recorder still has.

@@ -3,15 +3,15 @@
 use std::borrow::Cow;
 
 use burst_trace::{
-    BurstRecord, Direction, DropCause, KernelSpan, KernelStage, Record, SocketEvent, Wakeup,
-    Wakeups,
+    BurstRecord, Direction, DropCause, Header, KernelSpan, KernelStage, Record, SocketEvent,
+    Wakeup, Wakeups,
 };
 
 use crate::figures::{Distribution, TickRate};
 use crate::stages::{Place, StageRow, Tier, places};
 
 /// Longest delay of the record of a wake-up after its burst, seconds.
-const WAITING_S: f64 = 1.0;
+pub(crate) const WAITING_S: f64 = 1.0;
 
 /// The figures of one direction in a window.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +109,7 @@ impl Collector {
                 let sums = self.of(Direction::of_ring(drop.ring));
                 sums.drops[drop.cause as usize] += u64::from(drop.packets);
             }
-            Record::Probe(_) | Record::Gap(_) => {}
+            Record::Interruption(_) | Record::Probe(_) | Record::Cyclic(_) | Record::Gap(_) => {}
             Record::Unknown(_) => {
                 self.malformed += 1;
                 return false;
@@ -138,7 +138,7 @@ impl Collector {
     }
 
     fn overflow(&mut self) {
-        for Wakeup { direction, packets, ticks } in
+        for Wakeup { direction, packets, ticks, .. } in
             self.wakeups.overflow(self.rate.ticks(WAITING_S))
         {
             let rate = self.rate;
@@ -250,6 +250,7 @@ impl DirectionCollector {
             tier,
             count: Some(times.count()),
             figures: times.figures(rate),
+            not_running_mean_ns: None,
         };
         let mut times = self.stages.iter();
         let stages = places(self.direction)
@@ -296,4 +297,16 @@ pub(crate) fn list_drops(
         .map(|&cause| (cause, count(cause)))
         .filter(|(cause, count)| *count > 0 || cause.name().starts_with(direction.name()))
         .collect()
+}
+
+/// Drops since the daemon started, or during the recording. The counters include drops that are no longer in the
+/// records.
+pub(crate) fn drops_since_start(header: &Header, direction: Direction) -> Vec<(DropCause, u64)> {
+    let rings =
+        |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
+    list_drops(direction, |cause| {
+        let drops =
+            (0..header.queue_pairs() * 2).filter(rings).map(|ring| header.drops(ring, cause));
+        drops.fold(0, u64::saturating_add)
+    })
 }

@@ -1,15 +1,29 @@
-//! Each record as a line of comma-separated values.
+//! Each record as a line of comma-separated values. `start_ns` is `CLOCK_REALTIME` at the first boundary. A column that is not
+//! named here holds what its name says, or nothing.
+//!
+//! - `burst`: no `cause`.
+//! - `drop`: no times but `start_ns`; `packets` is the number dropped.
+//! - `kernel`, a time in the host kernel: its stage as `cause`, its start, and its length as `total_ns`; no queue. A wake-up has
+//!   its worker and no direction.
+//! - `cyclic`, a layer-2 frame with a counter: its counter as `sequence`, and as `cause` the number of its description and its
+//!   stream. Its times are those of its burst, which has a line of its own.
+//! - `interruption`, a time in which a thread did not run: its worker (none for a thread of another process), the interrupted
+//!   thread as `sequence`, its start, and as `total_ns` how long the thread did not run. `cause` is
+//!   `CAUSE/WHOSE/CPU/DETAIL/THREAD/CLASS/NAME`, the last three of the culprit: `preempted/worker/1/0/4711/fifo 50/hog`. A comma or
+//!   quotation mark in a name becomes a question mark.
 
 use std::io::{self, Write};
 
-use burst_trace::{BurstRecord, Direction, DropRecord, KernelSpan, Record, Source, Stage};
+use burst_trace::{
+    BurstRecord, BurstTimes, CyclicRecord, Direction, DropRecord, Interruption, KernelSpan, Record,
+    Source, Stage, Subject,
+};
 
 use crate::figures::TickRate;
+use crate::interruption::class;
 use crate::when::When;
 
-/// The first line. A burst has no `cause`. A drop has no times but `start_ns`; `packets` is the number dropped. A time in
-/// the host kernel has its stage as `cause`, its start and `total_ns`, and no queue; a wake-up has its worker and no
-/// direction. `start_ns` is `CLOCK_REALTIME` at the first boundary.
+/// The first line.
 const COLUMNS: &str = "kind,direction,queue,worker,sequence,packets,bytes,start_ns,polled,cause,wakeup_ns,notice_ns,\
                        queued_ns,starved_ns,gather_ns,place_ns,egress_ns,publish_ns,complete_ns,signal_ns,total_ns";
 
@@ -26,8 +40,8 @@ const STAGES: [Stage; Stage::ALL.len()] = [
     Stage::Signal,
 ];
 
-/// Writes all bursts, drops and kernel spans of `source` as they are read: those of one worker in order. `each` is called
-/// for every record, to show progress. Returns the number of lost records.
+/// Writes all bursts, drops, kernel spans and interruptions of `source` as they are read: those of one worker in order. `each`
+/// is called for every record, to show progress. Returns the number of lost records.
 ///
 /// # Errors
 /// What `out` answers.
@@ -53,6 +67,8 @@ fn write_line(out: &mut impl Write, record: &Record, rate: TickRate, when: When)
         Record::Burst(burst) => write_burst(out, burst, rate, when),
         Record::Drop(drop) => write_drop(out, drop, when),
         Record::KernelSpan(span) => write_span(out, span, rate, when),
+        Record::Cyclic(cyclic) => write_cyclic(out, cyclic, rate, when),
+        Record::Interruption(it) => write_interruption(out, it, rate, when),
         Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => Ok(()),
     }
 }
@@ -68,6 +84,30 @@ fn write_burst(
     let polled = u8::from(burst.is_polled);
     write!(out, "burst,{},{ring},{worker},", direction.name())?;
     write!(out, "{sequence},{packets},{bytes},{start},{polled},,")?;
+    write_times(out, &burst.times(), rate)
+}
+
+fn write_cyclic(
+    out: &mut impl Write,
+    record: &CyclicRecord,
+    rate: TickRate,
+    when: When,
+) -> io::Result<()> {
+    let (frame, times) = (record.frame, &record.times);
+    let (direction, start) = (times.direction().name(), when.realtime_ns(times.first));
+    let polled = u8::from(times.is_polled);
+    write!(out, "cyclic,{direction},{},{},", times.ring, times.worker)?;
+    write!(
+        out,
+        "{},,,{start},{polled},{}/0x{:x},",
+        frame.counter, frame.description, frame.stream
+    )?;
+    write_times(out, times, rate)
+}
+
+/// The wake-up, the stages and the total of a burst, and the end of the line.
+fn write_times(out: &mut impl Write, burst: &BurstTimes, rate: TickRate) -> io::Result<()> {
+    let direction = burst.direction();
     if let Some(ticks) = burst.wakeup {
         write!(out, "{}", rate.ns(ticks.into()))?;
     }
@@ -84,7 +124,7 @@ fn write_burst(
             None => write!(out, ",")?,
         }
     }
-    writeln!(out, ",{}", rate.ns(burst.total()))
+    writeln!(out, ",{}", rate.ns(burst.last.wrapping_sub(burst.first)))
 }
 
 fn write_drop(out: &mut impl Write, drop: &DropRecord, when: When) -> io::Result<()> {
@@ -109,4 +149,24 @@ fn write_span(
         (None, None) => write!(out, ",,")?,
     }
     writeln!(out, ",,,,{start},,{name},,,,,,,,,,,{total}")
+}
+
+fn write_interruption(
+    out: &mut impl Write,
+    interruption: &Interruption,
+    rate: TickRate,
+    when: When,
+) -> io::Result<()> {
+    let &Interruption { subject, thread, cause, culprit, detail, cpu, .. } = interruption;
+    write!(out, "interruption,,,")?;
+    if let Subject::Worker(number) = subject {
+        write!(out, "{number}")?;
+    }
+    let (start, total) = (when.realtime_ns(interruption.start), rate.ns(interruption.total()));
+    let (whose, cause) = (subject.name(), cause.name());
+    // A thread's name is any text: it must not look like another column.
+    let name = culprit.name().replace([',', '"'], "?");
+    let class = class(&culprit).unwrap_or_default().replace(',', "");
+    write!(out, ",{thread},,,{start},,{cause}/{whose}/{cpu}/{detail}/{}/", culprit.thread)?;
+    writeln!(out, "{class}/{name},,,,,,,,,,,{total}")
 }

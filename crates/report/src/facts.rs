@@ -1,5 +1,7 @@
 //! What the daemon said of its run: JSON text in the recorder's header.
 
+use burst_trace::CyclicFrames;
+use burst_trace::cyclic::CYCLIC_MAX;
 use serde_json::Value;
 
 /// The facts that reports show. Each may be missing: an older or newer daemon says less or more.
@@ -15,6 +17,10 @@ pub struct Facts {
     pub version: Option<String>,
     /// What was asked for in the host kernel: stages by their name, and `on` or why not. Empty when nothing was.
     pub kernel_stages: Vec<(String, String)>,
+    /// Whether the host is a virtual machine; `None` where nobody has looked, as in the facts of a daemon that runs.
+    pub is_virtual: Option<bool>,
+    /// The layer-2 frames with a counter that are recorded, by the numbers in their records.
+    pub cyclic: Vec<CyclicFrames>,
 }
 
 impl Facts {
@@ -34,7 +40,16 @@ impl Facts {
             poll: fact("poll"),
             version: fact("version"),
             kernel_stages: kernel_stages(facts.get("kernel_stages")),
+            is_virtual: facts["host"]["is_virtual"].as_bool(),
+            cyclic: cyclic(facts.get("trace_probe")),
         }
+    }
+
+    /// Whether the times are recorded in which a thread did not run, of all causes or of some.
+    #[must_use]
+    pub fn has_interruptions(&self) -> bool {
+        let mut stages = self.kernel_stages.iter();
+        stages.any(|(stage, state)| stage == "interruptions" && state.starts_with("on"))
     }
 }
 
@@ -45,6 +60,12 @@ fn kernel_stages(facts: Option<&Value>) -> Vec<(String, String)> {
             Some((without_controls(stage), without_controls(state.as_str()?)))
         })
         .collect()
+}
+
+/// Those of the probes that are descriptions of cyclic frames; the others are UDP ports.
+fn cyclic(probes: Option<&Value>) -> Vec<CyclicFrames> {
+    let probes = probes.and_then(Value::as_array).into_iter().flatten();
+    probes.filter_map(|probe| probe.as_str()?.parse().ok()).take(CYCLIC_MAX).collect()
 }
 
 /// The same text without control characters, which could change a terminal's state: any user can write a recorder.
@@ -70,6 +91,16 @@ mod tests {
         let facts = Facts::parse(r#"{"kernel_stages":{"wakeup":"on","inject":"n/a: no\u0007"}}"#);
         let stages = [("inject", "n/a: no\u{fffd}"), ("wakeup", "on")];
         assert_eq!(facts.kernel_stages, stages.map(|(stage, state)| (stage.into(), state.into())));
+        assert!(!facts.has_interruptions());
+        for (state, is_on) in
+            [("on", true), ("on, without interrupts", true), ("n/a: no BTF", false)]
+        {
+            let facts = format!(r#"{{"kernel_stages":{{"interruptions":"{state}"}}}}"#);
+            assert_eq!(Facts::parse(&facts).has_interruptions(), is_on);
+        }
+        let facts =
+            Facts::parse(r#"{"trace_probe":["7010","ethertype:0x8892,counter@2/4",5,"x"]}"#);
+        assert_eq!(facts.cyclic, ["ethertype:0x8892,counter@2/4".parse().unwrap()]);
         for text in ["", "{", "[1]", "7"] {
             assert_eq!(Facts::parse(text), Facts::default(), "{text}");
         }

@@ -2,21 +2,29 @@
 //!
 //! Packets, bytes and drops are those of the counters, exact even when records were lost. Times are those of the records.
 
-use std::time::Instant;
+mod interrupted;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use burst_trace::Totals;
 use burst_trace::{BurstRecord, Cursor, Direction, DropCause, Notifications, Reader, Record};
 
-use crate::breakdown::drops_since_start;
-use crate::collect::{Collector, DirectionBreakdown};
+use crate::collect::{Collector, DirectionBreakdown, drops_since_start};
+use crate::facts::Facts;
 use crate::figures::{Distribution, Figures, TickRate};
 use crate::slowest::Slowest;
 use crate::when::When;
+use interrupted::Latest;
+
+pub use interrupted::Interrupted;
 
 /// In the order of [`Follower::drops`].
 const DIRECTIONS: [Direction; 2] = [Direction::Tx, Direction::Rx];
 /// Number of an interval's slowest bursts that are reported.
 const OUTLIERS: usize = 5;
+/// Longest time between a burst's record and those of its interruptions.
+const LATE: Duration = Duration::from_secs(1);
 
 /// Follows a recorder from its newest record on.
 #[derive(Debug)]
@@ -29,9 +37,21 @@ pub struct Follower {
     /// Drops of transmit and of receive queues since the daemon's start.
     drops: [Vec<(DropCause, u64)>; 2],
     slowest: Slowest,
+    /// `None` when the daemon does not record them.
+    interruptions: Option<Followed>,
     lost: u64,
     lost_before: u64,
     started: Instant,
+}
+
+/// The interruptions of the slowest bursts so far.
+#[derive(Debug)]
+struct Followed {
+    latest: Latest,
+    /// By worker and first boundary, as far as they were known at `aged`.
+    known: HashMap<(u8, u64), Interrupted>,
+    /// When older interruptions were forgotten last.
+    aged: Instant,
 }
 
 /// What happened between two calls of [`Follower::take`].
@@ -75,6 +95,8 @@ pub struct Outlier {
     pub rate: TickRate,
     /// `CLOCK_REALTIME` at its first boundary: nanoseconds since 1970.
     pub start_ns: u64,
+    /// When its worker did not run, as far as that has been recorded by now; `None` when it is not recorded.
+    pub interrupted: Option<Interrupted>,
 }
 
 /// One virtqueue in an interval.
@@ -108,6 +130,7 @@ impl Follower {
     pub fn new(reader: Reader) -> Self {
         let rate = TickRate::new(reader.ticks_per_second());
         let rings = u16::try_from(reader.queue_pairs() * 2).unwrap_or(u16::MAX);
+        let has_interruptions = Facts::parse(&reader.facts()).has_interruptions();
         Self {
             rate,
             cursors: (0..reader.workers()).map(|worker| reader.newest(worker)).collect(),
@@ -115,6 +138,7 @@ impl Follower {
             queues: (0..rings).map(|ring| Queue::new(&reader, ring)).collect(),
             drops: DIRECTIONS.map(|direction| drops_since_start(&reader, direction)),
             slowest: Slowest::new(OUTLIERS),
+            interruptions: has_interruptions.then(Followed::new),
             lost: 0,
             lost_before: 0,
             started: Instant::now(),
@@ -130,18 +154,29 @@ impl Follower {
 
     /// Reads the new records. The more often, the fewer are overwritten unread.
     pub fn poll(&mut self) {
-        let Self { reader, rate, cursors, collector, queues, slowest, lost, .. } = self;
+        let Self { reader, rate, cursors, collector, queues, slowest, interruptions, lost, .. } =
+            self;
         for cursor in cursors {
             let missed = reader.read(cursor, |record| {
                 collector.add(record);
-                let Record::Burst(burst) = record else { return };
-                slowest.add(burst);
-                if let Some(queue) = queues.get_mut(usize::from(burst.ring)) {
-                    let total = queue.total.get_or_insert_with(Distribution::new);
-                    total.add(burst.total(), burst.packets, *rate);
+                match (record, &mut *interruptions) {
+                    (Record::Burst(burst), _) => {
+                        slowest.add(burst);
+                        if let Some(queue) = queues.get_mut(usize::from(burst.ring)) {
+                            let total = queue.total.get_or_insert_with(Distribution::new);
+                            total.add(burst.total(), burst.packets, *rate);
+                        }
+                    }
+                    (Record::Interruption(interruption), Some(followed)) => {
+                        followed.latest.add(interruption);
+                    }
+                    _ => {}
                 }
             });
             *lost = lost.saturating_add(missed);
+        }
+        if let Some(followed) = interruptions {
+            followed.age(slowest.bursts());
         }
     }
 
@@ -153,16 +188,21 @@ impl Follower {
             self.queues.iter_mut().map(|queue| queue.take(&self.reader, rate)).collect();
         let [tx, rx] = DIRECTIONS.map(|direction| self.direction(direction, &queues));
         let when = When::of(&self.reader);
-        let outlier = |record: BurstRecord| {
-            let start_ns = when.realtime_ns(record.first);
-            Outlier { record, rate, start_ns }
-        };
+        let slowest = self.slowest.take();
+        let followed = self.interruptions.as_mut();
+        let known = followed.map(|followed| followed.take(&slowest));
+        let outliers = slowest.into_iter().enumerate().map(|(n, record)| Outlier {
+            record,
+            rate,
+            start_ns: when.realtime_ns(record.first),
+            interrupted: known.as_ref().and_then(|known| known.get(n).copied()),
+        });
         let interval = Interval {
             seconds: self.started.elapsed().as_secs_f64(),
             tx,
             rx,
             queues,
-            outliers: self.slowest.take().into_iter().map(outlier).collect(),
+            outliers: outliers.collect(),
             lost: self.lost - self.lost_before,
             lost_in_all: self.lost,
         };
@@ -194,6 +234,42 @@ impl Follower {
         }
         way
     }
+}
+
+impl Followed {
+    fn new() -> Self {
+        Self { latest: Latest::default(), known: HashMap::new(), aged: Instant::now() }
+    }
+
+    /// Forgets interruptions that no further burst had. The slowest bursts so far keep theirs.
+    fn age(&mut self, slowest: &[BurstRecord]) {
+        if self.aged.elapsed() < LATE {
+            return;
+        }
+        self.known = slowest.iter().map(|burst| (key(burst), self.of(burst))).collect();
+        self.latest.age();
+        self.aged = Instant::now();
+    }
+
+    /// Those of each of these bursts, which are the last that ask for them.
+    fn take(&mut self, slowest: &[BurstRecord]) -> Vec<Interrupted> {
+        let found = slowest.iter().map(|burst| self.of(burst)).collect();
+        self.known.clear();
+        found
+    }
+
+    /// Those of `burst`: as they are now, or as they were before some were forgotten.
+    fn of(&self, burst: &BurstRecord) -> Interrupted {
+        let now = self.latest.of(burst);
+        match self.known.get(&key(burst)) {
+            Some(before) if now.most.is_none() || before.not_running > now.not_running => *before,
+            _ => now,
+        }
+    }
+}
+
+const fn key(burst: &BurstRecord) -> (u8, u64) {
+    (burst.worker, burst.first)
 }
 
 impl Queue {

@@ -148,7 +148,7 @@ impl Interval {
     }
 
     fn join_wakeups(&mut self, take: impl Fn(&mut Wakeups) -> Vec<Wakeup>, rate: TickRate) {
-        for Wakeup { direction, packets, ticks } in take(&mut self.wakeups) {
+        for Wakeup { direction, packets, ticks, .. } in take(&mut self.wakeups) {
             self.put(direction, KernelStage::Wakeup, rate.ns(ticks), packets);
         }
     }

@@ -16,13 +16,36 @@ use burst_trace::Source;
 use serde::Serialize;
 
 use crate::breakdown::Breakdown;
+use crate::cyclic::CyclicTraffic;
+use crate::interruption::InterruptionRow;
 use crate::journey::Journeys;
 use gather::DirectionCharts;
 use trips::Trips;
 
+pub use trips::SLOWEST as SLOWEST_PROBES;
+
 const PAGE: &str = include_str!("html/page.html");
-/// The placeholder for the data in the page.
+const STYLE: &str = include_str!("html/style.css");
+const COMMON: &str = include_str!("html/common.js");
+
+/// Placeholders of a page, each with what takes its place.
+const COMMON_PLACES: [(&str, &str); 2] = [("/* style.css */\n", STYLE), ("// common.js\n", COMMON)];
+/// The placeholder for the data in a page.
 const PLACE: &str = "\"DATA\"";
+
+/// A page made from its template: `/* style.css */` becomes the style of all pages, `// common.js` what their scripts have
+/// in common, and `"DATA"` this data, as JSON that cannot end the script that it is in.
+///
+/// # Errors
+/// If the data has keys that are no strings.
+pub fn fill(template: &str, data: &impl Serialize) -> serde_json::Result<String> {
+    let data = inert(&serde_json::to_string(data)?);
+    let page = COMMON_PLACES
+        .iter()
+        .fold(template.to_owned(), |page, (place, text)| page.replacen(place, text, 1));
+    let (head, tail) = page.split_once(PLACE).unwrap_or((&page, ""));
+    Ok([head, &data, tail].concat())
+}
 
 /// The data of the page.
 #[derive(Serialize)]
@@ -40,6 +63,8 @@ struct Page {
     ways: Vec<DirectionCharts>,
     before: Option<Box<Before>>,
     trips: Option<Trips>,
+    cyclic: CyclicTraffic,
+    interruptions: Option<Vec<InterruptionRow>>,
 }
 
 /// The recording that it is compared with.
@@ -66,31 +91,57 @@ pub fn write_html(
     name: &str,
     mut each: impl FnMut(),
 ) -> io::Result<()> {
-    let (breakdown, ways, start_ns) = gather::ways(source, name, &mut each);
-    let before = before.map(|(before, file)| {
-        let (breakdown, ways, start_ns) = gather::ways(before, "before", &mut each);
-        let Breakdown { name, window_s, .. } = breakdown;
-        Box::new(Before { name, file: file.into(), start_ns, window_s, ways })
-    });
-    let page = Page {
-        facts: serde_json::from_str(&source.facts()).unwrap_or_default(),
-        features: breakdown.features,
-        clock: breakdown.clock,
-        ticks_per_second: breakdown.ticks_per_second,
-        start_ns,
-        window_s: breakdown.window_s,
-        lost: breakdown.lost_records,
-        name: breakdown.name,
-        ways,
-        before,
-        trips: journeys.map(Trips::new),
-    };
-    let data = inert(&serde_json::to_string(&page)?);
-    let (head, tail) = PAGE.split_once(PLACE).unwrap_or((PAGE, ""));
-    for part in [head, &data, tail] {
-        out.write_all(part.as_bytes())?;
+    let mut page = Page::read(source, before, name, &mut each);
+    page.trips = journeys.map(Trips::new);
+    out.write_all(fill(PAGE, &page)?.as_bytes())
+}
+
+/// Writes the page for `source` with its joined probes, under this title in place of the daemon's name.
+///
+/// # Errors
+/// What `out` answers.
+pub fn write_titled_html(
+    out: &mut impl Write,
+    source: &Source,
+    journeys: &Journeys,
+    title: &str,
+    mut each: impl FnMut(),
+) -> io::Result<()> {
+    let mut page = Page::read(source, None, title, &mut each);
+    page.name = title.into();
+    page.trips = Some(Trips::new(journeys));
+    out.write_all(fill(PAGE, &page)?.as_bytes())
+}
+
+impl Page {
+    fn read(
+        source: &Source,
+        before: Option<(&Source, &str)>,
+        name: &str,
+        each: &mut impl FnMut(),
+    ) -> Self {
+        let (breakdown, ways, start_ns) = gather::ways(source, name, each);
+        let before = before.map(|(before, file)| {
+            let (breakdown, ways, start_ns) = gather::ways(before, "before", each);
+            let Breakdown { name, window_s, .. } = breakdown;
+            Box::new(Before { name, file: file.into(), start_ns, window_s, ways })
+        });
+        Self {
+            facts: serde_json::from_str(&source.facts()).unwrap_or_default(),
+            features: breakdown.features,
+            clock: breakdown.clock,
+            ticks_per_second: breakdown.ticks_per_second,
+            start_ns,
+            window_s: breakdown.window_s,
+            lost: breakdown.lost_records,
+            name: breakdown.name,
+            ways,
+            before,
+            trips: None,
+            cyclic: breakdown.cyclic,
+            interruptions: breakdown.interruptions,
+        }
     }
-    Ok(())
 }
 
 /// The same JSON without characters that could end its script or begin a comment in the page: `</script>` ends a script,
@@ -126,5 +177,15 @@ mod tests {
         assert!(!inert.contains(['<', '>', '&', '\u{2028}', '\u{2029}']), "{inert}");
         let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         assert_eq!(value(&inert), value(&json));
+    }
+
+    #[test]
+    fn a_page_is_filled_with_what_pages_have_in_common_and_with_its_data() {
+        // Data that looks like a placeholder stays data.
+        let page = fill(PAGE, &"\"DATA\" // common.js\n").unwrap();
+        for (place, text) in COMMON_PLACES {
+            assert!(page.contains(text) && !page.contains(place), "{place}");
+        }
+        assert!(!page.contains(&format!(">{PLACE}<")));
     }
 }

@@ -1,18 +1,23 @@
 //! A breakdown as the one object that `ringscope stats --json` prints, and an interval as a line of `ringscope top --json`.
 //!
 //! A stage or total has figures if and only if its `count` is above 0: one that is not measured has
-//! `"count": null`, one without packets has `"count": 0`, and neither has any figure.
+//! `"count": null`, one without packets has `"count": 0`, and neither has any figure. `not_running_mean_ns` and
+//! `interruptions` are `null` where interruptions are not measured.
 
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use burst_trace::{Direction, DropCause, Notifications};
+use burst_trace::{Culprit, Direction, DropCause, Interruption, InterruptionCause, Notifications};
 
 use crate::breakdown::Breakdown;
+use crate::causes::{self, Blamed};
 use crate::collect::DirectionBreakdown;
+use crate::cyclic::CyclicTraffic;
+use crate::figures::TickRate;
 use crate::follow::{DirectionInterval, Interval, Outlier};
+use crate::interruption::InterruptionRow;
 use crate::stages::StageRow;
 
 #[derive(Serialize)]
@@ -24,6 +29,8 @@ struct Object<'a> {
     tx: DirectionObject<'a>,
     rx: DirectionObject<'a>,
     queues: Vec<QueueObject>,
+    cyclic: &'a CyclicTraffic,
+    interruptions: Option<&'a [InterruptionRow]>,
 }
 
 #[derive(Serialize)]
@@ -101,6 +108,8 @@ pub fn to_json(breakdown: &Breakdown) -> String {
         tx: (&breakdown.tx).into(),
         rx: (&breakdown.rx).into(),
         queues: queues(breakdown.notifications.iter().copied()),
+        cyclic: &breakdown.cyclic,
+        interruptions: breakdown.interruptions.as_deref(),
     };
     serde_json::to_string_pretty(&object).expect("an object with string keys")
 }
@@ -130,6 +139,49 @@ struct OutlierObject {
     wakeup_ns: Option<u64>,
     stages_ns: Stages,
     total_ns: u64,
+    not_running_ns: Option<u64>,
+    interrupted: Option<InterruptionObject>,
+}
+
+/// What took most of the time in which a burst's worker did not run.
+#[derive(Serialize)]
+struct InterruptionObject {
+    cause: &'static str,
+    culprit: Option<CulpritObject>,
+    detail: u32,
+    cpu: u16,
+    time_ns: u64,
+    words: String,
+}
+
+#[derive(Serialize)]
+struct CulpritObject {
+    name: String,
+    process: u32,
+    thread: u32,
+    class: String,
+}
+
+impl InterruptionObject {
+    fn new(blamed: &Blamed, rate: TickRate) -> Self {
+        let Interruption { cause, culprit, detail, cpu, .. } = blamed.longest;
+        // Only these two causes have a culprit.
+        let is_known = culprit != Culprit::default()
+            && matches!(cause, InterruptionCause::Preempted | InterruptionCause::Interrupt);
+        Self {
+            cause: cause.name(),
+            culprit: is_known.then(|| CulpritObject {
+                name: culprit.name(),
+                process: culprit.process,
+                thread: culprit.thread,
+                class: culprit.class(),
+            }),
+            detail,
+            cpu,
+            time_ns: rate.ns(u64::try_from(blamed.ticks).unwrap_or(u64::MAX)),
+            words: causes::in_short(&blamed.longest),
+        }
+    }
 }
 
 struct Stages(Outlier);
@@ -148,7 +200,7 @@ impl Serialize for Stages {
 
 impl From<&Outlier> for OutlierObject {
     fn from(outlier: &Outlier) -> Self {
-        let Outlier { record, rate, start_ns } = *outlier;
+        let Outlier { record, rate, start_ns, interrupted } = *outlier;
         Self {
             direction: record.direction().name(),
             queue: record.ring,
@@ -161,6 +213,10 @@ impl From<&Outlier> for OutlierObject {
             wakeup_ns: record.wakeup.map(|ticks| rate.ns(ticks.into())),
             stages_ns: Stages(*outlier),
             total_ns: rate.ns(record.total()),
+            not_running_ns: interrupted.map(|it| rate.ns(it.not_running)),
+            interrupted: interrupted
+                .and_then(|it| it.most)
+                .map(|most| InterruptionObject::new(&most, rate)),
         }
     }
 }

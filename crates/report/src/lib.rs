@@ -43,11 +43,15 @@
 //! - [`slowest`]: the slowest bursts.
 //! - [`round_trip`]: the daemon's, the guest's and the host's parts of a measured round trip.
 //! - [`journey`]: round trips of probe packets, by the stamps of all that they pass.
+//! - [`cyclic`]: layer-2 frames with a counter: their period, lost counters and slowest frames.
+//! - [`interruption`]: what kept threads from running, added up; [`not_running`]: how long of each stage.
 //! - [`rollup`]: the four spans of the receive way from the wire to the guest.
 //! - [`facts`]: the daemon's facts about its run.
 //! - [`units`]: numbers for people.
 //! - [`when`]: from ticks to the host's clocks.
-//! - [`tail`]: the stages of the slowest packets; [`advice`]: what to tune when a stage is large.
+//! - [`why`]: the slow bursts and turns of some time, grouped by cause.
+//! - [`tail`]: the stages of the slowest packets; [`advice`]: what to tune when a stage is large; [`causes`]: what to change
+//!   when a thread did not run.
 //! - [`html`]: all of it in one page.
 //! - [`table`] and [`json`]: a breakdown in words and as one object; [`csv`], [`hlog`]: every record, and distributions
 //!   second by second, for other tools; [`perfetto`]: every record as a slice of time, to look at;
@@ -55,32 +59,38 @@
 
 pub mod advice;
 pub mod breakdown;
+pub mod causes;
 pub mod collect;
 pub mod csv;
+pub mod cyclic;
 pub mod facts;
 pub mod figures;
 pub mod follow;
 pub mod hlog;
 pub mod html;
+pub mod interruption;
 pub mod journey;
 pub mod json;
+pub mod not_running;
 pub mod pcapng;
 pub mod perfetto;
 pub mod recent;
 pub mod rollup;
 pub mod round_trip;
 pub mod slowest;
+mod stage_table;
 pub mod stages;
 pub mod table;
 pub mod tail;
 pub mod trigger;
 pub mod units;
 pub mod when;
+pub mod why;
 
 pub use breakdown::{Breakdown, Window};
 pub use collect::{Collector, DirectionBreakdown};
 pub use facts::{Facts, without_controls};
 pub use figures::Figures;
-pub use follow::{Follower, Interval, Outlier, QueueInterval};
+pub use follow::{Follower, Interrupted, Interval, Outlier, QueueInterval};
 pub use round_trip::{Initiator, RoundTrip, RoundTripError};
 pub use stages::{StageRow, Tier};

@@ -5,7 +5,8 @@
 //! has one interface, the guest's; each packet has its queue pair and direction.
 //!
 //! A drop is a packet of original length 0; its comment has the cause and the number of packets. A time in the host kernel
-//! is one too, without a queue: `tx host-tx=3012ns`, or `wakeup=912ns worker=0`, which has no direction either.
+//! is one too, without a queue: `tx host-tx=3012ns`, or `wakeup=912ns worker=0`, which has no direction either. So is an
+//! interruption: `preempted=3000000ns worker=0 cpu=1 thread=812 culprit=4711 (hog, fifo 50)`.
 //!
 //! A packet's time is `CLOCK_REALTIME` at the first boundary; with `--pcap` it is the time at which the frame passed the
 //! datapath. Packets are in the order of the records: sorted for one worker, not for several; `reordercap` sorts them.
@@ -13,16 +14,19 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-use burst_trace::{BurstRecord, Direction, DropRecord, KernelSpan, Record, Source};
+use burst_trace::{
+    BurstRecord, Direction, DropRecord, Interruption, KernelSpan, Record, Source, Subject,
+};
 use pcapng::comment::{Described, describe};
 use pcapng::{Packet, PacketDirection};
 
 use crate::facts::Facts;
 use crate::figures::TickRate;
+use crate::interruption::NamedCulprit;
 use crate::when::When;
 
-/// Writes all bursts, drops and kernel spans of `source`. `name` is used if the daemon's facts have none. `each` is called
-/// for every record, to show progress. Returns the number of lost records.
+/// Writes all bursts, drops, kernel spans and interruptions of `source`. `name` is used if the daemon's facts have none. `each`
+/// is called for every record, to show progress. Returns the number of lost records.
 ///
 /// # Errors
 /// What `out` answers.
@@ -77,7 +81,11 @@ fn packet(
             describe_span(comment, span, rate);
             (None, span.stage.direction(), 0)
         }
-        Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => return None,
+        Record::Interruption(interruption) => {
+            describe_interruption(comment, interruption, rate);
+            (None, None, 0)
+        }
+        Record::Probe(_) | Record::Cyclic(_) | Record::Gap(_) | Record::Unknown(_) => return None,
     };
     let time_ns = when.realtime_ns(record.first());
     let direction = direction.map(PacketDirection::of);
@@ -92,6 +100,23 @@ fn describe_span(comment: &mut String, span: &KernelSpan, rate: TickRate) {
     if let Some(worker) = span.worker.filter(|_| span.stage.direction().is_none()) {
         let _ = write!(comment, " worker={worker}");
     }
+}
+
+fn describe_interruption(comment: &mut String, interruption: &Interruption, rate: TickRate) {
+    let &Interruption { subject, thread, cause, culprit, cpu, .. } = interruption;
+    let _ = write!(comment, "{}={}ns ", cause.name(), rate.ns(interruption.total()));
+    let _ = match subject {
+        Subject::Worker(number) => write!(comment, "worker={number}"),
+        Subject::FrontEnd | Subject::FarEnd => comment.write_str(subject.name()),
+    };
+    let _ = write!(comment, " cpu={cpu} thread={thread}");
+    let _ = match NamedCulprit::of(&culprit) {
+        Some(NamedCulprit { name, class: Some(class) }) => {
+            write!(comment, " culprit={} ({name}, {class})", culprit.thread)
+        }
+        Some(NamedCulprit { name, class: None }) => write!(comment, " culprit={name}"),
+        None => Ok(()),
+    };
 }
 
 /// The mean length of a burst's frames, bytes, rounded.

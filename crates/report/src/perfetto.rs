@@ -3,7 +3,8 @@
 //! The daemon is a process; each queue is a track of it: `rx 0`, `tx 1` and so on by virtqueue index. A burst is a slice
 //! from its first boundary to its last; it contains its stages, except those that took no time. A drop is an instant. Times
 //! in the host kernel have tracks of their own: one for the wake-ups of each worker (`kernel 0`), and one for the rest
-//! (`kernel`). Times are `CLOCK_MONOTONIC`, the clock of most other traces of a host.
+//! (`kernel`). So have the interruptions of each worker (`CPU of worker 0: who ran`) and of each other thread, as slices named
+//! after the culprit and the cause: `hog (preempted)`. Times are `CLOCK_MONOTONIC`, the clock of most other traces of a host.
 //!
 //! **Lanes.** Slices of one track have to be nested, and bursts of one queue overlap: a burst that had to queue began during
 //! the one before. So a queue has as many tracks of the same name as bursts overlap, and the UI shows them as one. A burst
@@ -16,13 +17,14 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use burst_trace::{
-    BurstRecord, Direction, DropCause, DropRecord, Header, KernelSpan, KernelStage, Record, Source,
-    Stage,
+    BurstRecord, Direction, DropCause, DropRecord, Header, Interruption, KernelSpan, KernelStage,
+    Record, Source, Stage, Subject,
 };
 use prost::Message;
 
 use crate::facts::Facts;
 use crate::figures::TickRate;
+use crate::interruption::short;
 use crate::when::When;
 use proto::{
     BUILTIN_CLOCK_MONOTONIC, BUILTIN_CLOCK_REALTIME, ClockReading, ClockSnapshot, DebugAnnotation,
@@ -47,9 +49,11 @@ enum Category {
     Stage,
     Kernel,
     Drop,
+    Interruption,
 }
 
-const CATEGORIES: [&str; Category::Drop as usize] = ["burst", "stage", "kernel", "drop"];
+const CATEGORIES: [&str; Category::Interruption as usize] =
+    ["burst", "stage", "kernel", "drop", "interruption"];
 
 /// Annotations of events, by their numbers in [`InternedData::debug_annotation_names`].
 #[derive(Clone, Copy)]
@@ -60,10 +64,21 @@ enum Note {
     Sequence,
     Polled,
     Wakeup,
+    Cpu,
+    NotRunning,
+    CulpritThread,
 }
 
-const NOTES: [&str; Note::Wakeup as usize] =
-    ["packets", "bytes", "sequence", "polled", "wakeup_ns"];
+const NOTES: [&str; Note::CulpritThread as usize] = [
+    "packets",
+    "bytes",
+    "sequence",
+    "polled",
+    "wakeup_ns",
+    "cpu",
+    "not_running_ns",
+    "culprit_thread",
+];
 
 /// Numbers of names: `burst`, then stages, then the kernel's, then drops by cause.
 const BURST: u64 = 1;
@@ -71,8 +86,8 @@ const STAGES: u64 = BURST + 1;
 const KERNEL: u64 = STAGES + Stage::ALL.len() as u64;
 const DROPS: u64 = KERNEL + KernelStage::ALL.len() as u64 + 1;
 
-/// Writes all bursts, drops and kernel spans of `source` as they are read. `name` is used if the daemon's facts have none.
-/// `each` is called for every record, to show progress. Returns the number of lost records.
+/// Writes all bursts, drops, kernel spans and interruptions of `source` as they are read. `name` is used if the daemon's facts
+/// have none. `each` is called for every record, to show progress. Returns the number of lost records.
 ///
 /// # Errors
 /// What `out` answers.
@@ -93,12 +108,14 @@ pub fn write_perfetto(
     written.map(|()| lost)
 }
 
-/// The owner of a track. Rings and workers that only a forged file has are tracks as well.
+/// The owner of a track. Rings, workers and threads that only a forged file has are tracks as well.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Owner {
     Ring(u16),
     Worker(u32),
     Kernel,
+    /// A worker, or a thread of another process.
+    Interrupted(Subject, Option<u32>),
 }
 
 /// A track, free from `end_ns` on.
@@ -163,7 +180,8 @@ impl<'o, W: Write> Trace<'o, W> {
             Record::Burst(burst) => self.add_burst(burst),
             Record::Drop(drop) => self.add_drop(drop),
             Record::KernelSpan(span) => self.add_span(span),
-            Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => Ok(()),
+            Record::Interruption(interruption) => self.add_interruption(interruption),
+            Record::Probe(_) | Record::Cyclic(_) | Record::Gap(_) | Record::Unknown(_) => Ok(()),
         }
     }
 
@@ -187,6 +205,37 @@ impl<'o, W: Write> Trace<'o, W> {
         let event = event(TYPE_SLICE_BEGIN, track, Category::Kernel, name, vec![]);
         self.put_event(start, event)?;
         self.put_event(end, end_of(track))
+    }
+
+    /// A slice, or an instant if it has no length.
+    fn add_interruption(&mut self, interruption: &Interruption) -> io::Result<()> {
+        let &Interruption { subject, thread, cpu, culprit, .. } = interruption;
+        let start = self.when.monotonic_ns(interruption.start);
+        let end = self.when.monotonic_ns(interruption.end).max(start);
+        let owner = match subject {
+            Subject::Worker(_) => Owner::Interrupted(subject, None),
+            Subject::FrontEnd | Subject::FarEnd => Owner::Interrupted(subject, Some(thread)),
+        };
+        let (kind, track) = if end > start {
+            (TYPE_SLICE_BEGIN, self.lane(owner, start, end)?)
+        } else {
+            (TYPE_INSTANT, self.first_lane(owner)?)
+        };
+        let not_running = self.rate.ns(interruption.total());
+        let mut notes = vec![note(Note::Cpu, cpu.into()), note(Note::NotRunning, not_running)];
+        if culprit.thread != 0 {
+            notes.push(note(Note::CulpritThread, culprit.thread.into()));
+        }
+        let named = TrackEvent {
+            name_iid: None,
+            name: Some(short(interruption)),
+            ..event(kind, track, Category::Interruption, 0, notes)
+        };
+        self.put_event(start, named)?;
+        if kind == TYPE_SLICE_BEGIN {
+            self.put_event(end, end_of(track))?;
+        }
+        Ok(())
     }
 
     fn add_burst(&mut self, record: &BurstRecord) -> io::Result<()> {
@@ -260,6 +309,12 @@ impl<'o, W: Write> Trace<'o, W> {
             }
             Owner::Worker(worker) => format!("kernel {worker}"),
             Owner::Kernel => "kernel".into(),
+            Owner::Interrupted(Subject::Worker(worker), _) => {
+                format!("CPU of worker {worker}: who ran")
+            }
+            Owner::Interrupted(subject, thread) => {
+                format!("CPU of {} thread {}: who ran", subject.name(), thread.unwrap_or(0))
+            }
         };
         self.put_track(TrackDescriptor {
             uuid: Some(uuid),
@@ -310,6 +365,7 @@ fn event(
         debug_annotations: notes,
         r#type: Some(kind),
         name_iid: Some(name),
+        name: None,
         track_uuid: Some(track),
     }
 }

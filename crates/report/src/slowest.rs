@@ -27,6 +27,12 @@ impl Slowest {
         }
     }
 
+    /// The bursts, slowest first.
+    #[must_use]
+    pub fn bursts(&self) -> &[BurstRecord] {
+        &self.bursts
+    }
+
     /// Removes and returns all bursts, slowest first.
     pub fn take(&mut self) -> Vec<BurstRecord> {
         std::mem::replace(&mut self.bursts, Vec::with_capacity(self.max))

@@ -40,13 +40,16 @@ pub struct StageRow {
     /// The figures, which are there if and only if `count` is above 0.
     #[serde(flatten)]
     pub figures: Option<Figures>,
+    /// Mean per packet of the time in this stage in which the worker did not run, ns. `None` (JSON `null`) where that is not
+    /// measured, where the stage is not the worker's, and without packets.
+    pub not_running_mean_ns: Option<f64>,
 }
 
 impl StageRow {
     /// A stage that this recorder does not measure.
     #[must_use]
     pub const fn not_measured(stage: &'static str, tier: Tier) -> Self {
-        Self { stage, tier, count: None, figures: None }
+        Self { stage, tier, count: None, figures: None, not_running_mean_ns: None }
     }
 }
 

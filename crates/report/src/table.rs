@@ -7,19 +7,17 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::breakdown::{Breakdown, Window, WindowEnd};
 use crate::collect::DirectionBreakdown;
+use crate::cyclic;
+use crate::interruption::InterruptionRow;
 use crate::rollup::{Span, rollup};
 use crate::round_trip::{Initiator, Parts, RoundTrip};
-use crate::stages::{StageRow, Tier};
+use crate::stage_table::{NOT_MEASURED, UPPER_BOUND, stage_table};
 use crate::units::{grouped, percent, scaled, time};
-
-const NOT_MEASURED: &str = "n/a";
-/// Marks stages whose times are upper bounds.
-const UPPER_BOUND: &str = "≤";
 
 /// Smallest mean of packets in a burst that is shown as more than 1.00.
 const BURST_WORTH: f64 = 1.005;
 
-/// The whole report: header, a table for each direction, the roll-up, and the round trip if there is one.
+/// The whole report: header, a table for each direction, the roll-up, the cyclic frames and the round trip if there are any.
 #[must_use]
 pub fn to_table(breakdown: &Breakdown, round_trip: Option<&RoundTrip>) -> String {
     let mut text = header(breakdown);
@@ -27,9 +25,15 @@ pub fn to_table(breakdown: &Breakdown, round_trip: Option<&RoundTrip>) -> String
         text.push('\n');
         text += &direction(breakdown, way);
     }
+    text += &interruptions(breakdown);
     text += &notifications(breakdown);
     text.push('\n');
     text += &rollup_lines(&breakdown.rx);
+    let cyclic = cyclic::to_text(&breakdown.cyclic);
+    if !cyclic.is_empty() {
+        text.push('\n');
+        text += &cyclic;
+    }
     if let Some(trip) = round_trip {
         text.push('\n');
         text += &round_trip_lines(trip);
@@ -84,7 +88,7 @@ fn direction(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
         }
     }
     text.push('\n');
-    text += &stage_table(way);
+    text += &stage_table(&way.stages, &way.total, way.polled_packets > 0);
     text += &notes(way);
     text += &kernel_notes(breakdown, way);
     text += &drops(way, breakdown.window);
@@ -104,45 +108,6 @@ fn title(direction: Direction) -> &'static str {
         Direction::Tx => "guest to wire (tx)",
         Direction::Rx => "wire to guest (rx)",
     }
-}
-
-fn stage_table(way: &DirectionBreakdown) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(["stage", "tier", "count", "mean", "p50", "p99", "max", "share"]);
-    let total_ns = way.total.figures.map_or(0.0, |figures| figures.mean_ns);
-    for row in way.stages.iter().chain([&way.total]) {
-        table.add_row(cells(row, total_ns, way.polled_packets > 0));
-    }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    format!("{}\n", table.trim_fmt())
-}
-
-fn cells(row: &StageRow, total_ns: f64, is_polled: bool) -> Vec<String> {
-    let is_bound = is_polled && matches!(row.stage, "notice" | "total");
-    let mark = if is_bound { format!(" {UPPER_BOUND}") } else { String::new() };
-    let mut cells = vec![format!("{}{mark}", row.stage), row.tier.name().to_owned()];
-    match (row.count, row.figures) {
-        (None, _) => cells.extend([NOT_MEASURED; 6].map(str::to_owned)),
-        (Some(count), None) => {
-            cells.push(grouped(count));
-            cells.extend(["-"; 5].map(str::to_owned));
-        }
-        (Some(count), Some(figures)) => {
-            cells.push(grouped(count));
-            cells.push(time(figures.mean_ns));
-            cells
-                .extend([figures.p50_ns, figures.p99_ns, figures.max_ns].map(|ns| time(ns as f64)));
-            // Times in the host kernel and the guest lie beside the daemon's stages, or within them.
-            cells.push(match row.tier {
-                Tier::D => percent(figures.mean_ns, total_ns),
-                Tier::K | Tier::G => "-".into(),
-            });
-        }
-    }
-    cells
 }
 
 fn notes(way: &DirectionBreakdown) -> String {
@@ -202,6 +167,45 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
         text += "under load the host kernel's times are of sampled frames: per device, the first 16 in each kernel tick, then one in 64\n";
     }
     text
+}
+
+/// What kept threads from running, or why that is not known. Nothing if it was not asked for.
+fn interruptions(breakdown: &Breakdown) -> String {
+    let facts = &breakdown.facts.kernel_stages;
+    match &breakdown.interruptions {
+        Some(rows) if rows.is_empty() => {
+            "\nnot running: nothing kept a worker from running during a burst\n".into()
+        }
+        Some(rows) => interruption_table(rows),
+        None => facts
+            .iter()
+            .filter(|(stage, _)| stage == "interruptions")
+            .filter_map(|(_, state)| state.strip_prefix("n/a: "))
+            .map(|reason| format!("\nnot running is not measured: {reason}\n"))
+            .collect(),
+    }
+}
+
+fn interruption_table(rows: &[InterruptionRow]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["who", "times", "time", "longest", "why"]);
+    for row in rows {
+        table.add_row([
+            row.who(),
+            grouped(row.count),
+            time(row.total_ns as f64),
+            time(row.longest_ns as f64),
+            row.words.clone(),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1).take(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!(
+        "\nnot running: workers during a burst, other threads at any time\n{}\n",
+        table.trim_fmt()
+    )
 }
 
 /// What the kernel counted on AF_XDP sockets. That a transmit ring was empty is how every call to send ends, so it is left

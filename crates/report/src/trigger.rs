@@ -117,8 +117,9 @@ impl FromStr for Trigger {
     }
 }
 
-/// `500us`, `1.5ms`: in nanoseconds.
-fn nanoseconds(text: &str) -> Option<u64> {
+/// `500us`, `1.5ms`: in nanoseconds. `None` if it is no number with a unit.
+#[must_use]
+pub fn nanoseconds(text: &str) -> Option<u64> {
     let at = text.find(char::is_alphabetic)?;
     let factor = match &text[at..] {
         "ns" => 1.0,

@@ -11,7 +11,7 @@ use burst_trace::record::RECORD_WORDS;
 use burst_trace::{Clock, Record, Source};
 use report::html::write_html;
 use report::journey::stamps::{ProbeId, Stamp, Stamps};
-use report::journey::{self, Journeys};
+use report::journey::{self, Journeys, KnownClock};
 use report::{Breakdown, Follower, Initiator, Window, json, table};
 
 /// A generator of numbers that are the same in every run (Marsaglia's xorshift64).
@@ -60,7 +60,18 @@ fn file(numbers: &mut Numbers, is_recording: bool) -> Vec<u64> {
         record.iter_mut().for_each(|word| *word = numbers.odd());
         // Mostly of a kind that is read.
         if numbers.below(4) > 0 {
-            record[7] = record[7] & !0xff | numbers.below(6) as u64;
+            record[7] = record[7] & !0xff | numbers.below(8) as u64;
+        }
+        // A cyclic frame with a counter of 8 bytes has any counter; a few streams are met again.
+        if record[7] & 0xff == 6 {
+            record[7] = record[7] & !(0xff << 16) | 0x80 << 16 | (numbers.below(4) as u64) << 16;
+            record[6] &= !0xffff_fffe;
+        }
+        // An interruption has a cause, and is of a thread of the guest's.
+        if record[7] & 0xff == 7 {
+            let (subject, cause) = (numbers.below(3) as u64, 1 + numbers.below(9) as u64);
+            record[7] = record[7] & !(0xffff << 8) | subject << 8 | cause << 16;
+            record[6] = record[6] & !0xffff_ffff | numbers.below(2) as u64;
         }
         if numbers.below(2) == 0 {
             record[6] = record[6] & !(0xffff << 48) | (numbers.below(2) as u64) << 48;
@@ -102,7 +113,14 @@ fn report_all(source: &Source, numbers: &mut Numbers) {
     let _ = report::hlog::write_hlog(out, source, |_| {});
     let (sender, echo) = (stamps(source, numbers), stamps(source, numbers));
     for initiator in [Initiator::Host, Initiator::Guest] {
-        let joined = Journeys::join(source, initiator, &sender, Some(&echo));
+        let known = KnownClock::default();
+        let joined = Journeys::join(source, initiator, &sender, Some(&echo), &known);
+        for journey in &joined.journeys {
+            let parts = || journey.parts.iter().flatten();
+            assert!(parts().all(|ns| *ns >= 0), "{journey:?}");
+            let sum: i128 = parts().map(|ns| i128::from(*ns)).sum();
+            assert_eq!(sum, journey.round_trip_ns.into(), "{journey:?}");
+        }
         let _ = (journey::to_text(&joined), journey::to_json(&joined));
         journey::write_csv(out, &joined).unwrap();
         write_html(out, source, Some((source, "before")), Some(&joined), "vm0", || {}).unwrap();

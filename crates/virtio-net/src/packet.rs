@@ -11,6 +11,8 @@ const TAG_LEN: usize = 4;
 /// Most VLAN tags that are skipped: a provider's and a customer's.
 const TAGS_MAX: usize = 2;
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
+/// The VLAN's identifier in a tag's control information (IEEE 802.1Q, 9.6).
+const VLAN_ID: u16 = 0x0fff;
 pub(crate) const IPV4: u16 = 0x0800;
 pub(crate) const IPV6: u16 = 0x86dd;
 /// Length of an IPv4 header without options, bytes (RFC 791).
@@ -121,6 +123,32 @@ impl Packet {
             Transport::Udp => UDP.into(),
         });
         sum
+    }
+}
+
+/// A frame's Ethernet header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ethernet {
+    /// The EtherType after the VLAN tags, or the length of an IEEE 802.3 frame.
+    pub ethertype: u16,
+    /// The identifier in the innermost VLAN tag.
+    pub vlan: Option<u16>,
+    /// Start of the payload: VLAN tags are skipped.
+    pub payload_at: usize,
+}
+
+impl Ethernet {
+    /// Longest header, bytes.
+    pub const LEN_MAX: usize = ETHERNET_LEN + TAGS_MAX * TAG_LEN;
+
+    /// The header in `front`, the first bytes of a frame; `None` if it is truncated.
+    #[inline]
+    pub fn find(front: &[u8]) -> Option<Self> {
+        let (ethertype, payload_at) = after_ethernet(front, 0)?;
+        let is_tagged = payload_at > ETHERNET_LEN;
+        // The tag's control information is before the EtherType (IEEE 802.1Q, 9.6).
+        let control = is_tagged.then(|| u16_at(front, payload_at - 4)).flatten();
+        Some(Self { ethertype, vlan: control.map(|control| control & VLAN_ID), payload_at })
     }
 }
 

@@ -270,4 +270,12 @@ impl<'b, 'm> Frame<'b, 'm> {
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
         read_at(self.slices, self.header_len, to)
     }
+
+    /// Copies the frame from byte `at` on, without its header, to the front of `to`, as much as fits. Returns the number of
+    /// bytes: 0 if the frame ends before. A received frame may end before its buffers do; nothing after it is copied.
+    #[inline]
+    pub fn copy_from(&self, at: usize, to: &mut [u8]) -> usize {
+        let count = self.len().saturating_sub(at).min(to.len());
+        read_at(self.slices, self.header_len + at, &mut to[..count])
+    }
 }

@@ -7,6 +7,7 @@ use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 
 use crate::idle::sleep::Sleeper;
+use crate::probe_targets::ProbeTargets;
 use crate::probes::ProbeFinder;
 use crate::ring::Ring;
 use crate::timeline::Unsignalled;
@@ -28,9 +29,9 @@ pub struct Half {
 }
 
 impl Half {
-    /// For virtqueue `index`. `probe_port`: UDP port of probe packets to look for.
-    pub fn new(guest: usize, log: Arc<LogLimit>, index: u16, probe_port: Option<u16>) -> Self {
-        let probes = probe_port.map(|port| Box::new(ProbeFinder::new(port)));
+    /// For virtqueue `index`. `targets`: packets to look for.
+    pub fn new(guest: usize, log: Arc<LogLimit>, index: u16, targets: &ProbeTargets) -> Self {
+        let probes = (!targets.is_empty()).then(|| Box::new(ProbeFinder::new(targets)));
         Self { guest, log, index, ring: None, sequence: 0, probes, worked: false }
     }
 

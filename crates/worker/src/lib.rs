@@ -8,7 +8,7 @@
 //!   itself in `ring`.
 //! - `topology`: where frames go to and come from: a wire, the same guest, or a [`switch`].
 //! - `timeline`: the boundaries that a burst has crossed; `tracer`: what is recorded; `probes`: packets with a sequence
-//!   number.
+//!   number, and frames with a counter; `probe_targets`: which.
 //! - `view`: what the turns of rings need of their worker.
 //! - `idle`: what a worker does without work; `scheduling`: where it runs.
 //! - `clock`: the time, and deadlines that are safe when it jumps.
@@ -27,6 +27,7 @@ pub mod mailbox;
 mod options;
 mod pairs;
 pub mod panic;
+mod probe_targets;
 mod probes;
 mod receiver;
 mod ring;
@@ -48,6 +49,7 @@ pub use idle::PollPolicy;
 pub use mailbox::{Mailbox, RingStart, StartError, WorkerGone};
 pub use options::{GuestOptions, WorkerOptions};
 pub use panic::PanicAlarm;
+pub use probe_targets::ProbeTargets;
 pub use scheduling::Scheduling;
 pub use topology::switch;
 pub use topology::switch::{Member, PAIRS_MAX as SWITCH_PAIRS_MAX};

@@ -8,6 +8,7 @@ use log_limit::LogLimit;
 use crate::fault::{Crash, Delay};
 use crate::idle::PollPolicy;
 use crate::panic::PanicAlarm;
+use crate::probe_targets::ProbeTargets;
 use crate::scheduling::Scheduling;
 
 /// How a worker is set up.
@@ -36,6 +37,6 @@ pub struct GuestOptions {
     pub crashes: Vec<Crash>,
     /// Whether bursts are stamped and recorded.
     pub trace: bool,
-    /// Probe packets to or from this UDP port are recorded, too.
-    pub probe_port: Option<u16>,
+    /// Packets that are recorded one by one, too.
+    pub probes: ProbeTargets,
 }

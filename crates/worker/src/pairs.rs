@@ -5,6 +5,7 @@ use std::sync::Arc;
 use log_limit::LogLimit;
 
 use crate::idle::forecast::Worked;
+use crate::probe_targets::ProbeTargets;
 use crate::receiver::Receiver;
 use crate::ring::Ring;
 use crate::transmitter::Transmitter;
@@ -18,10 +19,10 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Adds queue pair number `pair` of guest number `guest`, whose probe packets have UDP port `probe_port`.
-    pub fn push(&mut self, guest: usize, log: &Arc<LogLimit>, probe_port: Option<u16>, pair: u16) {
-        self.tx.push(Transmitter::new(guest, Arc::clone(log), pair, probe_port));
-        self.rx.push(Receiver::new(guest, Arc::clone(log), pair, probe_port));
+    /// Adds queue pair number `pair` of guest number `guest`. `probes`: packets to look for.
+    pub fn push(&mut self, guest: usize, log: &Arc<LogLimit>, probes: &ProbeTargets, pair: u16) {
+        self.tx.push(Transmitter::new(guest, Arc::clone(log), pair, probes));
+        self.rx.push(Receiver::new(guest, Arc::clone(log), pair, probes));
     }
 
     pub const fn len(&self) -> usize {

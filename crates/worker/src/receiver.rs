@@ -14,6 +14,7 @@ use virtqueue::{Chains, RingError};
 use crate::clock::Deadline;
 use crate::half::Half;
 use crate::idle::sleep::Sleeper;
+use crate::probe_targets::ProbeTargets;
 use crate::ring::{Ring, RingState};
 use crate::timeline::{Sighting, Timeline, Unsignalled};
 use crate::tracer::Tracer;
@@ -56,11 +57,11 @@ pub enum Delivery<T> {
 }
 
 impl Receiver {
-    /// For queue pair number `pair`. `probe_port`: UDP port of probe packets to look for.
-    pub fn new(guest: usize, log: Arc<LogLimit>, pair: u16, probe_port: Option<u16>) -> Self {
+    /// For queue pair number `pair`. `probes`: packets to look for.
+    pub fn new(guest: usize, log: Arc<LogLimit>, pair: u16, probes: &ProbeTargets) -> Self {
         Self {
             // Virtio 1.2, 5.1.2.
-            half: Half::new(guest, log, pair * 2, probe_port),
+            half: Half::new(guest, log, pair * 2, probes),
             state: ReceiveState::default(),
             starved: None,
             unsignalled: None,

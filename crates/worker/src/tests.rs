@@ -24,8 +24,8 @@ use crate::mailbox::{Command, Inbox, Mailbox};
 use crate::topology::wire::Wire;
 use crate::worker::pairs_of;
 use crate::{
-    Custody, Foreign, GuestOptions, PanicAlarm, PollPolicy, RingStart, Scheduling, StartError,
-    Worker, WorkerOptions,
+    Custody, Foreign, GuestOptions, PanicAlarm, PollPolicy, ProbeTargets, RingStart, Scheduling,
+    StartError, Worker, WorkerOptions,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -145,7 +145,7 @@ impl Rig {
             delays: Vec::new(),
             crashes: Vec::new(),
             trace: true,
-            probe_port: None,
+            probes: ProbeTargets::default(),
         };
         let (alarm, wake) = UnixStream::pair().unwrap();
         let options = WorkerOptions {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burst_trace::{
-    Anchor, BurstRecord, Direction, DropCause, DropCounts, Notification, Stage, Writer,
+    Anchor, BurstRecord, CyclicFrame, Direction, DropCause, DropCounts, Notification, Stage, Writer,
 };
 use datapath::Counted;
 use log_limit::LogLimit;
@@ -121,6 +121,13 @@ impl Tracer {
     pub fn probe(&mut self, record: &BurstRecord, run: u32, sequence: u64) {
         if self.records {
             self.writer.probe(record, run, sequence);
+        }
+    }
+
+    /// Records a cyclic frame that the burst of `record` carried.
+    pub fn cyclic(&mut self, record: &BurstRecord, frame: CyclicFrame) {
+        if self.records {
+            self.writer.cyclic(record, frame);
         }
     }
 

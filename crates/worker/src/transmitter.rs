@@ -14,6 +14,7 @@ use virtqueue::{Chains, RingError};
 use crate::half::Half;
 use crate::idle::batching::Batching;
 use crate::idle::sleep::Sleeper;
+use crate::probe_targets::ProbeTargets;
 use crate::ring::{Ring, RingState};
 use crate::timeline::{Sighting, Timeline, Unsignalled};
 use crate::tracer::Tracer;
@@ -69,11 +70,11 @@ struct Sent {
 }
 
 impl Transmitter {
-    /// For queue pair number `pair`. `probe_port`: UDP port of probe packets to look for.
-    pub fn new(guest: usize, log: Arc<LogLimit>, pair: u16, probe_port: Option<u16>) -> Self {
+    /// For queue pair number `pair`. `probes`: packets to look for.
+    pub fn new(guest: usize, log: Arc<LogLimit>, pair: u16, probes: &ProbeTargets) -> Self {
         Self {
             // Virtio 1.2, 5.1.2.
-            half: Half::new(guest, log, pair * 2 + 1, probe_port),
+            half: Half::new(guest, log, pair * 2 + 1, probes),
             backlog: None,
             held: HeldChains::default(),
             batching: Batching::default(),

@@ -164,5 +164,5 @@ pub(crate) fn pairs_of(guest: &GuestOptions, numbers: impl Iterator<Item = u16>)
 
 /// Adds queue pair number `pair` of guest number `number`.
 fn push(pairs: &mut Pairs, number: usize, guest: &GuestOptions, pair: u16) {
-    pairs.push(number, &guest.log, guest.probe_port, pair);
+    pairs.push(number, &guest.log, &guest.probes, pair);
 }

@@ -13,12 +13,12 @@ use burst_trace::file::{
     FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RECORDING_MAGIC, VERSION, word,
 };
 use burst_trace::record::RECORD_WORDS;
-use burst_trace::{BurstRecord, Gap, ProbeRecord, Reader, Source};
+use burst_trace::{BurstRecord, CyclicFrame, CyclicRecord, Gap, ProbeRecord, Reader, Source};
 use report::csv::write_csv;
 use report::hlog::write_hlog;
 use report::html::write_html;
 use report::journey::stamps::Stamps;
-use report::journey::{self, Journeys};
+use report::journey::{self, Journeys, KnownClock};
 use report::pcapng::write_pcapng;
 use report::perfetto::write_perfetto;
 use report::round_trip::{Exchanges, Measured};
@@ -132,6 +132,7 @@ enum Record {
     Drop { ring: u8, cause: u8, packets: u8 },
     Kernel { stage: u8, worker: u8, ring: u8, time: u16 },
     Probe { run: u8, sequence: u8 },
+    Cyclic { description: u8, len: u8, stream: u8, counter: Number },
     Gap { worker: u8, lost: Number },
 }
 
@@ -168,7 +169,7 @@ pub fn play(story: &Story) {
     let stamps = |text: &Text| Stamps::read(Memory::new(&text.bytes()).path()).ok();
     let journeys = stamps(&story.sender).map(|sender| {
         let echo = story.echo.as_ref().and_then(stamps);
-        Journeys::join(&source, initiator, &sender, echo.as_ref())
+        Journeys::join(&source, initiator, &sender, echo.as_ref(), &KnownClock::default())
     });
     if let Some(journeys) = &journeys {
         let mut out = Vec::new();
@@ -387,6 +388,19 @@ impl Shaped {
                     let (packets, times) = (before.packets, before.times());
                     let probe = ProbeRecord { run, sequence, packets, times };
                     words.push(burst_trace::Record::Probe(probe).to_words());
+                }
+                Record::Cyclic { description, len, stream, counter } => {
+                    let counter_len = len % 8 + 1;
+                    let mask = u64::MAX >> (64 - 8 * u32::from(counter_len));
+                    let frame = CyclicFrame {
+                        description: description % 16,
+                        counter_len,
+                        stream: (*stream).into(),
+                        counter: counter.get() & mask,
+                    };
+                    let (packets, times) = (before.packets, before.times());
+                    let cyclic = CyclicRecord { frame, packets, times };
+                    words.push(burst_trace::Record::Cyclic(cyclic).to_words());
                 }
                 Record::Gap { worker, lost } => {
                     let gap = Gap { writer: *worker, records: lost.get(), at: now };

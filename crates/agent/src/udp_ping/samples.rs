@@ -7,16 +7,21 @@ use std::net::UdpSocket;
 use burst_trace::Probe;
 
 use crate::Error;
-use crate::stamps::{Log, Row, sent_stamps};
+use crate::launch::Fate;
+use crate::stamps::{Log, Outcome, Row, outcomes};
 
 /// One packet's times; 0 where there is none.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sample {
     pub intended_ns: u64,
+    /// With a launch time, when the qdisc should send it.
     pub sent_ns: u64,
     pub received_ns: u64,
     pub sent_kernel_ns: u64,
     pub received_kernel_ns: u64,
+    /// Its launch time, by `CLOCK_TAI`.
+    pub txtime_ns: u64,
+    pub fate: Fate,
 }
 
 /// The sample of each packet, by the kernel's number.
@@ -24,6 +29,13 @@ pub struct Sample {
 pub struct Numbered {
     is_wanted: bool,
     samples: Vec<usize>,
+}
+
+/// The packet with this launch time was not sent. It is one of the last.
+fn set_fate(samples: &mut [Sample], txtime_ns: u64, fate: Fate) {
+    if let Some(sample) = samples.iter_mut().rev().find(|it| it.txtime_ns == txtime_ns) {
+        sample.fate = fate;
+    }
 }
 
 impl Numbered {
@@ -39,16 +51,19 @@ impl Numbered {
         }
     }
 
-    /// Takes the kernel's stamps so far. Its queue is short, so this is called after each send.
+    /// Takes the kernel's stamps and reports so far. Its queue is short, so this is called after each send.
     pub fn stamp(&self, socket: &UdpSocket, samples: &mut [Sample]) -> io::Result<()> {
         if !self.is_wanted {
             return Ok(());
         }
-        sent_stamps(socket, |number, ns| {
-            let at = self.samples.get(number as usize).copied();
-            if let Some(sample) = at.and_then(|at| samples.get_mut(at)) {
-                sample.sent_kernel_ns = ns;
+        outcomes(socket, |outcome| match outcome {
+            Outcome::Sent { number, ns } => {
+                let at = self.samples.get(number as usize).copied();
+                if let Some(sample) = at.and_then(|at| samples.get_mut(at)) {
+                    sample.sent_kernel_ns = ns;
+                }
             }
+            Outcome::Unsent { txtime_ns, fate } => set_fate(samples, txtime_ns, fate),
         })
     }
 }
@@ -81,4 +96,19 @@ pub fn write_samples(file: File, samples: &[Sample]) -> io::Result<()> {
         }
     }
     file.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_of_the_packet_with_its_launch_time() {
+        let sample = |txtime_ns, fate| Sample { txtime_ns, fate, ..Sample::default() };
+        let mut samples = [sample(7, Fate::Sent), sample(8, Fate::NoBuffer), sample(9, Fate::Sent)];
+        for (txtime, fate) in [(7, Fate::Missed), (8, Fate::Invalid), (10, Fate::Missed)] {
+            set_fate(&mut samples, txtime, fate);
+        }
+        assert_eq!(samples.map(|it| it.fate), [Fate::Missed, Fate::Invalid, Fate::Sent]);
+    }
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::udp_echo::echo;
 use clap::Parser;
+use rustix::process::geteuid;
 
 #[derive(Parser)]
 struct Line {
@@ -86,8 +87,57 @@ fn samples_hold_one_line_a_packet() {
 
 #[test]
 fn wrong_values_are_refused() {
-    for flag in ["--size 31", "--count 0", "--wait-ms 0"] {
+    for flag in [
+        "--size 31",
+        "--count 0",
+        "--wait-ms 0",
+        "--txtime 1 --mode closed",
+        "--txtime 1 --delta-us 900 --gate 1000:0-900",
+        "--cpu 1023",
+    ] {
         let error = ping(&format!("ping 127.0.0.1:9 {flag}")).unwrap_err();
         assert!(error.to_string().contains("expected"), "{error}");
     }
+}
+
+/// `None` for a user who may not give packets launch times.
+fn ping_with_launch_times(line: &str) -> Option<PingReport> {
+    match ping(line) {
+        Err(error @ Error::Usage { flag: "--txtime", .. }) if !geteuid().is_root() => {
+            assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+            None
+        }
+        other => Some(other.unwrap()),
+    }
+}
+
+/// The loopback interface has no qdisc that would hold a packet.
+#[test]
+fn launch_times_that_nobody_keeps_are_early_and_nothing_is_lost() {
+    let line = format!("ping {} --count 20 --warmup 2 --txtime 5000", echo_server());
+    let Some(report) = ping_with_launch_times(&line) else { return };
+    assert_eq!((report.sent, report.received, report.lost, report.late), (20, 20, 0, 0));
+    let launch = report.launch.unwrap();
+    assert_eq!((launch.unsent(), launch.early, launch.gated), (0, 20, 0));
+    // They are back before they are due.
+    assert_eq!(report.figures.unwrap().min_ns, 0);
+}
+
+#[test]
+fn waits_for_the_gate_are_apart() {
+    // Open in the second half of each ms, sent every 200 us.
+    let line = format!(
+        "ping {} --count 50 --warmup 0 --interval-us 200 --txtime 5000 --gate 1000:500-1000",
+        echo_server()
+    );
+    let Some(report) = ping_with_launch_times(&line) else { return };
+    let launch = report.launch.unwrap();
+    assert!((20..50).contains(&launch.gated), "{launch:?}");
+    assert!((50_000.0..500_000.0).contains(&launch.gate_mean_ns), "{launch:?}");
+}
+
+#[test]
+fn a_report_without_launch_times_has_none() {
+    let report = ping(&format!("ping {} --count 2", echo_server())).unwrap();
+    assert!(!serde_json::to_string(&report).unwrap().contains("launch"));
 }

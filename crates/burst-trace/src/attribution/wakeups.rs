@@ -39,6 +39,12 @@ struct Burst {
 pub struct Wakeup {
     /// Which way the burst went.
     pub direction: Direction,
+    /// Its virtqueue index.
+    pub ring: u16,
+    /// Its worker.
+    pub worker: u32,
+    /// Its first boundary, ticks.
+    pub first: u64,
     /// Its packets.
     pub packets: u16,
     /// From the wake-up of its worker's thread to its first boundary.
@@ -141,8 +147,9 @@ impl Wakeups {
             if taken.last() != Some(&wakeup) {
                 taken.push(wakeup);
             }
-            let (direction, packets) = (Direction::of_ring(burst.ring), burst.packets);
-            joined.push(Wakeup { direction, packets, ticks: burst.first - wakeup.1 });
+            let Burst { worker, ring, first, packets, .. } = burst;
+            let (direction, ticks) = (Direction::of_ring(ring), first - wakeup.1);
+            joined.push(Wakeup { direction, ring, worker, first, packets, ticks });
         }
         // The burst of a worker's latest wake-up may still come.
         let is_latest = |n: usize, all: &[(u32, u64)]| {

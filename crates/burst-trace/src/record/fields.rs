@@ -1,14 +1,20 @@
 //! The words of a record, taken apart and put together.
 
 use super::{
-    BurstRecord, BurstTimes, DropRecord, Gap, KernelSpan, ProbeRecord, RECORD_WORDS, Record,
+    BurstRecord, BurstTimes, CyclicRecord, DropRecord, Gap, KernelSpan, ProbeRecord, RECORD_WORDS,
+    Record,
 };
+use crate::cyclic::{CYCLIC_MAX, CyclicFrame};
 use crate::stage::{DropCause, KernelStage, STAGES_MAX};
 
 /// Flag in the file: the worker was polling.
 const POLLED: u8 = 1;
 /// Flag in the file: the record has a wake-up.
 const ARRIVED: u8 = 2;
+
+/// Where the length of a cyclic frame's counter begins in the byte of its description.
+pub const COUNTER_LEN_SHIFT: u8 = 4;
+const _: () = assert!(CYCLIC_MAX <= 1 << COUNTER_LEN_SHIFT, "a description's number fits its bits");
 
 /// The kinds of records, by their numbers in the file.
 #[derive(Clone, Copy)]
@@ -19,6 +25,7 @@ pub enum Kind {
     KernelSpan = 3,
     Probe = 4,
     Gap = 5,
+    Cyclic = 6,
 }
 
 impl Kind {
@@ -29,6 +36,7 @@ impl Kind {
             3 => Some(Self::KernelSpan),
             4 => Some(Self::Probe),
             5 => Some(Self::Gap),
+            6 => Some(Self::Cyclic),
             _ => None,
         }
     }
@@ -136,6 +144,20 @@ impl Fields {
             Kind::Probe => {
                 let (run, sequence, times) = (self.amount, self.number, self.times());
                 Record::Probe(ProbeRecord { run, sequence, packets, times })
+            }
+            Kind::Cyclic => {
+                let counter_len = self.cause >> COUNTER_LEN_SHIFT;
+                let bits = 8 * u32::from(counter_len);
+                // A counter of 1 to 8 bytes, no longer than it says.
+                let is_sane = (1..=8).contains(&counter_len)
+                    && self.number.checked_shr(bits).is_none_or(|rest| rest == 0);
+                if !is_sane {
+                    return None;
+                }
+                let (stream, counter) = (self.amount, self.number);
+                let description = self.cause & ((1 << COUNTER_LEN_SHIFT) - 1);
+                let frame = CyclicFrame { description, counter_len, stream, counter };
+                Record::Cyclic(CyclicRecord { frame, packets, times: self.times() })
             }
             Kind::Gap => Record::Gap(Gap { writer, records: self.number, at: self.first }),
         })

@@ -1,4 +1,5 @@
 use super::*;
+use crate::interruption::{Culprit, InterruptionCause, Subject};
 
 fn burst(stages: [u64; STAGES_MAX]) -> BurstRecord {
     BurstRecord {
@@ -16,7 +17,7 @@ fn burst(stages: [u64; STAGES_MAX]) -> BurstRecord {
 }
 
 /// One of each kind.
-fn every_kind() -> [Record; 6] {
+fn every_kind() -> [Record; 8] {
     let burst = BurstRecord { wakeup: Some(9), ..burst([1, 2, 3, 4, 5, 6]) };
     let (start, end) = (5, 8);
     [
@@ -44,6 +45,28 @@ fn every_kind() -> [Record; 6] {
         }),
         Record::Probe(ProbeRecord { run: 11, sequence: 12, packets: 32, times: burst.times() }),
         Record::Gap(Gap { writer: 3, records: 1000, at: 8 }),
+        Record::Cyclic(CyclicRecord {
+            frame: CyclicFrame { description: 5, counter_len: 2, stream: 13, counter: 0xffff },
+            packets: 32,
+            times: burst.times(),
+        }),
+        Record::Interruption(Interruption {
+            start,
+            end,
+            subject: Subject::Worker(2),
+            thread: 21,
+            cause: InterruptionCause::Preempted,
+            culprit: Culprit {
+                process: 22,
+                thread: 23,
+                command: *b"abcdefgh\x01\0\0\0\0\0\0\0",
+                policy: 1,
+                priority: 50,
+            },
+            detail: 24,
+            cpu: 3,
+            writer: 4,
+        }),
     ]
 }
 
@@ -87,6 +110,26 @@ fn the_layout_in_the_file_does_not_change() {
                 4 | 3 << 8 | 6 << 24 | 9 << 32
             ],
             [8, 8, 1000, 0, 0, 0, 0, 5 | 3 << 24],
+            [
+                1000,
+                1021,
+                0xffff,
+                1 | 2 << 32,
+                3 | 4 << 32,
+                5 | 6 << 32,
+                13 | 32 << 32 | 3 << 48,
+                6 | 3 << 8 | 0x25 << 16 | 6 << 24 | 9 << 32
+            ],
+            [
+                5,
+                8,
+                u64::from_le_bytes(*b"abcdefgh"),
+                1,
+                22 | 23 << 32,
+                21 | 24 << 32,
+                2 | 3 << 32 | 1 << 48 | 50 << 56,
+                7 | 1 << 16 | 4 << 24
+            ],
         ]
     );
 }
@@ -97,8 +140,24 @@ fn what_this_version_does_not_know_is_kept_as_it_is() {
     let cause = 2 | 0xff << 16;
     let stage = 3 | 9 << 16;
     let burst_without_packets = 1;
-    for last in [0, kind, cause, stage, burst_without_packets] {
-        let words = [1, 2, 3, 4, 5, 6, 0, last | 5 << 24];
+    let counter_without_bytes = 6;
+    let counter_too_long = 6 | 9 << 20;
+    let interruption_of_nobody = 7 | 3 << 8 | 1 << 16;
+    let interruption_without_cause = 7;
+    let more_than_its_bytes = 6 | 1 << 20;
+    for last in [
+        0,
+        kind,
+        cause,
+        stage,
+        burst_without_packets,
+        counter_without_bytes,
+        counter_too_long,
+        more_than_its_bytes,
+        interruption_of_nobody,
+        interruption_without_cause,
+    ] {
+        let words = [1, 2, 0x100, 4, 5, 6, 0, last | 5 << 24];
         let record = Record::from_words(&words);
         assert_eq!(record, Record::Unknown(words));
         assert_eq!((record.first(), record.last(), record.writer()), (1, 2, 5));

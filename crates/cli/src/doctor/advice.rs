@@ -76,7 +76,7 @@ pub fn datapath(interface: &Interface) -> String {
 }
 
 /// `word`, quoted for a POSIX shell: the kernel allows nearly every character in an interface's name.
-fn shell_word(word: &str) -> String {
+pub fn shell_word(word: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.,:=@/".contains(&byte);
     if word.bytes().all(is_plain) {
         word.to_owned()

@@ -59,19 +59,23 @@ fn judged(verdict: Verdict, found: impl Into<String>) -> Check {
     Check { check: "", verdict, found: found.into(), change: None }
 }
 
-fn ok(found: impl Into<String>) -> Check {
+/// As it should be.
+pub fn ok(found: impl Into<String>) -> Check {
     judged(Verdict::Ok, found)
 }
 
-fn note(found: impl Into<String>) -> Check {
+/// Nothing to change here.
+pub fn note(found: impl Into<String>) -> Check {
     judged(Verdict::Note, found)
 }
 
-fn unknown() -> Check {
+/// Not reported by the kernel.
+pub fn unknown() -> Check {
     judged(Verdict::Unknown, NOT_AVAILABLE)
 }
 
-fn change(found: impl Into<String>, command: impl Into<String>) -> Check {
+/// Improved by this command.
+pub fn change(found: impl Into<String>, command: impl Into<String>) -> Check {
     Check { change: Some(command.into()), ..judged(Verdict::Change, found) }
 }
 

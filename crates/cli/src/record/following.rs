@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use agent::Progress;
-use burst_trace::{Cursor, Gap, Reader, Record};
+use burst_trace::{Cursor, Gap, Reader};
 use host_files::FileId;
 use kernel_stages::Cost;
 use report::breakdown::is_alive;
@@ -74,8 +74,8 @@ pub struct Following {
     keeper: Keeper,
     cursors: Vec<Cursor>,
     kernel: Option<Kernel>,
-    /// The writer and the end, ticks, of the newest kernel span.
-    newest_span: (u8, u64),
+    /// The writer and the end, ticks, of the newest kernel span or interruption.
+    newest_of_kernel: (u8, u64),
     /// What the kernel's programs lost and cost, known at the end.
     measured: Measured,
     end: Option<io::Result<End>>,
@@ -95,8 +95,8 @@ impl Following {
             if from_the_oldest { reader.oldest(worker) } else { reader.newest(worker) }
         };
         let cursors = (0..reader.workers()).map(cursor).collect();
-        let (newest_span, measured) = Default::default();
-        Self { name, path, reader, keeper, cursors, kernel, newest_span, measured, end: None }
+        let (newest_of_kernel, measured) = Default::default();
+        Self { name, path, reader, keeper, cursors, kernel, newest_of_kernel, measured, end: None }
     }
 
     /// What the kernel's programs cost, if they ran and the kernel counts that.
@@ -163,11 +163,11 @@ impl Following {
     fn read(&mut self) -> io::Result<usize> {
         let (mut most, keeper) = (0, &mut self.keeper);
         if let Some(kernel) = &self.kernel {
-            for span in kernel.spans() {
-                keeper.take(&Record::KernelSpan(span))?;
-                self.newest_span = (span.writer, span.end);
+            for record in kernel.records() {
+                keeper.take(&record)?;
+                self.newest_of_kernel = (record.writer(), record.last());
             }
-            let (writer, at) = self.newest_span;
+            let (writer, at) = self.newest_of_kernel;
             keeper.lost(Gap { writer, records: self.measured.lost, at })?;
         }
         for (writer, cursor) in (0..).zip(&mut self.cursors) {

@@ -3,11 +3,12 @@
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
-use burst_trace::{Clock, KernelSpan, Reader};
-use kernel_stages::{Cost, Counting, FrontEnds, KernelStages, NO_TAP, Scribe, Span};
+use burst_trace::{Clock, Interruption, KernelSpan, Reader, Record};
+use kernel_stages::{Cost, Counting, Event, FrontEnds, KernelStages, NO_TAP, Scribe, Whose};
 use serde_json::{Map, Value};
 
 /// Why the kernel's times are not measured.
@@ -33,6 +34,12 @@ pub enum Error {
         /// What the thread is instead.
         found: String,
     },
+    /// There is no such program at the far end.
+    #[error(
+        "expected --far-end to name a process of this host that runs, found none with the number {0}: give the number \
+         of the program that answers the guest, or sends to it"
+    )]
+    FarEnd(u32),
     /// The programs cannot be loaded or attached.
     #[error(transparent)]
     Programs(#[from] kernel_stages::Error),
@@ -43,10 +50,11 @@ pub enum Error {
 
 /// The programs that measure one daemon's guest, and their times. The programs are detached when this is dropped.
 pub struct Kernel {
-    facts: Value,
+    /// The state of each stage; `None` if the daemon's own facts have it.
+    facts: Option<Value>,
     front_ends: Option<FrontEnds>,
     front_end: Option<u32>,
-    spans: Receiver<KernelSpan>,
+    records: Receiver<Record>,
     /// The thread ends when this is closed.
     alive: Option<PipeWriter>,
     thread: Option<JoinHandle<Measured>>,
@@ -62,38 +70,47 @@ pub struct Measured {
 }
 
 impl Kernel {
-    /// Attaches the programs that can be attached, for the daemon that writes `recorder`.
-    pub fn attach(recorder: &Reader) -> Result<Self, Error> {
+    /// Attaches the programs that can be attached, for the daemon that writes `recorder`, and for programs at the far end.
+    pub fn attach(recorder: &Reader, far_ends: &[u32]) -> Result<Self, Error> {
         let facts: Value = serde_json::from_str(&recorder.facts()).unwrap_or_default();
-        if !facts["kernel_stages"].is_null() {
+        // Then only the programs at the far end are left to follow.
+        let is_measured = !facts["kernel_stages"].is_null();
+        if is_measured && far_ends.is_empty() {
             return Err(Error::MeasuredAlready);
         }
-        let threads = threads(recorder)?;
-        let tap = facts["datapath"].as_str().and_then(tap);
+        let threads = if is_measured { Vec::new() } else { threads(recorder)? };
+        let process = u32::try_from(recorder.pid()).unwrap_or(0);
+        let is_gone = |process: &&u32| !Path::new(&format!("/proc/{process}")).exists();
+        if let Some(&gone) = far_ends.iter().find(is_gone) {
+            return Err(Error::FarEnd(gone));
+        }
+        let tap = facts["datapath"].as_str().and_then(tap).filter(|_| !is_measured);
         let (stages, attached) = KernelStages::attach(tap.is_some())?;
         for (number, thread) in (0..).zip(threads) {
-            stages.add_worker(thread, number)?;
+            stages.add_worker(process, thread, number)?;
         }
+        far_ends.iter().try_for_each(|&process| stages.add_far_end(process))?;
         let followed = match tap {
             None => Err(NO_TAP.to_owned()),
             Some(name) => stages.add_tap(name, 0),
         };
-        let facts: Map<_, _> = kernel_stages::for_guest(&attached, &followed)
+        let mut facts: Map<_, _> = kernel_stages::for_guest(&attached, &followed)
             .map(|(stage, result)| (stage.name().into(), kernel_stages::in_words(result).into()))
             .collect();
-        let front_ends = stages.front_ends();
+        facts.insert("interruptions".into(), stages.interruptions().into());
+        let front_ends = stages.front_ends().filter(|_| !is_measured);
         let (stop, alive) = io::pipe()?;
-        let (sender, spans) = channel();
+        let (sender, records) = channel();
         let name = "kernel-stages".to_owned();
         // The number after the recorder's workers, as the daemon's own writer would have.
         let writer = u8::try_from(recorder.workers()).unwrap_or(u8::MAX);
         let thread =
             Builder::new().name(name).spawn(move || measure(&stages, &stop, writer, &sender))?;
         let mut kernel = Self {
-            facts: facts.into(),
+            facts: (!is_measured).then(|| facts.into()),
             front_ends,
             front_end: None,
-            spans,
+            records,
             alive: Some(alive),
             thread: Some(thread),
         };
@@ -102,8 +119,8 @@ impl Kernel {
     }
 
     /// The state of each stage, for the recording.
-    pub const fn facts(&self) -> &Value {
-        &self.facts
+    pub const fn facts(&self) -> Option<&Value> {
+        self.facts.as_ref()
     }
 
     /// Follows a change of the front end.
@@ -117,16 +134,18 @@ impl Kernel {
         }
         self.front_end = now;
         if let Some(error) = now.and_then(|process| front_ends.add(process, 0).err()) {
-            eprintln!("ringscope: inject is not measured: {error}");
+            eprintln!(
+                "ringscope: neither inject nor the front end's interruptions are measured: {error}"
+            );
         }
     }
 
-    /// The spans since the last call.
-    pub fn spans(&self) -> impl Iterator<Item = KernelSpan> + '_ {
-        self.spans.try_iter()
+    /// The kernel spans and interruptions since the last call.
+    pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        self.records.try_iter()
     }
 
-    /// Ends the measurement. [`spans`](Self::spans) then returns the rest.
+    /// Ends the measurement. [`records`](Self::records) then returns the rest.
     pub fn end(&mut self) -> Measured {
         drop(self.alive.take());
         self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
@@ -155,19 +174,31 @@ fn tap(datapath: &str) -> Option<&str> {
     datapath.strip_prefix("tap:")?.split(',').find_map(|option| option.strip_prefix("ifname="))
 }
 
-/// Converts the programs' spans to records until `stop` becomes readable.
+/// Converts what the programs tell to records until `stop` becomes readable.
 fn measure(
     stages: &KernelStages,
     stop: &PipeReader,
     writer: u8,
-    spans: &Sender<KernelSpan>,
+    records: &Sender<Record>,
 ) -> Measured {
     let counting = Counting::begin();
     let mut scribe = Scribe::new(Clock::new());
-    let write = |span: Span| {
-        let record = scribe.record(span, span.about);
+    let write = |event: Event| {
+        let record = match event {
+            Event::Span(span) => {
+                Record::KernelSpan(KernelSpan { writer, ..scribe.span(span, span.about) })
+            }
+            Event::Thread(event) => {
+                let worker = match event.whose {
+                    Whose::Worker(number) => number,
+                    Whose::FrontEnd(_) | Whose::FarEnd => 0,
+                };
+                let interruption = scribe.interruption(&event, worker);
+                Record::Interruption(Interruption { writer, ..interruption })
+            }
+        };
         // If an error has ended the recording, nobody receives this.
-        let _ = spans.send(KernelSpan { writer, ..record });
+        let _ = records.send(record);
     };
     if let Err(error) = stages.drain(stop.as_fd(), write) {
         eprintln!("ringscope: times in the host kernel are not recorded any more: {error}");

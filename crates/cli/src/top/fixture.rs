@@ -1,6 +1,9 @@
 //! What the tests of `ringscope top` show.
 
-use burst_trace::{BurstRecord, Clock, DropCause, Notification, Reader, Recorder, RecorderOptions};
+use burst_trace::{
+    BurstRecord, Clock, Culprit, DropCause, Interruption, InterruptionCause, Notification, Reader,
+    Recorder, RecorderOptions, Subject,
+};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use report::{Facts, Follower, Interval};
@@ -14,14 +17,23 @@ use super::view::View;
 /// last one by queue 3, with 50 µs more in `egress`. 3 packets were lost.
 /// Queue 1 had 4 kicks, 2 calls, 1 that was suppressed and 4 that were refused.
 pub fn interval(bursts: usize) -> Interval {
+    recorded(bursts, false)
+}
+
+/// The same. Besides, `hog` had the worker's CPU for 30 µs of the last burst.
+pub fn interrupted(bursts: usize) -> Interval {
+    recorded(bursts, true)
+}
+
+fn recorded(bursts: usize, is_interrupted: bool) -> Interval {
     let dir = tempfile::tempdir().unwrap();
     let clock = Clock::new();
     let options = RecorderOptions {
         path: dir.path().join("vm0.trace"),
-        workers: 1,
+        workers: 2,
         queue_pairs: 2,
         capacity: 64,
-        facts: String::new(),
+        facts: r#"{"kernel_stages":{"interruptions":"on"}}"#.into(),
     };
     let recorder = Recorder::create(&options, &clock).unwrap();
     let mut follower = Follower::new(Reader::open(recorder.path()).unwrap());
@@ -49,7 +61,27 @@ pub fn interval(bursts: usize) -> Interval {
             (0..count).for_each(|_| writer.count_notification(1, kind));
         }
     }
+    if is_interrupted {
+        let at = |us| first + us * microseconds;
+        recorder.writer(1, clock).interruption(&hog(at(25), at(55)));
+    }
     Interval { seconds: 2.0, ..follower.take() }
+}
+
+fn hog(start: u64, end: u64) -> Interruption {
+    let mut command = [0; 16];
+    command[..3].copy_from_slice(b"hog");
+    Interruption {
+        start,
+        end,
+        subject: Subject::Worker(0),
+        thread: 5,
+        cause: InterruptionCause::Preempted,
+        culprit: Culprit { process: 7, thread: 7, command, policy: 1, priority: 50 },
+        detail: 0,
+        cpu: 1,
+        writer: 1,
+    }
 }
 
 /// A running guest with such an interval.

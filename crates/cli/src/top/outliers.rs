@@ -1,14 +1,17 @@
-//! The slowest bursts of the interval, and the stage in which each spent most time.
+//! The slowest bursts of the interval, the stage in which each spent most time, and who interrupted its worker.
 
 use ratatui::layout::Constraint;
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Row, Table};
 
-use report::Outlier;
+use burst_trace::InterruptionCause;
 use report::units::{grouped, percent, time, time_of_day};
+use report::{Outlier, causes};
 
 use super::cells::{FIGURE_WIDTH, HEADING, right};
 
+/// An interruption is shown if this many times its length is at least its burst's.
+const WORTH: u128 = 10;
 /// Lines of the heading.
 const HEADING_LINES: u16 = 1;
 
@@ -39,7 +42,7 @@ pub fn table(outliers: &[Outlier]) -> Table<'static> {
 }
 
 fn row(outlier: &Outlier) -> Row<'static> {
-    let Outlier { record, rate, start_ns } = outlier;
+    let Outlier { record, rate, start_ns, .. } = outlier;
     let direction = record.direction();
     let total = record.total();
     // A burst found by polling may have come at any time since the last poll that found nothing.
@@ -48,6 +51,10 @@ fn row(outlier: &Outlier) -> Row<'static> {
     let most = stages.max_by_key(|(_, ticks)| *ticks).map_or_else(String::new, |(stage, ticks)| {
         format!("{} {}", stage.name(), percent(ticks as f64, total as f64))
     });
+    let most = match interrupted(outlier) {
+        Some(by) => format!("{by}, in {most}"),
+        None => most,
+    };
     Row::new([
         Cell::from(time_of_day(*start_ns)),
         Cell::from(format!("{:<3}{}", record.ring, direction.name())),
@@ -55,4 +62,13 @@ fn row(outlier: &Outlier) -> Row<'static> {
         right(format!("{bound}{}", time(rate.ns(total) as f64))),
         Cell::from(Line::from(most)),
     ])
+}
+
+/// What interrupted the burst's worker, if it took a good part of the burst. A message of a BPF program has no length of its
+/// own.
+fn interrupted(outlier: &Outlier) -> Option<String> {
+    let most = outlier.interrupted?.most?;
+    let is_worth = most.ticks.saturating_mul(WORTH) >= u128::from(outlier.record.total());
+    let is_printk = most.longest.cause == InterruptionCause::Printk;
+    (is_worth || is_printk).then(|| causes::in_short(&most.longest))
 }

@@ -88,7 +88,7 @@ fn keys(view: &View) -> Line<'static> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::top::fixture::{picture, sample};
+    use crate::top::fixture::{interrupted, picture, sample};
     use crate::top::guests::Column;
     use crate::top::keys::{Command, Step};
     use crate::top::sources::Sample;
@@ -163,6 +163,19 @@ mod tests {
         let low = picture(&view, 80, 24);
         assert_has(&line(&low, "≤ 71.0 µs"), &["3  tx"]);
         assert!(low.lines().nth(2).unwrap().contains("slowest at"), "{low}");
+    }
+
+    #[test]
+    fn a_slow_burst_names_what_interrupted_it() {
+        let sample = Sample { interval: Some(interrupted(10)), ..sample("vm0", 10) };
+        let mut view = View::new(None, vec![sample], Column::Name);
+        view.open_first();
+        let wide = picture(&view, 120, 40);
+        let words = "preempted by hog (fifo 50), in egress 76.1 %";
+        assert_has(&line(&wide, "≤ 71.0 µs"), &["3  tx", words]);
+        assert_has(&line(&wide, "≤ 21.0 µs"), &["µs signal 28.6 %"]);
+        let narrow = picture(&view, 80, 40);
+        assert_has(&line(&narrow, "≤ 71.0 µs"), &["preempted by hog (fifo 50)"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use host_links::holder::{Holder, holders};
 use host_links::link::{Attached, Link};
 
 use super::device::Device;
+use super::socket::SINGLE_BUFFER_MTU;
 use super::{Choice, Options, XdpMode};
 
 /// Why AF_XDP cannot use an interface.
@@ -96,6 +97,18 @@ pub enum AfXdpError {
         /// The missing feature.
         what: String,
     },
+    /// The kernel or the driver has no frames of several buffers, and the MTU needs them.
+    #[error(
+        "AF_XDP on '{name}': expected an MTU of at most {max}, found {mtu}: longer frames have several buffers, which needs \
+         Linux 6.6 or newer and a driver that supports it; set a smaller MTU with: ip link set dev {name} mtu {max}",
+        max = SINGLE_BUFFER_MTU
+    )]
+    Mtu {
+        /// The interface's name.
+        name: String,
+        /// Its MTU, bytes.
+        mtu: u16,
+    },
     /// Any other error of the system.
     #[error("AF_XDP on '{name}': {step} failed: {source}")]
     System {
@@ -122,6 +135,9 @@ pub(super) fn explain(
             AfXdpError::Busy { name, what }
         }
         Some(libc::EPERM | libc::EACCES) => AfXdpError::Permission { name, step },
+        Some(libc::EINVAL) if device.mtu > SINGLE_BUFFER_MTU => {
+            AfXdpError::Mtu { name, mtu: device.mtu }
+        }
         Some(libc::ENOBUFS | libc::ENOMEM) => AfXdpError::LockedMemory { name },
         Some(libc::EOPNOTSUPP) => {
             let what = if options.zero_copy == Choice::On {
@@ -204,6 +220,19 @@ mod tests {
             let found = describe("eth0", attached, &holders, 9);
             assert!(found.contains(expected), "{found}");
         }
+    }
+
+    #[test]
+    fn an_mtu_that_the_kernel_refuses_is_named_with_the_largest_that_it_takes() {
+        let refused = |mtu| {
+            let device = Device { mtu, name: "eth0".into(), ..Device::find("lo").unwrap() };
+            let source = io::Error::from_raw_os_error(libc::EINVAL);
+            explain(&device, &Options::default(), "opening a socket", source).to_string()
+        };
+        let large = refused(SINGLE_BUFFER_MTU + 1);
+        assert!(large.contains("found 3507") && large.ends_with("dev eth0 mtu 3506"), "{large}");
+        let small = refused(SINGLE_BUFFER_MTU);
+        assert!(small.contains("opening a socket failed: Invalid argument"), "{small}");
     }
 
     #[test]

@@ -59,19 +59,36 @@ impl Opened {
                 .map_err(|error| explain(&device, options, "opening a socket", error))?;
             channels[pair].push(channel);
         }
-        let first = &channels[0][0];
-        log::info!(
-            "{}: XDP in {} mode, {}, {} queue(s), {} byte chunks{}{}",
-            device.name,
-            program.mode(),
-            if first.socket.zero_copy { "zero copy" } else { "copied by the kernel" },
-            device.queues,
-            first.socket.umem.chunk(),
-            if first.socket.need_wakeup { ", need_wakeup" } else { "" },
-            if first.socket.multi_buffer { ", multi-buffer" } else { "" },
-        );
-        let settings =
-            Settings { _napi: napi, _segmentation: surroundings::prepare(&device, &program) };
+        let (segmentation, losses) = surroundings::prepare(&device, &program);
+        log_mode(&device, &program, &channels[0][0], segmentation.as_ref());
+        if let Some(losses) = losses {
+            losses.log(&device.name);
+        }
+        let settings = Settings { _napi: napi, _segmentation: segmentation };
         Ok(Self { device, program: Arc::new(program), settings, channels })
     }
+}
+
+/// Logs how the interface is served.
+fn log_mode(
+    device: &Device,
+    program: &Program,
+    first: &Channel,
+    segmentation: Option<&Segmentation>,
+) {
+    let socket = &first.socket;
+    let why = program.why_generic().map(|why| format!(" (the driver runs no programs: {why})"));
+    let off = segmentation.map(|it| format!("; segmentation is off at {}", it.name()));
+    log::info!(
+        "{}: XDP in {} mode{}, {}, {} queue(s), {} byte chunks{}{}{}",
+        device.name,
+        program.mode(),
+        why.unwrap_or_default(),
+        if socket.zero_copy { "zero copy" } else { "copied by the kernel" },
+        device.queues,
+        socket.umem.chunk(),
+        if socket.need_wakeup { ", need_wakeup" } else { "" },
+        if socket.multi_buffer { ", multi-buffer" } else { "" },
+        off.unwrap_or_default(),
+    );
 }

@@ -30,6 +30,8 @@ pub struct Program {
     kind: Kind,
     /// Whether it stamps frames.
     stamps: bool,
+    /// The driver's error, if it runs in generic mode only for that reason.
+    why_generic: Option<io::Error>,
     /// `None` after it was taken off its interface.
     attached: Mutex<Option<Attached>>,
 }
@@ -98,12 +100,13 @@ impl Program {
         };
         // Most drivers report no VLAN tags, and Linux before 6.8 has no such program.
         let in_driver = || native(Kind::Tags { ifindex }).or_else(|_| native(Kind::Plain));
+        let mut why_generic = None;
         let (object, link, kind, mode) = match mode {
             XdpMode::Native => in_driver()?,
             XdpMode::Generic => generic()?,
             XdpMode::Auto => match in_driver() {
                 Err(error) if is_unsupported(&error) => {
-                    log::info!("the driver runs no XDP programs itself ({error}): generic mode");
+                    why_generic = Some(error);
                     generic()?
                 }
                 attached => attached?,
@@ -122,7 +125,7 @@ impl Program {
             reported: 0,
         };
         let attached = Mutex::new(Some(Attached { link, object }));
-        Ok(Self { maps: Mutex::new(maps), mode, kind, stamps, attached })
+        Ok(Self { maps: Mutex::new(maps), mode, kind, stamps, why_generic, attached })
     }
 
     /// Takes the program off its interface.
@@ -154,6 +157,11 @@ impl Program {
     /// The mode in which it runs.
     pub const fn mode(&self) -> XdpMode {
         self.mode
+    }
+
+    /// Why it does not run in the driver, if the driver could not.
+    pub const fn why_generic(&self) -> Option<&io::Error> {
+        self.why_generic.as_ref()
     }
 
     /// Directs the frames of `queue` to `socket`, or to the host's network stack if there is none.

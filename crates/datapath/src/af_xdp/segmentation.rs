@@ -24,6 +24,11 @@ impl Segmentation {
         ethtool::switch(index, &off, false)?;
         Ok(Self { index, name: name.into(), off })
     }
+
+    /// Name of the interface.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 impl Drop for Segmentation {

@@ -19,7 +19,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use super::device::Device;
 use super::rings::{Consumer, Producer};
 use super::umem::{HEADROOM, Umem};
-use super::{Choice, Options};
+use super::{Choice, Options, XdpMode};
 use crate::sys::set_socket_option;
 
 /// Entries of the receive, transmit and completion rings.
@@ -37,6 +37,10 @@ const SLOW_PINNING: Duration = Duration::from_secs(2);
 
 /// Shortest chunk, bytes.
 const CHUNK_MIN: u32 = 2048;
+
+/// Largest MTU with which a driver receives each frame in one buffer: a page of 4096 bytes, less the headroom, the link
+/// header and the end of the page, which is taken (`struct skb_shared_info`, 320 bytes; `drivers/net/veth.c`).
+pub const SINGLE_BUFFER_MTU: u16 = 4096 - 256 - 14 - 320;
 
 /// Most chunks of a frame: the longest IP packet with its link header, in the shortest chunks. The kernel fills a chunk
 /// after its headroom.
@@ -172,7 +176,9 @@ impl Socket {
             socket.fill.push_reserved(offset);
         }
         socket.fill.publish();
-        socket.bind(device, options.zero_copy, fits_one)?;
+        // In generic mode the kernel makes one buffer of a longer frame.
+        let is_single = device.mtu <= SINGLE_BUFFER_MTU || options.mode == XdpMode::Generic;
+        socket.bind(device, options.zero_copy, fits_one && is_single)?;
         socket.tune()?;
         Ok(socket)
     }
@@ -228,15 +234,17 @@ impl Socket {
         let _ = rustix::net::recv(&self.fd, &mut [0; 0], RecvFlags::DONTWAIT);
     }
 
-    fn bind(&mut self, device: &Device, zero_copy: Choice, fits_one: bool) -> io::Result<()> {
+    /// `is_single`: each frame has one buffer of the driver and fits one chunk.
+    fn bind(&mut self, device: &Device, zero_copy: Choice, is_single: bool) -> io::Result<()> {
         let ways = match zero_copy {
             Choice::On => &[SocketAddrXdpFlags::XDP_ZEROCOPY][..],
             Choice::Off => &[SocketAddrXdpFlags::XDP_COPY],
             Choice::Auto => &[SocketAddrXdpFlags::XDP_ZEROCOPY, SocketAddrXdpFlags::XDP_COPY],
         };
         let bound = self.bind_one_of(device, ways);
-        if self.multi_buffer && fits_one && bound == Err(Errno::INVAL) {
-            // Linux before 6.6 puts no frame into several chunks: one that does not fit a chunk is lost and counted.
+        if self.multi_buffer && is_single && bound == Err(Errno::INVAL) {
+            // Linux before 6.6 puts no frame into several chunks: one that does not fit a chunk is lost and counted, and one
+            // of several buffers is lost in the driver.
             self.multi_buffer = false;
             self.bind_one_of(device, ways)?;
         } else {

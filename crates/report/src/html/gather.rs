@@ -4,11 +4,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use burst_trace::attribution::Chosen;
-use burst_trace::{BurstRecord, Direction, Record, Source};
+use burst_trace::{BurstRecord, Direction, Interruptions, Record, Source};
 use serde::Serialize;
 
-use super::kernel::KernelTime;
-use super::words::words;
+use super::kernel::{InterruptionTime, KernelTime};
+use super::words::{Interrupted, words};
 use crate::breakdown::{Breakdown, Window};
 use crate::collect::{Collector, DirectionBreakdown};
 use crate::figures::{Distribution, TickRate};
@@ -78,6 +78,7 @@ struct Outlier {
     #[serde(flatten)]
     burst: Burst,
     kernel: Vec<KernelTime>,
+    interruptions: Vec<InterruptionTime>,
     around: Vec<Burst>,
 }
 
@@ -114,11 +115,15 @@ pub fn ways(
         }
     });
     let first = first.min(last);
+    let interruptions = match breakdown.interruptions {
+        Some(_) => Interruptions::read(source),
+        None => Interruptions::default(),
+    };
     let mut second = breakdown.directions().map(|way| Second::new(way, rate, first, last));
     source.read(|record| {
         each();
         if let Record::Burst(burst) = record {
-            second.iter_mut().for_each(|way| way.add(burst));
+            second.iter_mut().for_each(|way| way.add(burst, &interruptions));
         }
     });
     let mut outliers = second.each_mut().map(Second::outliers);
@@ -136,7 +141,8 @@ pub fn ways(
     let mut outlier = |(record, around)| {
         let spans = kernel.next().unwrap_or_default();
         let kernel = spans.iter().map(|span| KernelTime::new(&record, span, rate)).collect();
-        Outlier { burst: Burst::new(&record, rate, first), kernel, around }
+        let interruptions = InterruptionTime::all(&record, &spans, &interruptions, rate);
+        Outlier { burst: Burst::new(&record, rate, first), kernel, interruptions, around }
     };
     let outliers = outliers.map(|all| all.into_iter().map(&mut outlier).collect());
     let ways = breakdown.directions().into_iter().zip(second).zip(outliers);
@@ -176,6 +182,7 @@ struct Second {
     tail: Tail,
     over_ns: u64,
     mean: Tail,
+    interrupted: Interrupted,
     slowest: Slowest,
 }
 
@@ -193,11 +200,12 @@ impl Second {
             tail: Tail::new(way.direction, over_ns),
             over_ns,
             mean: Tail::of_all(way.direction),
+            interrupted: Interrupted::default(),
             slowest: Slowest::new(OUTLIERS),
         }
     }
 
-    fn add(&mut self, record: &BurstRecord) {
+    fn add(&mut self, record: &BurstRecord, interruptions: &Interruptions) {
         if record.direction() != self.direction {
             return;
         }
@@ -210,6 +218,11 @@ impl Second {
         }
         self.tail.add(record, self.rate);
         self.mean.add(record, self.rate);
+        let (times, packets) = (record.times(), record.packets);
+        self.interrupted.mean.add(&times, packets, interruptions);
+        if self.rate.ns(total) > self.over_ns {
+            self.interrupted.tail.add(&times, packets, interruptions);
+        }
         self.slowest.add(record);
     }
 
@@ -242,7 +255,7 @@ impl Second {
                 .filter(|(_, n)| *n > 0)
                 .map(|(it, n)| (it.name(), *n))
                 .collect(),
-            words: words(way, tail.as_ref(), queue_pairs),
+            words: words(way, tail.as_ref(), queue_pairs, &self.interrupted),
             stages: way.stages.clone(),
             total: way.total,
             own: way.direction.stages().iter().map(|stage| stage.name()).collect(),

@@ -4,11 +4,11 @@ use std::cmp::Reverse;
 
 use serde::Serialize;
 
-use crate::journey::rows::{Row, bounds, mean, quantile, round_trips, rows, tail};
-use crate::journey::{Journey, Journeys, Part};
+use crate::journey::rows::{Row, Times, bounds, round_trips, rows, tail};
+use crate::journey::{GuestClock, Journey, Journeys, OneWays, Part};
 
-/// Number of the slowest round trips in the page.
-const SLOWEST: usize = 200;
+/// Number of the slowest round trips in the page, each of which `#probe-RUN-SEQUENCE` opens.
+pub const SLOWEST: usize = 200;
 /// Most points of the time line.
 const BINS: u64 = 600;
 
@@ -20,38 +20,20 @@ pub struct Trips {
     unseen: usize,
     has_echo: bool,
     round_trip: Times,
-    /// In the order of time, the remainder last.
+    /// In the order of time; the remainder, if there is one, last.
     parts: Vec<PartTimes>,
-    /// The errors of the remainders.
+    /// The errors of what lies between two clocks.
     bound: Times,
+    /// How the guest's clock relates to the host's, if that is bounded.
+    clock: Option<GuestClock>,
+    clock_note: Option<&'static str>,
+    one_way: Option<OneWays>,
     mean: Option<Composition>,
     /// Of the round trips above the 99th percentile.
     tail: Option<Composition>,
     bins: Vec<Bin>,
     /// In the order of time.
     slowest: Vec<Trip>,
-}
-
-/// Figures of one time over all round trips; `None` if it was never measured.
-#[derive(Serialize)]
-struct Times {
-    count: usize,
-    mean_ns: Option<f64>,
-    p50_ns: Option<i64>,
-    p99_ns: Option<i64>,
-    max_ns: Option<i64>,
-}
-
-impl Times {
-    fn of(sorted: &[i64]) -> Self {
-        Self {
-            count: sorted.len(),
-            mean_ns: mean(sorted),
-            p50_ns: quantile(sorted, 50),
-            p99_ns: quantile(sorted, 99),
-            max_ns: sorted.last().copied(),
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -63,7 +45,7 @@ struct PartTimes {
 }
 
 /// The mean of each part, and the mean of the round trip, which is exactly their sum. A part that was not measured in a
-/// round trip counts as 0 there, because its time is in that round trip's remainder.
+/// round trip counts as 0 there, because its time is in another part of that round trip.
 #[derive(Serialize)]
 struct Composition {
     trips: usize,
@@ -107,6 +89,9 @@ impl Trips {
             round_trip: Times::of(&round_trips(joined)),
             parts: rows(joined).into_iter().map(part).collect(),
             bound: Times::of(&bounds(joined)),
+            clock: joined.clock,
+            clock_note: joined.clock_note,
+            one_way: OneWays::of(joined),
             mean: composition(&all),
             tail: composition(&tail(joined)),
             bins: bins(&all, first),

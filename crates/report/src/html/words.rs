@@ -1,6 +1,9 @@
 //! The summary in sentences: where the time goes, what the tail consists of, what to try first.
 
+use burst_trace::Interruption;
+
 use crate::advice::advice;
+use crate::causes::{self, Blame};
 use crate::collect::DirectionBreakdown;
 use crate::stages::{StageRow, Tier};
 use crate::tail::Composition;
@@ -9,11 +12,21 @@ use crate::units::{grouped, time};
 /// Smallest share of the whole for which a stage is mentioned.
 const WORTH: f64 = 0.1;
 
+/// What kept workers from running in bursts.
+#[derive(Debug, Default)]
+pub struct Interrupted {
+    /// In all bursts.
+    pub mean: Blame,
+    /// In those of the tail.
+    pub tail: Blame,
+}
+
 /// One direction, in sentences.
 pub fn words(
     way: &DirectionBreakdown,
     tail: Option<&Composition>,
     queue_pairs: usize,
+    interrupted: &Interrupted,
 ) -> Vec<String> {
     let name = match way.direction {
         burst_trace::Direction::Tx => "From the guest to the wire",
@@ -52,7 +65,7 @@ pub fn words(
         leads
     });
     let tail_leads = tail_leads.unwrap_or_default();
-    words.extend(first_to_try(&mean_leads, &tail_leads, queue_pairs));
+    words.extend(first_to_try(&mean_leads, &tail_leads, queue_pairs, interrupted));
     if way.polled_packets * 2 > way.packets {
         words.push(
             "Most were found by polling: notice counts from the last look that found nothing, and is an upper bound.".into(),
@@ -98,24 +111,47 @@ fn list(leads: &[(&str, f64)], whole: f64) -> String {
     if parts.is_empty() { "spread over all stages".into() } else { parts.join(", ") }
 }
 
-/// The advice for the largest stage of the tail and, if that is another one, of the mean.
-fn first_to_try(mean: &[(&str, f64)], tail: &[(&str, f64)], queue_pairs: usize) -> Vec<String> {
+/// The advice for the tail and, if that is another one, for the mean: by what kept the worker from running, if that took a good
+/// part of the time, otherwise by the largest stage.
+fn first_to_try(
+    mean: &[(&str, f64)],
+    tail: &[(&str, f64)],
+    queue_pairs: usize,
+    interrupted: &Interrupted,
+) -> Vec<String> {
     let mut words = Vec::new();
     let mut told = None;
-    for (what, lead) in [("For the tail", tail.first()), ("For the mean", mean.first())] {
+    for (what, lead, blame) in [
+        ("For the tail", tail.first(), &interrupted.tail),
+        ("For the mean", mean.first(), &interrupted.mean),
+    ] {
         let Some((stage, _)) = lead else { continue };
-        if told != Some(*stage)
-            && let Some(advice) = advice(stage, queue_pairs)
+        let (about, advice) = match cause(blame) {
+            Some((cause, advice)) => (cause, Some(advice)),
+            None => ((*stage).to_owned(), advice(stage, queue_pairs).map(str::to_owned)),
+        };
+        if told.as_ref() != Some(&about)
+            && let Some(advice) = advice
         {
-            words.push(format!("{what}, try first ({stage}): {advice}."));
+            words.push(format!("{what}, try first ({about}): {advice}."));
         }
-        told = Some(*stage);
+        told = Some(about);
     }
     words
 }
 
+/// What took a good part of the time of bursts from their workers, in short, and what happened and what to do.
+fn cause(blame: &Blame) -> Option<(String, String)> {
+    let most = blame.most().filter(|most| blame.share(most) >= WORTH)?;
+    let Interruption { subject, cause, culprit, detail, cpu, .. } = &most.longest;
+    let (happened, advice) = causes::of_cause(*subject, *cause, culprit, *detail, *cpu);
+    Some((causes::in_short(&most.longest), format!("{happened}; {advice}")))
+}
+
 #[cfg(test)]
 mod tests {
+    use burst_trace::{BurstRecord, Culprit, InterruptionCause, Interruptions, Subject};
+
     use super::*;
 
     #[test]
@@ -127,10 +163,39 @@ mod tests {
 
     #[test]
     fn the_same_stage_is_advised_once() {
-        let told = first_to_try(&[("egress", 9.0)], &[("egress", 90.0)], 1);
+        let none = Interrupted::default();
+        let told = first_to_try(&[("egress", 9.0)], &[("egress", 90.0)], 1, &none);
         assert_eq!(told.len(), 1);
         assert!(told[0].starts_with("For the tail"));
-        assert_eq!(first_to_try(&[("egress", 9.0)], &[("signal", 90.0)], 1).len(), 2);
-        assert!(first_to_try(&[], &[], 1).is_empty());
+        assert_eq!(first_to_try(&[("egress", 9.0)], &[("signal", 90.0)], 1, &none).len(), 2);
+        assert!(first_to_try(&[], &[], 1, &none).is_empty());
+    }
+
+    #[test]
+    fn a_cause_is_advised_about_before_a_stage() {
+        let mut interruptions = Interruptions::default();
+        let mut command = [0; 16];
+        command[..3].copy_from_slice(b"hog");
+        interruptions.add(&Interruption {
+            start: 110,
+            end: 180,
+            subject: Subject::Worker(0),
+            thread: 5,
+            cause: InterruptionCause::Preempted,
+            culprit: Culprit { process: 123, thread: 123, command, policy: 1, priority: 50 },
+            detail: 0,
+            cpu: 1,
+            writer: 1,
+        });
+        let burst = |first, last| BurstRecord { first, last, packets: 1, ..Default::default() };
+        let mut interrupted = Interrupted::default();
+        interrupted.tail.add(&burst(100, 200).times(), 1, &interruptions);
+        interrupted.mean.add(&burst(100, 1000).times(), 1, &interruptions);
+        let told = first_to_try(&[("egress", 9.0)], &[("egress", 90.0)], 1, &interrupted);
+        let start = "For the tail, try first (preempted by hog (fifo 50)): hog (process 123, fifo 50) took CPU 1 from \
+                     worker 0; move it to another CPU (taskset -cp 0 123)";
+        assert!(told[0].starts_with(start), "{told:?}");
+        // 7 % of the mean are not worth it.
+        assert!(told[1].starts_with("For the mean, try first (egress): "), "{told:?}");
     }
 }

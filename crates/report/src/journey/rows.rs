@@ -1,6 +1,8 @@
 //! All round trips, summarised part by part.
 
-use super::{Journey, Journeys, Part, parts};
+use serde::Serialize;
+
+use super::{Journey, Journeys, Part};
 
 /// Fewest packets for a meaningful tail.
 const TAIL_PACKETS_MIN: usize = 100;
@@ -24,7 +26,29 @@ pub fn rows(joined: &Journeys) -> Vec<Row> {
         let slow: Vec<_> = tail.iter().filter_map(|journey| journey.parts[n]).collect();
         Row { part, times, tail_ns: mean(&slow) }
     };
-    (0..).zip(parts(joined.initiator)).map(of).collect()
+    (0..).zip(joined.parts.iter().copied()).map(of).collect()
+}
+
+/// Figures of one time over all round trips; `None` if it was never measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Times {
+    pub count: usize,
+    pub mean_ns: Option<f64>,
+    pub p50_ns: Option<i64>,
+    pub p99_ns: Option<i64>,
+    pub max_ns: Option<i64>,
+}
+
+impl Times {
+    pub fn of(sorted: &[i64]) -> Self {
+        Self {
+            count: sorted.len(),
+            mean_ns: mean(sorted),
+            p50_ns: quantile(sorted, 50),
+            p99_ns: quantile(sorted, 99),
+            max_ns: sorted.last().copied(),
+        }
+    }
 }
 
 /// All round trips, sorted, in nanoseconds.
@@ -34,7 +58,7 @@ pub fn round_trips(joined: &Journeys) -> Vec<i64> {
     trips
 }
 
-/// The errors of the remainders, sorted, in nanoseconds.
+/// The errors of what lies between two clocks, sorted, in nanoseconds.
 pub fn bounds(joined: &Journeys) -> Vec<i64> {
     let mut bounds: Vec<_> = joined.journeys.iter().map(|it| it.bound_ns).collect();
     bounds.sort_unstable();
@@ -64,6 +88,7 @@ pub fn quantile(sorted: &[i64], percent: usize) -> Option<i64> {
 mod tests {
     use super::*;
     use crate::Initiator;
+    use crate::journey::parts;
     use crate::journey::stamps::ProbeId;
 
     fn joined(trips: impl IntoIterator<Item = i64>) -> Journeys {
@@ -73,10 +98,14 @@ mod tests {
             round_trip_ns,
             parts: vec![Some(round_trip_ns); parts(Initiator::Host).len()],
             bound_ns: 0,
+            one_way: None,
         };
         Journeys {
             initiator: Initiator::Host,
+            parts: parts(Initiator::Host),
             journeys: (0..).zip(trips).map(journey).collect(),
+            clock: None,
+            clock_note: None,
             unseen: 0,
             lost: 0,
             has_echo: true,

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The file's first line.
-const COLUMNS: &str = "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns";
+/// The file's first line. Files of earlier versions lack the last column.
+const COLUMNS: &str =
+    "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns,kernel_error_ns";
+const COLUMNS_BEFORE: &str = "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns";
 
 /// Why a stamps file could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +69,8 @@ pub struct Stamps {
     pub probes: HashMap<ProbeId, Stamp>,
     /// Whether the file's last line has no end, and was left out: its agent still writes, or was killed.
     pub is_cut_off: bool,
+    /// By how much a kernel's stamp may be wrong, nanoseconds, if the file says so. Its agent carried it from another clock.
+    pub kernel_error_ns: Option<u64>,
 }
 
 /// The agent that wrote a file of stamps.
@@ -114,26 +118,32 @@ impl Stamps {
         let text = whole;
         let mut lines = (1..).zip(text.lines().map(str::trim_end));
         let (_, columns) = lines.next().unwrap_or((1, ""));
-        if columns != COLUMNS {
+        if columns != COLUMNS && columns != COLUMNS_BEFORE {
             return Err((1, COLUMNS, columns.into()));
         }
-        let mut probes = HashMap::new();
+        let (mut probes, mut kernel_error_ns) = (HashMap::new(), None::<u64>);
         for (number, line) in lines {
-            let (id, stamp) = read_line(line).ok_or((
+            let (id, stamp, error_ns) = read_line(line).ok_or((
                 number,
-                "six numbers, of which the last three may be empty",
+                "six or seven numbers, of which the fourth to the sixth may be empty",
                 line.to_owned(),
             ))?;
             probes.entry(id).or_insert(stamp);
+            kernel_error_ns = kernel_error_ns.max(error_ns);
         }
-        Ok(Self { probes, is_cut_off })
+        Ok(Self { probes, is_cut_off, kernel_error_ns })
     }
 }
 
-fn read_line(line: &str) -> Option<(ProbeId, Stamp)> {
+/// A line's probe and stamp, and by how much its kernel's stamps may be wrong.
+fn read_line(line: &str) -> Option<(ProbeId, Stamp, Option<u64>)> {
     let fields: Vec<_> = line.split(',').collect();
-    let &[run, sequence, sent, sent_kernel, received_kernel, received] = fields.as_slice() else {
-        return None;
+    let (&[run, sequence, sent, sent_kernel, received_kernel, received], rest) =
+        fields.split_first_chunk()?;
+    let error_ns = match rest {
+        [] => None,
+        [error_ns] => Some(error_ns.parse().ok()?),
+        _ => return None,
     };
     let optional = |field: &str| match field {
         "" => Some(None),
@@ -146,7 +156,7 @@ fn read_line(line: &str) -> Option<(ProbeId, Stamp)> {
         received_kernel: optional(received_kernel)?,
         received: optional(received)?,
     };
-    Some((id, stamp))
+    Some((id, stamp, error_ns))
 }
 
 #[cfg(test)]
@@ -156,7 +166,7 @@ mod tests {
     #[test]
     fn a_file_is_read_line_by_line() {
         let stamps =
-            Stamps::parse(&format!("{COLUMNS}\n7,0,10,,30,40\n7,1,50,60,,\n7,0,1,1,1,1\n"))
+            Stamps::parse(&format!("{COLUMNS_BEFORE}\n7,0,10,,30,40\n7,1,50,60,,\n7,0,1,1,1,1\n"))
                 .unwrap();
         let of = |sequence| stamps.probes[&ProbeId { run: 7, sequence }];
         assert_eq!(
@@ -164,6 +174,16 @@ mod tests {
             Stamp { sent: 10, sent_kernel: None, received_kernel: Some(30), received: Some(40) }
         );
         assert_eq!(of(1), Stamp { sent: 50, sent_kernel: Some(60), ..Stamp::default() });
+        assert_eq!(stamps.kernel_error_ns, None);
+    }
+
+    #[test]
+    fn the_largest_error_of_the_kernels_stamps_counts() {
+        let text = format!("{COLUMNS}\n7,0,10,,30,40,90\n7,1,50,60,,,100\n");
+        assert_eq!(Stamps::parse(&text).unwrap().kernel_error_ns, Some(100));
+        for line in ["7,0,10,,30,40,", "7,0,10,,30,40,1,2"] {
+            assert!(Stamps::parse(&format!("{COLUMNS}\n{line}\n")).is_err(), "{line}");
+        }
     }
 
     #[test]

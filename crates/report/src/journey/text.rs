@@ -5,8 +5,8 @@ use std::fmt::Write;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use super::rows::{Row, bounds, mean, quantile, round_trips, rows};
-use super::{Journeys, Part};
+use super::rows::{Row, Times, bounds, mean, quantile, round_trips, rows};
+use super::{GUEST_INTERRUPT, GUEST_KICK, GuestClock, Journeys, OneWays, Part};
 use crate::round_trip::Initiator;
 use crate::units::{grouped, percent, time};
 
@@ -34,6 +34,9 @@ pub fn to_text(joined: &Journeys) -> String {
     if !has_echo {
         let _ = writeln!(text, "note: without --echo the turn of {to} is not taken apart");
     }
+    if let Some(note) = joined.clock_note {
+        let _ = writeln!(text, "note: {note}");
+    }
     if journeys.is_empty() {
         return text;
     }
@@ -53,27 +56,67 @@ pub fn to_text(joined: &Journeys) -> String {
         "share",
         "slowest 1 %",
     ]);
-    for row in rows(joined) {
-        table.add_row(cells(&row, whole * journeys.len() as f64));
+    let rows = rows(joined);
+    for row in &rows {
+        table.add_row(cells(row, whole * journeys.len() as f64));
     }
     let mut sum = vec!["".into(), "round trip".into(), "".into(), count];
     sum.extend(spread(&trips));
     sum.push(percent(whole, whole));
     table.add_row(sum);
+    let ways = OneWays::of(joined);
+    if let Some(OneWays { to_guest, from_guest, .. }) = &ways {
+        table.add_row(way("to the guest", to_guest));
+        table.add_row(way("from the guest", from_guest));
+    }
     for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let _ = writeln!(text, "\n{}", table.trim_fmt());
+    text += &between_clocks(joined, &rows);
+    if let Some(OneWays { bound_ns, .. }) = ways {
+        let bound = time(bound_ns as f64);
+        let _ = writeln!(text, "One way, from application to application, is known to {bound}.");
+    }
+    text
+}
+
+/// What is known of the time between the clocks.
+fn between_clocks(joined: &Journeys, rows: &[Row]) -> String {
     let bounds = bounds(joined);
     let bound = |percent| quantile(&bounds, percent).map_or(0.0, |ns| ns as f64);
-    let _ = writeln!(
-        text,
-        "\nThe parts of each packet add up to its round trip. The remainder lies between two clocks: interrupts and\n\
-         drivers of the guest, and kicks; it is known to {} (p50) or {} (p99). No offset between the clocks is assumed.",
-        time(bound(50)),
-        time(bound(99)),
+    let (p50, p99) = (time(bound(50)), time(bound(99)));
+    let Some(GuestClock { relation, .. }) = joined.clock else {
+        return format!(
+            "\nThe parts of each packet add up to its round trip. The remainder lies between two clocks: interrupts and\n\
+             drivers of the guest, and kicks; it is known to {p50} (p50) or {p99} (p99). No offset between the clocks is assumed.\n"
+        );
+    };
+    let mut text = format!(
+        "\nThe parts of each packet add up to its round trip. The time between the two clocks is guest-interrupt on the\n\
+         way in (interrupt and driver) and guest-kick on the way out; each is known to {p50} (p50) or {p99} (p99).\n\
+         The offset between the clocks is bounded by all probes (relation: {relation}), without assuming equal ways.\n"
     );
+    for part in [GUEST_INTERRUPT, GUEST_KICK] {
+        let times = rows.iter().find(|row| row.part == part).and_then(|row| mean(&row.times));
+        if let Some(mean) = times.filter(|mean| *mean < bound(50)) {
+            let (stage, most) = (part.stage, time(mean + bound(50)));
+            let _ = writeln!(
+                text,
+                "The bound of {stage} is wider than its mean: it is at most {most}."
+            );
+        }
+    }
     text
+}
+
+/// The row of one way.
+fn way(name: &str, times: &Times) -> Vec<String> {
+    let ns = |ns: Option<f64>| ns.map_or_else(|| "-".into(), time);
+    let whole = |it: Option<i64>| ns(it.map(|ns| ns as f64));
+    let count = grouped(times.count as u64);
+    let spread = [ns(times.mean_ns), whole(times.p50_ns), whole(times.p99_ns), whole(times.max_ns)];
+    ["one way".into(), name.into(), "".into(), count].into_iter().chain(spread).collect()
 }
 
 fn cells(row: &Row, whole_of_all: f64) -> Vec<String> {
@@ -101,6 +144,10 @@ struct Object<'a> {
     initiator: &'static str,
     lost: usize,
     unseen: usize,
+    /// How the guest's clock relates to the host's, if that is bounded.
+    clock: Option<GuestClock>,
+    clock_note: Option<&'static str>,
+    one_way: Option<OneWays>,
     stages: Vec<Stage>,
     journeys: Vec<Line<'a>>,
 }
@@ -122,6 +169,8 @@ struct Line<'a> {
     sequence: u64,
     round_trip_ns: i64,
     bound_ns: i64,
+    to_guest_ns: Option<i64>,
+    from_guest_ns: Option<i64>,
     /// In the order of the stages.
     parts_ns: &'a [Option<i64>],
 }
@@ -145,12 +194,17 @@ pub fn to_json(joined: &Journeys) -> String {
         sequence: journey.id.sequence,
         round_trip_ns: journey.round_trip_ns,
         bound_ns: journey.bound_ns,
+        to_guest_ns: journey.one_way.map(|ways| ways.to_guest_ns),
+        from_guest_ns: journey.one_way.map(|ways| ways.from_guest_ns),
         parts_ns: &journey.parts,
     });
     let object = Object {
         initiator: joined.initiator.name(),
         lost: joined.lost,
         unseen: joined.unseen,
+        clock: joined.clock,
+        clock_note: joined.clock_note,
+        one_way: OneWays::of(joined),
         stages: rows(joined).into_iter().map(stage).collect(),
         journeys: lines.collect(),
     };

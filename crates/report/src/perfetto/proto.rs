@@ -98,6 +98,9 @@ pub struct TrackEvent {
     pub name_iid: Option<u64>,
     #[prost(uint64, optional, tag = "11")]
     pub track_uuid: Option<u64>,
+    /// In place of a number: a name that may be any text.
+    #[prost(string, optional, tag = "23")]
+    pub name: Option<String>,
 }
 
 /// `TrackEvent.Type`.

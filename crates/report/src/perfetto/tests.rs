@@ -1,6 +1,8 @@
 use std::path::Path;
 
-use burst_trace::{Clock, Gap, Reader, Recorder, RecorderOptions, RecordingWriter};
+use burst_trace::{
+    Clock, Culprit, Gap, InterruptionCause, Reader, Recorder, RecorderOptions, RecordingWriter,
+};
 
 use super::*;
 
@@ -73,7 +75,10 @@ fn slices(trace: &proto::Trace) -> Vec<Slice> {
         let value = |note: &DebugAnnotation| note.uint_value.or(note.bool_value.map(u64::from));
         slices.push(Slice {
             track: tracks[&event.track_uuid].clone(),
-            name: name_of(&names.event_names, event.name_iid.unwrap()),
+            name: match event.name_iid {
+                Some(iid) => name_of(&names.event_names, iid),
+                None => event.name.clone().unwrap(),
+            },
             category: name_of(&names.event_categories, event.category_iids[0]),
             start: at,
             end: None,
@@ -215,6 +220,58 @@ fn drops_have_their_cause_and_kernel_times_a_track_of_their_own() {
         slice("kernel", "inject", "kernel", end, &[]),
         slice("kernel 3", "wakeup", "kernel", end, &[]),
         slice("tx 1", &cause, "drop", None, &[("packets", 3)]),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn interruptions_are_slices_named_after_the_culprit_on_the_tracks_of_their_threads() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = Clock::new().now();
+    let mut command = [0; 16];
+    command[..3].copy_from_slice(b"hog");
+    let culprit = Culprit { process: 71, thread: 72, command, policy: 1, priority: 50 };
+    let hog = Interruption {
+        start: now,
+        end: now + 80_000,
+        subject: Subject::Worker(3),
+        thread: 5,
+        cause: InterruptionCause::Preempted,
+        culprit,
+        detail: 0,
+        cpu: 1,
+        writer: 1,
+    };
+    let nobody = Interruption { culprit: Culprit::default(), ..hog };
+    let (cause, end) = (InterruptionCause::Printk, now);
+    let printk = Interruption { start: now, end, cause, ..nobody };
+    let (cause, subject) = (InterruptionCause::Throttled, Subject::FrontEnd);
+    let throttled = Interruption { cause, subject, ..nobody };
+    let records = [hog, throttled, Interruption { thread: 6, ..throttled }, printk];
+    let source = recording(directory.path(), &records.map(Record::Interruption));
+    let (trace, _) = written(&source);
+    let (when, rate) = (When::of(&source), TickRate::new(source.ticks_per_second()));
+    let mut found = slices(&trace);
+    found.sort_by(|one, other| (&one.track, &one.name).cmp(&(&other.track, &other.name)));
+    let slice = |track: &str, name: &str, interruption: &Interruption, culprit: &[u32]| Slice {
+        track: format!("CPU of {track}: who ran"),
+        name: name.into(),
+        category: "interruption".into(),
+        start: when.monotonic_ns(now),
+        end: (interruption.end > now).then(|| when.monotonic_ns(interruption.end)),
+        parent: None,
+        notes: [("cpu", 1), ("not_running_ns", rate.ns(interruption.total()))]
+            .into_iter()
+            .chain(culprit.iter().map(|thread| ("culprit_thread", u64::from(*thread))))
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+    };
+    let expected = [
+        slice("front-end thread 5", "throttled", &throttled, &[]),
+        slice("front-end thread 6", "throttled", &throttled, &[]),
+        slice("worker 3", "hog (preempted)", &hog, &[72]),
+        // Within the other, which is first in the file.
+        Slice { parent: Some(0), ..slice("worker 3", "printk", &printk, &[]) },
     ];
     assert_eq!(found, expected);
 }

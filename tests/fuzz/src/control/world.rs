@@ -17,8 +17,8 @@ use vhost_control::{Device, Endpoint, serve};
 use virtio_net::{ConfigSpace, LinkSpeed, MacAddress};
 use vmm_sys_util::signal::register_signal_handler;
 use worker::{
-    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
-    switch,
+    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, ProbeTargets, Scheduling, Worker,
+    WorkerOptions, switch,
 };
 
 /// Queue pairs of the devices that are not on the switch.
@@ -198,7 +198,11 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
     }
     let writer = recorder.writer(0, clock);
     let log = Arc::new(LogLimit::new(format!("{name}: ")));
-    let probe_port = Some(0x0035);
+    let cyclic = ["ethertype:0x0800,counter@4/2,stream@0/2,vlan=5", "ethertype:0x86dd,counter@8/8,le"];
+    let probes = ProbeTargets {
+        udp_ports: vec![0x0035],
+        cyclic: cyclic.map(|text| text.parse().expect("a description")).to_vec(),
+    };
     (
         recorder,
         reader,
@@ -208,7 +212,7 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
             delays: Vec::new(),
             crashes: Vec::new(),
             trace: true,
-            probe_port,
+            probes,
         },
     )
 }

@@ -241,6 +241,7 @@ mod tests {
 
     use super::super::Member;
     use super::*;
+    use crate::probe_targets::ProbeTargets;
 
     /// A guest that enables its rings over and over does not make frames of others wait longer, and no segment is sent twice.
     #[test]
@@ -249,7 +250,7 @@ mod tests {
         let clock = Clock::from(burst_trace::Clock::default());
         let mut fabric = Fabric::new(&[member; 3], false, &clock);
         let log = Arc::new(LogLimit::new(""));
-        let receiver = |pair| Receiver::new(0, Arc::clone(&log), pair, None);
+        let receiver = |pair| Receiver::new(0, Arc::clone(&log), pair, &ProbeTargets::default());
         let mut rx: Vec<_> = (0..6).map(receiver).collect();
         for (at, queue) in fabric.queues.iter_mut().enumerate() {
             let (until, progress) = (Deadline::after(0, 100), SegmentProgress::default());

@@ -1,0 +1,26 @@
+//! What the daemon writes about its run into a guest's recorder.
+
+use serde_json::Value;
+
+use crate::plan::GuestPlan;
+
+/// The facts of this run for reports, as JSON. `kernel`: the kernel stages that are measured.
+pub fn facts(plan: &GuestPlan, kernel: Option<&Value>) -> String {
+    let cpus: Vec<_> = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
+    let probes: Vec<_> = plan.probes.iter().map(ToString::to_string).collect();
+    serde_json::json!({
+        "name": plan.name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "datapath": plan.datapath.to_string(),
+        "queue_pairs": plan.queue_pairs,
+        "poll": plan.poll.to_string(),
+        "cpus": cpus,
+        "sched": plan.workers[0].fifo.map(|priority| format!("fifo:{priority}")),
+        "trace": if plan.trace { "on" } else { "off" },
+        "faults": plan.delays.len() + plan.crashes.len() + plan.faults.len(),
+        "pcap": plan.capture,
+        "trace_probe": probes,
+        "kernel_stages": kernel,
+    })
+    .to_string()
+}

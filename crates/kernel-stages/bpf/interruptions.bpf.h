@@ -1,0 +1,562 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+// Interruptions: times in which a followed thread did not run although it could or should have, and why. A thread that
+// waits for work (a worker in epoll_wait, a front end's thread in ppoll) is not interrupted.
+#pragma once
+
+// The numbers of `InterruptionCause` in burst-trace, after INTERRUPTION.
+#define INTERRUPTION 0x100
+enum cause {
+	PREEMPTED = 1,
+	THROTTLED = 2,
+	STOPPED = 3,
+	BLOCKED = 4,
+	PAGE_FAULT = 5,
+	INTERRUPT = 6,
+	SOFTIRQ = 7,
+	HYPERVISOR = 8,
+	PRINTK = 9,
+};
+
+// Shorter ones are not told, ns.
+#define SHORTEST 2000
+// Of stolen time, which the kernel only sums up, ns.
+#define STOLEN_SHORTEST 20000
+// A softirq that begins this soon after an interrupt's end is the interrupt's. Others are the thread's own work, as when a
+// frame that a worker sends is received on the other side of a tap. ns.
+#define SOON 5000
+
+struct interruption {
+	// CLOCK_MONOTONIC, ns.
+	__u64 start;
+	__u64 end;
+	// INTERRUPTION + cause.
+	__u32 kind;
+	// The number of the worker or of the front end.
+	__u32 about;
+	__u32 subject;
+	__u32 thread;
+	// What the cause says more: the number of a system call, an interrupt or a softirq; stolen time, ns.
+	__u32 detail;
+	__u32 cpu;
+	// The culprit.
+	__u32 process;
+	__u32 culprit;
+	__u32 policy;
+	__u32 priority;
+	char command[16];
+};
+
+// A followed thread that does not run.
+struct absence {
+	__u64 time;
+	__u32 cause;
+	__u32 detail;
+	__u32 cpu;
+	__u32 process;
+	__u32 culprit;
+	__u32 policy;
+	__u32 priority;
+	__u32 unused;
+	char command[16];
+};
+
+// By thread id.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct absence);
+} absent SEC(".maps");
+
+// A thread that ran on a CPU, and when.
+struct stint {
+	__u64 start;
+	__u64 end;
+	__u32 process;
+	__u32 thread;
+	__u32 policy;
+	__u32 priority;
+	char command[16];
+};
+
+// Shorter stints are not kept, ns.
+#define LONG 50000
+
+// What a CPU does.
+struct cpu {
+	// When its thread began to run.
+	__u64 since;
+	// How long the thread before that ran.
+	__u64 before;
+	// The longest stint of late: one that is over for longer than it took gives way to any other.
+	struct stint longest;
+	// The followed thread that runs on it, if one does.
+	struct process of;
+	__u32 thread;
+	__u32 unused;
+	// When the current interrupt or softirq of interest began; 0 without one.
+	__u64 interrupt;
+	__u64 softirq;
+	// When the last interrupt, or softirq after it, ended; 0 if that was long ago.
+	__u64 interrupted;
+	// Stolen time that is accounted for, and when that was.
+	__u64 stolen;
+	__u64 stolen_at;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct cpu);
+} cpus SEC(".maps");
+
+static __always_inline struct cpu *this_cpu(void)
+{
+	__u32 first = 0;
+
+	return bpf_map_lookup_elem(&cpus, &first);
+}
+
+static __always_inline struct interruption *begin_telling(void)
+{
+	struct interruption *it = bpf_ringbuf_reserve(&events, sizeof(*it), 0);
+
+	if (!it) {
+		__u32 first = 0;
+		__u64 *count = bpf_map_lookup_elem(&lost, &first);
+
+		if (count)
+			__sync_fetch_and_add(count, 1);
+	}
+	return it;
+}
+
+// An interruption of the thread that runs on this CPU, by `command` of at most 16 bytes.
+static __always_inline void tell_here(struct cpu *cpu, __u32 cause, __u32 detail, __u64 start, __u64 end,
+				      const char *command)
+{
+	struct interruption *it = begin_telling();
+
+	if (!it)
+		return;
+	__builtin_memset(it, 0, sizeof(*it));
+	it->start = start;
+	it->end = end;
+	it->kind = INTERRUPTION + cause;
+	it->about = cpu->of.number;
+	it->subject = cpu->of.subject;
+	it->thread = cpu->thread;
+	it->detail = detail;
+	it->cpu = bpf_get_smp_processor_id();
+	if (command)
+		bpf_probe_read_kernel_str(it->command, sizeof(it->command), command);
+	bpf_ringbuf_submit(it, 0);
+}
+
+// What the hypervisor has taken from this CPU, ns. `running`: the thread that runs on it; the CPU's queue is found by it.
+static __always_inline __u64 stolen_so_far(struct task_struct *running)
+{
+	if (!bpf_core_field_exists(struct sched_entity, cfs_rq) || !bpf_core_field_exists(struct cfs_rq, rq) ||
+	    !bpf_core_field_exists(struct rq, prev_steal_time_rq))
+		return 0;
+	return running->se.cfs_rq->rq->prev_steal_time_rq;
+}
+
+// Tells what the hypervisor took since this CPU last accounted for it. It is the loss of the thread that ran or that runs now.
+static __always_inline void account_stolen(__u64 now, struct process of, struct task_struct *task,
+					   struct task_struct *running)
+{
+	struct cpu *cpu = this_cpu();
+	__u64 stolen = stolen_so_far(running), before, since;
+
+	if (!cpu)
+		return;
+	before = cpu->stolen;
+	since = cpu->stolen_at;
+	cpu->stolen = stolen;
+	cpu->stolen_at = now;
+	if (!of.subject || !since || stolen < before + STOLEN_SHORTEST)
+		return;
+	stolen -= before;
+	if (stolen > 0xffffffff)
+		stolen = 0xffffffff;
+	cpu->of = of;
+	cpu->thread = task->pid;
+	tell_here(cpu, HYPERVISOR, stolen, since, now, 0);
+}
+
+// `to` runs on this CPU from now on.
+static __always_inline void runs(struct process to, struct task_struct *next)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (!cpu)
+		return;
+	cpu->of = to;
+	cpu->thread = next->pid;
+	cpu->interrupt = 0;
+	cpu->softirq = 0;
+}
+
+// 1 to 99 in a real-time class, otherwise the nice value plus 20.
+static __always_inline __u32 priority_of(struct task_struct *task)
+{
+	return task->rt_priority ?: (__u32)(task->static_prio - 100);
+}
+
+// `prev` ran on this CPU until now.
+static __always_inline void ran(__u64 now, struct task_struct *prev)
+{
+	struct cpu *cpu = this_cpu();
+	struct stint *longest;
+	__u64 start;
+
+	if (!cpu)
+		return;
+	start = cpu->since;
+	cpu->since = now;
+	cpu->before = now - start;
+	longest = &cpu->longest;
+	if (!start || !prev->pid || now - start < LONG)
+		return;
+	if (now - start < longest->end - longest->start && start < longest->end + (longest->end - longest->start))
+		return;
+	longest->start = start;
+	longest->end = now;
+	longest->process = prev->tgid;
+	longest->thread = prev->pid;
+	longest->policy = prev->policy;
+	longest->priority = priority_of(prev);
+	bpf_probe_read_kernel_str(longest->command, sizeof(longest->command), prev->comm);
+}
+
+// Blames the longest stint on this CPU for a wait, if it took more of it than `least`: others may have run before or after it.
+static __always_inline void blame_longest(struct interruption *it, __u64 least)
+{
+	struct cpu *cpu = this_cpu();
+	struct stint *longest;
+	__u64 start, end;
+
+	if (!cpu)
+		return;
+	longest = &cpu->longest;
+	start = longest->start > it->start ? longest->start : it->start;
+	end = longest->end < it->end ? longest->end : it->end;
+	if (end <= start || end - start <= least)
+		return;
+	it->process = longest->process;
+	it->culprit = longest->thread;
+	it->policy = longest->policy;
+	it->priority = longest->priority;
+	__builtin_memcpy(it->command, longest->command, sizeof(it->command));
+}
+
+static __always_inline bool is_throttled(struct task_struct *task)
+{
+	if (bpf_core_field_exists(task->throttled))
+		return task->throttled;
+	if (bpf_core_field_exists(task->se.cfs_rq))
+		return task->se.cfs_rq->throttle_count > 0;
+	return false;
+}
+
+// The registers with which a thread entered the kernel, by architecture.
+struct pt_regs___x86 {
+	unsigned long orig_ax;
+} __attribute__((preserve_access_index));
+
+struct pt_regs___arm64 {
+	int syscallno;
+} __attribute__((preserve_access_index));
+
+// The system call in which a thread is; below 0 in none, as in a page fault.
+static __always_inline long system_call(struct task_struct *task)
+{
+	void *regs = (void *)bpf_task_pt_regs(task);
+
+	if (bpf_core_field_exists(((struct pt_regs___x86 *)regs)->orig_ax))
+		return ((struct pt_regs___x86 *)regs)->orig_ax;
+	if (bpf_core_field_exists(((struct pt_regs___arm64 *)regs)->syscallno))
+		return ((struct pt_regs___arm64 *)regs)->syscallno;
+	return 0;
+}
+
+// How a worker waits for work: epoll_wait, epoll_pwait, epoll_pwait2 (arch/x86/entry/syscalls/syscall_64.tbl,
+// include/uapi/asm-generic/unistd.h).
+static __always_inline bool is_rest(long call)
+{
+#if defined(__TARGET_ARCH_x86)
+	return call == 232 || call == 281 || call == 441;
+#else
+	return call == 22 || call == 441;
+#endif
+}
+
+// include/linux/sched/jobctl.h: JOBCTL_TRAP_FREEZE. include/linux/sched.h: TASK_UNINTERRUPTIBLE.
+#define TRAP_FREEZE (1UL << 23)
+#define UNINTERRUPTIBLE 0x2
+
+// Why a thread leaves its CPU; 0 for reasons that are no interruption.
+static __always_inline __u32 cause_of(struct process of, struct task_struct *prev, bool preempt, __u32 *detail)
+{
+	__u32 state = prev->__state;
+	long call;
+
+	*detail = 0;
+	if (preempt || !state)
+		return is_throttled(prev) ? THROTTLED : PREEMPTED;
+	if (state & HELD) {
+		*detail = !!(state & FROZEN);
+		return STOPPED;
+	}
+	if (prev->jobctl & TRAP_FREEZE) {
+		*detail = 1;
+		return STOPPED;
+	}
+	call = system_call(prev);
+	if (of.subject == WORKER) {
+		if (call < 0)
+			return PAGE_FAULT;
+		*detail = call;
+		return is_rest(call) ? 0 : BLOCKED;
+	}
+	return (state & UNINTERRUPTIBLE) && call < 0 ? PAGE_FAULT : 0;
+}
+
+// A followed thread stops running: `next` runs in its place.
+static __always_inline void leaves(__u64 now, struct process of, struct task_struct *prev, struct task_struct *next,
+				   bool preempt)
+{
+	struct absence it = {};
+	__u32 tid = prev->pid;
+	__u64 *woken_at = bpf_map_lookup_elem(&woken, &tid);
+
+	// A wake-up that found it running. One that is younger may be for the sleep that begins now.
+	if (woken_at && *woken_at + SOON < now)
+		bpf_map_delete_elem(&woken, &tid);
+	it.cause = cause_of(of, prev, preempt, &it.detail);
+	if (!it.cause)
+		return;
+	it.time = now;
+	it.cpu = bpf_get_smp_processor_id();
+	if (it.cause == PREEMPTED) {
+		// Nothing else could run: its group must have been held back.
+		if (!next->pid)
+			it.cause = THROTTLED;
+		it.process = next->tgid;
+		it.culprit = next->pid;
+		it.policy = next->policy;
+		it.priority = priority_of(next);
+		bpf_probe_read_kernel_str(it.command, sizeof(it.command), next->comm);
+	}
+	bpf_map_update_elem(&absent, &tid, &it, BPF_ANY);
+}
+
+// A followed thread runs again. It was woken up at `woken`, or was ready all the time if that is 0 or before it left.
+static __always_inline void comes_back(__u64 now, struct process to, struct task_struct *prev, struct task_struct *next,
+				       __u64 woken)
+{
+	__u32 tid = next->pid;
+	struct absence *absence = bpf_map_lookup_elem(&absent, &tid);
+	__u64 ready = now;
+	struct interruption *it;
+	struct cpu *cpu;
+
+	if (woken && (!absence || woken > absence->time))
+		ready = woken;
+	if (absence) {
+		if (ready > absence->time + SHORTEST) {
+			it = begin_telling();
+			if (it) {
+				it->start = absence->time;
+				it->end = ready;
+				it->kind = INTERRUPTION + absence->cause;
+				it->about = to.number;
+				it->subject = to.subject;
+				it->thread = tid;
+				it->detail = absence->detail;
+				it->cpu = absence->cpu;
+				it->process = absence->process;
+				it->culprit = absence->culprit;
+				it->policy = absence->policy;
+				it->priority = absence->priority;
+				__builtin_memcpy(it->command, absence->command, sizeof(it->command));
+				if (absence->cause == PREEMPTED)
+					blame_longest(it, (it->end - it->start) / 2);
+				bpf_ringbuf_submit(it, 0);
+			}
+		}
+		bpf_map_delete_elem(&absent, &tid);
+	}
+	// Then it waited for the thread that ran until now. An idle CPU has no such thread.
+	if (now <= ready + SHORTEST || !prev->pid)
+		return;
+	it = begin_telling();
+	if (!it)
+		return;
+	it->start = ready;
+	it->end = now;
+	it->kind = INTERRUPTION + PREEMPTED;
+	it->about = to.number;
+	it->subject = to.subject;
+	it->thread = tid;
+	it->detail = 0;
+	it->cpu = bpf_get_smp_processor_id();
+	it->process = prev->tgid;
+	it->culprit = prev->pid;
+	it->policy = prev->policy;
+	it->priority = priority_of(prev);
+	__builtin_memset(it->command, 0, sizeof(it->command));
+	bpf_probe_read_kernel_str(it->command, sizeof(it->command), prev->comm);
+	cpu = this_cpu();
+	if (cpu)
+		blame_longest(it, cpu->before);
+	bpf_ringbuf_submit(it, 0);
+}
+
+static __always_inline int interrupt_begins(void)
+{
+	struct cpu *cpu = this_cpu();
+
+	if (cpu && cpu->of.subject)
+		cpu->interrupt = bpf_ktime_get_ns();
+	return 0;
+}
+
+static __always_inline int interrupt_ends(__u32 number, const char *name)
+{
+	struct cpu *cpu = this_cpu();
+	__u64 now;
+
+	if (!cpu || !cpu->of.subject)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (cpu->interrupt && now - cpu->interrupt >= SHORTEST)
+		tell_here(cpu, INTERRUPT, number, cpu->interrupt, now, name);
+	cpu->interrupt = 0;
+	cpu->interrupted = now;
+	return 0;
+}
+
+struct irqaction {
+	const char *name;
+} __attribute__((preserve_access_index));
+
+SEC("tp_btf/irq_handler_entry")
+int BPF_PROG(device_begins)
+{
+	return interrupt_begins();
+}
+
+SEC("tp_btf/irq_handler_exit")
+int BPF_PROG(device_ends, int irq, struct irqaction *action)
+{
+	return interrupt_ends(irq, action->name);
+}
+
+SEC("tp_btf/local_timer_entry")
+int BPF_PROG(timer_begins)
+{
+	return interrupt_begins();
+}
+
+SEC("tp_btf/local_timer_exit")
+int BPF_PROG(timer_ends, int vector)
+{
+	struct cpu *cpu = this_cpu();
+
+	// A thread that polls leaves its CPU for nobody: the tick accounts for what was stolen from it.
+	if (cpu && cpu->of.subject) {
+		__u64 now = bpf_ktime_get_ns(), stolen = stolen_so_far(bpf_get_current_task_btf());
+
+		if (cpu->stolen_at && stolen >= cpu->stolen + STOLEN_SHORTEST && stolen - cpu->stolen <= 0xffffffff)
+			tell_here(cpu, HYPERVISOR, stolen - cpu->stolen, cpu->stolen_at, now, 0);
+		cpu->stolen = stolen;
+		cpu->stolen_at = now;
+	}
+	return interrupt_ends(vector, "LOC");
+}
+
+SEC("tp_btf/reschedule_entry")
+int BPF_PROG(reschedule_begins)
+{
+	return interrupt_begins();
+}
+
+SEC("tp_btf/reschedule_exit")
+int BPF_PROG(reschedule_ends, int vector)
+{
+	return interrupt_ends(vector, "RES");
+}
+
+SEC("tp_btf/call_function_entry")
+int BPF_PROG(call_begins)
+{
+	return interrupt_begins();
+}
+
+SEC("tp_btf/call_function_exit")
+int BPF_PROG(call_ends, int vector)
+{
+	return interrupt_ends(vector, "CAL");
+}
+
+SEC("tp_btf/call_function_single_entry")
+int BPF_PROG(single_call_begins)
+{
+	return interrupt_begins();
+}
+
+SEC("tp_btf/call_function_single_exit")
+int BPF_PROG(single_call_ends, int vector)
+{
+	return interrupt_ends(vector, "CAL");
+}
+
+SEC("tp_btf/softirq_entry")
+int BPF_PROG(softirq_begins)
+{
+	struct cpu *cpu = this_cpu();
+	__u64 now;
+
+	// Most softirqs here are a worker's own: they come without an interrupt, and cost no look at the clock.
+	if (!cpu || !cpu->of.subject || !cpu->interrupted)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (now - cpu->interrupted < SOON)
+		cpu->softirq = now;
+	else
+		cpu->interrupted = 0;
+	return 0;
+}
+
+SEC("tp_btf/softirq_exit")
+int BPF_PROG(softirq_ends, unsigned int number)
+{
+	struct cpu *cpu = this_cpu();
+	__u64 now;
+
+	if (!cpu || !cpu->of.subject || !cpu->softirq)
+		return 0;
+	now = bpf_ktime_get_ns();
+	if (now - cpu->softirq >= SHORTEST)
+		tell_here(cpu, SOFTIRQ, number, cpu->softirq, now, 0);
+	cpu->softirq = 0;
+	// The next one may be the interrupt's, too.
+	cpu->interrupted = now;
+	return 0;
+}
+
+SEC("tp_btf/bpf_trace_printk")
+int BPF_PROG(printing)
+{
+	struct cpu *cpu = this_cpu();
+	__u64 now;
+
+	if (!cpu || !cpu->of.subject)
+		return 0;
+	now = bpf_ktime_get_ns();
+	tell_here(cpu, PRINTK, 0, now, now, 0);
+	return 0;
+}

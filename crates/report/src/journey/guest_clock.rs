@@ -1,0 +1,171 @@
+//! The guest's clock, related to the host's by all probes of a run.
+
+use serde::Serialize;
+
+use super::known_clock::{KnownClock, Relation};
+use super::one_clock::{Bounds, Offset, Unbounded};
+use super::rows::quantile;
+use super::seen::ProbeBursts;
+use super::stamps::Stamp;
+use super::{ANCHOR_NS, DRIFT};
+
+/// Error of a kernel's stamp if its file does not say so, nanoseconds. The agent carries it from `CLOCK_REALTIME` to
+/// `CLOCK_MONOTONIC`, by readings of both.
+const STAMP_NS: u64 = 100;
+/// Largest stamp, nanoseconds: 36 years. Beyond this it is no reading of a clock.
+const STAMP_MAX: u64 = 1 << 60;
+
+/// How the guest's `CLOCK_MONOTONIC` relates to the host's, as outputs show it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct GuestClock {
+    /// What is known of it beside the probes: `clock-page`, `same`, `constant` or `drifting`.
+    pub relation: &'static str,
+    /// Lower end of the interval in which the guest's clock minus the host's lies in the middle of the run, nanoseconds.
+    pub offset_low_ns: i64,
+    /// Its upper end.
+    pub offset_high_ns: i64,
+    /// Median width of the interval over all probes, nanoseconds.
+    pub width_p50_ns: i64,
+    /// The 99th percentile.
+    pub width_p99_ns: i64,
+    /// The guest's clock gains at least this, parts in a million.
+    pub drift_ppm_low: f64,
+    /// It gains at most this.
+    pub drift_ppm_high: f64,
+}
+
+/// The result of relating both clocks.
+#[derive(Debug, Default)]
+pub struct Related {
+    /// The offset of the guest's clock, with its relation's name; `None` if the probes do not bound it.
+    pub clock: Option<(Offset, &'static str)>,
+    /// What did not fit.
+    pub note: Option<&'static str>,
+    /// The middle of the run by the host's clock, nanoseconds.
+    middle: i64,
+}
+
+impl Related {
+    /// Relates the clocks by the bounds of all probes, and by what is known. What the probes contradict is left out.
+    pub fn by(bounds: &Bounds, known: &KnownClock) -> Self {
+        let Some([first, last]) = bounds.span() else { return Self::default() };
+        let middle = first.saturating_add(last.saturating_sub(first) / 2);
+        let mut also = Bounds::default();
+        if known.relation == Relation::Same {
+            also.at_least(first, -ANCHOR_NS);
+            also.at_most(first, ANCHOR_NS);
+        }
+        let mut page = Bounds::default();
+        if let Some(it) = &known.page {
+            it.add_to(&mut also);
+            it.add_to(&mut page);
+        }
+        let drift_max = match known.relation {
+            Relation::Same | Relation::Constant => 0.0,
+            Relation::Drifting => DRIFT,
+        };
+        let name = |relation: Relation| {
+            if known.page.is_some() { "clock-page" } else { relation.name() }
+        };
+        let nothing = Bounds::default();
+        let tries = [
+            (&also, drift_max, name(known.relation), None),
+            (&page, DRIFT, name(Relation::Drifting), Some(NOT_SO_RELATED)),
+            (&nothing, DRIFT, Relation::Drifting.name(), Some(OTHER_PAGE)),
+        ];
+        for (also, drift_max, name, note) in tries {
+            match bounds.solve(also, drift_max) {
+                Ok(offset) => return Self { clock: Some((offset, name)), note, middle },
+                Err(Unbounded::Contradiction) => {}
+                Err(Unbounded::OneSided) => return Self::default(),
+            }
+        }
+        Self { clock: None, note: Some(CONTRADICTION), middle }
+    }
+
+    /// The offset of the guest's clock.
+    pub fn offset(&self) -> Option<&Offset> {
+        self.clock.as_ref().map(|(offset, _)| offset)
+    }
+
+    /// What outputs show. `widths`: of the intervals at all probes, nanoseconds.
+    pub fn shown(&self, mut widths: Vec<i64>) -> Option<GuestClock> {
+        let (offset, relation) = self.clock.as_ref()?;
+        widths.sort_unstable();
+        let interval = offset.at(self.middle);
+        let [drift_ppm_low, drift_ppm_high] = offset.drift().map(|drift| drift * 1e6);
+        Some(GuestClock {
+            relation,
+            offset_low_ns: interval.low,
+            offset_high_ns: interval.high,
+            width_p50_ns: quantile(&widths, 50)?,
+            width_p99_ns: quantile(&widths, 99)?,
+            drift_ppm_low,
+            drift_ppm_high,
+        })
+    }
+}
+
+const NOT_SO_RELATED: &str =
+    "the probes contradict the given --clock-relation; the clocks are taken to drift apart";
+const OTHER_PAGE: &str = "the probes contradict the bounds of --clock, which are left out: they are of another run or guest, or a clock \
+     was set meanwhile";
+const CONTRADICTION: &str = "no offset between the clocks with a constant drift fits all stamps: a clock was set, or the stamps are of another \
+     run; the remainder is not taken apart";
+
+/// A probe's times in the guest, nanoseconds of one clock.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestTimes {
+    /// The driver passed it to the stack.
+    pub received_kernel: Option<i64>,
+    /// The application received it.
+    pub received: i64,
+    /// The application sent it, or sent it back.
+    pub sent: i64,
+    /// The stack passed it to the driver.
+    pub sent_kernel: Option<i64>,
+    /// By how much the kernel's stamps may be wrong.
+    pub kernel_error: i64,
+}
+
+impl GuestTimes {
+    /// The stamps of the guest's agent; `None` if it lacks one of the application's, or if one is no reading of a clock.
+    /// `kernel_error_ns`: by how much those of the kernel may be wrong.
+    pub fn of(stamp: &Stamp, kernel_error_ns: Option<u64>) -> Option<Self> {
+        let time = |ns: u64| (ns <= STAMP_MAX).then_some(ns.cast_signed());
+        Some(Self {
+            received_kernel: stamp.received_kernel.and_then(time),
+            received: time(stamp.received?)?,
+            sent: time(stamp.sent)?,
+            sent_kernel: stamp.sent_kernel.and_then(time),
+            kernel_error: time(kernel_error_ns.unwrap_or(STAMP_NS))?,
+        })
+    }
+
+    /// The first stamp on the way in.
+    pub fn arrived(&self) -> i64 {
+        self.received_kernel.unwrap_or(self.received)
+    }
+
+    /// Adds the bounds of the guest's clock minus the host's that follow from this probe: the guest did not have it before
+    /// it was published, and the daemon did not see it before it was sent.
+    pub fn bound(&self, bursts: &ProbeBursts, bounds: &mut Bounds) {
+        let kernel = self.received_kernel.map_or(i64::MAX, |ns| ns + self.kernel_error);
+        let published = bursts.rx.visible_from();
+        bounds.at_most(published, self.received.min(kernel).saturating_sub(published));
+        let kernel = self.sent_kernel.map_or(i64::MIN, |ns| ns - self.kernel_error);
+        let seen = bursts.tx.visible_until();
+        bounds.at_least(seen, self.sent.max(kernel).saturating_sub(seen));
+    }
+
+    /// The same times by the host's clock, with these offsets on the way in and on the way out, nanoseconds.
+    pub fn on_host(&self, [into, out]: [i64; 2]) -> Self {
+        Self {
+            received_kernel: self.received_kernel.map(|ns| ns.saturating_sub(into)),
+            received: self.received.saturating_sub(into),
+            sent: self.sent.saturating_sub(out),
+            sent_kernel: self.sent_kernel.map(|ns| ns.saturating_sub(out)),
+            kernel_error: self.kernel_error,
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Faults that are planted from outside the daemon, and the cause that `ringscope why` names first.
+//!
+//! Nothing in the daemon helps: the faults are signals, scheduling, control groups, queueing disciplines and BPF programs of
+//! the host. Each fault lies in a recording of its own. There are as many recordings without a fault.
+//!
+//! - `kind`: the kinds of fault, and the one table of the answers that name them.
+//! - `answer`: what `ringscope why` says.
+//! - `score`: how many answers are right.
+//! - `faults`: the faults themselves; `quota`, `hog`, `storm`, `starving`: those that need more.
+//! - `undo`: each fault ends when its value is dropped.
+//! - `scene`: daemon, guest and traffic.
+//! - `run`: one recording after the other.
+
+mod answer;
+mod faults;
+mod hog;
+mod kind;
+mod quota;
+mod run;
+mod scene;
+mod score;
+mod starving;
+mod storm;
+mod undo;
+
+pub use answer::Answer;
+pub use kind::{Accepted, Kind, Setting};
+pub use run::{Plan, run};
+pub use scene::GuestKind;
+pub use score::{Outcome, Score};
