@@ -31,12 +31,29 @@ pub fn start(outside: &Outside, keys: &str, arguments: &[&str]) -> (TempDir, Dae
 /// If it cannot be built.
 #[must_use]
 pub fn passing_program(directory: &Path, messages: u32) -> String {
-    let object = directory.join(format!("printk{messages}.o")).display().to_string();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/printk.bpf.c");
+    let object = directory.join(format!("printk{messages}.o"));
+    compile(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/printk.bpf.c"),
+        &object,
+        &[&format!("-DMESSAGES={messages}")],
+    )
+}
+
+/// Compiles an XDP program that works for some tens of microseconds on each packet, and lets it pass. Returns its object file.
+///
+/// # Panics
+/// If it does not compile.
+#[must_use]
+pub fn burning_program(directory: &Path) -> String {
+    compile(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/burn.bpf.c"), &directory.join("burn.o"), &[])
+}
+
+fn compile(source: &str, object: &Path, flags: &[&str]) -> String {
+    let object = object.display().to_string();
     let headers = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
     let output = Command::new("clang")
         .args(["-O2", "-g", "-target", "bpf", "-c", source, "-o", &object, &headers])
-        .arg(format!("-DMESSAGES={messages}"))
+        .args(flags)
         .output()
         .expect("clang (qemu-scripts/setup)");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -8,6 +8,7 @@
 //! - `score`: how many answers are right.
 //! - `faults`: the faults themselves; `quota`, `hog`, `storm`, `starving`: those that need more.
 //! - `undo`: each fault ends when its value is dropped.
+//! - `witness`, `others`: whether the hypervisor or another program disturbed a recording. Then it is made again.
 //! - `scene`: daemon, guest and traffic.
 //! - `run`: one recording after the other.
 
@@ -15,6 +16,7 @@ mod answer;
 mod faults;
 mod hog;
 mod kind;
+mod others;
 mod quota;
 mod run;
 mod scene;
@@ -22,6 +24,7 @@ mod score;
 mod starving;
 mod storm;
 mod undo;
+mod witness;
 
 pub use answer::Answer;
 pub use kind::{Accepted, Kind, Setting};

@@ -9,7 +9,7 @@ use lab::command::Stop;
 use ringscope_tests::planted::{GuestKind, Plan, run};
 use ringscope_tests::qemu::Failure;
 
-const PLAN: Plan = Plan { faults: 60, seed: 1, guest: GuestKind::Uml };
+const PLAN: Plan = Plan { faults: 60, seed: 1, guest: GuestKind::Uml, keep: None };
 /// Least share of faults that are named. By chance it would be one in fourteen.
 const ACCURACY: f64 = 0.35;
 /// By how much it is less, at least, when worker and front end are taken for each other.

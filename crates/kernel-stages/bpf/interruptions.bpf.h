@@ -68,19 +68,25 @@ struct {
 	__type(value, struct absence);
 } absent SEC(".maps");
 
-// A thread that ran on a CPU, and when.
+// A thread that ran on a CPU, and when. What took less than LONG in between does not end it.
 struct stint {
 	__u64 start;
 	__u64 end;
+	// How much of it went to softirqs, ns, and the number of the latest. They belong to no thread.
+	__u64 served;
+	__u32 softirq;
 	__u32 process;
 	__u32 thread;
 	__u32 policy;
 	__u32 priority;
+	__u32 unused;
 	char command[16];
 };
 
 // Shorter stints are not kept, ns.
 #define LONG 50000
+// Stints that are kept, a power of two.
+#define STINTS 8
 
 // What a CPU does.
 struct cpu {
@@ -88,8 +94,9 @@ struct cpu {
 	__u64 since;
 	// How long the thread before that ran.
 	__u64 before;
-	// The longest stint of late: one that is over for longer than it took gives way to any other.
-	struct stint longest;
+	// The last stints, in a circle, and the number of the latest.
+	struct stint stints[STINTS];
+	__u64 latest;
 	// The followed thread that runs on it, if one does.
 	struct process of;
 	__u32 thread;
@@ -99,9 +106,17 @@ struct cpu {
 	__u64 softirq;
 	// When the last interrupt, or softirq after it, ended; 0 if that was long ago.
 	__u64 interrupted;
+	// Time that softirqs took of the current stint of a thread that is not followed, or of idling, ns, and of the one before.
+	__u64 served;
+	__u64 served_before;
+	__u64 softirq_number;
 	// Stolen time that is accounted for, and when that was.
 	__u64 stolen;
 	__u64 stolen_at;
+	// The latest theft of some length, which lay within this time.
+	__u64 theft_start;
+	__u64 theft_end;
+	__u64 theft;
 };
 
 struct {
@@ -176,11 +191,16 @@ static __always_inline void account_stolen(__u64 now, struct process of, struct 
 	since = cpu->stolen_at;
 	cpu->stolen = stolen;
 	cpu->stolen_at = now;
-	if (!of.subject || !since || stolen < before + STOLEN_SHORTEST)
+	if (!since || stolen < before + STOLEN_SHORTEST)
 		return;
 	stolen -= before;
 	if (stolen > 0xffffffff)
 		stolen = 0xffffffff;
+	cpu->theft_start = since;
+	cpu->theft_end = now;
+	cpu->theft = stolen;
+	if (!of.subject)
+		return;
 	cpu->of = of;
 	cpu->thread = task->pid;
 	tell_here(cpu, HYPERVISOR, stolen, since, now, 0);
@@ -209,7 +229,7 @@ static __always_inline __u32 priority_of(struct task_struct *task)
 static __always_inline void ran(__u64 now, struct task_struct *prev)
 {
 	struct cpu *cpu = this_cpu();
-	struct stint *longest;
+	struct stint *stint;
 	__u64 start;
 
 	if (!cpu)
@@ -217,39 +237,83 @@ static __always_inline void ran(__u64 now, struct task_struct *prev)
 	start = cpu->since;
 	cpu->since = now;
 	cpu->before = now - start;
-	longest = &cpu->longest;
+	cpu->served_before = cpu->served;
+	cpu->served = 0;
 	if (!start || !prev->pid || now - start < LONG)
 		return;
-	if (now - start < longest->end - longest->start && start < longest->end + (longest->end - longest->start))
+	stint = &cpu->stints[cpu->latest & (STINTS - 1)];
+	if (stint->thread == prev->pid && start < stint->end + LONG) {
+		stint->end = now;
+		stint->served += cpu->served_before;
 		return;
-	longest->start = start;
-	longest->end = now;
-	longest->process = prev->tgid;
-	longest->thread = prev->pid;
-	longest->policy = prev->policy;
-	longest->priority = priority_of(prev);
-	bpf_probe_read_kernel_str(longest->command, sizeof(longest->command), prev->comm);
+	}
+	cpu->latest++;
+	stint = &cpu->stints[cpu->latest & (STINTS - 1)];
+	stint->start = start;
+	stint->end = now;
+	stint->served = cpu->served_before;
+	stint->softirq = cpu->softirq_number;
+	stint->process = prev->tgid;
+	stint->thread = prev->pid;
+	stint->policy = prev->policy;
+	stint->priority = priority_of(prev);
+	bpf_probe_read_kernel_str(stint->command, sizeof(stint->command), prev->comm);
 }
 
-// Blames the longest stint on this CPU for a wait, if it took more of it than `least`: others may have run before or after it.
-static __always_inline void blame_longest(struct interruption *it, __u64 least)
+// Nobody is blamed by name.
+static __always_inline void blame_cause(struct interruption *it, __u32 cause, __u32 detail)
 {
-	struct cpu *cpu = this_cpu();
-	struct stint *longest;
-	__u64 start, end;
+	it->kind = INTERRUPTION + cause;
+	it->detail = detail;
+	it->process = 0;
+	it->culprit = 0;
+	it->policy = 0;
+	it->priority = 0;
+	__builtin_memset(it->command, 0, sizeof(it->command));
+}
 
-	if (!cpu)
+// Blames the stint on this CPU that took most of a wait, if that is more than `least`: others may have run before or after it.
+static __always_inline void blame_longest(struct interruption *it, struct cpu *cpu, __u64 least)
+{
+	struct stint *longest = 0;
+	int n;
+
+	for (n = 0; n < STINTS; n++) {
+		struct stint *stint = &cpu->stints[n];
+		__u64 start = stint->start > it->start ? stint->start : it->start;
+		__u64 end = stint->end < it->end ? stint->end : it->end;
+
+		if (end > start && end - start > least) {
+			longest = stint;
+			least = end - start;
+		}
+	}
+	if (!longest)
 		return;
-	longest = &cpu->longest;
-	start = longest->start > it->start ? longest->start : it->start;
-	end = longest->end < it->end ? longest->end : it->end;
-	if (end <= start || end - start <= least)
+	if (longest->served > (longest->end - longest->start) / 2) {
+		blame_cause(it, SOFTIRQ, longest->softirq);
 		return;
+	}
 	it->process = longest->process;
 	it->culprit = longest->thread;
 	it->policy = longest->policy;
 	it->priority = longest->priority;
 	__builtin_memcpy(it->command, longest->command, sizeof(it->command));
+}
+
+// A wait for a thread that had this CPU is the hypervisor's or a softirq's, if that took most of it away from that thread.
+// Returns whether it is.
+static __always_inline bool blame_what_ran_on_top(struct interruption *it, struct cpu *cpu)
+{
+	__u64 wait = it->end - it->start;
+
+	if (cpu->theft_end > it->start && cpu->theft > wait / 2)
+		blame_cause(it, HYPERVISOR, cpu->theft < wait ? cpu->theft : wait);
+	else if (cpu->served_before > SHORTEST && cpu->served_before > wait / 2)
+		blame_cause(it, SOFTIRQ, cpu->softirq_number);
+	else
+		return false;
+	return true;
 }
 
 static __always_inline bool is_throttled(struct task_struct *task)
@@ -359,10 +423,12 @@ static __always_inline void comes_back(__u64 now, struct process to, struct task
 {
 	__u32 tid = next->pid;
 	struct absence *absence = bpf_map_lookup_elem(&absent, &tid);
+	struct cpu *cpu = this_cpu();
 	__u64 ready = now;
 	struct interruption *it;
-	struct cpu *cpu;
 
+	if (!cpu)
+		return;
 	if (woken && (!absence || woken > absence->time))
 		ready = woken;
 	if (absence) {
@@ -382,36 +448,40 @@ static __always_inline void comes_back(__u64 now, struct process to, struct task
 				it->policy = absence->policy;
 				it->priority = absence->priority;
 				__builtin_memcpy(it->command, absence->command, sizeof(it->command));
-				if (absence->cause == PREEMPTED)
-					blame_longest(it, (it->end - it->start) / 2);
+				if (absence->cause == PREEMPTED && !blame_what_ran_on_top(it, cpu))
+					blame_longest(it, cpu, LONG);
 				bpf_ringbuf_submit(it, 0);
 			}
 		}
 		bpf_map_delete_elem(&absent, &tid);
 	}
-	// Then it waited for the thread that ran until now. An idle CPU has no such thread.
-	if (now <= ready + SHORTEST || !prev->pid)
+	// Then it waited for the thread that ran until now, or for what ran on top of that.
+	if (now <= ready + SHORTEST)
 		return;
 	it = begin_telling();
 	if (!it)
 		return;
+	__builtin_memset(it, 0, sizeof(*it));
 	it->start = ready;
 	it->end = now;
-	it->kind = INTERRUPTION + PREEMPTED;
 	it->about = to.number;
 	it->subject = to.subject;
 	it->thread = tid;
-	it->detail = 0;
 	it->cpu = bpf_get_smp_processor_id();
-	it->process = prev->tgid;
-	it->culprit = prev->pid;
-	it->policy = prev->policy;
-	it->priority = priority_of(prev);
-	__builtin_memset(it->command, 0, sizeof(it->command));
-	bpf_probe_read_kernel_str(it->command, sizeof(it->command), prev->comm);
-	cpu = this_cpu();
-	if (cpu)
-		blame_longest(it, cpu->before);
+	if (!blame_what_ran_on_top(it, cpu)) {
+		// An idle CPU has no thread that runs.
+		if (!prev->pid) {
+			bpf_ringbuf_discard(it, 0);
+			return;
+		}
+		it->kind = INTERRUPTION + PREEMPTED;
+		it->process = prev->tgid;
+		it->culprit = prev->pid;
+		it->policy = prev->policy;
+		it->priority = priority_of(prev);
+		bpf_probe_read_kernel_str(it->command, sizeof(it->command), prev->comm);
+		blame_longest(it, cpu, cpu->before);
+	}
 	bpf_ringbuf_submit(it, 0);
 }
 
@@ -520,11 +590,11 @@ int BPF_PROG(softirq_begins)
 	struct cpu *cpu = this_cpu();
 	__u64 now;
 
-	// Most softirqs here are a worker's own: they come without an interrupt, and cost no look at the clock.
-	if (!cpu || !cpu->of.subject || !cpu->interrupted)
+	// Most softirqs of a followed thread are its own work: they come without an interrupt, and cost no look at the clock.
+	if (!cpu || (cpu->of.subject && !cpu->interrupted))
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (now - cpu->interrupted < SOON)
+	if (!cpu->of.subject || now - cpu->interrupted < SOON)
 		cpu->softirq = now;
 	else
 		cpu->interrupted = 0;
@@ -535,14 +605,20 @@ SEC("tp_btf/softirq_exit")
 int BPF_PROG(softirq_ends, unsigned int number)
 {
 	struct cpu *cpu = this_cpu();
-	__u64 now;
+	__u64 now, start;
 
-	if (!cpu || !cpu->of.subject || !cpu->softirq)
+	if (!cpu || !cpu->softirq)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (now - cpu->softirq >= SHORTEST)
-		tell_here(cpu, SOFTIRQ, number, cpu->softirq, now, 0);
+	start = cpu->softirq;
 	cpu->softirq = 0;
+	if (!cpu->of.subject) {
+		cpu->served += now - start;
+		cpu->softirq_number = number;
+		return 0;
+	}
+	if (now - start >= SHORTEST)
+		tell_here(cpu, SOFTIRQ, number, start, now, 0);
 	// The next one may be the interrupt's, too.
 	cpu->interrupted = now;
 	return 0;

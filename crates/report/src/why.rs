@@ -113,7 +113,7 @@ pub struct Group {
     pub cpu: u16,
     /// Number of slow bursts, frames and turns.
     pub count: u64,
-    /// Their time above the median of their kind, nanoseconds.
+    /// Their packets' time above the median of their kind, nanoseconds: a burst's time counts for each of its packets.
     pub time_ns: u64,
     /// The stage in which most of that time fell; empty where it is none.
     pub stage: &'static str,
@@ -140,7 +140,7 @@ pub struct Why {
     pub over_ns: u64,
     /// Number of slow bursts, frames and turns.
     pub slow: u64,
-    /// Their time above the median of their kind, nanoseconds.
+    /// Their packets' time above the median of their kind, nanoseconds.
     pub slow_ns: u64,
     /// Whether interruptions were measured: `on`, or why not; `None` if nobody asked for it.
     pub interruptions: Option<String>,
@@ -167,7 +167,7 @@ impl Why {
         units.each_slow(source, |unit| {
             let Some(verdict) = judge.of(unit) else { return };
             slow += 1;
-            slow_ticks = slow_ticks.saturating_add(verdict.excess);
+            slow_ticks = slow_ticks.saturating_add(unit.of_packets(verdict.excess));
             let lost_ns = rate.ns(verdict.lost);
             let example = units.example(unit, lost_ns);
             let group = groups.entry(Key::of(&verdict)).or_insert_with(|| Group {
@@ -204,7 +204,7 @@ impl Group {
     /// Adds a slow unit. The example is the slowest.
     fn add(&mut self, verdict: &Verdict, unit: &Slow, example: Example, rate: TickRate) {
         self.count += 1;
-        self.time_ns = self.time_ns.saturating_add(rate.ns(verdict.excess));
+        self.time_ns = self.time_ns.saturating_add(rate.ns(unit.of_packets(verdict.excess)));
         if self.count == 1 || example.total_ns > self.example.total_ns {
             (self.example, self.detail, self.cpu) = (example, verdict.detail, verdict.cpu);
             self.culprit = verdict.culprit;

@@ -1,7 +1,8 @@
 //! The program behind `tests/bench/attribution`, which describes it.
 //!
-//!     planted FAULTS SEED GUEST text|json
+//!     planted FAULTS SEED GUEST text|json [DIR]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use signal_hook::flag::register;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((plan, is_json)) = parse(&arguments) else {
-        eprintln!("planted: expected FAULTS SEED uml|qemu text|json, found {arguments:?}");
+        eprintln!("planted: expected FAULTS SEED uml|qemu text|json [DIR], found {arguments:?}");
         return ExitCode::from(2);
     };
     let stop = Stop::default();
@@ -43,11 +44,13 @@ fn main() -> ExitCode {
 }
 
 fn parse(arguments: &[String]) -> Option<(Plan, bool)> {
+    let (arguments, keep) = arguments.split_at_checked(4)?;
     let [faults, seed, guest, form] = arguments else { return None };
     let plan = Plan {
         faults: faults.parse().ok().filter(|&faults| faults > 0)?,
         seed: seed.parse().ok()?,
         guest: GuestKind::named(guest)?,
+        keep: keep.first().map(PathBuf::from),
     };
     let is_json = match form.as_str() {
         "text" => false,

@@ -7,8 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{sleep, spawn};
-use std::time::Duration;
+use std::thread::spawn;
 
 use lab::outside::Outside;
 use nix::sys::ptrace;
@@ -22,8 +21,6 @@ use crate::sys::page_out;
 
 /// The token bucket: about 230 probes a second, after the first 15. Of 1000 that come, most wait.
 const TOKEN_BUCKET: &str = "tbf rate 200kbit burst 1600 latency 1s";
-/// Time between two evictions.
-const EVICTED_EVERY: Duration = Duration::from_millis(10);
 /// File system in memory (include/uapi/linux/magic.h).
 const TMPFS_MAGIC: i128 = 0x0102_1994;
 
@@ -114,7 +111,6 @@ pub fn evict(process: u32) -> Result<Undo, Failure> {
     let seen = Arc::clone(&is_over);
     let thread = spawn(move || -> io::Result<()> {
         while !seen.load(Ordering::Relaxed) {
-            sleep(EVICTED_EVERY);
             page_out(process, &ranges)?;
         }
         Ok(())

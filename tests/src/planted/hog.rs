@@ -12,7 +12,7 @@ use crate::qemu::Failure;
 /// Its name, by which it is to be recognised.
 pub const NAME: &str = "planted-hog";
 /// Its priority in `SCHED_FIFO`.
-const PRIORITY: &str = "50";
+pub const PRIORITY: u32 = 50;
 
 /// A thread that waits for its next CPU.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ impl Hog {
     pub fn start() -> Result<Self, Failure> {
         let (orders, next) = channel::<Order>();
         let thread = Builder::new().name(NAME.to_owned()).spawn(move || {
-            set_policy(&["--fifo", "--pid", PRIORITY]);
+            set_policy(&["--fifo", "--pid", &PRIORITY.to_string()]);
             for (cpu, lasts, done) in next {
                 run_on(cpu);
                 let begun = Instant::now();

@@ -1,15 +1,20 @@
 //! One recording after the other, each with a fault or without.
 
+use std::fs;
+use std::ops::Range;
+use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use lab::command::Stop;
 
 use super::answer::Answer;
 use super::kind::{Kind, Setting};
-use super::scene::{GuestKind, Scene, obstacle};
+use super::others::Others;
+use super::scene::{CPUS, GuestKind, Scene, obstacle};
 use super::score::{Outcome, Score};
+use super::witness::Witness;
 use crate::qemu::Failure;
 
 /// When a fault begins, after the beginning of its recording, milliseconds.
@@ -18,9 +23,13 @@ const BEGINS_MS: std::ops::Range<u64> = 80..150;
 const SCENE_MAX: usize = 500;
 /// Time that traffic has to recover from a fault.
 const RECOVERED: Duration = Duration::from_millis(50);
+/// A program that has nothing to do with the recording disturbs it if it runs this long.
+const OTHERS: Duration = Duration::from_millis(2);
+/// Attempts to make a recording that nothing but the fault disturbs.
+const ATTEMPTS: u32 = 12;
 
 /// What is planted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     /// Number of faults. There will be as many recordings without one.
     pub faults: usize,
@@ -28,6 +37,8 @@ pub struct Plan {
     pub seed: u64,
     /// What the guest runs in.
     pub guest: GuestKind,
+    /// Where recordings with a wrong answer are kept, if they are.
+    pub keep: Option<PathBuf>,
 }
 
 /// A recording that is to be made.
@@ -63,12 +74,20 @@ pub fn run(
     let same = trials.chunk_by(|a, b| a.setting == b.setting);
     for same in same.flat_map(|same| same.chunks(SCENE_MAX)) {
         let scene = Scene::start(same[0].setting, plan.guest)?;
+        let witness = Witness::start(&CPUS)?;
         for trial in same {
-            if stop.is_set() {
-                return Err("interrupted".into());
+            let outcome = undisturbed(&scene, &witness, trial, stop, &mut score.disturbed)
+                .map_err(|error| format!("{trial:?}: {error}"))?;
+            let Some(outcome) = outcome else {
+                score.given_up += 1;
+                continue;
+            };
+            if let (Some(place), false) = (&plan.keep, outcome.is_right()) {
+                let kind = outcome.fault.map_or("no fault", Kind::name).replace(' ', "-");
+                let name = format!("{:04}-{kind}.rec", score.outcomes.len());
+                fs::copy(scene.file(), place.join(name))?;
             }
-            let outcome = play(&scene, trial);
-            score.outcomes.push(outcome.map_err(|error| format!("{trial:?}: {error}"))?);
+            score.outcomes.push(outcome);
             tell(&score, trials.len());
         }
     }
@@ -91,18 +110,56 @@ fn trials(plan: &Plan, kinds: &[Kind]) -> Vec<Trial> {
     trials
 }
 
-fn play(scene: &Scene, trial: &Trial) -> Result<Outcome, Failure> {
+/// Makes a recording again and again until the witness has seen no disturbance besides the fault. Counts those that were
+/// disturbed. Gives up after some.
+fn undisturbed(
+    scene: &Scene,
+    witness: &Witness,
+    trial: &Trial,
+    stop: &Stop,
+    disturbed: &mut u64,
+) -> Result<Option<Outcome>, Failure> {
+    for _ in 0..ATTEMPTS {
+        if stop.is_set() {
+            return Err("interrupted".into());
+        }
+        scene.await_traffic()?;
+        let own = scene.processes()?;
+        let before = Others::without(&own);
+        witness.forget();
+        let (outcome, planted) = play(scene, trial)?;
+        let others = Others::without(&own).most_since(&before);
+        // Interrupts that are planted hold up the witness, too.
+        let is_planted = |at| {
+            trial.fault == Some(Kind::InterruptStorm)
+                && planted.as_ref().is_some_and(|it| it.contains(&at))
+        };
+        let is_disturbed = witness.gaps().iter().any(|gap| !is_planted(gap.start));
+        if !is_disturbed && others < OTHERS {
+            return Ok(Some(outcome));
+        }
+        *disturbed += 1;
+    }
+    Ok(None)
+}
+
+/// Makes a recording. Returns what is said of it, and when the fault was there.
+fn play(scene: &Scene, trial: &Trial) -> Result<(Outcome, Option<Range<Instant>>), Failure> {
     let recording = scene.record()?;
+    let mut when = None;
     if let Some(kind) = trial.fault {
         sleep(trial.begins);
+        let begun = Instant::now();
         let planted = scene.plant(kind, trial.lasts)?;
         sleep(trial.lasts);
         planted.now()?;
+        when = Some(begun..Instant::now());
     }
     let said = recording.wait()?;
     let why = scene.why().map_err(|error| format!("{error}; the recording said: {said}"))?;
     sleep(RECOVERED);
-    Ok(Outcome { fault: trial.fault, lasts: trial.lasts, answer: Answer::first(&why)? })
+    let answer = Answer::first(&why)?;
+    Ok((Outcome { fault: trial.fault, lasts: trial.lasts, answer }, when))
 }
 
 #[cfg(test)]
@@ -112,7 +169,7 @@ mod tests {
     #[test]
     fn the_seed_determines_as_many_recordings_with_a_fault_as_without() {
         let kinds: Vec<_> = Kind::all().collect();
-        let plan = |seed| Plan { faults: 60, seed, guest: GuestKind::Uml };
+        let plan = |seed| Plan { faults: 60, seed, guest: GuestKind::Uml, keep: None };
         let first = trials(&plan(1), &kinds);
         assert_eq!(first, trials(&plan(1), &kinds));
         assert_ne!(first, trials(&plan(2), &kinds));

@@ -23,14 +23,14 @@ use super::starving::StarvingGuest;
 use super::storm::Storm;
 use super::undo::Undo;
 use super::{faults, quota};
-use crate::af_xdp::passing_program;
+use crate::af_xdp::{burning_program, passing_program};
 use crate::daemon::{Daemon, program};
 use crate::eventually::{eventually, when};
 use crate::qemu::{Failure, GUEST, Place, SOON, said};
 use crate::recording::RecordCommand;
 
 /// The worker's CPU, and the other one.
-const CPUS: [usize; 2] = [0, 1];
+pub const CPUS: [usize; 2] = [0, 1];
 /// UDP port of the probes.
 const PORT: &str = "7010";
 /// Number of probes: for half an hour.
@@ -41,12 +41,14 @@ const MEMORY_MIB: u32 = 512;
 const NAME: &str = "vm0";
 /// Packets after which traffic is flowing.
 const FLOWING: u64 = 1000;
+/// More packets after which it still is.
+const STILL_FLOWING: u64 = 10;
 /// Debug messages of an XDP program for each frame: a few milliseconds.
-const MESSAGES: u32 = 2000;
+const MESSAGES: u32 = 12_000;
 /// Time of a recording.
 const RECORDED_SECONDS: &str = "0.45";
-/// What takes longer is slow. The shortest faults last 5 ms, and a guest in User Mode Linux now and then takes 2 ms by itself.
-const OVER: &str = "3ms";
+/// What takes longer is slow. An emulated guest now and then takes 5 ms by itself.
+const OVER: &str = "8ms";
 
 /// What the guest runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,11 +122,13 @@ impl Scene {
             Setting::GuestAsks => guest_asks(directory.path(), guest)?,
         };
         let storm = match setting {
-            Setting::GuestAnswers => Some(Storm::prepare(CPUS[1], CPUS[0])?),
+            Setting::GuestAnswers => {
+                Some(Storm::prepare(CPUS[1], CPUS[0], &burning_program(directory.path()))?)
+            }
             _ => None,
         };
         let scene = Self { hog: Hog::start()?, storm, world, directory };
-        scene.await_traffic()?;
+        scene.await_packets(FLOWING)?;
         Ok(scene)
     }
 
@@ -136,11 +140,37 @@ impl Scene {
         }
     }
 
-    fn await_traffic(&self) -> Result<(), Failure> {
+    /// Waits until traffic flows both ways.
+    ///
+    /// # Errors
+    /// If there is no daemon.
+    ///
+    /// # Panics
+    /// If no traffic comes.
+    pub fn await_traffic(&self) -> Result<(), Failure> {
+        self.await_packets(STILL_FLOWING)
+    }
+
+    /// All that takes part: this one, the daemon, the guest and the outside host's program.
+    ///
+    /// # Errors
+    /// If there is no daemon.
+    pub fn processes(&self) -> Result<Vec<u32>, Failure> {
+        let daemon = self.daemon()?;
+        let mut processes = vec![std::process::id(), daemon.pid()];
+        if let World::Kernel { peer, .. } = &self.world {
+            processes.push(peer.pid());
+            processes.extend(daemon.reader()?.front_end());
+        }
+        Ok(processes)
+    }
+
+    fn await_packets(&self, more: u64) -> Result<(), Failure> {
         let reader = self.daemon()?.reader()?;
+        let [rx, tx] = [0, 1].map(|ring| reader.totals(ring).packets + more);
         eventually(SOON, "traffic both ways", || {
-            let [rx, tx] = [0, 1].map(|ring| reader.totals(ring).packets);
-            when(rx.min(tx) > FLOWING, format!("{rx} packets to the guest, {tx} from it"))
+            let now = [0, 1].map(|ring| reader.totals(ring).packets);
+            when(now[0] > rx && now[1] > tx, format!("{now:?} packets, not {rx} and {tx}"))
         });
         Ok(())
     }
@@ -166,7 +196,8 @@ impl Scene {
         Ok(RecordCommand::start(run_dir, &self.file(), &arguments)?)
     }
 
-    fn file(&self) -> PathBuf {
+    /// The latest recording.
+    pub fn file(&self) -> PathBuf {
         self.directory.path().join("fault.rec")
     }
 
@@ -260,7 +291,8 @@ fn guest_answers(directory: &Path, guest: GuestKind) -> Result<World, Failure> {
 
 /// `ringscope record` follows the far end by kernel stages of its own.
 fn guest_asks(directory: &Path, guest: GuestKind) -> Result<World, Failure> {
-    let mut place = place(guest, CPUS[0], &[])?;
+    // It shares its CPU with the guest, which must not take that away.
+    let mut place = place(guest, CPUS[0], &["--sched", "fifo:10"])?;
     let mut echo = place.outside.command("taskset");
     echo.arg("-c").arg(CPUS[1].to_string()).arg(program("ringscope")?);
     echo.args(["agent", "udp-echo", "--bind", &format!("0.0.0.0:{PORT}")]);

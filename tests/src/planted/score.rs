@@ -46,6 +46,10 @@ impl Outcome {
 pub struct Score {
     /// Each recording, in their order.
     pub outcomes: Vec<Outcome>,
+    /// Recordings that were made again because something else had disturbed them.
+    pub disturbed: u64,
+    /// Faults and stretches without one of which every recording was disturbed.
+    pub given_up: u64,
     /// The kinds that cannot be planted here, with the reason.
     pub left_out: Vec<(Kind, String)>,
 }
@@ -161,6 +165,11 @@ impl Score {
             text,
             "false alarms  {rate:.1} %: {alarms} of {stretches} recordings without a fault"
         );
+        let _ = writeln!(
+            text,
+            "made again    {}: the hypervisor or another program had taken a CPU away meanwhile; given up {}",
+            self.disturbed, self.given_up
+        );
         for (kind, reason) in &self.left_out {
             let _ = writeln!(text, "left out      {}: {reason}", kind.name());
         }
@@ -198,6 +207,8 @@ impl Score {
             "accuracy": self.accuracy(),
             "without_fault": self.of(None).len(),
             "false_alarms": self.false_alarms(),
+            "made_again": self.disturbed,
+            "given_up": self.given_up,
             "matrix": self.rows().iter().map(row).collect::<Vec<_>>(),
             "wrong": self.outcomes.iter().filter(is_wrong).map(wrong).collect::<Vec<_>>(),
             "left_out": self.left_out.iter().map(left_out).collect::<Vec<_>>(),

@@ -26,17 +26,18 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// Makes the wire. Packets will be sent on the CPU `from`, and handled on the CPU `to`.
+    /// Makes the wire. Packets will be sent on the CPU `from`, and handled on the CPU `to`, each also by this XDP program.
     ///
     /// # Errors
     /// If the system refuses.
-    pub fn prepare(from: usize, to: usize) -> Result<Self, Failure> {
+    pub fn prepare(from: usize, to: usize, program: &str) -> Result<Self, Failure> {
         let outside = Outside::on_wire("storm", 1)?;
         let address = format!("{FROM}/30");
         said(Command::new("ip").args(["address", "add", &address, "dev", outside.wire()]))?;
         // Receive packet steering (Documentation/networking/scaling.rst).
         let steer = format!("echo {:x} >/sys/class/net/eth0/queues/rx-0/rps_cpus", 1_u64 << to);
         outside.exec(&format!("ip address add {TO}/30 dev eth0 && {steer}"))?;
+        outside.exec(&format!("ip link set dev eth0 xdpgeneric object {program} section xdp"))?;
         let socket = UdpSocket::bind((FROM, 0))?;
         // Nobody listens on the port for discarding.
         socket.connect((TO, 9))?;

@@ -1,7 +1,8 @@
 //! The cause of one slow burst, frame or turn.
 //!
 //! First the interruptions of those who had to act in that time: if one of them took a good part of what is slow, it is the
-//! cause. Then those just before: what waited meanwhile is served late. Then the stage that took longest.
+//! cause. But if a much longer one has just ended, then that one is: what waited meanwhile is served late, and all at once.
+//! Then the stage that took longest.
 
 use std::collections::HashMap;
 
@@ -55,8 +56,11 @@ impl<'u> Judge<'u> {
     /// The cause; `None` for a frame in the host that is slow because its worker was interrupted, which its burst shows.
     pub fn of(&self, unit: &Slow) -> Option<Verdict> {
         let excess = unit.total().saturating_sub(self.units.median(unit));
-        let by = self.interruption_within(unit, excess);
-        let by = by.or_else(|| self.interruption_before(unit, excess));
+        let within = self.interruption_within(unit, excess);
+        let before = self.interruption_before(unit, excess);
+        // What a long interruption held up comes all at once, and keeps the next one busy.
+        let is_longer = |it: &Sum| within.as_ref().is_none_or(|within| it.lost / 2 > within.lost);
+        let by = before.filter(is_longer).or(within);
         if let Some(Sum { longest, lost }) = by {
             let is_frame = matches!(unit.kind, Kind::Frame(_));
             return (!is_frame).then(|| Verdict {

@@ -66,7 +66,7 @@ fn head(why: &Why) -> String {
     };
     if why.slow > 0 {
         let took = time(why.slow_ns as f64);
-        let _ = writeln!(text, "they took {took} longer than the median of their kind");
+        let _ = writeln!(text, "their packets took {took} longer than the median of their kind");
     }
     text
 }

@@ -53,6 +53,8 @@ pub struct Slow {
     pub direction: Direction,
     pub ring: u16,
     pub sequence: u64,
+    /// Number of packets that took this time: those of the burst, otherwise one.
+    pub packets: u16,
     /// The worker that took part last.
     pub worker: Subject,
     /// When it began and ended, ticks.
@@ -65,6 +67,11 @@ pub struct Slow {
 impl Slow {
     pub const fn total(&self) -> u64 {
         self.to.saturating_sub(self.from)
+    }
+
+    /// A time of the unit, taken once for each packet.
+    pub fn of_packets(&self, ticks: u64) -> u64 {
+        ticks.saturating_mul(self.packets.into())
     }
 }
 
@@ -238,6 +245,7 @@ impl Units {
                     direction,
                     ring: u16::from(direction == Direction::Tx),
                     sequence: 0,
+                    packets: 1,
                     worker: Subject::Worker(span.worker.unwrap_or(0)),
                     from: span.start,
                     to: span.end,
@@ -258,6 +266,7 @@ impl Units {
             direction: burst.direction(),
             ring: burst.ring,
             sequence: burst.sequence,
+            packets: burst.packets,
             worker: Subject::Worker(burst.worker.into()),
             from: burst.first.saturating_sub(self.wakeup(&times).unwrap_or(0)),
             to: burst.last,
@@ -349,6 +358,7 @@ fn turns(id: ProbeId, probe: &Probe, rate: TickRate) -> impl Iterator<Item = Slo
             direction: request.direction(),
             ring: request.ring,
             sequence: id.sequence,
+            packets: 1,
             worker: Subject::Worker(answer.worker.into()),
             from,
             to,
