@@ -227,6 +227,12 @@ impl Kind {
         self.row().lasts_ms.clone()
     }
 
+    /// Whether the kernel works for it in a context that no thread can preempt, not even in real time.
+    #[must_use]
+    pub const fn keeps_kernel_busy(self) -> bool {
+        matches!(self, Self::InterruptStorm | Self::DebugMessages)
+    }
+
     /// The answers that name it.
     #[must_use]
     pub fn accepted(self) -> &'static [Accepted] {

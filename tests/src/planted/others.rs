@@ -13,7 +13,7 @@ const SOFTIRQS: &str = "ksoftirqd";
 
 /// Time on the CPUs of each thread, of all processes but some.
 #[derive(Debug)]
-pub struct Others(HashMap<u32, Duration>);
+pub struct Others(HashMap<u32, (Duration, String)>);
 
 impl Others {
     /// Now, without those of these processes.
@@ -26,26 +26,27 @@ impl Others {
         let mut times = HashMap::new();
         for process in numbers(Path::new("/proc")).filter(|it| !processes.contains(it)) {
             let place = format!("/proc/{process}");
-            if fs::read_to_string(format!("{place}/comm")).is_ok_and(|it| it.starts_with(SOFTIRQS))
-            {
+            let name = fs::read_to_string(format!("{place}/comm")).unwrap_or_default();
+            if name.starts_with(SOFTIRQS) {
                 continue;
             }
             for thread in numbers(Path::new(&format!("{place}/task"))) {
                 let text = fs::read_to_string(format!("{place}/task/{thread}/schedstat"));
                 // It may just have ended.
                 if let Some(time) = text.ok().and_then(|text| time_on_cpu(&text)) {
-                    times.insert(thread, time);
+                    times.insert(thread, (time, name.trim_end().to_owned()));
                 }
             }
         }
         Self(times)
     }
 
-    /// The most that one of the threads has used since `before`.
+    /// The thread that has used most since `before`: how much, and its process's name.
     #[must_use]
-    pub fn most_since(&self, before: &Self) -> Duration {
-        let used = |(thread, time): (&u32, &Duration)| {
-            time.saturating_sub(before.0.get(thread).copied().unwrap_or_default())
+    pub fn most_since<'a>(&'a self, before: &Self) -> (Duration, &'a str) {
+        let used = |(thread, (time, name)): (&u32, &'a (Duration, String))| {
+            let before = before.0.get(thread).map_or(Duration::ZERO, |(time, _)| *time);
+            (time.saturating_sub(before), name.as_str())
         };
         self.0.iter().map(used).max().unwrap_or_default()
     }
@@ -74,7 +75,7 @@ mod tests {
             }
             (Others::without(without), before)
         });
-        assert!(all.0.most_since(&all.1) >= Duration::from_millis(5));
+        assert!(all.0.most_since(&all.1).0 >= Duration::from_millis(5));
         let own = fs::read_dir(format!("/proc/{own}/task")).unwrap().flatten();
         let mut own = own.map(|it| it.file_name().to_str().unwrap().parse::<u32>().unwrap());
         assert!(own.all(|thread| !left_out.0.0.contains_key(&thread)));

@@ -1,5 +1,6 @@
 //! One recording after the other, each with a fault or without.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ const RECOVERED: Duration = Duration::from_millis(50);
 /// A program that has nothing to do with the recording disturbs it if it runs this long.
 const OTHERS: Duration = Duration::from_millis(2);
 /// Attempts to make a recording that nothing but the fault disturbs.
-const ATTEMPTS: u32 = 12;
+const ATTEMPTS: u32 = 8;
 
 /// What is planted.
 #[derive(Clone, Debug)]
@@ -117,7 +118,7 @@ fn undisturbed(
     witness: &Witness,
     trial: &Trial,
     stop: &Stop,
-    disturbed: &mut u64,
+    disturbed: &mut BTreeMap<String, u64>,
 ) -> Result<Option<Outcome>, Failure> {
     for _ in 0..ATTEMPTS {
         if stop.is_set() {
@@ -128,17 +129,21 @@ fn undisturbed(
         let before = Others::without(&own);
         witness.forget();
         let (outcome, planted) = play(scene, trial)?;
-        let others = Others::without(&own).most_since(&before);
-        // Interrupts that are planted hold up the witness, too.
+        let others = Others::without(&own);
+        // Some faults hold up the witness, too.
         let is_planted = |at| {
-            trial.fault == Some(Kind::InterruptStorm)
-                && planted.as_ref().is_some_and(|it| it.contains(&at))
+            let holds_up = trial.fault.is_some_and(Kind::keeps_kernel_busy);
+            holds_up && planted.as_ref().is_some_and(|it| it.contains(&at))
         };
-        let is_disturbed = witness.gaps().iter().any(|gap| !is_planted(gap.start));
-        if !is_disturbed && others < OTHERS {
+        let (used, name) = others.most_since(&before);
+        let disturbance = if witness.gaps().iter().any(|gap| !is_planted(gap.start)) {
+            "the hypervisor took a CPU away"
+        } else if used > OTHERS {
+            name
+        } else {
             return Ok(Some(outcome));
-        }
-        *disturbed += 1;
+        };
+        *disturbed.entry(disturbance.to_owned()).or_default() += 1;
     }
     Ok(None)
 }

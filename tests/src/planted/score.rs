@@ -46,8 +46,8 @@ impl Outcome {
 pub struct Score {
     /// Each recording, in their order.
     pub outcomes: Vec<Outcome>,
-    /// Recordings that were made again because something else had disturbed them.
-    pub disturbed: u64,
+    /// Number of recordings that were made again, by what had disturbed them: the hypervisor, or a program of this name.
+    pub disturbed: BTreeMap<String, u64>,
     /// Faults and stretches without one of which every recording was disturbed.
     pub given_up: u64,
     /// The kinds that cannot be planted here, with the reason.
@@ -119,6 +119,12 @@ impl Score {
         self.of(None).iter().filter(|outcome| !outcome.is_right()).count()
     }
 
+    /// Their share.
+    #[must_use]
+    pub fn false_alarm_rate(&self) -> f64 {
+        share(self.false_alarms(), self.of(None).len())
+    }
+
     /// The kinds of which less than half were named rightly: a rule is wrong there, not a single run.
     #[must_use]
     pub fn mostly_wrong(&self) -> Vec<&'static str> {
@@ -160,15 +166,18 @@ impl Score {
         let _ =
             writeln!(text, "\naccuracy      {accuracy:.1} %: {} of {faults} faults", self.right());
         let alarms = self.false_alarms();
-        let rate = 100.0 * share(alarms, stretches);
+        let rate = 100.0 * self.false_alarm_rate();
         let _ = writeln!(
             text,
             "false alarms  {rate:.1} %: {alarms} of {stretches} recordings without a fault"
         );
+        let again: Vec<_> = self.disturbed.iter().map(|(by, n)| format!("{by} {n}")).collect();
         let _ = writeln!(
             text,
-            "made again    {}: the hypervisor or another program had taken a CPU away meanwhile; given up {}",
-            self.disturbed, self.given_up
+            "disturbed     {} recordings, which were made again ({}); {} given up",
+            self.disturbed.values().sum::<u64>(),
+            again.join(", "),
+            self.given_up
         );
         for (kind, reason) in &self.left_out {
             let _ = writeln!(text, "left out      {}: {reason}", kind.name());
@@ -207,7 +216,7 @@ impl Score {
             "accuracy": self.accuracy(),
             "without_fault": self.of(None).len(),
             "false_alarms": self.false_alarms(),
-            "made_again": self.disturbed,
+            "disturbed": self.disturbed,
             "given_up": self.given_up,
             "matrix": self.rows().iter().map(row).collect::<Vec<_>>(),
             "wrong": self.outcomes.iter().filter(is_wrong).map(wrong).collect::<Vec<_>>(),
