@@ -308,6 +308,40 @@ fn what_waited_for_an_interruption_is_its_consequence() {
 }
 
 #[test]
+fn a_short_interruption_in_the_rush_after_a_long_one_is_its_consequence_too() {
+    for (within_us, expected) in [(3000, "stopped"), (15_000, "preempted")] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut story = Story::new(directory.path());
+        let now = story.now;
+        story.interruption(Subject::Worker(0), InterruptionCause::Stopped, (now, now + 20_000));
+        story.now += 20_001;
+        story.burst(0, None);
+        let from = story.now + 100;
+        let until = from + within_us;
+        story.interruption(Subject::FrontEnd, InterruptionCause::Preempted, (from, until));
+        story.now = until + 1000;
+        story.burst(1, None);
+        assert_eq!(first(&story.why(OVER, true)).0, expected, "{within_us} us");
+    }
+}
+
+#[test]
+fn the_time_of_a_burst_counts_for_each_of_its_packets() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut story = Story::new(directory.path());
+    let now = story.now;
+    let burst = story.burst(1, Some((Stage::Gather, 10_000)));
+    // The same with 63 packets: 64 in all.
+    story.worker.burst(&BurstRecord { packets: 63, sequence: 1000, ..burst });
+    let stopped = (now + 50, now + 9000);
+    story.interruption(Subject::Worker(0), InterruptionCause::Stopped, stopped);
+    let why = story.why(OVER, true);
+    assert_eq!(first(&why), ("stopped", "worker", 2, "gather"));
+    let ms = why.groups[0].time_ns as f64 / 1e6;
+    assert!((ms - 64.0 * 9.99).abs() < 2.0, "{ms} ms");
+}
+
+#[test]
 fn without_a_limit_the_slowest_hundredth_is_explained() {
     let directory = tempfile::tempdir().unwrap();
     let mut story = Story::new(directory.path());
