@@ -75,6 +75,7 @@ const BEFORE: &[(&str, &str, &[&str])] = &[
     ("backend/README.md", "Finding out why", &[BRIDGE, TAP]),
     ("backend/README.md", "A program in real time on the worker's CPU", ASKED_WHY),
     ("backend/README.md", "A guest that is stopped", ASKED_WHY),
+    ("backend/README.md", "A debug message in an XDP program", ASKED_WHY),
     ("backend/README.md", "One packet from application to application", &[BRIDGE, TAP]),
     ("backend/README.md", "Cyclic frames of an existing talker", &[BRIDGE, TAP]),
     ("backend/README.md", "Capturing packets", &[BRIDGE, TAP]),

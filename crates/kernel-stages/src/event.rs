@@ -87,7 +87,7 @@ impl Event {
             thread: short(44)?,
             policy: byte(48)?,
             priority: byte(52)?,
-            command: bytes.get(56..72)?.try_into().ok()?,
+            command: padded(bytes.get(56..72)?.try_into().ok()?),
         };
         Some(Self::Thread(ThreadEvent {
             whose,
@@ -161,6 +161,13 @@ impl Scribe {
     }
 }
 
+/// A name without what lay in memory behind its end.
+fn padded(mut name: [u8; 16]) -> [u8; 16] {
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    name[end..].fill(0);
+    name
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,7 +190,7 @@ mod tests {
         let kind = INTERRUPTION + InterruptionCause::Preempted as u32;
         let name = |at| u32::from_ne_bytes(b"hog\0\0\0\0\0"[at..at + 4].try_into().unwrap());
         let told =
-            bytes(&[7, 0, 9, 0, kind, 3, 1, 21, 22, 1, 23, 24, 1, 50, name(0), name(4), 0, 0]);
+            bytes(&[7, 0, 9, 0, kind, 3, 1, 21, 22, 1, 23, 24, 1, 50, name(0), name(4), 7, 0]);
         let mut command = [0; 16];
         command[..3].copy_from_slice(b"hog");
         let expected = ThreadEvent {
