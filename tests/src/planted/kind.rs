@@ -227,10 +227,18 @@ impl Kind {
         self.row().lasts_ms.clone()
     }
 
-    /// Whether the kernel works for it in a context that no thread can preempt, not even in real time.
+    /// Whether it keeps a CPU busy: while it does, nobody else could use what the hypervisor takes away, and some hold up even
+    /// threads in real time, because the kernel works for them in a context that no thread can preempt.
     #[must_use]
-    pub const fn keeps_kernel_busy(self) -> bool {
-        matches!(self, Self::InterruptStorm | Self::DebugMessages)
+    pub const fn keeps_a_cpu_busy(self) -> bool {
+        matches!(
+            self,
+            Self::WorkerHog
+                | Self::VcpuHog
+                | Self::FarEndHog
+                | Self::InterruptStorm
+                | Self::DebugMessages
+        )
     }
 
     /// The answers that name it.

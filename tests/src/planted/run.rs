@@ -130,10 +130,9 @@ fn undisturbed(
         witness.forget();
         let (outcome, planted) = play(scene, trial)?;
         let others = Others::without(&own);
-        // Some faults hold up the witness, too.
         let is_planted = |at| {
-            let holds_up = trial.fault.is_some_and(Kind::keeps_kernel_busy);
-            holds_up && planted.as_ref().is_some_and(|it| it.contains(&at))
+            let keeps_busy = trial.fault.is_some_and(Kind::keeps_a_cpu_busy);
+            keeps_busy && planted.as_ref().is_some_and(|it| it.contains(&at))
         };
         let (used, name) = others.most_since(&before);
         let disturbance = if witness.gaps().iter().any(|gap| !is_planted(gap.start)) {
