@@ -12,11 +12,13 @@
 //!
 //! And what they share:
 //!
-//! - [`recorder`]: finds the recorder to read; [`probes`]: reads the stamps of probe packets.
+//! - [`recorder`]: finds the recorder to read; [`input`]: opens it, or a file given by its path;
+//!   [`probes`]: reads the stamps of probe packets.
 //! - [`output`]: standard output and files; [`progress`]: how far a long job is; [`plain`]: text for
 //!   terminals without UTF-8.
 
 mod doctor;
+mod input;
 mod lab;
 mod output;
 mod plain;

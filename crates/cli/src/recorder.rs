@@ -1,17 +1,12 @@
 //! Finds the recorder to read: `RUN_DIR/NAME.trace`.
 
-use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use burst_trace::location::{EXTENSION, default_run_dir, recorder_path};
-use burst_trace::{CutOff, ReadError, Reader, Source};
+use burst_trace::{ReadError, Reader};
 use report::breakdown::is_alive;
-use report::units::grouped;
 use report::without_controls;
-
-/// The extension that a crashed daemon's recorder gets at the next start.
-const CRASHED: &str = "crashed";
 
 /// The flags that name a recorder.
 #[derive(Debug, clap::Args)]
@@ -139,61 +134,6 @@ impl Choice {
         }
         Ok(all)
     }
-}
-
-/// A directory in place of a file.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot read {dir}: expected a regular file, found a directory; give a recording or a recorder in it, or \
-     --run-dir {dir} for its recorders",
-    dir = .0.display()
-)]
-pub struct IsDirectory(PathBuf);
-
-/// Opens a recording or a recorder by its path, and says on standard error if a recording was cut off.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn open_file(path: &Path) -> Result<Source, Box<dyn Error>> {
-    if path.is_dir() {
-        return Err(IsDirectory(path.into()).into());
-    }
-    let source = match Source::open(path) {
-        Err(error) => Source::Recorder(left_behind(path).ok_or(error)?),
-        Ok(source) => source,
-    };
-    if let Source::Recorder(reader) = &source
-        && path.extension().is_some_and(|extension| extension == EXTENSION || !path.exists())
-    {
-        say_if_ended(&path.file_stem().unwrap_or_default().to_string_lossy(), reader);
-    }
-    if let Some(CutOff { records, of }) = source.cut_off() {
-        let of = of.map_or(String::new(), |of| format!(" of {}", grouped(of)));
-        eprintln!(
-            "ringscope: {} is cut off: it has {}{of} records; copy it again",
-            path.display(),
-            grouped(records)
-        );
-    }
-    Ok(source)
-}
-
-/// The name of a file's daemon by the file's: what comes before the first dot.
-#[must_use]
-pub fn stem(path: &Path) -> String {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = name.unwrap_or_default();
-    name.split('.').next().unwrap_or_default().to_owned()
-}
-
-/// The recorder of a dead daemon that was asked for as `NAME.trace.crashed`, but has its old name until the next start.
-fn left_behind(path: &Path) -> Option<Reader> {
-    let recorder = path.with_extension("");
-    let is_asked_for = path.extension()? == CRASHED && recorder.extension()? == EXTENSION;
-    if !is_asked_for || path.exists() {
-        return None;
-    }
-    Reader::open(&recorder).ok().filter(|reader| reader.is_running() && !is_alive(reader))
 }
 
 /// Opens the recorder called `name` in `dir`.

@@ -17,11 +17,11 @@ use report::units::grouped;
 use report::{Breakdown, Window, json, table};
 
 use crate::Outcome;
+use crate::input::{Input, open_file};
 use crate::output::{BinaryToTerminal, guard};
 use crate::plain::shown;
 use crate::probes::Probes;
 use crate::progress::Countdown;
-use crate::recorder::{Choice, open_file, say_if_ended, stem};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,12 +74,8 @@ html has one more section.";
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
-    /// A recording, or a recorder (NAME.trace, NAME.trace.crashed) [default:
-    /// the recorder chosen by --name and --run-dir]
-    #[arg(conflicts_with_all = ["name", "run_dir"])]
-    file: Option<PathBuf>,
     #[command(flatten)]
-    choice: Choice,
+    input: Input,
     /// The report's format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -154,14 +150,7 @@ struct WriteError {
 /// # Errors
 /// When there is nothing to read, or the output cannot be written.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let (source, name) = match &arguments.file {
-        Some(path) => (open_file(path)?, stem(path)),
-        None => {
-            let found = arguments.choice.open()?;
-            say_if_ended(&found.name, &found.reader);
-            (found.reader.into(), found.name)
-        }
-    };
+    let (source, name) = arguments.input.open()?;
     let before = arguments.before.as_deref().map(open_file).transpose()?;
     let before_name = arguments.before.as_deref().map(|path| path.display().to_string());
     if before.is_some() && arguments.format != Format::Html {

@@ -1,14 +1,11 @@
 //! `ringscope why`: the slow packets of a recording or recorder, grouped by cause.
 
-use std::path::PathBuf;
-
-use burst_trace::Source;
 use report::trigger::nanoseconds;
 use report::why::{Limit, Why, to_json, to_text};
 
 use crate::doctor;
+use crate::input::Input;
 use crate::plain::shown;
-use crate::recorder::{Choice, open_file, say_if_ended, stem};
 use crate::{Outcome, output};
 
 const EXAMPLES: &str = "\
@@ -47,12 +44,8 @@ Who took a CPU is known if interruptions are measured: ringscoped
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
-    /// A recording, or a recorder (NAME.trace, NAME.trace.crashed) [default:
-    /// the recorder chosen by --name and --run-dir]
-    #[arg(conflicts_with_all = ["name", "run_dir"])]
-    file: Option<PathBuf>,
     #[command(flatten)]
-    choice: Choice,
+    input: Input,
     /// Slow is what takes longer than this, such as 500us [default: what is
     /// above the 99th percentile of its kind]
     #[arg(long, value_name = "TIME", value_parser = limit)]
@@ -71,14 +64,7 @@ fn limit(text: &str) -> Result<u64, String> {
 /// # Errors
 /// When there is nothing to read, or the output cannot be written.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let (source, name) = match &arguments.file {
-        Some(file) => (open_file(file)?, stem(file)),
-        None => {
-            let found = arguments.choice.open()?;
-            say_if_ended(&found.name, &found.reader);
-            (Source::from(found.reader), found.name)
-        }
-    };
+    let (source, name) = arguments.input.open()?;
     let limit = arguments.over.map_or(Limit::P99, Limit::Over);
     let is_virtual = doctor::summary()["is_virtual"].as_bool().unwrap_or(false);
     let why = Why::read(&source, &name, limit, is_virtual);
