@@ -18,6 +18,8 @@ use ringscope_tests::frames;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(20);
+/// Time without a change, after which nothing more is expected to change.
+const SETTLED: Duration = Duration::from_millis(200);
 
 /// A port that was free just now.
 fn free_port() -> u16 {
@@ -208,7 +210,12 @@ fn whatever_is_sent_there_hurts_nobody() {
     let target = format!("127.0.0.1:{}", free_port());
     let arguments = ["--datapath", "reflect", "--metrics", &target];
     let mut daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
-    let before = daemon.descriptors();
+    // Once a guest has been served, the daemon has opened everything that it keeps open.
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    frames::come_back(&mut guest).unwrap();
+    guest.disconnect();
+    daemon.expect_log("the front end is gone");
+    let before = settled_descriptors(&daemon);
     assert!(ask(&target, "GET / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
     assert!(ask(&target, "POST /metrics HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405"));
     assert!(ask(&target, "\x16\x03\x01 nonsense\r\n\r\n").starts_with("HTTP/1.1 400"));
@@ -237,6 +244,18 @@ fn whatever_is_sent_there_hurts_nobody() {
         when(found <= before, found)
     });
     assert!(daemon.is_alive(), "{}", daemon.log());
+}
+
+/// The number of the daemon's descriptors, once it has stayed the same for [`SETTLED`].
+fn settled_descriptors(daemon: &Daemon) -> usize {
+    let mut last = (daemon.descriptors(), Instant::now());
+    eventually(SOON, "a number of descriptors that stays", || {
+        let found = daemon.descriptors();
+        if found != last.0 {
+            last = (found, Instant::now());
+        }
+        if last.1.elapsed() >= SETTLED { Ok(found) } else { Err(found) }
+    })
 }
 
 #[test]
