@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use burst_trace::fixture::preempted;
 use burst_trace::{
-    BurstRecord, Clock, Culprit, Direction, Interruption, InterruptionCause, KernelSpan,
-    KernelStage, Recorder, RecorderOptions, Subject,
+    BurstRecord, Clock, Direction, KernelSpan, KernelStage, Recorder, RecorderOptions,
 };
 use frontend::{Guest, GuestOptions};
 use report::Initiator;
@@ -405,19 +405,7 @@ fn interrupted(directory: &Path) -> PathBuf {
             BurstRecord { first, last, sequence, stages, packets, ring, ..Default::default() };
         writer.burst(&burst);
     }
-    let mut command = [0; 16];
-    command[..3].copy_from_slice(b"hog");
-    recorder.writer(1, clock).interruption(&Interruption {
-        start: at(70_510),
-        end: at(73_510),
-        subject: Subject::Worker(0),
-        thread: 812,
-        cause: InterruptionCause::Preempted,
-        culprit: Culprit { process: 4711, thread: 4711, command, policy: 1, priority: 50 },
-        detail: 0,
-        cpu: 1,
-        writer: 1,
-    });
+    recorder.writer(1, clock).interruption(&preempted(at(70_510), at(73_510)));
     path
 }
 

@@ -110,8 +110,14 @@ const DEV_EDGES: &[(&str, &[&str])] = &[
     ("virtqueue", &["virtqueue"]),
     ("virtio-net", &["virtqueue"]),
     ("worker", &["virtqueue"]),
-    // The example of a datapath of one's own.
-    ("ringscope-tests", &["log-limit", "virtio-net", "datapath", "worker", "vhost-control"]),
+    // With the feature `fixture`: interruptions.
+    ("report", &["burst-trace"]),
+    ("ringscope", &["burst-trace"]),
+    // The same, and the example of a datapath of one's own.
+    (
+        "ringscope-tests",
+        &["burst-trace", "log-limit", "virtio-net", "datapath", "worker", "vhost-control"],
+    ),
 ];
 
 /// The files that may contain `unsafe` blocks: few in each crate, each with the reason at its top.

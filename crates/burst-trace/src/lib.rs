@@ -64,11 +64,14 @@
 //! - [`recording`]: the records of some time in a file; [`source`]: a recorder or a recording.
 //! - [`attribution`]: which times in the host kernel belong to which burst.
 //! - [`probe`]: packets with a number of their own; [`cyclic`]: layer-2 frames with a counter.
+//! - `fixture` (feature `fixture`): interruptions for tests.
 
 pub mod attribution;
 pub mod clock;
 pub mod cyclic;
 pub mod file;
+#[cfg(feature = "fixture")]
+pub mod fixture;
 pub mod header;
 pub mod interruption;
 pub mod location;

@@ -332,12 +332,12 @@ fn deferred(number: u32, cpu: u16) -> String {
 
 #[cfg(test)]
 mod tests {
+    use burst_trace::fixture;
+
     use super::*;
 
     fn culprit(name: &str, thread: u32, policy: u8, priority: u8) -> Culprit {
-        let mut command = [0; 16];
-        command[..name.len()].copy_from_slice(name.as_bytes());
-        Culprit { process: thread, thread, command, policy, priority }
+        Culprit { policy, priority, ..fixture::culprit(name, thread) }
     }
 
     fn advice(
@@ -432,17 +432,8 @@ mod tests {
     #[test]
     fn a_cause_in_short() {
         let of = |cause, name: &str, detail| {
-            in_short(&Interruption {
-                start: 0,
-                end: 9,
-                subject: Subject::Worker(0),
-                thread: 5,
-                cause,
-                culprit: culprit(name, 7, FIFO, 50),
-                detail,
-                cpu: 1,
-                writer: 1,
-            })
+            let culprit = culprit(name, 7, FIFO, 50);
+            in_short(&Interruption { cause, culprit, detail, ..fixture::preempted(0, 9) })
         };
         let blocked = u32::try_from(libc::SYS_writev).unwrap();
         for (cause, name, detail, expected) in [

@@ -164,23 +164,13 @@ impl InterruptionSums {
 
 #[cfg(test)]
 mod tests {
+    use burst_trace::fixture::{culprit, preempted};
+
     use super::*;
 
     fn interruption(cause: InterruptionCause, name: &str, detail: u32) -> Interruption {
-        let mut command = [0; 16];
-        command[..name.len()].copy_from_slice(name.as_bytes());
-        let thread = u32::from(cause == InterruptionCause::Preempted);
-        Interruption {
-            start: 100,
-            end: 200,
-            subject: Subject::Worker(0),
-            thread: 7,
-            cause,
-            culprit: Culprit { thread, command, policy: 1, priority: 50, ..Culprit::default() },
-            detail,
-            cpu: 1,
-            writer: 1,
-        }
+        let process = u32::from(cause == InterruptionCause::Preempted);
+        Interruption { cause, culprit: culprit(name, process), detail, ..preempted(100, 200) }
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use burst_trace::fixture::{culprit, preempted};
 use burst_trace::{
-    BurstRecord, Clock, Culprit, Direction, Interruption, InterruptionCause, KernelSpan,
-    KernelStage, Reader, Recorder, RecorderOptions, Source, Subject, Writer,
+    BurstRecord, Clock, Direction, Interruption, InterruptionCause, KernelSpan, KernelStage,
+    Reader, Recorder, RecorderOptions, Source, Subject, Writer,
 };
 use report::csv::write_csv;
 use report::html::write_html;
@@ -77,19 +78,13 @@ impl Known {
         start: u64,
         end: u64,
     ) -> Interruption {
-        let mut command = [0; 16];
-        command[..name.len()].copy_from_slice(name);
-        let thread = if cause == InterruptionCause::Preempted { 4711 } else { 0 };
+        let process = if cause == InterruptionCause::Preempted { 4711 } else { 0 };
         Interruption {
-            start: self.at(start),
-            end: self.at(end),
-            subject: Subject::Worker(0),
             thread: 812,
             cause,
-            culprit: Culprit { process: thread, thread, command, policy: 1, priority: 50 },
+            culprit: culprit(name, process),
             detail: if cause == InterruptionCause::Interrupt { 24 } else { 0 },
-            cpu: 1,
-            writer: 1,
+            ..preempted(self.at(start), self.at(end))
         }
     }
 

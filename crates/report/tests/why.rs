@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use burst_trace::fixture::preempted;
 use burst_trace::{
     BurstRecord, Clock, Culprit, Direction, Interruption, InterruptionCause, KernelSpan,
     KernelStage, Reader, Recorder, RecorderOptions, Source, Stage, Subject, Writer,
@@ -94,29 +95,12 @@ impl Story {
         cause: InterruptionCause,
         (start, end): (u64, u64),
     ) {
-        let named = match cause {
-            InterruptionCause::Preempted => Some(b"hog\0\0\0\0\0\0\0\0\0\0\0\0\0"),
-            _ => None,
+        let by_hog = preempted(self.at(start), self.at(end));
+        let culprit = match cause {
+            InterruptionCause::Preempted => by_hog.culprit,
+            _ => Culprit::default(),
         };
-        let culprit = named.map_or_else(Culprit::default, |command| Culprit {
-            process: 123,
-            thread: 123,
-            command: *command,
-            policy: 1,
-            priority: 50,
-        });
-        let interruption = Interruption {
-            start: self.at(start),
-            end: self.at(end),
-            subject,
-            thread: 7,
-            cause,
-            culprit,
-            detail: 0,
-            cpu: 1,
-            writer: 1,
-        };
-        self.kernel.interruption(&interruption);
+        self.kernel.interruption(&Interruption { subject, cause, culprit, ..by_hog });
     }
 
     fn span(&mut self, stage: KernelStage, start: u64, end: u64) {

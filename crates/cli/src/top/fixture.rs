@@ -1,8 +1,8 @@
 //! What the tests of `ringscope top` show.
 
+use burst_trace::fixture::preempted;
 use burst_trace::{
-    BurstRecord, Clock, Culprit, DropCause, Interruption, InterruptionCause, Notification, Reader,
-    Recorder, RecorderOptions, Subject,
+    BurstRecord, Clock, DropCause, Notification, Reader, Recorder, RecorderOptions,
 };
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -63,25 +63,9 @@ fn recorded(bursts: usize, is_interrupted: bool) -> Interval {
     }
     if is_interrupted {
         let at = |us| first + us * microseconds;
-        recorder.writer(1, clock).interruption(&hog(at(25), at(55)));
+        recorder.writer(1, clock).interruption(&preempted(at(25), at(55)));
     }
     Interval { seconds: 2.0, ..follower.take() }
-}
-
-fn hog(start: u64, end: u64) -> Interruption {
-    let mut command = [0; 16];
-    command[..3].copy_from_slice(b"hog");
-    Interruption {
-        start,
-        end,
-        subject: Subject::Worker(0),
-        thread: 5,
-        cause: InterruptionCause::Preempted,
-        culprit: Culprit { process: 7, thread: 7, command, policy: 1, priority: 50 },
-        detail: 0,
-        cpu: 1,
-        writer: 1,
-    }
 }
 
 /// A running guest with such an interval.

@@ -83,25 +83,13 @@ impl Kind {
 
 #[cfg(test)]
 mod tests {
-    use burst_trace::Culprit;
+    use burst_trace::fixture::{culprit, preempted};
 
     use super::*;
 
     /// A preemption of worker 0 by this process.
-    fn preempted(process: u32, start: u64, end: u64) -> Interruption {
-        let mut command = [0; 16];
-        command[..3].copy_from_slice(b"hog");
-        Interruption {
-            start,
-            end,
-            subject: Subject::Worker(0),
-            thread: 5,
-            cause: InterruptionCause::Preempted,
-            culprit: Culprit { process, thread: process, command, policy: 1, priority: 50 },
-            detail: 0,
-            cpu: 1,
-            writer: 1,
-        }
+    fn preempted_by(process: u32, start: u64, end: u64) -> Interruption {
+        Interruption { culprit: culprit("hog", process), ..preempted(start, end) }
     }
 
     /// A burst of worker 0 between these times.
@@ -120,7 +108,8 @@ mod tests {
     #[test]
     fn short_interruptions_of_one_culprit_outweigh_a_longer_one_of_another() {
         let mut interruptions = Interruptions::default();
-        for it in [preempted(7, 100, 130), preempted(8, 140, 160), preempted(8, 180, 205)] {
+        for it in [preempted_by(7, 100, 130), preempted_by(8, 140, 160), preempted_by(8, 180, 205)]
+        {
             interruptions.add(&it);
         }
         let mut blame = Blame::default();
@@ -136,7 +125,7 @@ mod tests {
     fn any_numbers_are_bounded() {
         let mut interruptions = Interruptions::default();
         for process in 0..2 * KINDS_MAX as u32 {
-            interruptions.add(&preempted(process, 0, u64::MAX));
+            interruptions.add(&preempted_by(process, 0, u64::MAX));
         }
         let mut blame = Blame::default();
         for _ in 0..3 {

@@ -64,23 +64,9 @@ impl Latest {
 
 #[cfg(test)]
 mod tests {
-    use burst_trace::{Culprit, InterruptionCause};
+    use burst_trace::fixture::preempted;
 
     use super::*;
-
-    fn preempted(start: u64, end: u64) -> Interruption {
-        Interruption {
-            start,
-            end,
-            subject: Subject::Worker(0),
-            thread: 5,
-            cause: InterruptionCause::Preempted,
-            culprit: Culprit { process: 7, thread: 7, ..Culprit::default() },
-            detail: 0,
-            cpu: 1,
-            writer: 1,
-        }
-    }
 
     fn burst(first: u64, last: u64) -> BurstRecord {
         BurstRecord { first, last, packets: 1, ring: 1, ..BurstRecord::default() }

@@ -150,7 +150,8 @@ fn cause(blame: &Blame) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use burst_trace::{BurstRecord, Culprit, InterruptionCause, Interruptions, Subject};
+    use burst_trace::fixture::preempted;
+    use burst_trace::{BurstRecord, Interruptions};
 
     use super::*;
 
@@ -174,19 +175,7 @@ mod tests {
     #[test]
     fn a_cause_is_advised_about_before_a_stage() {
         let mut interruptions = Interruptions::default();
-        let mut command = [0; 16];
-        command[..3].copy_from_slice(b"hog");
-        interruptions.add(&Interruption {
-            start: 110,
-            end: 180,
-            subject: Subject::Worker(0),
-            thread: 5,
-            cause: InterruptionCause::Preempted,
-            culprit: Culprit { process: 123, thread: 123, command, policy: 1, priority: 50 },
-            detail: 0,
-            cpu: 1,
-            writer: 1,
-        });
+        interruptions.add(&preempted(110, 180));
         let burst = |first, last| BurstRecord { first, last, packets: 1, ..Default::default() };
         let mut interrupted = Interrupted::default();
         interrupted.tail.add(&burst(100, 200).times(), 1, &interruptions);

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use burst_trace::fixture::{culprit, preempted};
 use burst_trace::{
     Clock, Culprit, Gap, InterruptionCause, Reader, Recorder, RecorderOptions, RecordingWriter,
 };
@@ -228,20 +229,9 @@ fn drops_have_their_cause_and_kernel_times_a_track_of_their_own() {
 fn interruptions_are_slices_named_after_the_culprit_on_the_tracks_of_their_threads() {
     let directory = tempfile::tempdir().unwrap();
     let now = Clock::new().now();
-    let mut command = [0; 16];
-    command[..3].copy_from_slice(b"hog");
-    let culprit = Culprit { process: 71, thread: 72, command, policy: 1, priority: 50 };
-    let hog = Interruption {
-        start: now,
-        end: now + 80_000,
-        subject: Subject::Worker(3),
-        thread: 5,
-        cause: InterruptionCause::Preempted,
-        culprit,
-        detail: 0,
-        cpu: 1,
-        writer: 1,
-    };
+    let culprit = Culprit { thread: 72, ..culprit("hog", 71) };
+    let subject = Subject::Worker(3);
+    let hog = Interruption { subject, culprit, ..preempted(now, now + 80_000) };
     let nobody = Interruption { culprit: Culprit::default(), ..hog };
     let (cause, end) = (InterruptionCause::Printk, now);
     let printk = Interruption { start: now, end, cause, ..nobody };
