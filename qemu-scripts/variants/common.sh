@@ -224,8 +224,8 @@ make_tap() {
     count_link tap "$tap"
 }
 
-# start_ringscoped DATAPATH [FLAGS]: the daemon, whose socket is $dir/guest.sock. With the option trace=off it has no
-# recorder.
+# start_ringscoped DATAPATH [FLAGS]: the daemon, whose socket is $dir/guest.sock. With the option trace=off its recorder has
+# counters only, and nothing is recorded.
 start_ringscoped() {
     local datapath=$1 tracing="--trace-probe 7010 $kernel_stages" trace=${option[trace]:-on}
     shift
@@ -238,8 +238,7 @@ start_ringscoped() {
     start ringscoped "$bin/ringscoped" --socket-path "$dir/guest.sock" --datapath "$datapath" --run-dir "$dir" \
         $tracing ${worker_cpu:+--cpus "$worker_cpu"} "$@"
     await "ringscoped's socket" 10 test -S "$dir/guest.sock"
-    # With tracing off, it counts nothing.
-    [ "$trace" = off ] || count_ringscoped guest
+    count_ringscoped guest
 }
 
 # count_ringscoped NAME: the packets from the guest NAME (tx) and to it (rx).
@@ -248,10 +247,14 @@ count_ringscoped() {
     for direction in tx rx; do count "ringscoped.$1.$direction" "packets_of $1 $direction"; done
 }
 
-# The number of packets in the direction tx or rx that ringscoped has carried: packets_of NAME DIRECTION.
+# The number of packets in the direction tx or rx that ringscoped has carried since its start: packets_of NAME DIRECTION.
+# Records are overwritten, so those beside `counted` may become fewer.
 packets_of() {
     "$(<"$dir/bin")/ringscope" stats --run-dir "$dir" --name "$1" --json |
-        awk -v direction="\"$2\":" '$1 == direction { inside = 1 } inside && $1 == "\"packets\":" { sub(/,/, "", $2); print $2; exit }'
+        awk -v direction="\"$2\":" '
+            $1 == direction { inside = 1 }
+            inside && $1 == "\"counted\":" { counted = 1 }
+            counted && $1 == "\"packets\":" { sub(/,/, "", $2); print $2; exit }'
 }
 
 # The number in the variable `frames` of an XDP program: xdp_frames ID.

@@ -78,6 +78,18 @@ pub struct Totals {
     pub bursts: u64,
 }
 
+impl Totals {
+    /// Those of both.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.saturating_add(other.packets),
+            bytes: self.bytes.saturating_add(other.bytes),
+            bursts: self.bursts.saturating_add(other.bursts),
+        }
+    }
+}
+
 /// A file's header, checked once: sizes, clock, facts, totals and drops.
 #[derive(Debug)]
 pub struct Header {

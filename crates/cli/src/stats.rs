@@ -33,7 +33,8 @@ to the total. Stages of tiers K (host kernel) and G (guest) are n/a, in JSON
 \"count\": null, unless something measures them. The column `not running` (in
 JSON not_running_mean_ns) is the part of the mean in which the worker did not
 run; with --kernel-stages only. Drops are counted since the daemon's start,
-with --last in that time.";
+with --last in that time. In JSON, `counted` has all packets, bytes and bursts
+since the daemon's start, also those of overwritten records.";
 
 /// The flags of `ringscope stats`.
 #[derive(Debug, clap::Args)]

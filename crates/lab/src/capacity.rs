@@ -150,7 +150,7 @@ impl Capacity<'_> {
         result?;
         let flows = measured.loaded.iter().map(|it| &it.flow);
         let arrived = measured.trials.iter().chain(flows).map(|it| it.received).sum();
-        prove(&passed(before, after?), arrived)
+        prove(&passed(before, after?)?, arrived)
     }
 
     /// The sending end, the counting end, and the address of the latter.

@@ -80,7 +80,7 @@ pub enum MeasureError {
     },
     /// Frames went another way.
     #[error(
-        "expected {answered} probes to pass {place} both ways, found {frames} frames there: they went another way"
+        "expected the {answered} probes that were answered to have passed {place} both ways, found {frames} frames there: they went another way"
     )]
     WrongWay {
         /// The place.
@@ -92,7 +92,7 @@ pub enum MeasureError {
     },
     /// Packets of a flow went another way.
     #[error(
-        "expected {arrived} packets of 1500 bytes to pass {place}, found {frames} frames there: they went another way"
+        "expected the {arrived} packets of 1500 bytes that arrived to have passed {place}, found {frames} frames there: they went another way"
     )]
     FlowWentAnotherWay {
         /// The place.
@@ -101,6 +101,18 @@ pub enum MeasureError {
         arrived: u64,
         /// Frames that passed it, in both directions.
         frames: u64,
+    },
+    /// A counter is lower than before.
+    #[error(
+        "expected the counter of {place} to rise, found that it went from {before} down to {after} frames: what counts there was started again"
+    )]
+    CounterFell {
+        /// The place.
+        place: String,
+        /// Frames before.
+        before: u64,
+        /// Frames after.
+        after: u64,
     },
     /// The sender of a flow failed.
     #[error("expected the report of `ringscope agent udp-send`, found: {0}")]
@@ -218,7 +230,7 @@ impl Measurement<'_> {
             talker.fetch(stop, &into.join(name))?;
         }
         self.write(PING, &printed)?;
-        let passed = passed(before, after);
+        let passed = passed(before, after)?;
         let proof = serde_json::to_string_pretty(&passed).expect("a list with string keys");
         prove(&passed, answered(&printed))?;
         // Written last: a measurement without it is not complete.
@@ -325,10 +337,18 @@ fn await_answers(stop: &Stop, talker: &End) -> Result<(), CommandError> {
     }
 }
 
-pub(crate) fn passed(before: Vec<Counter>, after: Vec<Counter>) -> Vec<Passed> {
-    let rise = |(before, after): (Counter, Counter)| Passed {
-        place: after.place,
-        frames: after.frames.saturating_sub(before.frames),
+/// The frames that passed each place between two readings of the counters.
+pub(crate) fn passed(
+    before: Vec<Counter>,
+    after: Vec<Counter>,
+) -> Result<Vec<Passed>, MeasureError> {
+    let rise = |(before, after): (Counter, Counter)| {
+        let Counter { place, frames: after } = after;
+        let before = before.frames;
+        match after.checked_sub(before) {
+            Some(frames) => Ok(Passed { place, frames }),
+            None => Err(MeasureError::CounterFell { place, before, after }),
+        }
     };
     before.into_iter().zip(after).map(rise).collect()
 }
@@ -368,10 +388,17 @@ mod tests {
 
     #[test]
     fn each_place_must_have_seen_each_answered_probe() {
-        let passed = passed(counters([5, 7]), counters([105, 106]));
+        let passed = passed(counters([5, 7]), counters([105, 106])).unwrap();
         assert!(prove(&passed, 99).is_ok());
         let error = prove(&passed, 100).unwrap_err().to_string();
         assert!(error.contains("tap.received") && error.contains("99 frames"), "{error}");
+    }
+
+    #[test]
+    fn a_counter_that_was_started_again_proves_nothing() {
+        let error = passed(counters([5, 7]), counters([105, 6])).unwrap_err().to_string();
+        assert!(error.contains("tap.received to rise"), "{error}");
+        assert!(error.contains("from 7 down to 6 frames"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use burst_trace::{Clock, Direction, Header, Notifications, Reader, Record, SocketEvent, Source};
+use burst_trace::{
+    Clock, Direction, Header, Notifications, Reader, Record, SocketEvent, Source, Totals,
+};
 use virtio_net::features::names;
 
 use crate::collect::{Collector, DirectionBreakdown, drops_since_start};
@@ -207,6 +209,7 @@ fn newest(source: &Source) -> u64 {
 
 /// Adds to the figures of a direction what the daemon has counted since its start.
 fn complete(part: &mut DirectionBreakdown, source: &Source, window: Window) {
+    part.counted = source.has_totals().then(|| totals(source, part.direction));
     if window == Window::Held && source.has_totals() {
         part.drops = drops_since_start(source, part.direction);
     }
@@ -214,6 +217,20 @@ fn complete(part: &mut DirectionBreakdown, source: &Source, window: Window) {
         part.events = events(reader, part.direction);
         part.moves = moves(reader, part.direction);
     }
+}
+
+/// What went through since the daemon started, or during the recording.
+fn totals(header: &Header, direction: Direction) -> Totals {
+    let totals = rings(header, direction).map(|ring| header.totals(ring));
+    totals.fold(Totals::default(), Totals::plus)
+}
+
+/// The virtqueues of a direction.
+fn rings(header: &Header, direction: Direction) -> impl Iterator<Item = usize> {
+    let of_way = move |ring: &usize| {
+        u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction)
+    };
+    (0..header.queue_pairs() * 2).filter(of_way)
 }
 
 /// Events that the kernel has counted for AF_XDP sockets since the daemon started.
@@ -227,9 +244,7 @@ fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
 
 /// Number of addresses that moved between ports of a switch since the daemon started.
 fn moves(header: &Header, direction: Direction) -> u64 {
-    let of_way =
-        |ring: &usize| u16::try_from(*ring).is_ok_and(|ring| Direction::of_ring(ring) == direction);
-    let moves = (0..header.queue_pairs() * 2).filter(of_way).map(|ring| header.moves(ring));
+    let moves = rings(header, direction).map(|ring| header.moves(ring));
     moves.fold(0, u64::saturating_add)
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use burst_trace::{
     BurstRecord, Direction, DropCause, Header, KernelSpan, KernelStage, Record, SocketEvent,
-    Wakeup, Wakeups,
+    Totals, Wakeup, Wakeups,
 };
 
 use crate::figures::{Distribution, TickRate};
@@ -24,6 +24,9 @@ pub struct DirectionBreakdown {
     pub bytes: u64,
     /// Number of bursts they came in.
     pub bursts: u64,
+    /// The daemon's own counters since its start, or during the recording: also what records no longer hold. `None` in a
+    /// recording that was cut off.
+    pub counted: Option<Totals>,
     /// Packets whose burst was found by polling: their `notice` is an upper bound.
     pub polled_packets: u64,
     /// Dropped packets: every cause of this direction with its count.
@@ -277,6 +280,7 @@ impl DirectionCollector {
             packets: self.packets,
             bytes: self.bytes,
             bursts: self.bursts,
+            counted: None,
             polled_packets: self.polled_packets,
             drops: list_drops(self.direction, |cause| self.drops[cause as usize]),
             events: Vec::new(),

@@ -227,9 +227,7 @@ impl Follower {
         };
         *before = now;
         for queue in queues.iter().filter(|queue| Direction::of_ring(queue.ring) == direction) {
-            way.totals.packets = way.totals.packets.saturating_add(queue.totals.packets);
-            way.totals.bytes = way.totals.bytes.saturating_add(queue.totals.bytes);
-            way.totals.bursts = way.totals.bursts.saturating_add(queue.totals.bursts);
+            way.totals = way.totals.plus(queue.totals);
             way.dropped = way.dropped.saturating_add(queue.dropped);
         }
         way

@@ -9,7 +9,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use burst_trace::{Culprit, Direction, DropCause, Interruption, InterruptionCause, Notifications};
+use burst_trace::{
+    Culprit, Direction, DropCause, Interruption, InterruptionCause, Notifications, Totals,
+};
 
 use crate::breakdown::Breakdown;
 use crate::causes::{self, Blamed};
@@ -38,9 +40,26 @@ struct DirectionObject<'a> {
     packets: u64,
     bytes: u64,
     bursts: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counted: Option<TotalsObject>,
     drops: Drops<'a>,
     stages: &'a [StageRow],
     total: &'a StageRow,
+}
+
+/// What the daemon has counted, whether records still hold it or not.
+#[derive(Serialize)]
+struct TotalsObject {
+    packets: u64,
+    bytes: u64,
+    bursts: u64,
+}
+
+impl From<Totals> for TotalsObject {
+    fn from(totals: Totals) -> Self {
+        let Totals { packets, bytes, bursts } = totals;
+        Self { packets, bytes, bursts }
+    }
 }
 
 /// Kicks and calls of a virtqueue that had any.
@@ -87,6 +106,7 @@ impl<'a> From<&'a DirectionBreakdown> for DirectionObject<'a> {
             packets: way.packets,
             bytes: way.bytes,
             bursts: way.bursts,
+            counted: way.counted.map(Into::into),
             drops: Drops(&way.drops),
             stages: &way.stages,
             total: &way.total,

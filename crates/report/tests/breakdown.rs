@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use burst_trace::{
     BurstRecord, Clock, Direction, DropCause, KernelSpan, KernelStage, Notification, Reader,
-    Record, Recorder, RecorderOptions, RecordingWriter, Source, Writer,
+    Record, Recorder, RecorderOptions, RecordingWriter, Source, Totals, Writer,
 };
 use report::breakdown::WindowEnd;
 use report::figures::TickRate;
@@ -206,7 +206,11 @@ fn the_object_has_the_fields_that_are_promised() {
     assert_eq!((&queue["kicks"], &queue["calls_refused"]), (&0.into(), &2.into()));
     assert_eq!(object["name"], "vm0");
     for way in [&object["tx"], &object["rx"]] {
-        assert_eq!(keys(way), ["bursts", "bytes", "drops", "packets", "stages", "total"]);
+        assert_eq!(
+            keys(way),
+            ["bursts", "bytes", "counted", "drops", "packets", "stages", "total"]
+        );
+        assert_eq!(keys(&way["counted"]), ["bursts", "bytes", "packets"]);
     }
     let names = |way: &str| -> Vec<String> {
         let stages = object[way]["stages"].as_array().unwrap();
@@ -230,6 +234,25 @@ fn the_object_has_the_fields_that_are_promised() {
     let without_packets = &object["rx"]["stages"][2];
     assert_eq!(keys(without_packets), keys(not_measured));
     assert_eq!(without_packets["count"], 0);
+}
+
+#[test]
+fn what_was_overwritten_is_still_counted() {
+    let synthetic = Synthetic::new(1, 64);
+    let mut writer = synthetic.writer(0);
+    let start = synthetic.clock.now();
+    for n in 0..100 {
+        writer.burst(&burst(1, start + 1000 * n, 2, 10));
+    }
+    for window in [Window::Held, Window::Last(Duration::from_nanos(1))] {
+        let breakdown = synthetic.read(window);
+        assert!(breakdown.tx.packets < 200, "{window:?}");
+        let counted = Totals { packets: 200, bytes: 20_000, bursts: 100 };
+        assert_eq!(breakdown.tx.counted, Some(counted), "{window:?}");
+        assert_eq!(breakdown.rx.counted, Some(Totals::default()));
+        let object: Value = serde_json::from_str(&json::to_json(&breakdown)).unwrap();
+        assert_eq!(object["tx"]["counted"]["packets"], 200);
+    }
 }
 
 #[test]
