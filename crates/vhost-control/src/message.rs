@@ -91,7 +91,13 @@ impl Relay {
         session: &Session,
         custody: &Arc<Custody>,
     ) -> io::Result<Self> {
-        let judge = Judge::new(session.rings(), session.offer(), session.limits(), custody);
+        let judge = Judge::new(
+            session.rings(),
+            session.offer(),
+            session.limits(),
+            session.sharing(),
+            custody,
+        );
         Self::with_judge(front, framework, judge, custody)
     }
 

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::fstat;
 
@@ -33,6 +34,12 @@ const MAPS_MAX: u64 = 32 << 20;
 pub struct Sharing {
     /// The front end's process, where it is known.
     peer: Option<u32>,
+    found: Mutex<Found>,
+}
+
+/// What was found out so far.
+#[derive(Debug)]
+struct Found {
     /// Files that are not private, as far as was found out: device and inode.
     known: HashSet<(u64, u64)>,
     /// Bytes that may still be read.
@@ -43,30 +50,28 @@ impl Sharing {
     /// For the front end `peer`.
     #[must_use]
     pub fn new(peer: Option<u32>) -> Self {
-        Self { peer, known: HashSet::new(), left: MAPS_MAX }
+        Self { peer, found: Mutex::new(Found { known: HashSet::new(), left: MAPS_MAX }) }
     }
 
     /// Looks up how the front end maps those of `files` that are new. `None` when it maps them shared, or when this cannot
     /// be found out.
-    pub fn find_private(
-        &mut self,
-        files: impl Iterator<Item = impl AsFd>,
-    ) -> Option<PrivateMemory> {
+    pub fn find_private(&self, files: impl Iterator<Item = impl AsFd>) -> Option<PrivateMemory> {
         let pid = self.peer?;
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = |file| fstat(file).ok().map(|it| (it.st_dev, it.st_ino));
         let new: HashSet<_> =
-            files.filter_map(identity).filter(|file| !self.known.contains(file)).collect();
-        if new.is_empty() || self.left == 0 {
+            files.filter_map(identity).filter(|file| !found.known.contains(file)).collect();
+        if new.is_empty() || found.left == 0 {
             return None;
         }
         let file = File::open(Path::new("/proc").join(pid.to_string()).join("maps")).ok()?;
-        let mut maps = BufReader::new(file).take(self.left);
+        let mut maps = BufReader::new(file).take(found.left);
         let is_private = is_private(&mut maps, &new);
-        self.left = maps.limit();
-        if is_private && self.left > 0 {
+        found.left = maps.limit();
+        if is_private && found.left > 0 {
             return Some(PrivateMemory { pid });
         }
-        self.known.extend(new);
+        found.known.extend(new);
         None
     }
 }
@@ -130,17 +135,18 @@ mod tests {
     fn a_shared_file_is_looked_up_once_and_a_private_one_each_time() {
         let program = File::open("/proc/self/exe").unwrap();
         let pid = std::process::id();
-        let mut sharing = Sharing::new(Some(pid));
+        let sharing = Sharing::new(Some(pid));
+        let left = || sharing.found.lock().unwrap().left;
         let private = sharing.find_private([&program].into_iter());
         assert_eq!(private, Some(PrivateMemory { pid }), "programs are mapped privately");
-        let read = sharing.left;
+        let read = left();
         assert!(read < MAPS_MAX);
         assert_eq!(sharing.find_private([&program].into_iter()), private);
-        assert!(sharing.left < read);
+        assert!(left() < read);
         let unmapped = tempfile::tempfile().unwrap();
         assert_eq!(sharing.find_private([&unmapped].into_iter()), None);
-        let read = sharing.left;
+        let read = left();
         assert_eq!(sharing.find_private([&unmapped].into_iter()), None);
-        assert_eq!(sharing.left, read);
+        assert_eq!(left(), read);
     }
 }

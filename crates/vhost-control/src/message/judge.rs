@@ -12,11 +12,10 @@
 //!
 //! The judge also checks each descriptor's kind ([`super::descriptor`]).
 
+mod memory;
 mod offer;
 
-use std::iter;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
@@ -25,16 +24,16 @@ use virtio_net::Negotiated;
 use virtqueue::layout::part_lens;
 use worker::{Custody, Foreign};
 
+use self::memory::Memory;
 pub use self::offer::Offer;
 use super::channel;
 use super::descriptor::{Kind, expect_kinds};
 use super::pipe::Pipes;
-use super::regions::{self, Limits, Region};
+use super::regions::Limits;
 use super::request::{Body, Request, RingParts};
 use super::stream::HEADER_LEN;
-use crate::limits::REGIONS_MAX;
 use crate::ring::RingControl;
-use crate::sharing::{PrivateMemory, Sharing};
+use crate::sharing::Sharing;
 
 /// Version of the protocol, in the flags of a header.
 const VERSION: u32 = 1;
@@ -71,11 +70,7 @@ pub struct Judge {
     features: Option<Negotiated>,
     /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was negotiated.
     reply_ack: bool,
-    limits: Limits,
-    regions: Vec<Region>,
-    sharing: Sharing,
-    /// Regions that were refused while rings ran, because they are private ([`Judge::add_region`]).
-    left_out: Vec<Region>,
+    memory: Memory,
     /// Size of each ring, in descriptors; 0 before `SET_VRING_NUM`.
     sizes: Vec<u16>,
     custody: Arc<Custody>,
@@ -94,6 +89,7 @@ impl Judge {
         rings: &[Arc<RingControl>],
         offer: Offer,
         limits: Limits,
+        sharing: &Arc<Sharing>,
         custody: &Arc<Custody>,
     ) -> Self {
         Self {
@@ -104,10 +100,7 @@ impl Judge {
             counts_pairs: false,
             features: None,
             reply_ack: false,
-            limits,
-            regions: Vec::new(),
-            sharing: Sharing::new(limits.peer),
-            left_out: Vec::new(),
+            memory: Memory::new(limits, Arc::clone(sharing)),
             sizes: vec![0; rings.len()],
             custody: Arc::clone(custody),
             pipes: Pipes::new(rings.len(), rings.first().map(|ring| Arc::clone(ring.log()))),
@@ -134,17 +127,20 @@ impl Judge {
         }
         // Whether the judge has carried out the message itself.
         let mut is_done = false;
+        let rings_run = self.rings.iter().any(|ring| ring.running_size().is_some());
         let verdict = match &request.body {
             Body::SetSize { ring, size } => self.set_size(*ring, *size),
             Body::SetAddresses(parts) => self.check_parts(parts),
             Body::SetKick(ring) | Body::SetError(ring) => self.admit_eventfd(*ring, descriptors),
             Body::SetCall(ring) => self.admit_call(*ring, descriptors),
-            Body::SetMemory(regions) => self.set_memory(regions, descriptors),
+            Body::SetMemory(regions) => self.memory.set(regions, descriptors, rings_run),
             Body::AddRegion(region) => {
-                self.add_region(*region, descriptors).map(|is_left_out| is_done = is_left_out)
+                let added = self.memory.add(*region, descriptors, rings_run);
+                added.map(|is_left_out| is_done = is_left_out)
             }
             Body::RemoveRegion(region) => {
-                self.remove_region(*region, descriptors).map(|was_left_out| is_done = was_left_out)
+                let removed = self.memory.remove(*region, descriptors);
+                removed.map(|was_left_out| is_done = was_left_out)
             }
             // The framework expects a socket; the channel may be a pipe.
             Body::SetBackendChannel => self.keep_channel(descriptors).map(|()| is_done = true),
@@ -299,99 +295,6 @@ impl Judge {
         Ok(())
     }
 
-    fn set_memory(&mut self, new: &[Region], descriptors: &[Foreign]) -> Result<(), String> {
-        self.admit_memory(&[], new, descriptors)?;
-        self.left_out.clear();
-        Ok(())
-    }
-
-    /// Adds a region. While rings run, a private region is refused, and the rings continue with the memory
-    /// that they have. QEMU continues too, but sends the same region again before every later change, and
-    /// when its guest reboots. If it is refused again, QEMU gives the device up (`send_add_regions`,
-    /// hw/virtio/vhost-user.c). So from the second time on the region is accepted, but still left out.
-    /// Returns whether it is left out.
-    fn add_region(&mut self, new: Region, descriptors: &mut Vec<Foreign>) -> Result<bool, String> {
-        if self.left_out.contains(&new) {
-            descriptors.clear();
-            return Ok(true);
-        }
-        let present = self.regions.clone();
-        self.admit_memory(&present, &[new], descriptors)?;
-        Ok(false)
-    }
-
-    /// Removes a region. The framework would end the connection if it does not have the region, so a region
-    /// that was left out is removed only here. Returns whether it was left out.
-    fn remove_region(
-        &mut self,
-        removed: Region,
-        descriptors: &mut Vec<Foreign>,
-    ) -> Result<bool, String> {
-        // Older front ends send a descriptor, which must be ignored (vhost-user, "VHOST_USER_REM_MEM_REG").
-        descriptors.clear();
-        let is_it = |region: &Region| {
-            (region.guest_address, region.len) == (removed.guest_address, removed.len)
-        };
-        if let Some(at) = self.left_out.iter().position(is_it) {
-            self.left_out.swap_remove(at);
-            return Ok(true);
-        }
-        let at = self.regions.iter().position(is_it).ok_or_else(|| {
-            format!("there is no region of {} bytes at {:#x}", removed.len, removed.guest_address)
-        })?;
-        self.regions.remove(at);
-        Ok(false)
-    }
-
-    /// Checks the regions `new`, which are added to those in `present`, and keeps all of them.
-    fn admit_memory(
-        &mut self,
-        present: &[Region],
-        new: &[Region],
-        descriptors: &[Foreign],
-    ) -> Result<(), String> {
-        for descriptor in descriptors {
-            expect_kinds(descriptor, &[Kind::File])?;
-        }
-        let files: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        regions::check(present, new, &files, &self.limits)?;
-        self.check_shared(present.len(), new, &files)?;
-        descriptors.iter().for_each(Foreign::mark_harmless);
-        self.regions = [present, new].concat();
-        Ok(())
-    }
-
-    /// If rings run, checks that none of the regions `new` is private. The first of them has number `first`.
-    /// Before the first ring starts, the connection of a front end with private memory is refused
-    /// (`Session::update_memory`).
-    fn check_shared(
-        &mut self,
-        first: usize,
-        new: &[Region],
-        files: &[BorrowedFd<'_>],
-    ) -> Result<(), String> {
-        if self.rings.iter().all(|ring| ring.running_size().is_none()) {
-            return Ok(());
-        }
-        for (n, (region, file)) in new.iter().zip(files).enumerate() {
-            let Some(PrivateMemory { pid }) = self.sharing.find_private(iter::once(file)) else {
-                continue;
-            };
-            if self.left_out.len() < REGIONS_MAX {
-                self.left_out.push(*region);
-            }
-            return Err(format!(
-                "region {}, {} MiB at {:#x}, is private to process {pid}: nothing that the guest writes there arrives here, \
-                 and frames in it are dropped as unmapped buffers; unplug it, and plug in memory with share=on, as in \
-                 object_add memory-backend-memfd,id=m1,size=SIZE,share=on",
-                first + n,
-                region.len >> 20,
-                region.guest_address
-            ));
-        }
-        Ok(())
-    }
-
     fn set_size(&mut self, index: usize, size: u32) -> Result<(), String> {
         self.check_ring(index)?;
         let max = self.offer.queue_size;
@@ -431,18 +334,9 @@ impl Judge {
             if !address.is_multiple_of(align as u64) {
                 return Err(format!("queue {index}: the {name} is not aligned to {align} bytes"));
             }
-            if !self.regions.iter().any(|region| region.holds(address, len as u64)) {
-                let is_left_out =
-                    self.left_out.iter().any(|region| region.holds(address, len as u64));
-                let where_it_is = if is_left_out {
-                    ", but in memory that was left out because it is private: unplug that"
-                } else {
-                    ""
-                };
-                return Err(format!(
-                    "queue {index}: the {name}, {len} bytes, is not in one region of guest memory{where_it_is}"
-                ));
-            }
+            self.memory
+                .expect_within(address, len as u64)
+                .map_err(|why| format!("queue {index}: the {name}, {len} bytes, {why}"))?;
         }
         Ok(())
     }

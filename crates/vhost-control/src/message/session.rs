@@ -34,7 +34,7 @@ pub struct Session {
     /// What the guest negotiated last.
     features: AtomicU64,
     control: Arc<ControlQueue>,
-    sharing: Mutex<Sharing>,
+    sharing: Arc<Sharing>,
     /// The guest's memory. Held as long as the framework may have it mapped, because the framework reads it too.
     memory: Mutex<Option<Arc<GuestMemory>>>,
     refused: Mutex<Option<PrivateMemory>>,
@@ -74,7 +74,7 @@ impl Session {
             rings,
             features: AtomicU64::new(0),
             control,
-            sharing: Mutex::new(Sharing::new(peer)),
+            sharing: Arc::new(Sharing::new(peer)),
             memory: Mutex::default(),
             refused: Mutex::default(),
         })
@@ -91,6 +91,12 @@ impl Session {
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits { bytes_max: self.device.memory_max, peer: self.peer }
+    }
+
+    /// How its front end maps files.
+    #[must_use]
+    pub const fn sharing(&self) -> &Arc<Sharing> {
+        &self.sharing
     }
 
     /// The rings by index.
@@ -214,7 +220,7 @@ impl VhostUserBackend for Session {
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let map = memory.memory().clone().into_inner();
         let files = map.iter().filter_map(|region| Some(region.file_offset()?.file()));
-        if let Some(private) = lock(&self.sharing).find_private(files) {
+        if let Some(private) = self.sharing.find_private(files) {
             let refusal = io::Error::new(io::ErrorKind::InvalidInput, private.to_string());
             *lock(&self.refused) = Some(private);
             return Err(refusal);

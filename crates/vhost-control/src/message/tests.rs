@@ -11,6 +11,7 @@ use rustix::net::{
 };
 
 use super::stream::HEADER_LEN;
+use crate::sharing::Sharing;
 
 fn relay() -> (UnixStream, Relay, UnixStream) {
     let (qemu, front) = UnixStream::pair().unwrap();
@@ -18,7 +19,8 @@ fn relay() -> (UnixStream, Relay, UnixStream) {
     let custody = Custody::new(&Arc::default()).unwrap();
     let limits = regions::Limits { bytes_max: 1 << 30, peer: None };
     let offer = judge::Offer { features: 0, queue_size: 256, mtu: 1500 };
-    let judge = Judge::new(&[], offer, limits, &custody);
+    let sharing = Arc::new(Sharing::new(limits.peer));
+    let judge = Judge::new(&[], offer, limits, &sharing, &custody);
     let relay = Relay::with_judge(front, framework, judge, &custody).unwrap();
     let mut first = [0; 20];
     daemon.read_exact(&mut first).unwrap();

@@ -1,6 +1,7 @@
 //! Tests of verdicts and answers.
 
 use super::super::descriptor;
+use super::super::regions::Region;
 use super::*;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -40,11 +41,16 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
+/// Of a front end that has sent nothing yet, and whose process is not known.
+fn judge(custody: &Arc<Custody>) -> Judge {
+    Judge::new(&[], OFFER, LIMITS, &Arc::new(Sharing::new(None)), custody)
+}
+
 /// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
 fn after(features: u64) -> Judge {
     let custody = Custody::new(&Arc::default()).unwrap();
     let (sizes, pipes) = (vec![64; 2], Pipes::new(2, None));
-    let mut judge = Judge { sizes, pipes, ..Judge::new(&[], OFFER, LIMITS, &custody) };
+    let mut judge = Judge { sizes, pipes, ..judge(&custody) };
     let regions = [2, 0, 0x10000, 0x10000, 0, 0x10000, 0x8000, 0x20000, 0];
     let table = message(FrontendReq::SET_MEM_TABLE, 0, &words(&regions));
     judge.hear(&table).unwrap();
@@ -71,7 +77,7 @@ fn a_region_that_is_not_there_is_not_removed_and_one_that_was_left_out_is() {
     assert_eq!(remove(&mut judge, 0, 0x10000), Ok(()));
     assert_eq!(remove(&mut judge, 0, 0x10000), refused);
     let region = Region { guest_address: 1 << 32, len: 0x1000, user_address: 1 << 32, offset: 0 };
-    judge.left_out.push(region);
+    judge.memory.leave_out(region);
     let add = message(FrontendReq::ADD_MEM_REG, NEED_REPLY, &single(1 << 32, 0x1000));
     assert_eq!(judge.hear(&add), Err(Held::Answered(Some(answer(37, ACCEPTED)))));
     assert_eq!(remove(&mut judge, 1 << 32, 0x1000), accepted);
@@ -172,7 +178,7 @@ fn memory_is_a_file_and_no_other_message_has_descriptors() {
     let mut region =
         message(FrontendReq::ADD_MEM_REG, 0, &words(&[0, 0x30000, 0x1000, 0x30000, 0]));
     assert_eq!(judge.judge(&mut region, &mut descriptors), Err(Held::Answered(None)));
-    assert_eq!(judge.regions.len(), 2);
+    assert_eq!(judge.memory.regions(), 2);
     let mut owner = message(FrontendReq::SET_OWNER, 0, &[]);
     assert!(matches!(judge.judge(&mut owner, &mut descriptors), Err(Held::Connection(_))));
     let mut removal =
@@ -221,7 +227,7 @@ fn the_number_of_queues_is_one_of_pairs_for_a_front_end_that_asks_before_set_own
         answer[12..].to_vec()
     };
     let custody = Custody::new(&Arc::default()).unwrap();
-    let mut judge = Judge::new(&[], OFFER, LIMITS, &custody);
+    let mut judge = judge(&custody);
     assert!(!judge.wants_other_pairs());
     assert_eq!(answer(&mut judge), words(&[2]));
     assert!(judge.wants_other_pairs());
