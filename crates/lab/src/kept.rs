@@ -69,6 +69,24 @@ pub const OTHERS: &str = "others.json";
 pub const OBSTACLE: &str = "obstacle.txt";
 /// What busy programs took from their CPUs.
 pub const PRESSURE: &str = "pressure.json";
+/// All files that a measurement may have.
+const OF_A_MEASUREMENT: [&str; 15] = [
+    PING,
+    SAMPLES,
+    SENT,
+    TURNED,
+    RECORDING,
+    CLOCKS,
+    CLOCK,
+    NO_CLOCK,
+    DISCIPLINES,
+    PROOF,
+    ICMP_PING,
+    ISOCHRON,
+    OTHERS,
+    OBSTACLE,
+    PRESSURE,
+];
 /// The host, as `ringscope doctor` sees it.
 pub const DOCTOR: &str = "doctor.txt";
 
@@ -299,32 +317,25 @@ impl Kept {
         paths.filter_map(|it| fs::read_to_string(it.join(OBSTACLE)).ok()).next()
     }
 
-    /// All files that reports are made of.
-    #[must_use]
-    pub fn inputs(&self, manifest: &Manifest) -> Vec<PathBuf> {
+    /// All files that reports are made of, with those of the emulated machine. Some may not be there.
+    ///
+    /// # Errors
+    /// If the run in the emulated machine cannot be opened.
+    pub fn inputs(&self, manifest: &Manifest) -> Result<Vec<PathBuf>, KeptError> {
         let mut inputs = [MANIFEST, DOCTOR, PEER].map(|name| self.dir.join(name)).to_vec();
-        for variant in &manifest.variants {
+        for Tried { case, .. } in &manifest.variants {
             for (load, talker) in manifest.settings() {
-                for (_, directory) in self.measured(manifest, variant.case.name(), load, talker) {
-                    let files = [
-                        PING,
-                        SAMPLES,
-                        SENT,
-                        TURNED,
-                        RECORDING,
-                        DISCIPLINES,
-                        PROOF,
-                        PRESSURE,
-                        ICMP_PING,
-                        ISOCHRON,
-                        OTHERS,
-                    ];
-                    inputs.extend(files.map(|name| directory.join(name)));
+                for repeat in 0..manifest.repeats {
+                    let directory = self.measurement(case.name(), repeat, load, talker);
+                    inputs.extend(OF_A_MEASUREMENT.map(|name| directory.join(name)));
                 }
             }
         }
         inputs.extend(self.capacities(manifest).into_iter().map(|(.., path)| path));
-        inputs
+        if let Some((kept, manifest)) = self.nested()? {
+            inputs.extend(kept.inputs(&manifest)?);
+        }
+        Ok(inputs)
     }
 
     /// Writes the manifest, or replaces it.
@@ -371,26 +382,8 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn manifest() -> Manifest {
-        Manifest {
-            format: Manifest::FORMAT,
-            version: "0".into(),
-            began_unix_s: 1,
-            command: vec!["lab".into()],
-            host: Host::here(),
-            accelerator: None,
-            probes: Probes { count: 1, interval_us: 1006, size: 64 },
-            loads: vec![Load::None],
-            capacity: false,
-            talkers: only_default(),
-            talker_cpu: None,
-            talker_troubles: Vec::new(),
-            others: Vec::new(),
-            repeats: 1,
-            variants: Vec::new(),
-        }
-    }
+    use crate::fixture::manifest;
+    use crate::variant::Variant;
 
     #[test]
     fn a_directory_is_made_new_and_opened_again() {
@@ -398,8 +391,26 @@ mod tests {
         let path = dir.path().join("out");
         let kept = Kept::create(&path).unwrap();
         kept.write(&manifest()).unwrap();
-        assert_eq!(Kept::open(&path).unwrap().1.host.cpus, manifest().host.cpus);
+        assert_eq!(Kept::open(&path).unwrap().1.loads, manifest().loads);
         assert!(matches!(Kept::create(&path), Err(KeptError::Full(_))));
+    }
+
+    #[test]
+    fn what_reports_are_made_of_is_known_also_of_the_emulated_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = Kept::create(dir.path()).unwrap();
+        let case = Case::of(&Variant { name: "host-host".into(), title: String::new() });
+        let variants = vec![Tried { case, trouble: None }];
+        let manifest = Manifest { variants, repeats: 1, ..manifest() };
+        let has = |path: &str| kept.inputs(&manifest).unwrap().contains(&kept.dir().join(path));
+        assert!(has("lab.json") && has("host-host/1/none/clocks.json"));
+        assert!(!has("host-host/2/none/ping.json"), "there was one repeat");
+        assert!(!has("nested/lab.json"), "there was no machine");
+        fs::create_dir(dir.path().join(NESTED)).unwrap();
+        Kept { dir: kept.dir().join(NESTED) }.write(&manifest).unwrap();
+        assert!(has("nested/lab.json") && has("nested/host-host/1/none/ping.json"));
+        fs::write(kept.dir().join(NESTED).join(MANIFEST), "{").unwrap();
+        assert!(matches!(kept.inputs(&manifest), Err(KeptError::Format { .. })));
     }
 
     #[test]

@@ -71,7 +71,7 @@ struct WriteError {
 pub fn run(arguments: &ReportArguments) -> Outcome {
     let (kept, manifest) = Kept::open(&arguments.dir)?;
     let format = if arguments.json { Format::Json } else { arguments.format };
-    let inputs = kept.inputs(&manifest);
+    let inputs = kept.inputs(&manifest)?;
     let inputs: Vec<_> = inputs.iter().filter_map(|path| FileId::of_path(path)).collect();
     let output = arguments.output.as_deref().filter(|path| *path != Path::new("-"));
     let results = Results::read(&kept, &manifest)?;
