@@ -13,7 +13,9 @@ mod words;
 use std::io::{self, Write};
 
 use burst_trace::Source;
-use serde::Serialize;
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use crate::breakdown::Breakdown;
 use crate::cyclic::CyclicTraffic;
@@ -52,7 +54,7 @@ pub fn fill(template: &str, data: &impl Serialize) -> serde_json::Result<String>
 struct Page {
     name: String,
     /// The facts of the daemon and of the recording: JSON.
-    facts: serde_json::Value,
+    facts: Value,
     features: Vec<String>,
     clock: &'static str,
     ticks_per_second: u64,
@@ -63,8 +65,33 @@ struct Page {
     ways: Vec<DirectionCharts>,
     before: Option<Box<Before>>,
     trips: Option<Trips>,
+    #[serde(serialize_with = "with_exact_counters")]
     cyclic: CyclicTraffic,
     interruptions: Option<Vec<InterruptionRow>>,
+}
+
+/// Counters of frames as text: they may have 64 bits, and the numbers of a script are exact up to 2^53.
+fn with_exact_counters<S: Serializer>(cyclic: &CyclicTraffic, to: S) -> Result<S::Ok, S::Error> {
+    let mut value = serde_json::to_value(cyclic).map_err(S::Error::custom)?;
+    write_counters_as_text(&mut value);
+    value.serialize(to)
+}
+
+fn write_counters_as_text(value: &mut Value) {
+    match value {
+        Value::Array(all) => all.iter_mut().for_each(write_counters_as_text),
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match field {
+                    Value::Number(counter) if name == "counter" => {
+                        *field = Value::String(counter.to_string());
+                    }
+                    _ => write_counters_as_text(field),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// The recording that it is compared with.

@@ -52,9 +52,17 @@ impl Known {
 
     /// A burst with one frame of `stream`.
     fn frame(&mut self, ring: u16, first_us: u64, stream: u32, counter: u64) {
+        self.counted(
+            ring,
+            first_us,
+            CyclicFrame { description: 0, counter_len: 2, stream, counter },
+        );
+    }
+
+    fn counted(&mut self, ring: u16, first_us: u64, frame: CyclicFrame) {
         let burst = self.burst(ring, first_us);
         self.writer.burst(&burst);
-        self.writer.cyclic(&burst, CyclicFrame { description: 0, counter_len: 2, stream, counter });
+        self.writer.cyclic(&burst, frame);
     }
 
     fn breakdown(&self) -> Breakdown {
@@ -180,6 +188,28 @@ fn streams_without_end_are_limited_and_shown_as_far_as_they_fit() {
     let json: serde_json::Value = serde_json::from_str(&json::to_json(&breakdown)).unwrap();
     let streams = json["cyclic"]["groups"][0]["streams"].as_array().unwrap();
     assert_eq!((streams.len(), &streams[255]["stream"]), (STREAMS_MAX, &"0x00ff".into()));
+}
+
+#[test]
+fn counters_of_64_bits_are_exact_in_every_report() {
+    let mut known = Known::new(&["ethertype:0x8892,counter@0/8"]);
+    for (n, counter) in [u64::MAX - 4, u64::MAX - 2].into_iter().enumerate() {
+        let frame = CyclicFrame { description: 0, counter_len: 8, stream: 0, counter };
+        known.counted(0, 1000 * n as u64, frame);
+    }
+    let source = Reader::open(known.recorder.path()).unwrap().into();
+    let mut page = Vec::new();
+    report::html::write_html(&mut page, &source, None, None, "vm0", || ()).unwrap();
+    let page = String::from_utf8(page).unwrap();
+    let (_, data) = page.split_once("type=\"application/json\">").unwrap();
+    let data: serde_json::Value =
+        serde_json::from_str(data.split_once("</script>").unwrap().0).unwrap();
+    let group = &data["cyclic"]["groups"][0];
+    assert_eq!(group["streams"][0]["events"][0]["counter"], "18446744073709551613");
+    assert_eq!(group["slowest"].as_array().unwrap().len(), 2);
+    assert!(group["slowest"][0]["counter"].is_string(), "{group}");
+    let json = json::to_json(&known.breakdown());
+    assert!(json.contains("\"counter\": 18446744073709551613"), "{json}");
 }
 
 #[test]
