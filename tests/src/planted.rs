@@ -6,7 +6,8 @@
 //! - `kind`: the kinds of fault, and the one table of the answers that name them.
 //! - `answer`: what `ringscope why` says.
 //! - `score`: how many answers are right.
-//! - `faults`: the faults themselves; `quota`, `hog`, `storm`, `starving`: those that need more.
+//! - `faults`: the faults themselves; `quota`, `hog`, `storm`, `starving`: those that need more; `groups`: control groups.
+//! - [`freezer`]: a fault of no kind, for a test of its own.
 //! - `undo`: each fault ends when its value is dropped.
 //! - `witness`, `others`: whether the hypervisor or another program disturbed a recording. Then it is made again.
 //! - `scene`: daemon, guest and traffic.
@@ -14,6 +15,8 @@
 
 mod answer;
 mod faults;
+pub mod freezer;
+mod groups;
 mod hog;
 mod kind;
 mod others;
@@ -27,7 +30,9 @@ mod undo;
 mod witness;
 
 pub use answer::Answer;
+pub use groups::Hierarchy;
 pub use kind::{Accepted, Kind, Setting};
 pub use run::{Plan, run};
-pub use scene::GuestKind;
+pub use scene::{GuestKind, Scene};
 pub use score::{Outcome, Score};
+pub use undo::Undo;

@@ -201,8 +201,28 @@ impl Scene {
     }
 
     /// The latest recording.
+    #[must_use]
     pub fn file(&self) -> PathBuf {
         self.directory.path().join("fault.rec")
+    }
+
+    /// The process that the guest runs in.
+    ///
+    /// # Errors
+    /// If none is connected.
+    pub fn front_end(&self) -> Result<u32, Failure> {
+        self.daemon()?.reader()?.front_end().ok_or("no front end".into())
+    }
+
+    /// The program on the outside host.
+    ///
+    /// # Errors
+    /// If the setting has none.
+    pub fn far_end(&self) -> Result<u32, Failure> {
+        match &self.world {
+            World::Kernel { peer, .. } => Ok(peer.pid()),
+            World::Software { .. } => Err("expected an outside host".into()),
+        }
     }
 
     /// What `ringscope why --json` says of the recording.
@@ -222,27 +242,26 @@ impl Scene {
     pub fn plant(&self, kind: Kind, lasts: Duration) -> Result<Undo, Failure> {
         let [worker, other] = CPUS;
         let daemon = self.daemon()?;
-        let front_end = || daemon.reader()?.front_end().ok_or(Failure::from("no front end"));
         match kind {
             Kind::DaemonStopped => faults::stop(daemon.pid()),
-            Kind::GuestStopped => faults::stop(front_end()?),
-            Kind::VcpuStopped => faults::hold(faults::busiest_thread(front_end()?)?),
+            Kind::GuestStopped => faults::stop(self.front_end()?),
+            Kind::VcpuStopped => faults::hold(faults::busiest_thread(self.front_end()?)?),
             Kind::WorkerHog => self.hog.take(worker, lasts),
             Kind::VcpuHog | Kind::FarEndHog => self.hog.take(other, lasts),
             Kind::DaemonQuota => quota::limit(daemon.pid()),
-            Kind::GuestQuota => quota::limit(front_end()?),
+            Kind::GuestQuota => quota::limit(self.front_end()?),
             Kind::Eviction => faults::evict(daemon.pid()),
             Kind::InterruptStorm => self.storm.as_ref().ok_or("no storm here")?.begin(),
             Kind::NoBuffers => match &self.world {
                 World::Software { guest, .. } => Ok(guest.starve()),
                 World::Kernel { .. } => Err("expected a guest in software".into()),
             },
-            Kind::FarEndStopped | Kind::TokenBucket | Kind::DebugMessages => {
-                let World::Kernel { peer, place, .. } = &self.world else {
+            Kind::FarEndStopped => faults::stop(self.far_end()?),
+            Kind::TokenBucket | Kind::DebugMessages => {
+                let World::Kernel { place, .. } = &self.world else {
                     return Err("expected an outside host".into());
                 };
                 match kind {
-                    Kind::FarEndStopped => faults::stop(peer.pid()),
                     Kind::TokenBucket => faults::slow_down(&place.outside),
                     _ => faults::attach(&place.outside, &self.messages()),
                 }
