@@ -1,9 +1,9 @@
 //! What the tests of `ringscope top` show.
 
+use std::sync::LazyLock;
+
 use burst_trace::fixture::preempted;
-use burst_trace::{
-    BurstRecord, Clock, DropCause, Notification, Reader, Recorder, RecorderOptions,
-};
+use burst_trace::{BurstRecord, Clock, DropCause, Notification, Reader, Recorder, RecorderOptions};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use report::{Facts, Follower, Interval};
@@ -12,6 +12,9 @@ use super::screen;
 use super::source::Identity;
 use super::sources::Sample;
 use super::view::View;
+
+/// One clock for all intervals: two find slightly different rates, and then the same ticks are different times.
+static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::new);
 
 /// An interval of 2 s with this number of bursts of 4 packets, with 1 to 6 µs a stage. They left by queue 1, but the
 /// last one by queue 3, with 50 µs more in `egress`. 3 packets were lost.
@@ -27,7 +30,7 @@ pub fn interrupted(bursts: usize) -> Interval {
 
 fn recorded(bursts: usize, is_interrupted: bool) -> Interval {
     let dir = tempfile::tempdir().unwrap();
-    let clock = Clock::new();
+    let clock = *CLOCK;
     let options = RecorderOptions {
         path: dir.path().join("vm0.trace"),
         workers: 2,
