@@ -94,7 +94,9 @@ impl Kernel {
             }
             facts.insert(stage.name().into(), kernel_stages::in_words(result).into());
         }
-        facts.insert("interruptions".into(), self.stages.interruptions().into());
+        for (name, state) in self.stages.interruptions() {
+            facts.insert(name.into(), state.into());
+        }
         let front_ends = self.stages.front_ends();
         let witness =
             front_ends.map(|front_ends| FrontEnd { number, log: Arc::clone(log), front_ends });

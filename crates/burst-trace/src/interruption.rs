@@ -85,11 +85,14 @@ pub enum InterruptionCause {
     Hypervisor = 8,
     /// A BPF program printed a debug message (`bpf_printk`) on its CPU, in its own work. It has a time, and no length.
     Printk = 9,
+    /// KVM had taken a virtual CPU out of its guest. `detail` is the exit, as [`KvmExit`] reads it. Halts, in which the guest has
+    /// nothing to do, are none.
+    KvmExit = 10,
 }
 
 impl InterruptionCause {
     /// Every cause, in the order of the numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Preempted,
         Self::Throttled,
         Self::Stopped,
@@ -99,6 +102,7 @@ impl InterruptionCause {
         Self::Softirq,
         Self::Hypervisor,
         Self::Printk,
+        Self::KvmExit,
     ];
 
     /// Its name in JSON, CSV and metrics.
@@ -114,6 +118,7 @@ impl InterruptionCause {
             Self::Softirq => "softirq",
             Self::Hypervisor => "hypervisor",
             Self::Printk => "printk",
+            Self::KvmExit => "kvm-exit",
         }
     }
 
@@ -121,6 +126,43 @@ impl InterruptionCause {
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|cause| *cause as u8 == number)
+    }
+}
+
+/// Why KVM left a guest: the `detail` of an interruption by [`InterruptionCause::KvmExit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvmExit {
+    /// By which instruction set the guest ran; `None` if this version does not know it.
+    pub isa: Option<KvmIsa>,
+    /// The hardware's number of the reason: of VMX `EXIT_REASON_*` (`arch/x86/include/uapi/asm/vmx.h`), of SVM the lower 32 bits
+    /// of `SVM_EXIT_*` (`svm.h`).
+    pub reason: u32,
+}
+
+/// By which instruction set of x86 a guest runs (`KVM_ISA_*` in `arch/x86/kvm/trace.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvmIsa {
+    /// Intel's.
+    Vmx,
+    /// AMD's.
+    Svm,
+}
+
+impl KvmExit {
+    /// Reads a `detail`. The highest byte is the instruction set. The others hold the reason: its highest bit, and its lowest 23.
+    #[must_use]
+    pub const fn from_detail(detail: u32) -> Self {
+        let isa = match detail >> 24 {
+            1 => Some(KvmIsa::Vmx),
+            2 => Some(KvmIsa::Svm),
+            _ => None,
+        };
+        let reason = match (isa, detail & 0xff_ffff) {
+            // SVM_EXIT_ERR, the one reason that is below zero.
+            (Some(KvmIsa::Svm), 0xff_ffff) => u32::MAX,
+            (_, bits) => (bits >> 23) << 31 | bits & 0x7f_ffff,
+        };
+        Self { isa, reason }
     }
 }
 
@@ -188,15 +230,16 @@ impl Interruption {
         }
     }
 
-    /// What tells it from others of its cause: the number of the system call, interrupt or softirq, and whether a stopped
-    /// thread's control group was frozen. 0 for other causes, also where `detail` is a time.
+    /// What tells it from others of its cause: the number of the system call, interrupt or softirq, the exit of KVM, and whether
+    /// a stopped thread's control group was frozen. 0 for other causes, also where `detail` is a time.
     #[must_use]
     pub const fn which(&self) -> u32 {
         match self.cause {
             InterruptionCause::Stopped
             | InterruptionCause::Blocked
             | InterruptionCause::Interrupt
-            | InterruptionCause::Softirq => self.detail,
+            | InterruptionCause::Softirq
+            | InterruptionCause::KvmExit => self.detail,
             InterruptionCause::Preempted
             | InterruptionCause::Throttled
             | InterruptionCause::PageFault
@@ -295,6 +338,22 @@ mod tests {
         assert_eq!(interruption.within(0, 90), 0);
         let preempted = Interruption { cause: InterruptionCause::Preempted, ..interruption };
         assert_eq!((preempted.total(), preempted.within(150, 300)), (100, 50));
+    }
+
+    #[test]
+    fn an_exit_is_read_from_its_detail() {
+        let exit = |isa, reason| KvmExit { isa, reason };
+        for (detail, expected) in [
+            (0x0100_0030, exit(Some(KvmIsa::Vmx), 48)),
+            (0x0180_0021, exit(Some(KvmIsa::Vmx), 0x8000_0021)),
+            (0x0200_0400, exit(Some(KvmIsa::Svm), 0x400)),
+            (0x0280_0004, exit(Some(KvmIsa::Svm), 0x8000_0004)),
+            (0x02ff_ffff, exit(Some(KvmIsa::Svm), u32::MAX)),
+            (0x0700_0001, exit(None, 1)),
+            (0, exit(None, 0)),
+        ] {
+            assert_eq!(KvmExit::from_detail(detail), expected, "{detail:#x}");
+        }
     }
 
     #[test]

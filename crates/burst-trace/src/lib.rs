@@ -89,7 +89,7 @@ pub use attribution::{Interruptions, Wakeup, Wakeups};
 pub use clock::{Anchor, Clock, ClockKind};
 pub use cyclic::{CyclicFrame, CyclicFrames};
 pub use header::{Header, ReadError, Totals};
-pub use interruption::{Culprit, Interruption, InterruptionCause, Subject};
+pub use interruption::{Culprit, Interruption, InterruptionCause, KvmExit, KvmIsa, Subject};
 pub use notification::{Notification, Notifications};
 pub use probe::Probe;
 pub use reader::{Cursor, Reader};

@@ -32,6 +32,7 @@ A cause is named if it took a third or more of the time above the median:
   interrupt, softirq
                   the CPU served another device, or other packets
   printk          a BPF program printed debug messages
+  kvm-exit        KVM had taken a virtual CPU out of its guest
   hypervisor      nothing on this kernel ran: on a virtual machine likely the
                   hypervisor
 Where everybody ran, the stage that took longest is named: no-buffers,

@@ -15,6 +15,7 @@ enum cause {
 	SOFTIRQ = 7,
 	HYPERVISOR = 8,
 	PRINTK = 9,
+	KVM_EXIT = 10,
 };
 
 // Shorter ones are not told, ns.
@@ -35,7 +36,7 @@ struct interruption {
 	__u32 about;
 	__u32 subject;
 	__u32 thread;
-	// What the cause says more: the number of a system call, an interrupt or a softirq; stolen time, ns.
+	// What the cause says more: the number of a system call, an interrupt or a softirq; stolen time, ns; an exit of KVM.
 	__u32 detail;
 	__u32 cpu;
 	// The culprit.
@@ -168,6 +169,8 @@ static __always_inline void tell_here(struct cpu *cpu, __u32 cause, __u32 detail
 		bpf_probe_read_kernel_str(it->command, sizeof(it->command), command);
 	bpf_ringbuf_submit(it, 0);
 }
+
+#include "kvm.bpf.h"
 
 // What the hypervisor has taken from this CPU, ns. `running`: the thread that runs on it; the CPU's queue is found by it.
 static __always_inline __u64 stolen_so_far(struct task_struct *running)
@@ -400,8 +403,11 @@ static __always_inline void leaves(__u64 now, struct process of, struct task_str
 	if (woken_at && *woken_at + SOON < now)
 		bpf_map_delete_elem(&woken, &tid);
 	it.cause = cause_of(of, prev, preempt, &it.detail);
-	if (!it.cause)
+	if (!it.cause) {
+		if (of.subject == FRONT_END)
+			sleeps(prev, system_call(prev));
 		return;
+	}
 	it.time = now;
 	it.cpu = bpf_get_smp_processor_id();
 	if (it.cause == PREEMPTED) {
@@ -417,6 +423,40 @@ static __always_inline void leaves(__u64 now, struct process of, struct task_str
 	bpf_map_update_elem(&absent, &tid, &it, BPF_ANY);
 }
 
+// A followed thread runs again. It was ready at `ready`, but had to wait for the thread that ran until now, or for what ran on
+// top of that. Returns whether it had.
+static __always_inline bool tell_wait(__u64 ready, __u64 now, struct process to, struct task_struct *prev,
+				      struct task_struct *next, struct cpu *cpu)
+{
+	struct interruption *it = begin_telling();
+
+	if (!it)
+		return false;
+	__builtin_memset(it, 0, sizeof(*it));
+	it->start = ready;
+	it->end = now;
+	it->about = to.number;
+	it->subject = to.subject;
+	it->thread = next->pid;
+	it->cpu = bpf_get_smp_processor_id();
+	if (!blame_what_ran_on_top(it, cpu)) {
+		// An idle CPU has no thread that runs.
+		if (!prev->pid) {
+			bpf_ringbuf_discard(it, 0);
+			return false;
+		}
+		it->kind = INTERRUPTION + PREEMPTED;
+		it->process = prev->tgid;
+		it->culprit = prev->pid;
+		it->policy = prev->policy;
+		it->priority = priority_of(prev);
+		bpf_probe_read_kernel_str(it->command, sizeof(it->command), prev->comm);
+		blame_longest(it, cpu, cpu->before);
+	}
+	bpf_ringbuf_submit(it, 0);
+	return true;
+}
+
 // A followed thread runs again. It was woken up at `woken`, or was ready all the time if that is 0 or before it left.
 static __always_inline void comes_back(__u64 now, struct process to, struct task_struct *prev, struct task_struct *next,
 				       __u64 woken)
@@ -424,7 +464,8 @@ static __always_inline void comes_back(__u64 now, struct process to, struct task
 	__u32 tid = next->pid;
 	struct absence *absence = bpf_map_lookup_elem(&absent, &tid);
 	struct cpu *cpu = this_cpu();
-	__u64 ready = now;
+	// When the time begins that is told here; 0 if none is.
+	__u64 ready = now, told = 0;
 	struct interruption *it;
 
 	if (!cpu)
@@ -433,6 +474,7 @@ static __always_inline void comes_back(__u64 now, struct process to, struct task
 		ready = woken;
 	if (absence) {
 		if (ready > absence->time + SHORTEST) {
+			told = absence->time;
 			it = begin_telling();
 			if (it) {
 				it->start = absence->time;
@@ -455,34 +497,10 @@ static __always_inline void comes_back(__u64 now, struct process to, struct task
 		}
 		bpf_map_delete_elem(&absent, &tid);
 	}
-	// Then it waited for the thread that ran until now, or for what ran on top of that.
-	if (now <= ready + SHORTEST)
-		return;
-	it = begin_telling();
-	if (!it)
-		return;
-	__builtin_memset(it, 0, sizeof(*it));
-	it->start = ready;
-	it->end = now;
-	it->about = to.number;
-	it->subject = to.subject;
-	it->thread = tid;
-	it->cpu = bpf_get_smp_processor_id();
-	if (!blame_what_ran_on_top(it, cpu)) {
-		// An idle CPU has no thread that runs.
-		if (!prev->pid) {
-			bpf_ringbuf_discard(it, 0);
-			return;
-		}
-		it->kind = INTERRUPTION + PREEMPTED;
-		it->process = prev->tgid;
-		it->culprit = prev->pid;
-		it->policy = prev->policy;
-		it->priority = priority_of(prev);
-		bpf_probe_read_kernel_str(it->command, sizeof(it->command), prev->comm);
-		blame_longest(it, cpu, cpu->before);
-	}
-	bpf_ringbuf_submit(it, 0);
+	if (now > ready + SHORTEST && tell_wait(ready, now, to, prev, next, cpu))
+		told = told ?: ready;
+	if (told)
+		leave_out(cpu, told, now);
 }
 
 static __always_inline int interrupt_begins(void)
@@ -502,8 +520,10 @@ static __always_inline int interrupt_ends(__u32 number, const char *name)
 	if (!cpu || !cpu->of.subject)
 		return 0;
 	now = bpf_ktime_get_ns();
-	if (cpu->interrupt && now - cpu->interrupt >= SHORTEST)
+	if (cpu->interrupt && now - cpu->interrupt >= SHORTEST) {
 		tell_here(cpu, INTERRUPT, number, cpu->interrupt, now, name);
+		leave_out(cpu, cpu->interrupt, now);
+	}
 	cpu->interrupt = 0;
 	cpu->interrupted = now;
 	return 0;
@@ -617,8 +637,10 @@ int BPF_PROG(softirq_ends, unsigned int number)
 		cpu->softirq_number = number;
 		return 0;
 	}
-	if (now - start >= SHORTEST)
+	if (now - start >= SHORTEST) {
 		tell_here(cpu, SOFTIRQ, number, start, now, 0);
+		leave_out(cpu, start, now);
+	}
 	// The next one may be the interrupt's, too.
 	cpu->interrupted = now;
 	return 0;

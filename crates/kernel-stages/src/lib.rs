@@ -3,18 +3,21 @@
 //! No program is loaded unless measuring is requested: [`KernelStages::attach`] loads them, and dropping its result
 //! removes them. For programs that this kernel refuses, the reason is reported and their stages are not measured.
 //!
-//! - `bpf/stages.bpf.c`: the programs that measure stages; `bpf/interruptions.bpf.h`: those that see why a thread did not run.
-//! - `programs`: loads and attaches them.
+//! - `bpf/stages.bpf.c`: the programs that measure stages; `bpf/interruptions.bpf.h`: those that see why a thread did not run;
+//!   `bpf/kvm.bpf.h`: those that see why a virtual CPU was outside its guest.
+//! - `programs`: loads and attaches them; `kvm`: where the fields of KVM's tracepoints are.
 //! - `event`: what they tell, and the records of it.
 //! - `sys`: calls for which libbpf-rs has no safe form.
 
 mod event;
+mod kvm;
 mod programs;
 mod sys;
 
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use burst_trace::KernelStage;
@@ -24,6 +27,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::process::geteuid;
 
+use crate::kvm::Fields;
 use crate::programs::{GROUPS, PROCESSES, Process, Programs};
 
 pub use event::{Event, Scribe, Span, ThreadEvent, Whose};
@@ -119,6 +123,14 @@ impl FrontEnds {
     }
 }
 
+/// Whether this kernel has the tracepoints by which exits of KVM are seen.
+///
+/// # Errors
+/// The reason why they cannot be seen, in words.
+pub fn has_kvm() -> Result<(), String> {
+    Fields::find(Path::new("/")).map(|_| ())
+}
+
 /// The reason why frames are not followed where there is no tap.
 pub const NO_TAP: &str = "only frames of a tap that is given by its name are followed";
 
@@ -188,14 +200,22 @@ impl KernelStages {
         self.groups.iter().try_for_each(add).map_err(Error::Worker)
     }
 
-    /// Whether interruptions are seen, or why not, in words as [`in_words`] has them.
+    /// Whether interruptions are seen, and whether those by exits of KVM are (`kvm`), or why not: the names in a recorder's
+    /// facts, and words as [`in_words`] has them.
     #[must_use]
-    pub fn interruptions(&self) -> String {
-        match self.groups.iter().find(|group| group.sees_threads()) {
-            None => "n/a: this kernel refuses the programs that see threads".to_owned(),
-            Some(group) if group.is_whole() => "on".to_owned(),
-            Some(_) => "on, without interrupts: this kernel refuses their programs".to_owned(),
-        }
+    pub fn interruptions(&self) -> [(&'static str, String); 2] {
+        let none = "n/a: this kernel refuses the programs that see threads";
+        let (state, kvm) = match self.groups.iter().find(|group| group.sees_threads()) {
+            None => (none.to_owned(), none.to_owned()),
+            Some(group) => {
+                let state = match group.is_whole() {
+                    true => "on",
+                    false => "on, without interrupts: this kernel refuses their programs",
+                };
+                (state.to_owned(), in_words(group.kvm().as_ref()))
+            }
+        };
+        [("interruptions", state), ("kvm", kvm)]
     }
 
     /// Adds the interface `name` as tap `number` of the workers.

@@ -3,9 +3,12 @@
 use burst_trace::KernelStage;
 use std::ffi::OsStr;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use libbpf_rs::btf::{Btf, BtfType};
-use libbpf_rs::{Link, Map, MapCore, MapFlags, Object, ObjectBuilder, Program};
+use libbpf_rs::{Link, Map, MapCore, MapFlags, Object, ObjectBuilder, OpenObject, Program};
+
+use crate::kvm::{FIELDS, Fields};
 
 /// The map of processes whose threads are followed.
 pub const PROCESSES: &str = "processes";
@@ -48,6 +51,8 @@ pub struct Group {
     names: &'static [&'static str],
     /// Programs without which the others measure less.
     optional: &'static [&'static str],
+    /// Programs on tracepoints of KVM.
+    kvm: &'static [&'static str],
     /// The stages.
     pub stages: &'static [KernelStage],
     /// Whether they have nothing to measure without a tap.
@@ -73,12 +78,14 @@ pub const GROUPS: [Group; 2] = [
             "softirq_ends",
             "printing",
         ],
+        kvm: &["leaving_guest", "entering_guest", "ending_halt"],
         stages: &[KernelStage::Wakeup, KernelStage::Inject],
         needs_taps: false,
     },
     Group {
         names: &["receiving", "transmitting"],
         optional: &[],
+        kvm: &[],
         stages: &[KernelStage::HostTx, KernelStage::HostRx],
         needs_taps: true,
     },
@@ -92,27 +99,50 @@ pub struct Programs {
     object: Object,
     sees_threads: bool,
     is_whole: bool,
+    kvm: Result<(), String>,
 }
 
 impl Programs {
-    /// Loads and attaches all programs of the group, or, if this kernel refuses that, those that are not optional.
+    /// Loads and attaches all programs of the group, or those that this kernel accepts: first KVM's are left out, then all
+    /// that are optional.
     pub fn load(group: &Group) -> libbpf_rs::Result<Self> {
-        let all = Self::load_some(group, true);
-        if group.optional.is_empty() || all.is_ok() {
-            return all;
+        let fields = match group.kvm {
+            [] => Err("they are not asked for".to_owned()),
+            _ => Fields::find(Path::new("/")),
+        };
+        let all = Self::load_some(group, true, fields.clone());
+        let rest = match (all, fields) {
+            (Err(error), Ok(_)) => Self::load_some(
+                group,
+                true,
+                Err(format!("this kernel refuses their programs: {error}")),
+            ),
+            (all, _) => all,
+        };
+        if group.optional.is_empty() || rest.is_ok() {
+            return rest;
         }
-        Self::load_some(group, false)
+        Self::load_some(group, false, Err("this kernel refuses optional programs".to_owned()))
     }
 
-    fn load_some(group: &Group, wants_optional: bool) -> libbpf_rs::Result<Self> {
+    /// `kvm`: the fields for KVM's programs, or why they are left out.
+    fn load_some(
+        group: &Group,
+        wants_optional: bool,
+        kvm: Result<Fields, String>,
+    ) -> libbpf_rs::Result<Self> {
         let mut object = ObjectBuilder::default().open_memory(&OBJECT.0)?;
+        if let Ok(fields) = &kvm {
+            set_fields(&mut object, fields)?;
+        }
         let kernel = Btf::from_vmlinux()?;
         let mut is_whole = true;
         for mut program in object.progs_mut() {
             let is_in = |names: &[&str]| names.iter().any(|ours| program.name() == *ours);
             let is_optional = is_in(group.optional);
             let is_wanted = is_in(group.names)
-                || is_optional && wants_optional && has_tracepoint(&kernel, program.section());
+                || is_optional && wants_optional && has_tracepoint(&kernel, program.section())
+                || is_in(group.kvm) && kvm.is_ok();
             is_whole &= is_wanted || !is_optional;
             program.set_autoload(is_wanted);
         }
@@ -126,7 +156,13 @@ impl Programs {
             object,
             sees_threads: group.stages.contains(&KernelStage::Wakeup),
             is_whole,
+            kvm: kvm.map(|_| ()),
         })
+    }
+
+    /// Whether exits of KVM are seen, or why not.
+    pub const fn kvm(&self) -> &Result<(), String> {
+        &self.kvm
     }
 
     /// Whether its optional programs are attached, too.
@@ -168,6 +204,13 @@ impl Programs {
     }
 }
 
+/// Sets where the fields of KVM's tracepoints are.
+fn set_fields(object: &mut OpenObject, fields: &Fields) -> libbpf_rs::Result<()> {
+    let mut maps = object.maps_mut();
+    let mut map = maps.find(|map| map.name() == FIELDS).expect("a map of the programs");
+    map.set_initial_value(&fields.bytes())
+}
+
 /// Whether the kernel has the tracepoint of a program's section: x86 has some for interrupts that others lack.
 fn has_tracepoint(kernel: &Btf<'_>, section: &OsStr) -> bool {
     let name = section.to_str().and_then(|section| section.strip_prefix("tp_btf/"));
@@ -175,3 +218,6 @@ fn has_tracepoint(kernel: &Btf<'_>, section: &OsStr) -> bool {
         kernel.type_by_name::<BtfType<'_>>(&format!("btf_trace_{name}")).is_some()
     })
 }
+
+#[cfg(test)]
+mod tests;

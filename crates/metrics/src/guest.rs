@@ -82,6 +82,11 @@ impl Guest {
         })
     }
 
+    /// Whether the daemon sees exits of KVM.
+    pub(crate) fn sees_exits(&self) -> bool {
+        self.facts["kernel_stages"]["kvm"] == "on"
+    }
+
     /// Reads the new records. Returns the fraction of the recorder that was written since the last call: 1 when the
     /// busiest worker filled its part.
     pub(crate) fn follow(&mut self) -> f64 {
@@ -276,6 +281,10 @@ mod tests {
             assert!((of(&labels("front-end", "preempted")) - 100e-6).abs() < 1e-6, "{lines:?}");
             assert!(of(&labels("worker", "throttled")).abs() < 1e-12, "{lines:?}");
         }
+        let with_kvm = lines(r#"{"kernel_stages":{"interruptions":"on","kvm":"on"}}"#);
+        let exits: Vec<_> = with_kvm.iter().filter(|line| line.contains("kvm-exit")).collect();
+        assert_eq!(exits.len(), 1, "{with_kvm:?}");
+        assert!(exits[0].contains("front-end"), "{with_kvm:?}");
         for facts in ["", r#"{"kernel_stages":{"interruptions":"n/a: no","wakeup":"on"}}"#] {
             assert_eq!(lines(facts), Vec::<String>::new(), "{facts}");
         }

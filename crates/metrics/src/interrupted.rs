@@ -10,7 +10,7 @@ use burst_trace::{BurstRecord, Interruption, InterruptionCause, Interruptions, S
 const WAITING_MAX: usize = 1 << 20;
 
 /// The causes that have a length.
-const CAUSES: [InterruptionCause; 8] = [
+const CAUSES: [InterruptionCause; 9] = [
     InterruptionCause::Preempted,
     InterruptionCause::Throttled,
     InterruptionCause::Stopped,
@@ -19,6 +19,7 @@ const CAUSES: [InterruptionCause; 8] = [
     InterruptionCause::Interrupt,
     InterruptionCause::Softirq,
     InterruptionCause::Hypervisor,
+    InterruptionCause::KvmExit,
 ];
 
 /// One guest's interruptions.
@@ -93,12 +94,21 @@ impl Interrupted {
     }
 
     /// The causes and subjects, with their time so far, ticks. A cause without any is 0, so that its first interruption shows
-    /// as a change.
-    pub(crate) fn times(&self) -> impl Iterator<Item = (InterruptionCause, &'static str, u64)> {
+    /// as a change. Exits of KVM are there if they are measured (`sees_exits`), and only of the front end.
+    pub(crate) fn times(
+        &self,
+        sees_exits: bool,
+    ) -> impl Iterator<Item = (InterruptionCause, &'static str, u64)> {
+        let has = move |&(cause, subject, _): &(InterruptionCause, &'static str, u64)| {
+            let is_of_front_end = subject == Subject::FrontEnd.name();
+            cause != InterruptionCause::KvmExit || sees_exits && is_of_front_end
+        };
         let of = |subject: Subject, ticks: [u64; CAUSES.len()]| {
             CAUSES.into_iter().zip(ticks).map(move |(cause, ticks)| (cause, subject.name(), ticks))
         };
-        of(Subject::Worker(0), self.workers).chain(of(Subject::FrontEnd, self.front_end))
+        of(Subject::Worker(0), self.workers)
+            .chain(of(Subject::FrontEnd, self.front_end))
+            .filter(has)
     }
 }
 
@@ -138,7 +148,7 @@ mod tests {
     }
 
     fn ticks(of: &Interrupted, subject: &str, cause: InterruptionCause) -> u64 {
-        of.times().find(|it| (it.0, it.1) == (cause, subject)).unwrap().2
+        of.times(true).find(|it| (it.0, it.1) == (cause, subject)).unwrap().2
     }
 
     #[test]
@@ -168,7 +178,7 @@ mod tests {
             interrupted.add(&interruption(subject, InterruptionCause::Throttled, 100, 107));
         }
         assert_eq!(ticks(&interrupted, "front-end", InterruptionCause::Throttled), 14);
-        assert_eq!(interrupted.times().map(|it| it.2).sum::<u64>(), 14);
+        assert_eq!(interrupted.times(true).map(|it| it.2).sum::<u64>(), 14);
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Why a thread did not run, in words, and what to change.
 //!
-//! - `system_calls`: the names of system calls.
+//! - `system_calls`: the names of system calls; `kvm_exits`: those of KVM's exits.
 //! - `blame`: which cause took most time.
 
 mod blame;
+mod kvm_exits;
 mod system_calls;
 
-use burst_trace::{Culprit, Interruption, InterruptionCause, Subject};
+use burst_trace::{Culprit, Interruption, InterruptionCause, KvmExit, Subject};
 
 pub use blame::{Blame, Blamed};
+pub use kvm_exits::kvm_exit;
 pub use system_calls::system_call;
 
 /// The softirqs by their numbers, as in `/proc/softirqs` (`include/linux/interrupt.h`).
@@ -40,6 +42,9 @@ pub fn in_short(interruption: &Interruption) -> String {
         InterruptionCause::Softirq => format!("softirq {}", softirq(*detail)),
         InterruptionCause::Hypervisor => "unaccounted: likely the hypervisor".into(),
         InterruptionCause::Printk => "bpf_printk".into(),
+        InterruptionCause::KvmExit => {
+            format!("KVM exit {}", kvm_exit(KvmExit::from_detail(*detail)))
+        }
     }
 }
 
@@ -92,6 +97,10 @@ pub fn of_cause(
              messages"
                 .into(),
         ),
+        InterruptionCause::KvmExit => {
+            let exit = KvmExit::from_detail(detail);
+            (format!("{whose} was outside the guest: KVM exit {}", kvm_exit(exit)), kvm_exits::advice(exit, cpu))
+        }
     }
 }
 
@@ -443,6 +452,7 @@ mod tests {
             (InterruptionCause::Blocked, "", blocked, "blocked in writev"),
             (InterruptionCause::Interrupt, "eth0", 27, "interrupt 27 (eth0)"),
             (InterruptionCause::Softirq, "", 9, "softirq RCU"),
+            (InterruptionCause::KvmExit, "", 0x0100_0030, "KVM exit EPT_VIOLATION (VMX)"),
         ] {
             assert_eq!(of(cause, name, detail), expected);
         }

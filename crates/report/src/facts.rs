@@ -48,8 +48,15 @@ impl Facts {
     /// Whether the times are recorded in which a thread did not run, of all causes or of some.
     #[must_use]
     pub fn has_interruptions(&self) -> bool {
-        let mut stages = self.kernel_stages.iter();
-        stages.any(|(stage, state)| stage == "interruptions" && state.starts_with("on"))
+        self.kernel_state("interruptions").is_some_and(|state| state.starts_with("on"))
+    }
+
+    /// Whether something was measured in the host kernel, `on` or why not; `None` if nobody asked for it. `name`: of a stage,
+    /// `interruptions`, or `kvm` for the exits of KVM among them.
+    #[must_use]
+    pub fn kernel_state(&self, name: &str) -> Option<&str> {
+        let mut states = self.kernel_stages.iter();
+        states.find(|(stage, _)| stage == name).map(|(_, state)| state.as_str())
     }
 }
 

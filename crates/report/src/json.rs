@@ -2,7 +2,8 @@
 //!
 //! A stage or total has figures if and only if its `count` is above 0: one that is not measured has
 //! `"count": null`, one without packets has `"count": 0`, and neither has any figure. `not_running_mean_ns` and
-//! `interruptions` are `null` where interruptions are not measured.
+//! `interruptions` are `null` where interruptions are not measured. `kvm` says whether exits of KVM are among them: `on`, or
+//! `n/a: ` and why not; it is `null` where nobody asked for interruptions.
 
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ struct Object<'a> {
     queues: Vec<QueueObject>,
     cyclic: &'a CyclicTraffic,
     interruptions: Option<&'a [InterruptionRow]>,
+    kvm: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -130,6 +132,7 @@ pub fn to_json(breakdown: &Breakdown) -> String {
         queues: queues(breakdown.notifications.iter().copied()),
         cyclic: &breakdown.cyclic,
         interruptions: breakdown.interruptions.as_deref(),
+        kvm: breakdown.facts.kernel_state("kvm"),
     };
     serde_json::to_string_pretty(&object).expect("an object with string keys")
 }

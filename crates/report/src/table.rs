@@ -171,19 +171,20 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
 
 /// What kept threads from running, or why that is not known. Nothing if it was not asked for.
 fn interruptions(breakdown: &Breakdown) -> String {
-    let facts = &breakdown.facts.kernel_stages;
-    match &breakdown.interruptions {
+    let reason = |name| breakdown.facts.kernel_state(name)?.strip_prefix("n/a: ");
+    let seen = match &breakdown.interruptions {
+        None => {
+            let why = reason("interruptions");
+            return why
+                .map_or_else(String::new, |why| format!("\nnot running is not measured: {why}\n"));
+        }
         Some(rows) if rows.is_empty() => {
             "\nnot running: nothing kept a worker from running during a burst\n".into()
         }
         Some(rows) => interruption_table(rows),
-        None => facts
-            .iter()
-            .filter(|(stage, _)| stage == "interruptions")
-            .filter_map(|(_, state)| state.strip_prefix("n/a: "))
-            .map(|reason| format!("\nnot running is not measured: {reason}\n"))
-            .collect(),
-    }
+    };
+    let kvm = reason("kvm").map(|why| format!("exits of KVM are not measured: {why}\n"));
+    seen + &kvm.unwrap_or_default()
 }
 
 fn interruption_table(rows: &[InterruptionRow]) -> String {

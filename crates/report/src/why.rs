@@ -144,6 +144,8 @@ pub struct Why {
     pub slow_ns: u64,
     /// Whether interruptions were measured: `on`, or why not; `None` if nobody asked for it.
     pub interruptions: Option<String>,
+    /// Whether exits of KVM were measured among them, in the same words.
+    pub kvm: Option<String>,
     /// By cause; most time first.
     pub groups: Vec<Group>,
 }
@@ -156,11 +158,8 @@ impl Why {
         let facts = Facts::parse(&source.facts());
         let rate = TickRate::new(source.ticks_per_second());
         let units = Units::read(source, limit, rate);
-        let interruptions = (facts.kernel_stages.iter())
-            .find(|(stage, _)| stage == "interruptions")
-            .map(|(_, state)| state.clone());
         // Only where interruptions are seen is it known that nothing on this kernel ran in a worker's place.
-        let are_seen = interruptions.as_ref().is_some_and(|state| state.starts_with("on"));
+        let are_seen = facts.has_interruptions();
         let judge = Judge::new(&units, are_seen && facts.is_virtual.unwrap_or(is_virtual));
         let mut groups: HashMap<Key, Group> = HashMap::new();
         let (mut slow, mut slow_ticks) = (0, 0_u64);
@@ -186,6 +185,8 @@ impl Why {
         let mut groups: Vec<_> = groups.into_values().collect();
         groups.sort_by_key(|group| (std::cmp::Reverse(group.time_ns), group.cause.name()));
         Self {
+            interruptions: facts.kernel_state("interruptions").map(str::to_owned),
+            kvm: facts.kernel_state("kvm").map(str::to_owned),
             name: facts.name.unwrap_or_else(|| without_controls(name)),
             window_s: units.window_s(),
             bursts: units.bursts(),
@@ -194,7 +195,6 @@ impl Why {
             over_ns: units.over_ns(),
             slow,
             slow_ns: rate.ns(slow_ticks),
-            interruptions,
             groups,
         }
     }

@@ -217,6 +217,21 @@ fn measured_and_none_is_zero_and_not_measured_has_its_reason() {
 }
 
 #[test]
+fn without_exits_of_kvm_the_table_and_the_object_say_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let facts = r#"{"kernel_stages":{"interruptions":"on","kvm":"n/a: this kernel has no KVM"}}"#;
+    let breakdown = Known::new(directory.path(), facts).breakdown();
+    let text = table::to_table(&breakdown, None);
+    assert!(text.contains("\nexits of KVM are not measured: this kernel has no KVM\n"), "{text}");
+    let object: Value = serde_json::from_str(&json::to_json(&breakdown)).unwrap();
+    assert_eq!(object["kvm"], "n/a: this kernel has no KVM");
+    let directory = tempfile::tempdir().unwrap();
+    let facts = r#"{"kernel_stages":{"interruptions":"on","kvm":"on"}}"#;
+    let breakdown = Known::new(directory.path(), facts).breakdown();
+    assert!(!table::to_table(&breakdown, None).contains("KVM"));
+}
+
+#[test]
 fn the_table_has_a_column_after_the_mean_and_says_who() {
     let directory = tempfile::tempdir().unwrap();
     let text = table::to_table(&Known::interrupted(directory.path(), b"hog").breakdown(), None);

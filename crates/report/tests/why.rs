@@ -167,18 +167,19 @@ fn a_wait_before_the_first_boundary_belongs_to_the_burst_that_was_woken_up_for()
 
 #[test]
 fn a_guest_that_owes_an_answer_is_slow_by_itself_or_because_its_front_end_did_not_run() {
-    for (is_stopped, expected) in
-        [(false, ("guest", "guest", 1, "")), (true, ("stopped", "front-end", 1, ""))]
-    {
+    for (cause, expected) in [
+        (None, ("guest", "guest", 1, "")),
+        (Some(InterruptionCause::Stopped), ("stopped", "front-end", 1, "")),
+        (Some(InterruptionCause::KvmExit), ("kvm-exit", "front-end", 1, "")),
+    ] {
         let directory = tempfile::tempdir().unwrap();
         let mut story = Story::new(directory.path());
         story.burst(0, None);
         let from = story.now + 100;
         story.now += 5000;
         story.burst(1, None);
-        if is_stopped {
+        if let Some(cause) = cause {
             let until = story.now;
-            let cause = InterruptionCause::Stopped;
             story.interruption(Subject::FrontEnd, cause, (from, until));
         }
         // Another thread of the front end that waits for little.

@@ -83,10 +83,11 @@ pub fn change(found: impl Into<String>, command: impl Into<String>) -> Check {
 type Judge = fn(&Host) -> Check;
 
 /// All checks, in the order of the report.
-const CHECKS: [(&str, Judge); 12] = [
+const CHECKS: [(&str, Judge); 13] = [
     ("kernel", kernel),
     ("machine", machine),
     ("KVM", kvm),
+    ("exits of KVM", kvm_exits),
     ("stamps", clock),
     ("clock source", clock_source),
     ("CPU governor", governor),
@@ -144,6 +145,13 @@ fn kvm(host: &Host) -> Check {
              (qemu-scripts/launch makes one)",
         ),
         Kvm::Opens => ok("/dev/kvm opens"),
+    }
+}
+
+fn kvm_exits(host: &Host) -> Check {
+    match &host.kvm_exits {
+        Ok(()) => ok("seen with --kernel-stages"),
+        Err(reason) => note(format!("not seen with --kernel-stages: {reason}")),
     }
 }
 
@@ -310,6 +318,7 @@ mod tests {
             memlock: Memlock { bytes: None, exempt: false },
             has_irqbalance: Some(false),
             kvm: Kvm::Opens,
+            kvm_exits: Ok(()),
         }
     }
 
@@ -412,7 +421,8 @@ mod tests {
         host.release = Some("6.1.0-40-cloud-amd64".into());
         host.hypervisor = Hypervisor { is_there: Some(true), machine: Some("QEMU".into()) };
         host.clock = ClockKind::Monotonic;
-        let names = ["kernel", "machine", "KVM", "stamps"];
+        host.kvm_exits = Err("this kernel has no KVM".into());
+        let names = ["kernel", "machine", "KVM", "exits of KVM", "stamps"];
         assert_eq!(verdicts(&host), names.map(|name| (name, Verdict::Note)));
         assert_eq!(version("6.18.44-fc"), Some((6, 18)));
         assert_eq!(version("unknown"), None);

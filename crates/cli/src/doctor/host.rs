@@ -46,6 +46,8 @@ pub struct Host {
     pub has_irqbalance: Option<bool>,
     /// Whether guests run on the hardware.
     pub kvm: Kvm,
+    /// Whether exits of KVM can be seen, or why not.
+    pub kvm_exits: Result<(), String>,
 }
 
 /// The hypervisor, or the hardware, below the kernel.
@@ -124,6 +126,7 @@ impl Host {
         host.clock = Clock::new().kind();
         host.memlock = Memlock::of_this_process();
         host.kvm = Kvm::look();
+        host.kvm_exits = kernel_stages::has_kvm();
         host
     }
 
@@ -145,6 +148,7 @@ impl Host {
             memlock: Memlock::default(),
             has_irqbalance: has_process(files, "irqbalance"),
             kvm: Kvm::Missing,
+            kvm_exits: Ok(()),
         }
     }
 }

@@ -97,7 +97,9 @@ impl Kernel {
         let mut facts: Map<_, _> = kernel_stages::for_guest(&attached, &followed)
             .map(|(stage, result)| (stage.name().into(), kernel_stages::in_words(result).into()))
             .collect();
-        facts.insert("interruptions".into(), stages.interruptions().into());
+        for (name, state) in stages.interruptions() {
+            facts.insert(name.into(), state.into());
+        }
         let front_ends = stages.front_ends().filter(|_| !is_measured);
         let (stop, alive) = io::pipe()?;
         let (sender, records) = channel();

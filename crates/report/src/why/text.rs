@@ -42,6 +42,8 @@ pub fn to_text(why: &Why) -> String {
             "\nwho took a CPU is not known, because interruptions are not measured ({state}): record with --kernel-stages, \
              as root"
         );
+    } else if let Some(reason) = why.kvm.as_ref().and_then(|state| state.strip_prefix("n/a: ")) {
+        let _ = writeln!(text, "\nexits of KVM are not measured: {reason}");
     }
     text
 }
@@ -150,6 +152,7 @@ pub fn to_json(why: &Why) -> String {
         "slow": why.slow,
         "slow_ns": why.slow_ns,
         "interruptions": why.interruptions,
+        "kvm": why.kvm,
         "culprits": culprits,
     });
     format!("{object:#}")
