@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
+use burst_trace::Source;
 use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use lab::outside::Outside;
@@ -278,8 +279,30 @@ fn a_recording_can_measure_the_kernel_for_a_daemon_that_does_not() {
     let table = ringscope().arg("report").arg(&file).output().unwrap();
     let table = String::from_utf8(table.stdout).unwrap();
     assert!(table.contains("host-tx lies within egress"), "{table}");
+    // Whether exits of KVM are seen depends on this kernel, and what is said of them does not.
+    let kvm = report["kvm"].as_str().unwrap();
+    assert_eq!(kvm != "on", table.contains("exits of KVM are not measured: "), "{kvm}: {table}");
+    assert!(kvm == "on" || kvm.starts_with("n/a: "), "{kvm}");
     // The daemon's own recorder has none of it.
     assert_eq!(row(&json(directory.path(), "vm0"), "rx", "host-rx")["count"], Value::Null);
+}
+
+#[test]
+fn a_recording_has_the_clocks_of_its_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "vm0", &["--datapath", "reflect"]).unwrap();
+    let _guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let file = directory.path().join("vm0.rec");
+    let mut record = ringscope();
+    record.args(["record", "--seconds", "0.2", "-o"]).arg(&file);
+    assert!(record.arg("--run-dir").arg(directory.path()).status().unwrap().success());
+    let facts = Source::open(&file).unwrap().facts();
+    let clocks = serde_json::from_str::<Value>(&facts).unwrap()["clocks"].take();
+    let ahead = |at: usize| clocks["realtime_ahead_ns"][at].as_i64().unwrap();
+    assert!((0..1_000_000).contains(&(ahead(1) - ahead(0))), "{clocks}");
+    // A guest in software is none of KVM.
+    let counter = clocks["guest_counter"].as_str().unwrap();
+    assert!(counter.starts_with("n/a: ") && counter.to_lowercase().contains("kvm"), "{clocks}");
 }
 
 #[test]

@@ -46,6 +46,7 @@ static REALTIME: Mutex<Option<RealtimeAhead>> = Mutex::new(None);
 
 impl RealtimeAhead {
     /// Reads both clocks this many times, and returns what is known then.
+    #[must_use]
     pub fn read(times: u32) -> Self {
         let mut shared = REALTIME.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = shared.unwrap_or_else(Self::reading);
@@ -72,12 +73,20 @@ impl RealtimeAhead {
         (low_ns <= high_ns).then_some(Self { low_ns, high_ns })
     }
 
+    /// The interval: at least, and at most, nanoseconds.
+    #[must_use]
+    pub const fn bounds_ns(self) -> [i64; 2] {
+        [self.low_ns, self.high_ns]
+    }
+
     /// The middle of the interval, nanoseconds.
+    #[must_use]
     pub const fn ns(self) -> i64 {
         self.low_ns + (self.high_ns - self.low_ns) / 2
     }
 
     /// By how much the middle may be wrong, nanoseconds.
+    #[must_use]
     pub const fn error_ns(self) -> u64 {
         self.high_ns.abs_diff(self.low_ns).div_ceil(2)
     }

@@ -10,11 +10,13 @@
 //!
 //! - `page`: the words of the page, and who writes them; `host`: asks; `guest`: answers.
 //! - `bounds`: from exchanges and pairs to bounds.
+//! - `ptp`: bounds without a page, by the clock device of a KVM guest.
 
 mod bounds;
 mod guest;
 mod host;
 mod page;
+mod ptp;
 
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -37,9 +39,22 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// Examples of the command's help.
 pub(crate) const EXAMPLES: &str = "\
-Without --page and --guest, the counter and the clock of this machine are
+Without --page, --guest and --ptp, the counter and the clock of this machine are
 printed, twice. Machines that read the same counter can be compared by that, as
-a host and User Mode Linux on it.
+a host and User Mode Linux on it. The counter of a KVM guest differs from the
+host's by an offset that KVM knows, and `ringscope record` finds. So the guest's
+clock is bounded by what the agent prints there, before and after a run:
+
+  guest$ ringscope agent clock >> counter.json
+  ringscope report ten.rec --probes ping.csv --echo echo.csv \\
+    --clock counter.json
+
+A KVM guest whose kernel has the driver ptp_kvm reads the host's clock itself:
+
+  guest$ ringscope agent clock --ptp -o ptp.json
+  (the run)
+  guest$ ringscope agent clock --ptp -o ptp.json --append
+  ringscope report ten.rec --probes ping.csv --echo echo.csv --clock ptp.json
 
 A QEMU guest has a counter of its own. It shares a page of memory with the host
 if it was started with qemu-scripts/launch --clock-page FILE, or with
@@ -57,35 +72,39 @@ is known between them, too, if the clocks drift apart at a constant rate.
   ringscope stats --probes ping.csv --echo echo.csv --clock clock.json
 
 In the result, low_ns and high_ns of each bound are the least and the most by
-which the guest's CLOCK_MONOTONIC was ahead of the host's at host_ns.";
+which the guest's CLOCK_MONOTONIC was ahead of the host's at host_ns. With --ptp
+host_ns is the host's CLOCK_REALTIME, and they are relative to that clock.";
 
-/// The flags of both ends.
+/// The flags for measured offsets.
 #[derive(Debug, clap::Args)]
 pub struct PageArgs {
     /// On the host: bound the offset of a QEMU guest's clock by this file, its clock page.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "measured")]
     page: Option<PathBuf>,
     /// In the guest: answer the agent on the host until it has finished.
     #[arg(long, conflicts_with = "page")]
     guest: bool,
+    /// In a KVM guest: bound the offset of its clock by its clock device, which the driver ptp_kvm makes.
+    #[arg(long, group = "measured", conflicts_with = "guest")]
+    ptp: bool,
     /// With --page: number of exchanges [default: 20000].
     #[arg(long, value_name = "N", requires = "page", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     exchanges: Option<u32>,
-    /// With --page: write the bounds to this file, not to standard output.
-    #[arg(short, long, value_name = "FILE", requires = "page")]
+    /// With --page or --ptp: write the bounds to this file, not to standard output.
+    #[arg(short, long, value_name = "FILE", requires = "measured")]
     output: Option<String>,
     /// Keep the bounds that the file has already, as those before a run.
     #[arg(long, requires = "output")]
     append: bool,
     /// With --page: time for the guest's answers [default: 5]; with --guest: time for the host's next question [default: 60].
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", conflicts_with = "ptp", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: Option<u64>,
 }
 
 impl PageArgs {
-    /// Whether clocks are to be compared by a page.
+    /// Whether the offset of a guest's clock is to be measured.
     pub(crate) const fn is_given(&self) -> bool {
-        self.page.is_some() || self.guest
+        self.page.is_some() || self.guest || self.ptp
     }
 
     fn limit(&self) -> Duration {
@@ -94,14 +113,14 @@ impl PageArgs {
     }
 }
 
-/// The offset of a guest's clock: what `ringscope agent clock --page` prints.
+/// The offset of a guest's clock: what `ringscope agent clock --page` and `--ptp` print.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockBounds {
-    /// How it is known: `clock-page`.
+    /// How it is known: `clock-page` or `ptp-kvm`.
     pub relation: String,
-    /// Number of exchanges.
+    /// Number of exchanges, or of readings of the clock device.
     pub exchanges: u64,
-    /// The shortest exchange, nanoseconds.
+    /// The shortest exchange, or the narrowest bound by the clock device, nanoseconds.
     pub shortest_ns: u64,
     /// The bounds that say most, in the order of time. Each holds by itself.
     pub bounds: Vec<ClockBound>,
@@ -110,9 +129,9 @@ pub struct ClockBounds {
 /// A bound of the offset at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockBound {
-    /// The moment: the host's `CLOCK_MONOTONIC`, nanoseconds.
+    /// The moment: the host's `CLOCK_MONOTONIC`, nanoseconds; of `ptp-kvm`, its `CLOCK_REALTIME`.
     pub host_ns: u64,
-    /// The guest's `CLOCK_MONOTONIC` was ahead of the host's by at least this, nanoseconds.
+    /// The guest's `CLOCK_MONOTONIC` was ahead of that clock by at least this, nanoseconds.
     pub low_ns: i64,
     /// By at most this, nanoseconds.
     pub high_ns: i64,
@@ -204,6 +223,18 @@ pub enum Error {
         /// The directory of the devices.
         devices: PathBuf,
     },
+    /// The guest has no clock device of KVM.
+    #[error(
+        "expected a clock named `{}` in {devices}, found {found}: run this in a KVM guest, load the driver there (modprobe \
+         ptp_kvm), and see that the host's clock source is tsc",
+        ptp::NAME
+    )]
+    NoPtp {
+        /// The directory of the clock devices.
+        devices: PathBuf,
+        /// The names of those that are there.
+        found: String,
+    },
     /// The host does not ask.
     #[error(
         "expected a question of the host on the clock page within {limit:?}, found none: run `ringscope agent clock --page FILE` \
@@ -215,18 +246,19 @@ pub enum Error {
     },
 }
 
-/// Runs the host's end or the guest's.
+/// Runs the host's end, the guest's, or reads the guest's clock device.
 pub(crate) fn run(args: &PageArgs) -> Result<(), crate::Error> {
     let limit = args.limit();
-    let Some(page) = &args.page else {
-        return crate::print_json(&guest::serve(limit)?);
+    let mut bounds = match &args.page {
+        Some(page) => bound_clock(page, args.exchanges.unwrap_or(EXCHANGES), limit)?,
+        None if args.ptp => ptp::bound_clock()?,
+        None => return crate::print_json(&guest::serve(limit)?),
     };
-    let mut bounds = bound_clock(page, args.exchanges.unwrap_or(EXCHANGES), limit)?;
     let Some(output) = &args.output else {
         return crate::print_json(&bounds);
     };
     if args.append
-        && let Some(mut earlier) = earlier(output.as_ref())?
+        && let Some(mut earlier) = earlier(output.as_ref(), &bounds.relation)?
     {
         earlier.add(bounds);
         bounds = earlier;
@@ -234,8 +266,8 @@ pub(crate) fn run(args: &PageArgs) -> Result<(), crate::Error> {
     write(output, &bounds)
 }
 
-/// The bounds that a file has, if there is one.
-fn earlier(path: &Path) -> Result<Option<ClockBounds>, crate::Error> {
+/// The bounds by `relation` that a file has, if there is one.
+fn earlier(path: &Path, relation: &str) -> Result<Option<ClockBounds>, crate::Error> {
     let mut text = String::new();
     let read = host_files::open_regular(path)
         .and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text));
@@ -243,11 +275,16 @@ fn earlier(path: &Path) -> Result<Option<ClockBounds>, crate::Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|source| Error::File { doing: "read", path: path.into(), source })?,
     };
-    let bounds = serde_json::from_str(&text).map_err(|error| crate::Error::Usage {
+    let other = |found: String| crate::Error::Usage {
         flag: "--append",
-        expected: "a file that `ringscope agent clock --page` has written".into(),
-        found: format!("{}: {error}", path.display()),
-    })?;
+        expected: format!("a file of `ringscope agent clock` with bounds by {relation}"),
+        found: format!("{}: {found}", path.display()),
+    };
+    let bounds: ClockBounds =
+        serde_json::from_str(&text).map_err(|error| other(error.to_string()))?;
+    if bounds.relation != relation {
+        return Err(other(format!("bounds by {}", bounds.relation)));
+    }
     Ok(Some(bounds))
 }
 

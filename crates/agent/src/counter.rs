@@ -1,7 +1,8 @@
 //! `clock`: the CPU's counter and `CLOCK_MONOTONIC`, read at the same moments. A host and a User Mode Linux guest on it have
 //! different clocks, but both read the counter of the CPU itself. So their clocks can be compared by it.
 //!
-//! A QEMU guest reads another counter. Its clock is compared by a page that it shares with the host (`clock_page`).
+//! A QEMU guest reads another counter. Its clock is compared by a page that it shares with the host (`clock_page`), or, with
+//! KVM, by its clock device (`clock_page`, `ptp`) or by the offset of its counter, which KVM knows.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -22,13 +23,13 @@ pub const READINGS: u32 = 64;
 pub struct Args {
     /// Readings for each pair; the quickest one counts.
     #[arg(
-        long, value_name = "N", default_value_t = READINGS, conflicts_with_all = ["page", "guest"],
+        long, value_name = "N", default_value_t = READINGS, conflicts_with_all = ["page", "guest", "ptp"],
         value_parser = clap::value_parser!(u32).range(1..=1_000_000)
     )]
     readings: u32,
     /// Time between the two pairs.
     #[arg(
-        long, value_name = "SECONDS", default_value_t = 1, conflicts_with_all = ["page", "guest"],
+        long, value_name = "SECONDS", default_value_t = 1, conflicts_with_all = ["page", "guest", "ptp"],
         value_parser = clap::value_parser!(u64).range(1..=60)
     )]
     seconds: u64,

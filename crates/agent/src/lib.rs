@@ -15,7 +15,8 @@
 //!   `address`: addresses on the command line.
 //! - `channels`: how many queue pairs an interface uses; `busy`: takes a CPU, and its caches.
 //! - `figures`: percentiles; `clock`: the clock of all stamps; `counter`: that clock beside the CPU's counter.
-//! - [`clock_page`]: a page that a guest and its host share, by which the offset between their clocks is bounded.
+//! - [`clock_page`]: a page that a guest and its host share, by which the offset between their clocks is bounded; and a KVM guest's
+//!   clock device, which does the same.
 
 mod address;
 mod busy;
@@ -46,6 +47,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use clock::RealtimeAhead;
 pub use counter::{ClockPair, ClockPairs, READINGS, TaiClock};
 pub use figures::Figures;
 pub use launch::LaunchReport;

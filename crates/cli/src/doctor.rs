@@ -11,7 +11,7 @@
 mod advice;
 mod checks;
 mod cpus;
-mod files;
+pub mod files;
 mod host;
 mod iface;
 mod interruptions;

@@ -17,6 +17,7 @@
 //! - [`output`]: standard output and files; [`progress`]: how far a long job is; [`plain`]: text for
 //!   terminals without UTF-8.
 
+mod clocks;
 mod doctor;
 mod input;
 mod lab;

@@ -6,8 +6,14 @@ use burst_trace::Source;
 use clap::ValueEnum;
 use host_files::FileId;
 use report::Initiator;
+use report::breakdown::is_alive;
 use report::journey::stamps::{Author, Stamps, StampsError};
-use report::journey::{ClockPage, ClockPageError, Journeys, KnownClock, Misfit, Relation as Known};
+use report::journey::{
+    ClockBounds, ClockFileError, HostClocks, Journeys, KnownClock, Misfit, Relation as Known,
+};
+use serde_json::Value;
+
+use crate::clocks;
 
 /// Flags for probe packets.
 #[derive(Debug, clap::Args)]
@@ -28,7 +34,8 @@ pub struct Probes {
     ///
     /// The probes alone bound the offset between the guest's clock and the
     /// host's to about half of the shortest time there and back. This file
-    /// narrows the bounds.
+    /// narrows the bounds: that of a clock page (--page), of the guest's KVM
+    /// clock device (--ptp), or the guest's counter (neither) of a KVM guest.
     #[arg(long, value_name = "FILE", requires = "probes")]
     clock: Option<PathBuf>,
     /// How the guest's clock relates to the host's
@@ -93,22 +100,37 @@ impl Probes {
                 Some(echo)
             }
         };
-        let joined =
-            Journeys::join(source, self.initiator(), &sender, echo.as_ref(), &self.known()?);
+        let known = self.known(source)?;
+        let joined = Journeys::join(source, self.initiator(), &sender, echo.as_ref(), &known);
         joined.check()?;
         Ok(Some(joined))
     }
 
     /// What is known of the guest's clock.
-    fn known(&self) -> Result<KnownClock, ClockPageError> {
+    fn known(&self, source: &Source) -> Result<KnownClock, ClockFileError> {
         let relation = match self.clock_relation {
             Relation::Same => Known::Same,
             Relation::Constant => Known::Constant,
             Relation::Drifting => Known::Drifting,
         };
-        let page = self.clock.as_deref().map(ClockPage::read).transpose()?;
-        Ok(KnownClock { relation, page })
+        let bounds = match &self.clock {
+            None => None,
+            Some(path) => Some(ClockBounds::read(path, &host_clocks(source))?),
+        };
+        Ok(KnownClock { relation, bounds })
     }
+}
+
+/// The clocks of the host: those in a recording's facts, or, of a daemon that runs here, those of this host.
+fn host_clocks(source: &Source) -> HostClocks {
+    let clocks = match source {
+        Source::Recorder(reader) if is_alive(reader) => clocks::look(reader.front_end()),
+        Source::Recorder(_) | Source::Recording(_) => {
+            let mut facts: Value = serde_json::from_str(&source.facts()).unwrap_or_default();
+            facts["clocks"].take()
+        }
+    };
+    HostClocks::new(source, &clocks)
 }
 
 /// Reads the stamps for `flag`, which `author` has to have written.
@@ -138,7 +160,7 @@ pub enum ProbesError {
     Stamps(#[from] StampsError),
     /// A file of bounds cannot be used.
     #[error(transparent)]
-    Clock(#[from] ClockPageError),
+    Clock(#[from] ClockFileError),
     /// The other agent wrote the file.
     #[error(
         "{flag} {path}: expected the stamps of {wanted}, found those of {found}: give this file with {other}"

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use burst_trace::{ReadError, Source};
 use report::Initiator;
 use report::journey::stamps::{ProbeId, Stamp, Stamps, StampsError};
-use report::journey::{ClockPage, Journeys, KnownClock, Misfit, Part, REMAINDER, Relation, Side};
+use report::journey::{
+    ClockBounds, HostClocks, Journeys, KnownClock, Misfit, Part, REMAINDER, Relation, Side,
+};
+use serde_json::Value;
 
 use crate::clock_offset::{ClockOffset, Clocks};
 use crate::kept::{CLOCK, CLOCKS, RECORDING, SENT, TURNED};
@@ -158,7 +161,7 @@ pub(crate) fn recording(directory: &Path) -> Result<Source, JoinError> {
 pub(crate) fn journeys(directory: &Path, source: &Source) -> Result<Journeys, JoinError> {
     let (mut sender, echo) = stamps(directory)?;
     let talker = recorded_talker(directory);
-    let known = known_clock(directory);
+    let known = known_clock(directory, source);
     let mut joined = if let Some(talker) = &talker {
         sender.probes = on_host(talker, sender.probes);
         Journeys::join(source, Initiator::Host, &sender, Some(&echo), &known)
@@ -175,12 +178,13 @@ pub(crate) fn journeys(directory: &Path, source: &Source) -> Result<Journeys, Jo
 
 /// What is known of the responder's clock. One that could be compared with the host's by the CPU's counter is the host's plus a
 /// constant. Without bounds by a clock page, or with a spoilt file of them, the probes bound it alone.
-fn known_clock(directory: &Path) -> KnownClock {
+fn known_clock(directory: &Path, source: &Source) -> KnownClock {
     let relation = match clocks(directory).responder {
         Some(_) => Relation::Constant,
         None => Relation::Drifting,
     };
-    KnownClock { relation, page: ClockPage::read(&directory.join(CLOCK)).ok() }
+    let host = HostClocks::new(source, &Value::Null);
+    KnownClock { relation, bounds: ClockBounds::read(&directory.join(CLOCK), &host).ok() }
 }
 
 /// The talker's stamps on the host's clock. One from before the host's clock began is none.

@@ -29,8 +29,10 @@
 //! published, before we had signalled or its front end ran (a polling driver needs no interrupt). The answer may have been
 //! there since the last poll that found nothing. The two clocks may drift apart by [`DRIFT`].
 
+mod clock_file;
 mod csv;
 mod guest_clock;
+mod host_clocks;
 mod known_clock;
 mod one_clock;
 mod one_way;
@@ -51,9 +53,11 @@ use seen::Seen;
 use stamps::{ProbeId, Stamps};
 use trip::Probe;
 
+pub use clock_file::ClockFileError;
 pub use csv::write_csv;
 pub use guest_clock::GuestClock;
-pub use known_clock::{ClockPage, ClockPageError, KnownClock, PageBound, PageRelation, Relation};
+pub use host_clocks::{GuestCounter, HostClocks};
+pub use known_clock::{ClockBound, ClockBounds, KnownClock, Means, Relation};
 pub(crate) use one_way::OneWays;
 pub use part::{GUEST_INTERRUPT, GUEST_KICK, Part, REMAINDER, Side, parts};
 pub use text::{to_json, to_text};

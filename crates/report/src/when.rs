@@ -13,8 +13,13 @@ impl When {
     /// That of a recorder or recording.
     #[must_use]
     pub fn of(header: &Header) -> Self {
-        let ns_per_tick = 1e9 / header.ticks_per_second() as f64;
-        Self { anchor: header.anchor_latest(), ns_per_tick }
+        Self::new(header.anchor_latest(), 1e9 / header.ticks_per_second() as f64)
+    }
+
+    /// That of a clock with this rate, by one instant.
+    #[must_use]
+    pub const fn new(anchor: Anchor, ns_per_tick: f64) -> Self {
+        Self { anchor, ns_per_tick }
     }
 
     /// `CLOCK_REALTIME` at `ticks`: nanoseconds since 1970.

@@ -104,12 +104,17 @@ pub fn of(taken: &Taken) -> Result<Vec<ClockBound>, Error> {
             all.push(bound(rate, pairs, exchange)?);
         }
     }
-    let mut corners: BTreeSet<usize> = hull(&all, |it| it.high_ns.into()).collect();
-    corners.extend(hull(&all, |it| -i128::from(it.low_ns)));
+    Ok(telling(&all))
+}
+
+/// The bounds that say most, of bounds in the order of time: at most [`BOUNDS_MAX`].
+pub fn telling(all: &[ClockBound]) -> Vec<ClockBound> {
+    let mut corners: BTreeSet<usize> = hull(all, |it| it.high_ns.into()).collect();
+    corners.extend(hull(all, |it| -i128::from(it.low_ns)));
     let step = corners.len().div_ceil(BOUNDS_MAX - 1).max(1);
     let mut kept: BTreeSet<usize> = corners.into_iter().step_by(step).collect();
     kept.extend((0..all.len()).min_by_key(|&at| all[at].width_ns()));
-    Ok(kept.into_iter().map(|at| all[at]).collect())
+    kept.into_iter().map(|at| all[at]).collect()
 }
 
 /// The corners of the convex hull below the points that these bounds have, in the order of time (Andrew's monotone chain).

@@ -235,14 +235,16 @@ fn bounds_are_added_to_those_of_a_file() {
         shortest_ns,
         bounds: vec![ClockBound { host_ns, low_ns: -5, high_ns: 6 }],
     };
-    assert_eq!(earlier(&path).unwrap(), None);
+    assert_eq!(earlier(&path, RELATION).unwrap(), None);
     write(path.to_str().unwrap(), &run(1, 50)).unwrap();
-    let mut all = earlier(&path).unwrap().unwrap();
+    let mut all = earlier(&path, RELATION).unwrap().unwrap();
     all.add(run(2, 40));
     write(path.to_str().unwrap(), &all).unwrap();
-    let found = earlier(&path).unwrap().unwrap();
+    let found = earlier(&path, RELATION).unwrap().unwrap();
     assert_eq!((found.exchanges, found.shortest_ns, found.bounds.len()), (6, 40, 2));
+    let other = earlier(&path, "ptp-kvm").unwrap_err().to_string();
+    assert!(other.contains("found") && other.contains("bounds by clock-page"), "{other}");
     fs::write(&path, "{}").unwrap();
-    let error = earlier(&path).unwrap_err().to_string();
-    assert!(error.contains("--append: expected a file that"), "{error}");
+    let error = earlier(&path, RELATION).unwrap_err().to_string();
+    assert!(error.contains("--append: expected a file of"), "{error}");
 }

@@ -12,7 +12,7 @@ use report::trigger::Trigger;
 use report::units::{grouped, time};
 use serde_json::Value;
 
-use crate::doctor;
+use crate::{clocks, doctor};
 
 /// Most records kept in memory: 480 MiB.
 const RECENT_MAX: usize = 1 << 22;
@@ -313,7 +313,7 @@ fn held(path: &Path) -> Option<(u64, u64)> {
     Some((records, last.saturating_sub(first)))
 }
 
-/// The recorder's facts about its run, and a summary of this host. `kernel`: the state of each of the kernel's stages,
+/// The recorder's facts about its run, a summary of this host, and its clocks. `kernel`: the state of each of the kernel's stages,
 /// if they are measured for this recording.
 pub fn facts(of: &Reader, kernel: Option<&Value>) -> String {
     let mut facts: Value = serde_json::from_str(&of.facts()).unwrap_or_default();
@@ -321,6 +321,7 @@ pub fn facts(of: &Reader, kernel: Option<&Value>) -> String {
         facts = serde_json::json!({});
     }
     facts["host"] = doctor::summary();
+    facts["clocks"] = clocks::look(of.front_end());
     if let Some(kernel) = kernel {
         facts["kernel_stages"] = kernel.clone();
     }

@@ -18,7 +18,8 @@ const STAMP_MAX: u64 = 1 << 60;
 /// How the guest's `CLOCK_MONOTONIC` relates to the host's, as outputs show it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct GuestClock {
-    /// What is known of it beside the probes: `clock-page`, `same`, `constant` or `drifting`.
+    /// What is known of it beside the probes: the [`Means`](super::Means) of measured bounds, otherwise the
+    /// [`Relation`]: `clock-page`, `ptp-kvm`, `kvm-tsc`, `same`, `constant` or `drifting`.
     pub relation: &'static str,
     /// Lower end of the interval in which the guest's clock minus the host's lies in the middle of the run, nanoseconds.
     pub offset_low_ns: i64,
@@ -55,23 +56,23 @@ impl Related {
             also.at_least(first, -ANCHOR_NS);
             also.at_most(first, ANCHOR_NS);
         }
-        let mut page = Bounds::default();
-        if let Some(it) = &known.page {
+        let mut measured = Bounds::default();
+        if let Some(it) = &known.bounds {
             it.add_to(&mut also);
-            it.add_to(&mut page);
+            it.add_to(&mut measured);
         }
         let drift_max = match known.relation {
             Relation::Same | Relation::Constant => 0.0,
             Relation::Drifting => DRIFT,
         };
         let name = |relation: Relation| {
-            if known.page.is_some() { "clock-page" } else { relation.name() }
+            known.bounds.as_ref().map_or(relation.name(), |it| it.means.name())
         };
         let nothing = Bounds::default();
         let tries = [
             (&also, drift_max, name(known.relation), None),
-            (&page, DRIFT, name(Relation::Drifting), Some(NOT_SO_RELATED)),
-            (&nothing, DRIFT, Relation::Drifting.name(), Some(OTHER_PAGE)),
+            (&measured, DRIFT, name(Relation::Drifting), Some(NOT_SO_RELATED)),
+            (&nothing, DRIFT, Relation::Drifting.name(), Some(OTHER_BOUNDS)),
         ];
         for (also, drift_max, name, note) in tries {
             match bounds.solve(also, drift_max) {
@@ -108,7 +109,7 @@ impl Related {
 
 const NOT_SO_RELATED: &str =
     "the probes contradict the given --clock-relation; the clocks are taken to drift apart";
-const OTHER_PAGE: &str = "the probes contradict the bounds of --clock, which are left out: they are of another run or guest, or a clock \
+const OTHER_BOUNDS: &str = "the probes contradict the bounds of --clock, which are left out: they are of another run or guest, or a clock \
      was set meanwhile";
 const CONTRADICTION: &str = "no offset between the clocks with a constant drift fits all stamps: a clock was set, or the stamps are of another \
      run; the remainder is not taken apart";

@@ -4,8 +4,8 @@ use burst_trace::{BurstRecord, Direction};
 use report::Initiator;
 use report::journey::stamps::{ProbeId, Stamp, Stamps};
 use report::journey::{
-    ClockPage, GUEST_INTERRUPT, GUEST_KICK, Journeys, KnownClock, PageBound, PageRelation,
-    REMAINDER, Relation, Side, parts, to_text,
+    ClockBound, ClockBounds, GUEST_INTERRUPT, GUEST_KICK, Journeys, KnownClock, Means, REMAINDER,
+    Relation, Side, parts, to_text,
 };
 
 use super::{Known, RUN, expect_whole, from_the_host, join_known, part_us};
@@ -25,15 +25,10 @@ fn a_clock_page_says_when_the_guest_had_it() {
         sent_kernel: Some(guest(64)),
     };
     let host_ns = known.host(0).cast_signed();
-    let bound = |ahead: i64| PageBound { host_ns, low_ns: ahead - 20, high_ns: ahead + 20 };
-    let page = |bounds: Vec<PageBound>| ClockPage {
-        relation: PageRelation::ClockPage,
-        exchanges: 9,
-        shortest_ns: 40,
-        bounds,
-    };
-    let joined = |relation, page| {
-        let known_clock = KnownClock { relation, page };
+    let bound = |ahead: i64| ClockBound { host_ns, low_ns: ahead - 20, high_ns: ahead + 20 };
+    let page = |bounds: Vec<ClockBound>| ClockBounds { means: Means::ClockPage, bounds };
+    let joined = |relation, bounds| {
+        let known_clock = KnownClock { relation, bounds };
         join_known(&known.source(), Initiator::Host, sender, Some(echo), &known_clock)
     };
     let with_page = joined(Relation::Constant, Some(page(vec![bound(ahead)])));
