@@ -38,6 +38,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
         "qemu-scripts/launch --socket /tmp/vm0.sock --clock-page",
         "needs a QEMU guest: clock_page.rs does it",
     ),
+    ("backend/README.md", "guest$ ringscope agent clock >> counter.json", "needs a guest of KVM"),
     ("backend/README.md", "--fault drop:rx", "flags without their command, which faults.rs has"),
     ("crates/README.md", "guest -> guest-memory", "a drawing"),
     ("crates/README.md", "guest -> kick", "a drawing"),
