@@ -1,16 +1,22 @@
-//! Measures spans of a packet's path in the host kernel (tier K) with BPF programs on BTF tracepoints (`tp_btf`).
+//! Measures spans of a packet's path in the kernel with BPF programs on BTF tracepoints (`tp_btf`): in the host's kernel
+//! (tier K) for the daemon, and in a guest's (tier G) for the agent.
 //!
 //! No program is loaded unless measuring is requested: [`KernelStages::attach`] loads them, and dropping its result
 //! removes them. For programs that this kernel refuses, the reason is reported and their stages are not measured.
+//! [`GuestStages::attach`] does the same in a guest.
 //!
 //! - `bpf/stages.bpf.c`: the programs that measure stages; `bpf/interruptions.bpf.h`: those that see why a thread did not run;
 //!   `bpf/kvm.bpf.h`: those that see why a virtual CPU was outside its guest.
 //! - `programs`: loads and attaches them; `kvm`: where the fields of KVM's tracepoints are.
 //! - `event`: what they tell, and the records of it.
+//! - `bpf/guest.bpf.c`: the programs that stamp received probes in a guest; `guest`: loads them, and reads the stamps.
+//! - `object`: what both have in common.
 //! - `sys`: calls for which libbpf-rs has no safe form.
 
 mod event;
+mod guest;
 mod kvm;
+mod object;
 mod programs;
 mod sys;
 
@@ -22,15 +28,16 @@ use std::time::Duration;
 
 use burst_trace::KernelStage;
 use libbpf_rs::query::ProgInfoIter;
-use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
-use rustix::process::geteuid;
 
 use crate::kvm::Fields;
+use crate::object::{is_in_own_pid_namespace, is_not_allowed, log_messages, refusal};
 use crate::programs::{GROUPS, PROCESSES, Process, Programs};
 
 pub use event::{Event, Scribe, Span, ThreadEvent, Whose};
+pub use guest::{GuestStages, GuestStamps};
 
 /// Why no program can be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -138,9 +145,6 @@ pub const NO_TAP: &str = "only frames of a tap that is given by its name are fol
 /// often as the worker's.
 const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
 
-/// Inode of the initial PID namespace (`PROC_PID_INIT_INO` in the kernel's `include/linux/proc_ns.h`).
-const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
-
 impl KernelStages {
     /// Attaches the programs that this kernel accepts. They follow frames of interfaces and measure wake-ups of
     /// threads; both are added afterwards. Without `taps` no interface will be added.
@@ -148,11 +152,8 @@ impl KernelStages {
     /// # Errors
     /// When this process lacks the permission, or runs in another PID namespace than the host's.
     pub fn attach(taps: bool) -> Result<(Self, Vec<Attached>), Error> {
-        libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Debug, |_, message| {
-            log::debug!("{}", message.trim_end());
-        })));
-        let namespace = std::fs::read_link("/proc/self/ns/pid");
-        if namespace.is_ok_and(|name| name.as_os_str() != FIRST_PID_NAMESPACE) {
+        log_messages();
+        if is_in_own_pid_namespace() {
             return Err(Error::PidNamespace);
         }
         let (mut groups, mut attached) = (Vec::new(), Vec::new());
@@ -165,14 +166,8 @@ impl KernelStages {
                         groups.push(programs);
                         Ok(())
                     }
-                    // For root this is no lack of permission: the verifier returns the same error for
-                    // programs that it does not understand.
-                    Err(error)
-                        if error.kind() == ErrorKind::PermissionDenied && !geteuid().is_root() =>
-                    {
-                        return Err(Error::NotAllowed(error));
-                    }
-                    Err(error) => Err(format!("this kernel refuses the programs: {error}")),
+                    Err(error) if is_not_allowed(&error) => return Err(Error::NotAllowed(error)),
+                    Err(error) => Err(refusal(&error)),
                 }
             };
             attached.extend(group.stages.iter().map(|stage| (*stage, result.clone())));

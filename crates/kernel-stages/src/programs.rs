@@ -9,6 +9,7 @@ use libbpf_rs::btf::{Btf, BtfType};
 use libbpf_rs::{Link, Map, MapCore, MapFlags, Object, ObjectBuilder, OpenObject, Program};
 
 use crate::kvm::{FIELDS, Fields};
+use crate::object::Aligned;
 
 /// The map of processes whose threads are followed.
 pub const PROCESSES: &str = "processes";
@@ -38,10 +39,6 @@ impl Process {
         bytes
     }
 }
-
-/// The compiled programs, with the alignment that an ELF file needs.
-#[repr(align(8))]
-struct Aligned<T: ?Sized>(T);
 
 static OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/stages.bpf.o")));
