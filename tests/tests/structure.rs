@@ -78,9 +78,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     // It names features.
     ("report", &["virtio-net", "burst-trace", "pcapng"]),
-    // It stamps probe packets as the recorder does, and maps a page that host and guest share. It is shipped in guests, so it
-    // uses no more than it needs.
-    ("agent", &["file-mapping", "host-files", "host-links", "burst-trace"]),
+    // It stamps probe packets as the recorder does, maps a page that host and guest share, and has a guest's kernel stamp how it
+    // receives probes. It is shipped in guests, so it uses no more than it needs.
+    ("agent", &["file-mapping", "host-files", "host-links", "burst-trace", "kernel-stages"]),
     // It starts guests, and talks to the agent in them. It joins the probes of each variant with ringscoped's recording.
     ("lab", &["burst-trace", "report", "agent"]),
     // `record` can measure the kernel; outputs are opened by kind; a file that is shortened while it is read is reported.

@@ -6,6 +6,7 @@
 //! - [`console`]: a shell over a serial line: the host's end, and in `console::server` the guest's end; `shell` runs one
 //!   command over it.
 //! - `udp_ping`, `udp_echo`: round trips; `stamps`: when each packet was sent and received, by program and kernel.
+//! - `guest_stages`: how a guest's kernel received each probe.
 //! - `launch`: packets that the kernel sends at launch times; `gate`: the gate of a cyclic schedule; `scheduling`: the CPU
 //!   and the class of a program that sends; `sys`: what of it has no safe form.
 //! - `udp_send`, `udp_count`: packets at a rate, and how many of them come; `flow`: what both send to each other.
@@ -29,6 +30,7 @@ mod cyclic;
 mod figures;
 mod flow;
 mod gate;
+mod guest_stages;
 mod launch;
 mod pattern;
 mod progress;
@@ -56,8 +58,14 @@ pub use tcp::{TcpReport, TransferHalf};
 pub use udp_ping::PingReport;
 pub use udp_send::SendReport;
 
+const PROBES: &str = "\
+Probes: `udp-ping --stamps FILE` at one end and `udp-echo --stamps FILE` at the other write when program and kernel \
+had each packet; `ringscope stats --probes` joins them. In a guest, add --guest-stages: its kernel's interrupt, softirq, \
+driver, stack and scheduling, apart.";
+
 /// `ringscope agent`: the end point of measurements, in guests and on the far host.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = PROBES)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

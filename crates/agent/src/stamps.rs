@@ -14,8 +14,11 @@ use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, SockaddrStorage, TimestampingFlag, recvmsg, setsockopt, sockopt,
 };
 
+use kernel_stages::GuestStamps;
+
 use crate::Error;
 use crate::clock::RealtimeAhead;
+use crate::guest_stages::{self, Reception};
 use crate::launch::{Fate, unsent};
 
 /// Most packets that wait for the driver's stamp. A packet that is still not stamped when this many follow never is.
@@ -142,6 +145,7 @@ pub struct Row {
     pub sent_kernel_ns: Option<u64>,
     pub received_kernel_ns: Option<u64>,
     pub received_ns: Option<u64>,
+    pub guest: GuestStamps,
 }
 
 /// Opens an output of the agent. It can be read while it is written, and a flight recorder is never overwritten.
@@ -157,20 +161,26 @@ pub struct Log {
     path: String,
     /// By how much a kernel's stamp may be wrong, nanoseconds.
     error_ns: u64,
+    /// Whether it has the columns of `--guest-stages`.
+    has_guest_stages: bool,
 }
 
+/// Columns of the file.
+const COLUMNS: &str =
+    "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns,kernel_error_ns";
 /// Readings of the clocks before the first packet.
 const READINGS: u32 = 64;
 /// Size of a write, bytes.
 const WRITE_BYTES: usize = 8192;
 
 impl Log {
-    pub fn create(path: &str) -> Result<Self, Error> {
+    pub fn create(path: &str, reception: &Reception) -> Result<Self, Error> {
         let file = create(path).map_err(|source| Error::File { path: path.into(), source })?;
-        let columns =
-            b"run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns,kernel_error_ns\n";
+        let columns = format!("{COLUMNS}{}\n", reception.columns());
         let error_ns = RealtimeAhead::read(READINGS).error_ns();
-        let mut log = Self { file, pending: columns.to_vec(), path: path.into(), error_ns };
+        let has_guest_stages = matches!(reception, Reception::Stamped(_));
+        let pending = columns.into_bytes();
+        let mut log = Self { file, pending, path: path.into(), error_ns, has_guest_stages };
         log.flush()?;
         Ok(log)
     }
@@ -181,8 +191,10 @@ impl Log {
         let sent_kernel = text(row.sent_kernel_ns);
         let (received_kernel, received) = (text(row.received_kernel_ns), text(row.received_ns));
         let error_ns = self.error_ns;
+        let guest =
+            if self.has_guest_stages { guest_stages::fields(row.guest) } else { String::new() };
         let line = format!(
-            "{run},{sequence},{sent_ns},{sent_kernel},{received_kernel},{received},{error_ns}\n"
+            "{run},{sequence},{sent_ns},{sent_kernel},{received_kernel},{received},{error_ns}{guest}\n"
         );
         self.pending.extend(line.as_bytes());
         if self.pending.len() < WRITE_BYTES { Ok(()) } else { self.flush() }
@@ -238,11 +250,13 @@ mod tests {
     fn a_file_that_is_read_while_it_is_written_ends_with_a_whole_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("echo.csv");
-        let mut log = Log::create(path.to_str().unwrap()).unwrap();
+        let mut log = Log::create(path.to_str().unwrap(), &Reception::NotWanted).unwrap();
         for sequence in 0..2000 {
             let probe = Probe { run: 7, sequence, intended_ns: 0, sent_ns: 0 };
             let (sent_kernel_ns, received_kernel_ns, received_ns) = (None, None, Some(1));
-            let row = Row { probe, sent_ns: 2, sent_kernel_ns, received_kernel_ns, received_ns };
+            let guest = GuestStamps::default();
+            let row =
+                Row { probe, sent_ns: 2, sent_kernel_ns, received_kernel_ns, received_ns, guest };
             log.write(&row).unwrap();
             let text = std::fs::read_to_string(&path).unwrap();
             assert!(text.ends_with('\n'), "{sequence}");

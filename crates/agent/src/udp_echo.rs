@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::address;
 use crate::clock::now_ns;
+use crate::guest_stages::{GuestStagesArgs, Reception};
 use crate::progress::Progress;
 use crate::stamps::{Log, Pending, Received, Row, receive, sent_stamps, stamp_packets};
 use burst_trace::Probe;
@@ -24,9 +25,13 @@ pub struct Args {
     /// Write the stamps of each probe, by program and kernel, for ringscope stats --echo.
     #[arg(long, value_name = "FILE")]
     stamps: Option<String>,
+    #[command(flatten)]
+    guest_stages: GuestStagesArgs,
 }
 
 pub fn run(args: &Args) -> Result<(), Error> {
+    // Before the socket is there: it may take seconds, in which a packet would wait.
+    let reception = Reception::set_up(args.guest_stages);
     let socket =
         UdpSocket::bind(args.bind).map_err(|source| Error::Bind { address: args.bind, source })?;
     let mut progress = Progress::new();
@@ -35,8 +40,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
     match &args.stamps {
         None => echo(&socket, limit),
         Some(path) => {
+            let log = Log::create(path, &reception)?;
             stamp_packets(&socket)?;
-            echo_stamped(&socket, limit, Log::create(path)?)
+            echo_stamped(&socket, limit, log, &reception)
         }
     }
 }
@@ -78,7 +84,9 @@ pub fn echo_stamped(
     socket: &UdpSocket,
     limit: Option<Duration>,
     mut log: Log,
+    reception: &Reception,
 ) -> Result<(), Error> {
+    reception.follow(socket)?;
     let end = limit.map(|limit| Instant::now() + limit);
     let mut packet = vec![0; 1 << 16];
     let (mut pending, mut sent) = (Pending::default(), 0_u32);
@@ -96,10 +104,14 @@ pub fn echo_stamped(
                 let sent_ns = now_ns();
                 if socket.send_to(&packet[..length], from).is_ok() {
                     if let Some(probe) = Probe::read(&packet[..length]) {
-                        let (received_kernel_ns, received_ns) = (kernel_ns, Some(received_ns));
-                        let sent_kernel_ns = None;
-                        let row =
-                            Row { probe, sent_ns, sent_kernel_ns, received_kernel_ns, received_ns };
+                        let row = Row {
+                            probe,
+                            sent_ns,
+                            sent_kernel_ns: None,
+                            received_kernel_ns: kernel_ns,
+                            received_ns: Some(received_ns),
+                            guest: reception.stamps(probe, received_ns),
+                        };
                         pending.push(sent, row);
                     }
                     sent = sent.wrapping_add(1);

@@ -13,6 +13,7 @@ mod samples;
 use crate::Error;
 use crate::address;
 use crate::clock::{now_ns, sharpen_timers, sleep_until};
+use crate::guest_stages::{GuestStagesArgs, Reception};
 use crate::launch::{Fate, LaunchArgs, Launcher};
 use crate::pattern::Pattern;
 use crate::scheduling::Scheduling;
@@ -22,7 +23,7 @@ use burst_trace::probe::{PROBE_BYTES, Probe};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 pub use report::PingReport;
 use report::summarise;
-use samples::{Numbered, Sample, write_samples, write_stamps};
+use samples::{Numbered, Reply, Sample, write_samples, write_stamps};
 use serde::Serialize;
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 /// Longest time without a look whether the exchange is given up.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Samples are kept in memory, 56 bytes each.
+/// Samples are kept in memory, 88 bytes each, and at first their replies, 48 bytes each.
 const COUNT_MAX: u64 = 10_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -83,6 +84,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     stamps: Option<String>,
     #[command(flatten)]
+    guest_stages: GuestStagesArgs,
+    #[command(flatten)]
     launch: LaunchArgs,
     #[command(flatten)]
     scheduling: Scheduling,
@@ -111,7 +114,8 @@ pub fn run(args: &Args) -> Result<PingReport, Error> {
         if args.target.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = UdpSocket::bind(local).map_err(|source| Error::Bind { address: local, source })?;
     let run = run_number();
-    let log = args.stamps.as_deref().map(Log::create).transpose()?;
+    let reception = Reception::set_up(args.guest_stages);
+    let log = args.stamps.as_deref().map(|path| Log::create(path, &reception)).transpose()?;
     let file =
         |path: &String| create(path).map_err(|source| Error::File { path: path.clone(), source });
     let samples_to = args.samples.as_ref().map(file).transpose()?;
@@ -127,8 +131,8 @@ pub fn run(args: &Args) -> Result<PingReport, Error> {
         &tally,
         || {},
         || match args.mode {
-            Mode::Open => open_loop(args, &socket, run, launcher, &tally),
-            Mode::Closed => closed_loop(args, &socket, run, &tally),
+            Mode::Open => open_loop(args, &socket, run, launcher, &tally, &reception),
+            Mode::Closed => closed_loop(args, &socket, run, &tally, &reception),
         },
     );
     let (samples, strays) = exchange.map_err(peer("exchange packets with"))?;
@@ -207,19 +211,20 @@ fn open_loop(
     run: u32,
     launcher: Option<Launcher>,
     tally: &Tally,
+    reception: &Reception,
 ) -> io::Result<(Vec<Sample>, Strays)> {
     let replies = socket.try_clone()?;
     let finished = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| collect(args, &replies, run, &finished, tally));
+        let receiver = scope.spawn(|| collect(args, &replies, run, &finished, tally, reception));
         let sent = send_timetable(args, socket, run, launcher, tally);
         finished.store(true, Ordering::Release);
         let (received, strays) = receiver.join().expect("the receiver does not panic")?;
         let (mut samples, numbered) = sent?;
         // Launch times may be long after the last packet was passed on.
         numbered.stamp(socket, &mut samples)?;
-        for (sample, (received_ns, kernel_ns)) in samples.iter_mut().zip(received) {
-            (sample.received_ns, sample.received_kernel_ns) = (received_ns, kernel_ns);
+        for (sample, reply) in samples.iter_mut().zip(received) {
+            sample.reply = reply;
         }
         Ok((samples, strays))
     })
@@ -329,15 +334,17 @@ pub fn is_passing(error: &io::Error) -> bool {
     ) || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
-/// The receiver of the open loop: reception times by sequence number (the program's and the kernel's), and strays.
+/// The receiver of the open loop: replies by sequence number, and strays.
 fn collect(
     args: &Args,
     socket: &UdpSocket,
     run: u32,
     finished: &AtomicBool,
     tally: &Tally,
-) -> io::Result<(Vec<(u64, u64)>, Strays)> {
-    let mut received = vec![(0, 0); total(args) as usize];
+    reception: &Reception,
+) -> io::Result<(Vec<Reply>, Strays)> {
+    reception.follow(socket)?;
+    let mut received = vec![Reply::default(); total(args) as usize];
     let mut missing = received.len();
     let mut strays = Strays::default();
     let blank = blank_packet(args.size);
@@ -351,12 +358,16 @@ fn collect(
         match result {
             Ok(Received { length, kernel_ns, .. }) => {
                 let probe = Probe::read(&packet[..length]).filter(|probe| probe.run == run);
-                match probe.and_then(|probe| received.get_mut(probe.sequence as usize)) {
+                match probe
+                    .and_then(|probe| Some((probe, received.get_mut(probe.sequence as usize)?)))
+                {
                     Some(_) if packet[PROBE_BYTES..length] != blank[PROBE_BYTES..] => {
                         strays.changed += 1;
                     }
-                    Some(slot) if slot.0 == 0 => {
-                        *slot = (now, kernel_ns.unwrap_or(0));
+                    Some((probe, slot)) if slot.received_ns == 0 => {
+                        let guest = reception.stamps(probe, now);
+                        let kernel_ns = kernel_ns.unwrap_or(0);
+                        *slot = Reply { received_ns: now, kernel_ns, guest };
                         missing -= 1;
                         tally.answered(1);
                     }
@@ -382,7 +393,9 @@ fn closed_loop(
     socket: &UdpSocket,
     run: u32,
     tally: &Tally,
+    reception: &Reception,
 ) -> io::Result<(Vec<Sample>, Strays)> {
+    reception.follow(socket)?;
     let mut packet = blank_packet(args.size);
     let mut samples: Vec<Sample> = Vec::with_capacity(total(args) as usize);
     let mut strays = Strays::default();
@@ -404,8 +417,7 @@ fn closed_loop(
         let mut sample = Sample { intended_ns: sent_ns, sent_ns, ..Sample::default() };
         tally.sent(1);
         let limit = sent_ns.saturating_add(args.wait_ms.saturating_mul(1_000_000));
-        (sample.received_ns, sample.received_kernel_ns) =
-            await_reply(socket, &packet, limit, &mut strays, tally)?;
+        sample.reply = await_reply(socket, &packet, limit, &mut strays, tally, reception)?;
         samples.push(sample);
         numbered.stamp(socket, &mut samples)?;
         intended_ns = sent_ns.saturating_add(args.interval_us.saturating_mul(1000));
@@ -413,19 +425,20 @@ fn closed_loop(
     Ok((samples, strays))
 }
 
-/// The time of the reply to `sent`, the program's and the kernel's; 0 if it does not come by `limit`.
+/// The reply to `sent`; its times are 0 if it does not come by `limit`.
 fn await_reply(
     socket: &UdpSocket,
     sent: &[u8],
     limit: u64,
     strays: &mut Strays,
     tally: &Tally,
-) -> io::Result<(u64, u64)> {
+    reception: &Reception,
+) -> io::Result<Reply> {
     let mut packet = vec![0; 1 << 16];
     loop {
         let left = limit.saturating_sub(now_ns());
         if left == 0 || tally.is_given_up() {
-            return Ok((0, 0));
+            return Ok(Reply::default());
         }
         socket.set_read_timeout(Some(Duration::from_nanos(left).min(LOOK_EVERY)))?;
         let result = receive(socket, &mut packet);
@@ -433,7 +446,9 @@ fn await_reply(
         match result {
             Ok(Received { length, kernel_ns, .. }) if packet[..length] == *sent => {
                 tally.answered(1);
-                return Ok((now, kernel_ns.unwrap_or(0)));
+                let probe = Probe::read(sent).expect("a probe was sent");
+                let (guest, kernel_ns) = (reception.stamps(probe, now), kernel_ns.unwrap_or(0));
+                return Ok(Reply { received_ns: now, kernel_ns, guest });
             }
             Ok(Received { length, .. }) => {
                 match Probe::read(&packet[..length]).zip(Probe::read(sent)) {

@@ -50,9 +50,9 @@ pub(super) fn summarise(args: &Args, samples: &[Sample], strays: Strays) -> Ping
     let counted = samples.get(args.warmup as usize..).unwrap_or_default();
     let round_trips: Vec<u64> = counted
         .iter()
-        .filter(|sample| sample.received_ns != 0)
+        .filter(|sample| sample.reply.received_ns != 0)
         // A packet that no qdisc has held may be back before it was due.
-        .map(|sample| sample.received_ns.saturating_sub(sample.intended_ns))
+        .map(|sample| sample.reply.received_ns.saturating_sub(sample.intended_ns))
         .collect();
     let launch = args.launch.is_wanted().then(|| {
         let of = |it: &Sample| (it.intended_ns, it.sent_ns, it.sent_kernel_ns, it.fate);

@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::net::UdpSocket;
 
 use burst_trace::Probe;
+use kernel_stages::GuestStamps;
 
 use crate::Error;
 use crate::launch::Fate;
@@ -16,12 +17,19 @@ pub struct Sample {
     pub intended_ns: u64,
     /// With a launch time, when the qdisc should send it.
     pub sent_ns: u64,
-    pub received_ns: u64,
     pub sent_kernel_ns: u64,
-    pub received_kernel_ns: u64,
+    pub reply: Reply,
     /// Its launch time, by `CLOCK_TAI`.
     pub txtime_ns: u64,
     pub fate: Fate,
+}
+
+/// When a packet's reply came; 0 where it did not.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reply {
+    pub received_ns: u64,
+    pub kernel_ns: u64,
+    pub guest: GuestStamps,
 }
 
 /// The sample of each packet, by the kernel's number.
@@ -77,8 +85,9 @@ pub fn write_stamps(mut log: Log, run: u32, samples: &[Sample], warmup: u64) -> 
             probe: Probe { run, sequence, intended_ns, sent_ns },
             sent_ns,
             sent_kernel_ns: known(sample.sent_kernel_ns),
-            received_kernel_ns: known(sample.received_kernel_ns),
-            received_ns: known(sample.received_ns),
+            received_kernel_ns: known(sample.reply.kernel_ns),
+            received_ns: known(sample.reply.received_ns),
+            guest: sample.reply.guest,
         })?;
     }
     log.flush()
@@ -90,7 +99,7 @@ pub fn write_samples(file: File, samples: &[Sample]) -> io::Result<()> {
     writeln!(file, "sequence,intended_ns,sent_ns,received_ns")?;
     for (sequence, sample) in samples.iter().enumerate() {
         write!(file, "{sequence},{},{},", sample.intended_ns, sample.sent_ns)?;
-        match sample.received_ns {
+        match sample.reply.received_ns {
             0 => writeln!(file)?,
             received_ns => writeln!(file, "{received_ns}")?,
         }
