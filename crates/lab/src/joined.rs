@@ -195,6 +195,7 @@ fn on_host(talker: &ClockOffset, probes: HashMap<ProbeId, Stamp>) -> HashMap<Pro
             sent_kernel: stamp.sent_kernel.and_then(|it| talker.on_host(it)),
             received_kernel: stamp.received_kernel.and_then(|it| talker.on_host(it)),
             received: stamp.received.and_then(|it| talker.on_host(it)),
+            ..Stamp::default()
         })
     };
     probes.into_iter().filter_map(|(id, stamp)| Some((id, moved(stamp)?))).collect()
@@ -229,11 +230,17 @@ mod tests {
             sent_kernel: Some(1110),
             received_kernel: None,
             received: Some(1200),
+            ..Stamp::default()
         };
         let talker = ClockOffset { ahead_ns: 1000, bound_ns: 3 };
         let moved = on_host(&talker, [(id, stamp)].into());
-        let expected =
-            Stamp { sent: 100, sent_kernel: Some(110), received_kernel: None, received: Some(200) };
+        let expected = Stamp {
+            sent: 100,
+            sent_kernel: Some(110),
+            received_kernel: None,
+            received: Some(200),
+            ..Stamp::default()
+        };
         assert_eq!(moved, [(id, expected)].into());
         let before = ClockOffset { ahead_ns: 2000, bound_ns: 3 };
         assert!(on_host(&before, [(id, stamp)].into()).is_empty());

@@ -16,6 +16,11 @@
 //! A request from the guest has the same parts in another order, with `host-turn` in the middle. Between host and guest are
 //! interrupt and driver on the way in, and the kick on the way out, which no clock measures alone.
 //!
+//! If the guest's agent has `--guest-stages`, `guest-receive` is what is left after these, each of which ends where the next
+//! begins: `guest-softirq` (from the device's interrupt to the network softirq), `guest-driver` (until the driver passes the
+//! packet to the stack), `guest-stack` (until the stack wakes up the application's thread) and `guest-wakeup` (until that
+//! thread runs). A probe whose application did not sleep has no wake-up, and one that found the driver polling no interrupt.
+//!
 //! All probes of a run bound the offset between both clocks ([`one_clock`]). With it, the time on the way in is
 //! `guest-interrupt` and the time on the way out is `guest-kick`, each with the error of the offset. If the offset is not
 //! bounded, both are the `remainder` of the round trip. For every packet, all parts add up to the round trip, and none is
@@ -48,9 +53,9 @@ use burst_trace::Source;
 use crate::round_trip::Initiator;
 use guest_clock::Related;
 use one_clock::Bounds;
-use part::parts_by_one_clock;
+use part::{Known, parts_of};
 use seen::Seen;
-use stamps::{ProbeId, Stamps};
+use stamps::{GuestStages, ProbeId, Stamps};
 use trip::Probe;
 
 pub use clock_file::ClockFileError;
@@ -109,6 +114,8 @@ pub struct Journeys {
     pub clock: Option<GuestClock>,
     /// What did not fit when the clocks were related.
     pub clock_note: Option<&'static str>,
+    /// Whether the guest's kernel said how it received each probe.
+    pub guest_stages: GuestStages,
     /// Number of probes that came back but lack a record of one or both directions.
     pub unseen: usize,
     /// Number of probes that did not come back.
@@ -210,10 +217,14 @@ impl Journeys {
         probes().for_each(|probe| probe.bound(&mut bounds));
         let related = Related::by(&bounds, known);
         let offset = related.offset();
-        let parts = match offset {
-            Some(_) => parts_by_one_clock(initiator),
-            None => parts(initiator),
-        };
+        let guest_stages = of_guest.map(|stamps| stamps.guest_stages.clone()).unwrap_or_default();
+        let parts = parts_of(
+            initiator,
+            Known {
+                one_clock: offset.is_some(),
+                guest_stages: guest_stages != GuestStages::NotWanted,
+            },
+        );
         let lost = sender.probes.values().filter(|stamp| stamp.received.is_none()).count();
         let (mut backwards, mut misplaced) = (0, 0);
         let (mut journeys, mut widths) = (Vec::new(), Vec::new());
@@ -231,6 +242,7 @@ impl Journeys {
             journeys,
             clock: related.shown(widths),
             clock_note: related.note,
+            guest_stages,
             lost,
             has_echo: echo.is_some(),
             backwards,

@@ -10,7 +10,7 @@ use burst_trace::file::{Layout, MAGIC, RECORDING_MAGIC, VERSION, word};
 use burst_trace::record::RECORD_WORDS;
 use burst_trace::{Clock, Record, Source};
 use report::html::write_html;
-use report::journey::stamps::{ProbeId, Stamp, Stamps};
+use report::journey::stamps::{GuestStages, ProbeId, ReceptionStamps, Stamp, Stamps};
 use report::journey::{self, Journeys, KnownClock};
 use report::{Breakdown, Follower, Initiator, Window, json, table};
 
@@ -89,13 +89,15 @@ fn write(path: &Path, words: &[u64]) {
 
 /// Stamps of probes that the records may have.
 fn stamps(source: &Source, numbers: &mut Numbers) -> Stamps {
-    let mut stamps = Stamps::default();
+    let mut stamps = Stamps { guest_stages: GuestStages::Stamped, ..Stamps::default() };
     source.read(|record| {
         let Record::Probe(probe) = record else { return };
         let id = ProbeId { run: probe.run, sequence: probe.sequence };
         let (sent, received) = (numbers.odd(), Some(numbers.odd()));
         let (sent_kernel, received_kernel) = (Some(numbers.odd()), Some(numbers.odd()));
-        stamps.probes.insert(id, Stamp { sent, sent_kernel, received_kernel, received });
+        let [interrupt, softirq, woken, running] = [(); 4].map(|()| Some(numbers.odd()));
+        let stages = ReceptionStamps { interrupt, softirq, woken, running };
+        stamps.probes.insert(id, Stamp { sent, sent_kernel, received_kernel, received, stages });
     });
     stamps
 }

@@ -27,6 +27,8 @@ pub struct Trips {
     /// How the guest's clock relates to the host's, if that is bounded.
     clock: Option<GuestClock>,
     clock_note: Option<&'static str>,
+    /// `on`, or `n/a: ` and why; `null` if the agent was not asked for them.
+    guest_stages: Option<String>,
     one_way: Option<OneWays>,
     mean: Option<Composition>,
     /// Of the round trips above the 99th percentile.
@@ -91,6 +93,7 @@ impl Trips {
             bound: Times::of(&bounds(joined)),
             clock: joined.clock,
             clock_note: joined.clock_note,
+            guest_stages: joined.guest_stages.in_words(),
             one_way: OneWays::of(joined),
             mean: composition(&all),
             tail: composition(&tail(joined)),

@@ -6,7 +6,7 @@ use super::known_clock::{KnownClock, Relation};
 use super::one_clock::{Bounds, Offset, Unbounded};
 use super::rows::quantile;
 use super::seen::ProbeBursts;
-use super::stamps::Stamp;
+use super::stamps::{ReceptionStamps, Stamp};
 use super::{ANCHOR_NS, DRIFT};
 
 /// Error of a kernel's stamp if its file does not say so, nanoseconds. The agent carries it from `CLOCK_REALTIME` to
@@ -117,8 +117,16 @@ const CONTRADICTION: &str = "no offset between the clocks with a constant drift 
 /// A probe's times in the guest, nanoseconds of one clock.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestTimes {
+    /// The device's interrupt began.
+    pub interrupt: Option<i64>,
+    /// The network softirq began.
+    pub softirq: Option<i64>,
     /// The driver passed it to the stack.
     pub received_kernel: Option<i64>,
+    /// The stack woke up the application's thread.
+    pub woken: Option<i64>,
+    /// That thread ran.
+    pub running: Option<i64>,
     /// The application received it.
     pub received: i64,
     /// The application sent it, or sent it back.
@@ -134,8 +142,16 @@ impl GuestTimes {
     /// `kernel_error_ns`: by how much those of the kernel may be wrong.
     pub fn of(stamp: &Stamp, kernel_error_ns: Option<u64>) -> Option<Self> {
         let time = |ns: u64| (ns <= STAMP_MAX).then_some(ns.cast_signed());
+        let received_kernel = stamp.received_kernel.and_then(time);
+        // Stages before and after the stack's stamp begin or end there.
+        let stages = received_kernel.map(|_| stamp.stages).unwrap_or_default();
+        let ReceptionStamps { interrupt, softirq, woken, running } = stages;
         Some(Self {
-            received_kernel: stamp.received_kernel.and_then(time),
+            interrupt: interrupt.and_then(time),
+            softirq: softirq.and_then(time),
+            received_kernel,
+            woken: woken.and_then(time),
+            running: running.and_then(time),
             received: time(stamp.received?)?,
             sent: time(stamp.sent)?,
             sent_kernel: stamp.sent_kernel.and_then(time),
@@ -143,9 +159,17 @@ impl GuestTimes {
         })
     }
 
-    /// The first stamp on the way in.
+    /// The first stamp on the way in. An interrupt or a softirq may have begun before the packet was there: then the driver
+    /// polled already.
     pub fn arrived(&self) -> i64 {
-        self.received_kernel.unwrap_or(self.received)
+        let first = self.interrupt.or(self.softirq).or(self.received_kernel);
+        first.unwrap_or(self.received)
+    }
+
+    /// The time from the first stamp until the driver has passed it to the stack.
+    pub fn polling(&self) -> i64 {
+        let passed = self.received_kernel.unwrap_or(self.received);
+        passed.saturating_sub(self.arrived()).max(0)
     }
 
     /// Adds the bounds of the guest's clock minus the host's that follow from this probe: the guest did not have it before
@@ -161,8 +185,13 @@ impl GuestTimes {
 
     /// The same times by the host's clock, with these offsets on the way in and on the way out, nanoseconds.
     pub fn on_host(&self, [into, out]: [i64; 2]) -> Self {
+        let arriving = |time: Option<i64>| time.map(|ns| ns.saturating_sub(into));
         Self {
-            received_kernel: self.received_kernel.map(|ns| ns.saturating_sub(into)),
+            interrupt: arriving(self.interrupt),
+            softirq: arriving(self.softirq),
+            received_kernel: arriving(self.received_kernel),
+            woken: arriving(self.woken),
+            running: arriving(self.running),
             received: self.received.saturating_sub(into),
             sent: self.sent.saturating_sub(out),
             sent_kernel: self.sent_kernel.map(|ns| ns.saturating_sub(out)),

@@ -63,6 +63,15 @@ pub(super) const HOST_TURN: Part = part(Side::Host, "host-turn", "H");
 pub(super) const HOST_RECEIVE: Part = part(Side::Host, "host-receive", "H");
 pub(super) const GUEST_SEND: Part = part(Side::Guest, "guest-send", "G");
 pub(super) const GUEST_TURN: Part = part(Side::Guest, "guest-turn", "G");
+/// From the device's interrupt to the network softirq. This and the next three only with `--guest-stages`.
+pub(super) const GUEST_SOFTIRQ: Part = part(Side::Guest, "guest-softirq", "G");
+/// Until the driver passes the packet to the stack.
+pub(super) const GUEST_DRIVER: Part = part(Side::Guest, "guest-driver", "G");
+/// Until the stack wakes up the application's thread.
+pub(super) const GUEST_STACK: Part = part(Side::Guest, "guest-stack", "G");
+/// Until that thread runs.
+pub(super) const GUEST_WAKEUP: Part = part(Side::Guest, "guest-wakeup", "G");
+/// Until the application has it.
 pub(super) const GUEST_RECEIVE: Part = part(Side::Guest, "guest-receive", "G");
 pub(super) const RX_WAKEUP: Part = part(Side::Rx, "wakeup", "K");
 pub(super) const RX_NOTICE: Part = own(Direction::Rx, Stage::Notice);
@@ -72,7 +81,8 @@ pub(super) const TX_WAKEUP: Part = part(Side::Tx, "wakeup", "K");
 pub(super) const TX_NOTICE: Part = own(Direction::Tx, Stage::Notice);
 pub(super) const TX_EGRESS: Part = own(Direction::Tx, Stage::Egress);
 pub(super) const INJECT: Part = part(Side::Rx, "inject", "K");
-/// From the daemon's last boundary to the guest's first stamp: interrupt and driver. Known if both clocks are known as one.
+/// From the daemon's last boundary to the guest's first stamp: interrupt and driver, or with `--guest-stages` the interrupt
+/// alone. Known if both clocks are known as one.
 pub const GUEST_INTERRUPT: Part = part(Side::Between, "guest-interrupt", "-");
 /// From the guest's last stamp to the daemon's first boundary: kick and notice. Known if both clocks are known as one.
 pub const GUEST_KICK: Part = part(Side::Between, "guest-kick", "-");
@@ -98,28 +108,39 @@ pub(super) const OUT_OF_GUEST: [Part; 5] = [
     TX_EGRESS,
 ];
 
+/// What is known of a run, and so which parts its round trips have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    /// The clocks are known as one: both ways through the guest's driver are parts. The remainder is that of round trips that
+    /// have one.
+    pub one_clock: bool,
+    /// The guest's kernel was to say how it receives each probe.
+    pub guest_stages: bool,
+}
+
 /// All parts of a round trip that `initiator` began, in the order of time, then the remainder: if the guest's clock and the
-/// host's are two.
+/// host's are two, and without `--guest-stages`.
 #[must_use]
 pub fn parts(initiator: Initiator) -> Vec<Part> {
-    ordered(initiator, false)
+    parts_of(initiator, Known::default())
 }
 
-/// The same if the clocks are known as one: both ways through the guest's driver in the order of time, then the remainder
-/// of those round trips that have one.
-pub(super) fn parts_by_one_clock(initiator: Initiator) -> Vec<Part> {
-    ordered(initiator, true)
-}
-
-fn ordered(initiator: Initiator, is_one_clock: bool) -> Vec<Part> {
-    let crossing = |part: Part| is_one_clock.then_some(part);
+/// All parts, in the order of time, then the remainder.
+pub(super) fn parts_of(initiator: Initiator, known: Known) -> Vec<Part> {
+    let crossing = |part: Part| known.one_clock.then_some(part);
+    let receive: &[Part] = if known.guest_stages {
+        &[GUEST_SOFTIRQ, GUEST_DRIVER, GUEST_STACK, GUEST_WAKEUP, GUEST_RECEIVE]
+    } else {
+        &[GUEST_RECEIVE]
+    };
     let mut parts = Vec::new();
     match initiator {
         Initiator::Host => {
             parts.push(HOST_SEND);
             parts.extend(INTO_GUEST);
             parts.extend(crossing(GUEST_INTERRUPT));
-            parts.extend([GUEST_RECEIVE, GUEST_TURN, GUEST_SEND]);
+            parts.extend(receive);
+            parts.extend([GUEST_TURN, GUEST_SEND]);
             parts.extend(crossing(GUEST_KICK));
             parts.extend(OUT_OF_GUEST);
             parts.push(HOST_RECEIVE);
@@ -131,7 +152,7 @@ fn ordered(initiator: Initiator, is_one_clock: bool) -> Vec<Part> {
             parts.extend([HOST_RECEIVE, HOST_TURN, HOST_SEND]);
             parts.extend(INTO_GUEST);
             parts.extend(crossing(GUEST_INTERRUPT));
-            parts.push(GUEST_RECEIVE);
+            parts.extend(receive);
         }
     }
     parts.push(REMAINDER);

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
     use crate::Initiator;
     use crate::journey::parts;
-    use crate::journey::stamps::ProbeId;
+    use crate::journey::stamps::{GuestStages, ProbeId};
 
     fn joined(trips: impl IntoIterator<Item = i64>) -> Journeys {
         let journey = |(n, round_trip_ns)| Journey {
@@ -106,6 +106,7 @@ mod tests {
             journeys: (0..).zip(trips).map(journey).collect(),
             clock: None,
             clock_note: None,
+            guest_stages: GuestStages::default(),
             unseen: 0,
             lost: 0,
             has_echo: true,

@@ -9,6 +9,12 @@ use std::path::{Path, PathBuf};
 const COLUMNS: &str =
     "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns,kernel_error_ns";
 const COLUMNS_BEFORE: &str = "run,sequence,sent_ns,sent_kernel_ns,received_kernel_ns,received_ns";
+/// After these, columns of an agent with `--guest-stages`.
+const STAGES_COLUMNS: &str = ",interrupt_ns,softirq_ns,woken_ns,running_ns";
+/// The second line of an agent with `--guest-stages` whose kernel does not stamp them; the reason follows.
+const NO_STAGES: &str = "# guest-stages: n/a: ";
+/// Most characters of a reason.
+const REASON_MAX: usize = 300;
 
 /// Why a stamps file could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +66,45 @@ pub struct Stamp {
     pub received_kernel: Option<u64>,
     /// When the application received it; `None` if it was lost.
     pub received: Option<u64>,
+    /// How the kernel received it.
+    pub stages: ReceptionStamps,
+}
+
+/// How the kernel of an agent with `--guest-stages` received a probe, on the same clock; `None` if that was not seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceptionStamps {
+    /// When the device's hard interrupt began.
+    pub interrupt: Option<u64>,
+    /// When the network softirq began, in which NAPI polls the driver.
+    pub softirq: Option<u64>,
+    /// When the stack woke up the application's thread.
+    pub woken: Option<u64>,
+    /// When that thread ran.
+    pub running: Option<u64>,
+}
+
+/// Whether a file of stamps says how the kernel received each probe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum GuestStages {
+    /// The agent was not asked for it.
+    #[default]
+    NotWanted,
+    /// It does.
+    Stamped,
+    /// The agent was asked for it, and could not for this reason.
+    NotAvailable(String),
+}
+
+impl GuestStages {
+    /// `on`, or `n/a: ` with the reason; `None` if they were not wanted.
+    #[must_use]
+    pub fn in_words(&self) -> Option<String> {
+        match self {
+            Self::NotWanted => None,
+            Self::Stamped => Some("on".into()),
+            Self::NotAvailable(reason) => Some(format!("n/a: {reason}")),
+        }
+    }
 }
 
 /// The stamps of one agent.
@@ -71,6 +116,8 @@ pub struct Stamps {
     pub is_cut_off: bool,
     /// By how much a kernel's stamp may be wrong, nanoseconds, if the file says so. Its agent carried it from another clock.
     pub kernel_error_ns: Option<u64>,
+    /// Whether it says how the kernel received each probe.
+    pub guest_stages: GuestStages,
 }
 
 /// The agent that wrote a file of stamps.
@@ -116,22 +163,28 @@ impl Stamps {
         let whole = text.rfind('\n').map_or(text, |end| &text[..=end]);
         let is_cut_off = whole.len() < text.len();
         let text = whole;
-        let mut lines = (1..).zip(text.lines().map(str::trim_end));
+        let mut lines = (1..).zip(text.lines().map(str::trim_end)).peekable();
         let (_, columns) = lines.next().unwrap_or((1, ""));
-        if columns != COLUMNS && columns != COLUMNS_BEFORE {
+        let has_stages = columns.strip_prefix(COLUMNS) == Some(STAGES_COLUMNS);
+        if !has_stages && columns != COLUMNS && columns != COLUMNS_BEFORE {
             return Err((1, COLUMNS, columns.into()));
         }
+        let reason = lines.next_if(|(_, line)| !has_stages && line.starts_with(NO_STAGES));
+        let reason = reason.map(|(_, line)| line[NO_STAGES.len()..].chars().take(REASON_MAX));
+        let guest_stages = match reason {
+            Some(reason) => GuestStages::NotAvailable(reason.collect()),
+            None if has_stages => GuestStages::Stamped,
+            None => GuestStages::NotWanted,
+        };
         let (mut probes, mut kernel_error_ns) = (HashMap::new(), None::<u64>);
         for (number, line) in lines {
-            let (id, stamp, error_ns) = read_line(line).ok_or((
-                number,
-                "six or seven numbers, of which the fourth to the sixth may be empty",
-                line.to_owned(),
-            ))?;
+            let expected = "six, seven or eleven numbers, of which the fourth to the sixth and those after the seventh may be empty";
+            let (id, stamp, error_ns) =
+                read_line(line).ok_or_else(|| (number, expected, line.to_owned()))?;
             probes.entry(id).or_insert(stamp);
             kernel_error_ns = kernel_error_ns.max(error_ns);
         }
-        Ok(Self { probes, is_cut_off, kernel_error_ns })
+        Ok(Self { probes, is_cut_off, kernel_error_ns, guest_stages })
     }
 }
 
@@ -140,14 +193,23 @@ fn read_line(line: &str) -> Option<(ProbeId, Stamp, Option<u64>)> {
     let fields: Vec<_> = line.split(',').collect();
     let (&[run, sequence, sent, sent_kernel, received_kernel, received], rest) =
         fields.split_first_chunk()?;
-    let error_ns = match rest {
-        [] => None,
-        [error_ns] => Some(error_ns.parse().ok()?),
-        _ => return None,
-    };
     let optional = |field: &str| match field {
         "" => Some(None),
         number => number.parse().ok().map(Some),
+    };
+    let (error_ns, stages) = match rest {
+        [] => (None, ReceptionStamps::default()),
+        [error_ns] => (Some(error_ns.parse().ok()?), ReceptionStamps::default()),
+        [error_ns, interrupt, softirq, woken, running] => {
+            let stages = ReceptionStamps {
+                interrupt: optional(interrupt)?,
+                softirq: optional(softirq)?,
+                woken: optional(woken)?,
+                running: optional(running)?,
+            };
+            (Some(error_ns.parse().ok()?), stages)
+        }
+        _ => return None,
     };
     let id = ProbeId { run: run.parse().ok()?, sequence: sequence.parse().ok()? };
     let stamp = Stamp {
@@ -155,6 +217,7 @@ fn read_line(line: &str) -> Option<(ProbeId, Stamp, Option<u64>)> {
         sent_kernel: optional(sent_kernel)?,
         received_kernel: optional(received_kernel)?,
         received: optional(received)?,
+        stages,
     };
     Some((id, stamp, error_ns))
 }
@@ -169,10 +232,8 @@ mod tests {
             Stamps::parse(&format!("{COLUMNS_BEFORE}\n7,0,10,,30,40\n7,1,50,60,,\n7,0,1,1,1,1\n"))
                 .unwrap();
         let of = |sequence| stamps.probes[&ProbeId { run: 7, sequence }];
-        assert_eq!(
-            of(0),
-            Stamp { sent: 10, sent_kernel: None, received_kernel: Some(30), received: Some(40) }
-        );
+        let expected = Stamp { sent: 10, received: Some(40), ..Stamp::default() };
+        assert_eq!(of(0), Stamp { received_kernel: Some(30), ..expected });
         assert_eq!(of(1), Stamp { sent: 50, sent_kernel: Some(60), ..Stamp::default() });
         assert_eq!(stamps.kernel_error_ns, None);
     }
@@ -183,6 +244,28 @@ mod tests {
         assert_eq!(Stamps::parse(&text).unwrap().kernel_error_ns, Some(100));
         for line in ["7,0,10,,30,40,", "7,0,10,,30,40,1,2"] {
             assert!(Stamps::parse(&format!("{COLUMNS}\n{line}\n")).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn how_a_kernel_received_a_probe_is_read_or_why_that_is_not_known() {
+        let text = format!("{COLUMNS}{STAGES_COLUMNS}\n7,0,50,60,30,40,9,10,20,,35\n");
+        let stamps = Stamps::parse(&text).unwrap();
+        let expected = ReceptionStamps {
+            interrupt: Some(10),
+            softirq: Some(20),
+            woken: None,
+            running: Some(35),
+        };
+        assert_eq!(stamps.probes[&ProbeId { run: 7, sequence: 0 }].stages, expected);
+        assert_eq!(stamps.guest_stages.in_words().as_deref(), Some("on"));
+
+        let text = format!("{COLUMNS}\n# guest-stages: n/a: no BTF\n7,0,50,60,30,40,9\n");
+        let stamps = Stamps::parse(&text).unwrap();
+        assert_eq!(stamps.guest_stages.in_words().as_deref(), Some("n/a: no BTF"));
+        assert_eq!(stamps.probes.len(), 1);
+        for wrong in ["7,0,50,60,30,40,9,10,20,30", "7,0,50,60,30,40,9,10,20,30,x", "# else"] {
+            assert!(Stamps::parse(&format!("{COLUMNS}{STAGES_COLUMNS}\n{wrong}\n")).is_err());
         }
     }
 

@@ -6,6 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::rows::{Row, Times, bounds, mean, quantile, round_trips, rows};
+use super::stamps::GuestStages;
 use super::{GUEST_INTERRUPT, GUEST_KICK, GuestClock, Journeys, OneWays, Part};
 use crate::round_trip::Initiator;
 use crate::units::{grouped, percent, time};
@@ -36,6 +37,9 @@ pub fn to_text(joined: &Journeys) -> String {
     }
     if let Some(note) = joined.clock_note {
         let _ = writeln!(text, "note: {note}");
+    }
+    if let GuestStages::NotAvailable(reason) = &joined.guest_stages {
+        let _ = writeln!(text, "note: guest stages n/a: {reason}");
     }
     if journeys.is_empty() {
         return text;
@@ -92,9 +96,15 @@ fn between_clocks(joined: &Journeys, rows: &[Row]) -> String {
              drivers of the guest, and kicks; it is known to {p50} (p50) or {p99} (p99). No offset between the clocks is assumed.\n"
         );
     };
+    // A probe that found the driver polling has no interrupt of its own.
+    let into = if joined.guest_stages == GuestStages::Stamped {
+        "until its interrupt"
+    } else {
+        "interrupt and driver"
+    };
     let mut text = format!(
         "\nThe parts of each packet add up to its round trip. The time between the two clocks is guest-interrupt on the\n\
-         way in (interrupt and driver) and guest-kick on the way out; each is known to {p50} (p50) or {p99} (p99).\n\
+         way in ({into}) and guest-kick on the way out; each is known to {p50} (p50) or {p99} (p99).\n\
          The offset between the clocks is bounded by all probes (relation: {relation}), without assuming equal ways.\n"
     );
     for part in [GUEST_INTERRUPT, GUEST_KICK] {
@@ -147,6 +157,8 @@ struct Object<'a> {
     /// How the guest's clock relates to the host's, if that is bounded.
     clock: Option<GuestClock>,
     clock_note: Option<&'static str>,
+    /// `on`, or `n/a: ` and why; `null` if the agent was not asked for them.
+    guest_stages: Option<String>,
     one_way: Option<OneWays>,
     stages: Vec<Stage>,
     journeys: Vec<Line<'a>>,
@@ -204,6 +216,7 @@ pub fn to_json(joined: &Journeys) -> String {
         unseen: joined.unseen,
         clock: joined.clock,
         clock_note: joined.clock_note,
+        guest_stages: joined.guest_stages.in_words(),
         one_way: OneWays::of(joined),
         stages: rows(joined).into_iter().map(stage).collect(),
         journeys: lines.collect(),

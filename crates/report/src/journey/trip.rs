@@ -12,17 +12,20 @@ use burst_trace::Stage;
 use super::guest_clock::GuestTimes;
 use super::one_clock::{Bounds, Interval, Offset};
 use super::part::{
-    GUEST_INTERRUPT, GUEST_KICK, GUEST_RECEIVE, GUEST_SEND, GUEST_TURN, HOST_RECEIVE, HOST_SEND,
-    HOST_TURN, INJECT, INTO_GUEST, OUT_OF_GUEST, Part, REMAINDER, RX_NOTICE, RX_PUBLISH, RX_SIGNAL,
-    RX_WAKEUP, TX_EGRESS, TX_NOTICE, TX_WAKEUP,
+    GUEST_DRIVER, GUEST_INTERRUPT, GUEST_KICK, GUEST_RECEIVE, GUEST_SEND, GUEST_SOFTIRQ,
+    GUEST_STACK, GUEST_TURN, GUEST_WAKEUP, HOST_RECEIVE, HOST_SEND, HOST_TURN, INJECT, INTO_GUEST,
+    OUT_OF_GUEST, Part, REMAINDER, RX_NOTICE, RX_PUBLISH, RX_SIGNAL, RX_WAKEUP, TX_EGRESS,
+    TX_NOTICE, TX_WAKEUP,
 };
 use super::seen::{Burst, ProbeBursts};
 use super::stamps::{ProbeId, Stamp};
 use super::{ANCHOR_NS, Clock, DRIFT, Journey, OneWay};
 use crate::round_trip::Initiator;
 
-/// Parts that can overlap what lies between two clocks: the guest may have the probe already, the answer may not be there yet.
-const OVERLAPPING: [Part; 5] = [TX_WAKEUP, TX_NOTICE, INJECT, RX_SIGNAL, RX_PUBLISH];
+/// Parts that can overlap what lies between two clocks: the guest's driver may poll already, or may have the probe already; the
+/// answer may not be there yet.
+const OVERLAPPING: [Part; 7] =
+    [TX_WAKEUP, TX_NOTICE, GUEST_SOFTIRQ, GUEST_DRIVER, INJECT, RX_SIGNAL, RX_PUBLISH];
 /// With a sender on a far host, also these: the probe may not have arrived yet, the answer may be on its way already.
 const OVERLAPPING_FAR: [Part; 3] = [RX_WAKEUP, RX_NOTICE, TX_EGRESS];
 
@@ -134,7 +137,7 @@ impl Probe<'_> {
                 chain.until(GUEST_KICK, bursts.tx.begin());
                 self.through_host(&mut chain);
                 chain.enter_guest(bursts, arrived);
-                chain.until_if(GUEST_RECEIVE, guest.received_kernel.map(|_| guest.received));
+                chain.receive(guest);
                 chain
             }
         }
@@ -174,7 +177,11 @@ impl Probe<'_> {
             Initiator::Guest => (Some(**sender), Some(*received)),
         };
         let of = of.unwrap_or_default();
-        chain.set(GUEST_RECEIVE, between(of.received_kernel, received));
+        if let Some(guest) = self.guest() {
+            let mut own = Chain::new(guest.arrived(), guest.received);
+            own.receive(&guest);
+            chain.measured.extend(own.measured);
+        }
         chain.set(GUEST_SEND, between(Some(of.sent), of.sent_kernel));
         if matches!(self.initiator, Initiator::Host) {
             chain.set(GUEST_TURN, between(received, Some(of.sent)));
@@ -240,6 +247,7 @@ impl Probe<'_> {
             tx.stage(Stage::Notice),
             ANCHOR_NS,
             waited,
+            self.guest().map_or(0, |guest| guest.polling()),
         ];
         overlap.iter().fold(drift, |sum, part| sum.saturating_add(*part))
     }
@@ -294,9 +302,20 @@ impl Chain {
         self.until_if(GUEST_INTERRUPT, arrived);
     }
 
+    /// From the guest's first stamp to its application.
+    fn receive(&mut self, guest: &GuestTimes) {
+        let GuestTimes { interrupt, softirq, received_kernel, woken, running, received, .. } =
+            *guest;
+        self.until_if(GUEST_SOFTIRQ, interrupt.and(softirq));
+        self.until_if(GUEST_DRIVER, interrupt.or(softirq).and(received_kernel));
+        self.until_if(GUEST_STACK, woken);
+        self.until_if(GUEST_WAKEUP, woken.and(running));
+        self.until_if(GUEST_RECEIVE, received_kernel.map(|_| received));
+    }
+
     /// The guest's own parts of a request from the host.
     fn in_guest(&mut self, guest: &GuestTimes) {
-        self.until_if(GUEST_RECEIVE, guest.received_kernel.map(|_| guest.received));
+        self.receive(guest);
         self.until(GUEST_TURN, guest.sent);
         self.until_if(GUEST_SEND, guest.sent_kernel);
     }

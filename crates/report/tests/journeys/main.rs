@@ -1,5 +1,6 @@
 //! Probes whose every stamp is known, joined.
 
+mod guest_stages;
 mod one_clock;
 
 use std::time::Duration;
@@ -153,6 +154,7 @@ fn every_stamp_of_a_hosts_probe_has_its_place_and_all_parts_add_up() {
         received: Some(5_010_000),
         sent: 5_022_000,
         sent_kernel: Some(5_030_000),
+        ..Stamp::default()
     };
     let sender = Stamp { sent: known.host(10), received: Some(known.host(90)), ..Stamp::default() };
     let joined = known.join(Initiator::Host, sender, Some(echo));
@@ -207,6 +209,7 @@ fn a_far_senders_stamps_are_compared_only_with_each_other() {
         received: Some(8_000),
         sent: 9_000,
         sent_kernel: None,
+        ..Stamp::default()
     };
     // Its clock began a moment ago. The round trip is 80 us, of which its own kernel had 3 and 5.
     let sender = Stamp {
@@ -214,6 +217,7 @@ fn a_far_senders_stamps_are_compared_only_with_each_other() {
         sent_kernel: Some(4_000),
         received_kernel: Some(76_000),
         received: Some(81_000),
+        ..Stamp::default()
     };
     let stamps = |stamp| Stamps {
         probes: [(ProbeId { run: RUN, sequence: 3 }, stamp)].into(),
@@ -335,6 +339,7 @@ fn a_guests_probe_has_the_hosts_turn_between_ours() {
         sent_kernel: Some(8_000),
         received_kernel: Some(60_000),
         received: Some(69_000),
+        ..Stamp::default()
     };
     let echo = Stamp { received: Some(known.host(38)), sent: known.host(41), ..Stamp::default() };
     let joined = known.join(Initiator::Guest, sender, Some(echo));

@@ -23,6 +23,7 @@ fn a_clock_page_says_when_the_guest_had_it() {
         received: Some(guest(44)),
         sent: guest(56),
         sent_kernel: Some(guest(64)),
+        ..Stamp::default()
     };
     let host_ns = known.host(0).cast_signed();
     let bound = |ahead: i64| ClockBound { host_ns, low_ns: ahead - 20, high_ns: ahead + 20 };
@@ -61,6 +62,7 @@ fn stamps_that_fit_no_clock_leave_the_remainder_whole_and_say_so() {
         received: Some(6_000),
         sent: 205_000,
         sent_kernel: Some(206_000),
+        ..Stamp::default()
     };
     let joined = known.join(Initiator::Host, sender, Some(echo));
     assert_eq!(joined.clock, None);
@@ -90,6 +92,7 @@ fn a_packet_that_is_sent_while_its_burst_is_read_and_taken_early_has_no_part_bel
         received: Some(guest(32)),
         sent: guest(60),
         sent_kernel: Some(guest(65)),
+        ..Stamp::default()
     };
     let joined = known.join(Initiator::Host, host, Some(echo));
     let of = |side, stage| part_us(&joined, side, stage);
@@ -146,6 +149,7 @@ fn random(known: &Known, numbers: &mut Numbers, at: u64) -> ([BurstRecord; 2], [
         sent_kernel: Some(guest(known, left)),
         received_kernel: Some(guest(known, arrived)),
         received: Some(guest(known, received)),
+        ..Stamp::default()
     };
     ([rx, tx], [host, echo])
 }
