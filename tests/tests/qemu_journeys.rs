@@ -37,8 +37,16 @@ const ALWAYS: [(&str, &str); 15] = [
     ("between", "guest-kick"),
 ];
 
-/// Has probes go there and back, and returns the stamps of both ends: sender, echo.
-fn exchange(place: &mut Place, from: From) -> Result<[String; 2], Failure> {
+/// How the guest's kernel receives a probe, with `--guest-stages`. Most probes find its driver and its application asleep.
+const RECEPTION: [(&str, &str); 4] = [
+    ("guest", "guest-softirq"),
+    ("guest", "guest-driver"),
+    ("guest", "guest-stack"),
+    ("guest", "guest-wakeup"),
+];
+
+/// Has probes go there and back, and returns the stamps of both ends: sender, echo. The guest's agent has further `flags`.
+fn exchange(place: &mut Place, from: From, flags: &str) -> Result<[String; 2], Failure> {
     let line = format!("--mode closed --count {PROBES} --warmup 20 --size 64");
     let file = |name: &str| format!("/tmp/{name}.csv");
     let dir = place.directory().to_owned();
@@ -47,8 +55,10 @@ fn exchange(place: &mut Place, from: From) -> Result<[String; 2], Failure> {
         From::Outside => {
             let (log, bind) = (file("echo"), format!("0.0.0.0:{PORT}"));
             place.guest().check(&format!(
-                "ringscope agent udp-echo --bind {bind} --timeout 60 --stamps {log} >/dev/null 2>&1 &"
+                "rm -f {log}; ringscope agent udp-echo --bind {bind} --timeout 60 --stamps {log} {flags} >/tmp/echo.log 2>&1 &"
             ))?;
+            // Programs are loaded before it is there, which takes an emulated guest seconds.
+            place.guest().check(&format!("until [ -s {log} ]; do sleep 0.1; done"))?;
             sleep(WRITTEN);
             let mut command = place.outside.command(&program("ringscope")?.to_string_lossy());
             command.args([
@@ -69,7 +79,7 @@ fn exchange(place: &mut Place, from: From) -> Result<[String; 2], Failure> {
                 outside_agent(place, &["udp-echo", "--bind", &bind, "--stamps", &here("echo")])?;
             let (target, log) = (format!("{}:{PORT}", Outside::ADDRESS), file("ping"));
             place.guest().check(&format!(
-                "ringscope agent udp-ping {target} {line} --stamps {log} >/dev/null"
+                "ringscope agent udp-ping {target} {line} --stamps {log} {flags} >/dev/null"
             ))?;
             sleep(WRITTEN);
             let ping = place.guest().check(&format!("cat {log}"))?;
@@ -165,7 +175,8 @@ fn expect_every_packet_adds_up(found: &Value, stamps: &[String; 2], turn: (&str,
 }
 
 /// A worker that does not poll is woken up for packets, but not for one that is there before it has fallen asleep: how many
-/// those are depends on what else the machine does. The host's answers come that soon, the guest's seldom do.
+/// those are depends on what else the machine does. The host's answers come that soon, the guest's seldom do. So it is with
+/// the guest's application.
 fn expect_measured(found: &Value, of: &[(&str, &str)]) {
     for &(side, stage) in of {
         let stages = found["stages"].as_array().expect("stages");
@@ -177,7 +188,7 @@ fn expect_measured(found: &Value, of: &[(&str, &str)]) {
 
 #[test]
 fn every_probe_is_followed_from_application_to_application() -> Result<(), Failure> {
-    for poll in ["never", "always"] {
+    for (poll, flags) in [("never", "--guest-stages"), ("always", "")] {
         let mut place = Place::new(1)?;
         place.spawn(&["--poll", poll, "--trace-probe", PORT, "--kernel-stages"])?;
         let options = place.options()?;
@@ -188,7 +199,7 @@ fn every_probe_is_followed_from_application_to_application() -> Result<(), Failu
         ] {
             let file = place.directory().join("probes.rec");
             let recording = RecordCommand::start(place.directory(), &file, &["--name", "vm0"])?;
-            let stamps = exchange(&mut place, from)?;
+            let stamps = exchange(&mut place, from, flags)?;
             recording.interrupt()?;
             let directory = place.directory().display().to_string();
             let live = ["stats", "--name", "vm0", "--run-dir", &directory];
@@ -202,6 +213,10 @@ fn every_probe_is_followed_from_application_to_application() -> Result<(), Failu
             expect_every_packet_adds_up(&found, &stamps, turn);
             if poll == "never" {
                 expect_measured(&found, &woken);
+                assert_eq!(found["guest_stages"], "on");
+                expect_measured(&found, &RECEPTION);
+            } else {
+                assert_eq!(found["guest_stages"], Value::Null);
             }
         }
     }
