@@ -130,25 +130,31 @@ fn undisturbed(
         witness.forget();
         let (outcome, planted) = play(scene, trial)?;
         let others = Others::without(&own);
-        let is_planted = |at| {
+        let is_planted = |gap: &Range<Instant>| {
             let keeps_busy = trial.fault.is_some_and(Kind::keeps_a_cpu_busy);
-            keeps_busy && planted.as_ref().is_some_and(|it| it.contains(&at))
+            let overlaps = |it: &Range<Instant>| it.start < gap.end && gap.start < it.end;
+            keeps_busy && planted.as_ref().is_some_and(overlaps)
         };
         let (used, name) = others.most_since(&before);
-        let disturbance = if witness.gaps().iter().any(|gap| !is_planted(gap.start)) {
+        let disturbance = if witness.gaps().iter().any(|gap| !is_planted(gap)) {
             "the hypervisor took a CPU away"
         } else if used > OTHERS {
             name
+        } else if outcome.is_none() {
+            "the guest stood still"
         } else {
-            return Ok(Some(outcome));
+            return Ok(outcome);
         };
         *disturbed.entry(disturbance.to_owned()).or_default() += 1;
     }
     Ok(None)
 }
 
-/// Makes a recording. Returns what is said of it, and when the fault was there.
-fn play(scene: &Scene, trial: &Trial) -> Result<(Outcome, Option<Range<Instant>>), Failure> {
+/// Makes a recording. Returns what is said of it, if there was traffic, and when the fault was there.
+fn play(
+    scene: &Scene,
+    trial: &Trial,
+) -> Result<(Option<Outcome>, Option<Range<Instant>>), Failure> {
     let recording = scene.record()?;
     let mut when = None;
     if let Some(kind) = trial.fault {
@@ -162,8 +168,11 @@ fn play(scene: &Scene, trial: &Trial) -> Result<(Outcome, Option<Range<Instant>>
     let said = recording.wait()?;
     let why = scene.why().map_err(|error| format!("{error}; the recording said: {said}"))?;
     sleep(RECOVERED);
+    if !Answer::has_traffic(&why) {
+        return Ok((None, when));
+    }
     let answer = Answer::first(&why)?;
-    Ok((Outcome { fault: trial.fault, lasts: trial.lasts, answer }, when))
+    Ok((Some(Outcome { fault: trial.fault, lasts: trial.lasts, answer }), when))
 }
 
 #[cfg(test)]
