@@ -308,10 +308,13 @@ static __always_inline void blame_longest(struct interruption *it, struct cpu *c
 // Returns whether it is.
 static __always_inline bool blame_what_ran_on_top(struct interruption *it, struct cpu *cpu)
 {
-	__u64 wait = it->end - it->start;
+	__u64 wait = it->end - it->start, stolen = cpu->theft_end > it->start ? cpu->theft : 0;
+	__u64 earlier = it->start > cpu->theft_start ? it->start - cpu->theft_start : 0;
 
-	if (cpu->theft_end > it->start && cpu->theft > wait / 2)
-		blame_cause(it, HYPERVISOR, cpu->theft < wait ? cpu->theft : wait);
+	// What is counted may have been stolen before the wait, as far as there was time for it.
+	stolen = stolen > earlier ? stolen - earlier : 0;
+	if (stolen > wait / 2)
+		blame_cause(it, HYPERVISOR, stolen < wait ? stolen : wait);
 	else if (cpu->served_before > SHORTEST && cpu->served_before > wait / 2)
 		blame_cause(it, SOFTIRQ, cpu->softirq_number);
 	else

@@ -116,8 +116,8 @@ fn took(events: &[ThreadEvent]) -> Duration {
     Duration::from_nanos(events.iter().map(|it| it.end_ns - it.start_ns).sum())
 }
 
-/// Tries `each`, until the programs tell of exits of `exit` (their [`ThreadEvent::detail`]) for about this time. On a busy machine
-/// another thread may take a part of it, which is told with another cause.
+/// Repeats `each` until the programs report that exits of `exit` (their [`ThreadEvent::detail`]) took about this time together. On a
+/// busy machine another thread may run meanwhile: that time has another cause.
 fn expect(programs: &Programs, exit: u32, us: Range<u64>, each: impl Fn()) {
     let mut all = Vec::new();
     for _ in 0..50 {
