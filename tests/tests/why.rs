@@ -91,7 +91,9 @@ fn a_program_that_takes_the_workers_cpu_is_named() {
     let text = ringscope(&["why", "--over", "1ms"]);
     let found: Value =
         serde_json::from_str(&ringscope(&["why", "--over", "1ms", "--json"])).unwrap();
-    let first = &found["culprits"][0];
+    // On a virtual machine its hypervisor may have taken more of the CPU meanwhile than the hog.
+    let all = found["culprits"].as_array().unwrap();
+    let first = all.iter().find(|it| it["cause"] != "hypervisor").expect(&text);
     assert_eq!(
         (&first["cause"], &first["subject"]),
         (&"preempted".into(), &"worker".into()),
