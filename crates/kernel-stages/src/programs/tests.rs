@@ -197,7 +197,8 @@ fn exits_are_told_from_halts_and_short_ones_by_this_kernel() {
          exec \"$0\" --exact programs::tests::with_tracefs --ignored"
     );
     let test = std::env::current_exe().unwrap();
-    let status =
-        Command::new("unshare").args(["--mount", "sh", "-c", &mount]).arg(test).status().unwrap();
-    assert!(status.success() && Path::new(TRACING).exists(), "{status}");
+    let output =
+        Command::new("unshare").args(["--mount", "sh", "-c", &mount]).arg(test).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && Path::new(TRACING).exists(), "{said}");
 }
