@@ -73,14 +73,10 @@ struct {
 struct stint {
 	__u64 start;
 	__u64 end;
-	// How much of it went to softirqs, ns, and the number of the latest. They belong to no thread.
-	__u64 served;
-	__u32 softirq;
 	__u32 process;
 	__u32 thread;
 	__u32 policy;
 	__u32 priority;
-	__u32 unused;
 	char command[16];
 };
 
@@ -88,6 +84,19 @@ struct stint {
 #define LONG 50000
 // Stints that are kept, a power of two.
 #define STINTS 8
+
+// Softirqs on a CPU that follow each other within LONG, whatever thread stands there: they belong to no thread.
+struct service {
+	__u64 start;
+	__u64 end;
+	// How much of that time they took, ns.
+	__u64 took;
+	// The number of the latest.
+	__u64 softirq;
+};
+
+// Services that are kept, a power of two.
+#define SERVICES 8
 
 // What a CPU does.
 struct cpu {
@@ -107,10 +116,9 @@ struct cpu {
 	__u64 softirq;
 	// When the last interrupt, or softirq after it, ended; 0 if that was long ago.
 	__u64 interrupted;
-	// Time that softirqs took of the current stint of a thread that is not followed, or of idling, ns, and of the one before.
-	__u64 served;
-	__u64 served_before;
-	__u64 softirq_number;
+	// The last services, in a circle, and the number of the latest.
+	struct service services[SERVICES];
+	__u64 last_service;
 	// Stolen time that is accounted for, and when that was.
 	__u64 stolen;
 	__u64 stolen_at;
@@ -240,27 +248,70 @@ static __always_inline void ran(__u64 now, struct task_struct *prev)
 	start = cpu->since;
 	cpu->since = now;
 	cpu->before = now - start;
-	cpu->served_before = cpu->served;
-	cpu->served = 0;
 	if (!start || !prev->pid || now - start < LONG)
 		return;
 	stint = &cpu->stints[cpu->latest & (STINTS - 1)];
 	if (stint->thread == prev->pid && start < stint->end + LONG) {
 		stint->end = now;
-		stint->served += cpu->served_before;
 		return;
 	}
 	cpu->latest++;
 	stint = &cpu->stints[cpu->latest & (STINTS - 1)];
 	stint->start = start;
 	stint->end = now;
-	stint->served = cpu->served_before;
-	stint->softirq = cpu->softirq_number;
 	stint->process = prev->tgid;
 	stint->thread = prev->pid;
 	stint->policy = prev->policy;
 	stint->priority = priority_of(prev);
 	bpf_probe_read_kernel_str(stint->command, sizeof(stint->command), prev->comm);
+}
+
+// A softirq ran on this CPU.
+static __always_inline void served(struct cpu *cpu, __u32 number, __u64 start, __u64 end)
+{
+	struct service *service = &cpu->services[cpu->last_service & (SERVICES - 1)];
+
+	if (start < service->end + LONG) {
+		service->end = end;
+		service->took += end - start;
+		service->softirq = number;
+		return;
+	}
+	// What took less than anybody is blamed for makes room.
+	if (service->took > SHORTEST) {
+		cpu->last_service++;
+		service = &cpu->services[cpu->last_service & (SERVICES - 1)];
+	}
+	service->start = start;
+	service->end = end;
+	service->took = end - start;
+	service->softirq = number;
+}
+
+// How much of a time softirqs took of this CPU, ns, and the number of the one that stands for them: of the service that took most.
+// A service that began before is taken to have gone on evenly.
+static __always_inline __u64 taken_by_softirqs(struct cpu *cpu, __u64 start, __u64 end, __u32 *softirq)
+{
+	__u64 sum = 0, most = 0;
+	int n;
+
+	for (n = 0; n < SERVICES; n++) {
+		struct service *service = &cpu->services[n];
+		__u64 from = service->start > start ? service->start : start;
+		__u64 to = service->end < end ? service->end : end;
+		__u64 took = service->took, length = service->end - service->start;
+
+		if (to <= from)
+			continue;
+		if (to - from < length)
+			took = took * (to - from) / length;
+		sum += took;
+		if (took > most) {
+			most = took;
+			*softirq = service->softirq;
+		}
+	}
+	return sum;
 }
 
 // Nobody is blamed by name.
@@ -279,6 +330,8 @@ static __always_inline void blame_cause(struct interruption *it, __u32 cause, __
 static __always_inline void blame_longest(struct interruption *it, struct cpu *cpu, __u64 least)
 {
 	struct stint *longest = 0;
+	__u64 from = 0, to = 0;
+	__u32 softirq = 0;
 	int n;
 
 	for (n = 0; n < STINTS; n++) {
@@ -289,12 +342,14 @@ static __always_inline void blame_longest(struct interruption *it, struct cpu *c
 		if (end > start && end - start > least) {
 			longest = stint;
 			least = end - start;
+			from = start;
+			to = end;
 		}
 	}
 	if (!longest)
 		return;
-	if (longest->served > (longest->end - longest->start) / 2) {
-		blame_cause(it, SOFTIRQ, longest->softirq);
+	if (taken_by_softirqs(cpu, from, to, &softirq) > (to - from) / 2) {
+		blame_cause(it, SOFTIRQ, softirq);
 		return;
 	}
 	it->process = longest->process;
@@ -309,16 +364,19 @@ static __always_inline void blame_longest(struct interruption *it, struct cpu *c
 static __always_inline bool blame_what_ran_on_top(struct interruption *it, struct cpu *cpu)
 {
 	__u64 wait = it->end - it->start, stolen = cpu->theft_end > it->start ? cpu->theft : 0;
-	__u64 earlier = it->start > cpu->theft_start ? it->start - cpu->theft_start : 0;
+	__u64 earlier = it->start > cpu->theft_start ? it->start - cpu->theft_start : 0, taken;
+	__u32 softirq = 0;
 
 	// What is counted may have been stolen before the wait, as far as there was time for it.
 	stolen = stolen > earlier ? stolen - earlier : 0;
-	if (stolen > wait / 2)
+	if (stolen > wait / 2) {
 		blame_cause(it, HYPERVISOR, stolen < wait ? stolen : wait);
-	else if (cpu->served_before > SHORTEST && cpu->served_before > wait / 2)
-		blame_cause(it, SOFTIRQ, cpu->softirq_number);
-	else
+		return true;
+	}
+	taken = taken_by_softirqs(cpu, it->start, it->end, &softirq);
+	if (taken <= SHORTEST || taken <= wait / 2)
 		return false;
+	blame_cause(it, SOFTIRQ, softirq);
 	return true;
 }
 
@@ -635,11 +693,9 @@ int BPF_PROG(softirq_ends, unsigned int number)
 	now = bpf_ktime_get_ns();
 	start = cpu->softirq;
 	cpu->softirq = 0;
-	if (!cpu->of.subject) {
-		cpu->served += now - start;
-		cpu->softirq_number = number;
+	served(cpu, number, start, now);
+	if (!cpu->of.subject)
 		return 0;
-	}
 	if (now - start >= SHORTEST) {
 		tell_here(cpu, SOFTIRQ, number, start, now, 0);
 		leave_out(cpu, start, now);
