@@ -47,28 +47,6 @@ struct interruption {
 	char command[16];
 };
 
-// A followed thread that does not run.
-struct absence {
-	__u64 time;
-	__u32 cause;
-	__u32 detail;
-	__u32 cpu;
-	__u32 process;
-	__u32 culprit;
-	__u32 policy;
-	__u32 priority;
-	__u32 unused;
-	char command[16];
-};
-
-// By thread id.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u32);
-	__type(value, struct absence);
-} absent SEC(".maps");
-
 // A thread that ran on a CPU, and when. What took less than LONG in between does not end it.
 struct stint {
 	__u64 start;
@@ -189,17 +167,12 @@ static __always_inline __u64 stolen_so_far(struct task_struct *running)
 	return running->se.cfs_rq->rq->prev_steal_time_rq;
 }
 
-// Tells what the hypervisor took since this CPU last accounted for it. It is the loss of the thread that ran or that runs now.
-static __always_inline void account_stolen(__u64 now, struct process of, struct task_struct *task,
-					   struct task_struct *running)
+// Tells what the hypervisor took since this CPU last accounted for it. It is the loss of the followed thread that ran or that runs
+// now, if there is one.
+static __always_inline void account_stolen(struct cpu *cpu, __u64 now, struct thread *thread, struct task_struct *running)
 {
-	struct cpu *cpu = this_cpu();
-	__u64 stolen = stolen_so_far(running), before, since;
+	__u64 stolen = stolen_so_far(running), before = cpu->stolen, since = cpu->stolen_at;
 
-	if (!cpu)
-		return;
-	before = cpu->stolen;
-	since = cpu->stolen_at;
 	cpu->stolen = stolen;
 	cpu->stolen_at = now;
 	if (!since || stolen < before + STOLEN_SHORTEST)
@@ -210,21 +183,19 @@ static __always_inline void account_stolen(__u64 now, struct process of, struct 
 	cpu->theft_start = since;
 	cpu->theft_end = now;
 	cpu->theft = stolen;
-	if (!of.subject)
+	if (!thread)
 		return;
-	cpu->of = of;
-	cpu->thread = task->pid;
+	cpu->of = thread->of;
+	cpu->thread = thread->id;
 	tell_here(cpu, HYPERVISOR, stolen, since, now, 0);
 }
 
-// `to` runs on this CPU from now on.
-static __always_inline void runs(struct process to, struct task_struct *next)
+// `next` runs on this CPU from now on. `to`: its entry, if it is followed.
+static __always_inline void runs(struct cpu *cpu, struct thread *to, struct task_struct *next)
 {
-	struct cpu *cpu = this_cpu();
+	struct process nobody = {};
 
-	if (!cpu)
-		return;
-	cpu->of = to;
+	cpu->of = to ? to->of : nobody;
 	cpu->thread = next->pid;
 	cpu->interrupt = 0;
 	cpu->softirq = 0;
@@ -237,15 +208,11 @@ static __always_inline __u32 priority_of(struct task_struct *task)
 }
 
 // `prev` ran on this CPU until now.
-static __always_inline void ran(__u64 now, struct task_struct *prev)
+static __always_inline void ran(struct cpu *cpu, __u64 now, struct task_struct *prev)
 {
-	struct cpu *cpu = this_cpu();
 	struct stint *stint;
-	__u64 start;
+	__u64 start = cpu->since;
 
-	if (!cpu)
-		return;
-	start = cpu->since;
 	cpu->since = now;
 	cpu->before = now - start;
 	if (!start || !prev->pid || now - start < LONG)
@@ -263,7 +230,7 @@ static __always_inline void ran(__u64 now, struct task_struct *prev)
 	stint->thread = prev->pid;
 	stint->policy = prev->policy;
 	stint->priority = priority_of(prev);
-	bpf_probe_read_kernel_str(stint->command, sizeof(stint->command), prev->comm);
+	bpf_probe_read_kernel(stint->command, sizeof(stint->command), prev->comm);
 }
 
 // A softirq ran on this CPU.
@@ -421,15 +388,21 @@ static __always_inline bool is_rest(long call)
 #endif
 }
 
+// sched_yield, by which a worker without work gives its CPU to others.
+#if defined(__TARGET_ARCH_x86)
+#define YIELD 24
+#else
+#define YIELD 124
+#endif
+
 // include/linux/sched/jobctl.h: JOBCTL_TRAP_FREEZE. include/linux/sched.h: TASK_UNINTERRUPTIBLE.
 #define TRAP_FREEZE (1UL << 23)
 #define UNINTERRUPTIBLE 0x2
 
-// Why a thread leaves its CPU; 0 for reasons that are no interruption.
-static __always_inline __u32 cause_of(struct process of, struct task_struct *prev, bool preempt, __u32 *detail)
+// Why a thread leaves its CPU in the system call `call`; 0 for reasons that are no interruption.
+static __always_inline __u32 cause_of(__u32 subject, struct task_struct *prev, bool preempt, long call, __u32 *detail)
 {
 	__u32 state = prev->__state;
-	long call;
 
 	*detail = 0;
 	if (preempt || !state)
@@ -442,8 +415,7 @@ static __always_inline __u32 cause_of(struct process of, struct task_struct *pre
 		*detail = 1;
 		return STOPPED;
 	}
-	call = system_call(prev);
-	if (of.subject == WORKER) {
+	if (subject == WORKER) {
 		if (call < 0)
 			return PAGE_FAULT;
 		*detail = call;
@@ -453,52 +425,72 @@ static __always_inline __u32 cause_of(struct process of, struct task_struct *pre
 }
 
 // A followed thread stops running: `next` runs in its place.
-static __always_inline void leaves(__u64 now, struct process of, struct task_struct *prev, struct task_struct *next,
+static __always_inline void leaves(__u64 now, struct thread *from, struct task_struct *prev, struct task_struct *next,
 				   bool preempt)
 {
-	struct absence it = {};
-	__u32 tid = prev->pid;
-	__u64 *woken_at = bpf_map_lookup_elem(&woken, &tid);
+	struct absence *it = &from->absence;
+	__u32 state = prev->__state, tid = prev->pid;
+	long call = system_call(prev);
 
-	// A wake-up that found it running. One that is younger may be for the sleep that begins now.
-	if (woken_at && *woken_at + SOON < now)
-		bpf_map_delete_elem(&woken, &tid);
-	it.cause = cause_of(of, prev, preempt, &it.detail);
-	if (!it.cause) {
-		if (of.subject == FRONT_END)
-			sleeps(prev, system_call(prev));
+	if (state & DEAD) {
+		bpf_map_delete_elem(&vcpus, &tid);
+		bpf_map_delete_elem(&threads, &tid);
 		return;
 	}
-	it.time = now;
-	it.cpu = bpf_get_smp_processor_id();
-	if (it.cause == PREEMPTED) {
-		// Nothing else could run: its group must have been held back.
-		if (!next->pid)
-			it.cause = THROTTLED;
-		it.process = next->tgid;
-		it.culprit = next->pid;
-		it.policy = next->policy;
-		it.priority = priority_of(next);
-		bpf_probe_read_kernel_str(it.command, sizeof(it.command), next->comm);
+	// A wake-up that found it running. One that is younger may be for the sleep that begins now.
+	if (from->woken && from->woken + SOON < now)
+		from->woken = 0;
+	// While a signal or a debugger stops a thread, nothing wakes it up. So its wait begins here.
+	if (from->of.subject == WORKER && state & HELD)
+		from->woken = now;
+	it->cause = cause_of(from->of.subject, prev, preempt, call, &it->detail);
+	if (!it->cause) {
+		if (from->of.subject == FRONT_END)
+			sleeps(prev, call);
+		return;
 	}
-	bpf_map_update_elem(&absent, &tid, &it, BPF_ANY);
+	it->time = now;
+	it->cpu = bpf_get_smp_processor_id();
+	it->least = SHORTEST;
+	// Nothing else can run: its group must have been held back.
+	if (it->cause == PREEMPTED && !next->pid)
+		it->cause = THROTTLED;
+	if (it->cause != PREEMPTED)
+		return;
+	// A thread that gives way has nothing to do just then.
+	if (!preempt && call == YIELD)
+		it->least = LONG;
+	it->process = next->tgid;
+	it->culprit = next->pid;
+	it->policy = next->policy;
+	it->priority = priority_of(next);
+	bpf_probe_read_kernel(it->command, sizeof(it->command), next->comm);
 }
 
-// A followed thread runs again. It was ready at `ready`, but had to wait for the thread that ran until now, or for what ran on
-// top of that. Returns whether it had.
-static __always_inline bool tell_wait(__u64 ready, __u64 now, struct process to, struct task_struct *prev,
-				      struct task_struct *next, struct cpu *cpu)
+// An interruption of the followed thread `to` that is over.
+static __always_inline struct interruption *begin_telling_of(struct thread *to, __u64 start, __u64 end)
 {
 	struct interruption *it = begin_telling();
 
 	if (!it)
-		return false;
+		return 0;
 	__builtin_memset(it, 0, sizeof(*it));
-	it->start = ready;
-	it->end = now;
-	it->about = to.number;
-	it->subject = to.subject;
-	it->thread = next->pid;
+	it->start = start;
+	it->end = end;
+	it->about = to->of.number;
+	it->subject = to->of.subject;
+	it->thread = to->id;
+	return it;
+}
+
+// A followed thread runs again. It was ready at `ready`, but had to wait for the thread that ran until now, or for what ran on
+// top of that. Returns whether it had.
+static __always_inline bool tell_wait(struct cpu *cpu, __u64 ready, __u64 now, struct thread *to, struct task_struct *prev)
+{
+	struct interruption *it = begin_telling_of(to, ready, now);
+
+	if (!it)
+		return false;
 	it->cpu = bpf_get_smp_processor_id();
 	if (!blame_what_ran_on_top(it, cpu)) {
 		// An idle CPU has no thread that runs.
@@ -511,54 +503,53 @@ static __always_inline bool tell_wait(__u64 ready, __u64 now, struct process to,
 		it->culprit = prev->pid;
 		it->policy = prev->policy;
 		it->priority = priority_of(prev);
-		bpf_probe_read_kernel_str(it->command, sizeof(it->command), prev->comm);
+		bpf_probe_read_kernel(it->command, sizeof(it->command), prev->comm);
 		blame_longest(it, cpu, cpu->before);
 	}
 	bpf_ringbuf_submit(it, 0);
 	return true;
 }
 
-// A followed thread runs again. It was woken up at `woken`, or was ready all the time if that is 0 or before it left.
-static __always_inline void comes_back(__u64 now, struct process to, struct task_struct *prev, struct task_struct *next,
-				       __u64 woken)
+// Tells why a followed thread did not run until `ready`.
+static __always_inline void tell_absence(struct cpu *cpu, __u64 ready, struct thread *to)
 {
-	__u32 tid = next->pid;
-	struct absence *absence = bpf_map_lookup_elem(&absent, &tid);
-	struct cpu *cpu = this_cpu();
+	struct absence *absence = &to->absence;
+	struct interruption *it = begin_telling_of(to, absence->time, ready);
+
+	if (!it)
+		return;
+	it->kind = INTERRUPTION + absence->cause;
+	it->detail = absence->detail;
+	it->cpu = absence->cpu;
+	if (absence->cause == PREEMPTED) {
+		it->process = absence->process;
+		it->culprit = absence->culprit;
+		it->policy = absence->policy;
+		it->priority = absence->priority;
+		__builtin_memcpy(it->command, absence->command, sizeof(it->command));
+		if (!blame_what_ran_on_top(it, cpu))
+			blame_longest(it, cpu, LONG);
+	}
+	bpf_ringbuf_submit(it, 0);
+}
+
+// A followed thread runs again. It was ready since it was woken up, or all the time if that was before it left.
+static __always_inline void comes_back(struct cpu *cpu, __u64 now, struct thread *to, struct task_struct *prev)
+{
+	struct absence *absence = &to->absence;
 	// When the time begins that is told here; 0 if none is.
 	__u64 ready = now, told = 0;
-	struct interruption *it;
 
-	if (!cpu)
-		return;
-	if (woken && (!absence || woken > absence->time))
-		ready = woken;
-	if (absence) {
-		if (ready > absence->time + SHORTEST) {
+	if (to->woken && (!absence->cause || to->woken > absence->time))
+		ready = to->woken;
+	if (absence->cause) {
+		if (ready > absence->time + absence->least) {
 			told = absence->time;
-			it = begin_telling();
-			if (it) {
-				it->start = absence->time;
-				it->end = ready;
-				it->kind = INTERRUPTION + absence->cause;
-				it->about = to.number;
-				it->subject = to.subject;
-				it->thread = tid;
-				it->detail = absence->detail;
-				it->cpu = absence->cpu;
-				it->process = absence->process;
-				it->culprit = absence->culprit;
-				it->policy = absence->policy;
-				it->priority = absence->priority;
-				__builtin_memcpy(it->command, absence->command, sizeof(it->command));
-				if (absence->cause == PREEMPTED && !blame_what_ran_on_top(it, cpu))
-					blame_longest(it, cpu, LONG);
-				bpf_ringbuf_submit(it, 0);
-			}
+			tell_absence(cpu, ready, to);
 		}
-		bpf_map_delete_elem(&absent, &tid);
+		absence->cause = 0;
 	}
-	if (now > ready + SHORTEST && tell_wait(ready, now, to, prev, next, cpu))
+	if (now > ready + SHORTEST && tell_wait(cpu, ready, now, to, prev))
 		told = told ?: ready;
 	if (told)
 		leave_out(cpu, told, now);

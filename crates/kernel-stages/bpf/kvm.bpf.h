@@ -112,17 +112,13 @@ static __always_inline void leave_out(struct cpu *cpu, __u64 start, __u64 end)
 #define IOCTL 29
 #endif
 
-// A thread of the front end goes to sleep in the system call `call`, or ends.
+// A thread of the front end goes to sleep in the system call `call`.
 static __always_inline void sleeps(struct task_struct *thread, long call)
 {
-	__u32 tid = thread->pid, state = thread->__state;
+	__u32 tid = thread->pid;
 	struct vcpu *vcpu;
 
-	if (state & DEAD) {
-		bpf_map_delete_elem(&vcpus, &tid);
-		return;
-	}
-	if (!(state & INTERRUPTIBLE) || call != IOCTL)
+	if (!(thread->__state & INTERRUPTIBLE) || call != IOCTL)
 		return;
 	vcpu = bpf_map_lookup_elem(&vcpus, &tid);
 	if (vcpu)

@@ -31,6 +31,7 @@ struct sched_entity {
 struct task_struct {
 	int pid;
 	int tgid;
+	unsigned int flags;
 	unsigned int __state;
 	unsigned long jobctl;
 	char comm[16];
@@ -112,58 +113,6 @@ static struct pace paces[PACES];
 #define FROZEN 0x8000
 #define HELD (0x4 | 0x8 | FROZEN)
 
-// Workers' threads: from thread id to worker number.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, __u32);
-} workers SEC(".maps");
-
-// Threads that were woken up and do not run yet: from thread id to the time of the wake-up.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__type(key, __u32);
-	__type(value, __u64);
-} woken SEC(".maps");
-
-// Whose threads are followed: all of a front end or of a program at the far end, and of the daemon its workers'.
-enum subject {
-	NOBODY = 0,
-	WORKER = 1,
-	FRONT_END = 2,
-	FAR_END = 3,
-};
-
-struct process {
-	__u32 subject;
-	// The front end's number; 0 for others.
-	__u32 number;
-};
-
-// By process id.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, struct process);
-} processes SEC(".maps");
-
-// A front end's thread that a worker woke up and that does not run yet.
-struct call {
-	__u64 time;
-	__u32 front_end;
-	__u32 unused;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, __u32);
-	__type(value, struct call);
-} called SEC(".maps");
-
 // The workers' taps: from interface index to number.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -204,87 +153,60 @@ static __always_inline void tell(__u32 stage, __u32 about, __u64 start, __u64 en
 	bpf_ringbuf_submit(event, 0);
 }
 
-// Whose thread it is: its process's entry, with a worker's number in place of the process's.
-static __always_inline struct process whose(struct task_struct *task)
-{
-	struct process found = {}, *process;
-	__u32 tid = task->pid, tgid = task->tgid, *worker;
-
-	process = bpf_map_lookup_elem(&processes, &tgid);
-	if (!process)
-		return found;
-	found = *process;
-	if (found.subject != WORKER)
-		return found;
-	worker = bpf_map_lookup_elem(&workers, &tid);
-	found.number = worker ? *worker : 0;
-	if (!worker)
-		found.subject = NOBODY;
-	return found;
-}
-
+#include "threads.bpf.h"
 #include "interruptions.bpf.h"
 
 SEC("tp_btf/sched_waking")
 int BPF_PROG(waking, struct task_struct *p)
 {
-	struct process of = whose(p);
-	__u32 tid = p->pid, waker;
+	struct thread *thread = followed(p);
+	__u32 waker;
 	__u64 now;
 
-	if (!of.subject)
+	if (!thread)
 		return 0;
 	now = bpf_ktime_get_ns();
 	// The earliest one counts, be it a wake-up here or a stop in `switching`.
-	bpf_map_update_elem(&woken, &tid, &now, BPF_NOEXIST);
-	if (of.subject != FRONT_END)
+	if (!thread->woken)
+		thread->woken = now;
+	if (thread->of.subject != FRONT_END || thread->called)
 		return 0;
 	waker = (__u32)bpf_get_current_pid_tgid();
-	if (bpf_map_lookup_elem(&workers, &waker)) {
-		struct call call = {
-			.time = now,
-			.front_end = of.number,
-		};
-
-		bpf_map_update_elem(&called, &tid, &call, BPF_NOEXIST);
-	}
+	if (bpf_map_lookup_elem(&workers, &waker))
+		thread->called = now;
 	return 0;
 }
 
 SEC("tp_btf/sched_switch")
 int BPF_PROG(switching, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	struct process of = whose(prev), to = whose(next);
-	__u64 now = bpf_ktime_get_ns(), *start;
-	struct call *call;
-	__u32 tid;
+	struct cpu *cpu = this_cpu();
+	struct thread *from, *to;
+	__u64 now, woken;
 
-	account_stolen(now, of.subject ? of : to, of.subject ? prev : next, next);
-	ran(now, prev);
-	if (of.subject)
-		leaves(now, of, prev, next, preempt);
-	// While a signal or a debugger stops a thread, nothing wakes it up. So its wait begins here.
-	if (of.subject == WORKER && (prev->__state & HELD)) {
-		tid = prev->pid;
-		bpf_map_update_elem(&woken, &tid, &now, BPF_ANY);
-	}
-	runs(to, next);
-	if (!to.subject)
+	if (!cpu)
 		return 0;
-	tid = next->pid;
-	start = bpf_map_lookup_elem(&woken, &tid);
-	comes_back(now, to, prev, next, start ? *start : 0);
-	if (to.subject == FRONT_END) {
-		call = bpf_map_lookup_elem(&called, &tid);
-		if (call) {
-			tell(INJECT, call->front_end, call->time, now);
-			bpf_map_delete_elem(&called, &tid);
-		}
+	// Whose thread it is was found when it began to run, unless its process has been added since.
+	from = cpu->of.subject && cpu->thread == (__u32)prev->pid ? known(&cpu->of, prev) : followed(prev);
+	to = followed(next);
+	now = bpf_ktime_get_ns();
+	account_stolen(cpu, now, from ?: to, next);
+	ran(cpu, now, prev);
+	if (from)
+		leaves(now, from, prev, next, preempt);
+	runs(cpu, to, next);
+	if (!to)
+		return 0;
+	woken = to->woken;
+	comes_back(cpu, now, to, prev);
+	if (to->called) {
+		tell(INJECT, to->of.number, to->called, now);
+		to->called = 0;
 	}
-	if (start) {
-		if (to.subject == WORKER)
-			tell(WAKEUP, to.number, *start, now);
-		bpf_map_delete_elem(&woken, &tid);
+	if (woken) {
+		if (to->of.subject == WORKER)
+			tell(WAKEUP, to->of.number, woken, now);
+		to->woken = 0;
 	}
 	return 0;
 }

@@ -5,8 +5,9 @@
 //! removes them. For programs that this kernel refuses, the reason is reported and their stages are not measured.
 //! [`GuestStages::attach`] does the same in a guest.
 //!
-//! - `bpf/stages.bpf.c`: the programs that measure stages; `bpf/interruptions.bpf.h`: those that see why a thread did not run;
-//!   `bpf/kvm.bpf.h`: those that see why a virtual CPU was outside its guest.
+//! - `bpf/stages.bpf.c`: the programs that measure stages; `bpf/threads.bpf.h`: which threads are followed;
+//!   `bpf/interruptions.bpf.h`: the programs that see why a thread did not run; `bpf/kvm.bpf.h`: those that see why a virtual CPU
+//!   was outside its guest.
 //! - `programs`: loads and attaches them; `kvm`: where the fields of KVM's tracepoints are.
 //! - `event`: what they tell, and the records of it.
 //! - `bpf/guest.bpf.c`: the programs that stamp received probes in a guest; `guest`: loads them, and reads the stamps.

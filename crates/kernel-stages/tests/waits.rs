@@ -1,4 +1,4 @@
-//! A thread that waits for its CPU: who or what is blamed.
+//! A thread that waits for its CPU: who or what is blamed, and which waits are told.
 //!
 //! Softirqs are blamed for what they took of a wait, and for nothing that they took before it. The thread that has the CPU makes
 //! them by itself: it broadcasts on the loopback interface, and the kernel delivers each packet to many sockets before the sender
@@ -8,8 +8,9 @@ use std::io::{Read as _, Write as _, pipe};
 use std::net::UdpSocket;
 use std::os::fd::AsFd as _;
 use std::process::{self, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Barrier, Mutex, PoisonError};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ const BEFORE: Duration = Duration::from_millis(30);
 const ATTEMPTS: u32 = 5;
 /// Number of a softirq (include/linux/interrupt.h).
 const NET_RX: u32 = 3;
+/// How often a thread gives way.
+const YIELDS: usize = 200;
 
 /// Sockets on one port, and one that sends to all of them.
 struct Crowd {
@@ -166,4 +169,40 @@ fn softirqs_that_take_most_of_a_wait_are_blamed_for_it() {
         }
     }
     panic!("expected softirqs to be blamed, found {last:?}");
+}
+
+/// How often it is told that a thread which gives way does not run, while another thread has the CPU for this long each time.
+fn yields_told(held: Duration) -> usize {
+    let (id, ids) = channel();
+    let (is_over, begin) = (AtomicBool::new(false), Barrier::new(2));
+    let (told, ()) = told_while(|stages| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                id.send(take_place(10)).unwrap();
+                begin.wait();
+                for _ in 0..YIELDS {
+                    thread::yield_now();
+                }
+                is_over.store(true, Ordering::Relaxed);
+            });
+            stages.add_worker(process::id(), ids.recv().unwrap(), 0).unwrap();
+            scope.spawn(|| {
+                take_place(10);
+                begin.wait();
+                while !is_over.load(Ordering::Relaxed) {
+                    spin(held);
+                    thread::yield_now();
+                }
+            });
+        });
+    });
+    told.iter().filter(|event| event.cause == InterruptionCause::Preempted).count()
+}
+
+#[test]
+fn a_thread_that_gives_way_is_told_only_of_long_waits() {
+    let short = yields_told(Duration::from_micros(15));
+    assert!(short < YIELDS / 4, "{short} of {YIELDS}");
+    let long = yields_told(Duration::from_micros(150));
+    assert!(long > YIELDS / 2, "{long} of {YIELDS}");
 }
