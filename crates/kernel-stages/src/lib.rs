@@ -21,7 +21,7 @@ mod object;
 mod programs;
 mod sys;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -142,9 +142,13 @@ pub fn has_kvm() -> Result<(), String> {
 /// The reason why frames are not followed where there is no tap.
 pub const NO_TAP: &str = "only frames of a tap that is given by its name are followed";
 
-/// Time for which spans collect after the first one. To read each span by itself would wake up the reading thread as
-/// often as the worker's.
-const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// Time for which events collect. To read each event by itself would wake up the reading thread as often as the worker's, and
+/// take the CPU from one of the threads that are measured.
+const GATHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+/// The same after more events than [`MANY`] in that time.
+const GATHER_MANY: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// A quarter of the longest events that the ring buffer holds.
+const MANY: u32 = 800;
 
 impl KernelStages {
     /// Attaches the programs that this kernel accepts. They follow frames of interfaces and measure wake-ups of
@@ -241,11 +245,12 @@ impl KernelStages {
     /// # Errors
     /// When the ring buffer cannot be read, or `poll(2)` fails.
     pub fn drain(&self, stop: BorrowedFd<'_>, each: impl FnMut(Event)) -> io::Result<()> {
-        let each = RefCell::new(each);
+        let (each, count) = (RefCell::new(each), Cell::new(0));
         let maps: Vec<_> = self.groups.iter().filter_map(|group| group.map("events")).collect();
         let mut builder = RingBufferBuilder::new();
         for map in &maps {
             let take = |bytes: &[u8]| {
+                count.set(count.get() + 1);
                 if let Some(event) = Event::read(bytes) {
                     (each.borrow_mut())(event);
                 }
@@ -258,8 +263,10 @@ impl KernelStages {
         }
         let buffer = builder.build().map_err(io::Error::other)?;
         loop {
-            let is_over =
-                wait(&[stop, sys::readable(&buffer)], None)? || wait(&[stop], Some(&GATHER))?;
+            // While events come, nothing has to wake this thread up for the first of them.
+            let mut is_over = count.get() == 0 && wait(&[stop, sys::readable(&buffer)], None)?;
+            let gather = if count.take() > MANY { &GATHER_MANY } else { &GATHER };
+            is_over = is_over || wait(&[stop], Some(gather))?;
             buffer.consume().map_err(io::Error::other)?;
             if is_over {
                 return Ok(());
