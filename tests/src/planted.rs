@@ -6,7 +6,8 @@
 //! - `kind`: the kinds of fault, and the one table of the answers that name them.
 //! - `answer`: what `ringscope why` says.
 //! - `score`: how many answers are right.
-//! - `faults`: the faults themselves; `quota`, `hog`, `storm`, `starving`: those that need more; `groups`: control groups.
+//! - `faults`: the faults themselves; `quota`, `hog`, `storm`, `messages`, `eviction`, `starving`: those that need more; `groups`:
+//!   control groups; `standby`: threads that wait until a fault is to be planted.
 //! - [`freezer`]: a fault of no kind, for a test of its own.
 //! - `undo`: each fault ends when its value is dropped.
 //! - `witness`, `others`: whether the hypervisor or another program disturbed a recording. Then it is made again.
@@ -14,16 +15,19 @@
 //! - `run`: one recording after the other.
 
 mod answer;
+mod eviction;
 mod faults;
 pub mod freezer;
 mod groups;
 mod hog;
 mod kind;
+mod messages;
 mod others;
 mod quota;
 mod run;
 mod scene;
 mod score;
+mod standby;
 mod starving;
 mod storm;
 mod undo;

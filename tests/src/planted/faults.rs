@@ -1,28 +1,18 @@
 //! Faults that need nothing but a few system calls or commands. Each ends when its [`Undo`] is dropped.
 
 use std::fs;
-use std::io;
-use std::ops::Range;
-use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::spawn;
 
 use lab::outside::Outside;
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use rustix::fs::statfs;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::undo::Undo;
 use crate::qemu::{Failure, said};
-use crate::sys::page_out;
 
 /// The token bucket: about 230 probes a second, after the first 15. Of 1000 that come, most wait.
 const TOKEN_BUCKET: &str = "tbf rate 200kbit burst 1600 latency 1s";
-/// File system in memory (include/uapi/linux/magic.h).
-const TMPFS_MAGIC: i128 = 0x0102_1994;
 
 /// Stops a process (SIGSTOP).
 ///
@@ -85,81 +75,9 @@ pub fn slow_down(outside: &Outside) -> Result<Undo, Failure> {
     }))
 }
 
-/// Attaches an XDP program to the outside host's interface.
-///
-/// # Errors
-/// If the kernel refuses it.
-pub fn attach(outside: &Outside, object: &str) -> Result<Undo, Failure> {
-    outside.exec(&format!("ip link set dev eth0 xdpgeneric object {object} section xdp"))?;
-    let namespace = outside.namespace().to_owned();
-    let off = "link set dev eth0 xdpgeneric off";
-    Ok(Undo::new(move || {
-        said(Command::new("ip").args(["-n", &namespace]).args(off.split(' '))).map(drop)
-    }))
-}
-
-/// Takes the pages of a process's program away again and again, as a kernel does that is short of memory.
-///
-/// # Errors
-/// What the system answers.
-pub fn evict(process: u32) -> Result<Undo, Failure> {
-    let program = fs::read_link(format!("/proc/{process}/exe"))?;
-    let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
-    let ranges = mapped(&maps, &program);
-    page_out(process, &ranges)?;
-    let is_over = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&is_over);
-    let thread = spawn(move || -> io::Result<()> {
-        while !seen.load(Ordering::Relaxed) {
-            page_out(process, &ranges)?;
-        }
-        Ok(())
-    });
-    Ok(Undo::new(move || {
-        is_over.store(true, Ordering::Relaxed);
-        Ok(thread.join().map_err(|_| "a thread has panicked")??)
-    }))
-}
-
-/// Why pages of this program cannot be evicted; `None` if they can.
-#[must_use]
-pub fn eviction_obstacle(program: &Path) -> Option<String> {
-    match statfs(program) {
-        Err(error) => Some(error.to_string()),
-        Ok(place) if i128::from(place.f_type) == TMPFS_MAGIC => {
-            Some(format!("{} is in memory itself (tmpfs)", program.display()))
-        }
-        Ok(_) => None,
-    }
-}
-
-/// The address ranges in which a file is mapped (`proc_pid_maps(5)`).
-fn mapped(maps: &str, file: &Path) -> Vec<Range<usize>> {
-    let range = |line: &str| {
-        let (addresses, rest) = line.split_once(' ')?;
-        let path = rest.splitn(5, ' ').nth(4)?.trim_start();
-        let (start, end) = addresses.split_once('-')?;
-        let number = |text| usize::from_str_radix(text, 16).ok();
-        (Path::new(path) == file).then_some(number(start)?..number(end)?)
-    };
-    maps.lines().filter_map(range).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_ranges_of_a_program_are_those_of_its_file() {
-        let maps = "\
-5580000000-5580001000 r--p 00000000 fe:00 123                            /a/daemon
-5580001000-5580009000 r-xp 00001000 fe:00 123                            /a/daemon
-7f00000000-7f00001000 rw-p 00000000 00:00 0
-7f00001000-7f00002000 r-xp 00000000 fe:00 9                              /lib/c
-";
-        let ranges = mapped(maps, Path::new("/a/daemon"));
-        assert_eq!(ranges, [0x55_8000_0000..0x55_8000_1000, 0x55_8000_1000..0x55_8000_9000]);
-    }
 
     #[test]
     fn the_time_of_a_thread_is_that_in_user_space_and_in_the_kernel() {

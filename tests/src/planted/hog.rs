@@ -1,10 +1,10 @@
 //! A program in real time that takes a CPU away from all others.
 
 use std::hint::spin_loop;
-use std::sync::mpsc::{Sender, channel};
-use std::thread::{Builder, JoinHandle};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::standby::Standby;
 use super::undo::Undo;
 use crate::beside::{run_on, set_policy};
 use crate::qemu::Failure;
@@ -16,10 +16,7 @@ pub const PRIORITY: u32 = 50;
 
 /// A thread that waits for its next CPU.
 #[derive(Debug)]
-pub struct Hog {
-    orders: Option<Sender<Order>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct Hog(Standby<Order>);
 
 /// A CPU to take, for how long, and whom to tell.
 type Order = (usize, Duration, Sender<()>);
@@ -30,8 +27,7 @@ impl Hog {
     /// # Errors
     /// If the system refuses.
     pub fn start() -> Result<Self, Failure> {
-        let (orders, next) = channel::<Order>();
-        let thread = Builder::new().name(NAME.to_owned()).spawn(move || {
+        let thread = Standby::start(NAME, |next: Receiver<Order>| {
             set_policy(&["--fifo", "--pid", &PRIORITY.to_string()]);
             for (cpu, lasts, done) in next {
                 run_on(cpu);
@@ -43,7 +39,7 @@ impl Hog {
                 let _ = done.send(());
             }
         })?;
-        Ok(Self { orders: Some(orders), thread: Some(thread) })
+        Ok(Self(thread))
     }
 
     /// Takes a CPU for this long.
@@ -52,16 +48,7 @@ impl Hog {
     /// If the thread has ended.
     pub fn take(&self, cpu: usize, lasts: Duration) -> Result<Undo, Failure> {
         let (done, end) = channel();
-        let orders = self.orders.as_ref().ok_or("the hog has ended")?;
-        orders.send((cpu, lasts, done)).map_err(|_| "the hog has ended")?;
+        self.0.order((cpu, lasts, done))?;
         Ok(Undo::new(move || Ok(end.recv().map_err(|_| "the hog has ended")?)))
-    }
-}
-
-impl Drop for Hog {
-    fn drop(&mut self) {
-        drop(self.orders.take());
-        // A panic there was reported.
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }

@@ -18,8 +18,10 @@ use rustix::process::{Pid, setpriority_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::eviction::{self, Eviction};
 use super::hog::Hog;
 use super::kind::{Kind, Setting};
+use super::messages::Messages;
 use super::starving::StarvingGuest;
 use super::storm::Storm;
 use super::undo::Undo;
@@ -83,10 +85,19 @@ impl GuestKind {
 /// A setting, with its traffic. Dropping it ends everything.
 #[derive(Debug)]
 pub struct Scene {
+    // Field order is drop order: the faults end before the world in which they are planted.
     hog: Hog,
-    storm: Option<Storm>,
+    faults: Option<Faults>,
     world: World,
     directory: TempDir,
+}
+
+/// Faults of a guest that answers, which are prepared before anything is recorded.
+#[derive(Debug)]
+struct Faults {
+    storm: Storm,
+    messages: Messages,
+    eviction: Eviction,
 }
 
 /// The daemon and its guest.
@@ -105,7 +116,7 @@ enum World {
 pub fn obstacle(kind: Kind) -> Result<Option<String>, Failure> {
     Ok(match kind {
         Kind::DaemonQuota | Kind::GuestQuota => quota::obstacle(),
-        Kind::Eviction => faults::eviction_obstacle(&program("ringscoped")?),
+        Kind::Eviction => eviction::obstacle(&program("ringscoped")?),
         _ => None,
     })
 }
@@ -125,13 +136,13 @@ impl Scene {
             Setting::GuestAnswers => guest_answers(directory.path(), guest)?,
             Setting::GuestAsks => guest_asks(directory.path(), guest)?,
         };
-        let storm = match setting {
-            Setting::GuestAnswers => {
-                Some(Storm::prepare(CPUS[1], CPUS[0], &burning_program(directory.path()))?)
+        let faults = match &world {
+            World::Kernel { place, is_asked: false, .. } => {
+                Some(Faults::prepare(&place.outside, directory.path())?)
             }
             _ => None,
         };
-        let scene = Self { hog: Hog::start()?, storm, world, directory };
+        let scene = Self { hog: Hog::start()?, faults, world, directory };
         scene.await_packets(FLOWING)?;
         Ok(scene)
     }
@@ -242,6 +253,7 @@ impl Scene {
     pub fn plant(&self, kind: Kind, lasts: Duration) -> Result<Undo, Failure> {
         let [worker, other] = CPUS;
         let daemon = self.daemon()?;
+        let prepared = || self.faults.as_ref().ok_or("expected a guest that answers");
         match kind {
             Kind::DaemonStopped => faults::stop(daemon.pid()),
             Kind::GuestStopped => faults::stop(self.front_end()?),
@@ -250,32 +262,31 @@ impl Scene {
             Kind::VcpuHog | Kind::FarEndHog => self.hog.take(other, lasts),
             Kind::DaemonQuota => quota::limit(daemon.pid()),
             Kind::GuestQuota => quota::limit(self.front_end()?),
-            Kind::Eviction => faults::evict(daemon.pid()),
-            Kind::InterruptStorm => self.storm.as_ref().ok_or("no storm here")?.begin(),
+            Kind::Eviction => prepared()?.eviction.begin(daemon.pid()),
+            Kind::InterruptStorm => prepared()?.storm.begin(),
+            Kind::DebugMessages => prepared()?.messages.begin(),
             Kind::NoBuffers => match &self.world {
                 World::Software { guest, .. } => Ok(guest.starve()),
                 World::Kernel { .. } => Err("expected a guest in software".into()),
             },
             Kind::FarEndStopped => faults::stop(self.far_end()?),
-            Kind::TokenBucket | Kind::DebugMessages => {
-                let World::Kernel { place, .. } = &self.world else {
-                    return Err("expected an outside host".into());
-                };
-                match kind {
-                    Kind::TokenBucket => faults::slow_down(&place.outside),
-                    _ => faults::attach(&place.outside, &self.messages()),
-                }
-            }
+            Kind::TokenBucket => match &self.world {
+                World::Kernel { place, .. } => faults::slow_down(&place.outside),
+                World::Software { .. } => Err("expected an outside host".into()),
+            },
         }
     }
+}
 
-    /// The XDP program that writes debug messages, made once.
-    fn messages(&self) -> String {
-        let object = self.directory.path().join(format!("printk{MESSAGES}.o"));
-        if object.exists() {
-            return object.display().to_string();
-        }
-        passing_program(self.directory.path(), MESSAGES)
+impl Faults {
+    /// All of them act on the worker's CPU or its calls, from the other CPU.
+    fn prepare(outside: &Outside, directory: &Path) -> Result<Self, Failure> {
+        let [worker, other] = CPUS;
+        Ok(Self {
+            storm: Storm::prepare(other, worker, &burning_program(directory))?,
+            messages: Messages::prepare(outside, &passing_program(directory, MESSAGES))?,
+            eviction: Eviction::prepare(other)?,
+        })
     }
 }
 

@@ -4,11 +4,11 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::thread::{JoinHandle, spawn};
+use std::sync::mpsc::Receiver;
 
 use lab::outside::Outside;
 
+use super::standby::Standby;
 use super::undo::Undo;
 use crate::beside::{run_on, set_policy};
 use crate::qemu::{Failure, said};
@@ -20,8 +20,8 @@ const TO: &str = "198.18.0.2";
 /// A wire, and a thread that waits for its next flood.
 #[derive(Debug)]
 pub struct Storm {
-    orders: Option<Sender<Arc<AtomicBool>>>,
-    thread: Option<JoinHandle<()>>,
+    // Field order is drop order: the flood ends before the wire.
+    thread: Standby<Arc<AtomicBool>>,
     _outside: Outside,
 }
 
@@ -41,8 +41,7 @@ impl Storm {
         let socket = UdpSocket::bind((FROM, 0))?;
         // Nobody listens on the port for discarding.
         socket.connect((TO, 9))?;
-        let (orders, next) = channel::<Arc<AtomicBool>>();
-        let thread = spawn(move || {
+        let thread = Standby::start("flood", move |next: Receiver<Arc<AtomicBool>>| {
             run_on(from);
             // Any other program gets that CPU at once.
             set_policy(&["--idle", "--pid", "0"]);
@@ -52,8 +51,8 @@ impl Storm {
                     let _ = socket.send(&[0; 64]);
                 }
             }
-        });
-        Ok(Self { orders: Some(orders), thread: Some(thread), _outside: outside })
+        })?;
+        Ok(Self { thread, _outside: outside })
     }
 
     /// Floods until it is undone.
@@ -62,19 +61,10 @@ impl Storm {
     /// If the thread has ended.
     pub fn begin(&self) -> Result<Undo, Failure> {
         let is_over = Arc::new(AtomicBool::new(false));
-        let orders = self.orders.as_ref().ok_or("the flood's thread has ended")?;
-        orders.send(Arc::clone(&is_over)).map_err(|_| "the flood's thread has ended")?;
+        self.thread.order(Arc::clone(&is_over))?;
         Ok(Undo::new(move || {
             is_over.store(true, Ordering::Relaxed);
             Ok(())
         }))
-    }
-}
-
-impl Drop for Storm {
-    fn drop(&mut self) {
-        drop(self.orders.take());
-        // A panic there was reported.
-        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
