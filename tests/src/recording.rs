@@ -39,6 +39,14 @@ impl RecordCommand {
         Ok(recording)
     }
 
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn has_ended(&mut self) -> io::Result<bool> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+
     /// Ends it as Ctrl-C does. Returns what it said.
     ///
     /// # Errors

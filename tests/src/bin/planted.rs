@@ -1,6 +1,8 @@
 //! The program behind `tests/bench/attribution`, which describes it.
 //!
-//!     planted FAULTS SEED GUEST text|json [DIR]
+//!     planted FAULTS SEED GUEST text|json KINDS [DIR]
+//!
+//! KINDS are names of kinds, separated by commas; empty: all.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,14 +10,16 @@ use std::time::Instant;
 
 use agent::Progress;
 use lab::command::Stop;
-use ringscope_tests::planted::{GuestKind, Plan, Score, run};
+use ringscope_tests::planted::{GuestKind, Kind, Plan, Score, run};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((plan, is_json)) = parse(&arguments) else {
-        eprintln!("planted: expected FAULTS SEED uml|qemu text|json [DIR], found {arguments:?}");
+        eprintln!(
+            "planted: expected FAULTS SEED uml|qemu text|json KINDS [DIR], found {arguments:?}"
+        );
         return ExitCode::from(2);
     };
     let stop = Stop::default();
@@ -44,12 +48,18 @@ fn main() -> ExitCode {
 }
 
 fn parse(arguments: &[String]) -> Option<(Plan, bool)> {
-    let (arguments, keep) = arguments.split_at_checked(4)?;
-    let [faults, seed, guest, form] = arguments else { return None };
+    let (arguments, keep) = arguments.split_at_checked(5)?;
+    let [faults, seed, guest, form, kinds] = arguments else { return None };
     let plan = Plan {
         faults: faults.parse().ok().filter(|&faults| faults > 0)?,
         seed: seed.parse().ok()?,
         guest: GuestKind::named(guest)?,
+        kinds: kinds
+            .split(',')
+            .filter(|name| !name.is_empty())
+            .map(Kind::named)
+            .collect::<Option<_>>()?,
+        disturbed_max: u64::MAX,
         keep: keep.first().map(PathBuf::from),
     };
     let is_json = match form.as_str() {

@@ -205,6 +205,12 @@ impl Kind {
         TABLE.iter().map(|row| row.kind)
     }
 
+    /// The one with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::all().find(|kind| kind.name() == name)
+    }
+
     fn row(self) -> &'static Row {
         TABLE.iter().find(|row| row.kind == self).expect("every kind has its row")
     }

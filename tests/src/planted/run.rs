@@ -28,6 +28,8 @@ const RECOVERED: Duration = Duration::from_millis(50);
 const OTHERS: Duration = Duration::from_millis(2);
 /// Attempts to make a recording that nothing but the fault disturbs.
 const ATTEMPTS: u32 = 8;
+/// Time after which it is seen that a recording has ended or is disturbed.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 
 /// What is planted.
 #[derive(Clone, Debug)]
@@ -38,6 +40,10 @@ pub struct Plan {
     pub seed: u64,
     /// What the guest runs in.
     pub guest: GuestKind,
+    /// Kinds of fault; all if there are none.
+    pub kinds: Vec<Kind>,
+    /// After more disturbed recordings than this, none is made again.
+    pub disturbed_max: u64,
     /// Where recordings with a wrong answer are kept, if they are.
     pub keep: Option<PathBuf>,
 }
@@ -65,7 +71,8 @@ pub fn run(
 ) -> Result<Score, Failure> {
     let mut score = Score::default();
     let mut kinds = Vec::new();
-    for kind in Kind::all() {
+    let is_wanted = |kind: &Kind| plan.kinds.is_empty() || plan.kinds.contains(kind);
+    for kind in Kind::all().filter(is_wanted) {
         match obstacle(kind)? {
             None => kinds.push(kind),
             Some(reason) => score.left_out.push((kind, reason)),
@@ -77,7 +84,9 @@ pub fn run(
         let scene = Scene::start(same[0].setting, plan.guest)?;
         let witness = Witness::start(&CPUS)?;
         for trial in same {
-            let outcome = undisturbed(&scene, &witness, trial, stop, &mut score.disturbed)
+            let watched = Watched { scene: &scene, witness: &witness };
+            let outcome = watched
+                .undisturbed(trial, plan, stop, &mut score.disturbed)
                 .map_err(|error| format!("{trial:?}: {error}"))?;
             let Some(outcome) = outcome else {
                 score.given_up += 1;
@@ -111,68 +120,101 @@ fn trials(plan: &Plan, kinds: &[Kind]) -> Vec<Trial> {
     trials
 }
 
-/// Makes a recording again and again until the witness has seen no disturbance besides the fault. Counts those that were
-/// disturbed. Gives up after some.
-fn undisturbed(
-    scene: &Scene,
-    witness: &Witness,
-    trial: &Trial,
-    stop: &Stop,
-    disturbed: &mut BTreeMap<String, u64>,
-) -> Result<Option<Outcome>, Failure> {
-    for _ in 0..ATTEMPTS {
-        if stop.is_set() {
-            return Err("interrupted".into());
+/// What a scene is observed by.
+struct Watched<'s> {
+    scene: &'s Scene,
+    witness: &'s Witness,
+}
+
+/// A recording, and what disturbed it.
+enum Recording {
+    Undisturbed(Outcome),
+    /// By whom or what.
+    Disturbed(String),
+}
+
+impl Watched<'_> {
+    /// Makes a recording again and again until the witness has seen no disturbance besides the fault. Counts those that were
+    /// disturbed. Gives up after some, or when there were too many in all.
+    fn undisturbed(
+        &self,
+        trial: &Trial,
+        plan: &Plan,
+        stop: &Stop,
+        disturbed: &mut BTreeMap<String, u64>,
+    ) -> Result<Option<Outcome>, Failure> {
+        for _ in 0..ATTEMPTS {
+            if stop.is_set() {
+                return Err("interrupted".into());
+            }
+            let by = match self.play(trial)? {
+                Recording::Undisturbed(outcome) => return Ok(Some(outcome)),
+                Recording::Disturbed(by) => by,
+            };
+            *disturbed.entry(by).or_default() += 1;
+            if disturbed.values().sum::<u64>() > plan.disturbed_max {
+                break;
+            }
         }
+        Ok(None)
+    }
+
+    /// Makes a recording, and finds the cause that is named first.
+    fn play(&self, trial: &Trial) -> Result<Recording, Failure> {
+        let scene = self.scene;
         scene.await_traffic()?;
         let own = scene.processes()?;
         let before = Others::without(&own);
-        witness.forget();
-        let (outcome, planted) = play(scene, trial)?;
+        self.witness.forget();
+        let mut recording = scene.record()?;
+        let mut when = None;
+        if let Some(kind) = trial.fault {
+            sleep(trial.begins);
+            let begun = Instant::now();
+            let planted = scene.plant(kind, trial.lasts)?;
+            sleep(trial.lasts);
+            planted.now()?;
+            // While such a fault is there, it is what the witness sees.
+            when = kind.keeps_a_cpu_busy().then(|| begun..Instant::now());
+        }
+        // What is disturbed need not go on to its end.
+        let has_ended = loop {
+            let has_ended = recording.has_ended()?;
+            if has_ended || self.saw_hypervisor(when.as_ref()) {
+                break has_ended;
+            }
+            sleep(BETWEEN_LOOKS);
+        };
+        if self.saw_hypervisor(when.as_ref()) {
+            if !has_ended {
+                recording.interrupt()?;
+            }
+            sleep(RECOVERED);
+            return Ok(Recording::Disturbed("the hypervisor took a CPU away".to_owned()));
+        }
+        let said = recording.wait()?;
         let others = Others::without(&own);
-        let is_planted = |gap: &Range<Instant>| {
-            let keeps_busy = trial.fault.is_some_and(Kind::keeps_a_cpu_busy);
-            let overlaps = |it: &Range<Instant>| it.start < gap.end && gap.start < it.end;
-            keeps_busy && planted.as_ref().is_some_and(overlaps)
-        };
         let (used, name) = others.most_since(&before);
-        let disturbance = if witness.gaps().iter().any(|gap| !is_planted(gap)) {
-            "the hypervisor took a CPU away"
-        } else if used > OTHERS {
-            name
-        } else if outcome.is_none() {
-            "the guest stood still"
-        } else {
-            return Ok(outcome);
-        };
-        *disturbed.entry(disturbance.to_owned()).or_default() += 1;
+        sleep(RECOVERED);
+        if used > OTHERS {
+            return Ok(Recording::Disturbed(name.to_owned()));
+        }
+        let why = scene.why().map_err(|error| format!("{error}; the recording said: {said}"))?;
+        if !Answer::has_traffic(&why) {
+            return Ok(Recording::Disturbed("the guest stood still".to_owned()));
+        }
+        let answer = Answer::first(&why)?;
+        let outcome = Outcome { fault: trial.fault, lasts: trial.lasts, answer };
+        Ok(Recording::Undisturbed(outcome))
     }
-    Ok(None)
-}
 
-/// Makes a recording. Returns what is said of it, if there was traffic, and when the fault was there.
-fn play(
-    scene: &Scene,
-    trial: &Trial,
-) -> Result<(Option<Outcome>, Option<Range<Instant>>), Failure> {
-    let recording = scene.record()?;
-    let mut when = None;
-    if let Some(kind) = trial.fault {
-        sleep(trial.begins);
-        let begun = Instant::now();
-        let planted = scene.plant(kind, trial.lasts)?;
-        sleep(trial.lasts);
-        planted.now()?;
-        when = Some(begun..Instant::now());
+    /// Whether a CPU did not run, besides in this time.
+    fn saw_hypervisor(&self, planted: Option<&Range<Instant>>) -> bool {
+        let is_planted = |gap: &Range<Instant>| {
+            planted.is_some_and(|it| it.start < gap.end && gap.start < it.end)
+        };
+        self.witness.gaps().iter().any(|gap| !is_planted(gap))
     }
-    let said = recording.wait()?;
-    let why = scene.why().map_err(|error| format!("{error}; the recording said: {said}"))?;
-    sleep(RECOVERED);
-    if !Answer::has_traffic(&why) {
-        return Ok((None, when));
-    }
-    let answer = Answer::first(&why)?;
-    Ok((Some(Outcome { fault: trial.fault, lasts: trial.lasts, answer }), when))
 }
 
 #[cfg(test)]
@@ -182,7 +224,10 @@ mod tests {
     #[test]
     fn the_seed_determines_as_many_recordings_with_a_fault_as_without() {
         let kinds: Vec<_> = Kind::all().collect();
-        let plan = |seed| Plan { faults: 60, seed, guest: GuestKind::Uml, keep: None };
+        let plan = |seed| {
+            let (guest, kinds) = (GuestKind::Uml, Vec::new());
+            Plan { faults: 60, seed, guest, kinds, disturbed_max: 0, keep: None }
+        };
         let first = trials(&plan(1), &kinds);
         assert_eq!(first, trials(&plan(1), &kinds));
         assert_ne!(first, trials(&plan(2), &kinds));
