@@ -13,7 +13,7 @@ use crate::qemu::{Failure, image};
 /// Time that one command has: guests boot in it.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Time after which what is gone is no longer seen: the kernel frees interfaces and programs a little later.
-const FREED: Duration = Duration::from_secs(5);
+const FREED: Duration = Duration::from_secs(30);
 
 /// Prints a line for each thing that a variant may leave. `ip netns` keeps its directory's mount. A process is of this host if
 /// it has the host's `/run`, in whatever namespaces it is. A BPF program needs no line: it is there as long as an interface, a

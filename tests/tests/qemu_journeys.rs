@@ -37,6 +37,9 @@ const ALWAYS: [(&str, &str); 15] = [
     ("between", "guest-kick"),
 ];
 
+/// Longest time for the guest's programs to be loaded, on a busy machine.
+const LOADED: Duration = Duration::from_secs(180);
+
 /// How the guest's kernel receives a probe, with `--guest-stages`. Most probes find its driver and its application asleep.
 const RECEPTION: [(&str, &str); 4] = [
     ("guest", "guest-softirq"),
@@ -58,7 +61,7 @@ fn exchange(place: &mut Place, from: From, flags: &str) -> Result<[String; 2], F
                 "rm -f {log}; ringscope agent udp-echo --bind {bind} --timeout 60 --stamps {log} {flags} >/tmp/echo.log 2>&1 &"
             ))?;
             // Programs are loaded before it is there, which takes an emulated guest seconds.
-            place.guest().check(&format!("until [ -s {log} ]; do sleep 0.1; done"))?;
+            place.guest().check_for(&format!("until [ -s {log} ]; do sleep 0.1; done"), LOADED)?;
             sleep(WRITTEN);
             let mut command = place.outside.command(&program("ringscope")?.to_string_lossy());
             command.args([
