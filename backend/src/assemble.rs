@@ -11,6 +11,7 @@ use datapath::af_xdp::Options;
 use datapath::{AfXdp, Capabilities, Datapath, FrameReader, Null, Reflect, Uring};
 use log_limit::LogLimit;
 use metrics::{Address, Metrics, MetricsError};
+use ring_journal::Journal;
 
 use vhost_control::{Device, Endpoint, Server, SocketError, Witness, serve};
 use virtio_net::{ConfigSpace, features};
@@ -22,6 +23,7 @@ use worker::{
 use crate::announce;
 use crate::error::Error;
 use crate::facts::facts;
+use crate::journal;
 use crate::kernel::{Enrolled, Following, Kernel};
 use crate::link_speed;
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
@@ -114,6 +116,7 @@ struct GuestRecorder {
     stays: bool,
     /// The features of the guest whose recorder this one replaces; 0 if there is none.
     before: u64,
+    journal: Option<Arc<Journal>>,
 }
 
 /// Writes a guest's front end and its features to its recorder.
@@ -242,7 +245,7 @@ impl Daemon {
         let witnesses = self.follow(plan, enrolled, &threads, &recorder)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
         let mailboxes = mailboxes.cloned().collect();
-        self.show(plan, (endpoint, log, recorder.before), &capabilities, mailboxes, witnesses);
+        self.show(plan, (endpoint, log), &recorder, &capabilities, mailboxes, witnesses);
         self.recorders.push(recorder);
         Ok(())
     }
@@ -311,7 +314,7 @@ impl Daemon {
             let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recorder)?;
             let mailboxes = vec![Arc::clone(worker.mailbox(n))];
             let capabilities = with_mtu(plan, &capabilities)?;
-            self.show(plan, (endpoint, log, recorder.before), &capabilities, mailboxes, witnesses);
+            self.show(plan, (endpoint, log), &recorder, &capabilities, mailboxes, witnesses);
             self.recorders.push(recorder);
         }
         self.workers.push(worker);
@@ -356,13 +359,14 @@ impl Daemon {
         let before = Reader::open(&plan.recorder).map_or(0, |reader| reader.features_ever());
         let file = Recorder::create(&options, &self.clock)?;
         file.participants().set_features_before(before);
-        Ok(GuestRecorder { file, stays: false, before })
+        Ok(GuestRecorder { file, stays: false, before, journal: journal::open(plan) })
     }
 
     fn show(
         &mut self,
         plan: &GuestPlan,
-        (endpoint, log, before): (Endpoint, Arc<LogLimit>, u64),
+        (endpoint, log): (Endpoint, Arc<LogLimit>),
+        recorder: &GuestRecorder,
         capabilities: &Capabilities,
         mailboxes: Vec<Arc<Mailbox>>,
         witnesses: Vec<Box<dyn Witness>>,
@@ -370,7 +374,8 @@ impl Daemon {
         announce::guest(plan, capabilities, self.guests == 1, self.metrics_at.as_ref());
         let memory_max = Device::memory_max(self.guests);
         let device = device(plan, log, capabilities, &mailboxes, witnesses);
-        let device = Arc::new(Device { memory_max, before, ..device });
+        let (before, journal) = (recorder.before, recorder.journal.clone());
+        let device = Arc::new(Device { memory_max, before, journal, ..device });
         self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
     }
 
@@ -416,6 +421,7 @@ impl Drop for GuestRecorder {
         };
         if !self.stays && is_empty() {
             let _ = std::fs::remove_file(self.file.path());
+            let _ = std::fs::remove_file(journal::path(self.file.path()));
         }
     }
 }
@@ -471,6 +477,7 @@ fn device(
         log,
         features: features::without(offered, plan.withheld),
         before: 0,
+        journal: None,
         config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu, link),
         queue_pairs: plan.queue_pairs,
         queue_size: plan.queue_size,

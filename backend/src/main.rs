@@ -9,6 +9,7 @@ mod assemble;
 mod config;
 mod error;
 mod facts;
+mod journal;
 mod kernel;
 mod link_speed;
 mod plan;

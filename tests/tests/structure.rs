@@ -22,7 +22,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("foreign-files", &[]),
     // Guest memory and recorders are files that other processes may shorten.
     ("guest-memory", &["file-mapping"]),
-    ("virtqueue", &["guest-memory"]),
+    // A mapped file of the daemon's own.
+    ("ring-journal", &["file-mapping", "host-files"]),
+    // The engines write each burst's position between the stores that show it to the driver.
+    ("virtqueue", &["guest-memory", "ring-journal"]),
     ("burst-trace", &["file-mapping", "host-files"]),
     // Captures and reports write the same blocks and comments.
     ("pcapng", &["burst-trace"]),
@@ -53,18 +56,28 @@ const EDGES: &[(&str, &[&str])] = &[
             "burst-trace",
             "log-limit",
             "foreign-files",
+            "ring-journal",
             "datapath",
         ],
     ),
     (
         "vhost-control",
-        &["guest-memory", "virtqueue", "virtio-net", "log-limit", "foreign-files", "worker"],
+        &[
+            "guest-memory",
+            "ring-journal",
+            "virtqueue",
+            "virtio-net",
+            "log-limit",
+            "foreign-files",
+            "worker",
+        ],
     ),
     // It reads recorders.
     ("metrics", &["burst-trace"]),
     (
         "ringscoped",
         &[
+            "ring-journal",
             "virtio-net",
             "burst-trace",
             "log-limit",

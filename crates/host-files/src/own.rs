@@ -68,6 +68,21 @@ pub fn own_file(path: &Path) -> io::Result<Option<Metadata>> {
     check(&found).map(|()| Some(found))
 }
 
+/// Opens the regular file of this user at `path` for reading and writing, if anything is there.
+///
+/// # Errors
+/// As [`own_file`], or the error of the system call.
+pub fn open_own(path: &Path) -> io::Result<Option<File>> {
+    // Checked before it is opened, because opening a device may have an effect.
+    if own_file(path)?.is_none() {
+        return Ok(None);
+    }
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+    check(&file.metadata()?)?;
+    Ok(Some(file))
+}
+
 fn check(found: &Metadata) -> io::Result<()> {
     if !found.is_file() {
         let found = kind(found.file_type());

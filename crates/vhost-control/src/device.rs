@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use log_limit::LogLimit;
+use ring_journal::Journal;
 use virtio_net::{ConfigSpace, MacAddress, features};
 use worker::Mailbox;
 
@@ -24,6 +25,8 @@ pub struct Device {
     pub queue_pairs: u16,
     /// The largest ring a driver may choose.
     pub queue_size: u16,
+    /// Where its rings note their positions; `None`: nowhere.
+    pub journal: Option<Arc<Journal>>,
     /// The worker of each queue pair.
     pub workers: Vec<Arc<Mailbox>>,
     /// Most bytes of its guest's memory ([`memory_max`](Self::memory_max)).

@@ -12,11 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
+use ring_journal::{Journal, Slot};
 use virtio_net::Negotiated;
 use virtqueue::QueueSetup;
 use worker::{Custody, Foreign, Mailbox, RingStart};
 
 use crate::control::ControlQueue;
+use crate::device::Device;
 
 /// One virtqueue of a connection.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ pub struct RingControl {
     mailbox: Option<Arc<Mailbox>>,
     control: Arc<ControlQueue>,
     custody: Arc<Custody>,
+    journal: Option<Arc<Journal>>,
     state: Mutex<State>,
 }
 
@@ -74,18 +77,19 @@ enum Kick {
 }
 
 impl RingControl {
-    /// The virtqueue `index`, served by the worker of `mailbox`, or as the control queue `control`. It logs to `log`, and
-    /// `custody` closes its descriptors.
+    /// The virtqueue `index` of `device`, served by the worker of `mailbox`, or as the control queue `control`. `custody`
+    /// closes its descriptors.
     #[must_use]
     pub fn new(
-        log: &Arc<LogLimit>,
+        device: &Device,
         index: u16,
         mailbox: Option<Arc<Mailbox>>,
         control: &Arc<ControlQueue>,
         custody: &Arc<Custody>,
     ) -> Self {
-        let (log, control, custody) = (Arc::clone(log), Arc::clone(control), Arc::clone(custody));
-        Self { log, index, mailbox, control, custody, state: Mutex::default() }
+        let (log, journal) = (Arc::clone(&device.log), device.journal.clone());
+        let (control, custody) = (Arc::clone(control), Arc::clone(custody));
+        Self { log, index, mailbox, control, custody, journal, state: Mutex::default() }
     }
 
     /// The log of its guest.
@@ -240,6 +244,19 @@ impl RingControl {
         let mut state = self.change();
         self.stop_if_running(&mut state);
         state.kick = Kick::Stopped;
+        // The front end knows the position from now on.
+        self.forget();
+    }
+
+    /// The guest resets the device: nothing that was noted of the ring is true any more.
+    pub fn forget(&self) {
+        if let Some(slot) = self.slot() {
+            slot.forget();
+        }
+    }
+
+    fn slot(&self) -> Option<Slot> {
+        self.journal.as_ref()?.slot(self.index)
     }
 
     /// A reset or the end of the connection: the worker lets go of the ring, and its setup is forgotten.
@@ -287,6 +304,7 @@ impl RingControl {
             call: state.call.clone(),
             error: state.error.clone(),
             enabled,
+            journal: self.slot().filter(|_| !is_control),
         };
         let started = match &server {
             Some(Server::Worker(mailbox)) => {

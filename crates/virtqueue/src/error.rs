@@ -103,3 +103,36 @@ pub enum ConfigError {
         source: AreaError,
     },
 }
+
+/// Why a ring does not continue where the daemon before noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// It is of another ring.
+    #[error("the ring was set up differently then")]
+    Setup,
+    /// The front end says another position than at the last start, and than was noted.
+    #[error("the front end says {said:#x}, which is news")]
+    Said {
+        /// What it says.
+        said: u16,
+    },
+    /// A position is not in the ring, or two are too far from each other.
+    #[error("what was noted fits no ring of this size")]
+    Outside,
+    /// The used index is not between the noted positions.
+    #[error("the used index was noted to be between {used} and {taken}, and is {found}")]
+    Used {
+        /// The least.
+        used: u16,
+        /// The most.
+        taken: u16,
+        /// What it is.
+        found: u16,
+    },
+    /// No descriptor was ever used: the driver reset the ring.
+    #[error("the driver has reset the ring since")]
+    Reset,
+    /// The descriptors do not look as the noted position demands.
+    #[error("the descriptors do not agree with it")]
+    Descriptors,
+}

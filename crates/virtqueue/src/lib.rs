@@ -6,7 +6,7 @@
 //! - `driver` (feature `driver`): the guest's side of the same rings.
 //!
 //! Inside: `split` and `packed` are the two engines, `ring` is what both have in common, `collect` follows chains of
-//! several buffers.
+//! several buffers. `resume` continues a ring where a daemon before this one stood.
 //!
 //! # A burst, seen from both sides
 //!
@@ -65,13 +65,15 @@ mod error;
 pub mod layout;
 mod packed;
 mod queue;
+mod resume;
 mod ring;
 mod setup;
 mod split;
 
 pub use chain::{Access, Chain, Chains};
-pub use error::{ChainFault, ConfigError, RingError};
+pub use error::{ChainFault, ConfigError, RingError, Unfit};
 pub use packed::PackedQueue;
 pub use queue::Queue;
+pub use resume::Resumed;
 pub use setup::QueueSetup;
 pub use split::SplitQueue;

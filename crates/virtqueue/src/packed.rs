@@ -7,12 +7,16 @@
 //! Chains are given back in the order in which they were taken. So when the device holds none, one position says where
 //! the ring continues.
 
+#[cfg(test)]
+mod kill;
 mod position;
+mod resume;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use guest_memory::{GuestMemory, Translator, fence};
+use ring_journal::{Published, Slot};
 
 use crate::chain::{Access, Chain, Chains};
 use crate::collect::{Collect, Followed, chain_limit, collect, table_entry};
@@ -24,6 +28,7 @@ use crate::layout::{
 use crate::ring::Ring;
 use crate::setup::QueueSetup;
 use position::{OWNER, Position};
+pub(crate) use resume::Stood;
 
 /// The largest ring (2.8.10.1: `off_wrap` has 15 bits for the offset).
 const SIZE_MAX: u16 = 1 << 15;
@@ -48,12 +53,15 @@ pub struct PackedQueue {
     /// Number of descriptors taken and not completed.
     held: u16,
     /// The first used descriptor not published yet. It is written last, because it makes the rest visible.
-    first_used: Option<(u16, u64)>,
+    first_used: Option<(Position, u64)>,
     /// Number of descriptors used since the last [`needs_notification`](crate::Queue::needs_notification). `None` after
     /// a start: a previous back end may have published without a notification.
     unsignalled: Option<u16>,
     /// The flags in the device area, as the device wrote them last.
     event_flags: u16,
+    /// Where the last group of used descriptors begins that was shown to the driver; `None` if that is not known.
+    last_published: Option<Position>,
+    pub(crate) journal: Option<Slot>,
 }
 
 /// The methods are described at [`Queue`](crate::Queue).
@@ -78,6 +86,8 @@ impl PackedQueue {
             first_used: None,
             unsignalled: None,
             event_flags,
+            last_published: None,
+            journal: None,
         };
         if next == Position::FRESH_WITHOUT_WRAP && queue.is_past() {
             // A ring that was never used: its driver's wrap counters are 1 (2.8.1). User Mode Linux says 0
@@ -141,6 +151,11 @@ impl PackedQueue {
         let mut translator = memory.translator(self.ring.last_region);
         let taken = self.take_within(&mut translator, access, max, chains);
         self.ring.last_region = translator.last_region();
+        if access == Access::Read
+            && let Some(journal) = &self.journal
+        {
+            journal.taken(self.next_used.bits(), self.next.bits());
+        }
         taken
     }
 
@@ -347,10 +362,15 @@ impl PackedQueue {
             let word = PackedDescriptor { address: 0, len, id, flags }.tail();
             // Not in the middle of a frame: a driver that sees only its first buffers takes the rest for other frames.
             if next.slot.is_multiple_of(LINE) && !joined {
-                self.publish();
+                self.publish_until(next);
             }
             if self.first_used.is_none() {
-                self.first_used = Some((next.slot, word));
+                self.first_used = Some((next, word));
+                if let Some(journal) = &self.journal {
+                    #[cfg(test)]
+                    kill::step();
+                    journal.pending(word);
+                }
             } else {
                 self.store(next.slot, word, Ordering::Relaxed);
             }
@@ -365,15 +385,29 @@ impl PackedQueue {
 
     #[inline]
     fn store(&self, slot: u16, word: u64, order: Ordering) {
+        #[cfg(test)]
+        kill::step();
         let at = usize::from(slot) * DESCRIPTOR_LEN + PACKED_TAIL;
         self.ring.descriptors.store_u64(at, word, order);
     }
 
     #[inline]
     pub(crate) fn publish(&mut self) {
-        if let Some((slot, word)) = self.first_used.take() {
-            self.store(slot, word, Ordering::Release);
+        self.publish_until(self.next_used);
+    }
+
+    /// Makes the group of used descriptors that ends before `end` visible.
+    #[inline]
+    fn publish_until(&mut self, end: Position) {
+        let Some((first, word)) = self.first_used.take() else { return };
+        if let Some(journal) = &self.journal {
+            #[cfg(test)]
+            kill::step();
+            let before = self.last_published.map(Position::bits);
+            journal.publishing(Published { before, from: first.bits(), to: end.bits() });
         }
+        self.last_published = Some(first);
+        self.store(first.slot, word, Ordering::Release);
     }
 
     /// 2.8.10, 2.8.14.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use guest_memory::GuestMemory;
+use ring_journal::Slot;
 
 use crate::chain::{Access, Chain, Chains};
 use crate::error::{ConfigError, RingError};
@@ -40,6 +41,12 @@ impl Queue {
         } else {
             Self::Split(SplitQueue::new(setup, memory)?)
         })
+    }
+
+    /// The journal in which each burst notes its position, if there is one.
+    #[must_use]
+    pub const fn journal(&mut self) -> &mut Option<Slot> {
+        engine!(self, engine => &mut engine.journal)
     }
 
     /// Number of descriptors.

@@ -1,5 +1,7 @@
 //! How the front end sets a ring up.
 
+use ring_journal::RingIdentity;
+
 /// The parameters of a ring, as the front end sends them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueSetup {
@@ -22,4 +24,21 @@ pub struct QueueSetup {
     pub event_index: bool,
     /// Whether `VIRTIO_F_INDIRECT_DESC` was negotiated.
     pub indirect: bool,
+}
+
+impl QueueSetup {
+    /// What makes this ring the same as one that was noted.
+    #[must_use]
+    pub const fn identity(&self) -> RingIdentity {
+        let &Self { size, next_available, packed, in_order, event_index, indirect, .. } = self;
+        RingIdentity {
+            parts: [self.descriptor_table, self.driver_area, self.device_area],
+            size,
+            said: next_available,
+            packed,
+            in_order,
+            event_index,
+            indirect,
+        }
+    }
 }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use guest_memory::{GuestMemory, GuestSlice, Translator, fence};
+use ring_journal::{Entry, Slot};
 
 use crate::chain::{Access, Chain, Chains};
 use crate::collect::{Collect, Followed, chain_limit, collect, table_entry};
-use crate::error::{ConfigError, RingError};
+use crate::error::{ConfigError, RingError, Unfit};
 use crate::layout::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor,
     ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, event_passed,
@@ -38,6 +39,7 @@ pub struct SplitQueue {
     /// The used index at the last [`needs_notification`](crate::Queue::needs_notification). `None` after a start: a
     /// previous back end may have published without a notification.
     signalled_used: Option<u16>,
+    pub(crate) journal: Option<Slot>,
 }
 
 /// The methods are described at [`Queue`](crate::Queue).
@@ -61,7 +63,21 @@ impl SplitQueue {
             seen_available: next_available,
             next_used,
             signalled_used: None,
+            journal: None,
         })
+    }
+
+    /// Compares what the daemon before noted with the used index, from which the ring continues in any case. Returns the
+    /// number of chains that were taken and not given back.
+    pub(crate) fn resume(&self, entry: &Entry) -> Result<u16, Unfit> {
+        let held = entry.taken.wrapping_sub(entry.used);
+        let given_back = self.next_used.wrapping_sub(entry.used);
+        // Receive rings note only where they start.
+        if entry.taken == entry.used || (held <= self.ring.size && given_back <= held) {
+            return Ok(held.saturating_sub(given_back));
+        }
+        let Entry { used, taken, .. } = *entry;
+        Err(Unfit::Used { used, taken, found: self.next_used })
     }
 
     pub(crate) const fn size(&self) -> u16 {
@@ -121,6 +137,11 @@ impl SplitQueue {
             self.next_available = self.next_available.wrapping_add(1);
         }
         self.ring.last_region = translator.last_region();
+        if access == Access::Read
+            && let Some(journal) = &self.journal
+        {
+            journal.taken(self.next_used, self.next_available);
+        }
         Ok(())
     }
 

@@ -127,7 +127,13 @@ impl Half {
     pub fn stop(&mut self, sleeper: &Sleeper) -> Option<u16> {
         let mut stopped = self.ring.take()?;
         stopped.ignore(sleeper);
-        Some(stopped.queue().next_available())
+        let queue = stopped.queue();
+        let next_available = queue.next_available();
+        if let Some(journal) = queue.journal() {
+            // Nothing is on its way.
+            journal.taken(next_available, next_available);
+        }
+        Some(next_available)
     }
 
     /// Moves the ring to a new memory table.

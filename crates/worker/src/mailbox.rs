@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guest_memory::GuestMemory;
+use ring_journal::Slot;
 use virtio_net::Negotiated;
 use virtqueue::{ConfigError, QueueSetup};
 use vmm_sys_util::eventfd::EventFd;
@@ -41,6 +42,8 @@ pub struct RingStart {
     pub error: Option<Arc<Foreign>>,
     /// Whether the ring is enabled, so that frames flow.
     pub enabled: bool,
+    /// Where the ring notes its position, and where the daemon before noted it; `None`: nowhere.
+    pub journal: Option<Slot>,
 }
 
 /// Why a ring could not be started.

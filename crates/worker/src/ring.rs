@@ -7,7 +7,7 @@ use burst_trace::Notification;
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::Negotiated;
-use virtqueue::{ConfigError, Queue, QueueSetup, RingError};
+use virtqueue::{ConfigError, Queue, QueueSetup, Resumed, RingError, Unfit};
 
 use crate::alarm::Alarm;
 use crate::custody::{Foreign, Hung};
@@ -75,6 +75,32 @@ fn note_position(log: &LogLimit, index: u16, queue: &Queue, setup: QueueSetup) {
     }
 }
 
+/// Logs that a ring goes on as the journal says, if the front end knows less.
+fn note_resumed(log: &LogLimit, index: u16, resumed: Resumed, setup: QueueSetup) {
+    let Resumed { position, again } = resumed;
+    if setup.packed && position != setup.next_available {
+        let (slot, wrap) = (position & 0x7fff, position >> 15);
+        log_limit::info!(
+            log,
+            "queue {index} goes on at descriptor {slot} with wrap counter {wrap}, as the journal says"
+        );
+    }
+    if again > 0 {
+        log_limit::info!(
+            log,
+            "queue {index}: up to {again} frame(s) that the daemon before had taken are sent again"
+        );
+    }
+}
+
+/// Logs that what the journal says of a ring does not fit it.
+fn note_unfit(log: &LogLimit, index: u16, why: Unfit) {
+    log_limit::warn!(
+        log,
+        "queue {index} does not go on as the journal says, because {why}; it goes on as the front end says"
+    );
+}
+
 impl Ring {
     pub fn start(
         log: &Arc<LogLimit>,
@@ -83,8 +109,17 @@ impl Ring {
         alarm: Option<&Arc<Alarm>>,
         now: u64,
     ) -> Result<Self, ConfigError> {
-        let queue = Queue::new(&start.setup, &start.memory)?;
-        note_position(log, index, &queue, start.setup);
+        let mut queue = Queue::new(&start.setup, &start.memory)?;
+        let resumed = start.journal.and_then(|journal| queue.resume(&start.setup, journal));
+        match resumed {
+            Some(Ok(resumed)) => note_resumed(log, index, resumed, start.setup),
+            Some(Err(unfit)) => note_unfit(log, index, unfit),
+            None => {}
+        }
+        // A packed ring that goes on by the journal goes on elsewhere than the front end says.
+        if !(start.setup.packed && matches!(resumed, Some(Ok(_)))) {
+            note_position(log, index, &queue, start.setup);
+        }
         let mut ring = Self {
             log: Arc::clone(log),
             index,
@@ -236,7 +271,8 @@ impl Ring {
     pub fn set_memory(&mut self, memory: &Arc<GuestMemory>) {
         self.setup.next_available = self.queue.next_available();
         match Queue::new(&self.setup, memory) {
-            Ok(queue) => {
+            Ok(mut queue) => {
+                queue.inherit_journal(&mut self.queue);
                 self.queue = queue;
                 self.memory = Arc::clone(memory);
             }

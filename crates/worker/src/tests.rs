@@ -191,6 +191,7 @@ impl Rig {
             call: None,
             error: Some(self.hand_over(&self.errors[at])),
             enabled: true,
+            journal: None,
         }
     }
 

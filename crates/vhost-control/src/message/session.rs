@@ -61,7 +61,7 @@ impl Session {
         let control = Arc::new(ControlQueue::new(&device.log, device.queue_pairs)?);
         let ring = |index: u16| {
             let mailbox = device.workers.get(usize::from(index / 2)).cloned();
-            Arc::new(RingControl::new(&device.log, index, mailbox, &control, custody))
+            Arc::new(RingControl::new(device, index, mailbox, &control, custody))
         };
         // The last one can only be the control queue (virtio 1.2, 5.1.2).
         let rings = (0..=device.queue_pairs * 2).map(ring).collect();
@@ -249,6 +249,7 @@ impl VhostUserBackend for Session {
 
     fn reset_device(&self) {
         self.end();
+        self.rings.iter().for_each(|ring| ring.forget());
     }
 
     fn handle_event(&self, _: u16, _: EventSet, _: &[Vring], _: usize) -> io::Result<()> {

@@ -232,6 +232,7 @@ fn device(
         config: ConfigSpace::new(mac, queue_pairs, capabilities.mtu, LinkSpeed::UNKNOWN),
         queue_pairs,
         queue_size: 256,
+        journal: None,
         workers: vec![Arc::clone(mailbox); queue_pairs.into()],
         memory_max: 1 << 30,
         witnesses: Vec::new(),

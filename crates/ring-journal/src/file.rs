@@ -1,0 +1,223 @@
+//! The file, and the part of it that belongs to one ring.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+
+use file_mapping::SharedWords;
+use host_files::own::{new_file, open_own};
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::entry::{Entry, Published, RingIdentity, position};
+
+/// `RINGJNL1`, little endian.
+const MAGIC: u64 = u64::from_le_bytes(*b"RINGJNL1");
+/// The version of the layout. It changes whenever an older daemon would misread it.
+const VERSION: u64 = 1;
+/// File mode: for the daemon's user alone.
+const MODE: u32 = 0o600;
+/// Where the host's boot is described.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// Words of the header, by position.
+mod word {
+    pub const MAGIC: usize = 0;
+    pub const VERSION: usize = 1;
+    pub const BOOT: usize = 2;
+    pub const RINGS: usize = 4;
+}
+/// The header's length in words: a page.
+const HEADER_WORDS: usize = 512;
+/// Words of a ring: a cache line that is written when it starts, and one that each burst writes.
+const RING_WORDS: usize = 16;
+
+/// Words of a ring, by position.
+mod ring {
+    pub const STATE: usize = 0;
+    pub const PARTS: usize = 1;
+    pub const SETUP: usize = 4;
+    pub const TAKEN: usize = 8;
+    pub const PUBLISHED: usize = 9;
+    pub const PENDING: usize = 10;
+}
+/// The state of a ring in service.
+const IN_SERVICE: u64 = 1;
+
+/// What was at the journal's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// The journal of a daemon before this one. It is continued.
+    Journal,
+    /// A file that cannot be continued, for this reason. A new one is in its place.
+    Unfit(String),
+}
+
+/// The journal of a guest's rings. Whoever opens it holds the lock on the guest's name.
+#[derive(Debug)]
+pub struct Journal {
+    words: SharedWords,
+    rings: usize,
+}
+
+impl Journal {
+    /// Continues the journal at `path`, or makes a new one, for `rings` virtqueues.
+    ///
+    /// # Errors
+    /// When something else than a regular file of this user is at `path`, or the system refuses.
+    pub fn open(path: &Path, rings: u16) -> io::Result<(Arc<Self>, Found)> {
+        let rings = usize::from(rings);
+        let (boot, len) = (boot_id(), HEADER_WORDS + rings * RING_WORDS);
+        let found = match open_own(path)? {
+            None => Found::Nothing,
+            Some(file) => match Self::continued(&file, rings, len, boot)? {
+                Ok(journal) => return Ok((Arc::new(journal), Found::Journal)),
+                Err(why) => Found::Unfit(why),
+            },
+        };
+        if found != Found::Nothing {
+            fs::remove_file(path)?;
+        }
+        let file = new_file(path, MODE)?;
+        // Without its space, stores would be lost on a full file system.
+        fallocate(&file, FallocateFlags::empty(), 0, len as u64 * 8).inspect_err(|_| {
+            let _ = fs::remove_file(path);
+        })?;
+        let journal = Self { words: SharedWords::map(&file)?, rings };
+        let header = &journal.words.words()[..HEADER_WORDS];
+        let set = |at: usize, value: u64| header[at].store(value, Ordering::Relaxed);
+        set(word::VERSION, VERSION);
+        for (n, part) in boot.unwrap_or_default().into_iter().enumerate() {
+            set(word::BOOT + n, part);
+        }
+        set(word::RINGS, rings as u64);
+        header[word::MAGIC].store(MAGIC, Ordering::Release);
+        Ok((Arc::new(journal), found))
+    }
+
+    /// The journal in `file`, or why it cannot be continued.
+    fn continued(
+        file: &File,
+        rings: usize,
+        len: usize,
+        boot: Option<[u64; 2]>,
+    ) -> io::Result<Result<Self, String>> {
+        let (expected, found) = (len as u64 * 8, file.metadata()?.len());
+        if found != expected {
+            return Ok(Err(format!("expected {expected} bytes, found {found}")));
+        }
+        let words = SharedWords::map(file)?;
+        let header = &words.words()[..HEADER_WORDS];
+        let number = |at: usize| header[at].load(Ordering::Relaxed);
+        Ok(if number(word::MAGIC) != MAGIC {
+            Err("it does not begin as a journal does".into())
+        } else if number(word::VERSION) != VERSION {
+            Err(format!("expected version {VERSION}, found version {}", number(word::VERSION)))
+        } else if number(word::RINGS) != rings as u64 {
+            Err(format!("expected {rings} rings, found {}", number(word::RINGS)))
+        } else if boot != Some([number(word::BOOT), number(word::BOOT + 1)]) {
+            Err("the host was booted since".into())
+        } else {
+            Ok(Self { words, rings })
+        })
+    }
+
+    /// The part of virtqueue `ring`; `None` if it has none.
+    #[must_use]
+    pub fn slot(self: &Arc<Self>, ring: u16) -> Option<Slot> {
+        let ring = usize::from(ring);
+        (ring < self.rings).then(|| Slot { journal: Arc::clone(self), ring })
+    }
+
+    fn ring(&self, ring: usize) -> &[AtomicU64; RING_WORDS] {
+        let at = HEADER_WORDS + ring * RING_WORDS;
+        self.words.words()[at..].first_chunk().expect("its length was checked when it was opened")
+    }
+}
+
+/// The part of the journal that belongs to one ring. One thread writes it.
+#[derive(Debug)]
+pub struct Slot {
+    journal: Arc<Journal>,
+    ring: usize,
+}
+
+impl Slot {
+    /// What was noted of the ring: by this daemon, or by one before it.
+    #[must_use]
+    pub fn entry(&self) -> Option<Entry> {
+        let words = self.words();
+        let load = |at: usize| words[at].load(Ordering::Relaxed);
+        if words[ring::STATE].load(Ordering::Acquire) != IN_SERVICE {
+            return None;
+        }
+        let parts = [0, 1, 2].map(|n| load(ring::PARTS + n));
+        let taken = load(ring::TAKEN);
+        Some(Entry {
+            identity: RingIdentity::from_words(parts, load(ring::SETUP))?,
+            used: position(taken),
+            taken: position(taken >> 16),
+            published: Published::from_word(load(ring::PUBLISHED)),
+            pending: load(ring::PENDING),
+        })
+    }
+
+    /// Notes the ring that starts at `position`. `published`: its last group, if it is known.
+    pub fn begin(&self, identity: &RingIdentity, position: u16, published: Option<Published>) {
+        let words = self.words();
+        self.forget();
+        for (n, part) in identity.parts.into_iter().enumerate() {
+            words[ring::PARTS + n].store(part, Ordering::Relaxed);
+        }
+        words[ring::SETUP].store(identity.setup_word(), Ordering::Relaxed);
+        self.taken(position, position);
+        let published = published.map_or(0, Published::to_word);
+        words[ring::PUBLISHED].store(published, Ordering::Relaxed);
+        words[ring::STATE].store(IN_SERVICE, Ordering::Release);
+    }
+
+    /// The front end knows where the ring continues, or the guest starts it anew: nothing is to be known here.
+    pub fn forget(&self) {
+        self.words()[ring::STATE].store(0, Ordering::SeqCst);
+    }
+
+    /// Notes that the chains from `used` to `taken` are with the device.
+    #[inline]
+    pub fn taken(&self, used: u16, taken: u16) {
+        let word = u64::from(used) | u64::from(taken) << 16;
+        self.words()[ring::TAKEN].store(word, Ordering::Release);
+    }
+
+    /// Notes a group of used descriptors that becomes visible next.
+    #[inline]
+    pub fn publishing(&self, group: Published) {
+        self.words()[ring::PUBLISHED].store(group.to_word(), Ordering::Release);
+    }
+
+    /// Notes the first descriptor of a group that begins.
+    #[inline]
+    pub fn pending(&self, word: u64) {
+        self.words()[ring::PENDING].store(word, Ordering::Release);
+        // The other descriptors of the group are stored after this.
+        compiler_fence(Ordering::Release);
+    }
+
+    #[inline]
+    fn words(&self) -> &[AtomicU64; RING_WORDS] {
+        self.journal.ring(self.ring)
+    }
+}
+
+/// The identity of the host's boot; `None` if it cannot be read.
+fn boot_id() -> Option<[u64; 2]> {
+    let text = fs::read_to_string(BOOT_ID).ok()?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    let number = u128::from_str_radix(&digits, 16).ok()?;
+    Some([(number >> 64) as u64, (number & u128::from(u64::MAX)) as u64])
+}
+
+#[cfg(test)]
+mod tests;
