@@ -275,7 +275,7 @@ impl Guest {
         for ring in self.pairs.iter_mut().flat_map(Pair::rings).chain(&mut self.control) {
             ring.abandoned();
             if self.options.forgetful {
-                ring.stopped_at(0);
+                ring.forget_position();
             }
         }
         self.start()

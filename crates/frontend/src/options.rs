@@ -60,8 +60,9 @@ pub struct GuestOptions {
     pub canary_len: u32,
     /// Start position of each ring, in descriptors, as if that many had been used before.
     pub start_index: u16,
-    /// After a lost connection, say that each ring continues at 0, as DPDK's virtio-user does (`virtio_user_start_device`,
-    /// drivers/net/virtio/virtio_user/virtio_user_dev.c).
+    /// After a lost connection, say that each split ring continues at 0, as DPDK's virtio-user does
+    /// (`virtio_user_start_device`, drivers/net/virtio/virtio_user/virtio_user_dev.c), and each packed ring where it
+    /// began, as QEMU does (`virtio_queue_packed_restore_last_avail_idx`, hw/virtio/virtio.c).
     pub forgetful: bool,
     /// How long to wait for the back end.
     pub patience: Duration,

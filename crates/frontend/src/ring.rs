@@ -325,6 +325,11 @@ impl Ring {
         self.base = self.driver.position();
     }
 
+    /// Says less than the guest knows ([`GuestOptions::forgetful`]).
+    pub(crate) const fn forget_position(&mut self) {
+        self.base = if self.options.packed { self.start } else { 0 };
+    }
+
     /// Starts again, as after a reboot: no chain is offered, all buffers are free.
     pub(crate) fn reset(&mut self, memory: &SharedMemory) {
         self.driver = Driver::new(memory.guest(), self.address, self.options, self.start);

@@ -1,0 +1,221 @@
+//! Daemons that are killed under load: each ring goes on where it stood, and no frame in it is lost.
+//!
+//! `RINGSCOPE_KILLS` is the number of kills of each guest.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use frontend::{Guest, GuestOptions};
+use ringscope_tests::daemon::Daemon;
+use ringscope_tests::frames;
+use rustix::process::Signal;
+
+const REFLECT: [&str; 2] = ["--datapath", "reflect"];
+const SOON: Duration = Duration::from_secs(5);
+/// Most frames of a burst: as many may come twice after each kill.
+const BURST_MAX: usize = 64;
+/// Most of the time a burst is on its way: to the receiver, or sent and not given back.
+const SLOW: [&str; 4] = ["--fault", "delay:egress=200", "--fault", "delay:place=200"];
+/// Least time between the start of traffic and a kill.
+const KILLED_AFTER: Duration = Duration::from_millis(2);
+
+fn kills() -> usize {
+    std::env::var("RINGSCOPE_KILLS").map_or(25, |kills| kills.parse().expect("a number"))
+}
+
+/// Numbered frames of a guest whose back end sends them back, and how often each came.
+struct Count {
+    guest: Guest,
+    came: Vec<usize>,
+    random: u32,
+}
+
+impl Count {
+    fn new(guest: Guest) -> Self {
+        Self { guest, came: Vec::new(), random: 1 }
+    }
+
+    fn below(&mut self, limit: u32) -> u32 {
+        // Numerical Recipes' generator: the same kills in each run.
+        self.random = self.random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.random >> 8) % limit
+    }
+
+    /// Puts some frames in the ring, as long as there is room.
+    fn send(&mut self, frames: usize) {
+        for _ in 0..frames {
+            let number = self.came.len();
+            let mut frame = frames::frame(number, 64 + number % 200);
+            frame[14..18].copy_from_slice(&u32::try_from(number).unwrap().to_le_bytes());
+            if !self.guest.pair(0).queue(&frame).unwrap() {
+                break;
+            }
+            self.came.push(0);
+        }
+        self.guest.pair(0).flush().unwrap();
+    }
+
+    /// Takes the frames that came.
+    fn receive(&mut self) {
+        while let Some(frame) = self.guest.pair(0).receive().unwrap() {
+            let number: [u8; 4] = frame.bytes[14..18].try_into().unwrap();
+            let number = u32::from_le_bytes(number) as usize;
+            let mut expected = frames::frame(number, 64 + number % 200);
+            expected[14..18].copy_from_slice(&frame.bytes[14..18]);
+            assert!(frame.bytes == expected, "frame {number} is damaged");
+            self.came[number] += 1;
+        }
+    }
+
+    /// Sends and receives all the time, until the daemon is killed at some moment.
+    fn run_until_killed(&mut self, daemon: &Daemon) {
+        let after = KILLED_AFTER + Duration::from_micros(self.below(10_000).into());
+        thread::scope(|scope| {
+            let killer = scope.spawn(move || {
+                thread::sleep(after);
+                daemon.signal(Signal::KILL).unwrap();
+            });
+            while !killer.is_finished() {
+                let some = 1 + self.below(100) as usize;
+                self.send(some);
+                self.receive();
+            }
+        });
+    }
+
+    fn all_came(&self) -> bool {
+        self.came.iter().all(|&times| times > 0)
+    }
+
+    /// Waits for all frames, and for those that come a second time. Returns how many came more than once.
+    fn settle(&mut self) -> usize {
+        let patience = Instant::now() + SOON;
+        while !self.all_came() {
+            let lost = self.came.iter().filter(|&&times| times == 0).count();
+            assert!(Instant::now() < patience, "{lost} of {} frames are lost", self.came.len());
+            self.receive();
+        }
+        self.came.iter().map(|&times| times - 1).sum()
+    }
+}
+
+fn options(n: usize) -> GuestOptions {
+    let options = GuestOptions { forgetful: true, ..GuestOptions::default() };
+    frames::formats(&options)[n].clone()
+}
+
+#[test]
+fn no_frame_is_lost_however_often_the_daemon_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    for (n, format) in ["split", "split, in order", "packed", "packed, in order"].iter().enumerate()
+    {
+        let name = format!("vm{n}");
+        let start = |arguments: &[&str]| {
+            Daemon::start(directory.path(), &name, &[&REFLECT, arguments].concat()).unwrap()
+        };
+        let mut daemon = start(&[]);
+        let mut count = Count::new(Guest::connect(daemon.socket(), options(n)).unwrap());
+        for kill in 0..kills() {
+            count.run_until_killed(&daemon);
+            drop(daemon);
+            count.send(50);
+            daemon = start(if kill % 2 == 0 { &SLOW } else { &[] });
+            count.guest.reconnect(daemon.socket()).unwrap();
+        }
+        let twice = count.settle();
+        let (kills, sent) = (kills(), count.came.len());
+        println!("{format}: {kills} kills, {sent} frames, 0 lost, {twice} twice");
+        assert!(twice <= kills * BURST_MAX, "{format}: {twice} frames came twice");
+        frames::come_back(&mut count.guest).unwrap();
+    }
+}
+
+/// A packed ring in use, whose daemon was killed.
+fn left_behind(directory: &Path) -> Guest {
+    let daemon = Daemon::start(directory, "vm", &REFLECT).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), options(2)).unwrap();
+    frames::come_back(&mut guest).unwrap();
+    guest
+}
+
+fn goes_on(daemon: &Daemon, guest: &mut Guest) -> bool {
+    guest.reconnect(daemon.socket()).unwrap();
+    assert!(guest.pair(0).send(&frames::frame(1, 100)).unwrap());
+    guest.pair(0).receive_within(Duration::from_millis(300)).unwrap().is_some()
+}
+
+/// Writes this word of the journal.
+fn write(journal: &Path, at: usize, word: u64) {
+    let mut bytes = fs::read(journal).unwrap();
+    bytes[at * 8..at * 8 + 8].copy_from_slice(&word.to_le_bytes());
+    fs::write(journal, bytes).unwrap();
+}
+
+/// Spoils a journal.
+type Spoil = fn(&Path);
+
+#[test]
+fn a_journal_that_does_not_fit_is_refused_in_one_sentence() {
+    let spoilt: [(&str, Spoil); 8] = [
+        ("there is no journal", |journal| {
+            fs::rename(journal, journal.with_extension("moved")).unwrap();
+            symlink(journal.with_extension("moved"), journal).unwrap();
+        }),
+        ("found 100", |journal| fs::write(journal, [7; 100]).unwrap()),
+        ("does not begin as a journal", |journal| write(journal, 0, 0)),
+        ("found version 9", |journal| write(journal, 1, 9)),
+        ("the host was booted since", |journal| write(journal, 2, 0)),
+        ("expected 2 rings, found 3", |journal| write(journal, 4, 3)),
+        // The transmit ring: its descriptor table, and its last group.
+        ("queue 1 does not go on", |journal| write(journal, 512 + 16 + 1, 0x1000)),
+        ("queue 1 does not go on", |journal| {
+            write(journal, 512 + 16 + 9, 1 << 49 | 0x7fff_7fff);
+        }),
+    ];
+    for (sentence, spoil) in spoilt {
+        let directory = tempfile::tempdir().unwrap();
+        let mut guest = left_behind(directory.path());
+        spoil(&directory.path().join("vm.rings"));
+        let daemon = Daemon::start(directory.path(), "vm", &REFLECT).unwrap();
+        // Without it, a packed ring whose front end has forgotten where it was stands still.
+        assert!(!goes_on(&daemon, &mut guest), "{sentence}: it went on all the same");
+        let log = daemon.log();
+        assert_eq!(log.matches(sentence).count(), 1, "{sentence}: {log}");
+        // The guest is served again when its driver resets the device.
+        guest.reboot().unwrap();
+        frames::come_back(&mut guest).unwrap();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut guest = left_behind(directory.path());
+    let daemon = Daemon::start(directory.path(), "vm", &REFLECT).unwrap();
+    assert!(goes_on(&daemon, &mut guest), "with the journal: {}", daemon.log());
+}
+
+#[test]
+fn a_ring_that_its_guest_stopped_or_reset_is_not_in_the_journal() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut guest = left_behind(directory.path());
+    let daemon = Daemon::start(directory.path(), "vm", &REFLECT).unwrap();
+    assert!(goes_on(&daemon, &mut guest));
+    guest.reboot().unwrap();
+    drop(daemon);
+    // It begins again where it began, with the rings empty: nothing says otherwise.
+    let daemon = Daemon::start(directory.path(), "vm", &REFLECT).unwrap();
+    assert!(goes_on(&daemon, &mut guest), "{}", daemon.log());
+    assert!(!daemon.log().contains("does not go on"), "{}", daemon.log());
+    frames::come_back(&mut guest).unwrap();
+}
+
+#[test]
+fn a_journal_that_is_shortened_meanwhile_stops_no_traffic() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "vm", &REFLECT).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), options(2)).unwrap();
+    frames::come_back(&mut guest).unwrap();
+    let journal = directory.path().join("vm.rings");
+    fs::File::options().write(true).open(journal).unwrap().set_len(0).unwrap();
+    frames::come_back(&mut guest).unwrap();
+}
