@@ -279,6 +279,23 @@ fn several_interruptions_together_are_a_cause_and_the_longest_is_named() {
 }
 
 #[test]
+fn threads_of_a_front_end_that_wait_at_once_lose_that_time_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut story = Story::new(directory.path());
+    let now = story.now;
+    story.burst(0, None);
+    story.now += 3000;
+    story.burst(1, None);
+    // Of 3 ms, 0.6 ms: a fifth, for each of three threads.
+    for thread in 0..3 {
+        let by_hog = preempted(story.at(now + 1000), story.at(now + 1600));
+        let subject = Subject::FrontEnd;
+        story.kernel.interruption(&Interruption { subject, thread, ..by_hog });
+    }
+    assert_eq!(first(&story.why(OVER, true)), ("guest", "guest", 1, ""));
+}
+
+#[test]
 fn what_waited_for_an_interruption_is_its_consequence() {
     let directory = tempfile::tempdir().unwrap();
     let mut story = Story::new(directory.path());

@@ -105,9 +105,13 @@ impl<'u> Judge<'u> {
     /// The interruptions of one kind that took most of the unit's time, if all together took a good part.
     fn interruption_within(&self, unit: &Slow, excess: u64) -> Option<Sum> {
         let mut sums: HashMap<_, Sum> = HashMap::new();
+        let mut times = Vec::new();
         for subject in Self::actors(unit) {
             for it in self.units.interruptions.during(subject, unit.from, unit.to) {
                 let lost = it.within(unit.from, unit.to);
+                // As much of it as counts: of stolen time that is not all.
+                let start = it.start.max(unit.from);
+                times.push((start, start.saturating_add(lost)));
                 let key = (it.subject, it.cause, it.culprit.command, it.thread);
                 let sum = sums.entry(key).or_insert(Sum { longest: *it, lost: 0 });
                 sum.lost = sum.lost.saturating_add(lost);
@@ -117,7 +121,7 @@ impl<'u> Judge<'u> {
             }
         }
         // Many short ones together are as good as a long one: the one that took most stands for them.
-        let all = sums.values().fold(0_u64, |all, sum| all.saturating_add(sum.lost));
+        let all = covered(times);
         let most = sums.into_values().max_by_key(|sum| (sum.lost, sum.longest.start))?;
         (most.lost > 0 && all.saturating_mul(GOOD_PART) >= excess).then_some(most)
     }
@@ -243,6 +247,17 @@ impl<'u> Judge<'u> {
             false => Cause::Unknown,
         }
     }
+}
+
+/// How long at least one of these times lasts. Threads of a front end may all wait at once.
+fn covered(mut times: Vec<(u64, u64)>) -> u64 {
+    times.sort_unstable();
+    let (mut all, mut until) = (0_u64, 0);
+    for (start, end) in times {
+        all = all.saturating_add(end.saturating_sub(start.max(until)));
+        until = until.max(end);
+    }
+    all
 }
 
 /// The culprit, if there is one with a name.
