@@ -27,7 +27,28 @@ impl RecordCommand {
     /// # Panics
     /// When it does not begin within 20 s.
     pub fn start(directory: &Path, file: &Path, arguments: &[&str]) -> io::Result<Self> {
-        let mut command = Command::new(program("ringscope")?);
+        Self::start_by(Command::new(program("ringscope")?), directory, file, arguments)
+    }
+
+    /// The same, in the idle class: any other program gets its CPU at once.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_idle(directory: &Path, file: &Path, arguments: &[&str]) -> io::Result<Self> {
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0"]).arg(program("ringscope")?);
+        Self::start_by(command, directory, file, arguments)
+    }
+
+    fn start_by(
+        mut command: Command,
+        directory: &Path,
+        file: &Path,
+        arguments: &[&str],
+    ) -> io::Result<Self> {
         command.arg("record").arg("--run-dir").arg(directory).arg("-o").arg(file).args(arguments);
         let recording = Self(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?);
         // It has its place in the recorder once its file is there.

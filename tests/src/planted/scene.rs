@@ -208,7 +208,8 @@ impl Scene {
             World::Software { .. } => self.directory.path(),
         };
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        Ok(RecordCommand::start(run_dir, &self.file(), &arguments)?)
+        // It must not compete with those that it records.
+        Ok(RecordCommand::start_idle(run_dir, &self.file(), &arguments)?)
     }
 
     /// The latest recording.
