@@ -9,7 +9,8 @@ use lab::command::Stop;
 use ringscope_tests::planted::{GuestKind, Plan, run};
 use ringscope_tests::qemu::Failure;
 
-/// After so many disturbed recordings none is made again: the test has an end on any machine.
+/// After so many disturbed recordings none is made again, and after a third of them without a single undisturbed one the test
+/// ends: it has an end on any machine.
 const PLAN: Plan = Plan {
     faults: 60,
     seed: 1,

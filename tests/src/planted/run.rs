@@ -1,6 +1,5 @@
 //! One recording after the other, each with a fault or without.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -42,7 +41,8 @@ pub struct Plan {
     pub guest: GuestKind,
     /// Kinds of fault; all if there are none.
     pub kinds: Vec<Kind>,
-    /// After more disturbed recordings than this, none is made again.
+    /// After more disturbed recordings than this, none is made again. After a third of it and none that was undisturbed, the rest
+    /// is given up: this machine is too busy.
     pub disturbed_max: u64,
     /// Where recordings with a wrong answer are kept, if they are.
     pub keep: Option<PathBuf>,
@@ -84,9 +84,13 @@ pub fn run(
         let scene = Scene::start(same[0].setting, plan.guest)?;
         let witness = Witness::start(&CPUS)?;
         for trial in same {
+            if score.outcomes.is_empty() && score.disturbed_in_all() > plan.disturbed_max / 3 {
+                score.given_up = trials.len() as u64;
+                return Ok(score);
+            }
             let watched = Watched { scene: &scene, witness: &witness };
             let outcome = watched
-                .undisturbed(trial, plan, stop, &mut score.disturbed)
+                .undisturbed(trial, plan, stop, &mut score)
                 .map_err(|error| format!("{trial:?}: {error}"))?;
             let Some(outcome) = outcome else {
                 score.given_up += 1;
@@ -141,7 +145,7 @@ impl Watched<'_> {
         trial: &Trial,
         plan: &Plan,
         stop: &Stop,
-        disturbed: &mut BTreeMap<String, u64>,
+        score: &mut Score,
     ) -> Result<Option<Outcome>, Failure> {
         for _ in 0..ATTEMPTS {
             if stop.is_set() {
@@ -151,8 +155,8 @@ impl Watched<'_> {
                 Recording::Undisturbed(outcome) => return Ok(Some(outcome)),
                 Recording::Disturbed(by) => by,
             };
-            *disturbed.entry(by).or_default() += 1;
-            if disturbed.values().sum::<u64>() > plan.disturbed_max {
+            *score.disturbed.entry(by).or_default() += 1;
+            if score.disturbed_in_all() > plan.disturbed_max {
                 break;
             }
         }

@@ -95,6 +95,12 @@ impl Score {
         kinds.chain([last]).filter(|row| !row.outcomes.is_empty()).collect()
     }
 
+    /// Number of disturbed recordings.
+    #[must_use]
+    pub fn disturbed_in_all(&self) -> u64 {
+        self.disturbed.values().sum()
+    }
+
     /// Number of planted faults.
     #[must_use]
     pub fn faults(&self) -> usize {
@@ -175,7 +181,7 @@ impl Score {
         let _ = writeln!(
             text,
             "disturbed     {} recordings, which were made again ({}); {} given up",
-            self.disturbed.values().sum::<u64>(),
+            self.disturbed_in_all(),
             again.join(", "),
             self.given_up
         );
