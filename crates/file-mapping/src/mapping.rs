@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -32,6 +33,19 @@ impl FileMapping {
     /// As [`read_only`](Self::read_only).
     pub fn writable(file: &File) -> io::Result<Self> {
         Self::register(MmapOptions::new().map_raw(file)?, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// Maps the `len` bytes of `file` from byte `offset` on, for reading and writing. `file` is not asked for its length.
+    ///
+    /// # Errors
+    /// As [`read_only`](Self::read_only); `InvalidInput` also if `offset` is not a multiple of 4096.
+    pub fn part(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
+        // Words in it must be aligned.
+        if len == 0 || !offset.is_multiple_of(4096) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let map = MmapOptions::new().offset(offset).len(len).map_raw(file.as_raw_fd())?;
+        Self::register(map, libc::PROT_READ | libc::PROT_WRITE)
     }
 
     fn register(map: MmapRaw, protection: i32) -> io::Result<Self> {
@@ -79,6 +93,14 @@ impl SharedWords {
     /// As [`FileMapping::writable`].
     pub fn map(file: &File) -> io::Result<Self> {
         FileMapping::writable(file).map(Self)
+    }
+
+    /// Maps a part of `file`.
+    ///
+    /// # Errors
+    /// As [`FileMapping::part`].
+    pub fn map_part(file: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
+        FileMapping::part(file, offset, len).map(Self)
     }
 
     /// The words of the file; bytes at its end that are no whole word are left out.

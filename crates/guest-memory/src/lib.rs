@@ -8,6 +8,7 @@
 //!
 //! - [`memory`]: the region table and translation.
 //! - [`slice`](mod@slice): a checked run of guest bytes, laid out as an `iovec`.
+//! - [`dirty`]: which pages were written, for a live migration.
 //! - `summed_copy`: copies that also sum the bytes.
 //! - [`sum`]: the Internet checksum.
 //! - `spare`: host bytes at the end of a scatter list.
@@ -17,6 +18,7 @@
 //! - `modelled`, `words`: ring structures under loom (`--cfg loom`), for tests of notification.
 
 pub mod area;
+pub mod dirty;
 pub mod host;
 pub mod memory;
 #[cfg(loom)]
@@ -32,6 +34,7 @@ mod words;
 #[cfg(not(loom))]
 pub use area::Area;
 pub use area::AreaError;
+pub use dirty::{DirtyLog, Marker};
 /// Changes when the memory of a guest ([`GuestMemory::is_torn`]) or any other mapped file is torn.
 pub use file_mapping::generation;
 pub use host::HostMemory;

@@ -36,6 +36,8 @@ struct Region {
 pub struct GuestMemory {
     /// By address; no two overlap.
     regions: Box<[Region]>,
+    /// Host address and index of each region, by host address.
+    by_host: Box<[(usize, usize)]>,
     /// The parts of rings that were set up, by address.
     #[cfg(loom)]
     pub(crate) modelled:
@@ -159,8 +161,12 @@ impl GuestMemory {
             })
             .collect();
         debug_assert!(regions.is_sorted_by(|a, b| a.start.saturating_add(a.len) <= b.start));
+        let hosts = regions.iter().map(|region| region.host.addr());
+        let mut by_host: Box<[_]> = hosts.zip(0..).collect();
+        by_host.sort_unstable();
         Self {
             regions,
+            by_host,
             #[cfg(loom)]
             modelled: std::sync::Mutex::default(),
             guards: Box::default(),
@@ -238,6 +244,15 @@ impl GuestMemory {
         let index =
             self.regions.partition_point(|region| region.start <= address).checked_sub(1)?;
         Some((index, &self.regions[index]))
+    }
+
+    /// The guest-physical address of the first byte of `slice`, if it is of this memory.
+    pub(crate) fn guest_address(&self, slice: &GuestSlice<'_>) -> Option<u64> {
+        let host = slice.address();
+        let after = self.by_host.partition_point(|&(start, _)| start <= host);
+        let (start, index) = self.by_host[after.checked_sub(1)?];
+        let (region, offset) = (self.regions[index], (host - start) as u64);
+        (offset < region.len).then(|| region.start + offset)
     }
 
     /// Copies guest memory from guest-physical `address` on into `bytes`, for the driver's side. The device's side
