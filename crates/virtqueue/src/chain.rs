@@ -100,6 +100,14 @@ impl<'m> Chains<'m> {
         Self::default()
     }
 
+    /// One chain that is of no ring: a buffer of the daemon's own memory.
+    #[must_use]
+    pub fn of_own(buffer: GuestSlice<'m>) -> Self {
+        let mut chains = Self::new();
+        chains.push_one(0, buffer);
+        chains
+    }
+
     /// The chains in the order in which they were taken.
     #[inline]
     #[must_use]

@@ -2,6 +2,7 @@
 //!
 //! - [`Queue`]: a ring of either format, set up from a [`QueueSetup`].
 //! - [`chain`]: the chains of a burst: copied, checked and translated.
+//! - [`RingLog`]: which pages the device writes, for a live migration.
 //! - [`layout`]: numbers and structures of the specification.
 //! - `driver` (feature `driver`): the guest's side of the same rings.
 //!
@@ -63,6 +64,7 @@ mod collect;
 pub mod driver;
 mod error;
 pub mod layout;
+mod log;
 mod packed;
 mod queue;
 mod resume;
@@ -72,6 +74,7 @@ mod split;
 
 pub use chain::{Access, Chain, Chains};
 pub use error::{ChainFault, ConfigError, RingError, Unfit};
+pub use log::RingLog;
 pub use packed::PackedQueue;
 pub use queue::Queue;
 pub use resume::Resumed;

@@ -25,6 +25,7 @@ use crate::layout::{
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, EVENT_DESC, EVENT_DISABLE,
     EVENT_ENABLE, EVENT_FLAGS, EVENT_OFF_WRAP, PACKED_ADDRESS, PACKED_TAIL, PackedDescriptor,
 };
+use crate::log::{RingLog, runs};
 use crate::ring::Ring;
 use crate::setup::QueueSetup;
 use position::{OWNER, Position};
@@ -410,6 +411,35 @@ impl PackedQueue {
         self.store(first.slot, word, Ordering::Release);
     }
 
+    pub(crate) fn set_log(&mut self, log: Option<RingLog>) {
+        self.ring.set_log(log, self.next_used.bits());
+    }
+
+    pub(crate) const fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Marks the used descriptors written since the last call, if the front end logs.
+    #[inline]
+    pub(crate) fn mark_used(&mut self) {
+        if self.ring.logging.is_some() {
+            self.mark_used_descriptors();
+        }
+    }
+
+    #[cold]
+    fn mark_used_descriptors(&mut self) {
+        let (size, next_used) = (self.ring.size, self.next_used);
+        let Some(logging) = &mut self.ring.logging else { return };
+        let marked = logging.advance(next_used.bits());
+        if marked != next_used.bits() {
+            let from = Position::from_bits(marked).slot;
+            for (first, count) in runs(from.into(), next_used.slot.into(), size.into()) {
+                logging.mark_descriptors(DESCRIPTOR_LEN * first, DESCRIPTOR_LEN * count);
+            }
+        }
+    }
+
     /// 2.8.10, 2.8.14.
     #[inline]
     pub(crate) fn needs_notification(&mut self) -> bool {
@@ -442,6 +472,7 @@ impl PackedQueue {
     pub(crate) fn enable_notification(&mut self) {
         let flags = if self.ring.event_index {
             self.ring.device.store(EVENT_OFF_WRAP, self.frontier.bits(), Ordering::Relaxed);
+            self.ring.wrote_device(EVENT_OFF_WRAP, 2);
             EVENT_DESC
         } else {
             EVENT_ENABLE
@@ -461,6 +492,7 @@ impl PackedQueue {
         if self.event_flags != flags {
             self.event_flags = flags;
             self.ring.device.store(EVENT_FLAGS, flags, Ordering::Release);
+            self.ring.wrote_device(EVENT_FLAGS, 2);
         }
     }
 }

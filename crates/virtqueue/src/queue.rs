@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use guest_memory::GuestMemory;
+use guest_memory::{GuestMemory, Marker};
 use ring_journal::Slot;
 
 use crate::chain::{Access, Chain, Chains};
 use crate::error::{ConfigError, RingError};
+use crate::log::RingLog;
 use crate::packed::PackedQueue;
 use crate::setup::QueueSetup;
 use crate::split::SplitQueue;
@@ -133,6 +134,34 @@ impl Queue {
     #[inline]
     pub fn publish(&mut self) {
         engine!(self, engine => engine.publish());
+        engine!(self, engine => engine.mark_used());
+    }
+
+    /// From now on, marks what the device writes to the ring itself, or no longer. To be called between bursts. Buffers are
+    /// marked by their writer ([`marker`](Self::marker)).
+    pub fn set_log(&mut self, log: Option<RingLog>) {
+        engine!(self, engine => engine.set_log(log));
+    }
+
+    /// Whether the front end logs.
+    #[inline]
+    #[must_use]
+    pub const fn is_logging(&self) -> bool {
+        engine!(self, engine => engine.ring().logging.is_some())
+    }
+
+    /// To mark what was written to buffers of this ring before this call, if the front end logs.
+    #[inline]
+    #[must_use]
+    pub fn marker(&self) -> Option<Marker<'_>> {
+        engine!(self, engine => engine.ring().logging.as_ref()).map(|logging| logging.marker())
+    }
+
+    /// Marks all that the device ever writes to the ring itself, if the front end logs: for a ring that breaks in the middle
+    /// of a burst.
+    #[cold]
+    pub fn mark_all(&self) {
+        engine!(self, engine => engine.ring()).mark_all();
     }
 
     /// Whether the driver needs a notification for what was published since the last call. The first call after a start

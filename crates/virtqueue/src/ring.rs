@@ -6,6 +6,7 @@ use guest_memory::{Area, GuestMemory, LastRegion};
 
 use crate::error::ConfigError;
 use crate::layout::part_lens;
+use crate::log::{Logging, RingLog};
 use crate::setup::QueueSetup;
 
 /// The translated parts of a ring, its negotiated features, and the region of its last buffer.
@@ -24,6 +25,9 @@ pub(crate) struct Ring {
     pub(crate) indirect: bool,
     /// Where the translation of the next burst begins.
     pub(crate) last_region: LastRegion,
+    setup: QueueSetup,
+    /// Boxed, because it is there only during a migration.
+    pub(crate) logging: Option<Box<Logging>>,
 }
 
 impl Ring {
@@ -43,6 +47,33 @@ impl Ring {
             event_index: setup.event_index,
             indirect: setup.indirect,
             last_region: LastRegion::default(),
+            setup: *setup,
+            logging: None,
         })
+    }
+
+    /// From now on, marks what is written, or no longer. Used entries before `next_used` were written before.
+    pub(crate) fn set_log(&mut self, log: Option<RingLog>, next_used: u16) {
+        self.logging = log.map(|log| Box::new(Logging::new(&self.setup, log, next_used)));
+    }
+
+    /// Marks `len` bytes from `offset` of the device area on, which were written, if the front end logs.
+    #[inline]
+    pub(crate) fn wrote_device(&self, offset: usize, len: usize) {
+        if let Some(logging) = &self.logging {
+            logging.mark_device(offset, len);
+        }
+    }
+
+    /// Marks all that the device ever writes, if the front end logs.
+    #[cold]
+    pub(crate) fn mark_all(&self) {
+        if let Some(logging) = &self.logging {
+            let [(table, _), _, (device, _)] = part_lens(self.setup.packed, self.size);
+            logging.mark_device(0, device);
+            if self.setup.packed {
+                logging.mark_descriptors(0, table);
+            }
+        }
     }
 }

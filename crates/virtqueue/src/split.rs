@@ -18,6 +18,7 @@ use crate::layout::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESCRIPTOR_LEN, Descriptor,
     ENTRIES, FLAGS, INDEX, USED_F_NO_NOTIFY, event_passed,
 };
+use crate::log::{RingLog, runs};
 use crate::ring::Ring;
 use crate::setup::QueueSetup;
 
@@ -296,6 +297,36 @@ impl SplitQueue {
         self.ring.device.store(INDEX, self.next_used, Ordering::Release);
     }
 
+    pub(crate) fn set_log(&mut self, log: Option<RingLog>) {
+        self.ring.set_log(log, self.next_used);
+    }
+
+    pub(crate) const fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Marks the used entries written since the last call, and the used index, if the front end logs.
+    #[inline]
+    pub(crate) fn mark_used(&mut self) {
+        if self.ring.logging.is_some() {
+            self.mark_used_entries();
+        }
+    }
+
+    #[cold]
+    fn mark_used_entries(&mut self) {
+        let (size, next_used) = (self.ring.size, self.next_used);
+        let Some(logging) = &mut self.ring.logging else { return };
+        let marked = logging.advance(next_used);
+        if marked != next_used {
+            let slot = |index: u16| usize::from(index & (size - 1));
+            for (first, count) in runs(slot(marked), slot(next_used), size.into()) {
+                logging.mark_device(ENTRIES + 8 * first, 8 * count);
+            }
+        }
+        logging.mark_device(INDEX, 2);
+    }
+
     /// 2.7.7, 2.7.10.
     #[inline]
     pub(crate) fn needs_notification(&mut self) -> bool {
@@ -324,8 +355,10 @@ impl SplitQueue {
             // already, and the driver would not kick for the missing chains.
             let at = ENTRIES + 8 * usize::from(self.ring.size);
             self.ring.device.store(at, self.seen_available, Ordering::Relaxed);
+            self.ring.wrote_device(at, 2);
         } else {
             self.ring.device.store(FLAGS, 0, Ordering::Relaxed);
+            self.ring.wrote_device(FLAGS, 2);
         }
         // The setting must be visible before the available index is read again (see `needs_notification`).
         fence(Ordering::SeqCst);
@@ -336,6 +369,7 @@ impl SplitQueue {
     pub(crate) fn disable_notification(&mut self) {
         if !self.ring.event_index {
             self.ring.device.store(FLAGS, USED_F_NO_NOTIFY, Ordering::Relaxed);
+            self.ring.wrote_device(FLAGS, 2);
         }
     }
 }
