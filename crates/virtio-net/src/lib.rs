@@ -4,6 +4,7 @@
 //! - [`header`]: the net header, with the offloads pending for a frame.
 //! - [`config`]: the device configuration space.
 //! - [`control`]: commands of the control queue.
+//! - [`announcement`]: the frame that says where a guest is after a live migration.
 //! - [`transmit`]: a burst of frames from the guest.
 //! - [`receive`]: room for a burst of frames to the guest, mergeable or not.
 //! - [`offload`]: software GSO and checksum offload, done while a frame is copied.
@@ -11,6 +12,7 @@
 //! - `gro`: TCP segments of one flow become one packet.
 //! - `packet`: offsets of a frame's headers.
 
+pub mod announcement;
 pub mod arrival;
 pub mod config;
 pub mod control;

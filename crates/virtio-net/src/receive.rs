@@ -7,11 +7,15 @@
 //! until there are enough. A frame is never torn or lost.
 //!
 //! `place`: frames of known length, because they are in memory already. `gro`: several such frames as one packet.
-//! `watched`: the methods by which a wrapper of a datapath sees placed frames, or loses one.
+//! `watched`: the methods by which a wrapper of a datapath sees placed frames, or loses one. `dirty`: what was written is
+//! marked, while the front end logs.
 
+mod dirty;
 mod gro;
 mod place;
 mod watched;
+
+use std::io::ErrorKind;
 
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::{GuestMemory, GuestSlice, Spare};
@@ -237,7 +241,13 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         self.queue.put_back(ahead);
         let room = self.window;
         match self.chains.with_spare(self.done, self.spare.slice(), read) {
-            Some(read) => Ok(self.settle(read?, room)),
+            Some(Ok(len)) => Ok(self.settle(len, room)),
+            Some(Err(error)) => {
+                if error.kind() != ErrorKind::WouldBlock {
+                    self.mark_unused(room);
+                }
+                Err(error)
+            }
             None => Ok(Placed::NoRoom),
         }
     }
@@ -255,6 +265,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     #[inline]
     pub fn close(mut self) -> Received {
         self.complete();
+        self.mark_used();
         #[expect(clippy::cast_possible_truncation, reason = "at most CHAINS_MAX")]
         let work = self.done as u32 + self.chains.walked();
         let unused = self.chains.truncate(self.done);
@@ -273,6 +284,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     #[inline]
     fn settle(&mut self, len: usize, room: usize) -> Placed {
         if len < self.negotiated.header_len() {
+            self.mark_unused(len);
             return self.drop_frame(DropCause::RxError);
         }
         if len > room {
@@ -289,6 +301,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
     fn settle_spilled(&mut self, len: usize, room: usize) -> Placed {
         let spare = self.spare.slice();
         if !self.negotiated.mergeable() || len >= room + spare.len() {
+            self.mark_unused(room);
             return self.drop_frame(DropCause::RxTooBig);
         }
         *self.window_bytes = len.max(WINDOW_BYTES_MIN);
@@ -306,6 +319,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             return Placed::Done;
         }
         // The guest has too few buffers: all of the frame is held outside guest memory until it has enough.
+        self.mark_unused(room);
         let mut frame = vec![0; len];
         read_front(self.window_slices(), &mut frame[..room]);
         spare.read(0, &mut frame[room..]);

@@ -41,6 +41,11 @@ impl<'b, 'm> TransmitBurst<'b, 'm> {
         Ok(Self { chains, header_len, frames })
     }
 
+    /// Chains of no ring, which are frames. They are not to be completed.
+    pub(crate) const fn of_own(chains: &'b Chains<'m>, header_len: usize) -> Self {
+        Self { chains, header_len, frames: 1 }
+    }
+
     /// The frames, for a datapath.
     #[inline]
     #[must_use]

@@ -70,7 +70,9 @@ impl GuestRoom<'_, '_> {
         if packet.count() < 2 {
             return 0;
         }
+        let whole = packet.len();
         if !packet.copy_payloads(self.window_slices(), HEADER_LEN) {
+            self.mark_unused(HEADER_LEN + whole);
             // No more GRO in this burst: a flood of frames with wrong checksums must not cost a copy for each of them.
             self.no_gro = true;
             if packet.count() < 2 {
