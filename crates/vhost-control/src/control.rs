@@ -21,7 +21,7 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use virtio_net::control::{COMMAND_LEN_MAX, Command, ERR, OK, control_queue};
 use virtio_net::features::{MULTI_QUEUE, Negotiated};
 use virtio_net::{ConfigSpace, MacAddress};
-use virtqueue::{Access, Chains, Queue, QueueSetup, RingError};
+use virtqueue::{Access, Chains, Queue, QueueSetup, RingError, RingLog};
 use worker::{Foreign, RingStart, StartError};
 
 /// Most commands in a turn.
@@ -72,6 +72,8 @@ struct Served {
     queue: Queue,
     setup: QueueSetup,
     memory: Arc<GuestMemory>,
+    /// Where pages that it writes are marked, while the front end logs.
+    dirty: Option<RingLog>,
     kick: Option<Arc<Foreign>>,
     call: Option<Arc<Foreign>>,
     error: Option<Arc<Foreign>>,
@@ -139,8 +141,9 @@ impl ControlQueue {
     /// # Errors
     /// When its setup is wrong, or the system refuses.
     pub fn start(&self, index: u16, start: RingStart) -> Result<(), StartError> {
-        let RingStart { setup, memory, kick, call, error, enabled, .. } = start;
-        let queue = Queue::new(&setup, &memory).map_err(StartError::Config)?;
+        let RingStart { setup, memory, dirty, kick, call, error, enabled, .. } = start;
+        let mut queue = Queue::new(&setup, &memory).map_err(StartError::Config)?;
+        queue.set_log(dirty.clone());
         if let Some(kick) = &kick {
             listen(&self.events, kick.as_ref()).map_err(StartError::System)?;
         }
@@ -154,7 +157,8 @@ impl ControlQueue {
         }
         state.starts += 1;
         let broken = false;
-        let mut served = Served { index, queue, setup, memory, kick, call, error, enabled, broken };
+        let mut served =
+            Served { index, queue, setup, memory, dirty, kick, call, error, enabled, broken };
         // The process that served the queue before may have ended between publishing and signalling.
         served.signal();
         state.served = Some(served);
@@ -198,9 +202,20 @@ impl ControlQueue {
         self.change(|served| {
             served.setup.next_available = served.queue.next_available();
             match Queue::new(&served.setup, memory) {
-                Ok(queue) => (served.queue, served.memory) = (queue, Arc::clone(memory)),
+                Ok(mut queue) => {
+                    queue.set_log(served.dirty.clone());
+                    (served.queue, served.memory) = (queue, Arc::clone(memory));
+                }
                 Err(error) => served.stop_broken(log, &format!("its memory is gone: {error}")),
             }
+        });
+    }
+
+    /// From now on, marks the pages that it writes, or no longer.
+    pub fn set_dirty_log(&self, dirty: Option<RingLog>) {
+        self.change(|served| {
+            served.queue.set_log(dirty.clone());
+            served.dirty = dirty;
         });
     }
 
@@ -254,11 +269,15 @@ impl ControlQueue {
             return;
         };
         let index = served.index;
+        let memory = Arc::clone(&served.memory);
         served.with_next(&self.log, |queue, chains| {
             let room = chains.request().1.first();
             let written = room.map_or(0, |room| room.write(0, &[status]));
             if written == 0 {
                 log_limit::warn!(self.log, "queue {index}: a command without room for its answer");
+            }
+            if let Some(marker) = queue.marker() {
+                marker.mark_run(&memory, chains.request().1, written);
             }
             chains.set_written(0, u32::from(written > 0));
             queue.complete_written(chains.all());
@@ -359,6 +378,7 @@ impl Served {
 
     fn stop_broken(&mut self, log: &LogLimit, why: &str) {
         self.broken = true;
+        self.queue.mark_all();
         log_limit::error!(
             log,
             "queue {} stops, because {why}; it is served again when the guest's driver resets the device",

@@ -1,6 +1,7 @@
 //! The state of a ring: its setup by the front end, and whether its worker serves it.
 //!
 //! A ring starts as soon as it has a size, addresses and a kick, and there is memory, in whatever order the messages come.
+//! If pages are to be logged for a live migration, it waits for the log, too (`message/judge/dirty.rs`).
 //! It stops by `GET_VRING_BASE`, by a reset, or with the connection. A method that starts, stops, enables or disables the
 //! ring returns when the worker has done it.
 //!
@@ -10,11 +11,11 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_memory::GuestMemory;
+use guest_memory::{DirtyLog, GuestMemory};
 use log_limit::LogLimit;
 use ring_journal::{Journal, Slot};
-use virtio_net::Negotiated;
-use virtqueue::QueueSetup;
+use virtio_net::{MacAddress, Negotiated};
+use virtqueue::{QueueSetup, RingLog};
 use worker::{Custody, Foreign, Mailbox, RingStart};
 
 use crate::control::ControlQueue;
@@ -54,6 +55,7 @@ struct State {
     enabled: bool,
     negotiated: Negotiated,
     memory: Option<Arc<GuestMemory>>,
+    dirty: Dirty,
     /// What serves it, if it runs.
     server: Option<Server>,
     /// The features with which it was started.
@@ -62,6 +64,30 @@ struct State {
     told: (bool, Negotiated),
     /// The last message should have started the ring, but the worker could not start it.
     failed: bool,
+}
+
+/// What the front end said of pages that are to be logged.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// `SET_LOG_BASE`.
+    log: Option<Arc<DirtyLog>>,
+    /// `SET_FEATURES`, `VHOST_F_LOG_ALL`.
+    all: bool,
+    /// `SET_VRING_ADDR`: where the device area is to be logged.
+    device_area: Option<u64>,
+}
+
+impl Dirty {
+    /// Whether pages are to be logged, and where is not known yet. Nothing may be written then.
+    const fn is_missing(&self) -> bool {
+        self.all && self.log.is_none()
+    }
+
+    /// Where to mark pages, if they are to be logged.
+    fn ring_log(&self) -> Option<RingLog> {
+        let log = self.log.as_ref().filter(|_| self.all)?;
+        Some(RingLog { log: Arc::clone(log), device_area: self.device_area })
+    }
 }
 
 /// Whether the front end has set a kick.
@@ -229,6 +255,62 @@ impl RingControl {
         self.change().negotiated = negotiated;
     }
 
+    /// `SET_LOG_BASE`: the log that replaces the one before. A ring that waits for it starts.
+    pub fn set_dirty_log(&self, log: &Arc<DirtyLog>) {
+        let mut state = self.change();
+        // The worker must not be the one that unmaps it.
+        let _before = state.dirty.log.replace(Arc::clone(log));
+        self.follow_dirty_log(&state);
+        self.start_if_ready(&mut state);
+    }
+
+    /// `SET_FEATURES`: whether pages are logged from now on. Returns when the worker marks them.
+    pub fn set_logging(&self, all: bool) {
+        let mut state = self.change();
+        if state.dirty.all != all {
+            state.dirty.all = all;
+            self.follow_dirty_log(&state);
+            self.start_if_ready(&mut state);
+        }
+    }
+
+    /// `SET_VRING_ADDR`: where the device area is logged.
+    pub fn set_logged_at(&self, device_area: Option<u64>) {
+        let mut state = self.change();
+        if state.dirty.device_area != device_area {
+            state.dirty.device_area = device_area;
+            self.follow_dirty_log(&state);
+        }
+    }
+
+    fn follow_dirty_log(&self, state: &State) {
+        match &state.server {
+            Some(Server::Worker(mailbox)) => {
+                let _ = mailbox.set_dirty_log(self.index, state.dirty.ring_log());
+            }
+            Some(Server::Control(control)) => control.set_dirty_log(state.dirty.ring_log()),
+            None => {}
+        }
+    }
+
+    /// `SEND_RARP`: has the worker tell everyone that the guest's address is here now.
+    ///
+    /// # Errors
+    /// When the frame cannot be sent.
+    pub fn announce(&self, address: MacAddress) -> Result<(), String> {
+        let mailbox = self.mailbox.as_ref().ok_or("no worker serves it")?;
+        match mailbox.announce(address) {
+            Ok(true) => {
+                log_limit::info!(self.log, "the guest has moved here: {address} was announced");
+                Ok(())
+            }
+            Ok(false) => Err(format!(
+                "the address {address} could not be announced: nothing carries frames of this guest to others now"
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// A new memory table. The session gives it to the worker, once for all rings.
     pub fn set_memory(&self, memory: &Arc<GuestMemory>) {
         let mut state = self.change();
@@ -263,7 +345,8 @@ impl RingControl {
     pub fn reset(&self) {
         let mut state = self.change();
         self.stop_if_running(&mut state);
-        *state = State::default();
+        let log = state.dirty.log.take();
+        *state = State { dirty: Dirty { log, ..Dirty::default() }, ..State::default() };
     }
 
     fn start_if_ready(&self, state: &mut State) {
@@ -273,7 +356,7 @@ impl RingControl {
             return;
         };
         let Kick::Set(kick) = &state.kick else { return };
-        if state.server.is_some() || state.size == 0 {
+        if state.server.is_some() || state.size == 0 || state.dirty.is_missing() {
             return;
         }
         let is_control = self.control.index(state.negotiated) == Some(self.index);
@@ -298,6 +381,7 @@ impl RingControl {
         let start = RingStart {
             setup,
             memory: Arc::clone(memory),
+            dirty: state.dirty.ring_log(),
             negotiated,
             // The same descriptors, not duplicates: duplicating may fail, and a ring must not start without its call.
             kick: kick.clone(),

@@ -412,7 +412,9 @@ impl PackedQueue {
     }
 
     pub(crate) fn set_log(&mut self, log: Option<RingLog>) {
-        self.ring.set_log(log, self.next_used.bits());
+        // The first descriptor of a group is written last.
+        let next = self.first_used.map_or(self.next_used, |(first, _)| first);
+        self.ring.set_log(log, next.bits());
     }
 
     pub(crate) const fn ring(&self) -> &Ring {

@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use guest_memory::GuestMemory;
-use virtio_net::Negotiated;
+use virtio_net::{MacAddress, Negotiated};
 
 use crate::mailbox::{Command, RingStart, StartError};
 use crate::ring::Ring;
-use crate::topology::Topology;
+use crate::topology::{Announced, Topology};
 use crate::turn::Loop;
 use crate::view::View;
 
@@ -53,6 +53,15 @@ impl<T: Topology> Loop<T> {
                         ring.set_error(error);
                     }
                     let _ = done.send(());
+                }
+                Command::DirtyLog { ring, dirty, done } => {
+                    if let Some(ring) = self.ring(guest, ring) {
+                        ring.set_dirty_log(dirty);
+                    }
+                    let _ = done.send(());
+                }
+                Command::Announce { address, done } => {
+                    let _ = done.send(self.announce(guest, address));
                 }
                 Command::Memory { memory, done } => {
                     let its = |at: &usize| self.pairs.guest(*at) == guest;
@@ -150,12 +159,9 @@ impl<T: Topology> Loop<T> {
         let transmits = self.is_transmit(at, ring);
         if transmits && !enabled {
             let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
-            let was_detached = self.topology.settle(at, &mut self.pairs, &mut view);
-            if was_detached && let Some(tx) = self.pairs.transmitter_mut(at).ring() {
-                // The frames that are left are not sent any more. The datapath is needed again when the ring is enabled.
-                if let Err(error) = self.topology.attach(at, tx.memory()) {
-                    tx.stop_broken(format_args!("its frames could not be sent in time: {error}"));
-                }
+            // The frames that are left are not sent any more. The datapath is needed again when the ring is enabled.
+            if self.topology.settle(at, &mut self.pairs, &mut view) {
+                self.attach_again(at);
             }
         }
         if let Some(ring) = self.pairs.ring(at, ring) {
@@ -197,6 +203,29 @@ impl<T: Topology> Loop<T> {
                 tx.stop_broken(format_args!("its memory is new: {error}"));
             }
             self.activate(at);
+        }
+    }
+
+    /// Has the guest's first pair that has a transmit ring send a frame that says where its address is now. Returns whether
+    /// it was sent.
+    fn announce(&mut self, guest: usize, address: MacAddress) -> bool {
+        let can =
+            |at: &usize| self.pairs.guest(*at) == guest && self.pairs.transmitter(*at).is_served();
+        let Some(at) = (0..self.pairs.len()).find(can) else { return false };
+        let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
+        let Announced { sent, detached } =
+            self.topology.announce(at, address, &mut self.pairs, &mut view);
+        if detached {
+            self.attach_again(at);
+        }
+        sent
+    }
+
+    /// Attaches the datapath of pair `at` again, which was detached because frames could not be sent in time.
+    fn attach_again(&mut self, at: usize) {
+        let Some(tx) = self.pairs.transmitter_mut(at).ring() else { return };
+        if let Err(error) = self.topology.attach(at, tx.memory()) {
+            tx.stop_broken(format_args!("its frames could not be sent in time: {error}"));
         }
     }
 

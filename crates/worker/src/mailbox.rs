@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use guest_memory::GuestMemory;
 use ring_journal::Slot;
-use virtio_net::Negotiated;
-use virtqueue::{ConfigError, QueueSetup};
+use virtio_net::{MacAddress, Negotiated};
+use virtqueue::{ConfigError, QueueSetup, RingLog};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::alarm::PERIOD;
@@ -32,6 +32,8 @@ pub struct RingStart {
     pub setup: QueueSetup,
     /// The guest's memory.
     pub memory: Arc<GuestMemory>,
+    /// Where pages that it writes are marked, if the front end logs.
+    pub dirty: Option<RingLog>,
     /// The negotiated features.
     pub negotiated: Negotiated,
     /// Readable when the guest added chains; `None` when the front end asks for polling.
@@ -89,6 +91,8 @@ pub(crate) enum Command {
     Renegotiate { ring: u16, negotiated: Negotiated, done: SyncSender<io::Result<()>> },
     Call { ring: u16, call: Option<Arc<Foreign>>, done: SyncSender<()> },
     Error { ring: u16, error: Option<Arc<Foreign>>, done: SyncSender<()> },
+    DirtyLog { ring: u16, dirty: Option<RingLog>, done: SyncSender<()> },
+    Announce { address: MacAddress, done: SyncSender<bool> },
     Memory { memory: Arc<GuestMemory>, done: SyncSender<()> },
     End,
 }
@@ -175,6 +179,23 @@ impl Mailbox {
     /// When the worker has ended.
     pub fn set_error(&self, ring: u16, error: Option<Arc<Foreign>>) -> Result<(), WorkerGone> {
         self.ask(|done| Command::Error { ring, error, done })
+    }
+
+    /// From now on, the ring marks the pages that it writes in this log, or no longer. Does nothing if the ring is not being
+    /// served.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn set_dirty_log(&self, ring: u16, dirty: Option<RingLog>) -> Result<(), WorkerGone> {
+        self.ask(|done| Command::DirtyLog { ring, dirty, done })
+    }
+
+    /// Sends a frame to everyone that says that the guest's address is here now. Returns whether it was sent.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn announce(&self, address: MacAddress) -> Result<bool, WorkerGone> {
+        self.ask(|done| Command::Announce { address, done })
     }
 
     /// Moves every ring of the guest to a new memory table. When this returns, the worker has released the old table.

@@ -7,7 +7,7 @@ use burst_trace::Notification;
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::Negotiated;
-use virtqueue::{ConfigError, Queue, QueueSetup, Resumed, RingError, Unfit};
+use virtqueue::{ConfigError, Queue, QueueSetup, Resumed, RingError, RingLog, Unfit};
 
 use crate::alarm::Alarm;
 use crate::custody::{Foreign, Hung};
@@ -19,6 +19,10 @@ use crate::sys;
 const TORN: &str =
     "a part of the guest's memory is missing (its file was truncated, or its file system is full)";
 
+/// The reason in the log for a ring whose dirty log became shorter.
+const LOG_TORN: &str = "the file of its dirty log became shorter during a migration, so that pages that it wrote could not \
+                        be marked";
+
 /// A ring that was started and not yet stopped.
 #[derive(Debug)]
 pub struct Ring {
@@ -29,6 +33,8 @@ pub struct Ring {
     memory: Arc<GuestMemory>,
     negotiated: Negotiated,
     setup: QueueSetup,
+    /// Where pages that it writes are marked, while the front end logs.
+    dirty: Option<RingLog>,
     kick: Option<Arc<Foreign>>,
     call: Option<Arc<Foreign>>,
     error: Option<Arc<Foreign>>,
@@ -120,6 +126,11 @@ impl Ring {
         if !(start.setup.packed && matches!(resumed, Some(Ok(_)))) {
             note_position(log, index, &queue, start.setup);
         }
+        queue.set_log(start.dirty.clone());
+        if resumed.is_some() {
+            // It may have shown what the daemon before had written.
+            queue.mark_all();
+        }
         let mut ring = Self {
             log: Arc::clone(log),
             index,
@@ -127,6 +138,7 @@ impl Ring {
             memory: start.memory,
             negotiated: start.negotiated,
             setup: start.setup,
+            dirty: start.dirty,
             kick: start.kick,
             call: None,
             error: start.error,
@@ -202,13 +214,25 @@ impl Ring {
         }
     }
 
-    /// Stops the ring if a part of its memory is missing. Returns whether it did.
+    /// Stops the ring if a part of its memory, or of its dirty log, is missing. Returns whether it did.
     pub fn break_if_torn(&mut self) -> bool {
-        let is_torn = self.state != RingState::Broken && self.memory.is_torn();
+        if self.state == RingState::Broken {
+            return false;
+        }
+        let log_is_torn = self.dirty.as_ref().is_some_and(|dirty| dirty.log.is_torn());
+        let is_torn = self.memory.is_torn();
         if is_torn {
             self.stop_broken(format_args!("{TORN}"));
+        } else if log_is_torn {
+            self.stop_broken(format_args!("{LOG_TORN}"));
         }
-        is_torn
+        is_torn || log_is_torn
+    }
+
+    /// From now on, marks the pages that it writes, or no longer.
+    pub fn set_dirty_log(&mut self, dirty: Option<RingLog>) {
+        self.queue.set_log(dirty.clone());
+        self.dirty = dirty;
     }
 
     /// From now on, kicks wake the worker up. `guest`: its number among those of the worker.
@@ -273,6 +297,7 @@ impl Ring {
         match Queue::new(&self.setup, memory) {
             Ok(mut queue) => {
                 queue.inherit_journal(&mut self.queue);
+                queue.set_log(self.dirty.clone());
                 self.queue = queue;
                 self.memory = Arc::clone(memory);
             }
@@ -326,6 +351,8 @@ impl Ring {
 
     pub fn stop_broken(&mut self, why: fmt::Arguments<'_>) {
         self.state = RingState::Broken;
+        // A burst may have been cut short.
+        self.queue.mark_all();
         log_limit::error!(
             self.log,
             "queue {} stops, because {why}; it is served again when the guest's driver resets the device",

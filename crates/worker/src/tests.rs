@@ -186,6 +186,7 @@ impl Rig {
         RingStart {
             setup: self.drivers[at].setup(),
             memory: Arc::clone(&self.memory),
+            dirty: None,
             negotiated: Negotiated(BASE),
             kick: Some(self.hand_over(&self.kicks[at])),
             call: None,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use burst_trace::BurstRecord;
 use datapath::Observer;
 use guest_memory::GuestMemory;
-use virtio_net::Negotiated;
+use virtio_net::{MacAddress, Negotiated};
 
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
@@ -91,6 +91,18 @@ pub trait Topology: Send + 'static {
         false
     }
 
+    /// Sends a frame from pair `at` to everyone that says that the guest's `address` is there. The pair's transmit ring is
+    /// served.
+    fn announce(
+        &mut self,
+        _at: usize,
+        _address: MacAddress,
+        _pairs: &mut Pairs,
+        _view: &mut View<'_>,
+    ) -> Announced {
+        Announced::default()
+    }
+
     /// Whether the receive ring of pair `at` takes frames from now on.
     ///
     /// # Errors
@@ -102,6 +114,15 @@ pub trait Topology: Send + 'static {
     /// A ring of pair `at` was started, stopped, enabled or disabled, or it broke because its memory is torn, or the
     /// guest has another memory table. `now`: ticks.
     fn rings_changed(&mut self, _at: usize, _pairs: &mut Pairs, _now: u64) {}
+}
+
+/// What became of a frame that says where a guest is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Announced {
+    /// It was carried.
+    pub sent: bool,
+    /// The datapath was not done with it in time, and is detached from the guest's memory.
+    pub detached: bool,
 }
 
 /// Passes the record of a burst to the datapath's observer, if it has one.

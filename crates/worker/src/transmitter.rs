@@ -1,5 +1,6 @@
 //! A transmit ring in service: from the guest to wherever its frames go.
 
+pub mod announce;
 mod in_place;
 
 use std::ops::Deref;

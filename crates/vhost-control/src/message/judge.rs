@@ -12,6 +12,7 @@
 //!
 //! The judge also checks each descriptor's kind ([`super::descriptor`]).
 
+mod dirty;
 mod memory;
 mod offer;
 
@@ -19,18 +20,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserHeaderFlag, VhostUserProtocolFeatures};
-use virtio_net::Negotiated;
-
+use virtio_net::{MacAddress, Negotiated};
 use virtqueue::layout::part_lens;
 use worker::{Custody, Foreign};
 
+use self::dirty::Dirty;
 use self::memory::Memory;
 pub use self::offer::Offer;
 use super::channel;
 use super::descriptor::{Kind, expect_kinds};
 use super::pipe::Pipes;
 use super::regions::Limits;
-use super::request::{Body, Request, RingParts};
+use super::request::{Body, LogPart, Request, RingParts};
 use super::stream::HEADER_LEN;
 use crate::ring::RingControl;
 use crate::sharing::Sharing;
@@ -54,6 +55,25 @@ pub enum Held {
     Connection(String),
 }
 
+/// Where a message that is accepted goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// On to the framework.
+    Further,
+    /// No further: the judge has carried it out.
+    Done,
+}
+
+impl Way {
+    const fn done((): ()) -> Self {
+        Self::Done
+    }
+
+    const fn done_if(is_done: bool) -> Self {
+        if is_done { Self::Done } else { Self::Further }
+    }
+}
+
 /// Judges the messages of one front end. Keeps what later verdicts need.
 #[derive(Debug)]
 pub struct Judge {
@@ -70,7 +90,9 @@ pub struct Judge {
     features: Option<Negotiated>,
     /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was negotiated.
     reply_ack: bool,
+    limits: Limits,
     memory: Memory,
+    dirty: Dirty,
     /// Size of each ring, in descriptors; 0 before `SET_VRING_NUM`.
     sizes: Vec<u16>,
     custody: Arc<Custody>,
@@ -100,7 +122,9 @@ impl Judge {
             counts_pairs: false,
             features: None,
             reply_ack: false,
+            limits,
             memory: Memory::new(limits, Arc::clone(sharing)),
+            dirty: Dirty::new(rings.len()),
             sizes: vec![0; rings.len()],
             custody: Arc::clone(custody),
             pipes: Pipes::new(rings.len(), rings.first().map(|ring| Arc::clone(ring.log()))),
@@ -125,73 +149,103 @@ impl Judge {
             let why = format!("{name} with {count} file descriptors; expected none");
             return Err(Held::Connection(why));
         }
-        // Whether the judge has carried out the message itself.
-        let mut is_done = false;
+        let verdict = self.verdict(&request, descriptors)?;
+        if self.dirty.is_shared()
+            && let Body::SetLog(LogPart { len, offset }) = request.body
+        {
+            // Always answered, asked for or not: QEMU waits for any answer, the `vhost` crate for the message itself. A
+            // refusal is as long. It is an error to both ways to read it: as a number, and as a log, which wraps.
+            let answer = verdict.map_or_else(
+                |why| {
+                    self.log(&request, &why);
+                    [NOT_ACCEPTED, u64::MAX]
+                },
+                |_| [len, offset],
+            );
+            return Err(Held::Answered(Some(reply(request.code, &words(&answer)))));
+        }
+        let is_answered = self.reply_ack && request.needs_reply;
+        let answered =
+            |result| Err(Held::Answered(is_answered.then(|| answer(request.code, result))));
+        match verdict {
+            Err(why) => {
+                self.log(&request, &why);
+                return answered(NOT_ACCEPTED);
+            }
+            Ok(Way::Done) => return answered(ACCEPTED),
+            Ok(Way::Further) => {}
+        }
+        let starts = request.starts(self.rings.len());
+        self.starting = (is_answered && !starts.is_empty()).then_some((request.code, starts));
+        Ok(())
+    }
+
+    /// Judges one request. An error is why it is refused: a sentence, or for the connection.
+    fn verdict(
+        &mut self,
+        request: &Request,
+        descriptors: &mut Vec<Foreign>,
+    ) -> Result<Result<Way, String>, Held> {
         let rings_run = self.rings.iter().any(|ring| ring.running_size().is_some());
         let verdict = match &request.body {
             Body::SetSize { ring, size } => self.set_size(*ring, *size),
-            Body::SetAddresses(parts) => self.check_parts(parts),
+            Body::SetAddresses(parts) => self.set_parts(parts),
             Body::SetKick(ring) | Body::SetError(ring) => self.admit_eventfd(*ring, descriptors),
             Body::SetCall(ring) => self.admit_call(*ring, descriptors),
-            Body::SetMemory(regions) => self.memory.set(regions, descriptors, rings_run),
+            Body::SetMemory(regions) => {
+                let is_covered = self.dirty.expect_covered(regions);
+                is_covered.and_then(|()| self.memory.set(regions, descriptors, rings_run))
+            }
             Body::AddRegion(region) => {
-                let added = self.memory.add(*region, descriptors, rings_run);
-                added.map(|is_left_out| is_done = is_left_out)
+                let is_covered = self.dirty.expect_covered(&[*region]);
+                let add = |()| self.memory.add(*region, descriptors, rings_run);
+                return Ok(is_covered.and_then(add).map(Way::done_if));
             }
             Body::RemoveRegion(region) => {
-                let removed = self.memory.remove(*region, descriptors);
-                removed.map(|was_left_out| is_done = was_left_out)
+                return Ok(self.memory.remove(*region, descriptors).map(Way::done_if));
             }
             // The framework expects a socket; the channel may be a pipe.
-            Body::SetBackendChannel => self.keep_channel(descriptors).map(|()| is_done = true),
-            Body::SetFeatures(features) => {
+            Body::SetBackendChannel => return Ok(self.keep_channel(descriptors).map(Way::done)),
+            Body::SetFeatures { features, log_all } => {
                 self.offer.expect(*features).map_err(Held::Connection)?;
-                self.features = Some(*features);
-                Ok(())
+                let logs = self.dirty.set_all(*log_all, self.memory.all(), rings_run);
+                logs.map(|()| self.features = Some(*features))
             }
-            Body::SetProtocolFeatures(features) => {
-                self.reply_ack = features.contains(VhostUserProtocolFeatures::REPLY_ACK);
-                Ok(())
+            // The framework would mark what it writes itself, which is nothing.
+            Body::SetLog(part) => return Ok(self.set_log(*part, descriptors).map(Way::done)),
+            // The framework does not handle these messages.
+            Body::SendRarp(address) => return Ok(self.announce(*address).map(Way::done)),
+            Body::SetMtu(mtu) => {
+                let log = self.rings.first().map(|ring| &**ring.log());
+                return Ok(self.offer.expect_mtu(*mtu, log).map(Way::done));
             }
-            Body::SetOwner => {
-                self.owned = true;
-                Ok(())
-            }
-            Body::GetOffer => {
-                self.asked_first |= !self.owned;
-                Ok(())
-            }
+            Body::SetConfig => Err("the configuration space is read-only".into()),
             Body::GetConfig(part) if !part.is_valid() => {
                 // An answer without the bytes of the configuration space means an error (vhost-user,
                 // "VHOST_USER_GET_CONFIG").
                 let none = [part.offset, 0, part.flags].map(u32::to_ne_bytes).concat();
                 return Err(Held::Answered(Some(reply(request.code, &none))));
             }
-            Body::SetMtu(mtu) => {
-                // The framework does not handle this message.
-                is_done = true;
-                self.offer.expect_mtu(*mtu, self.rings.first().map(|ring| &**ring.log()))
-            }
-            Body::SetConfig => Err("the configuration space is read-only".into()),
-            Body::GetQueueNum => {
-                self.counts_pairs = !self.owned;
+            other => {
+                self.note(other);
                 Ok(())
             }
-            Body::GetConfig(_) | Body::Other => Ok(()),
         };
-        let is_answered = self.reply_ack && request.needs_reply;
-        let answered =
-            |result| Err(Held::Answered(is_answered.then(|| answer(request.code, result))));
-        if let Err(why) = verdict {
-            self.log(&request, &why);
-            return answered(NOT_ACCEPTED);
+        Ok(verdict.map(|()| Way::Further))
+    }
+
+    /// Notes what later verdicts and answers depend on.
+    fn note(&mut self, body: &Body) {
+        match body {
+            Body::SetProtocolFeatures(features) => {
+                self.dirty.set_shared(features.contains(VhostUserProtocolFeatures::LOG_SHMFD));
+                self.reply_ack = features.contains(VhostUserProtocolFeatures::REPLY_ACK);
+            }
+            Body::SetOwner => self.owned = true,
+            Body::GetOffer => self.asked_first |= !self.owned,
+            Body::GetQueueNum => self.counts_pairs = !self.owned,
+            _ => {}
         }
-        if is_done {
-            return answered(ACCEPTED);
-        }
-        let starts = request.starts(self.rings.len());
-        self.starting = (is_answered && !starts.is_empty()).then_some((request.code, starts));
-        Ok(())
     }
 
     /// Whether the front end has read the number of queue pairs and sent no features, as QEMU does if it
@@ -319,8 +373,31 @@ impl Judge {
         Ok(())
     }
 
+    fn set_log(&mut self, part: LogPart, descriptors: &[Foreign]) -> Result<(), String> {
+        let (memory, limits) = (self.memory.all(), &self.limits);
+        let log = self.dirty.set_log(part, descriptors, memory, limits)?;
+        self.rings.iter().for_each(|ring| ring.set_dirty_log(&log));
+        Ok(())
+    }
+
+    fn announce(&self, address: MacAddress) -> Result<(), String> {
+        let ring = self.rings.first().ok_or("there is no queue")?;
+        ring.announce(address)
+    }
+
+    fn set_parts(&mut self, parts: &RingParts) -> Result<(), String> {
+        self.check_parts(parts)?;
+        let packed = self.features.is_some_and(Negotiated::packed);
+        let size = self.sizes[parts.ring].max(1);
+        let logged_at = self.dirty.set_area(parts, packed, size)?;
+        if let Some(ring) = self.rings.get(parts.ring) {
+            ring.set_logged_at(logged_at);
+        }
+        Ok(())
+    }
+
     fn check_parts(&self, parts: &RingParts) -> Result<(), String> {
-        let RingParts { ring: index, table, driver, device } = *parts;
+        let RingParts { ring: index, table, driver, device, .. } = *parts;
         self.check_ring(index)?;
         // If the size is not known yet, only the beginning of each part is checked here. The worker checks
         // the ring again when it starts.
@@ -359,6 +436,10 @@ impl Judge {
 /// `VHOST_USER_PROTOCOL_F_REPLY_ACK`).
 fn answer(code: u32, accepted: u64) -> Vec<u8> {
     reply(code, &accepted.to_ne_bytes())
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
 /// An answer with this payload.

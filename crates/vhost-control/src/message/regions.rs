@@ -101,6 +101,20 @@ pub fn check(
     Ok(())
 }
 
+/// Checks the file of a dirty log of `len` bytes from byte `offset` on.
+///
+/// # Errors
+/// Why it is refused.
+pub fn check_log(
+    len: u64,
+    offset: u64,
+    file: BorrowedFd<'_>,
+    limits: &Limits,
+) -> Result<(), String> {
+    offset.checked_add(len).ok_or_else(|| format!("{len} bytes from byte {offset} on wrap"))?;
+    check_file(&Region { guest_address: 0, len, user_address: 0, offset }, file, limits)
+}
+
 fn check_file(region: &Region, file: BorrowedFd<'_>, limits: &Limits) -> Result<(), String> {
     let system = files::file_system(file, limits.peer)?;
     let stat = fstat(file)

@@ -6,9 +6,9 @@
 
 use vhost::vhost_user::message::{
     FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfigFlags, VhostUserHeaderFlag,
-    VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserProtocolFeatures, VhostUserVirtioFeatures, VhostUserVringAddrFlags,
 };
-use virtio_net::Negotiated;
+use virtio_net::{MacAddress, Negotiated};
 
 use super::regions::Region;
 use super::stream::HEADER_LEN;
@@ -33,8 +33,17 @@ pub enum Body {
     GetOffer,
     /// `GET_QUEUE_NUM`.
     GetQueueNum,
-    /// `SET_FEATURES`: the virtio features.
-    SetFeatures(Negotiated),
+    /// `SET_FEATURES`.
+    SetFeatures {
+        /// The virtio features.
+        features: Negotiated,
+        /// Whether written pages are to be logged (`VHOST_F_LOG_ALL`).
+        log_all: bool,
+    },
+    /// `SET_LOG_BASE`: the dirty log.
+    SetLog(LogPart),
+    /// `SEND_RARP`: the guest with this address has moved here.
+    SendRarp(MacAddress),
     /// `NET_SET_MTU`: the MTU in bytes.
     SetMtu(u64),
     /// `SET_PROTOCOL_FEATURES`.
@@ -81,6 +90,17 @@ pub struct RingParts {
     pub driver: u64,
     /// The used ring or the device's event suppression.
     pub device: u64,
+    /// Where writes to it are to be logged, guest-physical, if they are (`VHOST_VRING_F_LOG`).
+    pub log: Option<u64>,
+}
+
+/// The place of a dirty log in its file (vhost-user, "Log description").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPart {
+    /// Its length, bytes.
+    pub len: u64,
+    /// Its offset, bytes.
+    pub offset: u64,
 }
 
 /// A part of the configuration space (vhost-user, "Virtio device config space").
@@ -145,7 +165,8 @@ impl Request {
                 | Body::GetQueueNum
                 | Body::GetConfig(_)
                 | Body::SetConfig
-                | Body::SetFeatures(_)
+                | Body::SetFeatures { .. }
+                | Body::SendRarp(_)
                 | Body::SetMtu(_)
                 | Body::SetProtocolFeatures(_)
                 | Body::SetSize { .. }
@@ -180,6 +201,7 @@ fn payload_len(request: FrontendReq, payload: Words<'_>) -> Option<usize> {
         FrontendReq::SET_FEATURES
         | FrontendReq::SET_PROTOCOL_FEATURES
         | FrontendReq::NET_SET_MTU
+        | FrontendReq::SEND_RARP
         | FrontendReq::SET_VRING_NUM
         | FrontendReq::SET_VRING_BASE
         | FrontendReq::GET_VRING_BASE
@@ -188,6 +210,7 @@ fn payload_len(request: FrontendReq, payload: Words<'_>) -> Option<usize> {
         | FrontendReq::SET_VRING_CALL
         | FrontendReq::SET_VRING_ERR => 8,
         FrontendReq::SET_VRING_ADDR | FrontendReq::ADD_MEM_REG | FrontendReq::REM_MEM_REG => 40,
+        FrontendReq::SET_LOG_BASE => 16,
         // Number of regions and padding, then 32 bytes for each region.
         FrontendReq::SET_MEM_TABLE => 8 + 32 * count(0),
         // Offset, size and flags, then as many bytes as the size says.
@@ -205,8 +228,12 @@ impl Body {
             FrontendReq::GET_FEATURES | FrontendReq::GET_PROTOCOL_FEATURES => Self::GetOffer,
             FrontendReq::GET_QUEUE_NUM => Self::GetQueueNum,
             FrontendReq::SET_FEATURES => {
-                let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-                Self::SetFeatures(Negotiated(words.u64(0)? & !protocol))
+                let (all, log_all) = (words.u64(0)?, VhostUserVirtioFeatures::LOG_ALL.bits());
+                let vhost = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() | log_all;
+                Self::SetFeatures {
+                    features: Negotiated(all & !vhost),
+                    log_all: all & log_all != 0,
+                }
             }
             FrontendReq::NET_SET_MTU => Self::SetMtu(words.u64(0)?),
             FrontendReq::SET_PROTOCOL_FEATURES => Self::SetProtocolFeatures(
@@ -216,12 +243,14 @@ impl Body {
                 Self::SetSize { ring: words.u32(0)? as usize, size: words.u32(4)? }
             }
             FrontendReq::SET_VRING_ADDR => {
-                // Flags are at byte 4, the address of the dirty log at byte 32.
+                let is_logged =
+                    words.u32(4)? & VhostUserVringAddrFlags::VHOST_VRING_F_LOG.bits() != 0;
                 Self::SetAddresses(RingParts {
                     ring: words.u32(0)? as usize,
                     table: words.u64(8)?,
                     device: words.u64(16)?,
                     driver: words.u64(24)?,
+                    log: is_logged.then_some(words.u64(32)?),
                 })
             }
             FrontendReq::SET_VRING_KICK => Self::SetKick(words.ring()?),
@@ -240,6 +269,13 @@ impl Body {
                 flags: words.u32(8)?,
             }),
             FrontendReq::SET_CONFIG => Self::SetConfig,
+            FrontendReq::SET_LOG_BASE => {
+                Self::SetLog(LogPart { len: words.u64(0)?, offset: words.u64(8)? })
+            }
+            FrontendReq::SEND_RARP => {
+                // Its first six bytes.
+                Self::SendRarp(MacAddress(*words.u64(0)?.to_ne_bytes().first_chunk()?))
+            }
             _ => Self::Other,
         })
     }
@@ -324,6 +360,8 @@ mod tests {
             R::SET_VRING_ENABLE,
             R::GET_CONFIG,
             R::SET_CONFIG,
+            R::SET_LOG_BASE,
+            R::SEND_RARP,
         ] {
             let payload = exact(request);
             let expected = message(request, &payload);
@@ -356,7 +394,10 @@ mod tests {
     #[test]
     fn the_parts_of_a_ring_are_read_in_the_order_of_the_specification() {
         let words = [1_u64, 2, 3, 4, 5].map(u64::to_ne_bytes).concat();
-        let parts = RingParts { ring: 1, table: 2, device: 3, driver: 4 };
+        let parts = RingParts { ring: 1, table: 2, device: 3, driver: 4, log: None };
+        assert_eq!(read(FrontendReq::SET_VRING_ADDR, &words), Ok(Body::SetAddresses(parts)));
+        let words = [1_u64 | 1 << 32, 2, 3, 4, 5].map(u64::to_ne_bytes).concat();
+        let parts = RingParts { log: Some(5), ..parts };
         assert_eq!(read(FrontendReq::SET_VRING_ADDR, &words), Ok(Body::SetAddresses(parts)));
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub struct Session {
     rings: Vec<Arc<RingControl>>,
     /// What the guest negotiated last.
     features: AtomicU64,
+    /// Whether pages that are written are logged.
+    logging: AtomicBool,
     control: Arc<ControlQueue>,
     sharing: Arc<Sharing>,
     /// The guest's memory. Held as long as the framework may have it mapped, because the framework reads it too.
@@ -73,6 +75,7 @@ impl Session {
             peer,
             rings,
             features: AtomicU64::new(0),
+            logging: AtomicBool::new(false),
             control,
             sharing: Arc::new(Sharing::new(peer)),
             memory: Mutex::default(),
@@ -147,6 +150,18 @@ impl Session {
         result.is_ok()
     }
 
+    /// Pages are logged from now on, or no longer.
+    fn set_logging(&self, all: bool) {
+        self.rings.iter().for_each(|ring| ring.set_logging(all));
+        if self.logging.swap(all, Ordering::Relaxed) != all {
+            let what = if all { "logs" } else { "no longer logs" };
+            log_limit::info!(
+                self.device.log,
+                "the front end {what} which pages of its guest's memory are written, for a migration"
+            );
+        }
+    }
+
     fn follow_settings(&self) -> io::Result<()> {
         self.rings.iter().try_for_each(|ring| ring.follow_settings())
     }
@@ -177,11 +192,16 @@ impl VhostUserBackend for Session {
     }
 
     fn features(&self) -> u64 {
-        self.device.features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+        let vhost = VhostUserVirtioFeatures::PROTOCOL_FEATURES | VhostUserVirtioFeatures::LOG_ALL;
+        self.device.features | vhost.bits()
     }
 
     fn acked_features(&self, features: u64) {
-        let features = features & !VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let (protocol, all) =
+            (VhostUserVirtioFeatures::PROTOCOL_FEATURES, VhostUserVirtioFeatures::LOG_ALL);
+        // Before features are: a ring that the next message starts must log from the beginning.
+        self.set_logging(features & all.bits() != 0);
+        let features = features & !(protocol | all).bits();
         // The relay's own message has none. A guest that starts again mostly has the same as before.
         if self.features.swap(features, Ordering::Relaxed) != features {
             log_limit::info!(self.device.log, "the guest negotiated: {}", Names(features));
@@ -197,7 +217,9 @@ impl VhostUserBackend for Session {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::BACKEND_REQ
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::RARP;
         // Only with the feature (vhost-user, "VHOST_USER_NET_SET_MTU").
         offered.set(VhostUserProtocolFeatures::MTU, self.device.features & features::MTU != 0);
         offered

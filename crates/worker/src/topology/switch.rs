@@ -32,7 +32,7 @@ use self::addresses::{Addresses, GUEST_ADDRESSES_MAX, PORTS_MAX, UPLINK_ADDRESSE
 use self::place::{PendingOffloads, all};
 use self::uplink::Uplink;
 use self::wait::{CROWDED, Patience, PortQueue};
-use super::Topology;
+use super::{Announced, Topology};
 use crate::clock::Clock;
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
@@ -261,6 +261,16 @@ impl<U: FrameReader> Topology for Switch<U> {
             let (rings, tracer) = (pairs.rings(0), view.tracer(pairs.guest(0)));
             facts.losses(&mut |what, times| tracer.counted(rings, what, times));
         }
+    }
+
+    fn announce(
+        &mut self,
+        at: usize,
+        address: MacAddress,
+        pairs: &mut Pairs,
+        view: &mut View<'_>,
+    ) -> Announced {
+        self.fabric.announce(at, address, pairs, self.uplink.as_deref_mut(), view)
     }
 
     /// Resets the state of this pair only: a guest that changes its rings over and over must not make frames of other

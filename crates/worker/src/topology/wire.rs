@@ -8,15 +8,16 @@ use burst_trace::{DropCause, DropCounts};
 use datapath::{Datapath, InPlace as _, KernelFacts as _, Look};
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
-use virtio_net::Negotiated;
+use virtio_net::{MacAddress, Negotiated};
 use virtqueue::RingError;
 
 use super::reads::Reads;
-use super::{Topology, observe};
+use super::{Announced, Topology, observe};
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
 use crate::receiver::{HOLD, Receiver};
 use crate::ring::Ring;
+use crate::transmitter::announce::send_own;
 use crate::transmitter::{Carried, Transmitter};
 use crate::view::View;
 
@@ -154,6 +155,26 @@ impl<D: Datapath> Topology for Wire<D> {
         pairs.transmitter_mut(at).settle(&mut self.lines[at].datapath, view, |datapath, record| {
             observe(datapath.observer(), record);
         })
+    }
+
+    fn announce(
+        &mut self,
+        at: usize,
+        address: MacAddress,
+        pairs: &mut Pairs,
+        view: &mut View<'_>,
+    ) -> Announced {
+        let mut detached = self.settle(at, pairs, view);
+        let datapath = &mut self.lines[at].datapath;
+        let sent = pairs.transmitter_mut(at).announce(address, view, |frames, _| {
+            let (transmitted, is_done) = send_own(datapath, frames);
+            if !is_done && let Some(in_place) = datapath.in_place() {
+                in_place.detach();
+                detached = true;
+            }
+            transmitted
+        });
+        Announced { sent, detached }
     }
 
     fn set_active(&mut self, at: usize, active: bool) -> io::Result<()> {

@@ -92,6 +92,11 @@ impl Memory {
         Ok(false)
     }
 
+    /// All regions.
+    pub fn all(&self) -> &[Region] {
+        &self.regions
+    }
+
     /// Checks that the `len` bytes at `address` of the front end's own memory lie in one region.
     ///
     /// # Errors

@@ -37,10 +37,6 @@ fn message(request: FrontendReq, flags: u32, payload: &[u8]) -> Vec<u8> {
     [&header[..], payload].concat()
 }
 
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
-
 /// Of a front end that has sent nothing yet, and whose process is not known.
 fn judge(custody: &Arc<Custody>) -> Judge {
     Judge::new(&[], OFFER, LIMITS, &Arc::new(Sharing::new(None)), custody)

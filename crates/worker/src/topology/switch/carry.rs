@@ -2,13 +2,15 @@
 
 use burst_trace::{DropCause, DropCounts};
 use datapath::{FrameReader, Transmitted};
-use virtio_net::{Frames, SegmentProgress};
+use virtio_net::{Frames, MacAddress, SegmentProgress};
 
+use super::super::Announced;
 use super::place::{Ending, Placing, deliver_all};
 use super::sort::bytes_of;
 use super::uplink::Uplink;
 use super::wait::{Crowd, Wait};
 use super::{Fabric, UPLINK, bits, drop_frames};
+use crate::pairs::Pairs;
 use crate::receiver::Receiver;
 use crate::timeline::Sighting;
 use crate::view::View;
@@ -89,6 +91,33 @@ impl Fabric {
             self.let_go(before.receiver, rx);
         }
         done
+    }
+
+    /// Carries a frame to everyone that says that `address` is at pair `at`. It does not wait: if frames of that pair do, or
+    /// there is no room for it, it is not carried.
+    #[cold]
+    pub(super) fn announce<U: FrameReader>(
+        &mut self,
+        at: usize,
+        address: MacAddress,
+        pairs: &mut Pairs,
+        uplink: Option<&mut Uplink<U>>,
+        view: &mut View<'_>,
+    ) -> Announced {
+        if self.queues[at].is_waiting() {
+            return Announced::default();
+        }
+        let (sender, rx) = pairs.transmitter_and_receivers(at);
+        let sent = sender.announce(address, view, |frames, view| {
+            let now = view.now();
+            let sighting = Sighting { wake: now, seen: now, polled: false };
+            let transmitted = self.carry(at, frames, sighting, rx, uplink, view);
+            self.stop_waiting(at, rx);
+            transmitted
+        });
+        self.report_news(pairs, view);
+        self.signal(pairs.receivers(), view);
+        Announced { sent, detached: false }
     }
 
     /// Sends the frames `left`, of those that pair `at` gathered, to the uplink.
