@@ -5,6 +5,7 @@
 //! - [`cable`]: an interface of this host, and a host at the other end of its cable.
 //! - [`daemon`]: the daemon under test.
 //! - [`debian`]: programs from packages that are not installed.
+//! - [`dirty`]: a guest whose device alone writes, and what must be marked.
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`eventually`]: waits for a state, with a deadline and a message.
 //! - [`frames`]: frames that a reflecting back end must return.
@@ -14,6 +15,7 @@
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`hostile_rings`]: what a hostile guest keeps a ring busy with.
 //! - [`lan`]: guests in software on one switch.
+//! - [`migration`]: a second QEMU, to which a guest moves.
 //! - [`mirror`]: wires that give every frame back as it was.
 //! - [`monitor`]: QEMU's monitor.
 //! - [`packets`]: packets that a kernel answers.
@@ -34,6 +36,7 @@ pub mod browser;
 pub mod cable;
 pub mod daemon;
 pub mod debian;
+pub mod dirty;
 pub mod dpdk;
 pub mod eventually;
 pub mod frames;
@@ -43,6 +46,7 @@ pub mod guides;
 pub mod hostile;
 pub mod hostile_rings;
 pub mod lan;
+pub mod migration;
 pub mod mirror;
 pub mod monitor;
 pub mod packets;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -17,7 +18,15 @@ impl Monitor {
     /// # Errors
     /// When QEMU does not answer.
     pub fn connect(place: &Place) -> Result<Self, Failure> {
-        let stream = UnixStream::connect(place.directory().join("guest/monitor.sock"))?;
+        Self::at(&place.directory().join("guest/monitor.sock"))
+    }
+
+    /// Connects to the monitor at this socket.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn at(socket: &Path) -> Result<Self, Failure> {
+        let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(SOON))?;
         let mut monitor = Self(BufReader::new(stream));
         // Its greeting. It takes no other command before this one.

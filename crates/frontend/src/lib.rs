@@ -7,6 +7,7 @@
 //! - [`pair`]: a queue pair: frames out and in.
 //! - [`ring`]: one ring of a pair: driver, kick and call, counters.
 //! - [`buffers`]: the buffers of a ring, with canaries between them.
+//! - [`dirty`]: the dirty log of a live migration.
 //! - [`memory`]: guest memory that the back end can map.
 //! - [`link`](mod@link): the conversation over the socket.
 //! - [`raw`]: messages as bytes and descriptors, for front ends that misbehave.
@@ -14,6 +15,7 @@
 
 pub mod buffers;
 mod control;
+pub mod dirty;
 pub mod error;
 pub mod guest;
 pub mod link;
@@ -26,6 +28,7 @@ pub mod raw;
 pub mod ring;
 mod signal;
 
+pub use dirty::DirtyFile;
 pub use error::Error;
 pub use guest::{Guest, Listener};
 pub use options::{FileRegion, GuestOptions, RegionOptions};

@@ -1,5 +1,6 @@
 //! The conversation over the socket.
 
+use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 
@@ -7,7 +8,9 @@ use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
-use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{
+    VhostBackend as _, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData,
+};
 use virtio_net::Negotiated;
 use virtio_net::features::MAC;
 use vmm_sys_util::eventfd::EventFd;
@@ -66,9 +69,7 @@ impl Link {
         if u64::from(options.queue_pairs) > pairs {
             return Err(Error::QueuePairs { offered: pairs, wanted: options.queue_pairs });
         }
-        let protocol_bit = offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        let acked = link.features.0 | protocol_bit;
-        link.frontend.set_features(acked).map_err(Error::refused("SET_FEATURES"))?;
+        link.set_logging(options.log_all)?;
         link.read_mac()?;
         Ok(link)
     }
@@ -212,18 +213,56 @@ impl Link {
     /// # Errors
     /// When the back end refuses.
     pub fn set_addresses(&mut self, ring: u16, parts: [u64; 3]) -> Result<(), Error> {
+        self.set_logged_addresses(ring, parts, None)
+    }
+
+    /// The same, with the guest-physical address at which writes to the used ring are to be logged, if they are.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_logged_addresses(
+        &mut self,
+        ring: u16,
+        parts: [u64; 3],
+        log_addr: Option<u64>,
+    ) -> Result<(), Error> {
         let [desc_table_addr, avail_ring_addr, used_ring_addr] = parts;
         let config = VringConfigData {
             queue_max_size: u16::MAX,
             queue_size: 0,
-            flags: 0,
+            flags: u32::from(log_addr.is_some()),
             desc_table_addr,
             used_ring_addr,
             avail_ring_addr,
-            log_addr: None,
+            log_addr,
         };
         let set = self.frontend.set_vring_addr(ring.into(), &config);
         set.map_err(Error::refused("SET_VRING_ADDR"))
+    }
+
+    /// Gives the back end a dirty log: `len` bytes of `file` from byte `offset` on.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_log(&mut self, file: &File, len: u64, offset: u64) -> Result<(), Error> {
+        let region = VhostUserDirtyLogRegion {
+            mmap_size: len,
+            mmap_offset: offset,
+            mmap_handle: file.as_raw_fd(),
+        };
+        let set = self.frontend.set_log_base(0, Some(region));
+        set.map_err(Error::refused("SET_LOG_BASE"))
+    }
+
+    /// Has the back end log which pages it writes, or no longer.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_logging(&mut self, on: bool) -> Result<(), Error> {
+        let protocol = self.offered & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let all = if on { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
+        let set = self.frontend.set_features(self.features.0 | protocol | all);
+        set.map_err(Error::refused("SET_FEATURES"))
     }
 
     /// Enables or disables a ring. Without protocol features a ring is enabled when it starts.
@@ -255,6 +294,8 @@ impl Link {
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::LOG_SHMFD
+            | VhostUserProtocolFeatures::RARP
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         let offered = self.frontend.get_protocol_features();
         let offered = offered.map_err(Error::refused("GET_PROTOCOL_FEATURES"))?;

@@ -93,6 +93,16 @@ impl SharedMemory {
         self.map.iter().map(|region| info(region).expect("a region with a file")).collect()
     }
 
+    /// Guest-physical addresses and lengths of the regions.
+    #[must_use]
+    pub fn spans(&self) -> Vec<RegionOptions> {
+        let span = |it: &GuestRegionMmap<()>| RegionOptions {
+            address: it.start_addr().raw_value(),
+            len: it.len(),
+        };
+        self.map.iter().map(span).collect()
+    }
+
     /// The front-end address of a guest-physical address. Messages have ring addresses of this kind.
     #[must_use]
     pub fn user_address(&self, address: u64) -> Option<u64> {

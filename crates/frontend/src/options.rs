@@ -64,6 +64,9 @@ pub struct GuestOptions {
     /// (`virtio_user_start_device`, drivers/net/virtio/virtio_user/virtio_user_dev.c), and each packed ring where it
     /// began, as QEMU does (`virtio_queue_packed_restore_last_avail_idx`, hw/virtio/virtio.c).
     pub forgetful: bool,
+    /// Have pages that are written logged from the beginning, before there is a log, as QEMU does when a device starts during a
+    /// migration.
+    pub log_all: bool,
     /// How long to wait for the back end.
     pub patience: Duration,
 }
@@ -83,6 +86,7 @@ impl Default for GuestOptions {
             canary_len: 4096,
             start_index: 0,
             forgetful: false,
+            log_all: false,
             patience: Duration::from_secs(5),
         }
     }

@@ -30,6 +30,8 @@ pub mod request {
     pub const GET_PROTOCOL_FEATURES: u32 = FrontendReq::GET_PROTOCOL_FEATURES as u32;
     pub const SET_PROTOCOL_FEATURES: u32 = FrontendReq::SET_PROTOCOL_FEATURES as u32;
     pub const GET_QUEUE_NUM: u32 = FrontendReq::GET_QUEUE_NUM as u32;
+    pub const SET_LOG_BASE: u32 = FrontendReq::SET_LOG_BASE as u32;
+    pub const SEND_RARP: u32 = FrontendReq::SEND_RARP as u32;
     pub const SET_VRING_ENABLE: u32 = FrontendReq::SET_VRING_ENABLE as u32;
     pub const SET_BACKEND_REQ_FD: u32 = FrontendReq::SET_BACKEND_REQ_FD as u32;
     pub const GET_CONFIG: u32 = FrontendReq::GET_CONFIG as u32;
