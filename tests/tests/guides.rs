@@ -52,6 +52,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("crates/README.md", "TX  guest -> wire", "a drawing"),
     ("crates/README.md", "to the wire    Loop::run", "a drawing"),
     ("crates/README.md", "front end --1-->", "a drawing"),
+    ("crates/README.md", "front end -> SET_LOG_BASE", "a drawing"),
     ("crates/README.md", "cargo test -p ringscope-tests", "builds; tests/run runs it"),
     (
         "qemu-scripts/README.md",
