@@ -99,12 +99,23 @@ fn note_resumed(log: &LogLimit, index: u16, resumed: Resumed, setup: QueueSetup)
     }
 }
 
-/// Logs that what the journal says of a ring does not fit it.
+/// Logs that what the journal says of a ring does not fit it. That is usual if it is of an earlier guest, which left without
+/// a word.
 fn note_unfit(log: &LogLimit, index: u16, why: Unfit) {
-    log_limit::warn!(
-        log,
-        "queue {index} does not go on as the journal says, because {why}; it goes on as the front end says"
-    );
+    match why {
+        Unfit::Setup | Unfit::Used { .. } => {
+            log::debug!("{}queue {index}: the journal has another ring: {why}", log.prefix());
+        }
+        Unfit::Reset | Unfit::Said { .. } => log_limit::info!(
+            log,
+            "queue {index} does not go on as the journal says, because {why}; it goes on as the front end says"
+        ),
+        Unfit::Outside | Unfit::Descriptors => log_limit::warn!(
+            log,
+            "queue {index} does not go on as the journal says, because {why}; it goes on as the front end says, and if no \
+             frames come through, the guest's driver must be reset"
+        ),
+    }
 }
 
 impl Ring {
