@@ -11,6 +11,8 @@
 //! `N regions`: buffers lie in the regions of guest memory in turn. `last of N`: all lie in the last one, as those of
 //! a guest with memory above 4 GiB do.
 //!
+//! `noted`: the engine notes each burst in a journal, as in a daemon with packed rings that outlive it.
+//!
 //! For comparison, `virtio-queue` stands for that crate's `Queue`, which does the same through its own interface.
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput};
 use guest_memory::memory::Mapping;
 use guest_memory::{GuestMemory, GuestSlice};
+use ring_journal::Journal;
 use virtio_queue::{Queue as Oracle, QueueT as _};
 use virtqueue::driver::{Buffer, Driver, RingOptions};
 use virtqueue::{Access, Chains, Queue};
@@ -44,17 +47,20 @@ struct Case {
     /// Whether all buffers lie in the last region.
     is_last: bool,
     burst: usize,
+    /// Whether each burst is noted in a journal.
+    noted: bool,
 }
 
 impl Case {
     fn name(&self, engine: &str) -> String {
-        let Self { options, access, len, buffers, regions, is_last, burst } = self;
+        let Self { options, access, len, buffers, regions, is_last, burst, noted } = self;
         let order = if options.in_order { "-inorder" } else { "" };
         let way = if *access == Access::Read { "send" } else { "receive" };
         let chain = if *buffers == 1 { String::new() } else { format!("chains of {buffers}/") };
         let place =
             if *is_last { format!("last of {regions}") } else { format!("{regions} regions") };
-        format!("{engine}{order}/{way}/{len}B/{chain}{place}/bursts of {burst}")
+        let noted = if *noted { "/noted" } else { "" };
+        format!("{engine}{order}/{way}/{len}B/{chain}{place}/bursts of {burst}{noted}")
     }
 
     /// Packets that fill the ring.
@@ -107,7 +113,14 @@ impl Bench {
     /// The engine's time for `packets`: whole rings are measured, and the result is scaled.
     fn ours(&mut self, packets: u64) -> Duration {
         let memory = Arc::clone(&self.memory);
-        let mut queue = Queue::new(&self.driver.setup(), &memory).expect("a good ring");
+        let setup = self.driver.setup();
+        let mut queue = Queue::new(&setup, &memory).expect("a good ring");
+        let directory = tempfile::tempdir().expect("a directory");
+        if self.case.noted {
+            let path = directory.path().join("bench.rings");
+            let (journal, _) = Journal::open(&path, 1).expect("a journal");
+            let _ = queue.resume(&setup, journal.slot(0).expect("its first ring"));
+        }
         let (mut done, mut spent) = (0, Duration::ZERO);
         while done < packets {
             self.fill();
@@ -219,11 +232,15 @@ fn main() {
                 (64, 2, 4, true, 1),
             ] {
                 let options = RingOptions { packed, in_order, ..RingOptions::of(SIZE) };
-                let case = Case { options, access, len, buffers, regions, is_last, burst };
                 let engine = if packed { "packed" } else { "split" };
-                group.bench_function(case.name(engine), |bencher| {
-                    bencher.iter_custom(|packets| Bench::new(case).ours(packets));
-                });
+                let case =
+                    |noted| Case { options, access, len, buffers, regions, is_last, burst, noted };
+                for case in [case(false), case(true)] {
+                    group.bench_function(case.name(engine), |bencher| {
+                        bencher.iter_custom(|packets| Bench::new(case).ours(packets));
+                    });
+                }
+                let case = case(false);
                 if !packed && !in_order {
                     group.bench_function(case.name("virtio-queue"), |bencher| {
                         bencher.iter_custom(|packets| Bench::new(case).theirs(packets));
