@@ -75,6 +75,8 @@ struct service {
 
 // Services that are kept, a power of two.
 #define SERVICES 8
+// Longest time of a service, ns: in a flood that goes on, another one begins then.
+#define SERVICE_LONGEST 100000000
 
 // What a CPU does.
 struct cpu {
@@ -238,7 +240,7 @@ static __always_inline void served(struct cpu *cpu, __u32 number, __u64 start, _
 {
 	struct service *service = &cpu->services[cpu->last_service & (SERVICES - 1)];
 
-	if (start < service->end + LONG) {
+	if (start < service->end + LONG && start < service->start + SERVICE_LONGEST) {
 		service->end = end;
 		service->took += end - start;
 		service->softirq = number;
