@@ -388,8 +388,8 @@ fn more_descriptors_than_the_framework_takes_end_the_connection() {
 fn descriptors_that_a_message_does_not_take_end_the_connection() {
     let mut scene = Scene::new();
     let (socket, peer) = lingering();
-    // SET_LOG_BASE, GET_FEATURES, and a request that does not exist.
-    for request in [6, 1, 99] {
+    // SET_LOG_FD, GET_FEATURES, and a request that does not exist.
+    for request in [7, 1, 99] {
         let stream = scene.guest.link().unwrap().stream();
         raw::send(stream, request, &[], &[socket.as_fd()]).unwrap();
         scene.daemon.expect_log("with 1 file descriptors; expected none");
