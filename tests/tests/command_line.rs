@@ -234,7 +234,7 @@ fn sockets_in_the_way_are_replaced_or_refused() {
         .unwrap();
     daemon.signal(Signal::TERM).unwrap();
     assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0));
-    assert_eq!(names_in(directory.path()), ["vm.log", "vm.trace", "vm.trace.crashed"]);
+    assert_eq!(names_in(directory.path()), ["vm.log", "vm.rings", "vm.trace", "vm.trace.crashed"]);
 
     fs::write(daemon.socket(), "mine").unwrap();
     let again = &mut in_directory(directory.path(), "vm", &REFLECT);
@@ -269,7 +269,10 @@ fn a_name_is_one_daemons_as_long_as_it_lives() {
     };
     let pid = format!("process {}", daemon.pid());
     fails_saying(&mut another(), &["is being written by", &pid, "--name"]);
-    assert_eq!(names_in(directory.path()), ["vm.lock", "vm.log", "vm.sock", "vm.trace"]);
+    assert_eq!(
+        names_in(directory.path()),
+        ["vm.lock", "vm.log", "vm.rings", "vm.sock", "vm.trace"]
+    );
     daemon.signal(Signal::KILL).unwrap();
     daemon.wait(SOON).unwrap();
     // The name is free again, whoever has the process's number by now.
