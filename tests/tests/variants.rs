@@ -52,6 +52,14 @@ fn each_variant_carries_pings_past_each_place_and_leaves_nothing() -> Result<(),
     Ok(())
 }
 
+/// Has the kernel's trace buffer take messages, or not.
+fn switch_messages(bench: &mut Bench, on: u8) -> Result<(), Failure> {
+    let file = "/sys/kernel/tracing/tracing_on";
+    bench.run(&format!(
+        "unshare --mount sh -c 'mount -t tracefs tracefs /sys/kernel/tracing && echo {on} >{file}'"
+    ))
+}
+
 /// The message is written within the daemon's call that sends the frame.
 #[test]
 fn a_debug_message_in_the_xdp_program_shows_in_egress() -> Result<(), Failure> {
@@ -77,6 +85,12 @@ fn a_debug_message_in_the_xdp_program_shows_in_egress() -> Result<(), Failure> {
     let wrong = bench.up("tap-xdp", "--option printk=maybe")?;
     assert!(!wrong.status.success());
     assert!(wrong.text.contains("expected off, on or read, found maybe"), "{}", wrong.text);
+    bench.down()?;
+    switch_messages(&mut bench, 0)?;
+    let off = bench.up("tap-xdp", "--option printk=on");
+    switch_messages(&mut bench, 1)?;
+    let off = off?;
+    assert!(!off.status.success() && off.text.contains("found tracing_on=0"), "{}", off.text);
     bench.down()?;
     bench.expect_nothing_left("a wrong option");
     Ok(())
