@@ -9,8 +9,8 @@ use lab::command::Stop;
 use ringscope_tests::planted::{GuestKind, Plan, run};
 use ringscope_tests::qemu::Failure;
 
-/// After so many disturbed recordings none is made again, and after a third of them without a single undisturbed one the test
-/// ends: it has an end on any machine.
+/// The number of disturbed recordings is limited, so that the test ends on any machine: above the limit no recording is made
+/// again, and the test ends at a third of it if none was undisturbed.
 const PLAN: Plan = Plan {
     faults: 60,
     seed: 1,

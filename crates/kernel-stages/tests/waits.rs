@@ -1,4 +1,4 @@
-//! A thread that waits for its CPU: who or what is blamed, and which waits are told.
+//! A thread that waits for its CPU: who or what is blamed, and which waits are reported.
 //!
 //! Softirqs are blamed for what they took of a wait, and for nothing that they took before it. The thread that has the CPU makes
 //! them by itself: it broadcasts on the loopback interface, and the kernel delivers each packet to many sockets before the sender
@@ -28,7 +28,7 @@ static TURN: Mutex<()> = Mutex::new(());
 const SOCKETS: usize = 300;
 /// How long the thread waits for its CPU.
 const WAIT: Duration = Duration::from_millis(12);
-/// What is told of it is at least this long.
+/// The reported wait is at least this long.
 const SEEN: Duration = Duration::from_millis(8);
 /// How long softirqs run before that, longer than the wait.
 const BEFORE: Duration = Duration::from_millis(30);
@@ -90,8 +90,8 @@ fn take_place(priority: u32) -> u32 {
     thread
 }
 
-/// What is told while `each` runs, which gets the loaded programs.
-fn told_while<T>(each: impl FnOnce(&KernelStages) -> T) -> (Vec<ThreadEvent>, T) {
+/// The events that are reported while `each` runs, which gets the loaded programs.
+fn reported_while<T>(each: impl FnOnce(&KernelStages) -> T) -> (Vec<ThreadEvent>, T) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (stages, _) = KernelStages::attach(false).unwrap();
     let told = Mutex::new(Vec::new());
@@ -110,12 +110,12 @@ fn told_while<T>(each: impl FnOnce(&KernelStages) -> T) -> (Vec<ThreadEvent>, T)
     (told.into_inner().unwrap(), result)
 }
 
-/// What is told of a thread that waits for its CPU while another one has it, which does `first`, wakes it up, and does `then`:
-/// the causes and culprits of its waits. Also returns that other thread's id.
+/// One thread has the CPU: it does `first`, wakes a second thread, and does `then`, while the second one waits. Returns the
+/// reported waits of the second thread, and the first one's id.
 fn waits(first: impl FnOnce() + Send, then: impl FnOnce() + Send) -> (Vec<ThreadEvent>, u32) {
     let (mut bell, mut ring) = pipe().unwrap();
     let (id, ids) = channel();
-    let (mut told, hog) = told_while(|stages| {
+    let (mut told, hog) = reported_while(|stages| {
         thread::scope(|scope| {
             scope.spawn(move || {
                 id.send(take_place(10)).unwrap();
@@ -171,11 +171,12 @@ fn softirqs_that_take_most_of_a_wait_are_blamed_for_it() {
     panic!("expected softirqs to be blamed, found {last:?}");
 }
 
-/// How often it is told that a thread which gives way does not run, while another thread has the CPU for this long each time.
-fn yields_told(held: Duration) -> usize {
+/// One thread yields its CPU again and again, and another one then runs for `held`. Returns the number of reported waits of the
+/// first one.
+fn yields_reported(held: Duration) -> usize {
     let (id, ids) = channel();
     let (is_over, begin) = (AtomicBool::new(false), Barrier::new(2));
-    let (told, ()) = told_while(|stages| {
+    let (told, ()) = reported_while(|stages| {
         thread::scope(|scope| {
             scope.spawn(|| {
                 id.send(take_place(10)).unwrap();
@@ -201,8 +202,8 @@ fn yields_told(held: Duration) -> usize {
 
 #[test]
 fn a_thread_that_gives_way_is_told_only_of_long_waits() {
-    let short = yields_told(Duration::from_micros(15));
+    let short = yields_reported(Duration::from_micros(15));
     assert!(short < YIELDS / 4, "{short} of {YIELDS}");
-    let long = yields_told(Duration::from_micros(150));
+    let long = yields_reported(Duration::from_micros(150));
     assert!(long > YIELDS / 2, "{long} of {YIELDS}");
 }

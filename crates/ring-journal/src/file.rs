@@ -56,7 +56,7 @@ pub enum Found {
     Unfit(String),
 }
 
-/// The journal of a guest's rings. Whoever opens it holds the lock on the guest's name.
+/// The journal of a guest's rings. The daemon that opens it must hold the lock on the guest's name.
 #[derive(Debug)]
 pub struct Journal {
     words: SharedWords,
@@ -179,7 +179,7 @@ impl Slot {
         words[ring::STATE].store(IN_SERVICE, Ordering::Release);
     }
 
-    /// The front end knows where the ring continues, or the guest starts it anew: nothing is to be known here.
+    /// Removes what was noted of the ring: the front end knows where it continues, or the guest starts it from the beginning.
     pub fn forget(&self) {
         self.words()[ring::STATE].store(0, Ordering::SeqCst);
     }

@@ -19,7 +19,7 @@ use crate::sys::page_out;
 /// File system in memory (include/uapi/linux/magic.h).
 const TMPFS_MAGIC: i128 = 0x0102_1994;
 
-/// A thread that evicts pages when it is told to.
+/// A thread that evicts pages on request.
 #[derive(Debug)]
 pub struct Eviction(Standby<Order>);
 
