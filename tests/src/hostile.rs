@@ -6,7 +6,7 @@ use std::time::Duration;
 use burst_trace::DropCause;
 use frontend::driver::{Buffer, Driver, Returned};
 use frontend::layout::{Descriptor, PackedDescriptor};
-use frontend::{Guest, GuestOptions, Pair, RegionOptions, Ring};
+use frontend::{Error, Guest, GuestOptions, Pair, RegionOptions, Ring};
 use tempfile::TempDir;
 
 use crate::daemon::Daemon;
@@ -304,4 +304,16 @@ pub fn offer_one(ring: &mut Ring, address: u64, len: u32, flags: u16, next: u16)
         }
     }
     ring.publish();
+}
+
+/// The request `expected` was answered with an error, so the connection lives.
+///
+/// # Panics
+/// If it was accepted, another one was refused, or the connection has ended.
+#[track_caller]
+pub fn expect_refused(result: Result<(), Error>, expected: &str) {
+    match result {
+        Err(Error::Refused { message, .. }) if message == expected => {}
+        other => panic!("{expected} is to be refused: {other:?}"),
+    }
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use frontend::driver::Buffer;
 use frontend::raw::{self, request};
-use frontend::{DirtyFile, Error, Guest, GuestOptions, Pair};
+use frontend::{DirtyFile, Guest, GuestOptions, Pair};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::dirty::{PAGE, Snapshot, end_of_memory, log_for, written_by_device};
 use ringscope_tests::eventually::SOON;
 use ringscope_tests::frames;
+use ringscope_tests::hostile::expect_refused;
 use ringscope_tests::lan::{Lan, station};
 use ringscope_tests::mirror::{Kind, Mirror};
 
@@ -137,14 +138,6 @@ fn rings_that_are_to_be_logged_wait_for_the_log() {
         let frame = guest.pair(0).receive_within(SOON).unwrap().expect("the frame");
         assert_eq!(frame.bytes, frames::frame(1, 60));
         assert!(!log.pages().unwrap().is_empty());
-    }
-}
-
-#[track_caller]
-fn expect_refused(result: Result<(), Error>, expected: &str) {
-    match result {
-        Err(Error::Refused { message, .. }) if message == expected => {}
-        other => panic!("{expected} is to be refused: {other:?}"),
     }
 }
 

@@ -2,20 +2,11 @@
 
 use std::time::Duration;
 
+use frontend::GuestOptions;
 use frontend::driver::Driver;
-use frontend::{Error, GuestOptions};
 use ringscope_tests::eventually::{SOON, eventually};
 use ringscope_tests::frames;
-use ringscope_tests::hostile::{SIZE, Scene};
-
-/// An error came as an answer, so the connection lives.
-#[track_caller]
-fn expect_refused(result: Result<(), Error>, expected: &str) {
-    match result {
-        Err(Error::Refused { message, .. }) if message == expected => {}
-        other => panic!("{expected} is to be refused: {other:?}"),
-    }
-}
+use ringscope_tests::hostile::{SIZE, Scene, expect_refused};
 
 #[test]
 fn wrong_ring_sizes_are_refused_and_change_nothing() {

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use burst_trace::DropCause::{TxError, TxUnmapped};
 use frontend::memory::SharedMemory;
-use frontend::{Error, FileRegion, Guest, GuestOptions, RegionOptions};
+use frontend::{FileRegion, Guest, GuestOptions, RegionOptions};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames;
-use ringscope_tests::hostile::{SCRATCH, Scene, readable};
+use ringscope_tests::hostile::{SCRATCH, Scene, expect_refused, readable};
 use ringscope_tests::lan::{Lan, frame, station};
 
 const MIB: u64 = 1 << 20;
@@ -165,14 +165,6 @@ fn a_page_for_which_a_file_system_has_no_room_breaks_its_guest_only() {
         guest.disconnect();
         let options = GuestOptions::default().packed(packed);
         frames::come_back(&mut Guest::connect(daemon.socket(), options).unwrap()).unwrap();
-    }
-}
-
-#[track_caller]
-fn expect_refused(result: Result<(), Error>, expected: &str) {
-    match result {
-        Err(Error::Refused { message, .. }) if message == expected => {}
-        other => panic!("{expected} is to be refused: {other:?}"),
     }
 }
 
