@@ -1,6 +1,6 @@
 //! The programs on tracepoints of KVM, run by this kernel without KVM: they are attached to tracepoints of system calls that
 //! this test makes, in place of KVM's. `getpriority` stands for an exit, with the reason and the instruction set as its
-//! arguments; `getsid` for an entry; `getpgid` for the end of a halt, with the halt's length.
+//! arguments; `getuid` for an entry; `getpgid` for the end of a halt, with the halt's length.
 
 use std::cell::RefCell;
 use std::hint::spin_loop;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use burst_trace::InterruptionCause;
 use libbpf_rs::{RingBufferBuilder, TracepointCategory};
-use rustix::process::{Pid, Uid, geteuid, getpgid, getpriority_pgrp, getpriority_user, getsid};
+use rustix::process::{Pid, Uid, geteuid, getpgid, getpriority_pgrp, getpriority_user, getuid};
 
 use super::*;
 use crate::event::{Event, ThreadEvent, Whose};
@@ -47,7 +47,7 @@ fn leave_svm(reason: u32) {
 }
 
 fn enter() {
-    let _ = getsid(None);
+    let _ = getuid();
 }
 
 fn end_halt(halted: Duration) {
@@ -72,7 +72,7 @@ fn attach() -> Programs {
         let category = TracepointCategory::Syscalls;
         match program.name().to_str().unwrap() {
             "leaving_guest" => program.attach_tracepoint(category, "sys_enter_getpriority"),
-            "entering_guest" => program.attach_tracepoint(category, "sys_enter_getsid"),
+            "entering_guest" => program.attach_tracepoint(category, "sys_enter_getuid"),
             "ending_halt" => program.attach_tracepoint(category, "sys_enter_getpgid"),
             _ => program.attach(),
         }
