@@ -23,6 +23,10 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Time to wait beyond a command's limit, which the guest enforces: for a busy machine and a slow serial line.
 const ANSWER_MARGIN: Duration = Duration::from_secs(20);
 
+/// Time that a byte of an answer takes on the slowest line: the serial port of a guest within an emulated guest needs more
+/// than a millisecond.
+const SLOWEST_BYTE: Duration = Duration::from_millis(10);
+
 /// Interval of the empty lines that are sent while an answer is late. A serial port of the guest that has lost an interrupt
 /// neither reads nor writes until the next one, which such a line causes. None is sent before: a command may be measuring.
 const NUDGE_EVERY: Duration = Duration::from_secs(3);
@@ -73,6 +77,8 @@ pub struct Console {
     pending: Vec<u8>,
     boot_id: String,
     sequence: u64,
+    /// [`ANSWER_MARGIN`].
+    margin: Duration,
 }
 
 impl Console {
@@ -88,6 +94,7 @@ impl Console {
             pending: Vec::new(),
             boot_id: String::new(),
             sequence: 0,
+            margin: ANSWER_MARGIN,
         })
     }
 
@@ -123,32 +130,27 @@ impl Console {
         let due = Instant::now() + limit;
         let timeout = || Error::Timeout { what: format!("an answer to `{command}`"), limit };
         loop {
-            let line = self.read_late(due, Self::read_line)?.ok_or_else(timeout)?;
+            let line = self.read_late_line(due)?.ok_or_else(timeout)?;
             if between(&line, READY_PREFIX).is_some_and(|boot_id| boot_id != self.boot_id) {
                 return Err(Error::Rebooted { command: command.into() });
             }
             if let Some((sequence, status, length)) = parse_reply(&line)
                 && sequence == self.sequence
             {
-                let read = |console: &mut Self, end| console.read_bytes(length, end);
-                let text = self.read_late(Instant::now(), read)?.ok_or_else(timeout)?;
+                let text = self.read_text(length)?.ok_or_else(timeout)?;
                 return Ok(Output { status, text: String::from_utf8_lossy(&text).into_owned() });
             }
         }
     }
 
-    /// Reads what is due at that time, and waits longer for it, with empty lines to the guest meanwhile; `None` when it did
-    /// not come.
-    fn read_late<T>(
-        &mut self,
-        due: Instant,
-        mut read: impl FnMut(&mut Self, Instant) -> Result<Option<T>, Error>,
-    ) -> Result<Option<T>, Error> {
-        let end = due + ANSWER_MARGIN;
+    /// Reads a line that is due at that time, and waits longer for it, with empty lines to the guest meanwhile; `None` when it
+    /// did not come.
+    fn read_late_line(&mut self, due: Instant) -> Result<Option<String>, Error> {
+        let end = due + self.margin;
         let mut nudge = due + NUDGE_EVERY;
         loop {
-            if let Some(answer) = read(self, nudge.min(end))? {
-                return Ok(Some(answer));
+            if let Some(line) = self.read_line(nudge.min(end))? {
+                return Ok(Some(line));
             }
             if nudge >= end {
                 return Ok(None);
@@ -156,6 +158,26 @@ impl Console {
             self.write(b"\n")?;
             nudge += NUDGE_EVERY;
         }
+    }
+
+    /// Reads the bytes of an answer that is under way, with empty lines to the guest where it pauses; `None` when it fell
+    /// silent, or took longer than the slowest line.
+    fn read_text(&mut self, length: usize) -> Result<Option<Vec<u8>>, Error> {
+        let bytes = u32::try_from(length).unwrap_or(u32::MAX);
+        let end = Instant::now() + self.margin + SLOWEST_BYTE.saturating_mul(bytes);
+        let mut silent_since = Instant::now();
+        while self.pending.len() < length {
+            let now = Instant::now();
+            if now >= end || now - silent_since >= self.margin {
+                return Ok(None);
+            }
+            if self.fill((now + NUDGE_EVERY).min(end))? {
+                silent_since = Instant::now();
+            } else {
+                self.write(b"\n")?;
+            }
+        }
+        Ok(Some(self.pending.drain(..length).collect()))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
@@ -177,15 +199,6 @@ impl Console {
                 return Ok(None);
             }
         }
-    }
-
-    fn read_bytes(&mut self, length: usize, end: Instant) -> Result<Option<Vec<u8>>, Error> {
-        while self.pending.len() < length {
-            if !self.fill(end)? {
-                return Ok(None);
-            }
-        }
-        Ok(Some(self.pending.drain(..length).collect()))
     }
 
     /// Waits for more bytes; false when none came by `end`.
@@ -317,6 +330,33 @@ mod tests {
         console.await_boot(LIMIT).unwrap();
         let output = console.run("anything", Duration::from_millis(10)).unwrap();
         assert_eq!(output, Output { status: 0, text: "half".into() });
+    }
+
+    #[test]
+    fn a_slow_line_has_time_for_each_byte_and_one_that_stops_is_given_up() {
+        let output = |text: &str| {
+            let (_dir, mut console) = guest(|line| match line {
+                "" => "=ringscope ready A=\n".into(),
+                _ => String::new(),
+            });
+            console.await_boot(LIMIT).unwrap();
+            console.margin = Duration::from_millis(300);
+            let (guest, host) = UnixStream::pair().unwrap();
+            console.from_guest = File::from(OwnedFd::from(host));
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    (&guest).write_all(b"=ringscope done 1 0 64=\n").unwrap();
+                    for byte in text.as_bytes().chunks(1) {
+                        std::thread::sleep(Duration::from_millis(8));
+                        (&guest).write_all(byte).unwrap();
+                    }
+                });
+                console.run("anything", LIMIT)
+            })
+        };
+        let whole = "sixteen letters!".repeat(4);
+        assert_eq!(output(&whole).unwrap().text, whole);
+        assert!(matches!(output("fewer"), Err(Error::Timeout { .. })));
     }
 
     #[test]
