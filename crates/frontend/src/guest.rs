@@ -115,6 +115,17 @@ impl Guest {
         self.link.as_mut().ok_or_else(|| Error::Options("no back end is connected".into()))
     }
 
+    /// The connection, guest memory and all queue pairs, for a guest whose memory changes while frames flow.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub fn parts(&mut self) -> Result<(&mut Link, &SharedMemory, &mut [Pair]), Error> {
+        let Self { link: Some(link), memory, pairs, .. } = self else {
+            return Err(Error::Options("no back end is connected".into()));
+        };
+        Ok((link, memory, pairs))
+    }
+
     /// Queue pair `n`.
     ///
     /// # Panics

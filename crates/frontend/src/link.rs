@@ -130,7 +130,21 @@ impl Link {
     /// # Errors
     /// When the back end refuses.
     pub fn set_memory(&mut self, memory: &SharedMemory) -> Result<(), Error> {
-        let shared = self.frontend.set_mem_table(&memory.regions());
+        self.set_memory_with(memory, &[])
+    }
+
+    /// Shares guest memory and these further regions, in place of all others.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn set_memory_with(
+        &mut self,
+        memory: &SharedMemory,
+        more: &[FileRegion<'_>],
+    ) -> Result<(), Error> {
+        let mut regions = memory.regions();
+        regions.extend(more.iter().map(info));
+        let shared = self.frontend.set_mem_table(&regions);
         shared.map(drop).map_err(Error::refused("SET_MEM_TABLE"))
     }
 
