@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use frontend::{Guest, GuestOptions};
+use frontend::{FileRegion, Guest, GuestOptions, RegionOptions};
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{SOON, eventually, when};
@@ -78,5 +78,21 @@ fn a_ring_that_is_disabled_and_enabled_has_each_of_its_frames_sent_once() {
             guest.link().unwrap().enable(1, false).unwrap();
             guest.link().unwrap().enable(1, true).unwrap();
         }
+    });
+}
+
+#[test]
+fn memory_changes_when_the_kernel_has_sent_the_frames_that_are_on_their_way() {
+    meet(|guest| {
+        let file = rustix::fs::memfd_create("more", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let file = std::fs::File::from(file);
+        file.set_len(4096).unwrap();
+        let region = RegionOptions { address: 1 << 32, len: 4096 };
+        let region = FileRegion { region, file: &file, offset: 0 };
+        let sent = guest.pair(0).reap().unwrap();
+        assert!(sent < FRAMES, "all were sent before");
+        guest.link().unwrap().add_region(&region).unwrap();
+        assert_eq!(sent + guest.pair(0).reap().unwrap(), FRAMES);
+        guest.link().unwrap().remove_region(&region).unwrap();
     });
 }
