@@ -53,10 +53,18 @@ impl Place {
     /// # Errors
     /// Without root or iproute2; the message says which.
     pub fn new(queue_pairs: u16) -> Result<Self, Failure> {
+        Self::on_tap(queue_pairs, "")
+    }
+
+    /// The same with these further `keys` of the tap.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn on_tap(queue_pairs: u16, keys: &str) -> Result<Self, Failure> {
         Self::make(queue_pairs, || {
             let mut outside = Outside::new("test")?;
             let tap = outside.add_tap(queue_pairs)?;
-            Ok((outside, format!("tap:ifname={tap}")))
+            Ok((outside, format!("tap:ifname={tap}{keys}")))
         })
     }
 
@@ -174,7 +182,8 @@ impl Place {
     /// The name of the tap that it was made with; otherwise empty.
     #[must_use]
     pub fn tap(&self) -> &str {
-        self.datapath.strip_prefix("tap:ifname=").unwrap_or_default()
+        let keys = self.datapath.strip_prefix("tap:ifname=").unwrap_or_default();
+        keys.split(',').next().unwrap_or_default()
     }
 
     /// The guest.
@@ -191,6 +200,12 @@ impl Place {
     /// When none was spawned.
     pub fn daemon(&mut self) -> &mut Daemon {
         self.daemon.as_mut().expect("a daemon was spawned")
+    }
+
+    /// What the daemon has logged; nothing without one.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.daemon.as_ref().map(Daemon::log).unwrap_or_default()
     }
 
     /// What `ringscope stats --json` says of the last `seconds`, or of all that the recorder holds.

@@ -56,6 +56,10 @@ pub struct GuestOptions {
     pub memory_mib: u32,
     /// Slots for memory that is plugged in later, up to 1 GiB in all; 0: none.
     pub memory_slots: u8,
+    /// Memory that its virtio-mem device can plug in, MiB; 0: there is no such device. Needs room for plugged memory.
+    pub virtio_mem_mib: u32,
+    /// A balloon.
+    pub balloon: bool,
     /// Queue pairs of the device; the guest uses all of them.
     pub queue_pairs: u16,
     /// Virtual CPUs; `None`: one for each queue pair.
@@ -101,6 +105,8 @@ impl GuestOptions {
             mac: None,
             memory_mib: 512,
             memory_slots: 0,
+            virtio_mem_mib: 0,
+            balloon: false,
             queue_pairs: 1,
             vcpus: None,
             packed: false,
@@ -160,6 +166,10 @@ impl GuestOptions {
         push("--event-idx", switch(self.event_idx));
         push("--indirect", switch(self.indirect));
         push("--share", switch(self.share));
+        push("--balloon", switch(self.balloon));
+        if self.virtio_mem_mib > 0 {
+            push("--virtio-mem", format!("{}M", self.virtio_mem_mib));
+        }
         if !self.properties.is_empty() {
             push("--properties", self.properties.clone());
         }
@@ -403,6 +413,7 @@ mod tests {
         options.mrg_rxbuf = false;
         options.queue_pairs = 2;
         options.memory_slots = 3;
+        options.virtio_mem_mib = 256;
         options.clock_page = Some("/run/a/clock".into());
         let line = options.to_args().join(" ");
         for part in [
@@ -412,6 +423,8 @@ mod tests {
             "--mrg-rxbuf off",
             "--queue-pairs 2",
             "--memory 512M,slots=3,maxmem=1536M",
+            "--virtio-mem 256M",
+            "--balloon off",
             "--clock-page /run/a/clock",
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
