@@ -1,9 +1,11 @@
 //! A guest whose device writes while nobody else does, and what must be marked in its dirty log then.
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::thread::sleep;
 use std::time::Duration;
 
+use frontend::raw::{self, request};
 use frontend::{DirtyFile, Guest, RegionOptions};
 
 use crate::eventually::{SOON, eventually, when};
@@ -61,6 +63,20 @@ pub fn log_for(guest: &mut Guest) -> DirtyFile {
     let log = DirtyFile::new(end_of_memory(guest)).unwrap();
     guest.link().unwrap().set_log(log.file(), log.len(), 0).unwrap();
     log
+}
+
+/// Sends `SEND_RARP` for `address`. Returns whether it was accepted.
+///
+/// # Panics
+/// When it is not answered.
+pub fn announce(guest: &mut Guest, address: [u8; 6]) -> bool {
+    let mut stream = guest.link().unwrap().stream();
+    let payload = [&address[..], &[0; 2]].concat();
+    raw::send(stream, request::SEND_RARP, &payload, &[]).unwrap();
+    // Header and one word.
+    let mut answer = [0; 20];
+    stream.read_exact(&mut answer).unwrap();
+    answer[12..] == [0; 8]
 }
 
 /// Starts the stopped rings of a guest, which does nothing from then on, and waits until the device has nothing more to do.

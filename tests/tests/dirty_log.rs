@@ -5,13 +5,14 @@ use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use burst_trace::DropCause;
 use frontend::driver::Buffer;
 use frontend::raw::{self, request};
 use frontend::{DirtyFile, Guest, GuestOptions, Pair};
 use ringscope_tests::daemon::Daemon;
-use ringscope_tests::dirty::{PAGE, Snapshot, end_of_memory, log_for, written_by_device};
+use ringscope_tests::dirty::{PAGE, Snapshot, announce, end_of_memory, log_for, written_by_device};
 use ringscope_tests::eventually::SOON;
 use ringscope_tests::frames;
 use ringscope_tests::hostile::expect_refused;
@@ -246,26 +247,11 @@ fn chains_without_bytes_overrun_nothing_while_logging() {
     }
 }
 
-/// Sends `SEND_RARP` for `address`. Returns whether it was accepted.
-fn announce(guest: &mut Guest, address: [u8; 6]) -> bool {
-    let link = guest.link().unwrap();
-    let payload = [&address[..], &[0; 2]].concat();
-    raw::send(link.stream(), request::SEND_RARP, &payload, &[]).unwrap();
-    answer(link.stream()) == 0
-}
-
 /// The next answer, which is one to `SET_LOG_BASE`.
 fn answer_of_log(mut stream: &UnixStream) -> [u64; 2] {
     let mut answer = [0; 28];
     stream.read_exact(&mut answer).unwrap();
     [12, 20].map(|at| u64::from_ne_bytes(answer[at..at + 8].try_into().unwrap()))
-}
-
-/// The next answer.
-fn answer(mut stream: &UnixStream) -> u64 {
-    let mut answer = [0; 20];
-    stream.read_exact(&mut answer).unwrap();
-    u64::from_ne_bytes(*answer.last_chunk().unwrap())
 }
 
 fn expect_announcement(pair: &mut Pair, address: [u8; 6]) {
@@ -287,6 +273,36 @@ fn a_guest_that_moved_here_is_announced_to_its_neighbours() {
     }
 }
 
+/// When QEMU asks for an announcement, milliseconds after the first time (`qemu_announce_timer_step`, net/announce.c).
+const ANNOUNCED_BY_QEMU: [u64; 5] = [0, 50, 200, 450, 800];
+
+/// A front end that asks over and over must not fill the network with frames to everyone.
+#[test]
+fn the_announcements_of_qemu_are_all_sent_and_a_flood_of_them_is_limited() {
+    let mut lan = Lan::new(&both(), "");
+    let begun = Instant::now();
+    for after in ANNOUNCED_BY_QEMU.map(Duration::from_millis) {
+        sleep(after.saturating_sub(begun.elapsed()));
+        assert!(announce(&mut lan.guests[0], station(0)), "after {after:?}");
+        expect_announcement(lan.pair(1), station(0));
+    }
+    sleep(Duration::from_secs(1));
+    let begun = Instant::now();
+    let sent = (0..300).filter(|_| announce(&mut lan.guests[0], station(0))).count();
+    // 10 at once, then one in 100 ms.
+    let most = 11 + begun.elapsed().as_millis() / 100;
+    assert!((10..=most).contains(&(sent as u128)), "{sent} of at most {most}");
+    (0..sent).for_each(|_| expect_announcement(lan.pair(1), station(0)));
+    lan.expect_nothing(1);
+    assert_eq!(lan.trace(0).packets(1), sent as u64 + 5);
+    assert_eq!(lan.trace(0).drops(1, DropCause::TxFloodLimit), 300 - sent as u64);
+    let log = lan.daemon.log();
+    assert_eq!(log.matches("asks for too many announcements").count(), 1, "{log}");
+    // Another guest's are not counted with them.
+    assert!(announce(&mut lan.guests[1], station(1)));
+    expect_announcement(lan.pair(0), station(1));
+}
+
 /// The wires give back what is sent there.
 #[test]
 fn a_guest_that_moved_here_is_announced_on_every_wire() {
@@ -306,9 +322,14 @@ fn a_guest_that_moved_here_is_announced_on_every_wire() {
                 expect_announcement(guest.pair(0), station(7));
             }
             frames::come_back(&mut guest).unwrap();
-            // Without a ring that sends there is nobody to send for.
+            // QEMU asks for the first one before it starts the rings.
             guest.stop_ring(1).unwrap();
-            assert!(!announce(&mut guest, station(7)), "{kind}");
+            assert!(announce(&mut guest, station(8)), "{kind}");
+            guest.start_ring(1).unwrap();
+            if kind != Kind::Reflect {
+                expect_announcement(guest.pair(0), station(8));
+            }
+            frames::come_back(&mut guest).unwrap();
         }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use frontend::{Guest, GuestOptions, Pair};
 use ringscope_tests::beside::{Beside, Wire, flood, percentile, take};
+use ringscope_tests::dirty::{announce, log_for};
 use ringscope_tests::hostile_rings::Pattern;
 use ringscope_tests::lan::{EVERYONE, frame, station};
 use ringscope_tests::mirror::{Kind, Mirror};
@@ -49,12 +50,26 @@ enum Misdeed {
     Reboot,
     /// Disables and enables its rings.
     Enable,
+    /// Says that the guest has moved here.
+    Announce,
+    /// Gives the guest's memory again.
+    SetMemory,
+    /// Gives another dirty log, and begins and ends logging.
+    Log,
 }
 
 impl Misdeed {
     fn all() -> impl Iterator<Item = Self> {
-        let others =
-            [Self::KickForNothing, Self::TakeNothing, Self::Spoof, Self::Reboot, Self::Enable];
+        let others = [
+            Self::KickForNothing,
+            Self::TakeNothing,
+            Self::Spoof,
+            Self::Reboot,
+            Self::Enable,
+            Self::Announce,
+            Self::SetMemory,
+            Self::Log,
+        ];
         Pattern::ALL.into_iter().map(Self::Ring).chain(others)
     }
 
@@ -62,7 +77,7 @@ impl Misdeed {
     const fn waits(self) -> bool {
         match self {
             Self::Ring(pattern) => pattern.breaks(),
-            Self::Reboot | Self::Enable => true,
+            Self::Reboot | Self::Enable | Self::Announce | Self::SetMemory | Self::Log => true,
             Self::KickForNothing | Self::TakeNothing | Self::Spoof => false,
         }
     }
@@ -94,12 +109,20 @@ impl Misdeed {
             return;
         }
         while !done.load(Ordering::Relaxed) {
-            if let Self::Reboot = self {
-                guest.reboot().unwrap();
-            } else {
-                let link = guest.link().unwrap();
-                for (ring, on) in [(0, false), (1, false), (0, true), (1, true)] {
-                    link.enable(ring, on).unwrap();
+            match self {
+                Self::Reboot => guest.reboot().unwrap(),
+                Self::Announce => drop(announce(guest, station(0))),
+                Self::SetMemory => guest.give_memory().unwrap(),
+                Self::Log => {
+                    let _log = log_for(guest);
+                    let link = guest.link().unwrap();
+                    [true, false].into_iter().for_each(|on| link.set_logging(on).unwrap());
+                }
+                _ => {
+                    let link = guest.link().unwrap();
+                    for (ring, on) in [(0, false), (1, false), (0, true), (1, true)] {
+                        link.enable(ring, on).unwrap();
+                    }
                 }
             }
         }
@@ -130,7 +153,7 @@ impl Misdeed {
                 send_all(guest.pair(0), &frame(station(3), station(1), 0, 60));
                 take(guest.pair(0));
             }),
-            Self::Reboot | Self::Enable => unreachable!("it waits"),
+            _ => unreachable!("it waits"),
         }
     }
 }

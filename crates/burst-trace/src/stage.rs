@@ -239,7 +239,8 @@ drop_causes! {
     /// RX: the AF_XDP socket had no chunk for the frame, or it did not fit one (`rx_dropped`, of which
     /// `rx_fill_ring_empty_descs` is a part).
     RxNoChunk = "rx_af_xdp_no_chunk",
-    /// TX: on a switch, more frames for everyone (groups, or unknown stations) than a port may send.
+    /// TX: on a switch, more frames for everyone (groups, or unknown stations) than a port may send; or more announcements
+    /// of a guest that migrated (`SEND_RARP`) than its front end may ask for.
     TxFloodLimit = "tx_flood_limit",
     /// TX: on a switch, its uplink took no more frames.
     TxUplinkFull = "tx_uplink_full",

@@ -425,6 +425,27 @@ impl InPlace for AfXdp {
         }
         done
     }
+
+    fn transmit_copies(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        if self.channels.is_empty() {
+            return Transmitted::default();
+        }
+        if self.down && self.is_still_down() {
+            return Transmitted::refused(frames.len(), DropCause::TxLinkDown);
+        }
+        let (mut done, channel) = (Transmitted::default(), &mut self.channels[0]);
+        channel.socket.reap();
+        for frame in frames.iter() {
+            // It is not in UMEM, so it is copied into a chunk of ours.
+            if channel.queue(&NetHeader::PLAIN, &frame, &mut done) == Queued::Full {
+                break;
+            }
+            done.taken += 1;
+        }
+        channel.socket.transmit.publish();
+        self.down = channel.socket.flush().is_err();
+        done
+    }
 }
 
 impl KernelFacts for AfXdp {

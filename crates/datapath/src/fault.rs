@@ -356,6 +356,11 @@ impl<D: Datapath> InPlace for Faulty<D> {
         let sent = self.inner.in_place().map(InPlace::sent).unwrap_or_default();
         self.held.settle(sent)
     }
+
+    fn transmit_copies(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        // Faults are planted in the guest's frames.
+        self.inner.in_place().map(|inner| inner.transmit_copies(frames)).unwrap_or_default()
+    }
 }
 
 impl<F: Forward> Forward for Faulty<F> {

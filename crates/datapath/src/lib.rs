@@ -189,6 +189,10 @@ pub trait InPlace {
 
     /// The outcome of the oldest frames that the kernel is done with.
     fn sent(&mut self) -> Transmitted;
+
+    /// Carries frames that are not in the guest's memory, as [`Datapath::transmit`] of a datapath that copies: those that are
+    /// taken are done with, and [`sent`](Self::sent) does not report them.
+    fn transmit_copies(&mut self, frames: Frames<'_, '_>) -> Transmitted;
 }
 
 /// What the kernel knows of frames for the guest, and the datapath does not see.
@@ -231,6 +235,10 @@ impl InPlace for Never {
     }
 
     fn sent(&mut self) -> Transmitted {
+        match *self {}
+    }
+
+    fn transmit_copies(&mut self, _frames: Frames<'_, '_>) -> Transmitted {
         match *self {}
     }
 }

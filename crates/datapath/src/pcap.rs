@@ -207,6 +207,13 @@ impl<D: Datapath> InPlace for Pcap<D> {
         }
         done
     }
+
+    fn transmit_copies(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        let inner = self.inner.in_place();
+        let done = inner.map(|inner| inner.transmit_copies(frames)).unwrap_or_default();
+        self.keep_sent(frames, &done);
+        done
+    }
 }
 
 impl<F: Forward> Forward for Pcap<F> {

@@ -300,6 +300,15 @@ impl Guest {
         self.pairs.iter().try_for_each(Pair::check_canaries)
     }
 
+    /// Gives the back end the table of the guest's memory again.
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn give_memory(&mut self) -> Result<(), Error> {
+        let Self { link: Some(link), memory, .. } = self else { return self.link().map(drop) };
+        link.set_memory(memory)
+    }
+
     fn start(&mut self) -> Result<(), Error> {
         let Self { link: Some(link), pairs, control, memory, .. } = self else { return Ok(()) };
         link.set_memory(memory)?;

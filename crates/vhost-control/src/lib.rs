@@ -17,9 +17,11 @@
 //! - `message`: a message comes in, is judged, is acted on, is answered.
 //! - `control`: the control queue of a front end that leaves it to us.
 //! - `ring`: the state of a ring; `device`: the device that front ends are offered.
+//! - `announcer`: what the network learns of a guest that migrated here.
 //! - `sharing`: whether the guest's memory is shared; `socket`: the socket is made, found and removed.
 //! - `limits`: of file descriptors and regions; `error`; `sys`: the process at the other end of a socket.
 
+mod announcer;
 mod control;
 mod conversation;
 mod device;

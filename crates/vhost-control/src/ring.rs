@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use guest_memory::{DirtyLog, GuestMemory};
 use log_limit::LogLimit;
 use ring_journal::{Journal, Slot};
-use virtio_net::{MacAddress, Negotiated};
+use virtio_net::Negotiated;
 use virtqueue::{QueueSetup, RingLog};
 use worker::{Custody, Foreign, Mailbox, RingStart};
 
+use crate::announcer::Announcer;
 use crate::control::ControlQueue;
 use crate::device::Device;
 
@@ -31,6 +32,7 @@ pub struct RingControl {
     mailbox: Option<Arc<Mailbox>>,
     control: Arc<ControlQueue>,
     custody: Arc<Custody>,
+    announcer: Arc<Announcer>,
     journal: Option<Arc<Journal>>,
     state: Mutex<State>,
 }
@@ -103,19 +105,21 @@ enum Kick {
 }
 
 impl RingControl {
-    /// The virtqueue `index` of `device`, served by the worker of `mailbox`, or as the control queue `control`. `custody`
-    /// closes its descriptors.
+    /// The virtqueue `index` of `device`, served by the worker of `mailbox`, or as the control queue `control`. `announcer`:
+    /// of its guest. `custody` closes its descriptors.
     #[must_use]
     pub fn new(
         device: &Device,
         index: u16,
         mailbox: Option<Arc<Mailbox>>,
         control: &Arc<ControlQueue>,
+        announcer: &Arc<Announcer>,
         custody: &Arc<Custody>,
     ) -> Self {
         let (log, journal) = (Arc::clone(&device.log), device.journal.clone());
         let (control, custody) = (Arc::clone(control), Arc::clone(custody));
-        Self { log, index, mailbox, control, custody, journal, state: Mutex::default() }
+        let announcer = Arc::clone(announcer);
+        Self { log, index, mailbox, control, custody, announcer, journal, state: Mutex::default() }
     }
 
     /// The log of its guest.
@@ -219,6 +223,9 @@ impl RingControl {
             Some(Server::Worker(mailbox)) => {
                 told.0 = enabled && self.control.settings().has_ring(self.index);
                 let _ = mailbox.enable(self.index, told.0);
+                if told.0 {
+                    self.announcer.rings_run();
+                }
             }
             Some(Server::Control(control)) => control.enable(enabled),
             None => {}
@@ -293,22 +300,9 @@ impl RingControl {
         }
     }
 
-    /// `SEND_RARP`: has the worker tell everyone that the guest's address is here now.
-    ///
-    /// # Errors
-    /// When the frame cannot be sent.
-    pub fn announce(&self, address: MacAddress) -> Result<(), String> {
-        let mailbox = self.mailbox.as_ref().ok_or("no worker serves it")?;
-        match mailbox.announce(address) {
-            Ok(true) => {
-                log_limit::info!(self.log, "the guest has moved here: {address} was announced");
-                Ok(())
-            }
-            Ok(false) => Err(format!(
-                "the address {address} could not be announced: nothing carries frames of this guest to others now"
-            )),
-            Err(error) => Err(error.to_string()),
-        }
+    /// Has the guest of the ring announced.
+    pub const fn announcer(&self) -> &Arc<Announcer> {
+        &self.announcer
     }
 
     /// A new memory table. The session gives it to the worker, once for all rings.
@@ -403,6 +397,9 @@ impl RingControl {
             Ok(()) => {
                 (state.server, state.started) = (server, state.negotiated);
                 state.told = (enabled, negotiated);
+                if enabled {
+                    self.announcer.rings_run();
+                }
                 let at = setup.next_available;
                 log::debug!("{}queue {} starts at {at}: {setup:x?}", self.log.prefix(), self.index);
             }

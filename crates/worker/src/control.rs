@@ -3,13 +3,15 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Instant;
 
+use burst_trace::{DropCause, DropCounts};
 use guest_memory::GuestMemory;
 use virtio_net::{MacAddress, Negotiated};
 
-use crate::mailbox::{Command, RingStart, StartError};
+use crate::mailbox::{Announced, Command, RingStart, StartError};
 use crate::ring::Ring;
-use crate::topology::{Announced, Topology};
+use crate::topology::Topology;
 use crate::turn::Loop;
 use crate::view::View;
 
@@ -206,19 +208,22 @@ impl<T: Topology> Loop<T> {
         }
     }
 
-    /// Has the guest's first pair that has a transmit ring send a frame that says where its address is now. Returns whether
-    /// it was sent.
-    fn announce(&mut self, guest: usize, address: MacAddress) -> bool {
+    /// Has the guest's first pair that has a transmit ring send a frame that says where its address is now, unless many
+    /// were sent just before.
+    fn announce(&mut self, guest: usize, address: MacAddress) -> Announced {
         let can =
             |at: &usize| self.pairs.guest(*at) == guest && self.pairs.transmitter(*at).is_served();
-        let Some(at) = (0..self.pairs.len()).find(can) else { return false };
-        let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
-        let Announced { sent, detached } =
-            self.topology.announce(at, address, &mut self.pairs, &mut view);
-        if detached {
-            self.attach_again(at);
+        let Some(at) = (0..self.pairs.len()).find(can) else { return Announced::NotServed };
+        if !self.paces[guest].pass(Instant::now()) {
+            let drops = DropCounts::only(DropCause::TxFloodLimit, 1);
+            self.tracers[guest].dropped(self.pairs.transmitter(at).index(), &drops);
+            return Announced::TooMany;
         }
-        sent
+        let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
+        match self.topology.announce(at, address, &mut self.pairs, &mut view) {
+            true => Announced::Carried,
+            false => Announced::NotCarried,
+        }
     }
 
     /// Attaches the datapath of pair `at` again, which was detached because frames could not be sent in time.

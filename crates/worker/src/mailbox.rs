@@ -83,6 +83,19 @@ impl std::fmt::Display for WorkerGone {
 
 impl std::error::Error for WorkerGone {}
 
+/// What became of a frame that says where a guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announced {
+    /// It was carried.
+    Carried,
+    /// No ring of the guest that sends is served now.
+    NotServed,
+    /// Nothing carries frames of this guest to others now.
+    NotCarried,
+    /// It was not sent, because its front end asks for too many.
+    TooMany,
+}
+
 #[derive(Debug)]
 pub(crate) enum Command {
     Start { ring: u16, start: Box<RingStart>, done: SyncSender<Result<(), StartError>> },
@@ -92,7 +105,7 @@ pub(crate) enum Command {
     Call { ring: u16, call: Option<Arc<Foreign>>, done: SyncSender<()> },
     Error { ring: u16, error: Option<Arc<Foreign>>, done: SyncSender<()> },
     DirtyLog { ring: u16, dirty: Option<RingLog>, done: SyncSender<()> },
-    Announce { address: MacAddress, done: SyncSender<bool> },
+    Announce { address: MacAddress, done: SyncSender<Announced> },
     Memory { memory: Arc<GuestMemory>, done: SyncSender<()> },
     End,
 }
@@ -190,11 +203,11 @@ impl Mailbox {
         self.ask(|done| Command::DirtyLog { ring, dirty, done })
     }
 
-    /// Sends a frame to everyone that says that the guest's address is here now. Returns whether it was sent.
+    /// Sends a frame to everyone that says that the guest's address is here now, unless many were sent just before.
     ///
     /// # Errors
     /// When the worker has ended.
-    pub fn announce(&self, address: MacAddress) -> Result<bool, WorkerGone> {
+    pub fn announce(&self, address: MacAddress) -> Result<Announced, WorkerGone> {
         self.ask(|done| Command::Announce { address, done })
     }
 

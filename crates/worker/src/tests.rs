@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{Notification, Reader, Recorder, RecorderOptions};
+use burst_trace::{DropCause, Notification, Reader, Recorder, RecorderOptions};
 use datapath::{Capabilities, Datapath, InPlace, Interface, Look, Transmitted};
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_net::features::BASE;
-use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
+use virtio_net::{Frames, GuestRoom, MacAddress, Negotiated, Offloads};
 use virtqueue::driver::{Buffer, Driver, RingOptions};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -24,8 +24,8 @@ use crate::mailbox::{Command, Inbox, Mailbox};
 use crate::topology::wire::Wire;
 use crate::worker::pairs_of;
 use crate::{
-    Custody, Foreign, GuestOptions, PanicAlarm, PollPolicy, ProbeTargets, RingStart, Scheduling,
-    StartError, Worker, WorkerOptions,
+    ANNOUNCEMENTS_AT_ONCE, Announced, Custody, Foreign, GuestOptions, PanicAlarm, PollPolicy,
+    ProbeTargets, RingStart, Scheduling, StartError, Worker, WorkerOptions,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -39,6 +39,12 @@ const SIZE: u16 = 64;
 struct Orders {
     refuses_memory: AtomicBool,
     cannot_be_read: AtomicBool,
+    /// The kernel sends nothing.
+    is_stuck: AtomicBool,
+    /// Number of frames of the guest that were taken.
+    taken: AtomicU64,
+    /// Number of frames that were copied.
+    copied: AtomicU64,
     /// Times that it was read.
     reads: AtomicU64,
 }
@@ -75,6 +81,7 @@ impl Interface for Obedient {
 impl Datapath for Obedient {
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         self.taken += frames.len();
+        self.orders.taken.fetch_add(frames.len() as u64, Ordering::Relaxed);
         Transmitted { taken: frames.len(), ..Transmitted::default() }
     }
 
@@ -91,7 +98,7 @@ impl Datapath for Obedient {
     }
 }
 
-/// All frames are sent at once.
+/// All frames are sent at once, or none.
 impl InPlace for Obedient {
     fn attach(&mut self, _memory: &GuestMemory) -> io::Result<()> {
         match self.orders.refuses_memory.load(Ordering::Relaxed) {
@@ -103,8 +110,16 @@ impl InPlace for Obedient {
     fn detach(&mut self) {}
 
     fn sent(&mut self) -> Transmitted {
+        if self.orders.is_stuck.load(Ordering::Relaxed) {
+            return Transmitted::default();
+        }
         let taken = std::mem::take(&mut self.taken);
         Transmitted { taken, ..Transmitted::default() }
+    }
+
+    fn transmit_copies(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        self.orders.copied.fetch_add(frames.len() as u64, Ordering::Relaxed);
+        Transmitted { taken: frames.len(), ..Transmitted::default() }
     }
 }
 
@@ -325,6 +340,35 @@ fn kicks_and_calls_are_counted_by_what_became_of_them() {
     rig.send(3);
     rig.settle();
     assert_eq!(rig.notifications(), [4, 3, 2, 1]);
+}
+
+/// As with `umem=guest` on an interface that sends nothing. A wait for it would be a wait of all queue pairs of the worker.
+#[test]
+fn an_announcement_waits_for_no_frame_of_the_guest() {
+    let mut rig = Rig::new(PollPolicy::Never, steady());
+    rig.start(1).unwrap();
+    rig.orders.is_stuck.store(true, Ordering::Relaxed);
+    rig.drivers[1].add(&[FRAME]).unwrap();
+    rig.drivers[1].publish();
+    rig.kick(1);
+    wait_for(|| rig.orders.taken.load(Ordering::Relaxed) == 1);
+    let (mailbox, address) = (rig.worker.mailbox(0), MacAddress([2; 6]));
+    let begun = Instant::now();
+    for _ in 0..ANNOUNCEMENTS_AT_ONCE {
+        assert_eq!(mailbox.announce(address), Ok(Announced::Carried));
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(90), "they took {took:?}");
+    assert_eq!(mailbox.announce(address), Ok(Announced::TooMany));
+    assert_eq!(rig.orders.copied.load(Ordering::Relaxed), u64::from(ANNOUNCEMENTS_AT_ONCE));
+    assert!(rig.drivers[1].used().is_none(), "the guest has a buffer back that is in use");
+    // They are not taken for frames of the guest.
+    rig.orders.is_stuck.store(false, Ordering::Relaxed);
+    wait_for(|| rig.drivers[1].used().is_some());
+    assert!(rig.drivers[1].used().is_none());
+    let reader = Reader::open(rig.recorder.path()).unwrap();
+    assert_eq!(reader.totals(1).packets, u64::from(ANNOUNCEMENTS_AT_ONCE) + 1);
+    assert_eq!(reader.drops(1, DropCause::TxFloodLimit), 1);
 }
 
 /// What a clock may be off by after a jump, ticks: a counter that starts again after days, one that goes on elsewhere,

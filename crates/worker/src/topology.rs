@@ -92,15 +92,15 @@ pub trait Topology: Send + 'static {
     }
 
     /// Sends a frame from pair `at` to everyone that says that the guest's `address` is there. The pair's transmit ring is
-    /// served.
+    /// served. Does not wait: returns whether it was carried.
     fn announce(
         &mut self,
         _at: usize,
         _address: MacAddress,
         _pairs: &mut Pairs,
         _view: &mut View<'_>,
-    ) -> Announced {
-        Announced::default()
+    ) -> bool {
+        false
     }
 
     /// Whether the receive ring of pair `at` takes frames from now on.
@@ -114,15 +114,6 @@ pub trait Topology: Send + 'static {
     /// A ring of pair `at` was started, stopped, enabled or disabled, or it broke because its memory is torn, or the
     /// guest has another memory table. `now`: ticks.
     fn rings_changed(&mut self, _at: usize, _pairs: &mut Pairs, _now: u64) {}
-}
-
-/// What became of a frame that says where a guest is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Announced {
-    /// It was carried.
-    pub sent: bool,
-    /// The datapath was not done with it in time, and is detached from the guest's memory.
-    pub detached: bool,
 }
 
 /// Passes the record of a burst to the datapath's observer, if it has one.

@@ -20,6 +20,7 @@ use crate::sys;
 use crate::topology::Topology;
 use crate::topology::reads::RETRY;
 use crate::tracer::Tracer;
+use crate::transmitter::announce::Pace;
 use crate::view::{Shared, View};
 
 /// CPU pause instructions after a turn that found nothing, 27 ns each on an AMD Zen 5. Reading a ring takes a
@@ -42,6 +43,8 @@ pub struct Loop<T> {
     pub(crate) pairs: Pairs,
     /// One tracer for each guest.
     pub(crate) tracers: Vec<Tracer>,
+    /// The limit of each guest's announcements.
+    pub(crate) paces: Vec<Pace>,
     pub(crate) shared: Shared,
     idle: IdleGap,
     /// Number of turns with work since the last sleep.
@@ -91,6 +94,7 @@ impl<T: Topology> Loop<T> {
         Ok(Self {
             inbox,
             topology,
+            paces: vec![Pace::default(); guests.len()],
             tracers: guests.into_iter().map(tracer).collect(),
             idle: IdleGap::new(options.poll, clock, pairs.len()),
             pairs,

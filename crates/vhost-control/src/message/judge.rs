@@ -33,6 +33,7 @@ use super::pipe::Pipes;
 use super::regions::Limits;
 use super::request::{Body, LogPart, Request, RingParts};
 use super::stream::HEADER_LEN;
+use crate::announcer::NotAnnounced;
 use crate::ring::RingControl;
 use crate::sharing::Sharing;
 
@@ -214,7 +215,7 @@ impl Judge {
             // The framework would mark what it writes itself, which is nothing.
             Body::SetLog(part) => return Ok(self.set_log(*part, descriptors).map(Way::done)),
             // The framework does not handle these messages.
-            Body::SendRarp(address) => return Ok(self.announce(*address).map(Way::done)),
+            Body::SendRarp(address) => return self.announce(request, *address),
             Body::SetMtu(mtu) => {
                 let log = self.rings.first().map(|ring| &**ring.log());
                 return Ok(self.offer.expect_mtu(*mtu, log).map(Way::done));
@@ -380,9 +381,21 @@ impl Judge {
         Ok(())
     }
 
-    fn announce(&self, address: MacAddress) -> Result<(), String> {
-        let ring = self.rings.first().ok_or("there is no queue")?;
-        ring.announce(address)
+    fn announce(
+        &self,
+        request: &Request,
+        address: MacAddress,
+    ) -> Result<Result<Way, String>, Held> {
+        let Some(ring) = self.rings.first() else { return Ok(Err("there is no queue".into())) };
+        match ring.announcer().announce(address) {
+            Ok(()) => Ok(Ok(Way::Done)),
+            Err(NotAnnounced::Because(why)) => Ok(Err(why)),
+            Err(NotAnnounced::AsLogged) => {
+                let is_answered = self.reply_ack && request.needs_reply;
+                let refusal = is_answered.then(|| answer(request.code, NOT_ACCEPTED));
+                Err(Held::Answered(refusal))
+            }
+        }
     }
 
     fn set_parts(&mut self, parts: &RingParts) -> Result<(), String> {

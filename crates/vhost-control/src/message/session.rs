@@ -19,6 +19,7 @@ use worker::{Custody, Mailbox};
 use super::judge::Offer;
 use super::regions::Limits;
 use super::vring::{Memory, Vring};
+use crate::announcer::Announcer;
 use crate::control::{ControlQueue, Settings};
 use crate::device::Device;
 use crate::ring::RingControl;
@@ -61,9 +62,10 @@ impl Session {
         custody: &Arc<Custody>,
     ) -> io::Result<Self> {
         let control = Arc::new(ControlQueue::new(&device.log, device.queue_pairs)?);
+        let announcer = Arc::new(Announcer::new(&device.log, device.workers.first()));
         let ring = |index: u16| {
             let mailbox = device.workers.get(usize::from(index / 2)).cloned();
-            Arc::new(RingControl::new(device, index, mailbox, &control, custody))
+            Arc::new(RingControl::new(device, index, mailbox, &control, &announcer, custody))
         };
         // The last one can only be the control queue (virtio 1.2, 5.1.2).
         let rings = (0..=device.queue_pairs * 2).map(ring).collect();

@@ -32,7 +32,7 @@ use self::addresses::{Addresses, GUEST_ADDRESSES_MAX, PORTS_MAX, UPLINK_ADDRESSE
 use self::place::{PendingOffloads, all};
 use self::uplink::Uplink;
 use self::wait::{CROWDED, Patience, PortQueue};
-use super::{Announced, Topology};
+use super::Topology;
 use crate::clock::Clock;
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
@@ -269,7 +269,7 @@ impl<U: FrameReader> Topology for Switch<U> {
         address: MacAddress,
         pairs: &mut Pairs,
         view: &mut View<'_>,
-    ) -> Announced {
+    ) -> bool {
         self.fabric.announce(at, address, pairs, self.uplink.as_deref_mut(), view)
     }
 

@@ -12,12 +12,11 @@ use virtio_net::{MacAddress, Negotiated};
 use virtqueue::RingError;
 
 use super::reads::Reads;
-use super::{Announced, Topology, observe};
+use super::{Topology, observe};
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
 use crate::receiver::{HOLD, Receiver};
 use crate::ring::Ring;
-use crate::transmitter::announce::send_own;
 use crate::transmitter::{Carried, Transmitter};
 use crate::view::View;
 
@@ -163,18 +162,18 @@ impl<D: Datapath> Topology for Wire<D> {
         address: MacAddress,
         pairs: &mut Pairs,
         view: &mut View<'_>,
-    ) -> Announced {
-        let mut detached = self.settle(at, pairs, view);
-        let datapath = &mut self.lines[at].datapath;
-        let sent = pairs.transmitter_mut(at).announce(address, view, |frames, _| {
-            let (transmitted, is_done) = send_own(datapath, frames);
-            if !is_done && let Some(in_place) = datapath.in_place() {
-                in_place.detach();
-                detached = true;
-            }
-            transmitted
-        });
-        Announced { sent, detached }
+    ) -> bool {
+        let (tx, datapath) = (pairs.transmitter_mut(at), &mut self.lines[at].datapath);
+        tx.announce(
+            address,
+            datapath,
+            view,
+            |datapath, frames, _| match datapath.in_place() {
+                Some(in_place) => in_place.transmit_copies(frames),
+                None => datapath.transmit(frames),
+            },
+            |datapath, record| observe(datapath.observer(), record),
+        )
     }
 
     fn set_active(&mut self, at: usize, active: bool) -> io::Result<()> {

@@ -12,8 +12,9 @@ use crate::ring::Ring;
 use crate::timeline::{Timeline, Unsignalled};
 use crate::view::View;
 
-/// Longest wait for the kernel to send the held frames when the ring stops. The worker may wait: it serves only this
-/// guest.
+/// Longest wait for the kernel to send the held frames when the ring stops, is disabled or gets other memory. A front end may
+/// cause it over and over. It makes only its own guest wait, because a worker with datapaths of its own serves one guest
+/// (`Worker::spawn`). An uplink of a switch sends no frames from a guest's memory.
 const DRAIN: Duration = Duration::from_millis(100);
 /// Time between two checks during that wait.
 const CHECK: Duration = Duration::from_micros(200);

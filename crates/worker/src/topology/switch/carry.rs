@@ -4,7 +4,6 @@ use burst_trace::{DropCause, DropCounts};
 use datapath::{FrameReader, Transmitted};
 use virtio_net::{Frames, MacAddress, SegmentProgress};
 
-use super::super::Announced;
 use super::place::{Ending, Placing, deliver_all};
 use super::sort::bytes_of;
 use super::uplink::Uplink;
@@ -103,21 +102,22 @@ impl Fabric {
         pairs: &mut Pairs,
         uplink: Option<&mut Uplink<U>>,
         view: &mut View<'_>,
-    ) -> Announced {
+    ) -> bool {
         if self.queues[at].is_waiting() {
-            return Announced::default();
+            return false;
         }
         let (sender, rx) = pairs.transmitter_and_receivers(at);
-        let sent = sender.announce(address, view, |frames, view| {
+        let carry = |this: &mut Self, frames: Frames<'_, '_>, view: &mut View<'_>| {
             let now = view.now();
             let sighting = Sighting { wake: now, seen: now, polled: false };
-            let transmitted = self.carry(at, frames, sighting, rx, uplink, view);
-            self.stop_waiting(at, rx);
+            let transmitted = this.carry(at, frames, sighting, rx, uplink, view);
+            this.stop_waiting(at, rx);
             transmitted
-        });
+        };
+        let sent = sender.announce(address, self, view, carry, |_, _| ());
         self.report_news(pairs, view);
         self.signal(pairs.receivers(), view);
-        Announced { sent, detached: false }
+        sent
     }
 
     /// Sends the frames `left`, of those that pair `at` gathered, to the uplink.
