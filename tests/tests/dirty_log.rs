@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use burst_trace::DropCause;
 use frontend::driver::Buffer;
+use frontend::memory::SharedMemory;
 use frontend::raw::{self, request};
-use frontend::{DirtyFile, Guest, GuestOptions, Pair};
+use frontend::{DirtyFile, FileRegion, Guest, GuestOptions, Pair, RegionOptions};
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::dirty::{PAGE, Snapshot, announce, end_of_memory, log_for, written_by_device};
-use ringscope_tests::eventually::SOON;
+use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::hostile::expect_refused;
 use ringscope_tests::lan::{Lan, station};
@@ -192,6 +193,117 @@ fn a_log_that_is_too_short_missing_or_not_in_its_file_is_refused_and_traffic_goe
             expect_refused(set, "SET_VRING_ADDR");
         }
         frames::come_back(&mut guest).unwrap();
+    }
+}
+
+/// Memory of a guest with room for buffers of a test at its end.
+fn roomy(options: GuestOptions) -> GuestOptions {
+    GuestOptions { regions: vec![RegionOptions { address: 0, len: 16 << 20 }], ..options }
+}
+
+#[test]
+fn what_the_control_queue_writes_is_marked() {
+    for options in both() {
+        let (_directory, daemon, mut guest) = reflected(roomy(options.control()));
+        // `VIRTIO_NET_CTRL_ANNOUNCE`, `_ACK`.
+        let command = [3, 0];
+        assert_eq!(guest.command(&command).unwrap(), 0);
+        stop(&mut guest);
+        let log = log_for(&mut guest);
+        guest.link().unwrap().set_logging(true).unwrap();
+        let at = end_of_memory(&guest) - 4 * PAGE;
+        guest.memory().guest().write(at, &[&command[..], &[0xa5]].concat()).unwrap();
+        let chain = [(at, 2, false), (at + PAGE, 1, true)].map(|(address, len, writable)| Buffer {
+            address,
+            len,
+            writable,
+        });
+        let control = guest.control().unwrap();
+        let setup = control.driver().setup();
+        control.driver().add(&chain).unwrap();
+        control.publish();
+        control.kick_anyway().unwrap();
+        eventually(SOON, "the command to come back", || {
+            when(control.driver().used().is_some(), daemon.log())
+        });
+        let packed = guest.features().packed();
+        let used = if packed { setup.descriptor_table } else { setup.device_area };
+        let marked = pages(&log);
+        for page in [at + PAGE, used].map(|address| address / PAGE) {
+            assert!(marked.contains(&page), "{packed}: {page:x} is not in {marked:x?}");
+        }
+        assert!(!marked.contains(&(at / PAGE)), "the device has only read it");
+    }
+}
+
+/// QEMU gives the address of the used ring. A front end may want it logged elsewhere, and its own page was written, too.
+#[test]
+fn a_used_ring_is_marked_where_it_is_and_where_the_front_end_wants_it() {
+    for options in both() {
+        let (_directory, _daemon, mut guest) = reflected(roomy(options));
+        let (log, end) = (log_for(&mut guest), end_of_memory(&guest));
+        guest.link().unwrap().set_logging(true).unwrap();
+        // The device area of a packed ring has only the event suppression, which the worker changes where it waits for kicks.
+        let first = u16::from(guest.features().packed());
+        for ring in first..2 {
+            let elsewhere = end - 16 * PAGE * (1 + u64::from(ring));
+            let setup = guest.ring(ring).driver().setup();
+            let parts = [setup.descriptor_table, setup.driver_area, setup.device_area];
+            let memory = guest.memory();
+            let parts = parts.map(|part| memory.user_address(part).unwrap());
+            let link = guest.link().unwrap();
+            link.set_logged_addresses(ring, parts, Some(elsewhere)).unwrap();
+            log.clear().unwrap();
+            frames::come_back(&mut guest).unwrap();
+            // Also what the worker writes before it sleeps.
+            eventually(SOON, "both places to be marked", || {
+                let marked = pages(&log);
+                let both = [elsewhere, setup.device_area].map(|at| marked.contains(&(at / PAGE)));
+                when(both == [true; 2], format!("ring {ring}: {both:?}"))
+            });
+            // No more than a used ring of 256 entries.
+            let beyond = elsewhere / PAGE + 1..elsewhere / PAGE + 16;
+            assert!(pages(&log).range(beyond).next().is_none());
+        }
+    }
+}
+
+/// Memory that is plugged in.
+const PLUGGED: RegionOptions = RegionOptions { address: 1 << 32, len: 2 << 20 };
+
+#[test]
+fn memory_that_is_added_while_pages_are_logged_is_logged_too() {
+    for options in both() {
+        // One chain of its own, and a descriptor for another.
+        let options = GuestOptions { receive_pieces: 3, ..options.queue_size(4) };
+        let (_directory, daemon, mut guest) = reflected(options);
+        let _short = log_for(&mut guest);
+        let link = guest.link().unwrap();
+        link.set_logging(true).unwrap();
+        let memory = SharedMemory::new(&[PLUGGED]).unwrap();
+        let plugged = FileRegion { region: PLUGGED, file: memory.file(), offset: 0 };
+        expect_refused(link.add_region(&plugged), "ADD_MEM_REG");
+        let log = DirtyFile::new(PLUGGED.address + PLUGGED.len).unwrap();
+        link.set_log(log.file(), log.len(), 0).unwrap();
+        link.add_region(&plugged).unwrap();
+
+        let at = PLUGGED.address + 5 * PAGE;
+        let ring = guest.ring(0);
+        assert!(ring.offer_foreign(&[Buffer { address: at, len: 2048, writable: true }]));
+        ring.publish();
+        ring.kick_anyway().unwrap();
+        let (frame, pair) = (frames::frame(1, 60), guest.pair(0));
+        eventually(SOON, "the chain to come back", || {
+            pair.reap().unwrap();
+            pair.send(&frame).unwrap();
+            while pair.receive().unwrap().is_some() {}
+            when(!pair.receive_ring().foreign_used().is_empty(), daemon.log())
+        });
+        let mut came = vec![0; frame.len()];
+        memory.guest().read(at + pair.header_len() as u64, &mut came).unwrap();
+        assert_eq!(came, frame);
+        let in_it = pages(&log).split_off(&(PLUGGED.address / PAGE));
+        assert_eq!(in_it, BTreeSet::from([at / PAGE]));
     }
 }
 

@@ -3,6 +3,7 @@
 mod arrival;
 mod gro;
 mod hostile;
+mod logged;
 mod packets;
 mod place;
 mod runs;

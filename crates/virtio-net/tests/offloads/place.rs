@@ -1,10 +1,12 @@
 //! Frames with their net headers, or finished, into the buffers of a guest.
 
+use std::fs::File;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use burst_trace::DropCause;
-use guest_memory::GuestMemory;
 use guest_memory::memory::Mapping;
+use guest_memory::{DirtyLog, GuestMemory};
 use virtio_net::features::{BASE, HEADER_LEN};
 use virtio_net::receive::Received;
 use virtio_net::{
@@ -12,7 +14,7 @@ use virtio_net::{
     TransmitBurst,
 };
 use virtqueue::driver::{Buffer, Driver, RingOptions};
-use virtqueue::{Chains, Queue};
+use virtqueue::{Chains, Queue, RingLog};
 use vm_memory::GuestAddress;
 
 use crate::packets::{Checksum, tcp4};
@@ -21,6 +23,9 @@ use crate::runs::Run;
 /// `VIRTIO_NET_F_MRG_RXBUF`.
 const MERGEABLE: u64 = 1 << 15;
 const SIZE: u16 = 256;
+/// Bytes of its memory, and of a page.
+const MEMORY: usize = 0x80_0000;
+const PAGE: usize = 4096;
 
 /// A guest's ring.
 pub struct Ring {
@@ -36,7 +41,7 @@ pub struct Ring {
 impl Ring {
     pub fn new(features: u64) -> Self {
         let negotiated = Negotiated(features);
-        let map = Mapping::from_ranges(&[(GuestAddress(0), 0x80_0000)]).unwrap();
+        let map = Mapping::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let memory = Arc::new(GuestMemory::new(Arc::new(map)));
         let packed = negotiated.packed();
         let options = RingOptions { packed, ..RingOptions::of(SIZE) };
@@ -81,6 +86,23 @@ impl Ring {
         let received = room.close();
         self.queue.publish();
         (result, received)
+    }
+
+    /// Has what the device writes from now on logged. Returns the file of the log.
+    pub fn log(&mut self) -> File {
+        let file = tempfile::tempfile().unwrap();
+        let len = MEMORY / PAGE / 8;
+        file.set_len(len as u64).unwrap();
+        let log = Arc::new(DirtyLog::map(file.as_fd(), 0, len).unwrap());
+        self.queue.set_log(Some(RingLog { log, device_area: None }));
+        file
+    }
+
+    /// The guest's memory, page by page.
+    pub fn pages(&self) -> Vec<Vec<u8>> {
+        let mut bytes = vec![0; MEMORY];
+        self.memory.read(0, &mut bytes).unwrap();
+        bytes.chunks(PAGE).map(<[u8]>::to_vec).collect()
     }
 
     fn came_in_buffer(&mut self) -> Option<Vec<u8>> {
