@@ -111,7 +111,7 @@ impl Testpmd {
             flag(packed),
             flag(vectorized),
         );
-        Self::spawn(&device, queue_pairs, queue_size, cpu)
+        Self::spawn(&[device], queue_pairs, queue_size, cpu)
     }
 
     /// DPDK's vhost library as a back end that listens at `socket` and forwards every frame to its own
@@ -133,12 +133,32 @@ impl Testpmd {
 
     fn reflect(socket: &Path, more: &str, queue_pairs: u16, cpu: u16) -> io::Result<Self> {
         let device = format!("net_vhost0,iface={},queues={queue_pairs}{more}", socket.display());
-        let mut testpmd = Self::spawn(&device, queue_pairs, 512, cpu)?;
+        let mut testpmd = Self::spawn(&[device], queue_pairs, 512, cpu)?;
         testpmd.start()?;
         Ok(testpmd)
     }
 
-    fn spawn(device: &str, queues: u16, ring: u16, cpu: u16) -> io::Result<Self> {
+    /// DPDK between vhost-user sockets and interfaces: what comes from the guest at the first socket goes to the first
+    /// interface and back, and the same for the second ones.
+    ///
+    /// # Errors
+    /// As [`guest`](Self::guest).
+    pub fn between(sockets: &[PathBuf; 2], interfaces: &[String; 2]) -> io::Result<Self> {
+        let pair = |n: usize| {
+            let socket = sockets[n].display();
+            [
+                format!("net_vhost{n},iface={socket},queues=1"),
+                format!("net_af_xdp{n},iface={}", interfaces[n]),
+            ]
+        };
+        let mut testpmd = Self::spawn(&[pair(0), pair(1)].concat(), 1, 512, 1)?;
+        // Neighbours in this list forward to each other.
+        testpmd.command("set portlist 0,2,1,3")?;
+        testpmd.start()?;
+        Ok(testpmd)
+    }
+
+    fn spawn(devices: &[String], queues: u16, ring: u16, cpu: u16) -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("ringscope-{}-{count}", std::process::id());
@@ -147,7 +167,9 @@ impl Testpmd {
         command
             .args(["-oL", "dpdk-testpmd", "--no-pci", "--no-huge", "--no-telemetry", "-m", "128"])
             .args(["-n", "1", "--lcores", &format!("(0)@0,(1)@{cpu}")])
-            .args(["--file-prefix", &prefix, "--vdev", device, "--", "-i"])
+            .args(["--file-prefix", &prefix])
+            .args(devices.iter().flat_map(|device| ["--vdev", device]))
+            .args(["--", "-i"])
             // No events: they too are printed at any time.
             .args(["--total-num-mbufs=16384", "--forward-mode=io", "--mask-event=all"])
             .args([format!("--rxq={queues}"), format!("--txq={queues}")])

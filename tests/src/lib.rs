@@ -24,7 +24,9 @@
 //! - [`pings`]: pings from a guest in software, and what became of each.
 //! - [`planted`]: faults that are planted from outside, and what `ringscope why` names as their cause.
 //! - [`recording`]: `ringscope record` under way.
-//! - `sys`: the system call that has no safe form.
+//! - [`shuttle`]: a guest that moves to and fro between two back ends, under load.
+//! - [`sniffer`]: when frames passed an interface.
+//! - `sys`: the system calls that have no safe form.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
 //! - [`qemu`]: a Linux guest in QEMU, the daemon, and the outside host that they are to reach.
 //! - [`traffic`]: ping, UDP and TCP between that guest and the outside host.
@@ -56,6 +58,8 @@ pub mod pings;
 pub mod planted;
 pub mod qemu;
 pub mod recording;
+pub mod shuttle;
+pub mod sniffer;
 mod sys;
 pub mod trace;
 pub mod traffic;

@@ -1,8 +1,13 @@
 //! A guest moves from one QEMU and daemon to another, with its traffic.
 
+use std::time::Duration;
+
+use lab::process::Process;
+use ringscope_tests::daemon::program;
 use ringscope_tests::eventually::{eventually, when};
-use ringscope_tests::migration::{Target, port_of};
+use ringscope_tests::migration::{Target, compare_memory, memory_of, port_of};
 use ringscope_tests::qemu::{Failure, GUEST, Place, SOON};
+use ringscope_tests::shuttle::{By, Kind, Moved, Shuttle, Wire};
 use ringscope_tests::traffic::{self, Check, From, Transfer};
 
 /// The guest's Ethernet address, as `qemu-scripts/launch` gives it.
@@ -56,5 +61,119 @@ fn moves_under_load(queue_pairs: u16, packed: bool) -> Result<(), Failure> {
     assert_eq!(std::fs::read_to_string(target.directory().join("serial.log"))?.trim(), "");
     assert!(target.is_running()?, "QEMU has ended");
     assert!(target.daemon.is_alive(), "{}", target.daemon.log());
+    Ok(())
+}
+
+/// Packets a second to a guest that does nothing but receive, and how long they come.
+const FLOOD: [&str; 4] = ["--rate", "20000", "--duration-ms", "60000"];
+
+/// What the device has written and not marked would be missing in the copy: most of what changes in this guest's memory is its
+/// receive buffers. At the source the guest is stopped, at the target it has not started. So nothing may differ.
+#[test]
+fn no_page_differs_at_the_switch_over() -> Result<(), Failure> {
+    for packed in [false, true] {
+        let mut place = Place::new(1)?;
+        place.spawn(&[])?;
+        let mut options = place.options()?;
+        (options.packed, options.memory_mib) = (packed, 256);
+        place.attach(options)?;
+        traffic::everything_a_little(&mut place)?;
+        let count = "ringscope agent udp-count --bind 0.0.0.0:7011 --timeout 100 >/dev/null 2>&1 &";
+        place.guest().check(count)?;
+        let mut flood = place.outside.command(&program("ringscope")?.to_string_lossy());
+        flood.args(["agent", "udp-send", &format!("{GUEST}:7011")]).args(FLOOD);
+        let flood = Process::spawn(&mut flood, &place.directory().join("flood.log"))?;
+        let before = place.packets()?[0];
+        eventually(SOON, "the flood", || {
+            let came = place.packets().map_err(|error| error.to_string())?[0] - before;
+            when(came > 1000, format!("{came}: {}", flood.log_tail(1000)))
+        });
+        let mut target = Target::start_paused(&mut place, 1)?;
+        let state = target.receive(&place)?;
+        let [source, copy] = [place.guest().pid(), target.pid()].map(memory_of);
+        let (differ, filled) = compare_memory(&source?, &copy?)?;
+        let ring = if packed { "packed" } else { "split" };
+        println!("{ring}: {} of {filled} pages differ, {}", differ.len(), state["ram"]);
+        assert!(differ.is_empty(), "{ring}: {} of {filled} pages: {differ:x?}", differ.len());
+        assert!(filled > 4096, "{filled} pages are in use");
+        // It was under way until the end.
+        assert!(place.packets()?[0] - before > 2000);
+    }
+    Ok(())
+}
+
+/// Number of moves of each kind of guest in a series.
+fn moves() -> usize {
+    std::env::var("RINGSCOPE_MIGRATIONS").map_or(2, |moves| moves.parse().expect("a number"))
+}
+
+/// Every kind. Of a short series the kinds that are no part of the tests above, each setting once.
+fn kinds() -> Vec<Kind> {
+    let kind = |wire, queue_pairs, packed| Kind {
+        wire,
+        queue_pairs,
+        packed,
+        offloads: true,
+        by: By::Ringscoped,
+        transfer: 16 << 20,
+    };
+    if std::env::var_os("RINGSCOPE_MIGRATIONS").is_none() {
+        return vec![kind(Wire::AfXdp, 1, false), kind(Wire::AfXdp, 4, true)];
+    }
+    let wires = [Wire::Tap, Wire::AfXdp].into_iter();
+    let with_pairs = wires.flat_map(|wire| [1, 4].map(|queue_pairs| (wire, queue_pairs)));
+    let all = with_pairs.flat_map(|(wire, queue_pairs)| {
+        [false, true].map(|packed| kind(wire, queue_pairs, packed))
+    });
+    all.collect()
+}
+
+/// Moves a guest of this kind so many times, and prints a row. No move may fail.
+fn series(kind: Kind, moves: usize) -> Result<(), Failure> {
+    let mut shuttle = Shuttle::new(kind)?;
+    let moved = (0..moves).map(|_| shuttle.go()).collect::<Result<Vec<Moved>, _>>()?;
+    shuttle.check()?;
+    let row = |of: &dyn Fn(&Moved) -> Duration| {
+        let mut times: Vec<_> = moved.iter().map(of).collect();
+        times.sort();
+        let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
+        [at(0), at(50), at(99), times[times.len() - 1]].map(|time| time.as_secs_f64() * 1e3)
+    };
+    let lost: u64 = moved.iter().map(|it| it.lost).sum();
+    let ring = if kind.packed { "packed" } else { "split" };
+    println!(
+        "{:?}, {:?}, {ring}, {} queue pairs: {moves} moves, 0 failed, 0 wrong, {lost} probes lost; min, p50, p99, max in ms: \
+         without answer {:.1?}; stopped by QEMU {:.1?}; announced after the last answer {:.1?}, answered after that {:.1?}",
+        kind.by,
+        kind.wire,
+        kind.queue_pairs,
+        row(&|it| it.down),
+        row(&|it| it.stopped),
+        row(&|it| it.announced_after),
+        row(&|it| it.answered_after),
+    );
+    Ok(())
+}
+
+#[test]
+fn a_guest_moves_to_and_fro_under_probes_and_transfers() -> Result<(), Failure> {
+    kinds().into_iter().try_for_each(|kind| series(kind, moves()))
+}
+
+/// The same guest on the same wire, without offloads, which DPDK's AF_XDP driver does not do.
+#[test]
+#[ignore = "takes minutes: tests/long migrations"]
+fn down_times_beside_dpdk() -> Result<(), Failure> {
+    for by in [By::Ringscoped, By::Dpdk] {
+        let kind = Kind {
+            wire: Wire::AfXdp,
+            queue_pairs: 1,
+            packed: false,
+            offloads: false,
+            by,
+            transfer: 0,
+        };
+        series(kind, moves())?;
+    }
     Ok(())
 }
