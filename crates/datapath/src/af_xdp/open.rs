@@ -1,6 +1,9 @@
 //! Opens an interface: the XDP program first, then a socket for each queue that the interface has then.
 
+use std::io;
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::channel::Channel;
 use super::device::Device;
@@ -8,7 +11,11 @@ use super::error::{AfXdpError, explain, refuse_unfit};
 use super::napi::NapiSettings;
 use super::program::Program;
 use super::segmentation::Segmentation;
+use super::socket::BUSY_TIMEOUT;
 use super::{Choice, Options, surroundings};
+
+/// Time between two tries to attach the program.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// Settings of the host that are put back when this is dropped.
 #[derive(Debug, Default)]
@@ -45,9 +52,8 @@ impl Opened {
             return Err(AfXdpError::TooFewQueues { name, queues, pairs });
         }
         let fail = |step, error| explain(&device, options, step, error);
-        let index = i32::try_from(device.index).unwrap_or(i32::MAX);
-        let program = Program::attach(index, options.mode, options.stamps)
-            .map_err(|error| fail("attaching the XDP program", error))?;
+        let program =
+            attach(&device, options).map_err(|error| fail("attaching the XDP program", error))?;
         let napi =
             (options.busy_poll == Choice::On).then(|| NapiSettings::make(&device.name)).transpose();
         let napi = napi.map_err(|error| fail("setting up busy polling", error))?;
@@ -66,6 +72,21 @@ impl Opened {
         }
         let settings = Settings { _napi: napi, _segmentation: segmentation };
         Ok(Self { device, program: Arc::new(program), settings, channels })
+    }
+}
+
+/// Attaches the program. The kernel takes that of a daemon that was killed off the interface a moment after the process is
+/// gone, so it is tried again while there is another one.
+fn attach(device: &Device, options: &Options) -> io::Result<Program> {
+    let index = i32::try_from(device.index).unwrap_or(i32::MAX);
+    let is_busy =
+        |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+    let begun = Instant::now();
+    loop {
+        match Program::attach(index, options.mode, options.stamps) {
+            Err(error) if is_busy(&error) && begun.elapsed() < BUSY_TIMEOUT => sleep(AGAIN),
+            attached => return attached,
+        }
     }
 }
 

@@ -27,8 +27,9 @@ const RING: u32 = 2048;
 /// Entries of the fill ring: twice as many. The kernel takes chunks in batches, and frames are lost if there is a batch
 /// less than the receive ring holds.
 const FILL: u32 = 2 * RING;
-/// Time limit for retries while the queue is busy: the kernel releases a queue shortly after its last user is gone.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time limit for retries while the queue is busy, or the interface has another program: the kernel releases both shortly
+/// after their last user is gone.
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bytes that a received frame needs beside the MTU: link header, two VLAN tags, and the arrival stamp before it.
 const LINK_ROOM: u32 = 14 + 8 + 16;
 
