@@ -21,6 +21,7 @@ use worker::{
 };
 
 use crate::announce;
+use crate::clock;
 use crate::error::Error;
 use crate::facts::facts;
 use crate::journal;
@@ -154,7 +155,7 @@ impl Daemon {
             recorders: Vec::new(),
             fronts: Vec::new(),
             handed,
-            clock: Clock::new(),
+            clock: clock::of(&plan.guests),
             guests: plan.guests.len(),
             metrics_at: plan.metrics.clone(),
             alarm,

@@ -6,6 +6,7 @@
 mod announce;
 mod args;
 mod assemble;
+mod clock;
 mod config;
 mod error;
 mod facts;

@@ -51,6 +51,8 @@ pub struct Clock {
 
 /// Time for which the counter is compared with `CLOCK_MONOTONIC` to measure its rate.
 const CALIBRATION: Duration = Duration::from_millis(20);
+/// The same, to find out whether the counter still has a rate that is known.
+const CONFIRMATION: Duration = Duration::from_millis(1);
 
 /// The counter that programs can read on this architecture.
 const CPU_COUNTER: Option<ClockKind> = if cfg!(target_arch = "x86_64") {
@@ -65,10 +67,18 @@ impl Clock {
     /// The best clock of this machine. Takes about 20 ms: it measures the counter's rate.
     #[must_use]
     pub fn new() -> Self {
+        Self::with_known_rate(None)
+    }
+
+    /// The same; takes about 1 ms if the counter still has the rate `known`, in ticks a second, within 1 %.
+    #[must_use]
+    pub fn with_known_rate(known: Option<u64>) -> Self {
         let kind = best_kind();
         let rate = match kind {
             ClockKind::Monotonic => None,
-            ClockKind::Tsc | ClockKind::Cntvct => measure_rate(kind),
+            ClockKind::Tsc | ClockKind::Cntvct => known
+                .filter(|&known| has_rate(kind, known))
+                .or_else(|| measure_rate(kind, CALIBRATION)),
         };
         match rate {
             Some(ticks_per_second) => Self { kind, ticks_per_second },
@@ -81,7 +91,7 @@ impl Clock {
     #[must_use]
     pub fn of_cpu() -> Option<Self> {
         let kind = CPU_COUNTER?;
-        Some(Self { kind, ticks_per_second: measure_rate(kind)? })
+        Some(Self { kind, ticks_per_second: measure_rate(kind, CALIBRATION)? })
     }
 
     /// The counter's rate from `start` to `now`, in ticks a second. `None` when the counter jumped in between, as in a
@@ -289,14 +299,19 @@ fn best_kind() -> ClockKind {
 }
 
 /// The counter's rate, if it advances.
-fn measure_rate(kind: ClockKind) -> Option<u64> {
+fn measure_rate(kind: ClockKind, time: Duration) -> Option<u64> {
     let clock = Clock { kind, ticks_per_second: 0 };
     let first = clock.anchor();
     let start = Instant::now();
-    while start.elapsed() < CALIBRATION {
-        std::thread::sleep(CALIBRATION - start.elapsed().min(CALIBRATION));
+    while start.elapsed() < time {
+        std::thread::sleep(time - start.elapsed().min(time));
     }
     rate_between(first, clock.anchor())
+}
+
+/// Whether the counter has this rate, within 1 %.
+fn has_rate(kind: ClockKind, rate: u64) -> bool {
+    measure_rate(kind, CONFIRMATION).is_some_and(|found| found.abs_diff(rate) <= rate / 100)
 }
 
 /// Ticks a second from `first` to `second`; `None` if the counter stood still or went back.
@@ -359,6 +374,22 @@ mod tests {
         assert_eq!(rate_between(at(5, 0), at(30_000_005, 10_000_000)), Some(3_000_000_000));
         for second in [at(1000, 10_000_000), at(0, 10_000_000), at(2000, 5)] {
             assert_eq!(rate_between(at(1000, 5), second), None);
+        }
+    }
+
+    #[test]
+    fn a_known_rate_is_kept_if_the_counter_still_has_it() {
+        let clock = Clock::new();
+        if clock.kind == ClockKind::Monotonic {
+            return;
+        }
+        let rate = clock.ticks_per_second;
+        let near = rate + rate / 1000;
+        let kept = (0..10).any(|_| Clock::with_known_rate(Some(near)).ticks_per_second == near);
+        assert!(kept, "{near} ticks a second");
+        for wrong in [0, rate / 2, rate * 2, u64::MAX] {
+            let found = Clock::with_known_rate(Some(wrong)).ticks_per_second;
+            assert!(found.abs_diff(rate) < rate / 50, "{found}, {rate}");
         }
     }
 
