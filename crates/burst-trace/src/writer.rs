@@ -1,10 +1,12 @@
 //! The writing side of the flight recorder: [`Recorder`] makes the file, and one [`Writer`] for each worker fills it.
 
+mod beside;
+
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use host_files::Lock;
 use host_files::own::{new_file, own_file};
@@ -83,10 +85,12 @@ pub enum RecorderError {
 pub struct Recorder {
     /// Held as long as the daemon lives. A process number alone proves nothing: another process may have it by now. The
     /// lock is not on the recorder itself, because readers could take that lock.
-    _lock: Lock,
+    lock: Lock,
     words: Arc<Words>,
     layout: Layout,
     path: PathBuf,
+    /// Its file is beside that of the daemon that this one takes over from ([`beside`]).
+    is_beside: AtomicBool,
 }
 
 impl Recorder {
@@ -99,11 +103,6 @@ impl Recorder {
     pub fn create(options: &RecorderOptions, clock: &Clock) -> Result<Self, RecorderError> {
         let path = &options.path;
         let io_error = |source| RecorderError::Io { path: path.clone(), source };
-        let layout = Layout {
-            workers: options.workers,
-            queue_pairs: options.queue_pairs,
-            capacity: options.capacity.next_power_of_two(),
-        };
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir).map_err(io_error)?;
         }
@@ -114,15 +113,30 @@ impl Recorder {
             return Err(RecorderError::InUse { path: path.clone(), pid });
         };
         set_aside_what_is_there(path).map_err(io_error)?;
+        Self::make(options, clock, lock, path, false).map_err(io_error)
+    }
+
+    fn make(
+        options: &RecorderOptions,
+        clock: &Clock,
+        lock: Lock,
+        at: &Path,
+        is_beside: bool,
+    ) -> io::Result<Self> {
+        let layout = Layout {
+            workers: options.workers,
+            queue_pairs: options.queue_pairs,
+            capacity: options.capacity.next_power_of_two(),
+        };
         // Always a new file: if the old one were truncated, SIGBUS would kill a reader that still maps it.
-        let file = new_file(path, MODE).map_err(io_error)?;
-        reserve(&file, layout.words() as u64 * 8).map_err(|error| {
+        let file = new_file(at, MODE)?;
+        reserve(&file, layout.words() as u64 * 8).inspect_err(|_| {
             // A file without its space would end the daemon with SIGBUS.
-            let _ = fs::remove_file(path);
-            io_error(error)
+            let _ = fs::remove_file(at);
         })?;
-        let words = Arc::new(Words::map_writable(&file).map_err(io_error)?);
-        let recorder = Self { _lock: lock, words, layout, path: path.clone() };
+        let words = Arc::new(Words::map_writable(&file)?);
+        let (path, is_beside) = (options.path.clone(), AtomicBool::new(is_beside));
+        let recorder = Self { lock, words, layout, path, is_beside };
         recorder.write_header(&options.facts, clock);
         Ok(recorder)
     }
@@ -186,6 +200,9 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
+        if self.is_beside.load(Ordering::Relaxed) {
+            let _ = fs::remove_file(beside::path(&self.path));
+        }
         self.words.at(word::RUNNING).store(0, Ordering::Release);
     }
 }

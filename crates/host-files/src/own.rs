@@ -4,6 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
@@ -111,8 +112,10 @@ fn changed() -> io::Error {
 /// Dropping it removes the file.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
     path: PathBuf,
+    /// Another process goes on with it.
+    is_left: AtomicBool,
 }
 
 impl Lock {
@@ -141,15 +144,49 @@ impl Lock {
             }
             // Its last owner may have removed it. Then the lock has no effect.
             if own_file(path)?.is_some_and(|now| FileId::of(&now) == FileId::of(&found)) {
-                return Ok(Some(Self { _file: file, path: path.into() }));
+                return Ok(Some(Self::on(file, path)));
             }
         }
         Err(changed())
+    }
+
+    fn on(file: File, path: &Path) -> Self {
+        Self { file, path: path.into(), is_left: AtomicBool::new(false) }
+    }
+
+    /// The lock `path`, which another process has taken and shares. One of both must leave it to the other.
+    ///
+    /// # Errors
+    /// When `file` is not the one at `path`.
+    pub fn shared(file: File, path: &Path) -> io::Result<Self> {
+        let found = own_file(path)?;
+        if !found
+            .is_some_and(|found| FileId::of_file(&file).is_ok_and(|id| id == FileId::of(&found)))
+        {
+            return Err(refused("it is not the lock that the other process shares"));
+        }
+        Ok(Self::on(file, path))
+    }
+
+    /// Another descriptor of the lock, for a process that goes on with it.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Whether another process has the lock from now on, so that this one drops it without removing its file.
+    pub fn leave(&self, is_left: bool) {
+        self.is_left.store(is_left, Ordering::Relaxed);
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        if self.is_left.load(Ordering::Relaxed) {
+            return;
+        }
         // Removed while it is locked: a process that opens the path after this gets another file, or none.
         let _ = fs::remove_file(&self.path);
     }
