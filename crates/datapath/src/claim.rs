@@ -5,6 +5,7 @@
 //! network namespace, as the interface does, and are released when the process ends.
 
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
@@ -19,7 +20,7 @@ use rustix::process::geteuid;
 pub struct Claim {
     /// `None` if another user's process has taken the name: any process can do that, and it must not keep us from our
     /// interface.
-    _held: Option<UnixListener>,
+    held: Option<UnixListener>,
 }
 
 /// Another process already serves the interface.
@@ -37,10 +38,10 @@ impl Claim {
     pub fn take(index: u32) -> Result<Self, Taken> {
         let name = format!("ringscope-interface-{index}");
         let Ok(address) = SocketAddr::from_abstract_name(name.as_bytes()) else {
-            return Ok(Self { _held: None });
+            return Ok(Self { held: None });
         };
         let why = match UnixListener::bind_addr(&address) {
-            Ok(listener) => return Ok(Self { _held: Some(listener) }),
+            Ok(listener) => return Ok(Self { held: Some(listener) }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => match holder_of(&name) {
                 Ok(holder) if holder.uid.is_root() || holder.uid == geteuid() => {
                     return Err(Taken { process: holder.pid.as_raw_nonzero().get() });
@@ -54,7 +55,19 @@ impl Claim {
             "cannot check that no second process serves interface {index}: the abstract socket @{name} is not \
              available ({why})"
         );
-        Ok(Self { _held: None })
+        Ok(Self { held: None })
+    }
+}
+
+impl Claim {
+    /// Another descriptor of the claim, for a process that goes on with the interface.
+    pub fn share(&self) -> io::Result<Option<OwnedFd>> {
+        self.held.as_ref().map(|held| held.as_fd().try_clone_to_owned()).transpose()
+    }
+
+    /// The claim of the process before.
+    pub fn handed(held: OwnedFd) -> Self {
+        Self { held: Some(held.into()) }
     }
 }
 

@@ -128,6 +128,11 @@ pub trait Interface: Send + 'static {
     /// Whether frames for the guest wait, without taking one.
     fn has_frames(&self) -> bool;
 
+    /// Takes the frames that were read and are not placed yet, with their net headers, for another daemon.
+    fn take_read(&mut self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
     /// A descriptor that becomes readable when frames come, and writable when more are taken (edge triggered).
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
 

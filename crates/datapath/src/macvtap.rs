@@ -28,11 +28,12 @@ use virtio_net::{Frames, GuestRoom};
 
 use crate::claim::{Claim, Taken};
 use crate::sys::{self, InterfaceRequest};
-use crate::tap::{self, QueueFacts, TapQueue};
+use crate::tap::{self, QueueFacts, SharedQueue, TapError, TapQueue};
 use crate::{Datapath, FrameReader, Look, Transmitted, Wrapper};
 
 pub use error::MacvtapError;
-use link::{Made, WatchedLink};
+use link::Made;
+pub use link::WatchedLink;
 
 /// How macvtaps over the same interface reach each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,7 +164,7 @@ pub fn open(options: &MacvtapOptions) -> Result<Vec<Macvtap>, MacvtapError> {
             lets_go: true,
             waiting_max: 0,
             again: None,
-            _claim: claim,
+            claim,
         };
         let offloads = tap::probe_offloads(&file);
         let queue = TapQueue::new(file, facts, offloads).map_err(system("detaching the queue"))?;
@@ -200,12 +201,67 @@ pub fn open_handed(fd: OwnedFd) -> Result<Macvtap, MacvtapError> {
         lets_go: true,
         waiting_max: 0,
         again: None,
-        _claim: None,
+        claim: None,
     };
     Ok(Macvtap { queue: tap::take(file, facts).map_err(system)?, link: None })
 }
 
+/// Goes on with the queues of a macvtap that another daemon serves. `options`: as they were opened, unless they were handed
+/// over. `made`: the other daemon made the interface. It stays until [`WatchedLink::set_stays`] says otherwise.
+///
+/// # Errors
+/// When they are not of this macvtap.
+pub fn go_on(
+    queues: Vec<SharedQueue>,
+    options: Option<&MacvtapOptions>,
+    made: bool,
+) -> Result<Vec<Macvtap>, MacvtapError> {
+    let shared = |error: TapError| MacvtapError::Shared(error);
+    let Some(first) = queues.first() else { return Ok(Vec::new()) };
+    let (name, _) = tap::interface_of(first).map_err(shared)?;
+    let link = match options {
+        None => None,
+        Some(options) if options.name != name => {
+            let found = format!("macvtap '{name}', not '{}'", options.name);
+            return Err(shared(TapError::Shared { found }));
+        }
+        Some(_) => {
+            let index = tap::read_sysfs(&name, "ifindex").and_then(|index| index.parse().ok());
+            let index = index.ok_or_else(|| MacvtapError::Missing { name: name.clone() })?;
+            let made = made.then(|| Made { index, name: name.clone(), stays: true.into() });
+            let step = "listening for its state";
+            let system = |source| MacvtapError::System { name: name.clone(), step, source };
+            Some(Arc::new(WatchedLink::watch(&name, index, made).map_err(system)?))
+        }
+    };
+    let facts = |claim| QueueFacts {
+        kind: "macvtap",
+        mtu: tap::mtu_of(&name),
+        name: name.clone(),
+        lets_go: true,
+        waiting_max: 0,
+        again: None,
+        claim,
+    };
+    let take = |queue| Macvtap { queue: tap::queue_of(queue, facts), link: link.clone() };
+    Ok(queues.into_iter().map(take).collect())
+}
+
 impl Macvtap {
+    /// Another descriptor of the queue, for a daemon that goes on with it.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn share(&self) -> io::Result<SharedQueue> {
+        self.queue.share()
+    }
+
+    /// What watches its interface; `None` if the queue was handed in.
+    #[must_use]
+    pub fn link(&self) -> Option<Arc<WatchedLink>> {
+        self.link.clone()
+    }
+
     /// The interface's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -278,7 +334,7 @@ fn make(options: &MacvtapOptions, over: &Over) -> Result<Made, MacvtapError> {
         _ => MacvtapError::System { name: name.clone(), step: "making it", source },
     })?;
     match index_of(name) {
-        Some(index) => Ok(Made { index, name: name.clone() }),
+        Some(index) => Ok(Made { index, name: name.clone(), stays: false.into() }),
         None => Err(MacvtapError::Missing { name: name.clone() }),
     }
 }

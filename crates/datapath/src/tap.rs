@@ -6,11 +6,14 @@
 //!
 //! - `interface`: the interface, found by its name, and again when it was removed and made again.
 //! - `queue`: an open queue, of a tap or a macvtap; one `writev` or `readv` for each frame.
+//! - `shared`: the queues of a daemon before this one, which are served on; `handed`: such a queue.
 //! - `uring`: a burst of frames with one system call.
 
 mod error;
+mod handed;
 mod interface;
 mod queue;
+mod shared;
 mod uring;
 
 use std::fs::{self, File};
@@ -24,11 +27,14 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, major, makedev};
 use crate::sys::{self, InterfaceRequest};
 
 pub use error::TapError;
+pub use handed::SharedQueue;
 pub use interface::TapOptions;
 use interface::waiting_max;
 pub(crate) use interface::{QueueFacts, is_interface, mtu_of, read_sysfs};
 pub(crate) use queue::probe_offloads;
 pub use queue::{Readv, TapQueue};
+pub use shared::go_on;
+pub(crate) use shared::{interface_of, queue_of};
 pub use uring::Uring;
 
 /// The device number of `/dev/net/tun` (`linux/miscdevice.h`, `TUN_MINOR`).
@@ -81,7 +87,7 @@ pub fn open_handed(fd: OwnedFd) -> Result<TapQueue, TapError> {
         name,
         lets_go,
         again: None,
-        _claim: None,
+        claim: None,
     };
     take(file, facts).map_err(|(name, step, source)| TapError::System { name, step, source })
 }

@@ -36,6 +36,10 @@ impl<W: Wrapper> Interface for W {
         self.inner().has_frames()
     }
 
+    fn take_read(&mut self) -> Vec<Vec<u8>> {
+        self.inner_mut().take_read()
+    }
+
     #[inline]
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
         self.inner().readiness()

@@ -15,6 +15,7 @@ mod gro;
 mod place;
 mod watched;
 
+use std::collections::VecDeque;
 use std::io::ErrorKind;
 
 use burst_trace::{DropCause, DropCounts};
@@ -37,8 +38,8 @@ const WINDOW_BYTES_MIN: usize = 2048;
 #[derive(Debug)]
 pub struct ReceiveState {
     spare: Spare,
-    /// The frame that waits for guest buffers, with its header. Empty if none waits.
-    held: Vec<u8>,
+    /// The frames that wait for guest buffers, with their headers: one at most, or those that another daemon had read.
+    held: VecDeque<Vec<u8>>,
     /// Bytes of guest buffers that the next scatter list begins with.
     window_bytes: usize,
 }
@@ -47,7 +48,7 @@ impl Default for ReceiveState {
     fn default() -> Self {
         Self {
             spare: Spare::new(HEADER_LEN + FRAME_LEN_MAX),
-            held: Vec::new(),
+            held: VecDeque::new(),
             window_bytes: WINDOW_BYTES_MIN,
         }
     }
@@ -56,15 +57,24 @@ impl Default for ReceiveState {
 impl ReceiveState {
     /// Whether a frame waits for guest buffers.
     #[must_use]
-    pub const fn is_holding(&self) -> bool {
+    pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// Discards the frame that waits, if there is one. Returns whether there was.
-    pub fn drop_held(&mut self) -> bool {
-        let held = self.is_holding();
-        self.held = Vec::new();
-        held
+    /// Takes the frames that wait, with their headers, for another daemon.
+    pub fn take_held(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.held).into()
+    }
+
+    /// Frames that waited in another daemon. What cannot be a frame is discarded.
+    pub fn hold(&mut self, frames: Vec<Vec<u8>>) {
+        let lens = HEADER_LEN - 2..=HEADER_LEN + FRAME_LEN_MAX;
+        self.held.extend(frames.into_iter().filter(|frame| lens.contains(&frame.len())));
+    }
+
+    /// Discards the frames that wait. Returns how many.
+    pub fn drop_held(&mut self) -> usize {
+        std::mem::take(&mut self.held).len()
     }
 }
 
@@ -85,7 +95,7 @@ pub struct GuestRoom<'r, 'm> {
     memory: &'m GuestMemory,
     chains: &'r mut Chains<'m>,
     spare: &'m Spare,
-    held: &'r mut Vec<u8>,
+    held: &'r mut VecDeque<Vec<u8>>,
     window_bytes: &'r mut usize,
     negotiated: Negotiated,
     /// Number of chains, from the first on, that go back to the guest.
@@ -209,12 +219,12 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         self.frames() >= self.limit
     }
 
-    /// Places the frame that has waited for buffers since an earlier burst, if there is one. [`scatter`](Self::scatter)
+    /// Places the frames that have waited for buffers since an earlier burst, if there are any. [`scatter`](Self::scatter)
     /// does this itself. A datapath that scatters only frames that it has read already must do it first, even if it has
     /// none.
     #[inline]
     pub fn place_waiting(&mut self) -> Placed {
-        if self.held.is_empty() { Placed::Done } else { self.place_held() }
+        if self.held.is_empty() { Placed::Done } else { self.place_all_held() }
     }
 
     /// Reads one frame, net header first, directly into guest buffers. `read` gets the scatter list and returns the
@@ -323,20 +333,33 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
         let mut frame = vec![0; len];
         read_front(self.window_slices(), &mut frame[..room]);
         spare.read(0, &mut frame[room..]);
-        *self.held = frame;
+        self.held.push_back(frame);
         self.no_room_for(len)
     }
 
-    /// Places the frame that waited.
+    /// Places the frames that waited, as far as there is room.
     #[cold]
-    fn place_held(&mut self) -> Placed {
-        let len = self.held.len();
+    fn place_all_held(&mut self) -> Placed {
+        while let Some(len) = self.held.front().map(Vec::len) {
+            if len < self.negotiated.header_len() {
+                self.held.pop_front();
+                self.drop_frame(DropCause::RxError);
+            } else if self.is_at_limit() || self.place_held(len) == Placed::NoRoom {
+                return Placed::NoRoom;
+            }
+        }
+        Placed::Done
+    }
+
+    /// Places the first frame that waited, of `len` bytes.
+    fn place_held(&mut self, len: usize) -> Placed {
         if !self.open_window(len) || self.window < len {
             return self.no_room_for(len);
         }
-        let frame = std::mem::take(self.held);
-        write_at(self.window_slices(), 0, &frame);
-        self.take_frame(len);
+        if let Some(frame) = self.held.pop_front() {
+            write_at(self.window_slices(), 0, &frame);
+            self.take_frame(len);
+        }
         Placed::Done
     }
 
@@ -352,7 +375,7 @@ impl<'r, 'm> GuestRoom<'r, 'm> {
             self.starved = true;
             return Placed::NoRoom;
         };
-        *self.held = Vec::new();
+        self.held.pop_front();
         self.drop_frame(cause)
     }
 

@@ -9,7 +9,7 @@ use burst_trace::{DropCause, DropCounts};
 use guest_memory::GuestMemory;
 use virtio_net::{MacAddress, Negotiated};
 
-use crate::mailbox::{Announced, Command, RingStart, StartError};
+use crate::mailbox::{Announced, Command, Released, RingStart, StartError};
 use crate::ring::Ring;
 use crate::topology::Topology;
 use crate::turn::Loop;
@@ -31,6 +31,15 @@ impl<T: Topology> Loop<T> {
                     let at = self.pairs.find(guest, ring);
                     let _ = done.send(at.and_then(|at| self.stop(at, ring)));
                     self.rings_changed(at);
+                }
+                Command::Release { ring, done } => {
+                    let at = self.pairs.find(guest, ring);
+                    let _ = done.send(at.and_then(|at| self.release(at, ring)));
+                    self.rings_changed(at);
+                }
+                Command::Hold { ring, frames, done } => {
+                    self.hold(guest, ring, frames);
+                    let _ = done.send(());
                 }
                 Command::Enable { ring, enabled, done } => {
                     let at = self.pairs.find(guest, ring);
@@ -142,18 +151,39 @@ impl<T: Topology> Loop<T> {
 
     /// Stops virtqueue `ring` of pair `at`. Returns the available index to go on from, if it was served.
     fn stop(&mut self, at: usize, ring: u16) -> Option<u16> {
-        let sleeper = &self.shared.sleeper;
         if self.is_transmit(at, ring) {
-            let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
-            self.topology.settle(at, &mut self.pairs, &mut view);
-            let stopped = self.pairs.transmitter_mut(at).stop(sleeper)?;
-            self.topology.detach(at);
-            return Some(stopped);
+            return self.stop_transmitter(at);
         }
         let tracer = &mut self.tracers[self.pairs.guest(at)];
-        let stopped = self.pairs.receiver_mut(at).stop(sleeper, tracer)?;
+        let stopped = self.pairs.receiver_mut(at).stop(&self.shared.sleeper, tracer)?;
         self.activate(at);
         Some(stopped)
+    }
+
+    fn stop_transmitter(&mut self, at: usize) -> Option<u16> {
+        let mut view = View { tracers: &mut self.tracers, shared: &self.shared };
+        self.topology.settle(at, &mut self.pairs, &mut view);
+        let stopped = self.pairs.transmitter_mut(at).stop(&self.shared.sleeper)?;
+        self.topology.detach(at);
+        Some(stopped)
+    }
+
+    /// Frames that waited in the daemon before, for a receive ring that starts next.
+    fn hold(&mut self, guest: usize, ring: u16, frames: Vec<Vec<u8>>) {
+        if let Some(at) = self.pairs.find(guest, ring) {
+            self.pairs.receiver_mut(at).hold(frames);
+        }
+    }
+
+    /// Stops virtqueue `ring` of pair `at`, which another daemon goes on with. The datapath stays active: its frames wait.
+    fn release(&mut self, at: usize, ring: u16) -> Option<Released> {
+        if self.is_transmit(at, ring) {
+            let next_available = self.stop_transmitter(at)?;
+            return Some(Released { next_available, held: Vec::new() });
+        }
+        let mut released = self.pairs.receiver_mut(at).release(&self.shared.sleeper)?;
+        released.held.extend(self.topology.take_read(at));
+        Some(released)
     }
 
     /// Lets frames flow through virtqueue `ring` of pair `at`, or no longer.

@@ -119,6 +119,12 @@ impl Custody {
         }
     }
 
+    /// Closes this process's descriptor of a connection with which another process goes on.
+    pub fn leave_connection(self: &Arc<Self>, front: UnixStream) {
+        // The other process has it, so this is not the last one.
+        self.take(front.into()).mark_harmless();
+    }
+
     /// Number of descriptors that were dropped and are not closed yet.
     #[must_use]
     pub fn unclosed(&self) -> usize {

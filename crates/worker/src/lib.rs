@@ -46,7 +46,7 @@ mod worker;
 pub use custody::{Custody, Foreign, Hung};
 pub use fault::{Crash, Delay};
 pub use idle::PollPolicy;
-pub use mailbox::{Announced, Mailbox, RingStart, StartError, WorkerGone};
+pub use mailbox::{Announced, Mailbox, Released, RingStart, StartError, WorkerGone};
 pub use options::{GuestOptions, WorkerOptions};
 pub use panic::PanicAlarm;
 pub use probe_targets::ProbeTargets;

@@ -48,6 +48,15 @@ pub struct RingStart {
     pub journal: Option<Slot>,
 }
 
+/// Where a ring stands that another daemon goes on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// The available index from which it goes on.
+    pub next_available: u16,
+    /// Frames that were read for it and wait for buffers, with their net headers.
+    pub held: Vec<Vec<u8>>,
+}
+
 /// Why a ring could not be started.
 #[derive(Debug)]
 pub enum StartError {
@@ -100,6 +109,8 @@ pub enum Announced {
 pub(crate) enum Command {
     Start { ring: u16, start: Box<RingStart>, done: SyncSender<Result<(), StartError>> },
     Stop { ring: u16, done: SyncSender<Option<u16>> },
+    Release { ring: u16, done: SyncSender<Option<Released>> },
+    Hold { ring: u16, frames: Vec<Vec<u8>>, done: SyncSender<()> },
     Enable { ring: u16, enabled: bool, done: SyncSender<()> },
     Renegotiate { ring: u16, negotiated: Negotiated, done: SyncSender<io::Result<()>> },
     Call { ring: u16, call: Option<Arc<Foreign>>, done: SyncSender<()> },
@@ -158,6 +169,23 @@ impl Mailbox {
     /// When the worker has ended.
     pub fn stop(&self, ring: u16) -> Result<Option<u16>, WorkerGone> {
         self.ask(|done| Command::Stop { ring, done })
+    }
+
+    /// Stops serving a ring that another daemon goes on with. Its datapath stays as it is, so that the kernel keeps the frames
+    /// that come meanwhile. Returns where the ring stands, or `None` when it was not being served.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn release(&self, ring: u16) -> Result<Option<Released>, WorkerGone> {
+        self.ask(|done| Command::Release { ring, done })
+    }
+
+    /// Gives a receive ring that starts next the frames that waited in the daemon before.
+    ///
+    /// # Errors
+    /// When the worker has ended.
+    pub fn hold(&self, ring: u16, frames: Vec<Vec<u8>>) -> Result<(), WorkerGone> {
+        self.ask(|done| Command::Hold { ring, frames, done })
     }
 
     /// Enables or disables a ring. Does nothing if the ring is not being served.

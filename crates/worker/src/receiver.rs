@@ -14,6 +14,7 @@ use virtqueue::{Chains, RingError};
 use crate::clock::Deadline;
 use crate::half::Half;
 use crate::idle::sleep::Sleeper;
+use crate::mailbox::Released;
 use crate::probe_targets::ProbeTargets;
 use crate::ring::{Ring, RingState};
 use crate::timeline::{Sighting, Timeline, Unsignalled};
@@ -114,7 +115,7 @@ impl Receiver {
     }
 
     /// Whether a complete frame is held until the guest has more buffers.
-    pub const fn is_holding(&self) -> bool {
+    pub fn is_holding(&self) -> bool {
         self.state.is_holding()
     }
 
@@ -381,6 +382,18 @@ impl Receiver {
         Some(next_available)
     }
 
+    /// Stops serving the ring, which another daemon goes on with.
+    pub fn release(&mut self, sleeper: &Sleeper) -> Option<Released> {
+        let next_available = self.half.stop(sleeper)?;
+        self.starved = None;
+        Some(Released { next_available, held: self.state.take_held() })
+    }
+
+    /// Frames that waited in the daemon before, for the ring that starts next.
+    pub fn hold(&mut self, frames: Vec<Vec<u8>>) {
+        self.state.hold(frames);
+    }
+
     /// Nothing waits for the guest any more: no frame that is held, and no frames of others.
     pub fn forget(&mut self, tracer: &mut Tracer) {
         self.starved = None;
@@ -404,8 +417,9 @@ impl Receiver {
     }
 
     fn drop_held(&mut self, cause: DropCause, tracer: &mut Tracer) {
-        if self.state.drop_held() {
-            tracer.dropped(self.index(), &DropCounts::only(cause, 1));
+        let dropped = self.state.drop_held();
+        if dropped > 0 {
+            tracer.dropped(self.index(), &DropCounts::only(cause, dropped));
         }
     }
 }

@@ -103,6 +103,11 @@ pub trait Topology: Send + 'static {
         false
     }
 
+    /// Takes the frames that were read for pair `at` and are not placed yet, for another daemon.
+    fn take_read(&mut self, _at: usize) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
     /// Whether the receive ring of pair `at` takes frames from now on.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use super::Mode;
+use crate::tap::TapError;
 
 /// Why a macvtap cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +20,9 @@ pub enum MacvtapError {
         /// The other process; 0 if it is in another PID namespace.
         process: i32,
     },
+    /// A queue that another daemon handed over.
+    #[error(transparent)]
+    Shared(TapError),
     /// There is no such interface.
     #[error(
         "no network interface '{name}'; make it first: ip link add link eth0 name {name} type macvtap mode \

@@ -23,7 +23,7 @@ pub struct WatchedLink {
     stop: UnixStream,
     thread: Option<JoinHandle<()>>,
     /// Field order is drop order: the interface is removed last, so that nobody reports its removal.
-    _made: Option<Made>,
+    made: Option<Made>,
 }
 
 impl WatchedLink {
@@ -34,7 +34,20 @@ impl WatchedLink {
         let carries = Arc::new(AtomicBool::new(true));
         let watch = Watch { events, stopped, name: name.into(), carries: Arc::clone(&carries) };
         let thread = Builder::new().name("link".into()).spawn(move || watch.run())?;
-        Ok(Self { carries, stop, thread: Some(thread), _made: made })
+        Ok(Self { carries, stop, thread: Some(thread), made })
+    }
+
+    /// Whether this process made the interface, or goes on with one that a daemon before it made.
+    #[must_use]
+    pub const fn is_made(&self) -> bool {
+        self.made.is_some()
+    }
+
+    /// If we made the interface: whether it stays when this is dropped, because another daemon goes on with it.
+    pub fn set_stays(&self, stays: bool) {
+        if let Some(made) = &self.made {
+            made.stays.store(stays, Ordering::Relaxed);
+        }
     }
 
     /// Whether the interface takes frames: it exists, is up, and has a carrier.
@@ -109,15 +122,19 @@ impl Watch {
     }
 }
 
-/// An interface that we made. Dropping this removes it.
+/// An interface that we made. Dropping this removes it, unless it stays.
 #[derive(Debug)]
 pub struct Made {
     pub index: u32,
     pub name: String,
+    pub stays: AtomicBool,
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
+        if self.stays.load(Ordering::Relaxed) {
+            return;
+        }
         match remove(self.index) {
             // It was removed already.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}

@@ -51,6 +51,14 @@ pub enum TapError {
         /// The other process; 0 where it cannot be seen from here.
         process: i32,
     },
+    /// A queue that another daemon handed over.
+    #[error(
+        "the daemon that is to be taken over from has a queue that is {found}; start it and this one with the same --datapath"
+    )]
+    Shared {
+        /// What it is.
+        found: String,
+    },
     /// No permission.
     #[error(
         "no permission to use {what}; run as root or with CAP_NET_ADMIN, or make the tap yours: ip \

@@ -43,7 +43,7 @@ pub struct QueueFacts {
     /// How a queue is attached again when the interface was removed and made again; `None` if it cannot be.
     pub again: Option<Again>,
     /// Keeps other processes from serving the interface.
-    pub _claim: Option<Arc<Claim>>,
+    pub claim: Option<Arc<Claim>>,
 }
 
 /// How a queue is attached again.
@@ -55,7 +55,7 @@ pub struct Again {
 }
 
 impl QueueFacts {
-    fn of(options: &TapOptions, lets_go: bool, claim: Option<Arc<Claim>>) -> Self {
+    pub fn of(options: &TapOptions, lets_go: bool, claim: Option<Arc<Claim>>) -> Self {
         let name = &options.name;
         Self {
             kind: "tap",
@@ -64,7 +64,7 @@ impl QueueFacts {
             lets_go,
             waiting_max: waiting_max(name),
             again: Some(Again { options: options.clone(), index: index_of(name) }),
-            _claim: claim,
+            claim,
         }
     }
 }

@@ -12,6 +12,7 @@ use libc::{
 };
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed};
 
+use super::handed::SharedQueue;
 use super::interface::{self, QueueFacts};
 use crate::sys::{self, InterfaceRequest};
 use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Refusal, Transmitted};
@@ -40,6 +41,11 @@ pub trait Engine: Send + 'static {
     /// Whether there are frames that were read and not placed yet.
     fn has_frames(&self) -> bool {
         false
+    }
+
+    /// Takes the frames that were read and not placed.
+    fn take_read(&mut self) -> Vec<Vec<u8>> {
+        Vec::new()
     }
 
     /// Discards the frames that were read and not placed: another guest is connected now, or the same one
@@ -132,6 +138,17 @@ impl TapQueue {
         Ok(queue)
     }
 
+    /// The queue of the daemon before, which is served on: nothing of it changes.
+    pub(crate) fn going_on(
+        file: File,
+        facts: QueueFacts,
+        offloads: Offloads,
+        active: bool,
+    ) -> Self {
+        let (negotiated, said, old, engine) = (None, String::new(), 0, Readv);
+        Self { file, facts, offloads, active, negotiated, said, old, engine }
+    }
+
     /// The same queue with another engine.
     #[must_use]
     pub fn with_engine<E: Engine>(self, engine: E) -> TapQueue<E> {
@@ -141,6 +158,16 @@ impl TapQueue {
 }
 
 impl<E> TapQueue<E> {
+    /// Another descriptor of the queue, for a daemon that goes on with it. It is taken to be active.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn share(&self) -> io::Result<SharedQueue> {
+        let claim = self.facts.claim.as_ref().map(|claim| claim.share()).transpose()?.flatten();
+        let file = self.file.try_clone()?;
+        Ok(SharedQueue { file, claim, offloads: self.offloads, active: true })
+    }
+
     pub(crate) const fn file(&self) -> &File {
         &self.file
     }
@@ -292,6 +319,10 @@ impl<E: Engine> Interface for TapQueue<E> {
 
     fn has_frames(&self) -> bool {
         self.engine.has_frames() || sys::is_readable(&self.file)
+    }
+
+    fn take_read(&mut self) -> Vec<Vec<u8>> {
+        self.engine.take_read()
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

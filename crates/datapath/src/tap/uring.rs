@@ -121,6 +121,11 @@ fn spread(list: &[GuestSlice<'_>], bytes: &[u8]) -> usize {
 }
 
 impl Engine for Uring {
+    fn take_read(&mut self) -> Vec<Vec<u8>> {
+        let waiting = self.read.drain(..).skip(std::mem::take(&mut self.placed));
+        waiting.map(|(slot, len)| self.slots[slot][..len].to_vec()).collect()
+    }
+
     fn reset(&mut self) {
         self.stale += self.waiting();
         self.read.clear();

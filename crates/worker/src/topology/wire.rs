@@ -176,6 +176,10 @@ impl<D: Datapath> Topology for Wire<D> {
         )
     }
 
+    fn take_read(&mut self, at: usize) -> Vec<Vec<u8>> {
+        self.lines[at].datapath.take_read()
+    }
+
     fn set_active(&mut self, at: usize, active: bool) -> io::Result<()> {
         let line = &mut self.lines[at];
         // There may be frames from before; the first read finds out.
