@@ -20,7 +20,7 @@ use crate::device::Device;
 use crate::error::{ServeError, system};
 use crate::message::session::Session;
 use crate::message::{Read, Relay, framework};
-use crate::socket::Server;
+use crate::parting::{Inheritance, Surroundings, hand_over_front};
 use crate::sys::peer_process;
 
 /// Delay before the next try to accept or to connect.
@@ -46,25 +46,28 @@ pub enum End {
     Hung,
     /// The daemon was asked to stop.
     Stopped,
+    /// Another daemon has the connection.
+    Left,
 }
 
 /// Stays with a front end until it goes, or `stop` becomes readable. `closers` counts the threads that close its
-/// descriptors.
+/// descriptors. `heir`: the daemon before served it.
 ///
 /// # Errors
 /// When its memory is not shared, or the system refuses.
 pub fn converse(
     device: &Arc<Device>,
     front: UnixStream,
-    stop: BorrowedFd<'_>,
-    server: Option<&Server>,
+    around: Surroundings<'_>,
     closers: &Arc<AtomicUsize>,
+    heir: Option<Inheritance>,
 ) -> Result<End, ServeError> {
     let (log, began) = (&device.log, Instant::now());
     let peer = peer_process(front.as_fd());
     log_limit::info!(
         log,
-        "a front end is connected{}",
+        "a front end is {}{}",
+        if heir.is_some() { "taken over" } else { "connected" },
         peer.map_or(String::new(), |pid| format!(": process {pid}"))
     );
     let custody = Custody::new(closers).map_err(system("setting up a connection"))?;
@@ -77,15 +80,15 @@ pub fn converse(
         Relay::new(front, framework, &session, &custody).map_err(system("relaying messages"))?;
     let mut visit = Visit {
         log,
-        stop,
-        server,
+        around,
         custody: &custody,
         session: &session,
         commands_at: None,
         listen_at: None,
         refused: false,
     };
-    let end = visit.relay_until_end(&mut relay);
+    let is_ours = heir.is_none_or(|heir| heir.begin(&mut relay, &session, around));
+    let end = if is_ours { visit.relay_until_end(&mut relay) } else { Ok(End::Left) };
     if matches!(end, Ok(End::Stopped)) {
         device.workers.iter().for_each(|worker| worker.hurry());
     }
@@ -97,29 +100,43 @@ pub fn converse(
     let front = relay.into_front();
     let result = daemon.wait();
     session.end();
-    custody.close_connection(front);
-    if matches!(end, Ok(End::Stopped)) {
-        hand_over_all(&custody);
-        if custody.here() > 0 {
-            log_limit::warn!(
-                log,
-                "the daemon ends when {} files of the front end are closed, which blocks: a file system in user space does \
-                 not answer; kill its server, or abort its connection in /sys/fs/fuse/connections",
-                custody.here()
-            );
-        }
-    }
+    close(log, &custody, front, end.as_ref().ok());
     match result {
         Err(error) if !is_goodbye(&error) => {
             log_limit::warn!(log, "the connection to the front end was ended: {error}");
         }
+        _ if matches!(end, Ok(End::Left)) => {}
         _ => log_limit::info!(log, "the front end is gone"),
     }
     log.settle();
+    if matches!(end, Ok(End::Left)) {
+        return end;
+    }
     match session.refused() {
         Some(private) => Err(private.into()),
         None if is_unserved => Ok(End::Unserved),
         None => end,
+    }
+}
+
+/// Closes the connection to the front end, or leaves it to another daemon. If this daemon ends, waits for what is closed.
+fn close(log: &LogLimit, custody: &Arc<Custody>, front: UnixStream, end: Option<&End>) {
+    if end == Some(&End::Left) {
+        custody.leave_connection(front);
+    } else {
+        custody.close_connection(front);
+    }
+    if !matches!(end, Some(End::Stopped | End::Left)) {
+        return;
+    }
+    hand_over_all(custody);
+    if custody.here() > 0 {
+        log_limit::warn!(
+            log,
+            "the daemon ends when {} files of the front end are closed, which blocks: a file system in user space does \
+             not answer; kill its server, or abort its connection in /sys/fs/fuse/connections",
+            custody.here()
+        );
     }
 }
 
@@ -134,8 +151,7 @@ pub fn hand_over_all(custody: &Custody) {
 /// The other events of a connection.
 struct Visit<'v> {
     log: &'v LogLimit,
-    stop: BorrowedFd<'v>,
-    server: Option<&'v Server>,
+    around: Surroundings<'v>,
     custody: &'v Arc<Custody>,
     session: &'v Session,
     /// When to look for commands of the guest again, if no event reports them.
@@ -149,7 +165,7 @@ struct Visit<'v> {
 impl Visit<'_> {
     fn relay_until_end(&mut self, relay: &mut Relay) -> Result<End, ServeError> {
         let log = self.log;
-        let silent_until = self.server.map(|_| Instant::now() + FIRST_MESSAGE_TIME);
+        let silent_until = self.around.server.map(|_| Instant::now() + FIRST_MESSAGE_TIME);
         loop {
             let now = Instant::now();
             let due = if relay.heard() { relay.due() } else { relay.due().or(silent_until) };
@@ -161,14 +177,16 @@ impl Visit<'_> {
             self.listen_at = self.listen_at.filter(|&at| at > now);
             let limit = due.into_iter().chain(self.listen_at).chain(self.commands_at).min();
             let limit = limit.map(|at| at.saturating_duration_since(now));
-            let listener = match (self.server, self.listen_at) {
+            let Surroundings { stop, server, .. } = self.around;
+            let listener = match (server, self.listen_at) {
                 (Some(server), None) => server.listener.as_fd(),
-                _ => self.stop,
+                _ => stop,
             };
             let [front, framework] = relay.ends();
             let (hung, commands) = (self.custody.hung(), self.session.control_events());
-            let [stopped, hung, front_sent, framework_sent, second, commanded] =
-                wait([self.stop, hung, front, framework, listener, commands], limit)?;
+            let asked = self.around.asked();
+            let [stopped, hung, front_sent, framework_sent, second, commanded, is_wanted] =
+                wait([stop, hung, front, framework, listener, commands, asked], limit)?;
             if stopped {
                 return Ok(End::Stopped);
             }
@@ -190,6 +208,9 @@ impl Visit<'_> {
                 }
                 _ => return Ok(End::Gone),
             }
+            if is_wanted && hand_over_front(self.around, relay, self.session) {
+                return Ok(End::Left);
+            }
             // A front end that has closed the connection may have left messages. They are read first.
             if second && !has_hung_up(relay.ends()[0]) {
                 if !relay.heard() && relay.due().is_none() {
@@ -206,7 +227,7 @@ impl Visit<'_> {
 
     /// Refuses a further front end. Logged once for each front end that is served, however many others try.
     fn refuse_second(&mut self) {
-        let Some(server) = self.server else { return };
+        let Some(server) = self.around.server else { return };
         match server.listener.accept() {
             Ok((second, _)) => {
                 self.custody.close_connection(second);

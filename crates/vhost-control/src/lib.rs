@@ -16,6 +16,7 @@
 //! - `server`: connections, one after the other; `conversation`: one connection.
 //! - `message`: a message comes in, is judged, is acted on, is answered.
 //! - `control`: the control queue of a front end that leaves it to us.
+//! - `handover`, `parting`: a guest that another daemon goes on with.
 //! - `ring`: the state of a ring; `device`: the device that front ends are offered.
 //! - `announcer`: what the network learns of a guest that migrated here.
 //! - `sharing`: whether the guest's memory is shared; `socket`: the socket is made, found and removed.
@@ -26,8 +27,10 @@ mod control;
 mod conversation;
 mod device;
 mod error;
+pub mod handover;
 mod limits;
 mod message;
+mod parting;
 mod ring;
 mod server;
 mod sharing;
@@ -36,7 +39,8 @@ mod sys;
 
 pub use device::{Device, Witness};
 pub use error::ServeError;
+pub use handover::{Handover, Heir, Succession};
 pub use limits::{descriptors_of, raise_descriptor_limit};
-pub use server::serve;
+pub use server::{serve, serve_on};
 pub use sharing::PrivateMemory;
 pub use socket::{Endpoint, Server, SocketError};

@@ -9,11 +9,11 @@ use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 /// its place in the stream.
 pub const DESCRIPTORS_MAX: usize = MAX_ATTACHED_FD_ENTRIES;
 /// Descriptors of one ring: the kick, the error descriptor, and four for a call descriptor that is a pipe. All of them
-/// twice, while new ones replace old ones.
-const OF_A_RING: u64 = 2 + 2 * 4;
+/// twice, while new ones replace old ones. And the three as they came, for another daemon that goes on.
+const OF_A_RING: u64 = 2 + 2 * 4 + 3;
 /// Number of control queues.
 const CONTROL_QUEUES: u64 = 1;
-/// Most regions of guest memory, a descriptor each: the answer to `GET_MAX_MEM_SLOTS`.
+/// Most regions of guest memory, two descriptors each (the framework's, and the one that came, for another daemon): the answer to `GET_MAX_MEM_SLOTS`.
 pub const REGIONS_MAX: usize = 509;
 /// Most descriptors that were given up and are not closed yet. With more, the front end waits and is then disconnected.
 pub const UNCLOSED_MAX: usize = 64;
@@ -28,7 +28,7 @@ pub const fn descriptors_of(queue_pairs: u16) -> u64 {
     // The relay and the framework hold those of a message at the same time.
     let in_messages = 2 * DESCRIPTORS_MAX as u64;
     (queue_pairs as u64 * 2 + CONTROL_QUEUES) * OF_A_RING
-        + REGIONS_MAX as u64
+        + 2 * REGIONS_MAX as u64
         + UNCLOSED_MAX as u64
         + in_messages
         + SURPLUS

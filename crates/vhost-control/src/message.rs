@@ -14,6 +14,8 @@
 //! 4. **It is answered.** The framework's answer comes back through the [`Relay`], completed by the judge: a ring that its
 //!    worker could not start is an error, and the answer has both positions of a packed ring.
 //!
+//! 5. **It is noted** (`setup`), for another daemon that goes on with the front end (`succession`).
+//!
 //! ```text
 //! front end --1--> stream --2--> judge --3--> framework --> session, vring --> ring --> worker
 //!     ^                            | refused       | answer
@@ -38,11 +40,14 @@ mod pipe;
 pub mod regions;
 mod request;
 pub mod session;
+pub mod setup;
 mod stream;
+mod succession;
 mod vring;
 
+use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,9 +57,11 @@ use worker::Custody;
 
 use self::judge::{Held, Judge};
 use self::session::Session;
+use self::setup::Setup;
 use self::stream::{Message, no_descriptors, send};
 use crate::limits::UNCLOSED_MAX;
 
+pub use self::setup::SetupMessage;
 pub use self::stream::Read;
 
 /// Header of `SET_FEATURES`: its number, protocol version 1, 8 bytes of payload.
@@ -78,6 +85,9 @@ pub struct Relay {
     heard: bool,
     /// When the message that is being received must be whole.
     due: Option<Instant>,
+    setup: Setup,
+    /// Questions for features that the framework has not answered yet: whether each is the relay's own.
+    questions: VecDeque<bool>,
 }
 
 impl Relay {
@@ -116,7 +126,19 @@ impl Relay {
         let (from_front, from_framework) = Default::default();
         let custody = Arc::clone(custody);
         let (heard, due) = (false, None);
-        Ok(Self { front, framework, judge, custody, from_front, from_framework, heard, due })
+        let (setup, questions) = Default::default();
+        Ok(Self {
+            front,
+            framework,
+            judge,
+            custody,
+            from_front,
+            from_framework,
+            heard,
+            due,
+            setup,
+            questions,
+        })
     }
 
     /// Whether a whole message has come from the front end.
@@ -163,18 +185,37 @@ impl Relay {
             return Ok(read);
         };
         (self.heard, self.due) = (true, None);
+        let first = message.descriptors.first().map(AsRawFd::as_raw_fd);
         match self.judge.judge(&mut message.bytes, &mut message.descriptors) {
             Ok(()) => {
-                self.expect_room(message.descriptors.len())?;
-                message.send(&self.framework)?;
+                // The judge replaces a pipe.
+                let has_pipe = first != message.descriptors.first().map(AsRawFd::as_raw_fd);
+                self.pass_on(message, has_pipe)?;
             }
-            Err(Held::Answered(None)) => {}
-            Err(Held::Answered(Some(answer))) => send(&self.front, &answer, &[])?,
+            Err(Held::Answered(answer)) => {
+                if self.judge.has_taken_log() {
+                    self.setup.note(message, false);
+                }
+                if let Some(answer) = answer {
+                    send(&self.front, &answer, &[])?;
+                }
+            }
             Err(Held::Connection(why)) => {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
         }
         Ok(read)
+    }
+
+    /// Passes an accepted message to the framework.
+    fn pass_on(&mut self, message: Message, has_pipe: bool) -> io::Result<()> {
+        self.expect_room(message.descriptors.len())?;
+        message.send(&self.framework)?;
+        if setup::is_question(&message.bytes) {
+            self.questions.push_back(false);
+        }
+        self.setup.note(message, has_pipe);
+        Ok(())
     }
 
     /// Reads from the framework. When an answer is whole, it is completed and passed on.
@@ -184,8 +225,12 @@ impl Relay {
     pub fn pass_answer(&mut self) -> io::Result<Read> {
         let read = self.from_framework.read(&self.framework, &self.custody)?;
         if let Some(mut message) = self.from_framework.take_whole()? {
-            self.judge.complete(&mut message.bytes);
-            message.send(&self.front)?;
+            let is_own =
+                setup::is_question(&message.bytes) && self.questions.pop_front() == Some(true);
+            if !is_own {
+                self.judge.complete(&mut message.bytes);
+                message.send(&self.front)?;
+            }
         }
         Ok(read)
     }

@@ -16,11 +16,12 @@ use log_limit::LogLimit;
 use ring_journal::{Journal, Slot};
 use virtio_net::Negotiated;
 use virtqueue::{QueueSetup, RingLog};
-use worker::{Custody, Foreign, Mailbox, RingStart};
+use worker::{Custody, Foreign, Mailbox, Released, RingStart};
 
 use crate::announcer::Announcer;
 use crate::control::ControlQueue;
 use crate::device::Device;
+use crate::handover::Stand;
 
 /// One virtqueue of a connection.
 #[derive(Debug)]
@@ -322,6 +323,43 @@ impl RingControl {
         state.kick = Kick::Stopped;
         // The front end knows the position from now on.
         self.forget();
+    }
+
+    /// Another daemon goes on with the ring. Returns where it stands; `None` if it cannot be stopped.
+    pub fn release(&self) -> Option<Stand> {
+        let mut state = self.lock();
+        let released = match &state.server {
+            Some(Server::Worker(mailbox)) => mailbox.release(self.index).ok()?,
+            Some(Server::Control(control)) => {
+                control.stop().map(|next_available| Released { next_available, held: Vec::new() })
+            }
+            None => None,
+        };
+        state.server = None;
+        let held = released.map_or_else(Vec::new, |Released { next_available, held }| {
+            state.next_available = next_available;
+            held
+        });
+        Some(Stand { next_available: state.next_available, held })
+    }
+
+    /// Frames that waited for buffers in the daemon before, for the ring that starts next.
+    pub fn hold(&self, frames: Vec<Vec<u8>>) {
+        if let Some(mailbox) = self.mailbox.as_ref().filter(|_| !frames.is_empty()) {
+            let _ = mailbox.hold(self.index, frames);
+        }
+    }
+
+    /// No other daemon goes on with the ring: it is served again if it was.
+    pub fn take_back(&self, held: Vec<Vec<u8>>) {
+        self.hold(held);
+        self.start_if_ready(&mut self.change());
+    }
+
+    /// Whether frames flow, or would if the guest had not broken the ring.
+    pub fn is_served(&self) -> bool {
+        let state = self.lock();
+        state.server.is_some() && state.told.0
     }
 
     /// The guest resets the device: nothing that was noted of the ring is true any more.

@@ -14,7 +14,9 @@ use worker::Custody;
 use crate::conversation::{End, RETRY, converse, hand_over_all, wait};
 use crate::device::Device;
 use crate::error::{ServeError, system};
+use crate::handover::{Heir, Succession};
 use crate::message::framework;
+use crate::parting::{Inheritance, Surroundings, hand_over_alone};
 use crate::socket::{Endpoint, Server};
 
 /// First delay after a front end that made a worker block; it doubles with each further one.
@@ -40,25 +42,52 @@ pub fn serve(
     device: &Arc<Device>,
     stop: BorrowedFd<'_>,
 ) -> Result<(), ServeError> {
+    serve_on(endpoint, device, stop, Succession::default())
+}
+
+/// The same for a guest that comes from another daemon, or that another daemon may go on with. Then it returns without a word
+/// to the front end.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_on(
+    endpoint: Endpoint,
+    device: &Arc<Device>,
+    stop: BorrowedFd<'_>,
+    succession: Succession<'_>,
+) -> Result<(), ServeError> {
+    let Succession { handover, heir } = succession;
     // Every connection needs one. If none can be made, that is an error at the start.
     framework::connection().map_err(system("making a socket"))?;
     let pause = Duration::ZERO;
-    let mut service = Service { device, stop, closers: Arc::default(), pause, is_unserved: false };
-    match endpoint {
-        Endpoint::Server(server) => {
-            let result = service.serve_as_server(&server);
-            service.send_away(&server);
-            result
-        }
+    let (server, other) = match endpoint {
+        Endpoint::Server(server) => (Some(server), Endpoint::Nothing),
+        other => (None, other),
+    };
+    let around = Surroundings { stop, server: server.as_ref(), handover };
+    let mut service =
+        Service { device, around, closers: Arc::default(), pause, is_unserved: false };
+    if let Some(heir) = heir
+        && matches!(service.go_on(heir)?, End::Left | End::Stopped)
+    {
+        return Ok(());
+    }
+    if let Some(server) = &server {
+        let result = service.serve_as_server(server);
+        service.send_away(server);
+        return result;
+    }
+    match other {
         Endpoint::Client(path) => service.serve_as_client(&path),
-        Endpoint::Connected(stream) => service.converse(stream, None).map(|_| ()),
+        Endpoint::Connected(stream) => service.converse(stream).map(|_| ()),
+        Endpoint::Server(_) | Endpoint::Nothing => Ok(()),
     }
 }
 
 /// Serves the front ends of one device, one after the other.
 struct Service<'s> {
     device: &'s Arc<Device>,
-    stop: BorrowedFd<'s>,
+    around: Surroundings<'s>,
     /// Number of threads that close descriptors of earlier front ends.
     closers: Arc<AtomicUsize>,
     /// Delay after the last front end that made a worker block.
@@ -68,10 +97,49 @@ struct Service<'s> {
 }
 
 impl Service<'_> {
+    /// Goes on with a guest of the daemon before. Returns how its conversation ended, or [`End::Gone`] if it has no front end.
+    fn go_on(&mut self, heir: Heir) -> Result<End, ServeError> {
+        let Heir { front, prepared, start, started } = heir;
+        if let Some(front) = front {
+            let begun = Arc::default();
+            let (connection, inheritance) =
+                Inheritance::new(front, prepared, start, started, &begun);
+            let (stream, device) = (connection.into(), self.device);
+            let end = converse(device, stream, self.around, &self.closers, Some(inheritance));
+            let end = log_refusal(&self.device.log, end)?;
+            // Whatever ended it, the front end is still the daemon before's.
+            let end = if begun.load(Ordering::Relaxed) { end } else { End::Left };
+            return Ok(self.note_left(end));
+        }
+        let _ = prepared.send(Ok(()));
+        if start.recv().is_err() {
+            return Ok(End::Left);
+        }
+        if let Some(server) = self.around.server {
+            server.set_left(false);
+        }
+        let _ = started.send(());
+        Ok(End::Gone)
+    }
+
+    /// If another daemon has the front end, it has the socket, too.
+    fn note_left(&self, end: End) -> End {
+        if let Some(server) = self.around.server.filter(|_| end == End::Left) {
+            server.set_left(true);
+        }
+        end
+    }
+
     fn serve_as_server(&mut self, server: &Server) -> Result<(), ServeError> {
         loop {
-            if wait([self.stop, server.listener.as_fd()], None)?[0] {
+            let awaited = [self.around.stop, self.around.asked(), server.listener.as_fd()];
+            let [stopped, asked, arrived] = wait(awaited, None)?;
+            if stopped || (asked && hand_over_alone(self.around)) {
+                server.set_left(!stopped);
                 return Ok(());
+            }
+            if !arrived {
+                continue;
             }
             match server.listener.accept() {
                 Err(error) => {
@@ -82,7 +150,7 @@ impl Service<'_> {
                     }
                 }
                 Ok((stream, _)) => {
-                    if self.host(stream, Some(server))? == End::Stopped {
+                    if matches!(self.host(stream)?, End::Stopped | End::Left) {
                         return Ok(());
                     }
                 }
@@ -112,7 +180,7 @@ impl Service<'_> {
             match UnixStream::connect(path) {
                 Ok(stream) => {
                     is_waiting = false;
-                    if self.host(stream, None)? == End::Stopped {
+                    if matches!(self.host(stream)?, End::Stopped | End::Left) {
                         return Ok(());
                     }
                 }
@@ -127,7 +195,8 @@ impl Service<'_> {
                     is_waiting = true;
                 }
             }
-            if self.is_stopped_within(RETRY)? {
+            let [stopped, asked] = wait([self.around.stop, self.around.asked()], Some(RETRY))?;
+            if stopped || (asked && hand_over_alone(self.around)) {
                 return Ok(());
             }
         }
@@ -154,9 +223,9 @@ impl Service<'_> {
     }
 
     /// Serves a front end until it is gone. After one that made a worker block, the next one has to wait.
-    fn host(&mut self, front: UnixStream, server: Option<&Server>) -> Result<End, ServeError> {
+    fn host(&mut self, front: UnixStream) -> Result<End, ServeError> {
         let began = Instant::now();
-        let end = log_refusal(&self.device.log, self.converse(front, server))?;
+        let end = self.note_left(log_refusal(&self.device.log, self.converse(front))?);
         self.is_unserved &= end == End::Unserved;
         if end == End::Hung {
             self.pause = (2 * self.pause).clamp(PAUSE, PAUSE_MAX);
@@ -193,12 +262,12 @@ impl Service<'_> {
         Ok(end)
     }
 
-    fn converse(&self, front: UnixStream, server: Option<&Server>) -> Result<End, ServeError> {
-        converse(self.device, front, self.stop, server, &self.closers)
+    fn converse(&self, front: UnixStream) -> Result<End, ServeError> {
+        converse(self.device, front, self.around, &self.closers, None)
     }
 
     fn is_stopped_within(&self, time: Duration) -> Result<bool, ServeError> {
-        Ok(wait([self.stop], Some(time))?[0])
+        Ok(wait([self.around.stop], Some(time))?[0])
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
@@ -19,14 +20,18 @@ pub enum Endpoint {
     Client(PathBuf),
     /// A socket that is connected to a front end.
     Connected(UnixStream),
+    /// Nothing but the connection that the daemon before had.
+    Nothing,
 }
 
 /// A listening socket. Its file is removed when dropped, if we made it.
 #[derive(Debug)]
 pub struct Server {
     pub(crate) listener: UnixListener,
-    /// Path and inode of the file, if we made it.
+    /// Path and inode of the file, if we made it, or the daemon that we go on from.
     made: Option<(PathBuf, u64)>,
+    /// Another daemon has it.
+    is_left: AtomicBool,
 }
 
 /// Why there is no socket.
@@ -103,12 +108,33 @@ impl Server {
             _ => system(source),
         })?;
         let inode = fs::symlink_metadata(path).map_err(system)?.ino();
-        Ok(Self { listener, made: Some((path.into(), inode)) })
+        Ok(Self { listener, made: Some((path.into(), inode)), is_left: AtomicBool::new(false) })
+    }
+
+    /// The socket at `path` on which another daemon listens, which has it until [`set_left`](Self::set_left).
+    ///
+    /// # Errors
+    /// When it cannot be found there.
+    pub fn shared(listener: OwnedFd, path: &Path) -> Result<Self, SocketError> {
+        let system = |source| SocketError::System { path: path.into(), source };
+        let inode = fs::symlink_metadata(path).map_err(system)?.ino();
+        let (made, is_left) = (Some((path.into(), inode)), AtomicBool::new(true));
+        Ok(Self { listener: listener.into(), made, is_left })
+    }
+
+    /// Another descriptor of the socket, for another daemon.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Whether another daemon has the socket from now on. Its file is not removed then.
+    pub(crate) fn set_left(&self, is_left: bool) {
+        self.is_left.store(is_left, Ordering::Relaxed);
     }
 
     /// Whether this process made the socket, and no other one has it.
-    pub(crate) const fn is_ours(&self) -> bool {
-        self.made.is_some()
+    pub(crate) fn is_ours(&self) -> bool {
+        self.made.is_some() && !self.is_left.load(Ordering::Relaxed)
     }
 }
 
@@ -129,7 +155,11 @@ impl Endpoint {
             return Err(wrong("a unix socket of another type"));
         }
         if socket_acceptconn(&fd) == Ok(true) {
-            return Ok(Self::Server(Server { listener: fd.into(), made: None }));
+            return Ok(Self::Server(Server {
+                listener: fd.into(),
+                made: None,
+                is_left: AtomicBool::new(false),
+            }));
         }
         let stream = UnixStream::from(fd);
         if stream.peer_addr().is_err() || stream.set_nonblocking(false).is_err() {
@@ -141,7 +171,8 @@ impl Endpoint {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some((path, inode)) = &self.made
+        if self.is_ours()
+            && let Some((path, inode)) = &self.made
             && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.ino() == *inode)
         {
             let _ = fs::remove_file(path);

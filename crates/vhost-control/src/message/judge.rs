@@ -15,6 +15,7 @@
 mod dirty;
 mod memory;
 mod offer;
+mod succession;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -103,6 +104,8 @@ pub struct Judge {
     channel: Option<Foreign>,
     /// The last request whose answer depends on the start of rings: its code, and these rings.
     starting: Option<(u32, Range<usize>)>,
+    /// The last message set a dirty log.
+    log_taken: bool,
 }
 
 impl Judge {
@@ -131,6 +134,7 @@ impl Judge {
             pipes: Pipes::new(rings.len(), rings.first().map(|ring| Arc::clone(ring.log()))),
             channel: None,
             starting: None,
+            log_taken: false,
         }
     }
 
@@ -378,6 +382,7 @@ impl Judge {
         let (memory, limits) = (self.memory.all(), &self.limits);
         let log = self.dirty.set_log(part, descriptors, memory, limits)?;
         self.rings.iter().for_each(|ring| ring.set_dirty_log(&log));
+        self.log_taken = true;
         Ok(())
     }
 

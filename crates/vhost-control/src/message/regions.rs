@@ -50,6 +50,18 @@ pub struct Region {
 }
 
 impl Region {
+    /// The four numbers of a region, in the order of its message.
+    #[must_use]
+    pub const fn words(&self) -> [u64; 4] {
+        [self.guest_address, self.len, self.user_address, self.offset]
+    }
+
+    /// The region with these numbers.
+    #[must_use]
+    pub const fn from_words([guest_address, len, user_address, offset]: [u64; 4]) -> Self {
+        Self { guest_address, len, user_address, offset }
+    }
+
     /// Whether the `len` bytes at `address` of the front end's own memory lie in it.
     #[must_use]
     pub fn holds(&self, address: u64, len: u64) -> bool {

@@ -168,6 +168,18 @@ impl Session {
         self.rings.iter().try_for_each(|ring| ring.follow_settings())
     }
 
+    /// What the guest set by commands.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        self.control.settings()
+    }
+
+    /// What the guest had set by commands in the daemon before.
+    pub fn set_settings(&self, settings: Settings) {
+        self.control.set(settings);
+        let _ = self.follow_settings();
+    }
+
     /// Why this front end cannot be served at all, if that came up.
     #[must_use]
     pub fn refused(&self) -> Option<PrivateMemory> {

@@ -92,6 +92,17 @@ impl Memory {
         Ok(false)
     }
 
+    /// The regions that were left out.
+    pub fn left_out(&self) -> &[Region] {
+        &self.left_out
+    }
+
+    /// These regions were left out by the daemon before.
+    pub fn leave_out(&mut self, mut regions: Vec<Region>) {
+        regions.truncate(REGIONS_MAX);
+        self.left_out = regions;
+    }
+
     /// All regions.
     pub fn all(&self) -> &[Region] {
         &self.regions
@@ -167,10 +178,5 @@ impl Memory {
     /// Number of regions that are admitted.
     pub fn regions(&self) -> usize {
         self.regions.len()
-    }
-
-    /// As if this region had been refused while rings ran.
-    pub fn leave_out(&mut self, region: Region) {
-        self.left_out.push(region);
     }
 }

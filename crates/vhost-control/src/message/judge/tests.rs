@@ -73,7 +73,7 @@ fn a_region_that_is_not_there_is_not_removed_and_one_that_was_left_out_is() {
     assert_eq!(remove(&mut judge, 0, 0x10000), Ok(()));
     assert_eq!(remove(&mut judge, 0, 0x10000), refused);
     let region = Region { guest_address: 1 << 32, len: 0x1000, user_address: 1 << 32, offset: 0 };
-    judge.memory.leave_out(region);
+    judge.memory.leave_out(vec![region]);
     let add = message(FrontendReq::ADD_MEM_REG, NEED_REPLY, &single(1 << 32, 0x1000));
     assert_eq!(judge.hear(&add), Err(Held::Answered(Some(answer(37, ACCEPTED)))));
     assert_eq!(remove(&mut judge, 1 << 32, 0x1000), accepted);
