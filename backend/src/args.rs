@@ -13,6 +13,7 @@ use worker::PollPolicy;
 
 use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, FaultSpec};
+use crate::takeover::Predecessor;
 use crate::withheld::Withheld;
 
 /// Width of the help texts, in columns. No line of the texts below is longer, so that none is broken.
@@ -186,6 +187,15 @@ pub struct Args {
     /// Directory of the recorder [default: /run/ringscope, or $XDG_RUNTIME_DIR/ringscope without root]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+
+    /// Take all guests over from a running daemon, which then ends
+    ///
+    /// PROCESS is its process number, or the path of its socket RUN_DIR/NAME.take-over. All other flags are those of the
+    /// running daemon; only what does not concern guests and interfaces may differ. The front ends notice nothing: their
+    /// connections stay, and a frame waits some milliseconds at most. Until the new daemon serves all guests, the running one
+    /// goes on if anything fails. Guests on af-xdp or a switch cannot be taken over yet.
+    #[arg(long, value_name = "PROCESS")]
+    pub take_over: Option<Predecessor>,
 
     /// Serve metrics to Prometheus at ADDR
     ///

@@ -3,17 +3,15 @@
 //! The order is such that a failure leaves nothing behind: first the datapath, then the socket, and the recorder last, of
 //! everything that has a name in the file system.
 
-use std::os::fd::AsFd as _;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burst_trace::{Clock, Participants, Reader, Recorder, RecorderOptions, Writer};
+use burst_trace::{Clock, Reader, Recorder, RecorderOptions, Writer};
 use datapath::af_xdp::Options;
 use datapath::{AfXdp, Capabilities, Datapath, FrameReader, Null, Reflect, Uring};
 use log_limit::LogLimit;
 use metrics::{Address, Metrics, MetricsError};
-use ring_journal::Journal;
-
-use vhost_control::{Device, Endpoint, Server, SocketError, Witness, serve};
+use vhost_control::{Device, Endpoint, Handover, Witness};
 use virtio_net::{ConfigSpace, features};
 use worker::{
     GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
@@ -24,6 +22,7 @@ use crate::announce;
 use crate::clock;
 use crate::error::Error;
 use crate::facts::facts;
+use crate::guest::{Front, GuestRecorder, Noted, Served, meet};
 use crate::journal;
 use crate::kernel::{Enrolled, Following, Kernel};
 use crate::link_speed;
@@ -31,7 +30,10 @@ use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, Engine};
 use crate::stop::Stop;
-use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap};
+use crate::takeover;
+use crate::takeover::give::{Door, Wire};
+use crate::takeover::take::Taking;
+use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap, share_macvtaps, share_taps};
 use crate::wrap::{Wrapped, wrap};
 
 /// A constructor of a worker for queue pairs, by number, and what is at their other end.
@@ -67,11 +69,25 @@ pub fn run(plan: &Plan, handed: Handed, stop: &Stop) -> Result<(), Error> {
         daemon.add_switch(switch, &plan.guests)?;
     }
     daemon.following = daemon.kernel.take().map(Kernel::follow).transpose()?;
-    if let Some(address) = &plan.metrics {
+    let taking = daemon.handed.taking.take();
+    if let Some(address) = plan.metrics.as_ref().filter(|_| taking.is_none()) {
         daemon.metrics = Some(measure(address, &plan.guests, daemon.clock)?);
         announce::metrics(address, plan.guests.len() == 1);
     }
-    daemon.serve(stop)
+    daemon.serve(plan, taking, stop)
+}
+
+/// Makes the socket where other daemons ask for the guests. Without one they are served all the same.
+fn open_door(plan: &Plan) -> Option<Door> {
+    let path = takeover::socket_of(&plan.guests[0].recorder);
+    Door::open(path.clone())
+        .inspect_err(|error| {
+            log::warn!(
+                "no other daemon can take over from this one, because there is no {}: {error}",
+                path.display()
+            );
+        })
+        .ok()
 }
 
 /// Makes the recorder's directory where the socket is in it too, because the socket is made first.
@@ -103,46 +119,14 @@ struct Daemon {
     recorders: Vec<GuestRecorder>,
     fronts: Vec<Front>,
     handed: Handed,
+    /// What of each guest's datapath another daemon gets. By name; nothing if there is none.
+    wires: BTreeMap<String, Wire>,
     clock: Clock,
     /// Number of guests, including those of switches.
     guests: usize,
     /// Where metrics will be served.
     metrics_at: Option<Address>,
     alarm: PanicAlarm,
-}
-
-/// A recorder. Its file is removed at the end if it is empty, unless its guest was served without an error.
-struct GuestRecorder {
-    file: Recorder,
-    stays: bool,
-    /// The features of the guest whose recorder this one replaces; 0 if there is none.
-    before: u64,
-    journal: Option<Arc<Journal>>,
-}
-
-/// Writes a guest's front end and its features to its recorder.
-#[derive(Debug)]
-struct Noted(Participants);
-
-impl Witness for Noted {
-    fn connected(&self, process: u32) {
-        self.0.set_front_end(process);
-    }
-
-    fn gone(&self, process: u32) {
-        self.0.clear_front_end(process);
-    }
-
-    fn negotiated(&self, features: u64) {
-        self.0.set_features(features);
-    }
-}
-
-/// The endpoint of a guest, and the device that its front ends are offered.
-struct Front {
-    name: String,
-    endpoint: Endpoint,
-    device: Arc<Device>,
 }
 
 impl Daemon {
@@ -155,6 +139,7 @@ impl Daemon {
             recorders: Vec::new(),
             fronts: Vec::new(),
             handed,
+            wires: BTreeMap::new(),
             clock: clock::of(&plan.guests),
             guests: plan.guests.len(),
             metrics_at: plan.metrics.clone(),
@@ -167,7 +152,8 @@ impl Daemon {
         let pairs = usize::from(plan.queue_pairs);
         match &plan.datapath {
             DatapathSpec::Tap { port, napi, engine } => {
-                let taps = open_tap(port, &mut self.handed, pairs, *napi)?;
+                let taps = open_tap(port, &mut self.handed, pairs, *napi, &plan.name)?;
+                self.share(plan, || share_taps(&taps));
                 match engine {
                     Engine::Readv => self.add(plan, taps),
                     Engine::Uring => {
@@ -178,7 +164,9 @@ impl Daemon {
             }
             DatapathSpec::Macvtap { port, over } => {
                 let (handed, owner) = (&mut self.handed, Macvtapped::Guest(plan.mac));
-                let queues = open_macvtap(port, over.as_ref(), handed, pairs, owner)?;
+                let queues =
+                    open_macvtap(port, over.as_ref(), handed, pairs, (owner, plan.name.as_str()))?;
+                self.share(plan, || share_macvtaps(&queues));
                 self.add(plan, queues)
             }
             DatapathSpec::AfXdp { ifname, options } => {
@@ -193,9 +181,16 @@ impl Daemon {
         }
     }
 
+    /// Notes what of the guest's datapath another daemon gets.
+    fn share(&mut self, plan: &GuestPlan, share: impl FnOnce() -> std::io::Result<Wire>) {
+        let shared = || share().unwrap_or_else(|error| Wire::Unfit(error.to_string()));
+        let wire = Wire::unfit(plan).map_or_else(shared, Wire::Unfit);
+        self.wires.insert(plan.name.clone(), wire);
+    }
+
     /// Puts together a guest with a datapath for each queue pair.
     fn add<D: Datapath>(&mut self, plan: &GuestPlan, datapaths: Vec<D>) -> Result<(), Error> {
-        let endpoint = meet(&plan.endpoint, &mut self.handed)?;
+        let endpoint = meet(plan, &mut self.handed)?;
         let able = datapaths[0].capabilities();
         match wrap(plan, datapaths, self.clock)? {
             Wrapped::Bare(all) => self.spawn(plan, all, able, endpoint, Worker::spawn),
@@ -206,7 +201,7 @@ impl Daemon {
 
     /// Puts together a guest whose frames come back.
     fn add_reflect(&mut self, plan: &GuestPlan) -> Result<(), Error> {
-        let endpoint = meet(&plan.endpoint, &mut self.handed)?;
+        let endpoint = meet(plan, &mut self.handed)?;
         let able = Reflect::capabilities();
         let mirrors = (0..plan.queue_pairs).map(|_| Reflect).collect();
         match wrap(plan, mirrors, self.clock)? {
@@ -246,7 +241,7 @@ impl Daemon {
         let witnesses = self.follow(plan, enrolled, &threads, &recorder)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
         let mailboxes = mailboxes.cloned().collect();
-        self.show(plan, (endpoint, log), &recorder, &capabilities, mailboxes, witnesses);
+        self.show(plan, (endpoint, log), &recorder, &capabilities, mailboxes, witnesses)?;
         self.recorders.push(recorder);
         Ok(())
     }
@@ -268,7 +263,7 @@ impl Daemon {
                 self.join(&guests, None::<Null>)
             }
             Some(DatapathSpec::Tap { port, napi, engine }) => {
-                let tap = open_tap(port, &mut self.handed, 1, *napi)?.pop();
+                let tap = open_tap(port, &mut self.handed, 1, *napi, "")?.pop();
                 match engine {
                     Engine::Readv => self.join(&guests, tap),
                     Engine::Uring => self.join(&guests, tap.map(Uring::open).transpose()?),
@@ -276,7 +271,7 @@ impl Daemon {
             }
             Some(DatapathSpec::Macvtap { port, over }) => {
                 let (handed, owner) = (&mut self.handed, Macvtapped::Switch);
-                let uplink = open_macvtap(port, over.as_ref(), handed, 1, owner)?.pop();
+                let uplink = open_macvtap(port, over.as_ref(), handed, 1, (owner, ""))?.pop();
                 self.join(&guests, uplink)
             }
             Some(DatapathSpec::AfXdp { ifname, options }) => {
@@ -296,7 +291,7 @@ impl Daemon {
         let mut members = Vec::new();
         for plan in plans {
             with_mtu(plan, &capabilities)?;
-            let endpoint = meet(&plan.endpoint, &mut self.handed)?;
+            let endpoint = meet(plan, &mut self.handed)?;
             let log = log_of(plan);
             let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
             let recorder = self.record(plan, enrolled.as_ref())?;
@@ -315,7 +310,7 @@ impl Daemon {
             let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recorder)?;
             let mailboxes = vec![Arc::clone(worker.mailbox(n))];
             let capabilities = with_mtu(plan, &capabilities)?;
-            self.show(plan, (endpoint, log), &recorder, &capabilities, mailboxes, witnesses);
+            self.show(plan, (endpoint, log), &recorder, &capabilities, mailboxes, witnesses)?;
             self.recorders.push(recorder);
         }
         self.workers.push(worker);
@@ -346,7 +341,7 @@ impl Daemon {
 
     /// Makes a guest's recorder.
     fn record(
-        &self,
+        &mut self,
         plan: &GuestPlan,
         enrolled: Option<&Enrolled>,
     ) -> Result<GuestRecorder, Error> {
@@ -358,9 +353,15 @@ impl Daemon {
             facts: facts(plan, enrolled.map(|guest| &guest.facts)),
         };
         let before = Reader::open(&plan.recorder).map_or(0, |reader| reader.features_ever());
-        let file = Recorder::create(&options, &self.clock)?;
+        let lock = self.handed.inherited(&plan.name).and_then(|inherited| inherited.lock.take());
+        // The files of a daemon that still runs stay, whatever becomes of this one.
+        let stays = lock.is_some();
+        let file = match lock {
+            None => Recorder::create(&options, &self.clock)?,
+            Some(lock) => Recorder::create_beside(&options, &self.clock, lock)?,
+        };
         file.participants().set_features_before(before);
-        Ok(GuestRecorder { file, stays: false, before, journal: journal::open(plan) })
+        Ok(GuestRecorder { file, stays, before, journal: journal::open(plan) })
     }
 
     fn show(
@@ -371,70 +372,43 @@ impl Daemon {
         capabilities: &Capabilities,
         mailboxes: Vec<Arc<Mailbox>>,
         witnesses: Vec<Box<dyn Witness>>,
-    ) {
+    ) -> Result<(), Error> {
         announce::guest(plan, capabilities, self.guests == 1, self.metrics_at.as_ref());
         let memory_max = Device::memory_max(self.guests);
         let device = device(plan, log, capabilities, &mailboxes, witnesses);
         let (before, journal) = (recorder.before, recorder.journal.clone());
         let device = Arc::new(Device { memory_max, before, journal, ..device });
-        self.fronts.push(Front { name: plan.name.clone(), endpoint, device });
+        let (name, handover) =
+            (plan.name.clone(), Arc::new(Handover::new().map_err(Error::Descriptors)?));
+        let heir = self.handed.taking.as_mut().and_then(|taking| taking.heir(&name));
+        self.fronts.push(Front { name, endpoint, device, handover, heir });
+        Ok(())
     }
 
-    /// Serves every guest until `stop`. If one guest cannot be served any more, the others are served on.
-    fn serve(mut self, stop: &Stop) -> Result<(), Error> {
-        let fronts = std::mem::take(&mut self.fronts);
-        let is_alone = fronts.len() == 1;
-        let results: Vec<Result<(), Error>> = std::thread::scope(|scope| {
-            let serve_one = |front| scope.spawn(move || serve_guest(front, is_alone, stop));
-            let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap_or(Err(Error::Fault))).collect()
+    /// Serves every guest until `stop`, or until another daemon has them.
+    fn serve(mut self, plan: &Plan, taking: Option<Taking>, stop: &Stop) -> Result<(), Error> {
+        for guest in &plan.guests {
+            let wire = || Wire::unfit(guest).map_or(Wire::Nothing, Wire::Unfit);
+            self.wires.entry(guest.name.clone()).or_insert_with(wire);
+        }
+        let door = if taking.is_none() { open_door(plan) } else { None };
+        let guests = plan.guests.iter().map(|guest| (guest, &self.wires[&guest.name])).collect();
+        let (fronts, clock) = (std::mem::take(&mut self.fronts), self.clock);
+        let served = Served { guests, recorders: &self.recorders, fronts, door, taking };
+        let (results, taken) = served.run(stop, || {
+            let address = plan.metrics.as_ref()?;
+            measure(address, &plan.guests, clock)
+                .inspect(|_| announce::metrics(address, plan.guests.len() == 1))
+                .inspect_err(|error| log::error!("there are no metrics: {error}"))
+                .ok()
         });
         for (recorder, result) in self.recorders.iter_mut().zip(&results) {
-            recorder.stays = result.is_ok();
+            recorder.stays |= result.is_ok();
         }
         if stop.alarm().is_raised() {
             return Err(Error::Fault);
         }
-        results.into_iter().collect()
-    }
-}
-
-fn serve_guest(front: Front, is_alone: bool, stop: &Stop) -> Result<(), Error> {
-    let _watched = stop.alarm().watch();
-    let Front { name, endpoint, device } = front;
-    serve(endpoint, &device, stop.as_fd()).map_err(|error| {
-        if is_alone {
-            return error.into();
-        }
-        // Logged now, because the other guests may be served for a long time.
-        log::error!("{}{error}", device.log.prefix());
-        Error::Guest { name, source: Box::new(error.into()) }
-    })
-}
-
-impl Drop for GuestRecorder {
-    /// Removes the file of a daemon that failed before it recorded anything.
-    fn drop(&mut self) {
-        let is_empty = || {
-            Reader::open(self.file.path()).is_ok_and(|reader| {
-                (0..reader.queue_pairs() * 2).all(|ring| reader.totals(ring).bursts == 0)
-            })
-        };
-        if !self.stays && is_empty() {
-            let _ = std::fs::remove_file(self.file.path());
-            let _ = std::fs::remove_file(journal::path(self.file.path()));
-        }
-    }
-}
-
-fn meet(endpoint: &EndpointPlan, handed: &mut Handed) -> Result<Endpoint, SocketError> {
-    match endpoint {
-        EndpointPlan::Listen(path) => Ok(Endpoint::Server(Server::bind(path)?)),
-        EndpointPlan::Connect(path) => Ok(Endpoint::Client(path.clone())),
-        EndpointPlan::Descriptor(fd) => match handed.take(*fd) {
-            Some(socket) => Endpoint::from_fd(socket),
-            None => Err(SocketError::Descriptor { fd: *fd, found: "not open".into() }),
-        },
+        results.into_iter().collect::<Result<(), _>>().and(taken)
     }
 }
 

@@ -11,8 +11,8 @@ use crate::args::Args;
 /// Keys of the daemon, above the first guest.
 const DAEMON_KEYS: [&str; 2] = ["run-dir", "metrics"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 7] =
-    ["config", "run-dir", "metrics", "fd", "print-capabilities", "help", "version"];
+const NOT_FOR_GUESTS: [&str; 8] =
+    ["config", "run-dir", "metrics", "take-over", "fd", "print-capabilities", "help", "version"];
 
 /// The contents of the file.
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@ use metrics::MetricsError;
 use vhost_control::{ServeError, SocketError};
 
 use crate::kernel::FollowError;
+use crate::takeover::take::TakeOverError;
 
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,12 @@ pub enum Error {
         /// The interface's, bytes.
         found: u16,
     },
+    /// There is no take-over.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
+    /// This process has no descriptor left.
+    #[error("no file descriptors are left: {0}; raise the limit of open files (RLIMIT_NOFILE)")]
+    Descriptors(io::Error),
     /// Serving ended.
     #[error(transparent)]
     Serve(#[from] ServeError),

@@ -10,6 +10,7 @@ mod clock;
 mod config;
 mod error;
 mod facts;
+mod guest;
 mod journal;
 mod kernel;
 mod link_speed;
@@ -18,6 +19,7 @@ mod probes;
 mod spec;
 mod stop;
 mod sys;
+mod takeover;
 mod wires;
 mod withheld;
 mod wrap;
@@ -36,6 +38,7 @@ use crate::args::Args;
 use crate::config::Config;
 use crate::plan::Plan;
 use crate::stop::Stop;
+use crate::takeover::take::Taking;
 use crate::wires::Handed;
 
 /// Exit status after a fault of the daemon itself (`sysexits.h`, `EX_SOFTWARE`).
@@ -104,19 +107,24 @@ fn start_log() {
 fn plan(args: Args) -> Result<Plan, String> {
     let Some(path) = &args.config else {
         let (run_dir, metrics) = (args.run_dir.clone(), args.metrics.clone());
+        let take_over = args.take_over.clone();
         let plan = Plan::new(vec![args], run_dir).map_err(|error| error.to_string())?;
-        return Ok(Plan { metrics, ..plan });
+        return Ok(Plan { metrics, take_over, ..plan });
     };
     let Config { run_dir, metrics, guests } = Config::read(path)?;
     let run_dir = args.run_dir.clone().or(run_dir);
     let plan =
         Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(Plan { metrics: args.metrics.or(metrics), ..plan })
+    let take_over = args.take_over;
+    Ok(Plan { metrics: args.metrics.or(metrics), take_over, ..plan })
 }
 
 fn run(plan: &Plan) -> Result<(), error::Error> {
     raise_descriptor_limit(plan);
-    let handed = Handed::take_over(plan)?;
+    let handed = match &plan.take_over {
+        None => Handed::take_over(plan)?,
+        Some(before) => Handed::from_daemon(Taking::begin(plan, before)?),
+    };
     // With this signal handled, a write over the file-size limit fails (EFBIG), as on a full disk. It does not end the
     // process.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(error::Error::Signals)?;

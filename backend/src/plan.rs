@@ -16,6 +16,7 @@ use worker::{Crash, Delay, PollPolicy, Scheduling};
 use crate::args::{Args, OnOff};
 use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, FaultSpec};
+use crate::takeover::Predecessor;
 
 pub use error::PlanError;
 use name::name;
@@ -30,6 +31,8 @@ pub struct Plan {
     pub switches: Vec<SwitchPlan>,
     /// The address where metrics of all guests are served.
     pub metrics: Option<metrics::Address>,
+    /// The daemon to take over from.
+    pub take_over: Option<Predecessor>,
 }
 
 /// A switch between guests. One worker serves all of them.
@@ -145,7 +148,7 @@ impl Plan {
             }
         }
         let switches = switches(&guests)?;
-        let plan = Self { guests, switches, metrics: None };
+        let plan = Self { guests, switches, metrics: None, take_over: None };
         match plan.same_descriptor() {
             Some(fd) => Err(PlanError::SameDescriptor(fd)),
             None => Ok(plan),

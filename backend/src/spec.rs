@@ -65,6 +65,16 @@ pub enum Port {
     Descriptor(RawFd),
 }
 
+impl Port {
+    /// The interface's name, unless a descriptor was handed over.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Descriptor(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Port {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

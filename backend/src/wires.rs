@@ -1,5 +1,6 @@
 //! Taps and macvtaps, opened by name or from descriptors that were handed over.
 
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 
 use datapath::macvtap::{self, MacvtapOptions, Over};
@@ -12,10 +13,16 @@ use crate::error::Error;
 use crate::plan::{EndpointPlan, Plan};
 use crate::spec::{DatapathSpec, Port};
 use crate::sys;
+use crate::takeover::give::Wire;
+use crate::takeover::take::{Inherited, Taking};
 
 /// Descriptors that the parent process handed over, by their numbers.
 #[derive(Debug, Default)]
-pub struct Handed(Vec<(RawFd, OwnedFd)>);
+pub struct Handed {
+    parents: Vec<(RawFd, OwnedFd)>,
+    /// What the daemon before hands over instead.
+    pub taking: Option<Taking>,
+}
 
 impl Handed {
     /// Takes over the descriptors of the plan. Must be called before anything is opened: a file that is opened before could
@@ -40,20 +47,30 @@ impl Handed {
         Ok(handed)
     }
 
+    /// The guests of the daemon before, which has all that the plan names.
+    pub const fn from_daemon(taking: Taking) -> Self {
+        Self { parents: Vec::new(), taking: Some(taking) }
+    }
+
+    /// What the daemon before hands over of the guest with this name, if there is one.
+    pub fn inherited(&mut self, name: &str) -> Option<&mut Inherited> {
+        self.taking.as_mut()?.guest(name)
+    }
+
     fn add(&mut self, fd: RawFd, refuse: impl FnOnce(String) -> Error) -> Result<(), Error> {
         let taken = sys::take_fd(fd).map_err(|error| refuse(error.to_string()))?;
-        self.0.push((fd, taken));
+        self.parents.push((fd, taken));
         Ok(())
     }
 
     /// Takes the descriptor with this number. Each can be taken once.
     pub fn take(&mut self, fd: RawFd) -> Option<OwnedFd> {
-        let at = self.0.iter().position(|(number, _)| *number == fd)?;
-        Some(self.0.swap_remove(at).1)
+        let at = self.parents.iter().position(|(number, _)| *number == fd)?;
+        Some(self.parents.swap_remove(at).1)
     }
 }
 
-/// Opens the queues of a tap.
+/// Opens the queues of a tap, or goes on with those of the daemon before for the guest `name`.
 ///
 /// # Errors
 /// See [`TapError`].
@@ -62,7 +79,12 @@ pub fn open_tap(
     handed: &mut Handed,
     queues: usize,
     napi: bool,
+    name: &str,
 ) -> Result<Vec<TapQueue>, TapError> {
+    if let Some(inherited) = handed.inherited(name) {
+        let options = port.name().map(|name| TapOptions { name: name.into(), queues, napi });
+        return tap::go_on(std::mem::take(&mut inherited.queues), options.as_ref());
+    }
     match port {
         Port::Name(name) => tap::open(&TapOptions { name: name.clone(), queues, napi }),
         Port::Descriptor(fd) => match handed.take(*fd) {
@@ -90,19 +112,28 @@ pub fn open_macvtap(
     over: Option<&Over>,
     handed: &mut Handed,
     queues: usize,
-    owner: Macvtapped,
+    (owner, guest): (Macvtapped, &str),
 ) -> Result<Vec<Macvtap>, MacvtapError> {
     let mac = match owner {
         Macvtapped::Guest(mac) => mac,
         Macvtapped::Switch => None,
     };
+    let options = |name: &str| MacvtapOptions {
+        name: name.into(),
+        queues,
+        over: over.cloned(),
+        address: mac.map(|mac| mac.0),
+    };
+    if let Some(inherited) = handed.inherited(guest) {
+        let (shared, made) = (std::mem::take(&mut inherited.queues), inherited.made);
+        let queues = macvtap::go_on(shared, port.name().map(options).as_ref(), made)?;
+        if let (Some(taking), Some(queue)) = (&mut handed.taking, queues.first()) {
+            taking.add_link(queue.link());
+        }
+        return Ok(queues);
+    }
     let queues = match port {
-        Port::Name(name) => macvtap::open(&MacvtapOptions {
-            name: name.clone(),
-            queues,
-            over: over.cloned(),
-            address: mac.map(|mac| mac.0),
-        })?,
+        Port::Name(name) => macvtap::open(&options(name))?,
         Port::Descriptor(fd) => match handed.take(*fd) {
             Some(open) => vec![macvtap::open_handed(open)?],
             None => return Err(MacvtapError::Descriptor { fd: *fd, found: "not open".into() }),
@@ -123,4 +154,21 @@ pub fn open_macvtap(
         );
     }
     Ok(queues)
+}
+
+/// What another daemon gets of a tap.
+///
+/// # Errors
+/// When this process has no descriptor left.
+pub fn share_taps(queues: &[TapQueue]) -> io::Result<Wire> {
+    Ok(Wire::Queues(queues.iter().map(TapQueue::share).collect::<Result<_, _>>()?, None))
+}
+
+/// What another daemon gets of a macvtap.
+///
+/// # Errors
+/// As [`share_taps`].
+pub fn share_macvtaps(queues: &[Macvtap]) -> io::Result<Wire> {
+    let shared = queues.iter().map(Macvtap::share).collect::<Result<_, _>>()?;
+    Ok(Wire::Queues(shared, queues.first().and_then(Macvtap::link)))
 }

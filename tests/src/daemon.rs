@@ -105,6 +105,24 @@ impl Daemon {
         Err(io::Error::other(format!("expected {what}, but it ended:\n{}", self.log())))
     }
 
+    /// Starts a daemon that takes over from this one, and waits until it has. Its log is beside this one's.
+    ///
+    /// # Errors
+    /// When it does not take over; the message has its log.
+    pub fn successor(&self, arguments: &[&str]) -> io::Result<Self> {
+        let directory = self.log.parent().unwrap_or(Path::new("/"));
+        let name = self.recorder.file_stem().unwrap_or_default().to_string_lossy();
+        let process = self.pid().to_string();
+        let mut command = Command::new(program("ringscoped")?);
+        command.args(arguments).args(["--take-over", &process]);
+        if !arguments.contains(&"--config") {
+            command.arg("--socket-path").arg(&self.socket).args(["--name", &name]);
+        }
+        let log = directory.join(format!("{name}.after-{process}.log"));
+        let daemon = Self::spawn_logging(directory, &name, command, None, (ALL_LINES, log))?;
+        daemon.started("ringscoped to take over", |daemon| daemon.log().contains("took over"))
+    }
+
     /// The same as a client: it connects to the front end that listens at its socket, now or later.
     ///
     /// # Errors
@@ -172,12 +190,22 @@ impl Daemon {
     fn spawn_command(
         directory: &Path,
         name: &str,
-        mut command: Command,
+        command: Command,
         handed: Option<OwnedFd>,
         lines: &str,
     ) -> io::Result<Self> {
-        let socket = socket_path(directory, name);
         let log = directory.join(format!("{name}.log"));
+        Self::spawn_logging(directory, name, command, handed, (lines, log))
+    }
+
+    fn spawn_logging(
+        directory: &Path,
+        name: &str,
+        mut command: Command,
+        handed: Option<OwnedFd>,
+        (lines, log): (&str, PathBuf),
+    ) -> io::Result<Self> {
+        let socket = socket_path(directory, name);
         let child = command
             .env("RUST_LOG", lines)
             .arg("--run-dir")

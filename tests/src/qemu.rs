@@ -126,6 +126,22 @@ impl Place {
         self.spawn_by(Daemon::start, arguments)
     }
 
+    /// Has a new daemon take over from the one that was spawned, which must end in order.
+    ///
+    /// # Errors
+    /// As [`Daemon::successor`].
+    pub fn take_over(&mut self, arguments: &[&str]) -> Result<(), Failure> {
+        let queue_pairs = self.queue_pairs.to_string();
+        let own = ["--datapath", &self.datapath, "--queue-pairs", &queue_pairs];
+        let mut before = self.daemon.take().ok_or("no daemon was spawned")?;
+        self.daemon = Some(before.successor(&[&own, arguments].concat())?);
+        let status = before.wait(SOON)?;
+        if !status.success() {
+            return Err(format!("it ended with {status}: {}", before.log()).into());
+        }
+        Ok(())
+    }
+
     /// Spawns the daemon as a client of the socket that QEMU makes.
     ///
     /// # Errors

@@ -271,7 +271,7 @@ fn a_name_is_one_daemons_as_long_as_it_lives() {
     fails_saying(&mut another(), &["is being written by", &pid, "--name"]);
     assert_eq!(
         names_in(directory.path()),
-        ["vm.lock", "vm.log", "vm.rings", "vm.sock", "vm.trace"]
+        ["vm.lock", "vm.log", "vm.rings", "vm.sock", "vm.take-over", "vm.trace"]
     );
     daemon.signal(Signal::KILL).unwrap();
     daemon.wait(SOON).unwrap();

@@ -1,0 +1,176 @@
+//! A guest that is assembled: its recorder, its endpoint, and the threads that serve it.
+
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use burst_trace::{Participants, Reader, Recorder};
+use metrics::Metrics;
+use ring_journal::Journal;
+use vhost_control::{
+    Device, Endpoint, Handover, Heir, Server, SocketError, Succession, Witness, serve_on,
+};
+
+use crate::error::Error;
+use crate::journal;
+use crate::plan::{EndpointPlan, GuestPlan};
+use crate::stop::Stop;
+use crate::takeover::give::{Belongings, Door, Giver, Wire};
+use crate::takeover::take::Taking;
+use crate::wires::Handed;
+
+/// A recorder. Its file is removed at the end if it is empty, unless its guest was served without an error.
+pub struct GuestRecorder {
+    pub file: Recorder,
+    pub stays: bool,
+    /// The features of the guest whose recorder this one replaces; 0 if there is none.
+    pub before: u64,
+    pub journal: Option<Arc<Journal>>,
+}
+
+/// Writes a guest's front end and its features to its recorder.
+#[derive(Debug)]
+pub struct Noted(pub Participants);
+
+impl Witness for Noted {
+    fn connected(&self, process: u32) {
+        self.0.set_front_end(process);
+    }
+
+    fn gone(&self, process: u32) {
+        self.0.clear_front_end(process);
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.0.set_features(features);
+    }
+}
+
+/// The endpoint of a guest, and the device that its front ends are offered.
+pub struct Front {
+    pub name: String,
+    pub endpoint: Endpoint,
+    pub device: Arc<Device>,
+    /// Where another daemon asks for it.
+    pub handover: Arc<Handover>,
+    /// The daemon before served it.
+    pub heir: Option<Heir>,
+}
+
+/// All guests of the daemon, as they are served.
+pub struct Served<'d> {
+    /// The guests of the plan, each with its datapath.
+    pub guests: Vec<(&'d GuestPlan, &'d Wire)>,
+    /// Their recorders, in the order of `fronts`.
+    pub recorders: &'d [GuestRecorder],
+    /// Their front ends.
+    pub fronts: Vec<Front>,
+    /// Where other daemons ask for them.
+    pub door: Option<Door>,
+    /// The daemon before, from which they come.
+    pub taking: Option<Taking>,
+}
+
+impl Served<'_> {
+    /// Serves every guest until `stop`, or until another daemon has them. If one guest cannot be served any more, the others
+    /// are served on. `measure` starts the metrics when the daemon before has ended. Returns what became of each guest, and of
+    /// the take-over.
+    pub fn run(
+        self,
+        stop: &Stop,
+        measure: impl FnOnce() -> Option<Metrics> + Send,
+    ) -> (Vec<Result<(), Error>>, Result<(), Error>) {
+        let Self { guests, recorders, fronts, door, taking } = self;
+        let is_alone = fronts.len() == 1;
+        let belongings = fronts.iter().zip(recorders).filter_map(|(front, recorder)| {
+            let (plan, wire) = *guests.iter().find(|(plan, _)| plan.name == front.name)?;
+            let handover = Arc::clone(&front.handover);
+            Some(Belongings { plan, wire, handover, recorder: &recorder.file })
+        });
+        let belongings: Vec<_> = belongings.collect();
+        let (finish, finished) = match UnixStream::pair() {
+            Ok(pair) => pair,
+            Err(error) => return (Vec::new(), Err(Error::Signals(error))),
+        };
+        std::thread::scope(|scope| {
+            let serve_one = |front| scope.spawn(move || serve_guest(front, is_alone, stop));
+            let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
+            let speaker = scope.spawn(move || {
+                let _watched = stop.alarm().watch();
+                let mut metrics = None;
+                let door = match taking {
+                    None => door,
+                    Some(taking) => {
+                        let files = recorders.iter().map(|recorder| &recorder.file);
+                        let (door, before) = taking.finish(files)?;
+                        before.wait_for_the_end();
+                        metrics = measure();
+                        Some(door)
+                    }
+                };
+                if let Some(door) = door {
+                    Giver { guests: belongings, door }.run(stop, &finished);
+                }
+                drop(metrics);
+                Ok(())
+            });
+            let results =
+                threads.into_iter().map(|thread| thread.join().unwrap_or(Err(Error::Fault)));
+            let results = results.collect();
+            drop(finish);
+            (results, speaker.join().unwrap_or(Err(Error::Fault)))
+        })
+    }
+}
+
+/// Serves a guest until `stop`, or until another daemon has it.
+fn serve_guest(front: Front, is_alone: bool, stop: &Stop) -> Result<(), Error> {
+    let _watched = stop.alarm().watch();
+    let Front { name, endpoint, device, handover, heir } = front;
+    let succession = Succession { handover: Some(&handover), heir };
+    serve_on(endpoint, &device, stop.as_fd(), succession).map_err(|error| {
+        if is_alone {
+            return error.into();
+        }
+        // Logged now, because the other guests may be served for a long time.
+        log::error!("{}{error}", device.log.prefix());
+        Error::Guest { name, source: Box::new(error.into()) }
+    })
+}
+
+impl Drop for GuestRecorder {
+    /// Removes the file of a daemon that failed before it recorded anything.
+    fn drop(&mut self) {
+        let is_empty = || {
+            Reader::open(self.file.path()).is_ok_and(|reader| {
+                (0..reader.queue_pairs() * 2).all(|ring| reader.totals(ring).bursts == 0)
+            })
+        };
+        if !self.stays && is_empty() {
+            let _ = std::fs::remove_file(self.file.path());
+            let _ = std::fs::remove_file(journal::path(self.file.path()));
+        }
+    }
+}
+
+/// Where the front ends of a guest connect.
+pub fn meet(plan: &GuestPlan, handed: &mut Handed) -> Result<Endpoint, SocketError> {
+    if let Some(inherited) = handed.inherited(&plan.name) {
+        return match (&plan.endpoint, inherited.listener.take()) {
+            (EndpointPlan::Listen(path), Some(socket)) => {
+                Ok(Endpoint::Server(Server::shared(socket, path)?))
+            }
+            (EndpointPlan::Connect(path), _) => Ok(Endpoint::Client(path.clone())),
+            (_, Some(socket)) => Endpoint::from_fd(socket),
+            (_, None) => Ok(Endpoint::Nothing),
+        };
+    }
+    match &plan.endpoint {
+        EndpointPlan::Listen(path) => Ok(Endpoint::Server(Server::bind(path)?)),
+        EndpointPlan::Connect(path) => Ok(Endpoint::Client(path.clone())),
+        EndpointPlan::Descriptor(fd) => match handed.take(*fd) {
+            Some(socket) => Endpoint::from_fd(socket),
+            None => Err(SocketError::Descriptor { fd: *fd, found: "not open".into() }),
+        },
+    }
+}
