@@ -152,8 +152,6 @@ impl Testpmd {
             ]
         };
         let mut testpmd = Self::spawn(&[pair(0), pair(1)].concat(), 1, 512, 1)?;
-        // Neighbours in this list forward to each other.
-        testpmd.command("set portlist 0,2,1,3")?;
         testpmd.start()?;
         Ok(testpmd)
     }

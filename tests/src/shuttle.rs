@@ -80,10 +80,9 @@ pub struct Moved {
     pub stopped: Duration,
     /// Probes that were not answered.
     pub lost: u64,
-    /// From the first announcement that went out to the first answer after it.
-    pub answered_after: Duration,
-    /// From the last answer before the announcement to the announcement.
-    pub announced_after: Duration,
+    /// From the last answer before the first announcement to that announcement, and from there to the next answer. DPDK's guests
+    /// announce themselves, at some time.
+    pub announced: Option<[Duration; 2]>,
 }
 
 /// A veth from the bridge to a back end.
@@ -201,8 +200,11 @@ impl Shuttle {
         }
         self.berth = berth;
         let stopped = Duration::from_millis(state["downtime"].as_u64().ok_or("no down time")?);
-        let (announced_after, answered_after) = around_announcement(&seen)?;
-        Ok(Moved { down, stopped, lost, answered_after, announced_after })
+        let announced = match self.kind.by {
+            By::Ringscoped => Some(around_announcement(&seen)?),
+            By::Dpdk => None,
+        };
+        Ok(Moved { down, stopped, lost, announced })
     }
 
     /// Whether the guest and the back ends go on, after all moves.
@@ -285,7 +287,7 @@ impl Probes {
 }
 
 /// The time from the last answer before the first announcement to that announcement, and from there to the next answer.
-fn around_announcement(seen: &[(Duration, Sight)]) -> Result<(Duration, Duration), Failure> {
+fn around_announcement(seen: &[(Duration, Sight)]) -> Result<[Duration; 2], Failure> {
     let first = seen.iter().position(|(_, sight)| *sight == Sight::Announcement);
     let first = first.ok_or("the guest was not announced")?;
     let at = seen[first].0;
@@ -293,5 +295,5 @@ fn around_announcement(seen: &[(Duration, Sight)]) -> Result<(Duration, Duration
     let answer = |(time, sight): &(Duration, Sight)| (*sight == Sight::Answer).then_some(*time);
     let last = before.iter().rev().find_map(answer).ok_or("no answer before the announcement")?;
     let next = after.iter().find_map(answer).ok_or("no answer after the announcement")?;
-    Ok((at.saturating_sub(last), next.saturating_sub(at)))
+    Ok([at.saturating_sub(last), next.saturating_sub(at)])
 }
