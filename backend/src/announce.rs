@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use burst_trace::location::default_run_dir;
+use burst_trace::{Before, Continued};
 use datapath::Capabilities;
 use metrics::Address;
 use virtio_net::Offloads;
@@ -32,6 +33,20 @@ pub fn guest(
 pub fn metrics(address: &Address, is_alone: bool) {
     if !is_alone {
         log::info!("metrics at {address}");
+    }
+}
+
+/// Logs that a guest's recorder goes on with that of the daemon before, or why it does not.
+pub fn recorder(plan: &GuestPlan, before: &Before) {
+    let (path, prefix) = (plan.recorder.display(), &plan.log_prefix);
+    match before {
+        Before::Nothing => {}
+        Before::Continued(Continued { records, .. }) => log::info!(
+            "{prefix}the flight recorder {path} goes on after {records} records of the daemon before"
+        ),
+        Before::Unfit(why) => log::warn!(
+            "{prefix}the flight recorder {path} of the daemon before is not continued, because {why}; a new one begins"
+        ),
     }
 }
 

@@ -122,6 +122,8 @@ struct Daemon {
     /// What of each guest's datapath another daemon gets. By name; nothing if there is none.
     wires: BTreeMap<String, Wire>,
     clock: Clock,
+    /// When the endpoint of the guest that is put together was there, ticks.
+    met: u64,
     /// Number of guests, including those of switches.
     guests: usize,
     /// Where metrics will be served.
@@ -141,6 +143,7 @@ impl Daemon {
             handed,
             wires: BTreeMap::new(),
             clock: clock::of(&plan.guests),
+            met: 0,
             guests: plan.guests.len(),
             metrics_at: plan.metrics.clone(),
             alarm,
@@ -191,6 +194,7 @@ impl Daemon {
     /// Puts together a guest with a datapath for each queue pair.
     fn add<D: Datapath>(&mut self, plan: &GuestPlan, datapaths: Vec<D>) -> Result<(), Error> {
         let endpoint = meet(plan, &mut self.handed)?;
+        self.met = self.clock.now();
         let able = datapaths[0].capabilities();
         match wrap(plan, datapaths, self.clock)? {
             Wrapped::Bare(all) => self.spawn(plan, all, able, endpoint, Worker::spawn),
@@ -202,6 +206,7 @@ impl Daemon {
     /// Puts together a guest whose frames come back.
     fn add_reflect(&mut self, plan: &GuestPlan) -> Result<(), Error> {
         let endpoint = meet(plan, &mut self.handed)?;
+        self.met = self.clock.now();
         let able = Reflect::capabilities();
         let mirrors = (0..plan.queue_pairs).map(|_| Reflect).collect();
         match wrap(plan, mirrors, self.clock)? {
@@ -292,6 +297,7 @@ impl Daemon {
         for plan in plans {
             with_mtu(plan, &capabilities)?;
             let endpoint = meet(plan, &mut self.handed)?;
+            self.met = self.clock.now();
             let log = log_of(plan);
             let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
             let recorder = self.record(plan, enrolled.as_ref())?;
@@ -361,6 +367,8 @@ impl Daemon {
             Some(lock) => Recorder::create_beside(&options, &self.clock, lock)?,
         };
         file.participants().set_features_before(before);
+        announce::recorder(plan, file.before());
+        file.listens(self.met);
         Ok(GuestRecorder { file, stays, before, journal: journal::open(plan) })
     }
 

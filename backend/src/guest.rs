@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use burst_trace::{Participants, Reader, Recorder};
+use burst_trace::{Before, Participants, Reader, Recorder};
 use metrics::Metrics;
 use ring_journal::Journal;
 use vhost_control::{
@@ -139,14 +139,15 @@ fn serve_guest(front: Front, is_alone: bool, stop: &Stop) -> Result<(), Error> {
 }
 
 impl Drop for GuestRecorder {
-    /// Removes the file of a daemon that failed before it recorded anything.
+    /// Removes the file of a daemon that failed before it recorded anything, unless it goes on with that of another one.
     fn drop(&mut self) {
+        let is_new = !matches!(self.file.before(), Before::Continued(_));
         let is_empty = || {
             Reader::open(self.file.path()).is_ok_and(|reader| {
                 (0..reader.queue_pairs() * 2).all(|ring| reader.totals(ring).bursts == 0)
             })
         };
-        if !self.stays && is_empty() {
+        if !self.stays && is_new && is_empty() {
             let _ = std::fs::remove_file(self.file.path());
             let _ = std::fs::remove_file(journal::path(self.file.path()));
         }

@@ -33,7 +33,7 @@ impl Trace {
     pub fn bursts(&self, ring: u16) -> Vec<BurstRecord> {
         let mut bursts = Vec::new();
         for worker in 0..self.reader.workers() {
-            let mut cursor = self.reader.oldest(worker);
+            let mut cursor = self.reader.oldest_of_last_daemon(worker);
             let lost = self.reader.read(&mut cursor, |record| {
                 bursts.extend(record.as_burst().filter(|burst| burst.ring == ring));
             });
@@ -74,11 +74,11 @@ impl Trace {
     }
 
     fn sum(&self, ring: u16) -> Totals {
-        let mut sum = Totals::default();
+        let (mut sum, first) = (Totals::default(), self.reader.first_sequence(ring.into()));
         let mut last = 0;
         for burst in self.bursts(ring) {
             assert_eq!(burst.stages.iter().sum::<u64>(), burst.last - burst.first, "{burst:?}");
-            assert_eq!(burst.sequence, sum.packets, "{burst:?}");
+            assert_eq!(burst.sequence, first + sum.packets, "{burst:?}");
             assert!(burst.packets > 0 && burst.last >= last, "{burst:?} ends after {last}");
             last = burst.last;
             sum.packets += u64::from(burst.packets);

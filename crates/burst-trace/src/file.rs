@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! header    4096 bytes  magic, version, sizes, clock and its anchors, facts as JSON
-//! rings     512 bytes for each virtqueue: totals, drops by cause and notifications, written by the ring's worker
-//! workers   64 bytes for each worker: the number of records it has written, and its thread
+//! rings     512 bytes for each virtqueue: totals, drops by cause and notifications, written by the ring's worker, and the
+//!           number of the first packet in these totals
+//! workers   64 bytes for each worker: the number of records, its thread, and how many records were there before it
 //! records   64 bytes each ([`record`](crate::record)), `capacity` of them for each worker; the oldest is overwritten first
 //! ```
 //!
@@ -13,7 +14,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use file_mapping::FileMapping;
 
@@ -66,6 +67,12 @@ pub mod word {
     pub const FEATURES: usize = RECORDS + 1;
     /// The same of the daemon before.
     pub const FEATURES_BEFORE: usize = FEATURES + 1;
+    /// The boot of the host, two words; 0 in files of daemons that did not write it.
+    pub const BOOT: usize = FEATURES_BEFORE + 1;
+    /// How often a ring went on where a daemon before stood, counted once for each daemon. It goes on with the records.
+    pub const RESTARTS: usize = BOOT + 2;
+    /// Most frames that were sent twice because of that. It goes on with the records.
+    pub const SENT_TWICE_MAX: usize = RESTARTS + 1;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }
@@ -95,10 +102,15 @@ pub const RING_DROPS: usize = RING_MOVES + 1;
 /// have zeroes there.
 pub const RING_NOTIFICATIONS: usize = RING_WORDS - Notification::ALL.len();
 
+/// The word of a ring that holds the number of the first packet that this daemon counts.
+pub const RING_FIRST: usize = RING_NOTIFICATIONS - 1;
+
 /// Words of a worker. The first one counts its records.
 pub const WORKER_WORDS: usize = 8;
 /// The word of a worker that holds its thread's number; 0 for none.
 pub const WORKER_THREAD: usize = 1;
+/// The word of a worker that holds the number of its first records that are of daemons before.
+pub const WORKER_BEFORE: usize = 2;
 
 /// Most records of all workers together: 1 GiB, more than any daemon writes.
 pub const RECORDS_MAX: usize = 1 << 24;
@@ -109,10 +121,11 @@ const _: () = {
     assert!(RING_NOTIFICATIONS == 60, "the layout of version 1");
     assert!(word::FRONT_END == 18 && word::FRONT_END < word::FACTS, "the layout of version 1");
     assert!(
-        RING_DROPS + DropCause::ALL.len() <= RING_NOTIFICATIONS,
+        RING_DROPS + DropCause::ALL.len() <= RING_FIRST,
         "a ring's words hold every drop cause"
     );
-    assert!(WORKER_THREAD < WORKER_WORDS, "a worker's words hold its thread");
+    assert!(WORKER_BEFORE < WORKER_WORDS, "a worker's words hold all that is written of it");
+    assert!(word::SENT_TWICE_MAX < word::FACTS, "the header's words end before the facts");
 };
 
 /// The sizes of a file, and where its parts are.
@@ -143,6 +156,12 @@ impl Layout {
     #[must_use]
     pub const fn records(&self, worker: usize) -> usize {
         self.head(self.workers) + worker * self.capacity * RECORD_WORDS
+    }
+
+    /// The first word of the record in `slot` of `worker`.
+    #[must_use]
+    pub const fn record(&self, worker: usize, slot: usize) -> usize {
+        self.records(worker) + slot * RECORD_WORDS
     }
 
     /// The file's length in words.
@@ -246,6 +265,17 @@ impl Words {
         }
         #[cfg(not(all(target_arch = "x86_64", not(miri))))]
         let _ = index;
+    }
+
+    /// Stores a record from the word at `index` on.
+    ///
+    /// # Panics
+    /// As [`Words::slice`].
+    #[inline]
+    pub fn store_record(&self, index: usize, record: &[u64; RECORD_WORDS]) {
+        for (word, value) in self.slice(index, RECORD_WORDS).iter().zip(record) {
+            word.store(*value, Ordering::Relaxed);
+        }
     }
 
     /// The word at `index`.

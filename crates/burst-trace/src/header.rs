@@ -11,8 +11,8 @@ use host_files::{FileId, open_regular};
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
     ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_BURSTS, RING_BYTES,
-    RING_DROPS, RING_EVENTS, RING_MOVES, RING_NOTIFICATIONS, RING_PACKETS, RING_WORDS, VERSION,
-    WORKER_THREAD, Words, word,
+    RING_DROPS, RING_EVENTS, RING_FIRST, RING_MOVES, RING_NOTIFICATIONS, RING_PACKETS, RING_WORDS,
+    VERSION, WORKER_THREAD, Words, word,
 };
 use crate::notification::Notifications;
 use crate::stage::{DropCause, SocketEvent};
@@ -237,6 +237,25 @@ impl Header {
         }
     }
 
+    /// How often the guest's rings went on in another daemon, as far as the recorder goes back; in a recording, in its time.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.number(word::RESTARTS)
+    }
+
+    /// Most frames that were sent twice in these restarts.
+    #[must_use]
+    pub fn sent_twice_max(&self) -> u64 {
+        self.number(word::SENT_TWICE_MAX)
+    }
+
+    /// The boot of the host in which it was written, if the daemon wrote that.
+    #[must_use]
+    pub fn boot(&self) -> Option<[u64; 2]> {
+        let boot = [self.number(word::BOOT), self.number(word::BOOT + 1)];
+        (boot != [0, 0]).then_some(boot)
+    }
+
     fn participant(&self, at: usize) -> Option<u32> {
         u32::try_from(self.number(at)).ok().filter(|&number| number > 0)
     }
@@ -293,6 +312,15 @@ impl Header {
         let words = self.ring_words(ring);
         let load = |at: usize| words[at].load(Ordering::Relaxed);
         Totals { packets: load(RING_PACKETS), bytes: load(RING_BYTES), bursts: load(RING_BURSTS) }
+    }
+
+    /// The sequence number of the first packet in the totals of virtqueue `ring`. Those before it were of daemons before.
+    ///
+    /// # Panics
+    /// When there is no such virtqueue.
+    #[must_use]
+    pub fn first_sequence(&self, ring: usize) -> u64 {
+        self.ring_words(ring)[RING_FIRST].load(Ordering::Relaxed)
     }
 
     /// Number of packets that virtqueue `ring` has dropped for `cause` since the daemon started.
@@ -356,6 +384,8 @@ pub(crate) struct Left {
     pub pid: u64,
     /// The daemon runs, or crashed.
     pub is_running: bool,
+    /// The header is whole. If not, the file has no records.
+    pub has_mark: bool,
 }
 
 /// Reads which daemon left the recorder at `path`, of any version; `None` when the file is no recorder. An empty file, or
@@ -368,15 +398,15 @@ pub(crate) fn left(path: &Path) -> io::Result<Option<Left>> {
     };
     if file.metadata()?.len() < HEADER_WORDS as u64 * 8 {
         let is_empty = file.metadata()?.len() == 0;
-        return Ok(is_empty.then_some(Left { pid: 0, is_running: false }));
+        return Ok(is_empty.then_some(Left { pid: 0, is_running: false, has_mark: false }));
     }
     match number(word::MAGIC)? {
         MAGIC => {
             let is_running = number(word::RUNNING)? == 1;
-            Ok(Some(Left { pid: number(word::PID)?, is_running }))
+            Ok(Some(Left { pid: number(word::PID)?, is_running, has_mark: true }))
         }
         // The mark is written last.
-        0 => Ok(Some(Left { pid: 0, is_running: false })),
+        0 => Ok(Some(Left { pid: 0, is_running: false, has_mark: false })),
         _ => Ok(None),
     }
 }
@@ -384,4 +414,10 @@ pub(crate) fn left(path: &Path) -> io::Result<Option<Left>> {
 fn load_anchor(words: &[AtomicU64]) -> Anchor {
     let load = |at: usize| words[at].load(Ordering::Relaxed);
     Anchor { ticks: load(0), monotonic_ns: load(1), realtime_ns: load(2) }
+}
+
+pub(crate) fn store_anchor(words: &[AtomicU64], anchor: Anchor) {
+    words[0].store(anchor.ticks, Ordering::Relaxed);
+    words[1].store(anchor.monotonic_ns, Ordering::Relaxed);
+    words[2].store(anchor.realtime_ns, Ordering::Relaxed);
 }

@@ -60,13 +60,17 @@
 //! - [`file`](mod@file): the layout of `NAME.trace`, and its words.
 //! - [`header`]: the part before the records.
 //! - [`location`]: where recorders are.
-//! - [`writer`]: the daemon's side; [`reader`]: the tools' side.
+//! - [`before`]: the recorder of the daemon before, which a new one goes on with.
+//! - [`restart`]: the time between the last burst of one daemon and the first of the next; `restarting`: such a time that is
+//!   not over yet.
+//! - [`recorder`], [`writer`]: the daemon's side; [`reader`]: the tools' side.
 //! - [`recording`]: the records of some time in a file; [`source`]: a recorder or a recording.
 //! - [`attribution`]: which times in the host kernel belong to which burst.
 //! - [`probe`]: packets with a number of their own; [`cyclic`]: layer-2 frames with a counter.
 //! - `fixture` (feature `fixture`): interruptions for tests.
 
 pub mod attribution;
+pub mod before;
 pub mod clock;
 pub mod cyclic;
 pub mod file;
@@ -79,13 +83,17 @@ pub mod notification;
 pub mod probe;
 pub mod reader;
 pub mod record;
+pub mod recorder;
 pub mod recording;
+pub mod restart;
+mod restarting;
 pub mod source;
 pub mod stage;
 mod sys;
 pub mod writer;
 
 pub use attribution::{Interruptions, Wakeup, Wakeups};
+pub use before::{Before, Continued};
 pub use clock::{Anchor, Clock, ClockKind};
 pub use cyclic::{CyclicFrame, CyclicFrames};
 pub use header::{Header, ReadError, Totals};
@@ -96,7 +104,9 @@ pub use reader::{Cursor, Reader};
 pub use record::{
     BurstRecord, BurstTimes, CyclicRecord, DropRecord, Gap, KernelSpan, ProbeRecord, Record,
 };
+pub use recorder::{Participants, Recorder, RecorderError, RecorderOptions};
 pub use recording::{CutOff, Recording, RecordingWriter};
+pub use restart::{Restart, RestartParts};
 pub use source::Source;
 pub use stage::{Direction, DropCause, DropCounts, KernelStage, SocketEvent, Stage};
-pub use writer::{Participants, Recorder, RecorderError, RecorderOptions, Writer};
+pub use writer::Writer;

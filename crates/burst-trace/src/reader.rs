@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::file::{Layout, MAGIC};
+use crate::file::{Layout, MAGIC, WORKER_BEFORE};
 use crate::header::{Header, ReadError};
 use crate::record::{RECORD_WORDS, Record};
 
@@ -47,9 +47,33 @@ impl Reader {
     #[must_use]
     pub fn oldest(&self, worker: usize) -> Cursor {
         let head = self.head(worker).load(Ordering::Acquire);
+        Cursor { worker, next: head - self.held_of(head) }
+    }
+
+    /// A cursor at the oldest record of `worker` that is of the last daemon. Those before it are of daemons before.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    #[must_use]
+    pub fn oldest_of_last_daemon(&self, worker: usize) -> Cursor {
+        let oldest = self.oldest(worker);
+        let before = self.number(self.header.layout().head(worker) + WORKER_BEFORE);
+        Cursor { next: oldest.next.max(before), ..oldest }
+    }
+
+    /// Number of records that the recorder holds of `worker`.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    #[must_use]
+    pub fn held(&self, worker: usize) -> u64 {
+        self.held_of(self.head(worker).load(Ordering::Acquire))
+    }
+
+    /// The same of a worker that has written `records`.
+    fn held_of(&self, records: u64) -> u64 {
         // The very oldest slot is the one that the next record will overwrite.
-        let next = head.saturating_sub(self.header.layout().capacity as u64 - 1);
-        Cursor { worker, next }
+        records.min(self.header.layout().capacity as u64 - 1)
     }
 
     /// A cursor after the newest record of `worker`.
@@ -71,7 +95,7 @@ impl Reader {
         let end = head_word.load(Ordering::Acquire);
         while cursor.next < end {
             let slot = usize::try_from(cursor.next % capacity).unwrap_or(0);
-            let at = self.header.layout().records(cursor.worker) + slot * RECORD_WORDS;
+            let at = self.header.layout().record(cursor.worker, slot);
             let mut words = [0; RECORD_WORDS];
             for (copy, word) in words.iter_mut().zip(self.header.words().slice(at, RECORD_WORDS)) {
                 *copy = word.load(Ordering::Relaxed);

@@ -19,8 +19,8 @@
 //! ```
 //!
 //! What has no entry is 0. Flags: 1, the worker was polling; 2, the record has a wake-up. The description of a cyclic frame
-//! is its number, and from bit 20 on the length of its counter in bytes. Kind 7, an interruption, has a layout of its own
-//! ([`interruption`](crate::interruption)).
+//! is its number, and from bit 20 on the length of its counter in bytes. Kind 7, an interruption, and kind 8, a restart, have
+//! layouts of their own ([`interruption`](crate::interruption), [`restart`](crate::restart)).
 
 mod fields;
 
@@ -28,6 +28,7 @@ use fields::{COUNTER_LEN_SHIFT, Fields, Kind, flags};
 
 use crate::cyclic::CyclicFrame;
 use crate::interruption::Interruption;
+use crate::restart::Restart;
 use crate::stage::{Direction, DropCause, KernelStage, STAGES_MAX, Stage};
 
 /// A record's length in 64-bit words.
@@ -50,6 +51,8 @@ pub enum Record {
     Cyclic(CyclicRecord),
     /// Records that are missing. In recordings only.
     Gap(Gap),
+    /// A time in which no burst passed, because the daemon was started again.
+    Restart(Restart),
     /// A record that this version cannot read, as it is in the file: its kind, cause or stage is unknown, or it is a burst
     /// without packets.
     Unknown([u64; RECORD_WORDS]),
@@ -171,7 +174,8 @@ pub struct BurstTimes {
 }
 
 impl Record {
-    /// The first boundary of a burst, probe or cyclic frame, the start of a kernel span or interruption, or the time of a drop or gap; ticks.
+    /// The first boundary of a burst, probe or cyclic frame, the start of a kernel span or interruption, the end of the last burst
+    /// before a restart, or the time of a drop or gap; ticks.
     #[must_use]
     pub const fn first(&self) -> u64 {
         match self {
@@ -182,11 +186,13 @@ impl Record {
             Self::Probe(probe) => probe.times.first,
             Self::Cyclic(cyclic) => cyclic.times.first,
             Self::Gap(gap) => gap.at,
+            Self::Restart(restart) => restart.before,
             Self::Unknown(words) => words[0],
         }
     }
 
-    /// The last boundary of a burst, probe or cyclic frame, the end of a kernel span or interruption, or the time of a drop or gap; ticks.
+    /// The last boundary of a burst, probe or cyclic frame, the end of a kernel span or interruption, the end of the first burst after
+    /// a restart, or the time of a drop or gap; ticks.
     #[must_use]
     pub const fn last(&self) -> u64 {
         match self {
@@ -197,6 +203,7 @@ impl Record {
             Self::Probe(probe) => probe.times.last,
             Self::Cyclic(cyclic) => cyclic.times.last,
             Self::Gap(gap) => gap.at,
+            Self::Restart(restart) => restart.after,
             Self::Unknown(words) => words[1],
         }
     }
@@ -213,6 +220,7 @@ impl Record {
             Self::Probe(probe) => probe.times.worker,
             Self::Cyclic(cyclic) => cyclic.times.worker,
             Self::Gap(gap) => gap.writer,
+            Self::Restart(restart) => restart.writer,
             Self::Unknown(words) => Fields::of(words).writer,
         }
     }
@@ -238,6 +246,7 @@ impl Record {
             Self::Probe(probe) => probe.to_words(),
             Self::Cyclic(cyclic) => cyclic.to_words(),
             Self::Gap(gap) => gap.to_words(),
+            Self::Restart(restart) => restart.to_words(),
             Self::Unknown(words) => *words,
         }
     }
@@ -249,6 +258,7 @@ impl Record {
         let fields = Fields::of(words);
         let record = match fields.kind {
             Interruption::KIND => Interruption::from_words(words).map(Self::Interruption),
+            Restart::KIND => Restart::from_words(words).map(Self::Restart),
             _ => fields.record(),
         };
         record.unwrap_or(Self::Unknown(*words))

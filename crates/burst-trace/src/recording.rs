@@ -119,6 +119,8 @@ pub struct RecordingWriter {
     written: u64,
     facts: String,
     start: Counts,
+    /// The restarts, and the most frames sent twice, when it began.
+    restarts: [u64; 2],
     anchor: Anchor,
     records: u64,
     lost: u64,
@@ -152,9 +154,20 @@ impl RecordingWriter {
         }
         let (out, facts) = (Vec::with_capacity(WRITE_BYTES), facts.into());
         let (start, anchor) = (counts(of), of.anchor_latest());
-        let (written, records, lost, entries) = (0, 0, 0, 0);
-        let mut writer =
-            Self { file, can_go_back, out, written, facts, start, anchor, records, lost, entries };
+        let restarts = [of.restarts(), of.sent_twice_max()];
+        let mut writer = Self {
+            file,
+            can_go_back,
+            out,
+            written: 0,
+            facts,
+            start,
+            restarts,
+            anchor,
+            records: 0,
+            lost: 0,
+            entries: 0,
+        };
         writer.out = writer.head(of, false, None);
         writer.flush()?;
         Ok(writer)
@@ -249,6 +262,8 @@ impl RecordingWriter {
         words[word::RECORDS] = entries.map_or(0, |entries| entries.saturating_add(1));
         if is_counted {
             words[word::COUNTED] = 1;
+            words[word::RESTARTS] = of.restarts().saturating_sub(self.restarts[0]);
+            words[word::SENT_TWICE_MAX] = of.sent_twice_max().saturating_sub(self.restarts[1]);
             for (ring, (now, before)) in counts(of).iter().zip(&self.start).enumerate() {
                 let to = &mut words[layout.ring(ring)..][..RING_WORDS];
                 for ((to, now), before) in to.iter_mut().zip(now).zip(before) {

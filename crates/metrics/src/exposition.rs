@@ -130,8 +130,27 @@ fn families(guests: &[Guest]) -> Vec<Family> {
             Values::Gauges(guests.iter().map(|it| (run(it), 1.0)).collect()),
         ),
     ];
+    all.extend(restarts(guests));
     all.extend(times(guests));
     all
+}
+
+/// The families of restarts. They go on in the next daemon.
+fn restarts(guests: &[Guest]) -> [Family; 2] {
+    let family = |name, help, value: fn(&Guest) -> u64| {
+        let values = guests.iter().map(|it| (of_guest(it), value(it)));
+        Family { name, help, unit: None, values: Values::Counters(values.collect()) }
+    };
+    [
+        family(
+            "restarts",
+            "Daemons in which the guest's rings went on where one before stood",
+            |it| it.reader.restarts(),
+        ),
+        family("frames_sent_twice_max", "Most frames sent twice because of restarts", |it| {
+            it.reader.sent_twice_max()
+        }),
+    ]
 }
 
 /// The families that are seconds.

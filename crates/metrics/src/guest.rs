@@ -57,7 +57,7 @@ pub(crate) struct Times {
 }
 
 impl Guest {
-    /// Opens the recorder of guest `name` at `path`, which `clock` stamps. Reading begins at its oldest record.
+    /// Opens the recorder of guest `name` at `path`, which `clock` stamps. Reading begins at the oldest record of this daemon.
     ///
     /// # Errors
     /// When the recorder cannot be read.
@@ -71,7 +71,9 @@ impl Guest {
             interrupted: sees_interruptions(&facts).then(Interrupted::default),
             facts,
             clock,
-            cursors: (0..reader.workers()).map(|worker| reader.oldest(worker)).collect(),
+            cursors: (0..reader.workers())
+                .map(|worker| reader.oldest_of_last_daemon(worker))
+                .collect(),
             bounds: BUCKETS_S.map(|seconds| (seconds * rate) as u64),
             directions: [
                 DirectionHistograms::new(Direction::Tx),

@@ -14,6 +14,8 @@ use crate::facts::{Facts, without_controls};
 use crate::figures::TickRate;
 use crate::interruption::InterruptionRow;
 use crate::not_running::NotRunning;
+use crate::restart::{RestartRow, Restarts};
+use crate::when::When;
 
 /// The records to include.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +75,12 @@ pub struct Breakdown {
     /// What kept workers (in a burst) and other threads from running: the largest time first, at most ten of workers, of the
     /// front end, and of the far end. `None` where that was not measured.
     pub interruptions: Option<Vec<InterruptionRow>>,
+    /// The latest restarts of the daemon, in the order of time.
+    pub restarts: Vec<RestartRow>,
+    /// How often the guest's rings went on in another daemon, as far as the recorder goes back, or during the recording.
+    pub restarted: u64,
+    /// Most frames that were sent twice because of that.
+    pub sent_twice_max: u64,
 }
 
 impl Breakdown {
@@ -95,7 +103,7 @@ impl Breakdown {
         let mut collector = Collector::new(rate);
         let mut extent = Extent::default();
         let mut held = vec![Held::default(); source.workers()];
-        let (mut has_cyclic, mut has_interruptions) = (false, false);
+        let (mut has_cyclic, mut has_interruptions, mut restarts) = Default::default();
         let lost_records = source.read(|record| {
             if let Some(held) = held.get_mut(usize::from(record.writer())) {
                 held.include(record);
@@ -103,6 +111,9 @@ impl Breakdown {
             let is_within = (bounds.from..=bounds.to).contains(&record.last());
             has_cyclic |= matches!(record, Record::Cyclic(_));
             has_interruptions |= matches!(record, Record::Interruption(_));
+            if let (Record::Restart(restart), true) = (record, is_within) {
+                Restarts::add(&mut restarts, restart);
+            }
             if is_within && collector.add(record) {
                 extent.include(record);
                 each(record);
@@ -153,6 +164,9 @@ impl Breakdown {
             rx: direction(Direction::Rx),
             cyclic,
             interruptions: not_running.map(|it| it.rows),
+            restarts: restarts.rows(rate, When::of(source)),
+            restarted: source.restarts(),
+            sent_twice_max: source.sent_twice_max(),
         }
     }
 

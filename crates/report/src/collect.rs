@@ -112,7 +112,11 @@ impl Collector {
                 let sums = self.of(Direction::of_ring(drop.ring));
                 sums.drops[drop.cause as usize] += u64::from(drop.packets);
             }
-            Record::Interruption(_) | Record::Probe(_) | Record::Cyclic(_) | Record::Gap(_) => {}
+            Record::Interruption(_)
+            | Record::Probe(_)
+            | Record::Cyclic(_)
+            | Record::Gap(_)
+            | Record::Restart(_) => {}
             Record::Unknown(_) => {
                 self.malformed += 1;
                 return false;

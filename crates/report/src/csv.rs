@@ -11,6 +11,10 @@
 //!   thread as `sequence`, its start, and as `total_ns` how long the thread did not run. `cause` is
 //!   `CAUSE/WHOSE/CPU/DETAIL/THREAD/CLASS/NAME`, the last three of the culprit: `preempted/worker/1/0/4711/fifo 50/hog`. A comma or
 //!   quotation mark in a name becomes a question mark.
+//! - `restart`, a time in which no burst was carried because the daemon was started again: `start_ns` is the end of the last burst
+//!   before, `total_ns` the time to the end of the first one after. `cause` is how the daemon before ended (`killed`, `ended`),
+//!   whether rings went on (`resumed`, `new`), and the parts in nanoseconds: until the new daemon's socket was there, until the
+//!   front end had the first ring started, until the first burst was carried: `killed/resumed/9200000/310000/52000`.
 
 use std::io::{self, Write};
 
@@ -21,6 +25,7 @@ use burst_trace::{
 
 use crate::figures::TickRate;
 use crate::interruption::class;
+use crate::restart::RestartRow;
 use crate::when::When;
 
 /// The first line.
@@ -69,6 +74,7 @@ fn write_line(out: &mut impl Write, record: &Record, rate: TickRate, when: When)
         Record::KernelSpan(span) => write_span(out, span, rate, when),
         Record::Cyclic(cyclic) => write_cyclic(out, cyclic, rate, when),
         Record::Interruption(it) => write_interruption(out, it, rate, when),
+        Record::Restart(restart) => write_restart(out, &RestartRow::new(restart, rate, when)),
         Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => Ok(()),
     }
 }
@@ -149,6 +155,14 @@ fn write_span(
         (None, None) => write!(out, ",,")?,
     }
     writeln!(out, ",,,,{start},,{name},,,,,,,,,,,{total}")
+}
+
+fn write_restart(out: &mut impl Write, row: &RestartRow) -> io::Result<()> {
+    let &RestartRow { start_ns, gap_ns, no_daemon_ns, front_end_ns, first_burst_ns, .. } = row;
+    let ended = if row.killed { "killed" } else { "ended" };
+    let rings = if row.resumed { "resumed" } else { "new" };
+    let cause = format!("{ended}/{rings}/{no_daemon_ns}/{front_end_ns}/{first_burst_ns}");
+    writeln!(out, "restart,,,,,,,{start_ns},,{cause},,,,,,,,,,,{gap_ns}")
 }
 
 fn write_interruption(

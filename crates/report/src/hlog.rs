@@ -46,7 +46,14 @@ pub fn write_hlog(
     mut each: impl FnMut(&Record),
 ) -> Result<u64, HlogError> {
     let (rate, when) = (TickRate::new(source.ticks_per_second()), When::of(source));
-    let start_ns = when.realtime_ns(source.anchor_start().ticks);
+    // Records of daemons before are older than this daemon's start.
+    let mut start = source.anchor_start().ticks;
+    source.read(|record| {
+        if matches!(record, Record::Burst(_) | Record::KernelSpan(_)) {
+            start = start.min(record.last());
+        }
+    });
+    let start_ns = when.realtime_ns(start);
     let mut serializer = V2DeflateSerializer::new();
     let mut log = IntervalLogWriterBuilder::new()
         .add_comment("times of packets in ns, by ringscope")

@@ -21,6 +21,7 @@ use crate::breakdown::Breakdown;
 use crate::cyclic::CyclicTraffic;
 use crate::interruption::InterruptionRow;
 use crate::journey::Journeys;
+use crate::restart::RestartRow;
 use gather::DirectionCharts;
 use trips::Trips;
 
@@ -68,6 +69,9 @@ struct Page {
     #[serde(serialize_with = "with_exact_counters")]
     cyclic: CyclicTraffic,
     interruptions: Option<Vec<InterruptionRow>>,
+    restarts: Vec<RestartRow>,
+    restarted: u64,
+    sent_twice_max: u64,
 }
 
 /// Counters of frames as text: they may have 64 bits, and the numbers of a script are exact up to 2^53.
@@ -167,6 +171,9 @@ impl Page {
             trips: None,
             cyclic: breakdown.cyclic,
             interruptions: breakdown.interruptions,
+            restarts: breakdown.restarts,
+            restarted: breakdown.restarted,
+            sent_twice_max: breakdown.sent_twice_max,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::cyclic::CyclicTraffic;
 use crate::figures::TickRate;
 use crate::follow::{DirectionInterval, Interval, Outlier};
 use crate::interruption::InterruptionRow;
+use crate::restart::RestartRow;
 use crate::stages::StageRow;
 
 #[derive(Serialize)]
@@ -35,6 +36,9 @@ struct Object<'a> {
     cyclic: &'a CyclicTraffic,
     interruptions: Option<&'a [InterruptionRow]>,
     kvm: Option<&'a str>,
+    restarted: u64,
+    sent_twice_max: u64,
+    restarts: &'a [RestartRow],
 }
 
 #[derive(Serialize)]
@@ -133,6 +137,9 @@ pub fn to_json(breakdown: &Breakdown) -> String {
         cyclic: &breakdown.cyclic,
         interruptions: breakdown.interruptions.as_deref(),
         kvm: breakdown.facts.kernel_state("kvm"),
+        restarted: breakdown.restarted,
+        sent_twice_max: breakdown.sent_twice_max,
+        restarts: &breakdown.restarts,
     };
     serde_json::to_string_pretty(&object).expect("an object with string keys")
 }

@@ -45,6 +45,7 @@
 //! - [`journey`]: round trips of probe packets, by the stamps of all that they pass.
 //! - [`cyclic`]: layer-2 frames with a counter: their period, lost counters and slowest frames.
 //! - [`interruption`]: what kept threads from running, added up; [`not_running`]: how long of each stage.
+//! - [`restart`]: restarts of the daemon, and the parts of the time in which no burst was carried.
 //! - [`rollup`]: the four spans of the receive way from the wire to the guest.
 //! - [`facts`]: the daemon's facts about its run.
 //! - [`units`]: numbers for people.
@@ -75,6 +76,7 @@ pub mod not_running;
 pub mod pcapng;
 pub mod perfetto;
 pub mod recent;
+pub mod restart;
 pub mod rollup;
 pub mod round_trip;
 pub mod slowest;

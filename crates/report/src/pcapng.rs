@@ -23,6 +23,7 @@ use pcapng::{Packet, PacketDirection};
 use crate::facts::Facts;
 use crate::figures::TickRate;
 use crate::interruption::NamedCulprit;
+use crate::restart::RestartRow;
 use crate::when::When;
 
 /// Writes all bursts, drops, kernel spans and interruptions of `source`. `name` is used if the daemon's facts have none. `each`
@@ -85,6 +86,10 @@ fn packet(
             describe_interruption(comment, interruption, rate);
             (None, None, 0)
         }
+        Record::Restart(restart) => {
+            describe_restart(comment, &RestartRow::new(restart, rate, when));
+            (None, None, 0)
+        }
         Record::Probe(_) | Record::Cyclic(_) | Record::Gap(_) | Record::Unknown(_) => return None,
     };
     let time_ns = when.realtime_ns(record.first());
@@ -100,6 +105,15 @@ fn describe_span(comment: &mut String, span: &KernelSpan, rate: TickRate) {
     if let Some(worker) = span.worker.filter(|_| span.stage.direction().is_none()) {
         let _ = write!(comment, " worker={worker}");
     }
+}
+
+fn describe_restart(comment: &mut String, row: &RestartRow) {
+    let &RestartRow { gap_ns, no_daemon_ns, front_end_ns, first_burst_ns, .. } = row;
+    let _ = write!(
+        comment,
+        "restart={gap_ns}ns no-daemon={no_daemon_ns}ns front-end={front_end_ns}ns first-burst={first_burst_ns}ns ({})",
+        row.words()
+    );
 }
 
 fn describe_interruption(comment: &mut String, interruption: &Interruption, rate: TickRate) {

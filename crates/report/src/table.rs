@@ -9,6 +9,7 @@ use crate::breakdown::{Breakdown, Window, WindowEnd};
 use crate::collect::DirectionBreakdown;
 use crate::cyclic;
 use crate::interruption::InterruptionRow;
+use crate::restart;
 use crate::rollup::{Span, rollup};
 use crate::round_trip::{Initiator, Parts, RoundTrip};
 use crate::stage_table::{NOT_MEASURED, UPPER_BOUND, stage_table};
@@ -27,6 +28,8 @@ pub fn to_table(breakdown: &Breakdown, round_trip: Option<&RoundTrip>) -> String
     }
     text += &interruptions(breakdown);
     text += &notifications(breakdown);
+    let &Breakdown { ref restarts, restarted, sent_twice_max, .. } = breakdown;
+    text += &restart::to_text(restarts, restarted, sent_twice_max);
     text.push('\n');
     text += &rollup_lines(&breakdown.rx);
     let cyclic = cyclic::to_text(&breakdown.cyclic);

@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use file_mapping::SharedWords;
+use host_files::boot_id;
 use host_files::own::{new_file, open_own};
 use rustix::fs::{FallocateFlags, fallocate};
 
@@ -18,8 +19,6 @@ const MAGIC: u64 = u64::from_le_bytes(*b"RINGJNL1");
 const VERSION: u64 = 1;
 /// File mode: for the daemon's user alone.
 const MODE: u32 = 0o600;
-/// Where the host's boot is described.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Words of the header, by position.
 mod word {
@@ -61,6 +60,8 @@ pub enum Found {
 pub struct Journal {
     words: SharedWords,
     rings: usize,
+    /// Whether this daemon has begun to note the ring.
+    begun: Vec<AtomicBool>,
 }
 
 impl Journal {
@@ -86,7 +87,7 @@ impl Journal {
         fallocate(&file, FallocateFlags::empty(), 0, len as u64 * 8).inspect_err(|_| {
             let _ = fs::remove_file(path);
         })?;
-        let journal = Self { words: SharedWords::map(&file)?, rings };
+        let journal = Self::new(SharedWords::map(&file)?, rings);
         let header = &journal.words.words()[..HEADER_WORDS];
         let set = |at: usize, value: u64| header[at].store(value, Ordering::Relaxed);
         set(word::VERSION, VERSION);
@@ -121,8 +122,12 @@ impl Journal {
         } else if boot != Some([number(word::BOOT), number(word::BOOT + 1)]) {
             Err("the host was booted since".into())
         } else {
-            Ok(Self { words, rings })
+            Ok(Self::new(words, rings))
         })
+    }
+
+    fn new(words: SharedWords, rings: usize) -> Self {
+        Self { words, rings, begun: (0..rings).map(|_| AtomicBool::new(false)).collect() }
     }
 
     /// The part of virtqueue `ring`; `None` if it has none.
@@ -165,10 +170,17 @@ impl Slot {
         })
     }
 
+    /// Whether what was noted of the ring is of a daemon before this one.
+    #[must_use]
+    pub fn is_of_daemon_before(&self) -> bool {
+        !self.journal.begun[self.ring].load(Ordering::Relaxed)
+    }
+
     /// Notes the ring that starts at `position`. `published`: its last group, if it is known.
     pub fn begin(&self, identity: &RingIdentity, position: u16, published: Option<Published>) {
         let words = self.words();
         self.forget();
+        self.journal.begun[self.ring].store(true, Ordering::Relaxed);
         for (n, part) in identity.parts.into_iter().enumerate() {
             words[ring::PARTS + n].store(part, Ordering::Relaxed);
         }
@@ -209,14 +221,6 @@ impl Slot {
     fn words(&self) -> &[AtomicU64; RING_WORDS] {
         self.journal.ring(self.ring)
     }
-}
-
-/// The identity of the host's boot; `None` if it cannot be read.
-fn boot_id() -> Option<[u64; 2]> {
-    let text = fs::read_to_string(BOOT_ID).ok()?;
-    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    let number = u128::from_str_radix(&digits, 16).ok()?;
-    Some([(number >> 64) as u64, (number & u128::from(u64::MAX)) as u64])
 }
 
 #[cfg(test)]

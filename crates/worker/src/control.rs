@@ -144,6 +144,7 @@ impl<T: Topology> Loop<T> {
             }
             return Err(StartError::System(error));
         }
+        self.tracers[guest].ring_started(started.again());
         *self.pairs.ring(at, ring) = Some(Box::new(started));
         self.activate(at);
         Ok(())

@@ -21,7 +21,7 @@ pub struct Half {
     index: u16,
     /// Boxed, because a turn takes it out and puts it back: then only a pointer moves.
     ring: Option<Box<Ring>>,
-    /// Number of packets since the daemon started.
+    /// The number of its next packet: that of the packets before it, also with daemons before.
     sequence: u64,
     probes: Option<Box<ProbeFinder>>,
     /// A burst went through since [`take_worked`](Self::take_worked).
@@ -33,6 +33,11 @@ impl Half {
     pub fn new(guest: usize, log: Arc<LogLimit>, index: u16, targets: &ProbeTargets) -> Self {
         let probes = (!targets.is_empty()).then(|| Box::new(ProbeFinder::new(targets)));
         Self { guest, log, index, ring: None, sequence: 0, probes, worked: false }
+    }
+
+    /// Counts its packets from `sequence` on.
+    pub const fn count_from(&mut self, sequence: u64) {
+        self.sequence = sequence;
     }
 
     /// The guest's number among those of the worker.

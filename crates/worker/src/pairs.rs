@@ -19,10 +19,22 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Adds queue pair number `pair` of guest number `guest`. `probes`: packets to look for.
-    pub fn push(&mut self, guest: usize, log: &Arc<LogLimit>, probes: &ProbeTargets, pair: u16) {
-        self.tx.push(Transmitter::new(guest, Arc::clone(log), pair, probes));
-        self.rx.push(Receiver::new(guest, Arc::clone(log), pair, probes));
+    /// Adds queue pair number `pair` of guest number `guest`. `probes`: packets to look for. Packets are counted from
+    /// `firsts` on: of the receive queue, of the transmit queue.
+    pub fn push(
+        &mut self,
+        guest: usize,
+        log: &Arc<LogLimit>,
+        probes: &ProbeTargets,
+        pair: u16,
+        firsts: [u64; 2],
+    ) {
+        let mut tx = Transmitter::new(guest, Arc::clone(log), pair, probes);
+        let mut rx = Receiver::new(guest, Arc::clone(log), pair, probes);
+        rx.count_from(firsts[0]);
+        tx.count_from(firsts[1]);
+        self.tx.push(tx);
+        self.rx.push(rx);
     }
 
     pub const fn len(&self) -> usize {

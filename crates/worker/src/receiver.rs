@@ -69,6 +69,11 @@ impl Receiver {
         }
     }
 
+    /// Counts its packets from `sequence` on.
+    pub const fn count_from(&mut self, sequence: u64) {
+        self.half.count_from(sequence);
+    }
+
     /// Its ring, if one was started.
     #[inline]
     pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burst_trace::Notification;
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
+use ring_journal::Slot;
 use virtio_net::Negotiated;
 use virtqueue::{ConfigError, Queue, QueueSetup, Resumed, RingError, RingLog, Unfit};
 
@@ -43,6 +44,8 @@ pub struct Ring {
     state: RingState,
     /// When the ring was last looked at, ticks: whatever a later look finds came after this.
     last_look: u64,
+    /// If it went on where a daemon before this one stood: most frames that are sent again.
+    again: Option<u16>,
 }
 
 /// Whether a ring is served, and how.
@@ -118,6 +121,11 @@ fn note_unfit(log: &LogLimit, index: u16, why: Unfit) {
     }
 }
 
+/// The position at which a new ring begins (virtio 1.2, 2.7.6 and 2.8.1: the wrap counter is 1).
+const fn beginning(setup: QueueSetup) -> u16 {
+    if setup.packed { 1 << 15 } else { 0 }
+}
+
 impl Ring {
     pub fn start(
         log: &Arc<LogLimit>,
@@ -127,7 +135,16 @@ impl Ring {
         now: u64,
     ) -> Result<Self, ConfigError> {
         let mut queue = Queue::new(&start.setup, &start.memory)?;
-        let resumed = start.journal.and_then(|journal| queue.resume(&start.setup, journal));
+        let journal = start.journal;
+        let is_of_daemon_before = journal.as_ref().is_some_and(Slot::is_of_daemon_before);
+        let resumed = journal.and_then(|journal| queue.resume(&start.setup, journal));
+        let again = match resumed {
+            // At its very beginning it can as well be the ring of a guest that was started anew.
+            Some(Ok(it)) if is_of_daemon_before && it.position != beginning(start.setup) => {
+                Some(it.again)
+            }
+            _ => None,
+        };
         match resumed {
             Some(Ok(resumed)) => note_resumed(log, index, resumed, start.setup),
             Some(Err(unfit)) => note_unfit(log, index, unfit),
@@ -156,11 +173,17 @@ impl Ring {
             alarm: alarm.cloned(),
             state: if start.enabled { RingState::Enabled } else { RingState::Waiting },
             last_look: now,
+            again,
         };
         ring.set_call(start.call);
         // The ring is looked at anyway until the worker goes to sleep.
         ring.queue.disable_notification();
         Ok(ring)
+    }
+
+    /// If the ring went on where a daemon before this one stood: most frames that are sent again.
+    pub const fn again(&self) -> Option<u16> {
+        self.again
     }
 
     pub const fn state(&self) -> RingState {

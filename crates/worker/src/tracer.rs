@@ -157,6 +157,12 @@ impl Tracer {
         }
     }
 
+    /// Counts a ring that was started now. `again`: if it went on where a daemon before stood, the most frames that are sent
+    /// again.
+    pub fn ring_started(&mut self, again: Option<u16>) {
+        self.writer.ring_started(again);
+    }
+
     /// Counts a notification of virtqueue `ring`.
     #[inline]
     pub fn notified(&mut self, ring: u16, kind: Notification) {

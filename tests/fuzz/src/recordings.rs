@@ -13,7 +13,9 @@ use burst_trace::file::{
     FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RECORDING_MAGIC, VERSION, word,
 };
 use burst_trace::record::RECORD_WORDS;
-use burst_trace::{BurstRecord, CyclicFrame, CyclicRecord, Gap, ProbeRecord, Reader, Source};
+use burst_trace::{
+    BurstRecord, CyclicFrame, CyclicRecord, Gap, ProbeRecord, Reader, Restart, Source,
+};
 use report::csv::write_csv;
 use report::hlog::write_hlog;
 use report::html::write_html;
@@ -134,6 +136,7 @@ enum Record {
     Probe { run: u8, sequence: u8 },
     Cyclic { description: u8, len: u8, stream: u8, counter: Number },
     Gap { worker: u8, lost: Number },
+    Restart { before: Number, listening: u16, started: u16, after: u16, flags: u8 },
 }
 
 /// A file of stamps, or of a measured round trip.
@@ -405,6 +408,19 @@ impl Shaped {
                 Record::Gap { worker, lost } => {
                     let gap = Gap { writer: *worker, records: lost.get(), at: now };
                     words.push(burst_trace::Record::Gap(gap).to_words());
+                }
+                Record::Restart { before, listening, started, after, flags } => {
+                    let ago = |ticks: &u16| now.wrapping_sub((*ticks).into());
+                    let restart = Restart {
+                        before: before.get(),
+                        listening: ago(listening),
+                        started: ago(started),
+                        after: ago(after),
+                        is_killed: flags & 1 != 0,
+                        is_resumed: flags & 2 != 0,
+                        writer: flags >> 6,
+                    };
+                    words.push(burst_trace::Record::Restart(restart).to_words());
                 }
             }
         }

@@ -17,7 +17,7 @@ fn burst(stages: [u64; STAGES_MAX]) -> BurstRecord {
 }
 
 /// One of each kind.
-fn every_kind() -> [Record; 8] {
+fn every_kind() -> [Record; 9] {
     let burst = BurstRecord { wakeup: Some(9), ..burst([1, 2, 3, 4, 5, 6]) };
     let (start, end) = (5, 8);
     [
@@ -45,6 +45,15 @@ fn every_kind() -> [Record; 8] {
         }),
         Record::Probe(ProbeRecord { run: 11, sequence: 12, packets: 32, times: burst.times() }),
         Record::Gap(Gap { writer: 3, records: 1000, at: 8 }),
+        Record::Restart(Restart {
+            before: 5,
+            listening: 6,
+            started: 7,
+            after: 8,
+            is_killed: true,
+            is_resumed: true,
+            writer: 4,
+        }),
         Record::Cyclic(CyclicRecord {
             frame: CyclicFrame { description: 5, counter_len: 2, stream: 13, counter: 0xffff },
             packets: 32,
@@ -110,6 +119,7 @@ fn the_layout_in_the_file_does_not_change() {
                 4 | 3 << 8 | 6 << 24 | 9 << 32
             ],
             [8, 8, 1000, 0, 0, 0, 0, 5 | 3 << 24],
+            [5, 8, 6, 7, 0, 0, 0, 8 | 3 << 8 | 4 << 24],
             [
                 1000,
                 1021,

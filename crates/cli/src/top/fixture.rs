@@ -78,7 +78,7 @@ pub fn sample(name: &str, bursts: usize) -> Sample {
         poll: Some("never".into()),
         ..Facts::default()
     };
-    let identity = Identity { name: name.into(), facts, pid: 7, is_alive: true };
+    let identity = Identity { name: name.into(), facts, pid: 7, is_alive: true, restarts: 0 };
     Sample { key: name.into(), identity, interval: Some(interval(bursts)) }
 }
 

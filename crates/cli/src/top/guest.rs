@@ -25,7 +25,7 @@ const COLORS: [Color; 6] =
 /// The guest's name, and what the daemon reported about its run.
 #[must_use]
 pub fn head(identity: &Identity) -> Line<'static> {
-    let Identity { name, facts, pid, is_alive } = identity;
+    let Identity { name, facts, pid, is_alive, restarts } = identity;
     let mut text = String::new();
     for (what, fact) in [("", &facts.datapath), ("poll ", &facts.poll)] {
         if let Some(fact) = fact {
@@ -37,7 +37,16 @@ pub fn head(identity: &Identity) -> Line<'static> {
     } else {
         Span::styled(format!("  pid {pid} has ended"), ALARM)
     };
-    Line::from(vec![Span::styled(format!("ringscope {name}"), BOLD), text.into(), state])
+    let restarts = match restarts {
+        0 => String::new(),
+        restarts => format!("  restarted {restarts}"),
+    };
+    Line::from(vec![
+        Span::styled(format!("ringscope {name}"), BOLD),
+        text.into(),
+        state,
+        restarts.into(),
+    ])
 }
 
 /// What the times are of, and what is missing in them.

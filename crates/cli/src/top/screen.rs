@@ -111,6 +111,14 @@ mod tests {
         view
     }
 
+    #[test]
+    fn a_guest_whose_daemon_was_started_again_says_so() {
+        let mut view = one();
+        assert!(!picture(&view, 120, 24).contains("restarted"));
+        view.samples[0].identity.restarts = 3;
+        assert_has(&line(&picture(&view, 120, 24), "ringscope vm0"), &["pid 7", "restarted 3"]);
+    }
+
     fn all() -> View {
         let mut ended = sample("vm2", 0);
         ended.identity.is_alive = false;

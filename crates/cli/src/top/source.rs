@@ -30,6 +30,8 @@ pub struct Identity {
     pub pid: u64,
     /// Whether that process still runs.
     pub is_alive: bool,
+    /// How often the guest's rings went on in another daemon.
+    pub restarts: u64,
 }
 
 impl Source {
@@ -87,6 +89,7 @@ impl Source {
             facts,
             pid: reader.pid(),
             is_alive: is_alive(reader),
+            restarts: reader.restarts(),
         }
     }
 }

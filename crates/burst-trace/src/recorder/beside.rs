@@ -33,7 +33,7 @@ impl Recorder {
         if own_file(&at).map_err(io_error)?.is_some() {
             fs::remove_file(&at).map_err(io_error)?;
         }
-        Self::make(options, clock, lock, &at, true).map_err(io_error)
+        Self::make(options, clock, lock, &at, None, true).map_err(io_error)
     }
 
     /// Gives the file the name that the other daemon's has, which is removed. The lock is this daemon's from now on.

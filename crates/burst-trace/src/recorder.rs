@@ -1,0 +1,303 @@
+//! The flight recorder's file, made by the daemon: [`Recorder`].
+
+mod beside;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use host_files::own::{new_file, own_file};
+use host_files::{Lock, boot_id};
+
+use crate::before::{AtPath, Before};
+use crate::clock::Clock;
+use crate::file::{
+    FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, VERSION, WORKER_THREAD, Words, facts_words, word,
+};
+use crate::header::store_anchor;
+use crate::restarting::Restarting;
+use crate::writer::Writer;
+
+/// File mode: readable for the user and group only, because a recorder shows when and how much a guest sends.
+const MODE: u32 = 0o640;
+
+/// Options of a recorder.
+#[derive(Clone, Debug)]
+pub struct RecorderOptions {
+    /// The file: `RUN_DIR/NAME.trace`.
+    pub path: PathBuf,
+    /// Number of writers: the workers, and one more if times in the host kernel are added.
+    pub workers: usize,
+    /// Number of the device's queue pairs.
+    pub queue_pairs: usize,
+    /// Records of each worker; rounded up to a power of two.
+    pub capacity: usize,
+    /// Facts about this run for reports: JSON text.
+    pub facts: String,
+}
+
+/// Why a recorder could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RecorderError {
+    /// The file system refused.
+    #[error(
+        "cannot make the flight recorder {path}: {source}; choose another --run-dir, or --trace off"
+    )]
+    Io {
+        /// The recorder's file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The lock on the recorder's name.
+    #[error(
+        "cannot lock the flight recorder's name with {path}: {source}; choose another --run-dir or --name"
+    )]
+    Lock {
+        /// The lock's file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// Another daemon that still runs writes this file.
+    #[error(
+        "{path} is being written by {}; choose another --name, or end that daemon",
+        if *pid == 0 { "another process".into() } else { format!("process {pid}") }
+    )]
+    InUse {
+        /// The recorder's file.
+        path: PathBuf,
+        /// The process that writes it; 0 if the file has no process number yet.
+        pid: u64,
+    },
+}
+
+/// The flight recorder file, being written.
+///
+/// Dropping it marks the daemon's end as orderly. The file stays and can be read.
+#[derive(Debug)]
+pub struct Recorder {
+    /// Held as long as the daemon lives. A process number alone proves nothing: another process may have it by now. The
+    /// lock is not on the recorder itself, because readers could take that lock.
+    lock: Lock,
+    words: Arc<Words>,
+    layout: Layout,
+    path: PathBuf,
+    before: Before,
+    restarting: Arc<Restarting>,
+    /// Its file is beside that of the daemon that this one takes over from ([`beside`]).
+    is_beside: AtomicBool,
+}
+
+impl Recorder {
+    /// Makes the file with all its space reserved, and its header. It begins with the records of the daemon before
+    /// ([`Recorder::before`]).
+    ///
+    /// The recorder of a crashed daemon is also kept, as `NAME.trace.crashed`.
+    ///
+    /// # Errors
+    /// When another daemon writes the file, or the system refuses.
+    pub fn create(options: &RecorderOptions, clock: &Clock) -> Result<Self, RecorderError> {
+        let path = &options.path;
+        let io_error = |source| RecorderError::Io { path: path.clone(), source };
+        if let Some(dir) = path.parent() {
+            fs::create_dir_all(dir).map_err(io_error)?;
+        }
+        let Some(lock) = Lock::take(&lock_path(path))
+            .map_err(|source| RecorderError::Lock { path: lock_path(path), source })?
+        else {
+            let pid = AtPath::find(path).ok().flatten().map_or(0, |found| found.pid());
+            return Err(RecorderError::InUse { path: path.clone(), pid });
+        };
+        let old = AtPath::find(path).map_err(io_error)?;
+        // It gets its name when it is whole.
+        let new = unfinished(path);
+        if own_file(&new).map_err(io_error)?.is_some() {
+            fs::remove_file(&new).map_err(io_error)?;
+        }
+        let recorder =
+            Self::make(options, clock, lock, &new, old.as_ref(), false).map_err(io_error)?;
+        let named = old.map_or_else(|| fs::rename(&new, path), |old| old.replace(&new));
+        named.map_err(|error| {
+            let _ = fs::remove_file(&new);
+            io_error(error)
+        })?;
+        Ok(recorder)
+    }
+
+    /// Makes the file `at`, with the records of `old`.
+    fn make(
+        options: &RecorderOptions,
+        clock: &Clock,
+        lock: Lock,
+        at: &Path,
+        old: Option<&AtPath>,
+        is_beside: bool,
+    ) -> io::Result<Self> {
+        let layout = Layout {
+            workers: options.workers,
+            queue_pairs: options.queue_pairs,
+            capacity: options.capacity.next_power_of_two(),
+        };
+        // Always a new file: if the old one were truncated, SIGBUS would kill a reader that still maps it.
+        let file = new_file(at, MODE)?;
+        let made = Self::fill(&file, &layout, options, clock, old).inspect_err(|_| {
+            let _ = fs::remove_file(at);
+        })?;
+        let (words, before) = (Arc::new(made.0), made.1);
+        let (path, is_beside) = (options.path.clone(), AtomicBool::new(is_beside));
+        let restarting = Arc::new(Restarting::after(&before));
+        Ok(Self { lock, words, layout, path, before, restarting, is_beside })
+    }
+
+    /// Writes the header of the new file `to`, and the records of the daemon before.
+    fn fill(
+        to: &File,
+        layout: &Layout,
+        options: &RecorderOptions,
+        clock: &Clock,
+        old: Option<&AtPath>,
+    ) -> io::Result<(Words, Before)> {
+        // A file without its space would end the daemon with SIGBUS.
+        reserve(to, layout.words() as u64 * 8)?;
+        let (words, boot) = (Words::map_writable(to)?, boot_id());
+        let before = old.map_or(Before::Nothing, |old| old.copy(&words, layout, clock, boot));
+        write_header(&words, layout, &options.facts, clock, boot);
+        Ok((words, before))
+    }
+
+    /// What the daemon before left under this name.
+    #[must_use]
+    pub const fn before(&self) -> &Before {
+        &self.before
+    }
+
+    /// Notes that the daemon's socket was there at `ticks`.
+    pub fn listens(&self, ticks: u64) {
+        self.restarting.listens(ticks);
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The writer of `worker`. Each worker has exactly one.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    #[must_use]
+    pub fn writer(&self, worker: usize, clock: Clock) -> Writer {
+        assert!(worker < self.layout.workers, "no such worker in the recorder");
+        let (words, restarting) = (Arc::clone(&self.words), Arc::clone(&self.restarting));
+        Writer::new(words, self.layout, worker, clock, restarting)
+    }
+
+    /// A handle that stores who takes part, from any thread.
+    #[must_use]
+    pub fn participants(&self) -> Participants {
+        Participants { words: Arc::clone(&self.words), layout: self.layout }
+    }
+}
+
+fn write_header(
+    words: &Words,
+    layout: &Layout,
+    facts: &str,
+    clock: &Clock,
+    boot: Option<[u64; 2]>,
+) {
+    let header = words.slice(0, HEADER_WORDS);
+    let set = |at: usize, value: u64| header[at].store(value, Ordering::Relaxed);
+    set(word::VERSION, VERSION);
+    set(word::WORKERS, layout.workers as u64);
+    set(word::QUEUE_PAIRS, layout.queue_pairs as u64);
+    set(word::CAPACITY, layout.capacity as u64);
+    set(word::CLOCK, clock.kind() as u64);
+    set(word::TICKS_PER_SECOND, clock.ticks_per_second());
+    set(word::PID, u64::from(std::process::id()));
+    set(word::RUNNING, 1);
+    for (n, part) in boot.unwrap_or_default().into_iter().enumerate() {
+        set(word::BOOT + n, part);
+    }
+    let facts = &facts.as_bytes()[..facts.len().min(FACTS_BYTES_MAX)];
+    set(word::FACTS_LEN, facts.len() as u64);
+    for (n, facts) in facts_words(facts).enumerate() {
+        set(word::FACTS + n, facts);
+    }
+    let anchor = clock.anchor();
+    store_anchor(&header[word::ANCHOR_START..], anchor);
+    store_anchor(&header[word::ANCHOR_LATEST..], anchor);
+    header[word::MAGIC].store(MAGIC, Ordering::Release);
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        if self.is_beside.load(Ordering::Relaxed) {
+            let _ = fs::remove_file(beside::path(&self.path));
+        }
+        self.words.at(word::RUNNING).store(0, Ordering::Release);
+    }
+}
+
+/// Stores in the recorder who takes part: the workers' threads, the front end's process, and the guest's features.
+#[derive(Debug)]
+pub struct Participants {
+    words: Arc<Words>,
+    layout: Layout,
+}
+
+impl Participants {
+    /// Stores that `worker` is the thread `tid`.
+    ///
+    /// # Panics
+    /// When there is no such worker.
+    pub fn set_thread(&self, worker: usize, tid: u32) {
+        assert!(worker < self.layout.workers, "no such worker in the recorder");
+        let at = self.layout.head(worker) + WORKER_THREAD;
+        self.words.at(at).store(tid.into(), Ordering::Relaxed);
+    }
+
+    /// Stores that the front end is `process`.
+    pub fn set_front_end(&self, process: u32) {
+        self.words.at(word::FRONT_END).store(process.into(), Ordering::Relaxed);
+    }
+
+    /// Stores the virtio features that the guest negotiated, as bits. They stay after it is gone.
+    pub fn set_features(&self, features: u64) {
+        self.words.at(word::FEATURES).store(features, Ordering::Relaxed);
+    }
+
+    /// Stores the features of the last guest of the daemons before.
+    pub fn set_features_before(&self, features: u64) {
+        self.words.at(word::FEATURES_BEFORE).store(features, Ordering::Relaxed);
+    }
+
+    /// Stores that `process` is no longer the front end. If another one has connected since, it stays.
+    pub fn clear_front_end(&self, process: u32) {
+        let word = self.words.at(word::FRONT_END);
+        let _ = word.compare_exchange(process.into(), 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Reserves the file's blocks: a write to a hole would raise SIGBUS on a full file system.
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    crate::sys::fallocate(file.as_raw_fd(), bytes)
+}
+
+/// `RUN_DIR/NAME.trace.new` of the recorder `RUN_DIR/NAME.trace`, as long as it is being made. A file that is there already
+/// is of a daemon that was killed while it made one.
+fn unfinished(recorder: &Path) -> PathBuf {
+    let mut unfinished = recorder.as_os_str().to_owned();
+    unfinished.push(".new");
+    unfinished.into()
+}
+
+/// `RUN_DIR/NAME.lock` of the recorder `RUN_DIR/NAME.trace`.
+fn lock_path(recorder: &Path) -> PathBuf {
+    recorder.with_extension("lock")
+}
