@@ -155,7 +155,7 @@ impl Ring {
     }
 
     /// Whether a frame waits for buffers.
-    pub const fn is_holding(&self) -> bool {
+    pub fn is_holding(&self) -> bool {
         self.state.is_holding()
     }
 
