@@ -5,6 +5,8 @@
 //! the same boot of the host, because its clock starts again with it. Counters begin at 0: they are the daemon's. Sequence
 //! numbers go on, and so do the counters of restarts.
 //!
+//! Records of a daemon that ran with other flags are left out: figures of two datapaths in one table would be of neither.
+//!
 //! Anything may be in the old file. Each record is checked, and its place in the new file does not depend on the old one.
 
 use std::fs;
@@ -35,6 +37,8 @@ pub enum Before {
     Nothing,
     /// Records, which the new recorder begins with.
     Continued(Continued),
+    /// A recorder of a daemon that ran with other flags. Its records are not in the new one.
+    OtherFlags,
     /// A recorder whose records are not in the new one, for this reason.
     Unfit(String),
 }
@@ -81,13 +85,15 @@ impl AtPath {
         layout: &Layout,
         clock: &Clock,
         boot: Option<[u64; 2]>,
+        facts: &str,
     ) -> Before {
         if !self.left.has_mark {
             return Before::Nothing;
         }
-        match self.try_copy(to, layout, clock, boot) {
-            Ok(Continued { records: 0, .. }) => Before::Nothing,
-            Ok(continued) => Before::Continued(continued),
+        match self.try_copy(to, layout, clock, boot, facts) {
+            Ok(Some(Continued { records: 0, .. })) => Before::Nothing,
+            Ok(Some(continued)) => Before::Continued(continued),
+            Ok(None) => Before::OtherFlags,
             Err(why) => Before::Unfit(why),
         }
     }
@@ -98,7 +104,8 @@ impl AtPath {
         layout: &Layout,
         clock: &Clock,
         boot: Option<[u64; 2]>,
-    ) -> Result<Continued, String> {
+        facts: &str,
+    ) -> Result<Option<Continued>, String> {
         let old = Reader::open(&self.path).map_err(|error| match error {
             ReadError::Version { found, .. } => {
                 format!("expected version {}, found version {found}", crate::file::VERSION)
@@ -110,6 +117,9 @@ impl AtPath {
             return Err("another process replaced it".into());
         }
         fits(&old, layout, clock, boot)?;
+        if without_version(&old.facts()) != without_version(facts) {
+            return Ok(None);
+        }
         let latest = clock.now().saturating_add(clock.ticks_per_second());
         let mut last_burst = None;
         let mut counts = Vec::with_capacity(layout.workers);
@@ -146,7 +156,7 @@ impl AtPath {
             to.at(at).store(old.number(at), Ordering::Relaxed);
         }
         let (records, is_ended) = (counts.iter().sum(), !self.left.is_running);
-        Ok(Continued { records, last_burst, is_ended })
+        Ok(Some(Continued { records, last_burst, is_ended }))
     }
 
     /// Gives the name to the file `new`. The recorder of a crashed daemon is renamed to `NAME.trace.crashed`.
@@ -193,6 +203,12 @@ fn fits(
         true => Ok(()),
         false => Err("its clock jumped since".into()),
     }
+}
+
+/// The facts of a daemon but its version: they are its flags. A newer daemon goes on with the records of an older one.
+fn without_version(facts: &str) -> (&str, &str) {
+    let Some((before, rest)) = facts.split_once(r#""version":""#) else { return (facts, "") };
+    rest.split_once('"').map_or((facts, ""), |(_, after)| (before, after))
 }
 
 /// The sequence number of each ring's next packet.

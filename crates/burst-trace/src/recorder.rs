@@ -163,7 +163,8 @@ impl Recorder {
         // A file without its space would end the daemon with SIGBUS.
         reserve(to, layout.words() as u64 * 8)?;
         let (words, boot) = (Words::map_writable(to)?, boot_id());
-        let before = old.map_or(Before::Nothing, |old| old.copy(&words, layout, clock, boot));
+        let copy = |old: &AtPath| old.copy(&words, layout, clock, boot, &options.facts);
+        let before = old.map_or(Before::Nothing, copy);
         write_header(&words, layout, &options.facts, clock, boot);
         Ok((words, before))
     }

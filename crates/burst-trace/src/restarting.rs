@@ -22,7 +22,7 @@ impl Restarting {
     pub(crate) fn after(before: &Before) -> Self {
         let before = match before {
             Before::Continued(it) => it.last_burst.map(|last| (last, !it.is_ended)),
-            Before::Nothing | Before::Unfit(_) => None,
+            Before::Nothing | Before::OtherFlags | Before::Unfit(_) => None,
         };
         let (listening, started) = Default::default();
         Self {

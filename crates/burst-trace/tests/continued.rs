@@ -270,7 +270,7 @@ proptest! {
         prop_assert_eq!(sound, held);
         match before {
             Before::Continued(Continued { records, .. }) => prop_assert!(records + 6 >= held),
-            Before::Nothing | Before::Unfit(_) => prop_assert_eq!(held, 5),
+            Before::Nothing | Before::OtherFlags | Before::Unfit(_) => prop_assert_eq!(held, 5),
         }
     }
 }
@@ -289,6 +289,25 @@ fn the_words_before_a_worker_began_are_bounded_by_what_is_there() {
     let mut records = 0;
     reader.read(&mut reader.oldest_of_last_daemon(0), |_| records += 1);
     assert_eq!(records, 0);
+}
+
+#[test]
+fn a_daemon_goes_on_with_the_records_of_another_version_but_not_of_other_flags() {
+    let facts =
+        |poll, version| format!(r#"{{"poll":"{poll}","trace":"on","version":"{version}"}}"#);
+    let mut bench = Bench::new();
+    bench.options.facts = facts("never", "0.1.0");
+    let first = bench.next();
+    bench.write(&first, 0, 0..3);
+    bench.end(first, false);
+    bench.options.facts = facts("never", "0.2.0");
+    let second = bench.next();
+    assert!(matches!(second.before(), Before::Continued(Continued { records: 3, .. })));
+    bench.end(second, false);
+    bench.options.facts = facts("always", "0.2.0");
+    let third = bench.next();
+    assert_eq!(*third.before(), Before::OtherFlags);
+    assert_eq!(Reader::open(third.path()).unwrap().held(0), 0);
 }
 
 #[test]
