@@ -45,7 +45,7 @@ pub fn recorder(plan: &GuestPlan, before: &Before) {
             "{prefix}the flight recorder {path} goes on after {records} records of the daemon before"
         ),
         Before::OtherFlags => log::info!(
-            "{prefix}the flight recorder {path} begins anew: the daemon before ran with other flags"
+            "{prefix}the flight recorder {path} starts empty, because the previous daemon ran with other flags"
         ),
         Before::Unfit(why) => log::warn!(
             "{prefix}the flight recorder {path} of the daemon before is not continued, because {why}; a new one begins"

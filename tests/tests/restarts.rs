@@ -175,7 +175,7 @@ fn a_reconnection_to_the_same_daemon_is_no_restart_and_neither_is_another_guest(
     );
     drop(guest);
     end(daemon, Signal::TERM);
-    // Another guest: its rings begin anew.
+    // Another guest: its rings start at their beginning.
     let daemon = start(directory.path());
     frames::come_back(&mut connect(&daemon)).unwrap();
     let report = json(&file);

@@ -30,7 +30,7 @@ fn take_over_thrice(mut daemon: Daemon, guest: &mut Guest, mac: Mac, arguments: 
     daemon
 }
 
-/// What would change if an interface went down, or were made anew.
+/// What would change if an interface went down, or were created again.
 fn state(interface: &str) -> String {
     let read = |name: &str| fs::read_to_string(format!("/sys/class/net/{interface}/{name}"));
     ["ifindex", "carrier_changes", "carrier"].map(|name| read(name).unwrap()).concat()

@@ -93,7 +93,7 @@ impl Door {
             fs::remove_file(&path)?;
         }
         let listener = UnixListener::bind(&path)?;
-        // Whoever connects before is refused for its user.
+        // A stranger that connects before this is refused by its credentials.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         Self::handed(listener, path)
     }

@@ -63,7 +63,7 @@ pub(crate) struct AtPath {
 }
 
 impl AtPath {
-    /// Looks what is at `path`. Whoever calls it has the lock on the name.
+    /// Finds the recorder at `path`. The caller holds the lock on the name.
     ///
     /// # Errors
     /// When it is something else than a recorder of this user, or the system refuses.

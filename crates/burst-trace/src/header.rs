@@ -314,7 +314,7 @@ impl Header {
         Totals { packets: load(RING_PACKETS), bytes: load(RING_BYTES), bursts: load(RING_BURSTS) }
     }
 
-    /// The sequence number of the first packet in the totals of virtqueue `ring`. Those before it were of daemons before.
+    /// The sequence number of the first packet in the totals of virtqueue `ring`. Lower numbers belong to previous daemons.
     ///
     /// # Panics
     /// When there is no such virtqueue.

@@ -32,7 +32,7 @@ pub struct Restart {
     pub after: u64,
     /// The daemon before did not end in order: it was killed, or crashed.
     pub is_killed: bool,
-    /// A ring went on where the daemon before stood. If not, the guest or its driver began anew.
+    /// A ring continued at the position of the previous daemon. If none did, the guest or its driver had started again.
     pub is_resumed: bool,
     /// The number of the writer that stored it.
     pub writer: u8,

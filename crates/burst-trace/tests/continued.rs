@@ -325,7 +325,7 @@ fn the_first_burst_after_a_restart_is_followed_by_its_times() {
         let listening = bench.clock.now();
         second.listens(listening);
         let mut writers = [0, 1].map(|worker| second.writer(worker, bench.clock));
-        // One ring goes on; another one begins anew.
+        // One ring continues; another one starts at its beginning.
         writers[0].ring_started(None);
         writers[1].ring_started(killed.then_some(5));
         writers[1].ring_started(killed.then_some(2));

@@ -436,7 +436,7 @@ impl InPlace for AfXdp {
         let (mut done, channel) = (Transmitted::default(), &mut self.channels[0]);
         channel.socket.reap();
         for frame in frames.iter() {
-            // It is not in UMEM, so it is copied into a chunk of ours.
+            // The frame is not in UMEM, so it is copied into one of our chunks.
             if channel.queue(&NetHeader::PLAIN, &frame, &mut done) == Queued::Full {
                 break;
             }

@@ -28,7 +28,7 @@ pub struct RestartRow {
     pub first_burst_ns: u64,
     /// Whether the daemon before was killed or crashed; else it ended in order.
     pub killed: bool,
-    /// Whether rings went on where the daemon before stood; else the guest or its driver began anew.
+    /// Whether rings continued at the position of the previous daemon. If not, the guest or its driver had started again.
     pub resumed: bool,
 }
 
@@ -56,9 +56,9 @@ impl RestartRow {
     pub const fn words(&self) -> &'static str {
         match (self.killed, self.resumed) {
             (true, true) => "killed, rings went on",
-            (true, false) => "killed, rings began anew",
+            (true, false) => "killed, rings started again",
             (false, true) => "ended, rings went on",
-            (false, false) => "ended, rings began anew",
+            (false, false) => "ended, rings started again",
         }
     }
 }

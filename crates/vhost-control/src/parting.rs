@@ -148,7 +148,7 @@ impl Inheritance {
         if let Err(why) = relay.start(kicks, &stands) {
             log::error!("a ring of the daemon before cannot be started: {why}");
         }
-        // A control queue that begins anew has the settings of a new guest.
+        // A control queue that starts at its beginning has the settings of a new guest.
         session.set_settings(settings);
         if let Some(server) = around.server {
             server.set_left(false);

@@ -139,7 +139,7 @@ impl Ring {
         let is_of_daemon_before = journal.as_ref().is_some_and(Slot::is_of_daemon_before);
         let resumed = journal.and_then(|journal| queue.resume(&start.setup, journal));
         let again = match resumed {
-            // At its very beginning it can as well be the ring of a guest that was started anew.
+            // At position 0 it may be the ring of a guest that was started again.
             Some(Ok(it)) if is_of_daemon_before && it.position != beginning(start.setup) => {
                 Some(it.again)
             }
