@@ -15,10 +15,10 @@ use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
 use log_limit::LogLimit;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use rustix::time::{ClockId, clock_gettime};
 use vhost_control::handover::{Asked, Handover};
+use vhost_control::peer;
 
 use super::PATIENCE;
 use super::channel::{Channel, ChannelError};
@@ -174,7 +174,7 @@ impl Giver<'_> {
                 continue;
             };
             let process =
-                socket_peercred(&stream).map_or(0, |peer| peer.pid.as_raw_nonzero().get());
+                peer(stream.as_fd()).ok().and_then(|peer| peer.process).unwrap_or_default();
             match self.attend(stream, stop) {
                 Ok(given) => {
                     match given {
@@ -220,12 +220,12 @@ impl Giver<'_> {
     fn attend(&self, stream: UnixStream, stop: &Stop) -> Result<Given, String> {
         let told = |error: io::Error| error.to_string();
         stream.set_nonblocking(false).map_err(told)?;
-        let peer = socket_peercred(&stream).map_err(|error| error.to_string())?;
+        let user = peer(stream.as_fd()).map_err(told)?.user;
         let channel = Channel::new(stream, PATIENCE).map_err(told)?;
-        let result = if peer.uid.is_root() || peer.uid == geteuid() {
+        let result = if user == 0 || user == geteuid().as_raw() {
             self.give(&channel, stop)
         } else {
-            let (user, own) = (peer.uid.as_raw(), geteuid().as_raw());
+            let own = geteuid().as_raw();
             Err(format!("it is of user {user}, and only user {own} or root may do that"))
         };
         result.inspect_err(|why| {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +12,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use burst_trace::Recorder;
 use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
-use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
-use vhost_control::Heir;
 use vhost_control::handover::{FrontEnd, Stand};
+use vhost_control::{Heir, peer};
 
 use super::channel::Channel;
 use super::give::{Door, now_ns};
@@ -33,7 +32,7 @@ pub enum TakeOverError {
     Nobody { path: PathBuf, source: io::Error },
     /// It is another process.
     #[error("cannot take over: process {found} listens at {path}, not process {wanted}")]
-    Another { path: PathBuf, found: i32, wanted: u32 },
+    Another { path: PathBuf, found: u32, wanted: u32 },
     /// It is another user's.
     #[error("cannot take over: {path} is of user {user}")]
     Stranger { path: PathBuf, user: u32 },
@@ -52,7 +51,7 @@ type Prepared = Result<(), String>;
 #[derive(Debug)]
 pub struct Taking {
     channel: Channel,
-    process: i32,
+    process: u32,
     program: String,
     door: Option<Door>,
     /// By name.
@@ -99,21 +98,21 @@ impl Taking {
         };
         let nobody = |source| TakeOverError::Nobody { path: path.clone(), source };
         let stream = UnixStream::connect(&path).map_err(nobody)?;
-        let peer = socket_peercred(&stream).map_err(|error| nobody(error.into()))?;
-        let process = peer.pid.as_raw_nonzero().get();
+        let peer = peer(stream.as_fd()).map_err(nobody)?;
+        let process = peer.process.unwrap_or_default();
         if let Predecessor::Process(wanted) = *from
-            && process.unsigned_abs() != wanted
+            && process != wanted
         {
             return Err(TakeOverError::Another { path, found: process, wanted });
         }
-        if !peer.uid.is_root() && peer.uid != geteuid() && !geteuid().is_root() {
-            return Err(TakeOverError::Stranger { path, user: peer.uid.as_raw() });
+        if peer.user != 0 && peer.user != geteuid().as_raw() && !geteuid().is_root() {
+            return Err(TakeOverError::Stranger { path, user: peer.user });
         }
         let channel = Channel::new(stream, PATIENCE).map_err(nobody)?;
         Self::receive(channel, process, plan, path).map_err(TakeOverError::Failed)
     }
 
-    fn receive(channel: Channel, process: i32, plan: &Plan, path: PathBuf) -> Result<Self, String> {
+    fn receive(channel: Channel, process: u32, plan: &Plan, path: PathBuf) -> Result<Self, String> {
         let guests = plan.guests.iter().map(Guest::of).collect();
         let hello = ToRunning::Hello { program: env!("CARGO_PKG_VERSION").into(), guests };
         channel.send(&hello, &[]).map_err(|error| error.to_string())?;

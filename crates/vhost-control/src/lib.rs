@@ -44,3 +44,4 @@ pub use limits::{descriptors_of, raise_descriptor_limit};
 pub use server::{serve, serve_on};
 pub use sharing::PrivateMemory;
 pub use socket::{Endpoint, Server, SocketError};
+pub use sys::{Peer, peer};
