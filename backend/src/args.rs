@@ -204,6 +204,13 @@ pub struct Args {
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<metrics::Address>,
 
+    /// Make the socket PATH, where the running daemon takes commands
+    ///
+    /// "ringscope ctl NAME status" says how each ring stands, and "ringscope ctl NAME help" lists the commands: polling, tracing,
+    /// probes, delays. The socket has mode 0600.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+
     /// Record every burst; off keeps only the counters
     #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value_t = OnOff::On)]
     pub trace: OnOff,

@@ -4,13 +4,14 @@
 //! everything that has a name in the file system.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use burst_trace::{Clock, Reader, Recorder, RecorderOptions, Writer};
 use datapath::af_xdp::Options;
 use datapath::{AfXdp, Capabilities, Datapath, FrameReader, Null, Reflect, Uring};
 use log_limit::LogLimit;
-use metrics::{Address, Metrics, MetricsError};
+use metrics::Address;
 use vhost_control::{Device, Endpoint, Handover, Witness};
 use virtio_net::{ConfigSpace, features};
 use worker::{
@@ -28,6 +29,7 @@ use crate::kernel::{Enrolled, Following, Kernel};
 use crate::link_speed;
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::probes::ProbeSpec;
+use crate::services::{Services, Ways};
 use crate::spec::{DatapathSpec, Engine};
 use crate::stop::Stop;
 use crate::takeover;
@@ -70,9 +72,9 @@ pub fn run(plan: &Plan, handed: Handed, stop: &Stop) -> Result<(), Error> {
     }
     daemon.following = daemon.kernel.take().map(Kernel::follow).transpose()?;
     let taking = daemon.handed.taking.take();
-    if let Some(address) = plan.metrics.as_ref().filter(|_| taking.is_none()) {
-        daemon.metrics = Some(measure(address, &plan.guests, daemon.clock)?);
-        announce::metrics(address, plan.guests.len() == 1);
+    if taking.is_none() {
+        let services = Services::start(plan, &daemon.ways, daemon.clock, stop)?;
+        daemon.services = Some(services);
     }
     daemon.serve(plan, taking, stop)
 }
@@ -104,15 +106,9 @@ fn make_run_dirs(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Serves the metrics of all guests. Their recorders exist already.
-fn measure(address: &Address, guests: &[GuestPlan], clock: Clock) -> Result<Metrics, MetricsError> {
-    let open = |guest: &GuestPlan| metrics::Guest::open(&guest.name, &guest.recorder, clock);
-    Metrics::serve(address, guests.iter().map(open).collect::<Result<_, _>>()?)
-}
-
-/// A daemon that is being put together. Field order is drop order: metrics, workers, the kernel-stage thread, recorders.
+/// A daemon that is being put together. Field order is drop order: services, workers, the kernel-stage thread, recorders.
 struct Daemon {
-    metrics: Option<Metrics>,
+    services: Option<Services>,
     workers: Vec<Worker>,
     following: Option<Following>,
     kernel: Option<Kernel>,
@@ -121,6 +117,7 @@ struct Daemon {
     handed: Handed,
     /// What of each guest's datapath another daemon gets. By name; nothing if there is none.
     wires: BTreeMap<String, Wire>,
+    ways: Ways,
     clock: Clock,
     /// When the endpoint of the guest that is put together was there, ticks.
     met: u64,
@@ -128,13 +125,15 @@ struct Daemon {
     guests: usize,
     /// Where metrics will be served.
     metrics_at: Option<Address>,
+    /// The control socket, if there will be one.
+    control_at: Option<PathBuf>,
     alarm: PanicAlarm,
 }
 
 impl Daemon {
     fn new(plan: &Plan, handed: Handed, kernel: Option<Kernel>, alarm: PanicAlarm) -> Self {
         Self {
-            metrics: None,
+            services: None,
             workers: Vec::new(),
             following: None,
             kernel,
@@ -142,10 +141,12 @@ impl Daemon {
             fronts: Vec::new(),
             handed,
             wires: BTreeMap::new(),
+            ways: Ways::new(),
             clock: clock::of(&plan.guests),
             met: 0,
             guests: plan.guests.len(),
             metrics_at: plan.metrics.clone(),
+            control_at: plan.control.as_ref().and_then(|path| std::path::absolute(path).ok()),
             alarm,
         }
     }
@@ -356,7 +357,7 @@ impl Daemon {
             workers: plan.workers.len() + usize::from(enrolled.is_some()),
             queue_pairs: plan.queue_pairs.into(),
             capacity: RECORDS,
-            facts: facts(plan, enrolled.map(|guest| &guest.facts)),
+            facts: facts(plan, enrolled.map(|guest| &guest.facts), self.control_at.as_deref()),
         };
         let before = Reader::open(&plan.recorder).map_or(0, |reader| reader.features_ever());
         let lock = self.handed.inherited(&plan.name).and_then(|inherited| inherited.lock.take());
@@ -384,6 +385,7 @@ impl Daemon {
         announce::guest(plan, capabilities, self.guests == 1, self.metrics_at.as_ref());
         let memory_max = Device::memory_max(self.guests);
         let device = device(plan, log, capabilities, &mailboxes, witnesses);
+        self.ways.insert(plan.name.clone(), mailboxes);
         let (before, journal) = (recorder.before, recorder.journal.clone());
         let device = Arc::new(Device { memory_max, before, journal, ..device });
         let (name, handover) =
@@ -401,15 +403,9 @@ impl Daemon {
         }
         let door = if taking.is_none() { open_door(plan) } else { None };
         let guests = plan.guests.iter().map(|guest| (guest, &self.wires[&guest.name])).collect();
-        let (fronts, clock) = (std::mem::take(&mut self.fronts), self.clock);
+        let (fronts, clock, ways) = (std::mem::take(&mut self.fronts), self.clock, &self.ways);
         let served = Served { guests, recorders: &self.recorders, fronts, door, taking };
-        let (results, taken) = served.run(stop, || {
-            let address = plan.metrics.as_ref()?;
-            measure(address, &plan.guests, clock)
-                .inspect(|_| announce::metrics(address, plan.guests.len() == 1))
-                .inspect_err(|error| log::error!("there are no metrics: {error}"))
-                .ok()
-        });
+        let (results, taken) = served.run(stop, || Services::start_late(plan, ways, clock, stop));
         for (recorder, result) in self.recorders.iter_mut().zip(&results) {
             recorder.stays |= result.is_ok();
         }

@@ -9,10 +9,19 @@ use toml::{Table, Value};
 use crate::args::Args;
 
 /// Keys of the daemon, above the first guest.
-const DAEMON_KEYS: [&str; 2] = ["run-dir", "metrics"];
+const DAEMON_KEYS: [&str; 3] = ["run-dir", "metrics", "control"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 8] =
-    ["config", "run-dir", "metrics", "take-over", "fd", "print-capabilities", "help", "version"];
+const NOT_FOR_GUESTS: [&str; 9] = [
+    "config",
+    "run-dir",
+    "metrics",
+    "control",
+    "take-over",
+    "fd",
+    "print-capabilities",
+    "help",
+    "version",
+];
 
 /// The contents of the file.
 #[derive(Clone, Debug)]
@@ -21,6 +30,8 @@ pub struct Config {
     pub run_dir: Option<PathBuf>,
     /// `metrics`.
     pub metrics: Option<metrics::Address>,
+    /// `control`.
+    pub control: Option<PathBuf>,
     /// The guests, in the file's order.
     pub guests: Vec<Args>,
 }
@@ -44,11 +55,12 @@ impl Config {
             Some(other) => return Err(wrong("guest", "tables [[guest]]", &other)),
             None => return Err("expected a table [[guest]] for each guest, found none".into()),
         };
-        let run_dir = match table.remove("run-dir") {
-            None => None,
-            Some(Value::String(path)) => Some(path.into()),
-            Some(other) => return Err(wrong("run-dir", "a path in quotes", &other)),
+        let mut path = |key| match table.remove(key) {
+            None => Ok(None),
+            Some(Value::String(path)) => Ok(Some(PathBuf::from(path))),
+            Some(other) => Err(wrong(key, "a path in quotes", &other)),
         };
+        let (run_dir, control) = (path("run-dir")?, path("control")?);
         let metrics = match table.remove("metrics") {
             None => None,
             Some(Value::String(address)) => {
@@ -68,7 +80,7 @@ impl Config {
             }
             other => Err(wrong("guest", "tables [[guest]]", &other)),
         });
-        Ok(Self { run_dir, metrics, guests: guests.collect::<Result<_, _>>()? })
+        Ok(Self { run_dir, metrics, control, guests: guests.collect::<Result<_, _>>()? })
     }
 }
 
@@ -159,7 +171,7 @@ mod tests {
             (
                 "run-dir",
                 "run-dri",
-                "the keys run-dir, metrics and tables [[guest]], found 'run-dri'",
+                "the keys run-dir, metrics, control and tables [[guest]], found 'run-dri'",
             ),
             ("'/r'", "5", "run-dir: expected a path in quotes, found integer"),
             (

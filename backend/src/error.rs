@@ -8,6 +8,7 @@ use datapath::{AfXdpError, CaptureError, MacvtapError, TapError};
 use metrics::MetricsError;
 use vhost_control::{ServeError, SocketError};
 
+use crate::control::ControlError;
 use crate::kernel::FollowError;
 use crate::takeover::take::TakeOverError;
 
@@ -35,6 +36,9 @@ pub enum Error {
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// The kernel's programs.
     #[error(transparent)]
     Kernel(#[from] kernel_stages::Error),

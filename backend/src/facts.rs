@@ -1,11 +1,14 @@
 //! What the daemon writes about its run into a guest's recorder.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::plan::GuestPlan;
 
-/// The facts of this run for reports, as JSON. `kernel`: the kernel stages that are measured.
-pub fn facts(plan: &GuestPlan, kernel: Option<&Value>) -> String {
+/// The facts of this run for reports, as JSON. `kernel`: the kernel stages that are measured; `control`: the control socket,
+/// where `ringscope ctl` finds it.
+pub fn facts(plan: &GuestPlan, kernel: Option<&Value>, control: Option<&Path>) -> String {
     let cpus: Vec<_> = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
     let probes: Vec<_> = plan.probes.iter().map(ToString::to_string).collect();
     serde_json::json!({
@@ -21,6 +24,8 @@ pub fn facts(plan: &GuestPlan, kernel: Option<&Value>) -> String {
         "pcap": plan.capture,
         "trace_probe": probes,
         "kernel_stages": kernel,
+        // Text in any case: a recorder goes on although another socket is chosen.
+        "control": control.map(|path| path.to_string_lossy()).unwrap_or_default(),
     })
     .to_string()
 }

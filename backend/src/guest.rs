@@ -5,7 +5,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use burst_trace::{Before, Participants, Reader, Recorder};
-use metrics::Metrics;
 use ring_journal::Journal;
 use vhost_control::{
     Device, Endpoint, Handover, Heir, Server, SocketError, Succession, Witness, serve_on,
@@ -14,6 +13,7 @@ use vhost_control::{
 use crate::error::Error;
 use crate::journal;
 use crate::plan::{EndpointPlan, GuestPlan};
+use crate::services::Services;
 use crate::stop::Stop;
 use crate::takeover::give::{Belongings, Door, Giver, Wire};
 use crate::takeover::take::Taking;
@@ -73,12 +73,12 @@ pub struct Served<'d> {
 
 impl Served<'_> {
     /// Serves every guest until `stop`, or until another daemon has them. If one guest cannot be served any more, the others
-    /// are served on. `measure` starts the metrics when the daemon before has ended. Returns what became of each guest, and of
+    /// are served on. `watch` starts the services when the daemon before has ended. Returns what became of each guest, and of
     /// the take-over.
     pub fn run(
         self,
         stop: &Stop,
-        measure: impl FnOnce() -> Option<Metrics> + Send,
+        watch: impl FnOnce() -> Services + Send,
     ) -> (Vec<Result<(), Error>>, Result<(), Error>) {
         let Self { guests, recorders, fronts, door, taking } = self;
         let is_alone = fronts.len() == 1;
@@ -97,21 +97,21 @@ impl Served<'_> {
             let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
             let speaker = scope.spawn(move || {
                 let _watched = stop.alarm().watch();
-                let mut metrics = None;
+                let mut services = None;
                 let door = match taking {
                     None => door,
                     Some(taking) => {
                         let files = recorders.iter().map(|recorder| &recorder.file);
                         let (door, before) = taking.finish(files)?;
                         before.wait_for_the_end();
-                        metrics = measure();
+                        services = Some(watch());
                         Some(door)
                     }
                 };
                 if let Some(door) = door {
                     Giver { guests: belongings, door }.run(stop, &finished);
                 }
-                drop(metrics);
+                drop(services);
                 Ok(())
             });
             let results =

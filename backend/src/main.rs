@@ -8,6 +8,7 @@ mod args;
 mod assemble;
 mod clock;
 mod config;
+mod control;
 mod error;
 mod facts;
 mod guest;
@@ -16,6 +17,7 @@ mod kernel;
 mod link_speed;
 mod plan;
 mod probes;
+mod services;
 mod spec;
 mod stop;
 mod sys;
@@ -107,16 +109,16 @@ fn start_log() {
 fn plan(args: Args) -> Result<Plan, String> {
     let Some(path) = &args.config else {
         let (run_dir, metrics) = (args.run_dir.clone(), args.metrics.clone());
-        let take_over = args.take_over.clone();
+        let (take_over, control) = (args.take_over.clone(), args.control.clone());
         let plan = Plan::new(vec![args], run_dir).map_err(|error| error.to_string())?;
-        return Ok(Plan { metrics, take_over, ..plan });
+        return Ok(Plan { metrics, control, take_over, ..plan });
     };
-    let Config { run_dir, metrics, guests } = Config::read(path)?;
+    let Config { run_dir, metrics, control, guests } = Config::read(path)?;
     let run_dir = args.run_dir.clone().or(run_dir);
     let plan =
         Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))?;
-    let take_over = args.take_over;
-    Ok(Plan { metrics: args.metrics.or(metrics), take_over, ..plan })
+    let (take_over, control) = (args.take_over, args.control.or(control));
+    Ok(Plan { metrics: args.metrics.or(metrics), control, take_over, ..plan })
 }
 
 fn run(plan: &Plan) -> Result<(), error::Error> {

@@ -31,6 +31,8 @@ pub struct Plan {
     pub switches: Vec<SwitchPlan>,
     /// The address where metrics of all guests are served.
     pub metrics: Option<metrics::Address>,
+    /// The socket where the daemon is asked how it stands, and told other settings.
+    pub control: Option<PathBuf>,
     /// The daemon to take over from.
     pub take_over: Option<Predecessor>,
 }
@@ -148,7 +150,7 @@ impl Plan {
             }
         }
         let switches = switches(&guests)?;
-        let plan = Self { guests, switches, metrics: None, take_over: None };
+        let plan = Self { guests, switches, metrics: None, control: None, take_over: None };
         match plan.same_descriptor() {
             Some(fd) => Err(PlanError::SameDescriptor(fd)),
             None => Ok(plan),

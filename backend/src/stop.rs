@@ -1,6 +1,6 @@
 //! The request to end the daemon: by a signal, or after a panic.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
@@ -15,6 +15,7 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Stop {
     asked: UnixStream,
+    ask: UnixStream,
     alarm: PanicAlarm,
 }
 
@@ -31,7 +32,8 @@ impl Stop {
                 pipe::register(signal, ask.try_clone()?)?;
             }
         }
-        Ok(Self { asked, alarm: PanicAlarm::new(ask) })
+        let alarm = PanicAlarm::new(ask.try_clone()?);
+        Ok(Self { asked, ask, alarm })
     }
 
     /// Ends the daemon when a worker or a guest's thread panics.
@@ -39,11 +41,31 @@ impl Stop {
         &self.alarm
     }
 
+    /// What asks the daemon to end.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn asking(&self) -> io::Result<Ask> {
+        self.ask.try_clone().map(Ask)
+    }
+
     /// Whether the daemon is to end.
     pub fn is_asked(&self) -> bool {
         let mut asked = [PollFd::new(&self.asked, PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut asked, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// Asks the daemon to end.
+#[derive(Debug)]
+pub struct Ask(UnixStream);
+
+impl Ask {
+    /// Asks the daemon to end, as SIGTERM does.
+    pub fn ask(&self) {
+        // If the pipe is full, it was asked already.
+        let _ = (&self.0).write(&[0]);
     }
 }
 

@@ -101,7 +101,7 @@ const MACVTAP: &str =
     "ip link add link eth0 name mv0 type macvtap mode bridge && ip link set mv0 up";
 /// With a slow burst now and then, for those who wait for one.
 const DAEMON: &str = "ringscoped --socket-path /run/ringscope/vm0.sock --datapath tap:ifname=tap0 \
-                      --trace-probe 7010 --fault delay:place=6000,every=100";
+                      --trace-probe 7010 --fault delay:place=6000,every=100 --control /run/ringscope/control";
 const CRASHED: &str =
     "(ringscoped --socket-path /run/ringscope/vm0.sock --datapath reflect & sleep 1; kill -9 $!)";
 const GUEST: &str = "guest$ true";
@@ -220,7 +220,7 @@ fn is_run(block: &Block) -> bool {
 
 /// The commands of `ringscope` whose help has examples, in an order in which files of one are there for the next; "" is
 /// `ringscope` itself.
-const COMMANDS: &[&str] = &["record", "", "top", "stats", "report", "why", "doctor", "lab"];
+const COMMANDS: &[&str] = &["record", "", "top", "stats", "report", "why", "doctor", "ctl", "lab"];
 /// What has to be there before the examples of a command.
 const BEFORE_COMMANDS: &[(&str, &str)] = &[
     ("", "ringscope agent udp-ping 10.77.0.2:7007 --count 500 >ping.json"),

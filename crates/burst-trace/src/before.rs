@@ -117,7 +117,7 @@ impl AtPath {
             return Err("another process replaced it".into());
         }
         fits(&old, layout, clock, boot)?;
-        if without_version(&old.facts()) != without_version(facts) {
+        if comparable(&old.facts()) != comparable(facts) {
             return Ok(None);
         }
         let latest = clock.now().saturating_add(clock.ticks_per_second());
@@ -205,10 +205,14 @@ fn fits(
     }
 }
 
-/// The facts of a daemon but its version: they are its flags. A newer daemon goes on with the records of an older one.
-fn without_version(facts: &str) -> (&str, &str) {
-    let Some((before, rest)) = facts.split_once(r#""version":""#) else { return (facts, "") };
-    rest.split_once('"').map_or((facts, ""), |(_, after)| (before, after))
+/// The facts of a daemon but its version and its control socket: they are its flags. A newer daemon goes on with the records
+/// of an older one.
+fn comparable(facts: &str) -> String {
+    ["version", "control"].iter().fold(facts.to_owned(), |facts, key| {
+        let cut = facts.split_once(&format!(r#""{key}":""#));
+        let cut = cut.and_then(|(before, rest)| Some((before, rest.split_once('"')?.1)));
+        cut.map_or_else(|| facts.clone(), |(before, after)| format!("{before}{after}"))
+    })
 }
 
 /// The sequence number of each ring's next packet.

@@ -8,6 +8,7 @@
 //! - [`report`]: prints a recording or a recorder, or converts it for other tools.
 //! - [`why`]: the slow packets of a recording, grouped by cause.
 //! - [`doctor`]: checks this host for measurements, and an interface for AF_XDP.
+//! - [`ctl`]: asks a running daemon how it stands, and tells it other settings.
 //! - [`lab`]: compares variants of the way between two ends, in one table.
 //!
 //! And what they share:
@@ -18,6 +19,7 @@
 //!   terminals without UTF-8.
 
 mod clocks;
+mod ctl;
 mod doctor;
 mod input;
 mod lab;
@@ -71,6 +73,8 @@ enum Command {
     Why(why::Arguments),
     /// Check this host for measurements, or an interface for AF_XDP
     Doctor(doctor::Arguments),
+    /// Ask a running daemon how it stands, or change its settings
+    Ctl(ctl::Arguments),
     /// Compare ways between a guest and the wire, in one table
     Lab(lab::Arguments),
     /// Send, answer and measure traffic, in guests and on the far host
@@ -120,6 +124,7 @@ fn main() -> ExitCode {
         Command::Report(arguments) => report::run(&arguments),
         Command::Why(arguments) => why::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Ctl(arguments) => ctl::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Agent(arguments) => agent::run(arguments).map_err(Into::into),
     };

@@ -75,13 +75,11 @@ impl<T: Topology> Loop<T> {
                     let _ = done.send(self.announce(guest, address));
                 }
                 Command::Memory { memory, done } => {
-                    let its = |at: &usize| self.pairs.guest(*at) == guest;
-                    let its: Vec<_> = (0..self.pairs.len()).filter(its).collect();
-                    self.tracers[guest].memory_changed();
-                    its.iter().for_each(|&at| self.set_memory(at, &memory));
+                    let its = self.change_memory(guest, &memory);
                     let _ = done.send(());
                     its.into_iter().for_each(|at| self.rings_changed(Some(at)));
                 }
+                Command::Operator(request) => self.serve_operator(guest, request),
                 Command::End => return ControlFlow::Break(()),
             }
         }
@@ -221,6 +219,15 @@ impl<T: Topology> Loop<T> {
             ring.set_negotiated(negotiated);
         }
         Ok(())
+    }
+
+    /// Moves all rings of `guest` to a new memory table. Returns its pairs.
+    fn change_memory(&mut self, guest: usize, memory: &Arc<GuestMemory>) -> Vec<usize> {
+        let its = |at: &usize| self.pairs.guest(*at) == guest;
+        let its: Vec<_> = (0..self.pairs.len()).filter(its).collect();
+        self.tracers[guest].memory_changed();
+        its.iter().for_each(|&at| self.set_memory(at, memory));
+        its
     }
 
     /// Moves the rings of pair `at` to a new memory table.

@@ -1,5 +1,6 @@
 //! PlantedDelay delays and panics, for tests. A delay in one stage proves that it shows in that stage and in no other.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -58,6 +59,15 @@ impl FromStr for Delay {
             return Err(wrong());
         }
         Ok(Self { direction, stage, time: Duration::from_micros(microseconds), every })
+    }
+}
+
+/// As it is read.
+impl fmt::Display for Delay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direction = self.direction.map_or(String::new(), |it| format!("{}.", it.name()));
+        write!(f, "delay:{direction}{}={}", self.stage.name(), self.time.as_micros())?;
+        if self.every > 1 { write!(f, ",every={}", self.every) } else { Ok(()) }
     }
 }
 
@@ -121,6 +131,16 @@ impl Fault {
         Self { planted: delays.iter().map(plant).collect(), crashes: crashes.to_vec() }
     }
 
+    /// Plants `delays` in place of those that are planted. Panics stay.
+    pub(crate) fn set_delays(&mut self, delays: &[Delay], clock: &Clock) {
+        self.planted = Self::new(delays, &[], clock).planted;
+    }
+
+    /// The delays that are planted.
+    pub(crate) fn delays(&self) -> Vec<Delay> {
+        self.planted.iter().map(|planted| planted.delay).collect()
+    }
+
     /// Whether nothing is planted.
     pub(crate) const fn is_empty(&self) -> bool {
         self.planted.is_empty() && self.crashes.is_empty()
@@ -177,6 +197,9 @@ mod tests {
         assert_eq!(delay, expected);
         let delay: Delay = "delay:rx.signal=5".parse().unwrap();
         assert_eq!((delay.direction, delay.every), (Some(Direction::Rx), 1));
+        for text in ["delay:egress=200,every=10", "delay:rx.signal=5"] {
+            assert_eq!(text.parse::<Delay>().unwrap().to_string(), text);
+        }
         for wrong in [
             "egress=5",
             "delay:egress",

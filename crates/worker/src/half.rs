@@ -101,6 +101,16 @@ impl Half {
         self.probes.as_deref_mut()
     }
 
+    /// Packets that are looked for.
+    pub fn probe_targets(&self) -> ProbeTargets {
+        self.probes.as_ref().map(|probes| probes.targets().clone()).unwrap_or_default()
+    }
+
+    /// Looks for these packets from the next burst on.
+    pub fn set_probe_targets(&mut self, targets: &ProbeTargets) {
+        self.probes = (!targets.is_empty()).then(|| Box::new(ProbeFinder::new(targets)));
+    }
+
     /// Called when a burst is published. It is recorded next.
     #[inline]
     pub fn publish_probes(&mut self) {

@@ -7,7 +7,7 @@
 
 pub mod batching;
 pub mod forecast;
-mod policy;
+pub mod policy;
 pub mod sleep;
 
 use std::time::Duration;
@@ -86,6 +86,11 @@ impl IdleGap {
             looks: 0,
             is_long: false,
         }
+    }
+
+    /// What the operator chose.
+    pub const fn policy(&self) -> PollPolicy {
+        self.policy
     }
 
     /// There was work: the gap is over.

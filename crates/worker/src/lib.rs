@@ -4,6 +4,7 @@
 //! - `turn`: its loop: commands, a turn for every queue pair, rest.
 //! - [`mailbox`]: how the control plane starts and stops rings, and waits until the worker has done it; `control`: how
 //!   the worker does it.
+//! - [`operator`]: what the operator asks of a running worker; `standing`: how the worker answers.
 //! - `pairs`: the queue pairs of a worker. Each has a `transmitter` and a `receiver`; what both have is in `half`, the ring
 //!   itself in `ring`.
 //! - `topology`: where frames go to and come from: a wire, the same guest, or a [`switch`].
@@ -24,6 +25,7 @@ pub mod fault;
 mod half;
 mod idle;
 pub mod mailbox;
+pub mod operator;
 mod options;
 mod pairs;
 pub mod panic;
@@ -32,6 +34,7 @@ mod probes;
 mod receiver;
 mod ring;
 mod scheduling;
+mod standing;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -47,6 +50,7 @@ pub use custody::{Custody, Foreign, Hung};
 pub use fault::{Crash, Delay};
 pub use idle::PollPolicy;
 pub use mailbox::{Announced, Mailbox, Released, RingStart, StartError, WorkerGone};
+pub use operator::{RingStanding, Setting, Standing, StartedRing};
 pub use options::{GuestOptions, WorkerOptions};
 pub use panic::PanicAlarm;
 pub use probe_targets::ProbeTargets;

@@ -18,12 +18,15 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::alarm::PERIOD;
 use crate::custody::Foreign;
+use crate::operator::{Request, Setting, Standing};
 use crate::sys;
 
 /// Longest wait for an answer. A worker answers between two bursts, so only a worker that hangs takes longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for an answer after the daemon was asked to end.
 const PATIENCE_AT_THE_END: Duration = Duration::from_millis(200);
+/// Longest wait for an answer to the operator, whose next request waits meanwhile.
+const PATIENCE_OF_THE_OPERATOR: Duration = Duration::from_secs(1);
 
 /// What a worker needs to serve a ring.
 #[derive(Debug)]
@@ -118,6 +121,7 @@ pub(crate) enum Command {
     DirtyLog { ring: u16, dirty: Option<RingLog>, done: SyncSender<()> },
     Announce { address: MacAddress, done: SyncSender<Announced> },
     Memory { memory: Arc<GuestMemory>, done: SyncSender<()> },
+    Operator(Request),
     End,
 }
 
@@ -247,7 +251,36 @@ impl Mailbox {
         self.ask(|done| Command::Memory { memory, done })
     }
 
+    /// How the worker stands with the guest.
+    ///
+    /// # Errors
+    /// When the worker has ended, or does not answer within a second.
+    pub fn look(&self) -> Result<Standing, WorkerGone> {
+        self.ask_soon(Request::Look)
+    }
+
+    /// Changes a setting. When this returns, it holds for the next burst.
+    ///
+    /// # Errors
+    /// When the worker has ended, or does not answer within a second. If it answers later, the setting is changed then.
+    pub fn set(&self, setting: Setting) -> Result<(), WorkerGone> {
+        self.ask_soon(|done| Request::Set(setting, done))
+    }
+
+    /// Asks on behalf of the operator.
+    fn ask_soon<T>(&self, request: impl FnOnce(SyncSender<T>) -> Request) -> Result<T, WorkerGone> {
+        self.ask_within(PATIENCE_OF_THE_OPERATOR, |done| Command::Operator(request(done)))
+    }
+
     fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, WorkerGone> {
+        self.ask_within(PATIENCE, command)
+    }
+
+    fn ask_within<T>(
+        &self,
+        patience: Duration,
+        command: impl FnOnce(SyncSender<T>) -> Command,
+    ) -> Result<T, WorkerGone> {
         let (done, answer) = sync_channel(1);
         self.inbox.post(self.guest, command(done));
         let mut waited = Duration::ZERO;
@@ -259,7 +292,7 @@ impl Mailbox {
                 Err(RecvTimeoutError::Timeout) => waited += PERIOD,
             }
             let hurries = self.inbox.hurries.load(Ordering::Relaxed);
-            if waited >= if hurries { PATIENCE_AT_THE_END } else { PATIENCE } {
+            if waited >= if hurries { PATIENCE_AT_THE_END } else { patience } {
                 return Err(WorkerGone);
             }
             self.inbox.interrupt();

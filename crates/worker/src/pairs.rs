@@ -95,6 +95,28 @@ impl Pairs {
         [self.rx[at].index(), self.tx[at].index()]
     }
 
+    /// The packets that are looked for in the rings of `guest`.
+    pub fn probe_targets(&self, guest: usize) -> ProbeTargets {
+        let its = self.tx.iter().find(|tx| tx.guest() == guest);
+        its.map(|tx| tx.probe_targets()).unwrap_or_default()
+    }
+
+    /// Looks for these packets in the rings of `guest`.
+    pub fn set_probe_targets(&mut self, guest: usize, targets: &ProbeTargets) {
+        for (tx, rx) in self.iter_mut().filter(|(tx, _)| tx.guest() == guest) {
+            tx.set_probe_targets(targets);
+            rx.set_probe_targets(targets);
+        }
+    }
+
+    /// Bursts of `guest` are stamped from `now` on, ticks.
+    pub fn see_again(&mut self, guest: usize, now: u64) {
+        for (tx, rx) in self.iter_mut().filter(|(tx, _)| tx.guest() == guest) {
+            tx.see_again(now);
+            rx.see_again(now);
+        }
+    }
+
     /// The pair to which virtqueue `ring` of a guest belongs.
     pub fn find(&self, guest: usize, ring: u16) -> Option<usize> {
         (0..self.len()).find(|&at| self.guest(at) == guest && self.rings(at).contains(&ring))

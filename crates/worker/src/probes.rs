@@ -36,6 +36,11 @@ impl ProbeFinder {
         Self { targets: targets.clone(), found: list(), published: list() }
     }
 
+    /// The packets that it looks for.
+    pub const fn targets(&self) -> &ProbeTargets {
+        &self.targets
+    }
+
     /// Looks for probes among the frames of a burst.
     pub fn look_at<'f, 'm: 'f>(&mut self, frames: impl Iterator<Item = Frame<'f, 'm>>) {
         look(&self.targets, frames, &mut self.found);

@@ -14,6 +14,7 @@ use crate::alarm::Alarm;
 use crate::custody::{Foreign, Hung};
 use crate::idle::sleep::{Sleeper, Token};
 use crate::mailbox::RingStart;
+use crate::operator::StartedRing;
 use crate::sys;
 
 /// The reason in the log for a ring whose memory became shorter.
@@ -188,6 +189,19 @@ impl Ring {
 
     pub const fn state(&self) -> RingState {
         self.state
+    }
+
+    /// How it stands, for the operator.
+    pub const fn standing(&self) -> StartedRing {
+        StartedRing {
+            size: self.queue.size(),
+            features: self.negotiated.0,
+            next_available: self.queue.next_available(),
+            has_kick: self.kick.is_some(),
+            has_call: self.call.is_some(),
+            is_logging: self.queue.is_logging(),
+            waits_for: None,
+        }
     }
 
     #[inline]

@@ -10,7 +10,7 @@ use datapath::Counted;
 use log_limit::LogLimit;
 
 use crate::clock::Clock;
-use crate::fault::Fault;
+use crate::fault::{Delay, Fault};
 use crate::timeline::{Timeline, Unsignalled};
 
 /// A worker's end of a guest's recorder, with its clock and the faults planted in its stages.
@@ -59,6 +59,29 @@ impl Tracer {
                  goes on, and a restart of the daemon makes a new one"
             );
         }
+    }
+
+    /// Whether bursts are stamped and recorded.
+    pub const fn records(&self) -> bool {
+        self.records
+    }
+
+    /// From now on, bursts are stamped and recorded, or only counted. Returns whether they were. Times that were noted while
+    /// bursts were not stamped are 0.
+    pub const fn set_records(&mut self, records: bool) -> bool {
+        std::mem::replace(&mut self.records, records)
+    }
+
+    /// The delays that are planted.
+    pub fn delays(&self) -> Vec<Delay> {
+        self.fault.as_ref().map(Fault::delays).unwrap_or_default()
+    }
+
+    /// Plants `delays` in place of those before.
+    pub fn set_delays(&mut self, delays: &[Delay]) {
+        let mut fault = self.fault.take().unwrap_or_default();
+        fault.set_delays(delays, &self.clock);
+        self.fault = (!fault.is_empty()).then_some(fault);
     }
 
     /// The time now, for a boundary; 0 if bursts are not stamped.

@@ -89,6 +89,21 @@ impl Transmitter {
         self.half.count_from(sequence);
     }
 
+    /// Looks for these packets from the next burst on.
+    pub fn set_probe_targets(&mut self, targets: &ProbeTargets) {
+        self.half.set_probe_targets(targets);
+    }
+
+    /// What was seen before is seen at `now`, ticks: bursts were not stamped until now.
+    pub fn see_again(&mut self, now: u64) {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.sighting = Sighting { wake: now, seen: now, polled: true };
+        }
+        if let Some(ring) = self.half.ring() {
+            ring.note_look(now);
+        }
+    }
+
     /// Its ring, if one was started.
     #[inline]
     pub const fn ring(&mut self) -> &mut Option<Box<Ring>> {

@@ -46,11 +46,11 @@ pub struct Loop<T> {
     /// The limit of each guest's announcements.
     pub(crate) paces: Vec<Pace>,
     pub(crate) shared: Shared,
-    idle: IdleGap,
+    pub(crate) idle: IdleGap,
     /// Number of turns with work since the last sleep.
     busy: u32,
     /// Whether events of datapaths wake the worker up.
-    listens: bool,
+    pub(crate) listens: bool,
     losses: Losses,
     /// [`guest_memory::generation`] at the last check of the mappings.
     pub(crate) generation: u32,

@@ -1,0 +1,239 @@
+//! The commands, carried out.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use log_limit::LogLimit;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use worker::{Delay, PollPolicy, ProbeTargets, Setting};
+
+use super::look;
+use super::subject::Subject;
+use crate::probes::ProbeSpec;
+use crate::stop::Ask;
+
+/// The commands, with their values and what they do.
+const COMMANDS: &[(&str, &str, &str)] = &[
+    ("help", "", "lists the commands"),
+    ("info", "", "version, flags and host: for a bug report"),
+    ("status", "", "settings, and how each ring stands"),
+    ("poll", "never|adaptive[:USEC]|always", "what the workers do when idle"),
+    ("trace", "on|off", "records every burst, or only counts"),
+    ("probe", "PORT...|off", "UDP ports whose probe packets are recorded one by one"),
+    (
+        "fault",
+        "delay:STAGE=USEC[,every=N]...|off",
+        "delays that are planted, in place of those before",
+    ),
+    ("drain", "", "ends the daemon in order, as SIGTERM does"),
+];
+
+const FORM: &str = r#"a JSON object such as {"command":"status"}"#;
+
+/// A request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    command: String,
+    guest: Option<String>,
+    value: Option<String>,
+    id: Option<Value>,
+}
+
+/// Carries out what clients ask.
+#[derive(Debug)]
+pub struct Operator {
+    guests: Vec<Subject>,
+    started: Instant,
+    stop: Ask,
+    log: Arc<LogLimit>,
+}
+
+impl Operator {
+    /// For these guests. `stop` ends the daemon.
+    pub fn new(guests: Vec<Subject>, stop: Ask) -> Self {
+        Self { guests, started: Instant::now(), stop, log: Arc::new(LogLimit::new("")) }
+    }
+
+    /// The answer to a request.
+    pub fn answer(&self, line: &[u8]) -> Value {
+        let request: Request = match serde_json::from_slice(line) {
+            Ok(request) => request,
+            Err(why) => return refusal(None, &format!("expected {FORM}: {why}")),
+        };
+        let id = request.id.clone();
+        match self.carry_out(&request) {
+            Ok(done) => with_id(id, json!({ "ok": done })),
+            Err(why) => refusal(id, &why),
+        }
+    }
+
+    fn carry_out(&self, request: &Request) -> Result<Value, String> {
+        let value = request.value.as_deref();
+        match (request.command.as_str(), value) {
+            ("help", None) => Ok(help()),
+            ("info", None) => self.info(request),
+            ("status", None) => self.status(request),
+            ("drain", None) => {
+                log_limit::info!(self.log, "the control socket asks the daemon to end");
+                self.stop.ask();
+                Ok(json!({ "drain": "the daemon ends" }))
+            }
+            ("poll" | "trace" | "probe" | "fault", Some(value)) => self.set(request, value),
+            (command, found) => match COMMANDS.iter().find(|(name, ..)| *name == command) {
+                None => {
+                    let names: Vec<_> = COMMANDS.iter().map(|(name, ..)| *name).collect();
+                    Err(format!(
+                        "expected one of the commands {}, found '{command}'",
+                        names.join(", ")
+                    ))
+                }
+                Some((name, "", _)) => {
+                    Err(format!("expected no value for {name}, found '{}'", found.unwrap_or("")))
+                }
+                Some((name, form, _)) => Err(format!("expected {name} {form}, found no value")),
+            },
+        }
+    }
+
+    fn info(&self, request: &Request) -> Result<Value, String> {
+        let plans: Vec<_> = self.guests(request)?.map(look::plan).collect();
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let arguments: Vec<_> =
+            std::env::args_os().map(|it| it.to_string_lossy().into_owned()).collect();
+        Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "process": std::process::id(),
+            "uptime_s": self.uptime(),
+            "arguments": arguments,
+            "kernel": release.trim(),
+            "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+            "guests": plans,
+        }))
+    }
+
+    fn status(&self, request: &Request) -> Result<Value, String> {
+        let guests: Result<Vec<_>, _> = self.guests(request)?.map(look::status).collect();
+        Ok(json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_s": self.uptime(),
+            "guests": guests?,
+        }))
+    }
+
+    fn set(&self, request: &Request, value: &str) -> Result<Value, String> {
+        let subject = self.guest(request)?;
+        let setting = match request.command.as_str() {
+            "poll" => Setting::Poll(value.parse::<PollPolicy>()?),
+            "trace" => Setting::Trace(trace(value, subject)?),
+            "probe" => Setting::Probes(probes(value, subject)?),
+            _ => Setting::Delays(delays(value)?),
+        };
+        subject.set(&setting)?;
+        let (name, command) = (&subject.plan.name, &request.command);
+        log_limit::info!(self.log, "{name}: the control socket sets {command} {value}");
+        let standings = subject.standings()?;
+        let settings = standings.first().map(look::settings).unwrap_or_default();
+        Ok(json!({ command: settings[command.as_str()] }))
+    }
+
+    fn uptime(&self) -> f64 {
+        (self.started.elapsed().as_secs_f64() * 10.0).round() / 10.0
+    }
+
+    /// The guest that the request names, or all.
+    fn guests<'s>(
+        &'s self,
+        request: &Request,
+    ) -> Result<Box<dyn Iterator<Item = &'s Subject> + 's>, String> {
+        match &request.guest {
+            None => Ok(Box::new(self.guests.iter())),
+            Some(_) => Ok(Box::new(std::iter::once(self.guest(request)?))),
+        }
+    }
+
+    /// The guest that the request is about.
+    fn guest(&self, request: &Request) -> Result<&Subject, String> {
+        let names = || {
+            let names: Vec<_> = self.guests.iter().map(|it| it.plan.name.as_str()).collect();
+            names.join(", ")
+        };
+        match (&request.guest, self.guests.as_slice()) {
+            (None, [only]) => Ok(only),
+            (None, _) => Err(format!("expected \"guest\", one of {}, found none", names())),
+            (Some(name), all) => all
+                .iter()
+                .find(|it| it.plan.name == *name)
+                .ok_or_else(|| format!("expected one of the guests {}, found '{name}'", names())),
+        }
+    }
+}
+
+/// The answer to a request that is refused.
+pub fn refusal(id: Option<Value>, why: &str) -> Value {
+    with_id(id, json!({ "error": why }))
+}
+
+fn with_id(id: Option<Value>, mut answer: Value) -> Value {
+    if let Some(id) = id {
+        answer["id"] = id;
+    }
+    answer
+}
+
+fn help() -> Value {
+    let line = |(name, form, what): &(&str, &str, &str)| match *form {
+        "" => (name.to_string(), json!(what)),
+        form => (name.to_string(), json!(format!("{form}: {what}"))),
+    };
+    Value::Object(COMMANDS.iter().map(line).collect())
+}
+
+fn trace(value: &str, subject: &Subject) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" if subject.plan.capture.is_some() => {
+            Err("expected trace on, because --pcap needs the time stamps, found off".into())
+        }
+        "off" => Ok(false),
+        other => Err(format!("expected trace on or trace off, found '{other}'")),
+    }
+}
+
+/// The probes of `value`, and those layer-2 frames that the daemon was started with: a recorder describes only these.
+fn probes(value: &str, subject: &Subject) -> Result<ProbeTargets, String> {
+    let cyclic = ProbeSpec::targets(&subject.plan.probes).cyclic;
+    if value == "off" {
+        return Ok(ProbeTargets { udp_ports: Vec::new(), cyclic });
+    }
+    let words: Vec<&str> = value.split_whitespace().collect();
+    let most = burst_trace::cyclic::CYCLIC_MAX;
+    if words.is_empty() || words.len() > most {
+        return Err(format!("expected 1 to {most} UDP ports, or off, found {}", words.len()));
+    }
+    let port = |word: &&str| match word.parse::<u16>() {
+        Ok(port @ 1..) => Ok(port),
+        _ => Err(format!(
+            "expected a UDP port of 1 to 65535, or off, found '{word}'; layer-2 frames are chosen when the daemon starts \
+             (--trace-probe)"
+        )),
+    };
+    let udp_ports: Result<Vec<u16>, String> = words.iter().map(port).collect();
+    Ok(ProbeTargets { udp_ports: udp_ports?, cyclic })
+}
+
+fn delays(value: &str) -> Result<Vec<Delay>, String> {
+    if value == "off" {
+        return Ok(Vec::new());
+    }
+    let delay = |word: &str| {
+        word.parse::<Delay>().map_err(|why| {
+            if word.starts_with("delay:") {
+                return why;
+            }
+            format!("{why}; drops, errors and panics are planted when the daemon starts (--fault)")
+        })
+    };
+    value.split_whitespace().map(delay).collect()
+}

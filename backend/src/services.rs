@@ -1,0 +1,74 @@
+//! What looks at the guests and changes them from outside, beside their front ends: metrics, and the control socket.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burst_trace::Clock;
+use metrics::{Address, Metrics, MetricsError};
+use worker::Mailbox;
+
+use crate::announce;
+use crate::control::{Control, Operator, Subject};
+use crate::error::Error;
+use crate::plan::{GuestPlan, Plan};
+use crate::stop::Stop;
+
+/// The ways to each guest's workers, by its name.
+pub type Ways = BTreeMap<String, Vec<Arc<Mailbox>>>;
+
+/// The services that the plan asks for. Dropping it ends them.
+#[derive(Debug)]
+pub struct Services {
+    _control: Option<Control>,
+    _metrics: Option<Metrics>,
+}
+
+impl Services {
+    /// Starts them. The guests' recorders exist already.
+    ///
+    /// # Errors
+    /// When one cannot start.
+    pub fn start(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Result<Self, Error> {
+        let metrics = measure(plan, clock)?;
+        let control = control(plan, ways, stop)?;
+        Ok(Self { _control: control, _metrics: metrics })
+    }
+
+    /// Starts those that can start, and logs why others cannot: the guests are served already.
+    pub fn start_late(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Self {
+        let metrics = measure(plan, clock)
+            .inspect_err(|error| log::error!("there are no metrics: {error}"))
+            .unwrap_or_default();
+        let control = control(plan, ways, stop)
+            .inspect_err(|error| log::error!("there is no control socket: {error}"))
+            .unwrap_or_default();
+        Self { _control: control, _metrics: metrics }
+    }
+}
+
+fn measure(plan: &Plan, clock: Clock) -> Result<Option<Metrics>, MetricsError> {
+    let Some(address) = &plan.metrics else { return Ok(None) };
+    let metrics = serve_metrics(address, &plan.guests, clock)?;
+    announce::metrics(address, plan.guests.len() == 1);
+    Ok(Some(metrics))
+}
+
+fn serve_metrics(
+    address: &Address,
+    guests: &[GuestPlan],
+    clock: Clock,
+) -> Result<Metrics, MetricsError> {
+    let open = |guest: &GuestPlan| metrics::Guest::open(&guest.name, &guest.recorder, clock);
+    Metrics::serve(address, guests.iter().map(open).collect::<Result<_, _>>()?)
+}
+
+fn control(plan: &Plan, ways: &Ways, stop: &Stop) -> Result<Option<Control>, Error> {
+    let Some(path) = &plan.control else { return Ok(None) };
+    let subject = |guest: &GuestPlan| {
+        let mailboxes = ways.get(&guest.name).cloned().unwrap_or_default();
+        Subject::new(guest, mailboxes)
+    };
+    let subjects = plan.guests.iter().map(subject).collect();
+    let stop = stop.asking().map_err(Error::Descriptors)?;
+    Ok(Some(Control::serve(path, Operator::new(subjects, stop))?))
+}

@@ -1,0 +1,217 @@
+//! `ringscope ctl`: asks a running daemon how it stands, and tells it other settings, through its control socket.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use burst_trace::Reader;
+use burst_trace::location::{default_run_dir, recorder_path};
+use report::without_controls;
+use serde_json::{Value, json};
+
+use crate::Outcome;
+use crate::output;
+use crate::recorder::{self, FindError};
+
+/// Longest wait for the answer. The daemon waits a second for each of its workers at most.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const EXAMPLES: &str = "\
+The daemon was started with --control PATH. The commands are the daemon's:
+\"help\" lists those that it knows.
+
+Examples:
+  ringscope ctl vm0 help
+  ringscope ctl vm0 info              version, flags and host: for a bug report
+  ringscope ctl vm0 status            settings, and how each ring stands
+  ringscope ctl vm0 poll always
+  ringscope ctl vm0 trace off
+  ringscope ctl --json vm0 status     one JSON object, for other programs";
+
+/// Arguments of `ringscope ctl`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Arguments {
+    /// Directory of the recorders, which name the control socket [default:
+    /// /run/ringscope, without root $XDG_RUNTIME_DIR/ringscope]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// The guest, if SOCKET is a path and its daemon has several
+    #[arg(long, value_name = "NAME")]
+    guest: Option<String>,
+    /// Print the answer as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// The guest's name, or the path of the daemon's control socket
+    #[arg(value_name = "NAME|SOCKET")]
+    target: String,
+    /// What to ask or to change, such as status
+    #[arg(value_name = "COMMAND")]
+    command: String,
+    /// The command's value, such as always
+    #[arg(value_name = "VALUE", allow_hyphen_values = true)]
+    value: Vec<String>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum CtlError {
+    /// The recorder was not found.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// The daemon has no control socket.
+    #[error("the daemon of {0} has no control socket; start it with --control PATH")]
+    NoSocket(String),
+    /// It cannot be reached.
+    #[error(
+        "cannot connect to {path}: {source}; is the daemon running, with --control, and are you its user?"
+    )]
+    Connect { path: PathBuf, source: io::Error },
+    /// It does not answer.
+    #[error("expected an answer on {path}, found none: {source}")]
+    NoAnswer { path: PathBuf, source: io::Error },
+    /// It is not ours.
+    #[error(
+        "expected an answer of ringscoped on {path}, found something else; give the path of --control"
+    )]
+    Garbage { path: PathBuf },
+    /// The daemon refuses.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Runs `ringscope ctl`.
+///
+/// # Errors
+/// When the daemon cannot be asked, or refuses.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let (path, guest) = arguments.socket()?;
+    let mut request = json!({ "command": arguments.command });
+    if let Some(guest) = guest {
+        request["guest"] = guest.into();
+    }
+    if !arguments.value.is_empty() {
+        request["value"] = arguments.value.join(" ").into();
+    }
+    let answer = ask(&path, &request)?;
+    let text = if arguments.json { format!("{answer}\n") } else { in_lines(&answer) };
+    output::print(&text)?;
+    Ok(())
+}
+
+impl Arguments {
+    /// The control socket, and the guest that the command is about.
+    fn socket(&self) -> Result<(PathBuf, Option<String>), CtlError> {
+        if self.target.contains('/') {
+            return Ok((self.target.clone().into(), self.guest.clone()));
+        }
+        let dir = self.run_dir.clone().or_else(default_run_dir).ok_or(FindError::NoRunDir)?;
+        let path = recorder_path(&dir, &self.target);
+        if !path.exists() {
+            let names = recorder::names(&dir)?;
+            return Err(FindError::NoSuchName { path, names }.into());
+        }
+        let reader = Reader::open(&path).map_err(FindError::from)?;
+        let facts: Value = serde_json::from_str(&reader.facts()).unwrap_or_default();
+        match facts["control"].as_str() {
+            Some(socket) if !socket.is_empty() => Ok((socket.into(), Some(self.target.clone()))),
+            _ => Err(CtlError::NoSocket(self.target.clone())),
+        }
+    }
+}
+
+/// The daemon's answer to a request.
+fn ask(path: &Path, request: &Value) -> Result<Value, CtlError> {
+    let refused = |source| CtlError::Connect { path: path.into(), source };
+    let mut stream = UnixStream::connect(path).map_err(refused)?;
+    let gone = |source| CtlError::NoAnswer { path: path.into(), source };
+    stream.set_read_timeout(Some(PATIENCE)).map_err(gone)?;
+    stream.write_all(format!("{request}\n").as_bytes()).map_err(gone)?;
+    let mut line = String::new();
+    if BufReader::new(&stream).read_line(&mut line).map_err(gone)? == 0 {
+        return Err(gone(io::ErrorKind::UnexpectedEof.into()));
+    }
+    let mut answer: Value =
+        serde_json::from_str(&line).map_err(|_| CtlError::Garbage { path: path.into() })?;
+    match (answer["ok"].take(), answer["error"].as_str()) {
+        (_, Some(why)) => Err(CtlError::Refused(why.into())),
+        (Value::Null, None) => Err(CtlError::Garbage { path: path.into() }),
+        (done, None) => Ok(done),
+    }
+}
+
+/// An answer to read: a line for each value, and what belongs to an object below its name.
+fn in_lines(answer: &Value) -> String {
+    let mut text = String::new();
+    write_value(&mut text, answer, 0);
+    text
+}
+
+fn write_value(text: &mut String, value: &Value, depth: usize) {
+    let indent = "  ".repeat(depth);
+    let Value::Object(fields) = value else {
+        text.push_str(&format!("{indent}{}\n", plain(value)));
+        return;
+    };
+    for (key, value) in fields {
+        let key = without_controls(key);
+        match value {
+            Value::Array(list) if list.iter().any(Value::is_object) => {
+                for item in list {
+                    text.push_str(&format!("{indent}{key}:\n"));
+                    write_value(text, item, depth + 1);
+                }
+            }
+            Value::Object(inside) if !inside.is_empty() => {
+                text.push_str(&format!("{indent}{key}:\n"));
+                write_value(text, value, depth + 1);
+            }
+            _ => text.push_str(&format!("{indent}{key}: {}\n", plain(value))),
+        }
+    }
+}
+
+/// A value in one line.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => without_controls(text),
+        Value::Array(list) if list.is_empty() => "none".into(),
+        Value::Object(fields) if fields.is_empty() => "none".into(),
+        Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_printed_a_line_for_each_value() {
+        let answer = json!({
+            "uptime_s": 1.5,
+            "guests": [{ "name": "vm0\u{1b}[2J", "features": ["packed", "mq"], "rings": [{ "ring": 0, "drops": {} }] }],
+            "mac": null,
+        });
+        let lines = in_lines(&answer);
+        let expected: Vec<_> = [
+            "guests:",
+            "  features: packed mq",
+            "  name: vm0",
+            "  rings:",
+            "    drops: none",
+            "    ring: 0",
+            "mac: -",
+            "uptime_s: 1.5",
+        ]
+        .into();
+        let found: Vec<_> = lines.lines().collect();
+        assert_eq!(found.len(), expected.len(), "{lines}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(found.starts_with(expected), "{lines}");
+        }
+        assert!(!lines.contains('\u{1b}'));
+    }
+}

@@ -1,0 +1,73 @@
+//! What the operator asks of a running worker: how it stands, and other settings. The worker answers between two bursts
+//! (`standing`).
+
+use std::sync::mpsc::SyncSender;
+
+use crate::fault::Delay;
+use crate::idle::policy::PollPolicy;
+use crate::probe_targets::ProbeTargets;
+
+/// How a worker stands with one of its guests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What the worker does when idle.
+    pub poll: PollPolicy,
+    /// Whether the guest's bursts are stamped and recorded.
+    pub trace: bool,
+    /// Delays that are planted in the guest's stages.
+    pub delays: Vec<Delay>,
+    /// Packets that are recorded one by one.
+    pub probes: ProbeTargets,
+    /// The guest's rings that this worker serves, by their index.
+    pub rings: Vec<RingStanding>,
+}
+
+/// How a ring stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingStanding {
+    /// The virtqueue index.
+    pub ring: u16,
+    /// `stopped`, `waiting` (to be enabled), `enabled`, `disabled` or `broken`.
+    pub state: &'static str,
+    /// What only a ring has that was started.
+    pub started: Option<StartedRing>,
+}
+
+/// A ring that was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartedRing {
+    /// Number of descriptors.
+    pub size: u16,
+    /// The negotiated features, as bits.
+    pub features: u64,
+    /// The available index from which it goes on; of a packed ring, the descriptor, and the wrap counter in the topmost bit.
+    pub next_available: u16,
+    /// Whether the front end gave a descriptor for kicks.
+    pub has_kick: bool,
+    /// Whether the front end gave a descriptor for calls.
+    pub has_call: bool,
+    /// Whether it marks the pages that it writes, for a migration.
+    pub is_logging: bool,
+    /// What it waits for: `buffers` of the guest, or the `datapath`.
+    pub waits_for: Option<&'static str>,
+}
+
+/// A setting of a running worker.
+#[derive(Clone, Debug)]
+pub enum Setting {
+    /// What the worker does when idle. It is the same for all guests of a switch.
+    Poll(PollPolicy),
+    /// Whether the guest's bursts are stamped and recorded.
+    Trace(bool),
+    /// The delays that are planted in the guest's stages, in place of those before.
+    Delays(Vec<Delay>),
+    /// The packets that are recorded one by one, in place of those before.
+    Probes(ProbeTargets),
+}
+
+/// A request of the operator.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Look(SyncSender<Standing>),
+    Set(Setting, SyncSender<()>),
+}
