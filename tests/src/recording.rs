@@ -1,6 +1,8 @@
 //! `ringscope record` under way.
 
+use std::fs;
 use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -110,4 +112,13 @@ impl Drop for RecordCommand {
 #[must_use]
 pub fn beside(file: &Path, extension: &str) -> PathBuf {
     PathBuf::from(format!("{}.{extension}", file.display()))
+}
+
+/// Writes this word of a recorder.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write_word(recorder: &Path, at: usize, word: u64) {
+    let file = fs::File::options().write(true).open(recorder).unwrap();
+    file.write_all_at(&word.to_ne_bytes(), at as u64 * 8).unwrap();
 }

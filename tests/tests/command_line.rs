@@ -422,7 +422,7 @@ fn statistics_of_a_live_daemon_have_the_documented_form() {
     command.args(["stats", "--json", "--run-dir"]).arg(directory.path()).stdin(Stdio::null());
     let output = ends_with(&mut command, 0);
     let object: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let of_object = "clock cyclic features interruptions kvm name queues restarted restarts rx sent_twice_max tx window_s";
+    let of_object = "clock cyclic features interruptions kvm migrations name queues restarted restarts rx sent_twice_max tx window_s";
     assert_eq!(keys(&object).join(" "), of_object);
     assert!(object["interruptions"].is_null(), "they are not measured");
     assert_eq!(object["name"], "vm");

@@ -1,7 +1,6 @@
 //! The recorder of a guest whose daemon is killed or ends: one report shows what passed before and after.
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
@@ -11,7 +10,7 @@ use burst_trace::file::word;
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::frames;
-use ringscope_tests::recording::{RecordCommand, beside};
+use ringscope_tests::recording::{RecordCommand, beside, write_word};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -223,12 +222,6 @@ fn who_follows_the_recorder_sees_its_daemon_end() {
     assert_eq!(old.totals(1).packets, before, "the old file is as it was left");
 }
 
-/// Writes this word of the recorder that a daemon left.
-fn write(recorder: &Path, at: usize, word: u64) {
-    let file = fs::File::options().write(true).open(recorder).unwrap();
-    file.write_all_at(&word.to_ne_bytes(), at as u64 * 8).unwrap();
-}
-
 /// Spoils a recorder.
 type Spoil = fn(&Path);
 
@@ -236,12 +229,12 @@ type Spoil = fn(&Path);
 fn a_recorder_that_does_not_fit_is_refused_in_one_sentence() {
     let more = ["--datapath", "reflect", "--queue-pairs", "2"];
     let spoilt: [(&str, &[&str], Spoil); 5] = [
-        ("the host was booted since", &REFLECT, |file| write(file, word::BOOT, 1)),
-        ("found version 9", &REFLECT, |file| write(file, word::VERSION, 9)),
+        ("the host was booted since", &REFLECT, |file| write_word(file, word::BOOT, 1)),
+        ("found version 9", &REFLECT, |file| write_word(file, word::VERSION, 9)),
         ("is damaged", &REFLECT, |file| {
             let layout =
                 burst_trace::file::Layout { workers: 1, queue_pairs: 1, capacity: 1 << 16 };
-            write(file, layout.record(0, 0) + 7, 0);
+            write_word(file, layout.record(0, 0) + 7, 0);
         }),
         ("sizes that fit the file", &REFLECT, |file| {
             fs::File::options().write(true).open(file).unwrap().set_len(100_000).unwrap();

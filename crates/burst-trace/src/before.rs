@@ -242,7 +242,11 @@ fn is_possible(record: &Record, layout: &Layout, latest: u64) -> bool {
         Record::Drop(drop) => drop.ring,
         Record::Probe(probe) => probe.times.ring,
         Record::Cyclic(cyclic) => cyclic.times.ring,
-        Record::KernelSpan(_) | Record::Interruption(_) | Record::Restart(_) => 0,
+        Record::KernelSpan(_)
+        | Record::Interruption(_)
+        | Record::Restart(_)
+        | Record::Milestone(_)
+        | Record::Migration(_) => 0,
         Record::Gap(_) | Record::Unknown(_) => return false,
     };
     usize::from(ring) < layout.queue_pairs * 2

@@ -226,6 +226,11 @@ fn ticks(kind: ClockKind) -> u64 {
     }
 }
 
+/// `CLOCK_MONOTONIC` now, nanoseconds.
+pub(crate) fn monotonic_ns() -> u64 {
+    read_clock(libc::CLOCK_MONOTONIC)
+}
+
 fn read_clock(id: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid timespec that the call fills.

@@ -73,6 +73,10 @@ pub mod word {
     pub const RESTARTS: usize = BOOT + 2;
     /// Most frames that were sent twice because of that. It goes on with the records.
     pub const SENT_TWICE_MAX: usize = RESTARTS + 1;
+    /// The most by which `CLOCK_REALTIME` was wrong at [`CLOCK_ERROR_AT`], microseconds, plus 1; 0 if that is not known.
+    pub const CLOCK_ERROR: usize = SENT_TWICE_MAX + 1;
+    /// When that was read: `CLOCK_MONOTONIC`, nanoseconds.
+    pub const CLOCK_ERROR_AT: usize = CLOCK_ERROR + 1;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }
@@ -125,7 +129,7 @@ const _: () = {
         "a ring's words hold every drop cause"
     );
     assert!(WORKER_BEFORE < WORKER_WORDS, "a worker's words hold all that is written of it");
-    assert!(word::SENT_TWICE_MAX < word::FACTS, "the header's words end before the facts");
+    assert!(word::CLOCK_ERROR_AT < word::FACTS, "the header's words end before the facts");
 };
 
 /// The sizes of a file, and where its parts are.

@@ -256,6 +256,21 @@ impl Header {
         (boot != [0, 0]).then_some(boot)
     }
 
+    /// The most by which the host's `CLOCK_REALTIME` was wrong at `ticks`, microseconds; `None` if the kernel did not know it,
+    /// because nothing synchronised the clock, or if the daemon did not write it.
+    #[must_use]
+    pub fn realtime_error_us(&self, ticks: u64) -> Option<u64> {
+        let error = self.number(word::CLOCK_ERROR).checked_sub(1)?;
+        let anchor = self.anchor_latest();
+        let at = i128::from(anchor.monotonic_ns)
+            + (i128::from(ticks) - i128::from(anchor.ticks)) * 1_000_000_000
+                / i128::from(self.ticks_per_second());
+        let away = (at - i128::from(self.number(word::CLOCK_ERROR_AT))).unsigned_abs();
+        // The kernel lets the error grow by as much (`MAXFREQ`, include/linux/timex.h: 500 parts in a million).
+        let grown = u64::try_from(away / 2_000_000).unwrap_or(u64::MAX);
+        Some(error.saturating_add(grown))
+    }
+
     fn participant(&self, at: usize) -> Option<u32> {
         u32::try_from(self.number(at)).ok().filter(|&number| number > 0)
     }

@@ -63,8 +63,11 @@
 //! - [`before`]: the recorder of the daemon before, which a new one goes on with.
 //! - [`restart`]: the time between the last burst of one daemon and the first of the next; `restarting`: such a time that is
 //!   not over yet.
+//! - [`milestone`]: what happened to a guest's connection; [`migration`]: the time between the last burst on one host and the
+//!   first on the next; [`joined`]: the records of several hosts as those of one guest.
 //! - [`recorder`], [`writer`]: the daemon's side; [`reader`]: the tools' side.
-//! - [`recording`]: the records of some time in a file; [`source`]: a recorder or a recording.
+//! - [`recording`]: the records of some time in a file; [`source`]: what a report is of; `single`: a recorder or a
+//!   recording.
 //! - [`attribution`]: which times in the host kernel belong to which burst.
 //! - [`probe`]: packets with a number of their own; [`cyclic`]: layer-2 frames with a counter.
 //! - `fixture` (feature `fixture`): interruptions for tests.
@@ -78,7 +81,10 @@ pub mod file;
 pub mod fixture;
 pub mod header;
 pub mod interruption;
+pub mod joined;
 pub mod location;
+pub mod migration;
+pub mod milestone;
 pub mod notification;
 pub mod probe;
 pub mod reader;
@@ -87,6 +93,7 @@ pub mod recorder;
 pub mod recording;
 pub mod restart;
 mod restarting;
+mod single;
 pub mod source;
 pub mod stage;
 mod sys;
@@ -98,6 +105,9 @@ pub use clock::{Anchor, Clock, ClockKind};
 pub use cyclic::{CyclicFrame, CyclicFrames};
 pub use header::{Header, ReadError, Totals};
 pub use interruption::{Culprit, Interruption, InterruptionCause, KvmExit, KvmIsa, Subject};
+pub use joined::{Joined, NotOneGuest};
+pub use migration::{Clocks, Migration, MigrationParts};
+pub use milestone::{Milestone, Step};
 pub use notification::{Notification, Notifications};
 pub use probe::Probe;
 pub use reader::{Cursor, Reader};

@@ -19,8 +19,9 @@
 //! ```
 //!
 //! What has no entry is 0. Flags: 1, the worker was polling; 2, the record has a wake-up. The description of a cyclic frame
-//! is its number, and from bit 20 on the length of its counter in bytes. Kind 7, an interruption, and kind 8, a restart, have
-//! layouts of their own ([`interruption`](crate::interruption), [`restart`](crate::restart)).
+//! is its number, and from bit 20 on the length of its counter in bytes. Kind 7, an interruption, kind 8, a restart, kind 9, a
+//! milestone, and kind 10, a migration, have layouts of their own ([`interruption`](crate::interruption),
+//! [`restart`](crate::restart), [`milestone`](crate::milestone), [`migration`](crate::migration)).
 
 mod fields;
 
@@ -28,6 +29,8 @@ use fields::{COUNTER_LEN_SHIFT, Fields, Kind, flags};
 
 use crate::cyclic::CyclicFrame;
 use crate::interruption::Interruption;
+use crate::migration::Migration;
+use crate::milestone::Milestone;
 use crate::restart::Restart;
 use crate::stage::{Direction, DropCause, KernelStage, STAGES_MAX, Stage};
 
@@ -53,6 +56,10 @@ pub enum Record {
     Gap(Gap),
     /// A time in which no burst passed, because the daemon was started again.
     Restart(Restart),
+    /// What happened to the guest's connection.
+    Milestone(Milestone),
+    /// A time in which no burst passed, because the guest moved here from another host.
+    Migration(Migration),
     /// A record that this version cannot read, as it is in the file: its kind, cause or stage is unknown, or it is a burst
     /// without packets.
     Unknown([u64; RECORD_WORDS]),
@@ -175,7 +182,7 @@ pub struct BurstTimes {
 
 impl Record {
     /// The first boundary of a burst, probe or cyclic frame, the start of a kernel span or interruption, the end of the last burst
-    /// before a restart, or the time of a drop or gap; ticks.
+    /// before a restart or migration, or the time of a drop, gap or milestone; ticks.
     #[must_use]
     pub const fn first(&self) -> u64 {
         match self {
@@ -187,12 +194,14 @@ impl Record {
             Self::Cyclic(cyclic) => cyclic.times.first,
             Self::Gap(gap) => gap.at,
             Self::Restart(restart) => restart.before,
+            Self::Milestone(milestone) => milestone.at,
+            Self::Migration(migration) => migration.before,
             Self::Unknown(words) => words[0],
         }
     }
 
     /// The last boundary of a burst, probe or cyclic frame, the end of a kernel span or interruption, the end of the first burst after
-    /// a restart, or the time of a drop or gap; ticks.
+    /// a restart or migration, or the time of a drop, gap or milestone; ticks.
     #[must_use]
     pub const fn last(&self) -> u64 {
         match self {
@@ -204,6 +213,8 @@ impl Record {
             Self::Cyclic(cyclic) => cyclic.times.last,
             Self::Gap(gap) => gap.at,
             Self::Restart(restart) => restart.after,
+            Self::Milestone(milestone) => milestone.at,
+            Self::Migration(migration) => migration.after,
             Self::Unknown(words) => words[1],
         }
     }
@@ -221,6 +232,8 @@ impl Record {
             Self::Cyclic(cyclic) => cyclic.times.worker,
             Self::Gap(gap) => gap.writer,
             Self::Restart(restart) => restart.writer,
+            Self::Milestone(milestone) => milestone.writer,
+            Self::Migration(migration) => migration.writer,
             Self::Unknown(words) => Fields::of(words).writer,
         }
     }
@@ -247,6 +260,8 @@ impl Record {
             Self::Cyclic(cyclic) => cyclic.to_words(),
             Self::Gap(gap) => gap.to_words(),
             Self::Restart(restart) => restart.to_words(),
+            Self::Milestone(milestone) => milestone.to_words(),
+            Self::Migration(migration) => migration.to_words(),
             Self::Unknown(words) => *words,
         }
     }
@@ -259,6 +274,8 @@ impl Record {
         let record = match fields.kind {
             Interruption::KIND => Interruption::from_words(words).map(Self::Interruption),
             Restart::KIND => Restart::from_words(words).map(Self::Restart),
+            Milestone::KIND => Milestone::from_words(words).map(Self::Milestone),
+            Migration::KIND => Migration::from_words(words).map(Self::Migration),
             _ => fields.record(),
         };
         record.unwrap_or(Self::Unknown(*words))

@@ -12,7 +12,7 @@ use host_files::own::{new_file, own_file};
 use host_files::{Lock, boot_id};
 
 use crate::before::{AtPath, Before};
-use crate::clock::Clock;
+use crate::clock::{Clock, monotonic_ns};
 use crate::file::{
     FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, VERSION, WORKER_THREAD, Words, facts_words, word,
 };
@@ -232,7 +232,15 @@ fn write_header(
     let anchor = clock.anchor();
     store_anchor(&header[word::ANCHOR_START..], anchor);
     store_anchor(&header[word::ANCHOR_LATEST..], anchor);
+    store_clock_error(words, anchor.monotonic_ns);
     header[word::MAGIC].store(MAGIC, Ordering::Release);
+}
+
+/// Stores by how much the clock that other hosts have as well may be wrong now.
+fn store_clock_error(words: &Words, monotonic_ns: u64) {
+    let error = crate::sys::realtime_error_us().map_or(0, |error| error.saturating_add(1));
+    words.at(word::CLOCK_ERROR_AT).store(monotonic_ns, Ordering::Relaxed);
+    words.at(word::CLOCK_ERROR).store(error, Ordering::Relaxed);
 }
 
 impl Drop for Recorder {
@@ -262,8 +270,10 @@ impl Participants {
         self.words.at(at).store(tid.into(), Ordering::Relaxed);
     }
 
-    /// Stores that the front end is `process`.
+    /// Stores that the front end is `process`, and by how much the host's clock may be wrong by now: the guest may come from
+    /// another host.
     pub fn set_front_end(&self, process: u32) {
+        store_clock_error(&self.words, monotonic_ns());
         self.words.at(word::FRONT_END).store(process.into(), Ordering::Relaxed);
     }
 
@@ -277,8 +287,9 @@ impl Participants {
         self.words.at(word::FEATURES_BEFORE).store(features, Ordering::Relaxed);
     }
 
-    /// Stores that `process` is no longer the front end. If another one has connected since, it stays.
+    /// Stores that `process` is no longer the front end, and again by how much the clock may be wrong. If another one has connected since, it stays.
     pub fn clear_front_end(&self, process: u32) {
+        store_clock_error(&self.words, monotonic_ns());
         let word = self.words.at(word::FRONT_END);
         let _ = word.compare_exchange(process.into(), 0, Ordering::Relaxed, Ordering::Relaxed);
     }

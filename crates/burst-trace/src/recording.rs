@@ -259,6 +259,8 @@ impl RecordingWriter {
             *word = facts;
         }
         words[word::FEATURES] = of.features();
+        let as_they_are = [word::BOOT, word::BOOT + 1, word::CLOCK_ERROR, word::CLOCK_ERROR_AT];
+        as_they_are.into_iter().for_each(|at| words[at] = of.number(at));
         words[word::RECORDS] = entries.map_or(0, |entries| entries.saturating_add(1));
         if is_counted {
             words[word::COUNTED] = 1;

@@ -11,6 +11,7 @@ use crate::file::{
 };
 use crate::header::store_anchor;
 use crate::interruption::Interruption;
+use crate::milestone::{Milestone, Step};
 use crate::notification::Notification;
 use crate::record::{BurstRecord, CyclicRecord, DropRecord, KernelSpan, ProbeRecord, RECORD_WORDS};
 use crate::restarting::Restarting;
@@ -112,6 +113,12 @@ impl Writer {
     pub fn dropped(&mut self, ring: u16, cause: DropCause, packets: u16, at: u64) {
         self.count_dropped(ring, cause, packets);
         self.push(DropRecord { at, cause, packets, ring, worker: 0 }.to_words());
+    }
+
+    /// Stores what happened at time `at`, ticks.
+    #[cold]
+    pub fn milestone(&mut self, at: u64, step: Step) {
+        self.push(Milestone { at, step, writer: 0 }.to_words());
     }
 
     /// Stores a time in the host kernel. No total counts it.

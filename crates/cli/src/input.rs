@@ -24,6 +24,33 @@ pub struct Input {
     choice: Choice,
 }
 
+/// The same, where several files may be given.
+#[derive(Debug, clap::Args)]
+pub struct Inputs {
+    /// A recording, or a recorder (NAME.trace, NAME.trace.crashed); of a guest
+    /// that moved between hosts, those of each host [default: the recorder
+    /// chosen by --name and --run-dir]
+    #[arg(value_name = "FILE", conflicts_with_all = ["name", "run_dir"])]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    choice: Choice,
+}
+
+impl Inputs {
+    /// Opens them as [`Input::open`] does. Several are joined.
+    ///
+    /// # Errors
+    /// As [`Input::open`], and when several cannot be of one guest.
+    pub fn open(&self) -> Result<(Source, String), Box<dyn Error>> {
+        let [first, _, ..] = &self.files[..] else {
+            return open(self.files.first(), &self.choice);
+        };
+        let opened = self.files.iter().map(|path| Ok((open_file(path)?, path.clone())));
+        let opened: Result<_, Box<dyn Error>> = opened.collect();
+        Ok((Source::join(opened?)?, stem(first)))
+    }
+}
+
 impl Input {
     /// Opens it, and returns its records with the name of the daemon by the file's name. Says on standard error if the daemon
     /// has ended, or a recording was cut off.
@@ -31,13 +58,17 @@ impl Input {
     /// # Errors
     /// When there is none, more than one recorder to choose from, or it cannot be read.
     pub fn open(&self) -> Result<(Source, String), Box<dyn Error>> {
-        if let Some(file) = &self.file {
-            return Ok((open_file(file)?, stem(file)));
-        }
-        let found = self.choice.open()?;
-        say_if_ended(&found.name, &found.reader);
-        Ok((found.reader.into(), found.name))
+        open(self.file.as_ref(), &self.choice)
     }
+}
+
+fn open(file: Option<&PathBuf>, choice: &Choice) -> Result<(Source, String), Box<dyn Error>> {
+    if let Some(file) = file {
+        return Ok((open_file(file)?, stem(file)));
+    }
+    let found = choice.open()?;
+    say_if_ended(&found.name, &found.reader);
+    Ok((found.reader.into(), found.name))
 }
 
 /// A directory in place of a file.

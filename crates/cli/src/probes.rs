@@ -86,6 +86,11 @@ impl Probes {
     /// When a file of stamps or bounds cannot be used, or the files and flags do not fit the records.
     pub fn join(&self, source: &Source) -> Result<Option<Journeys>, ProbesError> {
         let Some(file) = &self.probes else { return Ok(None) };
+        if let Source::Joined(joined) = source
+            && !joined.has_one_clock()
+        {
+            return Err(ProbesError::SeveralHosts);
+        }
         let sender = read(file, "--probes", Author::Ping)?;
         let echo = match &self.echo {
             None => None,
@@ -125,7 +130,7 @@ impl Probes {
 fn host_clocks(source: &Source) -> HostClocks {
     let clocks = match source {
         Source::Recorder(reader) if is_alive(reader) => clocks::look(reader.front_end()),
-        Source::Recorder(_) | Source::Recording(_) => {
+        Source::Recorder(_) | Source::Recording(_) | Source::Joined(_) => {
             let mut facts: Value = serde_json::from_str(&source.facts()).unwrap_or_default();
             facts["clocks"].take()
         }
@@ -185,6 +190,11 @@ pub enum ProbesError {
         /// The sender's file.
         probes: PathBuf,
     },
+    /// The stamps of agents and records of several hosts have no clock in common.
+    #[error(
+        "--probes joins stamps with the records of one host, and these are of several: report each by itself with its probes"
+    )]
+    SeveralHosts,
     /// Files and records do not fit.
     #[error(transparent)]
     Misfit(#[from] Misfit),

@@ -17,7 +17,7 @@ use report::units::grouped;
 use report::{Breakdown, Window, json, table};
 
 use crate::Outcome;
-use crate::input::{Input, open_file};
+use crate::input::{Inputs, open_file};
 use crate::output::{BinaryToTerminal, guard};
 use crate::plain::shown;
 use crate::probes::Probes;
@@ -29,6 +29,8 @@ Examples:
   ringscope report                      the same for the only recorder
   ringscope report /run/ringscope/vm0.trace.crashed
                                         the recorder of a crashed daemon
+  ringscope report old.trace new.trace  a guest that moved between hosts, with
+                                        the time in which it had no network
   ringscope report slow.rec --format html -o slow.html
   ringscope report after.rec --format html --before before.rec -o change.html
   ringscope report probes.rec --probes ping.csv --format html -o probes.html
@@ -75,7 +77,7 @@ html has one more section.";
 #[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
     #[command(flatten)]
-    input: Input,
+    input: Inputs,
     /// The report's format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -160,9 +162,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
         arguments.format.takes_probes()?;
     }
     let error = |path: &Path, source| WriteError { path: path.into(), source };
-    let inputs: Vec<_> = [Some(source.file()), before.as_ref().map(|before| before.file())]
+    let inputs: Vec<_> = source
+        .files()
         .into_iter()
-        .flatten()
+        .chain(before.as_ref().map(|before| before.file()))
         .chain(arguments.probes.files())
         .collect();
     // An output that cannot be written is an error before anything is read.

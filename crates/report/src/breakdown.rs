@@ -13,6 +13,7 @@ use crate::cyclic::CyclicTraffic;
 use crate::facts::{Facts, without_controls};
 use crate::figures::TickRate;
 use crate::interruption::InterruptionRow;
+use crate::migration::{MigrationRow, Migrations};
 use crate::not_running::NotRunning;
 use crate::restart::{RestartRow, Restarts};
 use crate::when::When;
@@ -34,6 +35,8 @@ pub enum WindowEnd {
     NewestRecord,
     /// At the end of the recording.
     Recording,
+    /// At the end of the newest of several recordings.
+    Recordings,
     /// At the time when the recorder was read.
     Now,
 }
@@ -75,6 +78,8 @@ pub struct Breakdown {
     /// What kept workers (in a burst) and other threads from running: the largest time first, at most ten of workers, of the
     /// front end, and of the far end. `None` where that was not measured.
     pub interruptions: Option<Vec<InterruptionRow>>,
+    /// The latest moves of the guest between hosts, in the order of time.
+    pub migrations: Vec<MigrationRow>,
     /// The latest restarts of the daemon, in the order of time.
     pub restarts: Vec<RestartRow>,
     /// How often the guest's rings went on in another daemon, as far as the recorder goes back, or during the recording.
@@ -103,7 +108,8 @@ impl Breakdown {
         let mut collector = Collector::new(rate);
         let mut extent = Extent::default();
         let mut held = vec![Held::default(); source.workers()];
-        let (mut has_cyclic, mut has_interruptions, mut restarts) = Default::default();
+        let (mut has_cyclic, mut has_interruptions) = Default::default();
+        let mut pauses = Pauses::default();
         let lost_records = source.read(|record| {
             if let Some(held) = held.get_mut(usize::from(record.writer())) {
                 held.include(record);
@@ -111,10 +117,8 @@ impl Breakdown {
             let is_within = (bounds.from..=bounds.to).contains(&record.last());
             has_cyclic |= matches!(record, Record::Cyclic(_));
             has_interruptions |= matches!(record, Record::Interruption(_));
-            if let (Record::Restart(restart), true) = (record, is_within) {
-                Restarts::add(&mut restarts, restart);
-            }
             if is_within && collector.add(record) {
+                pauses.add(record);
                 extent.include(record);
                 each(record);
             }
@@ -124,7 +128,7 @@ impl Breakdown {
                 .iter()
                 .filter_map(|held| held.from(reader, lost_records))
                 .fold(bounds.from, u64::max),
-            Source::Recording(_) => bounds.from,
+            Source::Recording(_) | Source::Joined(_) => bounds.from,
         };
         let facts = Facts::parse(&source.facts());
         let is_cut = matches!(window, Window::Last(_)) && held_from > bounds.from;
@@ -164,7 +168,8 @@ impl Breakdown {
             rx: direction(Direction::Rx),
             cyclic,
             interruptions: not_running.map(|it| it.rows),
-            restarts: restarts.rows(rate, When::of(source)),
+            migrations: pauses.migrations.rows(rate, When::of(source)),
+            restarts: pauses.restarts.rows(rate, When::of(source)),
             restarted: source.restarts(),
             sent_twice_max: source.sent_twice_max(),
         }
@@ -195,6 +200,7 @@ impl Bounds {
         let at_end = match source {
             Source::Recorder(_) => WindowEnd::NewestRecord,
             Source::Recording(_) => WindowEnd::Recording,
+            Source::Joined(_) => WindowEnd::Recordings,
         };
         let Window::Last(time) = window else {
             return Self { from: 0, to: u64::MAX, end: at_end };
@@ -294,6 +300,23 @@ impl Held {
     }
 }
 
+/// The times without bursts.
+#[derive(Default)]
+struct Pauses {
+    restarts: Restarts,
+    migrations: Migrations,
+}
+
+impl Pauses {
+    fn add(&mut self, record: &Record) {
+        match record {
+            Record::Restart(restart) => self.restarts.add(restart),
+            Record::Migration(migration) => self.migrations.add(migration),
+            _ => {}
+        }
+    }
+}
+
 /// The time from the first boundary of the oldest record to the last boundary of the newest one.
 #[derive(Default)]
 struct Extent {
@@ -302,6 +325,10 @@ struct Extent {
 
 impl Extent {
     fn include(&mut self, record: &Record) {
+        // A front end may have come long before any packet did.
+        if matches!(record, Record::Milestone(_)) {
+            return;
+        }
         let (start, end) = (record.first(), record.last());
         let (first, last) = self.span.unwrap_or((start, end));
         self.span = Some((first.min(start), last.max(end)));

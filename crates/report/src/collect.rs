@@ -116,7 +116,9 @@ impl Collector {
             | Record::Probe(_)
             | Record::Cyclic(_)
             | Record::Gap(_)
-            | Record::Restart(_) => {}
+            | Record::Restart(_)
+            | Record::Milestone(_)
+            | Record::Migration(_) => {}
             Record::Unknown(_) => {
                 self.malformed += 1;
                 return false;

@@ -15,6 +15,11 @@
 //!   before, `total_ns` the time to the end of the first one after. `cause` is how the daemon before ended (`killed`, `ended`),
 //!   whether rings went on (`resumed`, `new`), and the parts in nanoseconds: until the new daemon's socket was there, until the
 //!   front end had the first ring started, until the first burst was carried: `killed/resumed/9200000/310000/52000`.
+//! - `migration`, a time in which no burst was carried because the guest moved to another host: `start_ns` is the end of the last
+//!   burst before, by the clock of that host, `total_ns` the time to the end of the first one after. `cause` is the error of
+//!   `total_ns`, and the parts: until the front end stopped the rings, until a ring was started on the next host, until the first
+//!   burst was carried; then, from the start of that ring, until the announcement and until the guest sent. All are in
+//!   nanoseconds, and empty if they are not known: `0/310000/92000000/52000/1200000/4100000`.
 
 use std::io::{self, Write};
 
@@ -25,6 +30,7 @@ use burst_trace::{
 
 use crate::figures::TickRate;
 use crate::interruption::class;
+use crate::migration::MigrationRow;
 use crate::restart::RestartRow;
 use crate::when::When;
 
@@ -75,7 +81,8 @@ fn write_line(out: &mut impl Write, record: &Record, rate: TickRate, when: When)
         Record::Cyclic(cyclic) => write_cyclic(out, cyclic, rate, when),
         Record::Interruption(it) => write_interruption(out, it, rate, when),
         Record::Restart(restart) => write_restart(out, &RestartRow::new(restart, rate, when)),
-        Record::Probe(_) | Record::Gap(_) | Record::Unknown(_) => Ok(()),
+        Record::Migration(it) => write_migration(out, &MigrationRow::new(it, rate, when)),
+        Record::Probe(_) | Record::Gap(_) | Record::Milestone(_) | Record::Unknown(_) => Ok(()),
     }
 }
 
@@ -163,6 +170,21 @@ fn write_restart(out: &mut impl Write, row: &RestartRow) -> io::Result<()> {
     let rings = if row.resumed { "resumed" } else { "new" };
     let cause = format!("{ended}/{rings}/{no_daemon_ns}/{front_end_ns}/{first_burst_ns}");
     writeln!(out, "restart,,,,,,,{start_ns},,{cause},,,,,,,,,,,{gap_ns}")
+}
+
+fn write_migration(out: &mut impl Write, row: &MigrationRow) -> io::Result<()> {
+    let known = |ns: Option<u64>| ns.map_or_else(String::new, |ns| ns.to_string());
+    let announced = row.announced_ns.map_or_else(String::new, |ns| ns.to_string());
+    let cause = [
+        known(row.error_ns),
+        known(row.rings_stopped_ns),
+        known(row.between_hosts_ns),
+        known(row.first_burst_ns),
+        announced,
+        known(row.first_sent_ns),
+    ];
+    let (start, cause, gap) = (row.start_ns, cause.join("/"), known(row.gap_ns));
+    writeln!(out, "migration,,,,,,,{start},,{cause},,,,,,,,,,,{gap}")
 }
 
 fn write_interruption(

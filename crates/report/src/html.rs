@@ -21,6 +21,7 @@ use crate::breakdown::Breakdown;
 use crate::cyclic::CyclicTraffic;
 use crate::interruption::InterruptionRow;
 use crate::journey::Journeys;
+use crate::migration::MigrationRow;
 use crate::restart::RestartRow;
 use gather::DirectionCharts;
 use trips::Trips;
@@ -69,6 +70,7 @@ struct Page {
     #[serde(serialize_with = "with_exact_counters")]
     cyclic: CyclicTraffic,
     interruptions: Option<Vec<InterruptionRow>>,
+    migrations: Vec<MigrationRow>,
     restarts: Vec<RestartRow>,
     restarted: u64,
     sent_twice_max: u64,
@@ -171,6 +173,7 @@ impl Page {
             trips: None,
             cyclic: breakdown.cyclic,
             interruptions: breakdown.interruptions,
+            migrations: breakdown.migrations,
             restarts: breakdown.restarts,
             restarted: breakdown.restarted,
             sent_twice_max: breakdown.sent_twice_max,

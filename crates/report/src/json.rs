@@ -21,6 +21,7 @@ use crate::cyclic::CyclicTraffic;
 use crate::figures::TickRate;
 use crate::follow::{DirectionInterval, Interval, Outlier};
 use crate::interruption::InterruptionRow;
+use crate::migration::MigrationRow;
 use crate::restart::RestartRow;
 use crate::stages::StageRow;
 
@@ -39,6 +40,7 @@ struct Object<'a> {
     restarted: u64,
     sent_twice_max: u64,
     restarts: &'a [RestartRow],
+    migrations: &'a [MigrationRow],
 }
 
 #[derive(Serialize)]
@@ -140,6 +142,7 @@ pub fn to_json(breakdown: &Breakdown) -> String {
         restarted: breakdown.restarted,
         sent_twice_max: breakdown.sent_twice_max,
         restarts: &breakdown.restarts,
+        migrations: &breakdown.migrations,
     };
     serde_json::to_string_pretty(&object).expect("an object with string keys")
 }

@@ -45,6 +45,7 @@
 //! - [`journey`]: round trips of probe packets, by the stamps of all that they pass.
 //! - [`cyclic`]: layer-2 frames with a counter: their period, lost counters and slowest frames.
 //! - [`interruption`]: what kept threads from running, added up; [`not_running`]: how long of each stage.
+//! - [`migration`]: moves of the guest between hosts, and what each host knows of the time in which no burst was carried.
 //! - [`restart`]: restarts of the daemon, and the parts of the time in which no burst was carried.
 //! - [`rollup`]: the four spans of the receive way from the wire to the guest.
 //! - [`facts`]: the daemon's facts about its run.
@@ -72,6 +73,7 @@ pub mod html;
 pub mod interruption;
 pub mod journey;
 pub mod json;
+pub mod migration;
 pub mod not_running;
 pub mod pcapng;
 pub mod perfetto;

@@ -23,6 +23,7 @@ use pcapng::{Packet, PacketDirection};
 use crate::facts::Facts;
 use crate::figures::TickRate;
 use crate::interruption::NamedCulprit;
+use crate::migration::MigrationRow;
 use crate::restart::RestartRow;
 use crate::when::When;
 
@@ -90,7 +91,15 @@ fn packet(
             describe_restart(comment, &RestartRow::new(restart, rate, when));
             (None, None, 0)
         }
-        Record::Probe(_) | Record::Cyclic(_) | Record::Gap(_) | Record::Unknown(_) => return None,
+        Record::Migration(migration) => {
+            describe_migration(comment, &MigrationRow::new(migration, rate, when));
+            (None, None, 0)
+        }
+        Record::Probe(_)
+        | Record::Cyclic(_)
+        | Record::Gap(_)
+        | Record::Milestone(_)
+        | Record::Unknown(_) => return None,
     };
     let time_ns = when.realtime_ns(record.first());
     let direction = direction.map(PacketDirection::of);
@@ -114,6 +123,23 @@ fn describe_restart(comment: &mut String, row: &RestartRow) {
         "restart={gap_ns}ns no-daemon={no_daemon_ns}ns front-end={front_end_ns}ns first-burst={first_burst_ns}ns ({})",
         row.words()
     );
+}
+
+fn describe_migration(comment: &mut String, row: &MigrationRow) {
+    let parts = [
+        ("migration", row.gap_ns),
+        ("error", row.error_ns),
+        ("rings-stopped", row.rings_stopped_ns),
+        ("between-hosts", row.between_hosts_ns),
+        ("first-burst", row.first_burst_ns),
+    ];
+    for (n, (name, ns)) in parts.into_iter().enumerate() {
+        let space = if n > 0 { " " } else { "" };
+        let _ = match ns {
+            Some(ns) => write!(comment, "{space}{name}={ns}ns"),
+            None => write!(comment, "{space}{name}=n/a"),
+        };
+    }
 }
 
 fn describe_interruption(comment: &mut String, interruption: &Interruption, rate: TickRate) {

@@ -4,14 +4,16 @@
 //! from its first boundary to its last; it contains its stages, except those that took no time. A drop is an instant. Times
 //! in the host kernel have tracks of their own: one for the wake-ups of each worker (`kernel 0`), and one for the rest
 //! (`kernel`). So have the interruptions of each worker (`CPU of worker 0: who ran`) and of each other thread, as slices named
-//! after the culprit and the cause: `hog (preempted)`. Restarts of the daemon have the track `restarts`, each with its parts. Times
-//! are `CLOCK_MONOTONIC`, the clock of most other traces of a host.
+//! after the culprit and the cause: `hog (preempted)`. Restarts of the daemon have the track `restarts`, and moves of the guest
+//! between hosts the track `migrations`, each with its parts. What happened to the front end, such as that it started a ring, is
+//! an instant of the track `front end`. Times are `CLOCK_MONOTONIC`, the clock of most other traces of a host.
 //!
 //! **Lanes.** Slices of one track have to be nested, and bursts of one queue overlap: a burst that had to queue began during
 //! the one before. So a queue has as many tracks of the same name as bursts overlap, and the UI shows them as one. A burst
 //! takes the lane that has been idle for the shortest time. Bursts come in the order of their ends, so this needs no more
 //! lanes than bursts overlap. Only the end of each lane's last slice is kept.
 
+mod pauses;
 mod proto;
 
 use std::collections::HashMap;
@@ -19,14 +21,13 @@ use std::io::{self, Write};
 
 use burst_trace::{
     BurstRecord, Direction, DropCause, DropRecord, Header, Interruption, KernelSpan, KernelStage,
-    Record, Restart, RestartParts, Source, Stage, Subject,
+    Record, Source, Stage, Subject,
 };
 use prost::Message;
 
 use crate::facts::Facts;
 use crate::figures::TickRate;
 use crate::interruption::short;
-use crate::restart::RestartRow;
 use crate::when::When;
 use proto::{
     BUILTIN_CLOCK_MONOTONIC, BUILTIN_CLOCK_REALTIME, ClockReading, ClockSnapshot, DebugAnnotation,
@@ -53,10 +54,12 @@ enum Category {
     Drop,
     Interruption,
     Restart,
+    Migration,
+    FrontEnd,
 }
 
-const CATEGORIES: [&str; Category::Restart as usize] =
-    ["burst", "stage", "kernel", "drop", "interruption", "restart"];
+const CATEGORIES: [&str; Category::FrontEnd as usize] =
+    ["burst", "stage", "kernel", "drop", "interruption", "restart", "migration", "front-end"];
 
 /// Annotations of events, by their numbers in [`InternedData::debug_annotation_names`].
 #[derive(Clone, Copy)]
@@ -120,6 +123,8 @@ enum Owner {
     /// A worker, or a thread of another process.
     Interrupted(Subject, Option<u32>),
     Restarts,
+    Migrations,
+    FrontEnd,
 }
 
 /// A track, free from `end_ns` on.
@@ -186,6 +191,8 @@ impl<'o, W: Write> Trace<'o, W> {
             Record::KernelSpan(span) => self.add_span(span),
             Record::Interruption(interruption) => self.add_interruption(interruption),
             Record::Restart(restart) => self.add_restart(restart),
+            Record::Migration(migration) => self.add_migration(migration),
+            Record::Milestone(milestone) => self.add_milestone(milestone),
             Record::Probe(_) | Record::Cyclic(_) | Record::Gap(_) | Record::Unknown(_) => Ok(()),
         }
     }
@@ -241,34 +248,6 @@ impl<'o, W: Write> Trace<'o, W> {
             self.put_event(end, end_of(track))?;
         }
         Ok(())
-    }
-
-    /// A slice with a slice for each part.
-    fn add_restart(&mut self, restart: &Restart) -> io::Result<()> {
-        let RestartParts { no_daemon, front_end, first_burst } = restart.parts();
-        let start = self.when.monotonic_ns(restart.before);
-        let end = self.when.monotonic_ns(restart.after).max(start);
-        let track = self.lane(Owner::Restarts, start, end)?;
-        let row = RestartRow::new(restart, self.rate, self.when);
-        let begin = |name: String| TrackEvent {
-            name_iid: None,
-            name: Some(name),
-            ..event(TYPE_SLICE_BEGIN, track, Category::Restart, 0, vec![])
-        };
-        self.put_event(start, begin(format!("restart ({})", row.words())))?;
-        let (mut at, mut from) = (restart.before, start);
-        for (name, ticks) in
-            [("no daemon", no_daemon), ("front end", front_end), ("first burst", first_burst)]
-        {
-            at += ticks;
-            let to = self.when.monotonic_ns(at);
-            if to > from {
-                self.put_event(from, begin(name.into()))?;
-                self.put_event(to, end_of(track))?;
-            }
-            from = to;
-        }
-        self.put_event(end, end_of(track))
     }
 
     fn add_burst(&mut self, record: &BurstRecord) -> io::Result<()> {
@@ -343,6 +322,8 @@ impl<'o, W: Write> Trace<'o, W> {
             Owner::Worker(worker) => format!("kernel {worker}"),
             Owner::Kernel => "kernel".into(),
             Owner::Restarts => "restarts".into(),
+            Owner::Migrations => "migrations".into(),
+            Owner::FrontEnd => "front end".into(),
             Owner::Interrupted(Subject::Worker(worker), _) => {
                 format!("CPU of worker {worker}: who ran")
             }

@@ -9,6 +9,7 @@ use crate::breakdown::{Breakdown, Window, WindowEnd};
 use crate::collect::DirectionBreakdown;
 use crate::cyclic;
 use crate::interruption::InterruptionRow;
+use crate::migration;
 use crate::restart;
 use crate::rollup::{Span, rollup};
 use crate::round_trip::{Initiator, Parts, RoundTrip};
@@ -28,7 +29,8 @@ pub fn to_table(breakdown: &Breakdown, round_trip: Option<&RoundTrip>) -> String
     }
     text += &interruptions(breakdown);
     text += &notifications(breakdown);
-    let &Breakdown { ref restarts, restarted, sent_twice_max, .. } = breakdown;
+    let &Breakdown { ref migrations, ref restarts, restarted, sent_twice_max, .. } = breakdown;
+    text += &migration::to_text(migrations);
     text += &restart::to_text(restarts, restarted, sent_twice_max);
     text.push('\n');
     text += &rollup_lines(&breakdown.rx);
@@ -54,6 +56,7 @@ fn header(breakdown: &Breakdown) -> String {
     line.push(format!("clock {} {rate}Hz", breakdown.clock));
     let window = match (breakdown.window, breakdown.window_end) {
         (_, WindowEnd::Recording) => "of the recording, up to its end".to_owned(),
+        (_, WindowEnd::Recordings) => "of the recordings together".to_owned(),
         (Window::Held, _) => "all that the recorder still holds".to_owned(),
         (Window::Last(_), WindowEnd::Now) => "up to now".to_owned(),
         (Window::Last(_), WindowEnd::NewestRecord) => {
@@ -255,7 +258,7 @@ fn notifications(breakdown: &Breakdown) -> String {
         return String::new();
     }
     let span = match breakdown.window_end {
-        WindowEnd::Recording => "in the recording's time",
+        WindowEnd::Recording | WindowEnd::Recordings => "in the recording's time",
         WindowEnd::NewestRecord | WindowEnd::Now => "since the daemon's start",
     };
     let mut table = Table::new();

@@ -195,7 +195,7 @@ fn the_object_has_the_fields_that_are_promised() {
     let text = json::to_json(&synthetic.read(Window::Held));
     let object: Value = serde_json::from_str(&text).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    let of_object = "clock cyclic features interruptions kvm name queues restarted restarts rx sent_twice_max tx window_s";
+    let of_object = "clock cyclic features interruptions kvm migrations name queues restarted restarts rx sent_twice_max tx window_s";
     assert_eq!(keys(&object).join(" "), of_object);
     assert_eq!(keys(&object["cyclic"]), ["groups", "left_out", "lost_records", "unseen"]);
     let kinds = ["calls_refused", "calls_sent", "calls_suppressed", "direction", "kicks", "queue"];

@@ -70,6 +70,10 @@ pub fn converse(
         if heir.is_some() { "taken over" } else { "connected" },
         peer.map_or(String::new(), |pid| format!(": process {pid}"))
     );
+    // A front end that is taken over came to the daemon before.
+    if let (None, Some(worker)) = (&heir, device.workers.first()) {
+        worker.front_end_came();
+    }
     let custody = Custody::new(closers).map_err(system("setting up a connection"))?;
     let session =
         Session::new(device, peer, &custody).map_err(system("setting up a connection"))?;
@@ -112,6 +116,7 @@ pub fn converse(
     if matches!(end, Ok(End::Left)) {
         return end;
     }
+    device.workers.first().into_iter().for_each(|worker| worker.front_end_left());
     match session.refused() {
         Some(private) => Err(private.into()),
         None if is_unserved => Ok(End::Unserved),

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burst_trace::{DropCause, DropCounts};
+use burst_trace::{DropCause, DropCounts, Step};
 use guest_memory::GuestMemory;
 use virtio_net::{MacAddress, Negotiated};
 
@@ -71,6 +71,7 @@ impl<T: Topology> Loop<T> {
                     }
                     let _ = done.send(());
                 }
+                Command::Note { step } => self.tracers[guest].happened(step),
                 Command::Announce { address, done } => {
                     let _ = done.send(self.announce(guest, address));
                 }
@@ -83,11 +84,15 @@ impl<T: Topology> Loop<T> {
                 Command::End => return ControlFlow::Break(()),
             }
         }
+        self.check_mappings_if_torn();
+        ControlFlow::Continue(())
+    }
+
+    /// A ring may have been started in memory that is torn already.
+    fn check_mappings_if_torn(&mut self) {
         if self.generation > 0 {
-            // A ring may have been started in memory that is torn already.
             self.check_mappings();
         }
-        ControlFlow::Continue(())
     }
 
     /// Checks all mappings after one was torn: guest memory, and recorders.
@@ -142,7 +147,7 @@ impl<T: Topology> Loop<T> {
             }
             return Err(StartError::System(error));
         }
-        self.tracers[guest].ring_started(started.again());
+        self.tracers[guest].ring_started(ring, started.again());
         *self.pairs.ring(at, ring) = Some(Box::new(started));
         self.activate(at);
         Ok(())
@@ -150,12 +155,15 @@ impl<T: Topology> Loop<T> {
 
     /// Stops virtqueue `ring` of pair `at`. Returns the available index to go on from, if it was served.
     fn stop(&mut self, at: usize, ring: u16) -> Option<u16> {
-        if self.is_transmit(at, ring) {
-            return self.stop_transmitter(at);
-        }
-        let tracer = &mut self.tracers[self.pairs.guest(at)];
-        let stopped = self.pairs.receiver_mut(at).stop(&self.shared.sleeper, tracer)?;
-        self.activate(at);
+        let stopped = if self.is_transmit(at, ring) {
+            self.stop_transmitter(at)?
+        } else {
+            let tracer = &mut self.tracers[self.pairs.guest(at)];
+            let stopped = self.pairs.receiver_mut(at).stop(&self.shared.sleeper, tracer)?;
+            self.activate(at);
+            stopped
+        };
+        self.tracers[self.pairs.guest(at)].happened(Step::RingStopped(ring));
         Some(stopped)
     }
 

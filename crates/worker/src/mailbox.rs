@@ -10,6 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use burst_trace::Step;
 use guest_memory::GuestMemory;
 use ring_journal::Slot;
 use virtio_net::{MacAddress, Negotiated};
@@ -120,6 +121,7 @@ pub(crate) enum Command {
     Error { ring: u16, error: Option<Arc<Foreign>>, done: SyncSender<()> },
     DirtyLog { ring: u16, dirty: Option<RingLog>, done: SyncSender<()> },
     Announce { address: MacAddress, done: SyncSender<Announced> },
+    Note { step: Step },
     Memory { memory: Arc<GuestMemory>, done: SyncSender<()> },
     Operator(Request),
     End,
@@ -241,6 +243,16 @@ impl Mailbox {
     /// When the worker has ended.
     pub fn announce(&self, address: MacAddress) -> Result<Announced, WorkerGone> {
         self.ask(|done| Command::Announce { address, done })
+    }
+
+    /// Has the worker record that the guest's front end came. Does not wait for it.
+    pub fn front_end_came(&self) {
+        self.inbox.post(self.guest, Command::Note { step: Step::FrontEndCame });
+    }
+
+    /// Has the worker record that the guest's front end left. Does not wait for it.
+    pub fn front_end_left(&self) {
+        self.inbox.post(self.guest, Command::Note { step: Step::FrontEndLeft });
     }
 
     /// Moves every ring of the guest to a new memory table. When this returns, the worker has released the old table.

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burst_trace::{
-    Anchor, BurstRecord, CyclicFrame, Direction, DropCause, DropCounts, Notification, Stage, Writer,
+    Anchor, BurstRecord, CyclicFrame, Direction, DropCause, DropCounts, Notification, Stage, Step,
+    Writer,
 };
 use datapath::Counted;
 use log_limit::LogLimit;
+use virtio_net::MacAddress;
 
 use crate::clock::Clock;
 use crate::fault::{Delay, Fault};
@@ -180,10 +182,25 @@ impl Tracer {
         }
     }
 
-    /// Counts a ring that was started now. `again`: if it went on where a daemon before stood, the most frames that are sent
-    /// again.
-    pub fn ring_started(&mut self, again: Option<u16>) {
+    /// Counts and records that virtqueue `ring` was started now. `again`: if it went on where a daemon before stood, the most
+    /// frames that are sent again.
+    pub fn ring_started(&mut self, ring: u16, again: Option<u16>) {
         self.writer.ring_started(again);
+        self.happened(Step::RingStarted(ring));
+    }
+
+    /// Records that this happened now.
+    pub fn happened(&mut self, step: Step) {
+        if self.records {
+            self.writer.milestone(self.clock.now(), step);
+        }
+    }
+
+    /// Records that the guest was announced by the frame of the burst of `record`.
+    pub fn announced(&mut self, record: &BurstRecord, address: MacAddress) {
+        if self.records {
+            self.writer.milestone(record.last, Step::Announced(address.0));
+        }
     }
 
     /// Counts a notification of virtqueue `ring`.

@@ -14,7 +14,8 @@ use burst_trace::file::{
 };
 use burst_trace::record::RECORD_WORDS;
 use burst_trace::{
-    BurstRecord, CyclicFrame, CyclicRecord, Gap, ProbeRecord, Reader, Restart, Source,
+    BurstRecord, Clocks, CyclicFrame, CyclicRecord, Gap, Migration, Milestone, ProbeRecord, Reader,
+    Restart, Source, Step,
 };
 use report::csv::write_csv;
 use report::hlog::write_hlog;
@@ -137,6 +138,8 @@ enum Record {
     Cyclic { description: u8, len: u8, stream: u8, counter: Number },
     Gap { worker: u8, lost: Number },
     Restart { before: Number, listening: u16, started: u16, after: u16, flags: u8 },
+    Milestone { step: u8, ring: u8, writer: u8 },
+    Migration { before: Number, stopped: u16, started: u16, after: u16, clocks: u8 },
 }
 
 /// A file of stamps, or of a measured round trip.
@@ -182,6 +185,16 @@ pub fn play(story: &Story) {
         bounded(&journey::to_json(journeys));
     }
     let mut out = Sink::default();
+    let other = before.as_ref().and_then(|it| Source::open(it.path()).ok());
+    if let (Ok(again), Some(other)) = (Source::open(file.path()), other)
+        && let Ok(joined) = Source::join(vec![(again, "file".into()), (other, "other".into())])
+    {
+        let breakdown = Breakdown::read(&joined, "file", Window::Held);
+        bounded(&table::to_table(&breakdown, None));
+        bounded(&json::to_json(&breakdown));
+        write_csv(&mut out, &joined, |_| {}).unwrap();
+        write_perfetto(&mut out, &joined, "file", |_| {}).unwrap();
+    }
     write_csv(&mut out, &source, |_| {}).unwrap();
     write_pcapng(&mut out, &source, "file", |_| {}).unwrap();
     write_perfetto(&mut out, &source, "file", |_| {}).unwrap();
@@ -421,6 +434,37 @@ impl Shaped {
                         writer: flags >> 6,
                     };
                     words.push(burst_trace::Record::Restart(restart).to_words());
+                }
+                Record::Milestone { step, ring, writer } => {
+                    let step = match step % 5 {
+                        0 => Step::FrontEndCame,
+                        1 => Step::FrontEndLeft,
+                        2 => Step::RingStarted((*ring).into()),
+                        3 => Step::RingStopped((*ring).into()),
+                        _ => Step::Announced([*ring; 6]),
+                    };
+                    let milestone = Milestone { at: now, step, writer: *writer };
+                    words.push(burst_trace::Record::Milestone(milestone).to_words());
+                }
+                Record::Migration { before, stopped, started, after, clocks } => {
+                    let ago = |ticks: &u16| now.wrapping_sub((*ticks).into());
+                    let migration = Migration {
+                        before: before.get(),
+                        stopped: ago(stopped),
+                        left: now,
+                        connected: before.get(),
+                        started: ago(started),
+                        announced: now,
+                        after: ago(after),
+                        sent: now,
+                        clocks: match clocks % 3 {
+                            0 => Clocks::Same,
+                            1 => Clocks::Within((*clocks).into()),
+                            _ => Clocks::Unknown,
+                        },
+                        writer: clocks >> 6,
+                    };
+                    words.push(burst_trace::Record::Migration(migration).to_words());
                 }
             }
         }

@@ -1,5 +1,7 @@
 use super::*;
 use crate::interruption::{Culprit, InterruptionCause, Subject};
+use crate::migration::Clocks;
+use crate::milestone::Step;
 
 fn burst(stages: [u64; STAGES_MAX]) -> BurstRecord {
     BurstRecord {
@@ -16,8 +18,27 @@ fn burst(stages: [u64; STAGES_MAX]) -> BurstRecord {
     }
 }
 
+fn milestone() -> Milestone {
+    Milestone { at: 5, step: Step::Announced([1, 2, 3, 4, 5, 6]), writer: 4 }
+}
+
+fn migration() -> Migration {
+    Migration {
+        before: 5,
+        stopped: 6,
+        left: 0,
+        connected: 3,
+        started: 7,
+        announced: 7,
+        after: 8,
+        sent: 7 + 1024,
+        clocks: Clocks::Within(9),
+        writer: 4,
+    }
+}
+
 /// One of each kind.
-fn every_kind() -> [Record; 9] {
+fn every_kind() -> [Record; 11] {
     let burst = BurstRecord { wakeup: Some(9), ..burst([1, 2, 3, 4, 5, 6]) };
     let (start, end) = (5, 8);
     [
@@ -76,6 +97,8 @@ fn every_kind() -> [Record; 9] {
             cpu: 3,
             writer: 4,
         }),
+        Record::Milestone(milestone()),
+        Record::Migration(migration()),
     ]
 }
 
@@ -140,6 +163,8 @@ fn the_layout_in_the_file_does_not_change() {
                 2 | 3 << 32 | 1 << 48 | 50 << 56,
                 7 | 1 << 16 | 4 << 24
             ],
+            [5, 5, 0, 0, 0, 0, 0x0102_0304_0506, 9 | 4 << 16 | 4 << 24],
+            [5, 8, 6, 0, 3, 7, 1 | 2 << 32, 10 | 1 << 8 | 4 << 24 | 9 << 32],
         ]
     );
 }
@@ -155,6 +180,8 @@ fn what_this_version_does_not_know_is_kept_as_it_is() {
     let interruption_of_nobody = 7 | 3 << 8 | 1 << 16;
     let interruption_without_cause = 7;
     let more_than_its_bytes = 6 | 1 << 20;
+    let milestone_without_step = 9 | 5 << 16;
+    let migration_without_clocks = 10 | 3 << 8;
     for last in [
         0,
         kind,
@@ -166,6 +193,8 @@ fn what_this_version_does_not_know_is_kept_as_it_is() {
         more_than_its_bytes,
         interruption_of_nobody,
         interruption_without_cause,
+        milestone_without_step,
+        migration_without_clocks,
     ] {
         let words = [1, 2, 0x100, 4, 5, 6, 0, last | 5 << 24];
         let record = Record::from_words(&words);

@@ -48,7 +48,14 @@ impl Transmitter {
         #[expect(clippy::cast_possible_truncation, reason = "one frame")]
         let packets = (done.taken as u16).saturating_sub(done.drops.total());
         let burst = Unsignalled { timeline, packets, bytes: done.bytes, polled: false };
-        self.record(&burst, tracer, |record| recorded(wire, record));
+        let mut announced = None;
+        self.record(&burst, tracer, |record| {
+            announced = Some(*record);
+            recorded(wire, record);
+        });
+        if let Some(record) = announced.filter(|_| packets > 0) {
+            tracer.announced(&record, address);
+        }
         packets > 0
     }
 }

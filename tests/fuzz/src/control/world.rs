@@ -198,7 +198,8 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
     }
     let writer = recorder.writer(0, clock);
     let log = Arc::new(LogLimit::new(format!("{name}: ")));
-    let cyclic = ["ethertype:0x0800,counter@4/2,stream@0/2,vlan=5", "ethertype:0x86dd,counter@8/8,le"];
+    let cyclic =
+        ["ethertype:0x0800,counter@4/2,stream@0/2,vlan=5", "ethertype:0x86dd,counter@8/8,le"];
     let probes = ProbeTargets {
         udp_ports: vec![0x0035],
         cyclic: cyclic.map(|text| text.parse().expect("a description")).to_vec(),
@@ -206,14 +207,7 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
     (
         recorder,
         reader,
-        GuestOptions {
-            log,
-            writer,
-            delays: Vec::new(),
-            crashes: Vec::new(),
-            trace: true,
-            probes,
-        },
+        GuestOptions { log, writer, delays: Vec::new(), crashes: Vec::new(), trace: true, probes },
     )
 }
 
