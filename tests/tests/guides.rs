@@ -420,7 +420,8 @@ fn with_own_options(command: &str) -> String {
          -display none \
          -kernel /mnt/image/kernel -initrd /mnt/image/initramfs -serial file:/tmp/serial.log \
          -append 'console=ttyS0 quiet mitigations=off nokaslr ringscope.ip=10.77.0.2/24' \
-         -chardev socket,id=console,path={CONSOLE},server=on,wait=off -serial chardev:console"
+         -chardev socket,id=console,path={CONSOLE},server=on,wait=off -device virtio-serial-pci \
+         -device virtserialport,chardev=console"
     );
     format!("mkdir -p /tmp/guest && exec {}", command.replacen("...", &own, 1))
 }

@@ -1,7 +1,7 @@
 //! The host's end of a guest's console: commands go in, their output comes back.
 //!
-//! The guest's end is `agent console`; the protocol is described there, in `server`. A serial line has no connection, and
-//! bytes sent before the guest opens it are lost. The host therefore sends empty lines until it is answered. It tells one
+//! The guest's end is `agent console`; the protocol is described there, in `server`. Bytes sent before the guest opens its
+//! device are lost. The host therefore sends empty lines until it is answered. It tells one
 //! boot from the next by the kernel's boot id.
 
 pub(crate) mod server;

@@ -3,7 +3,7 @@
 //! It sends, answers and measures, and prints each result as one JSON object on standard output. Every subcommand ends
 //! by itself: when its work is done, or after `--timeout`.
 //!
-//! - [`console`]: a shell over a serial line: the host's end, and in `console::server` the guest's end; `shell` runs one
+//! - [`console`]: a shell over a port of virtio-serial or a serial line: the host's end, and in `console::server` the guest's end; `shell` runs one
 //!   command over it.
 //! - `udp_ping`, `udp_echo`: round trips; `stamps`: when each packet was sent and received, by program and kernel.
 //! - `guest_stages`: how a guest's kernel received each probe.
@@ -73,7 +73,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Serve a shell on a serial line, for programs.
+    /// Serve a shell on a port of virtio-serial or a serial line, for programs.
     Console(console::server::Args),
     /// Run a command in a guest of qemu-scripts/launch.
     Shell(shell::Args),

@@ -1,4 +1,4 @@
-//! `console DEV`: a shell for programs on a serial line.
+//! `console DEV`: a shell for programs on a port of virtio-serial, or on a serial line.
 //!
 //! A request is one line. The reply to a command is a header with a length, and then that many bytes:
 //!
@@ -10,13 +10,13 @@
 //!       LENGTH bytes of the command's output, standard error included
 //! ```
 //!
-//! Any other line is run as a command, for people. A serial line has no connection: bytes sent before the other end
-//! listens are lost. The host therefore sends empty lines until it is answered, and matches replies by their sequence
+//! Any other line is run as a command, for people. Bytes sent before the other end listens are lost. The host therefore
+//! sends empty lines until it is answered, and matches replies by their sequence
 //! number.
 
 use crate::Error;
 use rustix::process::{Pid, Signal, kill_process_group};
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -29,12 +29,15 @@ pub const REPLY_PREFIX: &str = "=ringscope done ";
 /// Longest output of a command; a serial line carries some 100 KB a second.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
 
+/// Interval at which a port without a host is read again.
+const HOST_ASKED_EVERY: Duration = Duration::from_millis(100);
+
 /// Exit status after the time limit, as of timeout(1).
 const STATUS_TIMEOUT: i32 = 124;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The serial device, such as /dev/ttyS1.
+    /// The device: a port of virtio-serial such as /dev/vport0p1, or a serial line such as /dev/ttyS1.
     device: String,
     /// Time limit of commands that have none of their own, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
@@ -75,7 +78,10 @@ impl<'line> Request<'line> {
 pub fn run(args: &Args) -> Result<(), Error> {
     let failed = |source| Error::File { path: args.device.clone(), source };
     let device = OpenOptions::new().read(true).write(true).open(&args.device).map_err(failed)?;
-    make_raw(&device).map_err(failed)?;
+    let is_line = isatty(&device);
+    if is_line {
+        make_raw(&device).map_err(failed)?;
+    }
     let mut output = device.try_clone()?;
     let mut input = BufReader::new(device);
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -85,7 +91,12 @@ pub fn run(args: &Args) -> Result<(), Error> {
     loop {
         line.clear();
         if input.read_until(b'\n', &mut line).map_err(failed)? == 0 {
-            return Ok(());
+            if is_line {
+                return Ok(());
+            }
+            // A port reads as ended while the host has not connected.
+            std::thread::sleep(HOST_ASKED_EVERY);
+            continue;
         }
         let text = String::from_utf8_lossy(&line);
         let reply = match Request::parse(&text, Duration::from_secs(args.timeout)) {
