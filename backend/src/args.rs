@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::builder::TypedValueParser as _;
 use clap::{ArgGroup, Parser, ValueEnum};
+use clap_complete::Shell;
 use virtio_net::MacAddress;
 use worker::PollPolicy;
 
@@ -97,7 +98,7 @@ Also record single packets; may be repeated. One of:
 #[derive(Clone, Debug, Parser)]
 #[command(name = "ringscoped", version, override_usage = USAGE, after_long_help = EXAMPLES, term_width = COLUMNS)]
 #[command(group(ArgGroup::new("endpoint").required(true)
-    .args(["socket_path", "fd", "config", "print_capabilities"])))]
+    .args(["socket_path", "fd", "config", "print_capabilities", "print_man", "print_completions"])))]
 pub struct Args {
     /// Make the vhost-user socket PATH, for front ends to connect to
     #[arg(long, value_name = "PATH")]
@@ -126,8 +127,16 @@ pub struct Args {
     #[arg(long)]
     pub print_capabilities: bool,
 
+    /// Print the manual page for man(1), and exit
+    #[arg(long, hide_short_help = true)]
+    pub print_man: bool,
+
+    /// Print what SHELL reads to complete the flags, and exit
+    #[arg(long, value_name = "SHELL", hide_short_help = true)]
+    pub print_completions: Option<Shell>,
+
     /// Where frames go and come from, such as tap:ifname=tap0
-    #[arg(long, value_name = "SPEC", required_unless_present_any = ["print_capabilities", "config"], long_help = DATAPATHS)]
+    #[arg(long, value_name = "SPEC", required_unless_present_any = ["print_capabilities", "print_man", "print_completions", "config"], long_help = DATAPATHS)]
     pub datapath: Option<DatapathSpec>,
 
     /// Name of the device, its recorder and its reports [default: stem of the socket's file name]

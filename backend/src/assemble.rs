@@ -27,6 +27,7 @@ use crate::guest::{Front, GuestRecorder, Noted, Served, meet};
 use crate::journal;
 use crate::kernel::{Enrolled, Following, Kernel};
 use crate::link_speed;
+use crate::manager::Manager;
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::probes::ProbeSpec;
 use crate::services::{Services, Ways};
@@ -404,7 +405,14 @@ impl Daemon {
         let door = if taking.is_none() { open_door(plan) } else { None };
         let guests = plan.guests.iter().map(|guest| (guest, &self.wires[&guest.name])).collect();
         let (fronts, clock, ways) = (std::mem::take(&mut self.fronts), self.clock, &self.ways);
-        let served = Served { guests, recorders: &self.recorders, fronts, door, taking };
+        for path in self.handed.spare() {
+            log::warn!(
+                "the service manager made the socket {}, which no guest has as its --socket-path",
+                path.display()
+            );
+        }
+        let manager = Manager::find();
+        let served = Served { guests, recorders: &self.recorders, fronts, door, taking, manager };
         let (results, taken) = served.run(stop, || Services::start_late(plan, ways, clock, stop));
         for (recorder, result) in self.recorders.iter_mut().zip(&results) {
             recorder.stays |= result.is_ok();

@@ -11,7 +11,7 @@ use crate::args::Args;
 /// Keys of the daemon, above the first guest.
 const DAEMON_KEYS: [&str; 3] = ["run-dir", "metrics", "control"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 9] = [
+const NOT_FOR_GUESTS: [&str; 11] = [
     "config",
     "run-dir",
     "metrics",
@@ -19,6 +19,8 @@ const NOT_FOR_GUESTS: [&str; 9] = [
     "take-over",
     "fd",
     "print-capabilities",
+    "print-man",
+    "print-completions",
     "help",
     "version",
 ];

@@ -12,6 +12,7 @@ use vhost_control::{
 
 use crate::error::Error;
 use crate::journal;
+use crate::manager::Manager;
 use crate::plan::{EndpointPlan, GuestPlan};
 use crate::services::Services;
 use crate::stop::Stop;
@@ -69,6 +70,8 @@ pub struct Served<'d> {
     pub door: Option<Door>,
     /// The daemon before, from which they come.
     pub taking: Option<Taking>,
+    /// Who started this daemon.
+    pub manager: Option<Manager>,
 }
 
 impl Served<'_> {
@@ -80,7 +83,7 @@ impl Served<'_> {
         stop: &Stop,
         watch: impl FnOnce() -> Services + Send,
     ) -> (Vec<Result<(), Error>>, Result<(), Error>) {
-        let Self { guests, recorders, fronts, door, taking } = self;
+        let Self { guests, recorders, fronts, door, taking, manager } = self;
         let is_alone = fronts.len() == 1;
         let belongings = fronts.iter().zip(recorders).filter_map(|(front, recorder)| {
             let (plan, wire) = *guests.iter().find(|(plan, _)| plan.name == front.name)?;
@@ -92,8 +95,12 @@ impl Served<'_> {
             Ok(pair) => pair,
             Err(error) => return (Vec::new(), Err(Error::Signals(error))),
         };
+        let workers: Vec<_> =
+            fronts.iter().flat_map(|front| front.device.workers.clone()).collect();
+        let (manager, finished) = (manager.as_ref(), &finished);
         std::thread::scope(|scope| {
             let serve_one = |front| scope.spawn(move || serve_guest(front, is_alone, stop));
+            let count = fronts.len();
             let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
             let speaker = scope.spawn(move || {
                 let _watched = stop.alarm().watch();
@@ -108,8 +115,12 @@ impl Served<'_> {
                         Some(door)
                     }
                 };
+                if let Some(manager) = manager {
+                    manager.ready(count);
+                    scope.spawn(move || manager.attend(&workers, stop, finished));
+                }
                 if let Some(door) = door {
-                    Giver { guests: belongings, door }.run(stop, &finished);
+                    Giver { guests: belongings, door }.run(stop, finished);
                 }
                 drop(services);
                 Ok(())
@@ -167,7 +178,10 @@ pub fn meet(plan: &GuestPlan, handed: &mut Handed) -> Result<Endpoint, SocketErr
         };
     }
     match &plan.endpoint {
-        EndpointPlan::Listen(path) => Ok(Endpoint::Server(Server::bind(path)?)),
+        EndpointPlan::Listen(path) => match handed.listening(path) {
+            Some(socket) => Endpoint::from_fd(socket),
+            None => Ok(Endpoint::Server(Server::bind(path)?)),
+        },
         EndpointPlan::Connect(path) => Ok(Endpoint::Client(path.clone())),
         EndpointPlan::Descriptor(fd) => match handed.take(*fd) {
             Some(socket) => Endpoint::from_fd(socket),

@@ -15,7 +15,9 @@ mod guest;
 mod journal;
 mod kernel;
 mod link_speed;
+mod manager;
 mod plan;
+mod print;
 mod probes;
 mod services;
 mod spec;
@@ -52,9 +54,8 @@ fn main() -> ExitCode {
     }
     foreign_files::register(Program::this());
     let args = Args::parse();
-    if args.print_capabilities {
-        println!("{}", capabilities());
-        return ExitCode::SUCCESS;
+    if let Some(text) = print::asked(&args) {
+        return print::out(&text);
     }
     let plan = plan(args)
         .unwrap_or_else(|error| Args::command().error(ErrorKind::ArgumentConflict, error).exit());
@@ -147,9 +148,4 @@ fn raise_descriptor_limit(plan: &Plan) {
         Ok(_) => {}
         Err(error) => log::warn!("the limit of open files cannot be raised: {error}"),
     }
-}
-
-/// `--print-capabilities`, for management tools (QEMU, docs/interop/vhost-user.json).
-fn capabilities() -> String {
-    serde_json::json!({ "type": "net", "features": [] }).to_string()
 }

@@ -24,8 +24,9 @@ pub fn take_fd(fd: RawFd) -> io::Result<OwnedFd> {
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is open (see above) and is none of the standard three (the flags' ranges). `main::run` calls
-    // this once for each descriptor of the plan, all of which differ (`Plan::new`), before it opens anything itself. So
-    // nothing else owns the descriptor.
+    // SAFETY: the descriptor is open (see above) and is none of the standard three (the flags' ranges, and that of
+    // `manager::listening`). `Handed::take_over` calls this once for each descriptor of the plan, all of which differ
+    // (`Plan::new`), and for those of the service manager that are not among them, before this process opens anything
+    // itself. So nothing else owns the descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 use datapath::macvtap::{self, MacvtapOptions, Over};
 use datapath::tap::{self, TapOptions};
@@ -10,6 +12,7 @@ use vhost_control::SocketError;
 use virtio_net::MacAddress;
 
 use crate::error::Error;
+use crate::manager;
 use crate::plan::{EndpointPlan, Plan};
 use crate::spec::{DatapathSpec, Port};
 use crate::sys;
@@ -20,6 +23,8 @@ use crate::takeover::take::{Inherited, Taking};
 #[derive(Debug, Default)]
 pub struct Handed {
     parents: Vec<(RawFd, OwnedFd)>,
+    /// Sockets that the service manager made, by their paths.
+    listening: Vec<(PathBuf, OwnedFd)>,
     /// What the daemon before hands over instead.
     pub taking: Option<Taking>,
 }
@@ -44,12 +49,39 @@ impl Handed {
                 _ => TapError::Descriptor { fd, found }.into(),
             })?;
         }
+        for fd in manager::listening() {
+            if handed.parents.iter().all(|(number, _)| *number != fd) {
+                handed.listen(fd)?;
+            }
+        }
         Ok(handed)
+    }
+
+    /// Takes over a socket that the service manager made.
+    fn listen(&mut self, fd: RawFd) -> Result<(), Error> {
+        let refuse = |found: String| SocketError::Activation { fd, found };
+        let socket = sys::take_fd(fd).map_err(|error| refuse(error.to_string()))?;
+        let socket = UnixListener::from(socket);
+        let address = socket.local_addr().map_err(|error| refuse(error.to_string()))?;
+        let path = address.as_pathname().ok_or_else(|| refuse("a socket without a path".into()))?;
+        self.listening.push((path.into(), socket.into()));
+        Ok(())
+    }
+
+    /// The socket at this path, if the service manager made one.
+    pub fn listening(&mut self, path: &Path) -> Option<OwnedFd> {
+        let at = self.listening.iter().position(|(made, _)| made == path)?;
+        Some(self.listening.swap_remove(at).1)
+    }
+
+    /// The paths of sockets that the service manager made, and no guest has.
+    pub fn spare(&self) -> impl Iterator<Item = &Path> {
+        self.listening.iter().map(|(path, _)| path.as_path())
     }
 
     /// The guests of the daemon before, which has all that the plan names.
     pub const fn from_daemon(taking: Taking) -> Self {
-        Self { parents: Vec::new(), taking: Some(taking) }
+        Self { parents: Vec::new(), listening: Vec::new(), taking: Some(taking) }
     }
 
     /// What the daemon before hands over of the guest with this name, if there is one.

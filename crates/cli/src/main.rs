@@ -10,6 +10,7 @@
 //! - [`doctor`]: checks this host for measurements, and an interface for AF_XDP.
 //! - [`ctl`]: asks a running daemon how it stands, and tells it other settings.
 //! - [`lab`]: compares variants of the way between two ends, in one table.
+//! - [`pages`]: manual pages and shell completions.
 //!
 //! And what they share:
 //!
@@ -24,6 +25,7 @@ mod doctor;
 mod input;
 mod lab;
 mod output;
+mod pages;
 mod plain;
 mod probes;
 mod progress;
@@ -79,6 +81,10 @@ enum Command {
     Lab(lab::Arguments),
     /// Send, answer and measure traffic, in guests and on the far host
     Agent(agent::Args),
+    /// Print what a shell reads to complete subcommands and flags
+    Completions(pages::Completions),
+    /// Write the manual pages, one for each subcommand
+    Man(pages::Man),
 }
 
 const EXAMPLES: &str = "\
@@ -127,6 +133,8 @@ fn main() -> ExitCode {
         Command::Ctl(arguments) => ctl::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Agent(arguments) => agent::run(arguments).map_err(Into::into),
+        Command::Completions(arguments) => pages::completions(&arguments),
+        Command::Man(arguments) => pages::man(&arguments),
     };
     match done {
         // The missing part was read as zeroes.

@@ -70,6 +70,17 @@ pub enum SocketError {
         /// What it is.
         found: String,
     },
+    /// The service manager handed over something else than a unix socket.
+    #[error(
+        "file descriptor {fd} of the service manager (LISTEN_FDS) is {found}; expected a unix stream socket that \
+         listens at a guest's --socket-path: see ListenStream= of its .socket unit"
+    )]
+    Activation {
+        /// The descriptor's number.
+        fd: RawFd,
+        /// What it is.
+        found: String,
+    },
     /// The system refused.
     #[error("cannot listen on {path}: {source}")]
     System {

@@ -1,0 +1,121 @@
+//! The service manager, systemd: the sockets that it made (`sd_listen_fds(3)`), what it is told (`sd_notify(3)`), and its
+//! watchdog (`sd_watchdog_enabled(3)`). Without a service manager nothing happens here.
+//!
+//! The socket to it is opened at the start, so that nothing has to be opened later.
+
+use std::env;
+use std::io;
+use std::os::fd::{AsFd, RawFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use worker::Mailbox;
+
+use crate::stop::Stop;
+
+/// First descriptor that a service manager hands over (`SD_LISTEN_FDS_START`).
+const FIRST_LISTENING: RawFd = 3;
+/// Most descriptors that it may hand over: more than guests of one daemon.
+const LISTENING_MAX: RawFd = 4096;
+
+/// The numbers of the descriptors that the service manager hands over to this process.
+pub fn listening() -> std::ops::Range<RawFd> {
+    let count =
+        |text: String| text.parse().ok().filter(|count| (0..=LISTENING_MAX).contains(count));
+    let count = env::var("LISTEN_FDS").ok().filter(|_| is_for_us("LISTEN_PID")).and_then(count);
+    FIRST_LISTENING..FIRST_LISTENING + count.unwrap_or(0)
+}
+
+/// Whether the variable has the number of this process. A program that the service started has inherited it otherwise.
+fn is_for_us(variable: &str) -> bool {
+    env::var(variable).is_ok_and(|text| text.parse() == Ok(std::process::id()))
+}
+
+/// The service manager that started this process, if one did.
+#[derive(Debug)]
+pub struct Manager {
+    socket: UnixDatagram,
+    /// Interval in which it expects to hear that all is well.
+    watchdog: Option<Duration>,
+}
+
+impl Manager {
+    /// Finds it in the environment.
+    pub fn find() -> Option<Self> {
+        let address = env::var("NOTIFY_SOCKET").ok()?;
+        let socket = connect(&address)
+            .inspect_err(|error| {
+                log::warn!(
+                    "the service manager cannot be told of this daemon, at {address}: {error}"
+                )
+            })
+            .ok()?;
+        let is_ours = env::var_os("WATCHDOG_PID").is_none() || is_for_us("WATCHDOG_PID");
+        let watchdog = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours);
+        let watchdog = watchdog.and_then(|text| text.parse().ok()).filter(|&usec| usec > 0);
+        Some(Self { socket, watchdog: watchdog.map(Duration::from_micros) })
+    }
+
+    /// Tells it that front ends can connect.
+    pub fn ready(&self, guests: usize) {
+        let guests = if guests == 1 { "1 guest".into() } else { format!("{guests} guests") };
+        self.tell(&format!("READY=1\nSTATUS=serves {guests}"));
+    }
+
+    /// Tells it twice in its interval that all workers answer, and when the daemon is asked to end. Returns then, or when
+    /// `finished` is readable.
+    pub fn attend(&self, workers: &[Arc<Mailbox>], stop: &Stop, finished: impl AsFd) {
+        let pause = self.watchdog.map(|interval| interval / 2);
+        let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
+        loop {
+            let (asked, finished) = (stop.as_fd(), finished.as_fd());
+            let mut ends =
+                [PollFd::new(&asked, PollFlags::IN), PollFd::new(&finished, PollFlags::IN)];
+            match poll(&mut ends, pause.as_ref()) {
+                Ok(0) => self.watch(workers),
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    log::error!("the service manager hears no more of this daemon: {error}");
+                    return;
+                }
+            }
+        }
+        self.tell("STOPPING=1\nSTATUS=ends");
+    }
+
+    fn watch(&self, workers: &[Arc<Mailbox>]) {
+        if workers.iter().all(|worker| worker.look().is_ok()) {
+            self.tell("WATCHDOG=1");
+        } else {
+            log::warn!(
+                "a worker does not answer; if that lasts, the service manager's watchdog ends this daemon"
+            );
+        }
+    }
+
+    fn tell(&self, state: &str) {
+        if let Err(error) = self.socket.send(state.as_bytes()) {
+            log::warn!(
+                "the service manager cannot be told '{}': {error}",
+                state.replace('\n', ", ")
+            );
+        }
+    }
+}
+
+/// `address` is a path, or a name in the abstract namespace after `@`.
+fn connect(address: &str) -> io::Result<UnixDatagram> {
+    let address = match address.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(address)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    // Without a reader that is quick enough, what it is told is lost; nobody waits for it.
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
