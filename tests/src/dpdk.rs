@@ -160,10 +160,21 @@ impl Testpmd {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("ringscope-{}-{count}", std::process::id());
-        // Line by line: what it prints is waited for.
-        let mut command = Command::new("stdbuf");
+        // Line by line: what it prints is waited for. DPDK 22.11's virtio-user sends to a back end that may just have ended without
+        // MSG_NOSIGNAL (`vhost_user_write`, drivers/net/virtio/virtio_user/vhost_user.c), so SIGPIPE would end the process.
+        let mut command = Command::new("env");
         command
-            .args(["-oL", "dpdk-testpmd", "--no-pci", "--no-huge", "--no-telemetry", "-m", "128"])
+            .args([
+                "--ignore-signal=PIPE",
+                "stdbuf",
+                "-oL",
+                "dpdk-testpmd",
+                "--no-pci",
+                "--no-huge",
+                "--no-telemetry",
+                "-m",
+                "128",
+            ])
             .args(["-n", "1", "--lcores", &format!("(0)@0,(1)@{cpu}")])
             .args(["--file-prefix", &prefix])
             .args(devices.iter().flat_map(|device| ["--vdev", device]))
