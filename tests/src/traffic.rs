@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use agent::TcpReport;
+use lab::guest::GuestOptions;
 use lab::outside::Outside;
 use lab::process::Process;
 use serde::de::DeserializeOwned;
@@ -170,6 +171,23 @@ impl Transfer {
         }
         Ok(report)
     }
+}
+
+/// A guest whose daemon serves it on a tap, after frames of all kinds went both ways. `change` changes its options.
+///
+/// # Errors
+/// When something does not start, or a frame is lost or damaged.
+pub fn guest_on_tap(
+    queue_pairs: u16,
+    change: impl FnOnce(&mut GuestOptions),
+) -> Result<Place, Failure> {
+    let mut place = Place::new(queue_pairs)?;
+    place.spawn(&[])?;
+    let mut options = place.options()?;
+    change(&mut options);
+    place.attach(options)?;
+    everything_a_little(&mut place)?;
+    Ok(place)
 }
 
 /// A little of everything, both ways: whether the guest is on the network.

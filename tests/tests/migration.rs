@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use lab::guest::GuestOptions;
 use lab::process::Process;
 use ringscope_tests::daemon::program;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::migration::{Target, compare_memory, memory_of, port_of};
-use ringscope_tests::qemu::{Failure, GUEST, Place, SOON};
+use ringscope_tests::qemu::{Failure, GUEST, SOON};
 use ringscope_tests::shuttle::{By, Kind, Moved, Shuttle, Wire};
 use ringscope_tests::traffic::{self, Check, From, Transfer};
 
@@ -29,12 +30,7 @@ fn a_guest_with_two_queue_pairs_moves_under_load() -> Result<(), Failure> {
 }
 
 fn moves_under_load(queue_pairs: u16, packed: bool) -> Result<(), Failure> {
-    let mut place = Place::new(queue_pairs)?;
-    place.spawn(&[])?;
-    let mut options = place.options()?;
-    options.packed = packed;
-    place.attach(options)?;
-    traffic::everything_a_little(&mut place)?;
+    let mut place = traffic::guest_on_tap(queue_pairs, |options| options.packed = packed)?;
     assert_eq!(port_of(&place, ADDRESS)?, place.tap());
 
     let mut target = Target::start(&mut place, queue_pairs)?;
@@ -73,12 +69,10 @@ const FLOOD: [&str; 4] = ["--rate", "20000", "--duration-ms", "60000"];
 #[test]
 fn no_page_differs_at_the_switch_over() -> Result<(), Failure> {
     for packed in [false, true] {
-        let mut place = Place::new(1)?;
-        place.spawn(&[])?;
-        let mut options = place.options()?;
-        (options.packed, options.memory_mib) = (packed, 256);
-        place.attach(options)?;
-        traffic::everything_a_little(&mut place)?;
+        let of_kind = |options: &mut GuestOptions| {
+            (options.packed, options.memory_mib) = (packed, 256);
+        };
+        let mut place = traffic::guest_on_tap(1, of_kind)?;
         let count = "ringscope agent udp-count --bind 0.0.0.0:7011 --timeout 100 >/dev/null 2>&1 &";
         place.guest().check(count)?;
         let mut flood = place.outside.command(&program("ringscope")?.to_string_lossy());

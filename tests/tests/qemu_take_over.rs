@@ -10,12 +10,7 @@ use ringscope_tests::traffic::{self, Check, From, Transfer};
 #[test]
 fn the_guests_link_does_not_flap() -> Result<(), Failure> {
     for (queue_pairs, packed) in [(1, false), (2, true)] {
-        let mut place = Place::new(queue_pairs)?;
-        place.spawn(&[])?;
-        let mut options = place.options()?;
-        options.packed = packed;
-        place.attach(options)?;
-        traffic::everything_a_little(&mut place)?;
+        let mut place = traffic::guest_on_tap(queue_pairs, |options| options.packed = packed)?;
         let changes =
             |place: &mut Place| place.guest().check("cat /sys/class/net/eth0/carrier_changes");
         let before = changes(&mut place)?;

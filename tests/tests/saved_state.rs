@@ -16,13 +16,7 @@ const SAVED: Duration = Duration::from_secs(60);
 
 /// A guest with split or packed rings on a tap.
 fn guest(packed: bool) -> Result<Place, Failure> {
-    let mut place = Place::new(1)?;
-    place.spawn(&[])?;
-    let mut options = place.options()?;
-    (options.packed, options.memory_mib) = (packed, 256);
-    place.attach(options)?;
-    traffic::everything_a_little(&mut place)?;
-    Ok(place)
+    traffic::guest_on_tap(1, |options| (options.packed, options.memory_mib) = (packed, 256))
 }
 
 #[test]
