@@ -354,11 +354,8 @@ impl Stay {
                 // A guest that was stopped goes on here.
                 self.stopped = 0;
             }
-            Step::RingStopped(_) => {
-                if self.stopped == 0 {
-                    self.stopped = at;
-                }
-            }
+            // The last one counts: until then another ring may have a burst.
+            Step::RingStopped(_) => self.stopped = at,
             Step::Announced(address) => self.announced = self.announced.or(Some((at, address))),
         }
     }

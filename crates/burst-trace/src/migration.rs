@@ -21,7 +21,7 @@ pub enum Clocks {
 /// The parts of a migration, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrationParts {
-    /// From the last burst until the front end stopped the first ring, ticks. `None` if that is not known; it is then in
+    /// From the last burst until the front end had stopped the last ring, ticks. `None` if that is not known; it is then in
     /// `between`.
     pub stopping: Option<u64>,
     /// From then until the new front end had the first ring started.
@@ -36,7 +36,7 @@ pub struct MigrationParts {
 pub struct Migration {
     /// The end of the last burst on the host before.
     pub before: u64,
-    /// When the front end there stopped the first ring.
+    /// When the front end there had stopped the last ring.
     pub stopped: u64,
     /// When the front end there was gone.
     pub left: u64,

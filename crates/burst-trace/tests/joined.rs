@@ -112,7 +112,7 @@ fn a_move_has_what_each_host_knows() {
     let (hosts, at) = moved(directory.path());
     let expected = Migration {
         before: at + 600,
-        stopped: at + 700,
+        stopped: at + 701,
         left: at + 1200,
         connected: at + 300,
         started: at + 800,

@@ -17,7 +17,7 @@
 //!   front end had the first ring started, until the first burst was carried: `killed/resumed/9200000/310000/52000`.
 //! - `migration`, a time in which no burst was carried because the guest moved to another host: `start_ns` is the end of the last
 //!   burst before, by the clock of that host, `total_ns` the time to the end of the first one after. `cause` is the error of
-//!   `total_ns`, and the parts: until the front end stopped the rings, until a ring was started on the next host, until the first
+//!   `total_ns`, and the parts: until the front end had stopped all rings, until a ring was started on the next host, until the first
 //!   burst was carried; then, from the start of that ring, until the announcement and until the guest sent. All are in
 //!   nanoseconds, and empty if they are not known: `0/310000/92000000/52000/1200000/4100000`.
 

@@ -27,7 +27,7 @@ pub struct MigrationRow {
     /// Why there is no gap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_gap: Option<&'static str>,
-    /// From the last burst until the front end stopped the first ring.
+    /// From the last burst until the front end had stopped the last ring.
     pub rings_stopped_ns: Option<u64>,
     /// From then until the first ring was started on the next host.
     pub between_hosts_ns: Option<u64>,
