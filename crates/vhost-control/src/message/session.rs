@@ -225,6 +225,10 @@ impl VhostUserBackend for Session {
         self.rings.iter().for_each(|ring| ring.set_negotiated(Negotiated(features)));
     }
 
+    /// `DEVICE_STATE` is not among them: there is no state to move yet but the recorder, which stays. QEMU 10.0 and newer would
+    /// use it for its network devices: it then adds a section to the migration (`vhost_user_net_backend_state`,
+    /// hw/net/virtio-net.c), which a QEMU whose back end does not offer the feature cannot load. So a daemon that offers it
+    /// sends its guests only to others that do.
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         // User Mode Linux handles no interrupt without a channel for requests. We make none.
         let mut offered = VhostUserProtocolFeatures::MQ
