@@ -7,9 +7,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
+use lab::guest::Attachment;
 use lab::outside::Outside;
 use lab::process::Process;
 use serde_json::Value;
@@ -18,7 +20,7 @@ use crate::cable::{ip, quieten};
 use crate::daemon::{Daemon, program};
 use crate::dpdk::Testpmd;
 use crate::migration::{Berth, berth_of};
-use crate::qemu::{Failure, GUEST, Place, SOON};
+use crate::qemu::{Failure, GUEST, Place, SOON, said};
 use crate::sniffer::{Sight, Sniffer};
 use crate::traffic::{self, Check, From, Transfer, report_in};
 
@@ -52,6 +54,8 @@ pub enum By {
     /// DPDK's testpmd, which forwards between its vhost and its AF_XDP driver: one process and one CPU for both. It is for
     /// one queue pair on [`Wire::AfXdp`], and its AF_XDP driver does no offloads, so the guest has none.
     Dpdk,
+    /// QEMU itself, without vhost-user, on [`Wire::Tap`]: what its own part of a move takes.
+    Qemu,
 }
 
 /// A kind of guest and of its back ends.
@@ -83,7 +87,22 @@ pub struct Moved {
     /// From the last answer before the first announcement to that announcement, and from there to the next answer. DPDK's guests
     /// announce themselves, at some time.
     pub announced: Option<[Duration; 2]>,
+    /// What a report of both daemons' recorders says of it ([`PARTS`]).
+    pub parts: Option<[Duration; PARTS.len()]>,
 }
+
+/// Parts of a move in a report: three that follow each other, and two that begin when the first ring is started.
+pub const PARTS: [&str; 5] = [
+    "from the last burst to stopped rings",
+    "from there to the first ring that is started",
+    "from there to the first burst",
+    "from the first ring to the announcement",
+    "from the first ring to the first burst that the guest sent",
+];
+
+/// The same in the report's JSON.
+const KEYS: [&str; PARTS.len()] =
+    ["rings_stopped_ns", "between_hosts_ns", "first_burst_ns", "announced_ns", "first_sent_ns"];
 
 /// A veth from the bridge to a back end.
 #[derive(Debug)]
@@ -115,6 +134,7 @@ impl Drop for Cord {
 enum BackEnds {
     Ringscoped([Daemon; 2]),
     Dpdk(Testpmd),
+    Qemu,
 }
 
 /// The guest, and both back ends.
@@ -154,6 +174,14 @@ impl Shuttle {
         };
         let back_ends = kind.start(&place, &sockets, &interfaces)?;
         let mut options = place.options()?;
+        // Where a command line differs from that of the other QEMU.
+        let sockets = match kind.by {
+            By::Qemu => interfaces.map(PathBuf::from),
+            By::Ringscoped | By::Dpdk => sockets,
+        };
+        if let (By::Qemu, Some(tap)) = (kind.by, sockets[0].to_str()) {
+            options.attachment = Attachment::Tap(tap.to_owned());
+        }
         (options.packed, options.offloads) = (kind.packed, kind.offloads);
         (options.memory_mib, options.vcpus) = (MEMORY_MIB, Some(CPUS));
         if !kind.offloads {
@@ -161,7 +189,7 @@ impl Shuttle {
         }
         place.attach(options)?;
         traffic::everything_a_little(&mut place)?;
-        let berth = berth_of(&place);
+        let berth = Berth { socket: sockets[0].clone(), ..berth_of(&place) };
         Ok(Self { process: None, back_ends, _cords: cords, place, kind, sockets, berth, moves: 0 })
     }
 
@@ -201,10 +229,26 @@ impl Shuttle {
         self.berth = berth;
         let stopped = Duration::from_millis(state["downtime"].as_u64().ok_or("no down time")?);
         let announced = match self.kind.by {
-            By::Ringscoped => Some(around_announcement(&seen)?),
+            By::Ringscoped | By::Qemu => Some(around_announcement(&seen)?),
             By::Dpdk => None,
         };
-        Ok(Moved { down, stopped, lost, announced })
+        Ok(Moved { down, stopped, lost, announced, parts: self.parts()? })
+    }
+
+    /// What a report of both recorders says of the last move.
+    fn parts(&self) -> Result<Option<[Duration; PARTS.len()]>, Failure> {
+        let BackEnds::Ringscoped(daemons) = &self.back_ends else { return Ok(None) };
+        let mut command = Command::new(program("ringscope")?);
+        command.arg("report").args(daemons.each_ref().map(Daemon::recorder));
+        let report: Value = serde_json::from_str(&said(command.args(["--format", "json"]))?)?;
+        let row = report["migrations"].as_array().and_then(|all| all.last());
+        let row = row.ok_or_else(|| format!("no move in {report}"))?;
+        let mut parts = [Duration::ZERO; PARTS.len()];
+        for (part, key) in parts.iter_mut().zip(KEYS) {
+            let ns = row[key].as_u64().ok_or_else(|| format!("no {key}: {row}"))?;
+            *part = Duration::from_nanos(ns);
+        }
+        Ok(Some(parts))
     }
 
     /// Whether the guest and the back ends go on, after all moves.
@@ -215,6 +259,7 @@ impl Shuttle {
         traffic::everything_a_little(&mut self.place)?;
         match &mut self.back_ends {
             BackEnds::Dpdk(testpmd) => Ok(testpmd.statistics().map(drop)?),
+            BackEnds::Qemu => Ok(()),
             BackEnds::Ringscoped(daemons) => {
                 let ended = daemons.iter_mut().find_map(|it| (!it.is_alive()).then(|| it.log()));
                 ended.map_or(Ok(()), |log| Err(format!("a daemon has ended: {log}").into()))
@@ -232,6 +277,9 @@ impl Kind {
     ) -> Result<BackEnds, Failure> {
         if self.by == By::Dpdk {
             return Ok(BackEnds::Dpdk(Testpmd::between(sockets, interfaces)?));
+        }
+        if self.by == By::Qemu {
+            return Ok(BackEnds::Qemu);
         }
         let pairs = self.queue_pairs.to_string();
         let start = |n: usize| {

@@ -8,7 +8,7 @@ use ringscope_tests::daemon::program;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::migration::{Target, compare_memory, memory_of, port_of};
 use ringscope_tests::qemu::{Failure, GUEST, SOON};
-use ringscope_tests::shuttle::{By, Kind, Moved, Shuttle, Wire};
+use ringscope_tests::shuttle::{By, Kind, Moved, PARTS, Shuttle, Wire};
 use ringscope_tests::traffic::{self, Check, From, Transfer};
 
 /// The guest's Ethernet address, as `qemu-scripts/launch` gives it.
@@ -69,9 +69,8 @@ const FLOOD: [&str; 4] = ["--rate", "20000", "--duration-ms", "60000"];
 #[test]
 fn no_page_differs_at_the_switch_over() -> Result<(), Failure> {
     for packed in [false, true] {
-        let of_kind = |options: &mut GuestOptions| {
-            (options.packed, options.memory_mib) = (packed, 256);
-        };
+        let of_kind =
+            |options: &mut GuestOptions| (options.packed, options.memory_mib) = (packed, 256);
         let mut place = traffic::guest_on_tap(1, of_kind)?;
         let count = "ringscope agent udp-count --bind 0.0.0.0:7011 --timeout 100 >/dev/null 2>&1 &";
         place.guest().check(count)?;
@@ -150,12 +149,26 @@ fn series(kind: Kind, moves: usize) -> Result<(), Failure> {
     print("stopped, as QEMU says", &|it| Some(it.stopped));
     print("from the last answer to the announcement", &|it| Some(it.announced?[0]));
     print("from the announcement to the next answer", &|it| Some(it.announced?[1]));
+    for (n, what) in PARTS.iter().enumerate() {
+        print(what, &|it| Some(it.parts?[n]));
+    }
     Ok(())
 }
 
 #[test]
 fn a_guest_moves_to_and_fro_under_probes_and_transfers() -> Result<(), Failure> {
     kinds().into_iter().try_for_each(|kind| series(kind, moves()))
+}
+
+/// The same with QEMU's own tap back end, whose announcement and first answer no daemon can be faster than.
+#[test]
+#[ignore = "takes minutes: tests/long migrations"]
+fn announcements_beside_those_of_qemus_own_tap() -> Result<(), Failure> {
+    for by in [By::Qemu, By::Ringscoped] {
+        let (wire, queue_pairs, packed) = (Wire::Tap, 1, false);
+        series(Kind { wire, queue_pairs, packed, offloads: true, by, transfer: 0 }, moves())?;
+    }
+    Ok(())
 }
 
 /// The same guest on the same wire, without offloads, which DPDK's AF_XDP driver does not do.
