@@ -9,6 +9,7 @@ use std::str::FromStr;
 use clap::builder::TypedValueParser as _;
 use clap::{ArgGroup, Parser, ValueEnum};
 use clap_complete::Shell;
+use confine::Account;
 use virtio_net::MacAddress;
 use worker::PollPolicy;
 
@@ -197,6 +198,28 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
 
+    /// Run as this user; set-up needs root
+    ///
+    /// NAME[:GROUP], names or numbers. The daemon becomes this user before it opens anything, so all its files are that user's.
+    /// Interfaces are still opened with the privileges of root. Without this flag the daemon stays the user that it is.
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<Account>,
+
+    /// Whether the daemon gives up what it does not need: on, or none for debugging
+    ///
+    /// When everything is set up, each thread gives up its capabilities, can get no new privileges, and may only make the
+    /// system calls that it needs. With none the daemon keeps all that its user may do; the guest is hostile, so that is for
+    /// debugging only.
+    #[arg(long, value_enum, value_name = "on|none", hide_possible_values = true, default_value_t = Sandbox::On)]
+    pub sandbox: Sandbox,
+
+    /// What happens when a thread makes a system call that it does not need: kill, log or off
+    ///
+    /// With kill the daemon ends, with a message that names the call. With log the kernel logs the call and makes it. With off
+    /// nothing is checked, and a panic shows a backtrace if RUST_BACKTRACE=1 is set.
+    #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = OnSystemCall::Kill)]
+    pub seccomp: OnSystemCall,
+
     /// Take all guests over from a running daemon, which then ends
     ///
     /// PROCESS is its process number, or the path of its socket RUN_DIR/NAME.take-over. All other flags are those of the
@@ -246,6 +269,26 @@ pub struct Args {
     /// the same user is replaced.
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
+}
+
+/// `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sandbox {
+    /// Threads give up what they do not need.
+    On,
+    /// They give up nothing.
+    None,
+}
+
+/// `--seccomp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnSystemCall {
+    /// The daemon ends.
+    Kill,
+    /// The kernel logs the call.
+    Log,
+    /// Nothing.
+    Off,
 }
 
 /// On or off.

@@ -21,6 +21,7 @@ use worker::{
 
 use crate::announce;
 use crate::clock;
+use crate::confinement;
 use crate::error::Error;
 use crate::facts::facts;
 use crate::guest::{Front, GuestRecorder, Noted, Served, meet};
@@ -238,7 +239,8 @@ impl Daemon {
         }
         for (n, pairs) in hands.into_iter().enumerate() {
             let index = first + n;
-            let options = self.worker_options(index, plan.workers[n], plan.poll);
+            let wire = confinement::wire_of(&plan.datapath);
+            let options = self.worker_options(index, plan.workers[n], plan.poll, wire);
             let guest = guest_options(plan, &log, recorder.file.writer(n, self.clock));
             let worker = start(options, guest, pairs, self.clock)
                 .map_err(|source| Error::Worker { index, source })?;
@@ -258,39 +260,44 @@ impl Daemon {
         index: usize,
         scheduling: Scheduling,
         poll: PollPolicy,
+        wire: confine::Wire,
     ) -> WorkerOptions {
-        WorkerOptions { index, scheduling, poll, alarm: self.alarm.clone() }
+        WorkerOptions { index, scheduling, poll, wire, alarm: self.alarm.clone() }
     }
 
     /// Puts together a switch with all its guests.
     fn add_switch(&mut self, plan: &SwitchPlan, guests: &[GuestPlan]) -> Result<(), Error> {
         let guests: Vec<_> = plan.guests.iter().map(|&n| &guests[n]).collect();
+        let wire = plan.uplink.as_ref().map_or(confine::Wire::Nothing, confinement::wire_of);
         match &plan.uplink {
             None | Some(DatapathSpec::Switch { .. } | DatapathSpec::Reflect) => {
-                self.join(&guests, None::<Null>)
+                self.join(&guests, wire, None::<Null>)
             }
             Some(DatapathSpec::Tap { port, napi, engine }) => {
                 let tap = open_tap(port, &mut self.handed, 1, *napi, "")?.pop();
                 match engine {
-                    Engine::Readv => self.join(&guests, tap),
-                    Engine::Uring => self.join(&guests, tap.map(Uring::open).transpose()?),
+                    Engine::Readv => self.join(&guests, wire, tap),
+                    Engine::Uring => self.join(&guests, wire, tap.map(Uring::open).transpose()?),
                 }
             }
             Some(DatapathSpec::Macvtap { port, over }) => {
                 let (handed, owner) = (&mut self.handed, Macvtapped::Switch);
                 let uplink = open_macvtap(port, over.as_ref(), handed, 1, (owner, ""))?.pop();
-                self.join(&guests, uplink)
+                self.join(&guests, wire, uplink)
             }
             Some(DatapathSpec::AfXdp { ifname, options }) => {
-                self.join(&guests, AfXdp::open(ifname, 1, options)?.pop())
+                self.join(&guests, wire, AfXdp::open(ifname, 1, options)?.pop())
             }
-            Some(DatapathSpec::Null { receive }) => self.join(&guests, Some(Null::new(*receive))),
+            Some(DatapathSpec::Null { receive }) => {
+                self.join(&guests, wire, Some(Null::new(*receive)))
+            }
         }
     }
 
     fn join<U: FrameReader>(
         &mut self,
         plans: &[&GuestPlan],
+        wire: confine::Wire,
         uplink: Option<U>,
     ) -> Result<(), Error> {
         let capabilities = switch::capabilities(uplink.as_ref().map(U::capabilities));
@@ -310,7 +317,7 @@ impl Daemon {
         }
         let index = self.workers.len();
         let GuestPlan { workers, poll, .. } = plans[0];
-        let options = self.worker_options(index, workers[0], *poll);
+        let options = self.worker_options(index, workers[0], *poll, wire);
         let worker = Worker::spawn_switch(options, members, uplink, self.clock)
             .map_err(|source| Error::Worker { index, source })?;
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {

@@ -11,12 +11,15 @@ use crate::args::Args;
 /// Keys of the daemon, above the first guest.
 const DAEMON_KEYS: [&str; 3] = ["run-dir", "metrics", "control"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 11] = [
+const NOT_FOR_GUESTS: [&str; 14] = [
     "config",
     "run-dir",
     "metrics",
     "control",
     "take-over",
+    "user",
+    "sandbox",
+    "seccomp",
     "fd",
     "print-capabilities",
     "print-man",

@@ -25,6 +25,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
+use confine::Role;
 use rustix::fs::{Mode, fchmod};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -78,7 +79,10 @@ impl Control {
         let listener = listen_at(path).map_err(system)?;
         let inode = fs::symlink_metadata(path).map_err(system)?.ino();
         let (end, ended) = UnixStream::pair().map_err(system)?;
-        let serve = move || clients::serve(&listener, &ended, &operator);
+        let serve = move || {
+            confine::enter(Role::Operator);
+            clients::serve(&listener, &ended, &operator);
+        };
         let thread = Builder::new().name("control".into()).spawn(serve).map_err(system)?;
         Ok(Self { thread: Some(thread), end: Some(end), path: path.into(), inode })
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use burst_trace::RecorderError;
+use confine::AccountError;
 use datapath::{AfXdpError, CaptureError, MacvtapError, TapError};
 use metrics::MetricsError;
 use vhost_control::{ServeError, SocketError};
@@ -96,6 +97,20 @@ pub enum Error {
         asked: u16,
         /// The interface's, bytes.
         found: u16,
+    },
+    /// Helper processes.
+    #[error("the process that starts helper processes cannot be started: {0}")]
+    Helpers(io::Error),
+    /// The sandbox.
+    #[error("the daemon cannot be confined: {0}; --seccomp off or --sandbox none run without")]
+    Confine(confine::Error),
+    /// `--user`.
+    #[error("cannot run as --user {user}: {source}")]
+    User {
+        /// The user.
+        user: String,
+        /// Why.
+        source: AccountError,
     },
     /// There is no take-over.
     #[error(transparent)]

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use burst_trace::{Before, Participants, Reader, Recorder};
+use confine::Role;
 use ring_journal::Journal;
 use vhost_control::{
     Device, Endpoint, Handover, Heir, Server, SocketError, Succession, Witness, serve_on,
@@ -99,7 +100,12 @@ impl Served<'_> {
             fronts.iter().flat_map(|front| front.device.workers.clone()).collect();
         let (manager, finished) = (manager.as_ref(), &finished);
         std::thread::scope(|scope| {
-            let serve_one = |front| scope.spawn(move || serve_guest(front, is_alone, stop));
+            let serve_one = |front| {
+                scope.spawn(move || {
+                    confine::enter(Role::Control);
+                    serve_guest(front, is_alone, stop)
+                })
+            };
             let count = fronts.len();
             let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
             let speaker = scope.spawn(move || {
@@ -117,14 +123,20 @@ impl Served<'_> {
                 };
                 if let Some(manager) = manager {
                     manager.ready(count);
-                    scope.spawn(move || manager.attend(&workers, stop, finished));
+                    scope.spawn(move || {
+                        confine::enter(Role::TakeOver);
+                        manager.attend(&workers, stop, finished);
+                    });
                 }
+                // Only now is everything set up: after a take-over, services start late.
+                confine::enter(Role::TakeOver);
                 if let Some(door) = door {
                     Giver { guests: belongings, door }.run(stop, finished);
                 }
                 drop(services);
                 Ok(())
             });
+            confine::enter(Role::Main);
             let results =
                 threads.into_iter().map(|thread| thread.join().unwrap_or(Err(Error::Fault)));
             let results = results.collect();

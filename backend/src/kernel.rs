@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use burst_trace::{Clock, KernelStage, Writer};
+use confine::Role;
 use kernel_stages::{Attached, Event, FrontEnds, KernelStages, Scribe, Span, ThreadEvent, Whose};
 use log_limit::LogLimit;
 use serde_json::{Map, Value};
@@ -130,7 +131,10 @@ impl Kernel {
     pub fn follow(self) -> Result<Following, FollowError> {
         let (stop, alive) = io::pipe()?;
         let name = "kernel-stages".to_owned();
-        let thread = Builder::new().name(name).spawn(move || self.run(&stop))?;
+        let thread = Builder::new().name(name).spawn(move || {
+            confine::enter(Role::KernelStages);
+            self.run(&stop);
+        })?;
         Ok(Following { alive: Some(alive), thread: Some(thread) })
     }
 

@@ -8,6 +8,7 @@ mod args;
 mod assemble;
 mod clock;
 mod config;
+mod confinement;
 mod control;
 mod error;
 mod facts;
@@ -33,14 +34,14 @@ use std::sync::Arc;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
-use foreign_files::Program;
+use confine::{Policy, Role, Seccomp};
 use log_limit::LimitedLogger;
 use signal_hook::consts::SIGXFSZ;
 use vhost_control::{descriptors_of, raise_descriptor_limit as raise_limit};
 
 use crate::args::Args;
 use crate::config::Config;
-use crate::plan::Plan;
+use crate::plan::{Confinement, Plan};
 use crate::stop::Stop;
 use crate::takeover::take::Taking;
 use crate::wires::Handed;
@@ -52,7 +53,6 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|first| first == foreign_files::ARGUMENT) {
         return help();
     }
-    foreign_files::register(Program::this());
     let args = Args::parse();
     if let Some(text) = print::asked(&args) {
         return print::out(&text);
@@ -71,6 +71,11 @@ fn main() -> ExitCode {
 
 /// Runs as a helper of another daemon.
 fn help() -> ExitCode {
+    if std::env::args_os().nth(2).is_some_and(|second| second == confinement::CONFINED) {
+        // Without a filter, because it executes programs. So nothing fails here.
+        let _ = confine::start(Policy { seccomp: Seccomp::Off, ..Policy::default() });
+        confine::enter(Role::Helper);
+    }
     match foreign_files::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -108,24 +113,28 @@ fn start_log() {
 
 /// Makes the plan from the flags, or from the file that they name.
 fn plan(args: Args) -> Result<Plan, String> {
+    let confinement = Confinement::of(&args);
     let Some(path) = &args.config else {
         let (run_dir, metrics) = (args.run_dir.clone(), args.metrics.clone());
         let (take_over, control) = (args.take_over.clone(), args.control.clone());
         let plan = Plan::new(vec![args], run_dir).map_err(|error| error.to_string())?;
-        return Ok(Plan { metrics, control, take_over, ..plan });
+        return Ok(Plan { metrics, control, take_over, confinement, ..plan });
     };
     let Config { run_dir, metrics, control, guests } = Config::read(path)?;
     let run_dir = args.run_dir.clone().or(run_dir);
     let plan =
         Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))?;
     let (take_over, control) = (args.take_over, args.control.or(control));
-    Ok(Plan { metrics: args.metrics.or(metrics), control, take_over, ..plan })
+    Ok(Plan { metrics: args.metrics.or(metrics), control, take_over, confinement, ..plan })
 }
 
 fn run(plan: &Plan) -> Result<(), error::Error> {
     raise_descriptor_limit(plan);
+    // Before anything is opened: a file that is opened before could get the number of a descriptor that was handed over.
+    let taken = plan.take_over.is_none().then(|| Handed::take_over(plan)).transpose()?;
+    confinement::begin(plan)?;
     let handed = match &plan.take_over {
-        None => Handed::take_over(plan)?,
+        None => taken.unwrap_or_default(),
         Some(before) => Handed::from_daemon(Taking::begin(plan, before)?),
     };
     // With this signal handled, a write over the file-size limit fails (EFBIG), as on a full disk. It does not end the

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use burst_trace::cyclic::CYCLIC_MAX;
 use burst_trace::location;
+use confine::{Account, Seccomp};
 use datapath::Planted;
 use virtio_net::MacAddress;
 use worker::{Crash, Delay, PollPolicy, Scheduling};
 
-use crate::args::{Args, OnOff};
+use crate::args::{Args, OnOff, OnSystemCall, Sandbox};
 use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, FaultSpec};
 use crate::takeover::Predecessor;
@@ -35,6 +36,37 @@ pub struct Plan {
     pub control: Option<PathBuf>,
     /// The daemon to take over from.
     pub take_over: Option<Predecessor>,
+    /// What the daemon may do.
+    pub confinement: Confinement,
+}
+
+/// What the daemon may do: its user, and what it gives up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confinement {
+    /// The user that it becomes.
+    pub user: Option<Account>,
+    /// Whether threads give up what they do not need.
+    pub sandbox: Sandbox,
+    /// What happens when a thread makes a system call that it does not need.
+    pub seccomp: Seccomp,
+}
+
+impl Confinement {
+    /// That of the daemon's own flags.
+    pub fn of(args: &Args) -> Self {
+        let seccomp = match args.seccomp {
+            OnSystemCall::Kill => Seccomp::Kill,
+            OnSystemCall::Log => Seccomp::Log,
+            OnSystemCall::Off => Seccomp::Off,
+        };
+        Self { user: args.user.clone(), sandbox: args.sandbox, seccomp }
+    }
+}
+
+impl Default for Confinement {
+    fn default() -> Self {
+        Self { user: None, sandbox: Sandbox::On, seccomp: Seccomp::Kill }
+    }
 }
 
 /// A switch between guests. One worker serves all of them.
@@ -150,7 +182,14 @@ impl Plan {
             }
         }
         let switches = switches(&guests)?;
-        let plan = Self { guests, switches, metrics: None, control: None, take_over: None };
+        let plan = Self {
+            guests,
+            switches,
+            metrics: None,
+            control: None,
+            take_over: None,
+            confinement: Confinement::default(),
+        };
         match plan.same_descriptor() {
             Some(fd) => Err(PlanError::SameDescriptor(fd)),
             None => Ok(plan),

@@ -14,7 +14,7 @@ use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_net::{ConfigSpace, Frames, GuestRoom, LinkSpeed, Offloads, Placed};
 use worker::{
-    GuestOptions, PanicAlarm, PollPolicy, ProbeTargets, Scheduling, Worker, WorkerOptions,
+    GuestOptions, PanicAlarm, PollPolicy, ProbeTargets, Scheduling, Wire, Worker, WorkerOptions,
 };
 
 /// A wire with a mirror at its end. For brevity it allocates for each frame; a datapath should not.
@@ -101,6 +101,7 @@ fn a_datapath_of_ones_own_is_served_and_traced() {
         index: 0,
         scheduling: Scheduling { cpu: None, fifo: None },
         poll: PollPolicy::Never,
+        wire: Wire::Nothing,
         alarm: PanicAlarm::new(alarm),
     };
     let swap = Swap::default();

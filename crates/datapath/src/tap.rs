@@ -4,12 +4,14 @@
 //! (`IFF_VNET_HDR`). So the guest is offered exactly the checksum and segmentation offloads that this kernel's tap
 //! takes.
 //!
-//! - `interface`: the interface, found by its name, and again when it was removed and made again.
+//! - `interface`: the interface, found by its name, and again when it was removed and made again; `finder`: the thread that
+//!   does that.
 //! - `queue`: an open queue, of a tap or a macvtap; one `writev` or `readv` for each frame.
 //! - `shared`: the queues of a daemon before this one, which are served on; `handed`: such a queue.
 //! - `uring`: a burst of frames with one system call.
 
 mod error;
+mod finder;
 mod handed;
 mod interface;
 mod queue;

@@ -61,6 +61,6 @@ impl Closer {
     /// # Errors
     /// See [`Helper::wait`].
     pub fn finish(self) -> io::Result<()> {
-        self.helper.dismiss().map(drop)
+        self.helper.dismiss()
     }
 }

@@ -1,5 +1,6 @@
 //! What a helper process does.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -8,13 +9,16 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, fstatfs};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
+use rustix::net::sockopt::socket_peercred;
 
 use crate::closer::CLOSE;
 use crate::message::{receive, send};
-use crate::{GRACE, Task, sys};
+use crate::{GRACE, Task, starter, sys};
 
 /// The name of a helper's process.
-const NAME: &std::ffi::CStr = c"ringscoped-file";
+const NAME: &CStr = c"ringscoped-file";
+/// The name of the starter's process.
+const STARTER_NAME: &CStr = c"ringscoped-fork";
 
 /// Serves as a helper. The standard input is the socket to the daemon. Returns when the daemon has closed its end.
 ///
@@ -29,11 +33,16 @@ pub fn run() -> io::Result<()> {
     let Some(task) = first.bytes().first().and_then(|byte| Task::from_byte(*byte)) else {
         return Err(io::ErrorKind::InvalidData.into());
     };
+    if task == Task::Start {
+        let _ = rustix::thread::set_name(STARTER_NAME);
+        return starter::run(socket);
+    }
     let files = first.files;
     let result = match (task, files.as_slice()) {
         (Task::Close, _) => close(socket),
         (Task::Forward, [eventfd, pipe]) => forward(socket, eventfd, pipe),
         (Task::FileSystem, [file]) => file_system(socket, file),
+        (Task::Maps, [peer]) => return maps(socket, peer),
         _ => Err(io::ErrorKind::InvalidData.into()),
     };
     if !files.is_empty() {
@@ -100,4 +109,10 @@ fn file_system(socket: BorrowedFd<'_>, file: &OwnedFd) -> io::Result<()> {
     #[expect(clippy::cast_sign_loss, reason = "a number of 32 bits")]
     let number = (kind as u64) & 0xffff_ffff;
     answer(socket, number)
+}
+
+fn maps(socket: BorrowedFd<'_>, peer: &OwnedFd) -> io::Result<()> {
+    let process = socket_peercred(peer)?.pid.as_raw_nonzero();
+    let file = File::open(format!("/proc/{process}/maps"))?;
+    send(&socket, &0_u64.to_ne_bytes(), &[file.as_fd()])
 }

@@ -6,15 +6,21 @@
 //! processes*. A helper has the front end's files and a socket to the daemon, and nothing else of the daemon's. When it
 //! hangs, the daemon goes on and can end; the helper ends when its call returns.
 //!
-//! A helper is the daemon's own executable, started again with [`ARGUMENT`]. A process that was forked before the first
-//! thread would start faster, but it would have to exist in every daemon; almost no daemon ever needs one.
+//! A helper is the daemon's own executable, started again with [`ARGUMENT`]. The *starter* starts it: a process of the same
+//! executable, which the daemon starts first of all ([`register`]), and which does nothing else. So no thread of the daemon
+//! needs to execute a program later, and none of them may.
 //!
 //! - The daemon must not make the last `close` of such a file either. So it sends a descriptor to the helper first, then
 //!   closes its own copy, then asks the helper to close it ([`Closer`]).
 //! - A helper notices the daemon's end by the hang-up of its socket, also after SIGKILL. It waits [`GRACE`] before it
 //!   closes its files, because the kernel closes the daemon's copies one after the other.
-//! - It has its own process group, so CTRL-C ends the daemon first. `ps` shows it as `ringscoped-file`.
-//! - Some thread of the daemon waits for each helper, so none stays as a zombie, and the daemon counts those that hang.
+//! - Starter and helpers have their own process group, so CTRL-C ends the daemon first. `ps` shows them as `ringscoped-fork`
+//!   and `ringscoped-file`.
+//! - A helper holds one end of a socket as its standard output. Some thread of the daemon waits until that is closed, so
+//!   the daemon counts those that hang. The starter leaves no zombies.
+//!
+//! A helper may also see what the daemon must not: how the process at the other end of a socket maps its memory
+//! ([`Helper::maps`]). The daemon gets an open file, and only that of the process that the kernel names for this socket.
 //!
 //! What is left:
 //!
@@ -29,6 +35,7 @@ mod closer;
 mod helper;
 mod message;
 mod program;
+mod starter;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -48,6 +55,10 @@ const GRACE: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Task {
+    /// Starts helpers.
+    Start = b'p',
+    /// Opens `/proc/PID/maps` of the process at the other end of a socket.
+    Maps = b'm',
     /// Closes files.
     Close = b'c',
     /// Forwards an eventfd's signals to a pipe.
@@ -59,6 +70,8 @@ enum Task {
 impl Task {
     const fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
+            b'p' => Self::Start,
+            b'm' => Self::Maps,
             b'c' => Self::Close,
             b'f' => Self::Forward,
             b's' => Self::FileSystem,

@@ -1,11 +1,11 @@
 //! Helpers, as the daemon sees them.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use crate::message::{pair, receive, send};
+use crate::message::{Received, receive, send};
+use crate::starter::Starter;
 use crate::{ARGUMENT, Task};
 
 /// How a helper is started.
@@ -23,14 +24,15 @@ pub struct Program {
     arguments: Vec<OsString>,
 }
 
-static PROGRAM: OnceLock<Program> = OnceLock::new();
+static STARTER: OnceLock<io::Result<Starter>> = OnceLock::new();
 
 impl Program {
     /// This process's own executable, whose `main` calls [`run`](crate::run) when its first argument is [`ARGUMENT`].
-    /// Also when its file was replaced since.
+    /// Also when its file was replaced since. `more`: further arguments.
     #[must_use]
-    pub fn this() -> Self {
-        Self { path: "/proc/self/exe".into(), arguments: vec![ARGUMENT.into()] }
+    pub fn this(more: &[&str]) -> Self {
+        let arguments = [ARGUMENT].iter().chain(more).map(OsString::from).collect();
+        Self { path: "/proc/self/exe".into(), arguments }
     }
 
     /// Another executable that calls [`run`](crate::run) with these arguments: tests have one.
@@ -40,9 +42,15 @@ impl Program {
     }
 }
 
-/// From now on helpers of this process are started so. Only the first call counts. Without one there are no helpers.
-pub fn register(program: Program) {
-    let _ = PROGRAM.set(program);
+/// Starts the process that starts the helpers of this one. Only the first call counts. Without one there are no helpers.
+///
+/// # Errors
+/// Why it could not be started.
+pub fn register(program: &Program) -> io::Result<()> {
+    match STARTER.get_or_init(|| Starter::start(&program.path, &program.arguments)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.kind().into()),
+    }
 }
 
 /// A helper process.
@@ -50,7 +58,8 @@ pub fn register(program: Program) {
 pub struct Helper {
     /// `None` after [`dismiss`](Self::dismiss).
     socket: Option<OwnedFd>,
-    child: Child,
+    /// Ends when the helper does.
+    alive: UnixStream,
 }
 
 impl Helper {
@@ -91,18 +100,24 @@ impl Helper {
         }
     }
 
+    /// Opens `/proc/PID/maps` of the process at the other end of `socket` (`SO_PEERCRED`).
+    ///
+    /// # Errors
+    /// Why it cannot be read, as [`forward`](Self::forward) without the helper, which ends by itself.
+    pub fn maps(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<File> {
+        let helper = Self::start(Task::Maps, &[socket])?;
+        helper.await_answer(patience)?;
+        let mut message = helper.receive()?.ok_or(io::ErrorKind::TimedOut)?;
+        message.files.pop().map(File::from).ok_or(io::ErrorKind::PermissionDenied.into())
+    }
+
     pub(crate) fn start(task: Task, files: &[BorrowedFd<'_>]) -> io::Result<Self> {
-        let Some(program) = PROGRAM.get() else {
+        let Some(Ok(starter)) = STARTER.get() else {
             let text = "this program has no helper processes";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         };
-        let (socket, theirs) = pair()?;
-        let mut command = Command::new(&program.path);
-        command.args(&program.arguments).current_dir("/").process_group(0);
-        // A reader of the daemon's output sees its end when the daemon ends, even if a helper still runs.
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn()?;
-        let helper = Self { socket: Some(socket), child };
+        let (socket, alive) = starter.helper()?;
+        let helper = Self { socket: Some(socket), alive };
         helper.send(&[task as u8], files)?;
         Ok(helper)
     }
@@ -113,18 +128,35 @@ impl Helper {
 
     /// The bytes of an answer that is there.
     pub(crate) fn answered(&self) -> io::Result<Option<[u8; 8]>> {
+        let Some(message) = self.receive()? else { return Ok(None) };
+        match message.bytes().try_into() {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// A message that is there.
+    fn receive(&self) -> io::Result<Option<Received>> {
         let socket = self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         match receive(socket, RecvFlags::DONTWAIT) {
-            Ok(message) => match message.bytes().try_into() {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-            },
+            Ok(message) => Ok(Some(message)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     fn answer(&self, patience: Duration) -> io::Result<u64> {
+        let until = Instant::now() + patience;
+        loop {
+            self.await_answer(until.saturating_duration_since(Instant::now()))?;
+            if let Some(bytes) = self.answered()? {
+                return Ok(u64::from_ne_bytes(bytes));
+            }
+        }
+    }
+
+    /// Waits until there is an answer, or the helper has ended.
+    fn await_answer(&self, patience: Duration) -> io::Result<()> {
         let socket = self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let until = Instant::now() + patience;
         loop {
@@ -132,12 +164,9 @@ impl Helper {
             let mut polled = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)];
             match poll(&mut polled, Timespec::try_from(left).ok().as_ref()) {
                 Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
-            }
-            if let Some(bytes) = self.answered()? {
-                return Ok(u64::from_ne_bytes(bytes));
             }
         }
     }
@@ -153,16 +182,17 @@ impl Helper {
     /// Waits until the helper has ended. That may take for ever.
     ///
     /// # Errors
-    /// When somebody else has waited for it.
-    pub fn wait(mut self) -> io::Result<ExitStatus> {
-        self.child.wait()
+    /// When the socket that shows it cannot be read.
+    pub fn wait(mut self) -> io::Result<()> {
+        // A helper writes nothing there.
+        self.alive.read_to_end(&mut Vec::new()).map(drop)
     }
 
     /// Asks the helper to end, and waits for that as [`wait`](Self::wait).
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
-    pub fn dismiss(mut self) -> io::Result<ExitStatus> {
+    pub fn dismiss(mut self) -> io::Result<()> {
         self.socket = None;
         self.wait()
     }

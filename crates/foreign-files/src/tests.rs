@@ -12,7 +12,7 @@ const LONG: Duration = Duration::from_secs(20);
 
 fn prepare() {
     let arguments = ["--exact", "tests::serves_as_a_helper", "--nocapture"];
-    register(Program::other(std::env::current_exe().unwrap(), &arguments));
+    register(&Program::other(std::env::current_exe().unwrap(), &arguments)).unwrap();
 }
 
 /// Not a test by itself: the standard input of a helper is a socket.
@@ -37,7 +37,7 @@ fn signals_reach_the_pipe_until_the_socket_is_closed() {
         assert_eq!(u64::from_ne_bytes(signal), 1);
     }
     drop(helper.take_socket().unwrap());
-    assert!(helper.wait().unwrap().success());
+    helper.wait().unwrap();
     assert_eq!(reader.read(&mut signal).unwrap(), 0, "the helper had the last write end");
 }
 
@@ -48,7 +48,7 @@ fn a_pipe_that_cannot_be_written_is_refused() {
     let watch = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).unwrap();
     let (helper, error) = Helper::forward(call.as_fd(), watch.as_fd(), LONG).unwrap_err();
     assert!(error.raw_os_error().is_some(), "{error}");
-    assert!(helper.unwrap().dismiss().unwrap().success());
+    helper.unwrap().dismiss().unwrap();
 }
 
 #[test]
@@ -76,4 +76,38 @@ fn a_file_system_is_found_by_its_number() {
     let (helper, number) = Helper::file_system(file.as_fd(), LONG).unwrap();
     assert_eq!(number, 0x9fa0, "PROC_SUPER_MAGIC");
     helper.dismiss().unwrap();
+}
+
+#[test]
+fn the_maps_of_the_other_end_are_found_and_of_nobody_else() {
+    prepare();
+    let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut maps = String::new();
+    Helper::maps(one.as_fd(), LONG).unwrap().read_to_string(&mut maps).unwrap();
+    let ours = std::fs::read_to_string("/proc/self/maps").unwrap();
+    assert_eq!(maps.lines().next(), ours.lines().next(), "this process made the socket");
+    let no_socket = std::fs::File::open("/proc/self/maps").unwrap();
+    assert!(Helper::maps(no_socket.as_fd(), LONG).is_err());
+}
+
+#[test]
+fn no_helper_is_left_as_a_zombie() {
+    prepare();
+    for _ in 0..3 {
+        Closer::start().unwrap().finish().unwrap();
+    }
+    let children = || {
+        let own = format!("/proc/self/task/{}/children", std::process::id());
+        let starters = std::fs::read_to_string(own).unwrap();
+        let of = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        starters.split_whitespace().filter_map(|pid| of(pid).ok()).collect::<String>()
+    };
+    let until = std::time::Instant::now() + LONG;
+    while children().split_whitespace().any(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains(") Z ")
+    }) {
+        assert!(std::time::Instant::now() < until, "{}", children());
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

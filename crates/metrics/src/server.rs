@@ -17,6 +17,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use burst_trace::ReadError;
+use confine::Role;
 
 use crate::accept::Format;
 use crate::address::Address;
@@ -130,7 +131,11 @@ impl Metrics {
         name: &str,
         work: impl FnOnce() + Send + 'static,
     ) -> Result<(), MetricsError> {
-        let thread = Builder::new().name(name.into()).spawn(work).map_err(MetricsError::Thread)?;
+        let thread = Builder::new().name(name.into()).spawn(move || {
+            confine::enter(Role::Metrics);
+            work();
+        });
+        let thread = thread.map_err(MetricsError::Thread)?;
         self.threads.push(thread);
         Ok(())
     }

@@ -75,8 +75,8 @@ pub fn converse(
         worker.front_end_came();
     }
     let custody = Custody::new(closers).map_err(system("setting up a connection"))?;
-    let session =
-        Session::new(device, peer, &custody).map_err(system("setting up a connection"))?;
+    let session = Session::new(device, peer, front.as_fd(), &custody)
+        .map_err(system("setting up a connection"))?;
     let session = Arc::new(session);
     let (mut daemon, framework) =
         framework::start(&session).map_err(system("setting up a connection"))?;
@@ -101,6 +101,7 @@ pub fn converse(
     let is_unserved = matches!(end, Ok(End::Gone))
         && relay.wants_other_pairs()
         && began.elapsed() < UNSERVED_TIME_MAX;
+    session.leave_connection();
     let front = relay.into_front();
     let result = daemon.wait();
     session.end();

@@ -7,10 +7,12 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use foreign_files::Helper;
 use rustix::fs::fstat;
 
 /// The front end maps its guest's memory privately.
@@ -29,11 +31,16 @@ pub struct PrivateMemory {
 /// Mappings after that count as unknown.
 const MAPS_MAX: u64 = 32 << 20;
 
+/// Longest wait for the helper process that opens `/proc/PID/maps`.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// Looks up how a front end maps its files.
 #[derive(Debug)]
 pub struct Sharing {
     /// The front end's process, where it is known.
     peer: Option<u32>,
+    /// A copy of the connection to it, which shows a helper process which maps it may open for us.
+    connection: Mutex<Option<OwnedFd>>,
     found: Mutex<Found>,
 }
 
@@ -47,10 +54,30 @@ struct Found {
 }
 
 impl Sharing {
-    /// For the front end `peer`.
+    /// For the front end `peer`. `connection`: a copy of the connection to it.
     #[must_use]
-    pub fn new(peer: Option<u32>) -> Self {
-        Self { peer, found: Mutex::new(Found { known: HashSet::new(), left: MAPS_MAX }) }
+    pub fn new(peer: Option<u32>, connection: Option<OwnedFd>) -> Self {
+        let connection = Mutex::new(connection);
+        Self {
+            peer,
+            connection,
+            found: Mutex::new(Found { known: HashSet::new(), left: MAPS_MAX }),
+        }
+    }
+
+    /// Closes the copy of the connection. Must be called while the connection itself is open: the last one is closed elsewhere,
+    /// because that may block.
+    pub fn leave_connection(&self) {
+        drop(self.connection.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Opens the front end's maps. The daemon itself may not see those of a process of another user, or with capabilities.
+    fn open_maps(&self, pid: u32) -> Option<File> {
+        let path = Path::new("/proc").join(pid.to_string()).join("maps");
+        File::open(path).ok().or_else(|| {
+            let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+            Helper::maps(connection.as_ref()?.as_fd(), PATIENCE).ok()
+        })
     }
 
     /// Looks up how the front end maps those of `files` that are new. `None` when it maps them shared, or when this cannot
@@ -64,7 +91,7 @@ impl Sharing {
         if new.is_empty() || found.left == 0 {
             return None;
         }
-        let file = File::open(Path::new("/proc").join(pid.to_string()).join("maps")).ok()?;
+        let file = self.open_maps(pid)?;
         let mut maps = BufReader::new(file).take(found.left);
         let is_private = is_private(&mut maps, &new);
         found.left = maps.limit();
@@ -135,7 +162,7 @@ mod tests {
     fn a_shared_file_is_looked_up_once_and_a_private_one_each_time() {
         let program = File::open("/proc/self/exe").unwrap();
         let pid = std::process::id();
-        let sharing = Sharing::new(Some(pid));
+        let sharing = Sharing::new(Some(pid), None);
         let left = || sharing.found.lock().unwrap().left;
         let private = sharing.find_private([&program].into_iter());
         assert_eq!(private, Some(PrivateMemory { pid }), "programs are mapped privately");

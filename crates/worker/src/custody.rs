@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use confine::Role;
 use foreign_files::Closer;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -97,6 +98,7 @@ impl Custody {
         let (inside, alive) = (Arc::clone(&held), Alive::new(threads));
         Builder::new().name("closer".into()).spawn(move || {
             let _alive = alive;
+            confine::enter(Role::Closer);
             close_all(&todo, &inside);
         })?;
         Ok(Arc::new(Self { work, held, hung }))

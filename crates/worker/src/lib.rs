@@ -46,6 +46,7 @@ mod turn;
 mod view;
 mod worker;
 
+pub use confine::Wire;
 pub use custody::{Custody, Foreign, Hung};
 pub use fault::{Crash, Delay};
 pub use idle::PollPolicy;

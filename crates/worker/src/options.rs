@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use burst_trace::Writer;
+use confine::Wire;
 use log_limit::LogLimit;
 
 use crate::fault::{Crash, Delay};
@@ -20,6 +21,8 @@ pub struct WorkerOptions {
     pub scheduling: Scheduling,
     /// What it does without work.
     pub poll: PollPolicy,
+    /// The datapath that it serves, which says what it may do.
+    pub wire: Wire,
     /// Raised if it panics.
     pub alarm: PanicAlarm,
 }

@@ -167,6 +167,7 @@ impl Rig {
             index: 0,
             scheduling: Scheduling::default(),
             poll,
+            wire: confine::Wire::Nothing,
             alarm: PanicAlarm::new(wake),
         };
         let orders = Arc::new(Orders::default());

@@ -6,6 +6,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use confine::Role;
 use datapath::{Datapath, Forward, FrameReader};
 
 use crate::clock::Clock;
@@ -100,6 +101,7 @@ impl Worker {
             match Loop::new(&options, topology, guests, pairs, clock, inside) {
                 Ok(mut work) => {
                     let _ = ready.send(Ok(rustix::thread::gettid()));
+                    confine::enter(Role::Worker(options.wire));
                     work.run();
                 }
                 Err(error) => {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use confine::Role;
 use host_links::link::Link;
 use host_links::notices::Notices;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -122,7 +123,10 @@ impl Follower {
             pairs,
             is_gone: false,
         };
-        let thread = Builder::new().name("link".into()).spawn(move || following.run())?;
+        let thread = Builder::new().name("link".into()).spawn(move || {
+            confine::enter(Role::Interface);
+            following.run();
+        })?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

@@ -1,14 +1,19 @@
 //! Settings of an interface for busy polling (kernel `Documentation/networking/napi.rst`, "Software IRQ coalescing").
 //! With them the device's interrupts stay off as long as a worker polls.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Files in `/sys/class/net/IF`, and their values for busy polling: the number of polls without frames before
 /// interrupts are enabled again, and the time after the last poll at which the kernel itself polls, in nanoseconds.
 const SETTINGS: [(&str, &str); 2] =
     [("napi_defer_hard_irqs", "2"), ("gro_flush_timeout", "200000")];
+
+/// Writes to a file that is there. `fs::write` would make one, which no thread may do after set-up.
+fn write(path: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
 
 /// The previous settings. They are restored on drop.
 #[derive(Debug)]
@@ -27,7 +32,7 @@ impl NapiSettings {
         for (file, value) in SETTINGS {
             let path = directory.join(file);
             let before = fs::read_to_string(&path)?;
-            fs::write(&path, value)?;
+            write(&path, value)?;
             settings.before.push((path, before));
         }
         Ok(settings)
@@ -38,7 +43,7 @@ impl Drop for NapiSettings {
     fn drop(&mut self) {
         for (path, value) in &self.before {
             // NotFound: the interface is gone, and its settings with it.
-            if let Err(error) = fs::write(path, value)
+            if let Err(error) = write(path, value)
                 && error.kind() != io::ErrorKind::NotFound
             {
                 log::warn!("{} stays changed; it was {}: {error}", path.display(), value.trim());

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
+use confine::Role;
 use host_links::macvtap::remove;
 use host_links::watch::{LinkEvent, LinkWatch};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -22,8 +23,8 @@ pub struct WatchedLink {
     /// Written to when the thread is to end.
     stop: UnixStream,
     thread: Option<JoinHandle<()>>,
-    /// Field order is drop order: the interface is removed last, so that nobody reports its removal.
-    made: Option<Made>,
+    /// We made it, or the daemon before did.
+    made: Option<Arc<Made>>,
 }
 
 impl WatchedLink {
@@ -33,7 +34,15 @@ impl WatchedLink {
         let (stop, stopped) = UnixStream::pair()?;
         let carries = Arc::new(AtomicBool::new(true));
         let watch = Watch { events, stopped, name: name.into(), carries: Arc::clone(&carries) };
-        let thread = Builder::new().name("link".into()).spawn(move || watch.run())?;
+        let made = made.map(Arc::new);
+        let removed = made.clone();
+        let thread = Builder::new().name("link".into()).spawn(move || {
+            confine::enter(Role::Link { is_made: removed.is_some() });
+            watch.run();
+            // At the end, so that nobody reports its removal. Only this thread may remove it.
+            watch.wait_for_the_end();
+            removed.iter().for_each(|made| made.remove());
+        })?;
         Ok(Self { carries, stop, thread: Some(thread), made })
     }
 
@@ -99,6 +108,12 @@ impl Watch {
         }
     }
 
+    /// Waits until the thread is to end.
+    fn wait_for_the_end(&self) {
+        let mut stopped = [PollFd::new(&self.stopped, PollFlags::IN)];
+        while poll(&mut stopped, None) == Err(rustix::io::Errno::INTR) {}
+    }
+
     fn report(&self, event: LinkEvent) {
         let carries = event == LinkEvent::Up;
         // An interface that is removed goes down first, so its removal is reported although the state is the same.
@@ -130,9 +145,10 @@ pub struct Made {
     pub stays: AtomicBool,
 }
 
-impl Drop for Made {
-    fn drop(&mut self) {
-        if self.stays.load(Ordering::Relaxed) {
+impl Made {
+    /// Removes it, unless it stays or was removed.
+    fn remove(&self) {
+        if self.stays.swap(true, Ordering::Relaxed) {
             return;
         }
         match remove(self.index) {
@@ -141,5 +157,11 @@ impl Drop for Made {
             Err(error) => log::warn!("macvtap '{}' stays: {error}", self.name),
             Ok(()) => {}
         }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.remove();
     }
 }

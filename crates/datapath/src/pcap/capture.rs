@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use burst_trace::clock::Anchor;
 use burst_trace::file::MAGIC;
 use burst_trace::{BurstRecord, Clock, Direction, Stage};
+use confine::Role;
 use host_files::{create_own, write_counted};
 use log_limit::LogLimit;
 use pcapng::comment::{Described, describe};
@@ -194,7 +195,10 @@ pub fn begin(
     };
     let thread = Builder::new()
         .name("capture".into())
-        .spawn(move || scribe.run(&bursts, &home))
+        .spawn(move || {
+            confine::enter(Role::Capture);
+            scribe.run(&bursts, &home);
+        })
         .map_err(CaptureError::Thread)?;
     let thread = Arc::new(Thread(Some(thread)));
     let lane = |(queue, empty)| Lane {

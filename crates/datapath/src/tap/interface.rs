@@ -10,6 +10,7 @@ use host_links::holder::{Holder, tap_users};
 use libc::{TUNGETFEATURES, TUNSETIFF};
 
 use super::error::TapError;
+use super::finder::Finder;
 use crate::claim::{Claim, Taken};
 use crate::sys::{self, InterfaceRequest};
 
@@ -52,10 +53,36 @@ pub struct Again {
     options: TapOptions,
     /// The index of the interface that it was attached to last.
     index: Option<u32>,
+    /// Does it: the queue's worker may not open files.
+    finder: Arc<Finder>,
+}
+
+impl Again {
+    /// The interface's name.
+    fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// Attaches a queue as [`attach_again`] does, on another thread.
+    ///
+    /// # Errors
+    /// See [`TapError`].
+    pub fn find(&self, file: &File) -> Result<Option<QueueFacts>, TapError> {
+        let fail = |error| system(self.name(), "looking for it again", error);
+        let (file, again) = (file.try_clone().map_err(fail)?, self.clone());
+        let found = self.finder.run(move || attach_again(&file, &again));
+        found.unwrap_or_else(|| Err(fail(io::Error::other("there is no thread for that"))))
+    }
 }
 
 impl QueueFacts {
-    pub fn of(options: &TapOptions, lets_go: bool, claim: Option<Arc<Claim>>) -> Self {
+    /// `finder` attaches a queue again.
+    pub fn of(
+        options: &TapOptions,
+        lets_go: bool,
+        claim: Option<Arc<Claim>>,
+        finder: Arc<Finder>,
+    ) -> Self {
         let name = &options.name;
         Self {
             kind: "tap",
@@ -63,7 +90,7 @@ impl QueueFacts {
             mtu: mtu_of(name),
             lets_go,
             waiting_max: waiting_max(name),
-            again: Some(Again { options: options.clone(), index: index_of(name) }),
+            again: Some(Again { options: options.clone(), index: index_of(name), finder }),
             claim,
         }
     }
@@ -80,7 +107,7 @@ pub fn open(options: &TapOptions) -> Result<(QueueFacts, Vec<File>), TapError> {
     if lets_go {
         warn_of_users(&options.name);
     }
-    let facts = QueueFacts::of(options, lets_go, claim);
+    let facts = QueueFacts::of(options, lets_go, claim, Arc::new(Finder::start()));
     let files = (0..options.queues).map(|_| {
         let file = OpenOptions::new()
             .read(true)
@@ -99,8 +126,8 @@ pub fn open(options: &TapOptions) -> Result<(QueueFacts, Vec<File>), TapError> {
 ///
 /// # Errors
 /// See [`TapError`].
-pub fn attach_again(file: &File, again: &Again) -> Result<Option<QueueFacts>, TapError> {
-    let Again { options, index } = again;
+fn attach_again(file: &File, again: &Again) -> Result<Option<QueueFacts>, TapError> {
+    let Again { options, index, finder } = again;
     let name = &options.name;
     // If there is none, the kernel would make one (`tun_set_iff` of `drivers/net/tun.c`). One that is being removed has no
     // queues any more, but is still there.
@@ -116,7 +143,9 @@ pub fn attach_again(file: &File, again: &Again) -> Result<Option<QueueFacts>, Ta
     };
     match attach(file, options, lets_go) {
         Err(TapError::Busy { .. }) => Ok(None),
-        attached => attached.map(|()| Some(QueueFacts::of(options, lets_go, claim))),
+        attached => {
+            attached.map(|()| Some(QueueFacts::of(options, lets_go, claim, Arc::clone(finder))))
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use libc::{
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed};
 
 use super::handed::SharedQueue;
-use super::interface::{self, QueueFacts};
+use super::interface::QueueFacts;
 use crate::sys::{self, InterfaceRequest};
 use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Refusal, Transmitted};
 
@@ -225,7 +225,7 @@ impl<E> TapQueue<E> {
     #[cold]
     fn comes_back(&mut self) -> bool {
         let Some(again) = &self.facts.again else { return false };
-        match interface::attach_again(&self.file, again) {
+        match again.find(&self.file) {
             Ok(Some(facts)) => self.facts = facts,
             Ok(None) => return false,
             Err(error) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use libc::TUNGETIFF;
 
 use super::error::TapError;
+use super::finder::Finder;
 use super::handed::SharedQueue;
 use super::interface::{QueueFacts, TapOptions, mtu_of, waiting_max};
 use super::queue::TapQueue;
@@ -20,10 +21,11 @@ pub fn go_on(
     queues: Vec<SharedQueue>,
     options: Option<&TapOptions>,
 ) -> Result<Vec<TapQueue>, TapError> {
+    let finder = options.map(|_| Arc::new(Finder::start()));
     let take = |queue| {
         let (name, has_several) = interface_of(&queue)?;
-        let facts = |claim| match options {
-            Some(options) => QueueFacts::of(options, has_several, claim),
+        let facts = |claim| match options.zip(finder.clone()) {
+            Some((options, finder)) => QueueFacts::of(options, has_several, claim, finder),
             None => QueueFacts {
                 kind: "tap",
                 mtu: mtu_of(&name),

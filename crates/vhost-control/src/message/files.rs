@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use confine::Role;
 use foreign_files::Helper;
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -189,6 +190,7 @@ fn ask(file: BorrowedFd<'_>) -> Result<FileSystem, String> {
         Err((helper, _)) => (helper, Err(unknown())),
     };
     let ended = move || {
+        confine::enter(Role::Closer);
         let _ = helper.map(Helper::dismiss);
         ASKING.store(false, Ordering::Release);
     };

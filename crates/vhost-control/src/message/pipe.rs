@@ -18,13 +18,15 @@ use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use confine::Role;
 use foreign_files::Helper;
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
 use worker::{Custody, Foreign};
 
 /// Longest wait until a helper has opened its pipe, and until an earlier helper has ended.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// The helper of a test is the test program, which starts slowly.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 5000 } else { 500 });
 
 /// The pipes of one connection.
 #[derive(Debug)]
@@ -97,6 +99,7 @@ impl Forwarder {
         let copy = signalled.try_clone()?;
         // Never joined: the helper may never end.
         Builder::new().name("pipe".into()).spawn(move || {
+            confine::enter(Role::Closer);
             let helper = Helper::forward(signalled.as_fd(), pipe.as_fd(), PATIENCE);
             drop(signalled);
             let mut helper = match helper {
@@ -112,13 +115,13 @@ impl Forwarder {
             pipe.mark_harmless();
             drop(pipe);
             let _ = started.send(helper.take_socket());
-            let status = helper.wait();
+            let ended = helper.wait();
             if !is_wanted.load(Ordering::Relaxed)
-                && let (Some(log), Ok(status)) = (log, status)
+                && let (Some(log), Ok(())) = (log, ended)
             {
                 log_limit::warn!(
                     log,
-                    "the process that writes to a pipe for the guest ended ({status}): the ring with this pipe as call \
+                    "the process that writes to a pipe for the guest ended: the ring with this pipe as call \
                      descriptor has no notifications until the front end sets it again"
                 );
             }
@@ -144,7 +147,7 @@ pub mod tests {
     pub fn prepare() {
         let arguments = ["--exact", "message::pipe::tests::serves_as_a_helper", "--nocapture"];
         let path = std::env::current_exe().unwrap();
-        foreign_files::register(foreign_files::Program::other(path, &arguments));
+        foreign_files::register(&foreign_files::Program::other(path, &arguments)).unwrap();
     }
 
     /// Not a test by itself: the standard input of a helper is a socket.

@@ -59,6 +59,7 @@ impl Session {
     pub fn new(
         device: &Arc<Device>,
         peer: Option<u32>,
+        front: BorrowedFd<'_>,
         custody: &Arc<Custody>,
     ) -> io::Result<Self> {
         let control = Arc::new(ControlQueue::new(&device.log, device.queue_pairs)?);
@@ -79,7 +80,7 @@ impl Session {
             features: AtomicU64::new(0),
             logging: AtomicBool::new(false),
             control,
-            sharing: Arc::new(Sharing::new(peer)),
+            sharing: Arc::new(Sharing::new(peer, Some(front.try_clone_to_owned()?))),
             memory: Mutex::default(),
             refused: Mutex::default(),
         })
@@ -184,6 +185,11 @@ impl Session {
     #[must_use]
     pub fn refused(&self) -> Option<PrivateMemory> {
         lock(&self.refused).take()
+    }
+
+    /// Closes the copies of the connection to the front end. It itself is closed last, elsewhere.
+    pub fn leave_connection(&self) {
+        self.sharing.leave_connection();
     }
 
     /// Ends it, because the front end is gone: the workers let go of its rings and memory.

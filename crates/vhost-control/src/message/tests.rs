@@ -19,7 +19,7 @@ fn relay() -> (UnixStream, Relay, UnixStream) {
     let custody = Custody::new(&Arc::default()).unwrap();
     let limits = regions::Limits { bytes_max: 1 << 30, peer: None };
     let offer = judge::Offer { features: 0, queue_size: 256, mtu: 1500 };
-    let sharing = Arc::new(Sharing::new(limits.peer));
+    let sharing = Arc::new(Sharing::new(limits.peer, None));
     let judge = Judge::new(&[], offer, limits, &sharing, &custody);
     let relay = Relay::with_judge(front, framework, judge, &custody).unwrap();
     let mut first = [0; 20];

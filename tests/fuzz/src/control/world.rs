@@ -17,7 +17,7 @@ use vhost_control::{Device, Endpoint, serve};
 use virtio_net::{ConfigSpace, LinkSpeed, MacAddress};
 use vmm_sys_util::signal::register_signal_handler;
 use worker::{
-    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, ProbeTargets, Scheduling, Worker,
+    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, ProbeTargets, Scheduling, Wire, Worker,
     WorkerOptions, switch,
 };
 
@@ -178,7 +178,7 @@ fn options(index: usize) -> WorkerOptions {
     let scheduling = Scheduling { cpu: None, fifo: None };
     // Nobody listens: a panic ends this process at once.
     let alarm = PanicAlarm::new(UnixStream::pair().expect("sockets").0);
-    WorkerOptions { index, scheduling, poll: PollPolicy::Never, alarm }
+    WorkerOptions { index, scheduling, poll: PollPolicy::Never, wire: Wire::Nothing, alarm }
 }
 
 fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {

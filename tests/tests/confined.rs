@@ -1,0 +1,158 @@
+//! What a running daemon may still do: no thread has a capability that it does not need, none can get one, and each has a filter of
+//! its system calls.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use frontend::{Guest, GuestOptions};
+use ringscope_tests::cable::Cable;
+use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::SOON;
+use ringscope_tests::frames;
+
+/// Numbers of capabilities (`linux/capability.h`).
+const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
+const IPC_LOCK: u32 = 14;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+
+/// The lines of `/proc/PID/task/TID/status`.
+type Status = BTreeMap<String, String>;
+
+fn threads(daemon: &Daemon) -> Vec<Status> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().flatten();
+    let status = |task: fs::DirEntry| fs::read_to_string(task.path().join("status")).ok();
+    let lines = |text: String| {
+        let pairs = text.lines().filter_map(|line| line.split_once(':'));
+        pairs.map(|(key, value)| (key.into(), value.trim().into())).collect()
+    };
+    tasks.filter_map(status).map(lines).collect()
+}
+
+/// Checks every thread. `kept`: the capabilities that a thread of this name keeps.
+fn expect_confined(daemon: &Daemon, kept: &[(&str, &[u32])]) {
+    let threads = threads(daemon);
+    assert!(threads.len() >= 4, "main, worker, control, take-over: {threads:?}");
+    for thread in threads {
+        let name = thread["Name"].as_str();
+        let allowed = kept.iter().find(|(of, _)| *of == name).map_or(&[][..], |(_, all)| *all);
+        let expected = allowed.iter().fold(0_u64, |set, bit| set | 1 << bit);
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            let found = u64::from_str_radix(&thread[set], 16).unwrap();
+            assert_eq!(found, expected, "{set} of the thread {name}");
+        }
+        for set in ["CapInh", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&thread[set], 16), Ok(0), "{set} of the thread {name}");
+        }
+        assert_eq!(thread["NoNewPrivs"], "1", "{name}");
+        assert_eq!(thread["Seccomp"], "2", "{name}");
+    }
+}
+
+#[test]
+fn no_thread_keeps_what_it_does_not_need_on_any_datapath() {
+    let directory = tempfile::tempdir().unwrap();
+    let cable = Cable::new();
+    let (macvtap, _) = cable.add_macvtap();
+    let (macvtap, interface) = (format!("macvtap:ifname={macvtap}"), cable.interface());
+    let below = Cable::new();
+    let made = format!("macvtap:ifname={},over={}", below.free_name(), below.interface());
+    let capture = directory.path().join("capture.pcapng");
+    let capture = capture.to_str().unwrap();
+    let of_the_program = [NET_ADMIN, NET_RAW, IPC_LOCK, PERFMON, BPF];
+    let (af_xdp, in_place) =
+        (format!("af-xdp:ifname={interface}"), format!("af-xdp:ifname={interface},umem=guest"));
+    type Kept<'k> = &'k [(&'k str, &'k [u32])];
+    let cases: [(&str, &[&str], Kept<'_>); 7] = [
+        ("null", &[], &[]),
+        ("reflect", &["--metrics", "127.0.0.1:0"], &[]),
+        ("reflect", &["--pcap", capture, "--kernel-stages"], &[]),
+        (&macvtap, &[], &[]),
+        (&made, &[], &[("link", &[NET_ADMIN])]),
+        (&af_xdp, &[], &[("link", &of_the_program)]),
+        (&in_place, &[], &[("link", &of_the_program), ("worker-0", &[NET_RAW, IPC_LOCK])]),
+    ];
+    for (datapath, more, kept) in cases {
+        let arguments = [&["--datapath", datapath], more].concat();
+        let mut daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        if datapath == "reflect" {
+            frames::come_back(&mut guest).unwrap();
+        }
+        expect_confined(&daemon, kept);
+        guest.disconnect();
+        let status = daemon.terminate(SOON).unwrap();
+        assert!(status.success(), "{datapath}: {status}: {}", daemon.log());
+    }
+}
+
+#[test]
+fn without_a_sandbox_nothing_is_given_up_and_that_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--datapath", "reflect", "--sandbox", "none"];
+    let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    assert!(daemon.log().contains("NOT CONFINED, by --sandbox none"), "{}", daemon.log());
+    for thread in threads(&daemon) {
+        assert_eq!((thread["Seccomp"].as_str(), thread["NoNewPrivs"].as_str()), ("0", "0"));
+        assert_ne!(thread["CapEff"], "0000000000000000");
+    }
+}
+
+#[test]
+fn as_another_user_it_has_that_users_files_and_groups() {
+    let directory = tempfile::tempdir().unwrap();
+    let cable = Cable::new();
+    let datapath = format!("af-xdp:ifname={}", cable.interface());
+    let arguments = ["--datapath", &datapath, "--user", "4711:4712"];
+    std::os::unix::fs::chown(directory.path(), Some(4711), Some(4712)).unwrap();
+    let mut daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+    for thread in threads(&daemon) {
+        let same = |id: &str| [id; 4].join("\t");
+        assert_eq!((&thread["Uid"], &thread["Gid"]), (&same("4711"), &same("4712")));
+        assert_eq!(thread["Groups"], "4712");
+    }
+    for file in ["vm0.sock", "vm0.trace", "vm0.rings", "vm0.take-over"] {
+        use std::os::unix::fs::MetadataExt as _;
+        let found = fs::symlink_metadata(directory.path().join(file)).unwrap();
+        assert_eq!((found.uid(), found.gid()), (4711, 4712), "{file}");
+    }
+    let status = daemon.terminate(SOON).unwrap();
+    assert!(status.success(), "{status}: {}", daemon.log());
+    assert!(!directory.path().join("vm0.sock").exists(), "it is removed");
+}
+
+#[test]
+fn a_user_that_there_is_not_is_refused() {
+    let output = run(&["--user", "no-such-user-here"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("there is no user 'no-such-user-here'"), "{text}");
+}
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(program("ringscoped").unwrap());
+    command.args(["--socket-path", "/tmp/ringscope-none.sock", "--datapath", "null"]);
+    command.args(arguments).output().unwrap()
+}
+
+/// A thread of a daemon has another one's descriptors, but it cannot be traced, and cannot see how others map their memory.
+#[test]
+fn the_helper_keeps_one_capability_and_the_daemon_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), "vm0", &["--datapath", "null"]).unwrap();
+    let children =
+        fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.pid())).unwrap();
+    let starter = children.trim();
+    let status = fs::read_to_string(Path::new("/proc").join(starter).join("status")).unwrap();
+    let line = |key: &str| {
+        let found = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        found.trim().to_owned()
+    };
+    assert_eq!(line("Name:"), "ringscoped-fork");
+    // CAP_SYS_PTRACE is number 19.
+    assert_eq!(line("CapEff:"), format!("{:016x}", 1_u64 << 19));
+    assert_eq!(line("NoNewPrivs:"), "1");
+}
