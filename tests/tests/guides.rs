@@ -68,6 +68,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("tests/README.md", "MIRIFLAGS=", "builds; tests/run runs it"),
     ("tests/README.md", "cargo bench", "builds, and takes minutes"),
     ("tests/README.md", "planted           n  right", "output"),
+    ("backend/README.md", "ringscope report old.trace", "needs two hosts: moves.rs runs it"),
 ];
 
 /// What a section takes for granted: guide, heading, and the commands that make it so. A guest is User Mode Linux, which
@@ -225,6 +226,9 @@ const COMMANDS: &[&str] = &["record", "", "top", "stats", "report", "why", "doct
 const BEFORE_COMMANDS: &[(&str, &str)] = &[
     ("", "ringscope agent udp-ping 10.77.0.2:7007 --count 500 >ping.json"),
     ("report", "cp now.rec before.rec && cp now.rec after.rec && cp now.rec probes.rec"),
+    // Of one host, but one after the other, as of a guest that moved.
+    ("report", "ringscope record --seconds 1 -o old.trace"),
+    ("report", "ringscope record --seconds 1 -o new.trace"),
 ];
 
 #[test]
@@ -244,7 +248,7 @@ fn examples_of_the_tools_help_run_as_printed() -> Result<(), Failure> {
         lines: PROBES.iter().map(|&line| line.to_owned()).collect(),
     };
     for name in COMMANDS {
-        let before = BEFORE_COMMANDS.iter().find(|(of, _)| of == name);
+        let before = BEFORE_COMMANDS.iter().filter(|(of, _)| of == name);
         block.lines.extend(before.map(|(_, line)| (*line).to_owned()));
         let examples = guides::examples(name, &help(&["ringscope", name])?).expect("examples");
         let known = block.commands();
