@@ -36,13 +36,13 @@ pub fn metrics(address: &Address, is_alone: bool) {
     }
 }
 
-/// Logs that a guest's recorder goes on with that of the daemon before, or why it does not.
+/// Logs that a guest's recorder has the records of the daemon before, or why it has not.
 pub fn recorder(plan: &GuestPlan, before: &Before) {
     let (path, prefix) = (plan.recorder.display(), &plan.log_prefix);
     match before {
         Before::Nothing => {}
         Before::Continued(Continued { records, .. }) => log::info!(
-            "{prefix}the flight recorder {path} goes on after {records} records of the daemon before"
+            "{prefix}the flight recorder {path} has {records} records of the daemon before"
         ),
         Before::OtherFlags => log::info!(
             "{prefix}the flight recorder {path} starts empty, because the previous daemon ran with other flags"

@@ -376,7 +376,6 @@ impl Daemon {
             Some(lock) => Recorder::create_beside(&options, &self.clock, lock)?,
         };
         file.participants().set_features_before(before);
-        announce::recorder(plan, file.before());
         file.listens(self.met);
         Ok(GuestRecorder { file, stays, before, journal: journal::open(plan) })
     }

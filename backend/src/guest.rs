@@ -3,6 +3,8 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use burst_trace::{Before, Participants, Reader, Recorder};
 use confine::Role;
@@ -11,6 +13,7 @@ use vhost_control::{
     Device, Endpoint, Handover, Heir, Server, SocketError, Succession, Witness, serve_on,
 };
 
+use crate::announce;
 use crate::error::Error;
 use crate::journal;
 use crate::manager::Manager;
@@ -20,6 +23,11 @@ use crate::stop::Stop;
 use crate::takeover::give::{Belongings, Door, Giver, Wire};
 use crate::takeover::take::Taking;
 use crate::wires::Handed;
+
+/// Longest wait for the first bursts before records of daemons before are copied.
+const CALM: Duration = Duration::from_millis(50);
+/// Time between two looks whether they have passed.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A recorder. Its file is removed at the end if it is empty, unless its guest was served without an error.
 pub struct GuestRecorder {
@@ -92,6 +100,7 @@ impl Served<'_> {
             Some(Belongings { plan, wire, handover, recorder: &recorder.file })
         });
         let belongings: Vec<_> = belongings.collect();
+        let records: Vec<_> = belongings.iter().map(|it| (it.plan, it.recorder)).collect();
         let (finish, finished) = match UnixStream::pair() {
             Ok(pair) => pair,
             Err(error) => return (Vec::new(), Err(Error::Signals(error))),
@@ -112,7 +121,10 @@ impl Served<'_> {
                 let _watched = stop.alarm().watch();
                 let mut services = None;
                 let door = match taking {
-                    None => door,
+                    None => {
+                        scope.spawn(move || copy_records(&records, stop));
+                        door
+                    }
                     Some(taking) => {
                         let files = recorders.iter().map(|recorder| &recorder.file);
                         let (door, before) = taking.finish(files)?;
@@ -146,6 +158,19 @@ impl Served<'_> {
     }
 }
 
+/// Copies the records of the daemons before, when the first bursts have passed or after [`CALM`]. The thread has the
+/// priority of all others: one with a lower priority would keep them waiting for the locks that it holds in the kernel.
+fn copy_records(recorders: &[(&GuestPlan, &Recorder)], stop: &Stop) {
+    let _watched = stop.alarm().watch();
+    let until = Instant::now() + CALM;
+    while recorders.iter().any(|(_, it)| it.awaits_burst()) && Instant::now() < until {
+        sleep(LOOK);
+    }
+    for (plan, recorder) in recorders {
+        announce::recorder(plan, &recorder.copy_before());
+    }
+}
+
 /// Serves a guest until `stop`, or until another daemon has it.
 fn serve_guest(front: Front, is_alone: bool, stop: &Stop) -> Result<(), Error> {
     let _watched = stop.alarm().watch();
@@ -164,7 +189,7 @@ fn serve_guest(front: Front, is_alone: bool, stop: &Stop) -> Result<(), Error> {
 impl Drop for GuestRecorder {
     /// Removes the file of a daemon that failed before it recorded anything, unless it goes on with that of another one.
     fn drop(&mut self) {
-        let is_new = !matches!(self.file.before(), Before::Continued(_));
+        let is_new = !matches!(self.file.copy_before(), Before::Continued(_));
         let is_empty = || {
             Reader::open(self.file.path()).is_ok_and(|reader| {
                 (0..reader.queue_pairs() * 2).all(|ring| reader.totals(ring).bursts == 0)

@@ -69,7 +69,7 @@ fn one_report_shows_what_passed_before_and_after() {
         assert!(before > 0);
 
         let daemon = start(directory.path());
-        assert!(daemon.log().contains("records of the daemon before"), "{}", daemon.log());
+        daemon.expect_log("records of the daemon before");
         guest.reconnect(daemon.socket()).unwrap();
         frames::come_back(&mut guest).unwrap();
         guest.stop_ring(1).unwrap();
@@ -113,6 +113,7 @@ fn a_restart_is_a_row_with_its_parts() {
         sleep(AWAY);
         frames::come_back(&mut guest).unwrap();
         let gap = killed.elapsed();
+        daemon.expect_log("records of the daemon before");
 
         let all = json(&file);
         assert_eq!(all["restarted"], 1);
@@ -249,6 +250,7 @@ fn a_recorder_that_does_not_fit_is_refused_in_one_sentence() {
         end(daemon, Signal::KILL);
         spoil(&file);
         let daemon = Daemon::start(directory.path(), "vm", arguments).unwrap();
+        daemon.expect_log("is not continued");
         let log = daemon.log();
         let said = log.lines().filter(|line| line.contains("is not continued"));
         assert_eq!(said.filter(|line| line.contains(sentence)).count(), 1, "{sentence}: {log}");

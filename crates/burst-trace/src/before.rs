@@ -1,9 +1,13 @@
 //! The recorder that a daemon before this one left under the same name.
 //!
-//! The new recorder is another file, and begins with the records of the old one. Readers that have the old file open see
-//! that its daemon is gone and that the name leads to another file. Both files have the same sizes, and the daemons ran in
-//! the same boot of the host, because its clock starts again with it. Counters begin at 0: they are the daemon's. Sequence
-//! numbers go on, and so do the counters of restarts.
+//! The new recorder is another file, with the records of the old one. Readers that have the old file open see that its
+//! daemon is gone and that the name leads to another file. Both files have the same sizes, and the daemons ran in the same
+//! boot of the host, because its clock starts again with it. Counters begin at 0: they are the daemon's. Sequence numbers go
+//! on, and so do the counters of restarts.
+//!
+//! To copy the records takes milliseconds, so they are copied when the guest is served already ([`Old::copy`]). They have a
+//! part of the file of their own, which no worker writes. Its mark is written last, and read when a reader opens the file:
+//! so a reader has all of these records, or none.
 //!
 //! Records of a daemon that ran with other flags are left out: figures of two datapaths in one table would be of neither.
 //!
@@ -30,12 +34,16 @@ const ANCHOR_ERROR: Duration = Duration::from_millis(5);
 /// Most packets of a ring: more than any daemon counts, and so few that counting on never overflows.
 const SEQUENCE_MAX: u64 = 1 << 62;
 
+/// Newest records of a writer that are searched for its last burst, while no guest is served. The writer for times in the
+/// host kernel has none.
+const SEARCHED: u64 = 4096;
+
 /// What a new recorder found under its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Before {
     /// No records.
     Nothing,
-    /// Records, which the new recorder begins with.
+    /// Records, which the new recorder has, too.
     Continued(Continued),
     /// A recorder of a daemon that ran with other flags. Its records are not in the new one.
     OtherFlags,
@@ -54,12 +62,33 @@ pub struct Continued {
     pub is_ended: bool,
 }
 
+/// What the records of an old recorder must fit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Own<'a> {
+    pub layout: &'a Layout,
+    pub clock: &'a Clock,
+    pub boot: Option<[u64; 2]>,
+    pub facts: &'a str,
+}
+
 /// The file at a recorder's path.
 #[derive(Debug)]
 pub(crate) struct AtPath {
     path: PathBuf,
     left: Left,
     file: FileId,
+}
+
+/// A recorder of a daemon before, whose records the new one gets.
+#[derive(Debug)]
+pub(crate) struct Old {
+    reader: Reader,
+    clock: Clock,
+    /// The sequence number of each ring's next packet.
+    firsts: Vec<u64>,
+    /// The end of the last burst, ticks.
+    pub(crate) last_burst: Option<u64>,
+    pub(crate) is_ended: bool,
 }
 
 impl AtPath {
@@ -78,85 +107,27 @@ impl AtPath {
         }
     }
 
-    /// Copies the records to the new file `to`, and counts them there.
-    pub(crate) fn copy(
-        &self,
-        to: &Words,
-        layout: &Layout,
-        clock: &Clock,
-        boot: Option<[u64; 2]>,
-        facts: &str,
-    ) -> Before {
+    /// Opens it, if its records fit into the new recorder.
+    ///
+    /// # Errors
+    /// [`Before`] without records.
+    pub(crate) fn open(&self, own: Own<'_>) -> Result<Old, Before> {
         if !self.left.has_mark {
-            return Before::Nothing;
+            return Err(Before::Nothing);
         }
-        match self.try_copy(to, layout, clock, boot, facts) {
-            Ok(Some(Continued { records: 0, .. })) => Before::Nothing,
-            Ok(Some(continued)) => Before::Continued(continued),
-            Ok(None) => Before::OtherFlags,
-            Err(why) => Before::Unfit(why),
-        }
-    }
-
-    fn try_copy(
-        &self,
-        to: &Words,
-        layout: &Layout,
-        clock: &Clock,
-        boot: Option<[u64; 2]>,
-        facts: &str,
-    ) -> Result<Option<Continued>, String> {
-        let old = Reader::open(&self.path).map_err(|error| match error {
-            ReadError::Version { found, .. } => {
-                format!("expected version {}, found version {found}", crate::file::VERSION)
-            }
-            ReadError::Io { source, .. } => source.to_string(),
-            error => error.to_string(),
-        })?;
-        if old.file() != self.file {
-            return Err("another process replaced it".into());
-        }
-        fits(&old, layout, clock, boot)?;
-        if comparable(&old.facts()) != comparable(facts) {
-            return Ok(None);
-        }
-        let latest = clock.now().saturating_add(clock.ticks_per_second());
-        let mut last_burst = None;
-        let mut counts = Vec::with_capacity(layout.workers);
-        for worker in 0..layout.workers {
-            let mut copied = 0;
-            let mut is_sound = true;
-            let lost = old.read(&mut old.oldest(worker), |record| {
-                is_sound &= copied < layout.capacity && is_possible(record, layout, latest);
-                if is_sound {
-                    to.store_record(layout.record(worker, copied), &record.to_words());
-                    copied += 1;
-                    if let Record::Burst(burst) = record {
-                        last_burst = last_burst.max(Some(burst.last));
-                    }
+        let reader = Reader::open(&self.path).map_err(|error| {
+            Before::Unfit(match error {
+                ReadError::Version { found, .. } => {
+                    format!("expected version {}, found version {found}", crate::file::VERSION)
                 }
-            });
-            if !is_sound {
-                return Err(format!("record {copied} of its writer {worker} is damaged"));
-            }
-            if lost > 0 || copied as u64 != old.held(worker) || old.is_torn() {
-                return Err("another process changed it meanwhile".into());
-            }
-            counts.push(copied as u64);
+                ReadError::Io { source, .. } => source.to_string(),
+                error => error.to_string(),
+            })
+        })?;
+        if reader.file() != self.file {
+            return Err(Before::Unfit("another process replaced it".into()));
         }
-        let firsts = next_sequences(&old, layout)?;
-        for (ring, first) in firsts.into_iter().enumerate() {
-            to.at(layout.ring(ring) + RING_FIRST).store(first, Ordering::Relaxed);
-        }
-        for (worker, &records) in counts.iter().enumerate() {
-            to.at(layout.head(worker) + WORKER_BEFORE).store(records, Ordering::Relaxed);
-            to.at(layout.head(worker)).store(records, Ordering::Release);
-        }
-        for at in [word::RESTARTS, word::SENT_TWICE_MAX] {
-            to.at(at).store(old.number(at), Ordering::Relaxed);
-        }
-        let (records, is_ended) = (counts.iter().sum(), !self.left.is_running);
-        Ok(Some(Continued { records, last_burst, is_ended }))
+        Old::new(reader, own, !self.left.is_running)
     }
 
     /// Gives the name to the file `new`. The recorder of a crashed daemon is renamed to `NAME.trace.crashed`.
@@ -178,13 +149,76 @@ impl AtPath {
     }
 }
 
-/// Whether the records of `old` have a meaning in a file with this layout, written with `clock` in this boot; if not, why.
-fn fits(
-    old: &Reader,
-    layout: &Layout,
-    clock: &Clock,
-    boot: Option<[u64; 2]>,
-) -> Result<(), String> {
+impl Old {
+    fn new(reader: Reader, own: Own<'_>, is_ended: bool) -> Result<Self, Before> {
+        fits(&reader, own).map_err(Before::Unfit)?;
+        if comparable(&reader.facts()) != comparable(own.facts) {
+            return Err(Before::OtherFlags);
+        }
+        let workers = own.layout.workers;
+        let firsts = next_sequences(&reader, own.layout).map_err(Before::Unfit)?;
+        let latest = latest(own.clock);
+        let bursts = (0..workers).filter_map(|worker| reader.last_burst(worker, SEARCHED));
+        let bursts =
+            bursts.filter(|burst| is_possible(&Record::Burst(*burst), own.layout, latest));
+        let last_burst = bursts.map(|burst| burst.last).max();
+        Ok(Self { reader, clock: *own.clock, firsts, last_burst, is_ended })
+    }
+
+    /// Whether it has no records.
+    pub(crate) fn is_empty(&self) -> bool {
+        (0..self.reader.workers()).all(|worker| self.reader.held(worker) == 0)
+    }
+
+    /// Counts on in the new file `to`.
+    pub(crate) fn count_on(&self, to: &Words, layout: &Layout) {
+        for (ring, first) in self.firsts.iter().enumerate() {
+            to.at(layout.ring(ring) + RING_FIRST).store(*first, Ordering::Relaxed);
+        }
+        for at in [word::RESTARTS, word::SENT_TWICE_MAX] {
+            to.at(at).store(self.reader.number(at), Ordering::Relaxed);
+        }
+    }
+
+    /// Copies the records to the new file `to`, which has room for them.
+    ///
+    /// # Errors
+    /// Why they are not in the new file.
+    pub(crate) fn copy(&self, to: &Words, layout: &Layout) -> Result<Continued, String> {
+        let (latest, mut records) = (latest(&self.clock), 0);
+        for worker in 0..layout.workers {
+            let held = usize::try_from(self.reader.held(worker)).unwrap_or(usize::MAX);
+            let (mut copied, mut is_sound) = (0, true);
+            let lost = self.reader.read(&mut self.reader.oldest(worker), |record| {
+                is_sound &= copied < held && is_possible(record, layout, latest);
+                if is_sound {
+                    let slot = layout.capacity - held + copied;
+                    to.store_record(layout.record_before(worker, slot), &record.to_words());
+                    copied += 1;
+                }
+            });
+            if !is_sound {
+                return Err(format!("record {copied} of its writer {worker} is damaged"));
+            }
+            if lost > 0 || copied != held || self.reader.is_torn() {
+                return Err("another process changed it meanwhile".into());
+            }
+            to.at(layout.head(worker) + WORKER_BEFORE).store(held as u64, Ordering::Relaxed);
+            records += held as u64;
+        }
+        to.at(word::BEFORE).store(1, Ordering::Release);
+        Ok(Continued { records, last_burst: self.last_burst, is_ended: self.is_ended })
+    }
+}
+
+/// The time now, with some time to spare for stamps of the kernel, ticks.
+fn latest(clock: &Clock) -> u64 {
+    clock.now().saturating_add(clock.ticks_per_second())
+}
+
+/// Whether the records of `old` have a meaning in the new recorder; if not, why.
+fn fits(old: &Reader, own: Own<'_>) -> Result<(), String> {
+    let Own { layout, clock, boot, .. } = own;
     let expect = |what: &str, expected: usize, found: usize| match expected == found {
         true => Ok(()),
         false => Err(format!("expected {expected} {what}, found {found}")),
@@ -234,8 +268,7 @@ fn goes_on(clock: &Clock, before: Anchor, now: Anchor) -> bool {
     now.ticks.abs_diff(expected) <= clock.ticks_in(error)
 }
 
-/// Whether a daemon that has ended by now can have written this record. `latest`: the time now, with some time to spare for
-/// stamps of the kernel, ticks.
+/// Whether a daemon that has ended by now can have written this record.
 fn is_possible(record: &Record, layout: &Layout, latest: u64) -> bool {
     let ring = match record {
         Record::Burst(burst) => burst.ring,

@@ -4,8 +4,9 @@
 //! header    4096 bytes  magic, version, sizes, clock and its anchors, facts as JSON
 //! rings     512 bytes for each virtqueue: totals, drops by cause and notifications, written by the ring's worker, and the
 //!           number of the first packet in these totals
-//! workers   64 bytes for each worker: the number of records, its thread, and how many records were there before it
+//! workers   64 bytes for each worker: the number of records, its thread, and how many records of daemons before it has
 //! records   64 bytes each ([`record`](crate::record)), `capacity` of them for each worker; the oldest is overwritten first
+//! before    records of daemons before, as many places again, the last of them used; added while the daemon serves already
 //! ```
 //!
 //! Every word is an atomic: writer and readers share the mapping without locks. The worker's count tells a reader which
@@ -77,6 +78,8 @@ pub mod word {
     pub const CLOCK_ERROR: usize = SENT_TWICE_MAX + 1;
     /// When that was read: `CLOCK_MONOTONIC`, nanoseconds.
     pub const CLOCK_ERROR_AT: usize = CLOCK_ERROR + 1;
+    /// 1 when all records of daemons before are in the file. Written last.
+    pub const BEFORE: usize = CLOCK_ERROR_AT + 1;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }
@@ -113,7 +116,7 @@ pub const RING_FIRST: usize = RING_NOTIFICATIONS - 1;
 pub const WORKER_WORDS: usize = 8;
 /// The word of a worker that holds its thread's number; 0 for none.
 pub const WORKER_THREAD: usize = 1;
-/// The word of a worker that holds the number of its first records that are of daemons before.
+/// The word of a worker that holds its number of records of daemons before.
 pub const WORKER_BEFORE: usize = 2;
 
 /// Most records of all workers together: 1 GiB, more than any daemon writes.
@@ -129,7 +132,7 @@ const _: () = {
         "a ring's words hold every drop cause"
     );
     assert!(WORKER_BEFORE < WORKER_WORDS, "a worker's words hold all that is written of it");
-    assert!(word::CLOCK_ERROR_AT < word::FACTS, "the header's words end before the facts");
+    assert!(word::BEFORE < word::FACTS, "the header's words end before the facts");
 };
 
 /// The sizes of a file, and where its parts are.
@@ -168,10 +171,22 @@ impl Layout {
         self.records(worker) + slot * RECORD_WORDS
     }
 
-    /// The file's length in words.
+    /// The length in words of a file without records of daemons before.
     #[must_use]
     pub const fn words(&self) -> usize {
         self.records(self.workers)
+    }
+
+    /// The first word of the record in `slot` of those of daemons before, of `worker`.
+    #[must_use]
+    pub const fn record_before(&self, worker: usize, slot: usize) -> usize {
+        self.words() + (worker * self.capacity + slot) * RECORD_WORDS
+    }
+
+    /// The length in words of a file with records of daemons before.
+    #[must_use]
+    pub const fn words_with_before(&self) -> usize {
+        self.record_before(self.workers, 0)
     }
 
     /// Whether a daemon may write these sizes. If so, no position overflows.

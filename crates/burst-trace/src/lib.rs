@@ -60,7 +60,7 @@
 //! - [`file`](mod@file): the layout of `NAME.trace`, and its words.
 //! - [`header`]: the part before the records.
 //! - [`location`]: where recorders are.
-//! - [`before`]: the recorder of the daemon before, which a new one goes on with.
+//! - [`before`]: the recorder of the daemon before, whose records a new one takes over.
 //! - [`restart`]: the time between the last burst of one daemon and the first of the next; `restarting`: such a time that is
 //!   not over yet.
 //! - [`milestone`]: what happened to a guest's connection; [`migration`]: the time between the last burst on one host and the

@@ -5,13 +5,13 @@ mod beside;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use host_files::own::{new_file, own_file};
 use host_files::{Lock, boot_id};
 
-use crate::before::{AtPath, Before};
+use crate::before::{AtPath, Before, Continued, Old, Own};
 use crate::clock::{Clock, monotonic_ns};
 use crate::file::{
     FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, VERSION, WORKER_THREAD, Words, facts_words, word,
@@ -83,17 +83,26 @@ pub struct Recorder {
     /// lock is not on the recorder itself, because readers could take that lock.
     lock: Lock,
     words: Arc<Words>,
+    file: File,
     layout: Layout,
     path: PathBuf,
-    before: Before,
+    before: Mutex<Predecessor>,
     restarting: Arc<Restarting>,
     /// Its file is beside that of the daemon that this one takes over from ([`beside`]).
     is_beside: AtomicBool,
 }
 
+/// The recorder of the daemon before.
+#[derive(Debug)]
+enum Predecessor {
+    /// Its records are to be copied.
+    Waiting(Box<Old>),
+    Done(Before),
+}
+
 impl Recorder {
-    /// Makes the file with all its space reserved, and its header. It begins with the records of the daemon before
-    /// ([`Recorder::before`]).
+    /// Makes the file with all its space reserved, and its header. The sequence numbers of the daemon before go on; its
+    /// records are for [`copy_before`](Self::copy_before).
     ///
     /// The recorder of a crashed daemon is also kept, as `NAME.trace.crashed`.
     ///
@@ -143,36 +152,55 @@ impl Recorder {
         };
         // Always a new file: if the old one were truncated, SIGBUS would kill a reader that still maps it.
         let file = new_file(at, MODE)?;
-        let made = Self::fill(&file, &layout, options, clock, old).inspect_err(|_| {
+        let own = Own { layout: &layout, clock, boot: boot_id(), facts: &options.facts };
+        let old = old.map_or(Err(Before::Nothing), |old| old.open(own));
+        let words = Self::fill(&file, own, old.as_ref().ok()).inspect_err(|_| {
             let _ = fs::remove_file(at);
         })?;
-        let (words, before) = (Arc::new(made.0), made.1);
         let (path, is_beside) = (options.path.clone(), AtomicBool::new(is_beside));
-        let restarting = Arc::new(Restarting::after(&before));
-        Ok(Self { lock, words, layout, path, before, restarting, is_beside })
+        let restarting = Arc::new(Restarting::after(old.as_ref().ok()));
+        let before = old.map_or_else(Predecessor::Done, |old| Predecessor::Waiting(Box::new(old)));
+        let (words, before) = (Arc::new(words), Mutex::new(before));
+        Ok(Self { lock, words, file, layout, path, before, restarting, is_beside })
     }
 
-    /// Writes the header of the new file `to`, and the records of the daemon before.
-    fn fill(
-        to: &File,
-        layout: &Layout,
-        options: &RecorderOptions,
-        clock: &Clock,
-        old: Option<&AtPath>,
-    ) -> io::Result<(Words, Before)> {
+    /// Writes the header of the new file `to`.
+    fn fill(to: &File, own: Own<'_>, old: Option<&Old>) -> io::Result<Words> {
         // A file without its space would end the daemon with SIGBUS.
-        reserve(to, layout.words() as u64 * 8)?;
-        let (words, boot) = (Words::map_writable(to)?, boot_id());
-        let copy = |old: &AtPath| old.copy(&words, layout, clock, boot, &options.facts);
-        let before = old.map_or(Before::Nothing, copy);
-        write_header(&words, layout, &options.facts, clock, boot);
-        Ok((words, before))
+        reserve(to, own.layout.words() as u64 * 8)?;
+        let words = Words::map_writable(to)?;
+        if let Some(old) = old {
+            old.count_on(&words, own.layout);
+        }
+        write_header(&words, own);
+        Ok(words)
     }
 
-    /// What the daemon before left under this name.
+    /// Whether this daemon goes on after another one and has carried no burst yet.
     #[must_use]
-    pub const fn before(&self) -> &Before {
-        &self.before
+    pub fn awaits_burst(&self) -> bool {
+        !self.restarting.is_over()
+    }
+
+    /// Copies the records of the daemon before, unless that is done, and returns what became of them. It takes milliseconds:
+    /// call it when the guest is served. Without that, they are copied at the end.
+    pub fn copy_before(&self) -> Before {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = match &*before {
+            Predecessor::Done(before) => before.clone(),
+            Predecessor::Waiting(old) if old.is_empty() => Before::Nothing,
+            Predecessor::Waiting(old) => {
+                self.copy(old).map_or_else(Before::Unfit, Before::Continued)
+            }
+        };
+        *before = Predecessor::Done(done.clone());
+        done
+    }
+
+    fn copy(&self, old: &Old) -> Result<Continued, String> {
+        let room = reserve(&self.file, self.layout.words_with_before() as u64 * 8)
+            .and_then(|()| Words::map_writable(&self.file));
+        old.copy(&room.map_err(|error| format!("there is no room for them: {error}"))?, &self.layout)
     }
 
     /// Notes that the daemon's socket was there at `ticks`.
@@ -204,13 +232,8 @@ impl Recorder {
     }
 }
 
-fn write_header(
-    words: &Words,
-    layout: &Layout,
-    facts: &str,
-    clock: &Clock,
-    boot: Option<[u64; 2]>,
-) {
+fn write_header(words: &Words, own: Own<'_>) {
+    let Own { layout, clock, boot, facts } = own;
     let header = words.slice(0, HEADER_WORDS);
     let set = |at: usize, value: u64| header[at].store(value, Ordering::Relaxed);
     set(word::VERSION, VERSION);
@@ -245,6 +268,7 @@ fn store_clock_error(words: &Words, monotonic_ns: u64) {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
+        let _ = self.copy_before();
         if self.is_beside.load(Ordering::Relaxed) {
             let _ = fs::remove_file(beside::path(&self.path));
         }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::before::Before;
+use crate::before::Old;
 use crate::restart::Restart;
 
 /// A restart that is under way. All writers of a recorder have it.
@@ -19,11 +19,8 @@ pub(crate) struct Restarting {
 }
 
 impl Restarting {
-    pub(crate) fn after(before: &Before) -> Self {
-        let before = match before {
-            Before::Continued(it) => it.last_burst.map(|last| (last, !it.is_ended)),
-            Before::Nothing | Before::OtherFlags | Before::Unfit(_) => None,
-        };
+    pub(crate) fn after(old: Option<&Old>) -> Self {
+        let before = old.and_then(|old| Some((old.last_burst?, !old.is_ended)));
         let (listening, started) = Default::default();
         Self {
             before,

@@ -38,6 +38,13 @@ impl Bench {
         Recorder::create(&self.options, &self.clock).unwrap()
     }
 
+    /// The same, with the records of the daemon before.
+    fn next_with_before(&self) -> Recorder {
+        let recorder = self.next();
+        recorder.copy_before();
+        recorder
+    }
+
     /// Has `recorder` end: in order, or by SIGKILL.
     fn end(&self, recorder: Recorder, killed: bool) {
         drop(recorder);
@@ -87,7 +94,7 @@ fn the_records_of_the_daemon_before_come_first() {
     for killed in [false, true] {
         let bench = Bench::new();
         let first = bench.next();
-        assert_eq!(*first.before(), Before::Nothing);
+        assert_eq!(first.copy_before(), Before::Nothing);
         bench.write(&first, 0, 0..10);
         bench.write(&first, 1, 10..13);
         let old = Reader::open(first.path()).unwrap();
@@ -95,9 +102,9 @@ fn the_records_of_the_daemon_before_come_first() {
         let earliest = bench.clock.now();
 
         let second = bench.next();
-        let Before::Continued(Continued { records, last_burst, is_ended }) = *second.before()
+        let Before::Continued(Continued { records, last_burst, is_ended }) = second.copy_before()
         else {
-            panic!("{:?}", second.before());
+            panic!("{:?}", second.copy_before());
         };
         assert_eq!((records, is_ended), (13, !killed));
         assert!(last_burst.unwrap() < earliest);
@@ -124,17 +131,17 @@ fn the_records_of_the_daemon_before_come_first() {
 #[test]
 fn a_recorder_that_was_full_goes_on_and_on() {
     let bench = Bench::new();
-    let (mut expected, mut head) = (Vec::new(), 0);
+    let mut expected = Vec::new();
     for life in 0..5 {
-        let recorder = bench.next();
+        let recorder = bench.next_with_before();
         let own = life * 1000..life * 1000 + 40;
         bench.write(&recorder, 0, own.clone());
-        head = head.min(LAYOUT.capacity - 1) + 40;
+        let mut written = 40;
         expected.extend(own.map(Some));
         if life > 0 {
             // The restart is after its first burst.
             expected.insert(expected.len() - 39, None);
-            head += 1;
+            written += 1;
         }
         let mut held = Vec::new();
         let reader = Reader::open(recorder.path()).unwrap();
@@ -144,7 +151,7 @@ fn a_recorder_that_was_full_goes_on_and_on() {
         assert_eq!(held, expected[expected.len() - expected.len().min(LAYOUT.capacity - 1)..]);
         bench.end(recorder, true);
         // It was killed while it wrote a record.
-        bench.tamper(LAYOUT.record(0, head % LAYOUT.capacity), u64::MAX);
+        bench.tamper(LAYOUT.record(0, written), u64::MAX);
     }
 }
 
@@ -156,7 +163,7 @@ fn what_cannot_be_continued_is_said_in_one_sentence() {
         bench.write(&first, 0, 0..3);
         drop(first);
         change(&mut bench.options);
-        bench.next().before().clone()
+        bench.next().copy_before()
     };
     let tampered = |at: usize, value: u64| {
         let bench = Bench::new();
@@ -167,7 +174,7 @@ fn what_cannot_be_continued_is_said_in_one_sentence() {
         let second = bench.next();
         assert!(sequences(second.path(), 0).is_empty(), "nothing of it is in the new one");
         assert_eq!(second.writer(0, bench.clock).first_sequence(0), 0);
-        second.before().clone()
+        second.copy_before()
     };
     let second = |at| LAYOUT.record(0, 1) + at;
     for (part, before) in [
@@ -201,14 +208,14 @@ fn what_cannot_be_continued_is_said_in_one_sentence() {
 fn a_file_without_records_is_nothing_and_one_that_was_cut_is_unfit() {
     let bench = Bench::new();
     drop(bench.next());
-    assert_eq!(*bench.next().before(), Before::Nothing);
+    assert_eq!(bench.next().copy_before(), Before::Nothing);
     bench.tamper(word::MAGIC, 0);
-    assert_eq!(*bench.next().before(), Before::Nothing);
+    assert_eq!(bench.next().copy_before(), Before::Nothing);
     fs::write(&bench.options.path, "").unwrap();
-    assert_eq!(*bench.next().before(), Before::Nothing);
+    assert_eq!(bench.next().copy_before(), Before::Nothing);
     let cut = fs::File::options().write(true).open(&bench.options.path).unwrap();
     cut.set_len(HEADER_WORDS as u64 * 8 + 64).unwrap();
-    assert!(matches!(bench.next().before(), Before::Unfit(_)));
+    assert!(matches!(bench.next().copy_before(), Before::Unfit(_)));
 }
 
 #[test]
@@ -218,7 +225,7 @@ fn a_daemon_that_was_killed_while_it_made_its_recorder_is_in_nobodys_way() {
     bench.write(&first, 0, 0..3);
     drop(first);
     fs::write(bench.beside(".new"), "half").unwrap();
-    let second = bench.next();
+    let second = bench.next_with_before();
     assert_eq!(sequences(second.path(), 0), [0, 1, 2]);
     drop(second);
     symlink("/dev/null", bench.beside(".new")).unwrap();
@@ -237,11 +244,12 @@ proptest! {
     #[test]
     fn a_recorder_of_arbitrary_words_is_refused_or_makes_sense(
         written in 0..100_u64,
-        changes in prop::collection::vec((0..LAYOUT.words(), words()), 0..12),
+        changes in prop::collection::vec((0..LAYOUT.words_with_before(), words()), 0..12),
         in_header in prop::collection::vec((0..word::FACTS, words()), 0..2),
-        len in prop::option::weighted(0.1, 0..LAYOUT.words() as u64 * 8),
+        len in prop::option::weighted(0.1, 0..LAYOUT.words_with_before() as u64 * 8),
     ) {
         let bench = Bench::new();
+        bench.write(&bench.next(), 0, 0..written);
         let first = bench.next();
         bench.write(&first, 0, 0..written);
         bench.write(&first, 1, 0..written / 2);
@@ -256,7 +264,7 @@ proptest! {
             fs::File::options().write(true).open(&bench.options.path).unwrap().set_len(len).unwrap();
         }
         let Ok(recorder) = Recorder::create(&bench.options, &bench.clock) else { return Ok(()) };
-        let before = recorder.before().clone();
+        let before = recorder.copy_before();
         bench.write(&recorder, 0, 0..5);
         let reader = Reader::open(recorder.path()).unwrap();
         let mut sound = 0;
@@ -270,7 +278,9 @@ proptest! {
         prop_assert_eq!(sound, held);
         match before {
             Before::Continued(Continued { records, .. }) => prop_assert!(records + 6 >= held),
-            Before::Nothing | Before::OtherFlags | Before::Unfit(_) => prop_assert_eq!(held, 5),
+            // With the restart, if its last burst was sound.
+            Before::Unfit(_) => prop_assert!(held == 5 || held == 6),
+            Before::Nothing | Before::OtherFlags => prop_assert_eq!(held, 5),
         }
     }
 }
@@ -280,15 +290,70 @@ fn reader_limit(bench: &Bench) -> u64 {
 }
 
 #[test]
-fn the_words_before_a_worker_began_are_bounded_by_what_is_there() {
+fn the_number_of_records_before_is_bounded_by_what_is_there() {
     let bench = Bench::new();
-    let recorder = bench.next();
-    bench.write(&recorder, 0, 0..5);
+    let first = bench.next();
+    bench.write(&first, 0, 0..5);
+    drop(first);
+    let second = bench.next();
+    bench.write(&second, 0, 0..2);
+    let read = |read_before: bool| {
+        let reader = Reader::open(second.path()).unwrap();
+        let last = reader.oldest_of_last_daemon(0);
+        let mut cursor = if read_before { reader.oldest(0) } else { last };
+        let mut records = 0;
+        assert_eq!(reader.read(&mut cursor, |_| records += 1), 0);
+        records
+    };
+    // Without their part of the file there are none.
+    bench.tamper(LAYOUT.head(0) + WORKER_BEFORE, 5);
+    bench.tamper(word::BEFORE, 1);
+    assert_eq!((read(true), read(false)), (3, 3));
+    second.copy_before();
+    assert_eq!((read(true), read(false)), (8, 3));
     bench.tamper(LAYOUT.head(0) + WORKER_BEFORE, u64::MAX);
-    let reader = Reader::open(recorder.path()).unwrap();
-    let mut records = 0;
-    reader.read(&mut reader.oldest_of_last_daemon(0), |_| records += 1);
-    assert_eq!(records, 0);
+    assert_eq!((read(true), read(false)), (LAYOUT.capacity - 1, 3));
+}
+
+/// The records of the daemon before come while a worker overruns all of its own and readers come and go.
+#[test]
+fn a_reader_has_all_records_of_the_daemon_before_or_none() {
+    let bench = Bench::new();
+    let first = bench.next();
+    bench.write(&first, 0, 0..63);
+    bench.write(&first, 1, 0..40);
+    drop(first);
+    let second = bench.next();
+    std::thread::scope(|scope| {
+        scope.spawn(|| bench.write(&second, 0, 1000..5000));
+        scope.spawn(|| second.copy_before());
+        loop {
+            let reader = Reader::open(second.path()).unwrap();
+            let mut found = [Vec::new(), Vec::new()];
+            for (worker, found) in found.iter_mut().enumerate() {
+                reader.read(&mut reader.oldest(worker), |record| match record {
+                    Record::Burst(burst) => found.push(burst.sequence),
+                    other => assert!(matches!(other, Record::Restart(_)), "{other:?}"),
+                });
+            }
+            let [of_first, of_second] = found;
+            assert!(of_first.is_sorted(), "{of_first:?}");
+            let of_before = of_first.iter().filter(|&&sequence| sequence < 1000).count() as u64;
+            let own = of_first.last().map_or(0, |&last| last.saturating_sub(999));
+            match of_second.len() {
+                0 => assert_eq!(of_before, 0, "none of either worker"),
+                40 => {
+                    // As many as come before those that the worker had written by then, at most.
+                    assert!(of_before <= 63 && (of_before > 0 || own >= 60), "{of_first:?}");
+                    assert_eq!(of_second, (0..40).collect::<Vec<_>>());
+                }
+                some => panic!("{some} of 40"),
+            }
+            if of_first.last() == Some(&4999) && of_second.len() == 40 {
+                break;
+            }
+        }
+    });
 }
 
 #[test]
@@ -302,11 +367,11 @@ fn a_daemon_goes_on_with_the_records_of_another_version_but_not_of_other_flags()
     bench.end(first, false);
     bench.options.facts = facts("never", "0.2.0");
     let second = bench.next();
-    assert!(matches!(second.before(), Before::Continued(Continued { records: 3, .. })));
+    assert!(matches!(second.copy_before(), Before::Continued(Continued { records: 3, .. })));
     bench.end(second, false);
     bench.options.facts = facts("always", "0.2.0");
     let third = bench.next();
-    assert_eq!(*third.before(), Before::OtherFlags);
+    assert_eq!(third.copy_before(), Before::OtherFlags);
     assert_eq!(Reader::open(third.path()).unwrap().held(0), 0);
 }
 
@@ -319,8 +384,8 @@ fn the_first_burst_after_a_restart_is_followed_by_its_times() {
         bench.end(first, killed);
 
         let second = bench.next();
-        let Before::Continued(Continued { last_burst, .. }) = *second.before() else {
-            panic!("{:?}", second.before());
+        let Before::Continued(Continued { last_burst, .. }) = second.copy_before() else {
+            panic!("{:?}", second.copy_before());
         };
         let listening = bench.clock.now();
         second.listens(listening);
