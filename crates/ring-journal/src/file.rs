@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use file_mapping::SharedWords;
 use host_files::boot_id;
-use host_files::own::{new_file, open_own};
+use host_files::own::{new_file, open_own, own_file};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::entry::{Entry, Published, RingIdentity, position};
@@ -62,6 +62,18 @@ pub struct Journal {
     rings: usize,
     /// Whether this daemon has begun to note the ring.
     begun: Vec<AtomicBool>,
+    /// Where the file is and where it belongs, if it has not its place yet.
+    beside: Mutex<Option<[PathBuf; 2]>>,
+}
+
+/// Removes a file that never got its place.
+impl Drop for Journal {
+    fn drop(&mut self) {
+        let beside = self.beside.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some([path, _]) = beside {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 impl Journal {
@@ -70,18 +82,55 @@ impl Journal {
     /// # Errors
     /// When something else than a regular file of this user is at `path`, or the system refuses.
     pub fn open(path: &Path, rings: u16) -> io::Result<(Arc<Self>, Found)> {
-        let rings = usize::from(rings);
-        let (boot, len) = (boot_id(), HEADER_WORDS + rings * RING_WORDS);
-        let found = match open_own(path)? {
-            None => Found::Nothing,
-            Some(file) => match Self::continued(&file, rings, len, boot)? {
-                Ok(journal) => return Ok((Arc::new(journal), Found::Journal)),
-                Err(why) => Found::Unfit(why),
-            },
+        let found = match Self::find(path, rings)? {
+            Ok(journal) => return Ok((Arc::new(journal), Found::Journal)),
+            Err(found) => found,
         };
         if found != Found::Nothing {
             fs::remove_file(path)?;
         }
+        Ok((Arc::new(Self::make(path, rings)?), found))
+    }
+
+    /// The same for a daemon that takes over from one that still uses the journal at `path`. A new one is beside that until
+    /// [`take_place`](Self::take_place).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_beside(path: &Path, rings: u16) -> io::Result<(Arc<Self>, Found)> {
+        let found = match Self::find(path, rings)? {
+            Ok(journal) => return Ok((Arc::new(journal), Found::Journal)),
+            Err(found) => found,
+        };
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".next");
+        let beside = PathBuf::from(beside);
+        // A daemon that was killed while it took over may have left one.
+        if own_file(&beside)?.is_some() {
+            fs::remove_file(&beside)?;
+        }
+        let mut journal = Self::make(&beside, rings)?;
+        journal.beside = Mutex::new(Some([beside, path.into()]));
+        Ok((Arc::new(journal), found))
+    }
+
+    /// The file gets its place: the daemon before does not use the one there any more.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn take_place(&self) -> io::Result<()> {
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some([from, to]) = &*beside {
+            fs::rename(from, to)?;
+            *beside = None;
+        }
+        Ok(())
+    }
+
+    /// Makes a new journal at `path`, where nothing may be.
+    fn make(path: &Path, rings: u16) -> io::Result<Self> {
+        let rings = usize::from(rings);
+        let (boot, len) = (boot_id(), HEADER_WORDS + rings * RING_WORDS);
         let file = new_file(path, MODE)?;
         // Without its space, stores would be lost on a full file system.
         fallocate(&file, FallocateFlags::empty(), 0, len as u64 * 8).inspect_err(|_| {
@@ -96,16 +145,20 @@ impl Journal {
         }
         set(word::RINGS, rings as u64);
         header[word::MAGIC].store(MAGIC, Ordering::Release);
-        Ok((Arc::new(journal), found))
+        Ok(journal)
+    }
+
+    /// The journal at `path`, if it can be continued.
+    fn find(path: &Path, rings: u16) -> io::Result<Result<Self, Found>> {
+        match open_own(path)? {
+            None => Ok(Err(Found::Nothing)),
+            Some(file) => Ok(Self::continued(&file, rings.into())?.map_err(Found::Unfit)),
+        }
     }
 
     /// The journal in `file`, or why it cannot be continued.
-    fn continued(
-        file: &File,
-        rings: usize,
-        len: usize,
-        boot: Option<[u64; 2]>,
-    ) -> io::Result<Result<Self, String>> {
+    fn continued(file: &File, rings: usize) -> io::Result<Result<Self, String>> {
+        let (boot, len) = (boot_id(), HEADER_WORDS + rings * RING_WORDS);
         let (expected, found) = (len as u64 * 8, file.metadata()?.len());
         if found != expected {
             return Ok(Err(format!("expected {expected} bytes, found {found}")));
@@ -127,7 +180,8 @@ impl Journal {
     }
 
     fn new(words: SharedWords, rings: usize) -> Self {
-        Self { words, rings, begun: (0..rings).map(|_| AtomicBool::new(false)).collect() }
+        let begun = (0..rings).map(|_| AtomicBool::new(false)).collect();
+        Self { words, rings, begun, beside: Mutex::default() }
     }
 
     /// The part of virtqueue `ring`; `None` if it has none.

@@ -129,3 +129,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_journal_that_is_in_use_stays_until_the_new_one_gets_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm0.rings");
+    let (old, _) = Journal::open(&path, RINGS).unwrap();
+    old.slot(1).unwrap().begin(&identity(), 0x8000, None);
+    // One that fits is shared.
+    let (shared, found) = Journal::open_beside(&path, RINGS).unwrap();
+    assert_eq!(found, Found::Journal);
+    assert!(shared.slot(1).unwrap().entry().is_some());
+    shared.take_place().unwrap();
+    drop(shared);
+
+    let before = fs::read(&path).unwrap();
+    let names = || fs::read_dir(directory.path()).unwrap().count();
+    for taken_over in [false, true] {
+        let (new, found) = Journal::open_beside(&path, RINGS + 2).unwrap();
+        assert!(matches!(found, Found::Unfit(_)));
+        assert_eq!((fs::read(&path).unwrap(), names()), (before.clone(), 2));
+        if taken_over {
+            new.take_place().unwrap();
+        }
+        new.slot(5).unwrap().begin(&identity(), 0x8001, None);
+        drop(new);
+        assert_eq!(names(), 1);
+    }
+    assert_ne!(fs::read(&path).unwrap(), before);
+    let (journal, found) = Journal::open(&path, RINGS + 2).unwrap();
+    assert_eq!(found, Found::Journal);
+    assert!(journal.slot(5).unwrap().entry().is_some());
+}
