@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use burst_trace::Before;
 use burst_trace::location::default_run_dir;
-use burst_trace::{Before, Continued};
 use datapath::Capabilities;
 use metrics::Address;
 use virtio_net::Offloads;
@@ -41,7 +41,7 @@ pub fn recorder(plan: &GuestPlan, before: &Before) {
     let (path, prefix) = (plan.recorder.display(), &plan.log_prefix);
     match before {
         Before::Nothing => {}
-        Before::Continued(Continued { records, .. }) => log::info!(
+        Before::Continued(records) => log::info!(
             "{prefix}the flight recorder {path} has {records} records of the daemon before"
         ),
         Before::OtherFlags => log::info!(

@@ -377,7 +377,7 @@ impl Daemon {
         };
         file.participants().set_features_before(before);
         file.listens(self.met);
-        Ok(GuestRecorder { file, stays, before, journal: journal::open(plan) })
+        Ok(GuestRecorder { file, stays, before, journal: journal::open(plan, stays) })
     }
 
     fn show(

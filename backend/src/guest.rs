@@ -21,7 +21,7 @@ use crate::plan::{EndpointPlan, GuestPlan};
 use crate::services::Services;
 use crate::stop::Stop;
 use crate::takeover::give::{Belongings, Door, Giver, Wire};
-use crate::takeover::take::Taking;
+use crate::takeover::take::{Kept, Taking};
 use crate::wires::Handed;
 
 /// Longest wait for the first bursts before records of daemons before are copied.
@@ -93,7 +93,7 @@ impl Served<'_> {
         watch: impl FnOnce() -> Services + Send,
     ) -> (Vec<Result<(), Error>>, Result<(), Error>) {
         let Self { guests, recorders, fronts, door, taking, manager } = self;
-        let is_alone = fronts.len() == 1;
+        let (is_alone, is_taking) = (fronts.len() == 1, taking.is_some());
         let belongings = fronts.iter().zip(recorders).filter_map(|(front, recorder)| {
             let (plan, wire) = *guests.iter().find(|(plan, _)| plan.name == front.name)?;
             let handover = Arc::clone(&front.handover);
@@ -101,6 +101,11 @@ impl Served<'_> {
         });
         let belongings: Vec<_> = belongings.collect();
         let records: Vec<_> = belongings.iter().map(|it| (it.plan, it.recorder)).collect();
+        let kept = recorders.iter().map(|it| {
+            let journal = it.journal.as_deref();
+            Kept { recorder: &it.file, journal }
+        });
+        let kept: Vec<_> = kept.collect();
         let (finish, finished) = match UnixStream::pair() {
             Ok(pair) => pair,
             Err(error) => return (Vec::new(), Err(Error::Signals(error))),
@@ -119,20 +124,14 @@ impl Served<'_> {
             let threads: Vec<_> = fronts.into_iter().map(serve_one).collect();
             let speaker = scope.spawn(move || {
                 let _watched = stop.alarm().watch();
-                let mut services = None;
-                let door = match taking {
-                    None => {
-                        scope.spawn(move || copy_records(&records, stop));
-                        door
-                    }
-                    Some(taking) => {
-                        let files = recorders.iter().map(|recorder| &recorder.file);
-                        let (door, before) = taking.finish(files)?;
-                        before.wait_for_the_end();
-                        services = Some(watch());
-                        Some(door)
-                    }
-                };
+                let mut door = door;
+                if let Some(taking) = taking {
+                    let (taken, before) = taking.finish(&kept)?;
+                    door = Some(taken);
+                    before.wait_for_the_end();
+                }
+                scope.spawn(move || copy_records(&records, stop));
+                let services = is_taking.then(watch);
                 if let Some(manager) = manager {
                     manager.ready(count);
                     scope.spawn(move || {
@@ -162,6 +161,7 @@ impl Served<'_> {
 /// priority of all others: one with a lower priority would keep them waiting for the locks that it holds in the kernel.
 fn copy_records(recorders: &[(&GuestPlan, &Recorder)], stop: &Stop) {
     let _watched = stop.alarm().watch();
+    confine::enter(Role::Records);
     let until = Instant::now() + CALM;
     while recorders.iter().any(|(_, it)| it.awaits_burst()) && Instant::now() < until {
         sleep(LOOK);

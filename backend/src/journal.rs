@@ -13,10 +13,15 @@ pub fn path(recorder: &Path) -> PathBuf {
 }
 
 /// Opens the guest's journal. Its recorder must be there, because that holds the lock on the name. Without a journal the
-/// guest is served all the same.
-pub fn open(plan: &GuestPlan) -> Option<Arc<Journal>> {
+/// guest is served all the same. `is_in_use`: by the daemon that this one takes over from.
+pub fn open(plan: &GuestPlan, is_in_use: bool) -> Option<Arc<Journal>> {
     let (path, prefix) = (path(&plan.recorder), &plan.log_prefix);
-    match Journal::open(&path, plan.queue_pairs * 2) {
+    let rings = plan.queue_pairs * 2;
+    let opened = match is_in_use {
+        false => Journal::open(&path, rings),
+        true => Journal::open_beside(&path, rings),
+    };
+    match opened {
         Ok((journal, found)) => {
             if let Found::Unfit(why) = found {
                 log::warn!(

@@ -6,9 +6,11 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use burst_trace::Reader;
 use burst_trace::file::word;
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::eventually;
 use ringscope_tests::frames;
 use ringscope_tests::recording::{RecordCommand, beside, write_word};
 use rustix::process::Signal;
@@ -157,6 +159,69 @@ fn a_restart_is_a_row_with_its_parts() {
             assert!(found.count() >= 1, "{name}");
         }
     }
+}
+
+/// The sequence numbers of the bursts of virtqueue `ring`, each with its packets.
+fn bursts(file: &Path, ring: u16) -> Vec<(u64, u64)> {
+    let reader = Reader::open(file).unwrap();
+    let mut bursts = Vec::new();
+    reader.read(&mut reader.oldest(0), |record| {
+        let burst = record.as_burst().filter(|burst| burst.ring == ring);
+        bursts.extend(burst.map(|burst| (burst.sequence, u64::from(burst.packets))));
+    });
+    bursts
+}
+
+#[test]
+fn one_report_shows_what_passed_before_and_after_a_take_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut daemon = start(directory.path());
+    let file = daemon.recorder().to_owned();
+    let mut guest = connect(&daemon);
+    frames::come_back(&mut guest).unwrap();
+    let mut processes = vec![daemon.pid()];
+    for take_overs in 1..4 {
+        let before = packets(&json(&file));
+        let next = daemon.successor(&REFLECT).unwrap();
+        assert!(daemon.wait(SOON).unwrap().success(), "{}", daemon.log());
+        next.expect_log("records of the daemon before");
+        sleep(AWAY);
+        frames::come_back(&mut guest).unwrap();
+        processes.push(next.pid());
+        let all = eventually(SOON, "all packets in the recorder", || {
+            let all = json(&file);
+            let own = all["tx"]["counted"]["packets"].as_u64().unwrap();
+            if own > 0 && packets(&all) == before + own { Ok(all) } else { Err(all) }
+        });
+        let rows = all["restarts"].as_array().unwrap();
+        assert_eq!(rows.len(), take_overs);
+        let row = &rows[take_overs - 1];
+        let ns = |name: &str| row[name].as_u64().unwrap();
+        let parts = ["no_daemon_ns", "front_end_ns", "first_burst_ns"].map(ns);
+        assert_eq!(parts.iter().sum::<u64>(), ns("gap_ns"), "{row}");
+        assert_eq!(parts[1], 0, "the front end has no part: {row}");
+        let away = u64::try_from(AWAY.as_nanos()).unwrap();
+        assert!(parts[2] >= away, "the guest was quiet: {row}");
+        assert_eq!((&row["taken_over"], &row["killed"]), (&true.into(), &false.into()));
+        let pids = ["process_before", "process"].map(ns).map(|pid| u32::try_from(pid).unwrap());
+        assert_eq!(pids, processes[take_overs - 1..]);
+        daemon = next;
+    }
+    assert_eq!(json(&file)["sent_twice_max"], 0);
+    for ring in [0, 1] {
+        let bursts = bursts(&file, ring);
+        assert!(bursts.windows(2).all(|two| two[0].0 + two[0].1 == two[1].0), "{bursts:?}");
+    }
+    let table = report(&file, "table");
+    let words = format!("taken over, rings went on  {} to {}", processes[2], processes[3]);
+    assert!(table.contains(&words), "{table}");
+    assert!(report(&file, "csv").contains(",taken-over/resumed/"));
+    // Figures of other flags would be of neither.
+    let arguments = [&REFLECT[..], &["--poll", "always"]].concat();
+    let last = daemon.successor(&arguments).unwrap();
+    last.expect_log("ran with other flags");
+    frames::come_back(&mut guest).unwrap();
+    assert!(json(&file)["restarts"].as_array().unwrap().is_empty());
 }
 
 #[test]

@@ -228,9 +228,15 @@ impl Giver<'_> {
             let own = geteuid().as_raw();
             Err(format!("it is of user {user}, and only user {own} or root may do that"))
         };
-        result.inspect_err(|why| {
-            let _ = channel.send(&ToNew::Refused { why: why.clone() }, &[]);
-        })
+        match &result {
+            // The other daemon waits for the end of this process, which closes the connection: until then this one serves
+            // metrics and has its recorders.
+            Ok(_) => std::mem::forget(channel),
+            Err(why) => {
+                let _ = channel.send(&ToNew::Refused { why: why.clone() }, &[]);
+            }
+        }
+        result
     }
 
     fn give(&self, channel: &Channel, stop: &Stop) -> Result<Given, String> {

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use burst_trace::Recorder;
 use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
+use ring_journal::Journal;
 use rustix::process::geteuid;
 use vhost_control::handover::{FrontEnd, Stand};
 use vhost_control::{Heir, peer};
@@ -65,6 +66,15 @@ pub struct Taking {
     prepared: (Sender<Prepared>, Receiver<Prepared>),
     started: (Sender<()>, Receiver<()>),
     starts: BTreeMap<String, Sender<Vec<Stand>>>,
+}
+
+/// The files of a guest that get their place when it is this daemon's.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'r> {
+    /// Its recorder.
+    pub recorder: &'r Recorder,
+    /// The journal of its rings.
+    pub journal: Option<&'r Journal>,
 }
 
 /// A guest of the running daemon.
@@ -181,11 +191,8 @@ impl Taking {
     ///
     /// # Errors
     /// Why it failed.
-    pub fn finish<'r>(
-        mut self,
-        recorders: impl Iterator<Item = &'r Recorder>,
-    ) -> Result<(Door, Channel), TakeOverError> {
-        let gap_ns = self.start().inspect_err(|why| {
+    pub fn finish(mut self, kept: &[Kept<'_>]) -> Result<(Door, Channel), TakeOverError> {
+        let gap_ns = self.start(kept).inspect_err(|why| {
             let _ = self.channel.send(&ToRunning::Failed { why: why.clone() }, &[]);
         });
         let gap_ns = gap_ns.map_err(TakeOverError::Failed)?;
@@ -196,10 +203,11 @@ impl Taking {
                 self.process
             );
         }
-        for recorder in recorders {
-            if let Err(error) = recorder.take_place() {
+        for Kept { recorder, journal } in kept {
+            let placed = journal.map_or(Ok(()), |journal| journal.take_place());
+            if let Err(error) = placed.and(recorder.take_place()) {
                 log::error!(
-                    "{} stays the recorder of the daemon before: {error}",
+                    "{} stays the recorder of the daemon before, or its journal stays: {error}",
                     recorder.path().display()
                 );
             }
@@ -221,7 +229,7 @@ impl Taking {
     }
 
     /// Returns for how long no ring was served, nanoseconds.
-    fn start(&self) -> Result<u64, String> {
+    fn start(&self, kept: &[Kept<'_>]) -> Result<u64, String> {
         let gone = |_| "a guest's thread does not answer".to_owned();
         for _ in &self.order {
             self.prepared.1.recv_timeout(PATIENCE).map_err(gone)??;
@@ -235,6 +243,7 @@ impl Taking {
             }
             ToNew::Estate { .. } => return Err("the guests came again".into()),
         };
+        kept.iter().for_each(|it| it.recorder.succeed(begun_ns));
         for (name, stands) in self.order.iter().zip(stands) {
             if let Some(start) = self.starts.get(name) {
                 let _ = start.send(stands.into_iter().map(Into::into).collect());

@@ -27,6 +27,8 @@ use crate::file::{Layout, RING_FIRST, WORKER_BEFORE, Words, word};
 use crate::header::{Left, ReadError, left};
 use crate::reader::Reader;
 use crate::record::Record;
+use crate::restart::Ending;
+use crate::restarting;
 
 /// Largest error of an anchor: the CPU was lost while it was taken.
 const ANCHOR_ERROR: Duration = Duration::from_millis(5);
@@ -43,23 +45,12 @@ const SEARCHED: u64 = 4096;
 pub enum Before {
     /// No records.
     Nothing,
-    /// Records, which the new recorder has, too.
-    Continued(Continued),
+    /// As many records, which the new recorder has, too.
+    Continued(u64),
     /// A recorder of a daemon that ran with other flags. Its records are not in the new one.
     OtherFlags,
     /// A recorder whose records are not in the new one, for this reason.
     Unfit(String),
-}
-
-/// The part of a recorder that is of daemons before this one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Continued {
-    /// Number of records.
-    pub records: u64,
-    /// The end of the last burst, ticks, if there is one.
-    pub last_burst: Option<u64>,
-    /// Whether the daemon before ended in order. If not, it was killed, or crashed.
-    pub is_ended: bool,
 }
 
 /// What the records of an old recorder must fit.
@@ -84,11 +75,16 @@ pub(crate) struct AtPath {
 pub(crate) struct Old {
     reader: Reader,
     clock: Clock,
+    is_ended: bool,
+}
+
+/// Where a daemon before stopped.
+#[derive(Debug)]
+pub(crate) struct Stand {
     /// The sequence number of each ring's next packet.
     firsts: Vec<u64>,
-    /// The end of the last burst, ticks.
-    pub(crate) last_burst: Option<u64>,
-    pub(crate) is_ended: bool,
+    /// The end of its last burst, ticks.
+    last_burst: Option<u64>,
 }
 
 impl AtPath {
@@ -107,7 +103,7 @@ impl AtPath {
         }
     }
 
-    /// Opens it, if its records fit into the new recorder.
+    /// Opens it, if its records fit into the new recorder. It may be written by a daemon that runs.
     ///
     /// # Errors
     /// [`Before`] without records.
@@ -155,14 +151,35 @@ impl Old {
         if comparable(&reader.facts()) != comparable(own.facts) {
             return Err(Before::OtherFlags);
         }
-        let workers = own.layout.workers;
-        let firsts = next_sequences(&reader, own.layout).map_err(Before::Unfit)?;
-        let latest = latest(own.clock);
-        let bursts = (0..workers).filter_map(|worker| reader.last_burst(worker, SEARCHED));
-        let bursts =
-            bursts.filter(|burst| is_possible(&Record::Burst(*burst), own.layout, latest));
-        let last_burst = bursts.map(|burst| burst.last).max();
-        Ok(Self { reader, clock: *own.clock, firsts, last_burst, is_ended })
+        Ok(Self { reader, clock: *own.clock, is_ended })
+    }
+
+    /// Where its daemon stopped.
+    ///
+    /// # Errors
+    /// When its counters make no sense.
+    pub(crate) fn stand(&self, layout: &Layout) -> Result<Stand, String> {
+        let firsts = next_sequences(&self.reader, layout)?;
+        let latest = latest(&self.clock);
+        let last = |worker| self.reader.last_burst(worker, SEARCHED);
+        let bursts = (0..layout.workers).filter_map(last);
+        let bursts = bursts.filter(|burst| is_possible(&Record::Burst(*burst), layout, latest));
+        Ok(Stand { firsts, last_burst: bursts.map(|burst| burst.last).max() })
+    }
+
+    /// What its daemon left. `taken_over_at`: when that stopped the rings for this one, `CLOCK_MONOTONIC` nanoseconds.
+    pub(crate) fn left(
+        &self,
+        stand: &Stand,
+        taken_over_at: Option<u64>,
+    ) -> Option<restarting::Left> {
+        let process = u32::try_from(self.reader.pid()).unwrap_or(0);
+        let (at, ending) = match taken_over_at {
+            Some(at) => (self.clock.anchor().ticks_at(at, &self.clock), Ending::TakenOver),
+            None if self.is_ended => (stand.last_burst?, Ending::Ended),
+            None => (stand.last_burst?, Ending::Killed),
+        };
+        Some(restarting::Left { at, ending, process })
     }
 
     /// Whether it has no records.
@@ -171,8 +188,8 @@ impl Old {
     }
 
     /// Counts on in the new file `to`.
-    pub(crate) fn count_on(&self, to: &Words, layout: &Layout) {
-        for (ring, first) in self.firsts.iter().enumerate() {
+    pub(crate) fn count_on(&self, stand: &Stand, to: &Words, layout: &Layout) {
+        for (ring, first) in stand.firsts.iter().enumerate() {
             to.at(layout.ring(ring) + RING_FIRST).store(*first, Ordering::Relaxed);
         }
         for at in [word::RESTARTS, word::SENT_TWICE_MAX] {
@@ -180,11 +197,11 @@ impl Old {
         }
     }
 
-    /// Copies the records to the new file `to`, which has room for them.
+    /// Copies the records to the new file `to`, which has room for them. Returns their number.
     ///
     /// # Errors
     /// Why they are not in the new file.
-    pub(crate) fn copy(&self, to: &Words, layout: &Layout) -> Result<Continued, String> {
+    pub(crate) fn copy(&self, to: &Words, layout: &Layout) -> Result<u64, String> {
         let (latest, mut records) = (latest(&self.clock), 0);
         for worker in 0..layout.workers {
             let held = usize::try_from(self.reader.held(worker)).unwrap_or(usize::MAX);
@@ -207,7 +224,7 @@ impl Old {
             records += held as u64;
         }
         to.at(word::BEFORE).store(1, Ordering::Release);
-        Ok(Continued { records, last_burst: self.last_burst, is_ended: self.is_ended })
+        Ok(records)
     }
 }
 

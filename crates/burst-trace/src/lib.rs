@@ -100,7 +100,7 @@ mod sys;
 pub mod writer;
 
 pub use attribution::{Interruptions, Wakeup, Wakeups};
-pub use before::{Before, Continued};
+pub use before::Before;
 pub use clock::{Anchor, Clock, ClockKind};
 pub use cyclic::{CyclicFrame, CyclicFrames};
 pub use header::{Header, ReadError, Totals};
@@ -116,7 +116,7 @@ pub use record::{
 };
 pub use recorder::{Participants, Recorder, RecorderError, RecorderOptions};
 pub use recording::{CutOff, Recording, RecordingWriter};
-pub use restart::{Restart, RestartParts};
+pub use restart::{Ending, Restart, RestartParts};
 pub use source::Source;
 pub use stage::{Direction, DropCause, DropCounts, KernelStage, SocketEvent, Stage};
 pub use writer::Writer;

@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use host_files::own::{new_file, own_file};
 use host_files::{Lock, boot_id};
 
-use crate::before::{AtPath, Before, Continued, Old, Own};
+use crate::before::{AtPath, Before, Old, Own};
 use crate::clock::{Clock, monotonic_ns};
 use crate::file::{
     FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, VERSION, WORKER_THREAD, Words, facts_words, word,
 };
 use crate::header::store_anchor;
-use crate::restarting::Restarting;
+use crate::restarting::{Left, Restarting};
 use crate::writer::Writer;
 
 /// File mode: readable for the user and group only, because a recorder shows when and how much a guest sends.
@@ -95,6 +95,8 @@ pub struct Recorder {
 /// The recorder of the daemon before.
 #[derive(Debug)]
 enum Predecessor {
+    /// Its daemon still serves the guest.
+    Serving(Box<Old>),
     /// Its records are to be copied.
     Waiting(Box<Old>),
     Done(Before),
@@ -153,25 +155,26 @@ impl Recorder {
         // Always a new file: if the old one were truncated, SIGBUS would kill a reader that still maps it.
         let file = new_file(at, MODE)?;
         let own = Own { layout: &layout, clock, boot: boot_id(), facts: &options.facts };
-        let old = old.map_or(Err(Before::Nothing), |old| old.open(own));
-        let words = Self::fill(&file, own, old.as_ref().ok()).inspect_err(|_| {
+        let words = Self::fill(&file, own).inspect_err(|_| {
             let _ = fs::remove_file(at);
         })?;
-        let (path, is_beside) = (options.path.clone(), AtomicBool::new(is_beside));
-        let restarting = Arc::new(Restarting::after(old.as_ref().ok()));
-        let before = old.map_or_else(Predecessor::Done, |old| Predecessor::Waiting(Box::new(old)));
-        let (words, before) = (Arc::new(words), Mutex::new(before));
+        let (before, left) = match old.map_or(Err(Before::Nothing), |old| old.open(own)) {
+            Ok(old) if is_beside => (Predecessor::Serving(Box::new(old)), None),
+            Ok(old) => count_on(old, None, &words, &layout),
+            Err(why) => (Predecessor::Done(why), None),
+        };
+        words.at(word::MAGIC).store(MAGIC, Ordering::Release);
+        let (path, restarting) = (options.path.clone(), Restarting::after(left, is_beside));
+        let (words, restarting) = (Arc::new(words), Arc::new(restarting));
+        let (before, is_beside) = (Mutex::new(before), AtomicBool::new(is_beside));
         Ok(Self { lock, words, file, layout, path, before, restarting, is_beside })
     }
 
-    /// Writes the header of the new file `to`.
-    fn fill(to: &File, own: Own<'_>, old: Option<&Old>) -> io::Result<Words> {
+    /// Writes the header of the new file `to`, without its mark.
+    fn fill(to: &File, own: Own<'_>) -> io::Result<Words> {
         // A file without its space would end the daemon with SIGBUS.
         reserve(to, own.layout.words() as u64 * 8)?;
         let words = Words::map_writable(to)?;
-        if let Some(old) = old {
-            old.count_on(&words, own.layout);
-        }
         write_header(&words, own);
         Ok(words)
     }
@@ -188,6 +191,7 @@ impl Recorder {
         let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
         let done = match &*before {
             Predecessor::Done(before) => before.clone(),
+            Predecessor::Serving(_) => return Before::Nothing,
             Predecessor::Waiting(old) if old.is_empty() => Before::Nothing,
             Predecessor::Waiting(old) => {
                 self.copy(old).map_or_else(Before::Unfit, Before::Continued)
@@ -197,10 +201,13 @@ impl Recorder {
         done
     }
 
-    fn copy(&self, old: &Old) -> Result<Continued, String> {
+    fn copy(&self, old: &Old) -> Result<u64, String> {
         let room = reserve(&self.file, self.layout.words_with_before() as u64 * 8)
             .and_then(|()| Words::map_writable(&self.file));
-        old.copy(&room.map_err(|error| format!("there is no room for them: {error}"))?, &self.layout)
+        old.copy(
+            &room.map_err(|error| format!("there is no room for them: {error}"))?,
+            &self.layout,
+        )
     }
 
     /// Notes that the daemon's socket was there at `ticks`.
@@ -232,6 +239,23 @@ impl Recorder {
     }
 }
 
+/// Counts on from where the daemon of `old` stopped. Returns what is to be done with its records, and what it left.
+fn count_on(
+    old: Old,
+    taken_over_at: Option<u64>,
+    to: &Words,
+    layout: &Layout,
+) -> (Predecessor, Option<Left>) {
+    match old.stand(layout) {
+        Ok(stand) => {
+            old.count_on(&stand, to, layout);
+            let left = old.left(&stand, taken_over_at);
+            (Predecessor::Waiting(Box::new(old)), left)
+        }
+        Err(why) => (Predecessor::Done(Before::Unfit(why)), None),
+    }
+}
+
 fn write_header(words: &Words, own: Own<'_>) {
     let Own { layout, clock, boot, facts } = own;
     let header = words.slice(0, HEADER_WORDS);
@@ -256,7 +280,6 @@ fn write_header(words: &Words, own: Own<'_>) {
     store_anchor(&header[word::ANCHOR_START..], anchor);
     store_anchor(&header[word::ANCHOR_LATEST..], anchor);
     store_clock_error(words, anchor.monotonic_ns);
-    header[word::MAGIC].store(MAGIC, Ordering::Release);
 }
 
 /// Stores by how much the clock that other hosts have as well may be wrong now.

@@ -1,4 +1,4 @@
-//! The time in which no burst passed because the daemon was started again.
+//! The time in which no burst passed because the daemon was started again, or another one took over.
 
 /// A record's length in words. Not that of [`record`](crate::record), which uses this module.
 const WORDS: usize = 8;
@@ -7,6 +7,19 @@ const WORDS: usize = 8;
 const KILLED: u64 = 1 << 8;
 /// In word 7: a ring went on where the daemon before stood.
 const RESUMED: u64 = 1 << 9;
+/// In word 7: the daemon took over from the one before.
+const TAKEN_OVER: u64 = 1 << 10;
+
+/// How a daemon ended before another one went on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// In order.
+    Ended,
+    /// It was killed, or crashed.
+    Killed,
+    /// The next daemon took over from it.
+    TakenOver,
+}
 
 /// The parts of a restart, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,21 +32,23 @@ pub struct RestartParts {
     pub first_burst: u64,
 }
 
-/// A restart of the daemon, with the times of the bursts before and after it.
+/// A restart of the daemon, or a take-over, with the times of the bursts before and after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restart {
-    /// The end of the last burst that the daemon before recorded, ticks.
+    /// The end of the last burst that the daemon before recorded, ticks. At a take-over: when it stopped the rings.
     pub before: u64,
-    /// When the new daemon's socket was there, ticks.
+    /// When the new daemon's socket was there, ticks. At a take-over: when the first ring was started.
     pub listening: u64,
     /// When the front end had the first ring started, ticks.
     pub started: u64,
     /// The end of the first burst after it, ticks.
     pub after: u64,
-    /// The daemon before did not end in order: it was killed, or crashed.
-    pub is_killed: bool,
+    /// How the daemon before ended.
+    pub ending: Ending,
     /// A ring continued at the position of the previous daemon. If none did, the guest or its driver had started again.
     pub is_resumed: bool,
+    /// The processes of the daemons before and after it; 0 if they are not known.
+    pub processes: [u32; 2],
     /// The number of the writer that stored it.
     pub writer: u8,
 }
@@ -62,26 +77,38 @@ impl Restart {
     }
 
     pub(crate) fn to_words(self) -> [u64; WORDS] {
-        let flags =
-            if self.is_killed { KILLED } else { 0 } | if self.is_resumed { RESUMED } else { 0 };
+        let ending = match self.ending {
+            Ending::Ended => 0,
+            Ending::Killed => KILLED,
+            Ending::TakenOver => TAKEN_OVER,
+        };
+        let flags = ending | if self.is_resumed { RESUMED } else { 0 };
         let kind = u64::from(Self::KIND) | flags | u64::from(self.writer) << 24;
-        [self.before, self.after, self.listening, self.started, 0, 0, 0, kind]
+        let processes = u64::from(self.processes[0]) | u64::from(self.processes[1]) << 32;
+        [self.before, self.after, self.listening, self.started, processes, 0, 0, kind]
     }
 
     /// The restart that `words` hold; `None` when they have flags that this version does not know.
     #[expect(clippy::cast_possible_truncation, reason = "a field is cut out of a packed word")]
     pub(crate) const fn from_words(words: &[u64; WORDS]) -> Option<Self> {
-        let known = Self::KIND as u64 | KILLED | RESUMED | 0xff << 24;
+        let known = Self::KIND as u64 | KILLED | RESUMED | TAKEN_OVER | 0xff << 24;
         if words[7] & !known != 0 {
             return None;
         }
+        let ending = match words[7] & (KILLED | TAKEN_OVER) {
+            0 => Ending::Ended,
+            KILLED => Ending::Killed,
+            TAKEN_OVER => Ending::TakenOver,
+            _ => return None,
+        };
         Some(Self {
             before: words[0],
             after: words[1],
             listening: words[2],
             started: words[3],
-            is_killed: words[7] & KILLED != 0,
+            ending,
             is_resumed: words[7] & RESUMED != 0,
+            processes: [words[4] as u32, (words[4] >> 32) as u32],
             writer: (words[7] >> 24) as u8,
         })
     }
@@ -93,12 +120,18 @@ mod tests {
 
     use super::*;
 
+    fn endings() -> impl Strategy<Value = Ending> {
+        prop_oneof![Just(Ending::Ended), Just(Ending::Killed), Just(Ending::TakenOver)]
+    }
+
     proptest! {
         #[test]
         fn its_parts_are_in_order_and_their_sum_is_the_total(
-            before: u64, listening: u64, started: u64, after: u64, is_killed: bool, is_resumed: bool
+            before: u64, listening: u64, started: u64, after: u64, ending in endings(), is_resumed: bool,
+            processes: [u32; 2]
         ) {
-            let restart = Restart { before, listening, started, after, is_killed, is_resumed, writer: 3 };
+            let restart =
+                Restart { before, listening, started, after, ending, is_resumed, processes, writer: 3 };
             let RestartParts { no_daemon, front_end, first_burst } = restart.parts();
             prop_assert_eq!(no_daemon + front_end + first_burst, restart.total());
             prop_assert_eq!(Restart::from_words(&restart.to_words()), Some(restart));
@@ -108,7 +141,7 @@ mod tests {
         fn arbitrary_words_are_a_restart_with_these_words_or_none(words: [u64; WORDS]) {
             if let Some(restart) = Restart::from_words(&words) {
                 let again = restart.to_words();
-                prop_assert_eq!(&again[..4], &words[..4]);
+                prop_assert_eq!(&again[..5], &words[..5]);
             }
         }
     }

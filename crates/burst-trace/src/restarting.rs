@@ -1,16 +1,16 @@
 //! A restart that is under way. The recorder knows the last burst of the daemon before; the worker that carries the first
 //! burst after it stores the record.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::before::Old;
-use crate::restart::Restart;
+use crate::restart::{Ending, Restart};
 
 /// A restart that is under way. All writers of a recorder have it.
 #[derive(Debug)]
 pub(crate) struct Restarting {
-    /// The end of the last burst of the daemon before, and whether that daemon was killed; `None` if there was none.
-    before: Option<(u64, bool)>,
+    /// Set before the first ring starts, if there was a burst before.
+    before: OnceLock<Left>,
     listening: AtomicU64,
     /// 0 until the first ring starts.
     started: AtomicU64,
@@ -18,17 +18,32 @@ pub(crate) struct Restarting {
     is_over: AtomicBool,
 }
 
+/// What the daemon before left.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    /// The end of its last burst. At a take-over: when it stopped the rings.
+    pub(crate) at: u64,
+    pub(crate) ending: Ending,
+    /// Its process; 0 if that is not known.
+    pub(crate) process: u32,
+}
+
 impl Restarting {
-    pub(crate) fn after(old: Option<&Old>) -> Self {
-        let before = old.and_then(|old| Some((old.last_burst?, !old.is_ended)));
+    /// After a daemon that left this. `may_follow`: it is still served by that daemon.
+    pub(crate) fn after(before: Option<Left>, may_follow: bool) -> Self {
         let (listening, started) = Default::default();
         Self {
-            before,
+            is_over: AtomicBool::new(before.is_none() && !may_follow),
+            before: before.map_or_else(OnceLock::new, OnceLock::from),
             listening,
             started,
             is_resumed: AtomicBool::new(false),
-            is_over: AtomicBool::new(before.is_none()),
         }
+    }
+
+    /// The daemon takes over now.
+    pub(crate) fn take_over(&self, before: Left) {
+        let _ = self.before.set(before);
     }
 
     /// The socket is there.
@@ -52,17 +67,22 @@ impl Restarting {
 
     /// A burst was carried until `after`. Returns the restart if it is the first burst.
     pub(crate) fn ends(&self, after: u64) -> Option<Restart> {
-        let (before, is_killed) = self.before?;
         if self.is_over.swap(true, Ordering::Relaxed) {
             return None;
         }
+        let Left { at, ending, process } = *self.before.get()?;
+        let (listening, started) =
+            (self.listening.load(Ordering::Relaxed), self.started.load(Ordering::Relaxed));
+        let is_taken_over = ending == Ending::TakenOver;
         Some(Restart {
-            before,
-            listening: self.listening.load(Ordering::Relaxed),
-            started: self.started.load(Ordering::Relaxed),
+            before: at,
+            // The socket was there all the time.
+            listening: if is_taken_over { started } else { listening },
+            started,
             after,
-            is_killed,
-            is_resumed: self.is_resumed.load(Ordering::Relaxed),
+            ending,
+            is_resumed: is_taken_over || self.is_resumed.load(Ordering::Relaxed),
+            processes: [process, std::process::id()],
             writer: 0,
         })
     }

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use burst_trace::file::{HEADER_WORDS, Layout, RING_FIRST, RING_PACKETS, WORKER_BEFORE, word};
-use burst_trace::{
-    Before, BurstRecord, Clock, Continued, Reader, Record, Recorder, RecorderOptions,
-};
+use burst_trace::{Before, BurstRecord, Clock, Ending, Reader, Record, Recorder, RecorderOptions};
 use host_files::FileId;
 use proptest::prelude::*;
 
@@ -99,15 +97,9 @@ fn the_records_of_the_daemon_before_come_first() {
         bench.write(&first, 1, 10..13);
         let old = Reader::open(first.path()).unwrap();
         bench.end(first, killed);
-        let earliest = bench.clock.now();
 
         let second = bench.next();
-        let Before::Continued(Continued { records, last_burst, is_ended }) = second.copy_before()
-        else {
-            panic!("{:?}", second.copy_before());
-        };
-        assert_eq!((records, is_ended), (13, !killed));
-        assert!(last_burst.unwrap() < earliest);
+        assert_eq!(second.copy_before(), Before::Continued(13));
         bench.write(&second, 0, 100..103);
         assert_eq!(sequences(second.path(), 0), (0..10).chain(100..103).collect::<Vec<_>>());
         assert_eq!(sequences(second.path(), 1), [10, 11, 12]);
@@ -277,7 +269,7 @@ proptest! {
         let held = reader.held(0) + reader.held(1);
         prop_assert_eq!(sound, held);
         match before {
-            Before::Continued(Continued { records, .. }) => prop_assert!(records + 6 >= held),
+            Before::Continued(records) => prop_assert!(records + 6 >= held),
             // With the restart, if its last burst was sound.
             Before::Unfit(_) => prop_assert!(held == 5 || held == 6),
             Before::Nothing | Before::OtherFlags => prop_assert_eq!(held, 5),
@@ -367,7 +359,7 @@ fn a_daemon_goes_on_with_the_records_of_another_version_but_not_of_other_flags()
     bench.end(first, false);
     bench.options.facts = facts("never", "0.2.0");
     let second = bench.next();
-    assert!(matches!(second.copy_before(), Before::Continued(Continued { records: 3, .. })));
+    assert!(matches!(second.copy_before(), Before::Continued(3)));
     bench.end(second, false);
     bench.options.facts = facts("always", "0.2.0");
     let third = bench.next();
@@ -381,12 +373,12 @@ fn the_first_burst_after_a_restart_is_followed_by_its_times() {
         let bench = Bench::new();
         let first = bench.next();
         bench.write(&first, 1, 0..3);
+        let mut last_burst = 0;
+        let reader = Reader::open(first.path()).unwrap();
+        reader.read(&mut reader.oldest(1), |record| last_burst = record.last());
         bench.end(first, killed);
 
         let second = bench.next();
-        let Before::Continued(Continued { last_burst, .. }) = second.copy_before() else {
-            panic!("{:?}", second.copy_before());
-        };
         let listening = bench.clock.now();
         second.listens(listening);
         let mut writers = [0, 1].map(|worker| second.writer(worker, bench.clock));
@@ -409,10 +401,12 @@ fn the_first_burst_after_a_restart_is_followed_by_its_times() {
         let [Record::Burst(_), Record::Restart(restart), Record::Burst(_)] = of_second[..] else {
             panic!("{of_second:?}");
         };
-        assert_eq!((Some(restart.before), restart.after), (last_burst, bursts[0].last));
+        assert_eq!((restart.before, restart.after), (last_burst, bursts[0].last));
         assert_eq!(restart.listening, listening);
         assert!(restart.started > listening && restart.started < restart.after);
-        assert_eq!((restart.is_killed, restart.is_resumed, restart.writer), (killed, killed, 1));
+        let ending = if killed { Ending::Killed } else { Ending::Ended };
+        assert_eq!((restart.ending, restart.is_resumed, restart.writer), (ending, killed, 1));
+        assert_eq!(restart.processes, [std::process::id(); 2]);
         let counted = (reader.restarts(), reader.sent_twice_max());
         assert_eq!(counted, if killed { (1, 7) } else { (0, 0) });
         drop(second);
@@ -433,4 +427,52 @@ fn without_a_burst_before_there_is_no_restart() {
     second.listens(bench.clock.now());
     bench.write(&second, 0, 0..3);
     assert_eq!(sequences(second.path(), 0), [0, 1, 2]);
+}
+
+#[test]
+fn a_daemon_that_takes_over_counts_on_and_has_the_records_of_the_one_before() {
+    let bench = Bench::new();
+    let first = bench.next();
+    bench.write(&first, 0, 0..10);
+    let lock = first.share_lock().unwrap();
+    let second = Recorder::create_beside(&bench.options, &bench.clock, lock).unwrap();
+    let mut writer = second.writer(0, bench.clock);
+    assert_eq!(second.copy_before(), Before::Nothing, "the daemon before is served");
+    bench.write(&first, 1, 10..17);
+    assert_eq!(writer.first_sequence(1), 0);
+
+    let stopped = bench.clock.anchor();
+    second.succeed(stopped.monotonic_ns);
+    assert_eq!(writer.first_sequence(1), 17);
+    writer.ring_started(None);
+    let bursts = [17, 18].map(|sequence| bench.burst(sequence));
+    writer.burst(&bursts[0]);
+    writer.burst(&bursts[1]);
+    second.take_place().unwrap();
+    first.leave();
+    drop(first);
+    assert!(matches!(second.copy_before(), Before::Continued(17)));
+    assert_eq!(sequences(second.path(), 0), (0..10).chain(17..19).collect::<Vec<_>>());
+    assert_eq!(sequences(second.path(), 1), (10..17).collect::<Vec<_>>());
+    let reader = Reader::open(second.path()).unwrap();
+    let mut own = Vec::new();
+    reader.read(&mut reader.oldest_of_last_daemon(0), |record| own.push(*record));
+    let [_, Record::Restart(restart), _] = own[..] else { panic!("{own:?}") };
+    // An anchor converts a time with an error of less than a microsecond.
+    let error = restart.before.abs_diff(stopped.ticks);
+    assert!(error < bench.clock.ticks_per_second() / 1_000_000, "{error} ticks");
+    assert_eq!((restart.ending, restart.after), (Ending::TakenOver, bursts[0].last));
+    assert!(restart.is_resumed && restart.listening == restart.started);
+}
+
+#[test]
+fn a_daemon_that_did_not_take_over_leaves_the_recorder_as_it_was() {
+    let bench = Bench::new();
+    let first = bench.next();
+    bench.write(&first, 0, 0..10);
+    let lock = first.share_lock().unwrap();
+    drop(Recorder::create_beside(&bench.options, &bench.clock, lock).unwrap());
+    bench.write(&first, 1, 10..12);
+    assert_eq!(sequences(first.path(), 1), [10, 11]);
+    assert!(!bench.beside(".next").exists());
 }

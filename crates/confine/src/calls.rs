@@ -218,6 +218,10 @@ const LOAD_SOCKETS: Group = &[only(
 /// A capture that could not be written whole is cut after its last whole block.
 const APPEND: Group = calls![SYS_writev, SYS_ftruncate, SYS_lseek, SYS_fstat, SYS_fdatasync];
 
+/// A file gets more room. Where a file system has no `fallocate`, glibc writes in its place.
+const GROW: Group =
+    calls![SYS_fallocate, SYS_pwrite64, SYS_pread64, SYS_fstat, SYS_statx, SYS_fstatfs];
+
 impl Role {
     /// The calls of its threads; `None` for those without a filter.
     #[rustfmt::skip]
@@ -275,6 +279,8 @@ impl Role {
                 EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, RING_BUFFER, LOOK, LOOK_OLD, READ_FILES,
                 calls![SYS_epoll_create1],
             ],
+            // Both files are open.
+            Self::Records => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, GROW],
             Self::Main => &[
                 CLOCK_ERROR, EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, MESSAGES, MESSAGES_OLD, LOOK, LOOK_OLD, READ_FILES, REMOVE_FILES,
                 REMOVE_FILES_OLD, SLEEP, AF_XDP_MAPS,

@@ -53,6 +53,8 @@ pub enum Role {
     Capture,
     /// Records what BPF programs measure.
     KernelStages,
+    /// Copies the records of the daemon before to the recorder.
+    Records,
     /// The process that starts helper processes, and the helpers.
     Helper,
 }
@@ -75,6 +77,7 @@ impl Role {
             Self::Metrics,
             Self::Capture,
             Self::KernelStages,
+            Self::Records,
             Self::Helper,
         ];
         workers.into_iter().chain(others).collect()
@@ -100,6 +103,7 @@ impl Role {
             Self::Metrics => "metrics",
             Self::Capture => "capture",
             Self::KernelStages => "kernel-stages",
+            Self::Records => "records",
             Self::Helper => "helper",
         }
     }

@@ -12,7 +12,7 @@
 //!   `CAUSE/WHOSE/CPU/DETAIL/THREAD/CLASS/NAME`, the last three of the culprit: `preempted/worker/1/0/4711/fifo 50/hog`. A comma or
 //!   quotation mark in a name becomes a question mark.
 //! - `restart`, a time in which no burst was carried because the daemon was started again: `start_ns` is the end of the last burst
-//!   before, `total_ns` the time to the end of the first one after. `cause` is how the daemon before ended (`killed`, `ended`),
+//!   before, `total_ns` the time to the end of the first one after. `cause` is how the daemon before ended (`killed`, `ended`, `taken-over`),
 //!   whether rings went on (`resumed`, `new`), and the parts in nanoseconds: until the new daemon's socket was there, until the
 //!   front end had the first ring started, until the first burst was carried: `killed/resumed/9200000/310000/52000`.
 //! - `migration`, a time in which no burst was carried because the guest moved to another host: `start_ns` is the end of the last
@@ -166,7 +166,7 @@ fn write_span(
 
 fn write_restart(out: &mut impl Write, row: &RestartRow) -> io::Result<()> {
     let &RestartRow { start_ns, gap_ns, no_daemon_ns, front_end_ns, first_burst_ns, .. } = row;
-    let ended = if row.killed { "killed" } else { "ended" };
+    let ended = row.ending().replace(' ', "-");
     let rings = if row.resumed { "resumed" } else { "new" };
     let cause = format!("{ended}/{rings}/{no_daemon_ns}/{front_end_ns}/{first_burst_ns}");
     writeln!(out, "restart,,,,,,,{start_ns},,{cause},,,,,,,,,,,{gap_ns}")

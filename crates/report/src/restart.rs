@@ -1,8 +1,8 @@
-//! Restarts of the daemon: how long no burst was carried, and whose part of that time is how long.
+//! Restarts of the daemon, and take-overs: how long no burst was carried, and whose part of that time is how long.
 
 use std::fmt::Write as _;
 
-use burst_trace::{Restart, RestartParts};
+use burst_trace::{Ending, Restart, RestartParts};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
@@ -13,21 +13,28 @@ use crate::when::When;
 /// Most restarts in a report: the latest ones.
 const ROWS_MAX: usize = 32;
 
-/// A restart of the daemon.
+/// A restart of the daemon, or a take-over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RestartRow {
-    /// `CLOCK_REALTIME` at the end of the last burst before it: nanoseconds since 1970.
+    /// `CLOCK_REALTIME` at the end of the last burst before it; at a take-over, when its rings were stopped: nanoseconds
+    /// since 1970.
     pub start_ns: u64,
     /// Time from there to the end of the first burst after it, ns: the sum of its parts.
     pub gap_ns: u64,
-    /// Until the new daemon's socket was there.
+    /// Until the new daemon's socket was there; at a take-over, until the first ring was started.
     pub no_daemon_ns: u64,
     /// From then until the front end had the first ring started.
     pub front_end_ns: u64,
     /// From then until the first burst was carried.
     pub first_burst_ns: u64,
-    /// Whether the daemon before was killed or crashed; else it ended in order.
+    /// Whether the daemon before was killed or crashed; else it ended in order, or was taken over from.
     pub killed: bool,
+    /// Whether the daemon took over from the one before.
+    pub taken_over: bool,
+    /// The process of the daemon before; 0 if it is not known.
+    pub process_before: u32,
+    /// The process of the daemon after.
+    pub process: u32,
     /// Whether rings continued at the position of the previous daemon. If not, the guest or its driver had started again.
     pub resumed: bool,
 }
@@ -46,19 +53,43 @@ impl RestartRow {
             no_daemon_ns: first,
             front_end_ns: second - first,
             first_burst_ns: gap - second,
-            killed: restart.is_killed,
+            killed: restart.ending == Ending::Killed,
+            taken_over: restart.ending == Ending::TakenOver,
+            process_before: restart.processes[0],
+            process: restart.processes[1],
             resumed: restart.is_resumed,
+        }
+    }
+
+    /// What it is.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        if self.taken_over { "take-over" } else { "restart" }
+    }
+
+    /// How the daemon before ended.
+    #[must_use]
+    pub const fn ending(&self) -> &'static str {
+        match (self.killed, self.taken_over) {
+            (true, _) => "killed",
+            (false, true) => "taken over",
+            (false, false) => "ended",
         }
     }
 
     /// How the daemon before ended, and whether the rings went on: `killed, rings went on`.
     #[must_use]
-    pub const fn words(&self) -> &'static str {
-        match (self.killed, self.resumed) {
-            (true, true) => "killed, rings went on",
-            (true, false) => "killed, rings started again",
-            (false, true) => "ended, rings went on",
-            (false, false) => "ended, rings started again",
+    pub fn words(&self) -> String {
+        let rings = if self.resumed { "rings went on" } else { "rings started again" };
+        format!("{}, {rings}", self.ending())
+    }
+
+    /// The processes before and after it: `17 to 23`. Nothing if they are not known.
+    #[must_use]
+    pub fn processes(&self) -> String {
+        match (self.process_before, self.process) {
+            (0, _) | (_, 0) => String::new(),
+            (before, after) => format!("{before} to {after}"),
         }
     }
 }
@@ -100,18 +131,19 @@ pub(crate) fn to_text(rows: &[RestartRow], restarted: u64, sent_twice_max: u64) 
     table.load_preset(presets::NOTHING);
     table.set_header([
         "",
-        "last burst (UTC)",
+        "since (UTC)",
         "gap",
         "no daemon",
         "front end",
         "first burst",
         "the daemon before",
+        "process",
     ]);
     for row in rows {
         let times = [row.gap_ns, row.no_daemon_ns, row.front_end_ns, row.first_burst_ns];
-        let mut cells = vec!["restart".to_owned(), time_of_day(row.start_ns)];
+        let mut cells = vec![row.kind().to_owned(), time_of_day(row.start_ns)];
         cells.extend(times.map(|ns| time(ns as f64)));
-        cells.push(row.words().into());
+        cells.extend([row.words(), row.processes()]);
         table.add_row(cells);
     }
     for column in table.column_iter_mut().skip(2).take(4) {
@@ -135,8 +167,9 @@ mod tests {
             listening: before + 5,
             started: before + 10,
             after: before + 21,
-            is_killed: true,
+            ending: Ending::Killed,
             is_resumed: true,
+            processes: [17, 23],
             writer: 0,
         }
     }
@@ -151,6 +184,10 @@ mod tests {
         let parts = row.no_daemon_ns + row.front_end_ns + row.first_burst_ns;
         assert_eq!((row.start_ns, row.gap_ns, parts), (500, row.gap_ns, row.gap_ns));
         assert_eq!(row.words(), "killed, rings went on");
+        assert_eq!(row.processes(), "17 to 23");
+        let taken_over = Restart { ending: Ending::TakenOver, ..restart(1000) };
+        let row = RestartRow::new(&taken_over, TickRate::new(RATE), when());
+        assert_eq!((row.killed, row.words().as_str()), (false, "taken over, rings went on"));
     }
 
     #[test]

@@ -147,7 +147,8 @@ impl<T: Topology> Loop<T> {
             }
             return Err(StartError::System(error));
         }
-        self.tracers[guest].ring_started(ring, started.again());
+        let first = self.tracers[guest].ring_started(ring, started.again());
+        self.pairs.count_from(at, ring, first);
         *self.pairs.ring(at, ring) = Some(Box::new(started));
         self.activate(at);
         Ok(())

@@ -35,9 +35,9 @@ impl Half {
         Self { guest, log, index, ring: None, sequence: 0, probes, worked: false }
     }
 
-    /// Counts its packets from `sequence` on.
-    pub const fn count_from(&mut self, sequence: u64) {
-        self.sequence = sequence;
+    /// Counts its packets from `sequence` on, unless it has counted further.
+    pub fn count_from(&mut self, sequence: u64) {
+        self.sequence = self.sequence.max(sequence);
     }
 
     /// The guest's number among those of the worker.

@@ -19,22 +19,10 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Adds queue pair number `pair` of guest number `guest`. `probes`: packets to look for. Packets are counted from
-    /// `firsts` on: of the receive queue, of the transmit queue.
-    pub fn push(
-        &mut self,
-        guest: usize,
-        log: &Arc<LogLimit>,
-        probes: &ProbeTargets,
-        pair: u16,
-        firsts: [u64; 2],
-    ) {
-        let mut tx = Transmitter::new(guest, Arc::clone(log), pair, probes);
-        let mut rx = Receiver::new(guest, Arc::clone(log), pair, probes);
-        rx.count_from(firsts[0]);
-        tx.count_from(firsts[1]);
-        self.tx.push(tx);
-        self.rx.push(rx);
+    /// Adds queue pair number `pair` of guest number `guest`. `probes`: packets to look for.
+    pub fn push(&mut self, guest: usize, log: &Arc<LogLimit>, probes: &ProbeTargets, pair: u16) {
+        self.tx.push(Transmitter::new(guest, Arc::clone(log), pair, probes));
+        self.rx.push(Receiver::new(guest, Arc::clone(log), pair, probes));
     }
 
     pub const fn len(&self) -> usize {
@@ -125,6 +113,15 @@ impl Pairs {
     /// Virtqueue `ring` of pair `at`, if it is in service.
     pub fn ring(&mut self, at: usize, ring: u16) -> &mut Option<Box<Ring>> {
         if ring == self.rx[at].index() { self.rx[at].ring() } else { self.tx[at].ring() }
+    }
+
+    /// Counts the packets of virtqueue `ring` of pair `at` from `sequence` on, unless it has counted further.
+    pub fn count_from(&mut self, at: usize, ring: u16, sequence: u64) {
+        if ring == self.rx[at].index() {
+            self.rx[at].count_from(sequence);
+        } else {
+            self.tx[at].count_from(sequence);
+        }
     }
 
     /// Whether a ring is served that only polling sees.

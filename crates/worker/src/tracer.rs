@@ -183,10 +183,11 @@ impl Tracer {
     }
 
     /// Counts and records that virtqueue `ring` was started now. `again`: if it went on where a daemon before stood, the most
-    /// frames that are sent again.
-    pub fn ring_started(&mut self, ring: u16, again: Option<u16>) {
+    /// frames that are sent again. Returns the sequence number of the first packet that this daemon counts.
+    pub fn ring_started(&mut self, ring: u16, again: Option<u16>) -> u64 {
         self.writer.ring_started(again);
         self.happened(Step::RingStarted(ring));
+        self.writer.first_sequence(ring)
     }
 
     /// Records that this happened now.

@@ -166,6 +166,5 @@ pub(crate) fn pairs_of(guest: &GuestOptions, numbers: impl Iterator<Item = u16>)
 
 /// Adds queue pair number `pair` of guest number `number`.
 fn push(pairs: &mut Pairs, number: usize, guest: &GuestOptions, pair: u16) {
-    let firsts = [pair * 2, pair * 2 + 1].map(|ring| guest.writer.first_sequence(ring));
-    pairs.push(number, &guest.log, &guest.probes, pair, firsts);
+    pairs.push(number, &guest.log, &guest.probes, pair);
 }

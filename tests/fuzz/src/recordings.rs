@@ -14,7 +14,7 @@ use burst_trace::file::{
 };
 use burst_trace::record::RECORD_WORDS;
 use burst_trace::{
-    BurstRecord, Clocks, CyclicFrame, CyclicRecord, Gap, Migration, Milestone, ProbeRecord, Reader,
+    BurstRecord, Clocks, CyclicFrame, CyclicRecord, Ending, Gap, Migration, Milestone, ProbeRecord, Reader,
     Restart, Source, Step,
 };
 use report::csv::write_csv;
@@ -429,8 +429,10 @@ impl Shaped {
                         listening: ago(listening),
                         started: ago(started),
                         after: ago(after),
-                        is_killed: flags & 1 != 0,
+                        ending: [Ending::Ended, Ending::Killed, Ending::TakenOver]
+                            [usize::from(flags & 1) + usize::from(flags >> 2 & 1)],
                         is_resumed: flags & 2 != 0,
+                        processes: [flags.into(), (flags >> 3).into()],
                         writer: flags >> 6,
                     };
                     words.push(burst_trace::Record::Restart(restart).to_words());

@@ -2,6 +2,7 @@ use super::*;
 use crate::interruption::{Culprit, InterruptionCause, Subject};
 use crate::migration::Clocks;
 use crate::milestone::Step;
+use crate::restart::Ending;
 
 fn burst(stages: [u64; STAGES_MAX]) -> BurstRecord {
     BurstRecord {
@@ -71,7 +72,8 @@ fn every_kind() -> [Record; 11] {
             listening: 6,
             started: 7,
             after: 8,
-            is_killed: true,
+            ending: Ending::Killed,
+            processes: [7, 8],
             is_resumed: true,
             writer: 4,
         }),
@@ -142,7 +144,7 @@ fn the_layout_in_the_file_does_not_change() {
                 4 | 3 << 8 | 6 << 24 | 9 << 32
             ],
             [8, 8, 1000, 0, 0, 0, 0, 5 | 3 << 24],
-            [5, 8, 6, 7, 0, 0, 0, 8 | 3 << 8 | 4 << 24],
+            [5, 8, 6, 7, 7 | 8 << 32, 0, 0, 8 | 3 << 8 | 4 << 24],
             [
                 1000,
                 1021,

@@ -3,12 +3,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use host_files::Lock;
 use host_files::own::own_file;
 
-use super::{Recorder, RecorderError, RecorderOptions};
+use super::{Predecessor, Recorder, RecorderError, RecorderOptions, count_on};
+use crate::before::{AtPath, Before};
 use crate::clock::Clock;
 
 impl Recorder {
@@ -33,7 +35,23 @@ impl Recorder {
         if own_file(&at).map_err(io_error)?.is_some() {
             fs::remove_file(&at).map_err(io_error)?;
         }
-        Self::make(options, clock, lock, &at, None, true).map_err(io_error)
+        let old = AtPath::find(path).map_err(io_error)?;
+        Self::make(options, clock, lock, &at, old.as_ref(), true).map_err(io_error)
+    }
+
+    /// The other daemon has stopped the guest's rings at `stopped_ns` of `CLOCK_MONOTONIC`, and none is started here yet:
+    /// counts on from where it stood. Its records are for [`copy_before`](Self::copy_before).
+    pub fn succeed(&self, stopped_ns: u64) {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *before, Predecessor::Done(Before::Nothing)) {
+            Predecessor::Serving(old) => {
+                let at = Some(stopped_ns);
+                let (next, left) = count_on(*old, at, &self.words, &self.layout);
+                *before = next;
+                left.into_iter().for_each(|left| self.restarting.take_over(left));
+            }
+            other => *before = other,
+        }
     }
 
     /// Gives the file the name that the other daemon's has, which is removed. The lock is this daemon's from now on.

@@ -16,7 +16,7 @@ impl<W: Write> Trace<'_, W> {
         let row = RestartRow::new(restart, self.rate, self.when);
         let parts =
             [("no daemon", no_daemon), ("front end", front_end), ("first burst", first_burst)];
-        let name = format!("restart ({})", row.words());
+        let name = format!("{} ({})", row.kind(), row.words());
         let category = Category::Restart;
         self.add_pause(Owner::Restarts, category, name, (restart.before, restart.after), parts)
     }
