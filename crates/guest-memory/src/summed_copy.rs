@@ -1,5 +1,7 @@
-//! Copies of guest bytes that also sum them for the Internet checksum: each byte is read once.
+//! Sums of guest bytes for the Internet checksum, while they are copied or alone: each byte is read once.
 #![allow(unsafe_code, reason = "copies to and from guest memory")]
+
+use std::ptr;
 
 use crate::sum::add;
 
@@ -12,30 +14,52 @@ use crate::sum::add;
 /// As for [`copy`](crate::slice::copy).
 #[inline]
 pub(crate) unsafe fn copy_summing(from: *const u8, to: *mut u8, count: usize) -> u64 {
+    // SAFETY: by the caller's word.
+    unsafe { summing::<true>(from, to, count) }
+}
+
+/// The same sum of `count` bytes, which are not copied. The guest may write meanwhile: then the sum is that of no bytes that
+/// were ever there together.
+///
+/// # Safety
+/// The range must be mapped.
+#[inline]
+pub(crate) unsafe fn sum(from: *const u8, count: usize) -> u64 {
+    // SAFETY: by the caller's word; without `COPIES` nothing is stored.
+    unsafe { summing::<false>(from, ptr::null_mut(), count) }
+}
+
+/// [`copy_summing`], or only the sum: then `to` is any pointer.
+///
+/// # Safety
+/// As for the two functions.
+#[inline]
+unsafe fn summing<const COPIES: bool>(from: *const u8, to: *mut u8, count: usize) -> u64 {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if count >= WIDE && std::arch::is_x86_feature_detected!("avx2") {
         let wide = count - count % WIDE;
         // SAFETY: this CPU has the instructions, and both parts are mapped by the caller's word.
         return unsafe {
-            let total = copy_summing_wide(from, to, wide);
-            add(total, copy_summing_words(from.add(wide), to.add(wide), count - wide))
+            let total = summing_wide::<COPIES>(from, to, wide);
+            let (from, to) = (from.add(wide), to.wrapping_add(wide));
+            add(total, summing_words::<COPIES>(from, to, count - wide))
         };
     }
     // SAFETY: by the caller's word.
-    unsafe { copy_summing_words(from, to, count) }
+    unsafe { summing_words::<COPIES>(from, to, count) }
 }
 
-/// Bytes of one step of [`copy_summing_wide`]: two registers.
+/// Bytes of one step of [`summing_wide`]: two registers.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 const WIDE: usize = 64;
 
-/// [`copy_summing`] of a multiple of [`WIDE`] bytes, 32 to a register.
+/// [`summing`] of a multiple of [`WIDE`] bytes, 32 to a register.
 ///
 /// # Safety
-/// As for [`copy_summing`], and the CPU has AVX2.
+/// As for [`summing`], and the CPU has AVX2.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 #[target_feature(enable = "avx2")]
-unsafe fn copy_summing_wide(from: *const u8, to: *mut u8, count: usize) -> u64 {
+unsafe fn summing_wide<const COPIES: bool>(from: *const u8, to: *mut u8, count: usize) -> u64 {
     use std::arch::x86_64::{
         __m256i, _mm256_add_epi64, _mm256_loadu_si256, _mm256_setzero_si256, _mm256_slli_epi64,
         _mm256_srli_epi64, _mm256_storeu_si256, _mm256_sub_epi64,
@@ -51,7 +75,9 @@ unsafe fn copy_summing_wide(from: *const u8, to: *mut u8, count: usize) -> u64 {
             // SAFETY: 32 bytes more are within `count`, all of it mapped.
             let words = unsafe {
                 let words = _mm256_loadu_si256(from.add(at).cast());
-                _mm256_storeu_si256(to.add(at).cast(), words);
+                if COPIES {
+                    _mm256_storeu_si256(to.add(at).cast(), words);
+                }
                 words
             };
             all[n] = _mm256_add_epi64(all[n], words);
@@ -68,15 +94,15 @@ unsafe fn copy_summing_wide(from: *const u8, to: *mut u8, count: usize) -> u64 {
     lanes.into_iter().fold(0, add)
 }
 
-/// [`copy_summing`] on every CPU: by words of 64 bits, then the rest.
+/// [`summing`] on every CPU: by words of 64 bits, then the rest.
 ///
 /// # Safety
-/// As for [`copy_summing`].
+/// As for [`summing`].
 #[inline]
-unsafe fn copy_summing_words(from: *const u8, to: *mut u8, count: usize) -> u64 {
+unsafe fn summing_words<const COPIES: bool>(from: *const u8, to: *mut u8, count: usize) -> u64 {
     const WORD: usize = size_of::<u64>();
     // SAFETY: in every call below `at` and the number's bytes are within `count`, all of it mapped.
-    let word = |at: usize| unsafe { copy_number::<u64>(from.add(at), to.add(at)) };
+    let word = |at: usize| unsafe { number::<u64, COPIES>(from.add(at), to.wrapping_add(at)) };
     let words = count - count % WORD;
     // Two sums, so that neither waits for the other's carry.
     let (mut total, mut other) = (0, 0);
@@ -91,31 +117,33 @@ unsafe fn copy_summing_words(from: *const u8, to: *mut u8, count: usize) -> u64 
     // SAFETY: as above; fewer than 8 bytes are made of 4, 2 and 1.
     unsafe {
         if count & 4 != 0 {
-            total = add(total, copy_number::<u32>(from.add(at), to.add(at)).into());
+            total = add(total, number::<u32, COPIES>(from.add(at), to.wrapping_add(at)).into());
             at += 4;
         }
         if count & 2 != 0 {
-            total = add(total, copy_number::<u16>(from.add(at), to.add(at)).into());
+            total = add(total, number::<u16, COPIES>(from.add(at), to.wrapping_add(at)).into());
             at += 2;
         }
         if count & 1 != 0 {
-            let last = copy_number::<u8>(from.add(at), to.add(at));
+            let last = number::<u8, COPIES>(from.add(at), to.wrapping_add(at));
             total = add(total, u16::from_ne_bytes([last, 0]).into());
         }
     }
     add(total, other)
 }
 
-/// Copies one number and returns it.
+/// Reads one number, copies it if that is wanted, and returns it.
 ///
 /// # Safety
-/// As for [`copy_summing`], with the number's size.
+/// As for [`summing`], with the number's size.
 #[inline]
-unsafe fn copy_number<N: Copy>(from: *const u8, to: *mut u8) -> N {
+unsafe fn number<N: Copy, const COPIES: bool>(from: *const u8, to: *mut u8) -> N {
     // SAFETY: by the caller's word.
     unsafe {
         let number = from.cast::<N>().read_unaligned();
-        to.cast::<N>().write_unaligned(number);
+        if COPIES {
+            to.cast::<N>().write_unaligned(number);
+        }
         number
     }
 }
@@ -137,9 +165,11 @@ mod tests {
                 let [one, other] = copies.each_mut().map(|copy| copy.as_mut_ptr());
                 [
                     copy_summing(from.as_ptr(), one, count),
-                    copy_summing_words(from.as_ptr(), other, count),
+                    summing_words::<true>(from.as_ptr(), other, count),
                 ]
             };
+            // SAFETY: it has 300 bytes.
+            assert_eq!(unsafe { super::sum(from.as_ptr(), count) }, totals[0], "{count} bytes");
             for (copy, total) in copies.iter().zip(totals) {
                 let mut sum = Sum::new();
                 sum.append(total, count % 2 == 1);
