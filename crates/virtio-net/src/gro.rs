@@ -1,26 +1,25 @@
-//! GRO (generic receive offload): TCP segments of one flow become one packet, as in Linux (`inet_gro_receive` in
-//! net/ipv4/af_inet.c, `tcp_gro_receive` in net/ipv4/tcp_offload.c).
+//! GRO (generic receive offload): consecutive frames of one TCP or UDP flow become one packet, as in Linux (`inet_gro_receive`
+//! in net/ipv4/af_inet.c, `tcp_gro_receive` in net/ipv4/tcp_offload.c, `udp_gro_receive_segment` in
+//! net/ipv4/udp_offload.c).
 //!
-//! Consecutive frames are joined only if segmentation of the packet gives the same frames again. Each segment begins
-//! where the one before ends; all are as long as the first, except that the last may be shorter; all other header
-//! fields are equal. Only the last segment may have PSH. Besides PSH only ACK and ECE may be set: segments that open or
-//! close a connection, are urgent, or report a reduced congestion window (CWR) stay single frames. So do fragments,
-//! and packets with IPv4 options or IPv6 extension headers.
+//! Frames are joined only if segmentation of the packet gives the same frames again. All payloads are as long as the first,
+//! except that the last may be shorter; all other header fields are equal. A TCP segment begins where the one before ends,
+//! and only the last one may have PSH. Besides PSH only ACK and ECE may be set: segments that open or close a connection,
+//! are urgent, or report a reduced congestion window (CWR) stay single frames. So do fragments, packets with IPv4 options
+//! or IPv6 extension headers, and UDP datagrams without a checksum, because segmentation gives each one.
 //!
-//! The guest no longer verifies checksums of such a packet, so they are verified here: the IPv4 header's before the
-//! segment is accepted, TCP's while the payload is copied. A virtual device may leave the latter partial (see
-//! [`arrival`](crate::arrival)).
+//! The receiver of such a packet no longer verifies checksums, so they are verified here: the IPv4 header's before the
+//! segment is accepted, that of TCP or UDP by the caller, who reads the payload.
 //!
-//! The frames must be in host memory, where nobody changes them meanwhile.
+//! The headers are a copy, because a guest may change its own at any time.
 
-use arrayvec::ArrayVec;
-use guest_memory::{GuestSlice, Sum};
+use guest_memory::Sum;
 
 use crate::BURST_MAX;
 use crate::arrival::FRONT;
-use crate::header::{GSO_TCPV4, GSO_TCPV6, NEEDS_CSUM, NetHeader};
+use crate::features::Offloads;
+use crate::header::{GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, NetHeader};
 use crate::packet::{Packet, Transport, Version};
-use crate::run::{Copying, Place, write_at};
 
 /// Lengths of IP headers without options or extensions, bytes (RFC 791, RFC 8200).
 const IPV4_LEN: usize = 20;
@@ -28,7 +27,7 @@ const IPV6_LEN: usize = 40;
 /// Longest IP packet that is built, bytes: the limit of IPv4's length field.
 const LEN_MAX: usize = 0xffff;
 /// Sum of bytes that include their correct checksum (RFC 1071).
-const RIGHT: u16 = 0xffff;
+pub const RIGHT: u16 = 0xffff;
 
 /// Offsets of fields in an IPv4 header (RFC 791).
 const LENGTH_V4: usize = 2;
@@ -41,10 +40,11 @@ const LENGTH_V6: usize = 4;
 /// Offsets and flags in a TCP header (RFC 9293, 3.1; RFC 3168, 6.1).
 const SEQUENCE: usize = 4;
 const FLAGS: usize = 13;
-const CHECKSUM: usize = 16;
 const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 const ECE: u8 = 0x40;
+/// Offset of the length in a UDP header (RFC 768).
+const LENGTH_UDP: usize = 4;
 
 /// The link that frames arrive over.
 #[derive(Clone, Copy, Debug)]
@@ -55,90 +55,130 @@ pub struct Link {
     pub leaves_offloads: bool,
 }
 
-/// Whether a frame may be TCP. A cheap check, because every frame passes it.
-#[inline]
-pub fn may_be_tcp(frame: &GuestSlice<'_>) -> bool {
-    let Some(front) = frame.read_front::<24>() else { return false };
-    match [front[12], front[13]] {
-        [0x08, 0x00] => front[23] == 6,
-        [0x86, 0xdd] => front[20] == 6,
-        // Behind a VLAN tag it can be anything.
-        [0x81, 0x00] | [0x88, 0xa8] => true,
-        _ => false,
-    }
-}
-
-/// A received segment whose headers allow GRO.
+/// A frame whose headers allow GRO.
 #[derive(Debug)]
-pub struct Segment<'f> {
+pub struct Segment {
     headers: [u8; FRONT],
     packet: Packet,
-    part: Part<'f>,
 }
 
-/// The payload of a segment.
-#[derive(Clone, Copy, Debug)]
-struct Part<'f> {
-    bytes: GuestSlice<'f>,
-    /// Sum of the other bytes that TCP's checksum covers; `None` if the checksum is partial.
-    sum: Option<Sum>,
-}
-
-impl<'f> Segment<'f> {
-    /// The segment in a frame, if its headers allow GRO.
+impl Segment {
+    /// The segment in a frame of `len` bytes, if its headers allow GRO. `headers`: a copy of its first bytes, `copied` of them.
+    /// `mtu`: largest payload of a frame on the link where it comes from or goes to.
     #[inline]
-    pub fn find(frame: &GuestSlice<'f>, link: Link) -> Option<Self> {
-        let mut headers = [0; FRONT];
-        let copied = frame.read(0, &mut headers);
+    pub fn find(headers: [u8; FRONT], copied: usize, len: usize, mtu: u16) -> Option<Self> {
         let packet = Packet::find(&headers[..copied])?;
-        let Packet { version, network_at, transport_at, payload_at, end, .. } = packet;
+        let Packet { version, transport, network_at, transport_at, payload_at, end } = packet;
         let ip_len = match version {
             Version::V4 => IPV4_LEN,
             Version::V6 => IPV6_LEN,
         };
-        let is_fit = packet.transport == Transport::Tcp
-            && transport_at - network_at == ip_len
+        let is_fit = transport_at - network_at == ip_len
             && payload_at < end
             // No padding, which would end up in the middle of the stream.
-            && end == frame.len()
-            && end - network_at <= usize::from(link.mtu)
-            && headers[transport_at + FLAGS] & !(PSH | ECE) == ACK;
-        if !is_fit || payload_at > copied {
+            && end == len
+            && end - network_at <= usize::from(mtu)
+            && payload_at <= copied;
+        if !is_fit {
             return None;
         }
-        if version == Version::V4 && sum_of(&headers[network_at..transport_at]).fold() != RIGHT {
-            return None;
-        }
-        let mut sum = packet.pseudo_header(&headers);
+        let is_fit = match transport {
+            Transport::Tcp => headers[transport_at + FLAGS] & !(PSH | ECE) == ACK,
+            Transport::Udp => {
+                usize::from(number(&headers, transport_at + LENGTH_UDP)) == end - transport_at
+            }
+        };
+        let segment = Self { headers, packet };
+        (is_fit && segment.has_usual_checksums()).then_some(segment)
+    }
+
+    /// Whether the IPv4 header's checksum is right, and those of IPv4 and TCP or UDP are written as segmentation writes them:
+    /// of the two zeroes of a ones' complement sum, UDP uses the one (0: no checksum), IPv4 and TCP the other.
+    #[inline]
+    fn has_usual_checksums(&self) -> bool {
+        let Packet { version, transport, network_at, transport_at, .. } = self.packet;
+        let unusual = match transport {
+            Transport::Tcp => 0xffff,
+            Transport::Udp => 0,
+        };
+        let is_usual_v4 = || {
+            number(&self.headers, network_at + CHECKSUM_V4) != 0xffff
+                && sum_of(&self.headers[network_at..transport_at]).fold() == RIGHT
+        };
+        self.checksum() != unusual && (version == Version::V6 || is_usual_v4())
+    }
+
+    #[inline]
+    fn checksum(&self) -> u16 {
+        let Packet { transport, transport_at, .. } = self.packet;
+        number(&self.headers, transport_at + usize::from(transport.checksum_offset()))
+    }
+
+    /// The sum of the pseudo header.
+    #[inline]
+    fn pseudo_header(&self) -> Sum {
+        let Packet { transport_at, end, .. } = self.packet;
+        let mut sum = self.packet.pseudo_header(&self.headers);
         sum.add_u16(narrow(end - transport_at));
-        let is_partial =
-            link.leaves_offloads && number(&headers, transport_at + CHECKSUM) == sum.fold();
-        sum.add_bytes(&headers[transport_at..payload_at]);
-        let sum = (!is_partial).then_some(sum);
-        let part = Part { bytes: frame.part(payload_at, end - payload_at), sum };
-        Some(Self { headers, packet, part })
+        sum
     }
 
-    /// Version of the Internet protocol.
+    /// Whether the checksum field of TCP or UDP has the sum of the pseudo header, as a partial checksum does.
     #[inline]
-    pub const fn version(&self) -> Version {
-        self.packet.version
+    pub fn has_partial_checksum(&self) -> bool {
+        self.checksum() == self.pseudo_header().fold()
+    }
+
+    /// Sum of the bytes other than the payload that the checksum of TCP or UDP covers.
+    #[inline]
+    pub fn sum_before_payload(&self) -> Sum {
+        let Packet { transport_at, payload_at, .. } = self.packet;
+        let mut sum = self.pseudo_header();
+        sum.add_bytes(&self.headers[transport_at..payload_at]);
+        sum
+    }
+
+    /// Where its headers are.
+    #[inline]
+    pub const fn packet(&self) -> &Packet {
+        &self.packet
+    }
+
+    /// Whether a receiver with these offloads takes packets of such segments.
+    #[inline]
+    pub const fn is_for(&self, offloads: Offloads) -> bool {
+        offloads.checksum
+            && match (self.packet.transport, self.packet.version) {
+                (Transport::Tcp, Version::V4) => offloads.tso4,
+                (Transport::Tcp, Version::V6) => offloads.tso6,
+                (Transport::Udp, _) => offloads.uso,
+            }
+    }
+
+    /// Length of the payload, bytes.
+    #[inline]
+    pub const fn payload(&self) -> usize {
+        self.packet.end - self.packet.payload_at
     }
 
     #[inline]
-    const fn payload(&self) -> usize {
-        self.part.bytes.len()
+    fn is_tcp(&self) -> bool {
+        self.packet.transport == Transport::Tcp
     }
 
     #[inline]
     fn pushes(&self) -> bool {
-        self.headers[self.packet.transport_at + FLAGS] & PSH != 0
+        self.is_tcp() && self.headers[self.packet.transport_at + FLAGS] & PSH != 0
     }
 
+    /// Whether `next` begins `distance` bytes after this segment. UDP does not say.
     #[inline]
-    fn sequence(&self) -> u32 {
-        let at = self.packet.transport_at + SEQUENCE;
-        u32::from(number(&self.headers, at)) << 16 | u32::from(number(&self.headers, at + 2))
+    fn is_before(&self, next: &Self, distance: usize) -> bool {
+        let sequence = |it: &Self| {
+            let at = it.packet.transport_at + SEQUENCE;
+            u32::from(number(&it.headers, at)) << 16 | u32::from(number(&it.headers, at + 2))
+        };
+        !self.is_tcp() || sequence(next) == sequence(self).wrapping_add(distance as u32)
     }
 
     /// The identification, and whether it may equal the previous segment's because the packet cannot be fragmented
@@ -157,7 +197,7 @@ impl<'f> Segment<'f> {
 
     /// Whether the headers of `next` equal these, except for fields that differ between segments of a flow.
     fn is_like(&self, next: &Self) -> bool {
-        let Packet { version, network_at, transport_at, payload_at, .. } = self.packet;
+        let Packet { version, transport, network_at, transport_at, payload_at, .. } = self.packet;
         if next.packet.payload_at != payload_at {
             return false;
         }
@@ -173,18 +213,25 @@ impl<'f> Segment<'f> {
             }
             Version::V6 => put_back(network_at + LENGTH_V6, 2),
         }
-        put_back(transport_at + SEQUENCE, 4);
-        put_back(transport_at + CHECKSUM, 2);
-        headers[transport_at + FLAGS] &= !PSH;
+        put_back(transport_at + usize::from(transport.checksum_offset()), 2);
+        match transport {
+            Transport::Tcp => {
+                put_back(transport_at + SEQUENCE, 4);
+                headers[transport_at + FLAGS] &= !PSH;
+            }
+            Transport::Udp => put_back(transport_at + LENGTH_UDP, 2),
+        }
+        // A flow's version and transport are in bytes that are compared: EtherType and protocol.
         headers[..payload_at] == self.headers[..payload_at]
     }
 }
 
 /// A packet under construction: segments of one flow.
 #[derive(Debug)]
-pub struct GroPacket<'f> {
-    first: Segment<'f>,
-    parts: ArrayVec<Part<'f>, BURST_MAX>,
+pub struct GroPacket {
+    first: Segment,
+    /// Number of segments.
+    count: usize,
     /// Payload bytes of all segments.
     payload: usize,
     /// Step of the identification between segments; known once there are two.
@@ -195,36 +242,46 @@ pub struct GroPacket<'f> {
     pushes: bool,
 }
 
-impl<'f> GroPacket<'f> {
+impl GroPacket {
     /// Starts with one segment.
     #[inline]
-    pub fn begin(first: Segment<'f>) -> Self {
+    pub fn begin(first: Segment) -> Self {
         let (payload, pushes) = (first.payload(), first.pushes());
-        let parts = ArrayVec::from_iter([first.part]);
-        Self { first, parts, payload, id_step: None, has_end: pushes, pushes }
+        Self { first, count: 1, payload, id_step: None, has_end: pushes, pushes }
+    }
+
+    /// The first segment.
+    #[inline]
+    pub const fn first(&self) -> &Segment {
+        &self.first
     }
 
     /// Number of segments.
     #[inline]
     pub const fn count(&self) -> usize {
-        self.parts.len()
+        self.count
+    }
+
+    /// Length of the packet's headers in bytes.
+    #[inline]
+    pub const fn headers_len(&self) -> usize {
+        self.first.packet.payload_at
     }
 
     /// Length of the packet in bytes, with its headers.
     #[inline]
     pub const fn len(&self) -> usize {
-        self.first.packet.payload_at + self.payload
+        self.headers_len() + self.payload
     }
 
     /// Length of the packet in bytes with `next` appended, if `next` continues it.
     #[inline]
-    pub fn len_with(&self, next: &Segment<'f>) -> Option<usize> {
+    pub fn len_with(&self, next: &Segment) -> Option<usize> {
         let len = self.len() + next.payload();
-        let sequence = self.first.sequence().wrapping_add(self.payload as u32);
         let goes_on = !self.has_end
-            && !self.parts.is_full()
+            && self.count < BURST_MAX
             && next.payload() <= self.first.payload()
-            && next.sequence() == sequence
+            && self.first.is_before(next, self.payload)
             && len - self.first.packet.network_at <= LEN_MAX
             && self.id_step_to(next).is_some()
             && self.first.is_like(next);
@@ -232,9 +289,9 @@ impl<'f> GroPacket<'f> {
     }
 
     /// Step of the identification up to `next`, if it is constant.
-    fn id_step_to(&self, next: &Segment<'f>) -> Option<u16> {
+    fn id_step_to(&self, next: &Segment) -> Option<u16> {
         let ((first, is_atomic), (id, _)) = (self.first.id(), next.id());
-        let count = narrow(self.count());
+        let count = narrow(self.count);
         let is_step = |&step: &u16| id == first.wrapping_add(count.wrapping_mul(step));
         let steps = if is_atomic { &[1, 0][..] } else { &[1] };
         match self.id_step {
@@ -245,59 +302,44 @@ impl<'f> GroPacket<'f> {
 
     /// Appends a segment that [continues](Self::len_with) the packet.
     #[inline]
-    pub fn push(&mut self, next: &Segment<'f>) {
+    pub fn push(&mut self, next: &Segment) {
         self.id_step = self.id_step_to(next);
         self.pushes = next.pushes();
         self.has_end = self.pushes || next.payload() < self.first.payload();
         self.payload += next.payload();
-        self.parts.push(next.part);
+        self.count += 1;
     }
 
-    /// Copies the payloads into the packet, which begins at `offset` of the run `to`. At a segment with a wrong
-    /// checksum the packet ends before that segment. Returns whether all checksums were right.
-    pub fn copy_payloads(&mut self, to: &[GuestSlice<'_>], offset: usize) -> bool {
-        let mut at = Place::of(to, offset + self.first.packet.payload_at);
-        for n in 0..self.parts.len() {
-            let Part { bytes, sum } = self.parts[n];
-            let from = [bytes];
-            let mut copying = Copying { to, at, from: &from, from_at: Place::default() };
-            if let Some(mut sum) = sum {
-                copying.copy_summing(bytes.len(), &mut sum);
-                if sum.fold() != RIGHT {
-                    self.end_before(n);
-                    return false;
-                }
-            } else {
-                copying.copy(bytes.len());
-            }
-            at = copying.at;
-        }
-        true
-    }
-
+    /// Keeps only the first `count` segments, and not the last one, which may be shorter.
     #[cold]
-    fn end_before(&mut self, n: usize) {
-        self.parts.truncate(n);
-        self.payload = self.parts.iter().map(|part| part.bytes.len()).sum();
+    pub fn end_before(&mut self, count: usize) {
+        self.count = count;
+        self.payload = count * self.first.payload();
         self.pushes = false;
     }
 
-    /// Writes the packet's headers at `offset` of the run `to`. Returns its net header.
-    pub fn write_headers(&self, to: &[GuestSlice<'_>], offset: usize) -> NetHeader {
-        let Segment { mut headers, packet, .. } = self.first;
-        let Packet { version, network_at, transport_at, payload_at, .. } = packet;
+    /// The packet's headers, and its net header.
+    pub fn headers(&self) -> ([u8; FRONT], NetHeader) {
+        let Segment { mut headers, packet } = self.first;
+        let Packet { version, transport, network_at, transport_at, payload_at, .. } = packet;
         let end = payload_at + self.payload;
-        let gso_type = match version {
+        match version {
             Version::V4 => {
                 set(&mut headers, network_at + LENGTH_V4, narrow(end - network_at));
                 set(&mut headers, network_at + CHECKSUM_V4, 0);
                 let checksum = sum_of(&headers[network_at..transport_at]).complement();
                 set(&mut headers, network_at + CHECKSUM_V4, checksum);
-                GSO_TCPV4
             }
             Version::V6 => {
                 set(&mut headers, network_at + LENGTH_V6, narrow(end - transport_at));
-                GSO_TCPV6
+            }
+        }
+        let gso_type = match (transport, version) {
+            (Transport::Tcp, Version::V4) => GSO_TCPV4,
+            (Transport::Tcp, Version::V6) => GSO_TCPV6,
+            (Transport::Udp, _) => {
+                set(&mut headers, transport_at + LENGTH_UDP, narrow(end - transport_at));
+                GSO_UDP_L4
             }
         };
         if self.pushes {
@@ -305,17 +347,18 @@ impl<'f> GroPacket<'f> {
         }
         let mut pseudo = packet.pseudo_header(&headers);
         pseudo.add_u16(narrow(end - transport_at));
-        set(&mut headers, transport_at + CHECKSUM, pseudo.fold());
-        write_at(to, offset, &headers[..payload_at]);
-        NetHeader {
+        let csum_offset = transport.checksum_offset();
+        set(&mut headers, transport_at + usize::from(csum_offset), pseudo.fold());
+        let header = NetHeader {
             flags: NEEDS_CSUM,
             gso_type,
             hdr_len: narrow(payload_at),
             gso_size: narrow(self.first.payload()),
             csum_start: narrow(transport_at),
-            csum_offset: Transport::Tcp.checksum_offset(),
+            csum_offset,
             ..NetHeader::PLAIN
-        }
+        };
+        (headers, header)
     }
 }
 

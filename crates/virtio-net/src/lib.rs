@@ -9,7 +9,7 @@
 //! - [`receive`]: room for a burst of frames to the guest, mergeable or not.
 //! - [`offload`]: software GSO and checksum offload, done while a frame is copied.
 //! - [`arrival`]: offloads pending for a received frame that has no net header.
-//! - `gro`: TCP segments of one flow become one packet.
+//! - `gro`: when frames of one TCP or UDP flow become one packet.
 //! - `packet`: offsets of a frame's headers.
 
 pub mod announcement;
@@ -33,7 +33,7 @@ pub use header::NetHeader;
 pub use held::HeldChains;
 pub use offload::{SegmentProgress, SoftwareOffload};
 pub use receive::{GuestRoom, Placed, ReceiveState};
-pub use transmit::{Frame, Frames, TransmitBurst};
+pub use transmit::{Frame, Frames, GroBurst, GroStep, TransmitBurst, TransmitGro};
 
 /// Largest number of packets in a burst.
 pub const BURST_MAX: usize = 64;

@@ -79,6 +79,22 @@ impl Place {
         Self { offset: self.offset.saturating_add(count), ..self }.settled(slices)
     }
 
+    /// The `len` bytes from this position of the run `slices` on.
+    #[inline]
+    pub fn run<'m>(
+        self,
+        slices: &[GuestSlice<'m>],
+        len: usize,
+    ) -> impl Iterator<Item = GuestSlice<'m>> {
+        let (mut offset, mut left) = (self.offset, len);
+        let parts = slices[self.slice.min(slices.len())..].iter().map(move |slice| {
+            let part = slice.part(std::mem::take(&mut offset), left);
+            left -= part.len();
+            part
+        });
+        parts.filter(|part| !part.is_empty())
+    }
+
     /// The same position, with `offset` inside its slice.
     #[inline]
     fn settled(mut self, slices: &[GuestSlice<'_>]) -> Self {

@@ -1,4 +1,8 @@
 //! A burst of frames from the guest.
+//!
+//! `gro`: frames of one flow as one packet.
+
+mod gro;
 
 use burst_trace::{DropCause, DropCounts};
 use guest_memory::{GuestMemory, GuestSlice};
@@ -8,6 +12,8 @@ use crate::features::Negotiated;
 use crate::header::NetHeader;
 use crate::run::{copy_run, read_at};
 use crate::{BURST_MAX, FRAME_LEN_MAX};
+
+pub use gro::{GroBurst, GroStep, TransmitGro};
 
 /// The chains of one burst, in the order the guest offered them.
 #[derive(Debug)]

@@ -245,6 +245,27 @@ impl Shape {
     }
 }
 
+/// Makes the checksums of a frame of this shape right again.
+pub fn right_again(shape: &Shape, frame: &mut [u8]) {
+    let (network_at, transport_at) = (shape.network_at(), shape.transport_at());
+    if !shape.is_v6 {
+        frame[network_at + 10..network_at + 12].fill(0);
+        let checksum = !slow_sum(&frame[network_at..transport_at]);
+        frame[network_at + 10..network_at + 12].copy_from_slice(&checksum.to_be_bytes());
+    }
+    let addresses = if shape.is_v6 { network_at + 8 } else { network_at + 12 };
+    let addresses = &frame[addresses..addresses + if shape.is_v6 { 32 } else { 8 }];
+    let len = u32::try_from(frame.len() - transport_at).unwrap().to_be_bytes();
+    let pseudo = [addresses, &len, &[0, 0, 0, shape.protocol()]].concat();
+    let field = transport_at + shape.checksum_offset();
+    frame[field..field + 2].fill(0);
+    let checksum = match !slow_sum(&[&pseudo, &frame[transport_at..]].concat()) {
+        0 if !shape.is_tcp => 0xffff,
+        checksum => checksum,
+    };
+    frame[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
 /// The sum of RFC 1071, word by word.
 pub fn slow_sum(bytes: &[u8]) -> u16 {
     let mut sum = 0_u32;

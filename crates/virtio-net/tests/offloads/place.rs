@@ -40,11 +40,15 @@ pub struct Ring {
 
 impl Ring {
     pub fn new(features: u64) -> Self {
+        Self::of_size(features, SIZE)
+    }
+
+    fn of_size(features: u64, size: u16) -> Self {
         let negotiated = Negotiated(features);
         let map = Mapping::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let memory = Arc::new(GuestMemory::new(Arc::new(map)));
         let packed = negotiated.packed();
-        let options = RingOptions { packed, ..RingOptions::of(SIZE) };
+        let options = RingOptions { packed, ..RingOptions::of(size) };
         let driver = Driver::new(&memory, 0x1000, options, if packed { 0x8000 } else { 0 });
         let queue = Queue::new(&driver.setup(), &memory).unwrap();
         let state = ReceiveState::default();
@@ -198,6 +202,33 @@ fn segments_that_fit_no_buffer_are_dropped_one_by_one() {
     // The last one is short enough.
     assert_eq!((placed, received.packets), (Placed::Done, 1));
     assert_eq!(ring.came().unwrap().1, shape.segments(&payload, 700)[85]);
+}
+
+/// Sends these frames after their net headers, in buffers of these lengths, over and over, and does `work` with the burst.
+pub fn with_frames<T>(
+    features: u64,
+    frames: &[(NetHeader, Vec<u8>)],
+    cuts: &[usize],
+    work: impl FnOnce(Frames<'_, '_>) -> T,
+) -> T {
+    let mut sender = Ring::of_size(features, 8192);
+    let header_len = sender.negotiated.header_len();
+    for (header, frame) in frames {
+        let bytes = [&header.to_bytes()[..header_len], frame].concat();
+        let mut lens = Vec::new();
+        let mut left = bytes.len();
+        while left > 0 {
+            let len = cuts[lens.len() % cuts.len()].clamp(1, left);
+            lens.push(u32::try_from(len).unwrap());
+            left -= len;
+        }
+        let at = sender.add(&lens, false);
+        sender.memory.write(at, &bytes).unwrap();
+    }
+    sender.queue.available_descriptors().unwrap();
+    let mut chains = Chains::new();
+    let Ring { queue, memory, negotiated, .. } = &mut sender;
+    work(TransmitBurst::gather(queue, memory, *negotiated, &mut chains).unwrap().frames())
 }
 
 /// Sends frames of these lengths and does `work` with the burst; a length of 0 is a chain with a fault.
