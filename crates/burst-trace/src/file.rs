@@ -91,7 +91,7 @@ pub const HEADER_WORDS: usize = 512;
 /// Longest facts, bytes.
 pub const FACTS_BYTES_MAX: usize = (HEADER_WORDS - word::FACTS) * 8;
 
-/// Words of a ring: totals, socket events, moves of addresses, drops, and at the end notifications.
+/// Words of a ring: totals, socket events, moves of addresses, drops, and at the end GRO and notifications.
 pub const RING_WORDS: usize = 64;
 /// The word of a ring that counts its packets.
 pub const RING_PACKETS: usize = 0;
@@ -112,6 +112,12 @@ pub const RING_NOTIFICATIONS: usize = RING_WORDS - Notification::ALL.len();
 /// The word of a ring that holds the number of the first packet that this daemon counts.
 pub const RING_FIRST: usize = RING_NOTIFICATIONS - 1;
 
+/// The word of a ring that counts packets made of several frames (GRO). Files of daemons that made none have zeroes there and
+/// in the next.
+pub const RING_GRO_FRAMES: usize = RING_FIRST - 2;
+/// The word of a ring that counts the frames in them.
+pub const RING_GRO_SEGMENTS: usize = RING_FIRST - 1;
+
 /// Words of a worker. The first one counts its records.
 pub const WORKER_WORDS: usize = 8;
 /// The word of a worker that holds its thread's number; 0 for none.
@@ -128,7 +134,7 @@ const _: () = {
     assert!(RING_NOTIFICATIONS == 60, "the layout of version 1");
     assert!(word::FRONT_END == 18 && word::FRONT_END < word::FACTS, "the layout of version 1");
     assert!(
-        RING_DROPS + DropCause::ALL.len() <= RING_FIRST,
+        RING_DROPS + DropCause::ALL.len() <= RING_GRO_FRAMES,
         "a ring's words hold every drop cause"
     );
     assert!(WORKER_BEFORE < WORKER_WORDS, "a worker's words hold all that is written of it");

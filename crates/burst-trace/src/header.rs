@@ -11,9 +11,10 @@ use host_files::{FileId, open_regular};
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
     ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_BURSTS, RING_BYTES,
-    RING_DROPS, RING_EVENTS, RING_FIRST, RING_MOVES, RING_NOTIFICATIONS, RING_PACKETS, RING_WORDS,
-    VERSION, WORKER_THREAD, Words, word,
+    RING_DROPS, RING_EVENTS, RING_FIRST, RING_GRO_FRAMES, RING_GRO_SEGMENTS, RING_MOVES,
+    RING_NOTIFICATIONS, RING_PACKETS, RING_WORDS, VERSION, WORKER_THREAD, Words, word,
 };
+use crate::gro::GroCounts;
 use crate::notification::Notifications;
 use crate::stage::{DropCause, SocketEvent};
 
@@ -380,6 +381,17 @@ impl Header {
     #[must_use]
     pub fn moves(&self, ring: usize) -> u64 {
         self.ring_words(ring)[RING_MOVES].load(Ordering::Relaxed)
+    }
+
+    /// Packets made of several frames (GRO) since the daemon started, as counted on virtqueue `ring`.
+    ///
+    /// # Panics
+    /// When there is no such virtqueue.
+    #[must_use]
+    pub fn gro(&self, ring: usize) -> GroCounts {
+        let words = self.ring_words(ring);
+        let count = |at: usize| words[at].load(Ordering::Relaxed);
+        GroCounts { frames: count(RING_GRO_FRAMES), segments: count(RING_GRO_SEGMENTS) }
     }
 
     pub(crate) fn number(&self, at: usize) -> u64 {

@@ -55,6 +55,7 @@
 //! - [`stage`]: the closed lists of directions, stages, drop causes and socket events.
 //! - [`clock`]: the CPU's counter, and its relation to `CLOCK_MONOTONIC`.
 //! - [`interruption`]: why a thread did not run.
+//! - `gro`: frames that were joined on their way, as counted for each virtqueue.
 //! - [`notification`]: kicks and calls, as counted for each virtqueue.
 //! - [`record`]: the records, and how they are laid out in 64 bytes.
 //! - [`file`](mod@file): the layout of `NAME.trace`, and its words.
@@ -79,6 +80,7 @@ pub mod cyclic;
 pub mod file;
 #[cfg(feature = "fixture")]
 pub mod fixture;
+mod gro;
 pub mod header;
 pub mod interruption;
 pub mod joined;
@@ -103,6 +105,7 @@ pub use attribution::{Interruptions, Wakeup, Wakeups};
 pub use before::Before;
 pub use clock::{Anchor, Clock, ClockKind};
 pub use cyclic::{CyclicFrame, CyclicFrames};
+pub use gro::GroCounts;
 pub use header::{Header, ReadError, Totals};
 pub use interruption::{Culprit, Interruption, InterruptionCause, KvmExit, KvmIsa, Subject};
 pub use joined::{Joined, NotOneGuest};

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use crate::clock::{Anchor, Clock};
 use crate::cyclic::CyclicFrame;
 use crate::file::{
-    ANCHOR_WORDS, Layout, RING_BURSTS, RING_BYTES, RING_DROPS, RING_EVENTS, RING_FIRST, RING_MOVES,
-    RING_NOTIFICATIONS, RING_PACKETS, Words, word,
+    ANCHOR_WORDS, Layout, RING_BURSTS, RING_BYTES, RING_DROPS, RING_EVENTS, RING_FIRST,
+    RING_GRO_FRAMES, RING_GRO_SEGMENTS, RING_MOVES, RING_NOTIFICATIONS, RING_PACKETS, Words, word,
 };
 use crate::header::store_anchor;
 use crate::interruption::Interruption;
@@ -166,6 +166,13 @@ impl Writer {
     pub fn count_notification(&mut self, ring: u16, kind: Notification) {
         let at = self.layout.ring(usize::from(ring)) + RING_NOTIFICATIONS + kind as usize;
         add(self.words.at(at), 1);
+    }
+
+    /// Counts packets that were made of several frames of virtqueue `ring` (GRO), and these frames.
+    pub fn count_gro(&mut self, ring: u16, packets: u32, frames: u32) {
+        let ring = self.layout.ring(usize::from(ring));
+        add(self.words.at(ring + RING_GRO_FRAMES), packets.into());
+        add(self.words.at(ring + RING_GRO_SEGMENTS), frames.into());
     }
 
     /// Counts addresses that moved between the guest's port of a switch and another one.

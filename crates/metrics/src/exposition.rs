@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use burst_trace::{Direction, DropCause, InterruptionCause, Notification, SocketEvent, Totals};
+use burst_trace::{
+    Direction, DropCause, GroCounts, InterruptionCause, Notification, SocketEvent, Totals,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -113,6 +115,16 @@ fn families(guests: &[Guest]) -> Vec<Family> {
             "address_moves",
             "Addresses that moved between the guest's port of a switch and another one",
             Values::Counters(guests.iter().map(|it| (of_guest(it), moves(it))).collect()),
+        ),
+        family(
+            "gro_frames",
+            "Packets to the wire that were each made of several frames of the guest (GRO)",
+            Values::Counters(gro(guests, |counts| counts.frames)),
+        ),
+        family(
+            "gro_segments",
+            "The guest's frames in them",
+            Values::Counters(gro(guests, |counts| counts.segments)),
         ),
         family(
             "polled_packets",
@@ -254,6 +266,14 @@ fn events(guests: &[Guest]) -> Vec<(Labels, u64)> {
         }
     }
     events
+}
+
+fn gro(guests: &[Guest], value: fn(GroCounts) -> u64) -> Vec<(Labels, u64)> {
+    let of_guest = |guest: &Guest| {
+        let of_rings = rings(guest).map(|ring| guest.reader.gro(ring.into()));
+        value(of_rings.fold(GroCounts::default(), GroCounts::plus))
+    };
+    guests.iter().map(|guest| (self::of_guest(guest), of_guest(guest))).collect()
 }
 
 fn moves(guest: &Guest) -> u64 {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use burst_trace::{
-    Clock, Direction, Header, Notifications, Reader, Record, SocketEvent, Source, Totals,
+    Clock, Direction, GroCounts, Header, Notifications, Reader, Record, SocketEvent, Source, Totals,
 };
 use virtio_net::features::names;
 
@@ -236,6 +236,7 @@ fn complete(part: &mut DirectionBreakdown, source: &Source, window: Window) {
     if let Source::Recorder(reader) = source {
         part.events = events(reader, part.direction);
         part.moves = moves(reader, part.direction);
+        part.gro = Some(gro(reader, part.direction));
     }
 }
 
@@ -266,6 +267,12 @@ fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
 fn moves(header: &Header, direction: Direction) -> u64 {
     let moves = rings(header, direction).map(|ring| header.moves(ring));
     moves.fold(0, u64::saturating_add)
+}
+
+/// Packets made of several frames since the daemon started.
+fn gro(header: &Header, direction: Direction) -> GroCounts {
+    let of_rings = rings(header, direction).map(|ring| header.gro(ring));
+    of_rings.fold(GroCounts::default(), GroCounts::plus)
 }
 
 /// The virtqueues that had notifications. Older daemons did not count any.

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use burst_trace::{
-    BurstRecord, Direction, DropCause, Header, KernelSpan, KernelStage, Record, SocketEvent,
-    Totals, Wakeup, Wakeups,
+    BurstRecord, Direction, DropCause, GroCounts, Header, KernelSpan, KernelStage, Record,
+    SocketEvent, Totals, Wakeup, Wakeups,
 };
 
 use crate::figures::{Distribution, TickRate};
@@ -36,6 +36,8 @@ pub struct DirectionBreakdown {
     /// Number of addresses moved between the guest's port of a switch and another one since the daemon started. Counted on
     /// transmit rings.
     pub moves: u64,
+    /// Packets made of several frames of the guest since the daemon started, if known. Counted on transmit rings.
+    pub gro: Option<GroCounts>,
     /// All stages of all tiers, in the order in which a packet passes them.
     pub stages: Vec<StageRow>,
     /// Last boundary minus first: exactly the sum of the daemon's stages.
@@ -291,6 +293,7 @@ impl DirectionCollector {
             drops: list_drops(self.direction, |cause| self.drops[cause as usize]),
             events: Vec::new(),
             moves: 0,
+            gro: None,
             stages,
             total: measured("total", Tier::D, &self.total),
         }

@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use burst_trace::Totals;
-use burst_trace::{BurstRecord, Cursor, Direction, DropCause, Notifications, Reader, Record};
+use burst_trace::{
+    BurstRecord, Cursor, Direction, DropCause, GroCounts, Notifications, Reader, Record,
+};
 
 use crate::collect::{Collector, DirectionBreakdown, drops_since_start};
 use crate::facts::Facts;
@@ -82,6 +84,8 @@ pub struct DirectionInterval {
     pub dropped: u64,
     /// Dropped packets of each cause of this direction.
     pub drops: Vec<(DropCause, u64)>,
+    /// By the counters: packets made of several frames of the guest.
+    pub gro: GroCounts,
     /// The figures of the records.
     pub records: DirectionBreakdown,
 }
@@ -110,6 +114,8 @@ pub struct QueueInterval {
     pub dropped: u64,
     /// By the counters: kicks and calls.
     pub notifications: Notifications,
+    /// By the counters: packets made of several frames of the guest.
+    pub gro: GroCounts,
     /// By the records: last boundary minus first.
     pub total: Option<Figures>,
 }
@@ -120,6 +126,7 @@ struct Queue {
     totals: Totals,
     dropped: u64,
     notifications: Notifications,
+    gro: GroCounts,
     /// `None` until the first packet: many queues of a device may never be used.
     total: Option<Distribution>,
 }
@@ -223,12 +230,14 @@ impl Follower {
                 .zip(before.iter())
                 .map(|((cause, now), (_, before))| (*cause, now.saturating_sub(*before)))
                 .collect(),
+            gro: GroCounts::default(),
             records: self.collector.breakdown(direction),
         };
         *before = now;
         for queue in queues.iter().filter(|queue| Direction::of_ring(queue.ring) == direction) {
             way.totals = way.totals.plus(queue.totals);
             way.dropped = way.dropped.saturating_add(queue.dropped);
+            way.gro = way.gro.plus(queue.gro);
         }
         way
     }
@@ -274,12 +283,14 @@ impl Queue {
     fn new(reader: &Reader, ring: u16) -> Self {
         let (totals, dropped) = counters(reader, ring);
         let notifications = reader.notifications(ring.into());
-        Self { ring, totals, dropped, notifications, total: None }
+        let gro = reader.gro(ring.into());
+        Self { ring, totals, dropped, notifications, gro, total: None }
     }
 
     fn take(&mut self, reader: &Reader, rate: TickRate) -> QueueInterval {
         let (totals, dropped) = counters(reader, self.ring);
         let notifications = reader.notifications(self.ring.into());
+        let gro = reader.gro(self.ring.into());
         let interval = QueueInterval {
             ring: self.ring,
             totals: Totals {
@@ -289,9 +300,11 @@ impl Queue {
             },
             dropped: dropped.saturating_sub(self.dropped),
             notifications: notifications.since(&self.notifications),
+            gro: gro.since(self.gro),
             total: self.total.as_ref().and_then(|total| total.figures(rate)),
         };
-        (self.totals, self.dropped, self.notifications) = (totals, dropped, notifications);
+        (self.totals, self.dropped) = (totals, dropped);
+        (self.notifications, self.gro) = (notifications, gro);
         if let Some(total) = &mut self.total {
             total.clear();
         }

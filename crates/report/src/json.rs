@@ -11,7 +11,8 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use burst_trace::{
-    Culprit, Direction, DropCause, Interruption, InterruptionCause, Notifications, Totals,
+    Culprit, Direction, DropCause, GroCounts, Interruption, InterruptionCause, Notifications,
+    Totals,
 };
 
 use crate::breakdown::Breakdown;
@@ -51,8 +52,26 @@ struct DirectionObject<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     counted: Option<TotalsObject>,
     drops: Drops<'a>,
+    #[serde(flatten)]
+    gro: Option<GroObject>,
     stages: &'a [StageRow],
     total: &'a StageRow,
+}
+
+/// Packets that were each made of several frames of the guest.
+#[derive(Serialize)]
+struct GroObject {
+    gro_frames: u64,
+    gro_segments: u64,
+    gro_mean_segments: Option<f64>,
+}
+
+impl From<GroCounts> for GroObject {
+    fn from(counts: GroCounts) -> Self {
+        let GroCounts { frames, segments } = counts;
+        let gro_mean_segments = counts.mean_segments();
+        Self { gro_frames: frames, gro_segments: segments, gro_mean_segments }
+    }
 }
 
 /// What the daemon has counted, whether records still hold it or not.
@@ -116,6 +135,7 @@ impl<'a> From<&'a DirectionBreakdown> for DirectionObject<'a> {
             bursts: way.bursts,
             counted: way.counted.map(Into::into),
             drops: Drops(&way.drops),
+            gro: way.gro.map(Into::into),
             stages: &way.stages,
             total: &way.total,
         }
@@ -262,6 +282,7 @@ impl<'a> From<&'a DirectionInterval> for DirectionObject<'a> {
             bytes: way.totals.bytes,
             bursts: way.totals.bursts,
             drops: Drops(&way.drops),
+            gro: Some(way.gro.into()),
             ..(&way.records).into()
         }
     }

@@ -99,6 +99,7 @@ fn direction(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     text += &kernel_notes(breakdown, way);
     text += &drops(way, breakdown.window);
     text += &events(way);
+    text += &gro(way);
     if way.moves > 0 {
         let moves = grouped(way.moves);
         let _ = writeln!(
@@ -107,6 +108,16 @@ fn direction(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
         );
     }
     text
+}
+
+fn gro(way: &DirectionBreakdown) -> String {
+    let Some((counts, mean)) = way.gro.and_then(|gro| Some((gro, gro.mean_segments()?))) else {
+        return String::new();
+    };
+    let (segments, frames) = (grouped(counts.segments), grouped(counts.frames));
+    format!(
+        "GRO since the daemon's start: {segments} frames in {frames} packets, {mean:.1} in each\n"
+    )
 }
 
 fn title(direction: Direction) -> &'static str {

@@ -192,6 +192,7 @@ fn the_object_has_the_fields_that_are_promised() {
     let mut writer = synthetic.writer(0);
     writer.burst(&burst(1, synthetic.clock.now(), 4, 100));
     (0..2).for_each(|_| writer.count_notification(1, Notification::CallRefused));
+    (0..2).for_each(|_| writer.count_gro(1, 1, 5));
     let text = json::to_json(&synthetic.read(Window::Held));
     let object: Value = serde_json::from_str(&text).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
@@ -205,11 +206,12 @@ fn the_object_has_the_fields_that_are_promised() {
     assert_eq!((&queue["queue"], &queue["direction"]), (&1.into(), &"tx".into()));
     assert_eq!((&queue["kicks"], &queue["calls_refused"]), (&0.into(), &2.into()));
     assert_eq!(object["name"], "vm0");
+    let gro = ["gro_frames", "gro_segments", "gro_mean_segments"];
+    assert_eq!(gro.map(|name| object["tx"][name].as_f64()), [2.0, 10.0, 5.0].map(Some));
+    assert_eq!(gro.map(|name| object["rx"][name].as_f64()), [Some(0.0), Some(0.0), None]);
     for way in [&object["tx"], &object["rx"]] {
-        assert_eq!(
-            keys(way),
-            ["bursts", "bytes", "counted", "drops", "packets", "stages", "total"]
-        );
+        let of_way = "bursts bytes counted drops gro_frames gro_mean_segments gro_segments packets stages total";
+        assert_eq!(keys(way).join(" "), of_way);
         assert_eq!(keys(&way["counted"]), ["bursts", "bytes", "packets"]);
     }
     let names = |way: &str| -> Vec<String> {

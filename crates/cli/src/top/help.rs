@@ -14,7 +14,7 @@ o            slowest bursts first, or last   Esc   back
 h or ?       this                            q     ends ringscope top
 pps, bps     packets and bits a second; drops: packets that went no further
 mean ... max times in the daemon, by its records, of each packet
-share        of the mean total; the bar shows the same
+share        of the mean total, as the bar; GRO: frames sent as one, mean
 mostly in    the stage in which packets spent most, and its share
 ≤            found by polling: it was no longer than this, maybe shorter
 kicks, calls by and to the guest; suppr.: not needed; refused: not read

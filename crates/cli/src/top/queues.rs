@@ -37,6 +37,8 @@ pub enum Column {
     Suppressed,
     /// Signals that the front end did not take.
     Refused,
+    /// Mean number of frames that go on as one packet (GRO), of those that do.
+    Gro,
 }
 
 /// Columns that every screen shows. The others need a wider one.
@@ -58,6 +60,7 @@ impl order::Column for Column {
         Self::Calls,
         Self::Suppressed,
         Self::Refused,
+        Self::Gro,
     ];
 
     fn heading(self) -> &'static str {
@@ -74,6 +77,7 @@ impl order::Column for Column {
             Self::Calls => "calls/s",
             Self::Suppressed => "suppr./s",
             Self::Refused => "refused",
+            Self::Gro => "GRO",
         }
     }
 
@@ -140,6 +144,9 @@ fn cell(queue: &QueueInterval, column: Column, seconds: f64) -> Cell<'static> {
         Column::Calls => rate(count(Notification::CallSent)),
         Column::Suppressed => rate(count(Notification::CallSuppressed)),
         Column::Refused => grouped(count(Notification::CallRefused)),
+        Column::Gro => {
+            queue.gro.mean_segments().map_or_else(|| "-".into(), |mean| format!("{mean:.1}"))
+        }
     })
 }
 
@@ -163,5 +170,6 @@ fn value(queue: &QueueInterval, column: Column) -> Value {
         Column::Calls => counted(Notification::CallSent),
         Column::Suppressed => counted(Notification::CallSuppressed),
         Column::Refused => counted(Notification::CallRefused),
+        Column::Gro => queue.gro.mean_segments(),
     })
 }
