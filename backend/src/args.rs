@@ -46,10 +46,10 @@ end in more detail.";
 
 const DATAPATHS: &str = "\
 Where frames go and come from, one of:
-  tap:ifname=NAME[,napi=on][,engine=uring]
-  tap:fd=N[,engine=uring]
-  macvtap:ifname=NAME[,over=NAME[,mode=MODE]]
-  macvtap:fd=N
+  tap:ifname=NAME[,napi=on][,engine=uring][,gro=off]
+  tap:fd=N[,engine=uring][,gro=off]
+  macvtap:ifname=NAME[,over=NAME[,mode=MODE]][,gro=off]
+  macvtap:fd=N[,gro=off]
   af-xdp:ifname=NAME[,KEY=VALUE...]
   switch:NAME[,uplink=SPEC]
   reflect

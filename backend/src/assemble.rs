@@ -37,7 +37,9 @@ use crate::stop::Stop;
 use crate::takeover;
 use crate::takeover::give::{Door, Wire};
 use crate::takeover::take::Taking;
-use crate::wires::{Handed, Macvtapped, open_macvtap, open_tap, share_macvtaps, share_taps};
+use crate::wires::{
+    Handed, Macvtapped, join_macvtaps, open_macvtap, open_tap, share_macvtaps, share_taps,
+};
 use crate::wrap::{Wrapped, wrap};
 
 /// A constructor of a worker for queue pairs, by number, and what is at their other end.
@@ -157,8 +159,9 @@ impl Daemon {
     fn add_guest(&mut self, plan: &GuestPlan) -> Result<(), Error> {
         let pairs = usize::from(plan.queue_pairs);
         match &plan.datapath {
-            DatapathSpec::Tap { port, napi, engine } => {
-                let taps = open_tap(port, &mut self.handed, pairs, *napi, &plan.name)?;
+            DatapathSpec::Tap { port, napi, engine, gro } => {
+                let options = (*napi, *gro);
+                let taps = open_tap(port, &mut self.handed, pairs, options, &plan.name)?;
                 self.share(plan, || share_taps(&taps));
                 match engine {
                     Engine::Readv => self.add(plan, taps),
@@ -168,12 +171,12 @@ impl Daemon {
                     }
                 }
             }
-            DatapathSpec::Macvtap { port, over } => {
+            DatapathSpec::Macvtap { port, over, gro } => {
                 let (handed, owner) = (&mut self.handed, Macvtapped::Guest(plan.mac));
                 let queues =
                     open_macvtap(port, over.as_ref(), handed, pairs, (owner, plan.name.as_str()))?;
                 self.share(plan, || share_macvtaps(&queues));
-                self.add(plan, queues)
+                self.add(plan, join_macvtaps(queues, *gro))
             }
             DatapathSpec::AfXdp { ifname, options } => {
                 let options = Options { stamps: plan.trace, ..*options };
@@ -273,17 +276,17 @@ impl Daemon {
             None | Some(DatapathSpec::Switch { .. } | DatapathSpec::Reflect) => {
                 self.join(&guests, wire, None::<Null>)
             }
-            Some(DatapathSpec::Tap { port, napi, engine }) => {
-                let tap = open_tap(port, &mut self.handed, 1, *napi, "")?.pop();
+            Some(DatapathSpec::Tap { port, napi, engine, gro }) => {
+                let tap = open_tap(port, &mut self.handed, 1, (*napi, *gro), "")?.pop();
                 match engine {
                     Engine::Readv => self.join(&guests, wire, tap),
                     Engine::Uring => self.join(&guests, wire, tap.map(Uring::open).transpose()?),
                 }
             }
-            Some(DatapathSpec::Macvtap { port, over }) => {
+            Some(DatapathSpec::Macvtap { port, over, gro }) => {
                 let (handed, owner) = (&mut self.handed, Macvtapped::Switch);
-                let uplink = open_macvtap(port, over.as_ref(), handed, 1, (owner, ""))?.pop();
-                self.join(&guests, wire, uplink)
+                let uplink = open_macvtap(port, over.as_ref(), handed, 1, (owner, ""))?;
+                self.join(&guests, wire, join_macvtaps(uplink, *gro).pop())
             }
             Some(DatapathSpec::AfXdp { ifname, options }) => {
                 self.join(&guests, wire, AfXdp::open(ifname, 1, options)?.pop())

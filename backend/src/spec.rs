@@ -25,6 +25,8 @@ pub enum DatapathSpec {
         napi: bool,
         /// The system calls for frames.
         engine: Engine,
+        /// Whether frames of one flow from the guest are joined.
+        gro: Gro,
     },
     /// A macvtap.
     Macvtap {
@@ -32,6 +34,8 @@ pub enum DatapathSpec {
         port: Port,
         /// The interface below, if the macvtap is to be made.
         over: Option<Over>,
+        /// Whether frames of one flow from the guest are joined.
+        gro: Gro,
     },
     /// AF_XDP sockets on the queues of an interface.
     AfXdp {
@@ -146,7 +150,11 @@ fn tap(fields: &mut Fields<'_>) -> Result<DatapathSpec, String> {
         Some("uring") => Engine::Uring,
         Some(other) => return Err(format!("expected engine=readv or uring, found '{other}'")),
     };
-    Ok(DatapathSpec::Tap { port, napi, engine })
+    Ok(DatapathSpec::Tap { port, napi, engine, gro: gro(fields)? })
+}
+
+fn gro(fields: &mut Fields<'_>) -> Result<Gro, String> {
+    fields.one_of("gro", &[Gro::On, Gro::Off])
 }
 
 fn macvtap(fields: &mut Fields<'_>) -> Result<DatapathSpec, String> {
@@ -165,7 +173,7 @@ fn macvtap(fields: &mut Fields<'_>) -> Result<DatapathSpec, String> {
         }
         (None, None) => None,
     };
-    Ok(DatapathSpec::Macvtap { port, over })
+    Ok(DatapathSpec::Macvtap { port, over, gro: gro(fields)? })
 }
 
 /// `NAME[,uplink=SPEC]`. The uplink comes last, because it contains commas.
@@ -206,7 +214,7 @@ fn af_xdp_options(fields: &mut Fields<'_>) -> Result<Options, String> {
         need_wakeup: fields.one_of("need-wakeup", &CHOICES)?,
         busy_poll: fields.one_of("busy-poll", &CHOICES)?,
         umem: fields.one_of("umem", &[UmemOwner::Host, UmemOwner::Guest])?,
-        gro: fields.one_of("gro", &[Gro::On, Gro::Off])?,
+        gro: gro(fields)?,
         stamps: true,
     })
 }
@@ -223,14 +231,18 @@ fn receive(fields: &mut Fields<'_>) -> Result<usize, String> {
 impl fmt::Display for DatapathSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tap { port, napi, engine } => {
+            Self::Tap { port, napi, engine, gro } => {
                 let napi = if *napi { ",napi=on" } else { "" };
                 let engine = if *engine == Engine::Uring { ",engine=uring" } else { "" };
-                write!(f, "tap:{port}{napi}{engine}")
+                write!(f, "tap:{port}{napi}{engine}")?;
+                write_unless_default(f, "gro", gro)
             }
-            Self::Macvtap { port, over: None } => write!(f, "macvtap:{port}"),
-            Self::Macvtap { port, over: Some(Over { lower, mode }) } => {
-                write!(f, "macvtap:{port},over={lower},mode={mode}")
+            Self::Macvtap { port, over, gro } => {
+                write!(f, "macvtap:{port}")?;
+                if let Some(Over { lower, mode }) = over {
+                    write!(f, ",over={lower},mode={mode}")?;
+                }
+                write_unless_default(f, "gro", gro)
             }
             Self::AfXdp { ifname, options } => {
                 write!(f, "af-xdp:ifname={ifname}")?;
@@ -394,7 +406,9 @@ mod tests {
             "tap:ifname=tap0",
             "tap:ifname=tap0,napi=on,engine=uring",
             "tap:fd=5",
+            "tap:ifname=tap0,engine=uring,gro=off",
             "macvtap:ifname=mv0",
+            "macvtap:ifname=mv0,over=eth0,mode=vepa,gro=off",
             "macvtap:ifname=mv0,over=eth0,mode=vepa",
             "macvtap:fd=3",
             "af-xdp:ifname=eth0",
@@ -427,7 +441,7 @@ mod tests {
             ("tap:", "KEY=VALUE"),
             ("tap:ifname=", "KEY=VALUE"),
             ("tap:ifname=a,ifname=b", "each key once"),
-            ("tap:ifname=a,name=x", "the keys ifname, fd, napi, engine"),
+            ("tap:ifname=a,name=x", "the keys ifname, fd, napi, engine, gro"),
             ("tap:ifname=a,fd=5", "ifname=NAME or fd=N"),
             ("tap:fd=2", "from 3 on"),
             ("tap:ifname=a,napi=yes", "napi=on or off"),

@@ -5,6 +5,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use datapath::af_xdp::Gro;
 use datapath::macvtap::{self, MacvtapOptions, Over};
 use datapath::tap::{self, TapOptions};
 use datapath::{Macvtap, MacvtapError, TapError, TapQueue};
@@ -110,19 +111,32 @@ pub fn open_tap(
     port: &Port,
     handed: &mut Handed,
     queues: usize,
-    napi: bool,
+    (napi, gro): (bool, Gro),
     name: &str,
 ) -> Result<Vec<TapQueue>, TapError> {
-    if let Some(inherited) = handed.inherited(name) {
-        let options = port.name().map(|name| TapOptions { name: name.into(), queues, napi });
-        return tap::go_on(std::mem::take(&mut inherited.queues), options.as_ref());
-    }
-    match port {
-        Port::Name(name) => tap::open(&TapOptions { name: name.clone(), queues, napi }),
-        Port::Descriptor(fd) => match handed.take(*fd) {
-            Some(open) => Ok(vec![tap::open_handed(open)?]),
-            None => Err(TapError::Descriptor { fd: *fd, found: "not open".into() }),
-        },
+    let options = |name: &str| TapOptions { name: name.into(), queues, napi };
+    let queues = if let Some(inherited) = handed.inherited(name) {
+        tap::go_on(std::mem::take(&mut inherited.queues), port.name().map(options).as_ref())?
+    } else {
+        match port {
+            Port::Name(name) => tap::open(&options(name))?,
+            Port::Descriptor(fd) => match handed.take(*fd) {
+                Some(open) => vec![tap::open_handed(open)?],
+                None => return Err(TapError::Descriptor { fd: *fd, found: "not open".into() }),
+            },
+        }
+    };
+    Ok(match gro {
+        Gro::On => queues.into_iter().map(TapQueue::with_gro).collect(),
+        Gro::Off => queues,
+    })
+}
+
+/// The queues, which join frames from the guest or do not.
+pub fn join_macvtaps(queues: Vec<Macvtap>, gro: Gro) -> Vec<Macvtap> {
+    match gro {
+        Gro::On => queues.into_iter().map(Macvtap::with_gro).collect(),
+        Gro::Off => queues,
     }
 }
 

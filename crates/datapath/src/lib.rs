@@ -70,6 +70,10 @@ pub struct Transmitted {
     pub bytes: u32,
     /// The frames among `taken` that were not carried, by cause.
     pub drops: DropCounts,
+    /// Number of packets that were each made of several of the frames that were carried (GRO).
+    pub gro_frames: u32,
+    /// Number of frames in them.
+    pub gro_segments: u32,
 }
 
 impl Transmitted {
@@ -77,7 +81,7 @@ impl Transmitted {
     #[cold]
     #[must_use]
     pub fn refused(frames: usize, cause: DropCause) -> Self {
-        Self { taken: frames, bytes: 0, drops: DropCounts::only(cause, frames) }
+        Self { taken: frames, drops: DropCounts::only(cause, frames), ..Self::default() }
     }
 
     /// Adds what became of the next part of the burst.
@@ -85,6 +89,8 @@ impl Transmitted {
         self.taken += next.taken;
         self.bytes = self.bytes.saturating_add(next.bytes);
         self.drops.add_all(&next.drops);
+        self.gro_frames = self.gro_frames.saturating_add(next.gro_frames);
+        self.gro_segments = self.gro_segments.saturating_add(next.gro_segments);
     }
 }
 

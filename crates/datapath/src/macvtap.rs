@@ -248,6 +248,12 @@ pub fn go_on(
 }
 
 impl Macvtap {
+    /// The same queue, which joins frames of one flow from the guest (GRO).
+    #[must_use]
+    pub fn with_gro(self) -> Self {
+        Self { queue: self.queue.with_gro(), ..self }
+    }
+
     /// Another descriptor of the queue, for a daemon that goes on with it.
     ///
     /// # Errors

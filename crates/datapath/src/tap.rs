@@ -8,10 +8,12 @@
 //!   does that.
 //! - `queue`: an open queue, of a tap or a macvtap; one `writev` or `readv` for each frame.
 //! - `shared`: the queues of a daemon before this one, which are served on; `handed`: such a queue.
+//! - `gro`: frames of one flow with one `writev`.
 //! - `uring`: a burst of frames with one system call.
 
 mod error;
 mod finder;
+mod gro;
 mod handed;
 mod interface;
 mod queue;

@@ -215,6 +215,14 @@ impl Tracer {
         self.writer.count_moves(ring, addresses);
     }
 
+    /// Counts packets that were made of several frames of virtqueue `ring`, and these frames.
+    #[inline]
+    pub fn joined(&mut self, ring: u16, packets: u32, frames: u32) {
+        if packets > 0 {
+            self.writer.count_gro(ring, packets, frames);
+        }
+    }
+
     /// Counts the frames of a burst of virtqueue `ring` that were dropped.
     #[inline]
     pub fn dropped(&mut self, ring: u16, drops: &DropCounts) {

@@ -162,10 +162,12 @@ impl Transmitter {
             let frames = burst.frames();
             let gathered = Gathered { timeline: &timeline, polled: backlog.sighting.polled };
             let carried = carry(frames, &gathered, view);
-            let Transmitted { taken, bytes, mut drops } = carried.transmitted;
+            let Transmitted { taken, bytes, mut drops, gro_frames, gro_segments } =
+                carried.transmitted;
             self.blocked = carried.blocked;
             self.look_for_probes(frames, taken, &drops);
             let tracer = view.tracer(self.guest());
+            tracer.joined(self.index(), gro_frames, gro_segments);
             match carried.at {
                 Some(at) => tracer.cross_at(&mut timeline, Stage::Egress, at),
                 None => tracer.cross(&mut timeline, Stage::Egress),

@@ -76,13 +76,13 @@ impl fmt::Display for UmemOwner {
     }
 }
 
-/// Whether TCP segments of a flow that arrive together become one packet for the guest.
+/// Whether TCP segments or UDP datagrams of a flow that come together become one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gro {
-    /// If the guest takes such packets.
+    /// If the receiver takes such packets: the guest, or the kernel behind a tap.
     #[default]
     On,
-    /// The guest gets every frame by itself.
+    /// The receiver gets every frame by itself.
     Off,
 }
 

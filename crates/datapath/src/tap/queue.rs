@@ -10,8 +10,9 @@ use libc::{
     IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6,
     TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ,
 };
-use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed};
+use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed, TransmitGro};
 
+use super::gro;
 use super::handed::SharedQueue;
 use super::interface::QueueFacts;
 use crate::sys::{self, InterfaceRequest};
@@ -114,6 +115,8 @@ pub struct TapQueue<E = Readv> {
     /// at the next read.
     old: u32,
     engine: E,
+    /// Joins frames from the guest.
+    gro: Option<TransmitGro>,
 }
 
 impl TapQueue {
@@ -129,6 +132,7 @@ impl TapQueue {
             said: String::new(),
             old: 0,
             engine: Readv,
+            gro: None,
         };
         match queue.set_active(false) {
             // `EINVAL`: a queue that was handed over may be detached already (`tun_set_queue`).
@@ -145,15 +149,27 @@ impl TapQueue {
         offloads: Offloads,
         active: bool,
     ) -> Self {
-        let (negotiated, said, old, engine) = (None, String::new(), 0, Readv);
-        Self { file, facts, offloads, active, negotiated, said, old, engine }
+        let (negotiated, said, old, engine, gro) = (None, String::new(), 0, Readv, None);
+        Self { file, facts, offloads, active, negotiated, said, old, engine, gro }
     }
 
     /// The same queue with another engine.
     #[must_use]
     pub fn with_engine<E: Engine>(self, engine: E) -> TapQueue<E> {
-        let Self { file, facts, offloads, active, negotiated, said, old, .. } = self;
-        TapQueue { file, facts, offloads, active, negotiated, said, old, engine }
+        let Self { file, facts, offloads, active, negotiated, said, old, gro, .. } = self;
+        TapQueue { file, facts, offloads, active, negotiated, said, old, engine, gro }
+    }
+
+    /// The same queue, which joins frames of one flow from the guest (GRO).
+    #[must_use]
+    pub fn with_gro(self) -> Self {
+        if !self.offloads.uso {
+            let QueueFacts { kind, name, .. } = &self.facts;
+            log::info!(
+                "{kind} '{name}' takes no UDP to be segmented (Linux 6.2): datagrams go alone"
+            );
+        }
+        Self { gro: Some(TransmitGro::new(self.offloads)), ..self }
     }
 }
 
@@ -333,7 +349,13 @@ impl<E: Engine> Interface for TapQueue<E> {
 impl<E: Engine> Datapath for TapQueue<E> {
     #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
-        self.engine.transmit(&self.file, frames)
+        match &self.gro {
+            // A single frame goes alone, without a look at it.
+            Some(gro) if frames.len() > 1 => {
+                gro::transmit(gro, self.facts.mtu, &self.file, &mut self.engine, frames)
+            }
+            _ => self.engine.transmit(&self.file, frames),
+        }
     }
 
     #[inline]

@@ -52,7 +52,7 @@ impl Transmitter {
         } else {
             view.tracer(self.guest()).cross(&mut timeline, Stage::Gather);
         }
-        let Transmitted { taken, bytes, mut drops } = sent(datapath);
+        let Transmitted { taken, bytes, mut drops, .. } = sent(datapath);
         view.tracer(self.guest()).cross(&mut timeline, Stage::Egress);
         #[expect(clippy::cast_possible_truncation, reason = "at most two bursts")]
         let packets = (taken as u16).saturating_sub(drops.total());
