@@ -8,6 +8,7 @@
 //! - [`dirty`]: a guest whose device alone writes, and what must be marked.
 //! - [`dpdk`]: DPDK as the peer, as a guest or as a back end.
 //! - [`eventually`]: waits for a state, with a deadline and a message.
+//! - [`flows`]: frames of TCP and UDP, one after the other.
 //! - [`frames`]: frames that a reflecting back end must return.
 //! - [`fresh_host`]: a host as after a boot, for commands of the guides.
 //! - [`fuse`]: a file whose contents never come.
@@ -41,6 +42,7 @@ pub mod debian;
 pub mod dirty;
 pub mod dpdk;
 pub mod eventually;
+pub mod flows;
 pub mod frames;
 pub mod fresh_host;
 pub mod fuse;
@@ -61,6 +63,7 @@ pub mod recording;
 pub mod shuttle;
 pub mod sniffer;
 mod sys;
+pub use sys::open_tap;
 pub mod trace;
 pub mod traffic;
 pub mod variants;

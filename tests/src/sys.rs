@@ -1,6 +1,7 @@
 //! The system calls of the tests that have no safe form.
-#![allow(unsafe_code, reason = "process_madvise and packet sockets have no safe form")]
+#![allow(unsafe_code, reason = "process_madvise, packet sockets and taps have no safe form")]
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -83,6 +84,22 @@ pub fn packet_socket(interface: u32, filter: &[libc::sock_filter]) -> io::Result
         libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len)
     })?;
     Ok(socket)
+}
+
+/// Opens a queue of the tap of this name, which has the vnet header.
+///
+/// # Errors
+/// Without root, or without such a tap.
+pub fn open_tap(name: &str) -> io::Result<File> {
+    let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    // `struct ifreq`: the name, then the flags (`linux/if.h`).
+    let mut request = [0_u8; 40];
+    request[..name.len().min(15)].copy_from_slice(&name.as_bytes()[..name.len().min(15)]);
+    request[16..20].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: the kernel reads and writes a `struct ifreq`, which has 40 bytes.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, request.as_mut_ptr()) })?;
+    Ok(file)
 }
 
 /// When the kernel saw the frame that was read last from a packet socket, by the clock of the time of day.

@@ -1,0 +1,130 @@
+//! How many frames a second one thread writes to a tap, by a bare loop or as a guest of ringscoped.
+//!
+//!     tap-calls write TAP BYTES SEGMENTS SECONDS     writes packets of this many datagrams, one `writev` each
+//!     tap-calls send SOCKET BYTES FLOWS SECONDS [tcp] [whole]
+//!                                                    is a guest that sends frames of this many flows in turn
+//!
+//! BYTES: payload of a frame. `tcp`: TCP segments in place of UDP datagrams. `whole`: the guest computes checksums. Prints
+//! frames a second, and frames for each second of CPU time of this process.
+
+use std::error::Error;
+use std::io::{IoSlice, Write as _};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use frontend::{Guest, GuestOptions};
+use ringscope_tests::flows::{Flow, Sent};
+use ringscope_tests::open_tap;
+use rustix::time::{ClockId, clock_gettime};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Frames that the guest publishes together.
+const TOGETHER: usize = 64;
+/// Length of the headers: Ethernet, IPv4, UDP.
+const HEADERS: usize = 42;
+/// A tap's net header, until somebody asks for a longer one (`drivers/net/tun.c`).
+const NET_HEADER: usize = 10;
+const USAGE: &str = "tap-calls: expected `write TAP BYTES SEGMENTS SECONDS` or `send SOCKET BYTES FLOWS SECONDS [tcp] [whole]`";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let counted = match words[..] {
+        ["write", tap, bytes, segments, seconds] => {
+            numbers([bytes, segments, seconds]).and_then(|numbers| write(tap, numbers))
+        }
+        ["send", socket, bytes, flows, seconds, ref kind @ ..] => {
+            let is_tcp = kind.contains(&"tcp");
+            let is_whole = kind.contains(&"whole");
+            numbers([bytes, flows, seconds])
+                .and_then(|numbers| send(socket, numbers, is_tcp, is_whole))
+        }
+        _ => Err(USAGE.into()),
+    };
+    match counted {
+        Ok([frames, wall, cpu]) => println!("{:.0} {:.0}", frames / wall, frames / cpu),
+        Err(error) => {
+            eprintln!("tap-calls: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn numbers<const N: usize>(words: [&str; N]) -> Result<[usize; N]> {
+    let numbers: Vec<usize> =
+        words.iter().map(|word| word.parse()).collect::<std::result::Result<_, _>>()?;
+    Ok(numbers.try_into().map_err(|_| USAGE)?)
+}
+
+/// Counts what `round` returns for so many seconds. Returns the count, the seconds and those of CPU time.
+fn count(seconds: usize, mut round: impl FnMut() -> Result<usize>) -> Result<[f64; 3]> {
+    let cpu = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime));
+    let (begin, cpu_before, mut frames) = (Instant::now(), cpu()?, 0);
+    let limit = Duration::from_secs(seconds as u64);
+    while begin.elapsed() < limit {
+        for _ in 0..64 {
+            frames += round()?;
+        }
+    }
+    Ok([frames as f64, begin.elapsed().as_secs_f64(), (cpu()? - cpu_before).as_secs_f64()])
+}
+
+fn write(tap: &str, [bytes, segments, seconds]: [usize; 3]) -> Result<[f64; 3]> {
+    let mut tap = open_tap(tap)?;
+    let mut flow = Flow { is_atomic: true, ..Flow::udp(1) };
+    let Sent { mut header, bytes: packet, .. } =
+        flow.next(&vec![7; bytes * segments], segments > 1);
+    if segments > 1 {
+        // UDP_L4; headers' length and segment's (virtio 1.2, 5.1.6).
+        header[1] = 5;
+        header[2] = HEADERS as u8;
+        header[4..6].copy_from_slice(&u16::try_from(bytes)?.to_le_bytes());
+    }
+    let front = [&header[..NET_HEADER], &packet[..HEADERS]].concat();
+    let mut slices = vec![IoSlice::new(&front)];
+    slices.extend(packet[HEADERS..].chunks(bytes).map(IoSlice::new));
+    count(seconds, || {
+        // A tap takes a packet whole, or not at all.
+        let written = tap.write_vectored(&slices)?;
+        if written > 0 { Ok(segments) } else { Err("the tap took nothing".into()) }
+    })
+}
+
+fn send(
+    socket: &str,
+    [bytes, flows, seconds]: [usize; 3],
+    is_tcp: bool,
+    is_whole: bool,
+) -> Result<[f64; 3]> {
+    let options = GuestOptions::default().queue_size(1024).packed(true).in_order(true).offloads();
+    let mut guest = Guest::connect(socket, options)?;
+    let pair = guest.pair(0);
+    let kind = if is_tcp { Flow::tcp } else { Flow::udp };
+    let number = |n: usize| u8::try_from(n);
+    let flows: std::result::Result<Vec<_>, _> = (0..flows)
+        .map(|n| Ok::<_, Box<dyn Error>>(Flow { is_atomic: true, ..kind(number(n)?) }))
+        .collect();
+    let mut flows = flows?;
+    let payload = vec![7; bytes];
+    let frames: Vec<_> = (0..TOGETHER)
+        .map(|n| {
+            let count = flows.len();
+            let Sent { header, bytes, .. } = flows[n % count].next(&payload, !is_whole);
+            [&header[..], &bytes].concat()
+        })
+        .collect();
+    count(seconds, || {
+        let mut sent = 0;
+        for frame in &frames {
+            while !pair.queue_chain(&[frame])? {
+                pair.flush()?;
+                std::thread::yield_now();
+            }
+            sent += 1;
+        }
+        pair.flush()?;
+        Ok(sent)
+    })
+}
