@@ -1,12 +1,14 @@
-//! Frames from guests and from the wire: target `frames`.
+//! Frames from guests and from the wire: targets `frames` and `joined`.
 //!
 //! - [`packets`]: frames of every shape, right and wrong, and a checksum computed as in RFC 1071.
 //! - [`cut`]: software GSO and checksum offload, checked frame by frame.
+//! - [`join`]: GRO from a guest to the wire.
 //! - [`receive`]: GRO and the placement of frames in a guest's buffers, checked against what a wire would have carried.
 //! - [`ring`]: the guest's receive ring and the sender's transmit ring.
 //! - [`switch`]: the destinations that a switch chooses.
 
 pub mod cut;
+pub mod join;
 pub mod packets;
 pub mod receive;
 pub mod ring;

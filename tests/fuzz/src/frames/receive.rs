@@ -153,7 +153,7 @@ impl Delivery {
 
 /// Whether two frames are the same to their receiver. In a ones' complement sum, 0xffff equals 0 (RFC 1071). In an IPv4
 /// packet that nobody fragments, the identification has no meaning (RFC 6864).
-fn is_same(one: &[u8], other: &[u8]) -> bool {
+pub fn is_same(one: &[u8], other: &[u8]) -> bool {
     one == other || normal(one) == normal(other)
 }
 
