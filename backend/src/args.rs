@@ -205,6 +205,20 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub user: Option<Account>,
 
+    /// Group of the sockets, the recorder and the run directory
+    ///
+    /// NAME or number; needs root. Users in this group can attach guests, look with ringscope top and record. The sockets have
+    /// mode 0660 then, or --socket-mode. A run directory that the daemon makes has mode 0750.
+    #[arg(long, value_name = "NAME")]
+    pub socket_group: Option<String>,
+
+    /// Mode of the vhost-user sockets that the daemon makes, in octal, as in 0660
+    ///
+    /// The recorder is readable only for those who may read by this mode, and never for others. Without this flag and
+    /// --socket-group the umask decides.
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    pub socket_mode: Option<u32>,
+
     /// Whether the daemon gives up what it does not need: on, or none for debugging
     ///
     /// When everything is set up, each thread gives up its capabilities, can get no new privileges, and may only make the
@@ -339,6 +353,12 @@ impl FromStr for Fifo {
     }
 }
 
+fn mode(text: &str) -> Result<u32, String> {
+    let wrong = || format!("expected an octal mode from 0600 to 0777, found '{text}'");
+    let mode = u32::from_str_radix(text, 8).map_err(|_| wrong())?;
+    if mode & !0o777 == 0 && mode & 0o600 == 0o600 { Ok(mode) } else { Err(wrong()) }
+}
+
 fn power_of_two(size: u16) -> Result<u16, String> {
     if size.is_power_of_two() { Ok(size) } else { Err(format!("{size} is not a power of two")) }
 }
@@ -352,6 +372,14 @@ mod tests {
         assert_eq!("2,4-6,1".parse(), Ok(CpuList(vec![2, 4, 5, 6, 1])));
         for wrong in ["", "a", "3-1", "1,", "4096"] {
             assert!(wrong.parse::<CpuList>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn modes_are_read() {
+        assert_eq!((mode("0660"), mode("777")), (Ok(0o660), Ok(0o777)));
+        for wrong in ["", "0888", "1660", "0060", "rw"] {
+            assert!(mode(wrong).is_err(), "{wrong}");
         }
     }
 

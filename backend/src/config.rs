@@ -11,13 +11,15 @@ use crate::args::Args;
 /// Keys of the daemon, above the first guest.
 const DAEMON_KEYS: [&str; 3] = ["run-dir", "metrics", "control"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 14] = [
+const NOT_FOR_GUESTS: [&str; 16] = [
     "config",
     "run-dir",
     "metrics",
     "control",
     "take-over",
     "user",
+    "socket-group",
+    "socket-mode",
     "sandbox",
     "seccomp",
     "fd",

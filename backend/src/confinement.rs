@@ -1,11 +1,15 @@
 //! What the daemon gives up, from the plan.
 
-use std::path::PathBuf;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 
 use confine::{Policy, Wire, directory_of};
 use datapath::af_xdp::UmemOwner;
 use foreign_files::Program;
 use metrics::Address;
+use rustix::fs::Mode;
+use rustix::process::umask;
 
 use crate::args::Sandbox;
 use crate::error::Error;
@@ -22,14 +26,22 @@ pub const CONFINED: &str = "confined";
 /// See [`Error`].
 pub fn begin(plan: &Plan) -> Result<(), Error> {
     let own = own_directories(plan);
-    let plan = &plan.confinement;
+    let (guests, plan) = (&plan.guests, &plan.confinement);
     let is_on = plan.sandbox == Sandbox::On;
     let program = Program::this(if is_on { &[CONFINED] } else { &[] });
     // As root, if this is root: it shows how a front end of any user maps its memory.
     foreign_files::register(&program).map_err(Error::Helpers)?;
+    let in_group = |source| Error::Group { group: plan.group.clone().unwrap_or_default(), source };
+    let group = plan.group.as_deref().map(confine::group).transpose().map_err(in_group)?;
     if let Some(user) = &plan.user {
-        user.become_it().map_err(|source| Error::User { user: user.to_string(), source })?;
+        user.become_it(group).map_err(|source| Error::User { user: user.to_string(), source })?;
         log::info!("running as user {user}");
+    } else if let Some(group) = group {
+        confine::take_group(group).map_err(in_group)?;
+    }
+    if let Some(mode) = plan.mode {
+        let run_dir = guests.first().and_then(|guest| guest.recorder.parent());
+        share(run_dir, group.is_some(), mode)?;
     }
     if is_on {
         confine::start(Policy { seccomp: plan.seccomp, own }).map_err(Error::Confine)?;
@@ -39,6 +51,18 @@ pub fn begin(plan: &Plan) -> Result<(), Error> {
             rustix::process::geteuid().as_raw()
         );
     }
+    Ok(())
+}
+
+/// Makes the run directory for the daemon's group, if there is none, and lets sockets have this mode. The kernel gives a socket all
+/// permissions but those of the umask, at once: there is no moment in which others could connect. Other files have modes of their own,
+/// from which the umask only takes.
+fn share(run_dir: Option<&Path>, for_group: bool, mode: u32) -> Result<(), Error> {
+    if let Some(path) = run_dir.filter(|_| for_group) {
+        let refused = |source| Error::RunDir { path: path.into(), source };
+        DirBuilder::new().recursive(true).mode(0o750).create(path).map_err(refused)?;
+    }
+    umask(Mode::from_raw_mode(0o777 & !mode));
     Ok(())
 }
 

@@ -101,6 +101,14 @@ pub enum Error {
     /// Helper processes.
     #[error("the process that starts helper processes cannot be started: {0}")]
     Helpers(io::Error),
+    /// `--socket-group`.
+    #[error("cannot make files of --socket-group {group}: {source}")]
+    Group {
+        /// The group.
+        group: String,
+        /// Why.
+        source: AccountError,
+    },
     /// The sandbox.
     #[error("the daemon cannot be confined: {0}; --seccomp off or --sandbox none run without")]
     Confine(confine::Error),

@@ -45,6 +45,10 @@ pub struct Plan {
 pub struct Confinement {
     /// The user that it becomes.
     pub user: Option<Account>,
+    /// The group of its sockets and recorders.
+    pub group: Option<String>,
+    /// The mode of its sockets.
+    pub mode: Option<u32>,
     /// Whether threads give up what they do not need.
     pub sandbox: Sandbox,
     /// What happens when a thread makes a system call that it does not need.
@@ -59,13 +63,16 @@ impl Confinement {
             OnSystemCall::Log => Seccomp::Log,
             OnSystemCall::Off => Seccomp::Off,
         };
-        Self { user: args.user.clone(), sandbox: args.sandbox, seccomp }
+        // A group is of no use if it may not connect.
+        let mode = args.socket_mode.or(args.socket_group.as_ref().map(|_| 0o660));
+        let (user, group) = (args.user.clone(), args.socket_group.clone());
+        Self { user, group, mode, sandbox: args.sandbox, seccomp }
     }
 }
 
 impl Default for Confinement {
     fn default() -> Self {
-        Self { user: None, sandbox: Sandbox::On, seccomp: Seccomp::Kill }
+        Self { user: None, group: None, mode: None, sandbox: Sandbox::On, seccomp: Seccomp::Kill }
     }
 }
 

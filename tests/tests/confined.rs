@@ -156,3 +156,53 @@ fn the_helper_keeps_one_capability_and_the_daemon_none() {
     assert_eq!(line("CapEff:"), format!("{:016x}", 1_u64 << 19));
     assert_eq!(line("NoNewPrivs:"), "1");
 }
+
+/// A group may attach, look and record; others may not.
+#[test]
+fn a_group_may_connect_and_look_and_others_may_not() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::os::unix::process::CommandExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The test's own copy can be executed by any user.
+    let tool = directory.path().join("ringscope");
+    fs::copy(program("ringscope").unwrap(), &tool).unwrap();
+    let run_dir = directory.path().join("run");
+    let run_dir = run_dir.as_path();
+    let mut command = Command::new(program("ringscoped").unwrap());
+    command.args(["--name", "vm0", "--datapath", "reflect", "--socket-group", "4712"]);
+    command.arg("--socket-path").arg(run_dir.join("vm0.sock")).arg("--run-dir").arg(run_dir);
+    let mut daemon = command.spawn().unwrap();
+    ringscope_tests::eventually::eventually(SOON, "the socket and the recorder", || {
+        let is_there = |file: &str| run_dir.join(file).exists();
+        ringscope_tests::eventually::when(
+            is_there("vm0.sock") && is_there("vm0.trace") && is_there("vm0.take-over"),
+            "they are not there",
+        )
+    });
+    let found = |path: &Path| {
+        let found = fs::symlink_metadata(path).unwrap();
+        (found.mode() & 0o7777, found.gid())
+    };
+    assert_eq!(found(run_dir), (0o750, 4712));
+    for (file, mode) in
+        [("vm0.sock", 0o660), ("vm0.trace", 0o640), ("vm0.take-over", 0o600), ("vm0.rings", 0o600)]
+    {
+        assert_eq!(found(&run_dir.join(file)), (mode, 4712), "{file}");
+    }
+    let looks = |gid: u32| {
+        let mut command = Command::new(&tool);
+        command.args(["stats", "--json", "--name", "vm0", "--run-dir"]).arg(run_dir);
+        command.uid(4711).gid(gid).output().unwrap()
+    };
+    let output = looks(4712);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!looks(4713).status.success());
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&daemon),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    assert!(daemon.wait().unwrap().success());
+    assert!(!run_dir.join("vm0.sock").exists());
+}

@@ -29,7 +29,9 @@ pub enum AccountError {
     #[error("user {0} has no name, so its group must be given: --user {0}:GROUP")]
     NeedsGroup(u32),
     /// The privilege is missing.
-    #[error("only root, or a process with CAP_SETUID and CAP_SETGID, can become another user: {0}")]
+    #[error(
+        "only root, or a process with CAP_SETUID and CAP_SETGID, can change user or group: {0}"
+    )]
     Refused(String),
 }
 
@@ -80,25 +82,27 @@ pub fn user(name: &str) -> Result<u32, AccountError> {
 }
 
 impl Account {
-    /// Becomes this user, with its groups. Keeps the capabilities, for set-up. Must be called before any thread is started.
+    /// Becomes this user, with its groups. `group`: whose files it makes instead of its own group's. Keeps the capabilities, for
+    /// set-up. Must be called before any thread is started.
     ///
     /// # Errors
     /// See [`AccountError`].
-    pub fn become_it(&self) -> Result<(), AccountError> {
+    pub fn become_it(&self, group: Option<u32>) -> Result<(), AccountError> {
         let uid = Uid::from_raw(user(&self.user)?);
         let known = User::from_uid(uid).ok().flatten();
-        let gid = match (&self.group, &known) {
-            (Some(name), _) => Gid::from_raw(group(name)?),
+        let own = match (&self.group, &known) {
+            (Some(name), _) => Gid::from_raw(self::group(name)?),
             (None, Some(known)) => known.gid,
             (None, None) => return Err(AccountError::NeedsGroup(uid.as_raw())),
         };
         let name = known.and_then(|known| std::ffi::CString::new(known.name).ok());
         // A user without a name is in no other group.
-        let groups = name.and_then(|name| getgrouplist(&name, gid).ok());
+        let groups = name.and_then(|name| getgrouplist(&name, own).ok());
+        let gid = group.map_or(own, Gid::from_raw);
         let refused = |error: &dyn fmt::Display| AccountError::Refused(error.to_string());
         let before = caps::read(None, CapSet::Permitted).map_err(|error| refused(&error))?;
         caps::securebits::set_keepcaps(true).map_err(|error| refused(&error))?;
-        setgroups(&groups.unwrap_or_else(|| vec![gid])).map_err(|error| refused(&error))?;
+        setgroups(&groups.unwrap_or_else(|| vec![own])).map_err(|error| refused(&error))?;
         setresgid(gid, gid, gid).map_err(|error| refused(&error))?;
         setresuid(uid, uid, uid).map_err(|error| refused(&error))?;
         let none = [Capability::CAP_SETUID, Capability::CAP_SETGID];
@@ -107,6 +111,15 @@ impl Account {
         caps::set(None, CapSet::Permitted, &kept).map_err(|error| refused(&error))?;
         caps::securebits::set_keepcaps(false).map_err(|error| refused(&error))
     }
+}
+
+/// From now on this process makes its files as ones of `group`. Must be called before any thread is started.
+///
+/// # Errors
+/// When it may not: it is neither root, nor has CAP_SETGID.
+pub fn take_group(group: u32) -> Result<(), AccountError> {
+    let gid = Gid::from_raw(group);
+    setresgid(gid, gid, gid).map_err(|error| AccountError::Refused(error.to_string()))
 }
 
 #[cfg(test)]
@@ -135,6 +148,6 @@ mod tests {
             "there is no group 'no-such-name-here'"
         );
         let nameless = Account { user: "4711".into(), group: None };
-        assert!(nameless.become_it().unwrap_err().to_string().contains("--user 4711:GROUP"));
+        assert!(nameless.become_it(None).unwrap_err().to_string().contains("--user 4711:GROUP"));
     }
 }
