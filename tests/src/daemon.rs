@@ -66,6 +66,20 @@ impl Daemon {
         Self::spawn(directory, name, arguments, Some(fd), ALL_LINES)?.opened(stale)
     }
 
+    /// The same, with `fd` as its descriptor 9, which `--fd 9` in `arguments` makes its socket.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_on(
+        directory: &Path,
+        name: &str,
+        arguments: &[&str],
+        fd: OwnedFd,
+    ) -> io::Result<Self> {
+        let daemon = Self::spawn(directory, name, arguments, Some(fd), ALL_LINES)?;
+        daemon.started("ringscoped to record", |daemon| daemon.log().contains("recording to"))
+    }
+
     /// The same with this variable in its environment.
     ///
     /// # Errors
@@ -116,7 +130,10 @@ impl Daemon {
         let mut command = Command::new(program("ringscoped")?);
         command.args(arguments).args(["--take-over", &process]);
         if !arguments.contains(&"--config") {
-            command.arg("--socket-path").arg(&self.socket).args(["--name", &name]);
+            command.args(["--name", &name]);
+            if !arguments.contains(&"--fd") {
+                command.arg("--socket-path").arg(&self.socket);
+            }
         }
         let log = directory.join(format!("{name}.after-{process}.log"));
         let daemon = Self::spawn_logging(directory, &name, command, None, (ALL_LINES, log))?;
@@ -181,7 +198,9 @@ impl Daemon {
                 shell
             }
         };
-        command.arg("--socket-path").arg(socket_path(directory, name));
+        if !arguments.contains(&"--fd") {
+            command.arg("--socket-path").arg(socket_path(directory, name));
+        }
         command.args(["--name", name]).args(arguments);
         Self::spawn_command(directory, name, command, handed, lines)
     }

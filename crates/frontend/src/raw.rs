@@ -84,21 +84,38 @@ const DESCRIPTORS_MAX: usize = 250;
 /// # Errors
 /// What the system answers.
 pub fn send(
-    mut to: &UnixStream,
+    to: &UnixStream,
     request: u32,
     payload: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
+    send_bytes(to, &message(request, payload), descriptors)
+}
+
+/// A message that requests a reply.
+#[must_use]
+pub fn message(request: u32, payload: &[u8]) -> Vec<u8> {
     #[expect(clippy::cast_possible_truncation, reason = "a few bytes")]
     let header = [request, FLAGS, payload.len() as u32].map(u32::to_ne_bytes).concat();
-    let message = [&header[..], payload].concat();
+    [&header[..], payload].concat()
+}
+
+/// Sends these bytes, as of a message or a part of one, with up to 250 descriptors.
+///
+/// # Errors
+/// What the system answers.
+pub fn send_bytes(
+    mut to: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
     }
-    let sent = sendmsg(to, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    io::Write::write_all(&mut to, &message[sent..])
+    let sent = sendmsg(to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    io::Write::write_all(&mut to, &bytes[sent..])
 }
 
 /// Sends a descriptor of any kind for ring `ring`, and waits for the reply.
