@@ -35,6 +35,7 @@
 
 pub mod af_xdp;
 pub mod beside;
+pub mod booted;
 pub mod browser;
 pub mod cable;
 pub mod daemon;

@@ -17,6 +17,16 @@ pub fn default_run_dir() -> Option<PathBuf> {
     Some(PathBuf::from(base).join("ringscope"))
 }
 
+/// Where tools look for recorders: in the default run directory, and if there is none, in that of root, which the members of
+/// its group may read.
+#[must_use]
+pub fn run_dir_to_read() -> Option<PathBuf> {
+    let own = default_run_dir();
+    let has_own = own.as_ref().is_some_and(|own| own.exists());
+    let of_root = Path::new(RUN_DIR_OF_ROOT);
+    if !has_own && of_root.read_dir().is_ok() { Some(of_root.into()) } else { own }
+}
+
 /// The recorder of the daemon `name`.
 #[must_use]
 pub fn recorder_path(run_dir: &Path, name: &str) -> PathBuf {

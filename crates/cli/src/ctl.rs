@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use burst_trace::Reader;
-use burst_trace::location::{default_run_dir, recorder_path};
+use burst_trace::location::{recorder_path, run_dir_to_read};
 use report::without_controls;
 use serde_json::{Value, json};
 
@@ -33,8 +33,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Arguments {
-    /// Directory of the recorders, which name the control socket [default:
-    /// /run/ringscope, without root $XDG_RUNTIME_DIR/ringscope]
+    /// Directory of the recorders, which name the control socket [default: without
+    /// root $XDG_RUNTIME_DIR/ringscope if it exists, else /run/ringscope]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// The guest, if SOCKET is a path and its daemon has several
@@ -106,7 +106,7 @@ impl Arguments {
         if self.target.contains('/') {
             return Ok((self.target.clone().into(), self.guest.clone()));
         }
-        let dir = self.run_dir.clone().or_else(default_run_dir).ok_or(FindError::NoRunDir)?;
+        let dir = self.run_dir.clone().or_else(run_dir_to_read).ok_or(FindError::NoRunDir)?;
         let path = recorder_path(&dir, &self.target);
         if !path.exists() {
             let names = recorder::names(&dir)?;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burst_trace::location::{EXTENSION, default_run_dir, recorder_path};
+use burst_trace::location::{EXTENSION, recorder_path, run_dir_to_read};
 use burst_trace::{ReadError, Reader};
 use report::breakdown::is_alive;
 use report::without_controls;
@@ -11,8 +11,8 @@ use report::without_controls;
 /// The flags that name a recorder.
 #[derive(Debug, clap::Args)]
 pub struct Choice {
-    /// Directory of the recorders [default: /run/ringscope, without root
-    /// $XDG_RUNTIME_DIR/ringscope]
+    /// Directory of the recorders [default: without root
+    /// $XDG_RUNTIME_DIR/ringscope if it exists, else /run/ringscope]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// The daemon's --name; needed if there are several recorders
@@ -36,8 +36,8 @@ pub struct Found {
 pub enum FindError {
     /// There is no default for the run directory.
     #[error(
-        "$XDG_RUNTIME_DIR is not set, and without root it is where recorders are expected; \
-             give the daemon's run directory with --run-dir"
+        "$XDG_RUNTIME_DIR is not set, where recorders are expected without root, and /run/ringscope cannot be read; give \
+             the daemon's run directory with --run-dir, or become a member of its group"
     )]
     NoRunDir,
     /// The run directory cannot be listed.
@@ -102,7 +102,7 @@ impl Choice {
     /// # Errors
     /// When none was given and there is no default.
     pub fn run_dir(&self) -> Result<PathBuf, FindError> {
-        self.run_dir.clone().or_else(default_run_dir).ok_or(FindError::NoRunDir)
+        self.run_dir.clone().or_else(run_dir_to_read).ok_or(FindError::NoRunDir)
     }
 
     /// Finds the recorder and opens it.
