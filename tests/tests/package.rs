@@ -34,7 +34,7 @@ fn main_process(system: &Booted) -> String {
 
 fn send_one(system: &Booted) {
     let mut guest = eventually(SOON, "the guest's socket", || {
-        Guest::connect(&system.path(SOCKET), GuestOptions::default())
+        Guest::connect(system.path(SOCKET), GuestOptions::default())
             .map_err(|error| error.to_string())
     });
     guest.pair(0).send(&frames::frame(1, 100)).unwrap();
