@@ -14,8 +14,8 @@ use burst_trace::file::{
 };
 use burst_trace::record::RECORD_WORDS;
 use burst_trace::{
-    BurstRecord, Clocks, CyclicFrame, CyclicRecord, Ending, Gap, Migration, Milestone, ProbeRecord, Reader,
-    Restart, Source, Step,
+    BurstRecord, Clocks, CyclicFrame, CyclicRecord, Ending, Gap, Migration, Milestone, ProbeRecord,
+    Reader, Restart, Source, Step,
 };
 use report::csv::write_csv;
 use report::hlog::write_hlog;
@@ -432,7 +432,7 @@ impl Shaped {
                         ending: [Ending::Ended, Ending::Killed, Ending::TakenOver]
                             [usize::from(flags & 1) + usize::from(flags >> 2 & 1)],
                         is_resumed: flags & 2 != 0,
-                        processes: [flags.into(), (flags >> 3).into()],
+                        processes: [(*flags).into(), (flags >> 3).into()],
                         writer: flags >> 6,
                     };
                     words.push(burst_trace::Record::Restart(restart).to_words());
