@@ -8,9 +8,11 @@
 //!   does that.
 //! - `queue`: an open queue, of a tap or a macvtap; one `writev` or `readv` for each frame.
 //! - `shared`: the queues of a daemon before this one, which are served on; `handed`: such a queue.
+//! - `engine`: what a queue needs of the calls by which frames pass it.
 //! - `gro`: frames of one flow with one `writev`.
 //! - `uring`: a burst of frames with one system call.
 
+mod engine;
 mod error;
 mod finder;
 mod gro;

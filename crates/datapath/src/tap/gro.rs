@@ -5,7 +5,7 @@ use std::fs::File;
 
 use virtio_net::{Frames, GroStep, TransmitGro};
 
-use super::queue::Engine;
+use super::engine::Engine;
 use crate::{Refusal, Transmitted, sys};
 
 /// Writes frames, in order: those of one flow together, the others by `engine`. `mtu`: the interface's.

@@ -12,6 +12,7 @@ use libc::{
 };
 use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, Placed, TransmitGro};
 
+use super::engine::Engine;
 use super::gro;
 use super::handed::SharedQueue;
 use super::interface::QueueFacts;
@@ -21,38 +22,6 @@ use crate::{Capabilities, Datapath, FrameReader, Interface, Look, Refusal, Trans
 /// Most frames that one receive call reads. Each frame costs a system call, and the guest sees the first one
 /// only after the last one is placed.
 pub const RECEIVE_BURST: usize = 32;
-
-/// Writes frames to the kernel and reads them from it.
-pub trait Engine: Send + 'static {
-    /// Writes frames, in order.
-    fn transmit(&mut self, file: &File, frames: Frames<'_, '_>) -> Transmitted;
-
-    /// Reads frames into the guest's buffers.
-    ///
-    /// # Errors
-    /// As [`Datapath::receive`].
-    fn receive(&mut self, file: &File, room: &mut GuestRoom<'_, '_>) -> io::Result<Look>;
-
-    /// Reads one frame into our own memory.
-    ///
-    /// # Errors
-    /// As [`FrameReader::receive_frame`].
-    fn receive_frame(&mut self, file: &File, to: GuestSlice<'_>) -> io::Result<Option<usize>>;
-
-    /// Whether there are frames that were read and not placed yet.
-    fn has_frames(&self) -> bool {
-        false
-    }
-
-    /// Takes the frames that were read and not placed.
-    fn take_read(&mut self) -> Vec<Vec<u8>> {
-        Vec::new()
-    }
-
-    /// Discards the frames that were read and not placed: another guest is connected now, or the same one
-    /// with other features.
-    fn reset(&mut self) {}
-}
 
 /// One `writev` or `readv` per frame, directly on guest memory.
 #[derive(Debug)]

@@ -19,7 +19,8 @@ use virtio_net::features::HEADER_LEN;
 use virtio_net::{BURST_MAX, FRAME_LEN_MAX, Frame, Frames, GuestRoom, Placed};
 
 use super::TapError;
-use super::queue::{Engine, RECEIVE_BURST, Readv, TapQueue};
+use super::engine::Engine;
+use super::queue::{RECEIVE_BURST, Readv, TapQueue};
 use crate::{Look, Refusal, Transmitted};
 
 /// Without this flag io_uring waits where it can, even for a non-blocking file.
