@@ -187,3 +187,26 @@ ratios() {
     awk '{ print $1 / $2 }' "$1" | sort -n |
         awk '{ r[NR] = $1 } END { printf "%.3f %.3f %.3f\n", r[int((NR + 1) / 2)], r[1], r[NR] }'
 }
+
+# measure_circle FILE KEY FLAGS...: a daemon on core 1 with two guests on the taps `links`, in a bridge, which send frames in a
+# circle. KEY, a line of TOML or nothing, is in each guest's table; FLAGS are the daemon's. Appends the packets a second that
+# both guests receive to FILE. Uses `frame` and `seconds`.
+measure_circle() {
+    local file=$1 key=$2 i
+    shift 2
+    {
+        echo "run-dir = \"$run\""
+        for i in 0 1; do
+            printf '[[guest]]\nsocket-path = "%s"\ndatapath = "tap:ifname=%s"\nmac = "%s"\ncpus = "1"\n%s\n' \
+                "$run/tap-$i.sock" "${links[i]}" "${port_macs[i]}" "$key"
+        done
+    } >"$run/guests.toml"
+    start daemon "$bin/ringscoped" --config "$run/guests.toml" "$@"
+    await_socket tap-1 daemon
+    await daemon 'recording to' 2
+    start_two_guests tap 0 "$frame"
+    order guests-tap start tx_first 8
+    sleep 0.3
+    rate guests-tap Rx-pps >>"$file"
+    end_all
+}
