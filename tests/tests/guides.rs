@@ -62,6 +62,7 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ),
     ("qemu-scripts/README.md", "qemu-scripts/demo", "installs packages and builds everything"),
     ("qemu-scripts/nested --help", "qemu-scripts/nested", "downloads a kernel; nested.rs runs it"),
+    ("backend/README.md", "ringscoped: the thread 'worker of a tap'", "output"),
     ("backend/README.md", "/etc/ringscope/vm0.toml", "needs systemd: package.rs does it"),
     ("CONTRIBUTING.md", "qemu-scripts/setup --tests", "installs packages, and runs this test"),
     ("tests/README.md", "tests/run", "runs this test"),
