@@ -19,6 +19,9 @@ use serde_json::{Value, json};
 /// Keeps QEMU from taking the link down, and from dropping what is in the guest's ring as soon as a daemon is gone
 /// (backend/README.md, "After a kill").
 const KEPT: &str = "status=off,ioeventfd=off";
+/// Without it the kernel counts frames that went to it with one call as one.
+const GRO_OFF: &str = ",gro=off";
+
 /// Most frames that may come twice after each kill: a burst, or two where a burst of the datapath's own is under way.
 const BURST_MAX: u64 = 64;
 /// Datagrams a second to the guest, and from it: as many as an emulated guest carries.
@@ -41,8 +44,8 @@ enum Way {
 impl Way {
     fn place(self) -> Result<Place, Failure> {
         match self {
-            Self::Tap => Place::new(1),
-            Self::TapUring => Place::on_tap(1, ",engine=uring"),
+            Self::Tap => Place::on_tap(1, GRO_OFF),
+            Self::TapUring => Place::on_tap(1, &format!(",engine=uring{GRO_OFF}")),
             Self::AfXdp => Place::on_wire(1, ""),
         }
     }
