@@ -48,7 +48,8 @@ fn a_debug_message_in_an_xdp_program_shows_as_egress() {
         .map(|(&(stage, before), &(_, after))| (stage, after - before))
         .collect();
     let egress = more.iter().find(|(stage, _)| *stage == Stage::Egress).unwrap().1;
-    assert!(egress > 20.0, "a hundred messages cost {egress} us: {quiet:?}, {chatty:?}");
+    // 0.19 to 0.5 us each, on the machines seen.
+    assert!(egress > 10.0, "a hundred messages cost {egress} us: {quiet:?}, {chatty:?}");
     // The guest is told of what it sent after the answer was received, which came through that program, too: its
     // notice and signal may hold that, and are left out.
     for (stage, more) in more {
