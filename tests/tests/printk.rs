@@ -41,20 +41,19 @@ fn medians_us(messages: u32) -> Vec<(Stage, f64)> {
 
 #[test]
 fn a_debug_message_in_an_xdp_program_shows_as_egress() {
-    let (quiet, chatty) = (medians_us(0), medians_us(100));
+    let (quiet, chatty) = (medians_us(0), medians_us(200));
     let more: Vec<_> = quiet
         .iter()
         .zip(&chatty)
         .map(|(&(stage, before), &(_, after))| (stage, after - before))
         .collect();
     let egress = more.iter().find(|(stage, _)| *stage == Stage::Egress).unwrap().1;
-    // 0.19 to 0.5 us each, on the machines seen.
-    assert!(egress > 10.0, "a hundred messages cost {egress} us: {quiet:?}, {chatty:?}");
+    assert!(egress > 20.0, "200 messages cost {egress} us: {quiet:?}, {chatty:?}");
     // The guest is told of what it sent after the answer was received, which came through that program, too: its
     // notice and signal may hold that, and are left out.
     for (stage, more) in more {
         if matches!(stage, Stage::Queued | Stage::Gather | Stage::Complete) {
-            assert!(more < egress / 20.0, "{stage:?} {more} us more: {quiet:?}, {chatty:?}");
+            assert!(more < egress / 40.0, "{stage:?} {more} us more: {quiet:?}, {chatty:?}");
         }
     }
 }
