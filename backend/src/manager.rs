@@ -1,5 +1,6 @@
-//! The service manager, systemd: the sockets that it made (`sd_listen_fds(3)`), what it is told (`sd_notify(3)`), and its
-//! watchdog (`sd_watchdog_enabled(3)`). Without a service manager nothing happens here.
+//! The service manager (systemd): it may have made the guests' sockets (`sd_listen_fds(3)`), and the daemon tells it when it
+//! serves, when it ends (`sd_notify(3)`), and that its workers answer (`sd_watchdog_enabled(3)`). Without a service manager
+//! nothing happens here.
 //!
 //! The socket to it is opened at the start, so that nothing has to be opened later.
 
@@ -48,9 +49,7 @@ impl Manager {
         let address = env::var("NOTIFY_SOCKET").ok()?;
         let socket = connect(&address)
             .inspect_err(|error| {
-                log::warn!(
-                    "the service manager cannot be told of this daemon, at {address}: {error}"
-                )
+                log::warn!("the service manager cannot be reached at {address}: {error}")
             })
             .ok()?;
         let is_ours = env::var_os("WATCHDOG_PID").is_none() || is_for_us("WATCHDOG_PID");
@@ -115,7 +114,7 @@ fn connect(address: &str) -> io::Result<UnixDatagram> {
     };
     let socket = UnixDatagram::unbound()?;
     socket.connect_addr(&address)?;
-    // Without a reader that is quick enough, what it is told is lost; nobody waits for it.
+    // If the service manager reads too slowly, a message is lost. The daemon does not wait for it.
     socket.set_nonblocking(true)?;
     Ok(socket)
 }

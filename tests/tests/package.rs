@@ -70,7 +70,7 @@ fn the_package_is_installed_started_upgraded_removed_and_purged() {
     let exposed =
         format!("systemd-analyze security --threshold={EXPOSURE_MAX} ringscoped@vm0.service");
     system.must(&exposed).unwrap();
-    // Whoever is in the group reads its recorder, others do not.
+    // A member of the group can read the recorder; another user cannot.
     system.must("useradd -G ringscope member && useradd stranger").unwrap();
     system
         .must("setpriv --reuid=member --regid=member --init-groups ringscope stats --name vm0")

@@ -141,7 +141,7 @@ fn a_socket_that_was_handed_over_goes_on() {
     let mut last = take_over(daemon, &arguments);
     frames::come_back(&mut next).unwrap();
     assert!(last.terminate(SOON).unwrap().success());
-    assert!(path.exists(), "it is of whoever made it");
+    assert!(path.exists(), "the socket is removed by the process that made it, not by the daemon");
 
     // A connection, after whose end the daemon has nothing to do.
     let directory = tempfile::tempdir().unwrap();

@@ -37,8 +37,8 @@ struct Client {
     answered: Instant,
     /// It sends nothing more.
     is_over: bool,
-    /// It is told why, and what it sends is thrown away until it closes: if this end closed first, with bytes that were not
-    /// read, the client would get an error in place of the answer.
+    /// It was told why it gets no more answers. What it still sends is read and thrown away until it closes: a close with
+    /// unread bytes would give it an error in place of that reason.
     is_refused: bool,
 }
 

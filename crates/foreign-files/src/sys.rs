@@ -16,7 +16,7 @@ pub fn close_inherited() -> io::Result<()> {
 
 /// From now on the kernel removes processes that this one started when they end (`SIGCHLD` ignored, `wait(2)`).
 pub fn leave_no_zombies() -> io::Result<()> {
-    // SAFETY: plain numbers; no handler of ours runs.
+    // SAFETY: both arguments are numbers; SIG_IGN is no function that could run.
     let before = unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

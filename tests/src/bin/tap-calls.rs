@@ -58,7 +58,7 @@ fn numbers<const N: usize>(words: [&str; N]) -> Result<[usize; N]> {
     Ok(numbers.try_into().map_err(|_| USAGE)?)
 }
 
-/// Counts what `round` returns for so many seconds. Returns the count, the seconds and those of CPU time.
+/// Calls `round` for `seconds`, and sums what it returns. Returns the sum, the seconds that passed, and the CPU seconds used.
 fn count(seconds: usize, mut round: impl FnMut() -> Result<usize>) -> Result<[f64; 3]> {
     let cpu = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime));
     let (begin, cpu_before, mut frames) = (Instant::now(), cpu()?, 0);
