@@ -62,7 +62,10 @@ impl Way {
     fn send(&mut self, frames: &[Sent]) {
         let pair = self.from.pair(0);
         for Sent { header, bytes, .. } in frames {
-            assert!(pair.queue_chain(&[&[&header[..], bytes].concat()]).unwrap());
+            let frame = [&header[..], bytes].concat();
+            eventually(SOON, "room in the ring", || {
+                when(pair.queue_chain(&[&frame]).unwrap(), "none")
+            });
         }
         pair.flush().unwrap();
     }

@@ -21,12 +21,13 @@ use host_files::write_counted;
 use crate::clock::Anchor;
 use crate::file::{
     ANCHOR_WORDS, FACTS_BYTES_MAX, Layout, RECORDING_MAGIC, RING_BURSTS, RING_BYTES, RING_DROPS,
-    RING_NOTIFICATIONS, RING_PACKETS, RING_WORDS, VERSION, facts_words, word,
+    RING_EVENTS, RING_GRO_FRAMES, RING_GRO_SEGMENTS, RING_MOVES, RING_NOTIFICATIONS, RING_PACKETS,
+    RING_WORDS, VERSION, facts_words, word,
 };
 use crate::header::{Header, ReadError};
 use crate::reader::Reader;
 use crate::record::{RECORD_WORDS, Record};
-use crate::stage::DropCause;
+use crate::stage::{DropCause, SocketEvent};
 
 /// A recording, open for reading.
 #[derive(Debug)]
@@ -128,7 +129,7 @@ pub struct RecordingWriter {
     entries: u64,
 }
 
-/// The recorder's counters: packets, bytes, bursts, drops and notifications of each ring.
+/// Everything that the recorder counts, of each ring.
 type Counts = Vec<[u64; RING_WORDS]>;
 
 impl RecordingWriter {
@@ -288,6 +289,12 @@ fn counts(of: &Reader) -> Counts {
             for (cause, count) in DropCause::ALL.iter().zip(&mut counts[RING_DROPS..]) {
                 *count = of.drops(ring, *cause);
             }
+            for event in SocketEvent::ALL {
+                counts[RING_EVENTS + event as usize] = of.events(ring, event);
+            }
+            counts[RING_MOVES] = of.moves(ring);
+            let gro = of.gro(ring);
+            (counts[RING_GRO_FRAMES], counts[RING_GRO_SEGMENTS]) = (gro.frames, gro.segments);
             for (kind, count) in of.notifications(ring).iter() {
                 counts[RING_NOTIFICATIONS + kind as usize] = count;
             }

@@ -227,17 +227,18 @@ fn newest(source: &Source) -> u64 {
     newest
 }
 
-/// Adds to the figures of a direction what the daemon has counted since its start.
+/// Adds to the figures of a direction what the daemon has counted since its start, or during the recording.
 fn complete(part: &mut DirectionBreakdown, source: &Source, window: Window) {
-    part.counted = source.has_totals().then(|| totals(source, part.direction));
-    if window == Window::Held && source.has_totals() {
+    if !source.has_totals() {
+        return;
+    }
+    part.counted = Some(totals(source, part.direction));
+    if window == Window::Held {
         part.drops = drops_since_start(source, part.direction);
     }
-    if let Source::Recorder(reader) = source {
-        part.events = events(reader, part.direction);
-        part.moves = moves(reader, part.direction);
-        part.gro = Some(gro(reader, part.direction));
-    }
+    part.events = events(source, part.direction);
+    part.moves = moves(source, part.direction);
+    part.gro = Some(gro(source, part.direction));
 }
 
 /// What went through since the daemon started, or during the recording.
@@ -254,7 +255,7 @@ fn rings(header: &Header, direction: Direction) -> impl Iterator<Item = usize> {
     (0..header.queue_pairs() * 2).filter(of_way)
 }
 
-/// Events that the kernel has counted for AF_XDP sockets since the daemon started.
+/// Events that the kernel has counted for AF_XDP sockets, of the same time.
 fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
     let rings = 0..header.queue_pairs() * 2;
     let count =
@@ -263,13 +264,13 @@ fn events(header: &Header, direction: Direction) -> Vec<(SocketEvent, u64)> {
     of_way.map(|event| (event, count(event))).collect()
 }
 
-/// Number of addresses that moved between ports of a switch since the daemon started.
+/// Number of addresses that moved between ports of a switch, of the same time.
 fn moves(header: &Header, direction: Direction) -> u64 {
     let moves = rings(header, direction).map(|ring| header.moves(ring));
     moves.fold(0, u64::saturating_add)
 }
 
-/// Packets made of several frames since the daemon started.
+/// Packets made of several frames, of the same time.
 fn gro(header: &Header, direction: Direction) -> GroCounts {
     let of_rings = rings(header, direction).map(|ring| header.gro(ring));
     of_rings.fold(GroCounts::default(), GroCounts::plus)

@@ -31,12 +31,12 @@ pub struct DirectionBreakdown {
     pub polled_packets: u64,
     /// Dropped packets: every cause of this direction with its count.
     pub drops: Vec<(DropCause, u64)>,
-    /// What the kernel has counted for AF_XDP sockets since the daemon started: every event of this direction, if known.
+    /// What the kernel has counted for AF_XDP sockets: every event of this direction, if known. This and what follows was counted
+    /// since the daemon started, or during the recording.
     pub events: Vec<(SocketEvent, u64)>,
-    /// Number of addresses moved between the guest's port of a switch and another one since the daemon started. Counted on
-    /// transmit rings.
+    /// Number of addresses moved between the guest's port of a switch and another one. Counted on transmit rings.
     pub moves: u64,
-    /// Packets made of several frames of the guest since the daemon started, if known. Counted on transmit rings.
+    /// Packets made of several frames of the guest, if known. Counted on transmit rings.
     pub gro: Option<GroCounts>,
     /// All stages of all tiers, in the order in which a packet passes them.
     pub stages: Vec<StageRow>,

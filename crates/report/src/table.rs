@@ -97,27 +97,31 @@ fn direction(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
     text += &stage_table(&way.stages, &way.total, way.polled_packets > 0);
     text += &notes(way);
     text += &kernel_notes(breakdown, way);
-    text += &drops(way, breakdown.window);
-    text += &events(way);
-    text += &gro(way);
+    let span = counted_span(breakdown.window_end);
+    text += &drops(way, breakdown.window, span);
+    text += &events(way, span);
+    text += &gro(way, span);
     if way.moves > 0 {
         let moves = grouped(way.moves);
-        let _ = writeln!(
-            text,
-            "addresses that moved between ports of the switch since the daemon's start: {moves}"
-        );
+        let _ = writeln!(text, "addresses that moved between ports of the switch {span}: {moves}");
     }
     text
 }
 
-fn gro(way: &DirectionBreakdown) -> String {
+/// The time over which everything is counted that is not read from the records.
+fn counted_span(end: WindowEnd) -> &'static str {
+    match end {
+        WindowEnd::Recording | WindowEnd::Recordings => "in the recording's time",
+        WindowEnd::NewestRecord | WindowEnd::Now => "since the daemon's start",
+    }
+}
+
+fn gro(way: &DirectionBreakdown, span: &str) -> String {
     let Some((counts, mean)) = way.gro.and_then(|gro| Some((gro, gro.mean_segments()?))) else {
         return String::new();
     };
     let (segments, frames) = (grouped(counts.segments), grouped(counts.frames));
-    format!(
-        "GRO since the daemon's start: {segments} frames in {frames} packets, {mean:.1} in each\n"
-    )
+    format!("GRO {span}: {segments} frames in {frames} packets, {mean:.1} in each\n")
 }
 
 fn title(direction: Direction) -> &'static str {
@@ -228,7 +232,7 @@ fn interruption_table(rows: &[InterruptionRow]) -> String {
 
 /// What the kernel counted on AF_XDP sockets. That a transmit ring was empty is how every call to send ends, so it is left
 /// out here; JSON and metrics have it.
-fn events(way: &DirectionBreakdown) -> String {
+fn events(way: &DirectionBreakdown, span: &str) -> String {
     let counted: Vec<_> = way
         .events
         .iter()
@@ -238,15 +242,15 @@ fn events(way: &DirectionBreakdown) -> String {
     if counted.is_empty() {
         return String::new();
     }
-    format!("AF_XDP since the daemon's start, no losses by themselves: {}\n", counted.join(", "))
+    format!("AF_XDP {span}, no losses by themselves: {}\n", counted.join(", "))
 }
 
-fn drops(way: &DirectionBreakdown, window: Window) -> String {
+fn drops(way: &DirectionBreakdown, window: Window, counted_span: &str) -> String {
     if way.dropped() == 0 {
         return String::new();
     }
     let span = match window {
-        Window::Held => "since the daemon's start",
+        Window::Held => counted_span,
         Window::Last(_) => "in this time",
     };
     let mut text = format!("drops {span}: {}\n", grouped(way.dropped()));
@@ -268,10 +272,7 @@ fn notifications(breakdown: &Breakdown) -> String {
     if breakdown.notifications.is_empty() {
         return String::new();
     }
-    let span = match breakdown.window_end {
-        WindowEnd::Recording | WindowEnd::Recordings => "in the recording's time",
-        WindowEnd::NewestRecord | WindowEnd::Now => "since the daemon's start",
-    };
+    let span = counted_span(breakdown.window_end);
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table.set_header(["queue", "kicks", "calls sent", "calls suppressed", "calls refused"]);
