@@ -420,6 +420,19 @@ fn a_clock_that_jumps_keeps_no_datapath_from_being_read_again() {
     }
 }
 
+/// The kernel may report nothing when a tap is removed.
+#[test]
+fn a_datapath_that_reports_nothing_is_read_now_and_then() {
+    let mut rig = Rig::new(PollPolicy::Never, steady());
+    rig.drivers[0].add(&[Buffer { address: 0x2_0000, len: 2048, writable: true }]).unwrap();
+    rig.drivers[0].publish();
+    rig.start(0).unwrap();
+    rig.settle();
+    let reads = || rig.orders.reads.load(Ordering::Relaxed);
+    let before = reads();
+    wait_for(|| reads() == before + 2);
+}
+
 /// The worker may find it later: it must not serve a ring that the control plane takes for one that never started.
 #[test]
 fn a_start_that_nobody_waits_for_any_more_is_undone() {

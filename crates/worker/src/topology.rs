@@ -45,7 +45,7 @@ pub trait Topology: Send + 'static {
     /// From now on, datapaths do not wake the worker up.
     fn ignore(&mut self, _sleeper: &Sleeper) {}
 
-    /// An event that is not a ring's woke the worker up.
+    /// An event that is not a ring's woke the worker up, or nothing happened for a long time.
     fn woken(&mut self, _token: Token, _pairs: &mut Pairs) {}
 
     /// Whether there is work that no kick reports. Called before the worker sleeps, after the rings have asked for kicks.

@@ -207,7 +207,7 @@ impl<T: Topology> Loop<T> {
     fn sleep_until_event(&mut self, limit: Option<Duration>) {
         let mut events = self.shared.sleeper.sleep(limit).peekable();
         let now = self.shared.clock.now();
-        let woken = events.peek().is_some();
+        let woken = events.peek().is_some_and(|token| *token != Token::Silence);
         for token in events {
             if let Token::Kick { guest, ring } = token {
                 self.tracers[usize::from(guest)].notified(ring, Notification::Kick);

@@ -24,6 +24,8 @@ pub enum Token {
     Datapath(u16),
     /// The same for the uplink of a switch.
     Uplink,
+    /// Nothing happened for [`SILENCE`].
+    Silence,
 }
 
 impl Token {
@@ -39,6 +41,7 @@ impl Token {
             Self::Kick { guest, ring } => 1 << 32 | (guest as u64) << 16 | ring as u64,
             Self::Datapath(pair) => 2 << 32 | pair as u64,
             Self::Uplink => 3 << 32,
+            Self::Silence => 4 << 32,
         }
     }
 
@@ -48,10 +51,16 @@ impl Token {
             0 => Self::Mailbox,
             1 => Self::Kick { guest: (number >> 16) as u16, ring: number as u16 },
             2 => Self::Datapath(number as u16),
-            _ => Self::Uplink,
+            3 => Self::Uplink,
+            _ => Self::Silence,
         }
     }
 }
+
+/// Longest sleep, ms. A tap that is removed may report nothing: the kernel wakes up those who wait for it before it lets go of
+/// the tap (`tun_detach_all`, drivers/net/tun.c), and a worker that looks in between finds nothing. Unlike the timer, this
+/// costs no system call.
+const SILENCE: i32 = 1000;
 
 /// Event number of the timer, which no token has.
 const TIMER: u64 = u64::MAX;
@@ -89,7 +98,7 @@ impl Sleeper {
     pub fn add(&self, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
         let events = match token {
             Token::Datapath(_) | Token::Uplink => Events::EPOLLIN | Events::EPOLLOUT,
-            Token::Mailbox | Token::Kick { .. } => Events::EPOLLIN,
+            Token::Mailbox | Token::Kick { .. } | Token::Silence => Events::EPOLLIN,
         };
         self.add_number(fd, events, token.to_number())
     }
@@ -115,18 +124,20 @@ impl Sleeper {
         self.alarm.as_ref()
     }
 
-    /// Sleeps until something happens or `limit` has passed. Returns what happened.
+    /// Sleeps until something happens or `limit` has passed. Returns what happened: [`Token::Silence`] after [`SILENCE`].
     pub fn sleep(&mut self, limit: Option<Duration>) -> impl Iterator<Item = Token> + '_ {
         self.set_timer(limit);
         if let Some(alarm) = &self.alarm {
             alarm.disarm();
         }
-        let count = epoll::wait(self.epoll.as_raw_fd(), -1, &mut self.events);
+        let count = epoll::wait(self.epoll.as_raw_fd(), SILENCE, &mut self.events);
+        let silence = matches!(count, Ok(0)).then_some(Token::Silence);
         // An interrupted sleep returns no events; the loop then sleeps again.
-        self.events.iter().take(count.unwrap_or(0)).filter_map(|event| {
+        let events = self.events.iter().take(count.unwrap_or(0)).filter_map(|event| {
             let number = event.data;
             (number != TIMER).then(|| Token::from_number(number))
-        })
+        });
+        events.chain(silence)
     }
 
     /// Sets a timer, because `epoll_wait` has a timeout in milliseconds only.
@@ -154,6 +165,7 @@ mod tests {
             Token::kick(3, 511),
             Token::Datapath(255),
             Token::Uplink,
+            Token::Silence,
         ] {
             assert_eq!(Token::from_number(token.to_number()), token);
         }

@@ -228,7 +228,7 @@ impl<U: FrameReader> Topology for Switch<U> {
     }
 
     fn woken(&mut self, token: Token, _pairs: &mut Pairs) {
-        if token == Token::Uplink
+        if [Token::Uplink, Token::Silence].contains(&token)
             && let Some(uplink) = &mut self.uplink
         {
             uplink.woken();

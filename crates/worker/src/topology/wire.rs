@@ -88,10 +88,11 @@ impl<D: Datapath> Topology for Wire<D> {
     }
 
     fn woken(&mut self, token: Token, pairs: &mut Pairs) {
-        let is_it = |line: &Line<D>| token == Token::Datapath(line.pair);
-        if let Some(at) = self.lines.iter().position(is_it) {
-            self.lines[at].reads.woken();
-            pairs.transmitter_mut(at).unblock();
+        for (at, line) in self.lines.iter_mut().enumerate() {
+            if [Token::Datapath(line.pair), Token::Silence].contains(&token) {
+                line.reads.woken();
+                pairs.transmitter_mut(at).unblock();
+            }
         }
     }
 
