@@ -135,7 +135,7 @@ impl Served<'_> {
                 if let Some(manager) = manager {
                     manager.ready(count);
                     scope.spawn(move || {
-                        confine::enter(Role::TakeOver);
+                        confine::enter(Role::Manager);
                         manager.attend(&workers, stop, finished);
                     });
                 }

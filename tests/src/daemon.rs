@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use burst_trace::{Reader, location};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use crate::eventually::{eventually, when};
 
@@ -301,6 +301,32 @@ impl Daemon {
     #[must_use]
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("its descriptors").count()
+    }
+
+    /// Lets it open no further descriptor: all numbers below the limit are in use. (The limit also says how many poll(2)
+    /// takes.) Returns the limit before, for [`set_descriptor_limit`](Self::set_descriptor_limit).
+    ///
+    /// # Panics
+    /// When it is gone.
+    #[must_use]
+    pub fn refuse_descriptors(&self) -> Option<u64> {
+        let is_open =
+            |n: &u64| fs::symlink_metadata(format!("/proc/{}/fd/{n}", self.pid())).is_ok();
+        let limit = (0..).find(|n| !is_open(n)).expect("it has few");
+        assert!(limit >= 8, "only {limit} descriptors: the daemon is gone");
+        self.set_descriptor_limit(Some(limit))
+    }
+
+    /// Sets the number of descriptors that it may have from now on. Returns what that was.
+    ///
+    /// # Panics
+    /// When it is gone.
+    pub fn set_descriptor_limit(&self, current: Option<u64>) -> Option<u64> {
+        let process = Pid::from_raw(self.pid().cast_signed());
+        // The hard limit is the one that it got from us.
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let before = prlimit(process, Resource::Nofile, Rlimit { current, maximum });
+        before.expect("its limit").current
     }
 
     /// Its memory that is resident and its own, KiB (`proc_pid_status(5)`, `RssAnon`).

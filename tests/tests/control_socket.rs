@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use burst_trace::{Record, Stage};
@@ -277,6 +278,23 @@ fn clients_that_misbehave_cost_others_nothing() {
     (0..20).for_each(|_| drop(half.ask(r#"{"command":"help"}"#)));
     assert!(begun.elapsed() >= Duration::from_millis(19 * 10), "requests are limited");
     frames::come_back(&mut guest).unwrap();
+}
+
+#[test]
+fn a_client_that_there_is_no_room_for_waits_and_nothing_spins() {
+    let rig = Rig::new(&[]);
+    let mut served = rig.client();
+    served.ask(r#"{"command":"help"}"#);
+    let before = rig.daemon.refuse_descriptors();
+    let mut waiting = rig.client();
+    waiting.say("{\"command\":\"info\"}\n");
+    let cpu = rig.daemon.cpu_time();
+    sleep(Duration::from_millis(500));
+    let spent = rig.daemon.cpu_time() - cpu;
+    assert!(spent < Duration::from_millis(100), "{spent:?} of CPU in half a second");
+    assert_eq!(served.ask(r#"{"command":"info"}"#)["ok"]["process"], rig.daemon.pid());
+    rig.daemon.set_descriptor_limit(before);
+    assert_eq!(waiting.hear()["ok"]["process"], rig.daemon.pid());
 }
 
 #[test]

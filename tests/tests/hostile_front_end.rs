@@ -18,7 +18,7 @@ use ringscope_tests::lan::{Lan, frame, station};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::{Mode, OFlags, inotify};
 use rustix::io::ioctl_fionbio;
-use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -433,21 +433,10 @@ fn a_front_end_that_says_nothing_gives_way_to_another_and_does_not_stay() {
     frames::come_back(&mut guest).unwrap();
 }
 
-/// The highest number of descriptors that the daemon has from now on. Returns what it was.
-fn set_limit(daemon: &Daemon, current: Option<u64>) -> Option<u64> {
-    let pid = Pid::from_raw(daemon.pid().try_into().unwrap());
-    // The hard limit is the one that it got from us.
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap().current
-}
-
 #[test]
 fn without_descriptors_left_the_connection_ends_and_nothing_spins() {
     let mut scene = Scene::new();
-    // No further one: all numbers below are in use. (The limit also says how many poll(2) takes.)
-    let limit = (0..).find(|n| !is_open(&scene.daemon, *n)).unwrap();
-    assert!(limit >= 8, "only {limit}");
-    let before = set_limit(&scene.daemon, Some(limit));
+    let before = scene.daemon.refuse_descriptors();
     // A second front end cannot even be refused.
     let second = UnixStream::connect(scene.daemon.socket()).unwrap();
     let cpu = scene.daemon.cpu_time();
@@ -461,13 +450,9 @@ fn without_descriptors_left_the_connection_ends_and_nothing_spins() {
     assert!(matches!(answer, Err(Error::System { .. })), "the connection ends: {answer:?}");
     let log = scene.daemon.log();
     assert!(log.contains("because this process has none left"), "{log}");
-    set_limit(&scene.daemon, before);
+    scene.daemon.set_descriptor_limit(before);
     scene.expect_next();
     scene.expect_end();
-}
-
-fn is_open(daemon: &Daemon, number: u64) -> bool {
-    std::fs::symlink_metadata(format!("/proc/{}/fd/{number}", daemon.pid())).is_ok()
 }
 
 #[test]

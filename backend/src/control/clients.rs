@@ -47,20 +47,30 @@ pub fn serve(listener: &UnixListener, ended: &UnixStream, operator: &Operator) {
     let mut clients: Vec<Client> = Vec::new();
     loop {
         let Some(is_new) = wait(listener, ended, &clients) else { return };
-        if is_new
-            && let Ok((stream, _)) = listener.accept()
-            && let Ok(mut client) = Client::new(stream)
-            && clients.len() < CONNECTIONS_MAX
-        {
-            if clients.iter().filter(|client| !client.is_refused).count() >= CLIENTS_MAX {
-                client.refuse(&format!(
-                    "expected at most {CLIENTS_MAX} connections, found one more; close one"
-                ));
+        if is_new {
+            match listener.accept() {
+                Ok((stream, _)) => admit(stream, &mut clients),
+                // It stays in the listener's queue, for example without a free descriptor. The pause keeps this loop from
+                // spinning.
+                Err(_) => std::thread::sleep(REST),
             }
-            clients.push(client);
         }
         clients.retain_mut(|client| client.step(operator).unwrap_or(false));
     }
+}
+
+/// Takes a new client, or says why not.
+fn admit(stream: UnixStream, clients: &mut Vec<Client>) {
+    let Ok(mut client) = Client::new(stream) else { return };
+    if clients.len() >= CONNECTIONS_MAX {
+        return;
+    }
+    if clients.iter().filter(|client| !client.is_refused).count() >= CLIENTS_MAX {
+        client.refuse(&format!(
+            "expected at most {CLIENTS_MAX} connections, found one more; close one"
+        ));
+    }
+    clients.push(client);
 }
 
 /// Waits until a client needs something. Returns whether one connects; `None` at the end.

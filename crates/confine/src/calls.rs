@@ -279,6 +279,8 @@ impl Role {
                 EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, RING_BUFFER, LOOK, LOOK_OLD, READ_FILES,
                 calls![SYS_epoll_create1],
             ],
+            // Its socket is open.
+            Self::Manager => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD],
             // Both files are open.
             Self::Records => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, GROW],
             Self::Main => &[

@@ -30,7 +30,9 @@ impl Role {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         let at = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
         Some(match self {
-            Self::Worker(_) | Self::Link { .. } | Self::Capture | Self::Records => Vec::new(),
+            Self::Worker(_) | Self::Link { .. } | Self::Capture | Self::Records | Self::Manager => {
+                Vec::new()
+            }
             Self::Main | Self::TakeOver => {
                 vec![(own.to_vec(), read | AccessFs::RemoveFile), (at(&ALLOCATOR), read)]
             }

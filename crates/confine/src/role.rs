@@ -55,6 +55,8 @@ pub enum Role {
     KernelStages,
     /// Copies the records of the daemon before to the recorder.
     Records,
+    /// Tells the service manager how the daemon is.
+    Manager,
     /// The process that starts helper processes, and the helpers.
     Helper,
 }
@@ -78,6 +80,7 @@ impl Role {
             Self::Capture,
             Self::KernelStages,
             Self::Records,
+            Self::Manager,
             Self::Helper,
         ];
         workers.into_iter().chain(others).collect()
@@ -104,6 +107,7 @@ impl Role {
             Self::Capture => "capture",
             Self::KernelStages => "kernel-stages",
             Self::Records => "records",
+            Self::Manager => "manager",
             Self::Helper => "helper",
         }
     }

@@ -43,7 +43,7 @@ const TRIES: [Try; 16] = [
 fn needs(role: Role, attempt: usize) -> bool {
     use Role::*;
     match attempt {
-        0 => !matches!(role, Worker(_) | Link { .. } | Capture | Records),
+        0 => !matches!(role, Worker(_) | Link { .. } | Capture | Records | Manager),
         2 => matches!(role, Control | TapAgain | Interface | Link { .. }),
         7 => role == Interface,
         15 => matches!(role, Main | Control | TakeOver),
