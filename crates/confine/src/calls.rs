@@ -124,6 +124,10 @@ const RING_BUFFER: Group = &[only(
     ],
 )];
 
+/// Programs on kprobes, uprobes and, where the kernel has no other way, tracepoints are switched off before they are closed
+/// (`bpf_link_perf_detach` of libbpf).
+const DETACH: Group = &[only(libc::SYS_ioctl, &[(1, Test::Is(0x2401))])]; // PERF_EVENT_IOC_DISABLE
+
 /// New memory of the guest needs a new socket, because a socket keeps its first one.
 const AF_XDP_OPEN: Group = calls![SYS_bind, SYS_setsockopt];
 const AF_XDP_SOCKET: Group = &[only(libc::SYS_socket, &[(0, Test::Is(bits(libc::AF_XDP)))])];
@@ -276,8 +280,8 @@ impl Role {
             ],
             Self::Capture => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, APPEND],
             Self::KernelStages => &[
-                EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, RING_BUFFER, LOOK, LOOK_OLD, READ_FILES,
-                calls![SYS_epoll_create1],
+                EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, RING_BUFFER, DETACH, LOOK, LOOK_OLD,
+                READ_FILES, calls![SYS_epoll_create1],
             ],
             // Its socket is open.
             Self::Manager => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD],

@@ -15,12 +15,13 @@ use crate::role::{Role, Wire};
 type Try = (libc::c_long, [libc::c_long; 4]);
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const PERF_EVENT_IOC_DISABLE: libc::c_long = 0x2401;
 const CREATE: libc::c_long = (libc::O_CREAT | libc::O_WRONLY) as libc::c_long;
 const ANONYMOUS: libc::c_long = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as libc::c_long;
 const EXECUTABLE: libc::c_long = (libc::PROT_READ | libc::PROT_EXEC) as libc::c_long;
 
 /// What a guest that has taken a thread over might try.
-const TRIES: [Try; 16] = [
+const TRIES: [Try; 18] = [
     (libc::SYS_openat, [libc::AT_FDCWD as libc::c_long, 0, 0, 0]),
     (libc::SYS_openat, [libc::AT_FDCWD as libc::c_long, 0, CREATE, 0o600]),
     (libc::SYS_socket, [libc::AF_UNIX as libc::c_long, libc::SOCK_STREAM as libc::c_long, 0, 0]),
@@ -37,6 +38,8 @@ const TRIES: [Try; 16] = [
     (libc::SYS_io_uring_setup, [1, 0, 0, 0]),
     (libc::SYS_tgkill, [1, 1, 0, 0]),
     (libc::SYS_unlinkat, [libc::AT_FDCWD as libc::c_long, 0, 0, 0]),
+    (libc::SYS_ioctl, [-1, PERF_EVENT_IOC_DISABLE, 0, 0]),
+    (libc::SYS_ioctl, [-1, libc::TIOCSTI as libc::c_long, 0, 0]),
 ];
 
 /// Whether this kind of thread makes this call.
@@ -47,8 +50,17 @@ fn needs(role: Role, attempt: usize) -> bool {
         2 => matches!(role, Control | TapAgain | Interface | Link { .. }),
         7 => role == Interface,
         15 => matches!(role, Main | Control | TakeOver),
+        // Of kernels with kprobes, which this one may not be.
+        16 => role == KernelStages || has_messages(role),
+        17 => has_messages(role),
         _ => false,
     }
+}
+
+/// Whether this kind of thread has sockets, whose framework makes ioctls.
+fn has_messages(role: Role) -> bool {
+    use Role::*;
+    !matches!(role, Worker(_) | Capture | KernelStages | Records | Manager)
 }
 
 fn roles() -> Vec<Role> {
