@@ -11,8 +11,9 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use clap_complete::Shell;
 use confine::Account;
 use virtio_net::MacAddress;
-use worker::PollPolicy;
+use worker::{Limit, PollPolicy};
 
+use crate::logging::{LogFormat, LogLevel};
 use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, FaultSpec};
 use crate::takeover::Predecessor;
@@ -41,7 +42,7 @@ Examples:
 
 Exit code: 0; 1 with one sentence on standard error; 2 for wrong flags;
 70 for a fault of the daemon itself, which should then be started again.
-Messages go to standard error. RUST_LOG=debug shows the messages of the front
+Messages go to standard error. --log-level debug shows the messages of the front
 end in more detail.";
 
 const DATAPATHS: &str = "\
@@ -121,7 +122,7 @@ pub struct Args {
     ///
     /// The file has a table [[guest]] for each guest. Its keys are the flags of one guest.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "mtu", "features", "pcap",
-          "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault"])]
+          "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault", "limit_tx", "limit_rx"])]
     pub config: Option<PathBuf>,
 
     /// Print the capabilities as JSON for management tools, and exit
@@ -257,6 +258,19 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
 
+    /// What to log: error, warn, info, debug, or a list [default: RUST_LOG, or info]
+    ///
+    /// A list has levels of modules, as in info,vhost_control=debug. "ringscope ctl NAME log debug" changes it at run time.
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+
+    /// Form of the log on standard error: text, json or journal [default: text]
+    ///
+    /// json is an object in each line, with time, level, target and message. journal has the priority in front and no time
+    /// (sd-daemon(3)).
+    #[arg(long, value_enum, value_name = "FORM", hide_possible_values = true)]
+    pub log_format: Option<LogFormat>,
+
     /// Record every burst; off keeps only the counters
     #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value_t = OnOff::On)]
     pub trace: OnOff,
@@ -276,6 +290,19 @@ pub struct Args {
     /// Plant a fault, to see its effect; may be repeated
     #[arg(long, value_name = "SPEC", long_help = FAULTS)]
     pub fault: Vec<FaultSpec>,
+
+    /// Limit what the guest sends, as in 100Mbit or 12MB,50kpps
+    ///
+    /// Bytes of frames (bit or B) and packets (pps) a second, with k, M or G. The guest's ring waits; no frame is dropped.
+    /// burst=MS is how long an idle guest may save up [10]. The waiting is the stage "limited".
+    #[arg(long, value_name = "RATE,...")]
+    pub limit_tx: Option<Limit>,
+
+    /// Limit what the guest receives, as --limit-tx does
+    ///
+    /// Frames wait in the wire's queue, which drops what does not fit. Not on a switch: limit who sends.
+    #[arg(long, value_name = "RATE,...")]
+    pub limit_rx: Option<Limit>,
 
     /// Write a copy of every packet to FILE (pcapng)
     ///

@@ -22,16 +22,18 @@ use worker::{
 use crate::announce;
 use crate::clock;
 use crate::confinement;
+use crate::control::Ways;
 use crate::error::Error;
 use crate::facts::facts;
 use crate::guest::{Front, GuestRecorder, Noted, Served, meet};
 use crate::journal;
 use crate::kernel::{Enrolled, Following, Kernel};
+use crate::limits::{Limits, limits_of};
 use crate::link_speed;
 use crate::manager::Manager;
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::probes::ProbeSpec;
-use crate::services::{Services, Ways};
+use crate::services::Services;
 use crate::spec::{DatapathSpec, Engine};
 use crate::stop::Stop;
 use crate::takeover;
@@ -235,7 +237,7 @@ impl Daemon {
         let log = log_of(plan);
         let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
         let recorder = self.record(plan, enrolled.as_ref())?;
-        let first = self.workers.len();
+        let (first, limits) = (self.workers.len(), limits_of(plan, &self.clock));
         let mut hands: Vec<Vec<(u16, D)>> = plan.workers.iter().map(|_| Vec::new()).collect();
         for (pair, datapath) in (0..).zip(datapaths) {
             hands[usize::from(pair) % plan.workers.len()].push((pair, datapath));
@@ -244,7 +246,8 @@ impl Daemon {
             let index = first + n;
             let wire = confinement::wire_of(&plan.datapath);
             let options = self.worker_options(index, plan.workers[n], plan.poll, wire);
-            let guest = guest_options(plan, &log, recorder.file.writer(n, self.clock));
+            let writer = recorder.file.writer(n, self.clock);
+            let guest = guest_options(plan, &log, writer, limits.clone());
             let worker = start(options, guest, pairs, self.clock)
                 .map_err(|source| Error::Worker { index, source })?;
             self.workers.push(worker);
@@ -313,7 +316,9 @@ impl Daemon {
             let log = log_of(plan);
             let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
             let recorder = self.record(plan, enrolled.as_ref())?;
-            let guest = guest_options(plan, &log, recorder.file.writer(0, self.clock));
+            let (writer, limits) =
+                (recorder.file.writer(0, self.clock), limits_of(plan, &self.clock));
+            let guest = guest_options(plan, &log, writer, limits);
             let GuestPlan { queue_pairs, mac, mac_locked, .. } = **plan;
             members.push((guest, Member { queue_pairs, mac, mac_locked }));
             prepared.push((endpoint, log, enrolled, recorder));
@@ -438,10 +443,15 @@ fn log_of(plan: &GuestPlan) -> Arc<LogLimit> {
     Arc::new(LogLimit::new(plan.log_prefix.as_str()))
 }
 
-fn guest_options(plan: &GuestPlan, log: &Arc<LogLimit>, writer: Writer) -> GuestOptions {
+fn guest_options(
+    plan: &GuestPlan,
+    log: &Arc<LogLimit>,
+    writer: Writer,
+    limits: Limits,
+) -> GuestOptions {
     let &GuestPlan { ref delays, ref crashes, ref probes, trace, .. } = plan;
     let (delays, crashes, probes) = (delays.clone(), crashes.clone(), ProbeSpec::targets(probes));
-    GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, probes }
+    GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, limits, probes }
 }
 
 /// The capabilities of the guest's datapath, with the MTU that the guest is given.

@@ -3,19 +3,22 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgAction, CommandFactory as _, Parser as _};
+use clap::{Arg, ArgAction, CommandFactory as _, Parser as _, ValueEnum as _};
 use toml::{Table, Value};
 
 use crate::args::Args;
+use crate::logging::{LogFormat, LogLevel};
 
 /// Keys of the daemon, above the first guest.
-const DAEMON_KEYS: [&str; 3] = ["run-dir", "metrics", "control"];
+const DAEMON_KEYS: [&str; 5] = ["run-dir", "metrics", "control", "log-level", "log-format"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 16] = [
+const NOT_FOR_GUESTS: [&str; 18] = [
     "config",
     "run-dir",
     "metrics",
     "control",
+    "log-level",
+    "log-format",
     "take-over",
     "user",
     "socket-group",
@@ -31,7 +34,7 @@ const NOT_FOR_GUESTS: [&str; 16] = [
 ];
 
 /// The contents of the file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Config {
     /// `run-dir`.
     pub run_dir: Option<PathBuf>,
@@ -39,6 +42,10 @@ pub struct Config {
     pub metrics: Option<metrics::Address>,
     /// `control`.
     pub control: Option<PathBuf>,
+    /// `log-level`.
+    pub log_level: Option<LogLevel>,
+    /// `log-format`.
+    pub log_format: Option<LogFormat>,
     /// The guests, in the file's order.
     pub guests: Vec<Args>,
 }
@@ -75,6 +82,16 @@ impl Config {
             }
             Some(other) => return Err(wrong("metrics", "an address in quotes", &other)),
         };
+        let mut word = |key| match table.remove(key) {
+            None => Ok(None),
+            Some(Value::String(word)) => Ok(Some(word)),
+            Some(other) => Err(wrong(key, "a word in quotes", &other)),
+        };
+        let (log_level, log_format) = (word("log-level")?, word("log-format")?);
+        let log_level = log_level.map(|level| level.parse()).transpose();
+        let log_level = log_level.map_err(|error| format!("log-level: {error}"))?;
+        let log_format = log_format.map(|format| LogFormat::from_str(&format, false)).transpose();
+        let log_format = log_format.map_err(|_| "log-format: expected text, json or journal")?;
         if let Some(key) = table.keys().next() {
             let known = DAEMON_KEYS.join(", ");
             return Err(format!("expected the keys {known} and tables [[guest]], found '{key}'"));
@@ -87,7 +104,14 @@ impl Config {
             }
             other => Err(wrong("guest", "tables [[guest]]", &other)),
         });
-        Ok(Self { run_dir, metrics, control, guests: guests.collect::<Result<_, _>>()? })
+        Ok(Self {
+            run_dir,
+            metrics,
+            control,
+            log_level,
+            log_format,
+            guests: guests.collect::<Result<_, _>>()?,
+        })
     }
 }
 
@@ -178,7 +202,7 @@ mod tests {
             (
                 "run-dir",
                 "run-dri",
-                "the keys run-dir, metrics, control and tables [[guest]], found 'run-dri'",
+                "the keys run-dir, metrics, control, log-level, log-format and tables [[guest]], found 'run-dri'",
             ),
             ("'/r'", "5", "run-dir: expected a path in quotes, found integer"),
             (

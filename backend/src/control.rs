@@ -32,7 +32,7 @@ use rustix::net::{
 };
 
 pub use commands::Operator;
-pub use subject::Subject;
+pub use subject::{Subject, Ways};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 16;

@@ -22,6 +22,8 @@ pub fn facts(plan: &GuestPlan, kernel: Option<&Value>, control: Option<&Path>) -
         "trace": if plan.trace { "on" } else { "off" },
         "faults": plan.delays.len() + plan.crashes.len() + plan.faults.len(),
         "pcap": plan.capture,
+        "limit_tx": plan.limits[1].map(|limit| limit.to_string()),
+        "limit_rx": plan.limits[0].map(|limit| limit.to_string()),
         "trace_probe": probes,
         "kernel_stages": kernel,
         // Text in any case: a recorder goes on although another socket is chosen.

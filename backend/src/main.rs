@@ -15,7 +15,9 @@ mod facts;
 mod guest;
 mod journal;
 mod kernel;
+mod limits;
 mod link_speed;
+mod logging;
 mod manager;
 mod plan;
 mod print;
@@ -35,7 +37,6 @@ use std::sync::Arc;
 use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 use confine::{Policy, Role, Seccomp};
-use log_limit::LimitedLogger;
 use signal_hook::consts::SIGXFSZ;
 use vhost_control::{descriptors_of, raise_descriptor_limit as raise_limit};
 
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
     }
     let plan = plan(args)
         .unwrap_or_else(|error| Args::command().error(ErrorKind::ArgumentConflict, error).exit());
-    start_log();
+    logging::start(plan.log_format, plan.log_level.as_ref());
     match run(&plan) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -88,44 +89,20 @@ fn help() -> ExitCode {
     }
 }
 
-/// Crates that limit the log lines of guests and front ends themselves. [`LimitedLogger`] limits the lines of all others.
-const OWN_CRATES: &[&str] = &[
-    "ringscoped",
-    "burst_trace",
-    "datapath",
-    "guest_memory",
-    "kernel_stages",
-    "log_limit",
-    "metrics",
-    "vhost_control",
-    "virtio_net",
-    "virtqueue",
-    "worker",
-];
-
-fn start_log() {
-    let level = env_logger::Env::default().default_filter_or("info");
-    let logger = env_logger::Builder::from_env(level).format_target(false).build();
-    log::set_max_level(logger.filter());
-    // Fails only if there is a logger already.
-    let _ = log::set_boxed_logger(Box::new(LimitedLogger::new(logger, OWN_CRATES)));
-}
-
 /// Makes the plan from the flags, or from the file that they name.
 fn plan(args: Args) -> Result<Plan, String> {
     let confinement = Confinement::of(&args);
     let Some(path) = &args.config else {
-        let (run_dir, metrics) = (args.run_dir.clone(), args.metrics.clone());
-        let (take_over, control) = (args.take_over.clone(), args.control.clone());
-        let plan = Plan::new(vec![args], run_dir).map_err(|error| error.to_string())?;
-        return Ok(Plan { metrics, control, take_over, confinement, ..plan });
+        let own = args.clone();
+        let plan = Plan::new(vec![args], own.run_dir.clone()).map_err(|error| error.to_string())?;
+        return Ok(Plan { confinement, ..plan.with(own, Config::default()) });
     };
-    let Config { run_dir, metrics, control, guests } = Config::read(path)?;
-    let run_dir = args.run_dir.clone().or(run_dir);
+    let mut config = Config::read(path)?;
+    let guests = std::mem::take(&mut config.guests);
+    let run_dir = args.run_dir.clone().or_else(|| config.run_dir.clone());
     let plan =
         Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))?;
-    let (take_over, control) = (args.take_over, args.control.or(control));
-    Ok(Plan { metrics: args.metrics.or(metrics), control, take_over, confinement, ..plan })
+    Ok(Plan { confinement, ..plan.with(args, config) })
 }
 
 fn run(plan: &Plan) -> Result<(), error::Error> {

@@ -1,6 +1,7 @@
 //! The plan of a daemon: flags that were checked against each other. Nothing is opened yet.
 
 mod error;
+mod faults;
 mod name;
 mod switches;
 
@@ -12,19 +13,22 @@ use burst_trace::location;
 use confine::{Account, Seccomp};
 use datapath::Planted;
 use virtio_net::MacAddress;
-use worker::{Crash, Delay, PollPolicy, Scheduling};
+use worker::{Crash, Delay, Limit, PollPolicy, Scheduling};
 
 use crate::args::{Args, OnOff, OnSystemCall, Sandbox};
+use crate::config::Config;
+use crate::logging::{LogFormat, LogLevel};
 use crate::probes::ProbeSpec;
-use crate::spec::{DatapathSpec, FaultSpec};
+use crate::spec::DatapathSpec;
 use crate::takeover::Predecessor;
 
 pub use error::PlanError;
+use faults::sort_faults;
 use name::name;
 use switches::switches;
 
 /// The plan of a daemon.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Its guests, at least one.
     pub guests: Vec<GuestPlan>,
@@ -36,6 +40,10 @@ pub struct Plan {
     pub control: Option<PathBuf>,
     /// The daemon to take over from.
     pub take_over: Option<Predecessor>,
+    /// The form of its log.
+    pub log_format: LogFormat,
+    /// What it logs; as `RUST_LOG` says if not set.
+    pub log_level: Option<LogLevel>,
     /// What the daemon may do.
     pub confinement: Confinement,
 }
@@ -122,6 +130,8 @@ pub struct GuestPlan {
     pub kernel_stages: bool,
     /// Packets that are recorded one by one.
     pub probes: Vec<ProbeSpec>,
+    /// Its limits: to it, from it.
+    pub limits: [Option<Limit>; 2],
     /// Delays to plant.
     pub delays: Vec<Delay>,
     /// Panics to plant.
@@ -189,17 +199,23 @@ impl Plan {
             }
         }
         let switches = switches(&guests)?;
-        let plan = Self {
-            guests,
-            switches,
-            metrics: None,
-            control: None,
-            take_over: None,
-            confinement: Confinement::default(),
-        };
+        let plan = Self { guests, switches, ..Self::default() };
         match plan.same_descriptor() {
             Some(fd) => Err(PlanError::SameDescriptor(fd)),
             None => Ok(plan),
+        }
+    }
+
+    /// The same with what the command line and the file say of the daemon itself. The command line comes first.
+    #[must_use]
+    pub fn with(self, args: Args, config: Config) -> Self {
+        Self {
+            metrics: args.metrics.or(config.metrics),
+            control: args.control.or(config.control),
+            take_over: args.take_over,
+            log_format: args.log_format.or(config.log_format).unwrap_or_default(),
+            log_level: args.log_level.or(config.log_level),
+            ..self
         }
     }
 
@@ -268,6 +284,9 @@ impl GuestPlan {
         if on_switch && args.pcap.is_some() {
             return Err(PlanError::NoWire("--pcap"));
         }
+        if args.limit_rx.is_some() && (on_switch || datapath == DatapathSpec::Reflect) {
+            return Err(PlanError::LimitWithoutWire);
+        }
         let mac_locked = mac_locked(args.mac_locked, args.mac, on_switch)?;
         let (delays, crashes, faults) = sort_faults(args.fault, on_switch)?;
         Ok(Self {
@@ -287,6 +306,7 @@ impl GuestPlan {
             trace: args.trace == OnOff::On,
             kernel_stages: args.kernel_stages,
             probes: args.trace_probe,
+            limits: [args.limit_rx, args.limit_tx],
             delays,
             crashes,
             faults,
@@ -307,24 +327,6 @@ fn mac_locked(
         Some(OnOff::Off) => Ok(false),
         Some(OnOff::On) | None => Ok(on_switch && mac.is_some()),
     }
-}
-
-/// Faults of workers (delays, panics), and faults of the wire. Guests of a switch have no wire.
-type Faults = (Vec<Delay>, Vec<Crash>, Vec<Planted>);
-
-fn sort_faults(all: Vec<FaultSpec>, on_switch: bool) -> Result<Faults, PlanError> {
-    let (mut delays, mut crashes, mut faults) = (Vec::new(), Vec::new(), Vec::new());
-    for fault in all {
-        match fault {
-            FaultSpec::Delay(delay) => delays.push(delay),
-            FaultSpec::Crash(crash) => crashes.push(crash),
-            FaultSpec::Wire(_) if on_switch => {
-                return Err(PlanError::NoWire("--fault drop or error"));
-            }
-            FaultSpec::Wire(planted) => faults.push(planted),
-        }
-    }
-    Ok((delays, crashes, faults))
 }
 
 impl EndpointPlan {

@@ -1,20 +1,13 @@
 //! What looks at the guests and changes them from outside, beside their front ends: metrics, and the control socket.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use burst_trace::Clock;
 use metrics::{Address, Metrics, MetricsError};
-use worker::Mailbox;
 
 use crate::announce;
-use crate::control::{Control, Operator, Subject};
+use crate::control::{Control, Operator, Subject, Ways};
 use crate::error::Error;
 use crate::plan::{GuestPlan, Plan};
 use crate::stop::Stop;
-
-/// The ways to each guest's workers, by its name.
-pub type Ways = BTreeMap<String, Vec<Arc<Mailbox>>>;
 
 /// The services that the plan asks for. Dropping it ends them.
 #[derive(Debug)]
@@ -30,7 +23,7 @@ impl Services {
     /// When one cannot start.
     pub fn start(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Result<Self, Error> {
         let metrics = measure(plan, clock)?;
-        let control = control(plan, ways, stop)?;
+        let control = control(plan, ways, clock, stop)?;
         Ok(Self { _control: control, _metrics: metrics })
     }
 
@@ -39,7 +32,7 @@ impl Services {
         let metrics = measure(plan, clock)
             .inspect_err(|error| log::error!("there are no metrics: {error}"))
             .unwrap_or_default();
-        let control = control(plan, ways, stop)
+        let control = control(plan, ways, clock, stop)
             .inspect_err(|error| log::error!("there is no control socket: {error}"))
             .unwrap_or_default();
         Self { _control: control, _metrics: metrics }
@@ -62,11 +55,11 @@ fn serve_metrics(
     Metrics::serve(address, guests.iter().map(open).collect::<Result<_, _>>()?)
 }
 
-fn control(plan: &Plan, ways: &Ways, stop: &Stop) -> Result<Option<Control>, Error> {
+fn control(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Result<Option<Control>, Error> {
     let Some(path) = &plan.control else { return Ok(None) };
     let subject = |guest: &GuestPlan| {
         let mailboxes = ways.get(&guest.name).cloned().unwrap_or_default();
-        Subject::new(guest, mailboxes)
+        Subject::new(guest, mailboxes, clock)
     };
     let subjects = plan.guests.iter().map(subject).collect();
     let stop = stop.asking().map_err(Error::Descriptors)?;

@@ -428,8 +428,8 @@ fn statistics_of_a_live_daemon_have_the_documented_form() {
     assert_eq!(object["name"], "vm");
     assert!(object["window_s"].as_f64().unwrap() > 0.0);
     for (way, stages) in [
-        ("tx", "guest-send wakeup notice queued gather egress complete signal host-tx"),
-        ("rx", "host-rx wakeup notice starved place publish signal inject guest-receive"),
+        ("tx", "guest-send wakeup notice queued limited gather egress complete signal host-tx"),
+        ("rx", "host-rx wakeup notice limited starved place publish signal inject guest-receive"),
     ] {
         let way = &object[way];
         let of_way = "bursts bytes counted drops gro_frames gro_mean_segments gro_segments packets stages total";

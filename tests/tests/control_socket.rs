@@ -139,7 +139,13 @@ fn status_says_how_each_ring_stands() {
         }
         let status = rig.asked(&["status"]);
         assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
-        let settings = json!({ "poll": "adaptive:200", "trace": "on", "probe": [], "fault": [] });
+        let settings = json!({
+            "poll": "adaptive:200",
+            "trace": "on",
+            "probe": [],
+            "fault": [],
+            "limit": { "tx": null, "rx": null },
+        });
         assert_eq!(status["guests"][0]["settings"], settings);
         for (at, direction) in [(0, "rx"), (1, "tx")] {
             let ring = &status["guests"][0]["rings"][at];

@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::cable::{Cable, ip};
 use ringscope_tests::daemon::{Daemon, program};
-use ringscope_tests::eventually::{self, eventually};
+use ringscope_tests::eventually::{self, SetOnDrop, eventually};
 use ringscope_tests::frames;
 use ringscope_tests::lan::guest_table;
 use rustix::process::{Pid, Signal, kill_process};
@@ -146,12 +147,80 @@ fn signals_that_are_ignored_stay_ignored_but_sigterm() {
     }
 }
 
+#[test]
+fn each_line_of_a_json_log_is_an_object() {
+    let directory = tempfile::tempdir().unwrap();
+    for (form, begins) in [("json", "{"), ("journal", "<6>")] {
+        let arguments = [&REFLECT[..], &["--log-format", form]].concat();
+        let mut daemon = Daemon::start(directory.path(), form, &arguments).unwrap();
+        drop(Guest::connect(daemon.socket(), GuestOptions::default()).unwrap());
+        daemon.expect_log("the front end is gone");
+        assert!(daemon.terminate(SOON).unwrap().success());
+        let log = daemon.log();
+        assert!(log.lines().count() > 3, "{log}");
+        for line in log.lines() {
+            assert!(line.starts_with(begins), "{line}");
+            if form == "json" {
+                let object: serde_json::Value = serde_json::from_str(line).unwrap();
+                let is_text = |key: &str| object[key].as_str().is_some_and(|it| !it.is_empty());
+                assert!(["time", "level", "target", "message"].into_iter().all(is_text), "{line}");
+            }
+        }
+    }
+}
+
+/// Sends without a pause until `is_over`, or until nobody takes the frames.
+fn flood(guest: &mut Guest, is_over: &AtomicBool) {
+    let sent = frames::frame(1, 1000);
+    while !is_over.load(Ordering::Relaxed) {
+        let pair = guest.pair(0);
+        while pair.queue(&sent).unwrap_or(false) {}
+        let _ = (pair.flush(), pair.reap());
+        while pair.receive().is_ok_and(|frame| frame.is_some()) {}
+    }
+}
+
+#[test]
+fn a_daemon_under_load_ends_within_a_second() {
+    let (tap, cable) = (Tap::new(), Cable::new());
+    let tap = format!("tap:ifname={}", tap.0);
+    let af_xdp = format!("af-xdp:ifname={},mode=generic", cable.interface());
+    for datapath in [&tap, &af_xdp, "switch:lan", "reflect", "null:rx=1000"] {
+        for limit in ["", "limit-tx = '100kB'\n"] {
+            let directory = tempfile::tempdir().unwrap();
+            let count = if datapath == "switch:lan" { 3 } else { 1 };
+            let table =
+                |n| guest_table(directory.path(), n, &format!("datapath = '{datapath}'\n{limit}"));
+            let config: String = (0..count).map(table).collect();
+            let mut daemon = Daemon::start_with_config(directory.path(), "vm0", &config).unwrap();
+            let connect = |n| {
+                let socket = directory.path().join(format!("vm{n}.sock"));
+                Guest::connect(socket, GuestOptions::default()).unwrap()
+            };
+            let mut guests: Vec<Guest> = (0..count).map(connect).collect();
+            let is_over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for guest in &mut guests {
+                    scope.spawn(|| flood(guest, &is_over));
+                }
+                let _ended = SetOnDrop(&is_over);
+                std::thread::sleep(Duration::from_millis(300));
+                let status = daemon.terminate(Duration::from_secs(1)).unwrap();
+                assert!(status.success(), "{datapath}: {status}: {}", daemon.log());
+            });
+            assert!(!directory.path().join("vm0.sock").exists());
+        }
+    }
+}
+
 /// A tap for several queues, removed when dropped.
 struct Tap(String);
 
 impl Tap {
     fn new() -> Self {
-        let name = format!("rsq{}", std::process::id() % 100_000);
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("rsq{}n{number}", std::process::id() % 100_000);
         ip(&format!("tuntap add dev {name} mode tap multi_queue vnet_hdr"));
         Self(name)
     }

@@ -94,6 +94,7 @@ fn a_datapath_of_ones_own_is_served_and_traced() {
         delays: Vec::new(),
         crashes: Vec::new(),
         trace: true,
+        limits: [None, None],
         probes: ProbeTargets::default(),
     };
     let (alarm, _alarmed) = UnixStream::pair().unwrap();

@@ -19,14 +19,16 @@ const PROBES: usize = 300;
 const WRITTEN: Duration = Duration::from_millis(500);
 
 /// Parts that are measured of every packet, from whichever side.
-const ALWAYS: [(&str, &str); 15] = [
+const ALWAYS: [(&str, &str); 17] = [
     ("rx", "notice"),
+    ("rx", "limited"),
     ("rx", "starved"),
     ("rx", "place"),
     ("rx", "publish"),
     ("rx", "signal"),
     ("tx", "notice"),
     ("tx", "queued"),
+    ("tx", "limited"),
     ("tx", "gather"),
     ("tx", "egress"),
     ("host", "host-send"),

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{BurstRecord, Record, Source};
+use burst_trace::{BurstRecord, Direction, Record, Source, Stage};
 use frontend::{Guest, GuestOptions};
 use lab::Signal;
 use ringscope_tests::beside::run_in_real_time;
@@ -89,7 +89,8 @@ fn a_slow_burst_is_waited_for_and_kept_with_what_was_around_it() {
     let mut bursts: Vec<BurstRecord> = Vec::new();
     assert_eq!(source.read(|record| bursts.extend(record.as_burst())), 0);
     let is_slow = |ticks: u64| ticks >= second * 3 / 1000;
-    let met = bursts.iter().position(|burst| is_slow(burst.stages[3])).expect("the slow one");
+    let egress = Direction::Tx.position(Stage::Egress).unwrap();
+    let met = bursts.iter().position(|burst| is_slow(burst.stages[egress])).expect("the slow one");
     let at = bursts[met].last;
     assert!(met > 20 && bursts.len() - met > 10, "{met} of {}", bursts.len());
     assert!(bursts.iter().all(|burst| burst.last + second / 10 >= at), "older than asked for");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use burst_trace::fixture::preempted;
 use burst_trace::{
-    BurstRecord, Clock, Direction, KernelSpan, KernelStage, Recorder, RecorderOptions,
+    BurstRecord, Clock, Direction, KernelSpan, KernelStage, Recorder, RecorderOptions, Stage,
 };
 use frontend::{Guest, GuestOptions};
 use report::Initiator;
@@ -130,7 +130,7 @@ fn probes(directory: &Path) -> [PathBuf; 2] {
         let sent = anchor.ticks + ticks(1000 * (sequence + 1));
         for (ring, at, us) in [(0, 30, 2), (1, 60, 4)] {
             let direction = Direction::of_ring(ring);
-            let mut stages = [0; 6];
+            let mut stages = [0; burst_trace::stage::STAGES_MAX];
             stages[..direction.stages().len()].fill(ticks(us));
             let first = sent + ticks(at);
             let last = first + stages.iter().sum::<u64>();
@@ -193,7 +193,7 @@ fn recorder(directory: &Path, name: &str, us: impl Fn(u64) -> u64) -> PathBuf {
     for sequence in 0..400 {
         let rest = if sequence < 200 { 0 } else { 3_000_000 };
         let first = zero + ticks(sequence * 1000 + rest);
-        let stages = [ticks(us(sequence)); 6];
+        let stages = [ticks(us(sequence)); burst_trace::stage::STAGES_MAX];
         let last = first + stages.iter().sum::<u64>();
         writer.burst(&BurstRecord {
             first,
@@ -396,9 +396,10 @@ fn interrupted(directory: &Path) -> PathBuf {
         let gathered = taken + if sequence == 7 { 4000 } else { 5 };
         let boundaries = [begin, begin + 5, taken, gathered].map(at);
         let (first, last) = (boundaries[0], boundaries[3]);
-        let mut stages = [0; 6];
-        for (stage, pair) in stages.iter_mut().zip(boundaries.windows(2)) {
-            *stage = pair[1] - pair[0];
+        let mut stages = [0; burst_trace::stage::STAGES_MAX];
+        let its = [Stage::Notice, Stage::Queued, Stage::Gather];
+        for (stage, pair) in its.into_iter().zip(boundaries.windows(2)) {
+            stages[Direction::Tx.position(stage).unwrap()] = pair[1] - pair[0];
         }
         let (packets, ring) = (1, TX);
         let burst =

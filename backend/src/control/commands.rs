@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use burst_trace::Direction;
 use log_limit::LogLimit;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use worker::{Delay, PollPolicy, ProbeTargets, Setting};
+use worker::{Bucket, Delay, Limit, PollPolicy, ProbeTargets, Setting};
 
 use super::look;
 use super::subject::Subject;
+use crate::logging::{self, LogLevel};
+use crate::plan::PlanError;
 use crate::probes::ProbeSpec;
+use crate::spec::DatapathSpec;
 use crate::stop::Ask;
 
 /// The commands, with their values and what they do.
@@ -26,6 +30,8 @@ const COMMANDS: &[(&str, &str, &str)] = &[
         "delay:STAGE=USEC[,every=N]...|off",
         "delays that are planted, in place of those before",
     ),
+    ("limit", "tx|rx RATE[,RATE][,burst=MS]|off", "what the guest may send or receive in a second"),
+    ("log", "LEVEL|default", "what is logged, as --log-level; default is that of RUST_LOG"),
     ("drain", "", "ends the daemon in order, as SIGTERM does"),
 ];
 
@@ -80,7 +86,14 @@ impl Operator {
                 self.stop.ask();
                 Ok(json!({ "drain": "the daemon ends" }))
             }
-            ("poll" | "trace" | "probe" | "fault", Some(value)) => self.set(request, value),
+            ("log", Some(value)) => {
+                let level = (value != "default").then(|| value.parse::<LogLevel>()).transpose()?;
+                logging::set_level(level.as_ref());
+                Ok(json!({ "log": logging::level().map(|level| level.to_string()) }))
+            }
+            ("poll" | "trace" | "probe" | "fault" | "limit", Some(value)) => {
+                self.set(request, value)
+            }
             (command, found) => match COMMANDS.iter().find(|(name, ..)| *name == command) {
                 None => {
                     let names: Vec<_> = COMMANDS.iter().map(|(name, ..)| *name).collect();
@@ -106,6 +119,7 @@ impl Operator {
             "version": env!("CARGO_PKG_VERSION"),
             "process": std::process::id(),
             "uptime_s": self.uptime(),
+            "log": logging::level().map(|level| level.to_string()),
             "arguments": arguments,
             "kernel": release.trim(),
             "cpus": std::thread::available_parallelism().map_or(0, usize::from),
@@ -128,6 +142,7 @@ impl Operator {
             "poll" => Setting::Poll(value.parse::<PollPolicy>()?),
             "trace" => Setting::Trace(trace(value, subject)?),
             "probe" => Setting::Probes(probes(value, subject)?),
+            "limit" => limit(value, subject)?,
             _ => Setting::Delays(delays(value)?),
         };
         subject.set(&setting)?;
@@ -221,6 +236,27 @@ fn probes(value: &str, subject: &Subject) -> Result<ProbeTargets, String> {
     };
     let udp_ports: Result<Vec<u16>, String> = words.iter().map(port).collect();
     Ok(ProbeTargets { udp_ports: udp_ports?, cyclic })
+}
+
+fn limit(value: &str, subject: &Subject) -> Result<Setting, String> {
+    let wrong =
+        || format!("expected limit tx RATE, limit rx RATE or limit tx off, found '{value}'");
+    let (way, rate) = value.split_once(' ').ok_or_else(wrong)?;
+    let direction = match way {
+        "tx" => Direction::Tx,
+        "rx" => Direction::Rx,
+        _ => return Err(wrong()),
+    };
+    if rate == "off" {
+        return Ok(Setting::Limit(direction, None));
+    }
+    let limit = rate.parse::<Limit>()?;
+    let datapath = &subject.plan.datapath;
+    let has_wire = !matches!(datapath, DatapathSpec::Switch { .. } | DatapathSpec::Reflect);
+    if direction == Direction::Rx && !has_wire {
+        return Err(format!("{}", PlanError::LimitWithoutWire));
+    }
+    Ok(Setting::Limit(direction, Some(Arc::new(Bucket::new(limit, &subject.clock)))))
 }
 
 fn delays(value: &str) -> Result<Vec<Delay>, String> {

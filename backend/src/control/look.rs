@@ -37,6 +37,8 @@ pub fn plan(subject: &Subject) -> Value {
         "trace_probe": probes,
         "kernel_stages": on_off(plan.kernel_stages),
         "pcap": plan.capture,
+        "limit_tx": plan.limits[1].map(|limit| limit.to_string()),
+        "limit_rx": plan.limits[0].map(|limit| limit.to_string()),
         "faults_planted": plan.delays.len() + faults,
     })
 }
@@ -73,6 +75,10 @@ pub fn settings(standing: &Standing) -> Value {
         "trace": on_off(standing.trace),
         "probe": probes.collect::<Vec<_>>(),
         "fault": faults.collect::<Vec<_>>(),
+        "limit": {
+            "tx": standing.limits[1].map(|limit| limit.to_string()),
+            "rx": standing.limits[0].map(|limit| limit.to_string()),
+        },
     })
 }
 

@@ -1,11 +1,15 @@
 //! A guest, as the control socket reaches it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use burst_trace::Reader;
+use burst_trace::{Clock, Reader};
 use worker::{Mailbox, Setting, Standing};
 
 use crate::plan::GuestPlan;
+
+/// The ways to each guest's workers, by its name.
+pub type Ways = BTreeMap<String, Vec<Arc<Mailbox>>>;
 
 /// A guest, as the control socket reaches it.
 #[derive(Debug)]
@@ -14,14 +18,16 @@ pub struct Subject {
     pub plan: GuestPlan,
     /// The way to each of its workers.
     pub mailboxes: Vec<Arc<Mailbox>>,
+    /// The clock of its workers.
+    pub clock: Clock,
     /// Its recorder, if it could be opened.
     pub reader: Option<Reader>,
 }
 
 impl Subject {
     /// A guest with these workers. Its recorder exists already.
-    pub fn new(plan: &GuestPlan, mailboxes: Vec<Arc<Mailbox>>) -> Self {
-        Self { plan: plan.clone(), mailboxes, reader: Reader::open(&plan.recorder).ok() }
+    pub fn new(plan: &GuestPlan, mailboxes: Vec<Arc<Mailbox>>, clock: Clock) -> Self {
+        Self { plan: plan.clone(), mailboxes, clock, reader: Reader::open(&plan.recorder).ok() }
     }
 
     /// How each of its workers stands with it.

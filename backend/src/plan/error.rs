@@ -91,6 +91,12 @@ pub enum PlanError {
         "{0} needs a wire, but a guest of a switch has none; drop it, or give the guest a datapath of its own"
     )]
     NoWire(&'static str),
+    /// Frames to the guest would wait in another guest's ring.
+    #[error(
+        "--limit-rx needs a wire whose queue the frames wait in, and a guest of a switch, or of reflect, has none; limit who \
+         sends: --limit-tx"
+    )]
+    LimitWithoutWire,
     /// The lock is for switches only.
     #[error(
         "--mac-locked is for guests of a switch, where another guest could send from the same address; expected \

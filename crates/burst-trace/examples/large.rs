@@ -34,7 +34,7 @@ fn main() {
         random ^= random >> 7;
         random ^= random << 17;
         let ring = u16::from(n % 2 == 0);
-        let mut stages = [0; 6];
+        let mut stages = [0; burst_trace::stage::STAGES_MAX];
         let count = Direction::of_ring(ring).stages().len();
         for (n, stage) in stages[..count].iter_mut().enumerate() {
             // One in 4096 is slow.

@@ -11,8 +11,8 @@ use burst_trace::stage::STAGES_MAX;
 use burst_trace::{BurstRecord, Clock, Direction, DropCause, Recorder, RecorderOptions, Writer};
 
 /// Usual time in each stage, nanoseconds, in the order of `Direction::stages`.
-const TX_NS: [u64; STAGES_MAX] = [300, 60, 450, 2600, 90, 700];
-const RX_NS: [u64; STAGES_MAX] = [250, 20, 1900, 80, 900, 0];
+const TX_NS: [u64; STAGES_MAX] = [300, 60, 0, 450, 2600, 90, 700];
+const RX_NS: [u64; STAGES_MAX] = [250, 0, 20, 1900, 80, 900, 0];
 const QUEUE_PAIRS: u16 = 2;
 
 /// A generator good enough for invented times (xorshift64).

@@ -15,13 +15,14 @@
 //! 7     8-15     flags                            flags                           flags
 //! 7     16-23               cause    stage                                        description
 //! 7     24-31    writer; 0 in a recorder, where its place says it
-//! 7     32-63    wake-up                          wake-up                         wake-up
+//! 7     32-63    wake-up; or `limited`            the same                        the same
 //! ```
 //!
-//! What has no entry is 0. Flags: 1, the worker was polling; 2, the record has a wake-up. The description of a cyclic frame
-//! is its number, and from bit 20 on the length of its counter in bytes. Kind 7, an interruption, kind 8, a restart, kind 9, a
-//! milestone, and kind 10, a migration, have layouts of their own ([`interruption`](crate::interruption),
-//! [`restart`](crate::restart), [`milestone`](crate::milestone), [`migration`](crate::migration)).
+//! What has no entry is 0. Flags: 1, the worker was polling; 2, the record has a wake-up; 4, it has a time in the stage `limited` in
+//! its place. The words 3 to 5 have the other stages. The description of a cyclic frame is its number, and from bit 20 on the
+//! length of its counter in bytes. Kind 7, an interruption, kind 8, a restart, kind 9, a milestone, and kind 10, a migration, have
+//! layouts of their own ([`interruption`](crate::interruption), [`restart`](crate::restart), [`milestone`](crate::milestone),
+//! [`migration`](crate::migration)).
 
 mod fields;
 

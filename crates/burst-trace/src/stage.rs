@@ -44,10 +44,17 @@ impl Direction {
     }
 }
 
-const TX_STAGES: [Stage; 6] =
-    [Stage::Notice, Stage::Queued, Stage::Gather, Stage::Egress, Stage::Complete, Stage::Signal];
-const RX_STAGES: [Stage; 5] =
-    [Stage::Notice, Stage::Starved, Stage::Place, Stage::Publish, Stage::Signal];
+const TX_STAGES: [Stage; 7] = [
+    Stage::Notice,
+    Stage::Queued,
+    Stage::Limited,
+    Stage::Gather,
+    Stage::Egress,
+    Stage::Complete,
+    Stage::Signal,
+];
+const RX_STAGES: [Stage; 6] =
+    [Stage::Notice, Stage::Limited, Stage::Starved, Stage::Place, Stage::Publish, Stage::Signal];
 
 /// Number of stages of the direction that has more of them.
 pub const STAGES_MAX: usize =
@@ -60,6 +67,9 @@ pub enum Stage {
     Notice,
     /// TX: from seen until this burst was taken; above 0 when the ring held more than one burst.
     Queued,
+    /// The time in which the work was in sight and the guest's limit (`--limit-tx`, `--limit-rx`) let nothing pass; 0 without a
+    /// limit. It is no part of the other stages.
+    Limited,
     /// TX: from taken until every chain was copied, checked and translated.
     Gather,
     /// TX: from gathered until the datapath took the frames.
@@ -78,9 +88,10 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage: those of TX in their order, then those that only RX has.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Notice,
         Self::Queued,
+        Self::Limited,
         Self::Gather,
         Self::Egress,
         Self::Complete,
@@ -96,6 +107,7 @@ impl Stage {
         match self {
             Self::Notice => "notice",
             Self::Queued => "queued",
+            Self::Limited => "limited",
             Self::Gather => "gather",
             Self::Egress => "egress",
             Self::Complete => "complete",

@@ -36,7 +36,7 @@ impl Host {
     }
 
     fn burst(&mut self, ring: u16, first: u64, last: u64) {
-        let stages = [last - first, 0, 0, 0, 0, 0];
+        let stages = [last - first, 0, 0, 0, 0, 0, 0];
         self.writer.burst(&BurstRecord {
             first,
             last,

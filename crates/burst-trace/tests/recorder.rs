@@ -26,7 +26,7 @@ fn numbered(n: u64) -> BurstRecord {
         first: n * 100,
         last: n * 100 + 21,
         sequence: n,
-        stages: [1, 2, 3, 4, 5, 6],
+        stages: [1, 2, 0, 3, 4, 5, 6],
         bytes: u32::try_from(n % 1_000_000).unwrap(),
         packets: u16::try_from(n % 32 + 1).unwrap(),
         ring: 3,

@@ -37,7 +37,7 @@ fn burst(n: u64, worker: u8) -> BurstRecord {
         first: n * 100,
         last: n * 100 + 21,
         sequence: n,
-        stages: [1, 2, 3, 4, 5, 6],
+        stages: [1, 2, 0, 3, 4, 5, 6],
         packets: 1,
         ring: 1,
         worker,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use burst_trace::stage::STAGES_MAX;
 use burst_trace::{BurstRecord, Clock, Reader, Recorder, RecorderOptions};
 use report::when::When;
 use serde_json::Value;
@@ -24,7 +25,7 @@ fn recorder(dir: &Path, name: &str) -> Recorder {
     recorder.writer(0, clock).burst(&BurstRecord {
         first: last - 600,
         last,
-        stages: [100; 6],
+        stages: [100; STAGES_MAX],
         bytes: 64,
         packets: 1,
         ring: 1,
@@ -255,7 +256,7 @@ fn probes_are_joined_alike_by_stats_and_report_where_there_is_a_place_for_them()
         let record = BurstRecord {
             first: at,
             last: at + 500,
-            stages: [100, 100, 100, 100, 100, 0],
+            stages: [100, 0, 100, 100, 100, 100, 0],
             packets: 1,
             ring,
             ..BurstRecord::default()

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use burst_trace::file::word;
+use burst_trace::stage::STAGES_MAX;
 use burst_trace::{
     BurstRecord, Clock, Reader, Recorder, RecorderOptions, RecordingWriter, Source, Writer,
 };
@@ -52,7 +53,7 @@ impl Bench {
                 first: last - 600,
                 last,
                 sequence,
-                stages: [100; 6],
+                stages: [100; STAGES_MAX],
                 packets: 1,
                 ring: 1,
                 ..BurstRecord::default()

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use burst_trace::file::word;
+use burst_trace::stage::STAGES_MAX;
 use burst_trace::{BurstRecord, Clock, Recorder, RecorderOptions, Source, Writer};
 use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, kill_process};
@@ -46,7 +47,7 @@ impl Bench {
     /// A burst of this guest, now, that took so long.
     fn burst(&mut self, guest: usize, took: Duration) {
         let (last, ticks) = (self.clock.now(), self.clock.ticks_in(took));
-        let mut stages = [0; 6];
+        let mut stages = [0; STAGES_MAX];
         stages[0] = ticks;
         let record = BurstRecord {
             first: last - ticks,

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use burst_trace::stage::STAGES_MAX;
 use burst_trace::{BurstRecord, Clock, Reader, Recorder, RecorderOptions, RecordingWriter};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use tempfile::TempDir;
@@ -33,7 +34,7 @@ impl Bench {
                 first: last - 600,
                 last,
                 sequence,
-                stages: [100; 6],
+                stages: [100; STAGES_MAX],
                 packets: 1,
                 ring: 1,
                 ..BurstRecord::default()

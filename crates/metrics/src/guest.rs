@@ -207,8 +207,10 @@ mod tests {
         let ticks = |us| clock.ticks_in(Duration::from_micros(us));
         let (mut worker, mut kernel) = (recorder.writer(0, clock), recorder.writer(1, clock));
         for (ring, first, packets) in [(1, 1000, 2), (0, 2000, 3)] {
-            let mut stages = [0; 6];
+            let mut stages = [0; burst_trace::stage::STAGES_MAX];
             stages[..Direction::of_ring(ring).stages().len()].fill(ticks(10));
+            let limited = Direction::of_ring(ring).position(burst_trace::Stage::Limited);
+            stages[limited.unwrap()] = 0;
             let first = zero + ticks(first);
             let last = first + stages.iter().sum::<u64>();
             worker.burst(&BurstRecord { first, last, stages, packets, ring, ..Default::default() });

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use burst_trace::BurstRecord;
+use burst_trace::{BurstRecord, Stage};
 
 /// The frames of a burst that a comment is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,9 @@ pub fn describe(
         }
         Described::All => write!(text, " frames={packets}"),
     };
-    for (stage, ticks) in direction.stages().iter().zip(record.stages) {
+    let stages = direction.stages().iter().zip(record.stages);
+    // Most guests have no limit.
+    for (stage, ticks) in stages.filter(|(stage, ticks)| **stage != Stage::Limited || *ticks > 0) {
         let _ = write!(text, " {}={}ns", stage.name(), nanoseconds(ticks));
     }
     if record.is_polled {
@@ -55,7 +57,7 @@ mod tests {
     fn a_frame_and_a_whole_burst_have_the_same_comment() {
         let mut record = BurstRecord {
             sequence: 4711,
-            stages: [1, 0, 3, 4, 5, 6],
+            stages: [1, 0, 0, 3, 4, 5, 6],
             packets: 31,
             ring: 1,
             ..BurstRecord::default()

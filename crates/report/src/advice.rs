@@ -25,6 +25,9 @@ pub fn advice(stage: &str, queue_pairs: usize) -> Option<&'static str> {
         "queued" => {
             "the ring held more than a burst: the worker is the bottleneck; split the queues over workers (--cpus)"
         }
+        "limited" => {
+            "the guest's limit held it back: raise it (--limit-tx, --limit-rx, ringscope ctl NAME limit), or send less"
+        }
         "gather" => {
             "the guest's chains are long or indirect, or its memory far: use huge pages for the guest"
         }

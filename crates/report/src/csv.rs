@@ -36,7 +36,7 @@ use crate::when::When;
 
 /// The first line.
 const COLUMNS: &str = "kind,direction,queue,worker,sequence,packets,bytes,start_ns,polled,cause,wakeup_ns,notice_ns,\
-                       queued_ns,starved_ns,gather_ns,place_ns,egress_ns,publish_ns,complete_ns,signal_ns,total_ns";
+                       queued_ns,starved_ns,gather_ns,place_ns,egress_ns,publish_ns,complete_ns,signal_ns,limited_ns,total_ns";
 
 /// The stages in the order of the columns.
 const STAGES: [Stage; Stage::ALL.len()] = [
@@ -49,6 +49,7 @@ const STAGES: [Stage; Stage::ALL.len()] = [
     Stage::Publish,
     Stage::Complete,
     Stage::Signal,
+    Stage::Limited,
 ];
 
 /// Writes all bursts, drops, kernel spans and interruptions of `source` as they are read: those of one worker in order. `each`
@@ -144,7 +145,7 @@ fn write_drop(out: &mut impl Write, drop: &DropRecord, when: When) -> io::Result
     let &DropRecord { at, cause, packets, ring, worker } = drop;
     let (direction, start) = (Direction::of_ring(ring).name(), when.realtime_ns(at));
     let cause = cause.name();
-    writeln!(out, "drop,{direction},{ring},{worker},,{packets},,{start},,{cause},,,,,,,,,,,")
+    writeln!(out, "drop,{direction},{ring},{worker},,{packets},,{start},,{cause},,,,,,,,,,,,")
 }
 
 fn write_span(
@@ -161,7 +162,7 @@ fn write_span(
         (None, Some(worker)) => write!(out, ",,{worker}")?,
         (None, None) => write!(out, ",,")?,
     }
-    writeln!(out, ",,,,{start},,{name},,,,,,,,,,,{total}")
+    writeln!(out, ",,,,{start},,{name},,,,,,,,,,,,{total}")
 }
 
 fn write_restart(out: &mut impl Write, row: &RestartRow) -> io::Result<()> {
@@ -169,7 +170,7 @@ fn write_restart(out: &mut impl Write, row: &RestartRow) -> io::Result<()> {
     let ended = row.ending().replace(' ', "-");
     let rings = if row.resumed { "resumed" } else { "new" };
     let cause = format!("{ended}/{rings}/{no_daemon_ns}/{front_end_ns}/{first_burst_ns}");
-    writeln!(out, "restart,,,,,,,{start_ns},,{cause},,,,,,,,,,,{gap_ns}")
+    writeln!(out, "restart,,,,,,,{start_ns},,{cause},,,,,,,,,,,,{gap_ns}")
 }
 
 fn write_migration(out: &mut impl Write, row: &MigrationRow) -> io::Result<()> {
@@ -184,7 +185,7 @@ fn write_migration(out: &mut impl Write, row: &MigrationRow) -> io::Result<()> {
         known(row.first_sent_ns),
     ];
     let (start, cause, gap) = (row.start_ns, cause.join("/"), known(row.gap_ns));
-    writeln!(out, "migration,,,,,,,{start},,{cause},,,,,,,,,,,{gap}")
+    writeln!(out, "migration,,,,,,,{start},,{cause},,,,,,,,,,,,{gap}")
 }
 
 fn write_interruption(
@@ -204,5 +205,5 @@ fn write_interruption(
     let name = culprit.name().replace([',', '"'], "?");
     let class = class(&culprit).unwrap_or_default().replace(',', "");
     write!(out, ",{thread},,,{start},,{cause}/{whose}/{cpu}/{detail}/{}/", culprit.thread)?;
-    writeln!(out, "{class}/{name},,,,,,,,,,,{total}")
+    writeln!(out, "{class}/{name},,,,,,,,,,,,{total}")
 }

@@ -93,11 +93,13 @@ const fn stage_tag(direction: Direction, stage: Stage) -> &'static str {
     match (direction, stage) {
         (Direction::Tx, Stage::Notice) => "tx.notice",
         (_, Stage::Queued) => "tx.queued",
+        (Direction::Tx, Stage::Limited) => "tx.limited",
         (_, Stage::Gather) => "tx.gather",
         (_, Stage::Egress) => "tx.egress",
         (_, Stage::Complete) => "tx.complete",
         (Direction::Tx, Stage::Signal) => "tx.signal",
         (Direction::Rx, Stage::Notice) => "rx.notice",
+        (Direction::Rx, Stage::Limited) => "rx.limited",
         (_, Stage::Starved) => "rx.starved",
         (_, Stage::Place) => "rx.place",
         (_, Stage::Publish) => "rx.publish",

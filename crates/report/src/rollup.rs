@@ -26,7 +26,11 @@ type Definition = (char, &'static str, &'static [&'static str]);
 const SPANS: [Definition; 4] = [
     ('a', "NIC interrupt to handler", &["host-rx"]),
     ('b', "handler to back end awake", &["wakeup", "notice"]),
-    ('c', "back end to guest interrupt", &["starved", "place", "publish", "signal", "inject"]),
+    (
+        'c',
+        "back end to guest interrupt",
+        &["limited", "starved", "place", "publish", "signal", "inject"],
+    ),
     ('d', "guest interrupt to guest driver", &["first part of guest-receive"]),
 ];
 

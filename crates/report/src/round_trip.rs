@@ -271,7 +271,7 @@ mod tests {
 
     /// A burst of one packet on `ring`, with one tick a nanosecond.
     fn burst(ring: u16, first: u64, total: u64) -> BurstRecord {
-        let stages = [total - 700, 0, 0, 0, 400, 300];
+        let stages = [total - 700, 0, 0, 0, 0, 400, 300];
         BurstRecord {
             first,
             last: first + total,

@@ -23,7 +23,7 @@ pub fn stage_table(stages: &[StageRow], total: &StageRow, is_polled: bool) -> St
     }
     table.set_header(header);
     let total_ns = total.figures.map_or(0.0, |figures| figures.mean_ns);
-    for row in stages.iter().chain([total]) {
+    for row in stages.iter().filter(|row| !row.is_idle_limit()).chain([total]) {
         let mut cells = cells(row, total_ns, is_polled);
         if has_not_running {
             cells.insert(NOT_RUNNING_AT, row.not_running_mean_ns.map_or("-".into(), time));

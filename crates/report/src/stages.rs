@@ -46,6 +46,13 @@ pub struct StageRow {
 }
 
 impl StageRow {
+    /// Whether it is the stage of a limit that held nothing back, as of all guests without a limit. Tables leave it out.
+    #[must_use]
+    pub fn is_idle_limit(&self) -> bool {
+        let has_time = self.figures.is_some_and(|figures| figures.max_ns > 0);
+        self.stage == Stage::Limited.name() && !has_time
+    }
+
     /// A stage that this recorder does not measure.
     #[must_use]
     pub const fn not_measured(stage: &'static str, tier: Tier) -> Self {
@@ -72,6 +79,7 @@ pub const fn places(direction: Direction) -> &'static [Place] {
             Outside("wakeup", Tier::K),
             Daemon(Stage::Notice),
             Daemon(Stage::Queued),
+            Daemon(Stage::Limited),
             Daemon(Stage::Gather),
             Daemon(Stage::Egress),
             Daemon(Stage::Complete),
@@ -82,6 +90,7 @@ pub const fn places(direction: Direction) -> &'static [Place] {
             Outside("host-rx", Tier::K),
             Outside("wakeup", Tier::K),
             Daemon(Stage::Notice),
+            Daemon(Stage::Limited),
             Daemon(Stage::Starved),
             Daemon(Stage::Place),
             Daemon(Stage::Publish),

@@ -79,7 +79,7 @@ mod tests {
         let rate = TickRate::new(1_000_000_000);
         let mut tail = Tail::new(Direction::Tx, 1000);
         for n in 0..100 {
-            let stages = [10, 0, 20, 30 + n * 20, 40, 50];
+            let stages = [10, 0, 0, 20, 30 + n * 20, 40, 50];
             let last = stages.iter().sum();
             let (ring, packets) = (1, 2);
             tail.add(&BurstRecord { last, stages, ring, packets, ..BurstRecord::default() }, rate);

@@ -135,9 +135,11 @@ pub fn nanoseconds(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use burst_trace::stage::STAGES_MAX;
+
     use super::*;
 
-    fn burst(ring: u16, stages: [u64; 6], wakeup: Option<u32>) -> BurstRecord {
+    fn burst(ring: u16, stages: [u64; STAGES_MAX], wakeup: Option<u32>) -> BurstRecord {
         let total: u64 = stages.iter().sum();
         let (first, last) = (1000, 1000 + total);
         BurstRecord { first, last, stages, packets: 1, ring, wakeup, ..BurstRecord::default() }
@@ -153,7 +155,7 @@ mod tests {
 
     #[test]
     fn each_time_of_its_direction_is_compared() {
-        let rx = burst(0, [100, 0, 2000, 10, 90, 0], Some(700));
+        let rx = burst(0, [100, 0, 0, 2000, 10, 90, 0], Some(700));
         assert!(is_met("rx.total>2.1us", &rx));
         assert!(!is_met("rx.total > 2200ns", &rx));
         assert!(is_met("rx.total>=2200ns", &rx));
@@ -161,7 +163,7 @@ mod tests {
         assert!(!is_met("rx.place>0.002ms", &rx));
         assert!(is_met("rx.wakeup>0.0000006s", &rx));
         assert!(!is_met("tx.total>1ns", &rx));
-        assert!(!is_met("rx.wakeup>1ns", &burst(0, [1; 6], None)));
+        assert!(!is_met("rx.wakeup>1ns", &burst(0, [1; STAGES_MAX], None)));
     }
 
     #[test]
@@ -183,11 +185,9 @@ mod tests {
     #[test]
     fn a_name_that_is_none_gets_the_list() {
         let error = |text: &str| text.parse::<Trigger>().unwrap_err();
-        let expected =
-            "total or one of notice, starved, place, publish, signal, wakeup, host-rx, inject";
+        let expected = "total or one of notice, limited, starved, place, publish, signal, wakeup, host-rx, inject";
         assert!(error("rx.nosuch>1us").contains(expected), "{}", error("rx.nosuch>1us"));
-        let expected =
-            "total or one of notice, queued, gather, egress, complete, signal, wakeup, host-tx";
+        let expected = "total or one of notice, queued, limited, gather, egress, complete, signal, wakeup, host-tx";
         assert!(error("tx.inject>1us").contains(expected), "{}", error("tx.inject>1us"));
     }
 

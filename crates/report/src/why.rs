@@ -40,6 +40,8 @@ pub enum Cause {
     Interrupted(InterruptionCause, Subject),
     /// The guest posted no receive buffers.
     NoBuffers,
+    /// The limit of the guest let nothing pass (`--limit-tx`, `--limit-rx`).
+    Limit,
     /// A frame waited in the host, behind the tap: in a queueing discipline, a bridge, a driver.
     BehindDatapath,
     /// The guest took its time.
@@ -61,6 +63,7 @@ impl Cause {
         match self {
             Self::Interrupted(cause, _) => cause.name(),
             Self::NoBuffers => "no-buffers",
+            Self::Limit => "limit",
             Self::BehindDatapath => "behind-datapath",
             Self::Guest => "guest",
             Self::FarEnd => "far-end",
@@ -76,6 +79,7 @@ impl Cause {
         match self {
             Self::Interrupted(_, subject) => subject.name(),
             Self::NoBuffers | Self::Guest => "guest",
+            Self::Limit => "limit",
             Self::BehindDatapath => "host",
             Self::FarEnd => "far-end",
             Self::Datapath | Self::Queue | Self::Unknown => "worker",

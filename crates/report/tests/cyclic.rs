@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use burst_trace::{
     BurstRecord, Clock, CyclicFrame, Direction, KernelSpan, KernelStage, Reader, Recorder,
-    RecorderOptions, Writer,
+    RecorderOptions, Stage, Writer,
 };
 use report::cyclic::{CyclicTraffic, EventKind, Group, STREAMS_MAX};
 use report::{Breakdown, Window, json, table};
@@ -42,9 +42,10 @@ impl Known {
 
     /// A burst of `ring` that begins at a moment, with 10 µs in each stage; microseconds since the beginning.
     fn burst(&self, ring: u16, first_us: u64) -> BurstRecord {
-        let mut stages = [0; 6];
+        let mut stages = [0; burst_trace::stage::STAGES_MAX];
         let count = Direction::of_ring(ring).stages().len();
         stages[..count].fill(self.ticks(10));
+        stages[Direction::of_ring(ring).position(Stage::Limited).unwrap()] = 0;
         let first = self.zero + self.ticks(first_us);
         let last = first + stages.iter().sum::<u64>();
         BurstRecord { first, last, stages, packets: 1, bytes: 64, ring, ..BurstRecord::default() }
@@ -124,7 +125,10 @@ fn the_period_is_that_of_consecutive_counters_and_stages_begin_with_the_arrival(
     assert!(group.stages.iter().all(|row| row.stage != "guest-send"));
     let of_last = group.slowest.iter().find(|slow| slow.counter == 4).unwrap();
     let stages: Vec<_> = of_last.stages_ns.iter().map(|(stage, _)| *stage).collect();
-    let all = ["wakeup", "notice", "queued", "gather", "egress", "complete", "signal", "host-tx"];
+    let all = [
+        "wakeup", "notice", "queued", "limited", "gather", "egress", "complete", "signal",
+        "host-tx",
+    ];
     assert_eq!(stages, all);
 }
 

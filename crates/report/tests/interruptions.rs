@@ -6,7 +6,7 @@ use std::time::Duration;
 use burst_trace::fixture::{culprit, preempted};
 use burst_trace::{
     BurstRecord, Clock, Direction, Interruption, InterruptionCause, KernelSpan, KernelStage,
-    Reader, Recorder, RecorderOptions, Source, Subject, Writer,
+    Reader, Recorder, RecorderOptions, Source, Stage, Subject, Writer,
 };
 use report::csv::write_csv;
 use report::html::write_html;
@@ -39,9 +39,12 @@ impl Known {
         let (worker, kernel) = (recorder.writer(0, clock), recorder.writer(1, clock));
         let mut known = Self { zero: clock.now(), recorder, worker, kernel, clock };
         for (ring, first, gather, packets) in [(1, 1000, 4000, 2), (0, 10_000, 10, 3)] {
-            let mut stages = [0; 6];
+            let mut stages = [0; burst_trace::stage::STAGES_MAX];
             stages[..Direction::of_ring(ring).stages().len()].fill(known.ticks(10));
-            stages[2] = known.ticks(gather);
+            stages[Direction::of_ring(ring).position(Stage::Limited).unwrap()] = 0;
+            // The third stage that takes time: gather, or place.
+            let third = if ring == 1 { Stage::Gather } else { Stage::Place };
+            stages[Direction::of_ring(ring).position(third).unwrap()] = known.ticks(gather);
             let first = known.at(first);
             let last = first + stages.iter().sum::<u64>();
             known.worker.burst(&BurstRecord {
@@ -146,6 +149,7 @@ fn each_stage_has_the_time_in_which_its_worker_did_not_run() {
         ("wakeup", Some(10)),
         ("notice", Some(0)),
         ("queued", Some(0)),
+        ("limited", Some(0)),
         ("gather", Some(3000)),
         ("egress", Some(0)),
         ("complete", Some(0)),
@@ -156,7 +160,7 @@ fn each_stage_has_the_time_in_which_its_worker_did_not_run() {
     assert_eq!(not_running(&breakdown.tx), expected);
     let rx = not_running(&breakdown.rx);
     let own = rx.iter().filter(|(_, us)| *us == Some(0)).count();
-    assert_eq!((own, rx.len()), (Direction::Rx.stages().len() + 1, 10), "{rx:?}");
+    assert_eq!((own, rx.len()), (Direction::Rx.stages().len() + 1, 11), "{rx:?}");
     let rows = breakdown.interruptions.unwrap();
     let rows: Vec<_> = rows
         .iter()
@@ -175,7 +179,7 @@ fn the_mean_is_that_of_all_packets_and_an_interruption_of_two_bursts_counts_once
     let directory = tempfile::tempdir().unwrap();
     let mut known = Known::interrupted(directory.path(), b"hog");
     // A burst of 6 packets that ends while the hog runs: 8 packets in all, none interrupted but in `notice` and `gather`.
-    let (first, stages) = (known.at(1400), [known.ticks(600), 0, 0, 0, 0, 0]);
+    let (first, stages) = (known.at(1400), [known.ticks(600), 0, 0, 0, 0, 0, 0]);
     let last = first + stages[0];
     let (ring, packets) = (1, 6);
     let burst = BurstRecord { first, last, stages, packets, ring, ..Default::default() };
@@ -254,7 +258,7 @@ fn the_object_has_the_same() {
     let directory = tempfile::tempdir().unwrap();
     let text = json::to_json(&Known::interrupted(directory.path(), b"hog").breakdown());
     let object: Value = serde_json::from_str(&text).unwrap();
-    let gather = &object["tx"]["stages"][4];
+    let gather = &object["tx"]["stages"][5];
     assert_eq!(
         (&gather["stage"], us(gather["not_running_mean_ns"].as_f64().unwrap())),
         (&"gather".into(), 3000)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use burst_trace::{
     BurstRecord, Clock, Direction, KernelSpan, KernelStage, Reader, Recorder, RecorderOptions,
-    Source,
+    Source, Stage,
 };
 use report::csv::write_csv;
 use report::hlog::write_hlog;
@@ -30,8 +30,9 @@ fn source(directory: &std::path::Path) -> (Source, Recorder) {
     let ticks = |us| clock.ticks_in(Duration::from_micros(us));
     let (mut worker, mut kernel) = (recorder.writer(0, clock), recorder.writer(1, clock));
     for (ring, first, packets) in [(1, 1000, 2), (0, 2000, 3)] {
-        let mut stages = [0; 6];
+        let mut stages = [0; burst_trace::stage::STAGES_MAX];
         stages[..Direction::of_ring(ring).stages().len()].fill(ticks(10));
+        stages[Direction::of_ring(ring).position(Stage::Limited).unwrap()] = 0;
         let first = zero + ticks(first);
         let last = first + stages.iter().sum::<u64>();
         let bytes = 64 * u32::from(packets);
@@ -104,7 +105,7 @@ fn the_stages_of_a_line_of_csv_add_up_to_its_total() {
     let clock = Clock::new();
     let mut worker = recorder.writer(0, clock);
     for n in 0..50 {
-        let stages = [1 + n, 3 + 2 * n, 7, 11, 1, 5 * n];
+        let stages = [1 + n, 3 + 2 * n, 0, 7, 11, 1, 5 * n];
         let first = clock.now();
         let last = first + stages.iter().sum::<u64>();
         worker.burst(&BurstRecord {

@@ -63,8 +63,9 @@ impl Story {
     /// A burst that begins now, and carries a probe. `slow`: one of its stages, and how long it takes, microseconds.
     fn burst(&mut self, ring: u16, slow: Option<(Stage, u64)>) -> BurstRecord {
         let direction = Direction::of_ring(ring);
-        let mut stages = [0; 6];
+        let mut stages = [0; burst_trace::stage::STAGES_MAX];
         stages[..direction.stages().len()].fill(self.ticks(10));
+        stages[direction.position(Stage::Limited).unwrap()] = 0;
         if let Some((stage, us)) = slow {
             stages[direction.position(stage).unwrap()] = self.ticks(us);
         }
@@ -368,7 +369,7 @@ fn where_interruptions_are_not_measured_nobody_is_blamed_and_the_text_says_so() 
     };
     let recorder = Recorder::create(&options, &clock).unwrap();
     let (first, long) = (clock.now(), clock.ticks_in(Duration::from_millis(2)));
-    let stages = [0, 0, long, 0, 0, 0];
+    let stages = [0, 0, 0, long, 0, 0, 0];
     let burst =
         BurstRecord { first, last: first + long, stages, packets: 1, ring: 1, ..<_>::default() };
     recorder.writer(0, clock).burst(&burst);

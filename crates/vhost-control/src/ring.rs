@@ -439,7 +439,7 @@ impl RingControl {
                     self.announcer.rings_run();
                 }
                 let at = setup.next_available;
-                log::debug!("{}queue {} starts at {at}: {setup:x?}", self.log.prefix(), self.index);
+                log_limit::debug!(self.log, "queue {} starts at {at}: {setup:x?}", self.index);
             }
             Err(error) => {
                 state.failed = true;
@@ -458,12 +458,7 @@ impl RingControl {
             None => return,
         };
         state.next_available = stopped.unwrap_or(state.next_available);
-        log::debug!(
-            "{}queue {} stopped at {}",
-            self.log.prefix(),
-            self.index,
-            state.next_available
-        );
+        log_limit::debug!(self.log, "queue {} stopped at {}", self.index, state.next_available);
     }
 
     fn keep(&self, file: Option<File>) -> Option<Arc<Foreign>> {

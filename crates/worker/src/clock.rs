@@ -76,8 +76,13 @@ impl Deadline {
     /// is accepted, because `now` may be a little older than the deadline.
     #[inline]
     pub const fn left(self, now: u64) -> u64 {
-        let left = self.at.saturating_sub(now);
-        if left > self.span.saturating_mul(2) { 0 } else { left }
+        if self.is_far(now) { 0 } else { self.at.saturating_sub(now) }
+    }
+
+    /// Whether more than twice the span would be left, because the clock has gone back.
+    #[inline]
+    pub const fn is_far(self, now: u64) -> bool {
+        self.at.saturating_sub(now) > self.span.saturating_mul(2)
     }
 }
 

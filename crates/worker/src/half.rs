@@ -7,6 +7,7 @@ use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 
 use crate::idle::sleep::Sleeper;
+use crate::limit::{Bucket, Gate, Limit};
 use crate::probe_targets::ProbeTargets;
 use crate::probes::ProbeFinder;
 use crate::ring::Ring;
@@ -24,6 +25,8 @@ pub struct Half {
     /// The number of its next packet: that of the packets before it, also with daemons before.
     sequence: u64,
     probes: Option<Box<ProbeFinder>>,
+    /// Where it waits for the guest's limit, if there is one.
+    gate: Option<Box<Gate>>,
     /// A burst went through since [`take_worked`](Self::take_worked).
     worked: bool,
 }
@@ -32,7 +35,7 @@ impl Half {
     /// For virtqueue `index`. `targets`: packets to look for.
     pub fn new(guest: usize, log: Arc<LogLimit>, index: u16, targets: &ProbeTargets) -> Self {
         let probes = (!targets.is_empty()).then(|| Box::new(ProbeFinder::new(targets)));
-        Self { guest, log, index, ring: None, sequence: 0, probes, worked: false }
+        Self { guest, log, index, ring: None, sequence: 0, probes, gate: None, worked: false }
     }
 
     /// Counts its packets from `sequence` on, unless it has counted further.
@@ -99,6 +102,39 @@ impl Half {
     #[inline]
     pub fn probes(&mut self) -> Option<&mut ProbeFinder> {
         self.probes.as_deref_mut()
+    }
+
+    /// The guest's limit.
+    pub fn limit(&self) -> Option<Limit> {
+        self.gate.as_ref().map(|gate| gate.limit())
+    }
+
+    /// Follows this limit from the next burst on.
+    pub fn set_limit(&mut self, bucket: Option<Arc<Bucket>>) {
+        self.gate = bucket.map(|bucket| Box::new(Gate::new(bucket)));
+    }
+
+    /// Where it waits for the guest's limit.
+    #[inline]
+    pub fn gate(&mut self) -> Option<&mut Gate> {
+        self.gate.as_deref_mut()
+    }
+
+    /// Whether frames wait for the guest's limit.
+    #[inline]
+    pub fn waits_for_limit(&self) -> bool {
+        self.gate.as_ref().is_some_and(|gate| gate.is_waiting())
+    }
+
+    /// How long the frames in sight have waited for the limit, ticks.
+    #[inline]
+    pub fn waited_for_limit(&self) -> u64 {
+        self.gate.as_ref().map_or(0, |gate| gate.waited())
+    }
+
+    /// Time after which frames that wait for the limit may pass, ticks; `None` if none wait.
+    pub fn passes_in(&self, now: u64) -> Option<u64> {
+        self.gate.as_ref()?.opens_in(now)
     }
 
     /// Packets that are looked for.

@@ -15,6 +15,7 @@
 //! - `clock`: the time, and deadlines that are safe when it jumps.
 //! - [`custody`]: descriptors from front ends; `alarm`: a timer that ends a call that blocks on one.
 //! - [`fault`]: delays planted in a stage, to prove that they show there, and planted panics.
+//! - [`limit`]: how many bytes and packets a guest may move in a second.
 //! - [`panic`]: raises an alarm when a worker panics.
 
 mod alarm;
@@ -24,6 +25,7 @@ pub mod custody;
 pub mod fault;
 mod half;
 mod idle;
+pub mod limit;
 pub mod mailbox;
 pub mod operator;
 mod options;
@@ -50,6 +52,7 @@ pub use confine::Wire;
 pub use custody::{Custody, Foreign, Hung};
 pub use fault::{Crash, Delay};
 pub use idle::PollPolicy;
+pub use limit::{Bucket, Limit};
 pub use mailbox::{Announced, Mailbox, Released, RingStart, StartError, WorkerGone};
 pub use operator::{RingStanding, Setting, Standing, StartedRing};
 pub use options::{GuestOptions, WorkerOptions};

@@ -1,10 +1,14 @@
 //! What the operator asks of a running worker: how it stands, and other settings. The worker answers between two bursts
 //! (`standing`).
 
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+
+use burst_trace::Direction;
 
 use crate::fault::Delay;
 use crate::idle::policy::PollPolicy;
+use crate::limit::{Bucket, Limit};
 use crate::probe_targets::ProbeTargets;
 
 /// How a worker stands with one of its guests.
@@ -18,6 +22,8 @@ pub struct Standing {
     pub delays: Vec<Delay>,
     /// Packets that are recorded one by one.
     pub probes: ProbeTargets,
+    /// The guest's limits: to it, from it.
+    pub limits: [Option<Limit>; 2],
     /// The guest's rings that this worker serves, by their index.
     pub rings: Vec<RingStanding>,
 }
@@ -48,7 +54,7 @@ pub struct StartedRing {
     pub has_call: bool,
     /// Whether it marks the pages that it writes, for a migration.
     pub is_logging: bool,
-    /// What it waits for: `buffers` of the guest, or the `datapath`.
+    /// What it waits for: `buffers` of the guest, the `datapath`, or the guest's `limit`.
     pub waits_for: Option<&'static str>,
 }
 
@@ -61,6 +67,8 @@ pub enum Setting {
     Trace(bool),
     /// The delays that are planted in the guest's stages, in place of those before.
     Delays(Vec<Delay>),
+    /// The guest's limit in this direction, which its workers share; `None` for none.
+    Limit(Direction, Option<Arc<Bucket>>),
     /// The packets that are recorded one by one, in place of those before.
     Probes(ProbeTargets),
 }

@@ -8,6 +8,7 @@ use log_limit::LogLimit;
 
 use crate::fault::{Crash, Delay};
 use crate::idle::PollPolicy;
+use crate::limit::Bucket;
 use crate::panic::PanicAlarm;
 use crate::probe_targets::ProbeTargets;
 use crate::scheduling::Scheduling;
@@ -40,6 +41,8 @@ pub struct GuestOptions {
     pub crashes: Vec<Crash>,
     /// Whether bursts are stamped and recorded.
     pub trace: bool,
+    /// The guest's limits: to it, from it. All of its workers share them.
+    pub limits: [Option<Arc<Bucket>>; 2],
     /// Packets that are recorded one by one, too.
     pub probes: ProbeTargets,
 }

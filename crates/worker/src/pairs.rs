@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use burst_trace::Direction;
 use log_limit::LogLimit;
 
+use crate::half::Half;
 use crate::idle::forecast::Worked;
+use crate::limit::{Bucket, Limit};
 use crate::probe_targets::ProbeTargets;
 use crate::receiver::Receiver;
 use crate::ring::Ring;
@@ -95,6 +98,33 @@ impl Pairs {
             tx.set_probe_targets(targets);
             rx.set_probe_targets(targets);
         }
+    }
+
+    /// The limits of `guest`: to it, from it.
+    pub fn limits(&self, guest: usize) -> [Option<Limit>; 2] {
+        let its = self.iter().find(|(tx, _)| tx.guest() == guest);
+        its.map_or([None; 2], |(tx, rx)| [rx.limit(), tx.limit()])
+    }
+
+    /// `guest` follows this limit in this direction from the next burst on.
+    pub fn set_limit(&mut self, guest: usize, direction: Direction, bucket: Option<&Arc<Bucket>>) {
+        for (tx, rx) in self.iter_mut().filter(|(tx, _)| tx.guest() == guest) {
+            match direction {
+                Direction::Tx => tx.set_limit(bucket.cloned()),
+                Direction::Rx => rx.set_limit(bucket.cloned()),
+            }
+        }
+    }
+
+    /// Time after which the first frames that wait for a limit may pass, ticks; `None` if none wait.
+    pub fn passes_in(&self, now: impl Fn() -> u64) -> Option<u64> {
+        let ways = self.iter().flat_map(|(tx, rx)| {
+            // What a blocked transmitter waits for ends its sleep.
+            let tx = Some::<&Half>(tx).filter(|_| !tx.is_blocked());
+            [tx, Some::<&Half>(rx)].into_iter().flatten()
+        });
+        let waiting = ways.filter(|half| half.is_served() && half.waits_for_limit());
+        waiting.filter_map(|half| half.passes_in(now())).min()
     }
 
     /// Bursts of `guest` are stamped from `now` on, ticks.

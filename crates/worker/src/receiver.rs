@@ -14,6 +14,7 @@ use virtqueue::{Chains, RingError};
 use crate::clock::Deadline;
 use crate::half::Half;
 use crate::idle::sleep::Sleeper;
+use crate::limit::{Bucket, Gate};
 use crate::mailbox::Released;
 use crate::probe_targets::ProbeTargets;
 use crate::ring::{Ring, RingState};
@@ -79,8 +80,14 @@ impl Receiver {
         self.half.set_probe_targets(targets);
     }
 
+    /// Follows this limit from the next burst on.
+    pub fn set_limit(&mut self, bucket: Option<Arc<Bucket>>) {
+        self.half.set_limit(bucket);
+    }
+
     /// What was seen before is seen at `now`, ticks: bursts were not stamped until now.
     pub fn see_again(&mut self, now: u64) {
+        self.half.gate().into_iter().for_each(Gate::forget);
         if let Some(starved) = &mut self.starved {
             starved.sighting = Sighting { wake: now, seen: now, polled: true };
         }
@@ -142,7 +149,7 @@ impl Receiver {
     /// Crosses the first boundaries of a burst from a wire. Returns the timeline, and whether the worker was polling.
     /// For frames that waited for buffers, it begins when they were first seen.
     #[inline]
-    pub fn see_frames(&self, ring: &mut Ring, view: &mut View<'_>) -> (Timeline, bool) {
+    pub fn see_frames(&mut self, ring: &mut Ring, view: &mut View<'_>) -> (Timeline, bool) {
         if let Some(starved) = self.starved {
             let begun = self.begin(starved.sighting, view);
             ring.note_look(begun.0.last());
@@ -157,11 +164,16 @@ impl Receiver {
     /// Begins the timeline of frames seen at `sighting`. For frames that waited for buffers, it begins when they were
     /// first seen.
     #[inline]
-    fn begin(&self, sighting: Sighting, view: &mut View<'_>) -> (Timeline, bool) {
+    fn begin(&mut self, sighting: Sighting, view: &mut View<'_>) -> (Timeline, bool) {
+        let limited = self.half.gate().and_then(Gate::take_waited);
         let tracer = view.tracer(self.guest());
-        let Sighting { wake, seen, polled } = self.starved.map_or(sighting, |it| it.sighting);
+        let before = self.starved.map(|it| it.sighting).or(limited.map(|(sighting, _)| sighting));
+        let Sighting { wake, seen, polled } = before.unwrap_or(sighting);
         let mut timeline = Timeline::begin(Direction::Rx, wake);
         tracer.cross_at(&mut timeline, Stage::Notice, seen);
+        let limited = limited.map_or(0, |(_, waited)| waited);
+        let seen = timeline.last();
+        tracer.cross_at(&mut timeline, Stage::Limited, seen.saturating_add(limited));
         if self.starved.is_some() {
             tracer.cross(&mut timeline, Stage::Starved);
         } else {
@@ -199,10 +211,15 @@ impl Receiver {
         view: &mut View<'_>,
     ) -> Unsignalled {
         self.starved = None;
-        let tracer = view.tracer(self.guest());
+        let guest = self.guest();
+        let tracer = view.tracer(guest);
         tracer.cross(&mut timeline, Stage::Place);
         ring.queue().publish();
         tracer.cross(&mut timeline, Stage::Publish);
+        if let Some(gate) = self.half.gate() {
+            let now = view.tracer(guest).recent(&timeline);
+            gate.pay(received.packets, received.bytes, now);
+        }
         Unsignalled { timeline, packets: received.packets, bytes: received.bytes, polled }
     }
 
@@ -339,6 +356,21 @@ impl Receiver {
         self.starve(view.sighting(ring.last_look(), seen), view.now());
     }
 
+    /// Whether the guest's limit lets no frame pass.
+    #[inline]
+    pub fn is_limited(&mut self, view: &View<'_>) -> bool {
+        self.half.gate().is_some_and(|gate| gate.is_closed(|| view.now()))
+    }
+
+    /// Frames of a wire were just seen, and wait for the guest's limit.
+    #[cold]
+    pub fn wait_for_limit(&mut self, ring: &mut Ring, view: &mut View<'_>) {
+        let seen = view.tracer(self.guest()).stamp();
+        let sighting = view.sighting(ring.note_look(seen), seen);
+        let now = view.now();
+        self.half.gate().into_iter().for_each(|gate| gate.wait_for(sighting, now));
+    }
+
     /// No frames wait for buffers any more.
     pub const fn end_starvation(&mut self) {
         self.starved = None;
@@ -347,6 +379,7 @@ impl Receiver {
     /// A look at the wire found no frames.
     pub fn found_nothing(&mut self, ring: &mut Ring, view: &mut View<'_>) {
         self.starved = None;
+        self.half.gate().into_iter().for_each(Gate::forget);
         ring.note_look(view.tracer(self.guest()).stamp());
     }
 
@@ -386,9 +419,10 @@ impl Receiver {
 
     /// Asks for kicks if frames wait for buffers. Returns whether there are buffers already.
     pub fn enable_notification(&mut self) -> bool {
+        let waits_for_limit = self.waits_for_limit();
         let ring = self.half.ring().as_mut().filter(|ring| ring.is_enabled());
         let Some(ring) = ring else { return false };
-        if self.starved.is_none() {
+        if self.starved.is_none() || waits_for_limit {
             return false;
         }
         ring.enable_notification();
@@ -417,6 +451,7 @@ impl Receiver {
     /// Nothing waits for the guest any more: no frame that is held, and no frames of others.
     pub fn forget(&mut self, tracer: &mut Tracer) {
         self.starved = None;
+        self.half.gate().into_iter().for_each(Gate::forget);
         self.drop_held(DropCause::RxStopped, tracer);
     }
 

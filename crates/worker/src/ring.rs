@@ -108,7 +108,7 @@ fn note_resumed(log: &LogLimit, index: u16, resumed: Resumed, setup: QueueSetup)
 fn note_unfit(log: &LogLimit, index: u16, why: Unfit) {
     match why {
         Unfit::Setup | Unfit::Used { .. } => {
-            log::debug!("{}queue {index}: the journal has another ring: {why}", log.prefix());
+            log_limit::debug!(log, "queue {index}: the journal has another ring: {why}");
         }
         Unfit::Reset | Unfit::Said { .. } => log_limit::info!(
             log,

@@ -24,8 +24,10 @@ impl<T: Topology> Loop<T> {
         let tracer = &self.tracers[guest];
         let its = self.pairs.iter().filter(|(tx, _)| tx.guest() == guest);
         let rings = its.flat_map(|(tx, rx)| {
-            let starved = rx.is_starved().then_some("buffers");
+            let [to_guest, from_guest] = [rx.waits_for_limit(), tx.waits_for_limit()];
+            let starved = rx.is_starved().then_some("buffers").or(to_guest.then_some("limit"));
             let blocked = tx.is_blocked().then_some("datapath");
+            let blocked = blocked.or(from_guest.then_some("limit"));
             [
                 standing_of(rx.index(), rx.started(), starved),
                 standing_of(tx.index(), tx.started(), blocked),
@@ -36,6 +38,7 @@ impl<T: Topology> Loop<T> {
             trace: tracer.records(),
             delays: tracer.delays(),
             probes: self.pairs.probe_targets(guest),
+            limits: self.pairs.limits(guest),
             rings: rings.collect(),
         }
     }
@@ -48,6 +51,9 @@ impl<T: Topology> Loop<T> {
                 if records && !was {
                     self.pairs.see_again(guest, self.shared.clock.now());
                 }
+            }
+            Setting::Limit(direction, bucket) => {
+                self.pairs.set_limit(guest, direction, bucket.as_ref());
             }
             Setting::Delays(delays) => self.tracers[guest].set_delays(&delays),
             Setting::Probes(targets) => self.pairs.set_probe_targets(guest, &targets),

@@ -160,6 +160,7 @@ impl Rig {
             delays: Vec::new(),
             crashes: Vec::new(),
             trace: true,
+            limits: [None, None],
             probes: ProbeTargets::default(),
         };
         let (alarm, wake) = UnixStream::pair().unwrap();

@@ -42,6 +42,9 @@ pub trait Topology: Send + 'static {
     /// From now on, datapaths wake the worker up. One that has frames already does so immediately.
     fn listen(&mut self, _sleeper: &Sleeper) {}
 
+    /// The same for those that did not while their frames waited for a limit.
+    fn listen_again(&mut self, _sleeper: &Sleeper) {}
+
     /// From now on, datapaths do not wake the worker up.
     fn ignore(&mut self, _sleeper: &Sleeper) {}
 

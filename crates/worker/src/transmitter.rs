@@ -15,6 +15,7 @@ use virtqueue::{Chains, RingError};
 use crate::half::Half;
 use crate::idle::batching::Batching;
 use crate::idle::sleep::Sleeper;
+use crate::limit::{Bucket, Gate};
 use crate::probe_targets::ProbeTargets;
 use crate::ring::{Ring, RingState};
 use crate::timeline::{Sighting, Timeline, Unsignalled};
@@ -92,6 +93,11 @@ impl Transmitter {
     /// Looks for these packets from the next burst on.
     pub fn set_probe_targets(&mut self, targets: &ProbeTargets) {
         self.half.set_probe_targets(targets);
+    }
+
+    /// Follows this limit from the next burst on.
+    pub fn set_limit(&mut self, bucket: Option<Arc<Bucket>>) {
+        self.half.set_limit(bucket);
     }
 
     /// What was seen before is seen at `now`, ticks: bursts were not stamped until now.
@@ -190,6 +196,10 @@ impl Transmitter {
         ring: &mut Ring,
         view: &mut View<'_>,
     ) -> Result<Option<(Timeline, Backlog)>, RingError> {
+        if self.half.gate().is_some_and(|gate| gate.is_closed(|| view.now())) {
+            self.wait_for_limit(ring, view)?;
+            return Ok(None);
+        }
         // Not in a worker that is woken up by kicks: nothing would wake it up when the wait is over.
         if view.shared.polling {
             if !self.batching.is_due(|| view.now()) {
@@ -218,22 +228,58 @@ impl Transmitter {
             let tracer = view.tracer(self.guest());
             let mut timeline = Timeline::begin(Direction::Tx, backlog.sighting.wake);
             tracer.cross_at(&mut timeline, Stage::Notice, backlog.sighting.seen);
-            tracer.cross(&mut timeline, Stage::Queued);
+            self.cross_queued(&mut timeline, tracer);
             return Ok(Some((timeline, backlog)));
         }
-        let slots = ring.queue().available_descriptors()?;
-        let seen = view.tracer(self.guest()).stamp();
-        let last_look = ring.note_look(seen);
-        if slots == 0 {
+        let Some(Backlog { sighting, slots }) = look(ring, self.guest(), view)? else {
             return Ok(None);
-        }
-        let sighting = view.sighting(last_look, seen);
+        };
+        let Sighting { seen, .. } = sighting;
         let tracer = view.tracer(self.guest());
         let mut timeline = Timeline::begin(Direction::Tx, sighting.wake);
         tracer.cross_at(&mut timeline, Stage::Notice, seen);
         let seen = timeline.last();
         tracer.cross_at(&mut timeline, Stage::Queued, seen);
+        let seen = timeline.last();
+        tracer.cross_at(&mut timeline, Stage::Limited, seen);
         Ok(Some((timeline, Backlog { sighting: Sighting { seen, ..sighting }, slots })))
+    }
+
+    /// Ends the wait of a backlog: the limit's part of it is a stage of its own.
+    #[inline]
+    fn cross_queued(&self, timeline: &mut Timeline, tracer: &mut Tracer) {
+        let waited = self.waited_for_limit();
+        if waited == 0 {
+            tracer.cross(timeline, Stage::Queued);
+            let taken = timeline.last();
+            return tracer.cross_at(timeline, Stage::Limited, taken);
+        }
+        let now = tracer.stamp();
+        tracer.cross_at(timeline, Stage::Queued, now.saturating_sub(waited));
+        tracer.cross_at(timeline, Stage::Limited, now);
+    }
+
+    /// The guest's limit lets nothing pass. Chains that are in sight are a backlog, and wait.
+    #[cold]
+    fn wait_for_limit(&mut self, ring: &mut Ring, view: &mut View<'_>) -> Result<(), RingError> {
+        if self.waits_for_limit() {
+            return Ok(());
+        }
+        let mut since = view.now();
+        if self.backlog.is_none() {
+            self.backlog = look(ring, self.guest(), view)?;
+            if let Some(Backlog { sighting, .. }) = &mut self.backlog
+                && sighting.polled
+            {
+                // They came after the last look, and the limit was in the way since then: it is the bound of their wait.
+                sighting.seen = sighting.wake;
+                since = sighting.wake;
+            }
+        }
+        if self.backlog.is_some() {
+            self.half.gate().into_iter().for_each(|gate| gate.wait(since));
+        }
+        Ok(())
     }
 
     /// Notes a burst that is published to the guest.
@@ -246,6 +292,7 @@ impl Transmitter {
         view: &mut View<'_>,
     ) {
         let Sent { slots, packets, bytes, ref drops } = *sent;
+        let guest = self.guest();
         let tracer = view.tracer(self.guest());
         tracer.cross(&mut timeline, Stage::Complete);
         tracer.dropped(self.index(), drops);
@@ -259,6 +306,14 @@ impl Transmitter {
             self.batching.found(now, slots, more, view.shared.longest);
         }
         self.backlog = (left > 0).then_some(Backlog { slots: left, ..backlog });
+        if let Some(gate) = self.half.gate() {
+            let now = view.tracer(guest).recent(&timeline);
+            gate.pay(packets, bytes, now);
+            match left {
+                0 => gate.forget(),
+                _ => gate.wait(now),
+            }
+        }
         if slots > 0 {
             let polled = backlog.sighting.polled;
             self.unsignalled = Some(Unsignalled { timeline, packets, bytes, polled });
@@ -336,8 +391,13 @@ impl Transmitter {
 
     /// Asks for kicks, and returns whether there is work already.
     pub fn enable_notification(&mut self) -> bool {
+        let waits_for_limit = self.waits_for_limit();
         let Some(ring) = self.half.ring() else { return false };
         if !matches!(ring.state(), RingState::Enabled | RingState::Disabled) {
+            return false;
+        }
+        if waits_for_limit {
+            // A kick would only wake the worker up too early.
             return false;
         }
         ring.enable_notification();
@@ -356,6 +416,7 @@ impl Transmitter {
     pub fn set_memory(&mut self, memory: &Arc<guest_memory::GuestMemory>) {
         self.half.set_memory(memory);
         self.backlog = None;
+        self.half.gate().into_iter().for_each(Gate::forget);
     }
 
     /// Stops the ring if a part of its memory is missing. Returns whether it did.
@@ -369,8 +430,9 @@ impl Transmitter {
     }
 
     /// The ring is not served any more: what was seen of it counts no longer.
-    const fn forget(&mut self) {
+    fn forget(&mut self) {
         (self.backlog, self.blocked) = (None, false);
+        self.half.gate().into_iter().for_each(Gate::forget);
     }
 }
 
@@ -382,6 +444,18 @@ impl Deref for Transmitter {
     fn deref(&self) -> &Half {
         &self.half
     }
+}
+
+/// Looks at the ring: what it holds is in sight from now on.
+#[inline]
+fn look(ring: &mut Ring, guest: usize, view: &mut View<'_>) -> Result<Option<Backlog>, RingError> {
+    let slots = ring.queue().available_descriptors()?;
+    let seen = view.tracer(guest).stamp();
+    let last_look = ring.note_look(seen);
+    if slots == 0 {
+        return Ok(None);
+    }
+    Ok(Some(Backlog { sighting: view.sighting(last_look, seen), slots }))
 }
 
 /// Takes one burst from a disabled ring and drops it.

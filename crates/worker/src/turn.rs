@@ -36,6 +36,9 @@ const LOSSES_EVERY: Duration = Duration::from_millis(100);
 /// [`Loop::sustain`] runs once in this number of turns.
 const BUSY_TURNS: u32 = 1024;
 
+/// Shortest sleep. A timer that is set to no time at all never fires.
+const SHORTEST: Duration = Duration::from_micros(1);
+
 /// A worker at work.
 pub struct Loop<T> {
     pub(crate) inbox: Arc<Inbox>,
@@ -194,12 +197,17 @@ impl<T: Topology> Loop<T> {
         self.busy = 0;
         if !std::mem::replace(&mut self.listens, true) {
             self.topology.listen(&self.shared.sleeper);
+        } else {
+            self.topology.listen_again(&self.shared.sleeper);
         }
         let work = self.pairs.enable_notifications();
         if !(work | self.topology.has_work(&self.pairs)) {
             let view = View { tracers: &mut self.tracers, shared: &self.shared };
             let due = self.topology.limit(&self.pairs, &view);
-            self.sleep_until_event(limit.into_iter().chain(losses).chain(due).min());
+            let passes = self.pairs.passes_in(|| view.now());
+            let passes = passes.map(|ticks| self.shared.clock.duration_of(ticks).max(SHORTEST));
+            let all = [limit, losses, due, passes];
+            self.sleep_until_event(all.into_iter().flatten().min());
         }
         self.pairs.disable_notifications();
     }

@@ -6,6 +6,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use burst_trace::Direction;
 use confine::Role;
 use datapath::{Datapath, Forward, FrameReader};
 
@@ -167,4 +168,7 @@ pub(crate) fn pairs_of(guest: &GuestOptions, numbers: impl Iterator<Item = u16>)
 /// Adds queue pair number `pair` of guest number `number`.
 fn push(pairs: &mut Pairs, number: usize, guest: &GuestOptions, pair: u16) {
     pairs.push(number, &guest.log, &guest.probes, pair);
+    let [to_guest, from_guest] = &guest.limits;
+    pairs.set_limit(number, Direction::Rx, to_guest.as_ref());
+    pairs.set_limit(number, Direction::Tx, from_guest.as_ref());
 }

@@ -170,13 +170,16 @@ fn in_order(places: &mut [Place]) -> Vec<Place> {
 mod tests {
     use super::*;
     use crate::record::BurstRecord;
+    use crate::stage::Stage;
 
-    /// From `first` on, 10 in each stage.
+    /// From `first` on, 10 in each stage. No limit held it back.
     fn burst(worker: u8, ring: u16, first: u64) -> BurstRecord {
-        let stages = Direction::of_ring(ring).stages().len();
+        let stages = Direction::of_ring(ring).stages();
         let mut record = BurstRecord { worker, ring, first, packets: 1, ..BurstRecord::default() };
-        record.stages[..stages].fill(10);
-        record.last = first + 10 * stages as u64;
+        for (ticks, stage) in record.stages.iter_mut().zip(stages) {
+            *ticks = if *stage == Stage::Limited { 0 } else { 10 };
+        }
+        record.last = first + record.stages.iter().sum::<u64>();
         record
     }
 

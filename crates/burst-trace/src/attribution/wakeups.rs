@@ -175,7 +175,7 @@ mod tests {
             first,
             last: first + 5,
             ring: 1,
-            stages: [0; 6],
+            stages: [0; crate::stage::STAGES_MAX],
             is_polled: false,
             wakeup: None,
         }

@@ -5,12 +5,14 @@ use super::{
     Record,
 };
 use crate::cyclic::{CYCLIC_MAX, CyclicFrame};
-use crate::stage::{DropCause, KernelStage, STAGES_MAX};
+use crate::stage::{Direction, DropCause, KernelStage, STAGES_MAX};
 
 /// Flag in the file: the worker was polling.
 const POLLED: u8 = 1;
 /// Flag in the file: the record has a wake-up.
 const ARRIVED: u8 = 2;
+/// Flag in the file: word 7 has the time in the stage `limited`, in the place of a wake-up.
+const LIMITED: u8 = 4;
 
 /// Where the length of a cyclic frame's counter begins in the byte of its description.
 pub const COUNTER_LEN_SHIFT: u8 = 4;
@@ -59,13 +61,36 @@ pub struct Fields {
     pub wakeup: u32,
 }
 
-// Two stages a word, in words 3 to 5.
-const _: () = assert!(STAGES_MAX == 2 * 3, "the stages fill their words");
+// Two stages a word, in words 3 to 5, and `limited` in word 7: it came later than all others, and is mostly 0.
+const _: () = assert!(STAGES_MAX == 2 * 3 + 1, "the stages fill their words");
+
+/// Where `limited` is among the stages of virtqueue `ring`.
+const fn limited_at(ring: u16) -> usize {
+    match Direction::of_ring(ring) {
+        Direction::Tx => 2,
+        Direction::Rx => 1,
+    }
+}
+
+/// The other stages of virtqueue `ring` in their order, by their places.
+const fn others(ring: u16) -> [usize; 6] {
+    match Direction::of_ring(ring) {
+        Direction::Tx => [0, 1, 3, 4, 5, 6],
+        Direction::Rx => [0, 2, 3, 4, 5, 6],
+    }
+}
 
 impl Fields {
     #[inline]
     pub fn to_words(self) -> [u64; RECORD_WORDS] {
-        let stage = |n: usize| self.stages[n].min(u64::from(u32::MAX));
+        let others = others(self.ring);
+        let stage = |n: usize| self.stages[others[n]].min(u64::from(u32::MAX));
+        let limited = self.stages[limited_at(self.ring)].min(u64::from(u32::MAX));
+        let (flags, late) = match limited {
+            0 => (self.flags, u64::from(self.wakeup)),
+            // A time from before the limit let it pass says nothing of a wake-up.
+            limited => (self.flags & !ARRIVED | LIMITED, limited),
+        };
         [
             self.first,
             self.last,
@@ -75,19 +100,26 @@ impl Fields {
             stage(4) | stage(5) << 32,
             u64::from(self.amount) | u64::from(self.packets) << 32 | u64::from(self.ring) << 48,
             u64::from(self.kind)
-                | u64::from(self.flags) << 8
+                | u64::from(flags) << 8
                 | u64::from(self.cause) << 16
                 | u64::from(self.writer) << 24
-                | u64::from(self.wakeup) << 32,
+                | late << 32,
         ]
     }
 
     #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of packed words")]
     pub fn of(words: &[u64; RECORD_WORDS]) -> Self {
+        let ring = (words[6] >> 48) as u16;
+        let flags = (words[7] >> 8) as u8;
+        let late = (words[7] >> 32) as u32;
         let mut stages = [0; STAGES_MAX];
-        for (n, stage) in stages.iter_mut().enumerate() {
-            *stage = u64::from((words[3 + n / 2] >> (32 * (n % 2))) as u32);
+        for (n, at) in others(ring).into_iter().enumerate() {
+            stages[at] = u64::from((words[3 + n / 2] >> (32 * (n % 2))) as u32);
+        }
+        let is_limited = flags & LIMITED != 0;
+        if is_limited {
+            stages[limited_at(ring)] = u64::from(late);
         }
         let total = words[1].wrapping_sub(words[0]);
         if let Some(long) = stages.iter().position(|&stage| stage == u64::from(u32::MAX)) {
@@ -101,12 +133,12 @@ impl Fields {
             stages,
             amount: words[6] as u32,
             packets: (words[6] >> 32) as u16,
-            ring: (words[6] >> 48) as u16,
+            ring,
             kind: words[7] as u8,
-            flags: (words[7] >> 8) as u8,
+            flags: if is_limited { flags & !ARRIVED } else { flags },
             cause: (words[7] >> 16) as u8,
             writer: (words[7] >> 24) as u8,
-            wakeup: (words[7] >> 32) as u32,
+            wakeup: if is_limited { 0 } else { late },
         }
     }
 

@@ -40,7 +40,7 @@ fn migration() -> Migration {
 
 /// One of each kind.
 fn every_kind() -> [Record; 11] {
-    let burst = BurstRecord { wakeup: Some(9), ..burst([1, 2, 3, 4, 5, 6]) };
+    let burst = BurstRecord { wakeup: Some(9), ..burst([1, 2, 0, 3, 4, 5, 6]) };
     let (start, end) = (5, 8);
     [
         Record::Burst(burst),
@@ -109,7 +109,7 @@ fn a_record_of_each_kind_comes_back_as_it_was() {
     for record in every_kind() {
         assert_eq!(Record::from_words(&record.to_words()), record);
     }
-    let record = Record::Burst(burst([1, 2, 3, 4, 5, u64::from(u32::MAX) - 1]));
+    let record = Record::Burst(burst([1, 2, 0, 3, 4, 5, u64::from(u32::MAX) - 1]));
     assert_eq!(Record::from_words(&record.to_words()), record);
 }
 
@@ -218,15 +218,30 @@ fn a_recorders_reader_says_whose_a_record_is() {
 #[test]
 fn when_the_first_frame_came_is_kept_if_it_is_known() {
     for wakeup in [None, Some(0), Some(1), Some(u32::MAX)] {
-        let record = Record::Burst(BurstRecord { wakeup, ..burst([1, 2, 3, 4, 5, 6]) });
+        let record = Record::Burst(BurstRecord { wakeup, ..burst([1, 2, 0, 3, 4, 5, 6]) });
         assert_eq!(Record::from_words(&record.to_words()), record);
+    }
+}
+
+#[test]
+fn a_time_that_the_limit_took_has_the_place_of_a_wakeup() {
+    for (ring, stages) in [(3, [1, 2, 9, 3, 4, 5, 6]), (2, [1, 9, 2, 3, 4, 5, 0])] {
+        let limited = BurstRecord { ring, ..burst(stages) };
+        let record = Record::Burst(BurstRecord { wakeup: Some(7), ..limited });
+        let words = record.to_words();
+        assert_eq!(Record::from_words(&words), Record::Burst(limited));
+        // All other words are as before there was a limit.
+        let before = stages.iter().copied().filter(|&stage| stage != 9).collect::<Vec<u64>>();
+        let plain = [words[3], words[4], words[5]];
+        let pairs = [0, 2, 4].map(|n| before[n] | before[n + 1] << 32);
+        assert_eq!((plain, words[7] >> 32, words[7] >> 8 & 7), (pairs, 9, 5));
     }
 }
 
 #[test]
 fn a_stage_longer_than_32_bits_is_exact() {
     for long in 0..STAGES_MAX {
-        let mut stages = [10, 20, 30, 40, 50, 60];
+        let mut stages = [10, 20, 25, 30, 40, 50, 60];
         stages[long] = 90_000_000_000;
         let record = Record::Burst(burst(stages));
         assert_eq!(Record::from_words(&record.to_words()), record);
@@ -235,7 +250,7 @@ fn a_stage_longer_than_32_bits_is_exact() {
 
 #[test]
 fn a_stage_lies_between_its_boundaries() {
-    let times = burst([1, 2, 3, 4, 5, 6]).times();
+    let times = burst([1, 2, 0, 3, 4, 5, 6]).times();
     assert_eq!(times.during(Stage::Notice), (1000, 1001));
     assert_eq!(times.during(Stage::Egress), (1006, 1010));
     assert_eq!(times.during(Stage::Signal), (1015, 1021));

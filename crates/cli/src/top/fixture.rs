@@ -45,8 +45,8 @@ fn recorded(bursts: usize, is_interrupted: bool) -> Interval {
     let first = clock.now();
     for n in 0..bursts {
         let is_last = n + 1 == bursts;
-        let mut stages = [1, 2, 3, 4, 5, 6].map(|us| us * microseconds);
-        stages[3] += if is_last { 50 * microseconds } else { 0 };
+        let mut stages = [1, 2, 0, 3, 4, 5, 6].map(|us| us * microseconds);
+        stages[4] += if is_last { 50 * microseconds } else { 0 };
         writer.burst(&BurstRecord {
             first,
             last: first + stages.iter().sum::<u64>(),

@@ -19,8 +19,15 @@ use super::queues::{self, Column};
 use super::source::Identity;
 
 /// One colour for each stage, in the order of the bar.
-const COLORS: [Color; 6] =
-    [Color::Blue, Color::Magenta, Color::Cyan, Color::Green, Color::Yellow, Color::Red];
+const COLORS: [Color; 7] = [
+    Color::Blue,
+    Color::Magenta,
+    Color::LightRed,
+    Color::Cyan,
+    Color::Green,
+    Color::Yellow,
+    Color::Red,
+];
 
 /// The guest's name, and what the daemon reported about its run.
 #[must_use]
@@ -94,8 +101,13 @@ fn render_outliers(frame: &mut Frame, rest: &mut Rect, interval: &Interval) {
 
 /// Lines of one direction: title, headings, the daemon's stages, total, the kernel's stages, bar.
 fn height(way: &DirectionInterval, has_heading: bool) -> u16 {
-    let stages = way.records.direction.stages().len() + in_the_kernel(way).count();
+    let stages = own(way).count() + in_the_kernel(way).count();
     super::cells::lines(stages) + 3 + u16::from(has_heading)
+}
+
+/// The daemon's stages.
+fn own(way: &DirectionInterval) -> impl Iterator<Item = &StageRow> {
+    way.records.stages.iter().filter(|row| row.tier == Tier::D && !row.is_idle_limit())
 }
 
 /// The stages of the host kernel that were measured.
@@ -157,10 +169,7 @@ fn stage_table(way: &DirectionInterval, seconds: f64, has_heading: bool) -> Tabl
     let total_ns = records.total.figures.map_or(0.0, |figures| figures.mean_ns);
     let is_polled = records.polled_packets > 0;
     let mut colors = COLORS.iter();
-    let rows = records
-        .stages
-        .iter()
-        .filter(|row| row.tier == Tier::D)
+    let rows = own(way)
         .map(|row| (row, colors.next().copied().unwrap_or(Color::Reset)))
         .chain([(&records.total, Color::Reset)])
         .map(|(row, color)| {
@@ -201,7 +210,7 @@ fn stage_cells(row: &StageRow, packets: u64, seconds: f64, total_ns: f64) -> [St
 /// A bar that shows what the mean consists of: for each stage a segment as long as its share, with its name if that
 /// fits.
 fn bar_line(way: &DirectionInterval, width: u16) -> Line<'static> {
-    let stages = way.records.stages.iter().filter(|row| row.tier == Tier::D);
+    let stages = own(way);
     let means: Vec<_> =
         stages.map(|row| (row.stage, row.figures.map_or(0.0, |f| f.mean_ns))).collect();
     let total_ns: f64 = means.iter().map(|(_, mean_ns)| mean_ns).sum();

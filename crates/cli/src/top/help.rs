@@ -22,7 +22,7 @@ records lost overwritten before they could be read: times lack them
 below total  in the host kernel (--kernel-stages), where it is measured
 tx  guest to wire                    rx  wire to guest
 notice       from waking up to seeing that there is work
-queued       tx: until this burst had its turn
+queued       tx: until this burst had its turn; limited: by the guest's limit
 gather       tx: reading and checking the guest's descriptors
 egress       tx: in the datapath's system call or ring
 starved      rx: waiting for the guest's buffers

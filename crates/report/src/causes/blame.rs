@@ -97,7 +97,7 @@ mod tests {
         BurstTimes {
             first,
             last,
-            stages: [0; 6],
+            stages: [0; burst_trace::stage::STAGES_MAX],
             ring: 1,
             worker: 0,
             is_polled: false,

@@ -90,9 +90,10 @@ pub const GUEST_KICK: Part = part(Side::Between, "guest-kick", "-");
 pub const REMAINDER: Part = part(Side::Between, "remainder", "-");
 
 /// The daemon's parts on the way into the guest.
-pub(super) const INTO_GUEST: [Part; 7] = [
+pub(super) const INTO_GUEST: [Part; 8] = [
     RX_WAKEUP,
     RX_NOTICE,
+    own(Direction::Rx, Stage::Limited),
     own(Direction::Rx, Stage::Starved),
     own(Direction::Rx, Stage::Place),
     RX_PUBLISH,
@@ -100,10 +101,11 @@ pub(super) const INTO_GUEST: [Part; 7] = [
     INJECT,
 ];
 /// The daemon's parts on the way out of the guest.
-pub(super) const OUT_OF_GUEST: [Part; 5] = [
+pub(super) const OUT_OF_GUEST: [Part; 6] = [
     TX_WAKEUP,
     TX_NOTICE,
     own(Direction::Tx, Stage::Queued),
+    own(Direction::Tx, Stage::Limited),
     own(Direction::Tx, Stage::Gather),
     TX_EGRESS,
 ];

@@ -94,7 +94,8 @@ impl Burst {
     /// Of a burst from the guest: all of its frames were available by this boundary. The later frames of a burst, and those
     /// of a backlog, may have become available after the look that saw the first one.
     pub fn visible_until(&self) -> i64 {
-        let was_seen_at_once = self.is_alone && self.stage(Stage::Queued) == 0;
+        let was_seen_at_once =
+            self.is_alone && self.stage(Stage::Queued) == 0 && self.stage(Stage::Limited) == 0;
         self.end_of(if was_seen_at_once { Stage::Notice } else { Stage::Gather })
     }
 

@@ -3,6 +3,7 @@ use std::path::Path;
 use burst_trace::fixture::{culprit, preempted};
 use burst_trace::{
     Clock, Culprit, Gap, InterruptionCause, Reader, Recorder, RecorderOptions, RecordingWriter,
+    Stage,
 };
 
 use super::*;
@@ -98,7 +99,7 @@ fn slices(trace: &proto::Trace) -> Vec<Slice> {
     slices
 }
 
-/// A burst that begins at `first` and is in its stages for so many ticks.
+/// A burst that begins at `first` and is in its stages for so many ticks. No limit held it back.
 fn burst(ring: u16, sequence: u64, first: u64, stages: &[u64]) -> BurstRecord {
     let mut record = BurstRecord {
         first,
@@ -109,7 +110,10 @@ fn burst(ring: u16, sequence: u64, first: u64, stages: &[u64]) -> BurstRecord {
         ring,
         ..BurstRecord::default()
     };
-    record.stages[..stages.len()].copy_from_slice(stages);
+    let its = record.direction().stages().iter().enumerate();
+    for ((at, _), ticks) in its.filter(|(_, it)| **it != Stage::Limited).zip(stages) {
+        record.stages[at] = *ticks;
+    }
     record
 }
 

@@ -203,6 +203,7 @@ impl<'u> Judge<'u> {
         let most = [wakeup].into_iter().chain(stages).max_by_key(|(_, over)| *over);
         let Some((Some(stage), _)) = most else { return (self.unaccounted(unit), "wakeup") };
         let cause = match stage {
+            Stage::Limited => Cause::Limit,
             Stage::Starved => Cause::NoBuffers,
             Stage::Queued if self.waits_for_buffers(unit) => Cause::NoBuffers,
             Stage::Queued => Cause::Queue,

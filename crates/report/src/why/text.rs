@@ -102,6 +102,7 @@ fn in_words(group: &Group) -> (String, String) {
             causes::of_cause(subject, cause, &culprit, group.detail, group.cpu)
         }
         Cause::NoBuffers => ("the guest posted no receive buffers".into(), by_stage()),
+        Cause::Limit => ("the guest's limit let nothing pass".into(), by_stage()),
         Cause::BehindDatapath => (
             "frames waited in the host, outside the daemon".into(),
             "look at the queueing disciplines between tap and wire (tc -s qdisc), and at the bridge or OVS".into(),

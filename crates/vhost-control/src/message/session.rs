@@ -126,7 +126,7 @@ impl Session {
 
     /// Returns whether it has done it.
     fn carry_out(&self, command: Command) -> bool {
-        log::debug!("{}the guest sends the command {command:?}", self.device.log.prefix());
+        log_limit::debug!(self.device.log, "the guest sends the command {command:?}");
         let before = self.control.settings();
         let after = match command {
             Command::Announced => before,
@@ -275,8 +275,7 @@ impl VhostUserBackend for Session {
         let memory = Arc::new(GuestMemory::guarded(map, current.as_deref())?);
         // The previous table stays guarded until its last user drops it.
         let _before = current.replace(Arc::clone(&memory));
-        let prefix = self.device.log.prefix();
-        log::debug!("{prefix}the guest has {} MiB of memory", memory.len() >> 20);
+        log_limit::debug!(self.device.log, "the guest has {} MiB of memory", memory.len() >> 20);
         let mut informed: Vec<&Arc<Mailbox>> = Vec::new();
         for mailbox in &self.device.workers {
             if !informed.iter().any(|other| Arc::ptr_eq(other, mailbox)) {

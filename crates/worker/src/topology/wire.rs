@@ -39,6 +39,10 @@ struct Line<D> {
     log: Arc<LogLimit>,
     datapath: D,
     reads: Reads,
+    /// Whether its events wake the worker up.
+    listens: bool,
+    /// Its frames wait for the guest's limit: events say nothing new.
+    is_deaf: bool,
     /// What the datapath was last configured for.
     configured: Option<Negotiated>,
 }
@@ -51,6 +55,8 @@ impl<D: Datapath> Wire<D> {
             log: Arc::clone(log),
             datapath,
             reads: Reads::default(),
+            listens: false,
+            is_deaf: false,
             configured: None,
         };
         Self { lines: lines.into_iter().map(line).collect() }
@@ -68,7 +74,8 @@ impl<D: Datapath> Topology for Wire<D> {
     }
 
     fn listen(&mut self, sleeper: &Sleeper) {
-        for line in &self.lines {
+        for line in self.lines.iter_mut().filter(|line| !line.listens && !line.is_deaf) {
+            line.listens = true;
             if let Some(fd) = line.datapath.readiness()
                 && let Err(error) = sleeper.add(&fd, Token::Datapath(line.pair))
             {
@@ -81,10 +88,12 @@ impl<D: Datapath> Topology for Wire<D> {
         }
     }
 
+    fn listen_again(&mut self, sleeper: &Sleeper) {
+        self.listen(sleeper);
+    }
+
     fn ignore(&mut self, sleeper: &Sleeper) {
-        for fd in self.lines.iter().filter_map(|line| line.datapath.readiness()) {
-            sleeper.remove(&fd);
-        }
+        self.lines.iter_mut().for_each(|line| line.ignore(sleeper));
     }
 
     fn woken(&mut self, token: Token, pairs: &mut Pairs) {
@@ -99,7 +108,10 @@ impl<D: Datapath> Topology for Wire<D> {
     fn has_work(&mut self, pairs: &Pairs) -> bool {
         let has_frames = |(line, (_, rx)): (&Line<D>, (&Transmitter, &Receiver))| {
             // A datapath with a descriptor wakes the worker up itself. One that failed is read again when its time has come.
-            let is_read = rx.is_served() && !rx.is_starved() && !line.reads.has_failed();
+            let is_read = rx.is_served()
+                && !rx.is_starved()
+                && !rx.waits_for_limit()
+                && !line.reads.has_failed();
             is_read && line.datapath.readiness().is_none() && line.datapath.has_frames()
         };
         self.lines.iter().zip(pairs.iter()).any(has_frames)
@@ -184,7 +196,7 @@ impl<D: Datapath> Topology for Wire<D> {
     fn set_active(&mut self, at: usize, active: bool) -> io::Result<()> {
         let line = &mut self.lines[at];
         // There may be frames from before; the first read finds out.
-        line.reads = Reads::new(active);
+        (line.reads, line.is_deaf) = (Reads::new(active), false);
         line.datapath.set_active(active)
     }
 }
@@ -223,6 +235,10 @@ impl<D: Datapath> Line<D> {
         if has_descriptor && !self.reads.may_have_frames() && !view.shared.polling {
             return Ok(false);
         }
+        if rx.is_limited(view) {
+            return Ok(self.wait_for_limit(rx, ring, view));
+        }
+        self.is_deaf = false;
         if !self.reads.is_due(|| view.now()) {
             return Ok(false);
         }
@@ -305,6 +321,36 @@ impl<D: Datapath> Line<D> {
             log_limit::warn!(self.log, "queue pair {pair}: cannot read its datapath: {error}");
         }
         drops.add(DropCause::RxError);
+    }
+
+    /// The guest's limit lets nothing pass. A frame that waits in the datapath waits for it from now on. Returns whether a frame
+    /// that was held too long was dropped.
+    #[cold]
+    fn wait_for_limit(&mut self, rx: &mut Receiver, ring: &mut Ring, view: &mut View<'_>) -> bool {
+        if rx.is_starved() && !ring.has_grown() {
+            return rx.give_up_held(view);
+        }
+        if rx.waits_for_limit() {
+            return false;
+        }
+        if rx.is_starved() || rx.is_holding() || self.datapath.has_frames() {
+            rx.wait_for_limit(ring, view);
+            // Each further frame would wake the worker up for nothing.
+            self.is_deaf = true;
+            self.ignore(&view.shared.sleeper);
+        } else {
+            self.reads.succeeded(false);
+            ring.note_look(view.tracer(rx.guest()).stamp());
+        }
+        false
+    }
+
+    fn ignore(&mut self, sleeper: &Sleeper) {
+        if std::mem::take(&mut self.listens)
+            && let Some(fd) = self.datapath.readiness()
+        {
+            sleeper.remove(&fd);
+        }
     }
 
     /// There is no room for a frame now. A frame that waits in the datapath is starved from now on.

@@ -20,7 +20,7 @@ pub const ANNOUNCEMENTS_AT_ONCE: u32 = 10;
 /// Time after which one more is sent.
 pub const ANNOUNCEMENT_EVERY: Duration = Duration::from_millis(100);
 
-const BEFORE: [Stage; 3] = [Stage::Notice, Stage::Queued, Stage::Gather];
+const BEFORE: [Stage; 4] = [Stage::Notice, Stage::Queued, Stage::Limited, Stage::Gather];
 const AFTER: [Stage; 3] = [Stage::Egress, Stage::Complete, Stage::Signal];
 
 impl Transmitter {

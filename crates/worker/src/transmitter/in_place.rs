@@ -20,8 +20,7 @@ const DRAIN: Duration = Duration::from_millis(100);
 const CHECK: Duration = Duration::from_micros(200);
 
 /// The boundaries of frames that are given back outside of a turn.
-const BOUNDARIES: [Stage; 6] =
-    [Stage::Notice, Stage::Queued, Stage::Gather, Stage::Egress, Stage::Complete, Stage::Signal];
+const BOUNDARIES: &[Stage] = Direction::Tx.stages();
 
 impl Transmitter {
     /// As [`turn`](Self::turn), for a datapath that sends frames from the guest's memory.
@@ -104,7 +103,7 @@ impl Transmitter {
         self.forget();
         drops.add_all(&done.drops);
         tracer.dropped(index, &drops);
-        BOUNDARIES.into_iter().for_each(|stage| tracer.cross(&mut timeline, stage));
+        BOUNDARIES.iter().for_each(|&stage| tracer.cross(&mut timeline, stage));
         #[expect(clippy::cast_possible_truncation, reason = "at most two bursts")]
         let packets = (done.taken as u16).saturating_sub(done.drops.total());
         let burst = Unsignalled { timeline, packets, bytes: done.bytes, polled: false };
