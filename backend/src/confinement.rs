@@ -26,6 +26,7 @@ pub const CONFINED: &str = "confined";
 /// See [`Error`].
 pub fn begin(plan: &Plan) -> Result<(), Error> {
     let own = own_directories(plan);
+    let config = plan.config.as_deref().map(directory_of);
     let (guests, plan) = (&plan.guests, &plan.confinement);
     let is_on = plan.sandbox == Sandbox::On;
     let program = Program::this(if is_on { &[CONFINED] } else { &[] });
@@ -44,7 +45,8 @@ pub fn begin(plan: &Plan) -> Result<(), Error> {
         share(run_dir, group.is_some(), mode)?;
     }
     if is_on {
-        confine::start(Policy { seccomp: plan.seccomp, own }).map_err(Error::Confine)?;
+        let policy = Policy { seccomp: plan.seccomp, own, config };
+        confine::start(policy).map_err(Error::Confine)?;
     } else {
         log::warn!(
             "NOT CONFINED, by --sandbox none: if a guest takes this process over, it may do whatever user {} may",

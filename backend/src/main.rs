@@ -22,6 +22,7 @@ mod manager;
 mod plan;
 mod print;
 mod probes;
+mod reload;
 mod services;
 mod spec;
 mod stop;
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
     }
     let plan = plan(args)
         .unwrap_or_else(|error| Args::command().error(ErrorKind::ArgumentConflict, error).exit());
-    logging::start(plan.log_format, plan.log_level.as_ref());
+    logging::start(plan.log_format, plan.log_level.as_ref().or(plan.config_log_level.as_ref()));
     match run(&plan) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -117,7 +118,7 @@ fn run(plan: &Plan) -> Result<(), error::Error> {
     // With this signal handled, a write over the file-size limit fails (EFBIG), as on a full disk. It does not end the
     // process.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(error::Error::Signals)?;
-    let stop = Stop::on_signals().map_err(error::Error::Signals)?;
+    let stop = Stop::on_signals(plan.config.is_some()).map_err(error::Error::Signals)?;
     assemble::run(plan, handed, &stop)
 }
 

@@ -42,8 +42,14 @@ pub struct Plan {
     pub take_over: Option<Predecessor>,
     /// The form of its log.
     pub log_format: LogFormat,
-    /// What it logs; as `RUST_LOG` says if not set.
+    /// What it logs, if the command line says so.
     pub log_level: Option<LogLevel>,
+    /// What it logs, if the file says so.
+    pub config_log_level: Option<LogLevel>,
+    /// The file of its guests.
+    pub config: Option<PathBuf>,
+    /// The run directory of the command line.
+    pub run_dir: Option<PathBuf>,
     /// What the daemon may do.
     pub confinement: Confinement,
 }
@@ -214,7 +220,10 @@ impl Plan {
             control: args.control.or(config.control),
             take_over: args.take_over,
             log_format: args.log_format.or(config.log_format).unwrap_or_default(),
-            log_level: args.log_level.or(config.log_level),
+            log_level: args.log_level,
+            config_log_level: config.log_level,
+            config: args.config,
+            run_dir: args.run_dir,
             ..self
         }
     }

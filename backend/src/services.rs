@@ -1,4 +1,4 @@
-//! What looks at the guests and changes them from outside, beside their front ends: metrics, and the control socket.
+//! What looks at the guests and changes them from outside, beside their front ends: metrics, the control socket, and SIGHUP.
 
 use burst_trace::Clock;
 use metrics::{Address, Metrics, MetricsError};
@@ -7,11 +7,13 @@ use crate::announce;
 use crate::control::{Control, Operator, Subject, Ways};
 use crate::error::Error;
 use crate::plan::{GuestPlan, Plan};
+use crate::reload::Reload;
 use crate::stop::Stop;
 
 /// The services that the plan asks for. Dropping it ends them.
 #[derive(Debug)]
 pub struct Services {
+    _reload: Option<Reload>,
     _control: Option<Control>,
     _metrics: Option<Metrics>,
 }
@@ -24,7 +26,8 @@ impl Services {
     pub fn start(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Result<Self, Error> {
         let metrics = measure(plan, clock)?;
         let control = control(plan, ways, clock, stop)?;
-        Ok(Self { _control: control, _metrics: metrics })
+        let reload = reload(plan, ways, clock, stop)?;
+        Ok(Self { _reload: reload, _control: control, _metrics: metrics })
     }
 
     /// Starts those that can start, and logs why others cannot: the guests are served already.
@@ -35,7 +38,10 @@ impl Services {
         let control = control(plan, ways, clock, stop)
             .inspect_err(|error| log::error!("there is no control socket: {error}"))
             .unwrap_or_default();
-        Self { _control: control, _metrics: metrics }
+        let reload = reload(plan, ways, clock, stop)
+            .inspect_err(|error| log::error!("SIGHUP changes nothing: {error}"))
+            .unwrap_or_default();
+        Self { _reload: reload, _control: control, _metrics: metrics }
     }
 }
 
@@ -53,6 +59,12 @@ fn serve_metrics(
 ) -> Result<Metrics, MetricsError> {
     let open = |guest: &GuestPlan| metrics::Guest::open(&guest.name, &guest.recorder, clock);
     Metrics::serve(address, guests.iter().map(open).collect::<Result<_, _>>()?)
+}
+
+fn reload(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Result<Option<Reload>, Error> {
+    let asked = stop.hangups().map_err(Error::Descriptors)?;
+    let (Some(asked), Some(config)) = (asked, &plan.config) else { return Ok(None) };
+    Reload::on(asked, config, plan, ways, clock).map(Some)
 }
 
 fn control(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Result<Option<Control>, Error> {

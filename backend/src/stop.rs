@@ -16,29 +16,48 @@ use crate::sys;
 pub struct Stop {
     asked: UnixStream,
     ask: UnixStream,
+    /// Gets a byte for each SIGHUP, if that does not end the daemon.
+    hangup: Option<UnixStream>,
     alarm: PanicAlarm,
 }
 
 impl Stop {
-    /// Listens for SIGTERM, and for SIGINT and SIGHUP unless the parent process had them ignored.
+    /// Listens for SIGTERM, and for SIGINT and SIGHUP unless the parent process had them ignored. `reloads`: SIGHUP does not
+    /// end the daemon, because there is a file to read again.
     ///
     /// # Errors
     /// What the system answers.
-    pub fn on_signals() -> io::Result<Self> {
+    pub fn on_signals(reloads: bool) -> io::Result<Self> {
         let (asked, ask) = UnixStream::pair()?;
         pipe::register(SIGTERM, ask.try_clone()?)?;
+        let mut hangup = None;
         for signal in [SIGINT, SIGHUP] {
-            if !sys::is_ignored(signal) {
-                pipe::register(signal, ask.try_clone()?)?;
+            if sys::is_ignored(signal) {
+                continue;
             }
+            let mut signalled = ask.try_clone()?;
+            if signal == SIGHUP && reloads {
+                let hangups;
+                (hangups, signalled) = UnixStream::pair()?;
+                hangup = Some(hangups);
+            }
+            pipe::register(signal, signalled)?;
         }
         let alarm = PanicAlarm::new(ask.try_clone()?);
-        Ok(Self { asked, ask, alarm })
+        Ok(Self { asked, ask, hangup, alarm })
     }
 
     /// Ends the daemon when a worker or a guest's thread panics.
     pub const fn alarm(&self) -> &PanicAlarm {
         &self.alarm
+    }
+
+    /// What gets a byte for each SIGHUP; `None` if that ends the daemon, or is ignored.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn hangups(&self) -> io::Result<Option<UnixStream>> {
+        self.hangup.as_ref().map(UnixStream::try_clone).transpose()
     }
 
     /// What asks the daemon to end.

@@ -148,6 +148,56 @@ fn signals_that_are_ignored_stay_ignored_but_sigterm() {
 }
 
 #[test]
+fn sighup_reads_the_file_again_and_follows_what_can_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let table =
+        |n, keys: &str| guest_table(directory.path(), n, &format!("datapath = 'reflect'\n{keys}"));
+    let guests = [table(0, ""), table(1, "limit-tx = '1MB'")].concat();
+    let mut daemon = Daemon::start_with_config(directory.path(), "vm0", &guests).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let file = directory.path().join("config.toml");
+    let read_again = |daemon: &Daemon, text: &str, expected: &[&str]| {
+        let before = daemon.log().len();
+        fs::write(&file, text).unwrap();
+        daemon.signal(Signal::HUP).unwrap();
+        for part in expected {
+            eventually(SOON, part, || {
+                let log = daemon.log()[before..].to_owned();
+                if log.contains(part) { Ok(()) } else { Err(log) }
+            });
+        }
+        daemon.log()[before..].to_owned()
+    };
+    // A daemon that starts may not listen for the signal yet.
+    frames::come_back(&mut guest).unwrap();
+    let guests =
+        [table(0, "limit-tx = '200MB'"), table(1, "poll = 'never'"), table(2, "")].concat();
+    let said = read_again(
+        &daemon,
+        &format!("log-level = 'debug'\n{guests}"),
+        &[
+            "vm0: limit-tx is 200MB,burst=10 now",
+            "vm1: limit-tx is off now",
+            "vm1: other keys have changed",
+            "vm2: a guest that is new",
+            "config.toml was read again",
+        ],
+    );
+    assert!(!said.contains("vm0: other keys"), "{said}");
+    frames::come_back(&mut guest).unwrap();
+    drop(guest);
+    daemon.expect_log("DEBUG");
+    read_again(
+        &daemon,
+        &format!("log-level = 'loud'\n{guests}"),
+        &["nothing has changed by SIGHUP", "found 'loud'"],
+    );
+    read_again(&daemon, &guests.replace("200MB", "fast"), &["limit-tx", "found 'fast'"]);
+    assert!(daemon.is_alive());
+    assert!(daemon.terminate(Duration::from_secs(1)).unwrap().success());
+}
+
+#[test]
 fn each_line_of_a_json_log_is_an_object() {
     let directory = tempfile::tempdir().unwrap();
     for (form, begins) in [("json", "{"), ("journal", "<6>")] {

@@ -1,4 +1,4 @@
-//! The Debian package in a fresh system with systemd: installed, started, restarted, upgraded, removed, purged.
+//! The Debian package in a fresh system with systemd: installed, started, restarted, reloaded, upgraded, removed, purged.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -88,8 +88,18 @@ fn the_package_is_installed_started_upgraded_removed_and_purged() {
     });
     send_one(&system);
 
-    // Upgraded: the daemon that runs goes on.
+    // Its file is read again while it runs.
     let process = main_process(&system);
+    std::fs::write(system.path("/etc/ringscope/vm0.toml"), format!("{CONFIG}limit-tx = '50MB'\n"))
+        .unwrap();
+    system.must("systemctl reload ringscoped@vm0").unwrap();
+    eventually(SOON, "the limit", || {
+        let said = system.must("journalctl -u ringscoped@vm0 -o cat").unwrap();
+        if said.contains("vm0: limit-tx is 50MB,burst=10 now") { Ok(()) } else { Err(said) }
+    });
+    send_one(&system);
+
+    // Upgraded: the daemon that runs goes on.
     let said = system.must("dpkg -i /root/ringscope.deb").unwrap();
     assert!(said.contains("ringscoped@vm0.service"), "{said}");
     assert_eq!(main_process(&system), process);

@@ -285,6 +285,7 @@ impl Role {
             ],
             // Its socket is open.
             Self::Manager => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD],
+            Self::Reload => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, LOOK, LOOK_OLD, READ_FILES],
             // Both files are open.
             Self::Records => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, GROW],
             Self::Main => &[

@@ -13,6 +13,7 @@ use landlock::{
     RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, path_beneath_rules,
 };
 
+use crate::policy::Policy;
 use crate::role::Role;
 
 /// The version up to which kernels know what is forbidden here: ioctls on devices (Linux 6.10), and TCP (6.7).
@@ -25,8 +26,8 @@ type Reach = (Vec<PathBuf>, BitFlags<AccessFs>);
 const ALLOCATOR: [&str; 2] = ["/proc/sys/vm", "/sys/devices/system/cpu"];
 
 impl Role {
-    /// The files that its threads reach. `own`: the directories of the daemon's own sockets and recorders.
-    fn reaches(self, own: &[PathBuf]) -> Option<Vec<Reach>> {
+    /// The files that its threads reach.
+    fn reaches(self, Policy { own, config, .. }: &Policy) -> Option<Vec<Reach>> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         let at = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
         Some(match self {
@@ -34,16 +35,17 @@ impl Role {
                 Vec::new()
             }
             Self::Main | Self::TakeOver => {
-                vec![(own.to_vec(), read | AccessFs::RemoveFile), (at(&ALLOCATOR), read)]
+                vec![(own.clone(), read | AccessFs::RemoveFile), (at(&ALLOCATOR), read)]
             }
             // What a front end's files are, and how it maps them.
             Self::Control => {
-                vec![(at(&["/proc", "/sys"]), read), (own.to_vec(), AccessFs::RemoveFile.into())]
+                vec![(at(&["/proc", "/sys"]), read), (own.clone(), AccessFs::RemoveFile.into())]
             }
             // The kernel's release is among what it says.
             Self::Operator => vec![(at(&["/proc/sys/kernel"]), read), (at(&ALLOCATOR), read)],
             Self::Closer => vec![(at(&["/proc"]), read), (at(&ALLOCATOR[1..]), read)],
-            Self::Metrics => vec![(own.to_vec(), read), (at(&ALLOCATOR), read)],
+            Self::Metrics => vec![(own.clone(), read), (at(&ALLOCATOR), read)],
+            Self::Reload => vec![(Vec::from_iter(config.clone()), read), (at(&ALLOCATOR), read)],
             Self::TapAgain | Self::KernelStages => vec![(at(&["/proc", "/sys"]), read)],
             // What was set for busy polling is put back there.
             Self::Interface => {
@@ -56,8 +58,8 @@ impl Role {
 }
 
 /// Leaves the calling thread with the files that `role` reaches. Returns how far the kernel can do that.
-pub fn enter(role: Role, own: &[PathBuf]) -> Result<RulesetStatus, RulesetError> {
-    let Some(reaches) = role.reaches(own) else { return Ok(RulesetStatus::NotEnforced) };
+pub fn enter(role: Role, policy: &Policy) -> Result<RulesetStatus, RulesetError> {
+    let Some(reaches) = role.reaches(policy) else { return Ok(RulesetStatus::NotEnforced) };
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
@@ -92,9 +94,9 @@ mod tests {
         own: &Path,
         attempt: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        let own = own.to_path_buf();
+        let policy = Policy { own: vec![own.into()], ..Policy::default() };
         let tried = std::thread::spawn(move || {
-            enter(role, &[own]).unwrap();
+            enter(role, &policy).unwrap();
             attempt()
         });
         tried.join().unwrap()
@@ -102,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_worker_reaches_no_file_and_main_only_removes_its_own() {
-        let status = std::thread::spawn(|| enter(Role::Capture, &[]).unwrap()).join().unwrap();
+        let status = std::thread::spawn(|| enter(Role::Capture, &Policy::default()).unwrap()).join().unwrap();
         if status == RulesetStatus::NotEnforced {
             eprintln!("not tried: this kernel has no Landlock");
             return;

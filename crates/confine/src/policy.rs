@@ -17,6 +17,8 @@ pub struct Policy {
     /// The directories of the daemon's own sockets and recorders, where it removes them at the end. They must exist when a
     /// thread enters its role.
     pub own: Vec<PathBuf>,
+    /// The directory of `--config`, whose file is read again.
+    pub config: Option<PathBuf>,
 }
 
 /// Why a thread cannot be confined.
@@ -96,7 +98,7 @@ fn confine(policy: &Policy, role: Role) -> Result<(), Error> {
     violation::note(role);
     drop_all_but(role).map_err(|error| Error::Capabilities(error.to_string()))?;
     rustix::thread::set_no_new_privs(true).map_err(|error| Error::Privileges(error.into()))?;
-    files::enter(role, &policy.own)?;
+    files::enter(role, policy)?;
     Ok(filter::enter(role, policy.seccomp)?)
 }
 

@@ -57,6 +57,8 @@ pub enum Role {
     Records,
     /// Tells the service manager how the daemon is.
     Manager,
+    /// Reads `--config` again after SIGHUP.
+    Reload,
     /// The process that starts helper processes, and the helpers.
     Helper,
 }
@@ -81,6 +83,7 @@ impl Role {
             Self::KernelStages,
             Self::Records,
             Self::Manager,
+            Self::Reload,
             Self::Helper,
         ];
         workers.into_iter().chain(others).collect()
@@ -108,6 +111,7 @@ impl Role {
             Self::KernelStages => "kernel-stages",
             Self::Records => "records",
             Self::Manager => "manager",
+            Self::Reload => "reload",
             Self::Helper => "helper",
         }
     }
