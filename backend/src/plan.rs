@@ -1,5 +1,6 @@
 //! The plan of a daemon: flags that were checked against each other. Nothing is opened yet.
 
+mod cpus;
 mod error;
 mod faults;
 mod name;
@@ -22,6 +23,7 @@ use crate::probes::ProbeSpec;
 use crate::spec::DatapathSpec;
 use crate::takeover::Predecessor;
 
+use cpus::cpus;
 pub use error::PlanError;
 use faults::sort_faults;
 use name::name;
@@ -257,21 +259,7 @@ impl GuestPlan {
         };
         let name = name(args.name, endpoint.socket())?;
         let fifo = args.sched.map(|sched| sched.0);
-        let cpus: Vec<_> = match args.cpus {
-            None => vec![None],
-            Some(list) => list.0.into_iter().map(Some).collect(),
-        };
-        if cpus.len() > args.queue_pairs.into() {
-            let queue_pairs = args.queue_pairs;
-            return Err(PlanError::TooManyCpus { cpus: cpus.len(), queue_pairs });
-        }
-        for (n, cpu) in cpus.iter().enumerate() {
-            if let Some(cpu) = cpu
-                && cpus[..n].contains(&Some(*cpu))
-            {
-                return Err(PlanError::SameCpu(*cpu));
-            }
-        }
+        let cpus = cpus(args.cpus, args.queue_pairs)?;
         let datapath = args.datapath.unwrap_or(DatapathSpec::Null { receive: 0 });
         if datapath.descriptor().is_some() && args.queue_pairs > 1 {
             return Err(PlanError::OneDescriptor { datapath, queue_pairs: args.queue_pairs });

@@ -39,7 +39,13 @@ impl Reload {
     ///
     /// # Errors
     /// When the system refuses the thread.
-    pub fn on(asked: UnixStream, config: &Path, plan: &Plan, ways: &Ways, clock: Clock) -> Result<Self, Error> {
+    pub fn on(
+        asked: UnixStream,
+        config: &Path,
+        plan: &Plan,
+        ways: &Ways,
+        clock: Clock,
+    ) -> Result<Self, Error> {
         let (end, ended) = UnixStream::pair().map_err(Error::Signals)?;
         let config = config.to_path_buf();
         let mut followed = Followed { config, plan: plan.clone(), ways: ways.clone(), clock };

@@ -104,7 +104,9 @@ mod tests {
 
     #[test]
     fn a_worker_reaches_no_file_and_main_only_removes_its_own() {
-        let status = std::thread::spawn(|| enter(Role::Capture, &Policy::default()).unwrap()).join().unwrap();
+        let status = std::thread::spawn(|| enter(Role::Capture, &Policy::default()).unwrap())
+            .join()
+            .unwrap();
         if status == RulesetStatus::NotEnforced {
             eprintln!("not tried: this kernel has no Landlock");
             return;

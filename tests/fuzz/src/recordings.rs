@@ -131,7 +131,7 @@ impl Facts {
 #[derive(Arbitrary, Debug)]
 enum Record {
     Any([u64; RECORD_WORDS]),
-    Burst { ring: u8, packets: u8, pause: u16, stages: [u16; 6], polled: bool, wakeup: Option<u16> },
+    Burst { ring: u8, packets: u8, pause: u16, stages: [u16; 7], polled: bool, wakeup: Option<u16> },
     Drop { ring: u8, cause: u8, packets: u8 },
     Kernel { stage: u8, worker: u8, ring: u8, time: u16 },
     Probe { run: u8, sequence: u8 },

@@ -207,7 +207,15 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
     (
         recorder,
         reader,
-        GuestOptions { log, writer, delays: Vec::new(), crashes: Vec::new(), trace: true, probes },
+        GuestOptions {
+            log,
+            writer,
+            delays: Vec::new(),
+            crashes: Vec::new(),
+            trace: true,
+            limits: [None, None],
+            probes,
+        },
     )
 }
 
