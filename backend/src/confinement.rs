@@ -4,7 +4,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use confine::{Policy, Wire, directory_of};
+use confine::{Places, Policy, Wire, directory_of};
 use datapath::af_xdp::UmemOwner;
 use foreign_files::Program;
 use metrics::Address;
@@ -45,7 +45,7 @@ pub fn begin(plan: &Plan) -> Result<(), Error> {
         share(run_dir, group.is_some(), mode)?;
     }
     if is_on {
-        let policy = Policy { seccomp: plan.seccomp, own, config };
+        let policy = Policy { seccomp: plan.seccomp, places: Places { own, config } };
         confine::start(policy).map_err(Error::Confine)?;
     } else {
         log::warn!(

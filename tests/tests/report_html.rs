@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use burst_trace::fixture::preempted;
+use burst_trace::stage::STAGES_MAX;
 use burst_trace::{
     BurstRecord, Clock, Direction, KernelSpan, KernelStage, Recorder, RecorderOptions, Stage,
 };
@@ -107,6 +108,15 @@ fn two_are_compared_stage_by_stage() {
     assert_eq!(browser.complaints().unwrap(), Vec::<String>::new());
 }
 
+/// The times of a burst that waited for no limit: each other stage took `ticks`.
+fn stages(direction: Direction, ticks: u64) -> [u64; STAGES_MAX] {
+    let mut stages = [0; STAGES_MAX];
+    for (time, stage) in stages.iter_mut().zip(direction.stages()) {
+        *time = if *stage == Stage::Limited { 0 } else { ticks };
+    }
+    stages
+}
+
 /// A recorder of 200 probes of the host's, 1 ms apart, and what their sender stamped: number n took 100 µs and n. Only what
 /// one clock measured is known exactly, so the daemon's part is of whole microseconds: 10 in, 20 out.
 fn probes(directory: &Path) -> [PathBuf; 2] {
@@ -129,9 +139,7 @@ fn probes(directory: &Path) -> [PathBuf; 2] {
     for sequence in 0..200 {
         let sent = anchor.ticks + ticks(1000 * (sequence + 1));
         for (ring, at, us) in [(0, 30, 2), (1, 60, 4)] {
-            let direction = Direction::of_ring(ring);
-            let mut stages = [0; burst_trace::stage::STAGES_MAX];
-            stages[..direction.stages().len()].fill(ticks(us));
+            let stages = stages(Direction::of_ring(ring), ticks(us));
             let first = sent + ticks(at);
             let last = first + stages.iter().sum::<u64>();
             let burst = BurstRecord {
@@ -193,7 +201,7 @@ fn recorder(directory: &Path, name: &str, us: impl Fn(u64) -> u64) -> PathBuf {
     for sequence in 0..400 {
         let rest = if sequence < 200 { 0 } else { 3_000_000 };
         let first = zero + ticks(sequence * 1000 + rest);
-        let stages = [ticks(us(sequence)); burst_trace::stage::STAGES_MAX];
+        let stages = stages(Direction::Tx, ticks(us(sequence)));
         let last = first + stages.iter().sum::<u64>();
         writer.burst(&BurstRecord {
             first,
@@ -324,6 +332,7 @@ fn a_probes_round_trip_is_chosen_and_seen_part_by_part() {
         assert_eq!([&shown[0], &shown[1]], [part.side.name(), part.stage]);
         let expected = match (part.side.name(), part.stage) {
             (_, "wakeup" | "inject") | ("guest", _) => None,
+            (_, "limited") => Some(0.0),
             ("rx", _) => Some(2.0),
             ("tx", _) => Some(4.0),
             ("host", "host-send") => Some(30.0),
@@ -396,7 +405,7 @@ fn interrupted(directory: &Path) -> PathBuf {
         let gathered = taken + if sequence == 7 { 4000 } else { 5 };
         let boundaries = [begin, begin + 5, taken, gathered].map(at);
         let (first, last) = (boundaries[0], boundaries[3]);
-        let mut stages = [0; burst_trace::stage::STAGES_MAX];
+        let mut stages = [0; STAGES_MAX];
         let its = [Stage::Notice, Stage::Queued, Stage::Gather];
         for (stage, pair) in its.into_iter().zip(boundaries.windows(2)) {
             stages[Direction::Tx.position(stage).unwrap()] = pair[1] - pair[0];

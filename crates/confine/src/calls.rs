@@ -285,7 +285,10 @@ impl Role {
             ],
             // Its socket is open.
             Self::Manager => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD],
-            Self::Reload => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, LOOK, LOOK_OLD, READ_FILES],
+            // The signal comes by a socket.
+            Self::Reload => &[
+                EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, LOOK, LOOK_OLD, READ_FILES, calls![SYS_recvfrom],
+            ],
             // Both files are open.
             Self::Records => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, GROW],
             Self::Main => &[

@@ -13,11 +13,19 @@ use landlock::{
     RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, path_beneath_rules,
 };
 
-use crate::policy::Policy;
 use crate::role::Role;
 
 /// The version up to which kernels know what is forbidden here: ioctls on devices (Linux 6.10), and TCP (6.7).
 const KNOWN: ABI = ABI::V5;
+
+/// The daemon's directories.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// Those of its own sockets and recorders, where it removes them at the end.
+    pub own: Vec<PathBuf>,
+    /// That of `--config`, whose file is read again.
+    pub config: Option<PathBuf>,
+}
 
 /// What a role may do with the files below these paths.
 type Reach = (Vec<PathBuf>, BitFlags<AccessFs>);
@@ -27,7 +35,7 @@ const ALLOCATOR: [&str; 2] = ["/proc/sys/vm", "/sys/devices/system/cpu"];
 
 impl Role {
     /// The files that its threads reach.
-    fn reaches(self, Policy { own, config, .. }: &Policy) -> Option<Vec<Reach>> {
+    fn reaches(self, Places { own, config }: &Places) -> Option<Vec<Reach>> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         let at = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
         Some(match self {
@@ -58,8 +66,8 @@ impl Role {
 }
 
 /// Leaves the calling thread with the files that `role` reaches. Returns how far the kernel can do that.
-pub fn enter(role: Role, policy: &Policy) -> Result<RulesetStatus, RulesetError> {
-    let Some(reaches) = role.reaches(policy) else { return Ok(RulesetStatus::NotEnforced) };
+pub fn enter(role: Role, places: &Places) -> Result<RulesetStatus, RulesetError> {
+    let Some(reaches) = role.reaches(places) else { return Ok(RulesetStatus::NotEnforced) };
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
@@ -71,7 +79,7 @@ pub fn enter(role: Role, policy: &Policy) -> Result<RulesetStatus, RulesetError>
     rules.restrict_self().map(|status| status.ruleset)
 }
 
-/// The directory of a file, for [`Policy::own`](crate::Policy::own).
+/// The directory of a file, for [`Places`].
 #[must_use]
 pub fn directory_of(file: &Path) -> PathBuf {
     match file.parent() {
@@ -94,9 +102,9 @@ mod tests {
         own: &Path,
         attempt: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        let policy = Policy { own: vec![own.into()], ..Policy::default() };
+        let places = Places { own: vec![own.into()], ..Places::default() };
         let tried = std::thread::spawn(move || {
-            enter(role, &policy).unwrap();
+            enter(role, &places).unwrap();
             attempt()
         });
         tried.join().unwrap()
@@ -104,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_worker_reaches_no_file_and_main_only_removes_its_own() {
-        let status = std::thread::spawn(|| enter(Role::Capture, &Policy::default()).unwrap())
+        let status = std::thread::spawn(|| enter(Role::Capture, &Places::default()).unwrap())
             .join()
             .unwrap();
         if status == RulesetStatus::NotEnforced {

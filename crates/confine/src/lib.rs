@@ -28,7 +28,7 @@ mod user;
 mod violation;
 
 pub use caps::Capability;
-pub use files::directory_of;
+pub use files::{Places, directory_of};
 pub use filter::{FilterError, Seccomp};
 pub use policy::{Error, Policy, enter, start};
 pub use role::{Role, Wire};

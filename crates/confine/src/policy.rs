@@ -1,10 +1,9 @@
 //! What the operator asked for, for the whole process.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::capabilities::drop_all_but;
-use crate::files;
+use crate::files::{self, Places};
 use crate::filter::{self, FilterError, Seccomp};
 use crate::role::Role;
 use crate::violation;
@@ -14,11 +13,8 @@ use crate::violation;
 pub struct Policy {
     /// What happens when a thread makes a system call that its role does not need.
     pub seccomp: Seccomp,
-    /// The directories of the daemon's own sockets and recorders, where it removes them at the end. They must exist when a
-    /// thread enters its role.
-    pub own: Vec<PathBuf>,
-    /// The directory of `--config`, whose file is read again.
-    pub config: Option<PathBuf>,
+    /// The daemon's directories. They must exist when a thread enters its role.
+    pub places: Places,
 }
 
 /// Why a thread cannot be confined.
@@ -98,7 +94,7 @@ fn confine(policy: &Policy, role: Role) -> Result<(), Error> {
     violation::note(role);
     drop_all_but(role).map_err(|error| Error::Capabilities(error.to_string()))?;
     rustix::thread::set_no_new_privs(true).map_err(|error| Error::Privileges(error.into()))?;
-    files::enter(role, policy)?;
+    files::enter(role, &policy.places)?;
     Ok(filter::enter(role, policy.seccomp)?)
 }
 

@@ -60,7 +60,7 @@ fn needs(role: Role, attempt: usize) -> bool {
 /// Whether this kind of thread has sockets, whose framework makes ioctls.
 fn has_messages(role: Role) -> bool {
     use Role::*;
-    !matches!(role, Worker(_) | Capture | KernelStages | Records | Manager)
+    !matches!(role, Worker(_) | Capture | KernelStages | Records | Manager | Reload)
 }
 
 fn roles() -> Vec<Role> {
