@@ -1,12 +1,14 @@
 //! How many frames a second one thread writes to a tap, by a bare loop or as a guest of ringscoped.
 //!
-//!     tap-calls write TAP BYTES SEGMENTS SECONDS     writes packets of this many datagrams, one `writev` each
+//!     tap-calls write TAP BYTES SEGMENTS SECONDS [filtered]
+//!                                                    writes packets of this many datagrams, one `writev` each
 //!     tap-calls send SOCKET BYTES FLOWS SECONDS [tcp] [whole]
 //!                                                    is a guest that sends frames of this many flows in turn
 //!
-//! BYTES: payload of a frame. `tcp`: TCP segments in place of UDP datagrams. `whole`: the guest computes checksums. Prints
+//! BYTES: payload of a frame. `filtered`: below a filter of system calls that allows all of them. `tcp`: TCP segments in place of UDP datagrams. `whole`: the guest computes checksums. Prints
 //! frames a second, and frames for each second of CPU time of this process.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io::{IoSlice, Write as _};
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use frontend::{Guest, GuestOptions};
 use ringscope_tests::flows::{Flow, Sent};
 use ringscope_tests::open_tap;
 use rustix::time::{ClockId, clock_gettime};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -25,14 +28,15 @@ const TOGETHER: usize = 64;
 const HEADERS: usize = 42;
 /// A tap's net header, until somebody asks for a longer one (`drivers/net/tun.c`).
 const NET_HEADER: usize = 10;
-const USAGE: &str = "tap-calls: expected `write TAP BYTES SEGMENTS SECONDS` or `send SOCKET BYTES FLOWS SECONDS [tcp] [whole]`";
+const USAGE: &str = "tap-calls: expected `write TAP BYTES SEGMENTS SECONDS [filtered]` or `send SOCKET BYTES FLOWS SECONDS [tcp] [whole]`";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let counted = match words[..] {
-        ["write", tap, bytes, segments, seconds] => {
-            numbers([bytes, segments, seconds]).and_then(|numbers| write(tap, numbers))
+        ["write", tap, bytes, segments, seconds, ref kind @ ..] => {
+            numbers([bytes, segments, seconds])
+                .and_then(|numbers| write(tap, numbers, kind.contains(&"filtered")))
         }
         ["send", socket, bytes, flows, seconds, ref kind @ ..] => {
             let is_tcp = kind.contains(&"tcp");
@@ -71,8 +75,19 @@ fn count(seconds: usize, mut round: impl FnMut() -> Result<usize>) -> Result<[f6
     Ok([frames as f64, begin.elapsed().as_secs_f64(), (cpu()? - cpu_before).as_secs_f64()])
 }
 
-fn write(tap: &str, [bytes, segments, seconds]: [usize; 3]) -> Result<[f64; 3]> {
+/// The least that the kernel asks for a filter: it looks at each call and allows it.
+fn allow_all() -> Result<()> {
+    let (otherwise, never) = (SeccompAction::Allow, SeccompAction::Trap);
+    let arch = std::env::consts::ARCH.try_into()?;
+    let filter = SeccompFilter::new(BTreeMap::new(), otherwise, never, arch)?;
+    Ok(apply_filter(&BpfProgram::try_from(filter)?)?)
+}
+
+fn write(tap: &str, [bytes, segments, seconds]: [usize; 3], is_filtered: bool) -> Result<[f64; 3]> {
     let mut tap = open_tap(tap)?;
+    if is_filtered {
+        allow_all()?;
+    }
     let mut flow = Flow { is_atomic: true, ..Flow::udp(1) };
     let Sent { mut header, bytes: packet, .. } =
         flow.next(&vec![7; bytes * segments], segments > 1);
