@@ -82,6 +82,18 @@ pub enum CommandError {
         /// The end of what it printed.
         said: String,
     },
+    /// It said nothing for too long, and was ended.
+    #[error(
+        "expected `{command}` to go on, found that it said nothing for {silence:?}; before that: {said}"
+    )]
+    Silent {
+        /// The command line.
+        command: String,
+        /// The time.
+        silence: Duration,
+        /// The end of what it printed.
+        said: String,
+    },
     /// A signal has come: the lab ends.
     #[error("interrupted")]
     Interrupted,
@@ -111,24 +123,25 @@ pub fn run(stop: &Stop, command: &mut Command, limit: Duration) -> Result<String
     }
 }
 
-/// Runs `command` to its end, and gives each line that it prints to `tell` meanwhile.
+/// Runs `command` to its end, and gives each line that it prints to `tell` meanwhile. `silence`: its longest time without one.
 ///
 /// # Errors
 /// As [`run`].
 pub fn run_told(
     stop: &Stop,
     command: &mut Command,
-    limit: Duration,
+    silence: Duration,
     mut tell: impl FnMut(&str),
 ) -> Result<(), CommandError> {
     let line = line_of(command);
     let mut running = Running::start_with(command, Stdio::piped(), Stdio::piped())?;
     let lines = lines_of(&mut running.child);
-    let (end, mut said) = (Instant::now() + limit, String::new());
+    let (mut end, mut said) = (Instant::now() + silence, String::new());
     loop {
         match lines.recv_timeout(LOOK_EVERY) {
             Ok(line) => {
                 tell(&line);
+                end = Instant::now() + silence;
                 said = last_of(&format!("{said}{line}\n")) + "\n";
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -139,7 +152,7 @@ pub fn run_told(
             return Err(CommandError::Interrupted);
         }
         if Instant::now() > end {
-            return Err(CommandError::TooLong { command: line, limit, said: last_of(&said) });
+            return Err(CommandError::Silent { command: line, silence, said: last_of(&said) });
         }
     }
     match running.wait(stop, ENDS_WITHIN)? {
@@ -149,7 +162,7 @@ pub fn run_told(
             status: status.to_string(),
             said: last_of(&said),
         }),
-        None => Err(CommandError::TooLong { command: line, limit, said: last_of(&said) }),
+        None => Err(CommandError::Silent { command: line, silence, said: last_of(&said) }),
     }
 }
 
@@ -333,6 +346,12 @@ mod tests {
         let error = run_told(&stop, &mut shell("echo why; exit 3"), LIMIT, |_| ()).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("exit 3") && error.ends_with("why"), "{error}");
+        // It may run for longer than it may be silent.
+        let (script, silence) = ("for i in 1 2 3 4; do echo $i; sleep 0.2; done", LIMIT / 20);
+        run_told(&stop, &mut shell(script), silence, |_| ()).unwrap();
+        let short = Duration::from_millis(50);
+        let error = run_told(&stop, &mut shell("echo a; sleep 60"), short, |_| ()).unwrap_err();
+        assert!(matches!(&error, CommandError::Silent { said, .. } if said == "a"), "{error}");
         stop.flag().store(true, Ordering::Relaxed);
         let error = run_told(&stop, &mut shell("sleep 60"), LIMIT, |_| ()).unwrap_err();
         assert!(matches!(error, CommandError::Interrupted), "{error}");
