@@ -20,7 +20,7 @@
 //! let mut writer = recorder.writer(0, clock);
 //! let wake = clock.now();
 //! // Ticks in each of the stages of a transmit burst, in the order of `Direction::stages`.
-//! let stages = [300, 0, 450, 2600, 90, 700];
+//! let stages = [300, 0, 0, 450, 2600, 90, 700];
 //! writer.burst(&BurstRecord {
 //!     first: wake,
 //!     last: wake + stages.iter().sum::<u64>(),

@@ -15,7 +15,7 @@
 //!     facts: r#"{"name":"vm0","datapath":"tap:ifname=tap0"}"#.into(),
 //! };
 //! let recorder = Recorder::create(&options, &clock)?;
-//! let (first, stages) = (clock.now(), [300, 0, 450, 2600, 90, 700]);
+//! let (first, stages) = (clock.now(), [300, 0, 0, 450, 2600, 90, 700]);
 //! let last = first + stages.iter().sum::<u64>();
 //! let burst = BurstRecord { first, last, stages, packets: 32, ring: 1, ..BurstRecord::default() };
 //! recorder.writer(0, clock).burst(&burst);
