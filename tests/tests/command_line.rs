@@ -373,6 +373,15 @@ fn a_front_end_that_there_is_no_room_for_is_refused_and_the_next_one_served() {
         assert!((1..10).contains(&lines), "{lines} lines:\n{}", daemon.log());
         drop(refused);
     }
+    // Each of what a connection needs may be the one that there is none left for.
+    for spare in 2..16 {
+        let limit = Rlimit { current: Some(open + spare), maximum: free.maximum };
+        prlimit(process, Resource::Nofile, limit).unwrap();
+        let front = UnixStream::connect(daemon.socket()).unwrap();
+        sleep(Duration::from_millis(50));
+        assert!(daemon.is_alive(), "{spare} to spare: {}", daemon.log());
+        drop(front);
+    }
     prlimit(process, Resource::Nofile, free).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     frames::come_back(&mut guest).unwrap();

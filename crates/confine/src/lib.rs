@@ -4,7 +4,7 @@
 //! code should find no privilege. So each thread gives up what it does not need before it serves anybody:
 //!
 //! - Each kind of thread is a [`Role`]. Its thread calls [`enter`] when its set-up is done. A thread that is started later
-//!   begins with what its parent has left, and enters its own role.
+//!   begins with what its parent has left, and enters its own role ([`narrow`]).
 //! - `capabilities`: which capabilities a role keeps. Most keep none.
 //! - `files`: which files a role reaches by their names.
 //! - `calls`: which system calls a role makes; `filter`: what comes of it; `violation`: what happens at another one; `names`:
@@ -30,6 +30,6 @@ mod violation;
 pub use caps::Capability;
 pub use files::{Places, directory_of};
 pub use filter::{FilterError, Seccomp};
-pub use policy::{Error, Policy, enter, start};
+pub use policy::{Error, Policy, enter, narrow, start};
 pub use role::{Role, Wire};
 pub use user::{Account, AccountError, group, take_group};

@@ -1,6 +1,9 @@
 //! What the operator asked for, for the whole process.
 
+use std::io;
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::capabilities::drop_all_but;
 use crate::files::{self, Places};
@@ -31,8 +34,24 @@ pub enum Error {
     Filter(#[from] FilterError),
     /// It may still gain privileges.
     #[error("no_new_privs cannot be set: {0}")]
-    Privileges(std::io::Error),
+    Privileges(io::Error),
 }
+
+impl Error {
+    /// Whether the process, or the host, has no descriptor left.
+    fn is_shortage(&self) -> bool {
+        let is_it = |error: &(dyn std::error::Error + 'static)| {
+            let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            number.is_some_and(|number| [libc::EMFILE, libc::ENFILE].contains(&number))
+        };
+        std::iter::successors(std::error::Error::source(self), |error| error.source()).any(is_it)
+    }
+}
+
+/// Time that a thread waits for a descriptor.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time between two tries.
+const PAUSE: Duration = Duration::from_millis(10);
 
 static POLICY: OnceLock<Policy> = OnceLock::new();
 
@@ -82,11 +101,30 @@ fn panic_without_backtrace() {
 /// more privileges than the operator knows of.
 pub fn enter(role: Role) {
     let Some(policy) = POLICY.get() else { return };
-    if let Err(error) = confine(policy, role) {
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = confine(policy, role) {
+        // Front ends may have used up the descriptors. Until there is one, the thread does nothing.
+        if error.is_shortage() && Instant::now() < until {
+            sleep(PAUSE);
+            continue;
+        }
         log::error!(
             "the thread '{role}' cannot be confined, so the daemon ends: {error}; --sandbox none runs without"
         );
         std::process::exit(1);
+    }
+}
+
+/// As [`enter`], for a thread whose parent has entered a role. Without a free descriptor it keeps what its parent has kept: it
+/// may be the one that gives descriptors back.
+pub fn narrow(role: Role) {
+    let Some(policy) = POLICY.get() else { return };
+    match confine(policy, role) {
+        Err(error) if error.is_shortage() => {
+            log::debug!("the thread '{role}' keeps what its parent has: {error}");
+        }
+        Err(_) => enter(role),
+        Ok(()) => {}
     }
 }
 

@@ -98,7 +98,7 @@ impl Custody {
         let (inside, alive) = (Arc::clone(&held), Alive::new(threads));
         Builder::new().name("closer".into()).spawn(move || {
             let _alive = alive;
-            confine::enter(Role::Closer);
+            confine::narrow(Role::Closer);
             close_all(&todo, &inside);
         })?;
         Ok(Arc::new(Self { work, held, hung }))

@@ -190,7 +190,7 @@ fn ask(file: BorrowedFd<'_>) -> Result<FileSystem, String> {
         Err((helper, _)) => (helper, Err(unknown())),
     };
     let ended = move || {
-        confine::enter(Role::Closer);
+        confine::narrow(Role::Closer);
         let _ = helper.map(Helper::dismiss);
         ASKING.store(false, Ordering::Release);
     };

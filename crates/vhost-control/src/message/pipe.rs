@@ -99,7 +99,7 @@ impl Forwarder {
         let copy = signalled.try_clone()?;
         // Never joined: the helper may never end.
         Builder::new().name("pipe".into()).spawn(move || {
-            confine::enter(Role::Closer);
+            confine::narrow(Role::Closer);
             let helper = Helper::forward(signalled.as_fd(), pipe.as_fd(), PATIENCE);
             drop(signalled);
             let mut helper = match helper {
