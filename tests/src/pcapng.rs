@@ -18,7 +18,7 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// The value of `key` in the comment.
+    /// The value of `key` in the comment; 0 for `limited`, which is left out then.
     ///
     /// # Panics
     /// When there is none that is a number.
@@ -27,6 +27,7 @@ impl Packet {
         let words = self.comment.split(' ');
         let value = words.filter_map(|word| word.split_once('=')).find(|(known, _)| *known == key);
         let value = value.map(|(_, value)| value.trim_end_matches("ns"));
+        let value = value.or((key == "limited").then_some("0"));
         value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{key}: {self:?}"))
     }
 }

@@ -76,6 +76,10 @@ impl Interface for Obedient {
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
         Some(self.descriptor.as_fd())
     }
+
+    fn may_end_unheard(&self) -> bool {
+        true
+    }
 }
 
 impl Datapath for Obedient {

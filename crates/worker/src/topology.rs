@@ -56,6 +56,11 @@ pub trait Topology: Send + 'static {
         false
     }
 
+    /// Whether nobody may hear that a datapath has ended, so that it has to be looked at now and then.
+    fn may_end_unheard(&self) -> bool {
+        false
+    }
+
     /// The longest time that the worker may sleep, if something has to be done that no event reports.
     fn limit(&self, _pairs: &Pairs, _view: &View<'_>) -> Option<Duration> {
         None

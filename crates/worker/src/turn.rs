@@ -86,7 +86,7 @@ impl<T: Topology> Loop<T> {
     ) -> io::Result<Self> {
         sys::schedule(options.scheduling)?;
         inbox.open()?;
-        let sleeper = Sleeper::new(guests.len())?;
+        let sleeper = Sleeper::new(guests.len(), topology.may_end_unheard())?;
         sleeper.add(inbox.wake(), Token::Mailbox)?;
         topology.begin(&sleeper)?;
         let tracer = |guest: GuestOptions| {

@@ -57,9 +57,8 @@ impl Token {
     }
 }
 
-/// Longest sleep, ms. A tap that is removed may report nothing: the kernel wakes up those who wait for it before it lets go of
-/// the tap (`tun_detach_all`, drivers/net/tun.c), and a worker that looks in between finds nothing. Unlike the timer, this
-/// costs no system call.
+/// Longest sleep where a datapath [may end unheard](datapath::Interface::may_end_unheard), ms. Unlike the timer, this costs no
+/// system call.
 const SILENCE: i32 = 1000;
 
 /// Event number of the timer, which no token has.
@@ -73,6 +72,8 @@ pub struct Sleeper {
     epoll: OwnedFd,
     events: [Event; EVENTS_MAX],
     timer: TimerFd,
+    /// Longest sleep, ms; -1 for no limit.
+    silence: i32,
     /// Whether the timer may still fire.
     is_timed: bool,
     /// Ends a signal that blocks, if the worker serves several guests.
@@ -80,13 +81,14 @@ pub struct Sleeper {
 }
 
 impl Sleeper {
-    /// For the calling thread, which serves `guests`.
-    pub fn new(guests: usize) -> io::Result<Self> {
+    /// For the calling thread, which serves `guests`. `watches`: no sleep is longer than [`SILENCE`].
+    pub fn new(guests: usize, watches: bool) -> io::Result<Self> {
         let events = [Event::new(Events::empty(), 0); EVENTS_MAX];
         let sleeper = Self {
             epoll: crate::sys::new_epoll()?,
             events,
             timer: TimerFd::new()?,
+            silence: if watches { SILENCE } else { -1 },
             is_timed: false,
             alarm: (guests > 1).then(|| Alarm::new().map(Arc::new)).transpose()?,
         };
@@ -130,7 +132,7 @@ impl Sleeper {
         if let Some(alarm) = &self.alarm {
             alarm.disarm();
         }
-        let count = epoll::wait(self.epoll.as_raw_fd(), SILENCE, &mut self.events);
+        let count = epoll::wait(self.epoll.as_raw_fd(), self.silence, &mut self.events);
         let silence = matches!(count, Ok(0)).then_some(Token::Silence);
         // An interrupted sleep returns no events; the loop then sleeps again.
         let events = self.events.iter().take(count.unwrap_or(0)).filter_map(|event| {

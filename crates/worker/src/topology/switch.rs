@@ -248,6 +248,10 @@ impl<U: FrameReader> Topology for Switch<U> {
         self.uplink.as_ref().and_then(|uplink| uplink.retry_in(&view.shared.clock))
     }
 
+    fn may_end_unheard(&self) -> bool {
+        self.uplink.as_ref().is_some_and(|uplink| uplink.may_end_unheard())
+    }
+
     fn counts_losses(&mut self) -> bool {
         self.uplink.as_mut().is_some_and(|uplink| uplink.datapath().kernel_facts().is_some())
     }

@@ -128,6 +128,10 @@ impl<D: Datapath> Topology for Wire<D> {
         self.lines.iter().zip(pairs.iter()).filter_map(limit).min()
     }
 
+    fn may_end_unheard(&self) -> bool {
+        self.lines.iter().any(|line| line.datapath.may_end_unheard())
+    }
+
     fn counts_losses(&mut self) -> bool {
         self.lines.first_mut().is_some_and(|line| line.datapath.kernel_facts().is_some())
     }
