@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::thread::{Builder, JoinHandle};
 
 use confine::Role;
+use host_files::socket::is_listened_at;
 use rustix::fs::{Mode, fchmod};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -107,13 +108,10 @@ fn remove_stale(path: &Path) -> Result<(), ControlError> {
         return Err(ControlError::NotASocket(path.into()));
     }
     let system = |source| ControlError::System { path: path.into(), source };
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(system)
-        }
-        Err(error) => Err(system(error)),
-        Ok(_) => Err(ControlError::InUse(path.into())),
+    if is_listened_at(path).map_err(system)? {
+        return Err(ControlError::InUse(path.into()));
     }
+    fs::remove_file(path).map_err(system)
 }
 
 /// A listening socket whose file never had another mode than 0600: the kernel gives the file the mode of the socket

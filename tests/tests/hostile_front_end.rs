@@ -400,6 +400,22 @@ fn descriptors_that_a_message_does_not_take_end_the_connection() {
 }
 
 #[test]
+fn a_front_end_that_accepts_nobody_keeps_no_client_from_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("vm0.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    // So many that the daemon would have to wait.
+    let waiting: Vec<_> =
+        std::iter::from_fn(|| host_files::socket::connect(&socket).ok()).collect();
+    let arguments = ["--datapath", "reflect"];
+    let mut daemon = Daemon::start_as_client(directory.path(), "vm0", &arguments).unwrap();
+    daemon.expect_log("waiting for a front end to listen");
+    assert!(daemon.terminate(AT_ONCE).unwrap().success(), "{}", daemon.log());
+    drop(waiting);
+}
+
+#[test]
 fn a_front_end_that_says_nothing_gives_way_to_another_and_does_not_stay() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(directory.path(), "vm0", &["--datapath", "reflect"]).unwrap();

@@ -13,12 +13,12 @@ use std::time::Duration;
 use burst_trace::Recorder;
 use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
+use host_files::socket::Peer;
 use log_limit::LogLimit;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::geteuid;
 use rustix::time::{ClockId, clock_gettime};
 use vhost_control::handover::{Asked, Handover};
-use vhost_control::peer;
 
 use super::PATIENCE;
 use super::channel::{Channel, ChannelError};
@@ -173,8 +173,7 @@ impl Giver<'_> {
                 std::thread::sleep(PAUSE);
                 continue;
             };
-            let process =
-                peer(stream.as_fd()).ok().and_then(|peer| peer.process).unwrap_or_default();
+            let process = Peer::of(&stream).ok().and_then(|peer| peer.process).unwrap_or_default();
             match self.attend(stream, stop) {
                 Ok(given) => {
                     match given {
@@ -220,7 +219,7 @@ impl Giver<'_> {
     fn attend(&self, stream: UnixStream, stop: &Stop) -> Result<Given, String> {
         let told = |error: io::Error| error.to_string();
         stream.set_nonblocking(false).map_err(told)?;
-        let user = peer(stream.as_fd()).map_err(told)?.user;
+        let user = Peer::of(&stream).map_err(told)?.user;
         let channel = Channel::new(stream, PATIENCE).map_err(told)?;
         let result = if user == 0 || user == geteuid().as_raw() {
             self.give(&channel, stop)

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,10 +12,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use burst_trace::Recorder;
 use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
+use host_files::socket::{Peer, connect};
 use ring_journal::Journal;
 use rustix::process::geteuid;
+use vhost_control::Heir;
 use vhost_control::handover::{FrontEnd, Stand};
-use vhost_control::{Heir, peer};
 
 use super::channel::Channel;
 use super::give::{Door, now_ns};
@@ -107,8 +108,8 @@ impl Taking {
             Predecessor::Socket(path) => path.clone(),
         };
         let nobody = |source| TakeOverError::Nobody { path: path.clone(), source };
-        let stream = UnixStream::connect(&path).map_err(nobody)?;
-        let peer = peer(stream.as_fd()).map_err(nobody)?;
+        let stream = connect(&path).map_err(nobody)?;
+        let peer = Peer::of(&stream).map_err(nobody)?;
         let process = peer.process.unwrap_or_default();
         if let Predecessor::Process(wanted) = *from
             && process != wanted

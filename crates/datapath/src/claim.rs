@@ -9,10 +9,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
-use rustix::net::sockopt::socket_peercred;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, UCred, connect, socket_with,
-};
+use host_files::socket::Peer;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
 
 /// An interface that this process serves.
@@ -27,7 +25,7 @@ pub struct Claim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// That process; 0 if it is in another PID namespace.
-    pub process: i32,
+    pub process: u32,
 }
 
 impl Claim {
@@ -43,10 +41,10 @@ impl Claim {
         let why = match UnixListener::bind_addr(&address) {
             Ok(listener) => return Ok(Self { held: Some(listener) }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => match holder_of(&name) {
-                Ok(holder) if holder.uid.is_root() || holder.uid == geteuid() => {
-                    return Err(Taken { process: holder.pid.as_raw_nonzero().get() });
+                Ok(Peer { process, user }) if user == 0 || user == geteuid().as_raw() => {
+                    return Err(Taken { process: process.unwrap_or_default() });
                 }
-                Ok(holder) => format!("process {} holds it", holder.pid.as_raw_nonzero()),
+                Ok(Peer { user, .. }) => format!("a process of user {user} holds it"),
                 Err(error) => format!("it is in use, and not by a ringscoped: {error}"),
             },
             Err(error) => error.to_string(),
@@ -72,11 +70,11 @@ impl Claim {
 }
 
 /// The process that listens at the abstract address `name`. Nobody accepts connections there, so this must not block.
-fn holder_of(name: &str) -> io::Result<UCred> {
+fn holder_of(name: &str) -> io::Result<Peer> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
-    Ok(socket_peercred(&socket)?)
+    Peer::of(&socket)
 }
 
 #[cfg(test)]
@@ -89,7 +87,7 @@ mod tests {
     #[test]
     fn an_interface_has_one_process_at_a_time() {
         let claim = Claim::take(NONE).unwrap();
-        let process = std::process::id().cast_signed();
+        let process = std::process::id();
         assert_eq!(Claim::take(NONE).unwrap_err(), Taken { process });
         assert!(Claim::take(NONE - 1).is_ok());
         drop(claim);

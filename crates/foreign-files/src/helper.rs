@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use host_files::socket::Peer;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags, fstatfs};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
-use rustix::net::sockopt::socket_peercred;
 
 use crate::closer::CLOSE;
 use crate::message::{receive, send};
@@ -112,7 +112,7 @@ fn file_system(socket: BorrowedFd<'_>, file: &OwnedFd) -> io::Result<()> {
 }
 
 fn maps(socket: BorrowedFd<'_>, peer: &OwnedFd) -> io::Result<()> {
-    let process = socket_peercred(peer)?.pid.as_raw_nonzero();
+    let process = Peer::of(peer)?.process.ok_or(io::ErrorKind::NotFound)?;
     let file = File::open(format!("/proc/{process}/maps"))?;
     send(&socket, &0_u64.to_ne_bytes(), &[file.as_fd()])
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use burst_trace::ReadError;
 use confine::Role;
+use host_files::socket::is_listened_at;
 
 use crate::accept::Format;
 use crate::address::Address;
@@ -300,11 +301,9 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         if !there.file_type().is_socket() {
             return in_the_way("it exists and is not a socket; remove it");
         }
-        match UnixStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path)?
-            }
-            Ok(_) => return in_the_way("another process listens on it; end that one"),
+        match is_listened_at(path) {
+            Ok(false) => fs::remove_file(path)?,
+            Ok(true) => return in_the_way("another process listens on it; end that one"),
             Err(_) => {}
         }
     } else if let Some(directory) = path.parent().filter(|it| !it.as_os_str().is_empty())

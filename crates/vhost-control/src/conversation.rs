@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use host_files::socket::Peer;
 use log_limit::LogLimit;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::Error as ProtocolError;
@@ -21,7 +22,6 @@ use crate::error::{ServeError, system};
 use crate::message::session::Session;
 use crate::message::{Read, Relay, framework};
 use crate::parting::{Inheritance, Surroundings, hand_over_front};
-use crate::sys::peer_process;
 
 /// Delay before the next try to accept or to connect.
 pub const RETRY: Duration = Duration::from_millis(200);
@@ -63,7 +63,7 @@ pub fn converse(
     heir: Option<Inheritance>,
 ) -> Result<End, ServeError> {
     let (log, began) = (&device.log, Instant::now());
-    let peer = peer_process(front.as_fd());
+    let peer = Peer::of(&front).ok().and_then(|peer| peer.process);
     log_limit::info!(
         log,
         "a front end is {}{}",

@@ -35,7 +35,6 @@ mod ring;
 mod server;
 mod sharing;
 mod socket;
-mod sys;
 
 pub use device::{Device, Witness};
 pub use error::ServeError;
@@ -44,4 +43,3 @@ pub use limits::{descriptors_of, raise_descriptor_limit};
 pub use server::{serve, serve_on};
 pub use sharing::PrivateMemory;
 pub use socket::{Endpoint, Server, SocketError};
-pub use sys::{Peer, peer};

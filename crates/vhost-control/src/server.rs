@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use host_files::socket::connect;
 use log_limit::LogLimit;
 use virtio_net::features::Names;
 use worker::Custody;
@@ -177,7 +178,7 @@ impl Service<'_> {
     fn serve_as_client(&mut self, path: &Path) -> Result<(), ServeError> {
         let mut is_waiting = false;
         loop {
-            match UnixStream::connect(path) {
+            match connect(path) {
                 Ok(stream) => {
                     is_waiting = false;
                     if matches!(self.host(stream)?, End::Stopped | End::Left) {

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use host_files::socket::is_listened_at;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
@@ -102,17 +103,14 @@ impl Server {
             if !metadata.file_type().is_socket() {
                 return Err(SocketError::NotASocket { path: path.into() });
             }
-            match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    log::warn!(
-                        "{} is replaced: it was left by a daemon that did not end in order",
-                        path.display()
-                    );
-                    fs::remove_file(path).map_err(system)?;
-                }
-                Err(error) => return Err(system(error)),
-                Ok(_) => return Err(SocketError::InUse { path: path.into() }),
+            if is_listened_at(path).map_err(system)? {
+                return Err(SocketError::InUse { path: path.into() });
             }
+            log::warn!(
+                "{} is replaced: it was left by a daemon that did not end in order",
+                path.display()
+            );
+            fs::remove_file(path).map_err(system)?;
         }
         let listener = UnixListener::bind(path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => SocketError::NoDirectory { path: path.into() },

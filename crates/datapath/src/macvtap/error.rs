@@ -18,7 +18,7 @@ pub enum MacvtapError {
         /// The interface's name.
         name: String,
         /// The other process; 0 if it is in another PID namespace.
-        process: i32,
+        process: u32,
     },
     /// A queue that another daemon handed over.
     #[error(transparent)]

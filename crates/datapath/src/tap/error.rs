@@ -49,7 +49,7 @@ pub enum TapError {
         /// The interface's name.
         name: String,
         /// The other process; 0 where it cannot be seen from here.
-        process: i32,
+        process: u32,
     },
     /// A queue that another daemon handed over.
     #[error(

@@ -138,7 +138,7 @@ fn attach_again(file: &File, again: &Again) -> Result<Option<QueueFacts>, TapErr
     let lets_go = has_several_queues(name, options.queues)?;
     let claim = match lets_go.then(|| claim(name)).transpose() {
         // Another queue pair of this daemon has claimed it already.
-        Err(TapError::Served { process, .. }) if is_self(process) => None,
+        Err(TapError::Served { process, .. }) if process == std::process::id() => None,
         claim => claim?.flatten(),
     };
     match attach(file, options, lets_go) {
@@ -147,10 +147,6 @@ fn attach_again(file: &File, again: &Again) -> Result<Option<QueueFacts>, TapErr
             attached.map(|()| Some(QueueFacts::of(options, lets_go, claim, Arc::clone(finder))))
         }
     }
-}
-
-fn is_self(process: i32) -> bool {
-    u32::try_from(process).is_ok_and(|process| process == std::process::id())
 }
 
 fn system(name: &str, step: &'static str, source: io::Error) -> TapError {

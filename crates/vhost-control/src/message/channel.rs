@@ -12,15 +12,13 @@
 //! holds bytes only. A socket could be the front end's own end of the connection, or have it among the descriptors that
 //! were sent to it. So a socket may have no other end in this process, and it must be empty and stay so.
 
-use std::os::fd::AsFd;
-
+use host_files::socket::Peer;
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, Shutdown, SocketType, shutdown};
 use worker::Foreign;
 
 use super::descriptor::{Kind, expect_kinds};
-use crate::sys::peer_process;
 
 /// Checks a channel before it is kept.
 ///
@@ -44,7 +42,7 @@ pub fn admit_socket(socket: &Foreign) -> Result<(), String> {
     if (domain, socket_type(socket).map_err(fails)?) != unix {
         return Err("its socket is of another kind; expected a Unix stream socket".into());
     }
-    if peer_process(socket.as_fd()) == Some(std::process::id()) {
+    if Peer::of(&socket).is_ok_and(|peer| peer.process == Some(std::process::id())) {
         return Err("its socket is connected to this process; expected the front end's own".into());
     }
     // From here on nothing can be sent to it. The other end may still be read.
