@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use burst_trace::{BurstRecord, Direction, DropRecord, Record, Source};
+use burst_trace::{BurstRecord, Direction, DropRecord, Record, Source, Stage};
 use frontend::{Guest, GuestOptions};
 use report::figures::TickRate;
 use report::when::When;
@@ -175,7 +175,9 @@ fn check_pcapng(source: &Source, records: &[Record], capture: &Path) {
         let mut len = 0;
         if let Record::Burst(burst) = record {
             comment += &format!(" burst={} frames={}", burst.sequence, burst.packets);
-            for (stage, ticks) in direction.stages().iter().zip(burst.stages) {
+            let stages = direction.stages().iter().zip(burst.stages);
+            // No guest here has a limit.
+            for (stage, ticks) in stages.filter(|(stage, _)| **stage != Stage::Limited) {
                 comment += &format!(" {}={}ns", stage.name(), rate.ns(ticks));
             }
             if burst.is_polled {

@@ -142,11 +142,6 @@ pub trait Interface: Send + 'static {
     /// A descriptor that becomes readable when frames come, and writable when more are taken (edge triggered).
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Whether nobody may hear that it has ended, so that it has to be read now and then.
-    fn may_end_unheard(&self) -> bool {
-        false
-    }
-
     /// What only the kernel knows of its frames, if the kernel reports it.
     #[inline]
     fn kernel_facts(&mut self) -> Option<&mut impl KernelFacts> {

@@ -45,10 +45,6 @@ impl<W: Wrapper> Interface for W {
         self.inner().readiness()
     }
 
-    fn may_end_unheard(&self) -> bool {
-        self.inner().may_end_unheard()
-    }
-
     #[inline]
     fn kernel_facts(&mut self) -> Option<&mut impl KernelFacts> {
         self.inner_mut().kernel_facts()

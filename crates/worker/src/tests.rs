@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{DropCause, Notification, Reader, Recorder, RecorderOptions};
+use burst_trace::{DropCause, DropCounts, Notification, Reader, Recorder, RecorderOptions};
 use datapath::{Capabilities, Datapath, InPlace, Interface, Look, Transmitted};
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
@@ -39,6 +39,8 @@ const SIZE: u16 = 64;
 struct Orders {
     refuses_memory: AtomicBool,
     cannot_be_read: AtomicBool,
+    /// Every frame of the guest is lost.
+    is_gone: AtomicBool,
     /// The kernel sends nothing.
     is_stuck: AtomicBool,
     /// Number of frames of the guest that were taken.
@@ -76,14 +78,14 @@ impl Interface for Obedient {
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
         Some(self.descriptor.as_fd())
     }
-
-    fn may_end_unheard(&self) -> bool {
-        true
-    }
 }
 
 impl Datapath for Obedient {
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        if self.orders.is_gone.load(Ordering::Relaxed) {
+            let drops = DropCounts::only(DropCause::TxLinkDown, frames.len());
+            return Transmitted { taken: frames.len(), drops, ..Transmitted::default() };
+        }
         self.taken += frames.len();
         self.orders.taken.fetch_add(frames.len() as u64, Ordering::Relaxed);
         Transmitted { taken: frames.len(), ..Transmitted::default() }
@@ -98,7 +100,7 @@ impl Datapath for Obedient {
     }
 
     fn in_place(&mut self) -> Option<&mut impl InPlace> {
-        Some(self)
+        (!self.orders.is_gone.load(Ordering::Relaxed)).then_some(self)
     }
 }
 
@@ -427,15 +429,23 @@ fn a_clock_that_jumps_keeps_no_datapath_from_being_read_again() {
 
 /// The kernel may report nothing when a tap is removed.
 #[test]
-fn a_datapath_that_reports_nothing_is_read_now_and_then() {
+fn a_datapath_that_loses_frames_is_read() {
     let mut rig = Rig::new(PollPolicy::Never, steady());
     rig.drivers[0].add(&[Buffer { address: 0x2_0000, len: 2048, writable: true }]).unwrap();
     rig.drivers[0].publish();
     rig.start(0).unwrap();
+    rig.start(1).unwrap();
     rig.settle();
-    let reads = || rig.orders.reads.load(Ordering::Relaxed);
-    let before = reads();
-    wait_for(|| reads() == before + 2);
+    let reads = |rig: &Rig| rig.orders.reads.load(Ordering::Relaxed);
+    rig.send(1);
+    rig.settle();
+    let before = reads(&rig);
+    rig.send(1);
+    rig.settle();
+    assert_eq!(reads(&rig), before, "nothing is lost, and nothing is read");
+    rig.orders.is_gone.store(true, Ordering::Relaxed);
+    rig.send(1);
+    wait_for(|| reads(&rig) > before);
 }
 
 /// The worker may find it later: it must not serve a ring that the control plane takes for one that never started.

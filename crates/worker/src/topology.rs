@@ -48,16 +48,11 @@ pub trait Topology: Send + 'static {
     /// From now on, datapaths do not wake the worker up.
     fn ignore(&mut self, _sleeper: &Sleeper) {}
 
-    /// An event that is not a ring's woke the worker up, or nothing happened for a long time.
+    /// An event that is not a ring's woke the worker up.
     fn woken(&mut self, _token: Token, _pairs: &mut Pairs) {}
 
     /// Whether there is work that no kick reports. Called before the worker sleeps, after the rings have asked for kicks.
     fn has_work(&mut self, _pairs: &Pairs) -> bool {
-        false
-    }
-
-    /// Whether nobody may hear that a datapath has ended, so that it has to be looked at now and then.
-    fn may_end_unheard(&self) -> bool {
         false
     }
 

@@ -86,7 +86,7 @@ impl<T: Topology> Loop<T> {
     ) -> io::Result<Self> {
         sys::schedule(options.scheduling)?;
         inbox.open()?;
-        let sleeper = Sleeper::new(guests.len(), topology.may_end_unheard())?;
+        let sleeper = Sleeper::new(guests.len())?;
         sleeper.add(inbox.wake(), Token::Mailbox)?;
         topology.begin(&sleeper)?;
         let tracer = |guest: GuestOptions| {
@@ -215,7 +215,7 @@ impl<T: Topology> Loop<T> {
     fn sleep_until_event(&mut self, limit: Option<Duration>) {
         let mut events = self.shared.sleeper.sleep(limit).peekable();
         let now = self.shared.clock.now();
-        let woken = events.peek().is_some_and(|token| *token != Token::Silence);
+        let woken = events.peek().is_some();
         for token in events {
             if let Token::Kick { guest, ring } = token {
                 self.tracers[usize::from(guest)].notified(ring, Notification::Kick);

@@ -313,12 +313,6 @@ impl<E: Engine> Interface for TapQueue<E> {
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
     }
-
-    /// The kernel wakes up those who wait for a tap before it lets go of the tap (`tun_detach_all`, drivers/net/tun.c), and a worker
-    /// that looks in between finds nothing.
-    fn may_end_unheard(&self) -> bool {
-        true
-    }
 }
 
 impl<E: Engine> Datapath for TapQueue<E> {

@@ -24,8 +24,6 @@ pub enum Token {
     Datapath(u16),
     /// The same for the uplink of a switch.
     Uplink,
-    /// Nothing happened for [`SILENCE`].
-    Silence,
 }
 
 impl Token {
@@ -41,7 +39,6 @@ impl Token {
             Self::Kick { guest, ring } => 1 << 32 | (guest as u64) << 16 | ring as u64,
             Self::Datapath(pair) => 2 << 32 | pair as u64,
             Self::Uplink => 3 << 32,
-            Self::Silence => 4 << 32,
         }
     }
 
@@ -51,15 +48,10 @@ impl Token {
             0 => Self::Mailbox,
             1 => Self::Kick { guest: (number >> 16) as u16, ring: number as u16 },
             2 => Self::Datapath(number as u16),
-            3 => Self::Uplink,
-            _ => Self::Silence,
+            _ => Self::Uplink,
         }
     }
 }
-
-/// Longest sleep where a datapath [may end unheard](datapath::Interface::may_end_unheard), ms. Unlike the timer, this costs no
-/// system call.
-const SILENCE: i32 = 1000;
 
 /// Event number of the timer, which no token has.
 const TIMER: u64 = u64::MAX;
@@ -72,8 +64,6 @@ pub struct Sleeper {
     epoll: OwnedFd,
     events: [Event; EVENTS_MAX],
     timer: TimerFd,
-    /// Longest sleep, ms; -1 for no limit.
-    silence: i32,
     /// Whether the timer may still fire.
     is_timed: bool,
     /// Ends a signal that blocks, if the worker serves several guests.
@@ -81,14 +71,13 @@ pub struct Sleeper {
 }
 
 impl Sleeper {
-    /// For the calling thread, which serves `guests`. `watches`: no sleep is longer than [`SILENCE`].
-    pub fn new(guests: usize, watches: bool) -> io::Result<Self> {
+    /// For the calling thread, which serves `guests`.
+    pub fn new(guests: usize) -> io::Result<Self> {
         let events = [Event::new(Events::empty(), 0); EVENTS_MAX];
         let sleeper = Self {
             epoll: crate::sys::new_epoll()?,
             events,
             timer: TimerFd::new()?,
-            silence: if watches { SILENCE } else { -1 },
             is_timed: false,
             alarm: (guests > 1).then(|| Alarm::new().map(Arc::new)).transpose()?,
         };
@@ -100,7 +89,7 @@ impl Sleeper {
     pub fn add(&self, fd: &impl AsRawFd, token: Token) -> io::Result<()> {
         let events = match token {
             Token::Datapath(_) | Token::Uplink => Events::EPOLLIN | Events::EPOLLOUT,
-            Token::Mailbox | Token::Kick { .. } | Token::Silence => Events::EPOLLIN,
+            Token::Mailbox | Token::Kick { .. } => Events::EPOLLIN,
         };
         self.add_number(fd, events, token.to_number())
     }
@@ -126,20 +115,18 @@ impl Sleeper {
         self.alarm.as_ref()
     }
 
-    /// Sleeps until something happens or `limit` has passed. Returns what happened: [`Token::Silence`] after [`SILENCE`].
+    /// Sleeps until something happens or `limit` has passed. Returns what happened.
     pub fn sleep(&mut self, limit: Option<Duration>) -> impl Iterator<Item = Token> + '_ {
         self.set_timer(limit);
         if let Some(alarm) = &self.alarm {
             alarm.disarm();
         }
-        let count = epoll::wait(self.epoll.as_raw_fd(), self.silence, &mut self.events);
-        let silence = matches!(count, Ok(0)).then_some(Token::Silence);
+        let count = epoll::wait(self.epoll.as_raw_fd(), -1, &mut self.events);
         // An interrupted sleep returns no events; the loop then sleeps again.
-        let events = self.events.iter().take(count.unwrap_or(0)).filter_map(|event| {
+        self.events.iter().take(count.unwrap_or(0)).filter_map(|event| {
             let number = event.data;
             (number != TIMER).then(|| Token::from_number(number))
-        });
-        events.chain(silence)
+        })
     }
 
     /// Sets a timer, because `epoll_wait` has a timeout in milliseconds only.
@@ -167,7 +154,6 @@ mod tests {
             Token::kick(3, 511),
             Token::Datapath(255),
             Token::Uplink,
-            Token::Silence,
         ] {
             assert_eq!(Token::from_number(token.to_number()), token);
         }

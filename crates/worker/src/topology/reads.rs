@@ -34,7 +34,7 @@ impl Reads {
         Self { may_have_frames: active, failed: None }
     }
 
-    /// The datapath has become readable, or has said nothing for so long that it is to be looked at.
+    /// The datapath has become readable.
     pub const fn woken(&mut self) {
         self.may_have_frames = true;
     }

@@ -228,7 +228,7 @@ impl<U: FrameReader> Topology for Switch<U> {
     }
 
     fn woken(&mut self, token: Token, _pairs: &mut Pairs) {
-        if [Token::Uplink, Token::Silence].contains(&token)
+        if token == Token::Uplink
             && let Some(uplink) = &mut self.uplink
         {
             uplink.woken();
@@ -246,10 +246,6 @@ impl<U: FrameReader> Topology for Switch<U> {
             return Some(CROWDED);
         }
         self.uplink.as_ref().and_then(|uplink| uplink.retry_in(&view.shared.clock))
-    }
-
-    fn may_end_unheard(&self) -> bool {
-        self.uplink.as_ref().is_some_and(|uplink| uplink.may_end_unheard())
     }
 
     fn counts_losses(&mut self) -> bool {

@@ -135,11 +135,6 @@ impl<U: FrameReader> Uplink<U> {
         &mut self.datapath
     }
 
-    /// See [`Interface::may_end_unheard`](datapath::Interface::may_end_unheard).
-    pub fn may_end_unheard(&self) -> bool {
-        self.datapath.may_end_unheard()
-    }
-
     pub const fn woken(&mut self) {
         self.reads.woken();
         self.blocked = false;
