@@ -289,6 +289,9 @@ fn clients_that_misbehave_cost_others_nothing() {
 #[test]
 fn a_client_that_there_is_no_room_for_waits_and_nothing_spins() {
     let rig = Rig::new(&[]);
+    // Then everything is set up.
+    let mut guest = rig.guest(GuestOptions::default());
+    frames::come_back(&mut guest).unwrap();
     let mut served = rig.client();
     served.ask(r#"{"command":"help"}"#);
     let before = rig.daemon.refuse_descriptors();
@@ -301,6 +304,7 @@ fn a_client_that_there_is_no_room_for_waits_and_nothing_spins() {
     assert_eq!(served.ask(r#"{"command":"info"}"#)["ok"]["process"], rig.daemon.pid());
     rig.daemon.set_descriptor_limit(before);
     assert_eq!(waiting.hear()["ok"]["process"], rig.daemon.pid());
+    frames::come_back(&mut guest).unwrap();
 }
 
 #[test]
