@@ -259,7 +259,7 @@ fn foreign_files_cost_a_reader_neither_time_nor_memory() {
         fs::create_dir(in_it("directory")).unwrap();
         File::create(in_it("empty")).unwrap();
         File::create(in_it("zeroes")).unwrap().set_len(1 << 40).unwrap();
-        // A recorder's head, whose numbers are as large as they get, and a hole of a tebibyte behind it.
+        // The head of a recorder with one word set to the largest number, in a sparse file of a tebibyte.
         for (name, word) in [("first", 0), ("second", 1), ("third", 2), ("fourth", 3), ("fifth", 4)]
         {
             let mut head = whole[..4096.min(whole.len())].to_vec();

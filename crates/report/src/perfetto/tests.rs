@@ -99,7 +99,7 @@ fn slices(trace: &proto::Trace) -> Vec<Slice> {
     slices
 }
 
-/// A burst that begins at `first` and is in its stages for so many ticks. No limit held it back.
+/// A burst that begins at `first`. `stages`: the ticks in each stage. No limit held it back.
 fn burst(ring: u16, sequence: u64, first: u64, stages: &[u64]) -> BurstRecord {
     let mut record = BurstRecord {
         first,

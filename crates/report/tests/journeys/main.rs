@@ -50,7 +50,7 @@ impl Known {
         self.zero + self.clock.ticks_in(Duration::from_micros(us))
     }
 
-    /// A burst that begins at a moment and has stages of so many microseconds. No limit held it back.
+    /// A burst: when it begins, and the microseconds in each stage. No limit held it back.
     fn burst(&self, direction: Direction, first: u64, stages_us: &[u64]) -> BurstRecord {
         let mut stages = [0; STAGES_MAX];
         let its = direction.stages().iter().enumerate().filter(|(_, it)| **it != Stage::Limited);
