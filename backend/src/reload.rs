@@ -4,7 +4,8 @@ use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, sleep};
+use std::time::Duration;
 
 use burst_trace::{Clock, Direction};
 use confine::Role;
@@ -76,6 +77,8 @@ fn is_asked(mut asked: &UnixStream, ended: &UnixStream) -> bool {
     loop {
         let mut polled = [PollFd::new(asked, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
         if poll(&mut polled, None).is_err() {
+            // Interrupted, or short of memory.
+            sleep(Duration::from_millis(1));
             continue;
         }
         if !polled[1].revents().is_empty() {
@@ -96,12 +99,18 @@ impl Followed {
         let plan =
             Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))?;
         // The command line's comes first, as at the start.
-        if self.plan.log_level.is_none() {
+        // A level that the file has as before stays as the control socket set it, as limits do.
+        if self.plan.log_level.is_none() && self.plan.config_log_level != log_level {
             logging::set_level(log_level.as_ref());
+            self.plan.config_log_level = log_level;
         }
         for guest in &mut self.plan.guests {
             match plan.guests.iter().find(|new| new.name == guest.name) {
-                Some(new) => follow(guest, new, &self.ways, &self.clock)?,
+                Some(new) => {
+                    if let Err(why) = follow(guest, new, &self.ways, &self.clock) {
+                        log::error!("{}: its limits are not followed: {why}", guest.name);
+                    }
+                }
                 None => log::warn!(
                     "{}: it is no longer in {}, and is served on",
                     guest.name,

@@ -182,6 +182,10 @@ impl<U: FrameReader> Uplink<U> {
             let run = frames.skip(first as usize).take(count);
             let Transmitted { taken, drops: refused, .. } = self.datapath.transmit(run);
             drops.add_all(&refused);
+            // A tap may be gone without an event; a read tells (see `wire.rs`).
+            if !refused.is_empty() {
+                self.reads.woken();
+            }
             share &= !(all(taken) << first);
             if taken < count {
                 self.blocked = true;
