@@ -33,7 +33,8 @@ int ioctl(int fd, unsigned long request, ...)
 	argument = va_arg(list, void *);
 	va_end(list);
 	result = syscall(SYS_ioctl, fd, request, argument);
-	if (request == SIOCSHWTSTAMP && result < 0 && errno == EOPNOTSUPP)
+	// ERANGE: the card stamps some packets, but not all of them (such as an Intel 82576).
+	if (request == SIOCSHWTSTAMP && result < 0 && (errno == EOPNOTSUPP || errno == ERANGE))
 		return 0;
 	if (request == SIOCETHTOOL && result == 0) {
 		struct ethtool_ts_info *info = (void *)((struct ifreq *)argument)->ifr_data;

@@ -130,7 +130,11 @@ impl End {
         self.start_into(stop, command, "/dev/null")
     }
 
-    fn start_into(&self, stop: &Stop, command: &str, into: &str) -> Result<u32, EndError> {
+    /// As [`End::start`]; what the command prints is in the file `into` of this end, such as [`End::output_path`].
+    ///
+    /// # Errors
+    /// As [`End::agent`].
+    pub fn start_into(&self, stop: &Stop, command: &str, into: &str) -> Result<u32, EndError> {
         let line = format!("{command} >{into} 2>&1 </dev/null & echo $!");
         let printed = self.shell(stop, &line, Duration::from_secs(20))?;
         printed.trim().parse().map_err(|_| EndError::Process(printed))

@@ -80,6 +80,16 @@ pub enum OthersError {
     /// The program cannot measure here.
     #[error("{0}")]
     Impossible(&'static str),
+    /// Nothing arrived at its receiver, or the receiver did not begin.
+    #[error("{source}; the receiver {state}, and said: {said}")]
+    Receiver {
+        /// What failed.
+        source: CommandError,
+        /// Whether the receiver still ran.
+        state: &'static str,
+        /// The end of what it said.
+        said: String,
+    },
     /// An end could not start it.
     #[error(transparent)]
     End(#[from] EndError),
@@ -132,7 +142,11 @@ pub(crate) fn measure(
                 OthersError::Command(CommandError::Interrupted)
                 | OthersError::End(EndError::Command(CommandError::Interrupted)),
             ) => return Err(CommandError::Interrupted.into()),
-            Err(error @ (OthersError::Command(_) | OthersError::End(_))) => {
+            Err(
+                error @ (OthersError::Command(_)
+                | OthersError::Receiver { .. }
+                | OthersError::End(_)),
+            ) => {
                 troubles.insert(probe, error.to_string());
             }
             Err(error) => return Err(error),

@@ -1,5 +1,6 @@
 //! `isochron`: one way, from the talker to the responder, over UDP. It runs by `qemu-scripts/isochron`.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use super::{Measured, OthersError, read as read_text, write};
 use crate::clock_offset::{ClockOffset, Clocks};
 use crate::command::{CommandError, Stop, run};
+use crate::end::End;
 use crate::guest::scripts;
 use crate::joined::clocks;
 use crate::kept::ISOCHRON;
@@ -23,6 +25,10 @@ const HEADERS_BYTES: usize = 14 + 20 + 8;
 const STEP_LIMIT: Duration = Duration::from_secs(20);
 /// TCP port at which the receiver waits for the sender: 5000, as /proc/net/tcp writes it.
 const PORT_HEX: &str = "1388";
+/// What the receiver says, while it runs.
+const RECEIVER_LOG: &str = "isochron-receiver.log";
+/// Lines of it that are shown if there are no figures.
+const RECEIVER_LINES: usize = 5;
 /// What is printed of each packet: number, scheduled, advance, woken, arrived.
 const FORMAT: &str = "--printf-format '%u %u %u %u %u\\n' --printf-args qSAwa";
 
@@ -50,15 +56,31 @@ pub(super) fn measure(
     )?;
     let (talker, responder) = (&built.talker, &built.responder);
     let receiver = format!("{} rcv --interface eth0 --quiet", responder.script("isochron"));
-    let receiver = responder.start(stop, &receiver)?;
+    let log = into.join(RECEIVER_LOG);
+    let receiver = responder.start_into(stop, &receiver, &responder.output_path(&log))?;
     let printed = responder.await_port(stop, PORT_HEX, STEP_LIMIT).and_then(|()| {
         let count = (probes.count / PROBES_A_PACKET).max(COUNT_MIN);
         let limit = Duration::from_micros(count * probes.interval_us) + Duration::from_secs(30);
         let file = talker.output_path(&into.join("isochron.dat"));
         talker.shell(stop, &line(&talker.script("isochron"), count, probes, &file), limit)
     });
+    let ran = responder.is_running(stop, receiver)?;
     responder.end_process(stop, receiver)?;
-    write(&into.join(ISOCHRON), &printed?)
+    let said = said(stop, responder, &log)?;
+    let printed = printed.map_err(|error| match error {
+        CommandError::Interrupted => error.into(),
+        source => OthersError::Receiver { source, state: if ran { "ran" } else { "ended" }, said },
+    })?;
+    write(&into.join(ISOCHRON), &printed)
+}
+
+/// The end of what the receiver has said, of which nothing is kept.
+fn said(stop: &Stop, responder: &End, log: &Path) -> Result<String, OthersError> {
+    responder.fetch(stop, log)?;
+    let text = read_text(log)?.unwrap_or_default();
+    fs::remove_file(log).map_err(|source| OthersError::Io { path: log.into(), source })?;
+    let lines: Vec<_> = text.trim_end().lines().collect();
+    Ok(lines[lines.len().saturating_sub(RECEIVER_LINES)..].join("\n"))
 }
 
 /// Sends, prints what is in the log, and removes it. What isochron says is shown only if it fails.
