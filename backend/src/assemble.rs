@@ -199,6 +199,11 @@ impl Daemon {
         self.wires.insert(plan.name.clone(), wire);
     }
 
+    /// As [`Daemon::share`], for the uplink of a switch, which another daemon gets with the guest `owner`.
+    fn share_uplink(&mut self, owner: &GuestPlan, share: impl FnOnce() -> std::io::Result<Wire>) {
+        self.share(owner, || Ok(Wire::Uplink(Box::new(share()?))));
+    }
+
     /// Puts together a guest with a datapath for each queue pair.
     fn add<D: Datapath>(&mut self, plan: &GuestPlan, datapaths: Vec<D>) -> Result<(), Error> {
         let endpoint = meet(plan, &mut self.handed)?;
@@ -274,21 +279,27 @@ impl Daemon {
     /// Puts together a switch with all its guests.
     fn add_switch(&mut self, plan: &SwitchPlan, guests: &[GuestPlan]) -> Result<(), Error> {
         let guests: Vec<_> = plan.guests.iter().map(|&n| &guests[n]).collect();
+        // The uplink is handed over with one of them.
+        let owner = self.handed.owner_of_uplink(&guests);
+        let name = owner.name.as_str();
         let wire = plan.uplink.as_ref().map_or(confine::Wire::Nothing, confinement::wire_of);
         match &plan.uplink {
             None | Some(DatapathSpec::Switch { .. } | DatapathSpec::Reflect) => {
                 self.join(&guests, wire, None::<Null>)
             }
             Some(DatapathSpec::Tap { port, napi, engine, gro }) => {
-                let tap = open_tap(port, &mut self.handed, 1, (*napi, *gro), "")?.pop();
+                let taps = open_tap(port, &mut self.handed, 1, (*napi, *gro), name)?;
+                self.share_uplink(owner, || share_taps(&taps));
+                let tap = taps.into_iter().next();
                 match engine {
                     Engine::Readv => self.join(&guests, wire, tap),
                     Engine::Uring => self.join(&guests, wire, tap.map(Uring::open).transpose()?),
                 }
             }
             Some(DatapathSpec::Macvtap { port, over, gro }) => {
-                let (handed, owner) = (&mut self.handed, Macvtapped::Switch);
-                let uplink = open_macvtap(port, over.as_ref(), handed, 1, (owner, ""))?;
+                let (handed, user) = (&mut self.handed, (Macvtapped::Switch, name));
+                let uplink = open_macvtap(port, over.as_ref(), handed, 1, user)?;
+                self.share_uplink(owner, || share_macvtaps(&uplink));
                 self.join(&guests, wire, join_macvtaps(uplink, *gro).pop())
             }
             Some(DatapathSpec::AfXdp { ifname, options }) => {
@@ -323,10 +334,10 @@ impl Daemon {
             members.push((guest, Member { queue_pairs, mac, mac_locked }));
             prepared.push((endpoint, log, enrolled, recorder));
         }
-        let index = self.workers.len();
+        let (index, is_heir) = (self.workers.len(), self.handed.taking.is_some());
         let GuestPlan { workers, poll, .. } = plans[0];
         let options = self.worker_options(index, workers[0], *poll, wire);
-        let worker = Worker::spawn_switch(options, members, uplink, self.clock)
+        let worker = Worker::spawn_switch(options, members, uplink, is_heir, self.clock)
             .map_err(|source| Error::Worker { index, source })?;
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
             let (endpoint, log, enrolled, recorder) = prepared;

@@ -126,7 +126,7 @@ impl Served<'_> {
                 let _watched = stop.alarm().watch();
                 let mut door = door;
                 if let Some(taking) = taking {
-                    let (taken, before) = taking.finish(&kept)?;
+                    let (taken, before) = taking.finish(&kept, &workers)?;
                     door = Some(taken);
                     before.wait_for_the_end();
                 }

@@ -33,7 +33,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Version of the messages.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest wait for the other daemon, which may have to map much memory.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -14,7 +14,7 @@ use virtio_net::MacAddress;
 
 use crate::error::Error;
 use crate::manager;
-use crate::plan::{EndpointPlan, Plan};
+use crate::plan::{EndpointPlan, GuestPlan, Plan};
 use crate::spec::{DatapathSpec, Port};
 use crate::sys;
 use crate::takeover::give::Wire;
@@ -88,6 +88,13 @@ impl Handed {
     /// What the daemon before hands over of the guest with this name, if there is one.
     pub fn inherited(&mut self, name: &str) -> Option<&mut Inherited> {
         self.taking.as_mut()?.guest(name)
+    }
+
+    /// The guest of a switch with which its uplink is handed over: the one that came with it, or the first.
+    pub fn owner_of_uplink<'p>(&mut self, guests: &[&'p GuestPlan]) -> &'p GuestPlan {
+        let mut has_queues =
+            |guest: &&&GuestPlan| self.inherited(&guest.name).is_some_and(|it| it.has_wire());
+        guests.iter().find(&mut has_queues).unwrap_or(&guests[0])
     }
 
     fn add(&mut self, fd: RawFd, refuse: impl FnOnce(String) -> Error) -> Result<(), Error> {

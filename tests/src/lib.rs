@@ -64,6 +64,7 @@ pub mod recording;
 pub mod shuttle;
 pub mod sniffer;
 mod sys;
+pub mod take_over;
 pub use sys::open_tap;
 pub mod trace;
 pub mod traffic;

@@ -48,6 +48,8 @@ pub enum Wire {
     Nothing,
     /// Queues of a tap or macvtap; and the macvtap's interface, unless it was handed over.
     Queues(Vec<SharedQueue>, Option<Arc<WatchedLink>>),
+    /// That of the uplink of its switch.
+    Uplink(Box<Wire>),
     /// It cannot be handed over, for this reason.
     Unfit(String),
 }
@@ -135,7 +137,6 @@ impl Wire {
         let why = match &plan.datapath {
             _ if !plan.faults.is_empty() => "faults of --fault may hold its frames",
             DatapathSpec::AfXdp { .. } => "its AF_XDP sockets cannot be handed over yet",
-            DatapathSpec::Switch { .. } => "its switch cannot be handed over yet",
             _ => return None,
         };
         Some(why.into())
@@ -146,6 +147,8 @@ impl Wire {
         match self {
             Self::Nothing => Ok((Vec::new(), false)),
             Self::Unfit(why) => Err(why.clone()),
+            // A switch always takes frames from it.
+            Self::Uplink(wire) => wire.share(&[true]),
             Self::Queues(queues, link) => {
                 let is_active = |n: usize| active.get(n).copied().unwrap_or(false);
                 let copies = queues.iter().enumerate().map(|(n, it)| it.try_clone(is_active(n)));
@@ -157,8 +160,10 @@ impl Wire {
     }
 
     fn leave(&self) {
-        if let Self::Queues(_, Some(link)) = self {
-            link.set_stays(true);
+        match self {
+            Self::Queues(_, Some(link)) => link.set_stays(true),
+            Self::Uplink(wire) => wire.leave(),
+            Self::Queues(_, None) | Self::Nothing | Self::Unfit(_) => {}
         }
     }
 }

@@ -17,6 +17,7 @@ use ring_journal::Journal;
 use rustix::process::geteuid;
 use vhost_control::Heir;
 use vhost_control::handover::{FrontEnd, Stand};
+use worker::Mailbox;
 
 use super::channel::Channel;
 use super::give::{Door, now_ns};
@@ -91,6 +92,13 @@ pub struct Inherited {
     pub made: bool,
     /// Its front end.
     pub front: Option<FrontEnd>,
+}
+
+impl Inherited {
+    /// Whether anything of a datapath came with it.
+    pub const fn has_wire(&self) -> bool {
+        !self.queues.is_empty()
+    }
 }
 
 impl Taking {
@@ -188,12 +196,16 @@ impl Taking {
     }
 
     /// Takes over when all guests' threads are prepared. Returns the socket where the next daemon will ask. On an error the
-    /// running daemon goes on, and the guests' threads end.
+    /// running daemon goes on, and the guests' threads end. `workers`: those of all guests.
     ///
     /// # Errors
     /// Why it failed.
-    pub fn finish(mut self, kept: &[Kept<'_>]) -> Result<(Door, Channel), TakeOverError> {
-        let gap_ns = self.start(kept).inspect_err(|why| {
+    pub fn finish(
+        mut self,
+        kept: &[Kept<'_>],
+        workers: &[Arc<Mailbox>],
+    ) -> Result<(Door, Channel), TakeOverError> {
+        let gap_ns = self.start(kept, workers).inspect_err(|why| {
             let _ = self.channel.send(&ToRunning::Failed { why: why.clone() }, &[]);
         });
         let gap_ns = gap_ns.map_err(TakeOverError::Failed)?;
@@ -230,7 +242,7 @@ impl Taking {
     }
 
     /// Returns for how long no ring was served, nanoseconds.
-    fn start(&self, kept: &[Kept<'_>]) -> Result<u64, String> {
+    fn start(&self, kept: &[Kept<'_>], workers: &[Arc<Mailbox>]) -> Result<u64, String> {
         let gone = |_| "a guest's thread does not answer".to_owned();
         for _ in &self.order {
             self.prepared.1.recv_timeout(PATIENCE).map_err(gone)??;
@@ -255,6 +267,7 @@ impl Taking {
                 log::error!("a guest's rings have not started yet");
             }
         }
+        workers.iter().for_each(|worker| worker.go_on());
         Ok(now_ns().saturating_sub(begun_ns))
     }
 }

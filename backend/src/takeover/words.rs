@@ -7,6 +7,7 @@ use datapath::tap::SharedQueue;
 use serde::{Deserialize, Serialize};
 use vhost_control::handover::{FrontEnd, Manner, SetupMessage, Stand};
 use virtio_net::{MacAddress, Offloads};
+use worker::{Heritage, UplinkHeritage};
 
 use crate::plan::{EndpointPlan, GuestPlan};
 
@@ -97,22 +98,46 @@ struct Message {
     descriptors: usize,
 }
 
-/// Where a ring stands.
+/// Where a ring stands, and what it leaves besides.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RingStand {
     next_available: u16,
-    held: Vec<Vec<u8>>,
+    frames: Vec<Vec<u8>>,
+    addresses: Vec<[u8; 6]>,
+    uplink: Option<UplinkStand>,
+}
+
+/// What the uplink of a switch leaves.
+#[derive(Debug, Serialize, Deserialize)]
+struct UplinkStand {
+    header_len: usize,
+    frames: Vec<(usize, Vec<u8>)>,
+    addresses: Vec<[u8; 6]>,
 }
 
 impl From<Stand> for RingStand {
-    fn from(Stand { next_available, held }: Stand) -> Self {
-        Self { next_available, held }
+    fn from(Stand { next_available, heritage }: Stand) -> Self {
+        let Heritage { frames, addresses, uplink } = heritage;
+        let bytes = |addresses: Vec<MacAddress>| addresses.into_iter().map(|it| it.0).collect();
+        let uplink = uplink.map(|UplinkHeritage { header_len, frames, addresses }| UplinkStand {
+            header_len,
+            frames,
+            addresses: bytes(addresses),
+        });
+        Self { next_available, frames, addresses: bytes(addresses), uplink }
     }
 }
 
 impl From<RingStand> for Stand {
-    fn from(RingStand { next_available, held }: RingStand) -> Self {
-        Self { next_available, held }
+    fn from(RingStand { next_available, frames, addresses, uplink }: RingStand) -> Self {
+        let found = |addresses: Vec<[u8; 6]>| addresses.into_iter().map(MacAddress).collect();
+        let uplink = uplink.map(|UplinkStand { header_len, frames, addresses }| UplinkHeritage {
+            header_len,
+            frames,
+            addresses: found(addresses),
+        });
+        let heritage = Heritage { frames, addresses: found(addresses), uplink };
+        Self { next_available, heritage }
     }
 }
 

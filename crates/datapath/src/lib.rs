@@ -134,8 +134,9 @@ pub trait Interface: Send + 'static {
     /// Whether frames for the guest wait, without taking one.
     fn has_frames(&self) -> bool;
 
-    /// Takes the frames that were read and are not placed yet, with their net headers, for another daemon.
-    fn take_read(&mut self) -> Vec<Vec<u8>> {
+    /// Another daemon goes on with it. Returns the frames that were read and are not placed yet, with their net headers. If the
+    /// other daemon fails, it is made active again.
+    fn part(&mut self) -> Vec<Vec<u8>> {
         Vec::new()
     }
 

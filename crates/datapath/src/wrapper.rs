@@ -36,8 +36,8 @@ impl<W: Wrapper> Interface for W {
         self.inner().has_frames()
     }
 
-    fn take_read(&mut self) -> Vec<Vec<u8>> {
-        self.inner_mut().take_read()
+    fn part(&mut self) -> Vec<Vec<u8>> {
+        self.inner_mut().part()
     }
 
     #[inline]

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_net::MacAddress;
+use worker::Heritage;
 
 pub use crate::message::setup::SetupMessage;
 
@@ -77,8 +78,8 @@ pub struct Manner {
 pub struct Stand {
     /// The available index from which it goes on.
     pub next_available: u16,
-    /// Frames that wait for buffers of the guest, with their net headers.
-    pub held: Vec<Vec<u8>>,
+    /// What else it leaves.
+    pub heritage: Heritage,
 }
 
 /// Where another thread asks the one that serves a guest to hand it over.

@@ -50,14 +50,15 @@ pub fn hand_over_front(around: Surroundings<'_>, relay: &mut Relay, session: &Se
         for ring in session.rings() {
             let ran = ring.running_size().is_some();
             let stand = ring.release();
-            released.push((ran, stand.clone().unwrap_or_default().held));
+            released.push((ran, stand.clone().unwrap_or_default().heritage));
             stands.push(stand.ok_or("a worker does not answer")?);
         }
         Ok(stands)
     });
     if !is_left {
-        for (ring, (_, held)) in session.rings().iter().zip(released).filter(|(_, (ran, _))| *ran) {
-            ring.take_back(held);
+        let ran = session.rings().iter().zip(released).filter(|(_, (ran, _))| *ran);
+        for (ring, (_, heritage)) in ran {
+            ring.take_back(heritage);
         }
     }
     is_left
@@ -143,7 +144,7 @@ impl Inheritance {
         }
         let Ok(stands) = start.recv() else { return false };
         for (ring, stand) in session.rings().iter().zip(&stands) {
-            ring.hold(stand.held.clone());
+            ring.inherit(stand.heritage.clone());
         }
         if let Err(why) = relay.start(kicks, &stands) {
             log::error!("a ring of the daemon before cannot be started: {why}");

@@ -16,7 +16,7 @@ use log_limit::LogLimit;
 use ring_journal::{Journal, Slot};
 use virtio_net::Negotiated;
 use virtqueue::{QueueSetup, RingLog};
-use worker::{Custody, Foreign, Mailbox, Released, RingStart};
+use worker::{Custody, Foreign, Heritage, Mailbox, RingStart};
 
 use crate::announcer::Announcer;
 use crate::control::ControlQueue;
@@ -328,31 +328,29 @@ impl RingControl {
     /// Another daemon goes on with the ring. Returns where it stands; `None` if it cannot be stopped.
     pub fn release(&self) -> Option<Stand> {
         let mut state = self.lock();
-        let released = match &state.server {
-            Some(Server::Worker(mailbox)) => mailbox.release(self.index).ok()?,
-            Some(Server::Control(control)) => {
-                control.stop().map(|next_available| Released { next_available, held: Vec::new() })
+        let (next_available, heritage) = match &state.server {
+            Some(Server::Worker(mailbox)) => {
+                let released = mailbox.release(self.index).ok()?;
+                released.map_or_else(Default::default, |it| (it.next_available, it.heritage))
             }
-            None => None,
+            Some(Server::Control(control)) => (control.stop(), Heritage::default()),
+            None => (None, Heritage::default()),
         };
         state.server = None;
-        let held = released.map_or_else(Vec::new, |Released { next_available, held }| {
-            state.next_available = next_available;
-            held
-        });
-        Some(Stand { next_available: state.next_available, held })
+        state.next_available = next_available.unwrap_or(state.next_available);
+        Some(Stand { next_available: state.next_available, heritage })
     }
 
-    /// Frames that waited for buffers in the daemon before, for the ring that starts next.
-    pub fn hold(&self, frames: Vec<Vec<u8>>) {
-        if let Some(mailbox) = self.mailbox.as_ref().filter(|_| !frames.is_empty()) {
-            let _ = mailbox.hold(self.index, frames);
+    /// What it had in the daemon before, for its next start.
+    pub fn inherit(&self, heritage: Heritage) {
+        if let Some(mailbox) = self.mailbox.as_ref().filter(|_| heritage != Heritage::default()) {
+            let _ = mailbox.inherit(self.index, heritage);
         }
     }
 
     /// No other daemon goes on with the ring: it is served again if it was.
-    pub fn take_back(&self, held: Vec<Vec<u8>>) {
-        self.hold(held);
+    pub fn take_back(&self, heritage: Heritage) {
+        self.inherit(heritage);
         self.start_if_ready(&mut self.change());
     }
 

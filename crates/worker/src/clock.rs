@@ -52,7 +52,7 @@ impl Deref for Clock {
 }
 
 /// A point in time, ticks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
     at: u64,
     /// Ticks from its making to `at`.

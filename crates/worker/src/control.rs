@@ -9,6 +9,7 @@ use burst_trace::{DropCause, DropCounts, Step};
 use guest_memory::GuestMemory;
 use virtio_net::{MacAddress, Negotiated};
 
+use crate::heritage::Heritage;
 use crate::mailbox::{Announced, Command, Released, RingStart, StartError};
 use crate::ring::Ring;
 use crate::topology::Topology;
@@ -34,13 +35,14 @@ impl<T: Topology> Loop<T> {
                 }
                 Command::Release { ring, done } => {
                     let at = self.pairs.find(guest, ring);
-                    let _ = done.send(at.and_then(|at| self.release(at, ring)));
+                    let _ = done.send(at.map(|at| self.release(at, ring)));
                     self.rings_changed(at);
                 }
-                Command::Hold { ring, frames, done } => {
-                    self.hold(guest, ring, frames);
+                Command::Inherit { ring, heritage, done } => {
+                    self.inherit(guest, ring, heritage);
                     let _ = done.send(());
                 }
+                Command::GoOn => self.topology.go_on(&mut self.pairs, self.shared.clock.now()),
                 Command::Enable { ring, enabled, done } => {
                     let at = self.pairs.find(guest, ring);
                     at.into_iter().for_each(|at| self.enable(at, ring, enabled));
@@ -176,22 +178,28 @@ impl<T: Topology> Loop<T> {
         Some(stopped)
     }
 
-    /// Frames that waited in the daemon before, for a receive ring that starts next.
-    fn hold(&mut self, guest: usize, ring: u16, frames: Vec<Vec<u8>>) {
+    /// What a ring that starts next had in the daemon before.
+    fn inherit(&mut self, guest: usize, ring: u16, heritage: Heritage) {
+        let Heritage { frames, addresses, uplink } = heritage;
         if let Some(at) = self.pairs.find(guest, ring) {
             self.pairs.receiver_mut(at).hold(frames);
+            self.topology.inherit(at, &addresses, uplink, self.shared.clock.now());
         }
     }
 
     /// Stops virtqueue `ring` of pair `at`, which another daemon goes on with. The datapath stays active: its frames wait.
-    fn release(&mut self, at: usize, ring: u16) -> Option<Released> {
+    fn release(&mut self, at: usize, ring: u16) -> Released {
+        let mut heritage = self.topology.part(at);
         if self.is_transmit(at, ring) {
-            let next_available = self.stop_transmitter(at)?;
-            return Some(Released { next_available, held: Vec::new() });
+            // They are for the other ring.
+            heritage.frames.clear();
+            return Released { next_available: self.stop_transmitter(at), heritage };
         }
-        let mut released = self.pairs.receiver_mut(at).release(&self.shared.sleeper)?;
-        released.held.extend(self.topology.take_read(at));
-        Some(released)
+        let released = self.pairs.receiver_mut(at).release(&self.shared.sleeper);
+        let (next_available, held) = released.unzip();
+        // Those that were held came first.
+        heritage.frames.splice(0..0, held.unwrap_or_default());
+        Released { next_available, heritage }
     }
 
     /// Lets frames flow through virtqueue `ring` of pair `at`, or no longer.

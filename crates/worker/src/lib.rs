@@ -15,6 +15,7 @@
 //! - `clock`: the time, and deadlines that are safe when it jumps.
 //! - [`custody`]: descriptors from front ends; `alarm`: a timer that ends a call that blocks on one.
 //! - [`fault`]: delays planted in a stage, to prove that they show there, and planted panics.
+//! - [`heritage`]: what a ring leaves to another daemon that goes on with it.
 //! - [`limit`]: how many bytes and packets a guest may move in a second.
 //! - [`panic`]: raises an alarm when a worker panics.
 
@@ -24,6 +25,7 @@ mod control;
 pub mod custody;
 pub mod fault;
 mod half;
+pub mod heritage;
 mod idle;
 pub mod limit;
 pub mod mailbox;
@@ -51,6 +53,7 @@ mod worker;
 pub use confine::Wire;
 pub use custody::{Custody, Foreign, Hung};
 pub use fault::{Crash, Delay};
+pub use heritage::{Heritage, UplinkHeritage};
 pub use idle::PollPolicy;
 pub use limit::{Bucket, Limit};
 pub use mailbox::{Announced, Mailbox, Released, RingStart, StartError, WorkerGone};

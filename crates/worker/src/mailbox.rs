@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::alarm::PERIOD;
 use crate::custody::Foreign;
+use crate::heritage::Heritage;
 use crate::operator::{Request, Setting, Standing};
 use crate::sys;
 
@@ -55,10 +56,10 @@ pub struct RingStart {
 /// Where a ring stands that another daemon goes on with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Released {
-    /// The available index from which it goes on.
-    pub next_available: u16,
-    /// Frames that were read for it and wait for buffers, with their net headers.
-    pub held: Vec<Vec<u8>>,
+    /// The available index from which it goes on; `None` if it was not served.
+    pub next_available: Option<u16>,
+    /// What else it leaves.
+    pub heritage: Heritage,
 }
 
 /// Why a ring could not be started.
@@ -114,7 +115,8 @@ pub(crate) enum Command {
     Start { ring: u16, start: Box<RingStart>, done: SyncSender<Result<(), StartError>> },
     Stop { ring: u16, done: SyncSender<Option<u16>> },
     Release { ring: u16, done: SyncSender<Option<Released>> },
-    Hold { ring: u16, frames: Vec<Vec<u8>>, done: SyncSender<()> },
+    Inherit { ring: u16, heritage: Heritage, done: SyncSender<()> },
+    GoOn,
     Enable { ring: u16, enabled: bool, done: SyncSender<()> },
     Renegotiate { ring: u16, negotiated: Negotiated, done: SyncSender<io::Result<()>> },
     Call { ring: u16, call: Option<Arc<Foreign>>, done: SyncSender<()> },
@@ -178,7 +180,8 @@ impl Mailbox {
     }
 
     /// Stops serving a ring that another daemon goes on with. Its datapath stays as it is, so that the kernel keeps the frames
-    /// that come meanwhile. Returns where the ring stands, or `None` when it was not being served.
+    /// that come meanwhile; a switch carries nothing from then on until a ring is started again. Returns where the ring stands;
+    /// `None` when the worker has no such ring.
     ///
     /// # Errors
     /// When the worker has ended.
@@ -186,12 +189,18 @@ impl Mailbox {
         self.ask(|done| Command::Release { ring, done })
     }
 
-    /// Gives a receive ring that starts next the frames that waited in the daemon before.
+    /// Gives a ring that starts next what it had in the daemon before.
     ///
     /// # Errors
     /// When the worker has ended.
-    pub fn hold(&self, ring: u16, frames: Vec<Vec<u8>>) -> Result<(), WorkerGone> {
-        self.ask(|done| Command::Hold { ring, frames, done })
+    pub fn inherit(&self, ring: u16, heritage: Heritage) -> Result<(), WorkerGone> {
+        self.ask(|done| Command::Inherit { ring, heritage, done })
+    }
+
+    /// The rings of all guests that come from the daemon before are started: a switch carries frames from now on. Does not wait
+    /// for the worker.
+    pub fn go_on(&self) {
+        self.inbox.post(self.guest, Command::GoOn);
     }
 
     /// Enables or disables a ring. Does nothing if the ring is not being served.

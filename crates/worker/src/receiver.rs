@@ -15,7 +15,6 @@ use crate::clock::Deadline;
 use crate::half::Half;
 use crate::idle::sleep::Sleeper;
 use crate::limit::{Bucket, Gate};
-use crate::mailbox::Released;
 use crate::probe_targets::ProbeTargets;
 use crate::ring::{Ring, RingState};
 use crate::timeline::{Sighting, Timeline, Unsignalled};
@@ -436,11 +435,12 @@ impl Receiver {
         Some(next_available)
     }
 
-    /// Stops serving the ring, which another daemon goes on with.
-    pub fn release(&mut self, sleeper: &Sleeper) -> Option<Released> {
+    /// Stops serving the ring, which another daemon goes on with. Returns the available index to go on from, and the frames
+    /// that are held.
+    pub fn release(&mut self, sleeper: &Sleeper) -> Option<(u16, Vec<Vec<u8>>)> {
         let next_available = self.half.stop(sleeper)?;
         self.starved = None;
-        Some(Released { next_available, held: self.state.take_held() })
+        Some((next_available, self.state.take_held()))
     }
 
     /// Frames that waited in the daemon before, for the ring that starts next.

@@ -14,6 +14,7 @@ use datapath::Observer;
 use guest_memory::GuestMemory;
 use virtio_net::{MacAddress, Negotiated};
 
+use crate::heritage::{Heritage, UplinkHeritage};
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
 use crate::view::View;
@@ -106,10 +107,25 @@ pub trait Topology: Send + 'static {
         false
     }
 
-    /// Takes the frames that were read for pair `at` and are not placed yet, for another daemon.
-    fn take_read(&mut self, _at: usize) -> Vec<Vec<u8>> {
-        Vec::new()
+    /// Another daemon goes on with pair `at`, of which a ring is about to be stopped for that. Returns what the pair has besides
+    /// its rings. If the other daemon fails, a ring is started again.
+    fn part(&mut self, _at: usize) -> Heritage {
+        Heritage::default()
     }
+
+    /// What pair `at` had in the daemon before, besides frames: addresses that were learned from its guest, and the uplink's.
+    /// `now`: ticks.
+    fn inherit(
+        &mut self,
+        _at: usize,
+        _addresses: &[MacAddress],
+        _uplink: Option<UplinkHeritage>,
+        _now: u64,
+    ) {
+    }
+
+    /// All that comes from the daemon before is there. `now`: ticks.
+    fn go_on(&mut self, _pairs: &mut Pairs, _now: u64) {}
 
     /// Whether the receive ring of pair `at` takes frames from now on.
     ///

@@ -63,7 +63,8 @@ impl Worker {
     }
 
     /// Starts a worker that joins all queue pairs of several guests, and perhaps one queue of a datapath as their
-    /// uplink, by a learning switch. Each guest is a port of it, in the order given.
+    /// uplink, by a learning switch. Each guest is a port of it, in the order given. `is_heir`: all of that comes from another
+    /// daemon, so nothing is carried before [`Mailbox::go_on`].
     ///
     /// # Errors
     /// As [`spawn`](Self::spawn).
@@ -71,6 +72,7 @@ impl Worker {
         options: WorkerOptions,
         guests: Vec<(GuestOptions, Member)>,
         uplink: Option<U>,
+        is_heir: bool,
         clock: burst_trace::Clock,
     ) -> io::Result<Self> {
         let clock = Clock::from(clock);
@@ -80,6 +82,7 @@ impl Worker {
         }
         let (guests, members): (Vec<_>, Vec<_>) = guests.into_iter().unzip();
         let switch = Switch::new(&members, uplink, &clock);
+        let switch = if is_heir { switch.coming() } else { switch };
         Self::spawn_joined(options, switch, guests, pairs, clock)
     }
 

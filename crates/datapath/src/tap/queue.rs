@@ -306,7 +306,7 @@ impl<E: Engine> Interface for TapQueue<E> {
         self.engine.has_frames() || sys::is_readable(&self.file)
     }
 
-    fn take_read(&mut self) -> Vec<Vec<u8>> {
+    fn part(&mut self) -> Vec<Vec<u8>> {
         self.engine.take_read()
     }
 

@@ -8,11 +8,13 @@
 //! - `sort`: the receivers of the frames of a burst; `place`: the way into a receiver's ring.
 //! - `carry`: a burst from one guest to all its receivers.
 //! - `wait`: what becomes of frames for which there is no room.
+//! - `pause`: nothing is carried while guests go from one daemon to another.
 //! - `report`: logs and counts addresses that more than one port sends from.
 //! - `uplink`: the port that has a datapath in place of a guest.
 
 pub mod addresses;
 mod carry;
+mod pause;
 mod place;
 mod report;
 mod sort;
@@ -26,14 +28,16 @@ use std::time::Duration;
 use burst_trace::{DropCause, DropCounts};
 use datapath::{Capabilities, FrameReader, KernelFacts as _};
 use log_limit::LogLimit;
-use virtio_net::{MacAddress, Offloads};
+use virtio_net::{MacAddress, Negotiated, Offloads};
 
 use self::addresses::{Addresses, GUEST_ADDRESSES_MAX, PORTS_MAX, UPLINK_ADDRESSES_MAX};
+use self::pause::Pause;
 use self::place::{PendingOffloads, all};
 use self::uplink::Uplink;
 use self::wait::{CROWDED, Patience, PortQueue};
 use super::Topology;
 use crate::clock::Clock;
+use crate::heritage::{Heritage, UplinkHeritage};
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
 use crate::receiver::Receiver;
@@ -77,6 +81,7 @@ pub struct Switch<U> {
     fabric: Fabric,
     /// Boxed: it has its socket's or its tap's state, which few turns need.
     uplink: Option<Box<Uplink<U>>>,
+    pause: Pause,
 }
 
 /// What joins the ports. Pairs are named by their place in the worker's list.
@@ -115,7 +120,30 @@ impl<U: FrameReader> Switch<U> {
     /// When they have more than [`PAIRS_MAX`] queue pairs.
     pub fn new(members: &[Member], uplink: Option<U>, clock: &Clock) -> Self {
         let fabric = Fabric::new(members, uplink.is_some(), clock);
-        Self { fabric, uplink: uplink.map(|uplink| Box::new(Uplink::new(uplink))) }
+        let uplink = uplink.map(|uplink| Box::new(Uplink::new(uplink)));
+        Self { fabric, uplink, pause: Pause::No }
+    }
+
+    /// The same switch. Its guests come from another daemon, which uses the uplink until all of them are there: the switch
+    /// carries nothing before that.
+    #[must_use]
+    pub fn coming(self) -> Self {
+        Self { pause: Pause::Coming, ..self }
+    }
+
+    /// Whether nothing is carried yet.
+    #[cold]
+    fn still_pauses(&mut self, pairs: &mut Pairs, now: u64) -> bool {
+        let is_over = matches!(self.pause, Pause::Returning(Some(until)) if until.is_due(now));
+        if is_over {
+            self.resume(pairs, now);
+        }
+        !is_over
+    }
+
+    fn resume(&mut self, pairs: &mut Pairs, now: u64) {
+        self.pause = Pause::No;
+        (0..pairs.len()).for_each(|at| self.rings_changed(at, pairs, now));
     }
 }
 
@@ -212,6 +240,9 @@ impl Fabric {
 impl<U: FrameReader> Topology for Switch<U> {
     #[inline]
     fn turn(&mut self, pairs: &mut Pairs, view: &mut View<'_>) -> bool {
+        if self.pause != Pause::No && self.still_pauses(pairs, view.now()) {
+            return false;
+        }
         let mut uplink = self.uplink.as_deref_mut();
         let mut worked = false;
         for at in 0..pairs.len() {
@@ -224,7 +255,11 @@ impl<U: FrameReader> Topology for Switch<U> {
     }
 
     fn begin(&mut self, sleeper: &Sleeper) -> io::Result<()> {
-        self.uplink.iter_mut().try_for_each(|uplink| uplink.begin(sleeper))
+        let Some(uplink) = &mut self.uplink else { return Ok(()) };
+        if self.pause == Pause::No {
+            uplink.begin()?;
+        }
+        uplink.listen(sleeper)
     }
 
     fn woken(&mut self, token: Token, _pairs: &mut Pairs) {
@@ -236,13 +271,17 @@ impl<U: FrameReader> Topology for Switch<U> {
     }
 
     fn has_work(&mut self, pairs: &Pairs) -> bool {
+        if self.pause != Pause::No {
+            return false;
+        }
         let uplink_waits = self.fabric.uplink_queue.wait().is_some();
         self.fabric.can_go_on(pairs)
             || (!uplink_waits && self.uplink.as_ref().is_some_and(|uplink| uplink.has_work()))
     }
 
     fn limit(&self, _pairs: &Pairs, view: &View<'_>) -> Option<Duration> {
-        if self.fabric.all_queues().any(|queue| queue.wait().is_some()) {
+        let is_returning = matches!(self.pause, Pause::Returning(_));
+        if is_returning || self.fabric.all_queues().any(|queue| queue.wait().is_some()) {
             return Some(CROWDED);
         }
         self.uplink.as_ref().and_then(|uplink| uplink.retry_in(&view.shared.clock))
@@ -273,9 +312,64 @@ impl<U: FrameReader> Topology for Switch<U> {
         self.fabric.announce(at, address, pairs, self.uplink.as_deref_mut(), view)
     }
 
+    fn configure(&mut self, _at: usize, _negotiated: Negotiated) -> io::Result<()> {
+        if self.pause == Pause::Leaving {
+            self.pause = Pause::Returning(None);
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, at: usize) -> Heritage {
+        let is_first = self.pause != Pause::Leaving;
+        self.pause = Pause::Leaving;
+        let Fabric { addresses, queues, uplink_port, .. } = &self.fabric;
+        let uplink = self.uplink.as_mut().filter(|_| is_first).map(|uplink| UplinkHeritage {
+            addresses: addresses.learned(*uplink_port),
+            ..uplink.part()
+        });
+        let addresses = addresses.learned(queues[at].port());
+        Heritage { frames: Vec::new(), addresses, uplink }
+    }
+
+    fn inherit(
+        &mut self,
+        at: usize,
+        addresses: &[MacAddress],
+        uplink: Option<UplinkHeritage>,
+        now: u64,
+    ) {
+        let Fabric { addresses: table, queues, uplink_port, .. } = &mut self.fabric;
+        let port = queues[at].port();
+        addresses.iter().for_each(|&address| table.teach(port, address, now));
+        if let Some((own, theirs)) = self.uplink.as_mut().zip(uplink) {
+            theirs.addresses.iter().for_each(|&address| table.teach(*uplink_port, address, now));
+            own.inherit(theirs);
+        }
+    }
+
+    fn go_on(&mut self, pairs: &mut Pairs, now: u64) {
+        if self.pause != Pause::Coming {
+            return;
+        }
+        if let Some(uplink) = &mut self.uplink
+            && let Err(error) = uplink.begin()
+        {
+            let log = &self.fabric.uplink_log;
+            log_limit::error!(log, "the uplink of a switch cannot be gone on with: {error}");
+        }
+        self.resume(pairs, now);
+    }
+
     /// Resets the state of this pair only: a guest that changes its rings over and over must not make frames of other
     /// guests wait longer, or be sent twice.
     fn rings_changed(&mut self, at: usize, pairs: &mut Pairs, now: u64) {
+        if self.pause != Pause::No {
+            if let Pause::Returning(until @ None) = &mut self.pause {
+                *until = Some(self.fabric.patience.returning(now));
+            }
+            // Addresses of guests that are away for a moment must not be forgotten; `resume` catches up.
+            return;
+        }
         let (tx, rx) = pairs.transmitter_and_receivers(at);
         tx.unblock();
         rx[at].end_starvation();

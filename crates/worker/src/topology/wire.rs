@@ -13,6 +13,7 @@ use virtqueue::RingError;
 
 use super::reads::Reads;
 use super::{Topology, observe};
+use crate::heritage::Heritage;
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
 use crate::receiver::{HOLD, Receiver};
@@ -188,8 +189,8 @@ impl<D: Datapath> Topology for Wire<D> {
         )
     }
 
-    fn take_read(&mut self, at: usize) -> Vec<Vec<u8>> {
-        self.lines[at].datapath.take_read()
+    fn part(&mut self, at: usize) -> Heritage {
+        Heritage { frames: self.lines[at].datapath.part(), ..Heritage::default() }
     }
 
     fn set_active(&mut self, at: usize, active: bool) -> io::Result<()> {

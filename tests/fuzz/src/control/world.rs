@@ -116,7 +116,7 @@ impl World {
         let mac = |number| Some(MacAddress([0x52, 0x54, 0, 0, 0, number]));
         let member = |mac: Option<_>| Member { queue_pairs: 1, mac, mac_locked: mac.is_some() };
         let members = vec![(guest("one"), member(None)), (guest("two"), member(mac(2)))];
-        let joined = Worker::spawn_switch(options(2), members, None::<Null>, clock);
+        let joined = Worker::spawn_switch(options(2), members, None::<Null>, false, clock);
         workers.push(joined.expect("a worker"));
         devices.push(device("one", 1, None, &able, workers[2].mailbox(0)));
         devices.push(device("two", 1, mac(2), &able, workers[2].mailbox(1)));

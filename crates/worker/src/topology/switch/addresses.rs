@@ -240,6 +240,24 @@ impl Addresses {
         }
     }
 
+    /// The addresses that are at `port`, without pinned ones.
+    #[must_use]
+    pub fn learned(&self, port: u8) -> Vec<MacAddress> {
+        let entries = self.table.slots().map(|slot| self.table.entry(slot));
+        let here = entries.filter(|entry| entry.is_learned() && entry.port() == port);
+        here.map(|entry| MacAddress(address_of(entry.address()))).collect()
+    }
+
+    /// Learns that `address` is at `port`, as from a frame, unless it is known.
+    pub fn teach(&mut self, port: u8, address: MacAddress, now: u64) {
+        let address = number(address.0);
+        let can_be = address & GROUP == 0 && address != 0;
+        let is_locked = self.ports[usize::from(port)].lock.is_some();
+        if can_be && !is_locked && self.table.find(address).is_none() {
+            self.learn(port, address, now);
+        }
+    }
+
     /// Number of times that an address moved from port to port.
     #[must_use]
     pub const fn moves(&self) -> u64 {

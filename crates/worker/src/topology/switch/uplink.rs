@@ -1,5 +1,6 @@
 //! The port of a switch that has a datapath in place of a guest.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use super::place::{WORK_MAX, all};
 use super::wait::Wait;
 use super::{Fabric, bits, drop_frames};
 use crate::clock::Clock;
+use crate::heritage::UplinkHeritage;
 use crate::idle::sleep::{Sleeper, Token};
 use crate::pairs::Pairs;
 use crate::receiver::{Delivery, Receiver};
@@ -43,6 +45,10 @@ pub struct Uplink<U> {
     frame: Spare,
     /// What is left to do with that frame; `None` if nothing is.
     read: Option<ReadFrame>,
+    /// Frames that another daemon has read, which come before all others, each with the length of its net header.
+    inherited: VecDeque<(usize, Vec<u8>)>,
+    /// Length of the net headers at the beginning.
+    first_header_len: usize,
     reads: Reads,
     /// It took no more frames at the last try.
     blocked: bool,
@@ -103,6 +109,8 @@ impl<U: FrameReader> Uplink<U> {
             header_len: 0,
             frame: Spare::new(HEADER_LEN + FRAME_LEN_MAX),
             read: None,
+            inherited: VecDeque::new(),
+            first_header_len: HEADER_LEN,
             reads: Reads::new(true),
             blocked: false,
             passed_over: 0,
@@ -111,10 +119,43 @@ impl<U: FrameReader> Uplink<U> {
         }
     }
 
-    /// Takes frames from now on, and wakes the worker up for them.
-    pub fn begin(&mut self, sleeper: &Sleeper) -> io::Result<()> {
-        self.expect_headers(HEADER_LEN)?;
-        self.datapath.set_active(true)?;
+    /// Takes frames from now on.
+    pub fn begin(&mut self) -> io::Result<()> {
+        self.expect_headers(self.first_header_len)?;
+        self.reads = Reads::new(true);
+        self.datapath.set_active(true)
+    }
+
+    /// What it leaves to another daemon, besides addresses.
+    pub fn part(&mut self) -> UplinkHeritage {
+        let slice = self.frame.slice();
+        let read = self.read.take().map(|ReadFrame { len, header_len, .. }| {
+            let mut bytes = vec![0; len];
+            slice.read(0, &mut bytes);
+            (header_len, bytes)
+        });
+        let header_len = self.header_len;
+        let more = self.datapath.part().into_iter().map(|bytes| (header_len, bytes));
+        let frames = read.into_iter().chain(self.inherited.drain(..)).chain(more).collect();
+        UplinkHeritage { header_len, frames, addresses: Vec::new() }
+    }
+
+    /// What it had in another daemon. What cannot be a frame is discarded.
+    pub fn inherit(&mut self, heritage: UplinkHeritage) {
+        let is_header_len = |len: &usize| [HEADER_LEN - 2, HEADER_LEN].contains(len);
+        if is_header_len(&heritage.header_len) {
+            self.first_header_len = heritage.header_len;
+        }
+        let longest = self.frame.slice().len();
+        let frames = heritage.frames.into_iter().filter(|(header_len, bytes)| {
+            is_header_len(header_len) && (*header_len..=longest).contains(&bytes.len())
+        });
+        self.inherited.extend(frames);
+        self.reads.woken();
+    }
+
+    /// Frames wake the worker up from now on.
+    pub fn listen(&self, sleeper: &Sleeper) -> io::Result<()> {
         match self.datapath.readiness() {
             Some(fd) => sleeper.add(&fd, Token::Uplink),
             None => Ok(()),
@@ -206,13 +247,20 @@ impl<U: FrameReader> Uplink<U> {
         loop {
             let read = match self.read {
                 Some(read) => read,
-                None => match self.datapath.receive_frame(frame)? {
-                    Some(len) => {
-                        let (len, header_len) = (len.min(frame.len()), self.header_len);
-                        ReadFrame { len, header_len, progress: SegmentProgress::default() }
-                    }
-                    None => return Ok(None),
-                },
+                None => {
+                    let found = match self.inherited.pop_front() {
+                        Some((header_len, bytes)) => {
+                            frame.write(0, &bytes);
+                            Some((bytes.len(), header_len))
+                        }
+                        None => {
+                            self.datapath.receive_frame(frame)?.map(|len| (len, self.header_len))
+                        }
+                    };
+                    let Some((len, header_len)) = found else { return Ok(None) };
+                    let len = len.min(frame.len());
+                    ReadFrame { len, header_len, progress: SegmentProgress::default() }
+                }
             };
             let mut addresses = [0; ADDRESSES_LEN];
             // A frame that is too short for addresses has no receiver.

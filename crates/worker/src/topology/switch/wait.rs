@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use virtio_net::{BURST_MAX, Frames, SegmentProgress};
 
+use super::pause::RETURNING;
 use super::place::all;
 use super::sort::go_one_way;
 use super::{Fabric, UPLINK};
@@ -52,11 +53,14 @@ pub struct Wait {
 pub struct Patience {
     stuck: u64,
     crowded: u64,
+    returning: u64,
 }
 
 impl Patience {
     pub fn new(clock: &Clock) -> Self {
-        Self { stuck: clock.ticks_in(STUCK), crowded: clock.ticks_in(CROWDED) }
+        let [stuck, crowded, returning] =
+            [STUCK, CROWDED, RETURNING].map(|time| clock.ticks_in(time));
+        Self { stuck, crowded, returning }
     }
 
     /// [`STUCK`] after `since`.
@@ -67,6 +71,11 @@ impl Patience {
     /// [`CROWDED`] after `since`.
     pub fn crowded(&self, since: u64) -> Deadline {
         Deadline::after(since, self.crowded)
+    }
+
+    /// [`RETURNING`] after `since`.
+    pub fn returning(&self, since: u64) -> Deadline {
+        Deadline::after(since, self.returning)
     }
 }
 
