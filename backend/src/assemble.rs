@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use burst_trace::{Clock, Reader, Recorder, RecorderOptions, Writer};
 use datapath::af_xdp::Options;
-use datapath::{AfXdp, Capabilities, Datapath, FrameReader, Null, Reflect, Uring};
+use datapath::{Capabilities, Datapath, FrameReader, Null, Reflect, Uring};
 use log_limit::LogLimit;
 use metrics::Address;
 use vhost_control::{Device, Endpoint, Handover, Witness};
@@ -40,7 +40,8 @@ use crate::takeover;
 use crate::takeover::give::{Door, Wire};
 use crate::takeover::take::Taking;
 use crate::wires::{
-    Handed, Macvtapped, join_macvtaps, open_macvtap, open_tap, share_macvtaps, share_taps,
+    Handed, Macvtapped, join_macvtaps, open_af_xdp, open_macvtap, open_tap, share_af_xdp,
+    share_macvtaps, share_taps,
 };
 use crate::wrap::{Wrapped, wrap};
 
@@ -182,7 +183,9 @@ impl Daemon {
             }
             DatapathSpec::AfXdp { ifname, options } => {
                 let options = Options { stamps: plan.trace, ..*options };
-                self.add(plan, AfXdp::open(ifname, pairs, &options)?)
+                let all = open_af_xdp(ifname, &mut self.handed, pairs, &options, &plan.name)?;
+                self.share(plan, || Ok(share_af_xdp(&all)));
+                self.add(plan, all)
             }
             DatapathSpec::Reflect => self.add_reflect(plan),
             DatapathSpec::Null { receive } => {
@@ -303,7 +306,9 @@ impl Daemon {
                 self.join(&guests, wire, join_macvtaps(uplink, *gro).pop())
             }
             Some(DatapathSpec::AfXdp { ifname, options }) => {
-                self.join(&guests, wire, AfXdp::open(ifname, 1, options)?.pop())
+                let all = open_af_xdp(ifname, &mut self.handed, 1, options, name)?;
+                self.share_uplink(owner, || Ok(share_af_xdp(&all)));
+                self.join(&guests, wire, all.into_iter().next())
             }
             Some(DatapathSpec::Null { receive }) => {
                 self.join(&guests, wire, Some(Null::new(*receive)))

@@ -1,14 +1,15 @@
-//! Taps and macvtaps, opened by name or from descriptors that were handed over.
+//! Taps, macvtaps and interfaces with AF_XDP sockets, opened by name or from descriptors that were handed over.
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use datapath::af_xdp::Gro;
+use datapath::af_xdp::{Gro, Options};
 use datapath::macvtap::{self, MacvtapOptions, Over};
 use datapath::tap::{self, TapOptions};
-use datapath::{Macvtap, MacvtapError, TapError, TapQueue};
+use datapath::{AfXdp, AfXdpError, Macvtap, MacvtapError, TapError, TapQueue};
 use vhost_control::SocketError;
 use virtio_net::MacAddress;
 
@@ -137,6 +138,30 @@ pub fn open_tap(
         Gro::On => queues.into_iter().map(TapQueue::with_gro).collect(),
         Gro::Off => queues,
     })
+}
+
+/// Opens an interface by AF_XDP, or goes on with that of the daemon before for the guest `name`.
+///
+/// # Errors
+/// See [`AfXdpError`].
+pub fn open_af_xdp(
+    ifname: &str,
+    handed: &mut Handed,
+    pairs: usize,
+    options: &Options,
+    name: &str,
+) -> Result<Vec<AfXdp>, AfXdpError> {
+    let Some(taking) = &mut handed.taking else { return AfXdp::open(ifname, pairs, options) };
+    let shared = taking.guest(name).and_then(|inherited| inherited.interface.take());
+    let shared = shared.ok_or_else(|| AfXdpError::Missing(ifname.into()))?;
+    let all = AfXdp::go_on(shared, options)?;
+    all.first().into_iter().for_each(|first| taking.add_interface(first.estate()));
+    Ok(all)
+}
+
+/// What another daemon gets of an interface with AF_XDP sockets.
+pub fn share_af_xdp(all: &[AfXdp]) -> Wire {
+    all.first().map_or(Wire::Nothing, |first| Wire::Interface(Arc::clone(first.estate())))
 }
 
 /// The queues, which join frames from the guest or do not.

@@ -170,4 +170,6 @@ fn its_uplink_stays_as_it_is() {
         let tap = outside.add_tap(1).unwrap();
         pings_pass(&format!("tap:ifname={tap}{engine}"));
     }
+    let outside = Outside::on_wire("takeover", 1).unwrap();
+    pings_pass(&format!("af-xdp:ifname={}", outside.wire()));
 }

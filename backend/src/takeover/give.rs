@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use burst_trace::Recorder;
+use datapath::af_xdp::UmemOwner;
+use datapath::af_xdp::estate::{Estate, SharedInterface};
 use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
 use host_files::socket::Peer;
@@ -22,7 +24,7 @@ use vhost_control::handover::{Asked, Handover};
 
 use super::PATIENCE;
 use super::channel::{Channel, ChannelError};
-use super::words::{Front, Guest, GuestEstate, Queue, RingStand, ToNew, ToRunning};
+use super::words::{Front, Guest, GuestEstate, Interface, Queue, RingStand, ToNew, ToRunning};
 use crate::plan::GuestPlan;
 use crate::spec::DatapathSpec;
 use crate::stop::Stop;
@@ -48,10 +50,21 @@ pub enum Wire {
     Nothing,
     /// Queues of a tap or macvtap; and the macvtap's interface, unless it was handed over.
     Queues(Vec<SharedQueue>, Option<Arc<WatchedLink>>),
+    /// An interface with its AF_XDP sockets.
+    Interface(Arc<Estate>),
     /// That of the uplink of its switch.
     Uplink(Box<Wire>),
     /// It cannot be handed over, for this reason.
     Unfit(String),
+}
+
+/// Copies of what a guest's datapath leaves.
+#[derive(Debug, Default)]
+struct Shared {
+    queues: Vec<SharedQueue>,
+    /// This daemon made the macvtap.
+    made: bool,
+    interface: Option<SharedInterface>,
 }
 
 /// What belongs to a guest.
@@ -136,25 +149,32 @@ impl Wire {
     pub fn unfit(plan: &GuestPlan) -> Option<String> {
         let why = match &plan.datapath {
             _ if !plan.faults.is_empty() => "faults of --fault may hold its frames",
-            DatapathSpec::AfXdp { .. } => "its AF_XDP sockets cannot be handed over yet",
+            DatapathSpec::AfXdp { options, .. } if options.umem == UmemOwner::Guest => {
+                "with umem=guest, its AF_XDP sockets send from memory that another daemon has elsewhere"
+            }
             _ => return None,
         };
         Some(why.into())
     }
 
-    /// The queues, to be given away once. `active`: for each, whether the guest takes frames.
-    fn share(&self, active: &[bool]) -> Result<(Vec<SharedQueue>, bool), String> {
+    /// What there is, to be given away once. `active`: for each queue pair, whether the guest takes frames.
+    fn share(&self, active: &[bool]) -> Result<Shared, String> {
         match self {
-            Self::Nothing => Ok((Vec::new(), false)),
+            Self::Nothing => Ok(Shared::default()),
+            Self::Interface(estate) => {
+                let interface = estate.share(active).map_err(|error| error.to_string())?;
+                Ok(Shared { interface: Some(interface), ..Shared::default() })
+            }
             Self::Unfit(why) => Err(why.clone()),
             // A switch always takes frames from it.
             Self::Uplink(wire) => wire.share(&[true]),
             Self::Queues(queues, link) => {
                 let is_active = |n: usize| active.get(n).copied().unwrap_or(false);
                 let copies = queues.iter().enumerate().map(|(n, it)| it.try_clone(is_active(n)));
-                let copies =
+                let queues =
                     copies.collect::<io::Result<_>>().map_err(|error| error.to_string())?;
-                Ok((copies, link.as_ref().is_some_and(|link| link.is_made())))
+                let made = link.as_ref().is_some_and(|link| link.is_made());
+                Ok(Shared { queues, made, interface: None })
             }
         }
     }
@@ -162,6 +182,7 @@ impl Wire {
     fn leave(&self) {
         match self {
             Self::Queues(_, Some(link)) => link.set_stays(true),
+            Self::Interface(estate) => estate.set_stays(true),
             Self::Uplink(wire) => wire.leave(),
             Self::Queues(_, None) | Self::Nothing | Self::Unfit(_) => {}
         }
@@ -333,10 +354,12 @@ impl Giver<'_> {
         let has_listener = estate.listener.is_some();
         files.extend(estate.listener);
         let active = estate.front.as_ref().map_or(&[][..], |front| &front.active);
-        let (queues, made) = guest.wire.share(active)?;
+        let Shared { queues, made, interface } = guest.wire.share(active)?;
         let queues = queues.into_iter().map(|queue| Queue::give(queue, files)).collect();
+        let interface = interface.map(|interface| Interface::give(interface, files));
         let front = estate.front.map(|front| Front::give(front, files));
-        Ok(GuestEstate { name: guest.plan.name.clone(), has_listener, queues, made, front })
+        let name = guest.plan.name.clone();
+        Ok(GuestEstate { name, has_listener, queues, made, interface, front })
     }
 
     /// Another daemon has everything.

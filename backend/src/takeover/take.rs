@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use burst_trace::Recorder;
+use datapath::af_xdp::estate::{Estate, SharedInterface};
 use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
 use host_files::socket::{Peer, connect};
@@ -21,7 +22,7 @@ use worker::Mailbox;
 
 use super::channel::Channel;
 use super::give::{Door, now_ns};
-use super::words::{Files, Front, Guest, GuestEstate, Queue, ToNew, ToRunning};
+use super::words::{Files, Front, Guest, GuestEstate, Interface, Queue, ToNew, ToRunning};
 use super::{PATIENCE, Predecessor, socket_of};
 use crate::plan::Plan;
 
@@ -65,6 +66,8 @@ pub struct Taking {
     claims: Vec<OwnedFd>,
     /// Removed at the end if a daemon made them.
     links: Vec<Arc<WatchedLink>>,
+    /// Their settings are put back at the end.
+    interfaces: Vec<Arc<Estate>>,
     prepared: (Sender<Prepared>, Receiver<Prepared>),
     started: (Sender<()>, Receiver<()>),
     starts: BTreeMap<String, Sender<Vec<Stand>>>,
@@ -90,6 +93,8 @@ pub struct Inherited {
     pub queues: Vec<SharedQueue>,
     /// The running daemon made the interface.
     pub made: bool,
+    /// An interface with AF_XDP sockets.
+    pub interface: Option<SharedInterface>,
     /// Its front end.
     pub front: Option<FrontEnd>,
 }
@@ -97,7 +102,7 @@ pub struct Inherited {
 impl Inherited {
     /// Whether anything of a datapath came with it.
     pub const fn has_wire(&self) -> bool {
-        !self.queues.is_empty()
+        !self.queues.is_empty() || self.interface.is_some()
     }
 }
 
@@ -153,6 +158,7 @@ impl Taking {
             order: Vec::new(),
             claims: Vec::new(),
             links: Vec::new(),
+            interfaces: Vec::new(),
             prepared: std::sync::mpsc::channel(),
             started: std::sync::mpsc::channel(),
             starts: BTreeMap::new(),
@@ -162,7 +168,7 @@ impl Taking {
     }
 
     fn add(&mut self, estate: GuestEstate, files: &mut Files) -> Result<(), String> {
-        let GuestEstate { name, has_listener, queues, made, front } = estate;
+        let GuestEstate { name, has_listener, queues, made, interface, front } = estate;
         let lock = Some(files.next()?.into());
         let listener = has_listener.then(|| files.next()).transpose()?;
         let queues = queues.into_iter().map(|queue: Queue| queue.take(files));
@@ -170,9 +176,10 @@ impl Taking {
         for claim in queues.iter().filter_map(|queue| queue.claim.as_ref()) {
             self.claims.push(claim.try_clone().map_err(|error| error.to_string())?);
         }
+        let interface = interface.map(|it: Interface| it.take(files)).transpose()?;
         let front = front.map(|front: Front| front.take(files)).transpose()?;
         self.order.push(name.clone());
-        self.guests.insert(name, Inherited { lock, listener, queues, made, front });
+        self.guests.insert(name, Inherited { lock, listener, queues, made, interface, front });
         Ok(())
     }
 
@@ -184,6 +191,11 @@ impl Taking {
     /// From the end of the take-over on, an interface that was made is removed at this daemon's end.
     pub fn add_link(&mut self, link: Option<Arc<WatchedLink>>) {
         self.links.extend(link);
+    }
+
+    /// From the end of the take-over on, what was changed for an interface is put back at this daemon's end.
+    pub fn add_interface(&mut self, interface: &Arc<Estate>) {
+        self.interfaces.push(Arc::clone(interface));
     }
 
     /// What the thread of the guest with this name needs to go on with it.
@@ -229,6 +241,7 @@ impl Taking {
             let _ = rustix::net::listen(claim, 128);
         }
         self.links.iter().for_each(|link| link.set_stays(false));
+        self.interfaces.iter().for_each(|interface| interface.set_stays(false));
         let (process, program) = (self.process, &self.program);
         log::info!(
             "took over {} guest(s) from process {process} (ringscoped {program}): no ring was served for {:.2} ms",

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
+use datapath::af_xdp::estate::{ChangedSettings, SharedInterface, SharedSocket};
+use datapath::af_xdp::program::SharedProgram;
 use datapath::tap::SharedQueue;
 use serde::{Deserialize, Serialize};
 use vhost_control::handover::{FrontEnd, Manner, SetupMessage, Stand};
@@ -67,6 +70,7 @@ pub struct GuestEstate {
     pub queues: Vec<Queue>,
     /// The daemon made the interface.
     pub made: bool,
+    pub interface: Option<Interface>,
     pub front: Option<Front>,
 }
 
@@ -77,6 +81,32 @@ pub struct Queue {
     offloads: [bool; 6],
     active: bool,
     has_claim: bool,
+}
+
+/// An interface with AF_XDP sockets. Its descriptors: the link and the three maps of its program, and for each socket, the socket
+/// and the memory of its frames.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Interface {
+    name: String,
+    index: u32,
+    is_native: bool,
+    puts_tags_back: bool,
+    stamps: bool,
+    /// Files, and what was in them before.
+    files: Vec<(PathBuf, String)>,
+    /// Number and name of the other end, and what was switched off there.
+    segmentation: Option<(u32, String, Vec<String>)>,
+    pairs: Vec<Vec<Socket>>,
+    active: Vec<bool>,
+}
+
+/// An AF_XDP socket.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Socket {
+    queue: u32,
+    chunk: u32,
+    need_wakeup: bool,
+    multi_buffer: bool,
 }
 
 /// A front end. Its descriptors: the connection, and those of its messages.
@@ -175,6 +205,45 @@ impl Queue {
         let file = files.next()?.into();
         let claim = has_claim.then(|| files.next()).transpose()?;
         Ok(SharedQueue { file, claim, offloads, active })
+    }
+}
+
+impl Interface {
+    /// Describes an interface, and adds its descriptors to `files`.
+    pub fn give(interface: SharedInterface, descriptors: &mut Vec<OwnedFd>) -> Self {
+        let SharedInterface { name, index, program, settings, pairs, active } = interface;
+        let SharedProgram { link, maps, is_native, puts_tags_back, stamps } = program;
+        let ChangedSettings { files, segmentation } = settings;
+        descriptors.push(link);
+        descriptors.extend(maps);
+        let mut give = |shared: SharedSocket| {
+            let SharedSocket { queue, chunk, need_wakeup, multi_buffer, socket, frames } = shared;
+            descriptors.extend([socket, frames.into()]);
+            Socket { queue, chunk, need_wakeup, multi_buffer }
+        };
+        let pairs = pairs.into_iter().map(|pair| pair.into_iter().map(&mut give).collect());
+        let pairs = pairs.collect();
+        Self { name, index, is_native, puts_tags_back, stamps, files, segmentation, pairs, active }
+    }
+
+    /// The interface.
+    ///
+    /// # Errors
+    /// When a descriptor is missing.
+    pub fn take(self, descriptors: &mut Files) -> Result<SharedInterface, String> {
+        let Self { name, index, is_native, puts_tags_back, stamps, .. } = self;
+        let Self { files, segmentation, pairs, active, .. } = self;
+        let link = descriptors.next()?;
+        let maps = [descriptors.next()?, descriptors.next()?, descriptors.next()?];
+        let program = SharedProgram { link, maps, is_native, puts_tags_back, stamps };
+        let settings = ChangedSettings { files, segmentation };
+        let mut take = |Socket { queue, chunk, need_wakeup, multi_buffer }: Socket| {
+            let (socket, frames) = (descriptors.next()?, descriptors.next()?.into());
+            Ok(SharedSocket { queue, chunk, need_wakeup, multi_buffer, socket, frames })
+        };
+        let pairs = pairs.into_iter().map(|pair| pair.into_iter().map(&mut take).collect());
+        let pairs = pairs.collect::<Result<_, String>>()?;
+        Ok(SharedInterface { name, index, program, settings, pairs, active })
     }
 }
 

@@ -9,6 +9,7 @@
 //! - `program`: the XDP program.
 //! - `umem`, `rings`, `socket`: the kernel's objects of these names.
 //! - `open`: all of these for an interface.
+//! - `estate`: an interface that another daemon goes on with; `ledger`: the free chunks, which it has, too.
 //! - `follow`: what changes on it while it is served.
 //! - `surroundings`: what a sender leaves to a device that is not there.
 //! - `channel`: a queue in use.
@@ -20,11 +21,13 @@
 mod channel;
 mod device;
 mod error;
+pub mod estate;
 mod follow;
+mod ledger;
 mod napi;
 mod open;
 mod options;
-mod program;
+pub mod program;
 mod receive;
 mod rings;
 mod segmentation;
@@ -53,7 +56,8 @@ use crate::{
 use channel::Channel;
 use device::Device;
 use error::explain;
-use follow::{Change, Follower, Inbox};
+use estate::{Estate, SharedInterface};
+use follow::{Change, Follower, Inbox, News};
 use open::Opened;
 use program::Program;
 use transmit::Queued;
@@ -73,6 +77,7 @@ pub struct AfXdp {
     program: Arc<Program>,
     inbox: Arc<Inbox>,
     _follower: Arc<Follower>,
+    estate: Arc<Estate>,
     /// What sockets that were replaced had counted, not reported yet.
     retired: Vec<(Counted, u64)>,
     device: Device,
@@ -110,14 +115,49 @@ impl AfXdp {
     /// See [`AfXdpError`].
     pub fn open(name: &str, pairs: usize, options: &Options) -> Result<Vec<Self>, AfXdpError> {
         let device = Device::find(name).ok_or_else(|| AfXdpError::Missing(name.to_owned()))?;
-        let Opened { device, program, settings, channels } = Opened::new(device, pairs, options)?;
+        let opened = Opened::new(device, pairs, options)?;
+        let mut all = Self::all(opened, options)?;
+        if options.umem == UmemOwner::Guest {
+            // Its sockets are opened again for each guest, with its memory.
+            all.iter_mut().for_each(|one| one.estate.lose());
+        }
+        Ok(all)
+    }
+
+    /// Goes on with an interface of another daemon, which uses its sockets until frames are directed to this one.
+    ///
+    /// # Errors
+    /// See [`AfXdpError`].
+    pub fn go_on(shared: SharedInterface, options: &Options) -> Result<Vec<Self>, AfXdpError> {
+        let active = shared.active.clone();
+        let mut all = Self::all(Opened::go_on(shared, options)?, options)?;
+        for (one, active) in all.iter_mut().zip(active) {
+            one.active = active;
+            one.inbox.put(News::Resume);
+        }
+        Ok(all)
+    }
+
+    /// What another daemon gets of the interface.
+    #[must_use]
+    pub const fn estate(&self) -> &Arc<Estate> {
+        &self.estate
+    }
+
+    /// One for each queue pair.
+    fn all(opened: Opened, options: &Options) -> Result<Vec<Self>, AfXdpError> {
+        let Opened { device, program, settings, channels } = opened;
+        let estate = Arc::new(Estate::new());
+        estate.keep(settings);
         let fail = |error| explain(&device, options, "following its changes", error);
         let inboxes = channels.iter().map(|_| Inbox::new().map(Arc::new)).collect::<Result<_, _>>();
         let inboxes: Vec<_> = inboxes.map_err(fail)?;
+        let shared = estate.serve((&device.name, device.index), &program, &channels);
+        shared.map_err(|error| explain(&device, options, "sharing its sockets", error))?;
         let follower = Follower::start(
             device.clone(),
             Arc::clone(&program),
-            settings,
+            Arc::clone(&estate),
             *options,
             inboxes.clone(),
         );
@@ -130,6 +170,7 @@ impl AfXdp {
                 program: Arc::clone(&program),
                 inbox,
                 _follower: Arc::clone(&follower),
+                estate: Arc::clone(&estate),
                 retired: Vec::new(),
                 device: device.clone(),
                 options: *options,
@@ -149,7 +190,12 @@ impl AfXdp {
     /// Takes over what has changed on the interface.
     #[cold]
     fn take_over(&mut self) {
-        for Change { device, program, channels, replaces } in self.inbox.take() {
+        for news in self.inbox.take() {
+            let News::Change(Change { device, program, channels, replaces }) = news else {
+                self.channels.iter_mut().for_each(Channel::resume);
+                self.down = false;
+                continue;
+            };
             if replaces {
                 let Self { channels, retired, .. } = self;
                 for mut channel in channels.drain(..) {
@@ -292,6 +338,12 @@ impl Interface for AfXdp {
 
     fn has_frames(&self) -> bool {
         self.channels.iter().any(|channel| channel.socket.receive.has_entries())
+    }
+
+    fn part(&mut self) -> Vec<Vec<u8>> {
+        self.channels.iter_mut().for_each(Channel::part);
+        self.inbox.put(News::Resume);
+        Vec::new()
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

@@ -1,6 +1,7 @@
 //! Host pages shared with the kernel, such as the UMEM of an AF_XDP socket.
 #![allow(unsafe_code, reason = "slices of a mapping")]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 
@@ -30,12 +31,12 @@ struct Alias {
 }
 
 impl HostMemory {
-    /// Maps `len` bytes of zeroes, in huge pages where the system gives some.
+    /// Maps the first `len` bytes of `file`, which stays at least that long, in huge pages where the system gives some.
     ///
     /// # Errors
     /// What the system answers (`mmap(2)`).
-    pub fn new(len: usize) -> io::Result<Self> {
-        let map = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+    pub fn of_file(file: &File, len: usize) -> io::Result<Self> {
+        let map = MmapOptions::new().len(len).map_raw(file)?;
         // Works without huge pages, too.
         let _ = map.advise(Advice::HugePage);
         map.advise(Advice::DontDump)?;

@@ -180,6 +180,18 @@ pub struct SegmentProgress {
 }
 
 impl SegmentProgress {
+    /// After this number of frames.
+    #[must_use]
+    pub const fn after(written: usize) -> Self {
+        Self { written }
+    }
+
+    /// Number of frames that were written before.
+    #[must_use]
+    pub const fn written(&self) -> usize {
+        self.written
+    }
+
     /// Skips the frames that were written before; `write` then writes as many of the rest as there is room for. `offload`
     /// was planned for the run `from` just now.
     #[inline]

@@ -9,6 +9,7 @@ use rustix::net::xdp::XdpStatistics;
 use virtio_net::{SegmentProgress, SoftwareOffload};
 
 use super::device::Device;
+use super::estate::SharedSocket;
 use super::socket::Socket;
 use super::{Gro, Options};
 use crate::Counted;
@@ -61,8 +62,38 @@ impl Channel {
         options: &Options,
         guest: Option<&GuestMemory>,
     ) -> io::Result<Self> {
-        Ok(Self {
-            socket: Socket::open(device, queue, options, guest)?,
+        Ok(Self::new(Socket::open(device, queue, options, guest)?, device, options))
+    }
+
+    /// Goes on with the socket of another daemon, which uses it until [`Channel::resume`]. What it has counted until now is not
+    /// counted again.
+    ///
+    /// # Errors
+    /// As [`Socket::go_on`].
+    pub fn go_on(shared: SharedSocket, device: &Device, options: &Options) -> io::Result<Self> {
+        let mut channel = Self::new(Socket::go_on(shared, options)?, device, options);
+        channel.counted = channel.socket.statistics().unwrap_or(NOTHING);
+        Ok(channel)
+    }
+
+    /// Another daemon goes on with the socket.
+    pub fn part(&mut self) {
+        let (sent, placed) = (self.transmit_progress.written(), self.receive_progress.written());
+        self.socket.umem.set_progress(sent, placed);
+    }
+
+    /// Goes on where the daemon stands that used the socket before.
+    pub fn resume(&mut self) {
+        self.socket.resume();
+        let (sent, placed) = self.socket.umem.progress();
+        self.transmit_progress = SegmentProgress::after(sent);
+        self.receive_progress = SegmentProgress::after(placed);
+        self.socket.umem.set_progress(0, 0);
+    }
+
+    fn new(socket: Socket, device: &Device, options: &Options) -> Self {
+        Self {
+            socket,
             leaves_offloads: device.leaves_offloads,
             mtu: device.mtu,
             gro: options.gro == Gro::On,
@@ -73,7 +104,7 @@ impl Channel {
             discarded: 0,
             too_long: 0,
             counted: NOTHING,
-        })
+        }
     }
 
     /// Reports the frames lost since the last call, by the kernel or because their guest was gone, and the kernel's other

@@ -20,6 +20,7 @@ use rustix::fd::OwnedFd;
 use super::channel::Channel;
 use super::device::Device;
 use super::error::{AfXdpError, explain};
+use super::estate::Estate;
 use super::open::{Opened, Settings};
 use super::program::Program;
 use super::{Options, UmemOwner};
@@ -28,6 +29,15 @@ use super::{Options, UmemOwner};
 const SETTLE: Duration = Duration::from_millis(50);
 /// Time between two attempts to serve an interface that is there but cannot be served.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// What a queue pair is told.
+#[derive(Debug)]
+pub enum News {
+    /// Its interface has changed.
+    Change(Change),
+    /// Another daemon has used its sockets, and does not any more.
+    Resume,
+}
 
 /// What a queue pair takes over.
 #[derive(Debug)]
@@ -46,7 +56,7 @@ pub struct Change {
 #[derive(Debug)]
 pub struct Inbox {
     is_full: AtomicBool,
-    changes: Mutex<Vec<Change>>,
+    news: Mutex<Vec<News>>,
     /// Becomes readable when there is a change.
     wake: OwnedFd,
 }
@@ -58,7 +68,7 @@ impl Inbox {
     /// Those of `eventfd(2)`.
     pub fn new() -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { is_full: AtomicBool::new(false), changes: Mutex::default(), wake })
+        Ok(Self { is_full: AtomicBool::new(false), news: Mutex::default(), wake })
     }
 
     /// What becomes readable with each change.
@@ -72,18 +82,19 @@ impl Inbox {
         self.is_full.load(Ordering::Relaxed)
     }
 
-    /// Takes the changes, oldest first.
-    pub fn take(&self) -> Vec<Change> {
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Takes the news, oldest first.
+    pub fn take(&self) -> Vec<News> {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         self.is_full.store(false, Ordering::Relaxed);
         // It may be empty already: then another change has come, and wakes up once more.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-        std::mem::take(&mut changes)
+        std::mem::take(&mut news)
     }
 
-    fn put(&self, change: Change) {
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        changes.push(change);
+    /// Adds to it.
+    pub fn put(&self, more: News) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        news.push(more);
         self.is_full.store(true, Ordering::Relaxed);
         // The counter is full only after 2^64 changes.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
@@ -99,30 +110,21 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Follows `device`, on which `program` runs, for the pairs with these inboxes. `settings` are put back
-    /// at the end.
+    /// Follows `device`, on which `program` runs, for the pairs with these inboxes. `estate` is kept up to date.
     ///
     /// # Errors
     /// What the system answers.
     pub fn start(
         device: Device,
         program: Arc<Program>,
-        settings: Settings,
+        estate: Arc<Estate>,
         options: Options,
         pairs: Vec<Arc<Inbox>>,
     ) -> io::Result<Self> {
         let notices = Notices::new()?;
         let (stop, stopped) = UnixStream::pair()?;
-        let following = Following {
-            notices,
-            stopped,
-            device,
-            program,
-            settings,
-            options,
-            pairs,
-            is_gone: false,
-        };
+        let following =
+            Following { notices, stopped, device, program, estate, options, pairs, is_gone: false };
         let thread = Builder::new().name("link".into()).spawn(move || {
             confine::enter(Role::Interface);
             following.run();
@@ -147,7 +149,7 @@ struct Following {
     /// The interface as the pairs know it.
     device: Device,
     program: Arc<Program>,
-    settings: Settings,
+    estate: Arc<Estate>,
     options: Options,
     pairs: Vec<Arc<Inbox>>,
     /// Whether the interface was removed, or moved to another network namespace.
@@ -172,6 +174,8 @@ impl Following {
             }
             failed = error;
         }
+        // By this thread, which may do it.
+        self.estate.keep(Settings::default());
     }
 
     /// Waits for a change, or until `limit` has passed. Returns whether to go on.
@@ -198,6 +202,7 @@ impl Following {
         self.is_gone = true;
         // It may have moved to another namespace, with the program on it.
         self.program.detach();
+        self.estate.lose();
         let name = &self.device.name;
         if self.options.umem == UmemOwner::Guest {
             log::warn!(
@@ -246,6 +251,7 @@ impl Following {
         }
         // Sockets of queues that are gone stay, and are used when the queues come back.
         now.queues = now.queues.max(known.queues);
+        say_unshared(name, self.estate.add(&channels));
         self.hand_over(channels, &now, false);
         if has_more {
             log::info!("{name}: {} receive queues now, all of them served", now.queues);
@@ -261,10 +267,13 @@ impl Following {
         }
         let Some(device) = Device::find(&self.device.name) else { return Ok(()) };
         // First its settings are put back: another interface has others.
-        self.settings = Settings::default();
+        self.estate.keep(Settings::default());
         let Opened { device, program, settings, channels } =
             Opened::new(device, self.pairs.len(), &self.options)?;
-        (self.program, self.settings, self.is_gone) = (program, settings, false);
+        self.estate.keep(settings);
+        let shared = self.estate.serve((&device.name, device.index), &program, &channels);
+        (self.program, self.is_gone) = (program, false);
+        say_unshared(&device.name, shared);
         self.hand_over(channels, &device, true);
         log::info!("{} is there again, and is served", device.name);
         self.device = device;
@@ -275,7 +284,14 @@ impl Following {
     fn hand_over(&self, channels: Vec<Vec<Channel>>, device: &Device, replaces: bool) {
         for (pair, channels) in self.pairs.iter().zip(channels) {
             let (device, program) = (device.clone(), Arc::clone(&self.program));
-            pair.put(Change { device, program, channels, replaces });
+            pair.put(News::Change(Change { device, program, channels, replaces }));
         }
+    }
+}
+
+/// Frames flow all the same.
+fn say_unshared(name: &str, shared: io::Result<()>) {
+    if let Err(error) = shared {
+        log::warn!("{name}: another daemon could not take it over: {error}");
     }
 }

@@ -39,6 +39,23 @@ impl NapiSettings {
     }
 }
 
+impl NapiSettings {
+    /// Those that another daemon has changed.
+    pub fn changed_before(before: Vec<(PathBuf, String)>) -> Option<Self> {
+        (!before.is_empty()).then_some(Self { before })
+    }
+
+    /// The files, and what was in them.
+    pub fn before(&self) -> &[(PathBuf, String)] {
+        &self.before
+    }
+
+    /// They stay as they are.
+    pub fn leave(&mut self) {
+        self.before.clear();
+    }
+}
+
 impl Drop for NapiSettings {
     fn drop(&mut self) {
         for (path, value) in &self.before {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::channel::Channel;
 use super::device::Device;
 use super::error::{AfXdpError, explain, refuse_unfit};
+use super::estate::{ChangedSettings, SharedInterface};
 use super::napi::NapiSettings;
 use super::program::Program;
 use super::segmentation::Segmentation;
@@ -17,13 +18,41 @@ use super::{Choice, Options, surroundings};
 /// Time between two tries to attach the program.
 const AGAIN: Duration = Duration::from_millis(5);
 
-/// Settings of the host that are put back when this is dropped.
+/// Settings of the host that are put back when this is dropped, unless they stay.
 #[derive(Debug, Default)]
 pub struct Settings {
     /// For busy polling.
-    _napi: Option<NapiSettings>,
+    pub napi: Option<NapiSettings>,
     /// At the other end.
-    _segmentation: Option<Segmentation>,
+    pub segmentation: Option<Segmentation>,
+    /// Another daemon has the interface.
+    pub stays: bool,
+}
+
+impl Settings {
+    /// Those that another daemon has changed. They stay, until they are this daemon's.
+    pub fn of_another(changed: ChangedSettings) -> Self {
+        let ChangedSettings { files, segmentation } = changed;
+        let segmentation = segmentation
+            .map(|(index, name, off)| Segmentation::switched_off_before(index, name, off));
+        Self { napi: NapiSettings::changed_before(files), segmentation, stays: true }
+    }
+
+    /// What was changed, and how it was before.
+    pub fn changed(&self) -> ChangedSettings {
+        let files = self.napi.as_ref().map_or(&[][..], NapiSettings::before).to_vec();
+        let segmentation = self.segmentation.as_ref().map(Segmentation::switched_off);
+        ChangedSettings { files, segmentation }
+    }
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        if self.stays {
+            self.napi.iter_mut().for_each(NapiSettings::leave);
+            self.segmentation.iter_mut().for_each(Segmentation::leave);
+        }
+    }
 }
 
 /// An open interface.
@@ -70,7 +99,36 @@ impl Opened {
         if let Some(losses) = losses {
             losses.log(&device.name);
         }
-        let settings = Settings { _napi: napi, _segmentation: segmentation };
+        let settings = Settings { napi, segmentation, stays: false };
+        Ok(Self { device, program: Arc::new(program), settings, channels })
+    }
+}
+
+impl Opened {
+    /// Goes on with the interface of another daemon, which uses it until its sockets are resumed. Nothing of it changes.
+    ///
+    /// # Errors
+    /// [`AfXdpError::Missing`] when it is gone; [`AfXdpError::System`].
+    pub fn go_on(shared: SharedInterface, options: &Options) -> Result<Self, AfXdpError> {
+        let SharedInterface { name, index, program, settings, pairs, active } = shared;
+        let mut device = Device::find(&name)
+            .filter(|device| device.index == index)
+            .ok_or_else(|| AfXdpError::Missing(name.clone()))?;
+        let fail = |step, error| explain(&device, options, step, error);
+        let served = pairs.iter().zip(&active).filter(|(_, active)| **active);
+        let served = served.flat_map(|(pair, _)| pair.iter().map(|socket| socket.queue)).collect();
+        let number = i32::try_from(index).unwrap_or(i32::MAX);
+        let program = Program::go_on(program, number, options.stamps, served)
+            .map_err(|error| fail("going on with the XDP program", error))?;
+        let channel = |socket| Channel::go_on(socket, &device, options);
+        let channels = pairs.into_iter().map(|pair| pair.into_iter().map(channel).collect());
+        let channels = channels.collect::<io::Result<Vec<Vec<Channel>>>>();
+        let channels = channels.map_err(|error| fail("going on with its sockets", error))?;
+        // One that has come since is served when the interface changes next.
+        device.queues = channels.iter().map(|pair| pair.len() as u32).sum();
+        let first = channels.iter().flatten().next();
+        first.into_iter().for_each(|first| log_mode(&device, &program, first, None));
+        let settings = Settings::of_another(settings);
         Ok(Self { device, program: Arc::new(program), settings, channels })
     }
 }

@@ -77,7 +77,70 @@ struct Maps {
     reported: u64,
 }
 
+/// A program that two daemons have, while one takes it over from the other.
+#[derive(Debug)]
+pub struct SharedProgram {
+    /// What keeps it on its interface.
+    pub link: OwnedFd,
+    /// Its maps: sockets, number of sockets, frames of other queues.
+    pub maps: [OwnedFd; 3],
+    /// Whether it runs in the driver.
+    pub is_native: bool,
+    /// Whether it puts VLAN tags back.
+    pub puts_tags_back: bool,
+    /// Whether it stamps frames.
+    pub stamps: bool,
+}
+
 impl Program {
+    /// Goes on with the program of another daemon on the interface numbered `ifindex`, which serves these queues. It stays as it
+    /// is, unless it has to stamp frames from now on, or no longer.
+    ///
+    /// # Errors
+    /// Those of libbpf and the kernel: `EINVAL` when its maps are of another program.
+    pub fn go_on(
+        shared: SharedProgram,
+        ifindex: i32,
+        stamps: bool,
+        queues: BTreeSet<u32>,
+    ) -> io::Result<Self> {
+        quiet();
+        let SharedProgram { link, maps, is_native, puts_tags_back, .. } = &shared;
+        let kind = if *puts_tags_back { Kind::Tags { ifindex } } else { Kind::Plain };
+        let mode = if *is_native { XdpMode::Native } else { XdpMode::Generic };
+        let object = load(kind, stamps, Some(maps.each_ref().map(AsFd::as_fd)))?;
+        if stamps != shared.stamps {
+            update(link.as_fd(), program_of(&object, kind)?.as_fd())?;
+        }
+        let mut maps = Maps::of(&object)?;
+        maps.queues = queues;
+        let attached = Mutex::new(Some(Attached { link: shared.link, object }));
+        let why_generic = None;
+        let new = Self { maps: Mutex::new(maps), mode, kind, stamps, why_generic, attached };
+        // The other daemon has reported them.
+        new.unserved();
+        Ok(new)
+    }
+
+    /// The program for another daemon.
+    ///
+    /// # Errors
+    /// `NotFound` when it was taken off its interface; when this process has no descriptor left.
+    pub fn share(&self) -> io::Result<SharedProgram> {
+        let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let attached = attached.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let [sockets, served, unserved] = maps.descriptors();
+        let copy = |map: BorrowedFd<'_>| map.try_clone_to_owned();
+        Ok(SharedProgram {
+            link: attached.link.try_clone()?,
+            maps: [copy(sockets)?, copy(served)?, copy(unserved)?],
+            is_native: self.mode == XdpMode::Native,
+            puts_tags_back: self.puts_tags_back(),
+            stamps: self.stamps,
+        })
+    }
+
     /// Loads the program and attaches it to the interface numbered `ifindex`, in `mode`.
     /// With [`XdpMode::Auto`] that is native mode if the driver supports it, else generic mode. `stamps`: whether the
     /// program stamps each frame with its arrival time.
@@ -112,18 +175,7 @@ impl Program {
                 attached => attached?,
             },
         };
-        let map = |name: &str| {
-            let map =
-                object.maps().find(|map| map.name() == name).ok_or(io::ErrorKind::NotFound)?;
-            MapHandle::try_from(&map).map_err(system)
-        };
-        let maps = Maps {
-            sockets: map("sockets")?,
-            served: map("served")?,
-            unserved: map("unserved")?,
-            queues: BTreeSet::new(),
-            reported: 0,
-        };
+        let maps = Maps::of(&object)?;
         let attached = Mutex::new(Some(Attached { link, object }));
         Ok(Self { maps: Mutex::new(maps), mode, kind, stamps, why_generic, attached })
     }
@@ -142,7 +194,7 @@ impl Program {
         let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(attached) = attached.as_mut() else { return Ok(()) };
         let maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
-        let object = load(self.kind, self.stamps, Some(&maps))?;
+        let object = load(self.kind, self.stamps, Some(maps.descriptors()))?;
         let program = program_of(&object, self.kind)?;
         update(attached.link.as_fd(), program.as_fd())?;
         attached.object = object;
@@ -201,8 +253,29 @@ impl Program {
     }
 }
 
-/// Loads the program of this kind, with the maps of another copy of it if there is one.
-fn load(kind: Kind, stamps: bool, maps: Option<&Maps>) -> io::Result<Object> {
+impl Maps {
+    const NAMES: [&str; 3] = ["sockets", "served", "unserved"];
+
+    /// Those of a program that serves no queue.
+    fn of(object: &Object) -> io::Result<Self> {
+        let map = |name: &str| {
+            let map =
+                object.maps().find(|map| map.name() == name).ok_or(io::ErrorKind::NotFound)?;
+            MapHandle::try_from(&map).map_err(system)
+        };
+        let [sockets, served, unserved] = Self::NAMES.map(map);
+        let (queues, reported) = (BTreeSet::new(), 0);
+        Ok(Self { sockets: sockets?, served: served?, unserved: unserved?, queues, reported })
+    }
+
+    /// In the order of their names.
+    fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        [self.sockets.as_fd(), self.served.as_fd(), self.unserved.as_fd()]
+    }
+}
+
+/// Loads the program of this kind, with the maps of another copy of it if there is one, in the order of their names.
+fn load(kind: Kind, stamps: bool, maps: Option<[BorrowedFd<'_>; 3]>) -> io::Result<Object> {
     let mut object = ObjectBuilder::default().open_memory(&OBJECT.0).map_err(system)?;
     for mut map in object.maps_mut() {
         if let Some(constants) = map.initial_value_mut() {
@@ -210,15 +283,10 @@ fn load(kind: Kind, stamps: bool, maps: Option<&Maps>) -> io::Result<Object> {
                 // `stamps`, the only constant of the program.
                 *first = i32::from(stamps).to_ne_bytes();
             }
-        } else if let Some(maps) = maps {
-            let shared = [
-                ("sockets", &maps.sockets),
-                ("served", &maps.served),
-                ("unserved", &maps.unserved),
-            ];
-            if let Some((_, shared)) = shared.iter().find(|(name, _)| map.name() == *name) {
-                map.reuse_fd(shared.as_fd()).map_err(system)?;
-            }
+        } else if let Some(maps) = maps
+            && let Some(at) = Maps::NAMES.iter().position(|name| map.name() == *name)
+        {
+            map.reuse_fd(maps[at]).map_err(system)?;
         }
     }
     for mut program in object.progs_mut() {

@@ -93,10 +93,15 @@ impl<T: Copy> Producer<T> {
 
     /// The ring of `size` entries in `map`; `None` when it does not fit.
     pub fn new(map: MmapRaw, at: &XdpRingOffset, size: u32) -> Option<Self> {
-        let ring = Shared::new(map, at, size)?;
-        let next = ring.index(ring.producer).load(Ordering::Relaxed);
-        let consumed = ring.index(ring.consumer).load(Ordering::Acquire);
-        Some(Self { ring, next, consumed })
+        let mut new = Self { ring: Shared::new(map, at, size)?, next: 0, consumed: 0 };
+        new.resume();
+        Some(new)
+    }
+
+    /// Goes on where the ring stands: another process may have used this end of it.
+    pub fn resume(&mut self) {
+        self.next = self.ring.index(self.ring.producer).load(Ordering::Relaxed);
+        self.consumed = self.ring.index(self.ring.consumer).load(Ordering::Acquire);
     }
 
     /// Number of entries that there is room for. The kernel's index is read only if the known room is less than `wanted`.
@@ -167,10 +172,15 @@ impl<T: Copy> Consumer<T> {
 
     /// The ring of `size` entries in `map`; `None` when it does not fit.
     pub fn new(map: MmapRaw, at: &XdpRingOffset, size: u32) -> Option<Self> {
-        let ring = Shared::new(map, at, size)?;
-        let next = ring.index(ring.consumer).load(Ordering::Relaxed);
-        let produced = ring.index(ring.producer).load(Ordering::Acquire);
-        Some(Self { ring, next, produced })
+        let mut new = Self { ring: Shared::new(map, at, size)?, next: 0, produced: 0 };
+        new.resume();
+        Some(new)
+    }
+
+    /// Goes on where the ring stands: another process may have used this end of it.
+    pub fn resume(&mut self) {
+        self.next = self.ring.index(self.ring.consumer).load(Ordering::Relaxed);
+        self.produced = self.ring.index(self.ring.producer).load(Ordering::Acquire);
     }
 
     /// Number of entries. The kernel's index is read only if no entry is known.

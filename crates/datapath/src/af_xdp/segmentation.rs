@@ -11,7 +11,7 @@ use host_links::ethtool;
 pub struct Segmentation {
     index: u32,
     name: String,
-    off: Vec<&'static str>,
+    off: Vec<String>,
 }
 
 impl Segmentation {
@@ -22,7 +22,22 @@ impl Segmentation {
     pub fn switch_off(index: u32, name: &str) -> io::Result<Self> {
         let off = ethtool::segmentation(index)?;
         ethtool::switch(index, &off, false)?;
-        Ok(Self { index, name: name.into(), off })
+        Ok(Self { index, name: name.into(), off: off.into_iter().map(str::to_owned).collect() })
+    }
+
+    /// What another daemon has switched off.
+    pub const fn switched_off_before(index: u32, name: String, off: Vec<String>) -> Self {
+        Self { index, name, off }
+    }
+
+    /// The interface's number and name, and what is off.
+    pub fn switched_off(&self) -> (u32, String, Vec<String>) {
+        (self.index, self.name.clone(), self.off.clone())
+    }
+
+    /// It stays off.
+    pub fn leave(&mut self) {
+        self.off.clear();
     }
 
     /// Name of the interface.
@@ -33,7 +48,8 @@ impl Segmentation {
 
 impl Drop for Segmentation {
     fn drop(&mut self) {
-        match ethtool::switch(self.index, &self.off, true) {
+        let off: Vec<&str> = self.off.iter().map(String::as_str).collect();
+        match ethtool::switch(self.index, &off, true) {
             // It is gone.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
             Err(error) => log::warn!("{}: {} stay off: {error}", self.name, self.off.join(", ")),

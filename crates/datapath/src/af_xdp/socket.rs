@@ -17,6 +17,7 @@ use rustix::net::xdp::{
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
 use super::device::Device;
+use super::estate::SharedSocket;
 use super::rings::{Consumer, Producer};
 use super::umem::{HEADROOM, Umem};
 use super::{Choice, Options, XdpMode};
@@ -94,6 +95,14 @@ pub struct Socket {
     pub unsent: bool,
 }
 
+/// What is decided before a socket is bound.
+struct Facts {
+    queue: u32,
+    need_wakeup: bool,
+    multi_buffer: bool,
+    busy_poll: bool,
+}
+
 /// Says how long the kernel took to pin UMEM with the guest's memory in it. Pages that the guest has never touched are
 /// made then.
 fn say_pinned(name: &str, len: u64, took: Duration) {
@@ -148,31 +157,9 @@ impl Socket {
         sockopt::set_xdp_umem_completion_ring_size(&fd, RING)?;
         sockopt::set_xdp_rx_ring_size(&fd, RING)?;
         sockopt::set_xdp_tx_ring_size(&fd, RING)?;
-
-        let at = sockopt::xdp_mmap_offsets(&fd)?;
-        let misfit = || io::Error::from(io::ErrorKind::InvalidData);
-        let map = |offset, len| map(&fd, offset, len);
-        let fill = map(XDP_UMEM_PGOFF_FILL_RING, Producer::<u64>::map_len(&at.fr, FILL))?;
-        let completion =
-            map(XDP_UMEM_PGOFF_COMPLETION_RING, Consumer::<u64>::map_len(&at.cr, RING))?;
-        let receive = map(XDP_PGOFF_RX_RING, Consumer::<XdpDesc>::map_len(&at.rx, RING))?;
-        let transmit = map(XDP_PGOFF_TX_RING, Producer::<XdpDesc>::map_len(&at.tx, RING))?;
-        let mut socket = Self {
-            fill: Producer::new(fill, &at.fr, FILL).ok_or_else(misfit)?,
-            completion: Consumer::new(completion, &at.cr, RING).ok_or_else(misfit)?,
-            receive: Consumer::new(receive, &at.rx, RING).ok_or_else(misfit)?,
-            transmit: Producer::new(transmit, &at.tx, RING).ok_or_else(misfit)?,
-            fd,
-            umem,
-            queue,
-            zero_copy: false,
-            need_wakeup,
-            busy_poll: options.busy_poll.or(false),
-            multi_buffer,
-            submitted: 0,
-            completed: 0,
-            unsent: false,
-        };
+        let facts =
+            Facts { queue, need_wakeup, multi_buffer, busy_poll: options.busy_poll.or(false) };
+        let mut socket = Self::with_rings(fd, umem, facts)?;
         for offset in socket.umem.receive_chunks() {
             socket.fill.push_reserved(offset);
         }
@@ -182,6 +169,74 @@ impl Socket {
         socket.bind(device, options.zero_copy, fits_one && is_single)?;
         socket.tune()?;
         Ok(socket)
+    }
+
+    /// Goes on with the socket of another daemon, which uses it until [`Socket::resume`].
+    ///
+    /// # Errors
+    /// `InvalidData` when it does not fit; what the system answers.
+    pub fn go_on(shared: SharedSocket, options: &Options) -> io::Result<Self> {
+        let SharedSocket { queue, chunk, need_wakeup, multi_buffer, socket, frames } = shared;
+        let umem = Umem::go_on(frames, chunk, FILL, RING)?;
+        let facts =
+            Facts { queue, need_wakeup, multi_buffer, busy_poll: options.busy_poll.or(false) };
+        let mut socket = Self::with_rings(socket, umem, facts)?;
+        socket.note_mode()?;
+        Ok(socket)
+    }
+
+    /// The socket for another daemon; `None` if it sends from a guest's memory.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn share(&self) -> io::Result<Option<SharedSocket>> {
+        let Some(frames) = self.umem.file() else { return Ok(None) };
+        Ok(Some(SharedSocket {
+            queue: self.queue,
+            chunk: self.umem.chunk(),
+            need_wakeup: self.need_wakeup,
+            multi_buffer: self.multi_buffer,
+            socket: self.fd.try_clone()?,
+            frames: frames.try_clone()?,
+        }))
+    }
+
+    /// Goes on where the rings stand, which another daemon may have used meanwhile.
+    pub fn resume(&mut self) {
+        self.fill.resume();
+        self.completion.resume();
+        self.receive.resume();
+        self.transmit.resume();
+        self.unsent = self.transmit.left() > 0;
+    }
+
+    /// The socket with its rings mapped.
+    fn with_rings(fd: OwnedFd, umem: Umem, facts: Facts) -> io::Result<Self> {
+        let Facts { queue, need_wakeup, multi_buffer, busy_poll } = facts;
+        let at = sockopt::xdp_mmap_offsets(&fd)?;
+        let misfit = || io::Error::from(io::ErrorKind::InvalidData);
+        let map = |offset, len| map(&fd, offset, len);
+        let fill = map(XDP_UMEM_PGOFF_FILL_RING, Producer::<u64>::map_len(&at.fr, FILL))?;
+        let completion =
+            map(XDP_UMEM_PGOFF_COMPLETION_RING, Consumer::<u64>::map_len(&at.cr, RING))?;
+        let receive = map(XDP_PGOFF_RX_RING, Consumer::<XdpDesc>::map_len(&at.rx, RING))?;
+        let transmit = map(XDP_PGOFF_TX_RING, Producer::<XdpDesc>::map_len(&at.tx, RING))?;
+        Ok(Self {
+            fill: Producer::new(fill, &at.fr, FILL).ok_or_else(misfit)?,
+            completion: Consumer::new(completion, &at.cr, RING).ok_or_else(misfit)?,
+            receive: Consumer::new(receive, &at.rx, RING).ok_or_else(misfit)?,
+            transmit: Producer::new(transmit, &at.tx, RING).ok_or_else(misfit)?,
+            fd,
+            umem,
+            queue,
+            zero_copy: false,
+            need_wakeup,
+            busy_poll,
+            multi_buffer,
+            submitted: 0,
+            completed: 0,
+            unsent: false,
+        })
     }
 
     /// Sets socket options for throughput and latency.
@@ -251,6 +306,10 @@ impl Socket {
         } else {
             bound?;
         }
+        self.note_mode()
+    }
+
+    fn note_mode(&mut self) -> io::Result<()> {
         let options = sockopt::xdp_options(&self.fd)?;
         self.zero_copy = options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY);
         Ok(())

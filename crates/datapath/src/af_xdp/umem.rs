@@ -1,8 +1,13 @@
 //! UMEM: the memory for the frames of an AF_XDP socket, divided into chunks.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
 
 use guest_memory::{GuestMemory, GuestSlice, HostMemory};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+use super::ledger::Ledger;
 
 /// Bytes that the kernel leaves free in a chunk before a received frame (`XDP_PACKET_HEADROOM`, `linux/bpf.h`).
 pub const HEADROOM: u32 = 256;
@@ -12,40 +17,87 @@ pub const HEADROOM: u32 = 256;
 const OFFSET_SHIFT: u32 = 48;
 
 /// The UMEM of one socket: first the chunks for received frames, then those for frames to send, then the guest's memory
-/// if frames are sent from there.
+/// if frames are sent from there. Without a guest's memory it is in a file, which has the [`Ledger`] after the chunks.
 #[derive(Debug)]
 pub struct Umem {
     memory: HostMemory,
+    /// `None` with a guest's memory.
+    file: Option<File>,
     chunk: u32,
     receive: u32,
     /// End of the chunks, in bytes from the start of UMEM.
     chunks_end: u64,
     /// Unaligned mode: chunks may begin anywhere, because guest buffers are chunks, too.
     unaligned: bool,
-    /// Offsets of the free chunks for frames to send.
-    free: Vec<u64>,
+    /// The free chunks for frames to send.
+    ledger: Ledger,
 }
 
 impl Umem {
     /// Maps `receive` and `transmit` chunks of `chunk` bytes each, and the memory of `guest`, if there is one.
     ///
     /// # Errors
-    /// See [`HostMemory::before_guest`].
+    /// See [`HostMemory::before_guest`]; what the system answers `memfd_create(2)`.
     pub fn new(
         chunk: u32,
         receive: u32,
         transmit: u32,
         guest: Option<&GuestMemory>,
     ) -> io::Result<Self> {
-        let len = chunk as usize * (receive + transmit) as usize;
-        let memory = match guest {
-            None => HostMemory::new(len)?,
-            Some(guest) => HostMemory::before_guest(len, guest)?,
-        };
         let offset = |n: u32| u64::from(n) * u64::from(chunk);
-        let free = (receive..receive + transmit).map(offset).collect();
-        let chunks_end = offset(receive + transmit);
-        Ok(Self { memory, chunk, receive, chunks_end, unaligned: guest.is_some(), free })
+        let mut umem = match guest {
+            None => {
+                let file = file_for(offset(receive + transmit) + Ledger::len(transmit) as u64)?;
+                Self::of_file(file, chunk, receive, transmit)?
+            }
+            Some(guest) => {
+                let chunks_end = offset(receive + transmit);
+                let len = usize::try_from(chunks_end).map_err(io::Error::other)?;
+                let (memory, ledger) =
+                    (HostMemory::before_guest(len, guest)?, Ledger::own(transmit));
+                Self { memory, file: None, chunk, receive, chunks_end, unaligned: true, ledger }
+            }
+        };
+        for (noted, n) in (receive..receive + transmit).enumerate() {
+            umem.ledger.note(noted, offset(n));
+        }
+        umem.ledger.add(transmit as usize);
+        Ok(umem)
+    }
+
+    /// The UMEM in the file of another daemon, which was made with the same numbers.
+    ///
+    /// # Errors
+    /// `InvalidData` when the file is too short; what the system answers.
+    pub fn go_on(file: File, chunk: u32, receive: u32, transmit: u32) -> io::Result<Self> {
+        let chunks = u64::from(receive + transmit) * u64::from(chunk);
+        if chunk == 0 || file.metadata()?.len() < chunks + Ledger::len(transmit) as u64 {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Self::of_file(file, chunk, receive, transmit)
+    }
+
+    fn of_file(file: File, chunk: u32, receive: u32, transmit: u32) -> io::Result<Self> {
+        let chunks_end = u64::from(receive + transmit) * u64::from(chunk);
+        let len = usize::try_from(chunks_end).map_err(io::Error::other)?;
+        let memory = HostMemory::of_file(&file, len)?;
+        let ledger = Ledger::in_file(file.as_fd(), chunks_end, transmit)?;
+        Ok(Self { memory, file: Some(file), chunk, receive, chunks_end, unaligned: false, ledger })
+    }
+
+    /// The file that it is in, if another daemon can go on with it.
+    pub const fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Keeps how many segments of the next frames are sent, and are placed, for a daemon that goes on.
+    pub fn set_progress(&mut self, sent: usize, placed: usize) {
+        self.ledger.set_progress(sent, placed);
+    }
+
+    /// How many segments of the next frames are sent, and are placed, as they were kept.
+    pub fn progress(&self) -> (usize, usize) {
+        self.ledger.progress()
     }
 
     /// Address of the whole UMEM and its length in bytes, to register it with the kernel.
@@ -72,25 +124,31 @@ impl Umem {
 
     /// Number of free chunks for frames to send.
     #[inline]
-    pub const fn free(&self) -> usize {
-        self.free.len()
+    pub fn free(&self) -> usize {
+        self.ledger.free()
     }
 
     /// Takes a free chunk for a frame to send. Returns its offset.
     #[inline]
     pub fn take(&mut self) -> Option<u64> {
-        self.free.pop()
+        self.ledger.take()
     }
 
-    /// Frees the chunk at `address`, after the kernel has sent from it. An address in the guest's memory is ignored.
+    /// Notes that the chunk at `address` is free, after the kernel has sent from it: one more than the `noted` ones. Returns how
+    /// many they are now. An address in the guest's memory is ignored.
     #[inline]
-    pub fn give_back(&mut self, address: u64) {
+    pub fn note_sent(&mut self, noted: usize, address: u64) -> usize {
         if address >= self.chunks_end {
-            return;
+            return noted;
         }
-        // At most as many chunks come back as were taken, so there is room: no allocation.
-        debug_assert!(self.free.len() < self.free.capacity());
-        self.free.push(address - address % u64::from(self.chunk));
+        self.ledger.note(noted, address - address % u64::from(self.chunk));
+        noted + 1
+    }
+
+    /// Frees the chunks that were noted.
+    #[inline]
+    pub fn give_back(&mut self, noted: usize) {
+        self.ledger.add(noted);
     }
 
     /// Offset of the chunk of a frame received at `address`, to return it to the fill ring.
@@ -140,6 +198,15 @@ impl Umem {
     }
 }
 
+/// A file of `len` bytes in memory, which nobody can shorten.
+fn file_for(len: u64) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(memfd_create("ringscope-frames", flags)?);
+    file.set_len(len)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,8 +217,10 @@ mod tests {
         assert_eq!(umem.receive_chunks().collect::<Vec<_>>(), [0, 2048, 4096, 6144]);
         let taken = [umem.take().unwrap(), umem.take().unwrap()];
         assert_eq!((umem.take(), taken), (None, [10240, 8192]));
-        umem.give_back(taken[0] + 100);
-        umem.give_back(12288);
+        let noted = umem.note_sent(0, taken[0] + 100);
+        let noted = umem.note_sent(noted, 12288);
+        assert_eq!((umem.free(), umem.take()), (0, None));
+        umem.give_back(noted);
         assert_eq!((umem.free(), umem.take()), (1, Some(10240)));
         assert_eq!(umem.chunk_of(2048 + 256), 2048);
     }

@@ -1,0 +1,183 @@
+//! An interface that another daemon goes on with, without a frame being lost: both have the program's link and maps, the
+//! sockets, and the memory of their frames. Only one of them uses a socket at a time.
+//!
+//! Where the rings stand is in memory that both have mapped, and so is which chunks are free (`ledger`). So nothing of that is
+//! sent, and a daemon that takes a socket back only has to look again ([`Channel::resume`](super::channel::Channel::resume)).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::channel::Channel;
+use super::open::Settings;
+use super::program::{Program, SharedProgram};
+
+/// What two daemons have of an interface, while one takes it over from the other.
+#[derive(Debug)]
+pub struct SharedInterface {
+    /// Its name and number.
+    pub name: String,
+    /// As `if_nametoindex(3)` has it.
+    pub index: u32,
+    /// The program on it.
+    pub program: SharedProgram,
+    /// What was changed for it.
+    pub settings: ChangedSettings,
+    /// The sockets of each queue pair.
+    pub pairs: Vec<Vec<SharedSocket>>,
+    /// Of each queue pair, whether the program directs frames to its sockets.
+    pub active: Vec<bool>,
+}
+
+/// Settings that were changed, to be put back at the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangedSettings {
+    /// Files, and what was in them.
+    pub files: Vec<(PathBuf, String)>,
+    /// The number and the name of the interface at the other end, and the offloads that were switched off there.
+    pub segmentation: Option<(u32, String, Vec<String>)>,
+}
+
+/// A socket that two daemons have.
+#[derive(Debug)]
+pub struct SharedSocket {
+    /// The queue that it is bound to.
+    pub queue: u32,
+    /// Length of its chunks, bytes.
+    pub chunk: u32,
+    /// Whether the kernel reports when it must be called.
+    pub need_wakeup: bool,
+    /// Whether a frame may fill several chunks.
+    pub multi_buffer: bool,
+    /// The socket.
+    pub socket: OwnedFd,
+    /// The memory of its frames.
+    pub frames: File,
+}
+
+impl SharedSocket {
+    /// The same with other descriptors.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let Self { queue, chunk, need_wakeup, multi_buffer, socket, frames } = self;
+        Ok(Self {
+            queue: *queue,
+            chunk: *chunk,
+            need_wakeup: *need_wakeup,
+            multi_buffer: *multi_buffer,
+            socket: socket.try_clone()?,
+            frames: frames.try_clone()?,
+        })
+    }
+}
+
+/// What another daemon would get of an interface now, and the settings that were changed for it. The thread that follows the
+/// interface puts them back at its end.
+#[derive(Debug)]
+pub struct Estate(Mutex<Inside>);
+
+#[derive(Debug)]
+struct Inside {
+    settings: Settings,
+    /// `None` while the interface is gone, or if its sockets send from a guest's memory, which another daemon maps elsewhere.
+    served: Option<Served>,
+}
+
+#[derive(Debug)]
+struct Served {
+    name: String,
+    index: u32,
+    program: Arc<Program>,
+    pairs: Vec<Vec<SharedSocket>>,
+}
+
+impl Estate {
+    /// Of an interface that nothing is known of yet.
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Inside { settings: Settings::default(), served: None }))
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The interface with this name and number is served by the program and the sockets of these pairs.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left. Then another daemon gets nothing.
+    pub(super) fn serve(
+        &self,
+        (name, index): (&str, u32),
+        program: &Arc<Program>,
+        pairs: &[Vec<Channel>],
+    ) -> io::Result<()> {
+        self.inside().served = None;
+        let sockets = |pair: &Vec<Channel>| pair.iter().map(|it| it.socket.share()).collect();
+        let pairs: io::Result<Option<Vec<Vec<SharedSocket>>>> = pairs.iter().map(sockets).collect();
+        let served = pairs?.map(|pairs| {
+            let (name, program) = (name.to_owned(), Arc::clone(program));
+            Served { name, index, program, pairs }
+        });
+        self.inside().served = served;
+        Ok(())
+    }
+
+    /// Pairs get one more socket each, some of them.
+    ///
+    /// # Errors
+    /// As [`Estate::serve`].
+    pub(super) fn add(&self, pairs: &[Vec<Channel>]) -> io::Result<()> {
+        let mut inside = self.inside();
+        let Some(served) = &mut inside.served else { return Ok(()) };
+        for (known, new) in served.pairs.iter_mut().zip(pairs) {
+            for channel in new {
+                known.extend(channel.socket.share()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The interface is gone. Its sockets are closed when their workers close them, too.
+    pub(super) fn lose(&self) {
+        self.inside().served = None;
+    }
+
+    /// Puts the settings before back, and will put these back.
+    pub(super) fn keep(&self, mut settings: Settings) {
+        let mut inside = self.inside();
+        let before = std::mem::take(&mut inside.settings);
+        settings.stays |= before.stays;
+        drop(before);
+        inside.settings = settings;
+    }
+
+    /// Whether the settings stay as they are at the end of this process.
+    pub fn set_stays(&self, stays: bool) {
+        self.inside().settings.stays = stays;
+    }
+
+    /// The interface, for another daemon. `active`: of each queue pair, whether its guest takes frames.
+    ///
+    /// # Errors
+    /// Why it cannot be handed over.
+    pub fn share(&self, active: &[bool]) -> io::Result<SharedInterface> {
+        let inside = self.inside();
+        let served = inside.served.as_ref().ok_or_else(|| {
+            io::Error::other("its interface is gone, or its sockets cannot be handed over")
+        })?;
+        let Served { name, index, program, pairs } = served;
+        let sockets = |pair: &Vec<SharedSocket>| pair.iter().map(SharedSocket::try_clone).collect();
+        Ok(SharedInterface {
+            name: name.clone(),
+            index: *index,
+            program: program.share()?,
+            settings: inside.settings.changed(),
+            pairs: pairs.iter().map(sockets).collect::<io::Result<_>>()?,
+            active: (0..pairs.len()).map(|n| active.get(n).copied().unwrap_or(false)).collect(),
+        })
+    }
+}
