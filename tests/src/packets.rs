@@ -25,6 +25,19 @@ pub fn arp_reply(frame: &[u8]) -> Option<Mac> {
         .then(|| frame.get(22..28)?.try_into().ok())?
 }
 
+/// The answer of the station `mac` with the address `own` to an ARP request for it; `None` if the frame is no such request.
+#[must_use]
+pub fn arp_answer(frame: &[u8], mac: Mac, own: Ipv4Addr) -> Option<Vec<u8>> {
+    let is_request = frame.get(12..14)? == ARP && frame.get(20..22)? == [0, 1];
+    let (asking, is_own) = (frame.get(22..32)?, frame.get(38..42)? == own.octets());
+    let answered = || {
+        // Ethernet, IPv4, lengths of their addresses, reply.
+        let fixed = [0, 1, 8, 0, 6, 4, 0, 2];
+        [&asking[..6], &mac, &ARP, &fixed, &mac, &own.octets(), asking].concat()
+    };
+    (is_request && is_own).then(answered)
+}
+
 /// An echo request with this sequence number and payload.
 #[must_use]
 pub fn echo_request(

@@ -9,7 +9,7 @@ use lab::outside::Outside;
 
 use crate::eventually::eventually;
 use crate::frames;
-use crate::packets::{Mac, arp_reply, arp_request, echo_reply, echo_request};
+use crate::packets::{Mac, arp_answer, arp_reply, arp_request, echo_reply, echo_request};
 use crate::trace::Trace;
 
 /// The guest's address on the network of [`Outside`].
@@ -54,7 +54,7 @@ impl Pinger {
     /// # Panics
     /// When it has another one.
     pub fn ping(&mut self, pair: &mut Pair, len: usize, patience: Duration) -> bool {
-        self.sequence += 1;
+        self.sequence = self.sequence.wrapping_add(1);
         let (sequence, payload) = (self.sequence, frames::frame(self.sequence.into(), len));
         let request = echo_request((self.mac, self.gateway), (OWN, host()), sequence, &payload);
         let replied = |frame: &[u8]| {
@@ -81,11 +81,11 @@ impl Pinger {
     /// # Panics
     /// When they are not.
     pub fn ping_burst(&mut self, pair: &mut Pair, count: u16) {
-        let first = self.sequence + 1;
+        let first = self.sequence.wrapping_add(1);
         for n in 0..count {
             let payload = frames::frame(n.into(), 1 + usize::from(n) * 97 % 1400);
             let macs = (self.mac, self.gateway);
-            let request = echo_request(macs, (OWN, host()), first + n, &payload);
+            let request = echo_request(macs, (OWN, host()), first.wrapping_add(n), &payload);
             assert!(pair.queue(&request).unwrap(), "no room in the ring");
             self.sent.push(request);
         }
@@ -99,17 +99,26 @@ impl Pinger {
                 let reply = echo_reply(&frame.bytes).map(|(number, bytes)| {
                     let payload = frames::frame(n.into(), 1 + usize::from(n) * 97 % 1400);
                     assert!(
-                        number == first + n && bytes == payload,
+                        number == first.wrapping_add(n) && bytes == payload,
                         "{number}, not {n} of {count}"
                     );
                 });
+                self.answer(pair, &frame.bytes);
                 self.came.push(frame.bytes);
                 if reply.is_some() {
                     break;
                 }
             }
         }
-        self.sequence += count;
+        self.sequence = self.sequence.wrapping_add(count);
+    }
+
+    /// The host asks for the guest's address now and then, and forgets it without an answer.
+    fn answer(&mut self, pair: &mut Pair, frame: &[u8]) {
+        if let Some(answer) = arp_answer(frame, self.mac, OWN) {
+            assert!(pair.send(&answer).unwrap(), "no room in the ring");
+            self.sent.push(answer);
+        }
     }
 
     fn ask<T>(
@@ -126,6 +135,7 @@ impl Pinger {
             let left = until.saturating_duration_since(Instant::now());
             let frame = pair.receive_within(left).unwrap()?;
             let found = answer(&frame.bytes);
+            self.answer(pair, &frame.bytes);
             self.came.push(frame.bytes);
             if found.is_some() {
                 return found;

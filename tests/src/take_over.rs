@@ -1,10 +1,46 @@
-//! What two daemons say to each other, said by a test.
+//! Take-overs: what two daemons say to each other, said by a test, and for how long no ring was served.
 
 use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(5);
+/// Time for which no ring may be served, of 99 in 100 take-overs.
+const GAP: Duration = Duration::from_millis(10);
+
+/// Number of take-overs: `RINGSCOPE_TAKE_OVERS`, or `usual`.
+///
+/// # Panics
+/// When it is no number.
+#[must_use]
+pub fn take_overs(usual: usize) -> usize {
+    std::env::var("RINGSCOPE_TAKE_OVERS").map_or(usual, |count| count.parse().expect("a number"))
+}
+
+/// The time for which no ring was served, as the new daemon says.
+///
+/// # Panics
+/// When it does not say so.
+#[must_use]
+pub fn gap(log: &str) -> Duration {
+    let said = log.split("no ring was served for ").nth(1).and_then(|rest| rest.split(' ').next());
+    let millis: f64 = said.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{log}"));
+    Duration::from_secs_f64(millis / 1e3)
+}
+
+/// Prints these times, and expects 99 % of them to be short if they are many.
+///
+/// # Panics
+/// When they are not, or when there are none.
+pub fn expect_short(what: &str, mut gaps: Vec<Duration>) {
+    gaps.sort();
+    let at = |percent: usize| gaps[(gaps.len() * percent / 100).min(gaps.len() - 1)];
+    let (count, p50, p99) = (gaps.len(), at(50), at(99));
+    println!("{what}: {count} take-overs, no ring was served for p50 {p50:?}, p99 {p99:?}");
+    if count >= 100 {
+        assert!(p99 <= GAP, "p99 {p99:?}");
+    }
+}
 
 /// A message as daemons send it.
 ///

@@ -11,15 +11,11 @@ use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
 use ringscope_tests::lan::{Lan, frame, station};
 use ringscope_tests::pings::Pinger;
-use ringscope_tests::take_over::{message, read};
+use ringscope_tests::take_over::{expect_short, gap, message, read, take_overs};
 
 const SOON: Duration = Duration::from_secs(5);
 /// Most frames that are on their way: fewer than a ring has.
 const ON_THE_WAY_MAX: usize = 200;
-
-fn take_overs() -> usize {
-    std::env::var("RINGSCOPE_TAKE_OVERS").map_or(5, |count| count.parse().expect("a number"))
-}
 
 /// Numbered frames from one guest to the next, which sends nothing: only what the switch has learned says where it is.
 #[derive(Default)]
@@ -94,15 +90,17 @@ fn no_frame_between_guests_is_lost_and_none_goes_to_others() {
     let mut lan = lan("");
     let config = lan.directory().join("config.toml");
     let arguments = ["--config", config.to_str().unwrap()];
-    let mut stream = Stream::default();
-    for _ in 0..take_overs() {
+    let (mut stream, mut gaps) = (Stream::default(), Vec::new());
+    for _ in 0..take_overs(5) {
         let Lan { guests, daemon, .. } = &mut lan;
         let next = stream.during(guests, || daemon.successor(&arguments).unwrap());
         assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0), "{}", daemon.log());
+        gaps.push(gap(&next.log()));
         *daemon = next;
     }
     stream.settle(&mut lan.guests);
-    assert!(stream.sent > 1000 * take_overs(), "{} frames", stream.sent);
+    assert!(stream.sent > 1000 * gaps.len(), "{} frames", stream.sent);
+    expect_short("switch", gaps);
     lan.expect_nothing(2);
     lan.introduce();
 }
@@ -148,7 +146,8 @@ fn pings_pass(uplink: &str) {
     let arguments = ["--config", config.to_str().unwrap()];
     // Of the second guest: the uplink is handed over with the first.
     let mut pinger = Pinger::new(lan.pair(1), Pinger::MAC);
-    for _ in 0..3 {
+    let mut gaps = Vec::new();
+    for _ in 0..take_overs(3) {
         let Lan { guests, daemon, .. } = &mut lan;
         let next = std::thread::scope(|scope| {
             let next = scope.spawn(|| daemon.successor(&arguments).unwrap());
@@ -159,8 +158,10 @@ fn pings_pass(uplink: &str) {
         });
         (0..10).for_each(|_| pinger.ping_burst(guests[1].pair(0), 20));
         assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0), "{}", daemon.log());
+        gaps.push(gap(&next.log()));
         *daemon = next;
     }
+    expect_short(uplink, gaps);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! A new daemon takes over guests on taps, macvtaps and interfaces with AF_XDP sockets under load: the interface stays as it is,
 //! and no frame is lost.
+//!
+//! `RINGSCOPE_TAKE_OVERS` is the number of take-overs of each.
 
 use std::fs;
 use std::io::Write as _;
@@ -14,14 +16,16 @@ use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::packets::Mac;
 use ringscope_tests::pings::Pinger;
-use ringscope_tests::take_over::{message, read};
+use ringscope_tests::take_over::{expect_short, gap, message, read, take_overs};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// Pings all the time while daemons take over. Each ping must be answered, in order. Returns the last daemon.
-fn take_over_thrice(mut daemon: Daemon, guest: &mut Guest, mac: Mac, arguments: &[&str]) -> Daemon {
+/// Pings all the time while daemons take over, three times if not more. Each ping must be answered, in order. Returns the last
+/// daemon.
+fn take_over_again(mut daemon: Daemon, guest: &mut Guest, mac: Mac, arguments: &[&str]) -> Daemon {
     let mut pinger = Pinger::new(guest.pair(0), mac);
-    for _ in 0..3 {
+    let mut gaps = Vec::new();
+    for _ in 0..take_overs(3) {
         let next = std::thread::scope(|scope| {
             let next = scope.spawn(|| daemon.successor(arguments).unwrap());
             while !next.is_finished() {
@@ -31,8 +35,10 @@ fn take_over_thrice(mut daemon: Daemon, guest: &mut Guest, mac: Mac, arguments: 
         });
         (0..10).for_each(|_| pinger.ping_burst(guest.pair(0), 20));
         assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0), "{}", daemon.log());
+        gaps.push(gap(&next.log()));
         daemon = next;
     }
+    expect_short(&arguments.join(" "), gaps);
     daemon
 }
 
@@ -55,7 +61,7 @@ fn a_tap_stays_up() {
         let options = GuestOptions::default().packed(queues == 2);
         let mut guest = Guest::connect(daemon.socket(), options).unwrap();
         let before = state(&tap);
-        let mut daemon = take_over_thrice(daemon, &mut guest, Pinger::MAC, &arguments);
+        let mut daemon = take_over_again(daemon, &mut guest, Pinger::MAC, &arguments);
         assert_eq!(state(&tap), before);
         assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
     }
@@ -72,7 +78,7 @@ fn a_macvtap_that_a_daemon_made_goes_with_the_last_one() {
     let daemon = Daemon::start(directory.path(), "mv", &arguments).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
     let before = state(&name);
-    let mut daemon = take_over_thrice(daemon, &mut guest, MAC, &arguments);
+    let mut daemon = take_over_again(daemon, &mut guest, MAC, &arguments);
     assert_eq!(state(&name), before);
     // A new daemon that fails removes nothing.
     let other =
@@ -92,7 +98,7 @@ fn a_macvtap_that_was_there_stays() {
     let arguments = ["--datapath", &datapath];
     let daemon = Daemon::start(directory.path(), "mv", &arguments).unwrap();
     let mut guest = Guest::connect(daemon.socket(), GuestOptions::default().packed(true)).unwrap();
-    let mut daemon = take_over_thrice(daemon, &mut guest, mac, &arguments);
+    let mut daemon = take_over_again(daemon, &mut guest, mac, &arguments);
     // Nobody else may serve it meanwhile.
     let error = Daemon::start(directory.path(), "other", &arguments).unwrap_err().to_string();
     assert!(error.contains(&format!("is served by process {}", daemon.pid())), "{error}");
@@ -141,7 +147,7 @@ fn an_interface_keeps_its_program_and_its_sockets() {
         let options = GuestOptions::default().packed(queues == 2);
         let mut guest = Guest::connect(daemon.socket(), options).unwrap();
         let before = (state(outside.wire()), far_end(&outside).0);
-        let daemon = take_over_thrice(daemon, &mut guest, Pinger::MAC, &arguments);
+        let daemon = take_over_again(daemon, &mut guest, Pinger::MAC, &arguments);
         assert_eq!((state(outside.wire()), far_end(&outside).0), before, "{keys}");
         // What is in the rings and in the kernel goes on, too.
         let (_, came) = far_end(&outside);

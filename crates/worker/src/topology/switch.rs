@@ -31,7 +31,7 @@ use log_limit::LogLimit;
 use virtio_net::{MacAddress, Negotiated, Offloads};
 
 use self::addresses::{Addresses, GUEST_ADDRESSES_MAX, PORTS_MAX, UPLINK_ADDRESSES_MAX};
-use self::pause::Pause;
+use self::pause::{AWHILE, Pause};
 use self::place::{PendingOffloads, all};
 use self::uplink::Uplink;
 use self::wait::{CROWDED, Patience, PortQueue};
@@ -137,6 +137,9 @@ impl<U: FrameReader> Switch<U> {
         let is_over = matches!(self.pause, Pause::Returning(Some(until)) if until.is_due(now));
         if is_over {
             self.resume(pairs, now);
+        } else {
+            // The threads that are waited for may need this CPU.
+            std::thread::sleep(AWHILE);
         }
         !is_over
     }

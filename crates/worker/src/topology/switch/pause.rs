@@ -8,6 +8,9 @@ use crate::clock::Deadline;
 /// Time in which the rings of all guests are started again when the other daemon failed.
 pub const RETURNING: Duration = Duration::from_millis(10);
 
+/// Time between two looks whether frames may flow again.
+pub const AWHILE: Duration = Duration::from_micros(20);
+
 /// Why the switch carries nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pause {
