@@ -13,7 +13,6 @@ use datapath::{Capabilities, Datapath, FrameReader, Null, Reflect, Uring};
 use log_limit::LogLimit;
 use metrics::Address;
 use vhost_control::{Device, Endpoint, Handover, Witness};
-use virtio_net::{ConfigSpace, features};
 use worker::{
     GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
     switch,
@@ -23,13 +22,13 @@ use crate::announce;
 use crate::clock;
 use crate::confinement;
 use crate::control::Ways;
+use crate::device::{device, with_mtu};
 use crate::error::Error;
 use crate::facts::facts;
 use crate::guest::{Front, GuestRecorder, Noted, Served, meet};
 use crate::journal;
 use crate::kernel::{Enrolled, Following, Kernel};
 use crate::limits::{Limits, limits_of};
-use crate::link_speed;
 use crate::manager::Manager;
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::probes::ProbeSpec;
@@ -468,43 +467,4 @@ fn guest_options(
     let &GuestPlan { ref delays, ref crashes, ref probes, trace, .. } = plan;
     let (delays, crashes, probes) = (delays.clone(), crashes.clone(), ProbeSpec::targets(probes));
     GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, limits, probes }
-}
-
-/// The capabilities of the guest's datapath, with the MTU that the guest is given.
-fn with_mtu(plan: &GuestPlan, capabilities: &Capabilities) -> Result<Capabilities, Error> {
-    let mtu = plan.mtu.unwrap_or(capabilities.mtu);
-    if mtu > capabilities.mtu {
-        let (datapath, found) = (plan.datapath.to_string(), capabilities.mtu);
-        return Err(Error::Mtu { datapath, asked: mtu, found });
-    }
-    Ok(Capabilities { mtu, ..*capabilities })
-}
-
-/// `mailboxes`: one for each worker of the guest.
-fn device(
-    plan: &GuestPlan,
-    log: Arc<LogLimit>,
-    capabilities: &Capabilities,
-    mailboxes: &[Arc<Mailbox>],
-    witnesses: Vec<Box<dyn Witness>>,
-) -> Device {
-    let offloads = capabilities.from_guest.from_guest() | capabilities.to_guest.to_guest();
-    // Without an interface nothing limits the MTU.
-    let has_mtu = plan.mtu.is_some() || capabilities.mtu < u16::MAX;
-    let mtu = if has_mtu { features::MTU } else { 0 };
-    let offered = Device::features(offloads, plan.queue_pairs, plan.mac.is_some()) | mtu;
-    let mailbox = |pair| Arc::clone(&mailboxes[usize::from(pair) % mailboxes.len()]);
-    let link = link_speed::of(&plan.datapath);
-    Device {
-        log,
-        features: features::without(offered, plan.withheld),
-        before: 0,
-        journal: None,
-        config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu, link),
-        queue_pairs: plan.queue_pairs,
-        queue_size: plan.queue_size,
-        workers: (0..plan.queue_pairs).map(mailbox).collect(),
-        memory_max: Device::memory_max(1),
-        witnesses,
-    }
 }

@@ -10,6 +10,7 @@ mod clock;
 mod config;
 mod confinement;
 mod control;
+mod device;
 mod error;
 mod facts;
 mod guest;

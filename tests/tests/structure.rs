@@ -35,10 +35,11 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kernel-stages", &["burst-trace"]),
     // Every drop has a cause of the recorder's list.
     ("virtio-net", &["guest-memory", "virtqueue", "burst-trace"]),
-    // A guest that disables a ring makes AF_XDP log its counters.
+    // A guest that disables a ring makes AF_XDP log its counters; which chunks are free is in a mapped file.
     (
         "datapath",
         &[
+            "file-mapping",
             "confine",
             "host-files",
             "host-links",

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use burst_trace::Recorder;
 use datapath::af_xdp::UmemOwner;
-use datapath::af_xdp::estate::{Estate, SharedInterface};
+use datapath::af_xdp::estate::Estate;
+use datapath::af_xdp::shared::SharedInterface;
 use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
 use host_files::socket::Peer;

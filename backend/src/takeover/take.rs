@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use burst_trace::Recorder;
-use datapath::af_xdp::estate::{Estate, SharedInterface};
+use datapath::af_xdp::estate::Estate;
+use datapath::af_xdp::shared::SharedInterface;
 use datapath::macvtap::WatchedLink;
 use datapath::tap::SharedQueue;
 use host_files::socket::{Peer, connect};

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use datapath::af_xdp::estate::{ChangedSettings, SharedInterface, SharedSocket};
 use datapath::af_xdp::program::SharedProgram;
+use datapath::af_xdp::shared::{ChangedSettings, SharedInterface, SharedSocket};
 use datapath::tap::SharedQueue;
 use serde::{Deserialize, Serialize};
 use vhost_control::handover::{FrontEnd, Manner, SetupMessage, Stand};

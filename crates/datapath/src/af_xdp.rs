@@ -9,11 +9,12 @@
 //! - `program`: the XDP program.
 //! - `umem`, `rings`, `socket`: the kernel's objects of these names.
 //! - `open`: all of these for an interface.
-//! - `estate`: an interface that another daemon goes on with; `ledger`: the free chunks, which it has, too.
+//! - [`estate`]: an interface that another daemon goes on with; [`shared`]: what both have of it; `ledger`: the free chunks, which
+//!   both have, too.
 //! - `follow`: what changes on it while it is served.
 //! - `surroundings`: what a sender leaves to a device that is not there.
 //! - `channel`: a queue in use.
-//! - `transmit`, `receive`: the two directions of a channel.
+//! - `transmit`, `receive`: the two directions of a channel; `in_place`: frames that are sent from the guest's own memory.
 //! - `napi`: the interface's settings for busy polling.
 //! - `segmentation`: the other end's settings in generic mode.
 //! - `options`, `error`: the user's options, and errors.
@@ -23,6 +24,7 @@ mod device;
 mod error;
 pub mod estate;
 mod follow;
+mod in_place;
 mod ledger;
 mod napi;
 mod open;
@@ -31,6 +33,7 @@ pub mod program;
 mod receive;
 mod rings;
 mod segmentation;
+pub mod shared;
 mod socket;
 mod surroundings;
 mod transmit;
@@ -42,7 +45,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use burst_trace::DropCause;
-use guest_memory::{GuestMemory, GuestSlice};
+use guest_memory::GuestSlice;
 use log_limit::LogLimit;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
@@ -56,10 +59,12 @@ use crate::{
 use channel::Channel;
 use device::Device;
 use error::explain;
-use estate::{Estate, SharedInterface};
+use estate::Estate;
 use follow::{Change, Follower, Inbox, News};
+use in_place::InFlight;
 use open::Opened;
 use program::Program;
+use shared::SharedInterface;
 use transmit::Queued;
 
 pub use error::AfXdpError;
@@ -96,15 +101,6 @@ pub struct AfXdp {
     active: bool,
     /// Frames in the guest's own memory that the kernel has not sent yet, oldest first.
     in_flight: VecDeque<InFlight>,
-}
-
-/// A frame that is being sent from the guest's own memory. The guest gets the buffers back after the frame was sent.
-#[derive(Debug)]
-struct InFlight {
-    /// The frame is sent when the socket has completed this number of descriptors.
-    until: u64,
-    /// Its outcome, to be reported then.
-    outcome: Transmitted,
 }
 
 impl AfXdp {
@@ -234,37 +230,6 @@ impl AfXdp {
             );
         }
         self.channels.push(channel);
-    }
-
-    /// Closes the sockets and opens new ones that send from the memory of `guest`.
-    fn reopen(&mut self, guest: &GuestMemory) -> io::Result<()> {
-        self.detach();
-        for &queue in &self.queues {
-            // Frames are sent through the first channel only.
-            let guest = Some(guest).filter(|_| self.channels.is_empty());
-            let channel = Channel::open(&self.device, queue, &self.options, guest)?;
-            epoll_add(&self.any, &channel)?;
-            self.channels.push(channel);
-        }
-        Ok(())
-    }
-
-    /// As [`transmit`](Datapath::transmit), but from the guest's own memory: frames that are taken are held until sent.
-    fn transmit_in_place(&mut self, frames: Frames<'_, '_>) -> Transmitted {
-        let mut done = Transmitted::default();
-        let Some(channel) = self.channels.first_mut() else { return done };
-        for frame in frames.iter().take(BURST_MAX.saturating_sub(self.in_flight.len())) {
-            let header = if self.offloads { frame.header() } else { NetHeader::PLAIN };
-            let mut outcome = Transmitted { taken: 1, ..Transmitted::default() };
-            if channel.queue(&header, &frame, &mut outcome) == Queued::Full {
-                break;
-            }
-            self.in_flight.push_back(InFlight { until: channel.socket.submitted, outcome });
-            done.taken += 1;
-        }
-        channel.socket.transmit.publish();
-        self.down = channel.socket.flush().is_err();
-        done
     }
 
     /// Whether the interface is still down. Checked before more frames go into a ring that the kernel does not empty.
@@ -440,63 +405,6 @@ impl FrameReader for AfXdp {
             }
         }
         Ok(None)
-    }
-}
-
-impl InPlace for AfXdp {
-    fn attach(&mut self, memory: &GuestMemory) -> io::Result<()> {
-        self.reopen(memory).map_err(|source| {
-            let name = self.device.name.clone();
-            io::Error::other(AfXdpError::GuestMemory { name, mib: memory.len() >> 20, source })
-        })
-    }
-
-    fn detach(&mut self) {
-        for &queue in &self.queues {
-            // A socket that is closed leaves the map by itself, but not the count of those in it.
-            let _ = self.program.direct(queue, None);
-        }
-        // Frames still in the transmit ring must not be sent any more: the guest may reuse their memory.
-        self.channels.clear();
-        self.in_flight.clear();
-        self.active = false;
-    }
-
-    fn sent(&mut self) -> Transmitted {
-        let mut done = Transmitted::default();
-        let Some(channel) = self.channels.first_mut() else { return done };
-        if channel.socket.unsent {
-            self.down = channel.socket.flush().is_err();
-        }
-        channel.socket.reap();
-        while let Some(oldest) = self.in_flight.front()
-            && oldest.until <= channel.socket.completed
-        {
-            done.add(&oldest.outcome);
-            self.in_flight.pop_front();
-        }
-        done
-    }
-
-    fn transmit_copies(&mut self, frames: Frames<'_, '_>) -> Transmitted {
-        if self.channels.is_empty() {
-            return Transmitted::default();
-        }
-        if self.down && self.is_still_down() {
-            return Transmitted::refused(frames.len(), DropCause::TxLinkDown);
-        }
-        let (mut done, channel) = (Transmitted::default(), &mut self.channels[0]);
-        channel.socket.reap();
-        for frame in frames.iter() {
-            // The frame is not in UMEM, so it is copied into one of our chunks.
-            if channel.queue(&NetHeader::PLAIN, &frame, &mut done) == Queued::Full {
-                break;
-            }
-            done.taken += 1;
-        }
-        channel.socket.transmit.publish();
-        self.down = channel.socket.flush().is_err();
-        done
     }
 }
 

@@ -9,7 +9,7 @@ use rustix::net::xdp::XdpStatistics;
 use virtio_net::{SegmentProgress, SoftwareOffload};
 
 use super::device::Device;
-use super::estate::SharedSocket;
+use super::shared::SharedSocket;
 use super::socket::Socket;
 use super::{Gro, Options};
 use crate::Counted;

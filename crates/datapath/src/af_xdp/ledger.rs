@@ -77,7 +77,7 @@ impl Ledger {
     #[inline]
     pub fn take(&mut self) -> Option<u64> {
         let last = self.free().checked_sub(1)?;
-        let offset = self.words().get(CHUNKS + last)?.load(Ordering::Relaxed);
+        let offset = self.words().get(CHUNKS.checked_add(last)?)?.load(Ordering::Relaxed);
         self.set(FREE, last as u64);
         Some(offset)
     }
@@ -85,15 +85,15 @@ impl Ledger {
     /// Notes that the chunk at `offset` will be free, after `noted` others that were noted before it.
     #[inline]
     pub fn note(&mut self, noted: usize, offset: u64) {
-        let at = self.free() + noted;
-        debug_assert!(CHUNKS + at < self.words().len(), "more chunks than there are");
-        self.set(CHUNKS + at, offset);
+        let at = self.free().saturating_add(CHUNKS + noted);
+        debug_assert!(at < self.words().len(), "more chunks than there are");
+        self.set(at, offset);
     }
 
     /// Frees the `count` chunks that were noted.
     #[inline]
     pub fn add(&mut self, count: usize) {
-        let free = (self.free() + count).min(self.words().len() - CHUNKS);
+        let free = self.free().saturating_add(count).min(self.words().len() - CHUNKS);
         self.set(FREE, free as u64);
     }
 

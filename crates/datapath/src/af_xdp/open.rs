@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use super::channel::Channel;
 use super::device::Device;
 use super::error::{AfXdpError, explain, refuse_unfit};
-use super::estate::{ChangedSettings, SharedInterface};
 use super::napi::NapiSettings;
 use super::program::Program;
 use super::segmentation::Segmentation;
+use super::shared::{ChangedSettings, SharedInterface};
 use super::socket::BUSY_TIMEOUT;
 use super::{Choice, Options, surroundings};
 

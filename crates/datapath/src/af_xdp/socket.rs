@@ -17,8 +17,8 @@ use rustix::net::xdp::{
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 
 use super::device::Device;
-use super::estate::SharedSocket;
 use super::rings::{Consumer, Producer};
+use super::shared::SharedSocket;
 use super::umem::{HEADROOM, Umem};
 use super::{Choice, Options, XdpMode};
 use crate::sys::set_socket_option;

@@ -10,9 +10,10 @@
 //! - `wait`: what becomes of frames for which there is no room.
 //! - `pause`: nothing is carried while guests go from one daemon to another.
 //! - `report`: logs and counts addresses that more than one port sends from.
-//! - `uplink`: the port that has a datapath in place of a guest.
+//! - `uplink`: the port that has a datapath in place of a guest; `budget`: how much it may do in a turn.
 
 pub mod addresses;
+mod budget;
 mod carry;
 mod pause;
 mod place;

@@ -14,7 +14,8 @@ use virtio_net::{
 };
 
 use super::addresses::{ADDRESSES_LEN, Verdict};
-use super::place::{WORK_MAX, all};
+use super::budget::Budget;
+use super::place::all;
 use super::wait::Wait;
 use super::{Fabric, bits, drop_frames};
 use crate::clock::Clock;
@@ -25,9 +26,6 @@ use crate::receiver::{Delivery, Receiver};
 use crate::timeline::Sighting;
 use crate::topology::reads::Reads;
 use crate::view::View;
-
-/// Most frames of one turn: as many as of a guest whose datapath takes a system call for each.
-const BURST: usize = 32;
 
 /// Turns from one look at the uplink to the next while guests keep the worker busy and no event reports frames. A look
 /// is a system call.
@@ -58,27 +56,6 @@ pub struct Uplink<U> {
     last_look: u64,
     /// What is left of this turn.
     budget: Budget,
-}
-
-/// Limits of a turn, so that the uplink does not keep the worker from the guests.
-#[derive(Debug)]
-struct Budget {
-    /// Number of frames that may still be read.
-    frames: usize,
-    /// Ring work that may still be done.
-    work: u32,
-}
-
-impl Budget {
-    const TURN: Self = Self { frames: BURST, work: WORK_MAX };
-
-    const fn is_used_up(&self) -> bool {
-        self.frames == 0 || self.work == 0
-    }
-
-    const fn note_work(&mut self, work: u32) {
-        self.work = self.work.saturating_sub(work);
-    }
 }
 
 /// The frame that was read.
