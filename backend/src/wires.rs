@@ -155,6 +155,9 @@ pub fn open_af_xdp(
     let shared = taking.guest(name).and_then(|inherited| inherited.interface.take());
     let shared = shared.ok_or_else(|| AfXdpError::Missing(ifname.into()))?;
     let all = AfXdp::go_on(shared, options)?;
+    if all.len() != pairs {
+        return Err(AfXdpError::Missing(ifname.into()));
+    }
     all.first().into_iter().for_each(|first| taking.add_interface(first.estate()));
     Ok(all)
 }

@@ -313,7 +313,8 @@ impl<U: FrameReader> Topology for Switch<U> {
         pairs: &mut Pairs,
         view: &mut View<'_>,
     ) -> bool {
-        self.fabric.announce(at, address, pairs, self.uplink.as_deref_mut(), view)
+        self.pause == Pause::No
+            && self.fabric.announce(at, address, pairs, self.uplink.as_deref_mut(), view)
     }
 
     fn configure(&mut self, _at: usize, _negotiated: Negotiated) -> io::Result<()> {
