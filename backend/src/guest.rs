@@ -129,6 +129,7 @@ impl Served<'_> {
                     let (taken, before) = taking.finish(&kept, &workers)?;
                     door = Some(taken);
                     before.wait_for_the_end();
+                    workers.iter().for_each(|worker| worker.go_on(true));
                 }
                 scope.spawn(move || copy_records(&records, stop));
                 let services = is_taking.then(watch);

@@ -39,6 +39,20 @@ fn frames_of_every_length_go_both_ways_in_every_mode() {
 }
 
 #[test]
+fn a_queue_pair_may_have_several_queues() {
+    for keys in ["", ",umem=guest"] {
+        let outside = Outside::on_wire("queues", 3).unwrap();
+        let (_directory, daemon) = start(&outside, keys, &[]);
+        for packed in [false, true] {
+            let options = GuestOptions::default().packed(packed);
+            let mut guest = Guest::connect(daemon.socket(), options).unwrap();
+            let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+            pinger.ping_all(guest.pair(0), 20);
+        }
+    }
+}
+
+#[test]
 fn frames_of_9000_bytes_go_over_several_chunks() {
     for keys in ["", ",mode=generic", ",umem=guest"] {
         let outside = Outside::on_wire("jumbo", 1).unwrap();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
+use ringscope_tests::daemon::Daemon;
 use ringscope_tests::lan::{Lan, frame, station};
 use ringscope_tests::pings::Pinger;
 use ringscope_tests::take_over::{expect_short, gap, message, read, take_overs};
@@ -162,6 +163,31 @@ fn pings_pass(uplink: &str) {
         *daemon = next;
     }
     expect_short(uplink, gaps);
+}
+
+/// No guest is there, so the daemon before lets go of the uplink only at its end.
+#[test]
+fn the_first_guest_may_come_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let outside = Outside::on_wire("takeover", 1).unwrap();
+    let datapath = format!("switch:lan,uplink=af-xdp:ifname={}", outside.wire());
+    let arguments = ["--datapath", &datapath];
+    let mut daemon = Daemon::start(directory.path(), "vm", &arguments).unwrap();
+    for _ in 0..take_overs(3) {
+        // Frames come all the time.
+        let flood = "timeout 1 ping -q -f -b 10.77.0.255 >/dev/null 2>&1 || true";
+        let next = std::thread::scope(|scope| {
+            let flood = scope.spawn(|| outside.exec(flood).unwrap());
+            let next = daemon.successor(&arguments).unwrap();
+            flood.join().unwrap();
+            next
+        });
+        assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0), "{}", daemon.log());
+        daemon = next;
+    }
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
+    (0..10).for_each(|_| pinger.ping_burst(guest.pair(0), 20));
 }
 
 #[test]

@@ -164,6 +164,21 @@ fn an_interface_keeps_its_program_and_its_sockets() {
     }
 }
 
+/// Whether the program stamps frames is the new daemon's choice, when it has the interface.
+#[test]
+fn the_program_stamps_frames_if_the_new_daemon_traces() {
+    let directory = tempfile::tempdir().unwrap();
+    let outside = Outside::on_wire("takeover", 1).unwrap();
+    let datapath = format!("af-xdp:ifname={}", outside.wire());
+    let mut daemon = Daemon::start(directory.path(), "xdp", &["--datapath", &datapath]).unwrap();
+    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+    for trace in ["off", "on", "off"] {
+        let arguments = ["--datapath", &datapath, "--trace", trace];
+        daemon = take_over_again(daemon, &mut guest, Pinger::MAC, &arguments);
+        assert!(!daemon.log().contains("the XDP program stays"), "{}", daemon.log());
+    }
+}
+
 #[test]
 fn a_take_over_that_fails_leaves_the_sockets_as_they_were() {
     let directory = tempfile::tempdir().unwrap();

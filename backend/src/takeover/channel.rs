@@ -19,8 +19,9 @@ use super::{PATIENCE, VERSION};
 const MAGIC: [u8; 8] = *b"RINGTAKE";
 /// Magic, version, length of the JSON text, number of descriptors, and zeroes.
 const HEADER_LEN: usize = 24;
-/// Longest JSON text, bytes.
-const TEXT_MAX: usize = 16 << 20;
+/// Longest JSON text, bytes. A queue pair with `engine=uring` may have 2 MiB of frames that wait for buffers, which are four times
+/// as long here.
+const TEXT_MAX: usize = 1 << 30;
 /// Most descriptors of a message.
 const FILES_MAX: usize = 1 << 16;
 /// Descriptors that are sent with one byte. The kernel takes up to 253.

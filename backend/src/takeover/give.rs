@@ -183,7 +183,7 @@ impl Wire {
     fn leave(&self) {
         match self {
             Self::Queues(_, Some(link)) => link.set_stays(true),
-            Self::Interface(estate) => estate.set_stays(true),
+            Self::Interface(estate) => estate.leave(),
             Self::Uplink(wire) => wire.leave(),
             Self::Queues(_, None) | Self::Nothing | Self::Unfit(_) => {}
         }
@@ -290,6 +290,7 @@ impl Giver<'_> {
             .map_err(|error| format!("it did not get the rings: {error}"))?;
         let given = match channel.receive(PATIENCE, false) {
             Ok((ToRunning::Done { gap_ns }, _)) => Given::Served(gap_ns),
+            Ok((ToRunning::Failed { why }, _)) => return Err(why),
             Err(error) if error.is_gone() => {
                 return Err("it ended before it served the guests".into());
             }

@@ -242,7 +242,11 @@ impl Taking {
             let _ = rustix::net::listen(claim, 128);
         }
         self.links.iter().for_each(|link| link.set_stays(false));
-        self.interfaces.iter().for_each(|interface| interface.set_stays(false));
+        for interface in &self.interfaces {
+            if let Err(error) = interface.take_place() {
+                log::warn!("the XDP program stays that of the daemon before: {error}");
+            }
+        }
         let (process, program) = (self.process, &self.program);
         log::info!(
             "took over {} guest(s) from process {process} (ringscoped {program}): no ring was served for {:.2} ms",
@@ -281,7 +285,7 @@ impl Taking {
                 log::error!("a guest's rings have not started yet");
             }
         }
-        workers.iter().for_each(|worker| worker.go_on());
+        workers.iter().for_each(|worker| worker.go_on(false));
         Ok(now_ns().saturating_sub(begun_ns))
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use datapath::af_xdp::program::SharedProgram;
 use datapath::af_xdp::shared::{ChangedSettings, SharedInterface, SharedSocket};
@@ -92,8 +91,8 @@ pub struct Interface {
     is_native: bool,
     puts_tags_back: bool,
     stamps: bool,
-    /// Files, and what was in them before.
-    files: Vec<(PathBuf, String)>,
+    /// What `napi_defer_hard_irqs` and `gro_flush_timeout` were before.
+    napi: Vec<u64>,
     /// Number and name of the other end, and what was switched off there.
     segmentation: Option<(u32, String, Vec<String>)>,
     pairs: Vec<Vec<Socket>>,
@@ -213,7 +212,7 @@ impl Interface {
     pub fn give(interface: SharedInterface, descriptors: &mut Vec<OwnedFd>) -> Self {
         let SharedInterface { name, index, program, settings, pairs, active } = interface;
         let SharedProgram { link, maps, is_native, puts_tags_back, stamps } = program;
-        let ChangedSettings { files, segmentation } = settings;
+        let ChangedSettings { napi, segmentation } = settings;
         descriptors.push(link);
         descriptors.extend(maps);
         let mut give = |shared: SharedSocket| {
@@ -223,7 +222,7 @@ impl Interface {
         };
         let pairs = pairs.into_iter().map(|pair| pair.into_iter().map(&mut give).collect());
         let pairs = pairs.collect();
-        Self { name, index, is_native, puts_tags_back, stamps, files, segmentation, pairs, active }
+        Self { name, index, is_native, puts_tags_back, stamps, napi, segmentation, pairs, active }
     }
 
     /// The interface.
@@ -232,11 +231,11 @@ impl Interface {
     /// When a descriptor is missing.
     pub fn take(self, descriptors: &mut Files) -> Result<SharedInterface, String> {
         let Self { name, index, is_native, puts_tags_back, stamps, .. } = self;
-        let Self { files, segmentation, pairs, active, .. } = self;
+        let Self { napi, segmentation, pairs, active, .. } = self;
         let link = descriptors.next()?;
         let maps = [descriptors.next()?, descriptors.next()?, descriptors.next()?];
         let program = SharedProgram { link, maps, is_native, puts_tags_back, stamps };
-        let settings = ChangedSettings { files, segmentation };
+        let settings = ChangedSettings { napi, segmentation };
         let mut take = |Socket { queue, chunk, need_wakeup, multi_buffer }: Socket| {
             let (socket, frames) = (descriptors.next()?, descriptors.next()?.into());
             Ok(SharedSocket { queue, chunk, need_wakeup, multi_buffer, socket, frames })

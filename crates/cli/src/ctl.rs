@@ -1,12 +1,12 @@
 //! `ringscope ctl`: asks a running daemon how it stands, and tells it other settings, through its control socket.
 
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use burst_trace::Reader;
 use burst_trace::location::{recorder_path, run_dir_to_read};
+use host_files::socket::connect;
 use report::without_controls;
 use serde_json::{Value, json};
 
@@ -16,6 +16,8 @@ use crate::recorder::{self, FindError};
 
 /// Longest wait for the answer. The daemon waits a second for each of its workers at most.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest answer, bytes: more than that of 64 guests with 16 rings each.
+const ANSWER_MAX: u64 = 16 << 20;
 
 const EXAMPLES: &str = "\
 The daemon was started with --control PATH. The commands are the daemon's:
@@ -124,12 +126,14 @@ impl Arguments {
 /// The daemon's answer to a request.
 fn ask(path: &Path, request: &Value) -> Result<Value, CtlError> {
     let refused = |source| CtlError::Connect { path: path.into(), source };
-    let mut stream = UnixStream::connect(path).map_err(refused)?;
+    // Who listens there may be anybody, if the path was given.
+    let mut stream = connect(path).map_err(refused)?;
     let gone = |source| CtlError::NoAnswer { path: path.into(), source };
     stream.set_read_timeout(Some(PATIENCE)).map_err(gone)?;
+    stream.set_write_timeout(Some(PATIENCE)).map_err(gone)?;
     stream.write_all(format!("{request}\n").as_bytes()).map_err(gone)?;
     let mut line = String::new();
-    if BufReader::new(&stream).read_line(&mut line).map_err(gone)? == 0 {
+    if BufReader::new((&stream).take(ANSWER_MAX)).read_line(&mut line).map_err(gone)? == 0 {
         return Err(gone(io::ErrorKind::UnexpectedEof.into()));
     }
     let mut answer: Value =
@@ -186,7 +190,42 @@ fn plain(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
     use super::*;
+
+    #[test]
+    fn who_accepts_nobody_or_never_stops_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = connect(&path) {
+            waiting.push(stream);
+        }
+        let error = ask(&path, &json!({})).unwrap_err().to_string();
+        assert!(error.contains("cannot connect to"), "{error}");
+        // They are accepted before the next one.
+        let gone = waiting.len();
+        drop(waiting);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for stream in listener.incoming().take(gone + 1) {
+                    let mut stream = stream.unwrap();
+                    while stream.write_all(&[b'7'; 1 << 16]).is_ok() {}
+                }
+            });
+            let error = loop {
+                match ask(&path, &json!({"command": "status"})).unwrap_err() {
+                    // They are still being accepted.
+                    CtlError::Connect { .. } => thread::yield_now(),
+                    other => break other.to_string(),
+                }
+            };
+            assert!(error.contains("something else"), "{error}");
+        });
+    }
 
     #[test]
     fn an_answer_is_printed_a_line_for_each_value() {

@@ -112,12 +112,7 @@ impl AfXdp {
     pub fn open(name: &str, pairs: usize, options: &Options) -> Result<Vec<Self>, AfXdpError> {
         let device = Device::find(name).ok_or_else(|| AfXdpError::Missing(name.to_owned()))?;
         let opened = Opened::new(device, pairs, options)?;
-        let mut all = Self::all(opened, options)?;
-        if options.umem == UmemOwner::Guest {
-            // Its sockets are opened again for each guest, with its memory.
-            all.iter_mut().for_each(|one| one.estate.lose());
-        }
-        Ok(all)
+        Self::all(opened, options)
     }
 
     /// Goes on with an interface of another daemon, which uses its sockets until frames are directed to this one.
@@ -190,6 +185,7 @@ impl AfXdp {
             let News::Change(Change { device, program, channels, replaces }) = news else {
                 self.channels.iter_mut().for_each(Channel::resume);
                 self.down = false;
+                self.direct_all();
                 continue;
             };
             if replaces {
@@ -207,6 +203,16 @@ impl AfXdp {
                 channel.mtu = device.mtu;
             }
             self.device = device;
+        }
+    }
+
+    /// Directs frames to the sockets, if the guest takes them: the daemon before may not have had all of them in the map.
+    fn direct_all(&self) {
+        for channel in self.channels.iter().filter(|_| self.active) {
+            if let Err(error) = self.program.direct(channel.socket.queue, Some(channel.as_fd())) {
+                let (name, queue) = (&self.device.name, channel.socket.queue);
+                log_limit::warn!(self.log, "{name}: frames of queue {queue} may be lost: {error}");
+            }
         }
     }
 

@@ -135,7 +135,7 @@ pub trait Interface: Send + 'static {
     fn has_frames(&self) -> bool;
 
     /// Another daemon goes on with it. Returns the frames that were read and are not placed yet, with their net headers. If the
-    /// other daemon fails, it is made active again.
+    /// other daemon fails, it is used again.
     fn part(&mut self) -> Vec<Vec<u8>> {
         Vec::new()
     }

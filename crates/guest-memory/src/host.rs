@@ -31,12 +31,23 @@ struct Alias {
 }
 
 impl HostMemory {
+    /// Maps `len` bytes of zeroes, in huge pages where the system gives some.
+    ///
+    /// # Errors
+    /// What the system answers (`mmap(2)`).
+    pub fn new(len: usize) -> io::Result<Self> {
+        Self::of_map(MmapRaw::from(MmapOptions::new().len(len).map_anon()?))
+    }
+
     /// Maps the first `len` bytes of `file`, which stays at least that long, in huge pages where the system gives some.
     ///
     /// # Errors
     /// What the system answers (`mmap(2)`).
     pub fn of_file(file: &File, len: usize) -> io::Result<Self> {
-        let map = MmapOptions::new().len(len).map_raw(file)?;
+        Self::of_map(MmapOptions::new().len(len).map_raw(file)?)
+    }
+
+    fn of_map(map: MmapRaw) -> io::Result<Self> {
         // Works without huge pages, too.
         let _ = map.advise(Advice::HugePage);
         map.advise(Advice::DontDump)?;

@@ -42,7 +42,7 @@ impl<T: Topology> Loop<T> {
                     self.inherit(guest, ring, heritage);
                     let _ = done.send(());
                 }
-                Command::GoOn => self.topology.go_on(&mut self.pairs, self.shared.clock.now()),
+                Command::GoOn { is_over } => self.go_on(is_over),
                 Command::Enable { ring, enabled, done } => {
                     let at = self.pairs.find(guest, ring);
                     at.into_iter().for_each(|at| self.enable(at, ring, enabled));
@@ -178,6 +178,12 @@ impl<T: Topology> Loop<T> {
         Some(stopped)
     }
 
+    /// All that comes from the daemon before is there.
+    fn go_on(&mut self, is_over: bool) {
+        let now = self.shared.clock.now();
+        self.topology.go_on(is_over, &mut self.pairs, now);
+    }
+
     /// What a ring that starts next had in the daemon before.
     fn inherit(&mut self, guest: usize, ring: u16, heritage: Heritage) {
         let Heritage { frames, addresses, uplink } = heritage;
@@ -189,7 +195,7 @@ impl<T: Topology> Loop<T> {
 
     /// Stops virtqueue `ring` of pair `at`, which another daemon goes on with. The datapath stays active: its frames wait.
     fn release(&mut self, at: usize, ring: u16) -> Released {
-        let mut heritage = self.topology.part(at);
+        let mut heritage = self.topology.part(at, self.shared.clock.now());
         if self.is_transmit(at, ring) {
             // They are for the other ring.
             heritage.frames.clear();

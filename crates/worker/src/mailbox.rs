@@ -116,7 +116,7 @@ pub(crate) enum Command {
     Stop { ring: u16, done: SyncSender<Option<u16>> },
     Release { ring: u16, done: SyncSender<Option<Released>> },
     Inherit { ring: u16, heritage: Heritage, done: SyncSender<()> },
-    GoOn,
+    GoOn { is_over: bool },
     Enable { ring: u16, enabled: bool, done: SyncSender<()> },
     Renegotiate { ring: u16, negotiated: Negotiated, done: SyncSender<io::Result<()>> },
     Call { ring: u16, call: Option<Arc<Foreign>>, done: SyncSender<()> },
@@ -197,10 +197,11 @@ impl Mailbox {
         self.ask(|done| Command::Inherit { ring, heritage, done })
     }
 
-    /// The rings of all guests that come from the daemon before are started: a switch carries frames from now on. Does not wait
-    /// for the worker.
-    pub fn go_on(&self) {
-        self.inbox.post(self.guest, Command::GoOn);
+    /// The rings of all guests that come from the daemon before are started: a switch carries frames from now on, unless the
+    /// daemon before still uses its uplink, because none of its rings ran. `is_over`: that daemon has ended. Does not wait for
+    /// the worker.
+    pub fn go_on(&self, is_over: bool) {
+        self.inbox.post(self.guest, Command::GoOn { is_over });
     }
 
     /// Enables or disables a ring. Does nothing if the ring is not being served.

@@ -108,8 +108,8 @@ pub trait Topology: Send + 'static {
     }
 
     /// Another daemon goes on with pair `at`, of which a ring is about to be stopped for that. Returns what the pair has besides
-    /// its rings. If the other daemon fails, a ring is started again.
-    fn part(&mut self, _at: usize) -> Heritage {
+    /// its rings. If the other daemon fails, a ring is started again. `now`: ticks.
+    fn part(&mut self, _at: usize, _now: u64) -> Heritage {
         Heritage::default()
     }
 
@@ -124,8 +124,8 @@ pub trait Topology: Send + 'static {
     ) {
     }
 
-    /// All that comes from the daemon before is there. `now`: ticks.
-    fn go_on(&mut self, _pairs: &mut Pairs, _now: u64) {}
+    /// All that comes from the daemon before is there. `is_over`: that daemon has ended. `now`: ticks.
+    fn go_on(&mut self, _is_over: bool, _pairs: &mut Pairs, _now: u64) {}
 
     /// Whether the receive ring of pair `at` takes frames from now on.
     ///

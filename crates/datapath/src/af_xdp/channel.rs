@@ -33,6 +33,8 @@ pub struct Channel {
     pub leaves_offloads: bool,
     /// Largest payload of a link frame, bytes.
     pub mtu: u16,
+    /// Whether the XDP program stamps frames. Where it does not, there may be stamps of frames before.
+    pub stamps: bool,
     /// Whether TCP segments for the guest are joined, if it takes that.
     pub gro: bool,
     /// The plan for the last frame with pending offloads. It is large, so it is kept in place.
@@ -47,8 +49,8 @@ pub struct Channel {
     pub discarded: u64,
     /// Frames longer than any that a switch carries, not reported yet.
     pub too_long: u64,
-    /// The kernel's counters when they were reported last.
-    counted: XdpStatistics,
+    /// The kernel's counters when they were reported last. `None`: another daemon reports them until [`Channel::resume`].
+    counted: Option<XdpStatistics>,
 }
 
 impl Channel {
@@ -65,15 +67,13 @@ impl Channel {
         Ok(Self::new(Socket::open(device, queue, options, guest)?, device, options))
     }
 
-    /// Goes on with the socket of another daemon, which uses it until [`Channel::resume`]. What it has counted until now is not
-    /// counted again.
+    /// Goes on with the socket of another daemon, which uses it until [`Channel::resume`].
     ///
     /// # Errors
     /// As [`Socket::go_on`].
     pub fn go_on(shared: SharedSocket, device: &Device, options: &Options) -> io::Result<Self> {
-        let mut channel = Self::new(Socket::go_on(shared, options)?, device, options);
-        channel.counted = channel.socket.statistics().unwrap_or(NOTHING);
-        Ok(channel)
+        let socket = Socket::go_on(shared, options)?;
+        Ok(Self { counted: None, ..Self::new(socket, device, options) })
     }
 
     /// Another daemon goes on with the socket.
@@ -85,6 +85,9 @@ impl Channel {
     /// Goes on where the daemon stands that used the socket before.
     pub fn resume(&mut self) {
         self.socket.resume();
+        if self.counted.is_none() {
+            self.counted = self.socket.statistics();
+        }
         let (sent, placed) = self.socket.umem.progress();
         self.transmit_progress = SegmentProgress::after(sent);
         self.receive_progress = SegmentProgress::after(placed);
@@ -96,6 +99,7 @@ impl Channel {
             socket,
             leaves_offloads: device.leaves_offloads,
             mtu: device.mtu,
+            stamps: options.stamps,
             gro: options.gro == Gro::On,
             offload: SoftwareOffload::default(),
             transmit_progress: SegmentProgress::default(),
@@ -103,7 +107,7 @@ impl Channel {
             arrived_ns: None,
             discarded: 0,
             too_long: 0,
-            counted: NOTHING,
+            counted: Some(NOTHING),
         }
     }
 
@@ -118,8 +122,10 @@ impl Channel {
         if too_long > 0 {
             each(Counted::Lost(DropCause::RxTooBig), too_long);
         }
-        let Some(counted) = self.socket.statistics() else { return };
-        let before = std::mem::replace(&mut self.counted, counted);
+        let (Some(before), Some(counted)) = (self.counted, self.socket.statistics()) else {
+            return;
+        };
+        self.counted = Some(counted);
         let mut report = |what, of: fn(&XdpStatistics) -> u64| {
             let more = of(&counted).saturating_sub(of(&before));
             if more > 0 {

@@ -69,13 +69,26 @@ impl Estate {
     /// As [`Estate::serve`].
     pub(super) fn add(&self, pairs: &[Vec<Channel>]) -> io::Result<()> {
         let mut inside = self.inside();
-        let Some(served) = &mut inside.served else { return Ok(()) };
+        let Some(mut served) = inside.served.take() else { return Ok(()) };
         for (known, new) in served.pairs.iter_mut().zip(pairs) {
             for channel in new {
                 known.extend(channel.socket.share()?);
             }
         }
+        inside.served = Some(served);
         Ok(())
+    }
+
+    /// The interface is called so now.
+    pub(super) fn rename(&self, name: &str) {
+        if let Some(served) = &mut self.inside().served {
+            name.clone_into(&mut served.name);
+        }
+    }
+
+    /// Whether another daemon has the interface: it comes from there, or went there.
+    pub(super) fn stays(&self) -> bool {
+        self.inside().settings.stays
     }
 
     /// The interface is gone. Its sockets are closed when their workers close them, too.
@@ -92,9 +105,19 @@ impl Estate {
         inside.settings = settings;
     }
 
-    /// Whether the settings stay as they are at the end of this process.
-    pub fn set_stays(&self, stays: bool) {
-        self.inside().settings.stays = stays;
+    /// Another daemon has the interface from now on.
+    pub fn leave(&self) {
+        self.inside().settings.stays = true;
+    }
+
+    /// The interface is this daemon's from now on.
+    ///
+    /// # Errors
+    /// As [`Program::take_place`]: then frames are stamped as in the daemon before.
+    pub fn take_place(&self) -> io::Result<()> {
+        let mut inside = self.inside();
+        inside.settings.stays = false;
+        inside.served.as_ref().map_or(Ok(()), |served| served.program.take_place())
     }
 
     /// The interface, for another daemon. `active`: of each queue pair, whether its guest takes frames.

@@ -161,6 +161,10 @@ impl Following {
         // After a failure: when to try again, and the message, which is logged once.
         let mut failed: Option<String> = None;
         while self.wait(failed.as_ref().map(|_| RETRY)) && self.settle() {
+            // It is looked at when it is this daemon's; the notices stay until then.
+            if self.estate.stays() {
+                continue;
+            }
             let index = self.device.index;
             let mut is_gone = false;
             self.notices.receive(|removed| is_gone |= removed == index);
@@ -227,6 +231,7 @@ impl Following {
         let name = &now.name;
         if now.name != known.name {
             log::info!("{} is called {name} now, and is served on", known.name);
+            self.estate.rename(name);
         }
         if now.mtu != known.mtu {
             log::info!("{name}: the MTU is {} now", now.mtu);

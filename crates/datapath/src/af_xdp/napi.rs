@@ -40,14 +40,18 @@ impl NapiSettings {
 }
 
 impl NapiSettings {
-    /// Those that another daemon has changed.
-    pub fn changed_before(before: Vec<(PathBuf, String)>) -> Option<Self> {
+    /// Those that another daemon has changed for the interface `name`: what they were before, in the order of [`SETTINGS`].
+    pub fn changed_before(name: &str, before: &[u64]) -> Option<Self> {
+        let directory = Path::new("/sys/class/net").join(name);
+        let of =
+            |((file, _), value): (&(&str, &str), &u64)| (directory.join(file), value.to_string());
+        let before: Vec<_> = SETTINGS.iter().zip(before).map(of).collect();
         (!before.is_empty()).then_some(Self { before })
     }
 
-    /// The files, and what was in them.
-    pub fn before(&self) -> &[(PathBuf, String)] {
-        &self.before
+    /// What they were before.
+    pub fn before(&self) -> Vec<u64> {
+        self.before.iter().filter_map(|(_, value)| value.trim().parse().ok()).collect()
     }
 
     /// They stay as they are.

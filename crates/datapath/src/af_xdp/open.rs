@@ -31,18 +31,18 @@ pub struct Settings {
 
 impl Settings {
     /// Those that another daemon has changed. They stay, until they are this daemon's.
-    pub fn of_another(changed: ChangedSettings) -> Self {
-        let ChangedSettings { files, segmentation } = changed;
+    pub fn of_another(name: &str, changed: ChangedSettings) -> Self {
+        let ChangedSettings { napi, segmentation } = changed;
         let segmentation = segmentation
             .map(|(index, name, off)| Segmentation::switched_off_before(index, name, off));
-        Self { napi: NapiSettings::changed_before(files), segmentation, stays: true }
+        Self { napi: NapiSettings::changed_before(name, &napi), segmentation, stays: true }
     }
 
     /// What was changed, and how it was before.
     pub fn changed(&self) -> ChangedSettings {
-        let files = self.napi.as_ref().map_or(&[][..], NapiSettings::before).to_vec();
+        let napi = self.napi.as_ref().map(NapiSettings::before).unwrap_or_default();
         let segmentation = self.segmentation.as_ref().map(Segmentation::switched_off);
-        ChangedSettings { files, segmentation }
+        ChangedSettings { napi, segmentation }
     }
 }
 
@@ -128,7 +128,7 @@ impl Opened {
         device.queues = channels.iter().map(|pair| pair.len() as u32).sum();
         let first = channels.iter().flatten().next();
         first.into_iter().for_each(|first| log_mode(&device, &program, first, None));
-        let settings = Settings::of_another(settings);
+        let settings = Settings::of_another(&name, settings);
         Ok(Self { device, program: Arc::new(program), settings, channels })
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder};
@@ -34,6 +35,8 @@ pub struct Program {
     why_generic: Option<io::Error>,
     /// `None` after it was taken off its interface.
     attached: Mutex<Option<Attached>>,
+    /// The program on the interface is that of another daemon, and stamps frames where this one does not, or the reverse.
+    differs: AtomicBool,
 }
 
 /// The programs of `bpf/sockets.bpf.c`.
@@ -94,7 +97,7 @@ pub struct SharedProgram {
 
 impl Program {
     /// Goes on with the program of another daemon on the interface numbered `ifindex`, which serves these queues. It stays as it
-    /// is, unless it has to stamp frames from now on, or no longer.
+    /// is until [`Program::take_place`].
     ///
     /// # Errors
     /// Those of libbpf and the kernel: `EINVAL` when its maps are of another program.
@@ -105,21 +108,30 @@ impl Program {
         queues: BTreeSet<u32>,
     ) -> io::Result<Self> {
         quiet();
-        let SharedProgram { link, maps, is_native, puts_tags_back, .. } = &shared;
+        let SharedProgram { maps, is_native, puts_tags_back, .. } = &shared;
         let kind = if *puts_tags_back { Kind::Tags { ifindex } } else { Kind::Plain };
         let mode = if *is_native { XdpMode::Native } else { XdpMode::Generic };
         let object = load(kind, stamps, Some(maps.each_ref().map(AsFd::as_fd)))?;
-        if stamps != shared.stamps {
-            update(link.as_fd(), program_of(&object, kind)?.as_fd())?;
-        }
         let mut maps = Maps::of(&object)?;
         maps.queues = queues;
         let attached = Mutex::new(Some(Attached { link: shared.link, object }));
-        let why_generic = None;
-        let new = Self { maps: Mutex::new(maps), mode, kind, stamps, why_generic, attached };
-        // The other daemon has reported them.
-        new.unserved();
-        Ok(new)
+        let (why_generic, differs) = (None, (stamps != shared.stamps).into());
+        Ok(Self { maps: Mutex::new(maps), mode, kind, stamps, why_generic, attached, differs })
+    }
+
+    /// The interface is this daemon's from now on. The daemon before has reported the frames of other queues until now. A
+    /// program of its own takes the place of the one before if they differ.
+    ///
+    /// # Errors
+    /// As [`Program::renew`].
+    pub fn take_place(&self) -> io::Result<()> {
+        self.unserved();
+        if !self.differs.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Attached { link, object }) = attached.as_ref() else { return Ok(()) };
+        update(link.as_fd(), program_of(object, self.kind)?.as_fd())
     }
 
     /// The program for another daemon.
@@ -177,7 +189,8 @@ impl Program {
         };
         let maps = Maps::of(&object)?;
         let attached = Mutex::new(Some(Attached { link, object }));
-        Ok(Self { maps: Mutex::new(maps), mode, kind, stamps, why_generic, attached })
+        let (maps, differs) = (Mutex::new(maps), false.into());
+        Ok(Self { maps, mode, kind, stamps, why_generic, attached, differs })
     }
 
     /// Takes the program off its interface.

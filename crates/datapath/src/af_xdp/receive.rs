@@ -177,6 +177,9 @@ impl Channel {
     /// Arrival time of the frame at `addr`, `CLOCK_MONOTONIC` ns, if the XDP program stamped it.
     #[inline]
     fn arrival_of(&self, addr: u64) -> Option<u64> {
+        if !self.stamps {
+            return None;
+        }
         let stamp = self.socket.umem.before_received(addr, ARRIVAL_LEN)?;
         let mut bytes = [0; ARRIVAL_LEN as usize];
         stamp.read(0, &mut bytes);

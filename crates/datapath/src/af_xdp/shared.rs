@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use super::program::SharedProgram;
 
@@ -27,8 +26,8 @@ pub struct SharedInterface {
 /// Settings that were changed, to be put back at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChangedSettings {
-    /// Files, and what was in them.
-    pub files: Vec<(PathBuf, String)>,
+    /// For busy polling: what `napi_defer_hard_irqs` and `gro_flush_timeout` were before; nothing if they were not changed.
+    pub napi: Vec<u64>,
     /// The number and the name of the interface at the other end, and the offloads that were switched off there.
     pub segmentation: Option<(u32, String, Vec<String>)>,
 }

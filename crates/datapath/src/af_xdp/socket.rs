@@ -19,8 +19,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use super::device::Device;
 use super::rings::{Consumer, Producer};
 use super::shared::SharedSocket;
-use super::umem::{HEADROOM, Umem};
-use super::{Choice, Options, XdpMode};
+use super::umem::{HEADROOM, Place, Umem};
+use super::{Choice, Options, UmemOwner, XdpMode};
 use crate::sys::set_socket_option;
 
 /// Entries of the receive, transmit and completion rings.
@@ -131,7 +131,13 @@ impl Socket {
         let single = CHUNK_MIN - HEADROOM - LINK_ROOM;
         let is_short = u32::from(device.mtu) <= single && guest.is_none();
         let chunk = if is_short { CHUNK_MIN } else { 4096 };
-        let umem = Umem::new(chunk, FILL, RING, guest)?;
+        let place = match (guest, options.umem) {
+            (Some(guest), _) => Place::BeforeGuest(guest),
+            // It is opened again by a worker, which may make no files.
+            (None, UmemOwner::Guest) => Place::Own,
+            (None, UmemOwner::Host) => Place::File,
+        };
+        let umem = Umem::new(chunk, FILL, RING, place)?;
         let fits_one = u32::from(device.mtu) + LINK_ROOM + HEADROOM <= chunk;
         // A frame in guest memory mostly has several buffers.
         let multi_buffer = device.leaves_offloads || !fits_one || guest.is_some();
@@ -185,7 +191,7 @@ impl Socket {
         Ok(socket)
     }
 
-    /// The socket for another daemon; `None` if it sends from a guest's memory.
+    /// The socket for another daemon; `None` with `umem=guest`.
     ///
     /// # Errors
     /// When this process has no descriptor left.

@@ -16,12 +16,23 @@ pub const HEADROOM: u32 = 256;
 /// high 16 bits are the offset of the frame from there (`XSK_UNALIGNED_BUF_OFFSET_SHIFT`, `linux/if_xdp.h`).
 const OFFSET_SHIFT: u32 = 48;
 
+/// Where the UMEM of a socket is.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'g> {
+    /// In a file, which another daemon can map.
+    File,
+    /// In memory of this process alone.
+    Own,
+    /// The same, with the memory of a guest behind it.
+    BeforeGuest(&'g GuestMemory),
+}
+
 /// The UMEM of one socket: first the chunks for received frames, then those for frames to send, then the guest's memory
-/// if frames are sent from there. Without a guest's memory it is in a file, which has the [`Ledger`] after the chunks.
+/// if frames are sent from there. A file has the [`Ledger`] after the chunks.
 #[derive(Debug)]
 pub struct Umem {
     memory: HostMemory,
-    /// `None` with a guest's memory.
+    /// That of [`Place::File`].
     file: Option<File>,
     chunk: u32,
     receive: u32,
@@ -34,29 +45,25 @@ pub struct Umem {
 }
 
 impl Umem {
-    /// Maps `receive` and `transmit` chunks of `chunk` bytes each, and the memory of `guest`, if there is one.
+    /// Maps `receive` and `transmit` chunks of `chunk` bytes each.
     ///
     /// # Errors
     /// See [`HostMemory::before_guest`]; what the system answers `memfd_create(2)`.
-    pub fn new(
-        chunk: u32,
-        receive: u32,
-        transmit: u32,
-        guest: Option<&GuestMemory>,
-    ) -> io::Result<Self> {
+    pub fn new(chunk: u32, receive: u32, transmit: u32, place: Place<'_>) -> io::Result<Self> {
         let offset = |n: u32| u64::from(n) * u64::from(chunk);
-        let mut umem = match guest {
-            None => {
-                let file = file_for(offset(receive + transmit) + Ledger::len(transmit) as u64)?;
+        let chunks_end = offset(receive + transmit);
+        let len = usize::try_from(chunks_end).map_err(io::Error::other)?;
+        let own = |memory, unaligned| {
+            let ledger = Ledger::own(transmit);
+            Self { memory, file: None, chunk, receive, chunks_end, unaligned, ledger }
+        };
+        let mut umem = match place {
+            Place::File => {
+                let file = file_for(chunks_end + Ledger::len(transmit) as u64)?;
                 Self::of_file(file, chunk, receive, transmit)?
             }
-            Some(guest) => {
-                let chunks_end = offset(receive + transmit);
-                let len = usize::try_from(chunks_end).map_err(io::Error::other)?;
-                let (memory, ledger) =
-                    (HostMemory::before_guest(len, guest)?, Ledger::own(transmit));
-                Self { memory, file: None, chunk, receive, chunks_end, unaligned: true, ledger }
-            }
+            Place::Own => own(HostMemory::new(len)?, false),
+            Place::BeforeGuest(guest) => own(HostMemory::before_guest(len, guest)?, true),
         };
         for (noted, n) in (receive..receive + transmit).enumerate() {
             umem.ledger.note(noted, offset(n));
@@ -213,7 +220,7 @@ mod tests {
 
     #[test]
     fn chunks_are_taken_and_given_back() {
-        let mut umem = Umem::new(2048, 4, 2, None).unwrap();
+        let mut umem = Umem::new(2048, 4, 2, Place::File).unwrap();
         assert_eq!(umem.receive_chunks().collect::<Vec<_>>(), [0, 2048, 4096, 6144]);
         let taken = [umem.take().unwrap(), umem.take().unwrap()];
         assert_eq!((umem.take(), taken), (None, [10240, 8192]));
@@ -227,7 +234,7 @@ mod tests {
 
     #[test]
     fn in_unaligned_mode_an_address_has_two_parts() {
-        let umem = Umem { unaligned: true, ..Umem::new(2048, 4, 2, None).unwrap() };
+        let umem = Umem { unaligned: true, ..Umem::new(2048, 4, 2, Place::File).unwrap() };
         let address = 2048 | 256 << OFFSET_SHIFT;
         assert_eq!(umem.chunk_of(address), 2048);
         umem.slice(2048 + 256, 3).unwrap().write(0, b"abc");
@@ -238,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_lies_outside_is_no_slice() {
-        let umem = Umem::new(2048, 1, 1, None).unwrap();
+        let umem = Umem::new(2048, 1, 1, Place::Own).unwrap();
         assert_eq!(umem.slice(4000, 96).map(|slice| slice.len()), Some(96));
         assert!(umem.slice(4000, 97).is_none() && umem.slice(u64::MAX, 2).is_none());
         assert!(umem.received(4096, 1).is_none());

@@ -324,15 +324,15 @@ impl<U: FrameReader> Topology for Switch<U> {
         Ok(())
     }
 
-    fn part(&mut self, at: usize) -> Heritage {
+    fn part(&mut self, at: usize, now: u64) -> Heritage {
         let is_first = self.pause != Pause::Leaving;
         self.pause = Pause::Leaving;
-        let Fabric { addresses, queues, uplink_port, .. } = &self.fabric;
+        let Fabric { addresses, queues, uplink_port, .. } = &mut self.fabric;
         let uplink = self.uplink.as_mut().filter(|_| is_first).map(|uplink| UplinkHeritage {
-            addresses: addresses.learned(*uplink_port),
+            addresses: addresses.learned(*uplink_port, now),
             ..uplink.part()
         });
-        let addresses = addresses.learned(queues[at].port());
+        let addresses = addresses.learned(queues[at].port(), now);
         Heritage { frames: Vec::new(), addresses, uplink }
     }
 
@@ -352,8 +352,10 @@ impl<U: FrameReader> Topology for Switch<U> {
         }
     }
 
-    fn go_on(&mut self, pairs: &mut Pairs, now: u64) {
-        if self.pause != Pause::Coming {
+    fn go_on(&mut self, is_over: bool, pairs: &mut Pairs, now: u64) {
+        // The daemon before lets go of the uplink with its first ring, or at its end.
+        let is_free = is_over || self.uplink.as_ref().is_none_or(|uplink| uplink.has_inherited());
+        if self.pause != Pause::Coming || !is_free {
             return;
         }
         if let Some(uplink) = &mut self.uplink

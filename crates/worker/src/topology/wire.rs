@@ -189,7 +189,7 @@ impl<D: Datapath> Topology for Wire<D> {
         )
     }
 
-    fn part(&mut self, at: usize) -> Heritage {
+    fn part(&mut self, at: usize, _now: u64) -> Heritage {
         Heritage { frames: self.lines[at].datapath.part(), ..Heritage::default() }
     }
 

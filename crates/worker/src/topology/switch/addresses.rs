@@ -240,12 +240,19 @@ impl Addresses {
         }
     }
 
-    /// The addresses that are at `port`, without pinned ones.
-    #[must_use]
-    pub fn learned(&self, port: u8) -> Vec<MacAddress> {
-        let entries = self.table.slots().map(|slot| self.table.entry(slot));
-        let here = entries.filter(|entry| entry.is_learned() && entry.port() == port);
-        here.map(|entry| MacAddress(address_of(entry.address()))).collect()
+    /// The addresses that `port` owns, without pinned ones. Where another port has one of them for now, that is not said.
+    pub fn learned(&mut self, port: u8, now: u64) -> Vec<MacAddress> {
+        let mut found = Vec::new();
+        for slot in self.table.slots() {
+            let entry = self.table.entry(slot);
+            if entry.is_learned() && entry.is_live(now, self.ageing) {
+                self.settle(slot, now);
+                if self.table.dispute(slot).owner == port {
+                    found.push(MacAddress(address_of(entry.address())));
+                }
+            }
+        }
+        found
     }
 
     /// Learns that `address` is at `port`, as from a frame, unless it is known.

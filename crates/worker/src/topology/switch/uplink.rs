@@ -47,6 +47,8 @@ pub struct Uplink<U> {
     inherited: VecDeque<(usize, Vec<u8>)>,
     /// Length of the net headers at the beginning.
     first_header_len: usize,
+    /// Whether another daemon has let go of it.
+    has_inherited: bool,
     reads: Reads,
     /// It took no more frames at the last try.
     blocked: bool,
@@ -88,6 +90,7 @@ impl<U: FrameReader> Uplink<U> {
             read: None,
             inherited: VecDeque::new(),
             first_header_len: HEADER_LEN,
+            has_inherited: false,
             reads: Reads::new(true),
             blocked: false,
             passed_over: 0,
@@ -128,7 +131,13 @@ impl<U: FrameReader> Uplink<U> {
             is_header_len(header_len) && (*header_len..=longest).contains(&bytes.len())
         });
         self.inherited.extend(frames);
+        self.has_inherited = true;
         self.reads.woken();
+    }
+
+    /// Whether another daemon has let go of it.
+    pub const fn has_inherited(&self) -> bool {
+        self.has_inherited
     }
 
     /// Frames wake the worker up from now on.

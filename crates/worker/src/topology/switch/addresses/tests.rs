@@ -154,3 +154,29 @@ fn a_clock_that_goes_back_stops_no_flood_and_keeps_no_address() {
     switch.route(1, addresses(1, 7), 60, 7);
     assert_eq!(switch.route(0, addresses(7, 9), 60, 8), Verdict::Port(1), "what aged made room");
 }
+
+#[test]
+fn another_switch_is_told_what_each_port_owns() {
+    let mut before = switch(3);
+    before.pin(0, MacAddress([0x52, 0, 0, 0, 0, 9]));
+    for (port, station) in [(0, 1), (1, 2)] {
+        before.route(port, to_everyone(station), 60, 0);
+    }
+    // The second guest is silent, and the third one sends from its address.
+    let now = 2 * SECOND;
+    before.route(2, to_everyone(2), 60, now);
+    assert_eq!(before.route(0, addresses(2, 1), 60, now), Verdict::Port(2));
+    let station = |n: u8| MacAddress([0x52, 0, 0, 0, 0, n]);
+    let learned = [0, 1, 2].map(|port| before.learned(port, now));
+    assert_eq!(learned, [vec![station(1)], vec![station(2)], vec![]]);
+    let mut after = switch(3);
+    for (port, all) in (0..).zip(learned) {
+        all.into_iter().for_each(|address| after.teach(port, address, now));
+    }
+    assert_eq!(after.route(0, addresses(2, 1), 60, now), Verdict::Port(1));
+    // What has aged is not said, and not what no station can have.
+    assert_eq!(before.learned(0, now + 301 * SECOND), []);
+    after.teach(0, MacAddress([0xff; 6]), now);
+    after.teach(0, MacAddress([0; 6]), now);
+    assert_eq!(after.addresses(0), 1);
+}
