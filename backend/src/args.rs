@@ -240,7 +240,7 @@ pub struct Args {
     /// PROCESS is its process number, or the path of its socket RUN_DIR/NAME.take-over. All other flags are those of the
     /// running daemon; only what does not concern guests and interfaces may differ. The front ends notice nothing: their
     /// connections stay, and a frame waits some milliseconds at most. Until the new daemon serves all guests, the running one
-    /// goes on if anything fails. Guests on af-xdp or a switch cannot be taken over yet.
+    /// goes on if anything fails. Guests on af-xdp with umem=guest cannot be taken over.
     #[arg(long, value_name = "PROCESS")]
     pub take_over: Option<Predecessor>,
 

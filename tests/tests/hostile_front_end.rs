@@ -405,7 +405,7 @@ fn a_front_end_that_accepts_nobody_keeps_no_client_from_its_end() {
     let socket = directory.path().join("vm0.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     rustix::net::listen(&listener, 0).unwrap();
-    // Its queue is full: whoever connects by a call that waits, waits for ever.
+    // Its queue is full. A connect that waits would never return.
     let waiting: Vec<_> =
         std::iter::from_fn(|| host_files::socket::connect(&socket).ok()).collect();
     let arguments = ["--datapath", "reflect"];

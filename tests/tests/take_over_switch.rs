@@ -165,6 +165,12 @@ fn pings_pass(uplink: &str) {
     expect_short(uplink, gaps);
 }
 
+/// Frames that the host outside has sent.
+fn sent(outside: &Outside) -> u64 {
+    let text = outside.exec("cat /sys/class/net/eth0/statistics/tx_packets").unwrap();
+    text.trim().parse().unwrap()
+}
+
 /// No guest is there, so the daemon before lets go of the uplink only at its end.
 #[test]
 fn the_first_guest_may_come_after_it() {
@@ -175,13 +181,15 @@ fn the_first_guest_may_come_after_it() {
     let mut daemon = Daemon::start(directory.path(), "vm", &arguments).unwrap();
     for _ in 0..take_overs(3) {
         // Frames come all the time.
-        let flood = "timeout 1 ping -q -f -b 10.77.0.255 >/dev/null 2>&1 || true";
+        let flood = "ping -q -f -l 20000 -w 1 -b 10.77.0.255 >/dev/null 2>&1 || true";
+        let before = sent(&outside);
         let next = std::thread::scope(|scope| {
             let flood = scope.spawn(|| outside.exec(flood).unwrap());
             let next = daemon.successor(&arguments).unwrap();
             flood.join().unwrap();
             next
         });
+        assert!(sent(&outside) > before + 5000, "a flood");
         assert_eq!(daemon.wait(SOON).unwrap().code(), Some(0), "{}", daemon.log());
         daemon = next;
     }

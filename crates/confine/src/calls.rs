@@ -203,7 +203,8 @@ const ENTER_WITH_CONDITIONS: Group = &[
     ),
 ];
 
-/// The interface's program is loaded again, and libbpf looks at the kernel first. The frames of a new socket are in a file.
+/// The interface's program is loaded again, and libbpf looks at the kernel first. Memory that no capability limits is counted. The
+/// frames of a new socket are in a file.
 #[rustfmt::skip]
 const LOAD: Group = calls![
     SYS_bpf, SYS_memfd_create, SYS_ftruncate, SYS_dup3, SYS_uname, SYS_prlimit64, SYS_sysinfo, SYS_bind, SYS_connect, SYS_io_uring_register,

@@ -30,7 +30,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Time between two attempts to serve an interface that is there but cannot be served.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What a queue pair is told.
+/// News for a queue pair.
 #[derive(Debug)]
 pub enum News {
     /// Its interface has changed.

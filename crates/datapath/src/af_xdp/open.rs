@@ -102,9 +102,7 @@ impl Opened {
         let settings = Settings { napi, segmentation, stays: false };
         Ok(Self { device, program: Arc::new(program), settings, channels })
     }
-}
 
-impl Opened {
     /// Goes on with the interface of another daemon, which uses it until its sockets are resumed. Nothing of it changes.
     ///
     /// # Errors

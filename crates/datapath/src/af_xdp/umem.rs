@@ -23,7 +23,7 @@ pub enum Place<'g> {
     File,
     /// In memory of this process alone.
     Own,
-    /// The same, with the memory of a guest behind it.
+    /// In memory of this process alone, with that of a guest after it.
     BeforeGuest(&'g GuestMemory),
 }
 
