@@ -162,16 +162,24 @@ impl Clock {
             .map(|_| {
                 let before = self.now();
                 let monotonic_ns = read_clock(libc::CLOCK_MONOTONIC);
-                let after = self.now();
+                let after = self.now_after_loads();
                 // If the counter restarts between the two reads, the distance is huge, and another anchor is used.
                 let distance = after.wrapping_sub(before);
                 let ticks = before.saturating_add(distance / 2);
                 let realtime_ns = read_clock(libc::CLOCK_REALTIME);
-                (distance, Anchor { ticks, monotonic_ns, realtime_ns })
+                (distance, Anchor { ticks, monotonic_ns, realtime_ns, error_ns: 0 })
             })
             .min_by_key(|(distance, _)| *distance)
-            .map(|(_, anchor)| anchor)
+            .map(|(distance, anchor)| Anchor { error_ns: self.error_ns(distance), ..anchor })
             .unwrap_or_default()
+    }
+
+    /// By how much the middle between two readings, this number of ticks apart, may be from what was read between them. Ticks
+    /// and nanoseconds are read without their fractions.
+    fn error_ns(&self, distance: u64) -> u64 {
+        let half = u128::from(distance / 2 + 1) * 1_000_000_000;
+        let error = half.checked_div(self.ticks_per_second.into()).unwrap_or(u128::MAX);
+        u64::try_from(error).map_or(u64::MAX, |error| error.saturating_add(2))
     }
 }
 
@@ -190,6 +198,8 @@ pub struct Anchor {
     pub monotonic_ns: u64,
     /// `CLOCK_REALTIME`, nanoseconds since 1970.
     pub realtime_ns: u64,
+    /// By how much `ticks` and `monotonic_ns` may be apart, nanoseconds; 0 if it was read from a file.
+    pub error_ns: u64,
 }
 
 impl Anchor {
@@ -375,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_counter_that_stands_or_goes_back_has_no_rate() {
-        let at = |ticks, monotonic_ns| Anchor { ticks, monotonic_ns, realtime_ns: 0 };
+        let at = |ticks, monotonic_ns| Anchor { ticks, monotonic_ns, ..Anchor::default() };
         assert_eq!(rate_between(at(5, 0), at(30_000_005, 10_000_000)), Some(3_000_000_000));
         for second in [at(1000, 10_000_000), at(0, 10_000_000), at(2000, 5)] {
             assert_eq!(rate_between(at(1000, 5), second), None);

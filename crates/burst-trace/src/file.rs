@@ -80,6 +80,9 @@ pub mod word {
     pub const CLOCK_ERROR_AT: usize = CLOCK_ERROR + 1;
     /// 1 when all records of daemons before are in the file. Written last.
     pub const BEFORE: usize = CLOCK_ERROR_AT + 1;
+    /// The most by which the line through two anchors, of the rate and the latest one, is from `CLOCK_MONOTONIC` for all that
+    /// their readings say, nanoseconds, plus 1; 0 if that is not known: the rate is measured in the first second.
+    pub const ANCHOR_ERROR: usize = BEFORE + 1;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }
@@ -138,7 +141,7 @@ const _: () = {
         "a ring's words hold every drop cause"
     );
     assert!(WORKER_BEFORE < WORKER_WORDS, "a worker's words hold all that is written of it");
-    assert!(word::BEFORE < word::FACTS, "the header's words end before the facts");
+    assert!(word::ANCHOR_ERROR < word::FACTS, "the header's words end before the facts");
 };
 
 /// The sizes of a file, and where its parts are.

@@ -300,6 +300,21 @@ impl Header {
         self.whole_anchor().unwrap_or_else(|| self.anchor_start())
     }
 
+    /// The most by which ticks, made times by the latest anchor and the rate, were from the host's `CLOCK_MONOTONIC`,
+    /// nanoseconds; `None` if the daemon ran for less than a second, or did not write it. It includes how far the line through
+    /// the latest anchor passes the first one: the clock may have been slewed, and the rate is a whole number. Records of
+    /// daemons before are farther away.
+    #[must_use]
+    pub fn anchor_error_ns(&self) -> Option<u64> {
+        let error = self.number(word::ANCHOR_ERROR).checked_sub(1)?;
+        let (start, latest) = (self.anchor_start(), self.anchor_latest());
+        let ticks = i128::from(latest.ticks) - i128::from(start.ticks);
+        let along = ticks * 1_000_000_000 / i128::from(self.ticks_per_second().max(1));
+        let passed = i128::from(latest.monotonic_ns) - i128::from(start.monotonic_ns);
+        let off = u64::try_from((passed - along).unsigned_abs()).unwrap_or(u64::MAX);
+        Some(error.saturating_add(off))
+    }
+
     /// The latest anchor; `None` when it stays half written.
     fn whole_anchor(&self) -> Option<Anchor> {
         let version = self.words.at(word::ANCHOR_VERSION);
@@ -440,7 +455,7 @@ pub(crate) fn left(path: &Path) -> io::Result<Option<Left>> {
 
 fn load_anchor(words: &[AtomicU64]) -> Anchor {
     let load = |at: usize| words[at].load(Ordering::Relaxed);
-    Anchor { ticks: load(0), monotonic_ns: load(1), realtime_ns: load(2) }
+    Anchor { ticks: load(0), monotonic_ns: load(1), realtime_ns: load(2), error_ns: 0 }
 }
 
 pub(crate) fn store_anchor(words: &[AtomicU64], anchor: Anchor) {

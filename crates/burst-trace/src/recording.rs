@@ -123,6 +123,8 @@ pub struct RecordingWriter {
     /// The restarts, and the most frames sent twice, when it began.
     restarts: [u64; 2],
     anchor: Anchor,
+    /// The front end's process when it began, or 0.
+    front_end: u64,
     records: u64,
     lost: u64,
     /// Number of records and gaps.
@@ -165,6 +167,7 @@ impl RecordingWriter {
             start,
             restarts,
             anchor,
+            front_end: of.number(word::FRONT_END),
             records: 0,
             lost: 0,
             entries: 0,
@@ -260,8 +263,12 @@ impl RecordingWriter {
             *word = facts;
         }
         words[word::FEATURES] = of.features();
-        let as_they_are = [word::BOOT, word::BOOT + 1, word::CLOCK_ERROR, word::CLOCK_ERROR_AT];
-        as_they_are.into_iter().for_each(|at| words[at] = of.number(at));
+        let clock = [word::CLOCK_ERROR, word::CLOCK_ERROR_AT, word::ANCHOR_ERROR];
+        let as_they_are = [word::BOOT, word::BOOT + 1].into_iter().chain(clock);
+        as_they_are.for_each(|at| words[at] = of.number(at));
+        // It may have left meanwhile.
+        words[word::FRONT_END] =
+            Some(of.number(word::FRONT_END)).filter(|it| *it > 0).unwrap_or(self.front_end);
         words[word::RECORDS] = entries.map_or(0, |entries| entries.saturating_add(1));
         if is_counted {
             words[word::COUNTED] = 1;

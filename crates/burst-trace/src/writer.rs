@@ -221,13 +221,29 @@ impl Writer {
         store_anchor(self.words.slice(word::ANCHOR_LATEST, ANCHOR_WORDS), anchor);
         if anchor.monotonic_ns.saturating_sub(self.start.monotonic_ns) > 500_000_000 {
             match self.clock.rate_since(self.start, anchor) {
-                Some(rate) => self.words.at(word::TICKS_PER_SECOND).store(rate, Ordering::Relaxed),
+                Some(rate) => {
+                    self.words.at(word::TICKS_PER_SECOND).store(rate, Ordering::Relaxed);
+                    let error = error_of_line(self.start, anchor).saturating_add(1);
+                    self.words.at(word::ANCHOR_ERROR).store(error, Ordering::Relaxed);
+                }
                 // The counter jumped. Its rate is measured from here on.
-                None => self.start = anchor,
+                None => {
+                    self.words.at(word::ANCHOR_ERROR).store(0, Ordering::Relaxed);
+                    self.start = anchor;
+                }
             }
         }
         version.store(now + 2, Ordering::Release);
     }
+}
+
+/// By how much the line through two anchors is from the clock at any time between them, and in the second until the next one,
+/// nanoseconds.
+fn error_of_line(start: Anchor, latest: Anchor) -> u64 {
+    let error = start.error_ns.max(latest.error_ns);
+    let between = latest.monotonic_ns.saturating_sub(start.monotonic_ns).max(1);
+    let turned = u128::from(error) * 2 * 1_000_000_000 / u128::from(between);
+    error.saturating_add(u64::try_from(turned).unwrap_or(u64::MAX))
 }
 
 /// Ticks between two chores of a writer.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burst_trace::file::{Layout, word};
 use burst_trace::{
     BurstRecord, Clock, DropCause, DropRecord, Notification, ReadError, Reader, Record, Recorder,
-    RecorderError, RecorderOptions,
+    RecorderError, RecorderOptions, Recording, RecordingWriter,
 };
 
 fn options(dir: &tempfile::TempDir, capacity: usize) -> RecorderOptions {
@@ -186,6 +186,33 @@ fn a_half_written_anchor_is_waited_for_not_long_and_the_file_is_set_aside() {
     tamper(&options, word::RUNNING, 1);
     let _second = Recorder::create(&options, &clock).unwrap();
     assert!(dir.path().join("vm0.trace.crashed").exists());
+}
+
+#[test]
+fn a_recorder_says_how_exact_its_clock_is_once_it_has_measured_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir, 64);
+    let clock = Clock::new();
+    let recorder = Recorder::create(&options, &clock).unwrap();
+    let mut writer = recorder.writer(0, clock);
+    let reader = || Reader::open(recorder.path()).unwrap();
+    assert_eq!(reader().anchor_error_ns(), None);
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    // A second of work later.
+    let later = clock.now() + 2 * clock.ticks_per_second();
+    writer.burst(&BurstRecord { first: later, last: later + 1, ..numbered(1) });
+    let error = reader().anchor_error_ns().expect("known");
+    assert!((1..100_000).contains(&error), "{error} ns");
+    // A line that passes the first anchor in some distance is that much less exact.
+    let before = reader();
+    let ns = before.anchor_start().monotonic_ns;
+    tamper(&options, word::ANCHOR_START + 1, ns - 1_000_000);
+    let off = reader().anchor_error_ns().unwrap();
+    assert!(off.abs_diff(1_000_000) <= error, "{off} ns");
+
+    let path = dir.path().join("some.rec");
+    RecordingWriter::create(&path, &before, "{}").unwrap().finish(&before, true).unwrap();
+    assert!(Recording::open(&path).unwrap().anchor_error_ns().is_some());
 }
 
 #[test]

@@ -215,7 +215,10 @@ impl Journeys {
         };
         let mut bounds = Bounds::default();
         probes().for_each(|probe| probe.bound(&mut bounds));
-        let related = Related::by(&bounds, known);
+        // Records of several hosts are on the clock of one of them, which the others have by their times of the day.
+        let is_joined = matches!(source, Source::Joined(_));
+        let recorder_ns = source.anchor_error_ns().filter(|_| !is_joined);
+        let related = Related::by(&bounds, known, recorder_ns);
         let offset = related.offset();
         let guest_stages = of_guest.map(|stamps| stamps.guest_stages.clone()).unwrap_or_default();
         let parts = parts_of(

@@ -12,6 +12,9 @@ use super::{ANCHOR_NS, DRIFT};
 /// Error of a kernel's stamp if its file does not say so, nanoseconds. The agent carries it from `CLOCK_REALTIME` to
 /// `CLOCK_MONOTONIC`, by readings of both.
 const STAMP_NS: u64 = 100;
+/// Error of the recorder's clock as the host's `CLOCK_MONOTONIC` if its file does not say so, nanoseconds: half the duration of the
+/// quickest of five readings of both ([`burst_trace::Clock::anchor`]), which is below 100 ns.
+const RECORDER_NS: u64 = 50;
 /// Largest stamp, nanoseconds: 36 years. Beyond this it is no reading of a clock.
 const STAMP_MAX: u64 = 1 << 60;
 
@@ -48,7 +51,8 @@ pub struct Related {
 
 impl Related {
     /// Relates the clocks by the bounds of all probes, and by what is known. What the probes contradict is left out.
-    pub fn by(bounds: &Bounds, known: &KnownClock) -> Self {
+    /// `recorder_ns`: by how much the recorder's clock is from the host's, if the recorder says so.
+    pub fn by(bounds: &Bounds, known: &KnownClock, recorder_ns: Option<u64>) -> Self {
         let Some([first, last]) = bounds.span() else { return Self::default() };
         let middle = first.saturating_add(last.saturating_sub(first) / 2);
         let mut also = Bounds::default();
@@ -58,8 +62,9 @@ impl Related {
         }
         let mut measured = Bounds::default();
         if let Some(it) = &known.bounds {
-            it.add_to(&mut also);
-            it.add_to(&mut measured);
+            let error_ns = recorder_ns.unwrap_or(RECORDER_NS);
+            it.add_to(&mut also, error_ns);
+            it.add_to(&mut measured, error_ns);
         }
         let drift_max = match known.relation {
             Relation::Same | Relation::Constant => 0.0,

@@ -4,10 +4,6 @@ use serde::Deserialize;
 
 use super::one_clock::Bounds;
 
-/// Error of the recorder's clock as the host's `CLOCK_MONOTONIC`, nanoseconds: half the duration of the quickest of five
-/// readings of both ([`burst_trace::Clock::anchor`]), which is below 100 ns.
-const RECORDER_NS: i64 = 50;
-
 /// The relation between the guest's `CLOCK_MONOTONIC` and the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Relation {
@@ -86,11 +82,12 @@ pub struct ClockBound {
 }
 
 impl ClockBounds {
-    /// Adds them to others.
-    pub(super) fn add_to(&self, bounds: &mut Bounds) {
+    /// Adds them to others, which are by the recorder's clock. `error_ns`: by how much that is from the host's
+    /// `CLOCK_MONOTONIC`.
+    pub(super) fn add_to(&self, bounds: &mut Bounds, error_ns: u64) {
         for &ClockBound { host_ns, low_ns, high_ns } in &self.bounds {
-            bounds.at_least(host_ns, low_ns.saturating_sub(RECORDER_NS));
-            bounds.at_most(host_ns, high_ns.saturating_add(RECORDER_NS));
+            bounds.at_least(host_ns, low_ns.saturating_sub_unsigned(error_ns));
+            bounds.at_most(host_ns, high_ns.saturating_add_unsigned(error_ns));
         }
     }
 }
