@@ -50,7 +50,7 @@ use log_limit::LogLimit;
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
 use virtio_net::features::HEADER_LEN;
-use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads};
+use virtio_net::{BURST_MAX, Frames, GuestRoom, Negotiated, NetHeader, Offloads, SegmentProgress};
 
 use crate::{
     Capabilities, Counted, Datapath, FrameReader, InPlace, Interface, KernelFacts, Look,
@@ -241,7 +241,12 @@ impl AfXdp {
     /// Whether the interface is still down. Checked before more frames go into a ring that the kernel does not empty.
     #[cold]
     fn is_still_down(&mut self) -> bool {
-        self.down = self.channels[0].socket.flush().is_err();
+        let channel = &mut self.channels[0];
+        self.down = channel.socket.flush().is_err();
+        if self.down {
+            // The frames that come are dropped. The next one begins with its first segment.
+            channel.transmit_progress.reset();
+        }
         self.down
     }
 }
@@ -411,6 +416,10 @@ impl FrameReader for AfXdp {
             }
         }
         Ok(None)
+    }
+
+    fn transmit_progress(&mut self) -> Option<&mut SegmentProgress> {
+        self.channels.first_mut().map(|channel| &mut channel.transmit_progress)
     }
 }
 

@@ -35,7 +35,7 @@ use std::os::fd::BorrowedFd;
 
 use burst_trace::{BurstRecord, DropCause, DropCounts, SocketEvent};
 use guest_memory::{GuestMemory, GuestSlice};
-use virtio_net::{Frames, GuestRoom, Negotiated, Offloads};
+use virtio_net::{Frames, GuestRoom, Negotiated, Offloads, SegmentProgress};
 
 pub use af_xdp::{AfXdp, AfXdpError};
 pub use fault::{Faulty, Planted};
@@ -232,6 +232,12 @@ pub trait FrameReader: Datapath {
     /// # Errors
     /// As [`Datapath::receive`].
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>>;
+
+    /// The progress through the packet that comes first in the next [`Datapath::transmit`], if packets are cut into segments
+    /// here. Whoever sends packets of several senders keeps it with the packet that was not taken whole.
+    fn transmit_progress(&mut self) -> Option<&mut SegmentProgress> {
+        None
+    }
 }
 
 /// The absence of an [`InPlace`], [`KernelFacts`] or [`Observer`].

@@ -2,12 +2,12 @@
 
 use burst_trace::{DropCause, DropCounts};
 use datapath::{FrameReader, Transmitted};
-use virtio_net::{Frames, MacAddress, SegmentProgress};
+use virtio_net::{Frames, MacAddress};
 
 use super::place::{Ending, Placing, deliver_all};
 use super::sort::bytes_of;
 use super::uplink::Uplink;
-use super::wait::{Crowd, Wait};
+use super::wait::{Crowd, Share, Wait};
 use super::{Fabric, UPLINK, bits, drop_frames};
 use crate::pairs::Pairs;
 use crate::receiver::Receiver;
@@ -31,9 +31,14 @@ impl Fabric {
         let begun = self.queues[at].take_begun();
         for to in bits(std::mem::take(&mut self.wanted)) {
             let left = std::mem::take(&mut self.shares[to]);
+            // Frames that waited are the first of this burst again. The guest may have spoilt the first of them meanwhile:
+            // then it is dropped, and the next frame begins with its first segment.
+            let continues = |wait: &Wait| wait.receiver == to && left & 1 != 0;
+            let progress = begun.filter(continues).map(|wait| wait.progress).unwrap_or_default();
             if to == UPLINK {
                 if let Some(uplink) = &mut uplink {
-                    self.send_out(at, left, gathered, now, uplink, &mut done);
+                    let share = Share { left, progress };
+                    self.send_out(at, share, gathered, now, uplink, &mut done);
                 }
                 continue;
             }
@@ -42,16 +47,12 @@ impl Fabric {
                 self.lose(left, &mut done);
                 continue;
             };
-            // Frames that waited are the first of this burst again. The guest may have spoilt the first of them meanwhile:
-            // then it is dropped, and the next frame begins with its first segment.
-            let continues = |wait: &Wait| wait.receiver == to && left & 1 != 0;
-            let progress = begun.filter(continues).map(|wait| wait.progress);
             let mut placing = Placing {
                 frames,
                 pending: &self.pending,
                 offloads,
                 left,
-                progress: progress.unwrap_or_default(),
+                progress,
                 drops: DropCounts::default(),
             };
             let delivered = deliver_all(receiver, &mut placing, &mut sighting, view);
@@ -120,26 +121,27 @@ impl Fabric {
         sent
     }
 
-    /// Sends the frames `left`, of those that pair `at` gathered, to the uplink.
+    /// Sends a share of the frames that pair `at` gathered to the uplink.
     fn send_out<U: FrameReader>(
         &mut self,
         at: usize,
-        left: u64,
+        mut share: Share,
         gathered: Frames<'_, '_>,
         now: u64,
         uplink: &mut Uplink<U>,
         done: &mut Transmitted,
     ) {
         let frames = gathered.take(done.taken);
-        let (rest, refused) = uplink.send(frames, left);
+        let refused = uplink.send(frames, &mut share);
         done.drops.add_all(&refused);
+        let Share { left: rest, progress } = share;
         if rest == 0 {
             self.uplink_queue.note_room();
             return;
         }
         self.uplink_queue.note_full(now, false);
         let until = self.uplink_queue.wait_until(true, &self.patience);
-        let wait = Wait { receiver: UPLINK, until, progress: SegmentProgress::default() };
+        let wait = Wait { receiver: UPLINK, until, progress };
         if self.may_wait(wait, rest, Crowd::new(gathered, frames.len()), now) {
             put_off(rest, frames, done);
             self.queues[at].start_waiting(wait);

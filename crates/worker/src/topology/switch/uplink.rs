@@ -1,5 +1,8 @@
 //! The port of a switch that has a datapath in place of a guest.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
@@ -16,7 +19,7 @@ use virtio_net::{
 use super::addresses::{ADDRESSES_LEN, Verdict};
 use super::budget::Budget;
 use super::place::all;
-use super::wait::Wait;
+use super::wait::{Share, Wait};
 use super::{Fabric, bits, drop_frames};
 use crate::clock::Clock;
 use crate::heritage::UplinkHeritage;
@@ -114,6 +117,10 @@ impl<U: FrameReader> Uplink<U> {
             slice.read(0, &mut bytes);
             (header_len, bytes)
         });
+        // What waits here does not wait there: it begins again.
+        if let Some(progress) = self.datapath.transmit_progress() {
+            progress.reset();
+        }
         let header_len = self.header_len;
         let more = self.datapath.part().into_iter().map(|bytes| (header_len, bytes));
         let frames = read.into_iter().chain(self.inherited.drain(..)).chain(more).collect();
@@ -195,17 +202,21 @@ impl<U: FrameReader> Uplink<U> {
         is_polling && self.passed_over.is_multiple_of(BUSY_TURNS_A_LOOK)
     }
 
-    /// Sends the frames of `share`, one bit each. Returns the bits of those that it did not take, and the drops among the
-    /// others.
-    pub fn send(&mut self, frames: Frames<'_, '_>, mut share: u64) -> (u64, DropCounts) {
+    /// Sends the frames of `share`, until one is not taken. Returns the drops among the others.
+    pub fn send(&mut self, frames: Frames<'_, '_>, share: &mut Share) -> DropCounts {
+        let Share { left, progress } = share;
         if self.expect_headers(frames.header_len()).is_err() {
-            return (0, DropCounts::only(DropCause::TxError, share.count_ones() as usize));
+            let count = std::mem::take(left).count_ones() as usize;
+            return DropCounts::only(DropCause::TxError, count);
         }
         self.blocked = false;
+        if let Some(of_datapath) = self.datapath.transmit_progress() {
+            *of_datapath = *progress;
+        }
         let mut drops = DropCounts::default();
-        while share != 0 {
-            let first = share.trailing_zeros();
-            let count = (share >> first).trailing_ones() as usize;
+        while *left != 0 {
+            let first = left.trailing_zeros();
+            let count = (*left >> first).trailing_ones() as usize;
             let run = frames.skip(first as usize).take(count);
             let Transmitted { taken, drops: refused, .. } = self.datapath.transmit(run);
             drops.add_all(&refused);
@@ -213,13 +224,14 @@ impl<U: FrameReader> Uplink<U> {
             if !refused.is_empty() {
                 self.reads.woken();
             }
-            share &= !(all(taken) << first);
+            *left &= !(all(taken) << first);
             if taken < count {
                 self.blocked = true;
                 break;
             }
         }
-        (share, drops)
+        *progress = self.datapath.transmit_progress().map(|it| *it).unwrap_or_default();
+        drops
     }
 
     /// Length of the frame that was read.

@@ -48,6 +48,15 @@ pub struct Wait {
     pub progress: SegmentProgress,
 }
 
+/// Frames of one sender for the uplink.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// One bit for each frame of a burst.
+    pub left: u64,
+    /// Progress through the first of them.
+    pub progress: SegmentProgress,
+}
+
 /// The longest waits, in ticks.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
