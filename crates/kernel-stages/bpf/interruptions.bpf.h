@@ -25,6 +25,8 @@ enum cause {
 // A softirq that begins this soon after an interrupt's end is the interrupt's. Others are the thread's own work, as when a
 // frame that a worker sends is received on the other side of a tap. ns.
 #define SOON 5000
+// Of messages in quick succession, one in this time is told, ns. Programs can print faster than anybody reads.
+#define PRINTED_APART 20000
 
 struct interruption {
 	// CLOCK_MONOTONIC, ns.
@@ -106,6 +108,8 @@ struct cpu {
 	__u64 theft_start;
 	__u64 theft_end;
 	__u64 theft;
+	// When its thread's latest message was told; 0 without one.
+	__u64 printed;
 };
 
 struct {
@@ -201,6 +205,7 @@ static __always_inline void runs(struct cpu *cpu, struct thread *to, struct task
 	cpu->thread = next->pid;
 	cpu->interrupt = 0;
 	cpu->softirq = 0;
+	cpu->printed = 0;
 }
 
 // 1 to 99 in a real-time class, otherwise the nice value plus 20.
@@ -707,6 +712,9 @@ int BPF_PROG(printing)
 	if (!cpu || !cpu->of.subject)
 		return 0;
 	now = bpf_ktime_get_ns();
+	if (cpu->printed && now - cpu->printed < PRINTED_APART)
+		return 0;
+	cpu->printed = now;
 	tell_here(cpu, PRINTK, 0, now, now, 0);
 	return 0;
 }
