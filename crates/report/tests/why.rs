@@ -297,12 +297,69 @@ fn threads_of_a_front_end_that_wait_at_once_lose_that_time_once() {
 }
 
 #[test]
+fn threads_of_a_front_end_that_take_turns_are_no_cause_unless_one_takes_a_good_part() {
+    for (other_us, expected) in [(400, "guest"), (1200, "preempted")] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut story = Story::new(directory.path());
+        story.recorder.participants().set_front_end(77);
+        let now = story.now;
+        story.burst(0, None);
+        story.now += 3000;
+        story.burst(1, None);
+        // A thread of another program, and two of the front end's own.
+        for (process, start, us) in [(9, 200, 500), (77, 900, other_us), (77, 2200, 400)] {
+            let by_hog = preempted(story.at(now + start), story.at(now + start + us));
+            let culprit = Culprit { process, ..by_hog.culprit };
+            let thread = u32::try_from(start).unwrap();
+            let it = Interruption { subject: Subject::FrontEnd, thread, culprit, ..by_hog };
+            story.kernel.interruption(&it);
+        }
+        assert_eq!(first(&story.why(OVER, true)).0, expected, "{other_us} us");
+    }
+}
+
+#[test]
+fn a_worker_that_was_held_up_just_before_its_sleep_has_kept_frames_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut story = Story::new(directory.path());
+    let start = story.now;
+    let worker = Subject::Worker(0);
+    // Nothing waits for this one: the next burst comes long after it.
+    story.interruption(worker, InterruptionCause::Preempted, (start, start + 7000));
+    story.now += 8000;
+    story.burst(0, None);
+    story.sequence += 1;
+    // This one began within a burst, and is over: what comes next came after it.
+    let end = story.now + 9000;
+    story.interruption(worker, InterruptionCause::Preempted, (story.now + 20, end));
+    story.now = end + 20;
+    story.burst(0, None);
+    story.sequence += 1;
+    // And this one is too short to say anything.
+    story.now += 1000;
+    story.interruption(worker, InterruptionCause::Preempted, (story.now - 48, story.now - 45));
+    story.burst(0, None);
+    story.sequence += 1;
+    story.now += 1000;
+    let held_up = story.now;
+    story.interruption(worker, InterruptionCause::Preempted, (held_up, held_up + 9000));
+    story.now += 9020;
+    story.burst(0, None);
+    story.burst(1, None);
+    let why = story.why(Limit::Over(5_000_000), true);
+    assert_eq!(first(&why), ("preempted", "worker", 2, "wakeup"));
+    let json: Value = serde_json::from_str(&to_json(&why)).unwrap();
+    let total = json["culprits"][0]["example"]["total_ns"].as_u64().unwrap();
+    assert!((9_020_000..9_200_000).contains(&total), "{json:#}");
+}
+
+#[test]
 fn what_waited_for_an_interruption_is_its_consequence() {
     let directory = tempfile::tempdir().unwrap();
     let mut story = Story::new(directory.path());
     let now = story.now;
     story.interruption(Subject::Worker(0), InterruptionCause::Stopped, (now, now + 20_000));
-    story.now += 20_001;
+    story.now += 20_100;
     // The guest has much to do then.
     story.burst(0, None);
     story.now += 4000;
@@ -317,7 +374,7 @@ fn a_short_interruption_in_the_rush_after_a_long_one_is_its_consequence_too() {
         let mut story = Story::new(directory.path());
         let now = story.now;
         story.interruption(Subject::Worker(0), InterruptionCause::Stopped, (now, now + 20_000));
-        story.now += 20_001;
+        story.now += 20_100;
         story.burst(0, None);
         let from = story.now + 100;
         let until = from + within_us;

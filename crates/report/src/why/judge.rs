@@ -48,6 +48,12 @@ struct Sum {
     lost: u64,
 }
 
+impl Sum {
+    const fn rank(&self) -> (u64, u64) {
+        (self.lost, self.longest.start)
+    }
+}
+
 impl<'u> Judge<'u> {
     pub const fn new(units: &'u Units, is_virtual: bool) -> Self {
         Self { units, is_virtual }
@@ -102,17 +108,23 @@ impl<'u> Judge<'u> {
         other.into_iter().chain(worker)
     }
 
-    /// The interruptions of one kind that took most of the unit's time, if all together took a good part.
+    /// The interruptions of one kind that took most of the unit's time, if all together took a good part. What the front end
+    /// does itself in place of one of its threads is its own work: it has to take a good part alone.
     fn interruption_within(&self, unit: &Slow, excess: u64) -> Option<Sum> {
         let mut sums: HashMap<_, Sum> = HashMap::new();
         let mut times = Vec::new();
+        let is_good_part = |time: u64| time.saturating_mul(GOOD_PART) >= excess;
         for subject in Self::actors(unit) {
             for it in self.units.interruptions.during(subject, unit.from, unit.to) {
                 let lost = it.within(unit.from, unit.to);
                 // As much of it as counts: of stolen time that is not all.
                 let start = it.start.max(unit.from);
-                times.push((start, start.saturating_add(lost)));
-                let key = (it.subject, it.cause, it.culprit.command, it.thread);
+                let is_own_work = self.is_own_work(it);
+                if !is_own_work {
+                    times.push((start, start.saturating_add(lost)));
+                }
+                // Threads of several virtual machines have the same names.
+                let key = (it.subject, it.cause, it.culprit.command, it.thread, is_own_work);
                 let sum = sums.entry(key).or_insert(Sum { longest: *it, lost: 0 });
                 sum.lost = sum.lost.saturating_add(lost);
                 if lost > sum.longest.within(unit.from, unit.to) {
@@ -121,9 +133,18 @@ impl<'u> Judge<'u> {
             }
         }
         // Many short ones together are as good as a long one: the one that took most stands for them.
-        let all = covered(times);
-        let most = sums.into_values().max_by_key(|sum| (sum.lost, sum.longest.start))?;
-        (most.lost > 0 && all.saturating_mul(GOOD_PART) >= excess).then_some(most)
+        let are_good_part = is_good_part(covered(times));
+        let is_cause = |sum: &Sum| match self.is_own_work(&sum.longest) {
+            true => is_good_part(sum.lost),
+            false => are_good_part,
+        };
+        let most = sums.into_values().filter(is_cause).max_by_key(Sum::rank)?;
+        (most.lost > 0).then_some(most)
+    }
+
+    /// Whether another thread of the front end ran in place of one of its threads.
+    fn is_own_work(&self, it: &Interruption) -> bool {
+        it.subject == Subject::FrontEnd && self.units.front_end == Some(it.culprit.process)
     }
 
     /// An interruption that ended before the unit began, by no more than its own length: what had to wait is served then.
@@ -235,9 +256,10 @@ impl<'u> Judge<'u> {
         )
     }
 
-    /// Whether a BPF program printed debug messages in this time.
+    /// Whether a BPF program printed debug messages in this time. Of several in quick succession, one is recorded.
     fn has_printed(&self, unit: &Slow) -> bool {
-        let during = self.units.interruptions.during(unit.worker, unit.from, unit.to);
+        let from = unit.from.saturating_sub(self.units.printed_apart());
+        let during = self.units.interruptions.during(unit.worker, from, unit.to);
         during.into_iter().any(|it| it.cause == InterruptionCause::Printk)
     }
 

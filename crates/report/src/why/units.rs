@@ -16,6 +16,11 @@ use crate::when::When;
 const LATE_S: f64 = 1.0;
 /// What an interruption held up is served within this time after it, seconds.
 const WAIT_MAX_S: f64 = 0.2;
+/// Of debug messages in quick succession, one in this time is recorded, seconds (`PRINTED_APART`, kernel-stages/bpf).
+const PRINTED_APART_S: f64 = 20e-6;
+/// A worker that was held up between its last look at its rings and its sleep does not sleep: it sees within this time after it
+/// what came meanwhile, seconds. What held it up for less explains nothing.
+const SOON_S: f64 = 50e-6;
 /// A burst that takes longer is kept for turns that wait for its worker meanwhile, seconds.
 const LONG_S: f64 = 100e-6;
 /// A turn that takes longer is the number of a probe that was used again, seconds.
@@ -88,6 +93,27 @@ impl Bursts {
     }
 }
 
+/// The bursts that a worker began at the same look.
+#[derive(Clone, Copy, Default)]
+struct Turn {
+    /// When it began, ticks.
+    first: u64,
+    /// When the latest burst ended, ticks.
+    last: u64,
+    /// When the last burst of the turn before ended, ticks.
+    before: u64,
+}
+
+impl Turn {
+    /// Adds the worker's next burst.
+    const fn add(&mut self, burst: &BurstRecord) {
+        if burst.first != self.first {
+            (self.first, self.before) = (burst.first, self.last);
+        }
+        self.last = burst.last;
+    }
+}
+
 /// The rx and the tx burst of a probe.
 type Probe = [Option<BurstTimes>; 2];
 
@@ -97,6 +123,8 @@ pub struct Units {
     when: When,
     limit: Limit,
     pub interruptions: Interruptions,
+    /// The front end's process.
+    pub front_end: Option<u32>,
     /// Frames in the host that took longer than a wake-up does, by their ends, for turns that end with them.
     pub frames: Vec<KernelSpan>,
     /// Bursts that kept their worker busy for long, by their ends.
@@ -130,6 +158,7 @@ impl Units {
             when: When::of(source),
             limit,
             interruptions: Interruptions::read(source),
+            front_end: source.front_end(),
             frames: Vec::new(),
             long: Vec::new(),
             wakeups: HashMap::new(),
@@ -149,8 +178,12 @@ impl Units {
         });
         drop(all);
         units.turns = sums;
+        let mut turns: HashMap<_, Turn> = HashMap::new();
         source.read(|record| {
             if let Record::Burst(burst) = record {
+                let turn = turns.entry(burst.worker).or_default();
+                turn.add(burst);
+                units.add_held_up(burst, turn.before);
                 units.add_burst(burst);
             }
         });
@@ -198,6 +231,25 @@ impl Units {
         // What is below 20 us explains nothing that is worth a report.
         if span.total() > self.rate.ticks(20e-6) {
             self.frames.push(*span);
+        }
+    }
+
+    /// A worker that was interrupted just before it would have slept was never woken up. What it sees right after that has
+    /// waited, at most since then. `before`: when its last burst ended.
+    fn add_held_up(&mut self, burst: &BurstRecord, before: u64) {
+        let times = burst.times();
+        if times.is_polled || self.wakeup(&times).is_some() {
+            return;
+        }
+        let worker = Subject::Worker(burst.worker.into());
+        let soon = self.rate.ticks(SOON_S);
+        let just_before = burst.first.saturating_sub(soon).max(before);
+        let held_up = self.interruptions.during(worker, just_before, burst.first);
+        let longest = held_up
+            .filter(|it| it.start >= before && it.start < burst.first && it.total() >= soon)
+            .max_by_key(|it| it.total());
+        if let Some(it) = longest {
+            self.wakeups.insert((burst.ring, burst.first), burst.first - it.start);
         }
     }
 
@@ -301,6 +353,11 @@ impl Units {
         let at = stage.and_then(|stage| direction.position(stage)).map_or(0, |at| at + 1);
         let ns = self.bursts[index(direction)].stages[at].quantile_ns(0.5, self.rate);
         self.rate.ticks(ns as f64 * 1e-9)
+    }
+
+    /// Time from one debug message that is recorded to the next, ticks.
+    pub fn printed_apart(&self) -> u64 {
+        self.rate.ticks(PRINTED_APART_S)
     }
 
     /// How far back an interruption can be of which something still waits, ticks.
