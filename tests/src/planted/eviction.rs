@@ -1,21 +1,26 @@
-//! The kernel takes back the pages of a program, as it does when it is short of memory.
+//! The kernel takes back the pages of a program, as it does when it is short of memory, and reads them again from a slow disk.
 
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use rustix::fs::statfs;
+use rustix::fs::{major, minor, statfs};
+use rustix::process::{Pid, Signal, kill_process};
 
+use super::groups::{Hierarchy, Version};
 use super::standby::Standby;
 use super::undo::Undo;
 use crate::beside::{run_on, set_policy};
 use crate::qemu::Failure;
 use crate::sys::page_out;
 
+/// Reads of the disk that are allowed each second. Most take as long as the disk needs: it may be fast, or another host's memory.
+const READS: u32 = 100;
 /// File system in memory (include/uapi/linux/magic.h).
 const TMPFS_MAGIC: i128 = 0x0102_1994;
 
@@ -34,11 +39,16 @@ struct Order {
 
 impl Eviction {
     /// Starts the thread on this CPU. It must not be the one of the program whose pages are taken: there it would compete for the
-    /// CPU, which is another fault.
+    /// CPU, which is another fault. Ends the children of that process: they map the same program, and the kernel evicts no page
+    /// that two processes map (`madvise_cold_or_pageout_pte_range`, mm/madvise.c). The daemon asks them only while a front end
+    /// connects or leaves.
     ///
     /// # Errors
     /// If the system refuses.
-    pub fn prepare(cpu: usize) -> Result<Self, Failure> {
+    pub fn prepare(cpu: usize, process: u32) -> Result<Self, Failure> {
+        for child in children(process)? {
+            kill_process(child, Signal::KILL)?;
+        }
         let thread = Standby::start("eviction", move |next: Receiver<Order>| {
             run_on(cpu);
             // Any other program gets that CPU at once.
@@ -51,7 +61,8 @@ impl Eviction {
         Ok(Self(thread))
     }
 
-    /// Takes the pages of a process's program away again and again, until it is undone.
+    /// Takes the pages of a process's program away again and again, until it is undone. If no page was read again by then, that
+    /// fails: such a fault was none.
     ///
     /// # Errors
     /// What the system answers.
@@ -59,14 +70,40 @@ impl Eviction {
         let program = fs::read_link(format!("/proc/{process}/exe"))?;
         let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
         let ranges = mapped(&maps, &program);
+        let before = major_faults(process)?;
+        let slow = slow_reads(&program, process)?;
         let is_over = Arc::new(AtomicBool::new(false));
         let (result, end) = channel();
         self.0.order(Order { process, ranges, is_over: Arc::clone(&is_over), result })?;
         Ok(Undo::new(move || {
             is_over.store(true, Ordering::Relaxed);
-            Ok(end.recv().map_err(|_| "the thread that evicts has ended")??)
+            end.recv().map_err(|_| "the thread that evicts has ended")??;
+            slow.now()?;
+            match major_faults(process)? > before {
+                true => Ok(()),
+                false => Err("no page of the program was read again".into()),
+            }
         }))
     }
+}
+
+/// The children of all threads of a process (`proc_tid_children(5)`).
+fn children(process: u32) -> Result<Vec<Pid>, Failure> {
+    let mut found = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let children = fs::read_to_string(thread?.path().join("children"))?;
+        let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+        found.extend(children.filter_map(Pid::from_raw));
+    }
+    Ok(found)
+}
+
+/// How often a page of a process had to be read from a file (`proc_pid_stat(5)`, field 12).
+fn major_faults(process: u32) -> Result<u64, Failure> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let faults = fields.split(' ').nth(9).ok_or("expected the number of major faults")?;
+    Ok(faults.parse()?)
 }
 
 fn evict(order: &Order) -> io::Result<()> {
@@ -84,8 +121,43 @@ pub fn obstacle(program: &Path) -> Option<String> {
         Ok(place) if i128::from(place.f_type) == TMPFS_MAGIC => {
             Some(format!("{} is in memory itself (tmpfs)", program.display()))
         }
-        Ok(_) => None,
+        Ok(_) => disk_of(program).and_then(|_| hierarchy()).err().map(|error| error.to_string()),
     }
+}
+
+/// Lets a process read the disk of a file only [`READS`] times a second.
+fn slow_reads(file: &Path, process: u32) -> Result<Undo, Failure> {
+    let (disk, hierarchy) = (disk_of(file)?, hierarchy()?);
+    let group = hierarchy.make()?;
+    let set = match hierarchy.version() {
+        Version::One => group.set("blkio.throttle.read_iops_device", &format!("{disk} {READS}")),
+        Version::Two => group.set("io.max", &format!("{disk} riops={READS}")),
+    };
+    if set.is_err() {
+        group.remove()?;
+    }
+    set?;
+    hierarchy.take(process, group)
+}
+
+/// The hierarchy of control groups that can limit reads.
+fn hierarchy() -> Result<Hierarchy, Failure> {
+    let all = [("blkio", Version::One), ("io", Version::Two)];
+    let found = all.into_iter().find_map(|(name, version)| {
+        Hierarchy::all(name).into_iter().find(|it| it.version() == version && it.offers())
+    });
+    Ok(found.ok_or("no hierarchy of control groups can limit what is read of a disk")?)
+}
+
+/// The disk that a file is on, as in `254:0`: a partition has no limits of its own.
+fn disk_of(file: &Path) -> Result<String, Failure> {
+    let device = fs::metadata(file)?.dev();
+    let number = format!("{}:{}", major(device), minor(device));
+    let place = fs::canonicalize(format!("/sys/dev/block/{number}"))
+        .map_err(|_| format!("{} is on no disk", file.display()))?;
+    let is_partition = place.join("partition").exists();
+    let disk = place.parent().filter(|_| is_partition).unwrap_or(&place);
+    Ok(fs::read_to_string(disk.join("dev"))?.trim_end().to_owned())
 }
 
 /// The address ranges in which a file is mapped (`proc_pid_maps(5)`).

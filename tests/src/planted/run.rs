@@ -18,7 +18,7 @@ use super::witness::Witness;
 use crate::qemu::Failure;
 
 /// When a fault begins, after the beginning of its recording, milliseconds.
-const BEGINS_MS: std::ops::Range<u64> = 80..150;
+const BEGINS_MS: Range<u64> = 40..90;
 /// Most recordings of one scene: then guest and traffic are started again.
 const SCENE_MAX: usize = 500;
 /// Time that traffic has to recover from a fault.
