@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use rustix::fs::{major, minor, statfs};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::groups::{Hierarchy, Version};
+use super::groups::{Group, Hierarchy, Version};
 use super::standby::Standby;
 use super::undo::Undo;
 use crate::beside::{run_on, set_policy};
@@ -39,16 +39,11 @@ struct Order {
 
 impl Eviction {
     /// Starts the thread on this CPU. It must not be the one of the program whose pages are taken: there it would compete for the
-    /// CPU, which is another fault. Ends the children of that process: they map the same program, and the kernel evicts no page
-    /// that two processes map (`madvise_cold_or_pageout_pte_range`, mm/madvise.c). The daemon asks them only while a front end
-    /// connects or leaves.
+    /// CPU, which is another fault.
     ///
     /// # Errors
     /// If the system refuses.
-    pub fn prepare(cpu: usize, process: u32) -> Result<Self, Failure> {
-        for child in children(process)? {
-            kill_process(child, Signal::KILL)?;
-        }
+    pub fn prepare(cpu: usize) -> Result<Self, Failure> {
         let thread = Standby::start("eviction", move |next: Receiver<Order>| {
             run_on(cpu);
             // Any other program gets that CPU at once.
@@ -61,8 +56,9 @@ impl Eviction {
         Ok(Self(thread))
     }
 
-    /// Takes the pages of a process's program away again and again, until it is undone. If no page was read again by then, that
-    /// fails: such a fault was none.
+    /// Takes the pages of a process's program away again and again, until it is undone. Ends the children of that process: they map
+    /// the same program, and the kernel evicts no page that two processes map (`madvise_cold_or_pageout_pte_range`,
+    /// mm/madvise.c). The daemon asks them only while a front end connects or leaves.
     ///
     /// # Errors
     /// What the system answers.
@@ -70,7 +66,9 @@ impl Eviction {
         let program = fs::read_link(format!("/proc/{process}/exe"))?;
         let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
         let ranges = mapped(&maps, &program);
-        let before = major_faults(process)?;
+        for child in children(process)? {
+            kill_process(child, Signal::KILL)?;
+        }
         let slow = slow_reads(&program, process)?;
         let is_over = Arc::new(AtomicBool::new(false));
         let (result, end) = channel();
@@ -78,11 +76,7 @@ impl Eviction {
         Ok(Undo::new(move || {
             is_over.store(true, Ordering::Relaxed);
             end.recv().map_err(|_| "the thread that evicts has ended")??;
-            slow.now()?;
-            match major_faults(process)? > before {
-                true => Ok(()),
-                false => Err("no page of the program was read again".into()),
-            }
+            slow.now()
         }))
     }
 }
@@ -99,7 +93,10 @@ fn children(process: u32) -> Result<Vec<Pid>, Failure> {
 }
 
 /// How often a page of a process had to be read from a file (`proc_pid_stat(5)`, field 12).
-fn major_faults(process: u32) -> Result<u64, Failure> {
+///
+/// # Errors
+/// If there is no such process.
+pub fn major_faults(process: u32) -> Result<u64, Failure> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
     let faults = fields.split(' ').nth(9).ok_or("expected the number of major faults")?;
@@ -121,23 +118,58 @@ pub fn obstacle(program: &Path) -> Option<String> {
         Ok(place) if i128::from(place.f_type) == TMPFS_MAGIC => {
             Some(format!("{} is in memory itself (tmpfs)", program.display()))
         }
-        Ok(_) => disk_of(program).and_then(|_| hierarchy()).err().map(|error| error.to_string()),
+        Ok(_) => {
+            let tried = limited(program).and_then(|limited| Ok(limited.group.remove()?));
+            let tried = tried.and_then(|()| children(std::process::id()));
+            tried.err().map(|error| format!("reads cannot be limited: {error}"))
+        }
+    }
+}
+
+/// A group whose processes read a disk only [`READS`] times a second.
+struct Limited {
+    hierarchy: Hierarchy,
+    group: Group,
+    disk: String,
+}
+
+/// Makes such a group for the disk of a file.
+fn limited(file: &Path) -> Result<Limited, Failure> {
+    let (disk, hierarchy) = (disk_of(file)?, hierarchy()?);
+    let group = hierarchy.make()?;
+    let limited = Limited { hierarchy, group, disk };
+    let set = limited.set(Some(READS));
+    if set.is_err() {
+        limited.group.remove()?;
+    }
+    set.map(|()| limited)
+}
+
+impl Limited {
+    /// Allows this number of reads a second; any number with `None`.
+    fn set(&self, reads: Option<u32>) -> Result<(), Failure> {
+        let Self { hierarchy, group, disk } = self;
+        let done = match (hierarchy.version(), reads) {
+            (Version::One, reads) => {
+                let line = format!("{disk} {}", reads.unwrap_or(0));
+                group.set("blkio.throttle.read_iops_device", &line)
+            }
+            (Version::Two, Some(reads)) => group.set("io.max", &format!("{disk} riops={reads}")),
+            (Version::Two, None) => group.set("io.max", &format!("{disk} riops=max")),
+        };
+        Ok(done?)
     }
 }
 
 /// Lets a process read the disk of a file only [`READS`] times a second.
 fn slow_reads(file: &Path, process: u32) -> Result<Undo, Failure> {
-    let (disk, hierarchy) = (disk_of(file)?, hierarchy()?);
-    let group = hierarchy.make()?;
-    let set = match hierarchy.version() {
-        Version::One => group.set("blkio.throttle.read_iops_device", &format!("{disk} {READS}")),
-        Version::Two => group.set("io.max", &format!("{disk} riops={READS}")),
-    };
-    if set.is_err() {
-        group.remove()?;
-    }
-    set?;
-    hierarchy.take(process, group)
+    let limited = limited(file)?;
+    let taken = limited.hierarchy.take(process, limited.group.clone())?;
+    Ok(Undo::new(move || {
+        // What is waiting to be read would go on waiting.
+        limited.set(None)?;
+        taken.now()
+    }))
 }
 
 /// The hierarchy of control groups that can limit reads.

@@ -75,11 +75,22 @@ impl Hierarchy {
     /// What the system answers; then the group is removed, too.
     pub fn take(&self, process: u32, group: Group) -> Result<Undo, Failure> {
         let (home, path) = (self.home_of(process), group.path.clone());
+        let home = match home {
+            Ok(home) if home.exists() => home,
+            // It could not be moved back.
+            other => {
+                group.remove()?;
+                let found = other.map(|home| format!("no {}", home.display()))?;
+                return Err(
+                    format!("expected the group of process {process}, found {found}").into()
+                );
+            }
+        };
         let undo = Undo::new(move || {
             // The process may have ended.
-            let returned = home.and_then(|home| Ok(fs::write(home, process.to_string())?));
+            let returned = fs::write(home, process.to_string());
             group.remove()?;
-            returned
+            Ok(returned?)
         });
         fs::write(path.join("cgroup.procs"), process.to_string())?;
         Ok(undo)

@@ -163,21 +163,32 @@ impl Watched<'_> {
         Ok(None)
     }
 
+    /// Sees disturbances from now on. Returns the CPU times of all processes but these.
+    fn begin_watching(&self, own: &[u32]) -> Others {
+        self.witness.forget();
+        Others::without(own)
+    }
+
     /// Makes a recording, and finds the cause that is named first.
     fn play(&self, trial: &Trial) -> Result<Recording, Failure> {
         let scene = self.scene;
         scene.await_traffic()?;
         let own = scene.processes()?;
-        let before = Others::without(&own);
-        self.witness.forget();
+        let mut before = self.begin_watching(&own);
         let mut recording = scene.record()?;
-        let mut when = None;
+        if scene.records_own_stages() {
+            // Its BPF programs were attached just now: then all CPUs wait for each other.
+            before = self.begin_watching(&own);
+        }
+        let (mut when, mut did_nothing) = (None, false);
         if let Some(kind) = trial.fault {
             sleep(trial.begins);
             let begun = Instant::now();
+            let pages = scene.pages_read()?;
             let planted = scene.plant(kind, trial.lasts)?;
             sleep(trial.lasts);
             planted.now()?;
+            did_nothing = kind == Kind::Eviction && scene.pages_read()? == pages;
             // While such a fault is there, it is what the witness sees.
             when = kind.keeps_a_cpu_busy().then(|| begun..Instant::now());
         }
@@ -202,6 +213,11 @@ impl Watched<'_> {
         sleep(RECOVERED);
         if used > OTHERS {
             return Ok(Recording::Disturbed(name.to_owned()));
+        }
+        if did_nothing {
+            return Ok(Recording::Disturbed(
+                "another process maps the daemon's program".to_owned(),
+            ));
         }
         let why = scene.why().map_err(|error| format!("{error}; the recording said: {said}"))?;
         if !Answer::has_traffic(&why) {

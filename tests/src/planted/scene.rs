@@ -138,8 +138,7 @@ impl Scene {
         };
         let faults = match &world {
             World::Kernel { place, is_asked: false, .. } => {
-                let daemon = place.daemon.as_ref().ok_or("no daemon")?.pid();
-                Some(Faults::prepare(&place.outside, daemon, directory.path())?)
+                Some(Faults::prepare(&place.outside, directory.path())?)
             }
             _ => None,
         };
@@ -189,6 +188,20 @@ impl Scene {
             when(now[0] > rx && now[1] > tx, format!("{now:?} packets, not {rx} and {tx}"))
         });
         Ok(())
+    }
+
+    /// Whether a recording has kernel stages of its own.
+    #[must_use]
+    pub const fn records_own_stages(&self) -> bool {
+        matches!(self.world, World::Kernel { is_asked: true, .. })
+    }
+
+    /// How often the daemon had to read a page again.
+    ///
+    /// # Errors
+    /// If there is no daemon.
+    pub fn pages_read(&self) -> Result<u64, Failure> {
+        eviction::major_faults(self.daemon()?.pid())
     }
 
     /// Records for a while. It has begun when this returns.
@@ -282,12 +295,12 @@ impl Scene {
 
 impl Faults {
     /// All of them act on the worker's CPU or its calls, from the other CPU.
-    fn prepare(outside: &Outside, daemon: u32, directory: &Path) -> Result<Self, Failure> {
+    fn prepare(outside: &Outside, directory: &Path) -> Result<Self, Failure> {
         let [worker, other] = CPUS;
         Ok(Self {
             storm: Storm::prepare(other, worker, &burning_program(directory))?,
             messages: Messages::prepare(outside, &passing_program(directory, MESSAGES))?,
-            eviction: Eviction::prepare(other, daemon)?,
+            eviction: Eviction::prepare(other)?,
         })
     }
 }
