@@ -3,7 +3,9 @@
 
 use arbitrary::Arbitrary;
 use virtio_net::features::BASE;
-use virtio_net::{BURST_MAX, GroBurst, GroStep, Negotiated, NetHeader, Offloads, TransmitGro};
+use virtio_net::{
+    BURST_MAX, FRAME_LEN_MAX, GroBurst, GroStep, Negotiated, NetHeader, Offloads, TransmitGro,
+};
 
 use super::cut::on_the_wire;
 use super::packets::{Header, Source};
@@ -41,7 +43,9 @@ pub fn play(story: &Story) {
     let mut sent = Vec::new();
     'all: for (source, header) in story.sources.iter().take(16) {
         let header = header.of(source);
-        for frame in source.frames(BURST_MAX).into_iter().filter(|frame| !frame.is_empty()) {
+        // Others are no frames of a burst.
+        let is_frame = |frame: &Vec<u8>| (1..=FRAME_LEN_MAX).contains(&frame.len());
+        for frame in source.frames(BURST_MAX).into_iter().filter(is_frame) {
             if sent.len() == BURST_MAX || !sender.send(&header, &frame, &story.cuts) {
                 break 'all;
             }
