@@ -12,6 +12,7 @@ use burst_trace::{Reader, location};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use crate::eventually::{eventually, when};
+use crate::processes::stat_field;
 
 /// Time that a daemon has to start.
 const STARTED: Duration = Duration::from_secs(5);
@@ -354,10 +355,8 @@ impl Daemon {
     #[must_use]
     pub fn cpu_time(&self) -> Duration {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("its stat");
-        // After the program's name, which may hold anything, the first field is number 3.
-        let (_, fields) = stat.rsplit_once(") ").expect("a name in brackets");
-        let times = fields.split(' ').skip(11).take(2);
-        let ticks: u64 = times.map(|field| field.parse::<u64>().expect("a number")).sum();
+        let time = |number| stat_field(&stat, number).and_then(|field| field.parse::<u64>().ok());
+        let ticks: u64 = [14, 15].map(|number| time(number).expect("a number")).iter().sum();
         Duration::from_millis(10 * ticks)
     }
 

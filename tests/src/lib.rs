@@ -24,6 +24,7 @@
 //! - [`perfetto`]: reads traces for Perfetto back.
 //! - [`pings`]: pings from a guest in software, and what became of each.
 //! - [`planted`]: faults that are planted from outside, and what `ringscope why` names as their cause.
+//! - [`processes`]: what `/proc` says of processes.
 //! - [`recording`]: `ringscope record` under way.
 //! - [`shuttle`]: a guest that moves to and fro between two back ends, under load.
 //! - [`sniffer`]: when frames passed an interface.
@@ -59,6 +60,7 @@ pub mod pcapng;
 pub mod perfetto;
 pub mod pings;
 pub mod planted;
+pub mod processes;
 pub mod qemu;
 pub mod recording;
 pub mod shuttle;

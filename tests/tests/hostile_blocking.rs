@@ -18,6 +18,7 @@ use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::fuse::NeverComes;
 use ringscope_tests::pings::Pinger;
+use ringscope_tests::processes::children;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
@@ -96,18 +97,10 @@ impl Drop for Held {
 
 /// The helper processes of a daemon.
 fn helpers(daemon: &Daemon) -> Vec<u32> {
-    let starter = children(daemon.pid()).into_iter().next().expect("the process that starts them");
+    let starters = children(daemon.pid()).unwrap();
+    let starter = starters.into_iter().next().expect("the process that starts them");
     assert_eq!(name_of(starter).as_deref(), Some("ringscoped-fork"));
-    children(starter)
-}
-
-fn children(process: u32) -> Vec<u32> {
-    let mut found = Vec::new();
-    for thread in std::fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten() {
-        let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-        found.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-    }
-    found
+    children(starter).unwrap()
 }
 
 fn name_of(pid: u32) -> Option<String> {

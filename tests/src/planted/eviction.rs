@@ -16,6 +16,7 @@ use super::groups::{Group, Hierarchy, Version};
 use super::standby::Standby;
 use super::undo::Undo;
 use crate::beside::{run_on, set_policy};
+use crate::processes::{children, stat_field};
 use crate::qemu::Failure;
 use crate::sys::page_out;
 
@@ -67,6 +68,7 @@ impl Eviction {
         let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
         let ranges = mapped(&maps, &program);
         for child in children(process)? {
+            let child = Pid::from_raw(child.cast_signed()).ok_or("expected a process")?;
             kill_process(child, Signal::KILL)?;
         }
         let slow = slow_reads(&program, process)?;
@@ -81,26 +83,13 @@ impl Eviction {
     }
 }
 
-/// The children of all threads of a process (`proc_tid_children(5)`).
-fn children(process: u32) -> Result<Vec<Pid>, Failure> {
-    let mut found = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-        let children = fs::read_to_string(thread?.path().join("children"))?;
-        let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-        found.extend(children.filter_map(Pid::from_raw));
-    }
-    Ok(found)
-}
-
 /// How often a page of a process had to be read from a file (`proc_pid_stat(5)`, field 12).
 ///
 /// # Errors
 /// If there is no such process.
 pub fn major_faults(process: u32) -> Result<u64, Failure> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let faults = fields.split(' ').nth(9).ok_or("expected the number of major faults")?;
-    Ok(faults.parse()?)
+    Ok(stat_field(&stat, 12).ok_or("expected the number of major faults")?.parse()?)
 }
 
 fn evict(order: &Order) -> io::Result<()> {
@@ -120,8 +109,8 @@ pub fn obstacle(program: &Path) -> Option<String> {
         }
         Ok(_) => {
             let tried = limited(program).and_then(|limited| Ok(limited.group.remove()?));
-            let tried = tried.and_then(|()| children(std::process::id()));
-            tried.err().map(|error| format!("reads cannot be limited: {error}"))
+            let tried = tried.and_then(|()| Ok(children(std::process::id())?));
+            tried.err().map(|error| error.to_string())
         }
     }
 }

@@ -9,6 +9,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::undo::Undo;
+use crate::processes::stat_field;
 use crate::qemu::{Failure, said};
 
 /// The token bucket: about 230 probes a second, after the first 15. Of 1000 that come, most wait.
@@ -57,9 +58,7 @@ pub fn busiest_thread(process: u32) -> Result<u32, Failure> {
 
 /// Time on the CPUs, clock ticks (`proc_pid_stat(5)`, fields 14 and 15).
 fn cpu_ticks(stat: &str) -> u64 {
-    // After the name, which may hold anything, the first field is number 3.
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+    [14, 15].iter().filter_map(|&number| stat_field(stat, number)?.parse::<u64>().ok()).sum()
 }
 
 /// Lets few frames pass on the way from the bridge to the outside host.

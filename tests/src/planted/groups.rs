@@ -74,16 +74,13 @@ impl Hierarchy {
     /// # Errors
     /// What the system answers; then the group is removed, too.
     pub fn take(&self, process: u32, group: Group) -> Result<Undo, Failure> {
-        let (home, path) = (self.home_of(process), group.path.clone());
-        let home = match home {
-            Ok(home) if home.exists() => home,
+        let path = group.path.clone();
+        let home = match self.home_of(process) {
+            Ok(home) => home,
             // It could not be moved back.
-            other => {
+            Err(error) => {
                 group.remove()?;
-                let found = other.map(|home| format!("no {}", home.display()))?;
-                return Err(
-                    format!("expected the group of process {process}, found {found}").into()
-                );
+                return Err(error);
             }
         };
         let undo = Undo::new(move || {
@@ -100,7 +97,11 @@ impl Hierarchy {
     fn home_of(&self, process: u32) -> Result<PathBuf, Failure> {
         let text = fs::read_to_string(format!("/proc/{process}/cgroup"))?;
         let group = self.group_of(&text).ok_or("expected the process to be in a group")?;
-        Ok(self.root.join(group.trim_start_matches('/')).join("cgroup.procs"))
+        let home = self.root.join(group.trim_start_matches('/')).join("cgroup.procs");
+        match home.exists() {
+            true => Ok(home),
+            false => Err(format!("expected {}, found nothing there", home.display()).into()),
+        }
     }
 
     /// The group of a process in its `/proc/PID/cgroup` (`cgroups(7)`).

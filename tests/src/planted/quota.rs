@@ -5,6 +5,7 @@ use std::io;
 
 use super::groups::{Group, Hierarchy, Version};
 use super::undo::Undo;
+use crate::processes::stat_field;
 use crate::qemu::Failure;
 
 /// CPU time in each period of 100 ms, microseconds: the least that the kernel accepts (`min_cfs_quota_period`,
@@ -40,9 +41,7 @@ pub fn limit(process: u32) -> Result<Undo, Failure> {
 
 /// Whether a thread is in a real-time class, by its `stat` (`proc_pid_stat(5)`, field 41).
 fn is_real_time(stat: &str) -> bool {
-    // After the name, which may hold anything, the first field is number 3.
-    let policy = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(41 - 3));
-    matches!(policy, Some("1" | "2" | "6"))
+    matches!(stat_field(stat, 41), Some("1" | "2" | "6"))
 }
 
 fn hierarchy() -> Option<Hierarchy> {

@@ -215,9 +215,7 @@ impl Watched<'_> {
             return Ok(Recording::Disturbed(name.to_owned()));
         }
         if did_nothing {
-            return Ok(Recording::Disturbed(
-                "another process maps the daemon's program".to_owned(),
-            ));
+            return Ok(Recording::Disturbed("no page was evicted".to_owned()));
         }
         let why = scene.why().map_err(|error| format!("{error}; the recording said: {said}"))?;
         if !Answer::has_traffic(&why) {
