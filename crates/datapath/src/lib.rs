@@ -234,7 +234,7 @@ pub trait FrameReader: Datapath {
     fn receive_frame(&mut self, to: GuestSlice<'_>) -> io::Result<Option<usize>>;
 
     /// The progress through the packet that comes first in the next [`Datapath::transmit`], if packets are cut into segments
-    /// here. Whoever sends packets of several senders keeps it with the packet that was not taken whole.
+    /// here. It belongs to one packet: who carries those of several senders sets it before each call, and keeps what it is after.
     fn transmit_progress(&mut self) -> Option<&mut SegmentProgress> {
         None
     }

@@ -234,8 +234,9 @@ impl Units {
         }
     }
 
-    /// A worker that was interrupted just before it would have slept was never woken up. What it sees right after that has
-    /// waited, at most since then. `before`: when its last burst ended.
+    /// A worker that was interrupted just before it would have slept is never woken up. When the frames came that it sees right
+    /// after that is not known: at the earliest when the interruption began, and so their burst counts. `before`: when its last
+    /// burst ended.
     fn add_held_up(&mut self, burst: &BurstRecord, before: u64) {
         let times = burst.times();
         if times.is_polled || self.wakeup(&times).is_some() {

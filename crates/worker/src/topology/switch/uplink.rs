@@ -117,7 +117,7 @@ impl<U: FrameReader> Uplink<U> {
             slice.read(0, &mut bytes);
             (header_len, bytes)
         });
-        // What waits here does not wait there: it begins again.
+        // Frames that wait for the uplink begin again with their first segment, whichever daemon goes on.
         if let Some(progress) = self.datapath.transmit_progress() {
             progress.reset();
         }
