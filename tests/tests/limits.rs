@@ -24,6 +24,9 @@ const ERROR: f64 = 0.02;
 /// Other programs of the machine take its CPUs away from what is measured: such a run is repeated.
 const ATTEMPTS: usize = 5;
 
+/// Most frames that a guest takes before it looks after what it sends: a back end may bring them as fast as they are taken.
+const TAKEN_MAX: usize = 64;
+
 /// Keeps the ring of a guest full of this frame, and gives back what it receives, until `is_over`.
 fn flood(pair: &mut Pair, sent: &[u8], is_over: &AtomicBool) {
     while !is_over.load(Ordering::Relaxed) {
@@ -32,7 +35,10 @@ fn flood(pair: &mut Pair, sent: &[u8], is_over: &AtomicBool) {
         while pair.queue(sent).unwrap() {
             is_new = true;
         }
-        while pair.receive().unwrap().is_some() {
+        for _ in 0..TAKEN_MAX {
+            if pair.receive().unwrap().is_none() {
+                break;
+            }
             is_new = true;
         }
         if is_new {
@@ -235,9 +241,12 @@ fn a_limit_changes_while_frames_flow() {
             let free = rates(&reader, ring).0;
             let (is_done, said) = ctl(directory.path(), &["vm0", "limit", way, "2kpps,burst=50"]);
             assert!(is_done && said.contains("2kpps,burst=50"), "{said}");
-            let rate = (0..ATTEMPTS).map(|_| rates(&reader, ring).0);
-            let rate = rate.into_iter().find(|rate| (rate / 2e3 - 1.0).abs() <= ERROR);
-            assert!(rate.is_some(), "{way}: the limit is not met");
+            let mut found = Vec::new();
+            let is_met = (0..ATTEMPTS).any(|_| {
+                found.push(rates(&reader, ring).0);
+                found.last().is_some_and(|rate| (rate / 2e3 - 1.0).abs() <= ERROR)
+            });
+            assert!(is_met, "{way}: {found:?} packets a second");
             let (is_done, said) = ctl(directory.path(), &["vm0", "limit", way, "off"]);
             assert!(is_done && said.contains(&format!("{way}: -")), "{said}");
             let again = rates(&reader, ring).0;
