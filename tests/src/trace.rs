@@ -1,10 +1,11 @@
 //! What the daemon under test recorded, and what must hold of it whatever happened.
 
 use std::path::Path;
+use std::time::Duration;
 
 use burst_trace::Totals;
 use burst_trace::location::recorder_path;
-use burst_trace::{BurstRecord, Direction, DropCause, Reader, Stage};
+use burst_trace::{BurstRecord, Direction, DropCause, Reader, Record, Stage};
 
 use crate::eventually::{SOON, eventually};
 
@@ -40,6 +41,22 @@ impl Trace {
             assert_eq!(lost, 0, "the recorder is too small for this test");
         }
         bursts
+    }
+
+    /// How long it took from the socket of the last daemon to its first burst, if it goes on after another one.
+    #[must_use]
+    pub fn last_gap(&self) -> Option<Duration> {
+        let mut last = None;
+        for worker in 0..self.reader.workers() {
+            let mut cursor = self.reader.oldest_of_last_daemon(worker);
+            let _ = self.reader.read(&mut cursor, |record| {
+                if let Record::Restart(restart) = record {
+                    last = Some(restart.after.saturating_sub(restart.listening));
+                }
+            });
+        }
+        let ns = u128::from(last?) * 1_000_000_000 / u128::from(self.reader.ticks_per_second());
+        Some(Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX)))
     }
 
     /// How many packets or buffers of virtqueue `ring` were dropped for this reason.
