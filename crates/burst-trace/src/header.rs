@@ -1,5 +1,6 @@
 //! The part before the records, in a flight recorder and in a recording.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -110,8 +111,22 @@ impl Header {
         mark: u64,
         room: impl FnOnce(&Layout) -> usize,
     ) -> Result<Self, ReadError> {
+        let file =
+            open_regular(path).map_err(|source| ReadError::Io { path: path.into(), source })?;
+        Self::of(&file, path, mark, room)
+    }
+
+    /// The same of an open file, which was found at `path`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(crate) fn of(
+        file: &File,
+        path: &Path,
+        mark: u64,
+        room: impl FnOnce(&Layout) -> usize,
+    ) -> Result<Self, ReadError> {
         let io_error = |source| ReadError::Io { path: path.into(), source };
-        let file = open_regular(path).map_err(io_error)?;
         let format = |expected: String, found: String| ReadError::Format {
             path: path.into(),
             expected,
@@ -121,7 +136,7 @@ impl Header {
         if bytes < HEADER_WORDS as u64 * 8 {
             return Err(format(format!("at least {} bytes", HEADER_WORDS * 8), format!("{bytes}")));
         }
-        let words = Words::map_read_only(&file).map_err(io_error)?;
+        let words = Words::map_read_only(file).map_err(io_error)?;
         let found = words.at(word::MAGIC).load(Ordering::Acquire);
         if found != mark {
             let name = |mark: u64| mark.to_le_bytes().escape_ascii().to_string();
@@ -143,7 +158,7 @@ impl Header {
         let clock = u32::try_from(number(word::CLOCK)).ok().and_then(ClockKind::from_number);
         let clock =
             clock.ok_or_else(|| format("a known clock".into(), number(word::CLOCK).to_string()))?;
-        let file = FileId::of_file(&file).map_err(io_error)?;
+        let file = FileId::of_file(file).map_err(io_error)?;
         let header = Self { words, layout, clock, file };
         match header.whole_anchor() {
             Some(_) => Ok(header),

@@ -27,6 +27,12 @@ pub fn run_dir_to_read() -> Option<PathBuf> {
     if !has_own && of_root.read_dir().is_ok() { Some(of_root.into()) } else { own }
 }
 
+/// The records that came with a guest from the host that it was on before, beside the recorder of the daemon here.
+#[must_use]
+pub fn moved_path(recorder: &Path) -> PathBuf {
+    recorder.with_extension("moved")
+}
+
 /// The recorder of the daemon `name`.
 #[must_use]
 pub fn recorder_path(run_dir: &Path, name: &str) -> PathBuf {

@@ -1,6 +1,9 @@
 //! The reading side of the flight recorder: opens `NAME.trace` read-only, follows it, and counts records that were
 //! overwritten before they could be read.
 
+mod tail;
+
+use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{Ordering, fence};
@@ -42,14 +45,25 @@ impl Reader {
     /// # Errors
     /// When the file cannot be read, or is not a recorder of this version.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
-        let header = Header::open(path, MAGIC, Layout::words)?;
+        Header::open(path, MAGIC, Layout::words).map(Self::with_header)
+    }
+
+    /// The recorder in this file, which was found at `path`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of(file: &File, path: &Path) -> Result<Self, ReadError> {
+        Header::of(file, path, MAGIC, Layout::words).map(Self::with_header)
+    }
+
+    fn with_header(header: Header) -> Self {
         let layout = header.layout();
         let has_before = header.words().len() >= layout.words_with_before();
         let before = match has_before && header.number(word::BEFORE) == 1 {
             true => (0..layout.workers).map(|n| header.number(layout.head(n) + WORKER_BEFORE)),
-            false => return Ok(Self { header, before: Vec::new() }),
+            false => return Self { header, before: Vec::new() },
         };
-        Ok(Self { before: before.collect(), header })
+        Self { before: before.collect(), header }
     }
 
     /// A cursor at the oldest record that the recorder holds of `worker`.

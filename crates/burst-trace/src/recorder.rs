@@ -215,6 +215,14 @@ impl Recorder {
         self.restarting.listens(ticks);
     }
 
+    /// Another descriptor of the file.
+    ///
+    /// # Errors
+    /// When this process has none left.
+    pub fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
