@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use crate::closer::CLOSE;
-use crate::message::{receive, send};
-use crate::{GRACE, Task, starter, sys};
+use crate::message::{answer, receive, send};
+use crate::{GRACE, Task, copying, starter, sys};
 
 /// The name of a helper's process.
 const NAME: &CStr = c"ringscoped-file";
@@ -43,6 +43,8 @@ pub fn run() -> io::Result<()> {
         (Task::Forward, [eventfd, pipe]) => forward(socket, eventfd, pipe),
         (Task::FileSystem, [file]) => file_system(socket, file),
         (Task::Maps, [peer]) => return maps(socket, peer),
+        // Whoever reads the pipe waits for its end.
+        (Task::Copy, [from, to]) => return copying::serve(socket, from, to),
         _ => Err(io::ErrorKind::InvalidData.into()),
     };
     if !files.is_empty() {
@@ -51,10 +53,6 @@ pub fn run() -> io::Result<()> {
     }
     drop(files);
     result
-}
-
-fn answer(socket: BorrowedFd<'_>, number: u64) -> io::Result<()> {
-    send(&socket, &number.to_ne_bytes(), &[])
 }
 
 fn close(socket: BorrowedFd<'_>) -> io::Result<()> {

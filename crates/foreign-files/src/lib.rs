@@ -19,6 +19,8 @@
 //! - A helper holds one end of a socket as its standard output. Some thread of the daemon waits until that is closed, so
 //!   the daemon counts those that hang. The starter leaves no zombies.
 //!
+//! The state of a device that moves with its guest goes through a front end's pipe, so a helper copies it ([`Copying`]).
+//!
 //! A helper may also see what the daemon must not: how the process at the other end of a socket maps its memory
 //! ([`Helper::maps`]). The daemon gets an open file, and only that of the process that the kernel names for this socket.
 //!
@@ -32,6 +34,7 @@
 //!   all front ends could change that.
 
 mod closer;
+mod copying;
 mod helper;
 mod message;
 mod program;
@@ -43,6 +46,7 @@ mod tests;
 use std::time::Duration;
 
 pub use closer::Closer;
+pub use copying::Copying;
 pub use helper::run;
 pub use program::{Helper, Program, register};
 
@@ -65,6 +69,8 @@ enum Task {
     Forward = b'f',
     /// Finds out a file system's number.
     FileSystem = b's',
+    /// Copies one file to another one.
+    Copy = b'd',
 }
 
 impl Task {
@@ -75,6 +81,7 @@ impl Task {
             b'c' => Self::Close,
             b'f' => Self::Forward,
             b's' => Self::FileSystem,
+            b'd' => Self::Copy,
             _ => return None,
         })
     }

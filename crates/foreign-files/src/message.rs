@@ -3,7 +3,10 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -64,4 +67,53 @@ pub fn receive(from: &impl AsFd, flags: RecvFlags) -> io::Result<Received> {
         }
     }
     Ok(Received { buffer, len: received.bytes.min(LEN_MAX), files })
+}
+
+/// Answers the daemon with a number.
+pub fn answer(socket: BorrowedFd<'_>, number: u64) -> io::Result<()> {
+    send(&socket, &number.to_ne_bytes(), &[])
+}
+
+/// The number with which the helper at the other end of `socket` answers.
+pub fn answer_of(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<u64> {
+    let until = Instant::now() + patience;
+    loop {
+        await_answer(socket, until.saturating_duration_since(Instant::now()))?;
+        if let Some(bytes) = answered(socket)? {
+            return Ok(u64::from_ne_bytes(bytes));
+        }
+    }
+}
+
+/// The bytes of an answer that is there.
+pub fn answered(socket: BorrowedFd<'_>) -> io::Result<Option<[u8; 8]>> {
+    let Some(message) = received(socket)? else { return Ok(None) };
+    match message.bytes().try_into() {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// A message that is there.
+pub fn received(socket: BorrowedFd<'_>) -> io::Result<Option<Received>> {
+    match receive(&socket, RecvFlags::DONTWAIT) {
+        Ok(message) => Ok(Some(message)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until there is an answer, or the helper has ended.
+pub fn await_answer(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<()> {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let mut polled = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+        match poll(&mut polled, Timespec::try_from(left).ok().as_ref()) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

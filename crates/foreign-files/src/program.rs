@@ -3,17 +3,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
-
-use crate::message::{Received, receive, send};
+use crate::copying::Copying;
+use crate::message::{answer_of, answered, await_answer, received, send};
 use crate::starter::Starter;
 use crate::{ARGUMENT, Task};
 
@@ -106,9 +103,19 @@ impl Helper {
     /// Why it cannot be read, as [`forward`](Self::forward) without the helper, which ends by itself.
     pub fn maps(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<File> {
         let helper = Self::start(Task::Maps, &[socket])?;
-        helper.await_answer(patience)?;
-        let mut message = helper.receive()?.ok_or(io::ErrorKind::TimedOut)?;
+        await_answer(helper.socket()?, patience)?;
+        let mut message = received(helper.socket()?)?.ok_or(io::ErrorKind::TimedOut)?;
         message.files.pop().map(File::from).ok_or(io::ErrorKind::PermissionDenied.into())
+    }
+
+    /// Starts a helper that copies all of `from`, up to its end, to the beginning of `to`. If `to` is a file, it gets that length.
+    ///
+    /// # Errors
+    /// When there are no helpers, or the system has no process or descriptor left.
+    pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<(Self, Copying)> {
+        let mut helper = Self::start(Task::Copy, &[from, to])?;
+        let copying = Copying::by(helper.take_socket()?);
+        Ok((helper, copying))
     }
 
     pub(crate) fn start(task: Task, files: &[BorrowedFd<'_>]) -> io::Result<Self> {
@@ -123,52 +130,20 @@ impl Helper {
     }
 
     pub(crate) fn send(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
-        send(self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?, bytes, files)
+        send(&self.socket()?, bytes, files)
     }
 
     /// The bytes of an answer that is there.
     pub(crate) fn answered(&self) -> io::Result<Option<[u8; 8]>> {
-        let Some(message) = self.receive()? else { return Ok(None) };
-        match message.bytes().try_into() {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    }
-
-    /// A message that is there.
-    fn receive(&self) -> io::Result<Option<Received>> {
-        let socket = self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        match receive(socket, RecvFlags::DONTWAIT) {
-            Ok(message) => Ok(Some(message)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
+        answered(self.socket()?)
     }
 
     fn answer(&self, patience: Duration) -> io::Result<u64> {
-        let until = Instant::now() + patience;
-        loop {
-            self.await_answer(until.saturating_duration_since(Instant::now()))?;
-            if let Some(bytes) = self.answered()? {
-                return Ok(u64::from_ne_bytes(bytes));
-            }
-        }
+        answer_of(self.socket()?, patience)
     }
 
-    /// Waits until there is an answer, or the helper has ended.
-    fn await_answer(&self, patience: Duration) -> io::Result<()> {
-        let socket = self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        let until = Instant::now() + patience;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let mut polled = [PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)];
-            match poll(&mut polled, Timespec::try_from(left).ok().as_ref()) {
-                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                Ok(_) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+    fn socket(&self) -> io::Result<BorrowedFd<'_>> {
+        Ok(self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?.as_fd())
     }
 
     /// Returns the helper's socket. When that is closed, the helper ends, as soon as it is in no call.

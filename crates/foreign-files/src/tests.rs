@@ -1,6 +1,6 @@
 //! Helpers of this test program: it starts itself, with this one test.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -67,6 +67,64 @@ fn the_helper_closes_last_and_reports_it() {
         std::thread::sleep(Duration::from_millis(1));
     }
     closer.finish().unwrap();
+}
+
+#[test]
+fn a_copy_is_whole_and_ends_with_its_pipe() {
+    prepare();
+    let file = || std::fs::File::from(memory_file());
+    // More than a pipe holds.
+    let sent: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let mut saved = file();
+    saved.write_all(&sent).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let (helper, copying) = Helper::copy(saved.as_fd(), writer.as_fd()).unwrap();
+    drop(writer);
+    let mut came = Vec::new();
+    reader.read_to_end(&mut came).unwrap();
+    assert!(came == sent);
+    assert_eq!(copying.wait(LONG).unwrap(), 1_000_000);
+    helper.wait().unwrap();
+
+    let mut loaded = file();
+    loaded.write_all(&vec![7; 2_000_000]).unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let (helper, copying) = Helper::copy(reader.as_fd(), loaded.as_fd()).unwrap();
+    drop(reader);
+    writer.write_all(&sent).unwrap();
+    assert_eq!(copying.wait(Duration::from_millis(50)).unwrap_err().kind(), ErrorKind::TimedOut);
+    drop(writer);
+    assert_eq!(copying.wait(LONG).unwrap(), 1_000_000);
+    helper.wait().unwrap();
+    loaded.rewind().unwrap();
+    came.clear();
+    loaded.read_to_end(&mut came).unwrap();
+    assert!(came == sent, "the file has nothing of what it was before");
+}
+
+#[test]
+fn a_copy_without_end_is_given_up_and_leaves_nothing() {
+    prepare();
+    let loaded = memory_file();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let (helper, copying) = Helper::copy(reader.as_fd(), loaded.as_fd()).unwrap();
+    drop(reader);
+    while writer.write_all(&[1; 1 << 16]).is_ok() {}
+    assert_eq!(copying.wait(LONG).unwrap_err().kind(), ErrorKind::FileTooLarge);
+    helper.wait().unwrap();
+    assert_eq!(std::fs::File::from(loaded).metadata().unwrap().len(), 0);
+    // Nobody reads, and then nobody waits any more.
+    let full = memory_file();
+    rustix::fs::ftruncate(&full, 1 << 20).unwrap();
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let (helper, copying) = Helper::copy(full.as_fd(), writer.as_fd()).unwrap();
+    assert_eq!(copying.wait(Duration::from_millis(50)).unwrap_err().kind(), ErrorKind::TimedOut);
+    drop(copying);
+    helper.wait().unwrap();
+}
+
+fn memory_file() -> std::os::fd::OwnedFd {
+    rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap()
 }
 
 #[test]
