@@ -42,6 +42,7 @@ pub fn device(
         features: features::without(offered, plan.withheld),
         before: 0,
         journal: None,
+        state: None,
         config: ConfigSpace::new(plan.mac, plan.queue_pairs, capabilities.mtu, link),
         queue_pairs: plan.queue_pairs,
         queue_size: plan.queue_size,

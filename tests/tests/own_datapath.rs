@@ -116,6 +116,7 @@ fn a_datapath_of_ones_own_is_served_and_traced() {
         queue_pairs: 1,
         queue_size: 256,
         journal: None,
+        state: None,
         workers: vec![Arc::clone(worker.mailbox(0))],
         memory_max: 1 << 30,
         witnesses: Vec::new(),

@@ -1,11 +1,12 @@
 //! The conversation over the socket.
 
 use std::fs::File;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags,
+    VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
 use vhost::{
@@ -268,6 +269,28 @@ impl Link {
         set.map_err(Error::refused("SET_LOG_BASE"))
     }
 
+    /// Has the back end write its state to this pipe, to move to another host, or read it from there (`is_load`).
+    ///
+    /// # Errors
+    /// When the back end refuses.
+    pub fn transfer_state(&mut self, pipe: OwnedFd, is_load: bool) -> Result<(), Error> {
+        let direction = match is_load {
+            true => VhostTransferStateDirection::LOAD,
+            false => VhostTransferStateDirection::SAVE,
+        };
+        let phase = VhostTransferStatePhase::STOPPED;
+        let begun = self.frontend.set_device_state_fd(direction, phase, pipe);
+        begun.map(drop).map_err(Error::refused("SET_DEVICE_STATE_FD"))
+    }
+
+    /// Asks whether the state came whole.
+    ///
+    /// # Errors
+    /// When it did not.
+    pub fn check_state(&mut self) -> Result<(), Error> {
+        self.frontend.check_device_state().map_err(Error::refused("CHECK_DEVICE_STATE"))
+    }
+
     /// Has the back end log which pages it writes, or no longer.
     ///
     /// # Errors
@@ -310,6 +333,7 @@ impl Link {
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RARP
+            | VhostUserProtocolFeatures::DEVICE_STATE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
         let offered = self.frontend.get_protocol_features();
         let offered = offered.map_err(Error::refused("GET_PROTOCOL_FEATURES"))?;

@@ -37,6 +37,8 @@ pub mod request {
     pub const GET_CONFIG: u32 = FrontendReq::GET_CONFIG as u32;
     pub const SET_CONFIG: u32 = FrontendReq::SET_CONFIG as u32;
     pub const RESET_DEVICE: u32 = FrontendReq::RESET_DEVICE as u32;
+    pub const SET_DEVICE_STATE_FD: u32 = FrontendReq::SET_DEVICE_STATE_FD as u32;
+    pub const CHECK_DEVICE_STATE: u32 = FrontendReq::CHECK_DEVICE_STATE as u32;
     pub const GET_MAX_MEM_SLOTS: u32 = FrontendReq::GET_MAX_MEM_SLOTS as u32;
     pub const ADD_MEM_REG: u32 = FrontendReq::ADD_MEM_REG as u32;
     pub const REM_MEM_REG: u32 = FrontendReq::REM_MEM_REG as u32;

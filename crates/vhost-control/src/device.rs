@@ -1,6 +1,8 @@
 //! The device that front ends are offered.
 
 use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use log_limit::LogLimit;
@@ -31,6 +33,8 @@ pub struct Device {
     pub workers: Vec<Arc<Mailbox>>,
     /// Most bytes of its guest's memory ([`memory_max`](Self::memory_max)).
     pub memory_max: u64,
+    /// What moves with its guest to another host; `None`: nothing.
+    pub state: Option<Arc<dyn DeviceState>>,
     /// They are informed of front ends that come and go.
     pub witnesses: Vec<Box<dyn Witness>>,
 }
@@ -47,6 +51,27 @@ pub trait Witness: fmt::Debug + Send + Sync {
     fn negotiated(&self, features: u64) {
         let _ = features;
     }
+}
+
+/// What a device has that moves with its guest. Its bytes may be any: they come from the front end.
+pub trait DeviceState: fmt::Debug + Send + Sync {
+    /// A file with what goes to another host, from its beginning on.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn save(&self) -> io::Result<OwnedFd>;
+
+    /// The file for what comes from another host. Another process writes it.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    fn place(&self) -> io::Result<OwnedFd>;
+
+    /// So many bytes have come whole.
+    fn has_come(&self, bytes: u64);
+
+    /// So many bytes have gone.
+    fn has_gone(&self, bytes: u64);
 }
 
 impl Device {

@@ -36,7 +36,7 @@ mod server;
 mod sharing;
 mod socket;
 
-pub use device::{Device, Witness};
+pub use device::{Device, DeviceState, Witness};
 pub use error::ServeError;
 pub use handover::{Handover, Heir, Succession};
 pub use limits::{descriptors_of, raise_descriptor_limit};

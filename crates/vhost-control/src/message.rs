@@ -13,6 +13,7 @@
 //!    the worker has done it.
 //! 4. **It is answered.** The framework's answer comes back through the [`Relay`], completed by the judge: a ring that its
 //!    worker could not start is an error, and the answer has both positions of a packed ring.
+//!    The judge alone carries out and answers what the framework does not know, and what is about a pipe (`transfer`).
 //!
 //! 5. **It is noted** (`setup`), for another daemon that goes on with the front end (`succession`).
 //!
@@ -43,6 +44,7 @@ pub mod session;
 pub mod setup;
 mod stream;
 mod succession;
+pub mod transfer;
 mod vring;
 
 use std::collections::VecDeque;
@@ -106,6 +108,7 @@ impl Relay {
             session.offer(),
             session.limits(),
             session.sharing(),
+            session.transfers(),
             custody,
         );
         Self::with_judge(front, framework, judge, custody)

@@ -15,6 +15,7 @@
 mod dirty;
 mod memory;
 mod offer;
+mod state;
 mod succession;
 
 use std::ops::Range;
@@ -34,6 +35,7 @@ use super::pipe::Pipes;
 use super::regions::Limits;
 use super::request::{Body, LogPart, Request, RingParts};
 use super::stream::HEADER_LEN;
+use super::transfer::Transfers;
 use crate::announcer::NotAnnounced;
 use crate::ring::RingControl;
 use crate::sharing::Sharing;
@@ -106,6 +108,7 @@ pub struct Judge {
     starting: Option<(u32, Range<usize>)>,
     /// The last message set a dirty log.
     log_taken: bool,
+    transfers: Transfers,
 }
 
 impl Judge {
@@ -116,6 +119,7 @@ impl Judge {
         offer: Offer,
         limits: Limits,
         sharing: &Arc<Sharing>,
+        transfers: Transfers,
         custody: &Arc<Custody>,
     ) -> Self {
         Self {
@@ -135,6 +139,7 @@ impl Judge {
             channel: None,
             starting: None,
             log_taken: false,
+            transfers,
         }
     }
 
@@ -224,6 +229,10 @@ impl Judge {
                 let log = self.rings.first().map(|ring| &**ring.log());
                 return Ok(self.offer.expect_mtu(*mtu, log).map(Way::done));
             }
+            Body::SetDeviceState(way) => {
+                return Err(self.begin_transfer(request, *way, descriptors, rings_run));
+            }
+            Body::CheckDeviceState => return Err(self.end_transfer(request)),
             Body::SetConfig => Err("the configuration space is read-only".into()),
             Body::GetConfig(part) if !part.is_valid() => {
                 // An answer without the bytes of the configuration space means an error (vhost-user,
@@ -245,6 +254,8 @@ impl Judge {
             Body::SetProtocolFeatures(features) => {
                 self.dirty.set_shared(features.contains(VhostUserProtocolFeatures::LOG_SHMFD));
                 self.reply_ack = features.contains(VhostUserProtocolFeatures::REPLY_ACK);
+                let moves = features.contains(VhostUserProtocolFeatures::DEVICE_STATE);
+                self.transfers.set_negotiated(moves);
             }
             Body::SetOwner => self.owned = true,
             Body::GetOffer => self.asked_first |= !self.owned,

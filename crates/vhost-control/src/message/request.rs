@@ -75,6 +75,10 @@ pub enum Body {
     GetConfig(ConfigPart),
     /// `SET_CONFIG`.
     SetConfig,
+    /// `SET_DEVICE_STATE_FD`: direction and phase.
+    SetDeviceState([u32; 2]),
+    /// `CHECK_DEVICE_STATE`.
+    CheckDeviceState,
     /// Any other request.
     Other,
 }
@@ -171,6 +175,7 @@ impl Request {
                 | Body::SetProtocolFeatures(_)
                 | Body::SetSize { .. }
                 | Body::SetAddresses(_)
+                | Body::CheckDeviceState
                 | Body::Other
         )
     }
@@ -197,7 +202,8 @@ fn payload_len(request: FrontendReq, payload: Words<'_>) -> Option<usize> {
         | FrontendReq::GET_PROTOCOL_FEATURES
         | FrontendReq::GET_QUEUE_NUM
         | FrontendReq::GET_MAX_MEM_SLOTS
-        | FrontendReq::SET_BACKEND_REQ_FD => 0,
+        | FrontendReq::SET_BACKEND_REQ_FD
+        | FrontendReq::CHECK_DEVICE_STATE => 0,
         FrontendReq::SET_FEATURES
         | FrontendReq::SET_PROTOCOL_FEATURES
         | FrontendReq::NET_SET_MTU
@@ -208,7 +214,8 @@ fn payload_len(request: FrontendReq, payload: Words<'_>) -> Option<usize> {
         | FrontendReq::SET_VRING_ENABLE
         | FrontendReq::SET_VRING_KICK
         | FrontendReq::SET_VRING_CALL
-        | FrontendReq::SET_VRING_ERR => 8,
+        | FrontendReq::SET_VRING_ERR
+        | FrontendReq::SET_DEVICE_STATE_FD => 8,
         FrontendReq::SET_VRING_ADDR | FrontendReq::ADD_MEM_REG | FrontendReq::REM_MEM_REG => 40,
         FrontendReq::SET_LOG_BASE => 16,
         // Number of regions and padding, then 32 bytes for each region.
@@ -269,6 +276,10 @@ impl Body {
                 flags: words.u32(8)?,
             }),
             FrontendReq::SET_CONFIG => Self::SetConfig,
+            FrontendReq::SET_DEVICE_STATE_FD => {
+                Self::SetDeviceState([words.u32(0)?, words.u32(4)?])
+            }
+            FrontendReq::CHECK_DEVICE_STATE => Self::CheckDeviceState,
             FrontendReq::SET_LOG_BASE => {
                 Self::SetLog(LogPart { len: words.u64(0)?, offset: words.u64(8)? })
             }
@@ -362,6 +373,8 @@ mod tests {
             R::SET_CONFIG,
             R::SET_LOG_BASE,
             R::SEND_RARP,
+            R::SET_DEVICE_STATE_FD,
+            R::CHECK_DEVICE_STATE,
         ] {
             let payload = exact(request);
             let expected = message(request, &payload);

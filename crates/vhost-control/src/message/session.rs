@@ -18,6 +18,7 @@ use worker::{Custody, Mailbox};
 
 use super::judge::Offer;
 use super::regions::Limits;
+use super::transfer::Transfers;
 use super::vring::{Memory, Vring};
 use crate::announcer::Announcer;
 use crate::control::{ControlQueue, Settings};
@@ -97,6 +98,12 @@ impl Session {
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits { bytes_max: self.device.memory_max, peer: self.peer }
+    }
+
+    /// The transfers of what moves with its guest.
+    #[must_use]
+    pub fn transfers(&self) -> Transfers {
+        Transfers::of(self.device.state.clone())
     }
 
     /// How its front end maps files.
@@ -231,10 +238,9 @@ impl VhostUserBackend for Session {
         self.rings.iter().for_each(|ring| ring.set_negotiated(Negotiated(features)));
     }
 
-    /// `DEVICE_STATE` is not among them: there is no state to move yet but the recorder, which stays. QEMU 10.0 and newer would
-    /// use it for its network devices: it then adds a section to the migration (`vhost_user_net_backend_state`,
-    /// hw/net/virtio-net.c), which a QEMU whose back end does not offer the feature cannot load. So a daemon that offers it
-    /// sends its guests only to others that do.
+    /// `DEVICE_STATE` is among them only if the operator asks for it. QEMU 10.0 and newer use it for network devices: it adds a section
+    /// to the migration (`vhost_user_net_backend_state`, hw/net/virtio-net.c), which a QEMU whose back end does not offer the
+    /// feature cannot load. So a daemon that offers it sends its guests only to others that do.
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         // User Mode Linux handles no interrupt without a channel for requests. We make none.
         let mut offered = VhostUserProtocolFeatures::MQ
@@ -244,6 +250,7 @@ impl VhostUserBackend for Session {
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RARP;
+        offered.set(VhostUserProtocolFeatures::DEVICE_STATE, self.device.state.is_some());
         // Only with the feature (vhost-user, "VHOST_USER_NET_SET_MTU").
         offered.set(VhostUserProtocolFeatures::MTU, self.device.features & features::MTU != 0);
         offered

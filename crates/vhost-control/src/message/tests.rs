@@ -11,6 +11,7 @@ use rustix::net::{
 };
 
 use super::stream::HEADER_LEN;
+use super::transfer::Transfers;
 use crate::sharing::Sharing;
 
 fn relay() -> (UnixStream, Relay, UnixStream) {
@@ -20,7 +21,7 @@ fn relay() -> (UnixStream, Relay, UnixStream) {
     let limits = regions::Limits { bytes_max: 1 << 30, peer: None };
     let offer = judge::Offer { features: 0, queue_size: 256, mtu: 1500 };
     let sharing = Arc::new(Sharing::new(limits.peer, None));
-    let judge = Judge::new(&[], offer, limits, &sharing, &custody);
+    let judge = Judge::new(&[], offer, limits, &sharing, Transfers::of(None), &custody);
     let relay = Relay::with_judge(front, framework, judge, &custody).unwrap();
     let mut first = [0; 20];
     daemon.read_exact(&mut first).unwrap();

@@ -1,7 +1,7 @@
 //! The devices, their workers, and the neighbour: a well-behaved guest.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
@@ -13,7 +13,7 @@ use burst_trace::{Clock, Reader, Recorder, RecorderOptions};
 use datapath::{Capabilities, Interface as _, Null, Reflect};
 use log_limit::LogLimit;
 use rustix::event::{EventfdFlags, eventfd};
-use vhost_control::{Device, Endpoint, serve};
+use vhost_control::{Device, DeviceState, Endpoint, serve};
 use virtio_net::{ConfigSpace, LinkSpeed, MacAddress};
 use vmm_sys_util::signal::register_signal_handler;
 use worker::{
@@ -219,6 +219,24 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
     )
 }
 
+/// A state that moves, of which there is never a file: a fuzzer has no helper processes.
+#[derive(Debug)]
+struct NoFiles;
+
+impl DeviceState for NoFiles {
+    fn save(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn place(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn has_come(&self, _: u64) {}
+
+    fn has_gone(&self, _: u64) {}
+}
+
 fn device(
     label: &str,
     queue_pairs: u16,
@@ -235,6 +253,7 @@ fn device(
         queue_pairs,
         queue_size: 256,
         journal: None,
+        state: Some(Arc::new(NoFiles)),
         workers: vec![Arc::clone(mailbox); queue_pairs.into()],
         memory_max: 1 << 30,
         witnesses: Vec::new(),

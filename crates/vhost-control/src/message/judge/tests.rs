@@ -39,7 +39,8 @@ fn message(request: FrontendReq, flags: u32, payload: &[u8]) -> Vec<u8> {
 
 /// Of a front end that has sent nothing yet, and whose process is not known.
 fn judge(custody: &Arc<Custody>) -> Judge {
-    Judge::new(&[], OFFER, LIMITS, &Arc::new(Sharing::new(None, None)), custody)
+    let sharing = Arc::new(Sharing::new(None, None));
+    Judge::new(&[], OFFER, LIMITS, &sharing, Transfers::of(None), custody)
 }
 
 /// Rings of 64 in regions from 0x10000 to 0x20000 and on to 0x28000 of the front end's memory.
