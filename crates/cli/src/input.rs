@@ -3,10 +3,11 @@
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use burst_trace::location::EXTENSION;
+use burst_trace::location::{EXTENSION, moved_path};
 use burst_trace::{CutOff, Reader, Source};
 use report::breakdown::is_alive;
 use report::units::grouped;
+use report::without_controls;
 
 use crate::recorder::{Choice, say_if_ended};
 
@@ -43,7 +44,8 @@ impl Inputs {
     /// As [`Input::open`], and when several cannot be of one guest.
     pub fn open(&self) -> Result<(Source, String), Box<dyn Error>> {
         let [first, _, ..] = &self.files[..] else {
-            return open(self.files.first(), &self.choice);
+            let (source, name, path) = open(self.files.first(), &self.choice)?;
+            return Ok((with_moved(source, &path), name));
         };
         let opened = self.files.iter().map(|path| Ok((open_file(path)?, path.clone())));
         let opened: Result<_, Box<dyn Error>> = opened.collect();
@@ -58,17 +60,43 @@ impl Input {
     /// # Errors
     /// When there is none, more than one recorder to choose from, or it cannot be read.
     pub fn open(&self) -> Result<(Source, String), Box<dyn Error>> {
-        open(self.file.as_ref(), &self.choice)
+        open(self.file.as_ref(), &self.choice).map(|(source, name, _)| (source, name))
     }
 }
 
-fn open(file: Option<&PathBuf>, choice: &Choice) -> Result<(Source, String), Box<dyn Error>> {
+/// Returns the records, the name and the path.
+fn open(
+    file: Option<&PathBuf>,
+    choice: &Choice,
+) -> Result<(Source, String, PathBuf), Box<dyn Error>> {
     if let Some(file) = file {
-        return Ok((open_file(file)?, stem(file)));
+        return Ok((open_file(file)?, stem(file), file.clone()));
     }
     let found = choice.open()?;
     say_if_ended(&found.name, &found.reader);
-    Ok((found.reader.into(), found.name))
+    Ok((found.reader.into(), found.name, found.path))
+}
+
+/// The recorder at `path` with the records that came with its guest from the host before, if there are some. What cannot be used of
+/// them is said on standard error.
+fn with_moved(source: Source, path: &Path) -> Source {
+    let moved = moved_path(path);
+    let has_some = moved.metadata().is_ok_and(|found| found.len() > 0);
+    if !has_some || !matches!(source, Source::Recorder(_)) {
+        return source;
+    }
+    let both = || -> Result<Source, Box<dyn Error>> {
+        let parts =
+            vec![(Source::open(path)?, path.into()), (Source::open(&moved)?, moved.clone())];
+        Ok(Source::join(parts)?)
+    };
+    both().unwrap_or_else(|error| {
+        eprintln!(
+            "ringscope: without the records that came with the guest: {}",
+            without_controls(&error.to_string())
+        );
+        source
+    })
 }
 
 /// A directory in place of a file.
