@@ -122,7 +122,7 @@ pub struct Args {
     ///
     /// The file has a table [[guest]] for each guest. Its keys are the flags of one guest.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "mtu", "features", "pcap",
-          "poll", "cpus", "sched", "trace", "kernel_stages", "trace_probe", "fault", "limit_tx", "limit_rx"])]
+          "poll", "cpus", "sched", "trace", "kernel_stages", "device_state", "trace_probe", "fault", "limit_tx", "limit_rx"])]
     pub config: Option<PathBuf>,
 
     /// Print the capabilities as JSON for management tools, and exit
@@ -282,6 +282,14 @@ pub struct Args {
     /// next device (host-tx, host-rx).
     #[arg(long)]
     pub kernel_stages: bool,
+
+    /// Let the newest records move with the guest to another host: on or off
+    ///
+    /// At a live migration they go through QEMU (VHOST_USER_PROTOCOL_F_DEVICE_STATE) to the daemon there, beside whose recorder they
+    /// are then (RUN_DIR/NAME.moved): "ringscope report" shows one guest with its move. Both daemons need the flag: QEMU 10.0 and newer
+    /// refuse to move a guest to or from a daemon without it.
+    #[arg(long, value_enum, value_name = "STATE", hide_possible_values = true, default_value_t = OnOff::Off)]
+    pub device_state: OnOff,
 
     /// Also record each probe packet, or each layer-2 frame with a counter; may be repeated
     #[arg(long, value_name = "SPEC", long_help = PROBES)]

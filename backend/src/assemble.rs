@@ -30,6 +30,7 @@ use crate::journal;
 use crate::kernel::{Enrolled, Following, Kernel};
 use crate::limits::{Limits, limits_of};
 use crate::manager::Manager;
+use crate::moved;
 use crate::plan::{EndpointPlan, GuestPlan, Plan, SwitchPlan};
 use crate::probes::ProbeSpec;
 use crate::services::Services;
@@ -417,7 +418,8 @@ impl Daemon {
         let device = device(plan, log, capabilities, &mailboxes, witnesses);
         self.ways.insert(plan.name.clone(), mailboxes);
         let (before, journal) = (recorder.before, recorder.journal.clone());
-        let device = Arc::new(Device { memory_max, before, journal, ..device });
+        let state = moved::of(plan, &recorder.file, &device.log)?;
+        let device = Arc::new(Device { memory_max, before, journal, state, ..device });
         let (name, handover) =
             (plan.name.clone(), Arc::new(Handover::new().map_err(Error::Descriptors)?));
         let heir = self.handed.taking.as_mut().and_then(|taking| taking.heir(&name));

@@ -123,6 +123,14 @@ pub enum Error {
     /// There is no take-over.
     #[error(transparent)]
     TakeOver(#[from] TakeOverError),
+    /// The file of records that move with a guest.
+    #[error("cannot use {path} for --device-state: {source}")]
+    DeviceState {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
     /// This process has no descriptor left.
     #[error("no file descriptors are left: {0}; raise the limit of open files (RLIMIT_NOFILE)")]
     Descriptors(io::Error),

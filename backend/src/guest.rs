@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{Before, Participants, Reader, Recorder};
+use burst_trace::{Before, Participants, Reader, Recorder, location};
 use confine::Role;
 use ring_journal::Journal;
 use vhost_control::{
@@ -199,6 +199,10 @@ impl Drop for GuestRecorder {
         if !self.stays && is_new && is_empty() {
             let _ = std::fs::remove_file(self.file.path());
             let _ = std::fs::remove_file(journal::path(self.file.path()));
+            let moved = location::moved_path(self.file.path());
+            if moved.metadata().is_ok_and(|found| found.len() == 0) {
+                let _ = std::fs::remove_file(moved);
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ mod limits;
 mod link_speed;
 mod logging;
 mod manager;
+mod moved;
 mod plan;
 mod print;
 mod probes;

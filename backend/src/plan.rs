@@ -136,6 +136,8 @@ pub struct GuestPlan {
     pub trace: bool,
     /// Whether kernel stages are recorded too.
     pub kernel_stages: bool,
+    /// Whether its records move with it.
+    pub device_state: bool,
     /// Packets that are recorded one by one.
     pub probes: Vec<ProbeSpec>,
     /// Its limits: to it, from it.
@@ -302,6 +304,7 @@ impl GuestPlan {
             workers: cpus.into_iter().map(|cpu| Scheduling { cpu, fifo }).collect(),
             trace: args.trace == OnOff::On,
             kernel_stages: args.kernel_stages,
+            device_state: args.device_state == OnOff::On,
             probes: args.trace_probe,
             limits: [args.limit_rx, args.limit_tx],
             delays,
