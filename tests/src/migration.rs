@@ -152,7 +152,15 @@ impl Target {
     /// # Errors
     /// When one of them does not start.
     pub fn start(place: &mut Place, queue_pairs: u16) -> Result<Self, Failure> {
-        Self::start_with(place, queue_pairs, &[])
+        Self::start_with(place, queue_pairs, &[], &[])
+    }
+
+    /// The same with these further arguments of the daemon.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_daemon_with(place: &mut Place, arguments: &[&str]) -> Result<Self, Failure> {
+        Self::start_with(place, 1, &[], arguments)
     }
 
     /// The same, but the guest does not run here when it has come.
@@ -160,14 +168,19 @@ impl Target {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_paused(place: &mut Place, queue_pairs: u16) -> Result<Self, Failure> {
-        Self::start_with(place, queue_pairs, &["-S"])
+        Self::start_with(place, queue_pairs, &["-S"], &[])
     }
 
-    fn start_with(place: &mut Place, queue_pairs: u16, more: &[&str]) -> Result<Self, Failure> {
+    fn start_with(
+        place: &mut Place,
+        queue_pairs: u16,
+        more: &[&str],
+        arguments: &[&str],
+    ) -> Result<Self, Failure> {
         let tap = place.outside.add_tap(queue_pairs)?;
         let (datapath, pairs) = (format!("tap:ifname={tap}"), queue_pairs.to_string());
-        let arguments = ["--datapath", &datapath, "--queue-pairs", &pairs];
-        let daemon = Daemon::start(place.directory(), NAME, &arguments)?;
+        let own = ["--datapath", &datapath, "--queue-pairs", &pairs];
+        let daemon = Daemon::start(place.directory(), NAME, &[&own, arguments].concat())?;
         let directory = place.directory().join("target");
         let berth = Berth { directory, socket: daemon.socket().to_owned() };
         let process = berth.await_guest(&berth_of(place), place.guest().pid(), more)?;

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use lab::guest::GuestOptions;
 use ringscope_tests::migration::{Berth, berth_of, line_of, migrate};
 use ringscope_tests::monitor::Monitor;
 use ringscope_tests::qemu::{Failure, Place, SOON, said};
@@ -14,9 +15,14 @@ use serde_json::{Value, json};
 /// Longest time for a snapshot.
 const SAVED: Duration = Duration::from_secs(60);
 
-/// A guest with split or packed rings on a tap.
+/// A guest with split or packed rings on a tap. With packed ones its records are saved with it.
 fn guest(packed: bool) -> Result<Place, Failure> {
-    traffic::guest_on_tap(1, |options| (options.packed, options.memory_mib) = (packed, 256))
+    let mut place = Place::new(1)?;
+    place.spawn(&["--device-state", if packed { "on" } else { "off" }])?;
+    let options = place.options()?;
+    place.attach(GuestOptions { packed, memory_mib: 256, ..options })?;
+    traffic::everything_a_little(&mut place)?;
+    Ok(place)
 }
 
 #[test]
