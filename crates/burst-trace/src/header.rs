@@ -172,6 +172,12 @@ impl Header {
         self.file
     }
 
+    /// Whether another file is at `path`, from which this one was opened: another daemon has made its own.
+    #[must_use]
+    pub fn is_replaced(&self, path: &Path) -> bool {
+        FileId::of_path(path).is_some_and(|found| found != self.file)
+    }
+
     pub(crate) const fn words(&self) -> &Words {
         &self.words
     }

@@ -1,6 +1,6 @@
 //! Reads one guest's recorder as it is written, and makes its histograms.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use burst_trace::{
@@ -23,6 +23,7 @@ const LATE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Guest {
     pub(crate) name: String,
+    path: PathBuf,
     pub(crate) reader: Reader,
     pub(crate) facts: serde_json::Value,
     cursors: Vec<Cursor>,
@@ -67,6 +68,7 @@ impl Guest {
         let facts: serde_json::Value = serde_json::from_str(&reader.facts()).unwrap_or_default();
         Ok(Self {
             name: name.into(),
+            path: path.into(),
             wakeups: facts["kernel_stages"].is_object().then(Wakeups::default),
             interrupted: sees_interruptions(&facts).then(Interrupted::default),
             facts,
@@ -92,6 +94,12 @@ impl Guest {
     /// Reads the new records. Returns the fraction of the recorder that was written since the last call: 1 when the
     /// busiest worker filled its part.
     pub(crate) fn follow(&mut self) -> f64 {
+        // Its daemon is another process, and was started again. Counters begin at 0, as those of a daemon do.
+        if self.reader.is_replaced(&self.path)
+            && let Ok(new) = Self::open(&self.name, &self.path, self.clock)
+        {
+            *self = new;
+        }
         let Self { reader, cursors, bounds, directions, wakeups, interrupted, lost, .. } = self;
         let mut most = 0;
         for cursor in cursors {
