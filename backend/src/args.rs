@@ -14,6 +14,7 @@ use virtio_net::MacAddress;
 use worker::{Limit, PollPolicy};
 
 use crate::logging::{LogFormat, LogLevel};
+use crate::part::Part;
 use crate::probes::ProbeSpec;
 use crate::spec::{DatapathSpec, FaultSpec};
 use crate::takeover::Predecessor;
@@ -124,6 +125,23 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["datapath", "name", "queue_pairs", "queue_size", "mac", "mac_locked", "mtu", "features", "pcap",
           "poll", "cpus", "sched", "trace", "kernel_stages", "device_state", "trace_probe", "fault", "limit_tx", "limit_rx"])]
     pub config: Option<PathBuf>,
+
+    /// Give each guest of --config a process of its own: process, or none [default: none]
+    ///
+    /// With process, this one starts a process for each guest, or for the guests of a switch, and starts it again if it is killed or
+    /// ends by a fault. Its guest goes on where it was; the others notice nothing. The control socket of each is PATH-NAME.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ISOLATION",
+        hide_possible_values = true,
+        requires = "config"
+    )]
+    pub isolate: Option<Isolation>,
+
+    /// Be one of these processes; its standard input is a socket to the one that started it
+    #[arg(long, value_name = "PART", hide = true, requires = "config")]
+    pub part: Option<Part>,
 
     /// Print the capabilities as JSON for management tools, and exit
     #[arg(long)]
@@ -338,6 +356,15 @@ pub enum OnSystemCall {
     Log,
     /// Nothing.
     Off,
+}
+
+/// `--isolate`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Isolation {
+    /// Each guest or switch has a process of its own.
+    Process,
+    /// One process serves all guests.
+    None,
 }
 
 /// On or off.

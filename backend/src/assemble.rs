@@ -442,7 +442,7 @@ impl Daemon {
                 path.display()
             );
         }
-        let manager = Manager::find();
+        let manager = Manager::find(plan.part.is_some());
         let served = Served { guests, recorders: &self.recorders, fronts, door, taking, manager };
         let (results, taken) = served.run(stop, || Services::start_late(plan, ways, clock, stop));
         for (recorder, result) in self.recorders.iter_mut().zip(&results) {

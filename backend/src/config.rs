@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, CommandFactory as _, Parser as _, ValueEnum as _};
 use toml::{Table, Value};
 
-use crate::args::Args;
+use crate::args::{Args, Isolation};
 use crate::logging::{LogFormat, LogLevel};
 
 /// Keys of the daemon, above the first guest.
-const DAEMON_KEYS: [&str; 5] = ["run-dir", "metrics", "control", "log-level", "log-format"];
+const DAEMON_KEYS: [&str; 6] =
+    ["run-dir", "metrics", "control", "isolate", "log-level", "log-format"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 18] = [
+const NOT_FOR_GUESTS: [&str; 20] = [
     "config",
+    "isolate",
+    "part",
     "run-dir",
     "metrics",
     "control",
@@ -42,6 +45,8 @@ pub struct Config {
     pub metrics: Option<metrics::Address>,
     /// `control`.
     pub control: Option<PathBuf>,
+    /// `isolate`.
+    pub isolate: Option<Isolation>,
     /// `log-level`.
     pub log_level: Option<LogLevel>,
     /// `log-format`.
@@ -88,6 +93,8 @@ impl Config {
             Some(other) => Err(wrong(key, "a word in quotes", &other)),
         };
         let (log_level, log_format) = (word("log-level")?, word("log-format")?);
+        let isolate = word("isolate")?.map(|word| Isolation::from_str(&word, false)).transpose();
+        let isolate = isolate.map_err(|_| "isolate: expected process or none")?;
         let log_level = log_level.map(|level| level.parse()).transpose();
         let log_level = log_level.map_err(|error| format!("log-level: {error}"))?;
         let log_format = log_format.map(|format| LogFormat::from_str(&format, false)).transpose();
@@ -108,6 +115,7 @@ impl Config {
             run_dir,
             metrics,
             control,
+            isolate,
             log_level,
             log_format,
             guests: guests.collect::<Result<_, _>>()?,
@@ -202,7 +210,7 @@ mod tests {
             (
                 "run-dir",
                 "run-dri",
-                "the keys run-dir, metrics, control, log-level, log-format and tables [[guest]], found 'run-dri'",
+                "the keys run-dir, metrics, control, isolate, log-level, log-format and tables [[guest]], found 'run-dri'",
             ),
             ("'/r'", "5", "run-dir: expected a path in quotes, found integer"),
             (

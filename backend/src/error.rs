@@ -11,6 +11,7 @@ use vhost_control::{ServeError, SocketError};
 
 use crate::control::ControlError;
 use crate::kernel::FollowError;
+use crate::part::Part;
 use crate::takeover::take::TakeOverError;
 
 /// Why the daemon cannot run.
@@ -75,6 +76,29 @@ pub enum Error {
          start the daemon again"
     )]
     Fault,
+    /// A process of a supervisor.
+    #[error("the process of '{part}' cannot be started: {source}")]
+    Start {
+        /// What it is for.
+        part: Part,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// One that did not come up.
+    #[error(
+        "the process of '{part}' {ended} before it served anybody, so no guest is served; see its message above"
+    )]
+    NotUp {
+        /// What it is for.
+        part: Part,
+        /// How it ended.
+        ended: String,
+    },
+    /// Sockets of the service manager.
+    #[error(
+        "--isolate process cannot use sockets that the service manager made; let the daemon make them"
+    )]
+    Activated,
     /// Signals.
     #[error("signals cannot be handled: {0}")]
     Signals(io::Error),

@@ -21,6 +21,7 @@ mod link_speed;
 mod logging;
 mod manager;
 mod moved;
+mod part;
 mod plan;
 mod print;
 mod probes;
@@ -28,6 +29,7 @@ mod reload;
 mod services;
 mod spec;
 mod stop;
+mod supervisor;
 mod sys;
 mod takeover;
 mod wires;
@@ -45,6 +47,7 @@ use vhost_control::{descriptors_of, raise_descriptor_limit as raise_limit};
 
 use crate::args::Args;
 use crate::config::Config;
+use crate::part::Part;
 use crate::plan::{Confinement, Plan};
 use crate::stop::Stop;
 use crate::takeover::take::Taking;
@@ -105,14 +108,28 @@ fn plan(args: Args) -> Result<Plan, String> {
     let run_dir = args.run_dir.clone().or_else(|| config.run_dir.clone());
     let plan =
         Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(Plan { confinement, ..plan.with(args, config) })
+    let part = args.part.clone();
+    let plan = Plan { confinement, ..plan.with(args, config) };
+    match part {
+        Some(part) => plan.only(part),
+        None if plan.is_isolated => plan.parts().map(|_| plan),
+        None => Ok(plan),
+    }
+    .map_err(|error| error.to_string())
 }
 
 fn run(plan: &Plan) -> Result<(), error::Error> {
+    if plan.is_isolated && plan.part.is_none() {
+        let stop = Stop::on_signals(true).map_err(error::Error::Signals)?;
+        return supervisor::run(plan, &stop);
+    }
     raise_descriptor_limit(plan);
     // Before anything is opened: a file that is opened before could get the number of a descriptor that was handed over.
     let taken = plan.take_over.is_none().then(|| Handed::take_over(plan)).transpose()?;
     confinement::begin(plan)?;
+    if plan.part.is_some() {
+        supervisor::end_with_it();
+    }
     let handed = match &plan.take_over {
         None => taken.unwrap_or_default(),
         Some(before) => Handed::from_daemon(Taking::begin(plan, before)?),
@@ -121,7 +138,10 @@ fn run(plan: &Plan) -> Result<(), error::Error> {
     // process.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(error::Error::Signals)?;
     let stop = Stop::on_signals(plan.config.is_some()).map_err(error::Error::Signals)?;
-    assemble::run(plan, handed, &stop)
+    match plan.part {
+        Some(Part::Metrics) => services::serve_metrics_only(plan, &stop),
+        Some(Part::Guests(_)) | None => assemble::run(plan, handed, &stop),
+    }
 }
 
 /// Raises the limit of open files. One front end can make this process hold several hundred descriptors. If all together

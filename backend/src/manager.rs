@@ -22,6 +22,19 @@ const FIRST_LISTENING: RawFd = 3;
 /// Most descriptors that it may hand over: more than guests of one daemon.
 const LISTENING_MAX: RawFd = 4096;
 
+/// Begins the message that front ends can connect.
+pub const READY: &str = "READY=1";
+/// The message that all is well.
+const WELL: &str = "WATCHDOG=1";
+
+/// The interval of the watchdog, if this process has one.
+fn watchdog() -> Option<Duration> {
+    let is_ours = env::var_os("WATCHDOG_PID").is_none() || is_for_us("WATCHDOG_PID");
+    let watchdog = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours);
+    let watchdog = watchdog.and_then(|text| text.parse().ok()).filter(|&usec| usec > 0);
+    watchdog.map(Duration::from_micros)
+}
+
 /// The numbers of the descriptors that the service manager hands over to this process.
 pub fn listening() -> std::ops::Range<RawFd> {
     let count =
@@ -44,24 +57,48 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Finds it in the environment.
-    pub fn find() -> Option<Self> {
+    /// Finds it in the environment. `is_part`: it is this daemon's supervisor, at the other end of the standard input.
+    pub fn find(is_part: bool) -> Option<Self> {
+        if is_part {
+            return Self::supervisor();
+        }
         let address = env::var("NOTIFY_SOCKET").ok()?;
         let socket = connect(&address)
             .inspect_err(|error| {
                 log::warn!("the service manager cannot be reached at {address}: {error}")
             })
             .ok()?;
-        let is_ours = env::var_os("WATCHDOG_PID").is_none() || is_for_us("WATCHDOG_PID");
-        let watchdog = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours);
-        let watchdog = watchdog.and_then(|text| text.parse().ok()).filter(|&usec| usec > 0);
-        Some(Self { socket, watchdog: watchdog.map(Duration::from_micros) })
+        Some(Self { socket, watchdog: watchdog() })
+    }
+
+    fn supervisor() -> Option<Self> {
+        let socket = io::stdin().as_fd().try_clone_to_owned().map(UnixDatagram::from);
+        let socket = socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+        let socket = socket
+            .inspect_err(|error| log::warn!("the supervisor cannot be reached: {error}"))
+            .ok()?;
+        Some(Self { socket, watchdog: watchdog() })
+    }
+
+    /// The interval in which it expects to hear that all is well.
+    pub const fn watchdog(&self) -> Option<Duration> {
+        self.watchdog
+    }
+
+    /// Tells it that all is well.
+    pub fn is_well(&self) {
+        self.tell(WELL);
+    }
+
+    /// Tells it that this daemon ends.
+    pub fn stopping(&self) {
+        self.tell("STOPPING=1\nSTATUS=ends");
     }
 
     /// Tells it that front ends can connect.
     pub fn ready(&self, guests: usize) {
         let guests = if guests == 1 { "1 guest".into() } else { format!("{guests} guests") };
-        self.tell(&format!("READY=1\nSTATUS=serves {guests}"));
+        self.tell(&format!("{READY}\nSTATUS=serves {guests}"));
     }
 
     /// Tells it twice in its interval that all workers answer, and when the daemon is asked to end. Returns then, or when
@@ -83,12 +120,12 @@ impl Manager {
                 }
             }
         }
-        self.tell("STOPPING=1\nSTATUS=ends");
+        self.stopping();
     }
 
     fn watch(&self, workers: &[Arc<Mailbox>]) {
         if workers.iter().all(|worker| worker.look().is_ok()) {
-            self.tell("WATCHDOG=1");
+            self.is_well();
         } else {
             log::warn!(
                 "a worker does not answer; if that lasts, the service manager's watchdog ends this daemon"

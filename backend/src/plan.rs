@@ -1,9 +1,11 @@
 //! The plan of a daemon: flags that were checked against each other. Nothing is opened yet.
 
+mod confinement;
 mod cpus;
 mod error;
 mod faults;
 mod name;
+mod parts;
 mod switches;
 
 use std::os::fd::RawFd;
@@ -11,18 +13,19 @@ use std::path::{Path, PathBuf};
 
 use burst_trace::cyclic::CYCLIC_MAX;
 use burst_trace::location;
-use confine::{Account, Seccomp};
 use datapath::Planted;
 use virtio_net::MacAddress;
 use worker::{Crash, Delay, Limit, PollPolicy, Scheduling};
 
-use crate::args::{Args, OnOff, OnSystemCall, Sandbox};
+use crate::args::{Args, Isolation, OnOff};
 use crate::config::Config;
 use crate::logging::{LogFormat, LogLevel};
+use crate::part::Part;
 use crate::probes::ProbeSpec;
 use crate::spec::DatapathSpec;
 use crate::takeover::Predecessor;
 
+pub use confinement::Confinement;
 use cpus::cpus;
 pub use error::PlanError;
 use faults::sort_faults;
@@ -52,44 +55,12 @@ pub struct Plan {
     pub config: Option<PathBuf>,
     /// The run directory of the command line.
     pub run_dir: Option<PathBuf>,
+    /// Whether each guest or switch has a process of its own.
+    pub is_isolated: bool,
+    /// What this process is for, if it is one of those.
+    pub part: Option<Part>,
     /// What the daemon may do.
     pub confinement: Confinement,
-}
-
-/// What the daemon may do: its user, and what it gives up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Confinement {
-    /// The user that it becomes.
-    pub user: Option<Account>,
-    /// The group of its sockets and recorders.
-    pub group: Option<String>,
-    /// The mode of its sockets.
-    pub mode: Option<u32>,
-    /// Whether threads give up what they do not need.
-    pub sandbox: Sandbox,
-    /// What happens when a thread makes a system call that it does not need.
-    pub seccomp: Seccomp,
-}
-
-impl Confinement {
-    /// That of the daemon's own flags.
-    pub fn of(args: &Args) -> Self {
-        let seccomp = match args.seccomp {
-            OnSystemCall::Kill => Seccomp::Kill,
-            OnSystemCall::Log => Seccomp::Log,
-            OnSystemCall::Off => Seccomp::Off,
-        };
-        // A group is of no use if it may not connect.
-        let mode = args.socket_mode.or(args.socket_group.as_ref().map(|_| 0o660));
-        let (user, group) = (args.user.clone(), args.socket_group.clone());
-        Self { user, group, mode, sandbox: args.sandbox, seccomp }
-    }
-}
-
-impl Default for Confinement {
-    fn default() -> Self {
-        Self { user: None, group: None, mode: None, sandbox: Sandbox::On, seccomp: Seccomp::Kill }
-    }
 }
 
 /// A switch between guests. One worker serves all of them.
@@ -228,6 +199,7 @@ impl Plan {
             config_log_level: config.log_level,
             config: args.config,
             run_dir: args.run_dir,
+            is_isolated: args.isolate.or(config.isolate) == Some(Isolation::Process),
             ..self
         }
     }

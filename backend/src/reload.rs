@@ -96,8 +96,11 @@ impl Followed {
         let path = &self.config;
         let Config { run_dir, log_level, guests, .. } = Config::read(path)?;
         let run_dir = run_dir.or_else(|| self.plan.run_dir.clone());
-        let plan =
+        let mut plan =
             Plan::new(guests, run_dir).map_err(|error| format!("{}: {error}", path.display()))?;
+        if let Some(part) = &self.plan.part {
+            plan.guests.retain(|guest| part.serves(&guest.name));
+        }
         // The command line's comes first, as at the start.
         // A level that the file has as before stays as the control socket set it, as limits do.
         if self.plan.log_level.is_none() && self.plan.config_log_level != log_level {

@@ -1,11 +1,14 @@
 //! What looks at the guests and changes them from outside, beside their front ends: metrics, the control socket, and SIGHUP.
 
 use burst_trace::Clock;
+use confine::Role;
 use metrics::{Address, Metrics, MetricsError};
 
 use crate::announce;
+use crate::clock;
 use crate::control::{Control, Operator, Subject, Ways};
 use crate::error::Error;
+use crate::manager::Manager;
 use crate::plan::{GuestPlan, Plan};
 use crate::reload::Reload;
 use crate::stop::Stop;
@@ -43,6 +46,20 @@ impl Services {
             .unwrap_or_default();
         Self { _reload: reload, _control: control, _metrics: metrics }
     }
+}
+
+/// Serves the metrics of guests that other processes serve, until `stop`.
+///
+/// # Errors
+/// When they cannot be served.
+pub fn serve_metrics_only(plan: &Plan, stop: &Stop) -> Result<(), Error> {
+    let _metrics = measure(plan, clock::of(&plan.guests))?;
+    if let Some(manager) = Manager::find(true) {
+        manager.ready(plan.guests.len());
+        confine::enter(Role::Main);
+        manager.attend(&[], stop, stop);
+    }
+    Ok(())
 }
 
 fn measure(plan: &Plan, clock: Clock) -> Result<Option<Metrics>, MetricsError> {

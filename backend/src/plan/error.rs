@@ -63,6 +63,14 @@ pub enum PlanError {
         "descriptor {0} is named twice; expected a different one for each socket, tap and macvtap"
     )]
     SameDescriptor(RawFd),
+    /// A plan that cannot be split.
+    #[error(
+        "--isolate process cannot be used with {0}: each guest has a process of its own, which opens everything by its name"
+    )]
+    Isolated(&'static str),
+    /// The file has changed under a supervisor.
+    #[error("the file no longer has the guests {0}; start the daemon again to serve others")]
+    NoPart(String),
     /// A capture without time stamps.
     #[error(
         "--pcap needs the time stamps of every burst, but --trace off leaves them out; drop one of the two"
