@@ -82,6 +82,15 @@ const BEFORE: &[(&str, &str, &[&str])] = &[
     ("backend/README.md", "Several guests, and a switch between them", &[BRIDGE]),
     (
         "backend/README.md",
+        "A process for each guest",
+        &[
+            BRIDGE,
+            TAP,
+            "ip tuntap add dev tap1 mode tap vnet_hdr && ip link set tap1 master br0 up",
+        ],
+    ),
+    (
+        "backend/README.md",
         "Recording, and reports of recordings",
         &[BRIDGE, TAP, DAEMON, GUEST, TRAFFIC],
     ),
