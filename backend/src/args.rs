@@ -224,6 +224,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub user: Option<Account>,
 
+    /// Owner of the vhost-user sockets that the daemon makes: the user that runs QEMU
+    ///
+    /// NAME or number; needs root. That user can attach guests, and with --socket-mode 0600 nobody else. All other files stay the
+    /// daemon's own.
+    #[arg(long, value_name = "NAME")]
+    pub socket_user: Option<String>,
+
     /// Group of the sockets, the recorder and the run directory
     ///
     /// NAME or number; needs root. Users in this group can attach guests, look with ringscope top and record. The sockets have

@@ -13,7 +13,7 @@ use crate::logging::{LogFormat, LogLevel};
 const DAEMON_KEYS: [&str; 6] =
     ["run-dir", "metrics", "control", "isolate", "log-level", "log-format"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 20] = [
+const NOT_FOR_GUESTS: [&str; 21] = [
     "config",
     "isolate",
     "part",
@@ -24,6 +24,7 @@ const NOT_FOR_GUESTS: [&str; 20] = [
     "log-format",
     "take-over",
     "user",
+    "socket-user",
     "socket-group",
     "socket-mode",
     "sandbox",

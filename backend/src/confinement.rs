@@ -20,11 +20,11 @@ use crate::spec::{DatapathSpec, Engine};
 pub const CONFINED: &str = "confined";
 
 /// Starts the process that starts helpers, and becomes the user of the plan. From then on threads are confined. Must be called
-/// before any thread is started.
+/// before any thread is started. Returns the owner of sockets, if it is another user.
 ///
 /// # Errors
 /// See [`Error`].
-pub fn begin(plan: &Plan) -> Result<(), Error> {
+pub fn begin(plan: &Plan) -> Result<Option<u32>, Error> {
     let own = own_directories(plan);
     let config = plan.config.as_deref().map(directory_of);
     let (guests, plan) = (&plan.guests, &plan.confinement);
@@ -34,6 +34,10 @@ pub fn begin(plan: &Plan) -> Result<(), Error> {
     foreign_files::register(&program).map_err(Error::Helpers)?;
     let in_group = |source| Error::Group { group: plan.group.clone().unwrap_or_default(), source };
     let group = plan.group.as_deref().map(confine::group).transpose().map_err(in_group)?;
+    let of_socket = |name: &String| {
+        confine::user(name).map_err(|source| Error::SocketUser { user: name.clone(), source })
+    };
+    let socket_owner = plan.socket_user.as_ref().map(of_socket).transpose()?;
     if let Some(user) = &plan.user {
         user.become_it(group).map_err(|source| Error::User { user: user.to_string(), source })?;
         log::info!("running as user {user}");
@@ -53,7 +57,7 @@ pub fn begin(plan: &Plan) -> Result<(), Error> {
             rustix::process::geteuid().as_raw()
         );
     }
-    Ok(())
+    Ok(socket_owner)
 }
 
 /// Makes the run directory for the daemon's group, if there is none, and lets sockets have this mode. The kernel gives a socket all

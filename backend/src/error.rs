@@ -125,6 +125,14 @@ pub enum Error {
     /// Helper processes.
     #[error("the process that starts helper processes cannot be started: {0}")]
     Helpers(io::Error),
+    /// `--socket-user`.
+    #[error("cannot make sockets of --socket-user {user}: {source}")]
+    SocketUser {
+        /// The user.
+        user: String,
+        /// Why.
+        source: AccountError,
+    },
     /// `--socket-group`.
     #[error("cannot make files of --socket-group {group}: {source}")]
     Group {

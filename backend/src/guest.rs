@@ -222,7 +222,7 @@ pub fn meet(plan: &GuestPlan, handed: &mut Handed) -> Result<Endpoint, SocketErr
     match &plan.endpoint {
         EndpointPlan::Listen(path) => match handed.listening(path) {
             Some(socket) => Endpoint::from_fd(socket),
-            None => Ok(Endpoint::Server(Server::bind(path)?)),
+            None => Ok(Endpoint::Server(Server::bind(path, handed.socket_owner)?)),
         },
         EndpointPlan::Connect(path) => Ok(Endpoint::Client(path.clone())),
         EndpointPlan::Descriptor(fd) => match handed.take(*fd) {

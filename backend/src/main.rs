@@ -126,14 +126,15 @@ fn run(plan: &Plan) -> Result<(), error::Error> {
     raise_descriptor_limit(plan);
     // Before anything is opened: a file that is opened before could get the number of a descriptor that was handed over.
     let taken = plan.take_over.is_none().then(|| Handed::take_over(plan)).transpose()?;
-    confinement::begin(plan)?;
+    let socket_owner = confinement::begin(plan)?;
     if plan.part.is_some() {
         supervisor::end_with_it();
     }
-    let handed = match &plan.take_over {
+    let mut handed = match &plan.take_over {
         None => taken.unwrap_or_default(),
         Some(before) => Handed::from_daemon(Taking::begin(plan, before)?),
     };
+    handed.socket_owner = socket_owner;
     // With this signal handled, a write over the file-size limit fails (EFBIG), as on a full disk. It does not end the
     // process.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(error::Error::Signals)?;

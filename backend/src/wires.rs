@@ -29,6 +29,8 @@ pub struct Handed {
     listening: Vec<(PathBuf, OwnedFd)>,
     /// What the daemon before hands over instead.
     pub taking: Option<Taking>,
+    /// The owner of sockets that this daemon makes, if it is another user.
+    pub socket_owner: Option<u32>,
 }
 
 impl Handed {
@@ -83,7 +85,12 @@ impl Handed {
 
     /// The guests of the daemon before, which has all that the plan names.
     pub const fn from_daemon(taking: Taking) -> Self {
-        Self { parents: Vec::new(), listening: Vec::new(), taking: Some(taking) }
+        Self {
+            parents: Vec::new(),
+            listening: Vec::new(),
+            taking: Some(taking),
+            socket_owner: None,
+        }
     }
 
     /// What the daemon before hands over of the guest with this name, if there is one.

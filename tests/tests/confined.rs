@@ -206,3 +206,47 @@ fn a_group_may_connect_and_look_and_others_may_not() {
     assert!(daemon.wait().unwrap().success());
     assert!(!run_dir.join("vm0.sock").exists());
 }
+
+/// One user may attach, and no other one.
+#[test]
+fn a_socket_is_the_users_that_it_is_given_to() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::os::unix::net::UnixStream;
+    let connects = |socket: &Path, user: u32| {
+        let uid = rustix::process::Uid::from_raw(user);
+        std::thread::scope(|scope| {
+            // The kernel has a user for each thread.
+            let connect = || {
+                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                UnixStream::connect(socket).is_ok()
+            };
+            scope.spawn(connect).join().unwrap()
+        })
+    };
+    let given = ["--datapath", "reflect", "--socket-user", "4711", "--socket-mode", "0600"];
+    for more in [&[][..], &["--user", "4712:4712"]] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        if !more.is_empty() {
+            std::os::unix::fs::chown(directory.path(), Some(4712), None).unwrap();
+        }
+        let arguments = [&given[..], more].concat();
+        let start = || Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+        let mut daemon = start();
+        // The next one replaces what one that is killed leaves.
+        daemon.signal(rustix::process::Signal::KILL).unwrap();
+        daemon.wait(SOON).unwrap();
+        let mut daemon = start();
+        let found = fs::symlink_metadata(daemon.socket()).unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o777), (4711, 0o600));
+        assert!(connects(daemon.socket(), 4711), "{}", daemon.log());
+        assert!(!connects(daemon.socket(), 4713));
+        assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
+        assert!(!daemon.socket().exists());
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let unknown = ["--datapath", "reflect", "--socket-user", "no-such-user"];
+    let refused = Daemon::start(directory.path(), "vm1", &unknown);
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("--socket-user no-such-user: there is no user"), "{why}");
+}

@@ -9,6 +9,8 @@ use crate::args::{Args, OnSystemCall, Sandbox};
 pub struct Confinement {
     /// The user that it becomes.
     pub user: Option<Account>,
+    /// The owner of its vhost-user sockets.
+    pub socket_user: Option<String>,
     /// The group of its sockets and recorders.
     pub group: Option<String>,
     /// The mode of its sockets.
@@ -30,12 +32,20 @@ impl Confinement {
         // A group is of no use if it may not connect.
         let mode = args.socket_mode.or(args.socket_group.as_ref().map(|_| 0o660));
         let (user, group) = (args.user.clone(), args.socket_group.clone());
-        Self { user, group, mode, sandbox: args.sandbox, seccomp }
+        let socket_user = args.socket_user.clone();
+        Self { user, socket_user, group, mode, sandbox: args.sandbox, seccomp }
     }
 }
 
 impl Default for Confinement {
     fn default() -> Self {
-        Self { user: None, group: None, mode: None, sandbox: Sandbox::On, seccomp: Seccomp::Kill }
+        Self {
+            user: None,
+            socket_user: None,
+            group: None,
+            mode: None,
+            sandbox: Sandbox::On,
+            seccomp: Seccomp::Kill,
+        }
     }
 }

@@ -32,4 +32,4 @@ pub use files::{Places, directory_of};
 pub use filter::{FilterError, Seccomp};
 pub use policy::{Error, Policy, enter, narrow, start};
 pub use role::{Role, Wire};
-pub use user::{Account, AccountError, group, take_group};
+pub use user::{Account, AccountError, group, take_group, user};

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use host_files::socket::is_listened_at;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Uid};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
+use rustix::process::geteuid;
 
 /// The place where front ends connect.
 #[derive(Debug)]
@@ -82,6 +84,16 @@ pub enum SocketError {
         /// What it is.
         found: String,
     },
+    /// The socket stays the daemon's.
+    #[error("cannot give {path} to user {owner}: {source}; that needs root, or CAP_CHOWN")]
+    Owner {
+        /// The path.
+        path: PathBuf,
+        /// The user.
+        owner: u32,
+        /// What the system answered.
+        source: io::Error,
+    },
     /// The system refused.
     #[error("cannot listen on {path}: {source}")]
     System {
@@ -93,11 +105,12 @@ pub enum SocketError {
 }
 
 impl Server {
-    /// Listens at `path`. Replaces a socket file on which no process listens, as a killed daemon leaves it.
+    /// Listens at `path`. Replaces a socket file on which no process listens, as a killed daemon leaves it. The file becomes that
+    /// of the user `owner`, if there is one.
     ///
     /// # Errors
     /// When the path is in use or is not a socket, or the system refuses.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub fn bind(path: &Path, owner: Option<u32>) -> Result<Self, SocketError> {
         let system = |source| SocketError::System { path: path.into(), source };
         if let Ok(metadata) = fs::symlink_metadata(path) {
             if !metadata.file_type().is_socket() {
@@ -117,7 +130,16 @@ impl Server {
             _ => system(source),
         })?;
         let inode = fs::symlink_metadata(path).map_err(system)?.ino();
-        Ok(Self { listener, made: Some((path.into(), inode)), is_left: AtomicBool::new(false) })
+        let server =
+            Self { listener, made: Some((path.into(), inode)), is_left: AtomicBool::new(false) };
+        if let Some(owner) = owner {
+            give(path, owner).map_err(|source| SocketError::Owner {
+                path: path.into(),
+                owner,
+                source,
+            })?;
+        }
+        Ok(server)
     }
 
     /// The socket at `path` on which another daemon listens, which has it until [`set_left`](Self::set_left).
@@ -145,6 +167,19 @@ impl Server {
     pub(crate) fn is_ours(&self) -> bool {
         self.made.is_some() && !self.is_left.load(Ordering::Relaxed)
     }
+}
+
+/// Gives the socket of this process at `path` to another user. Another file that has come to its place meanwhile is not touched.
+fn give(path: &Path, owner: u32) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let found = rustix::fs::fstat(&file)?;
+    let is_socket = FileType::from_raw_mode(found.st_mode) == FileType::Socket;
+    if !is_socket || found.st_uid != geteuid().as_raw() {
+        return Err(io::Error::other("another file has taken its place"));
+    }
+    let owner = Some(Uid::from_raw(owner));
+    Ok(rustix::fs::chownat(&file, "", owner, None, AtFlags::EMPTY_PATH)?)
 }
 
 impl Endpoint {
