@@ -266,7 +266,7 @@ fn each_process_has_a_control_socket_and_all_have_their_metrics_at_one_address()
         let status = supervisor.ctl(&[name, "status"]);
         assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
     }
-    let sockets = ["control-vm0", "control-lan"].map(|name| directory.path().join(name).exists());
+    let sockets = ["control-vm0", "control-vm1"].map(|name| directory.path().join(name).exists());
     assert_eq!(sockets, [true, true]);
 
     let mut alone = supervisor.guest(0);

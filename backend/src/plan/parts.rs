@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use super::{Plan, PlanError, switches};
 use crate::part::Part;
-use crate::spec::DatapathSpec;
 
 impl Plan {
     /// Its parts: the guests of a switch together, each other guest by itself, and the metrics, if there are any.
@@ -46,12 +45,8 @@ impl Plan {
                 }
                 self.switches = switches(&self.guests)?;
                 self.metrics = None;
-                let first = &self.guests[0];
-                let name = match &first.datapath {
-                    DatapathSpec::Switch { name, .. } => name,
-                    _ => &first.name,
-                };
-                self.control = self.control.map(|path| control_of(&path, name));
+                let first = &self.guests[0].name;
+                self.control = self.control.map(|path| control_of(&path, first));
             }
             Part::Metrics => self.control = None,
         }
@@ -60,7 +55,7 @@ impl Plan {
     }
 }
 
-/// The control socket of one process, `PATH-NAME`.
+/// The control socket of one process, `PATH-NAME`. No other one has a guest of that name.
 fn control_of(path: &Path, name: &str) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push("-");
@@ -99,7 +94,7 @@ mod tests {
         let lan = of(0);
         assert_eq!(lan.guests.len(), 2);
         assert_eq!(lan.switches[0].guests, [0, 1]);
-        assert_eq!((lan.control, lan.metrics), (Some("/r/control-lan".into()), None));
+        assert_eq!((lan.control, lan.metrics), (Some("/r/control-vm0".into()), None));
         assert_eq!(of(1).control, Some("/r/control-vm1".into()));
         let measured = of(3);
         assert_eq!((measured.guests.len(), measured.control), (4, None));
