@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use burst_trace::location::moved_path;
 use burst_trace::{Reader, Recorder};
+use host_files::FileId;
 use host_files::own::{new_file, open_own};
 use log_limit::LogLimit;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -64,12 +65,25 @@ impl DeviceState for Moved {
         Ok(self.place.try_clone()?.into())
     }
 
-    fn has_come(&self, bytes: u64) {
-        log_limit::info!(
-            self.log,
-            "the guest brought its records from the host before, {bytes} bytes: {}; ringscope report shows both",
-            self.place_path.display()
-        );
+    fn has_come(&self, put: io::Result<u64>) {
+        let path = self.place_path.display();
+        match put {
+            Ok(_) if FileId::of_path(&self.place_path) != FileId::of_file(&self.place).ok() => {
+                log_limit::warn!(
+                    self.log,
+                    "the records that the guest brought are lost, because {path} was removed or replaced since this daemon \
+                     started; let the daemon make it, by starting it again"
+                );
+            }
+            Ok(bytes) => log_limit::info!(
+                self.log,
+                "the guest brought its records from the host before, {bytes} bytes: {path}; ringscope report shows both"
+            ),
+            Err(error) => log_limit::warn!(
+                self.log,
+                "the records that the guest brought are lost, because {path} cannot be written: {error}"
+            ),
+        }
     }
 
     fn has_gone(&self, bytes: u64) {

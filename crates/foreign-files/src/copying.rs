@@ -1,17 +1,20 @@
 //! A helper that copies a file: one of both is a front end's pipe, at which a call may wait without a limit.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags, ftruncate};
-use rustix::io::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, fstat, ftruncate};
+use rustix::io::{Errno, pread, pwrite};
+use rustix::pipe::{SpliceFlags, splice};
 
 use crate::message::{answer, answer_of};
 
 /// Most bytes that are copied.
 const MAX: u64 = 64 << 20;
+/// Bytes that are copied at once: as many as a pipe has, if nobody says otherwise.
+const CHUNK: usize = 64 << 10;
 /// In an answer: the copy failed, and the other bits are the error's number.
 const FAILED: u64 = 1 << 63;
 
@@ -42,54 +45,67 @@ impl Copying {
 
 /// What the helper does.
 pub fn serve(socket: BorrowedFd<'_>, from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-    let copied = copy(socket, from, to).unwrap_or_else(|error| {
-        // No half of a file is left.
-        let _ = ftruncate(to, 0);
-        FAILED | u64::from(error.raw_os_error().unsigned_abs())
-    });
+    let copied = copy(socket, from, to)
+        .unwrap_or_else(|error| FAILED | u64::from(error.raw_os_error().unsigned_abs()));
     answer(socket, copied)
 }
 
 /// Copies up to the end. If `to` is a file, it gets that length.
 fn copy(socket: BorrowedFd<'_>, from: &OwnedFd, to: &OwnedFd) -> Result<u64, Errno> {
-    let (from, to) = (again(from, OFlags::RDONLY)?, again(to, OFlags::WRONLY)?);
-    let (mut buffer, mut count) = (vec![0; 64 << 10], 0);
+    let (is_to_pipe, mut count) = (is_pipe(to)?, 0_u64);
+    let mut own = vec![0; CHUNK];
     loop {
-        let len = match rustix::io::read(&from, &mut buffer[..]) {
-            Ok(0) => break,
-            Ok(len) => len,
-            Err(Errno::INTR) => continue,
-            Err(Errno::AGAIN) => {
-                wait(socket, &from, PollFlags::IN)?;
-                continue;
-            }
-            Err(error) => return Err(error),
+        // Between two chunks, so that a front end that sends without an end keeps no helper.
+        if is_given_up(socket)? {
+            return Err(Errno::CANCELED);
+        }
+        // A pipe does not wait, whatever the flags of its file are, which the front end shares. Its file is not opened
+        // again: it may be another user's.
+        let copied = match (is_to_pipe, is_pipe(from)?) {
+            (true, _) => splice(from, Some(&mut count), to, None, CHUNK, SpliceFlags::NONBLOCK),
+            (false, true) => splice(from, None, to, Some(&mut count), CHUNK, SpliceFlags::NONBLOCK),
+            (false, false) => copy_chunk(from, to, &mut own, &mut count),
         };
-        count += len as u64;
-        if count > MAX {
-            return Err(Errno::FBIG);
-        }
-        let mut rest = &buffer[..len];
-        while !rest.is_empty() {
-            match rustix::io::write(&to, rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => wait(socket, &to, PollFlags::OUT)?,
-                Err(error) => return Err(error),
-            }
+        match copied {
+            Ok(0) => break,
+            Ok(_) if count > MAX => return Err(Errno::FBIG),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if is_to_pipe => wait(socket, to, PollFlags::OUT)?,
+            Err(Errno::AGAIN) => wait(socket, from, PollFlags::IN)?,
+            Err(error) => return Err(error),
         }
     }
-    match ftruncate(&to, count) {
-        // A pipe has no length.
-        Err(Errno::INVAL) | Ok(()) => Ok(count),
-        Err(error) => Err(error),
+    if !is_to_pipe {
+        ftruncate(to, count)?;
     }
+    Ok(count)
 }
 
-/// Opens a file again, so that the front end cannot clear the `O_NONBLOCK` of this one.
-fn again(file: &OwnedFd, access: OFlags) -> Result<OwnedFd, Errno> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+/// Copies from one file to another one.
+fn copy_chunk(
+    from: &OwnedFd,
+    to: &OwnedFd,
+    buffer: &mut [u8],
+    count: &mut u64,
+) -> Result<usize, Errno> {
+    let len = pread(from, &mut *buffer, *count)?;
+    let written = if len == 0 { 0 } else { pwrite(to, &buffer[..len], *count)? };
+    *count += written as u64;
+    Ok(written)
+}
+
+fn is_pipe(file: &OwnedFd) -> Result<bool, Errno> {
+    Ok(FileType::from_raw_mode(fstat(file)?.st_mode) == FileType::Fifo)
+}
+
+/// Whether the daemon has closed its end of the socket.
+fn is_given_up(socket: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mut polled = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut polled, Some(&now)) {
+        Ok(_) | Err(Errno::INTR) => Ok(!polled[0].revents().is_empty()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Waits until `file` is ready, or the daemon has closed its end of the socket.
@@ -97,7 +113,6 @@ fn wait(socket: BorrowedFd<'_>, file: &OwnedFd, ready: PollFlags) -> Result<(), 
     let mut polled =
         [PollFd::new(file, ready), PollFd::from_borrowed_fd(socket, PollFlags::empty())];
     match poll(&mut polled, None) {
-        Ok(_) if !polled[1].revents().is_empty() => Err(Errno::CANCELED),
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(error),
     }

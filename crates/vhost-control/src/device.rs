@@ -67,8 +67,8 @@ pub trait DeviceState: fmt::Debug + Send + Sync {
     /// When this process has no descriptor left.
     fn place(&self) -> io::Result<OwnedFd>;
 
-    /// So many bytes have come whole.
-    fn has_come(&self, bytes: u64);
+    /// A state has come whole. `put`: how many bytes are at its place now, or why they are not.
+    fn has_come(&self, put: io::Result<u64>);
 
     /// So many bytes have gone.
     fn has_gone(&self, bytes: u64);

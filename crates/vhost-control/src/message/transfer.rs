@@ -1,10 +1,11 @@
 //! What the device has that moves with its guest (vhost-user, "Migrating back-end state"), through a pipe of the front end.
 //!
 //! A call at a pipe of the front end may wait without a limit, so a helper process reads or writes it ([`foreign_files`]). Until the
-//! front end asks how that ended, nobody waits for the helper.
+//! front end asks how that ended, nobody waits for the helper. What comes goes to memory first, and to its place only when it is
+//! whole: a transfer that is given up leaves what was there before.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::Builder;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use confine::Role;
 use foreign_files::{Copying, Helper};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vhost::vhost_user::message::{VhostTransferStateDirection, VhostTransferStatePhase};
 use worker::{Custody, Foreign};
 
@@ -39,7 +41,8 @@ pub struct Transfers {
 #[derive(Debug)]
 struct Transfer {
     copying: Copying,
-    is_load: bool,
+    /// What has come; `None` if the state goes.
+    came: Option<OwnedFd>,
 }
 
 impl Transfers {
@@ -89,8 +92,8 @@ impl Transfers {
             return Err(format!("the processes for {HELPERS_MAX} transfers before it are stuck"));
         }
         let waits = (Arc::clone(&self.alive), Arc::clone(custody));
-        let copying = start(state, pipe, is_load, waits).map_err(|error| error.to_string())?;
-        self.last = Some(Transfer { copying, is_load });
+        let transfer = start(&*state, pipe, is_load, waits).map_err(|error| error.to_string())?;
+        self.last = Some(transfer);
         Ok(())
     }
 
@@ -100,17 +103,17 @@ impl Transfers {
     /// Why the state is not whole at the other end.
     pub fn end(&mut self) -> Result<(), String> {
         let state = self.state()?;
-        let Transfer { copying, is_load } = self.last.take().ok_or("there is no transfer")?;
+        let Transfer { copying, came } = self.last.take().ok_or("there is no transfer")?;
         let bytes = copying.wait(PATIENCE).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => {
                 format!("the front end's pipe has no end after {} ms", PATIENCE.as_millis())
             }
             _ => format!("the state cannot be copied: {error}"),
         })?;
-        if is_load {
-            state.has_come(bytes);
-        } else {
-            state.has_gone(bytes);
+        match came {
+            // The guest has moved, whatever becomes of what it brought.
+            Some(came) => state.has_come(put(&*state, &came, PATIENCE)),
+            None => state.has_gone(bytes),
         }
         Ok(())
     }
@@ -121,14 +124,27 @@ impl Transfers {
     }
 }
 
+/// Puts what has come to its place, by a helper, because no thread of this process may change a file's length. Returns the number of
+/// bytes.
+fn put(state: &dyn DeviceState, came: &OwnedFd, patience: Duration) -> io::Result<u64> {
+    let place = state.place()?;
+    // The helper ends with its socket.
+    let (_helper, copying) = Helper::copy(came.as_fd(), place.as_fd())?;
+    copying.wait(patience)
+}
+
 /// Has a helper copy the state. `waits` counts the thread that waits for the helper.
 fn start(
-    state: Arc<dyn DeviceState>,
+    state: &dyn DeviceState,
     pipe: Foreign,
     is_load: bool,
     waits: (Arc<()>, Arc<Custody>),
-) -> io::Result<Copying> {
-    let file = if is_load { state.place() } else { state.save() }?;
+) -> io::Result<Transfer> {
+    let file = match is_load {
+        true => memfd_create("ringscope-state", MemfdFlags::CLOEXEC)?,
+        false => state.save()?,
+    };
+    let came = if is_load { Some(file.try_clone()?) } else { None };
     let (started, is_started) = sync_channel(1);
     // Never joined: the helper may never end.
     Builder::new().name("state".into()).spawn(move || {
@@ -151,7 +167,8 @@ fn start(
         }
         drop(waits);
     })?;
-    is_started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+    let copying = is_started.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))?;
+    Ok(Transfer { copying, came })
 }
 
 #[cfg(test)]
@@ -159,12 +176,9 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::io::{Read as _, Seek as _, Write as _};
-    use std::os::fd::OwnedFd;
     use std::sync::Mutex;
     use std::thread::sleep;
     use std::time::Instant;
-
-    use rustix::fs::{MemfdFlags, memfd_create};
 
     /// Longest wait for a helper, which is the test program and starts slowly.
     const LONG: Duration = Duration::from_secs(20);
@@ -198,8 +212,8 @@ mod tests {
             Ok(self.place.try_clone()?.into())
         }
 
-        fn has_come(&self, bytes: u64) {
-            self.heard.lock().unwrap().push((true, bytes));
+        fn has_come(&self, put: io::Result<u64>) {
+            self.heard.lock().unwrap().push((true, put.unwrap_or(u64::MAX)));
         }
 
         fn has_gone(&self, bytes: u64) {
@@ -222,10 +236,43 @@ mod tests {
             Self { state, transfers, custody: Custody::new(&Arc::default()).unwrap() }
         }
 
+        /// Asks for the end of a load whose pipe is closed. The helpers, which are the test program, start slowly.
+        fn finish(&mut self) {
+            let Transfer { copying, came } = self.transfers.last.take().unwrap();
+            copying.wait(LONG).unwrap();
+            let put = put(&*self.state, &came.unwrap(), LONG);
+            self.state.has_come(put);
+        }
+
+        fn placed(&self) -> String {
+            let (mut placed, mut place) = (String::new(), self.state.place.try_clone().unwrap());
+            place.rewind().unwrap();
+            place.read_to_string(&mut placed).unwrap();
+            placed
+        }
+
         fn begin(&mut self, way: [u32; 2], file: OwnedFd) -> Result<(), String> {
             let mut files = vec![self.custody.take(file)];
             self.transfers.begin(way, &mut files, false, &self.custody)
         }
+    }
+
+    #[test]
+    fn a_transfer_that_is_given_up_leaves_what_was_there() {
+        let mut scene = Scene::new();
+        let load = |scene: &mut Scene, state: &[u8]| {
+            let (reader, mut writer) = io::pipe().unwrap();
+            scene.begin([1, 0], reader.into()).unwrap();
+            writer.write_all(state).unwrap();
+            writer
+        };
+        drop(load(&mut scene, b"whole"));
+        scene.finish();
+        let _open = load(&mut scene, b"a part");
+        assert!(scene.transfers.end().is_err());
+        let _also = load(&mut scene, b"another part");
+        let _last = load(&mut scene, b"the last part");
+        assert_eq!(scene.placed(), "whole");
     }
 
     #[test]
@@ -242,12 +289,8 @@ mod tests {
         scene.begin([1, 0], reader.into()).unwrap();
         writer.write_all(b"another state").unwrap();
         drop(writer);
-        wait_for(|| scene.state.place.metadata().unwrap().len() == 13);
-        scene.transfers.end().unwrap();
-        let (mut came, mut place) = (String::new(), scene.state.place.try_clone().unwrap());
-        place.rewind().unwrap();
-        place.read_to_string(&mut came).unwrap();
-        assert_eq!(came, "another state");
+        scene.finish();
+        assert_eq!(scene.placed(), "another state");
         assert_eq!(*scene.state.heard.lock().unwrap(), [(false, 7), (true, 13)]);
         assert_eq!(scene.transfers.end().unwrap_err(), "there is no transfer");
     }

@@ -232,7 +232,7 @@ impl DeviceState for NoFiles {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn has_come(&self, _: u64) {}
+    fn has_come(&self, _: io::Result<u64>) {}
 
     fn has_gone(&self, _: u64) {}
 }
