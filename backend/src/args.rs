@@ -129,7 +129,8 @@ pub struct Args {
     /// Give each guest of --config a process of its own: process, or none [default: none]
     ///
     /// With process, this one starts a process for each guest, or for the guests of a switch, and starts it again if it is killed or
-    /// ends by a fault. Its guest goes on where it was; the others notice nothing. The control socket of each is PATH-NAME.
+    /// ends by a fault. Its guest goes on where it was; the others notice nothing. With --control PATH, the socket of each
+    /// process is PATH-NAME, with the name of its first guest.
     #[arg(
         long,
         value_enum,
@@ -311,8 +312,8 @@ pub struct Args {
     /// Let the newest records move with the guest to another host: on or off
     ///
     /// At a live migration they go through QEMU (VHOST_USER_PROTOCOL_F_DEVICE_STATE) to the daemon there, beside whose recorder they
-    /// are then (RUN_DIR/NAME.moved): "ringscope report" shows one guest with its move. Both daemons need the flag: QEMU 10.0 and newer
-    /// refuse to move a guest to or from a daemon without it.
+    /// are then (RUN_DIR/NAME.moved): "ringscope report" shows one guest with its move. With QEMU 10.0 and newer, a guest can then
+    /// move only to a daemon that has the flag, too.
     #[arg(long, value_enum, value_name = "STATE", hide_possible_values = true, default_value_t = OnOff::Off)]
     pub device_state: OnOff,
 

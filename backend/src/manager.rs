@@ -51,6 +51,8 @@ fn is_for_us(variable: &str) -> bool {
 /// The service manager that started this process, if one did.
 #[derive(Debug)]
 pub struct Manager {
+    /// What it is called in messages.
+    name: &'static str,
     socket: UnixDatagram,
     /// Interval in which it expects to hear that all is well.
     watchdog: Option<Duration>,
@@ -68,7 +70,7 @@ impl Manager {
                 log::warn!("the service manager cannot be reached at {address}: {error}")
             })
             .ok()?;
-        Some(Self { socket, watchdog: watchdog() })
+        Some(Self { name: "service manager", socket, watchdog: watchdog() })
     }
 
     fn supervisor() -> Option<Self> {
@@ -77,7 +79,7 @@ impl Manager {
         let socket = socket
             .inspect_err(|error| log::warn!("the supervisor cannot be reached: {error}"))
             .ok()?;
-        Some(Self { socket, watchdog: watchdog() })
+        Some(Self { name: "supervisor", socket, watchdog: watchdog() })
     }
 
     /// The interval in which it expects to hear that all is well.
@@ -115,7 +117,7 @@ impl Manager {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
-                    log::error!("the service manager hears no more of this daemon: {error}");
+                    log::error!("the {} hears no more of this process: {error}", self.name);
                     return;
                 }
             }
@@ -128,17 +130,15 @@ impl Manager {
             self.is_well();
         } else {
             log::warn!(
-                "a worker does not answer; if that lasts, the service manager's watchdog ends this daemon"
+                "a worker does not answer; if that lasts, the {}'s watchdog ends this process",
+                self.name
             );
         }
     }
 
     fn tell(&self, state: &str) {
         if let Err(error) = self.socket.send(state.as_bytes()) {
-            log::warn!(
-                "the service manager cannot be told '{}': {error}",
-                state.replace('\n', ", ")
-            );
+            log::warn!("the {} cannot be told '{}': {error}", self.name, state.replace('\n', ", "));
         }
     }
 }

@@ -12,10 +12,13 @@
 
 mod process;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::net::SendFlags;
+use rustix::process::{Signal, set_parent_process_death_signal};
+use signal_hook::consts::SIGCHLD;
 
 use self::process::{Ended, Process};
 use crate::error::Error;
@@ -37,12 +40,11 @@ const ENDS: Duration = Duration::from_secs(4);
 /// user, because that takes it back.
 pub fn end_with_it() {
     let _ = rustix::thread::set_name(c"ringscoped");
-    let before = getppid();
     if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {
         log::warn!("this process does not end when its supervisor is killed: {error}");
     }
-    if getppid() != before {
-        // It has ended meanwhile.
+    // If it has ended already, no signal comes, and nobody is at the other end.
+    if rustix::net::send(std::io::stdin(), &[], SendFlags::NOSIGNAL).is_err() {
         std::process::exit(0);
     }
 }
@@ -61,9 +63,12 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<(), Error> {
     let (metrics, guests): (Vec<_>, Vec<_>) =
         parts.into_iter().partition(|part| *part == Part::Metrics);
     let hangups = stop.hangups().map_err(Error::Descriptors)?;
+    // If its parent had it ignored, the end of a process could not be heard of.
+    signal_hook::flag::register(SIGCHLD, Arc::default()).map_err(Error::Signals)?;
     let mut wards = Wards { all: Vec::new(), watchdog };
     wards.start(guests)?;
-    let (mut is_up, mut metrics) = (false, Some(metrics));
+    let (mut is_up, mut metrics, processes) = (false, Some(metrics), wards.all.len());
+    let mut told = Instant::now();
     loop {
         let mut polled = vec![PollFd::new(stop, PollFlags::IN)];
         polled.extend(hangups.as_ref().map(|hangups| PollFd::new(hangups, PollFlags::IN)));
@@ -84,7 +89,7 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<(), Error> {
         if let Some(hangups) = hangups.as_ref().filter(|_| is_hung_up) {
             // Signals that came meanwhile are one.
             let _ = std::io::Read::read(&mut &*hangups, &mut [0; 64]);
-            wards.running().for_each(|process| process.signal(Signal::HUP));
+            wards.hang_up();
         }
         wards.look(is_up)?;
         // The recorders are there when the guests are served.
@@ -95,14 +100,17 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<(), Error> {
         }
         if !is_up && metrics.is_none() && wards.all_serve() {
             is_up = true;
-            log::info!("{} guests are served, in {} processes", plan.guests.len(), wards.all.len());
+            log::info!("{} guests are served, in {processes} processes", plan.guests.len());
             manager.iter().for_each(|manager| manager.ready(plan.guests.len()));
         }
-        if let Some(manager) = manager.as_ref().filter(|_| watchdog.is_some()) {
+        if let Some((manager, interval)) = manager.as_ref().zip(watchdog)
+            && told.elapsed() >= interval / 2
+        {
             manager.is_well();
+            told = Instant::now();
         }
-        if wards.all.iter().all(|ward| matches!(ward.state, State::Over)) {
-            log::info!("all processes have ended");
+        if wards.serve_nobody() {
+            log::info!("no guest is to be served any more");
             break;
         }
     }
@@ -151,18 +159,39 @@ impl Wards {
         })
     }
 
-    /// Whether every process serves.
+    /// Whether every process serves that has not ended in order.
     fn all_serve(&self) -> bool {
-        self.all.iter().all(|ward| matches!(&ward.state, State::Runs(process) if process.serves()))
+        self.all.iter().all(|ward| match &ward.state {
+            State::Runs(process) => process.serves(),
+            State::Waits(_) => false,
+            State::Over => true,
+        })
     }
 
-    /// When something is to be done although nothing happens: a start, or a look at the watchdog.
+    /// Whether all processes of guests have ended in order.
+    fn serve_nobody(&self) -> bool {
+        let mut guests = self.all.iter().filter(|ward| ward.part != Part::Metrics);
+        guests.all(|ward| matches!(ward.state, State::Over))
+    }
+
+    /// When something is to be done although nothing happens: a start, or a look at one that may hang.
     fn next_look(&self, now: Instant) -> Option<Duration> {
-        let starts = self.all.iter().filter_map(|ward| match ward.state {
+        let looks = self.all.iter().filter_map(|ward| match &ward.state {
             State::Waits(until) => Some(until.saturating_duration_since(now)),
-            State::Runs(_) | State::Over => None,
+            State::Runs(process) => process.next_look(),
+            State::Over => None,
         });
-        starts.chain(self.watchdog.map(|interval| interval / 2)).min()
+        // A little sooner than the half, so that nothing is said late.
+        looks.chain(self.watchdog.map(|interval| interval / 4)).min()
+    }
+
+    /// Passes a SIGHUP on.
+    fn hang_up(&mut self) {
+        for ward in &mut self.all {
+            if let State::Runs(process) = &mut ward.state {
+                process.hang_up();
+            }
+        }
     }
 
     /// Hears what processes say, starts those again that failed, and kills those that hang.

@@ -18,6 +18,9 @@ const MESSAGE_MAX: usize = 256;
 /// Messages that are read at once. A process says one twice in the interval of its watchdog.
 const MESSAGES_MAX: usize = 16;
 
+/// Longest time until it serves.
+const STARTS: Duration = Duration::from_secs(30);
+
 /// A process that runs.
 #[derive(Debug)]
 pub struct Process {
@@ -27,6 +30,8 @@ pub struct Process {
     /// What it says.
     says: UnixDatagram,
     serves: bool,
+    /// A SIGHUP waits until it serves: before, it would end by it.
+    is_hung_up: bool,
     started: Instant,
     heard: Instant,
     watchdog: Option<Duration>,
@@ -68,8 +73,9 @@ impl Process {
                 // Nobody would notice its end.
                 let _ = child.kill().and_then(|()| child.wait());
             })?;
-        let (serves, started, heard) = (false, Instant::now(), Instant::now());
-        Ok(Self { child, handle, says, serves, started, heard, watchdog })
+        let (serves, is_hung_up) = (false, false);
+        let (started, heard) = (Instant::now(), Instant::now());
+        Ok(Self { child, handle, says, serves, is_hung_up, started, heard, watchdog })
     }
 
     /// The ends to wait for: its end, and what it says.
@@ -82,7 +88,25 @@ impl Process {
         self.serves
     }
 
-    /// Hears what it says, and kills it if it no longer says that its workers answer. Returns how it ended, if it did.
+    /// When it is to be looked at although it says nothing.
+    pub fn next_look(&self) -> Option<Duration> {
+        (!self.serves).then(|| STARTS.saturating_sub(self.started.elapsed()))
+    }
+
+    /// Has it read its file again, now or when it serves.
+    pub fn hang_up(&mut self) {
+        self.is_hung_up = true;
+        self.pass_hangup();
+    }
+
+    fn pass_hangup(&mut self) {
+        if self.serves && std::mem::take(&mut self.is_hung_up) {
+            self.signal(Signal::HUP);
+        }
+    }
+
+    /// Hears what it says, and kills it if it does not begin to serve, or no longer says that its workers answer. Returns how it ended,
+    /// if it did.
     pub fn look(&mut self) -> Option<Ended> {
         let mut message = [0; MESSAGE_MAX];
         for _ in 0..MESSAGES_MAX {
@@ -90,17 +114,25 @@ impl Process {
             self.heard = Instant::now();
             self.serves |= message[..len].starts_with(READY.as_bytes());
         }
-        if self.serves && self.watchdog.is_some_and(|interval| self.heard.elapsed() > interval) {
+        self.pass_hangup();
+        let is_silent = self.watchdog.is_some_and(|interval| self.heard.elapsed() > interval);
+        let hangs = if self.serves { is_silent } else { self.started.elapsed() > STARTS };
+        if hangs {
             log::error!("process {} does not answer, and is killed", self.child.id());
             self.signal(Signal::KILL);
-            self.heard = Instant::now();
+            // It is killed once in a while until it has ended.
+            (self.heard, self.started) = (Instant::now(), Instant::now());
         }
-        let status = self.child.try_wait().ok()??;
-        Some(Ended {
-            is_success: status.success(),
-            how: how(status),
-            after: self.started.elapsed(),
-        })
+        let after = self.started.elapsed();
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => {
+                Some(Ended { is_success: status.success(), how: how(status), after })
+            }
+            Err(error) => {
+                Some(Ended { is_success: false, how: format!("has ended: {error}"), after })
+            }
+        }
     }
 
     /// Sends it a signal.
@@ -110,11 +142,17 @@ impl Process {
 
     /// Waits for its end. If it has not ended by `until`, it is killed.
     pub fn end(&mut self, until: Instant) {
-        let left = until.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).ok();
         let mut ended = [PollFd::new(&self.handle, PollFlags::IN)];
-        if !matches!(poll(&mut ended, left.as_ref()), Ok(1)) {
-            self.signal(Signal::KILL);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match poll(&mut ended, Timespec::try_from(left).ok().as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(1) => break,
+                Ok(_) | Err(_) => {
+                    self.signal(Signal::KILL);
+                    break;
+                }
+            }
         }
         let _ = self.child.wait();
     }
