@@ -1,6 +1,7 @@
 //! The records of a guest move with it through its front end (`--device-state on`).
 
-use std::io::{PipeReader, Read as _, Write as _, pipe};
+use std::fs;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _, pipe};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -48,7 +49,10 @@ fn go_on(guest: &mut Guest) {
 
 /// The state of the daemon that serves this guest.
 fn save(guest: &mut Guest) -> Vec<u8> {
-    let (mut reader, writer) = pipe().unwrap();
+    save_through(guest, pipe().unwrap())
+}
+
+fn save_through(guest: &mut Guest, (mut reader, writer): (PipeReader, PipeWriter)) -> Vec<u8> {
     guest.link().unwrap().transfer_state(writer.into(), false).unwrap();
     let mut state = Vec::new();
     reader.read_to_end(&mut state).unwrap();
@@ -57,7 +61,10 @@ fn save(guest: &mut Guest) -> Vec<u8> {
 }
 
 fn load(guest: &mut Guest, state: &[u8]) {
-    let (reader, mut writer) = pipe().unwrap();
+    load_through(guest, state, pipe().unwrap());
+}
+
+fn load_through(guest: &mut Guest, state: &[u8], (reader, mut writer): (PipeReader, PipeWriter)) {
     guest.link().unwrap().transfer_state(reader.into(), true).unwrap();
     writer.write_all(state).unwrap();
     drop(writer);
@@ -148,6 +155,50 @@ fn records_that_cannot_be_used_are_left_out_with_the_reason() {
     load(&mut guest, &[]);
     assert_eq!(report(&[daemon.recorder()]).1, "");
     go_on(&mut guest);
+}
+
+/// The helper process has few privileges, and none over files of other users.
+#[test]
+fn daemon_and_front_end_may_be_of_different_users() {
+    let reflect = ["--datapath", "reflect"];
+    for user in [&[][..], &["--user", "4712:4712"]] {
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(4712), None).unwrap();
+        let arguments = [&reflect[..], &ON, user].concat();
+        let daemon = Daemon::start(directory.path(), "vm", &arguments).unwrap();
+        let mut guest = guest_of(&daemon);
+        stop(&mut guest);
+        for uid in [0, 4711] {
+            let uid = rustix::process::Uid::from_raw(uid);
+            // A pipe is its maker's, and the kernel has a user for each thread.
+            let of_user = || {
+                std::thread::scope(|scope| {
+                    let make = || {
+                        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                        pipe().unwrap()
+                    };
+                    scope.spawn(make).join().unwrap()
+                })
+            };
+            let state = save_through(&mut guest, of_user());
+            load_through(&mut guest, &state, of_user());
+            let came = fs::read(directory.path().join("vm.moved")).unwrap();
+            assert!(came == state, "{}", daemon.log());
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_removed_is_not_written_to_in_silence() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = start(directory.path(), "vm");
+    let mut guest = guest_of(&daemon);
+    stop(&mut guest);
+    let state = save(&mut guest);
+    fs::remove_file(directory.path().join("vm.moved")).unwrap();
+    load(&mut guest, &state);
+    daemon.expect_log("the records that the guest brought are lost");
+    assert!(!daemon.log().contains("ringscope report shows both"));
 }
 
 #[test]
@@ -257,6 +308,18 @@ fn a_guest_in_qemu_takes_its_records_along() -> Result<(), Failure> {
     for part in ["rings_stopped_ns", "between_hosts_ns", "first_burst_ns", "gap_ns"] {
         assert!(row[part].as_u64().is_some(), "{part}: {row}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_guest_in_qemu_moves_to_a_daemon_that_has_the_flag_first() -> Result<(), Failure> {
+    let mut place = traffic::guest_on_tap(1, |_| {})?;
+    let mut target = Target::start_daemon_with(&mut place, &ON)?;
+    target.receive(&place)?;
+    place.guest().kill()?;
+    place.daemon = None;
+    traffic::everything_a_little(&mut place)?;
+    assert!(target.is_running()?, "QEMU has ended");
     Ok(())
 }
 
