@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 
+use rustix::io::Errno;
+
 /// The children of all threads of a process (`proc_tid_children(5)`).
 ///
 /// # Errors
@@ -10,10 +12,18 @@ use std::io;
 pub fn children(process: u32) -> io::Result<Vec<u32>> {
     let mut found = Vec::new();
     for thread in fs::read_dir(format!("/proc/{process}/task"))? {
-        let children = fs::read_to_string(thread?.path().join("children"))?;
+        let children = match fs::read_to_string(thread?.path().join("children")) {
+            // The thread has ended meanwhile, before or after its file was opened.
+            Err(error) if [Errno::NOENT, Errno::SRCH].contains(&errno(&error)) => continue,
+            children => children?,
+        };
         found.extend(children.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
     Ok(found)
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 /// Field number `number`, from 3 on, of a `/proc/PID/stat` (`proc_pid_stat(5)`).
