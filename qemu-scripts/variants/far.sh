@@ -49,6 +49,10 @@ complete() {
 
 # May run twice at once: by the order to do so, and because the connection has ended.
 clean() {
+    # What is starting just now would be missed below. It needs its files.
+    for file in "$dir"/*; do
+        case $file in */far.sh | */undo) ;; *) rm -f "$file" ;; esac
+    done
     for process in /proc/[0-9]*; do
         case $(readlink "$process/exe") in "$dir"/*) kill -KILL "${process#/proc/}" ;; esac
     done

@@ -1,7 +1,13 @@
 //! `ringscope lab --peer`: the talker is a far host, reached by ssh. Here that is a namespace with an ssh server and the other
 //! end of a wire. Nothing is left on either side, whatever ends the run.
 
-use ringscope_tests::qemu::Failure;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ringscope_tests::eventually::{eventually, when};
+use ringscope_tests::qemu::{Failure, SOON};
 use ringscope_tests::variants::Bench;
 use serde_json::Value;
 
@@ -182,6 +188,36 @@ fn the_far_host_cleans_up_when_the_connection_ends() -> Result<(), Failure> {
     assert!(text.contains("cannot access") && !text.contains("udp-ping"), "{text}");
     assert!(text.contains("taken down what an earlier lab has left: host-host"), "{text}");
     expect_nothing_left(&mut bench, "a kill and the next start")
+}
+
+/// Programs of the agent's directory are started without a pause while everything is undone there.
+#[test]
+fn nothing_that_starts_meanwhile_outlives_the_far_hosts_cleaning() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for _ in 0..5 {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::copy(root.join("qemu-scripts/variants/far.sh"), at("far.sh")).unwrap();
+        fs::copy("/bin/sleep", at("agent")).unwrap();
+        let line = "n=0; while [ -e \"$1\" ] && [ $n -lt 2000 ]; do \"$1\" 60 & n=$((n + 1)); done 2>/dev/null";
+        let mut starter = Command::new("/bin/sh");
+        starter.args(["-c", line, "sh"]).arg(at("agent")).stderr(Stdio::null());
+        let mut starter = starter.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        let cleaned = Command::new("/bin/sh").arg(at("far.sh")).arg("clean").status().unwrap();
+        assert!(cleaned.success());
+        let _ = starter.kill();
+        starter.wait().unwrap();
+        let left = || {
+            let exe = |entry: fs::DirEntry| fs::read_link(entry.path().join("exe")).ok();
+            let all = fs::read_dir("/proc").unwrap().flatten().filter_map(exe);
+            all.filter(|exe| exe.starts_with(directory.path())).count()
+        };
+        eventually(SOON, "the end of what was started", || {
+            let left = left();
+            when(left == 0, format!("{left} go on"))
+        });
+    }
 }
 
 /// The flags are refused with a sentence, before anything is built.
