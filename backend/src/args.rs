@@ -148,6 +148,10 @@ pub struct Args {
     #[arg(long)]
     pub print_capabilities: bool,
 
+    /// Print which capabilities a run with these flags needs, and why, and exit
+    #[arg(long)]
+    pub print_privileges: bool,
+
     /// Print the manual page for man(1), and exit
     #[arg(long, hide_short_help = true)]
     pub print_man: bool,

@@ -13,7 +13,7 @@ use crate::logging::{LogFormat, LogLevel};
 const DAEMON_KEYS: [&str; 6] =
     ["run-dir", "metrics", "control", "isolate", "log-level", "log-format"];
 /// Flags that are not keys of a guest.
-const NOT_FOR_GUESTS: [&str; 21] = [
+const NOT_FOR_GUESTS: [&str; 22] = [
     "config",
     "isolate",
     "part",
@@ -32,6 +32,7 @@ const NOT_FOR_GUESTS: [&str; 21] = [
     "fd",
     "print-capabilities",
     "print-man",
+    "print-privileges",
     "print-completions",
     "help",
     "version",

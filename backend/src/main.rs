@@ -24,6 +24,7 @@ mod moved;
 mod part;
 mod plan;
 mod print;
+mod privileges;
 mod probes;
 mod reload;
 mod services;
@@ -64,8 +65,12 @@ fn main() -> ExitCode {
     if let Some(text) = print::asked(&args) {
         return print::out(&text);
     }
+    let print_privileges = args.print_privileges;
     let plan = plan(args)
         .unwrap_or_else(|error| Args::command().error(ErrorKind::ArgumentConflict, error).exit());
+    if print_privileges {
+        return print::out(privileges::text(&plan).as_bytes());
+    }
     logging::start(plan.log_format, plan.log_level.as_ref().or(plan.config_log_level.as_ref()));
     match run(&plan) {
         Ok(()) => ExitCode::SUCCESS,
