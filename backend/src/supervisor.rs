@@ -27,7 +27,7 @@ use crate::part::Part;
 use crate::plan::Plan;
 use crate::stop::Stop;
 
-/// A process that ran for so long has not failed at once.
+/// A failure after this time does not count as one soon after a start.
 const STEADY: Duration = Duration::from_secs(10);
 /// The pause before a process that failed again is started: twice as long after each failure, up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,8 +36,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Longest time for an orderly end.
 const ENDS: Duration = Duration::from_secs(4);
 
-/// In a process of a supervisor: it has this program's name, and ends when the supervisor does, however that ends. To be called when the process has become its
-/// user, because that takes it back.
+/// In a process of a supervisor: it has this program's name, and ends when the supervisor does, however that ends. To be called when
+/// the process has become its user, because the kernel then forgets the second.
 pub fn end_with_it() {
     let _ = rustix::thread::set_name(c"ringscoped");
     if let Err(error) = set_parent_process_death_signal(Some(Signal::TERM)) {

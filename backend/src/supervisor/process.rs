@@ -32,6 +32,8 @@ pub struct Process {
     serves: bool,
     /// A SIGHUP waits until it serves: before, it would end by it.
     is_hung_up: bool,
+    /// It was killed because it hung, and ends as soon as it is in no call.
+    is_killed: bool,
     started: Instant,
     heard: Instant,
     watchdog: Option<Duration>,
@@ -73,9 +75,9 @@ impl Process {
                 // Nobody would notice its end.
                 let _ = child.kill().and_then(|()| child.wait());
             })?;
-        let (serves, is_hung_up) = (false, false);
+        let (serves, is_hung_up, is_killed) = (false, false, false);
         let (started, heard) = (Instant::now(), Instant::now());
-        Ok(Self { child, handle, says, serves, is_hung_up, started, heard, watchdog })
+        Ok(Self { child, handle, says, serves, is_hung_up, is_killed, started, heard, watchdog })
     }
 
     /// The ends to wait for: its end, and what it says.
@@ -90,7 +92,8 @@ impl Process {
 
     /// When it is to be looked at although it says nothing.
     pub fn next_look(&self) -> Option<Duration> {
-        (!self.serves).then(|| STARTS.saturating_sub(self.started.elapsed()))
+        let is_due = !self.serves && !self.is_killed;
+        is_due.then(|| STARTS.saturating_sub(self.started.elapsed()))
     }
 
     /// Has it read its file again, now or when it serves.
@@ -117,11 +120,10 @@ impl Process {
         self.pass_hangup();
         let is_silent = self.watchdog.is_some_and(|interval| self.heard.elapsed() > interval);
         let hangs = if self.serves { is_silent } else { self.started.elapsed() > STARTS };
-        if hangs {
+        if hangs && !self.is_killed {
             log::error!("process {} does not answer, and is killed", self.child.id());
             self.signal(Signal::KILL);
-            // It is killed once in a while until it has ended.
-            (self.heard, self.started) = (Instant::now(), Instant::now());
+            self.is_killed = true;
         }
         let after = self.started.elapsed();
         match self.child.try_wait() {
