@@ -1,5 +1,5 @@
 //! `--print-privileges`: which capabilities a run with these flags needs for its set-up. `tests/tests/privileges.rs` runs each with
-//! these, and with one fewer.
+//! these, and with one fewer; but not `--user`, which changes whose the files are.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

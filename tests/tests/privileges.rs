@@ -101,6 +101,7 @@ fn what_is_named_is_enough_and_nothing_of_it_can_be_left_out() {
     let own = std::panic::catch_unwind(|| {
         let [tap, owned] = [tap, owned].map(|name| format!("tap:ifname={name}"));
         let macvtap = format!("macvtap:ifname={macvtap}");
+        let made = format!("macvtap:ifname=rpm0,over={}", cable.interface());
         let af_xdp = format!("af-xdp:ifname={},mode=generic", cable.interface());
         for arguments in [
             &["--datapath", "reflect"][..],
@@ -111,6 +112,7 @@ fn what_is_named_is_enough_and_nothing_of_it_can_be_left_out() {
             &["--datapath", &owned],
             &["--datapath", &tap, "--kernel-stages"],
             &["--datapath", &macvtap],
+            &["--datapath", &made],
             &["--datapath", &af_xdp],
         ] {
             expect_exactly_what_is_named(directory, arguments);
