@@ -43,7 +43,7 @@ pub fn run() -> io::Result<()> {
         (Task::Forward, [eventfd, pipe]) => forward(socket, eventfd, pipe),
         (Task::FileSystem, [file]) => file_system(socket, file),
         (Task::Maps, [peer]) => return maps(socket, peer),
-        // Whoever reads the pipe waits for its end.
+        // Without the pause below: the front end reads its pipe until the helper has closed it.
         (Task::Copy, [from, to]) => return copying::serve(socket, from, to),
         _ => Err(io::ErrorKind::InvalidData.into()),
     };

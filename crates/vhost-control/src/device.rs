@@ -70,7 +70,7 @@ pub trait DeviceState: fmt::Debug + Send + Sync {
     /// A state has come whole. `put`: how many bytes are at its place now, or why they are not.
     fn has_come(&self, put: io::Result<u64>);
 
-    /// So many bytes have gone.
+    /// The state has gone to the front end whole, as this many bytes.
     fn has_gone(&self, bytes: u64);
 }
 
