@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -57,6 +58,9 @@ fn one_that_the_daemon_makes_has_the_guests_address_and_goes_with_it() {
             ["--datapath", &datapath, "--queue-pairs", pairs, "--mac", "52:54:00:00:00:09"];
         let mut daemon = Daemon::start(directory.path(), "mv", &arguments).unwrap();
         assert_eq!(address(&name), Some(mac), "{mode}");
+        // With one of its own the host would send reports and solicitations with the guest's address.
+        let of_the_host = Command::new("ip").args(["-6", "address", "show", "dev", &name]).output();
+        assert_eq!(String::from_utf8(of_the_host.unwrap().stdout).unwrap(), "", "{mode}");
         let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
         pings::exchange(&mut guest, mac, directory.path(), "mv");
         assert!(daemon.terminate(SOON).unwrap().success(), "{}", daemon.log());
