@@ -327,8 +327,10 @@ fn a_guest_in_qemu_moves_to_a_daemon_that_has_the_flag_first() -> Result<(), Fai
 fn qemu_keeps_a_guest_whose_new_daemon_has_no_flag() -> Result<(), Failure> {
     let mut place = guest_in_qemu()?;
     let mut target = Target::start_daemon_with(&mut place, &[])?;
-    // The QEMU here has sent everything, and does not hear what becomes of it.
-    target.receive(&place)?;
+    // The QEMU here has sent everything, and does not hear what becomes of it, unless the other end is the faster one.
+    if let Err(failed) = target.receive(&place) {
+        assert!(failed.to_string().contains("Unable to write to socket"), "{failed}");
+    }
     eventually(SOON, "the end of the QEMU there", || {
         let is_running = target.is_running().map_err(|error| error.to_string())?;
         when(!is_running, std::fs::read_to_string(target.directory().join("qemu.log")).unwrap())
