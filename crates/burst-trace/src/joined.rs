@@ -406,9 +406,11 @@ impl Rescale {
 
     fn ticks(&self, at: u64) -> u64 {
         let realtime = i128::from(self.from.realtime_ns) - i128::from(self.to.realtime_ns);
-        let ns = (i128::from(at) - i128::from(self.from.ticks)) * 1_000_000_000 / self.from_rate;
-        let ticks = (ns + realtime).saturating_mul(self.to_rate) / 1_000_000_000;
-        bounded(ticks.saturating_add(self.to.ticks.into()))
+        let between = realtime.saturating_mul(self.to_rate) / 1_000_000_000;
+        // Not by way of nanoseconds: each is several ticks.
+        let since = i128::from(at) - i128::from(self.from.ticks);
+        let since = since.saturating_mul(self.to_rate) / self.from_rate;
+        bounded(between.saturating_add(since).saturating_add(self.to.ticks.into()))
     }
 
     /// The time on the other file's clock, of one on this.
