@@ -284,7 +284,7 @@ pub struct Args {
     /// Make the socket PATH, where the running daemon takes commands
     ///
     /// "ringscope ctl NAME status" says how each ring stands, and "ringscope ctl NAME help" lists the commands: polling, tracing,
-    /// probes, delays. The socket has mode 0600.
+    /// probes, faults, captures. The socket has mode 0600.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
 

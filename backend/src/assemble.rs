@@ -14,14 +14,14 @@ use log_limit::LogLimit;
 use metrics::Address;
 use vhost_control::{Device, Endpoint, Handover, Witness};
 use worker::{
-    GuestOptions, Mailbox, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions,
-    switch,
+    GuestOptions, Member, PanicAlarm, PollPolicy, Scheduling, Worker, WorkerOptions, switch,
 };
 
 use crate::announce;
+use crate::capture;
 use crate::clock;
 use crate::confinement;
-use crate::control::Ways;
+use crate::control::{Way, Ways};
 use crate::device::{device, with_mtu};
 use crate::error::Error;
 use crate::facts::facts;
@@ -43,7 +43,6 @@ use crate::wires::{
     Handed, Macvtapped, join_macvtaps, open_af_xdp, open_macvtap, open_tap, share_af_xdp,
     share_macvtaps, share_taps,
 };
-use crate::wrap::{Wrapped, wrap};
 
 /// A constructor of a worker for queue pairs, by number, and what is at their other end.
 type StartWorker<D> =
@@ -212,11 +211,7 @@ impl Daemon {
         let endpoint = meet(plan, &mut self.handed)?;
         self.met = self.clock.now();
         let able = datapaths[0].capabilities();
-        match wrap(plan, datapaths, self.clock)? {
-            Wrapped::Bare(all) => self.spawn(plan, all, able, endpoint, Worker::spawn),
-            Wrapped::Faulty(all) => self.spawn(plan, all, able, endpoint, Worker::spawn),
-            Wrapped::Captured(all) => self.spawn(plan, all, able, endpoint, Worker::spawn),
-        }
+        self.spawn(plan, datapaths, able, endpoint, Worker::spawn)
     }
 
     /// Puts together a guest whose frames come back.
@@ -225,11 +220,7 @@ impl Daemon {
         self.met = self.clock.now();
         let able = Reflect::capabilities();
         let mirrors = (0..plan.queue_pairs).map(|_| Reflect).collect();
-        match wrap(plan, mirrors, self.clock)? {
-            Wrapped::Bare(all) => self.spawn(plan, all, able, endpoint, Worker::spawn_reflect),
-            Wrapped::Faulty(all) => self.spawn(plan, all, able, endpoint, Worker::spawn_reflect),
-            Wrapped::Captured(all) => self.spawn(plan, all, able, endpoint, Worker::spawn_reflect),
-        }
+        self.spawn(plan, mirrors, able, endpoint, Worker::spawn_reflect)
     }
 
     /// Spreads the queue pairs over the guest's workers, which `start` starts.
@@ -242,6 +233,9 @@ impl Daemon {
         start: StartWorker<D>,
     ) -> Result<(), Error> {
         let capabilities = with_mtu(plan, &capabilities)?;
+        let captures = capture::thread(plan, self.control_at.is_some())?;
+        let lanes = capture::of(plan, captures.as_ref(), self.clock)?;
+        let mut lanes = capture::hands(lanes, plan.workers.len());
         let log = log_of(plan);
         let enrolled = self.kernel.as_mut().and_then(|kernel| kernel.enroll(plan, &log));
         let recorder = self.record(plan, enrolled.as_ref())?;
@@ -256,6 +250,7 @@ impl Daemon {
             let options = self.worker_options(index, plan.workers[n], plan.poll, wire);
             let writer = recorder.file.writer(n, self.clock);
             let guest = guest_options(plan, &log, writer, limits.clone());
+            let guest = GuestOptions { capture: std::mem::take(&mut lanes[n]), ..guest };
             let worker = start(options, guest, pairs, self.clock)
                 .map_err(|source| Error::Worker { index, source })?;
             self.workers.push(worker);
@@ -263,8 +258,8 @@ impl Daemon {
         let threads: Vec<_> = self.workers[first..].iter().map(Worker::tid).collect();
         let witnesses = self.follow(plan, enrolled, &threads, &recorder)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
-        let mailboxes = mailboxes.cloned().collect();
-        self.show(plan, (endpoint, log), &recorder, &capabilities, mailboxes, witnesses)?;
+        let way = Way { workers: mailboxes.cloned().collect(), captures };
+        self.show(plan, (endpoint, log), &recorder, &capabilities, way, witnesses)?;
         self.recorders.push(recorder);
         Ok(())
     }
@@ -347,9 +342,9 @@ impl Daemon {
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
             let (endpoint, log, enrolled, recorder) = prepared;
             let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recorder)?;
-            let mailboxes = vec![Arc::clone(worker.mailbox(n))];
+            let way = Way { workers: vec![Arc::clone(worker.mailbox(n))], captures: None };
             let capabilities = with_mtu(plan, &capabilities)?;
-            self.show(plan, (endpoint, log), &recorder, &capabilities, mailboxes, witnesses)?;
+            self.show(plan, (endpoint, log), &recorder, &capabilities, way, witnesses)?;
             self.recorders.push(recorder);
         }
         self.workers.push(worker);
@@ -410,13 +405,13 @@ impl Daemon {
         (endpoint, log): (Endpoint, Arc<LogLimit>),
         recorder: &GuestRecorder,
         capabilities: &Capabilities,
-        mailboxes: Vec<Arc<Mailbox>>,
+        way: Way,
         witnesses: Vec<Box<dyn Witness>>,
     ) -> Result<(), Error> {
         announce::guest(plan, capabilities, self.guests == 1, self.metrics_at.as_ref());
         let memory_max = Device::memory_max(self.guests);
-        let device = device(plan, log, capabilities, &mailboxes, witnesses);
-        self.ways.insert(plan.name.clone(), mailboxes);
+        let device = device(plan, log, capabilities, &way.workers, witnesses);
+        self.ways.insert(plan.name.clone(), way);
         let (before, journal) = (recorder.before, recorder.journal.clone());
         let state = moved::of(plan, &recorder.file, &device.log)?;
         let device = Arc::new(Device { memory_max, before, journal, state, ..device });
@@ -466,7 +461,15 @@ fn guest_options(
     writer: Writer,
     limits: Limits,
 ) -> GuestOptions {
-    let &GuestPlan { ref delays, ref crashes, ref probes, trace, .. } = plan;
-    let (delays, crashes, probes) = (delays.clone(), crashes.clone(), ProbeSpec::targets(probes));
-    GuestOptions { log: Arc::clone(log), writer, delays, crashes, trace, limits, probes }
+    GuestOptions {
+        log: Arc::clone(log),
+        writer,
+        delays: plan.delays.clone(),
+        faults: plan.faults.clone(),
+        capture: Vec::new(),
+        crashes: plan.crashes.clone(),
+        trace: plan.trace,
+        limits,
+        probes: ProbeSpec::targets(&plan.probes),
+    }
 }

@@ -11,11 +11,13 @@
 //!
 //! `command` is needed. `guest` is needed if the daemon has several guests and the command is about one. `id` may be anything and
 //! comes back. One thread serves all clients ([`clients`]); it asks the workers through their mailboxes, so no burst waits for
-//! a client ([`commands`]). [`look`] has what `info` and `status` say.
+//! a client ([`commands`]). [`look`] has what `info` and `status` say. `capture` comes with a file to write ([`capture`]).
 
+mod capture;
 pub mod clients;
 mod commands;
 mod look;
+mod request;
 mod subject;
 
 use std::fs;
@@ -33,7 +35,7 @@ use rustix::net::{
 };
 
 pub use commands::Operator;
-pub use subject::{Subject, Ways};
+pub use subject::{Subject, Way, Ways};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 16;

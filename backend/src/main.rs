@@ -6,6 +6,7 @@
 mod announce;
 mod args;
 mod assemble;
+mod capture;
 mod clock;
 mod config;
 mod confinement;
@@ -35,7 +36,6 @@ mod sys;
 mod takeover;
 mod wires;
 mod withheld;
-mod wrap;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -28,7 +28,7 @@ use crate::takeover::Predecessor;
 pub use confinement::Confinement;
 use cpus::cpus;
 pub use error::PlanError;
-use faults::sort_faults;
+pub use faults::sort_faults;
 use name::name;
 use switches::switches;
 

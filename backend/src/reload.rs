@@ -152,7 +152,7 @@ fn set_limit(
     clock: &Clock,
 ) -> Result<(), String> {
     let bucket = limit.map(|limit| Arc::new(Bucket::new(limit, clock)));
-    for mailbox in ways.get(name).into_iter().flatten() {
+    for mailbox in ways.get(name).into_iter().flat_map(|way| &way.workers) {
         let setting = Setting::Limit(direction, bucket.clone());
         mailbox.set(setting).map_err(|gone| format!("guest '{name}': {gone}"))?;
     }

@@ -87,8 +87,7 @@ fn reload(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Result<Option<
 fn control(plan: &Plan, ways: &Ways, clock: Clock, stop: &Stop) -> Result<Option<Control>, Error> {
     let Some(path) = &plan.control else { return Ok(None) };
     let subject = |guest: &GuestPlan| {
-        let mailboxes = ways.get(&guest.name).cloned().unwrap_or_default();
-        Subject::new(guest, mailboxes, clock)
+        Subject::new(guest, ways.get(&guest.name).cloned().unwrap_or_default(), clock)
     };
     let subjects = plan.guests.iter().map(subject).collect();
     let stop = stop.asking().map_err(Error::Descriptors)?;

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use burst_trace::{Record, Stage};
+use burst_trace::{DropCause, Record, Stage};
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::eventually::{eventually, when};
@@ -143,6 +143,7 @@ fn status_says_how_each_ring_stands() {
             "poll": "adaptive:200",
             "trace": "on",
             "probe": [],
+            "capture": "off",
             "fault": [],
             "limit": { "tx": null, "rx": null },
         });
@@ -227,7 +228,8 @@ fn what_is_wrong_is_said_with_what_is_known() {
         (&["trace", "maybe"], "expected trace on or trace off, found 'maybe'"),
         (&["probe", "0"], "expected a UDP port of 1 to 65535, or off, found '0'"),
         (&["fault", "delay:wire=5"], "expected one of the stages"),
-        (&["fault", "drop=1"], "are planted when the daemon starts (--fault)"),
+        (&["fault", "drop=2"], "expected a probability above 0 and at most 1"),
+        (&["fault", "panic:tx"], "panics are planted when the daemon starts (--fault)"),
     ] {
         let said = rig.refused(arguments);
         assert!(said.starts_with("ringscope: ") && said.contains(part), "{arguments:?}: {said}");
@@ -261,8 +263,8 @@ fn clients_that_misbehave_cost_others_nothing() {
     let mut half = rig.client();
     half.say(r#"{"command":"#);
     let mut endless = rig.client();
-    endless.say(&"x".repeat(5000));
-    assert!(endless.hear()["error"].as_str().unwrap().contains("at most 4096 bytes"));
+    endless.say(&"x".repeat(20_000));
+    assert!(endless.hear()["error"].as_str().unwrap().contains("at most 16384 bytes"));
     assert_eq!(endless.lines.read(&mut [0]).unwrap_or(0), 0, "it is closed");
     let mut deaf = rig.client();
     deaf.stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -363,7 +365,9 @@ fn tracing_changes_while_frames_flow() {
     }
     let capture = rig.directory.path().join("capture");
     let capturing = Rig::new(&["--pcap", capture.to_str().unwrap()]);
-    assert!(capturing.refused(&["trace", "off"]).contains("because --pcap needs the time stamps"));
+    assert!(
+        capturing.refused(&["trace", "off"]).contains("because the capture needs the time stamps")
+    );
 }
 
 #[test]
@@ -394,6 +398,32 @@ fn a_delay_is_planted_and_taken_back_while_frames_flow() {
     assert!(gather_min(&mut guest) >= Duration::from_millis(5));
     assert_eq!(rig.asked(&["fault", "off"]), json!({ "fault": [] }));
     assert!(gather_min(&mut guest) < Duration::from_millis(3));
+}
+
+#[test]
+fn frames_are_lost_as_planted_while_others_flow() {
+    let rig = Rig::new(&["--queue-pairs", "2", "--cpus", "0,1"]);
+    let mut guest = rig.guest(GuestOptions::default().queue_pairs(2));
+    let lost = |ring, cause| rig.daemon.reader().unwrap().drops(ring, cause);
+    frames::come_back(&mut guest).unwrap();
+    let set = rig.asked(&["fault", "drop:tx", "delay:tx.gather=1", "error:rx.EIO=0.5"]);
+    let planted =
+        ["delay:tx.gather=1", "drop:tx=1,every=1,seed=0", "error:rx.EIO=0.5,every=1,seed=0"];
+    assert_eq!(set, json!({ "fault": planted }));
+    for pair in [0, 1] {
+        for n in 0..10 {
+            assert!(guest.pair(pair).send(&frames::frame(n, 100)).unwrap());
+        }
+        eventually(SOON, "10 losses", || {
+            let found = lost(2 * pair + 1, DropCause::TxFault);
+            when(found == 10, found)
+        });
+    }
+    assert_eq!(rig.asked(&["fault", "off"]), json!({ "fault": [] }));
+    for pair in [0, 1] {
+        frames::come_back_on(&mut guest, pair).unwrap();
+    }
+    assert_eq!([1, 3].map(|ring| lost(ring, DropCause::TxFault)), [10, 10]);
 }
 
 #[test]

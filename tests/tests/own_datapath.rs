@@ -92,6 +92,8 @@ fn a_datapath_of_ones_own_is_served_and_traced() {
         log: Arc::clone(&log),
         writer: recorder.writer(0, clock),
         delays: Vec::new(),
+        faults: Vec::new(),
+        capture: Vec::new(),
         crashes: Vec::new(),
         trace: true,
         limits: [None, None],

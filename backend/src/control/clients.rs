@@ -1,19 +1,24 @@
 //! The clients of the control socket: lines come in, answers go out.
 //!
+//! A file may come with a request. It is kept until one needs it: a client may send several requests at once.
+//!
 //! Nothing here waits for a client. A client that does not read its answer is not read either, and is closed after
 //! [`PATIENCE`].
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::commands::{Operator, refusal};
 
 /// Longest request, bytes.
-pub const REQUEST_MAX: usize = 4096;
+pub const REQUEST_MAX: usize = 16 << 10;
 /// Most clients at a time.
 const CLIENTS_MAX: usize = 8;
 /// Most connections at a time, with those that were refused and are not closed by their clients yet.
@@ -29,6 +34,8 @@ struct Client {
     stream: UnixStream,
     /// What came of the next requests.
     input: Vec<u8>,
+    /// The file that came last.
+    file: Option<OwnedFd>,
     /// What is left of an answer.
     output: Vec<u8>,
     /// Its next request is not looked at before.
@@ -107,9 +114,10 @@ fn wait(listener: &UnixListener, ended: &UnixStream, clients: &[Client]) -> Opti
 impl Client {
     fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let (input, output, now) = (Vec::new(), Vec::new(), Instant::now());
+        let (input, file, output, now) = (Vec::new(), None, Vec::new(), Instant::now());
         let (is_over, is_refused) = (false, false);
-        Ok(Self { stream, input, output, rests_until: now, answered: now, is_over, is_refused })
+        let (rests_until, answered) = (now, now);
+        Ok(Self { stream, input, file, output, rests_until, answered, is_over, is_refused })
     }
 
     /// Says why nothing more is answered.
@@ -142,7 +150,7 @@ impl Client {
             return Ok(!self.is_over);
         };
         let line: Vec<u8> = self.input.drain(..=end).collect();
-        let answer = operator.answer(line.trim_ascii());
+        let answer = operator.answer(line.trim_ascii(), &mut self.file);
         self.answer(&answer);
         self.flush()?;
         Ok(true)
@@ -157,6 +165,7 @@ impl Client {
     /// Reads what a refused client sends. Returns whether it stays.
     fn discard(&mut self) -> io::Result<bool> {
         self.input.clear();
+        self.file = None;
         self.read()?;
         self.rests_until = Instant::now() + REST;
         if self.is_over || self.answered.elapsed() >= PATIENCE {
@@ -170,12 +179,25 @@ impl Client {
     fn read(&mut self) -> io::Result<()> {
         let mut bytes = [0; REQUEST_MAX + 1];
         let room = bytes.len().saturating_sub(self.input.len());
-        match self.stream.read(&mut bytes[..room]) {
-            Ok(0) => self.is_over = true,
-            Ok(len) => self.input.extend_from_slice(&bytes[..len]),
-            Err(error) if is_later(&error) => {}
-            Err(error) => return Err(error),
+        // The kernel closes what there is no space for.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [IoSliceMut::new(&mut bytes[..room])];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let len = match recvmsg(&self.stream, &mut parts, &mut ancillary, flags) {
+            Ok(received) => received.bytes,
+            Err(error) if is_later(&error.into()) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                self.file = files.last().or(self.file.take());
+            }
         }
+        if len == 0 {
+            self.is_over = true;
+        }
+        self.input.extend_from_slice(&bytes[..len]);
         Ok(())
     }
 

@@ -1,20 +1,22 @@
 //! The commands, carried out.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use burst_trace::Direction;
+use datapath::Planted;
 use log_limit::LogLimit;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use worker::{Bucket, Delay, Limit, PollPolicy, ProbeTargets, Setting};
 
-use super::look;
+use super::request::Request;
 use super::subject::Subject;
+use super::{capture, look};
 use crate::logging::{self, LogLevel};
-use crate::plan::PlanError;
+use crate::plan::{PlanError, sort_faults};
 use crate::probes::ProbeSpec;
-use crate::spec::DatapathSpec;
+use crate::spec::{DatapathSpec, FaultSpec};
 use crate::stop::Ask;
 
 /// The commands, with their values and what they do.
@@ -27,8 +29,14 @@ const COMMANDS: &[(&str, &str, &str)] = &[
     ("probe", "PORT...|off", "UDP ports whose probe packets are recorded one by one"),
     (
         "fault",
-        "delay:STAGE=USEC[,every=N]...|off",
-        "delays that are planted, in place of those before",
+        "delay:STAGE=USEC[,every=N]...|drop...|error...|off",
+        "faults that are planted as with --fault, in place of those before",
+    ),
+    (
+        "capture",
+        "on [size=BYTES]|off",
+        "writes every frame to a file that comes with the request: ringscope ctl NAME capture on FILE [size=100MB] \
+         [filter=EXPRESSION]",
     ),
     ("limit", "tx|rx RATE[,RATE][,burst=MS]|off", "what the guest may send or receive in a second"),
     ("log", "LEVEL|default", "what is logged, as --log-level; default is that of RUST_LOG"),
@@ -36,16 +44,6 @@ const COMMANDS: &[(&str, &str, &str)] = &[
 ];
 
 const FORM: &str = r#"a JSON object such as {"command":"status"}"#;
-
-/// A request.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Request {
-    command: String,
-    guest: Option<String>,
-    value: Option<String>,
-    id: Option<Value>,
-}
 
 /// Carries out what clients ask.
 #[derive(Debug)]
@@ -62,20 +60,20 @@ impl Operator {
         Self { guests, started: Instant::now(), stop, log: Arc::new(LogLimit::new("")) }
     }
 
-    /// The answer to a request.
-    pub fn answer(&self, line: &[u8]) -> Value {
+    /// The answer to a request. `file`: came with it, or before it, and is taken if it is needed.
+    pub fn answer(&self, line: &[u8], file: &mut Option<OwnedFd>) -> Value {
         let request: Request = match serde_json::from_slice(line) {
             Ok(request) => request,
             Err(why) => return refusal(None, &format!("expected {FORM}: {why}")),
         };
         let id = request.id.clone();
-        match self.carry_out(&request) {
+        match self.carry_out(&request, file) {
             Ok(done) => with_id(id, json!({ "ok": done })),
             Err(why) => refusal(id, &why),
         }
     }
 
-    fn carry_out(&self, request: &Request) -> Result<Value, String> {
+    fn carry_out(&self, request: &Request, file: &mut Option<OwnedFd>) -> Result<Value, String> {
         let value = request.value.as_deref();
         match (request.command.as_str(), value) {
             ("help", None) => Ok(help()),
@@ -90,6 +88,12 @@ impl Operator {
                 let level = (value != "default").then(|| value.parse::<LogLevel>()).transpose()?;
                 logging::set_level(level.as_ref());
                 Ok(json!({ "log": logging::level().map(|level| level.to_string()) }))
+            }
+            ("capture", Some(_)) => {
+                let subject = self.guest(request)?;
+                let captured = capture::set(request, subject, file.take())?;
+                self.say_that_it_is_set(request, subject);
+                Ok(json!({ "capture": captured }))
             }
             ("poll" | "trace" | "probe" | "fault" | "limit", Some(value)) => {
                 self.set(request, value)
@@ -138,19 +142,38 @@ impl Operator {
 
     fn set(&self, request: &Request, value: &str) -> Result<Value, String> {
         let subject = self.guest(request)?;
-        let setting = match request.command.as_str() {
-            "poll" => Setting::Poll(value.parse::<PollPolicy>()?),
-            "trace" => Setting::Trace(trace(value, subject)?),
-            "probe" => Setting::Probes(probes(value, subject)?),
-            "limit" => limit(value, subject)?,
-            _ => Setting::Delays(delays(value)?),
-        };
-        subject.set(&setting)?;
-        let (name, command) = (&subject.plan.name, &request.command);
-        log_limit::info!(self.log, "{name}: the control socket sets {command} {value}");
-        let standings = subject.standings()?;
+        match request.command.as_str() {
+            "poll" => {
+                let policy = value.parse::<PollPolicy>()?;
+                subject.set(|| Setting::Poll(policy))?;
+            }
+            "trace" => {
+                let records = trace(value, subject)?;
+                subject.set(|| Setting::Trace(records))?;
+            }
+            "probe" => {
+                let targets = probes(value, subject)?;
+                subject.set(|| Setting::Probes(targets.clone()))?;
+            }
+            "limit" => {
+                let (direction, bucket) = limit(value, subject)?;
+                subject.set(|| Setting::Limit(direction, bucket.clone()))?;
+            }
+            _ => {
+                let (delays, planted) = faults(value, subject)?;
+                subject.set(|| Setting::Faults(delays.clone(), planted.clone()))?;
+            }
+        }
+        self.say_that_it_is_set(request, subject);
+        let (standings, command) = (subject.standings()?, &request.command);
         let settings = standings.first().map(look::settings).unwrap_or_default();
         Ok(json!({ command: settings[command.as_str()] }))
+    }
+
+    fn say_that_it_is_set(&self, request: &Request, subject: &Subject) {
+        let (name, command) = (&subject.plan.name, &request.command);
+        let value = request.value.as_deref().unwrap_or_default();
+        log_limit::info!(self.log, "{name}: the control socket sets {command} {value}");
     }
 
     fn uptime(&self) -> f64 {
@@ -208,8 +231,8 @@ fn help() -> Value {
 fn trace(value: &str, subject: &Subject) -> Result<bool, String> {
     match value {
         "on" => Ok(true),
-        "off" if subject.plan.capture.is_some() => {
-            Err("expected trace on, because --pcap needs the time stamps, found off".into())
+        "off" if subject.standings()?.iter().any(|standing| standing.capture.is_some()) => {
+            Err("expected trace on, because the capture needs the time stamps, found off".into())
         }
         "off" => Ok(false),
         other => Err(format!("expected trace on or trace off, found '{other}'")),
@@ -238,7 +261,7 @@ fn probes(value: &str, subject: &Subject) -> Result<ProbeTargets, String> {
     Ok(ProbeTargets { udp_ports: udp_ports?, cyclic })
 }
 
-fn limit(value: &str, subject: &Subject) -> Result<Setting, String> {
+fn limit(value: &str, subject: &Subject) -> Result<(Direction, Option<Arc<Bucket>>), String> {
     let wrong =
         || format!("expected limit tx RATE, limit rx RATE or limit tx off, found '{value}'");
     let (way, rate) = value.split_once(' ').ok_or_else(wrong)?;
@@ -248,7 +271,7 @@ fn limit(value: &str, subject: &Subject) -> Result<Setting, String> {
         _ => return Err(wrong()),
     };
     if rate == "off" {
-        return Ok(Setting::Limit(direction, None));
+        return Ok((direction, None));
     }
     let limit = rate.parse::<Limit>()?;
     let datapath = &subject.plan.datapath;
@@ -256,20 +279,24 @@ fn limit(value: &str, subject: &Subject) -> Result<Setting, String> {
     if direction == Direction::Rx && !has_wire {
         return Err(format!("{}", PlanError::LimitWithoutWire));
     }
-    Ok(Setting::Limit(direction, Some(Arc::new(Bucket::new(limit, &subject.clock)))))
+    Ok((direction, Some(Arc::new(Bucket::new(limit, &subject.clock)))))
 }
 
-fn delays(value: &str) -> Result<Vec<Delay>, String> {
+/// Delays, and faults of the wire.
+fn faults(value: &str, subject: &Subject) -> Result<(Vec<Delay>, Vec<Planted>), String> {
     if value == "off" {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Vec::new()));
     }
-    let delay = |word: &str| {
-        word.parse::<Delay>().map_err(|why| {
-            if word.starts_with("delay:") {
-                return why;
-            }
-            format!("{why}; drops, errors and panics are planted when the daemon starts (--fault)")
-        })
-    };
-    value.split_whitespace().map(delay).collect()
+    let all: Result<Vec<FaultSpec>, String> = value.split_whitespace().map(str::parse).collect();
+    let is_on_switch = matches!(subject.plan.datapath, DatapathSpec::Switch { .. });
+    let (delays, crashes, planted) =
+        sort_faults(all?, is_on_switch).map_err(|why| why.to_string())?;
+    if !crashes.is_empty() {
+        return Err(
+            "expected delays, drops or errors, found a panic; panics are planted when the \
+                    daemon starts (--fault)"
+                .into(),
+        );
+    }
+    Ok((delays, planted))
 }

@@ -1,6 +1,7 @@
 //! What `info` and `status` say.
 
 use burst_trace::{Direction, DropCause, Reader, SocketEvent};
+use datapath::Captured;
 use serde_json::{Map, Value, json};
 use virtio_net::{Negotiated, features};
 use worker::{RingStanding, Standing};
@@ -69,16 +70,31 @@ pub fn status(subject: &Subject) -> Result<Value, String> {
 pub fn settings(standing: &Standing) -> Value {
     let cyclic = standing.probes.cyclic.iter().map(ToString::to_string);
     let probes = standing.probes.udp_ports.iter().map(ToString::to_string).chain(cyclic);
-    let faults = standing.delays.iter().map(ToString::to_string);
+    let delays = standing.delays.iter().map(ToString::to_string);
+    let faults = delays.chain(standing.faults.iter().map(ToString::to_string));
     json!({
         "poll": standing.poll.to_string(),
         "trace": on_off(standing.trace),
         "probe": probes.collect::<Vec<_>>(),
         "fault": faults.collect::<Vec<_>>(),
+        "capture": capture(standing.capture.as_ref()),
         "limit": {
             "tx": standing.limits[1].map(|limit| limit.to_string()),
             "rx": standing.limits[0].map(|limit| limit.to_string()),
         },
+    })
+}
+
+/// A capture, or that there is none.
+pub fn capture(captured: Option<&Captured>) -> Value {
+    let Some(captured) = captured else { return "off".into() };
+    json!({
+        "file": captured.path,
+        "size": captured.size,
+        "bytes": captured.bytes,
+        "frames": captured.frames,
+        "left_out": captured.left_out,
+        "failed": captured.has_failed,
     })
 }
 

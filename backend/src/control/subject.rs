@@ -4,20 +4,30 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burst_trace::{Clock, Reader};
-use worker::{Mailbox, Setting, Standing};
+use datapath::CaptureThread;
+use worker::{Mailbox, Setting, Standing, WorkerGone};
 
 use crate::plan::GuestPlan;
 
-/// The ways to each guest's workers, by its name.
-pub type Ways = BTreeMap<String, Vec<Arc<Mailbox>>>;
+/// The ways to the guests, by their names.
+pub type Ways = BTreeMap<String, Way>;
+
+/// The way to a guest.
+#[derive(Clone, Debug, Default)]
+pub struct Way {
+    /// To each of its workers.
+    pub workers: Vec<Arc<Mailbox>>,
+    /// Writes its captures; `None` if it can have none.
+    pub captures: Option<CaptureThread>,
+}
 
 /// A guest, as the control socket reaches it.
 #[derive(Debug)]
 pub struct Subject {
     /// Its plan.
     pub plan: GuestPlan,
-    /// The way to each of its workers.
-    pub mailboxes: Vec<Arc<Mailbox>>,
+    /// The way to it.
+    pub way: Way,
     /// The clock of its workers.
     pub clock: Clock,
     /// Its recorder, if it could be opened.
@@ -25,9 +35,9 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// A guest with these workers. Its recorder exists already.
-    pub fn new(plan: &GuestPlan, mailboxes: Vec<Arc<Mailbox>>, clock: Clock) -> Self {
-        Self { plan: plan.clone(), mailboxes, clock, reader: Reader::open(&plan.recorder).ok() }
+    /// A guest that is reached this way. Its recorder exists already.
+    pub fn new(plan: &GuestPlan, way: Way, clock: Clock) -> Self {
+        Self { plan: plan.clone(), way, clock, reader: Reader::open(&plan.recorder).ok() }
     }
 
     /// How each of its workers stands with it.
@@ -35,21 +45,22 @@ impl Subject {
     /// # Errors
     /// When one does not answer.
     pub fn standings(&self) -> Result<Vec<Standing>, String> {
-        self.each(|mailbox| mailbox.look().map_err(|gone| gone.to_string()))
+        self.each(Mailbox::look)
     }
 
     /// Changes a setting in each of its workers.
     ///
     /// # Errors
     /// When one does not answer.
-    pub fn set(&self, setting: &Setting) -> Result<(), String> {
-        self.each(|mailbox| mailbox.set(setting.clone()).map_err(|gone| gone.to_string()))?;
+    pub fn set(&self, setting: impl Fn() -> Setting) -> Result<(), String> {
+        self.each(|mailbox| mailbox.set(setting()))?;
         Ok(())
     }
 
-    fn each<T>(&self, ask: impl Fn(&Mailbox) -> Result<T, String>) -> Result<Vec<T>, String> {
-        let asked = |mailbox: &Arc<Mailbox>| ask(mailbox);
-        let answers: Result<Vec<T>, String> = self.mailboxes.iter().map(asked).collect();
-        answers.map_err(|why| format!("guest '{}': {why}", self.plan.name))
+    fn each<T>(&self, ask: impl Fn(&Mailbox) -> Result<T, WorkerGone>) -> Result<Vec<T>, String> {
+        // All are asked, whoever does not answer.
+        let answers: Vec<_> = self.way.workers.iter().map(|mailbox| ask(mailbox)).collect();
+        let answers: Result<Vec<T>, _> = answers.into_iter().collect();
+        answers.map_err(|gone| format!("guest '{}': {gone}", self.plan.name))
     }
 }

@@ -4,149 +4,17 @@
 //! they come in bursts.
 
 mod held;
+mod planted;
 
-use std::fmt;
 use std::io;
-use std::str::FromStr;
 
 use burst_trace::{Direction, DropCause};
 use guest_memory::GuestMemory;
 use virtio_net::{Frames, GuestRoom};
 
 use self::held::Held;
+pub use self::planted::{Hit, Planted};
 use crate::{Datapath, Forward, InPlace, Look, Observer, Refusal, Transmitted, Wrapper};
-
-/// The forms on the command line.
-const FORMS: &str =
-    "drop[:tx|rx][=P][,every=N][,seed=N] or error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]";
-
-/// The errors that can be planted: those that the kernel returns for reads and writes of frames.
-const ERRORS: [(&str, i32); 9] = [
-    ("EAGAIN", libc::EAGAIN),
-    ("EINVAL", libc::EINVAL),
-    ("EIO", libc::EIO),
-    ("EMSGSIZE", libc::EMSGSIZE),
-    ("ENETDOWN", libc::ENETDOWN),
-    ("ENOBUFS", libc::ENOBUFS),
-    ("ENOMEM", libc::ENOMEM),
-    ("ENXIO", libc::ENXIO),
-    ("EPERM", libc::EPERM),
-];
-
-/// What happens to a frame that is hit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hit {
-    /// It is lost.
-    Drop,
-    /// The datapath returns this error. A sent frame meets it when its turn comes. A read gets it before it takes a frame,
-    /// and no frame is lost by it.
-    Error(i32),
-}
-
-/// One fault of a wire: `drop[:tx|rx][=P][,every=N][,seed=N]` or
-/// `error:[tx.|rx.]ERRNO[=P][,every=N][,seed=N]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Planted {
-    /// What it does.
-    pub hit: Hit,
-    /// Only in this direction; in both where there is none.
-    pub direction: Option<Direction>,
-    /// Probability, above 0 and at most 1.
-    pub share: f64,
-    /// Only one in this many frames.
-    pub every: u32,
-    /// Seed of the random numbers.
-    pub seed: u64,
-}
-
-/// A share is a number.
-impl Eq for Planted {}
-
-impl Planted {
-    /// Whether a text is meant to be one of these, not a delay.
-    #[must_use]
-    pub fn is_meant_by(text: &str) -> bool {
-        let kind = text.split([':', '=', ',']).next();
-        matches!(kind, Some("drop" | "error"))
-    }
-
-    fn concerns(&self, direction: Direction) -> bool {
-        self.direction.is_none_or(|only| only == direction)
-    }
-}
-
-impl FromStr for Planted {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || format!("expected {FORMS}, found '{text}'");
-        let (head, rest) = match text.split_once(',') {
-            Some((head, rest)) => (head, Some(rest)),
-            None => (text, None),
-        };
-        let (head, share) = match head.split_once('=') {
-            Some((head, share)) => (head, share.parse().map_err(|_| wrong())?),
-            None => (head, 1.0),
-        };
-        if !(share > 0.0 && share <= 1.0) {
-            return Err(format!("expected a probability above 0 and at most 1, found '{text}'"));
-        }
-        let (direction, hit) = match head.split_once(':') {
-            None if head == "drop" => (None, Hit::Drop),
-            Some(("drop", name)) => (Some(direction(name).ok_or_else(wrong)?), Hit::Drop),
-            Some(("error", name)) => {
-                let (direction, name) = match name.split_once('.') {
-                    Some((prefix, name)) => (Some(direction(prefix).ok_or_else(wrong)?), name),
-                    None => (None, name),
-                };
-                (direction, Hit::Error(errno(name)?))
-            }
-            _ => return Err(wrong()),
-        };
-        let mut planted = Self { hit, direction, share, every: 1, seed: 0 };
-        for part in rest.into_iter().flat_map(|rest| rest.split(',')) {
-            match part.split_once('=') {
-                Some(("every", number)) => {
-                    let number = number.parse().ok().filter(|&every| every > 0);
-                    planted.every = number.ok_or_else(wrong)?;
-                }
-                Some(("seed", number)) => planted.seed = number.parse().map_err(|_| wrong())?,
-                _ => return Err(wrong()),
-            }
-        }
-        Ok(planted)
-    }
-}
-
-impl fmt::Display for Planted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let direction = self.direction.map(Direction::name);
-        match self.hit {
-            Hit::Drop => {
-                write!(f, "drop")?;
-                direction.map_or(Ok(()), |name| write!(f, ":{name}"))?;
-            }
-            Hit::Error(errno) => {
-                write!(f, "error:")?;
-                direction.map_or(Ok(()), |name| write!(f, "{name}."))?;
-                let known = ERRORS.iter().find(|(_, number)| *number == errno);
-                write!(f, "{}", known.map_or("", |(name, _)| name))?;
-            }
-        }
-        write!(f, "={},every={},seed={}", self.share, self.every, self.seed)
-    }
-}
-
-fn direction(name: &str) -> Option<Direction> {
-    [Direction::Tx, Direction::Rx].into_iter().find(|direction| direction.name() == name)
-}
-
-fn errno(name: &str) -> Result<i32, String> {
-    ERRORS.iter().find(|(known, _)| *known == name).map(|(_, errno)| *errno).ok_or_else(|| {
-        let names: Vec<_> = ERRORS.iter().map(|(name, _)| *name).collect();
-        format!("expected one of the errors {}, found '{name}'", names.join(", "))
-    })
-}
 
 /// A planted fault at work in one direction of one queue.
 #[derive(Clone, Debug)]
@@ -188,6 +56,10 @@ impl Armed {
 struct Faults(Vec<Armed>);
 
 impl Faults {
+    const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn new(all: &[Planted], queue: u64, wanted: impl Fn(&Planted) -> bool) -> Self {
         Self(all.iter().filter(|it| wanted(it)).map(|it| Armed::new(*it, queue)).collect())
     }
@@ -219,10 +91,12 @@ impl Faults {
     }
 }
 
-/// A datapath with faults.
+/// A datapath with faults, or without any.
 #[derive(Debug)]
 pub struct Faulty<D> {
     inner: D,
+    queue: u16,
+    planted: Vec<Planted>,
     held: Held,
     sending: Faults,
     losses: Faults,
@@ -233,16 +107,38 @@ impl<D> Faulty<D> {
     /// Plants `faults` in queue number `queue` of a device. Each queue has its own random numbers.
     #[must_use]
     pub fn new(inner: D, faults: &[Planted], queue: u16) -> Self {
-        let queue = queue.into();
+        let (held, planted) = (Held::default(), Vec::new());
+        let (sending, losses, read_errors) = Default::default();
+        let mut faulty = Self { inner, queue, planted, held, sending, losses, read_errors };
+        faulty.plant(faults);
+        faulty
+    }
+
+    /// Plants these faults in place of those before. They hit frames that are sent from now on.
+    pub fn plant(&mut self, faults: &[Planted]) {
+        let queue = self.queue.into();
         let is_drop = |planted: &Planted| planted.hit == Hit::Drop;
         let receives = |planted: &Planted| planted.concerns(Direction::Rx);
-        Self {
-            inner,
-            held: Held::default(),
-            sending: Faults::new(faults, queue, |it| it.concerns(Direction::Tx)),
-            losses: Faults::new(faults, queue, |it| receives(it) && is_drop(it)),
-            read_errors: Faults::new(faults, queue, |it| receives(it) && !is_drop(it)),
-        }
+        self.planted = faults.to_vec();
+        self.sending = Faults::new(faults, queue, |it| it.concerns(Direction::Tx));
+        self.losses = Faults::new(faults, queue, |it| receives(it) && is_drop(it));
+        self.read_errors = Faults::new(faults, queue, |it| receives(it) && !is_drop(it));
+    }
+
+    /// The faults that are planted.
+    #[must_use]
+    pub fn planted(&self) -> &[Planted] {
+        &self.planted
+    }
+
+    /// The datapath inside.
+    pub const fn within(&self) -> &D {
+        &self.inner
+    }
+
+    /// The datapath inside.
+    pub const fn within_mut(&mut self) -> &mut D {
+        &mut self.inner
     }
 
     /// What hits the next frame on its way to a guest's receive ring, and in which direction.
@@ -276,8 +172,10 @@ impl<D: Datapath> Wrapper for Faulty<D> {
     }
 }
 
-impl<D: Datapath> Datapath for Faulty<D> {
-    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+impl<D: Datapath> Faulty<D> {
+    /// Sends frames, some of which may be hit.
+    #[cold]
+    fn transmit_some(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();
         let holds = self.inner.in_place().is_some();
         while done.taken < frames.len() {
@@ -304,14 +202,16 @@ impl<D: Datapath> Datapath for Faulty<D> {
         done
     }
 
-    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
-        if !self.read_errors.0.is_empty() && self.inner.has_frames() {
+    /// Receives frames, some of which may be hit.
+    #[cold]
+    fn receive_some(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        if !self.read_errors.is_empty() && self.inner.has_frames() {
             if let Some(Hit::Error(errno)) = self.read_errors.strike() {
                 return Err(io::Error::from_raw_os_error(errno));
             }
             self.read_errors.passed(1);
         }
-        if !self.losses.0.is_empty() {
+        if !self.losses.is_empty() {
             // Otherwise bursts would decide which frames are merged to one packet, and lost as one.
             room.disable_gro();
         }
@@ -330,11 +230,35 @@ impl<D: Datapath> Datapath for Faulty<D> {
             }
         }
     }
+}
 
+impl<D: Datapath> Datapath for Faulty<D> {
+    #[inline]
+    fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
+        if !self.sending.is_empty() {
+            return self.transmit_some(frames);
+        }
+        let done = self.inner.transmit(frames);
+        if self.inner.in_place().is_some() {
+            self.held.pass(done.taken);
+        }
+        done
+    }
+
+    #[inline]
+    fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
+        if self.losses.is_empty() && self.read_errors.is_empty() {
+            return self.inner.receive(room);
+        }
+        self.receive_some(room)
+    }
+
+    #[inline]
     fn in_place(&mut self) -> Option<&mut impl InPlace> {
         self.inner.in_place().is_some().then_some(self)
     }
 
+    #[inline]
     fn observer(&mut self) -> Option<&mut impl Observer> {
         self.inner.observer()
     }
@@ -363,8 +287,14 @@ impl<D: Datapath> InPlace for Faulty<D> {
     }
 }
 
-impl<F: Forward> Forward for Faulty<F> {
-    fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted {
+impl<F: Forward> Faulty<F> {
+    /// Carries frames, some of which may be hit.
+    #[cold]
+    fn forward_some(
+        &mut self,
+        frames: Frames<'_, '_>,
+        room: &mut GuestRoom<'_, '_>,
+    ) -> Transmitted {
         let mut done = Transmitted::default();
         while done.taken < frames.len() && !room.is_full() {
             let faults = [&self.sending, &self.losses, &self.read_errors];
@@ -397,7 +327,18 @@ impl<F: Forward> Forward for Faulty<F> {
         }
         done
     }
+}
 
+impl<F: Forward> Forward for Faulty<F> {
+    #[inline]
+    fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted {
+        if self.planted.is_empty() {
+            return self.inner.forward(frames, room);
+        }
+        self.forward_some(frames, room)
+    }
+
+    #[inline]
     fn observer(&mut self) -> Option<&mut impl Observer> {
         self.inner.observer()
     }
@@ -406,37 +347,6 @@ impl<F: Forward> Forward for Faulty<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn faults_are_read_as_they_are_written() {
-        for (text, written) in [
-            ("drop", "drop=1,every=1,seed=0"),
-            ("drop:tx=0.01", "drop:tx=0.01,every=1,seed=0"),
-            ("drop=0.5,every=2,seed=7", "drop=0.5,every=2,seed=7"),
-            ("error:ENOBUFS", "error:ENOBUFS=1,every=1,seed=0"),
-            ("error:rx.EIO=0.25,seed=9", "error:rx.EIO=0.25,every=1,seed=9"),
-        ] {
-            let planted: Planted = text.parse().unwrap();
-            assert_eq!(planted.to_string(), written);
-            assert_eq!(written.parse(), Ok(planted));
-            assert!(Planted::is_meant_by(text));
-        }
-        for (wrong, expected) in [
-            ("drop:up=0.5", "expected drop"),
-            ("drop=0", "above 0"),
-            ("drop=1.5", "above 0"),
-            ("drop=x", "expected drop"),
-            ("drop=0.5,every=0", "expected drop"),
-            ("drop=0.5,often=2", "expected drop"),
-            ("error", "expected drop"),
-            ("error:EWHAT", "expected one of the errors EAGAIN"),
-            ("error:up.EIO", "expected drop"),
-        ] {
-            let error = wrong.parse::<Planted>().unwrap_err();
-            assert!(error.contains(expected), "{wrong}: {error}");
-        }
-        assert!(!Planted::is_meant_by("delay:egress=5"));
-    }
 
     /// Which of so many frames are hit.
     fn hits(text: &str, queue: u64, frames: usize) -> Vec<usize> {

@@ -41,7 +41,7 @@ pub use af_xdp::{AfXdp, AfXdpError};
 pub use fault::{Faulty, Planted};
 pub use macvtap::{Macvtap, MacvtapError};
 pub use null::Null;
-pub use pcap::{CaptureError, CaptureOptions, Pcap};
+pub use pcap::{CaptureError, CaptureOptions, CaptureThread, Captured, Lane, Pcap};
 pub use reflect::Reflect;
 pub use refusal::Refusal;
 pub use tap::{TapError, TapQueue, Uring};
@@ -239,6 +239,10 @@ pub trait FrameReader: Datapath {
         None
     }
 }
+
+/// A datapath, or what carries frames between guests, with what an operator can put around it while frames flow: faults, and a
+/// capture. Frames that a fault drops are not in the capture.
+pub type Wrapped<D> = Faulty<Pcap<D>>;
 
 /// The absence of an [`InPlace`], [`KernelFacts`] or [`Observer`].
 enum Never {}

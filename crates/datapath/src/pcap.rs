@@ -4,10 +4,14 @@
 //! stages are known only then. A frame's time is the boundary at which it passed the datapath: `gathered` from the
 //! guest, or `seen` on the wire. Another thread writes the file, and no frame waits for it.
 //!
-//! - `capture`: the file, the thread that writes it, and the channel to that thread.
+//! - `capture`: a capture, its thread, and the channel to that thread.
+//! - `filter`: which frames are written.
+//! - `scribe`: writes them to the file.
 //! - the crate `pcapng`: the blocks of the file, and the comments on frames.
 
 mod capture;
+mod filter;
+mod scribe;
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,16 +22,27 @@ use virtio_net::{BURST_MAX, Frame, Frames, GuestRoom};
 
 use crate::{Datapath, Forward, InPlace, Look, Observer, Transmitted, Wrapper};
 
-pub use capture::{CaptureError, CaptureOptions, Lane, begin};
+pub use capture::{CaptureError, CaptureOptions, CaptureThread, Captured, Lane, create};
+pub use filter::{Filter, FilterError, INSTRUCTIONS_MAX, Instruction};
 
-/// A datapath whose frames are captured.
+/// A datapath whose frames are captured, or not now.
 #[derive(Debug)]
 pub struct Pcap<D> {
     inner: D,
+    /// Number of frames that `inner` holds: it sends them from the guest's memory.
+    in_flight: usize,
+    capture: Option<Box<Capture>>,
+}
+
+/// A capture of one queue.
+#[derive(Debug)]
+struct Capture {
     lane: Lane,
     sent: Kept,
     placed: Kept,
-    /// Copies of the frames that `inner` holds, with their net headers.
+    /// Number of frames that the datapath held when the capture began. They are not in it.
+    before: usize,
+    /// Copies of the frames that it took since then and holds, with their net headers.
     held: VecDeque<Copied>,
 }
 
@@ -55,7 +70,7 @@ impl Copied {
 /// The frames of a burst that is not recorded yet.
 #[derive(Debug, Default)]
 struct Kept {
-    block: Option<capture::Block>,
+    block: Option<scribe::Block>,
     /// Number of the burst's frames, including those that were left out.
     frames: usize,
     /// Number of them that the datapath carried.
@@ -114,12 +129,10 @@ impl Kept {
     }
 }
 
-impl<I> Pcap<I> {
-    /// Captures the frames that pass `inner`.
-    #[must_use]
-    pub fn new(inner: I, lane: Lane) -> Self {
-        let (sent, placed) = Default::default();
-        Self { inner, lane, sent, placed, held: VecDeque::new() }
+impl Capture {
+    fn new(lane: Lane, before: usize) -> Self {
+        let (sent, placed, held) = Default::default();
+        Self { lane, sent, placed, before, held }
     }
 
     fn keep_sent(&mut self, frames: Frames<'_, '_>, done: &Transmitted) {
@@ -134,16 +147,72 @@ impl<I> Pcap<I> {
     fn keep_placed<T>(
         &mut self,
         room: &mut GuestRoom<'_, '_>,
-        work: impl FnOnce(&mut I, &mut GuestRoom<'_, '_>) -> T,
+        work: impl FnOnce(&mut GuestRoom<'_, '_>) -> T,
     ) -> T {
         if room.frames() == 0 {
             self.placed.forget(&self.lane);
         }
         room.keep();
         let mark = room.mark();
-        let done = work(&mut self.inner, room);
+        let done = work(room);
         self.placed.keep(&self.lane, room.placed_since(mark), None);
         done
+    }
+
+    /// It ends. Frames whose bursts are not recorded yet are left out.
+    fn end(mut self) {
+        self.sent.forget(&self.lane);
+        self.placed.forget(&self.lane);
+        self.lane.leave_out(self.held.len());
+    }
+
+    /// Copies frames that the datapath holds from now on.
+    fn hold(&mut self, frames: Frames<'_, '_>) {
+        self.held.extend(frames.iter().map(|frame| Copied::new(&frame)));
+    }
+
+    /// The datapath is done with the oldest frames that it held.
+    fn release(&mut self, done: &Transmitted) {
+        let before = done.taken.min(self.before);
+        self.before -= before;
+        let count = (done.taken - before).min(self.held.len());
+        let copies = self.held.drain(..count).collect::<Vec<_>>();
+        let carried = done.taken - usize::from(done.drops.total());
+        if carried > 0 {
+            let slices: Vec<_> = copies.iter().map(|copy| [copy.bytes.slice()]).collect();
+            let frames = copies.iter().zip(&slices);
+            let frames = frames.map(|(copy, slices)| Frame::new(slices, copy.len, copy.header_len));
+            self.sent.keep(&self.lane, frames, Some(carried));
+        }
+    }
+}
+
+impl<I> Pcap<I> {
+    /// Captures nothing until [`capture`](Self::capture) says so.
+    #[must_use]
+    pub const fn new(inner: I) -> Self {
+        Self { inner, in_flight: 0, capture: None }
+    }
+
+    /// Captures the frames that pass `inner` from now on, or no longer.
+    pub fn capture(&mut self, lane: Option<Lane>) {
+        if let Some(capture) = self.capture.take() {
+            capture.end();
+        }
+        let before = self.in_flight;
+        self.capture = lane.map(|lane| Box::new(Capture::new(lane, before)));
+    }
+
+    /// The capture that frames are for now.
+    #[inline]
+    fn active(&mut self) -> Option<&mut Capture> {
+        self.capture.as_deref_mut().filter(|capture| !capture.lane.is_over())
+    }
+
+    /// How the capture stands; `None` if there is none.
+    #[must_use]
+    pub fn captured(&self) -> Option<Captured> {
+        self.capture.as_ref().and_then(|capture| capture.lane.captured())
     }
 }
 
@@ -160,26 +229,39 @@ impl<D: Datapath> Wrapper for Pcap<D> {
 }
 
 impl<D: Datapath> Datapath for Pcap<D> {
+    #[inline]
     fn transmit(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let done = self.inner.transmit(frames);
-        if self.inner.in_place().is_some() {
-            self.held.extend(frames.take(done.taken).iter().map(|frame| Copied::new(&frame)));
-        } else {
-            self.keep_sent(frames, &done);
+        let holds = self.inner.in_place().is_some();
+        if holds {
+            self.in_flight += done.taken;
+        }
+        if let Some(capture) = self.active() {
+            if holds {
+                capture.hold(frames.take(done.taken));
+            } else {
+                capture.keep_sent(frames, &done);
+            }
         }
         done
     }
 
+    #[inline]
     fn receive(&mut self, room: &mut GuestRoom<'_, '_>) -> io::Result<Look> {
-        self.keep_placed(room, D::receive)
+        match self.capture.as_mut().filter(|capture| !capture.lane.is_over()) {
+            None => self.inner.receive(room),
+            Some(capture) => capture.keep_placed(room, |room| self.inner.receive(room)),
+        }
     }
 
+    #[inline]
     fn in_place(&mut self) -> Option<&mut impl InPlace> {
         self.inner.in_place().is_some().then_some(self)
     }
 
+    #[inline]
     fn observer(&mut self) -> Option<&mut impl Observer> {
-        Some(self)
+        self.capture.is_some().then_some(self)
     }
 }
 
@@ -189,7 +271,11 @@ impl<D: Datapath> InPlace for Pcap<D> {
     }
 
     fn detach(&mut self) {
-        self.held.clear();
+        self.in_flight = 0;
+        if let Some(capture) = &mut self.capture {
+            capture.before = 0;
+            capture.held.clear();
+        }
         if let Some(inner) = self.inner.in_place() {
             inner.detach();
         }
@@ -197,13 +283,9 @@ impl<D: Datapath> InPlace for Pcap<D> {
 
     fn sent(&mut self) -> Transmitted {
         let done = self.inner.in_place().map(InPlace::sent).unwrap_or_default();
-        let carried = done.taken - usize::from(done.drops.total());
-        let copies = self.held.drain(..done.taken.min(self.held.len())).collect::<Vec<_>>();
-        if carried > 0 {
-            let slices: Vec<_> = copies.iter().map(|copy| [copy.bytes.slice()]).collect();
-            let frames = copies.iter().zip(&slices);
-            let frames = frames.map(|(copy, slices)| Frame::new(slices, copy.len, copy.header_len));
-            self.sent.keep(&self.lane, frames, Some(carried));
+        self.in_flight = self.in_flight.saturating_sub(done.taken);
+        if let Some(capture) = self.active() {
+            capture.release(&done);
         }
         done
     }
@@ -211,28 +293,39 @@ impl<D: Datapath> InPlace for Pcap<D> {
     fn transmit_copies(&mut self, frames: Frames<'_, '_>) -> Transmitted {
         let inner = self.inner.in_place();
         let done = inner.map(|inner| inner.transmit_copies(frames)).unwrap_or_default();
-        self.keep_sent(frames, &done);
+        if let Some(capture) = self.active() {
+            capture.keep_sent(frames, &done);
+        }
         done
     }
 }
 
 impl<F: Forward> Forward for Pcap<F> {
+    #[inline]
     fn forward(&mut self, frames: Frames<'_, '_>, room: &mut GuestRoom<'_, '_>) -> Transmitted {
-        let done = self.keep_placed(room, |inner, room| inner.forward(frames, room));
-        self.keep_sent(frames, &done);
+        let capture = self.capture.as_mut().filter(|capture| !capture.lane.is_over());
+        let Some(capture) = capture else { return self.inner.forward(frames, room) };
+        let done = capture.keep_placed(room, |room| self.inner.forward(frames, room));
+        capture.keep_sent(frames, &done);
         done
     }
 
+    #[inline]
     fn observer(&mut self) -> Option<&mut impl Observer> {
-        Some(self)
+        self.capture.is_some().then_some(self)
     }
 }
 
 impl<I> Observer for Pcap<I> {
     fn recorded(&mut self, record: &BurstRecord) {
+        let Some(capture) = &mut self.capture else { return };
+        let Capture { lane, sent, placed, .. } = &mut **capture;
         match record.direction() {
-            Direction::Tx => self.sent.finish(&self.lane, record),
-            Direction::Rx => self.placed.finish(&self.lane, record),
+            Direction::Tx => sent.finish(lane, record),
+            Direction::Rx => placed.finish(lane, record),
+        }
+        if lane.is_over() {
+            self.capture = None;
         }
     }
 }

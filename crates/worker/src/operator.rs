@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use burst_trace::Direction;
+use datapath::{Captured, Lane, Planted};
 
 use crate::fault::Delay;
 use crate::idle::policy::PollPolicy;
@@ -20,6 +21,10 @@ pub struct Standing {
     pub trace: bool,
     /// Delays that are planted in the guest's stages.
     pub delays: Vec<Delay>,
+    /// Faults that are planted in the guest's wire.
+    pub faults: Vec<Planted>,
+    /// The capture of the guest's frames.
+    pub capture: Option<Captured>,
     /// Packets that are recorded one by one.
     pub probes: ProbeTargets,
     /// The guest's limits: to it, from it.
@@ -59,14 +64,16 @@ pub struct StartedRing {
 }
 
 /// A setting of a running worker.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Setting {
     /// What the worker does when idle. It is the same for all guests of a switch.
     Poll(PollPolicy),
     /// Whether the guest's bursts are stamped and recorded.
     Trace(bool),
-    /// The delays that are planted in the guest's stages, in place of those before.
-    Delays(Vec<Delay>),
+    /// The faults that are planted in the guest's stages and in its wire, in place of those before. A switch has no wire.
+    Faults(Vec<Delay>, Vec<Planted>),
+    /// Queue pairs whose frames are captured, in place of the capture before. Not for a guest of a switch.
+    Capture(Vec<(u16, Lane)>),
     /// The guest's limit in this direction, which its workers share; `None` for none.
     Limit(Direction, Option<Arc<Bucket>>),
     /// The packets that are recorded one by one, in place of those before.

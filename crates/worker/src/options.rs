@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burst_trace::Writer;
 use confine::Wire;
+use datapath::{Faulty, Lane, Pcap, Planted, Wrapped};
 use log_limit::LogLimit;
 
 use crate::fault::{Crash, Delay};
@@ -37,6 +38,10 @@ pub struct GuestOptions {
     pub writer: Writer,
     /// Delays to plant.
     pub delays: Vec<Delay>,
+    /// Faults to plant in its wire. A switch has none.
+    pub faults: Vec<Planted>,
+    /// Captures of its queue pairs, by their numbers. A switch has none.
+    pub capture: Vec<(u16, Lane)>,
     /// Panics to plant.
     pub crashes: Vec<Crash>,
     /// Whether bursts are stamped and recorded.
@@ -45,4 +50,14 @@ pub struct GuestOptions {
     pub limits: [Option<Arc<Bucket>>; 2],
     /// Packets that are recorded one by one, too.
     pub probes: ProbeTargets,
+}
+
+impl GuestOptions {
+    /// The datapath of queue pair `pair`, with what shall be around it.
+    pub(crate) fn wrapped<D>(&mut self, pair: u16, datapath: D) -> Wrapped<D> {
+        let mut captured = Pcap::new(datapath);
+        let its = self.capture.iter().position(|(number, _)| *number == pair);
+        captured.capture(its.map(|its| self.capture.swap_remove(its).1));
+        Faulty::new(captured, &self.faults, pair)
+    }
 }

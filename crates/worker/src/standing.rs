@@ -37,6 +37,8 @@ impl<T: Topology> Loop<T> {
             poll: self.idle.policy(),
             trace: tracer.records(),
             delays: tracer.delays(),
+            faults: self.topology.planted(),
+            capture: self.topology.captured(),
             probes: self.pairs.probe_targets(guest),
             limits: self.pairs.limits(guest),
             rings: rings.collect(),
@@ -55,7 +57,17 @@ impl<T: Topology> Loop<T> {
             Setting::Limit(direction, bucket) => {
                 self.pairs.set_limit(guest, direction, bucket.as_ref());
             }
-            Setting::Delays(delays) => self.tracers[guest].set_delays(&delays),
+            Setting::Faults(delays, planted) => {
+                self.tracers[guest].set_delays(&delays);
+                self.topology.plant(&planted);
+            }
+            Setting::Capture(mut lanes) => {
+                for at in 0..self.pairs.len() {
+                    let pair = self.pairs.rings(at)[0] / 2;
+                    let its = lanes.iter().position(|(number, _)| *number == pair);
+                    self.topology.capture(at, its.map(|its| lanes.swap_remove(its).1));
+                }
+            }
             Setting::Probes(targets) => self.pairs.set_probe_targets(guest, &targets),
         }
     }

@@ -160,10 +160,12 @@ impl Rig {
         };
         let recorder = Recorder::create(&options, &clock).unwrap();
         let log = Arc::new(LogLimit::new(""));
-        let guest = GuestOptions {
+        let mut guest = GuestOptions {
             log: Arc::clone(&log),
             writer: recorder.writer(0, *clock),
             delays: Vec::new(),
+            faults: Vec::new(),
+            capture: Vec::new(),
             crashes: Vec::new(),
             trace: true,
             limits: [None, None],
@@ -181,7 +183,7 @@ impl Rig {
         let datapath =
             Obedient { orders: Arc::clone(&orders), descriptor: new_eventfd().into(), taken: 0 };
         let pairs = pairs_of(&guest, [0].into_iter());
-        let wire = Wire::new(&log, vec![(0, datapath)]);
+        let wire = Wire::new(&mut guest, vec![(0, datapath)]);
         let worker = Worker::spawn_joined(options, wire, vec![guest], pairs, clock);
         let map = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
         let memory = Arc::new(GuestMemory::new(Arc::new(map)));

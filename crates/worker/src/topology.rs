@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burst_trace::BurstRecord;
-use datapath::Observer;
+use datapath::{Captured, Lane, Observer, Planted};
 use guest_memory::GuestMemory;
 use virtio_net::{MacAddress, Negotiated};
 
@@ -133,6 +133,22 @@ pub trait Topology: Send + 'static {
     /// What the system answers.
     fn set_active(&mut self, _at: usize, _active: bool) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Plants these faults in the wire, in place of those before.
+    fn plant(&mut self, _faults: &[Planted]) {}
+
+    /// The faults that are planted in the wire.
+    fn planted(&self) -> Vec<Planted> {
+        Vec::new()
+    }
+
+    /// Captures the frames of pair `at` from now on, or no longer.
+    fn capture(&mut self, _at: usize, _lane: Option<Lane>) {}
+
+    /// How the capture stands.
+    fn captured(&self) -> Option<Captured> {
+        None
     }
 
     /// A ring of pair `at` was started, stopped, enabled or disabled, or it broke because its memory is torn, or the

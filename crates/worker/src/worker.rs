@@ -37,12 +37,12 @@ impl Worker {
     /// When the system refuses the thread, its epoll instance, or its scheduling.
     pub fn spawn<D: Datapath>(
         options: WorkerOptions,
-        guest: GuestOptions,
+        mut guest: GuestOptions,
         pairs: Vec<(u16, D)>,
         clock: burst_trace::Clock,
     ) -> io::Result<Self> {
         let numbers = pairs.iter().map(|(number, _)| *number);
-        let (served, wire) = (pairs_of(&guest, numbers), Wire::new(&guest.log, pairs));
+        let (served, wire) = (pairs_of(&guest, numbers), Wire::new(&mut guest, pairs));
         Self::spawn_joined(options, wire, vec![guest], served, clock.into())
     }
 
@@ -53,13 +53,13 @@ impl Worker {
     /// As [`spawn`](Self::spawn).
     pub fn spawn_reflect<F: Forward>(
         options: WorkerOptions,
-        guest: GuestOptions,
+        mut guest: GuestOptions,
         pairs: Vec<(u16, F)>,
         clock: burst_trace::Clock,
     ) -> io::Result<Self> {
-        let (numbers, mirrors): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-        let served = pairs_of(&guest, numbers.into_iter());
-        Self::spawn_joined(options, Reflected::new(mirrors), vec![guest], served, clock.into())
+        let numbers = pairs.iter().map(|(number, _)| *number);
+        let (served, mirrors) = (pairs_of(&guest, numbers), Reflected::new(&mut guest, pairs));
+        Self::spawn_joined(options, mirrors, vec![guest], served, clock.into())
     }
 
     /// Starts a worker that joins all queue pairs of several guests, and perhaps one queue of a datapath as their

@@ -6,26 +6,40 @@ use burst_trace::DropCause;
 
 use crate::Transmitted;
 
-/// Frames in the order in which they were taken: `None` for one that the datapath holds, else the cause of its loss.
+/// Frames in the order in which they were taken.
 #[derive(Debug, Default)]
-pub struct Held(VecDeque<Option<DropCause>>);
+pub struct Held {
+    /// Number of the oldest frames, none of which is lost: all of them while no fault is planted.
+    oldest: usize,
+    /// The others: `None` for one that the datapath holds, else the cause of its loss.
+    rest: VecDeque<Option<DropCause>>,
+}
 
 impl Held {
     /// The datapath took `count` more frames.
+    #[inline]
     pub fn pass(&mut self, count: usize) {
-        self.0.extend(std::iter::repeat_n(None, count));
+        if self.rest.is_empty() {
+            self.oldest += count;
+        } else {
+            self.rest.extend(std::iter::repeat_n(None, count));
+        }
     }
 
     /// The next frame was lost.
     pub fn lose(&mut self, cause: DropCause) {
-        self.0.push_back(Some(cause));
+        self.rest.push_back(Some(cause));
     }
 
     /// Adds lost frames to the outcome of those that the datapath held, in order.
     pub fn settle(&mut self, sent: Transmitted) -> Transmitted {
-        let (mut done, mut left) = (sent, sent.taken);
-        while let Some(&oldest) = self.0.front() {
-            match oldest {
+        let first = sent.taken.min(self.oldest);
+        self.oldest -= first;
+        let (mut done, mut left) = (sent, sent.taken - first);
+        while self.oldest == 0
+            && let Some(&next) = self.rest.front()
+        {
+            match next {
                 Some(cause) => {
                     done.drops.add(cause);
                     done.taken += 1;
@@ -33,14 +47,14 @@ impl Held {
                 None if left > 0 => left -= 1,
                 None => break,
             }
-            self.0.pop_front();
+            self.rest.pop_front();
         }
         done
     }
 
     /// Forgets all frames.
     pub fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 }
 
@@ -62,5 +76,11 @@ mod tests {
         assert_eq!(taken(&mut held, 1), (2, 1));
         assert_eq!(taken(&mut held, 1), (1, 0));
         assert_eq!(taken(&mut held, 0), (0, 0));
+        held.pass(3);
+        assert_eq!(taken(&mut held, 1), (1, 0), "without a fault");
+        held.lose(DropCause::TxFault);
+        assert_eq!(taken(&mut held, 1), (1, 0), "one before it is on its way");
+        held.pass(1);
+        assert_eq!(taken(&mut held, 2), (3, 1));
     }
 }

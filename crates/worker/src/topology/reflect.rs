@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use burst_trace::DropCause;
-use datapath::{Forward, Transmitted};
+use datapath::{Captured, Forward, Lane, Planted, Transmitted, Wrapped};
 use virtio_net::Frames;
 
 use super::wire::REFUSED;
 use super::{Topology, observe};
+use crate::options::GuestOptions;
 use crate::pairs::Pairs;
 use crate::receiver::{Delivery, Receiver};
 use crate::timeline::Sighting;
@@ -17,13 +18,14 @@ use crate::view::View;
 /// What carries the frames of each pair from its transmit ring into its receive ring.
 #[derive(Debug)]
 pub struct Reflected<F> {
-    mirrors: Vec<F>,
+    mirrors: Vec<Wrapped<F>>,
 }
 
 impl<F: Forward> Reflected<F> {
-    /// One for each pair.
-    pub const fn new(mirrors: Vec<F>) -> Self {
-        Self { mirrors }
+    /// For the queue pairs of `guest` with these numbers.
+    pub fn new(guest: &mut GuestOptions, mirrors: Vec<(u16, F)>) -> Self {
+        let wrapped = mirrors.into_iter().map(|(pair, mirror)| guest.wrapped(pair, mirror));
+        Self { mirrors: wrapped.collect() }
     }
 }
 
@@ -42,12 +44,28 @@ impl<F: Forward> Topology for Reflected<F> {
         let is_refused = |(tx, rx): (&Transmitter, &Receiver)| tx.is_blocked() && !rx.must_wait();
         pairs.iter().any(is_refused).then_some(REFUSED)
     }
+
+    fn plant(&mut self, faults: &[Planted]) {
+        self.mirrors.iter_mut().for_each(|mirror| mirror.plant(faults));
+    }
+
+    fn planted(&self) -> Vec<Planted> {
+        self.mirrors.first().map(|mirror| mirror.planted().to_vec()).unwrap_or_default()
+    }
+
+    fn capture(&mut self, at: usize, lane: Option<Lane>) {
+        self.mirrors[at].within_mut().capture(lane);
+    }
+
+    fn captured(&self) -> Option<Captured> {
+        self.mirrors.iter().find_map(|mirror| mirror.within().captured())
+    }
 }
 
 /// One burst from the guest back to it. Returns whether there was one.
 #[inline]
 fn turn<F: Forward>(
-    mirror: &mut F,
+    mirror: &mut Wrapped<F>,
     tx: &mut Transmitter,
     rx: &mut Receiver,
     view: &mut View<'_>,
@@ -67,7 +85,7 @@ fn turn<F: Forward>(
 /// `egress`; to the receiver it is a burst of its own, in sight since it was gathered.
 #[inline]
 fn carry<F: Forward>(
-    mirror: &mut F,
+    mirror: &mut Wrapped<F>,
     rx: &mut Receiver,
     frames: Frames<'_, '_>,
     gathered: &Gathered<'_>,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burst_trace::{DropCause, DropCounts};
-use datapath::{Datapath, InPlace as _, KernelFacts as _, Look};
+use datapath::{
+    Captured, Datapath, InPlace as _, Interface as _, KernelFacts as _, Lane, Look, Planted,
+    Wrapped,
+};
 use guest_memory::GuestMemory;
 use log_limit::LogLimit;
 use virtio_net::{MacAddress, Negotiated};
@@ -15,6 +18,7 @@ use super::reads::Reads;
 use super::{Topology, observe};
 use crate::heritage::Heritage;
 use crate::idle::sleep::{Sleeper, Token};
+use crate::options::GuestOptions;
 use crate::pairs::Pairs;
 use crate::receiver::{HOLD, Receiver};
 use crate::ring::Ring;
@@ -38,7 +42,7 @@ struct Line<D> {
     pair: u16,
     /// Where messages about it go.
     log: Arc<LogLimit>,
-    datapath: D,
+    datapath: Wrapped<D>,
     reads: Reads,
     /// Whether its events wake the worker up.
     listens: bool,
@@ -49,12 +53,12 @@ struct Line<D> {
 }
 
 impl<D: Datapath> Wire<D> {
-    /// For the queue pairs with these numbers. `log`: where messages about them go.
-    pub fn new(log: &Arc<LogLimit>, lines: Vec<(u16, D)>) -> Self {
+    /// For the queue pairs of `guest` with these numbers.
+    pub fn new(guest: &mut GuestOptions, lines: Vec<(u16, D)>) -> Self {
         let line = |(pair, datapath)| Line {
             pair,
-            log: Arc::clone(log),
-            datapath,
+            log: Arc::clone(&guest.log),
+            datapath: guest.wrapped(pair, datapath),
             reads: Reads::default(),
             listens: false,
             is_deaf: false,
@@ -191,6 +195,22 @@ impl<D: Datapath> Topology for Wire<D> {
 
     fn part(&mut self, at: usize, _now: u64) -> Heritage {
         Heritage { frames: self.lines[at].datapath.part(), ..Heritage::default() }
+    }
+
+    fn plant(&mut self, faults: &[Planted]) {
+        self.lines.iter_mut().for_each(|line| line.datapath.plant(faults));
+    }
+
+    fn planted(&self) -> Vec<Planted> {
+        self.lines.first().map(|line| line.datapath.planted().to_vec()).unwrap_or_default()
+    }
+
+    fn capture(&mut self, at: usize, lane: Option<Lane>) {
+        self.lines[at].datapath.within_mut().capture(lane);
+    }
+
+    fn captured(&self) -> Option<Captured> {
+        self.lines.iter().find_map(|line| line.datapath.within().captured())
     }
 
     fn set_active(&mut self, at: usize, active: bool) -> io::Result<()> {

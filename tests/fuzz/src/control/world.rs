@@ -211,6 +211,8 @@ fn guest_options(name: &str, clock: Clock) -> (Recorder, Reader, GuestOptions) {
             log,
             writer,
             delays: Vec::new(),
+            faults: Vec::new(),
+            capture: Vec::new(),
             crashes: Vec::new(),
             trace: true,
             limits: [None, None],
