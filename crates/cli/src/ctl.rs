@@ -1,6 +1,14 @@
 //! `ringscope ctl`: asks a running daemon how it stands, and tells it other settings, through its control socket.
+//!
+//! - `capture`: the file of a capture, and which frames are wanted.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+mod capture;
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,13 +16,14 @@ use burst_trace::Reader;
 use burst_trace::location::{recorder_path, run_dir_to_read};
 use host_files::socket::connect;
 use report::without_controls;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::output;
 use crate::recorder::{self, FindError};
 
-/// Longest wait for the answer. The daemon waits a second for each of its workers at most.
+/// Longest wait for the answer. The daemon asks each of a guest's workers a few times, and waits a second for each answer at most.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest answer, bytes: more than that of 64 guests with 16 rings each.
 const ANSWER_MAX: u64 = 16 << 20;
@@ -28,6 +37,9 @@ Examples:
   ringscope ctl vm0 info              version, flags and host: for a bug report
   ringscope ctl vm0 status            settings, and how each ring stands
   ringscope ctl vm0 poll always
+  ringscope ctl vm0 fault drop:tx=0.01
+  ringscope ctl vm0 capture on vm0.pcapng size=100MB filter='udp port 319'
+  ringscope ctl vm0 capture off
   ringscope ctl vm0 trace off
   ringscope ctl --json vm0 status     one JSON object, for other programs";
 
@@ -73,6 +85,9 @@ enum CtlError {
     /// It does not answer.
     #[error("expected an answer on {path}, found none: {source}")]
     NoAnswer { path: PathBuf, source: io::Error },
+    /// There is no capture.
+    #[error(transparent)]
+    Capture(#[from] capture::CaptureError),
     /// It is not ours.
     #[error(
         "expected an answer of ringscoped on {path}, found something else; give the path of --control"
@@ -93,10 +108,16 @@ pub fn run(arguments: &Arguments) -> Outcome {
     if let Some(guest) = guest {
         request["guest"] = guest.into();
     }
-    if !arguments.value.is_empty() {
-        request["value"] = arguments.value.join(" ").into();
+    let words = &arguments.value;
+    let capture = if arguments.command == "capture" { capture::wanted(words)? } else { None };
+    if !words.is_empty() {
+        request["value"] = words.join(" ").into();
     }
-    let answer = ask(&path, &request)?;
+    if let Some(capture) = &capture {
+        capture.describe(&mut request);
+    }
+    let answer = ask(&path, &request, capture.as_ref().map(capture::Wanted::file))?;
+    capture.map_or(Ok(()), capture::Wanted::keep)?;
     let text = if arguments.json { format!("{answer}\n") } else { in_lines(&answer) };
     output::print(&text)?;
     Ok(())
@@ -123,15 +144,15 @@ impl Arguments {
     }
 }
 
-/// The daemon's answer to a request.
-fn ask(path: &Path, request: &Value) -> Result<Value, CtlError> {
+/// The daemon's answer to a request, which `file` goes along with.
+fn ask(path: &Path, request: &Value, file: Option<&File>) -> Result<Value, CtlError> {
     let refused = |source| CtlError::Connect { path: path.into(), source };
     // Who listens there may be anybody, if the path was given.
-    let mut stream = connect(path).map_err(refused)?;
+    let stream = connect(path).map_err(refused)?;
     let gone = |source| CtlError::NoAnswer { path: path.into(), source };
     stream.set_read_timeout(Some(PATIENCE)).map_err(gone)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(gone)?;
-    stream.write_all(format!("{request}\n").as_bytes()).map_err(gone)?;
+    send(&stream, format!("{request}\n").as_bytes(), file).map_err(gone)?;
     let mut line = String::new();
     if BufReader::new((&stream).take(ANSWER_MAX)).read_line(&mut line).map_err(gone)? == 0 {
         return Err(gone(io::ErrorKind::UnexpectedEof.into()));
@@ -143,6 +164,19 @@ fn ask(path: &Path, request: &Value) -> Result<Value, CtlError> {
         (Value::Null, None) => Err(CtlError::Garbage { path: path.into() }),
         (done, None) => Ok(done),
     }
+}
+
+/// Sends a request. The file goes with its first bytes.
+fn send(mut stream: &UnixStream, bytes: &[u8], file: Option<&File>) -> io::Result<()> {
+    let mut sent = 0;
+    if let Some(file) = file {
+        let files = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    }
+    stream.write_all(&bytes[sent..])
 }
 
 /// An answer to read: a line for each value, and what belongs to an object below its name.
@@ -204,7 +238,7 @@ mod tests {
         while let Ok(stream) = connect(&path) {
             waiting.push(stream);
         }
-        let error = ask(&path, &json!({})).unwrap_err().to_string();
+        let error = ask(&path, &json!({}), None).unwrap_err().to_string();
         assert!(error.contains("cannot connect to"), "{error}");
         // They are accepted before the next one.
         let gone = waiting.len();
@@ -217,7 +251,7 @@ mod tests {
                 }
             });
             let error = loop {
-                match ask(&path, &json!({"command": "status"})).unwrap_err() {
+                match ask(&path, &json!({"command": "status"}), None).unwrap_err() {
                     // They are still being accepted.
                     CtlError::Connect { .. } => thread::yield_now(),
                     other => break other.to_string(),
