@@ -59,6 +59,7 @@ fn the_host_is_judged_line_by_line() {
         "irqbalance",
         "huge pages",
         "locked memory",
+        "confined QEMU",
         "real-time threads",
         "CPU quotas",
         "interrupts",

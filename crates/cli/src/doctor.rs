@@ -3,6 +3,7 @@
 //! Facts are gathered in one place and judged in another, so that tests judge hosts and interfaces that do not exist:
 //!
 //! - [`host`]: facts of this host; [`checks`]: their judgement.
+//! - [`confinement`]: the security module that may confine QEMU, and its judgement.
 //! - [`running`]: the daemons that run, and what may interrupt them; [`interruptions`]: its judgement.
 //! - [`iface`]: facts of an interface, by netlink (`host-links`) and from files; [`advice`]: what to change there.
 //! - [`files`]: sysfs and procfs; [`cpus`]: sets of CPUs in them.
@@ -10,6 +11,7 @@
 
 mod advice;
 mod checks;
+mod confinement;
 mod cpus;
 pub mod files;
 mod host;
@@ -26,6 +28,7 @@ use crate::plain::shown;
 use crate::{Outcome, output};
 use advice::Advice;
 use checks::Check;
+use confinement::Confinement;
 use host::Host;
 use iface::Interface;
 use running::Running;
@@ -97,6 +100,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let text = match &arguments.iface {
         None => {
             let mut host = checks::checks(&Host::look());
+            host.push(confinement::check(&Confinement::look()));
             host.extend(interruptions::checks(&Running::look()));
             let report = HostReport { host };
             if arguments.json { json(&report)? } else { shown(report::host(&report.host)) }
