@@ -16,6 +16,7 @@
 //! - [`hostile`]: what a hostile guest does to a ring, and what must come of it.
 //! - [`hostile_rings`]: what a hostile guest keeps a ring busy with.
 //! - [`lan`]: guests in software on one switch.
+//! - [`libvirt`]: a host with a libvirtd of its own.
 //! - [`migration`]: a second QEMU, to which a guest moves.
 //! - [`mirror`]: wires that give every frame back as it was.
 //! - [`monitor`]: QEMU's monitor.
@@ -52,6 +53,7 @@ pub mod guides;
 pub mod hostile;
 pub mod hostile_rings;
 pub mod lan;
+pub mod libvirt;
 pub mod migration;
 pub mod mirror;
 pub mod monitor;

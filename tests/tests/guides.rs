@@ -72,6 +72,22 @@ const NOT_RUN: &[(&str, &str, &str)] = &[
     ("tests/README.md", "cargo bench", "builds, and takes minutes"),
     ("tests/README.md", "planted           n  right", "output"),
     ("backend/README.md", "ringscope report old.trace", "needs two hosts: moves.rs runs it"),
+    ("backend/README.md", "<memoryBacking>", "XML: libvirt.rs defines a domain with it"),
+    (
+        "backend/README.md",
+        "<interface type='vhostuser'>",
+        "XML: libvirt.rs defines domains with it",
+    ),
+    (
+        "backend/README.md",
+        "ip tuntap add dev tap0 mode tap vnet_hdr multi_queue",
+        "needs libvirt's user: libvirt.rs starts the daemon so",
+    ),
+    (
+        "backend/README.md",
+        "install -d -o libvirt-qemu",
+        "needs libvirt's user: libvirt.rs starts the daemon so",
+    ),
 ];
 
 /// What a section takes for granted: guide, heading, and the commands that make it so. A guest is User Mode Linux, which
