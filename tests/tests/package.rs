@@ -70,6 +70,16 @@ fn the_package_is_installed_started_upgraded_removed_and_purged() {
     let exposed =
         format!("systemd-analyze security --threshold={EXPOSURE_MAX} ringscoped@vm0.service");
     system.must(&exposed).unwrap();
+    // Its group may connect, whoever makes the socket.
+    let mode = "stat -c '%a %G' /run/ringscope/vm0.sock";
+    assert_eq!(system.must(mode).unwrap().trim(), "660 ringscope");
+    system.must("systemctl stop ringscoped@vm0.socket ringscoped@vm0.service").unwrap();
+    system.must("systemctl start ringscoped@vm0.service").unwrap();
+    assert_eq!(system.must(mode).unwrap().trim(), "770 ringscope");
+    system.must("systemctl stop ringscoped@vm0.service").unwrap();
+    system.must("systemctl start ringscoped@vm0.socket ringscoped@vm0.service").unwrap();
+    send_one(&system);
+    let process = main_process(&system);
     // A member of the group can read the recorder; another user cannot.
     system.must("useradd -G ringscope member && useradd stranger").unwrap();
     system
