@@ -16,12 +16,15 @@ pub fn compile(source: &str, options: &[&str]) {
     let object = PathBuf::from(variable("OUT_DIR"))
         .join(Path::new(source).with_extension("o").file_name().expect("a file's name"));
     let arch = variable("CARGO_CFG_TARGET_ARCH");
+    // `links` and `include` of libbpf-sys.
+    let libbpf = variable("DEP_BPF_INCLUDE");
     println!("cargo:rerun-if-changed={source}");
     let output = Command::new("clang")
         // BTF is made from debug information.
         .args(["-target", "bpf", "-O2", "-g", "-fno-stack-protector", "-Wall", "-Werror"])
-        // `links` and `include` of libbpf-sys.
-        .arg(format!("-I{}", variable("DEP_BPF_INCLUDE")))
+        // BTF and debug information name their sources. The object is the same wherever it is built.
+        .args(["-fdebug-compilation-dir=.", &format!("-ffile-prefix-map={libbpf}=libbpf")])
+        .arg(format!("-I{libbpf}"))
         // Where Debian keeps `asm/types.h`, which the kernel's headers include.
         .arg(format!("-I/usr/include/{arch}-linux-gnu"))
         .arg(format!("-D__TARGET_ARCH_{}", kernel_arch(&arch)))
