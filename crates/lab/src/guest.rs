@@ -359,10 +359,16 @@ impl Guest {
     }
 }
 
-/// The directory of `launch`: `RINGSCOPE_QEMU_SCRIPTS`, or `qemu-scripts` of this source tree.
+/// `qemu-scripts` of this source tree, or another directory that a package names when it is built: its programs are
+/// the same wherever they are built.
+const SCRIPTS: &str = match option_env!("RINGSCOPE_PACKAGED_SCRIPTS") {
+    Some(directory) => directory,
+    None => concat!(env!("CARGO_MANIFEST_DIR"), "/../../qemu-scripts"),
+};
+
+/// The directory of `launch`: `RINGSCOPE_QEMU_SCRIPTS`, or where the scripts were when this was built.
 pub fn scripts() -> PathBuf {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../qemu-scripts");
-    std::env::var_os("RINGSCOPE_QEMU_SCRIPTS").map_or_else(beside, PathBuf::from)
+    std::env::var_os("RINGSCOPE_QEMU_SCRIPTS").map_or_else(|| SCRIPTS.into(), PathBuf::from)
 }
 
 fn connect(process: &mut Process, options: &GuestOptions) -> Result<Console, Error> {
