@@ -1,12 +1,16 @@
-//! How many frames a second one thread writes to a tap, by a bare loop or as a guest of ringscoped.
+//! How many frames a second one thread writes to a tap, by a bare loop or as a guest of ringscoped; and a guest that answers beside
+//! what it sends.
 //!
 //!     tap-calls write TAP BYTES SEGMENTS SECONDS [filtered]
 //!                                                    writes packets of this many datagrams, one `writev` each
 //!     tap-calls send SOCKET BYTES FLOWS SECONDS [tcp] [whole]
 //!                                                    is a guest that sends frames of this many flows in turn
+//!     tap-calls answer SOCKET BYTES WAITING SECONDS  is a guest that answers pings, and always has this many frames of one
+//!                                                    flow waiting to be sent
 //!
-//! BYTES: payload of a frame. `filtered`: below a filter of system calls that allows all of them. `tcp`: TCP segments in place of UDP datagrams. `whole`: the guest computes checksums. Prints
-//! frames a second, and frames for each second of CPU time of this process.
+//! BYTES: payload of a frame. `filtered`: below a filter of system calls that allows all of them. `tcp`: TCP segments in place of
+//! UDP datagrams. `whole`: the guest computes checksums. Prints frames a second, and frames for each second of CPU time of this
+//! process.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -28,7 +32,11 @@ const TOGETHER: usize = 64;
 const HEADERS: usize = 42;
 /// A tap's net header, until somebody asks for a longer one (`drivers/net/tun.c`).
 const NET_HEADER: usize = 10;
-const USAGE: &str = "tap-calls: expected `write TAP BYTES SEGMENTS SECONDS [filtered]` or `send SOCKET BYTES FLOWS SECONDS [tcp] [whole]`";
+/// Where an ICMP message begins, and its types (RFC 792).
+const ICMP: usize = 34;
+const ECHO: u8 = 8;
+const USAGE: &str = "tap-calls: expected `write TAP BYTES SEGMENTS SECONDS [filtered]`, `send SOCKET BYTES FLOWS SECONDS [tcp] [whole]` \
+                     or `answer SOCKET BYTES WAITING SECONDS`";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -43,6 +51,9 @@ fn main() -> ExitCode {
             let is_whole = kind.contains(&"whole");
             numbers([bytes, flows, seconds])
                 .and_then(|numbers| send(socket, numbers, is_tcp, is_whole))
+        }
+        ["answer", socket, bytes, waiting, seconds] => {
+            numbers([bytes, waiting, seconds]).and_then(|numbers| answer(socket, numbers))
         }
         _ => Err(USAGE.into()),
     };
@@ -142,4 +153,49 @@ fn send(
         pair.flush()?;
         Ok(sent)
     })
+}
+
+fn answer(socket: &str, [bytes, waiting, seconds]: [usize; 3]) -> Result<[f64; 3]> {
+    let mut guest = Guest::connect(socket, GuestOptions::default().queue_size(1024).offloads())?;
+    let pair = guest.pair(0);
+    let mut flow = Flow { is_atomic: true, ..Flow::udp(1) };
+    let Sent { header, bytes, .. } = flow.next(&vec![7; bytes], true);
+    let frame = [&header[..], &bytes].concat();
+    let mut left = waiting;
+    count(seconds, || {
+        let mut sent = 0;
+        while left > 0 && pair.queue_chain(&[&frame])? {
+            (left, sent) = (left - 1, sent + 1);
+        }
+        let answered = match pair.receive()?.and_then(|came| pong(came.bytes)) {
+            Some(pong) => pair.queue(&pong)?,
+            None => false,
+        };
+        if answered || sent > 0 {
+            pair.flush()?;
+        } else {
+            std::thread::yield_now();
+        }
+        // One of them may be an answer: then one frame more waits.
+        left = waiting.min(left + pair.reap()?);
+        Ok(sent)
+    })
+}
+
+/// The answer to a frame, if that is a ping.
+fn pong(mut frame: Vec<u8>) -> Option<Vec<u8>> {
+    let is_ping = frame.get(12..14)? == [8, 0] && *frame.get(23)? == 1 && *frame.get(ICMP)? == ECHO;
+    if !is_ping {
+        return None;
+    }
+    for (one, other, len) in [(0, 6, 6), (26, 30, 4)] {
+        for n in 0..len {
+            frame.swap(one + n, other + n);
+        }
+    }
+    frame[ICMP] = 0;
+    let sum = u16::from_be_bytes([frame[ICMP + 2], frame[ICMP + 3]]);
+    let (sum, carry) = sum.overflowing_add(u16::from(ECHO) << 8);
+    frame[ICMP + 2..ICMP + 4].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
+    Some(frame)
 }
