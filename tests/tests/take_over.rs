@@ -13,8 +13,10 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use burst_trace::DropCause;
 use frontend::{Guest, GuestOptions};
 use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::lan::guest_table;
 use ringscope_tests::take_over::{expect_short, gap, message, read, take_overs};
@@ -338,15 +340,26 @@ fn a_new_daemon_that_does_not_fit_says_why() {
 }
 
 #[test]
-fn what_cannot_be_taken_over_is_refused_before_anything_changes() {
+fn a_guest_with_faults_is_taken_over_and_has_those_of_the_new_daemon() {
     let directory = tempfile::tempdir().unwrap();
-    let arguments = ["--datapath", "reflect", "--fault", "drop:tx=1"];
-    let daemon = Daemon::start(directory.path(), "vm", &arguments).unwrap();
-    let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
-    let error = daemon.successor(&arguments).unwrap_err().to_string();
-    assert!(error.contains("--fault"), "{error}");
-    guest.pair(0).send(&frames::frame(1, 100)).unwrap();
-    assert!(daemon.log().contains("this daemon goes on"), "{}", daemon.log());
+    let arguments = |every| ["--datapath", "reflect", "--fault", every];
+    let old = Daemon::start(directory.path(), "vm", &arguments("drop:tx,every=5")).unwrap();
+    let mut guest = Guest::connect(old.socket(), GuestOptions::default()).unwrap();
+    let lost = |daemon: &Daemon| daemon.reader().unwrap().drops(1, DropCause::TxFault);
+    let mut lose = |daemon: &Daemon, count| {
+        let before = lost(daemon);
+        for n in 0..10 {
+            assert!(guest.pair(0).send(&frames::frame(n, 100)).unwrap());
+        }
+        eventually(SOON, &format!("{count} losses"), || {
+            let found = lost(daemon) - before;
+            when(found == count, found)
+        });
+    };
+    lose(&old, 2);
+    let new = old.successor(&arguments("drop:tx,every=2")).unwrap();
+    eventually(SOON, "the new daemon to serve", || when(new.reader().is_ok(), "no recorder"));
+    lose(&new, 5);
 }
 
 #[test]

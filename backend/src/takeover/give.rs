@@ -149,7 +149,6 @@ impl Wire {
     /// Why a guest with this plan cannot be handed over.
     pub fn unfit(plan: &GuestPlan) -> Option<String> {
         let why = match &plan.datapath {
-            _ if !plan.faults.is_empty() => "faults of --fault may hold its frames",
             DatapathSpec::AfXdp { options, .. } if options.umem == UmemOwner::Guest => {
                 "with umem=guest, its AF_XDP sockets send from memory that another daemon has elsewhere"
             }
