@@ -177,6 +177,11 @@ impl Capture {
         self.before -= before;
         let count = (done.taken - before).min(self.held.len());
         let copies = self.held.drain(..count).collect::<Vec<_>>();
+        if before > 0 {
+            // Their burst is not whole, and so is not in the file.
+            self.lane.leave_out(count);
+            return;
+        }
         let carried = done.taken - usize::from(done.drops.total());
         if carried > 0 {
             let slices: Vec<_> = copies.iter().map(|copy| [copy.bytes.slice()]).collect();
