@@ -28,6 +28,7 @@
 //! - [`processes`]: what `/proc` says of processes.
 //! - [`recording`]: `ringscope record` under way.
 //! - [`shuttle`]: a guest that moves to and fro between two back ends, under load.
+//! - [`slow_wire`]: a wire whose far end takes its time.
 //! - [`sniffer`]: when frames passed an interface.
 //! - `sys`: the system calls that have no safe form.
 //! - [`trace`]: what the daemon recorded, and what must hold of it.
@@ -66,6 +67,7 @@ pub mod processes;
 pub mod qemu;
 pub mod recording;
 pub mod shuttle;
+pub mod slow_wire;
 pub mod sniffer;
 mod sys;
 pub mod take_over;

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use burst_trace::DropCause;
 use frontend::{Guest, GuestOptions};
-use lab::outside::Outside;
 use ringscope_tests::daemon::{Daemon, program};
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::flows::Flow;
 use ringscope_tests::frames;
 use ringscope_tests::hostile::expect_all_back;
 use ringscope_tests::pcapng::Capture;
+use ringscope_tests::slow_wire::slow_wire;
 use ringscope_tests::trace::Trace;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
@@ -334,25 +334,11 @@ fn a_capture_of_the_start_can_be_ended_and_one_that_is_left_is_whole() {
     assert_eq!((capture.packets.len(), capture.totals), (10, Some((10, 0))));
 }
 
-/// A wire whose far end takes some 250 ms to be done with 32 frames: as long the last of them are on their way.
-fn slow_wire() -> Outside {
-    let outside = Outside::on_wire("late", 1).unwrap();
-    for line in [
-        "ip link add late0 type ifb",
-        "ip link set late0 up",
-        "tc qdisc add dev late0 root tbf rate 200kbit burst 2000 latency 9s",
-        "tc qdisc add dev eth0 clsact",
-        "tc filter add dev eth0 ingress protocol all u32 match u32 0 0 action mirred egress redirect dev late0",
-    ] {
-        outside.exec(line).unwrap();
-    }
-    outside
-}
-
 /// Frames that the kernel sends from the guest's memory are done with later than they are taken.
 #[test]
 fn what_begins_while_frames_are_on_their_way_is_about_later_ones() {
-    let outside = slow_wire();
+    // The last of 32 frames are on their way for some 250 ms.
+    let outside = slow_wire("late", 200);
     let datapath = format!("af-xdp:ifname={},umem=guest", outside.wire());
     let rig = Rig::new(&datapath, &[]);
     let options = GuestOptions::default().queue_size(64);

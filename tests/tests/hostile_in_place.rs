@@ -3,32 +3,18 @@
 use std::time::Duration;
 
 use frontend::{FileRegion, Guest, GuestOptions, RegionOptions};
-use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{SOON, eventually, when};
 use ringscope_tests::frames::{self, formats};
 use ringscope_tests::hostile::expect_all_back;
+use ringscope_tests::slow_wire::slow_wire;
 use ringscope_tests::trace::Trace;
 
 const FRAMES: usize = 32;
 
-/// A wire whose far end takes some 50 ms to be done with [`FRAMES`]: as long the last of them are on their way.
-fn slow_wire() -> Outside {
-    let outside = Outside::on_wire("slow", 1).unwrap();
-    for line in [
-        "ip link add late0 type ifb",
-        "ip link set late0 up",
-        "tc qdisc add dev late0 root tbf rate 800kbit burst 2000 latency 5s",
-        "tc qdisc add dev eth0 clsact",
-        "tc filter add dev eth0 ingress protocol all u32 match u32 0 0 action mirred egress redirect dev late0",
-    ] {
-        outside.exec(line).unwrap();
-    }
-    outside
-}
-
 fn meet(mut act: impl FnMut(&mut Guest)) {
-    let outside = slow_wire();
+    // The last of the frames are on their way for some 50 ms.
+    let outside = slow_wire("slow", 800);
     for options in formats(&GuestOptions::default().queue_size(64)) {
         let directory = tempfile::tempdir().unwrap();
         let datapath = format!("af-xdp:ifname={},umem=guest", outside.wire());

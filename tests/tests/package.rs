@@ -70,7 +70,7 @@ fn the_package_is_installed_started_upgraded_removed_and_purged() {
     let exposed =
         format!("systemd-analyze security --threshold={EXPOSURE_MAX} ringscoped@vm0.service");
     system.must(&exposed).unwrap();
-    // Its group may connect, whoever makes the socket.
+    // The group may connect, whether systemd or the daemon made the socket.
     let mode = "stat -c '%a %G' /run/ringscope/vm0.sock";
     assert_eq!(system.must(mode).unwrap().trim(), "660 ringscope");
     system.must("systemctl stop ringscoped@vm0.socket ringscoped@vm0.service").unwrap();
