@@ -58,7 +58,7 @@ impl Subject {
     }
 
     fn each<T>(&self, ask: impl Fn(&Mailbox) -> Result<T, WorkerGone>) -> Result<Vec<T>, String> {
-        // All are asked, whoever does not answer.
+        // One that does not answer does not keep the others from being asked.
         let answers: Vec<_> = self.way.workers.iter().map(|mailbox| ask(mailbox)).collect();
         let answers: Result<Vec<T>, _> = answers.into_iter().collect();
         answers.map_err(|gone| format!("guest '{}': {gone}", self.plan.name))

@@ -92,7 +92,7 @@ impl Wanted {
         self.output.file()
     }
 
-    /// Adds to `request` what the daemon is told.
+    /// Adds the keys of a capture to `request`.
     pub fn describe(&self, request: &mut Value) {
         let words = ["on"].into_iter().chain(self.size.as_deref());
         request["value"] = words.collect::<Vec<_>>().join(" ").into();
