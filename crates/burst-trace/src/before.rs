@@ -15,16 +15,17 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use host_files::FileId;
 use host_files::own::own_file;
+use host_files::{FileId, open_regular};
 
 use crate::clock::{Anchor, Clock};
-use crate::file::{Layout, RING_FIRST, WORKER_BEFORE, Words, word};
-use crate::header::{Left, ReadError, left};
+use crate::file::{HEADER_WORDS, Layout, MAGIC, RING_FIRST, WORKER_BEFORE, Words, word};
+use crate::header::ReadError;
 use crate::reader::Reader;
 use crate::record::Record;
 use crate::restart::Ending;
@@ -60,6 +61,17 @@ pub(crate) struct Own<'a> {
     pub clock: &'a Clock,
     pub boot: Option<[u64; 2]>,
     pub facts: &'a str,
+}
+
+/// The daemon of the file at a recorder's path.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// The process that writes the file, or wrote it.
+    pid: u64,
+    /// The daemon runs, or crashed.
+    is_running: bool,
+    /// The header is whole. If not, the file has no records.
+    has_mark: bool,
 }
 
 /// The file at a recorder's path.
@@ -162,7 +174,7 @@ impl Old {
         let firsts = next_sequences(&self.reader, layout)?;
         let latest = latest(&self.clock);
         let last = |worker| self.reader.last_burst(worker, SEARCHED);
-        let bursts = (0..layout.workers).filter_map(last);
+        let bursts = (0..layout.workers.min(self.reader.workers())).filter_map(last);
         let bursts = bursts.filter(|burst| is_possible(&Record::Burst(*burst), layout, latest));
         Ok(Stand { firsts, last_burst: bursts.map(|burst| burst.last).max() })
     }
@@ -203,7 +215,7 @@ impl Old {
     /// Why they are not in the new file.
     pub(crate) fn copy(&self, to: &Words, layout: &Layout) -> Result<u64, String> {
         let (latest, mut records) = (latest(&self.clock), 0);
-        for worker in 0..layout.workers {
+        for worker in 0..layout.workers.min(self.reader.workers()) {
             let held = usize::try_from(self.reader.held(worker)).unwrap_or(usize::MAX);
             let (mut copied, mut is_sound) = (0, true);
             let lost = self.reader.read(&mut self.reader.oldest(worker), |record| {
@@ -240,7 +252,10 @@ fn fits(old: &Reader, own: Own<'_>) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("expected {expected} {what}, found {found}")),
     };
-    expect("writers", layout.workers, old.workers())?;
+    // One of both may have a writer for times in the host kernel, the last one.
+    if layout.workers.abs_diff(old.workers()) > 1 {
+        expect("writers", layout.workers, old.workers())?;
+    }
     expect("queue pairs", layout.queue_pairs, old.queue_pairs())?;
     expect("records of each writer", layout.capacity, old.capacity())?;
     if boot.is_none() || boot != old.boot() {
@@ -256,13 +271,53 @@ fn fits(old: &Reader, own: Own<'_>) -> Result<(), String> {
     }
 }
 
-/// The facts of a daemon but its version and its control socket: they are its flags. A newer daemon goes on with the records
-/// of an older one.
+/// Reads which daemon left the recorder at `path`, of any version; `None` when the file is no recorder. An empty file, or
+/// one without its mark yet, counts as a recorder without records.
+fn left(path: &Path) -> io::Result<Option<Left>> {
+    let file = open_regular(path)?;
+    let number = |at: usize| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at as u64 * 8).map(|()| u64::from_le_bytes(bytes))
+    };
+    if file.metadata()?.len() < HEADER_WORDS as u64 * 8 {
+        let is_empty = file.metadata()?.len() == 0;
+        return Ok(is_empty.then_some(Left { pid: 0, is_running: false, has_mark: false }));
+    }
+    match number(word::MAGIC)? {
+        MAGIC => {
+            let is_running = number(word::RUNNING)? == 1;
+            Ok(Some(Left { pid: number(word::PID)?, is_running, has_mark: true }))
+        }
+        // The mark is written last.
+        0 => Ok(Some(Left { pid: 0, is_running: false, has_mark: false })),
+        _ => Ok(None),
+    }
+}
+
+/// The facts of a daemon but its version, its control socket, and what of the host kernel is measured for a time: they are its flags.
+/// A newer daemon goes on with the records of an older one.
 fn comparable(facts: &str) -> String {
-    ["version", "control"].iter().fold(facts.to_owned(), |facts, key| {
-        let cut = facts.split_once(&format!(r#""{key}":""#));
-        let cut = cut.and_then(|(before, rest)| Some((before, rest.split_once('"')?.1)));
+    ["version", "control", "kernel_stages"].iter().fold(facts.to_owned(), |facts, key| {
+        let cut = facts.split_once(&format!(r#""{key}":"#));
+        let cut = cut.and_then(|(before, rest)| Some((before, &rest[value_len(rest)?..])));
         cut.map_or_else(|| facts.clone(), |(before, after)| format!("{before}{after}"))
+    })
+}
+
+/// The length of the JSON value at the beginning of `text`, in an object.
+fn value_len(text: &str) -> Option<usize> {
+    let (mut depth, mut in_string, mut is_escaped) = (0_usize, false, false);
+    text.bytes().position(|byte| {
+        let is_end = !in_string && depth == 0 && matches!(byte, b',' | b'}');
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_string,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        is_end
     })
 }
 

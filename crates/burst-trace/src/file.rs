@@ -83,6 +83,8 @@ pub mod word {
     /// The most by which the line through two anchors, of the rate and the latest one, is from `CLOCK_MONOTONIC` for all that
     /// their readings say, nanoseconds, plus 1; 0 if that is not known: the rate is measured in the first second.
     pub const ANCHOR_ERROR: usize = BEFORE + 1;
+    /// How often the facts were replaced, twice; odd while that happens.
+    pub const FACTS_VERSION: usize = ANCHOR_ERROR + 1;
     /// Facts: JSON text of at most [`FACTS_BYTES_MAX`](super::FACTS_BYTES_MAX).
     pub const FACTS: usize = 64;
 }
@@ -141,7 +143,7 @@ const _: () = {
         "a ring's words hold every drop cause"
     );
     assert!(WORKER_BEFORE < WORKER_WORDS, "a worker's words hold all that is written of it");
-    assert!(word::ANCHOR_ERROR < word::FACTS, "the header's words end before the facts");
+    assert!(word::FACTS_VERSION < word::FACTS, "the header's words end before the facts");
 };
 
 /// The sizes of a file, and where its parts are.

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
@@ -11,9 +10,9 @@ use host_files::{FileId, open_regular};
 
 use crate::clock::{Anchor, ClockKind};
 use crate::file::{
-    ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, MAGIC, RING_BURSTS, RING_BYTES,
-    RING_DROPS, RING_EVENTS, RING_FIRST, RING_GRO_FRAMES, RING_GRO_SEGMENTS, RING_MOVES,
-    RING_NOTIFICATIONS, RING_PACKETS, RING_WORDS, VERSION, WORKER_THREAD, Words, word,
+    ANCHOR_WORDS, FACTS_BYTES_MAX, HEADER_WORDS, Layout, RING_BURSTS, RING_BYTES, RING_DROPS,
+    RING_EVENTS, RING_FIRST, RING_GRO_FRAMES, RING_GRO_SEGMENTS, RING_MOVES, RING_NOTIFICATIONS,
+    RING_PACKETS, RING_WORDS, VERSION, WORKER_THREAD, Words, word,
 };
 use crate::gro::GroCounts;
 use crate::notification::Notifications;
@@ -57,7 +56,7 @@ pub enum ReadError {
     #[error(
         "{path} cannot be used: expected its clock's relation to the host's clocks, found it half written for {} ms; \
          its daemon ended, or was stopped, in that moment",
-        ANCHOR_WAIT.as_millis()
+        HALF_WAIT.as_millis()
     )]
     HalfAnchor {
         /// The file.
@@ -65,9 +64,9 @@ pub enum ReadError {
     },
 }
 
-/// Longest wait for an anchor that is being written. A write takes nanoseconds, unless the daemon loses its CPU or ends in
+/// Longest wait for what is being replaced. A write takes nanoseconds, unless the daemon loses its CPU or ends in
 /// the middle of it.
-const ANCHOR_WAIT: Duration = Duration::from_millis(500);
+const HALF_WAIT: Duration = Duration::from_millis(500);
 
 /// The totals of one virtqueue since the daemon started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -297,15 +296,26 @@ impl Header {
         u32::try_from(self.number(at)).ok().filter(|&number| number > 0)
     }
 
-    /// The daemon's facts about this run: JSON text.
+    /// The daemon's facts about this run: JSON text. If the daemon ended while it replaced them, they may be damaged.
     #[must_use]
     pub fn facts(&self) -> String {
-        let len = usize::try_from(self.number(word::FACTS_LEN)).unwrap_or(0).min(FACTS_BYTES_MAX);
-        let words = self.words.slice(word::FACTS, len.div_ceil(8));
-        let mut bytes: Vec<u8> =
-            words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
-        bytes.truncate(len);
-        String::from_utf8_lossy(&bytes).into_owned()
+        let read = || {
+            let len = usize::try_from(self.number(word::FACTS_LEN)).unwrap_or(0);
+            let len = len.min(FACTS_BYTES_MAX);
+            let words = self.words.slice(word::FACTS, len.div_ceil(8));
+            let mut bytes: Vec<u8> =
+                words.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+            bytes.truncate(len);
+            bytes
+        };
+        let facts = self.whole(word::FACTS_VERSION, read).unwrap_or_else(read);
+        String::from_utf8_lossy(&facts).into_owned()
+    }
+
+    /// Changes when the daemon replaces its [`facts`](Self::facts).
+    #[must_use]
+    pub fn facts_version(&self) -> u64 {
+        self.number(word::FACTS_VERSION)
     }
 
     /// The anchor taken at the daemon's start.
@@ -338,17 +348,25 @@ impl Header {
 
     /// The latest anchor; `None` when it stays half written.
     fn whole_anchor(&self) -> Option<Anchor> {
-        let version = self.words.at(word::ANCHOR_VERSION);
+        self.whole(word::ANCHOR_VERSION, || {
+            load_anchor(self.words.slice(word::ANCHOR_LATEST, ANCHOR_WORDS))
+        })
+    }
+
+    /// What `read` finds, without a change meanwhile of the word `version`, which is odd while that is replaced; `None` when it
+    /// stays half written.
+    fn whole<T>(&self, version: usize, read: impl Fn() -> T) -> Option<T> {
+        let version = self.words.at(version);
         let mut until = None;
         loop {
             let before = version.load(Ordering::Acquire);
-            let anchor = load_anchor(self.words.slice(word::ANCHOR_LATEST, ANCHOR_WORDS));
+            let found = read();
             fence(Ordering::Acquire);
             if before.is_multiple_of(2) && version.load(Ordering::Relaxed) == before {
-                return Some(anchor);
+                return Some(found);
             }
             // The clock is read only after a first failed try.
-            if Instant::now() > *until.get_or_insert_with(|| Instant::now() + ANCHOR_WAIT) {
+            if Instant::now() > *until.get_or_insert_with(|| Instant::now() + HALF_WAIT) {
                 return None;
             }
             std::thread::yield_now();
@@ -437,40 +455,6 @@ impl Header {
     fn ring_words(&self, ring: usize) -> &[AtomicU64] {
         assert!(ring < self.layout.queue_pairs * 2, "no such virtqueue in the recorder");
         self.words.slice(self.layout.ring(ring), RING_WORDS)
-    }
-}
-
-/// The daemon of the file at a recorder's path.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Left {
-    /// The process that writes the file, or wrote it.
-    pub pid: u64,
-    /// The daemon runs, or crashed.
-    pub is_running: bool,
-    /// The header is whole. If not, the file has no records.
-    pub has_mark: bool,
-}
-
-/// Reads which daemon left the recorder at `path`, of any version; `None` when the file is no recorder. An empty file, or
-/// one without its mark yet, counts as a recorder without records.
-pub(crate) fn left(path: &Path) -> io::Result<Option<Left>> {
-    let file = open_regular(path)?;
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        file.read_exact_at(&mut bytes, at as u64 * 8).map(|()| u64::from_le_bytes(bytes))
-    };
-    if file.metadata()?.len() < HEADER_WORDS as u64 * 8 {
-        let is_empty = file.metadata()?.len() == 0;
-        return Ok(is_empty.then_some(Left { pid: 0, is_running: false, has_mark: false }));
-    }
-    match number(word::MAGIC)? {
-        MAGIC => {
-            let is_running = number(word::RUNNING)? == 1;
-            Ok(Some(Left { pid: number(word::PID)?, is_running, has_mark: true }))
-        }
-        // The mark is written last.
-        0 => Ok(Some(Left { pid: 0, is_running: false, has_mark: false })),
-        _ => Ok(None),
     }
 }
 

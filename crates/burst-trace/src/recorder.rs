@@ -5,7 +5,7 @@ mod beside;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use host_files::own::{new_file, own_file};
@@ -279,15 +279,19 @@ fn write_header(words: &Words, own: Own<'_>) {
     for (n, part) in boot.unwrap_or_default().into_iter().enumerate() {
         set(word::BOOT + n, part);
     }
-    let facts = &facts.as_bytes()[..facts.len().min(FACTS_BYTES_MAX)];
-    set(word::FACTS_LEN, facts.len() as u64);
-    for (n, facts) in facts_words(facts).enumerate() {
-        set(word::FACTS + n, facts);
-    }
+    store_facts(words, facts);
     let anchor = clock.anchor();
     store_anchor(&header[word::ANCHOR_START..], anchor);
     store_anchor(&header[word::ANCHOR_LATEST..], anchor);
     store_clock_error(words, anchor.monotonic_ns);
+}
+
+fn store_facts(words: &Words, facts: &str) {
+    let facts = &facts.as_bytes()[..facts.len().min(FACTS_BYTES_MAX)];
+    words.at(word::FACTS_LEN).store(facts.len() as u64, Ordering::Relaxed);
+    for (n, facts) in facts_words(facts).enumerate() {
+        words.at(word::FACTS + n).store(facts, Ordering::Relaxed);
+    }
 }
 
 /// Stores by how much the clock that other hosts have as well may be wrong now.
@@ -307,7 +311,8 @@ impl Drop for Recorder {
     }
 }
 
-/// Stores in the recorder who takes part: the workers' threads, the front end's process, and the guest's features.
+/// Stores in the recorder who takes part: the workers' threads, the front end's process, and the guest's features; and what is
+/// measured of them.
 #[derive(Debug)]
 pub struct Participants {
     words: Arc<Words>,
@@ -340,6 +345,16 @@ impl Participants {
     /// Stores the features of the last guest of the daemons before.
     pub fn set_features_before(&self, features: u64) {
         self.words.at(word::FEATURES_BEFORE).store(features, Ordering::Relaxed);
+    }
+
+    /// Replaces the facts, JSON text. One thread may do that.
+    pub fn set_facts(&self, facts: &str) {
+        let version = self.words.at(word::FACTS_VERSION);
+        let before = version.load(Ordering::Relaxed);
+        version.store(before + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        store_facts(&self.words, facts);
+        version.store(before + 2, Ordering::Release);
     }
 
     /// Stores that `process` is no longer the front end, and again by how much the clock may be wrong. If another one has connected since, it stays.

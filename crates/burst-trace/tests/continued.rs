@@ -148,6 +148,17 @@ fn a_recorder_that_was_full_goes_on_and_on() {
 }
 
 #[test]
+fn times_in_the_host_kernel_may_begin_or_end_with_a_daemon() {
+    let mut bench = Bench::new();
+    for (n, writers) in (0..).zip([2, 3, 2, 1]) {
+        bench.options.workers = writers;
+        let next = bench.next_with_before();
+        bench.write(&next, 0, n..n + 1);
+        assert_eq!(sequences(next.path(), 0), (0..=n).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn what_cannot_be_continued_is_said_in_one_sentence() {
     let other_size = |change: fn(&mut RecorderOptions)| {
         let mut bench = Bench::new();
@@ -170,7 +181,7 @@ fn what_cannot_be_continued_is_said_in_one_sentence() {
     };
     let second = |at| LAYOUT.record(0, 1) + at;
     for (part, before) in [
-        ("expected 1 writers, found 2", other_size(|options| options.workers = 1)),
+        ("expected 4 writers, found 2", other_size(|options| options.workers = 4)),
         ("expected 2 queue pairs, found 1", other_size(|options| options.queue_pairs = 2)),
         ("expected 128 records", other_size(|options| options.capacity = 128)),
         ("found version 9", tampered(word::VERSION, 9)),
@@ -350,8 +361,12 @@ fn a_reader_has_all_records_of_the_daemon_before_or_none() {
 
 #[test]
 fn a_daemon_goes_on_with_the_records_of_another_version_but_not_of_other_flags() {
-    let facts =
-        |poll, version| format!(r#"{{"poll":"{poll}","trace":"on","version":"{version}"}}"#);
+    let with_stages = |poll, stages, version| {
+        format!(
+            r#"{{"control":"/c","kernel_stages":{stages},"poll":"{poll}","version":"{version}"}}"#
+        )
+    };
+    let facts = |poll, version| with_stages(poll, "null", version);
     let mut bench = Bench::new();
     bench.options.facts = facts("never", "0.1.0");
     let first = bench.next();
@@ -360,7 +375,13 @@ fn a_daemon_goes_on_with_the_records_of_another_version_but_not_of_other_flags()
     bench.options.facts = facts("never", "0.2.0");
     let second = bench.next();
     assert!(matches!(second.copy_before(), Before::Continued(3)));
-    bench.end(second, false);
+    // They are measured for a time only.
+    let stages = r#"{"a":"n/a: \"}, [","b":"on"}"#;
+    second.participants().set_facts(&with_stages("never", stages, "0.2.0"));
+    bench.end(second, true);
+    let again = bench.next();
+    assert!(matches!(again.copy_before(), Before::Continued(3)));
+    bench.end(again, false);
     bench.options.facts = facts("always", "0.2.0");
     let third = bench.next();
     assert_eq!(third.copy_before(), Before::OtherFlags);

@@ -265,3 +265,29 @@ fn a_recorder_that_is_truncated_ends_neither_who_writes_it_nor_who_reads_it() {
     assert_eq!((read, reader.totals(3).packets, reader.anchor_latest().ticks), (0, 0, 0));
     assert!(writer.is_torn() && reader.is_torn());
 }
+
+#[test]
+fn facts_that_are_replaced_are_read_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let recorder = Recorder::create(&options(&dir, 64), &Clock::new()).unwrap();
+    let reader = Reader::open(recorder.path()).unwrap();
+    let participants = recorder.participants();
+    let before = reader.facts_version();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..20_000 {
+                let letter = char::from(b'a' + (n % 26) as u8);
+                participants.set_facts(&letter.to_string().repeat(300 + n % 900));
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        while !is_over.load(Ordering::Relaxed) {
+            let facts = reader.facts();
+            let mut letters = facts.chars().collect::<Vec<_>>();
+            letters.dedup();
+            assert!(letters.len() == 1 || facts == r#"{"name":"vm0"}"#, "{facts}");
+        }
+    });
+    assert_ne!(reader.facts_version(), before);
+}
