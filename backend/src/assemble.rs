@@ -27,7 +27,7 @@ use crate::error::Error;
 use crate::facts::facts;
 use crate::guest::{Front, GuestRecorder, Noted, Served, meet};
 use crate::journal;
-use crate::kernel::{Enrolled, Following, Kernel};
+use crate::kernel::{Enrolled, FollowError, Following, Kernel, OnRequest, Whose};
 use crate::limits::{Limits, limits_of};
 use crate::manager::Manager;
 use crate::moved;
@@ -51,6 +51,9 @@ type StartWorker<D> =
 /// Bursts that a recorder keeps for each worker. They take 4 MiB and last for minutes with a quiet guest, for a second or
 /// less with a busy one.
 const RECORDS: usize = 1 << 16;
+
+/// Who learn of a guest's front ends.
+type Witnesses = Vec<Box<dyn Witness>>;
 
 /// Runs the daemon until `stop`.
 ///
@@ -112,18 +115,18 @@ fn make_run_dirs(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// A daemon that is being put together. Field order is drop order: services, workers, the kernel-stage thread, recorders.
+/// A daemon that is being put together. Field order is drop order: services, workers, the kernel-stage threads, recorders.
 struct Daemon {
     services: Option<Services>,
     workers: Vec<Worker>,
     following: Option<Following>,
     kernel: Option<Kernel>,
+    ways: Ways,
     recorders: Vec<GuestRecorder>,
     fronts: Vec<Front>,
     handed: Handed,
     /// What of each guest's datapath another daemon gets. By name; nothing if there is none.
     wires: BTreeMap<String, Wire>,
-    ways: Ways,
     clock: Clock,
     /// When the endpoint of the guest that is put together was there, ticks.
     met: u64,
@@ -143,11 +146,11 @@ impl Daemon {
             workers: Vec::new(),
             following: None,
             kernel,
+            ways: Ways::new(),
             recorders: Vec::new(),
             fronts: Vec::new(),
             handed,
             wires: BTreeMap::new(),
-            ways: Ways::new(),
             clock: clock::of(&plan.guests),
             met: 0,
             guests: plan.guests.len(),
@@ -256,9 +259,9 @@ impl Daemon {
             self.workers.push(worker);
         }
         let threads: Vec<_> = self.workers[first..].iter().map(Worker::tid).collect();
-        let witnesses = self.follow(plan, enrolled, &threads, &recorder)?;
+        let (witnesses, kernel) = self.follow(plan, enrolled, (&threads, &log), &recorder)?;
         let mailboxes = self.workers[first..].iter().map(|worker| worker.mailbox(0));
-        let way = Way { workers: mailboxes.cloned().collect(), captures };
+        let way = Way { workers: mailboxes.cloned().collect(), captures, kernel };
         self.show(plan, (endpoint, log), &recorder, &capabilities, way, witnesses)?;
         self.recorders.push(recorder);
         Ok(())
@@ -341,8 +344,9 @@ impl Daemon {
             .map_err(|source| Error::Worker { index, source })?;
         for (n, (plan, prepared)) in plans.iter().zip(prepared).enumerate() {
             let (endpoint, log, enrolled, recorder) = prepared;
-            let witnesses = self.follow(plan, enrolled, &[worker.tid()], &recorder)?;
-            let way = Way { workers: vec![Arc::clone(worker.mailbox(n))], captures: None };
+            let threads = [worker.tid()];
+            let (witnesses, kernel) = self.follow(plan, enrolled, (&threads, &log), &recorder)?;
+            let way = Way { workers: vec![Arc::clone(worker.mailbox(n))], captures: None, kernel };
             let capabilities = with_mtu(plan, &capabilities)?;
             self.show(plan, (endpoint, log), &recorder, &capabilities, way, witnesses)?;
             self.recorders.push(recorder);
@@ -352,25 +356,37 @@ impl Daemon {
     }
 
     /// Writes the guest's threads to its recorder, and starts recording its kernel stages if the plan asks for them. They
-    /// have a writer of their own, after those of the workers. Returns the witnesses of the guest's front ends.
+    /// have a writer of their own, after those of the workers. Returns the witnesses of the guest's front ends, and what measures
+    /// kernel stages when the operator asks for them.
     fn follow(
         &mut self,
         plan: &GuestPlan,
         enrolled: Option<Enrolled>,
-        threads: &[u32],
+        (threads, log): (&[u32], &Arc<LogLimit>),
         recorder: &GuestRecorder,
-    ) -> Result<Vec<Box<dyn Witness>>, Error> {
+    ) -> Result<(Witnesses, Option<Arc<OnRequest>>), Error> {
         let participants = recorder.file.participants();
         for (worker, &thread) in threads.iter().enumerate() {
             participants.set_thread(worker, thread);
         }
-        let mut witnesses: Vec<Box<dyn Witness>> = vec![Box::new(Noted(participants))];
+        let mut witnesses: Witnesses = vec![Box::new(Noted(participants))];
+        let writer = || recorder.file.writer(plan.workers.len(), self.clock);
         if let Some((kernel, guest)) = self.kernel.as_mut().zip(enrolled) {
-            let writer = recorder.file.writer(plan.workers.len(), self.clock);
-            kernel.record(&guest, threads, writer, self.clock)?;
-            witnesses.extend(guest.witness.map(|witness| Box::new(witness) as Box<dyn Witness>));
+            kernel.record(&guest, threads, writer(), self.clock)?;
+            witnesses.push(Box::new(guest.witness));
+        } else if self.control_at.is_some() {
+            let whose = Whose {
+                plan: plan.clone(),
+                threads: threads.to_vec(),
+                writer: (writer(), self.clock),
+                participants: recorder.file.participants(),
+                control_at: self.control_at.clone(),
+            };
+            let on_request = OnRequest::start(whose, log).map_err(FollowError::Thread)?;
+            witnesses.push(Box::new(on_request.witness().clone()));
+            return Ok((witnesses, Some(Arc::new(on_request))));
         }
-        Ok(witnesses)
+        Ok((witnesses, None))
     }
 
     /// Makes a guest's recorder.
@@ -379,9 +395,10 @@ impl Daemon {
         plan: &GuestPlan,
         enrolled: Option<&Enrolled>,
     ) -> Result<GuestRecorder, Error> {
+        let has_kernel_writer = enrolled.is_some() || self.control_at.is_some();
         let options = RecorderOptions {
             path: plan.recorder.clone(),
-            workers: plan.workers.len() + usize::from(enrolled.is_some()),
+            workers: plan.workers.len() + usize::from(has_kernel_writer),
             queue_pairs: plan.queue_pairs.into(),
             capacity: RECORDS,
             facts: facts(plan, enrolled.map(|guest| &guest.facts), self.control_at.as_deref()),
@@ -406,7 +423,7 @@ impl Daemon {
         recorder: &GuestRecorder,
         capabilities: &Capabilities,
         way: Way,
-        witnesses: Vec<Box<dyn Witness>>,
+        witnesses: Witnesses,
     ) -> Result<(), Error> {
         announce::guest(plan, capabilities, self.guests == 1, self.metrics_at.as_ref());
         let memory_max = Device::memory_max(self.guests);

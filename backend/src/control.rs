@@ -11,11 +11,13 @@
 //!
 //! `command` is needed. `guest` is needed if the daemon has several guests and the command is about one. `id` may be anything and
 //! comes back. One thread serves all clients ([`clients`]); it asks the workers through their mailboxes, so no burst waits for
-//! a client ([`commands`]). [`look`] has what `info` and `status` say. `capture` comes with a file to write ([`capture`]).
+//! a client ([`commands`]). [`look`] has what `info` and `status` say. `capture` comes with a file to write ([`capture`]), and
+//! `kernel-stages` with programs ([`kernel`]).
 
 mod capture;
 pub mod clients;
 mod commands;
+mod kernel;
 mod look;
 mod request;
 mod subject;

@@ -1,4 +1,13 @@
-//! Kernel stages: their times go from the BPF programs to the guests' recorders (`--kernel-stages`).
+//! Kernel stages: their times go from the BPF programs to the guests' recorders.
+//!
+//! - Here: those of all guests that ask for them, from the start on (`--kernel-stages`).
+//! - `on_request`: those of one guest, which the operator begins and ends.
+//! - `front_end`: the front end's process, which the programs follow.
+//! - `records`: what the programs tell becomes records.
+
+mod front_end;
+mod on_request;
+mod records;
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd as _;
@@ -6,30 +15,26 @@ use std::process;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use burst_trace::{Clock, KernelStage, Writer};
+use burst_trace::{Clock, Writer};
 use confine::Role;
-use kernel_stages::{Attached, Event, FrontEnds, KernelStages, Scribe, Span, ThreadEvent, Whose};
+use kernel_stages::{Attached, KernelStages};
 use log_limit::LogLimit;
 use serde_json::{Map, Value};
-use vhost_control::Witness;
 
 use crate::plan::GuestPlan;
 use crate::spec::{DatapathSpec, Port};
+use records::Records;
 
-/// The recorder of each guest, and what converts to its clock.
-type Guests = [Option<(Scribe, Writer)>];
+pub use front_end::FrontEnd;
+pub use on_request::{OnRequest, Whose};
 
-/// Workers' threads, each with the guests that it serves and its number there.
-type Threads = [(u32, Vec<(usize, u32)>)];
-
-/// The BPF programs, attached once for all guests, and the writers of what they measure.
+/// The BPF programs, attached once for all guests, and the records of what they measure.
 pub struct Kernel {
     stages: KernelStages,
     attached: Vec<Attached>,
-    /// The writer of each enrolled guest; `None` until its workers run.
-    guests: Vec<Option<(Scribe, Writer)>>,
-    /// Thread of each worker, with the guests that it serves and its number there. Guests of a switch share one worker.
-    threads: Vec<(u32, Vec<(usize, u32)>)>,
+    records: Records,
+    /// Thread of each worker, by its number in the records.
+    threads: Vec<u32>,
 }
 
 /// A guest whose kernel stages will be recorded.
@@ -38,32 +43,7 @@ pub struct Enrolled {
     /// For each stage, whether it is measured, or why not; for the recorder's header.
     pub facts: Value,
     /// Makes the guest's front end known to the programs.
-    pub witness: Option<FrontEnd>,
-}
-
-/// Makes the process of a guest's front end known to the programs.
-#[derive(Debug)]
-pub struct FrontEnd {
-    number: usize,
-    log: Arc<LogLimit>,
-    front_ends: FrontEnds,
-}
-
-impl Witness for FrontEnd {
-    fn connected(&self, process: u32) {
-        if let Err(error) =
-            self.front_ends.add(process, u32::try_from(self.number).unwrap_or(u32::MAX))
-        {
-            log_limit::warn!(
-                self.log,
-                "neither inject nor the front end's interruptions are measured: {error}"
-            );
-        }
-    }
-
-    fn gone(&self, process: u32) {
-        self.front_ends.remove(process);
-    }
+    pub witness: FrontEnd,
 }
 
 impl Kernel {
@@ -74,7 +54,7 @@ impl Kernel {
             return Ok(None);
         }
         let (stages, attached) = KernelStages::attach(asking.any(|plan| tap(plan).is_some()))?;
-        Ok(Some(Self { stages, attached, guests: Vec::new(), threads: Vec::new() }))
+        Ok(Some(Self { stages, attached, records: Records::default(), threads: Vec::new() }))
     }
 
     /// Prepares to record a guest, if its plan asks for it; its tap must exist. `log` is the guest's.
@@ -82,26 +62,13 @@ impl Kernel {
         if !plan.kernel_stages {
             return None;
         }
-        let number = self.guests.len();
-        self.guests.push(None);
-        let followed = match tap(plan) {
-            None => Err(kernel_stages::NO_TAP.to_owned()),
-            Some(name) => self.stages.add_tap(name, u32::try_from(number).unwrap_or(u32::MAX)),
-        };
-        let mut facts = Map::new();
-        for (stage, result) in kernel_stages::for_guest(&self.attached, &followed) {
-            if let Some(reason) = result.err().filter(|_| tap(plan).is_some()) {
-                log::warn!("{}{} is not measured: {reason}", plan.log_prefix, stage.name());
-            }
-            facts.insert(stage.name().into(), kernel_stages::in_words(result).into());
-        }
-        for (name, state) in self.stages.interruptions() {
-            facts.insert(name.into(), state.into());
-        }
-        let front_ends = self.stages.front_ends();
-        let witness =
-            front_ends.map(|front_ends| FrontEnd { number, log: Arc::clone(log), front_ends });
-        Some(Enrolled { number, facts: facts.into(), witness })
+        let number = self.records.add_guest();
+        let index = u32::try_from(number).unwrap_or(u32::MAX);
+        let followed = follow_tap(&self.stages, plan, index);
+        let facts = states(plan, &self.stages, &self.attached, &followed).into();
+        let witness = FrontEnd::new(index, log);
+        witness.follow(self.stages.front_ends());
+        Some(Enrolled { number, facts, witness })
     }
 
     /// From now on `writer` records the guest, with its workers' threads in their order.
@@ -112,79 +79,70 @@ impl Kernel {
         writer: Writer,
         clock: Clock,
     ) -> Result<(), FollowError> {
-        self.guests[guest.number] = Some((Scribe::new(clock), writer));
+        self.records.set_writer(guest.number, writer, clock);
         for (worker, &tid) in (0..).zip(workers) {
-            let whose = (guest.number, worker);
-            match self.threads.iter_mut().find(|(other, _)| *other == tid) {
-                Some((_, owners)) => owners.push(whose),
-                None => {
-                    let number = u32::try_from(self.threads.len()).unwrap_or(u32::MAX);
-                    self.threads.push((tid, vec![whose]));
-                    self.stages.add_worker(process::id(), tid, number)?;
-                }
+            let known = self.threads.iter().position(|other| *other == tid);
+            let number = self.records.add_thread(guest.number, worker, known);
+            if known.is_none() {
+                self.threads.push(tid);
+                let number = u32::try_from(number).unwrap_or(u32::MAX);
+                self.stages.add_worker(process::id(), tid, number)?;
             }
         }
         Ok(())
     }
 
     /// Starts the thread that records.
-    pub fn follow(self) -> Result<Following, FollowError> {
+    pub fn follow(mut self) -> Result<Following, FollowError> {
         let (stop, alive) = io::pipe()?;
         let name = "kernel-stages".to_owned();
         let thread = Builder::new().name(name).spawn(move || {
             confine::enter(Role::KernelStages);
-            self.run(&stop);
+            drain(&self.stages, &stop, &mut self.records);
         })?;
         Ok(Following { alive: Some(alive), thread: Some(thread) })
     }
+}
 
-    fn run(mut self, stop: &PipeReader) {
-        let (guests, threads) = (&mut self.guests, &self.threads);
-        let write = |event: Event| match event {
-            Event::Span(span) => write_span(guests, threads, span),
-            Event::Thread(event) => write_interruption(guests, threads, &event),
-        };
-        if let Err(error) = self.stages.drain(stop.as_fd(), write) {
-            log::error!("kernel stages are no longer recorded: {error}");
-        }
-        let lost = self.stages.lost();
-        if lost > 0 {
-            log::warn!(
-                "{lost} times of kernel stages and interruptions were lost, because they came faster than they were read"
-            );
-        }
+/// Records what the programs tell until `stop` becomes readable.
+fn drain(stages: &KernelStages, stop: &PipeReader, records: &mut Records) {
+    if let Err(error) = stages.drain(stop.as_fd(), |event| records.write(event)) {
+        log::error!("kernel stages are no longer recorded: {error}");
+    }
+    let lost = stages.lost();
+    if lost > 0 {
+        log::warn!(
+            "{lost} times of kernel stages and interruptions were lost, because they came faster than they were read"
+        );
     }
 }
 
-fn write_span(guests: &mut Guests, threads: &Threads, span: Span) {
-    let mut write = |guest: usize, worker| {
-        if let Some((scribe, writer)) = guests.get_mut(guest).and_then(Option::as_mut) {
-            writer.kernel(&scribe.span(span, worker));
-        }
-    };
-    if matches!(span.stage, KernelStage::HostRx | KernelStage::Inject) {
-        // Of no worker: it ends before a worker has the frame, or begins after a worker's signal.
-        write(span.about as usize, 0);
-    } else if let Some((_, owners)) = threads.get(span.about as usize) {
-        owners.iter().for_each(|&(guest, worker)| write(guest, worker));
+/// Has frames of a guest's tap followed as those of tap `number`. Returns why they are not.
+fn follow_tap(stages: &KernelStages, plan: &GuestPlan, number: u32) -> Result<(), String> {
+    match tap(plan) {
+        None => Err(kernel_stages::NO_TAP.to_owned()),
+        Some(name) => stages.add_tap(name, number),
     }
 }
 
-fn write_interruption(guests: &mut Guests, threads: &Threads, event: &ThreadEvent) {
-    let mut write = |guest: usize, worker| {
-        if let Some((scribe, writer)) = guests.get_mut(guest).and_then(Option::as_mut) {
-            writer.interruption(&scribe.interruption(event, worker));
+/// What is measured of a guest, or why not, by name; for its recorder's facts.
+fn states(
+    plan: &GuestPlan,
+    stages: &KernelStages,
+    attached: &[Attached],
+    followed: &Result<(), String>,
+) -> Map<String, Value> {
+    let mut states = Map::new();
+    for (stage, result) in kernel_stages::for_guest(attached, followed) {
+        if let Some(reason) = result.err().filter(|_| tap(plan).is_some()) {
+            log::warn!("{}{} is not measured: {reason}", plan.log_prefix, stage.name());
         }
-    };
-    match event.whose {
-        Whose::FrontEnd(guest) => write(guest as usize, 0),
-        Whose::Worker(number) => {
-            let owners = threads.get(number as usize).into_iter().flat_map(|(_, owners)| owners);
-            owners.for_each(|&(guest, worker)| write(guest, worker));
-        }
-        // Nobody names such a program to the daemon.
-        Whose::FarEnd => {}
+        states.insert(stage.name().into(), kernel_stages::in_words(result).into());
     }
+    for (name, state) in stages.interruptions() {
+        states.insert(name.into(), state.into());
+    }
+    states
 }
 
 /// The name of a guest's tap, if it has one. Its frames can be followed by it.

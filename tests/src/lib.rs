@@ -3,6 +3,7 @@
 //! - [`beside`]: honest traffic beside a hostile guest, and how long it takes.
 //! - [`browser`]: a headless browser that looks at reports.
 //! - [`cable`]: an interface of this host, and a host at the other end of its cable.
+//! - [`control`]: a daemon with a control socket, and its clients.
 //! - [`daemon`]: the daemon under test.
 //! - [`debian`]: programs from packages that are not installed.
 //! - [`dirty`]: a guest whose device alone writes, and what must be marked.
@@ -41,6 +42,7 @@ pub mod beside;
 pub mod booted;
 pub mod browser;
 pub mod cable;
+pub mod control;
 pub mod daemon;
 pub mod debian;
 pub mod dirty;

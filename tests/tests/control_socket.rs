@@ -1,88 +1,36 @@
 //! The control socket: a running daemon says how it stands, and takes other settings, while its guests go on.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Output};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use burst_trace::{DropCause, Record, Stage};
 use frontend::{Guest, GuestOptions};
-use ringscope_tests::daemon::{Daemon, program};
+use ringscope_tests::control::{Client, Controlled, wait_for};
+use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
 use ringscope_tests::lan::guest_table;
 use rustix::process::Signal;
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A daemon whose guest gets its frames back, with a control socket.
-struct Rig {
-    directory: TempDir,
-    daemon: Daemon,
+/// A daemon whose guest gets its frames back.
+fn reflecting(arguments: &[&str]) -> Controlled {
+    Controlled::new("reflect", arguments)
 }
 
-impl Rig {
-    fn new(arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("control");
-        let control = ["--datapath", "reflect", "--control", socket.to_str().unwrap()];
-        let arguments = [&control[..], arguments].concat();
-        let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
-        wait_for(&socket);
-        Self { directory, daemon }
-    }
-
-    fn guest(&self, options: GuestOptions) -> Guest {
-        Guest::connect(self.daemon.socket(), options).unwrap()
-    }
-
-    fn client(&self) -> Client {
-        Client::new(&self.directory.path().join("control"))
-    }
-
-    fn ctl(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program("ringscope").unwrap());
-        command.args(["ctl", "--run-dir"]).arg(self.directory.path()).args(arguments);
-        command.output().unwrap()
-    }
-
-    /// What `ringscope ctl --json` prints.
-    fn asked(&self, arguments: &[&str]) -> Value {
-        let output = self.ctl(&[&["--json", "vm0"], arguments].concat());
-        assert!(output.status.success(), "{output:?}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// What `ringscope ctl` says when it is refused.
-    fn refused(&self, arguments: &[&str]) -> String {
-        let output = self.ctl(&[&["vm0"], arguments].concat());
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn ring(&self, ring: usize) -> Value {
-        self.asked(&["status"])["guests"][0]["rings"][ring].clone()
-    }
-
-    /// Bursts that the recorder has records of.
-    fn recorded(&self) -> usize {
-        let reader = self.daemon.reader().unwrap();
-        let mut bursts = 0;
-        reader.read(&mut reader.oldest(0), |record| {
-            bursts += usize::from(matches!(record, Record::Burst(_)));
-        });
-        bursts
-    }
-}
-
-/// Waits for a control socket, which is made last.
-fn wait_for(socket: &Path) {
-    eventually(SOON, "the control socket", || when(UnixStream::connect(socket).is_ok(), "none"));
+/// Bursts that the recorder has records of.
+fn bursts_of(rig: &Controlled) -> usize {
+    let reader = rig.daemon.reader().unwrap();
+    let mut bursts = 0;
+    reader.read(&mut reader.oldest(0), |record| {
+        bursts += usize::from(matches!(record, Record::Burst(_)));
+    });
+    bursts
 }
 
 /// A daemon that ends because it has no control socket, and what it said.
@@ -96,38 +44,9 @@ fn refused(directory: &Path, arguments: &[&str]) -> String {
     daemon.log()
 }
 
-/// A client that speaks without the tool.
-struct Client {
-    stream: UnixStream,
-    lines: BufReader<UnixStream>,
-}
-
-impl Client {
-    fn new(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        Self { lines: BufReader::new(stream.try_clone().unwrap()), stream }
-    }
-
-    fn say(&mut self, text: &str) {
-        self.stream.write_all(text.as_bytes()).unwrap();
-    }
-
-    fn hear(&mut self) -> Value {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line:?}"))
-    }
-
-    fn ask(&mut self, text: &str) -> Value {
-        self.say(&format!("{text}\n"));
-        self.hear()
-    }
-}
-
 #[test]
 fn status_says_how_each_ring_stands() {
-    let rig = Rig::new(&[]);
+    let rig = reflecting(&[]);
     assert_eq!(rig.ring(1)["state"], "stopped");
     for (packed, format) in [(false, "split"), (true, "packed")] {
         let before = rig.ring(1)["packets"].as_u64().unwrap();
@@ -145,6 +64,7 @@ fn status_says_how_each_ring_stands() {
             "probe": [],
             "capture": "off",
             "fault": [],
+            "kernel-stages": "off",
             "limit": { "tx": null, "rx": null },
         });
         assert_eq!(status["guests"][0]["settings"], settings);
@@ -177,7 +97,7 @@ fn status_says_how_each_ring_stands() {
 
 #[test]
 fn info_has_what_a_bug_report_needs() {
-    let rig = Rig::new(&["--mac", "52:54:00:00:00:01", "--features=-in_order"]);
+    let rig = reflecting(&["--mac", "52:54:00:00:00:01", "--features=-in_order"]);
     let info = rig.asked(&["info"]);
     assert_eq!(info["process"], rig.daemon.pid());
     let guest = &info["guests"][0];
@@ -196,10 +116,10 @@ fn info_has_what_a_bug_report_needs() {
 
 #[test]
 fn the_socket_is_private_and_goes_with_the_daemon() {
-    let mut rig = Rig::new(&[]);
+    let mut rig = reflecting(&[]);
     let path = rig.directory.path().join("control");
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    rig.client();
+    let _ = rig.client();
     rig.daemon.signal(Signal::KILL).unwrap();
     rig.daemon.wait(SOON).unwrap();
     assert!(path.exists(), "a daemon that is killed removes nothing");
@@ -219,7 +139,7 @@ fn the_socket_is_private_and_goes_with_the_daemon() {
 
 #[test]
 fn what_is_wrong_is_said_with_what_is_known() {
-    let rig = Rig::new(&[]);
+    let rig = reflecting(&[]);
     for (arguments, part) in [
         (&["speed"][..], "expected one of the commands help, info, status, "),
         (&["status", "now"], "expected no value for status, found 'now'"),
@@ -257,7 +177,7 @@ fn what_is_wrong_is_said_with_what_is_known() {
 
 #[test]
 fn clients_that_misbehave_cost_others_nothing() {
-    let rig = Rig::new(&[]);
+    let rig = reflecting(&[]);
     let mut guest = rig.guest(GuestOptions::default());
     // One sends half a request, one a request that never ends, and one never reads its answers.
     let mut half = rig.client();
@@ -290,7 +210,7 @@ fn clients_that_misbehave_cost_others_nothing() {
 
 #[test]
 fn a_client_that_there_is_no_room_for_waits_and_nothing_spins() {
-    let rig = Rig::new(&[]);
+    let rig = reflecting(&[]);
     // Then everything is set up.
     let mut guest = rig.guest(GuestOptions::default());
     frames::come_back(&mut guest).unwrap();
@@ -311,7 +231,7 @@ fn a_client_that_there_is_no_room_for_waits_and_nothing_spins() {
 
 #[test]
 fn polling_changes_while_frames_flow() {
-    let rig = Rig::new(&["--poll", "never"]);
+    let rig = reflecting(&["--poll", "never"]);
     let mut guest = rig.guest(GuestOptions::default());
     for policy in ["always", "never", "adaptive:50", "never", "always", "adaptive:0", "never"] {
         assert_eq!(rig.asked(&["poll", policy]), json!({ "poll": policy }));
@@ -335,23 +255,23 @@ fn polling_changes_while_frames_flow() {
 
 #[test]
 fn tracing_changes_while_frames_flow() {
-    let rig = Rig::new(&[]);
+    let rig = reflecting(&[]);
     let mut guest = rig.guest(GuestOptions::default());
     frames::come_back(&mut guest).unwrap();
     for round in 0..3 {
         assert_eq!(rig.asked(&["trace", "off"]), json!({ "trace": "off" }));
-        let recorded = rig.recorded();
+        let recorded = bursts_of(&rig);
         assert!(recorded > 0);
         let packets = rig.ring(1)["packets"].as_u64().unwrap();
         frames::come_back(&mut guest).unwrap();
-        assert_eq!(rig.recorded(), recorded, "round {round}");
+        assert_eq!(bursts_of(&rig), recorded, "round {round}");
         assert!(rig.ring(1)["packets"].as_u64().unwrap() > packets, "they are counted");
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(rig.asked(&["trace", "on"]), json!({ "trace": "on" }));
         let asked = Instant::now();
         frames::come_back(&mut guest).unwrap();
         let took = asked.elapsed();
-        assert!(rig.recorded() > recorded, "round {round}");
+        assert!(bursts_of(&rig) > recorded, "round {round}");
         // No time from before it was on is in a stage.
         let reader = rig.daemon.reader().unwrap();
         let limit =
@@ -364,7 +284,7 @@ fn tracing_changes_while_frames_flow() {
         });
     }
     let capture = rig.directory.path().join("capture");
-    let capturing = Rig::new(&["--pcap", capture.to_str().unwrap()]);
+    let capturing = reflecting(&["--pcap", capture.to_str().unwrap()]);
     assert!(
         capturing.refused(&["trace", "off"]).contains("because the capture needs the time stamps")
     );
@@ -372,7 +292,7 @@ fn tracing_changes_while_frames_flow() {
 
 #[test]
 fn a_delay_is_planted_and_taken_back_while_frames_flow() {
-    let rig = Rig::new(&[]);
+    let rig = reflecting(&[]);
     let mut guest = rig.guest(GuestOptions::default());
     let gather_min = |guest: &mut Guest| {
         let reader = rig.daemon.reader().unwrap();
@@ -402,7 +322,7 @@ fn a_delay_is_planted_and_taken_back_while_frames_flow() {
 
 #[test]
 fn frames_are_lost_as_planted_while_others_flow() {
-    let rig = Rig::new(&["--queue-pairs", "2", "--cpus", "0,1"]);
+    let rig = reflecting(&["--queue-pairs", "2", "--cpus", "0,1"]);
     let mut guest = rig.guest(GuestOptions::default().queue_pairs(2));
     let lost = |ring, cause| rig.daemon.reader().unwrap().drops(ring, cause);
     frames::come_back(&mut guest).unwrap();

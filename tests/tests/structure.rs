@@ -139,6 +139,7 @@ const DEV_EDGES: &[(&str, &[&str])] = &[
     (
         "ringscope-tests",
         &[
+            "kernel-stages",
             "host-files",
             "burst-trace",
             "log-limit",

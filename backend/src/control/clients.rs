@@ -1,6 +1,7 @@
 //! The clients of the control socket: lines come in, answers go out.
 //!
-//! A file may come with a request. It is kept until one needs it: a client may send several requests at once.
+//! Descriptors may come with a request. They are kept until one needs them, or until others come: a client may send several requests
+//! at once.
 //!
 //! Nothing here waits for a client. A client that does not read its answer is not read either, and is closed after
 //! [`PATIENCE`].
@@ -12,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use kernel_stages::DESCRIPTORS_MAX;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -34,8 +36,8 @@ struct Client {
     stream: UnixStream,
     /// What came of the next requests.
     input: Vec<u8>,
-    /// The file that came last.
-    file: Option<OwnedFd>,
+    /// The descriptors that came last.
+    files: Vec<OwnedFd>,
     /// What is left of an answer.
     output: Vec<u8>,
     /// Its next request is not looked at before.
@@ -114,10 +116,10 @@ fn wait(listener: &UnixListener, ended: &UnixStream, clients: &[Client]) -> Opti
 impl Client {
     fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let (input, file, output, now) = (Vec::new(), None, Vec::new(), Instant::now());
+        let (input, files, output, now) = (Vec::new(), Vec::new(), Vec::new(), Instant::now());
         let (is_over, is_refused) = (false, false);
         let (rests_until, answered) = (now, now);
-        Ok(Self { stream, input, file, output, rests_until, answered, is_over, is_refused })
+        Ok(Self { stream, input, files, output, rests_until, answered, is_over, is_refused })
     }
 
     /// Says why nothing more is answered.
@@ -150,7 +152,7 @@ impl Client {
             return Ok(!self.is_over);
         };
         let line: Vec<u8> = self.input.drain(..=end).collect();
-        let answer = operator.answer(line.trim_ascii(), &mut self.file);
+        let answer = operator.answer(line.trim_ascii(), &mut self.files);
         self.answer(&answer);
         self.flush()?;
         Ok(true)
@@ -165,7 +167,7 @@ impl Client {
     /// Reads what a refused client sends. Returns whether it stays.
     fn discard(&mut self) -> io::Result<bool> {
         self.input.clear();
-        self.file = None;
+        self.files.clear();
         self.read()?;
         self.rests_until = Instant::now() + REST;
         if self.is_over || self.answered.elapsed() >= PATIENCE {
@@ -180,7 +182,7 @@ impl Client {
         let mut bytes = [0; REQUEST_MAX + 1];
         let room = bytes.len().saturating_sub(self.input.len());
         // The kernel closes what there is no space for.
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut bytes[..room])];
         let flags = RecvFlags::CMSG_CLOEXEC;
@@ -191,7 +193,7 @@ impl Client {
         };
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(files) = message {
-                self.file = files.last().or(self.file.take());
+                self.files = files.collect();
             }
         }
         if len == 0 {

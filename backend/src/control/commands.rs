@@ -1,5 +1,6 @@
 //! The commands, carried out.
 
+use std::mem::take;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use worker::{Bucket, Delay, Limit, PollPolicy, ProbeTargets, Setting};
 
 use super::request::Request;
 use super::subject::Subject;
-use super::{capture, look};
+use super::{capture, kernel, look};
 use crate::logging::{self, LogLevel};
 use crate::plan::{PlanError, sort_faults};
 use crate::probes::ProbeSpec;
@@ -38,6 +39,12 @@ const COMMANDS: &[(&str, &str, &str)] = &[
         "writes every frame to a file that comes with the request: ringscope ctl NAME capture on FILE [size=100MB] \
          [filter=EXPRESSION]",
     ),
+    (
+        "kernel-stages",
+        "on|off",
+        "measures in the host kernel as well, by programs that come with the request, as root: ringscope ctl NAME \
+         kernel-stages on",
+    ),
     ("limit", "tx|rx RATE[,RATE][,burst=MS]|off", "what the guest may send or receive in a second"),
     ("log", "LEVEL|default", "what is logged, as --log-level; default is that of RUST_LOG"),
     ("drain", "", "ends the daemon in order, as SIGTERM does"),
@@ -60,20 +67,20 @@ impl Operator {
         Self { guests, started: Instant::now(), stop, log: Arc::new(LogLimit::new("")) }
     }
 
-    /// The answer to a request. `file`: came with it, or before it, and is taken if it is needed.
-    pub fn answer(&self, line: &[u8], file: &mut Option<OwnedFd>) -> Value {
+    /// The answer to a request. `files`: came with it, or before it, and are taken if they are needed.
+    pub fn answer(&self, line: &[u8], files: &mut Vec<OwnedFd>) -> Value {
         let request: Request = match serde_json::from_slice(line) {
             Ok(request) => request,
             Err(why) => return refusal(None, &format!("expected {FORM}: {why}")),
         };
         let id = request.id.clone();
-        match self.carry_out(&request, file) {
+        match self.carry_out(&request, files) {
             Ok(done) => with_id(id, json!({ "ok": done })),
             Err(why) => refusal(id, &why),
         }
     }
 
-    fn carry_out(&self, request: &Request, file: &mut Option<OwnedFd>) -> Result<Value, String> {
+    fn carry_out(&self, request: &Request, files: &mut Vec<OwnedFd>) -> Result<Value, String> {
         let value = request.value.as_deref();
         match (request.command.as_str(), value) {
             ("help", None) => Ok(help()),
@@ -91,9 +98,15 @@ impl Operator {
             }
             ("capture", Some(_)) => {
                 let subject = self.guest(request)?;
-                let captured = capture::set(request, subject, file.take())?;
+                let captured = capture::set(request, subject, take(files).pop())?;
                 self.say_that_it_is_set(request, subject);
                 Ok(json!({ "capture": captured }))
+            }
+            ("kernel-stages", Some(_)) => {
+                let subject = self.guest(request)?;
+                let stages = kernel::set(request, subject, take(files))?;
+                self.say_that_it_is_set(request, subject);
+                Ok(json!({ "kernel-stages": stages }))
             }
             ("poll" | "trace" | "probe" | "fault" | "limit", Some(value)) => {
                 self.set(request, value)

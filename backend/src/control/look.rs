@@ -63,6 +63,11 @@ pub fn status(subject: &Subject) -> Result<Value, String> {
         "rings": rings.into_iter().map(|it| ring(it, reader)).collect::<Vec<_>>(),
     });
     status["settings"] = standings.first().map(settings).unwrap_or_default();
+    let measured = match &subject.way.kernel {
+        Some(kernel) => kernel.states(),
+        None => Some(on_off(plan.kernel_stages).into()),
+    };
+    status["settings"]["kernel-stages"] = measured.unwrap_or_else(|| "off".into());
     Ok(status)
 }
 

@@ -1,5 +1,6 @@
 //! What a client asks.
 
+use kernel_stages::Handed;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -15,6 +16,8 @@ pub struct Request {
     pub value: Option<String>,
     /// Comes back with the answer.
     pub id: Option<Value>,
+    /// `kernel-stages`: what the descriptors are that come along.
+    pub programs: Option<Handed>,
     /// `capture`: the path of the file that comes along, for messages.
     pub file: Option<String>,
     /// `capture`: which frames are wanted, as instructions of classic BPF: code, jt, jf, k.

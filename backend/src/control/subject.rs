@@ -7,6 +7,7 @@ use burst_trace::{Clock, Reader};
 use datapath::CaptureThread;
 use worker::{Mailbox, Setting, Standing, WorkerGone};
 
+use crate::kernel::OnRequest;
 use crate::plan::GuestPlan;
 
 /// The ways to the guests, by their names.
@@ -19,6 +20,8 @@ pub struct Way {
     pub workers: Vec<Arc<Mailbox>>,
     /// Writes its captures; `None` if it can have none.
     pub captures: Option<CaptureThread>,
+    /// Measures its kernel stages when the operator asks for them; `None` if they are measured from the start on.
+    pub kernel: Option<Arc<OnRequest>>,
 }
 
 /// A guest, as the control socket reaches it.

@@ -1,13 +1,14 @@
 //! `ringscope ctl`: asks a running daemon how it stands, and tells it other settings, through its control socket.
 //!
 //! - `capture`: the file of a capture, and which frames are wanted.
+//! - `kernel`: the programs that measure in the host kernel.
 
 mod capture;
+mod kernel;
 
-use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, IoSlice, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use burst_trace::Reader;
 use burst_trace::location::{recorder_path, run_dir_to_read};
 use host_files::socket::connect;
+use kernel_stages::DESCRIPTORS_MAX;
 use report::without_controls;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
@@ -22,6 +24,7 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::output;
 use crate::recorder::{self, FindError};
+use kernel::Programs;
 
 /// Longest wait for the answer. The daemon asks each of a guest's workers a few times, and waits a second for each answer at most.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -40,6 +43,8 @@ Examples:
   ringscope ctl vm0 fault drop:tx=0.01
   ringscope ctl vm0 capture on vm0.pcapng size=100MB filter='udp port 319'
   ringscope ctl vm0 capture off
+  ringscope ctl vm0 kernel-stages on  as root: also times in the host kernel
+  ringscope ctl vm0 kernel-stages off
   ringscope ctl vm0 trace off
   ringscope ctl --json vm0 status     one JSON object, for other programs";
 
@@ -88,6 +93,9 @@ enum CtlError {
     /// There is no capture.
     #[error(transparent)]
     Capture(#[from] capture::CaptureError),
+    /// Nothing is measured in the kernel.
+    #[error(transparent)]
+    Kernel(#[from] kernel_stages::Error),
     /// It is not ours.
     #[error(
         "expected an answer of ringscoped on {path}, found something else; give the path of --control"
@@ -109,15 +117,29 @@ pub fn run(arguments: &Arguments) -> Outcome {
         request["guest"] = guest.into();
     }
     let words = &arguments.value;
-    let capture = if arguments.command == "capture" { capture::wanted(words)? } else { None };
+    let (command, value) = (arguments.command.as_str(), words.join(" "));
+    let capture = if command == "capture" { capture::wanted(words)? } else { None };
+    let programs = match (command, value.as_str()) {
+        ("kernel-stages", "on") => {
+            let info = json!({ "command": "info", "guest": request["guest"] });
+            Some(Programs::load(&ask(&path, &info, &[])?).map_err(CtlError::from)?)
+        }
+        _ => None,
+    };
     if !words.is_empty() {
-        request["value"] = words.join(" ").into();
+        request["value"] = value.into();
     }
+    let mut files = Vec::new();
     if let Some(capture) = &capture {
         capture.describe(&mut request);
+        files.push(capture.file().as_fd());
     }
-    let answer = ask(&path, &request, capture.as_ref().map(capture::Wanted::file))?;
+    if let Some(programs) = &programs {
+        files.extend(programs.describe(&mut request));
+    }
+    let answer = ask(&path, &request, &files)?;
     capture.map_or(Ok(()), capture::Wanted::keep)?;
+    programs.into_iter().for_each(Programs::keep);
     let text = if arguments.json { format!("{answer}\n") } else { in_lines(&answer) };
     output::print(&text)?;
     Ok(())
@@ -144,15 +166,15 @@ impl Arguments {
     }
 }
 
-/// The daemon's answer to a request, which `file` goes along with.
-fn ask(path: &Path, request: &Value, file: Option<&File>) -> Result<Value, CtlError> {
+/// The daemon's answer to a request, which `files` go along with.
+fn ask(path: &Path, request: &Value, files: &[BorrowedFd<'_>]) -> Result<Value, CtlError> {
     let refused = |source| CtlError::Connect { path: path.into(), source };
     // Who listens there may be anybody, if the path was given.
     let stream = connect(path).map_err(refused)?;
     let gone = |source| CtlError::NoAnswer { path: path.into(), source };
     stream.set_read_timeout(Some(PATIENCE)).map_err(gone)?;
     stream.set_write_timeout(Some(PATIENCE)).map_err(gone)?;
-    send(&stream, format!("{request}\n").as_bytes(), file).map_err(gone)?;
+    send(&stream, format!("{request}\n").as_bytes(), files).map_err(gone)?;
     let mut line = String::new();
     if BufReader::new((&stream).take(ANSWER_MAX)).read_line(&mut line).map_err(gone)? == 0 {
         return Err(gone(io::ErrorKind::UnexpectedEof.into()));
@@ -166,14 +188,13 @@ fn ask(path: &Path, request: &Value, file: Option<&File>) -> Result<Value, CtlEr
     }
 }
 
-/// Sends a request. The file goes with its first bytes.
-fn send(mut stream: &UnixStream, bytes: &[u8], file: Option<&File>) -> io::Result<()> {
+/// Sends a request. The files go with its first bytes.
+fn send(mut stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut sent = 0;
-    if let Some(file) = file {
-        let files = [file.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    if !files.is_empty() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        ancillary.push(SendAncillaryMessage::ScmRights(files));
         sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
     }
     stream.write_all(&bytes[sent..])
@@ -238,7 +259,7 @@ mod tests {
         while let Ok(stream) = connect(&path) {
             waiting.push(stream);
         }
-        let error = ask(&path, &json!({}), None).unwrap_err().to_string();
+        let error = ask(&path, &json!({}), &[]).unwrap_err().to_string();
         assert!(error.contains("cannot connect to"), "{error}");
         // They are accepted before the next one.
         let gone = waiting.len();
@@ -251,7 +272,7 @@ mod tests {
                 }
             });
             let error = loop {
-                match ask(&path, &json!({"command": "status"}), None).unwrap_err() {
+                match ask(&path, &json!({"command": "status"}), &[]).unwrap_err() {
                     // They are still being accepted.
                     CtlError::Connect { .. } => thread::yield_now(),
                     other => break other.to_string(),

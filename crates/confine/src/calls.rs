@@ -104,9 +104,9 @@ const TAP_SETTINGS: Group = &[only(
 /// The ring takes nothing but reads and writes (`datapath/src/tap/uring.rs`).
 const URING: Group = calls![SYS_io_uring_enter];
 
-/// The sockets are kicked, asked for their losses, and put into the program's map or taken out of it.
+/// The sockets are kicked, asked for their losses, and put into the program's map or taken out of it ([`BPF_MAPS`]).
 const AF_XDP: Group = calls![SYS_recvfrom, SYS_getsockopt];
-const AF_XDP_MAPS: Group = &[only(
+const BPF_MAPS: Group = &[only(
     libc::SYS_bpf,
     &[
         (0, Test::Is(1)), // BPF_MAP_LOOKUP_ELEM
@@ -242,16 +242,16 @@ impl Role {
                 &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, TAP, TAP_SETTINGS, URING]
             }
             Self::Worker(Wire::AfXdp) => {
-                &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, AF_XDP, AF_XDP_MAPS]
+                &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, AF_XDP, BPF_MAPS]
             }
             Self::Worker(Wire::AfXdpInPlace) => &[
-                EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, AF_XDP, AF_XDP_MAPS, AF_XDP_OPEN, AF_XDP_SOCKET,
+                EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, SLEEP, SLEEP_OLD, AF_XDP, BPF_MAPS, AF_XDP_OPEN, AF_XDP_SOCKET,
             ],
             // The files of a front end are looked at, its kicks are new eventfds, its sockets are connected to (`--client`), and
             // memory files are made to learn how the kernel calls them. With kernel stages a front end is put into a map.
             Self::Control => &[
                 EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, MESSAGES, MESSAGES_OLD, UNIX_SOCKETS, CONNECT, LOOK, LOOK_OLD,
-                READ_FILES, REMOVE_FILES, REMOVE_FILES_OLD, THREADS, THREADS_ONLY, ENTER, ENTER_WITH_CONDITIONS, AF_XDP_MAPS,
+                READ_FILES, REMOVE_FILES, REMOVE_FILES_OLD, THREADS, THREADS_ONLY, ENTER, ENTER_WITH_CONDITIONS, BPF_MAPS,
                 // Its children are closers.
                 SLEEP, CLOSE, CLOCK_ERROR, calls![SYS_memfd_create, SYS_writev],
             ],
@@ -262,8 +262,12 @@ impl Role {
                 CLOCK_ERROR, EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, MESSAGES, MESSAGES_OLD, LOOK, LOOK_OLD, READ_FILES, REMOVE_FILES,
                 REMOVE_FILES_OLD,
             ],
-            // Clients come and go; it asks the workers through memory.
-            Self::Operator => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, MESSAGES, MESSAGES_OLD, LOOK, LOOK_OLD, READ_FILES],
+            // Clients come and go; it asks the workers through memory. Workers are put into the maps of programs that a client hands
+            // over.
+            Self::Operator => &[
+                EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, MESSAGES, MESSAGES_OLD, LOOK, LOOK_OLD, READ_FILES, BPF_MAPS,
+                RING_BUFFER,
+            ],
             Self::Link { .. } => &[
                 EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, MESSAGES, MESSAGES_OLD, NETLINK, CONNECT,
             ],
@@ -294,7 +298,7 @@ impl Role {
             Self::Records => &[EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, GROW],
             Self::Main => &[
                 CLOCK_ERROR, EVERY, EVERY_WITH_CONDITIONS, EVERY_OLD, MESSAGES, MESSAGES_OLD, LOOK, LOOK_OLD, READ_FILES, REMOVE_FILES,
-                REMOVE_FILES_OLD, SLEEP, AF_XDP_MAPS,
+                REMOVE_FILES_OLD, SLEEP, BPF_MAPS,
             ],
             // They execute programs.
             Self::Helper => return None,

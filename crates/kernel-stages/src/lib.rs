@@ -9,6 +9,7 @@
 //!   `bpf/interruptions.bpf.h`: the programs that see why a thread did not run; `bpf/kvm.bpf.h`: those that see why a virtual CPU
 //!   was outside its guest.
 //! - `programs`: loads and attaches them; `kvm`: where the fields of KVM's tracepoints are.
+//! - `handed`: takes them from the process that loaded them to another one, which may not load any.
 //! - `event`: what they tell, and the records of it.
 //! - `bpf/guest.bpf.c`: the programs that stamp received probes in a guest; `guest`: loads them, and reads the stamps.
 //! - `object`: what both have in common.
@@ -16,29 +17,32 @@
 
 mod event;
 mod guest;
+mod handed;
 mod kvm;
 mod object;
 mod programs;
 mod sys;
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
 use burst_trace::KernelStage;
 use libbpf_rs::query::ProgInfoIter;
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle, RingBufferBuilder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketType, netdevice, socket};
+use rustix::net::netdevice;
 
 use crate::kvm::Fields;
 use crate::object::{is_in_own_pid_namespace, is_not_allowed, log_messages, refusal};
-use crate::programs::{GROUPS, PROCESSES, Process, Programs};
+use crate::programs::{GROUPS, Process, Programs};
+use crate::sys::{Rings, Table};
 
 pub use event::{Event, Scribe, Span, ThreadEvent, Whose};
 pub use guest::{GuestStages, GuestStamps};
+pub use handed::{DESCRIPTORS_MAX, Handed, HandedError};
 
 /// Why no program can be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -46,18 +50,18 @@ pub enum Error {
     /// This process may not load programs.
     #[error(
         "expected to be allowed to trace the kernel, found that it refuses ({0}): run as root (or with CAP_BPF and \
-         CAP_PERFMON), or without --kernel-stages"
+         CAP_PERFMON), or without kernel stages"
     )]
     NotAllowed(libbpf_rs::Error),
     /// Thread ids in this namespace differ from those that the kernel's programs see.
     #[error(
         "expected to run among all the host's processes, found a PID namespace of our own, where the kernel's programs \
-         would not know the workers: share the host's (--pid=host), or run without --kernel-stages"
+         would not know the workers: share the host's (--pid=host), or run without kernel stages"
     )]
     PidNamespace,
     /// A worker could not be added to the programs' map.
     #[error("the kernel's programs cannot be told of a worker: {0}")]
-    Worker(libbpf_rs::Error),
+    Worker(io::Error),
 }
 
 /// A stage, and either that it is measured or why not.
@@ -78,6 +82,18 @@ pub fn for_guest<'a>(
 /// The result for one stage as text, for a recorder's facts.
 pub fn in_words(result: Result<&(), &String>) -> String {
     result.map_or_else(|reason| format!("n/a: {reason}"), |()| "on".to_owned())
+}
+
+/// The name of the tap whose frames can be followed, in a datapath as it was asked for.
+#[must_use]
+pub fn tap_of(datapath: &str) -> Option<&str> {
+    datapath.strip_prefix("tap:")?.split(',').find_map(|option| option.strip_prefix("ifname="))
+}
+
+/// Whether something is measured now, by its state in a recorder's facts.
+#[must_use]
+pub fn is_on(state: &str) -> bool {
+    state == "on" || state.starts_with("on, ")
 }
 
 /// The loaded programs. Dropping this removes them from the kernel.
@@ -112,22 +128,21 @@ impl Counting {
 /// The front ends' processes. A worker that signals a guest wakes up a thread of its front end; the programs measure
 /// that wake-up, and see why any of their threads does not run.
 #[derive(Debug)]
-pub struct FrontEnds(MapHandle);
+pub struct FrontEnds(Table<4, 8>);
 
 impl FrontEnds {
     /// Adds `process` as front end `number`, until it is [removed](Self::remove).
     ///
     /// # Errors
     /// When the map has no room for more.
-    pub fn add(&self, process: u32, number: u32) -> libbpf_rs::Result<()> {
-        let front_end = Process::FrontEnd(number).bytes();
-        self.0.update(&process.to_ne_bytes(), &front_end, MapFlags::ANY)
+    pub fn add(&self, process: u32, number: u32) -> io::Result<()> {
+        self.0.set(process.to_ne_bytes(), Process::FrontEnd(number).bytes())
     }
 
     /// Removes `process` from the front ends.
     pub fn remove(&self, process: u32) {
         // It may never have been added.
-        let _ = self.0.delete(&process.to_ne_bytes());
+        let _ = self.0.remove(process.to_ne_bytes());
     }
 }
 
@@ -185,8 +200,9 @@ impl KernelStages {
     /// # Errors
     /// When the map has no room for more.
     pub fn add_worker(&self, process: u32, tid: u32, number: u32) -> Result<(), Error> {
-        let add = |group: &Programs| {
-            group.set("workers", tid, number).and_then(|()| group.follow(process, Process::Daemon))
+        let add = |Programs { maps, .. }: &Programs| {
+            maps.workers.set(tid.to_ne_bytes(), number.to_ne_bytes())?;
+            maps.follow(process, Process::Daemon)
         };
         self.groups.iter().try_for_each(add).map_err(Error::Worker)
     }
@@ -196,7 +212,7 @@ impl KernelStages {
     /// # Errors
     /// When the map has no room for more.
     pub fn add_far_end(&self, process: u32) -> Result<(), Error> {
-        let add = |group: &Programs| group.follow(process, Process::FarEnd);
+        let add = |group: &Programs| group.maps.follow(process, Process::FarEnd);
         self.groups.iter().try_for_each(add).map_err(Error::Worker)
     }
 
@@ -205,14 +221,14 @@ impl KernelStages {
     #[must_use]
     pub fn interruptions(&self) -> [(&'static str, String); 2] {
         let none = "n/a: this kernel refuses the programs that see threads";
-        let (state, kvm) = match self.groups.iter().find(|group| group.sees_threads()) {
+        let (state, kvm) = match self.groups.iter().find(|group| group.sees_threads) {
             None => (none.to_owned(), none.to_owned()),
             Some(group) => {
-                let state = match group.is_whole() {
+                let state = match group.is_whole {
                     true => "on",
                     false => "on, without interrupts: this kernel refuses their programs",
                 };
-                (state.to_owned(), in_words(group.kvm().as_ref()))
+                (state.to_owned(), in_words(group.kvm.as_ref()))
             }
         };
         [("interruptions", state), ("kvm", kvm)]
@@ -223,11 +239,13 @@ impl KernelStages {
     /// # Errors
     /// The reason why its frames cannot be followed.
     pub fn add_tap(&self, name: &str, number: u32) -> Result<(), String> {
-        let index = socket(AddressFamily::INET, SocketType::DGRAM, None)
-            .and_then(|socket| netdevice::name_to_index(socket, name))
+        // Any socket will do. A confined thread may make a pair.
+        let index = UnixDatagram::pair()
+            .and_then(|(socket, _)| Ok(netdevice::name_to_index(socket, name)?))
             .map_err(|error| format!("the interface {name} is not found: {error}"))?;
+        let (index, number) = (index.to_ne_bytes(), number.to_ne_bytes());
         let mut groups = self.groups.iter();
-        let added = groups.try_for_each(|group| group.set("taps", index, number));
+        let added = groups.try_for_each(|group| group.maps.taps.set(index, number));
         added.map_err(|error| format!("the kernel's programs cannot be told of {name}: {error}"))
     }
 
@@ -235,39 +253,32 @@ impl KernelStages {
     /// their threads.
     #[must_use]
     pub fn front_ends(&self) -> Option<FrontEnds> {
-        let mut maps = self.groups.iter().filter(|group| group.sees_threads());
-        let map = maps.find_map(|group| group.map(PROCESSES))?;
-        MapHandle::try_from(&map).ok().map(FrontEnds)
+        let group = self.groups.iter().find(|group| group.sees_threads)?;
+        group.maps.processes.try_clone().ok().map(FrontEnds)
     }
 
     /// Passes every event to `each` until `stop` becomes readable. Sleeps while there are none.
     ///
     /// # Errors
     /// When the ring buffer cannot be read, or `poll(2)` fails.
-    pub fn drain(&self, stop: BorrowedFd<'_>, each: impl FnMut(Event)) -> io::Result<()> {
-        let (each, count) = (RefCell::new(each), Cell::new(0));
-        let maps: Vec<_> = self.groups.iter().filter_map(|group| group.map("events")).collect();
-        let mut builder = RingBufferBuilder::new();
-        for map in &maps {
-            let take = |bytes: &[u8]| {
-                count.set(count.get() + 1);
-                if let Some(event) = Event::read(bytes) {
-                    (each.borrow_mut())(event);
-                }
-                0
-            };
-            builder.add(map, take).map_err(io::Error::other)?;
-        }
-        if maps.is_empty() {
+    pub fn drain(&self, stop: BorrowedFd<'_>, mut each: impl FnMut(Event)) -> io::Result<()> {
+        let count = Cell::new(0);
+        let maps: Vec<_> = self.groups.iter().map(|group| group.maps.events.as_fd()).collect();
+        let Some((&first, others)) = maps.split_first() else {
             return wait(&[stop], None).map(|_| ());
-        }
-        let buffer = builder.build().map_err(io::Error::other)?;
+        };
+        let mut rings = Rings::open(first, others, |bytes| {
+            count.set(count.get() + 1);
+            if let Some(event) = Event::read(bytes) {
+                each(event);
+            }
+        })?;
         loop {
             // While events come, nothing has to wake this thread up for the first of them.
-            let mut is_over = count.get() == 0 && wait(&[stop, sys::readable(&buffer)], None)?;
+            let mut is_over = count.get() == 0 && wait(&[stop, rings.readable()], None)?;
             let gather = if count.take() > MANY { &GATHER_MANY } else { &GATHER };
             is_over = is_over || wait(&[stop], Some(gather))?;
-            buffer.consume().map_err(io::Error::other)?;
+            rings.consume()?;
             if is_over {
                 return Ok(());
             }
@@ -289,7 +300,7 @@ impl KernelStages {
     /// Number of events that were lost because the ring buffer was full.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.groups.iter().filter_map(|group| group.counter("lost")).sum()
+        self.groups.iter().map(Programs::lost).sum()
     }
 }
 
@@ -309,6 +320,14 @@ fn wait(fds: &[BorrowedFd<'_>], limit: Option<&Timespec>) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tap_is_found_in_a_datapath() {
+        assert_eq!(tap_of("tap:ifname=tap0"), Some("tap0"));
+        assert_eq!(tap_of("tap:napi=on,ifname=tap0,engine=uring"), Some("tap0"));
+        assert_eq!(tap_of("tap:fd=3"), None);
+        assert_eq!(tap_of("macvtap:ifname=mv0"), None);
+    }
 
     #[test]
     fn waiting_ends_at_once_when_the_other_end_of_a_pipe_is_gone() {

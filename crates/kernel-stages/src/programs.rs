@@ -1,18 +1,17 @@
 //! Loads and attaches the programs of `bpf/stages.bpf.c`.
 
-use burst_trace::KernelStage;
 use std::ffi::OsStr;
-use std::os::fd::AsFd as _;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
+use burst_trace::KernelStage;
 use libbpf_rs::btf::{Btf, BtfType};
-use libbpf_rs::{Link, Map, MapCore, MapFlags, Object, ObjectBuilder, OpenObject, Program};
+use libbpf_rs::{Link, MapCore as _, Object, ObjectBuilder, OpenObject, Program};
 
 use crate::kvm::{FIELDS, Fields};
 use crate::object::Aligned;
-
-/// The map of processes whose threads are followed.
-pub const PROCESSES: &str = "processes";
+use crate::sys::{Table, ring_buffer};
 
 /// Whose process it is: `struct process` of the programs.
 #[derive(Clone, Copy, Debug)]
@@ -88,15 +87,71 @@ pub const GROUPS: [Group; 2] = [
     },
 ];
 
-/// A loaded group.
+/// A group that runs.
 #[derive(Debug)]
 pub struct Programs {
+    // Field order is drop order: the links, then the maps.
+    pub attached: Links,
+    pub maps: Maps,
+    /// Whether it measures wake-ups of threads.
+    pub sees_threads: bool,
+    /// Whether its optional programs are attached, too.
+    pub is_whole: bool,
+    /// Whether exits of KVM are seen, or why not.
+    pub kvm: Result<(), String>,
+}
+
+/// What keeps programs attached to their tracepoints.
+#[derive(Debug)]
+pub enum Links {
+    /// This process loaded them.
     // Field order is drop order: the links, then the object that has the programs.
-    _links: Vec<Link>,
-    object: Object,
-    sees_threads: bool,
-    is_whole: bool,
-    kvm: Result<(), String>,
+    Loaded(Vec<Link>, Object),
+    /// Another process did, and handed over the links.
+    Handed(Vec<OwnedFd>),
+}
+
+/// The maps of a group.
+#[derive(Debug)]
+pub struct Maps {
+    /// What the programs tell, a ring buffer.
+    pub events: OwnedFd,
+    /// How much of it found no room.
+    pub lost: Table<4, 8>,
+    /// From threads to numbers of workers.
+    pub workers: Table<4, 4>,
+    /// From indices of interfaces to numbers of taps.
+    pub taps: Table<4, 4>,
+    /// The processes whose threads are followed.
+    pub processes: Table<4, 8>,
+}
+
+impl Maps {
+    /// The number of maps.
+    pub const COUNT: usize = 5;
+
+    /// The maps of these names, in the order of the fields.
+    pub fn new(mut map: impl FnMut(&str) -> io::Result<OwnedFd>) -> io::Result<Self> {
+        Ok(Self {
+            events: ring_buffer(map("events")?)?,
+            lost: Table::new(map("lost")?)?,
+            workers: Table::new(map("workers")?)?,
+            taps: Table::new(map("taps")?)?,
+            processes: Table::new(map("processes")?)?,
+        })
+    }
+
+    fn of(object: &Object) -> io::Result<Self> {
+        Self::new(|name| {
+            let map = object.maps().find(|map| map.name() == name);
+            map.expect("a map of stages.bpf.c").as_fd().try_clone_to_owned()
+        })
+    }
+
+    /// Has the threads of `process` followed as those of `of`, in all their number; for the daemon, only its workers'.
+    pub fn follow(&self, process: u32, of: Process) -> io::Result<()> {
+        self.processes.set(process.to_ne_bytes(), of.bytes())
+    }
 }
 
 impl Programs {
@@ -149,55 +204,24 @@ impl Programs {
             .map(|program| program.attach())
             .collect::<libbpf_rs::Result<_>>()?;
         Ok(Self {
-            _links: links,
-            object,
+            maps: Maps::of(&object)?,
+            attached: Links::Loaded(links, object),
             sees_threads: group.stages.contains(&KernelStage::Wakeup),
             is_whole,
             kvm: kvm.map(|_| ()),
         })
     }
 
-    /// Whether exits of KVM are seen, or why not.
-    pub const fn kvm(&self) -> &Result<(), String> {
-        &self.kvm
+    /// The kernel's ids of the programs that this process loaded.
+    pub fn ids(&self) -> Vec<u32> {
+        let Links::Loaded(_, object) = &self.attached else { return Vec::new() };
+        let loaded = object.progs().filter(Program::autoload);
+        loaded.filter_map(|program| Program::id_from_fd(program.as_fd()).ok()).collect()
     }
 
-    /// Whether its optional programs are attached, too.
-    pub const fn is_whole(&self) -> bool {
-        self.is_whole
-    }
-
-    /// Whether it measures wake-ups of threads.
-    pub const fn sees_threads(&self) -> bool {
-        self.sees_threads
-    }
-
-    /// The kernel's ids of the programs.
-    pub fn ids(&self) -> impl Iterator<Item = u32> + '_ {
-        let loaded = self.object.progs().filter(Program::autoload);
-        loaded.filter_map(|program| Program::id_from_fd(program.as_fd()).ok())
-    }
-
-    /// Sets `key` to `value` in the map `name`, if there is such a map.
-    pub fn set(&self, name: &str, key: u32, value: u32) -> libbpf_rs::Result<()> {
-        let Some(map) = self.map(name) else { return Ok(()) };
-        map.update(&key.to_ne_bytes(), &value.to_ne_bytes(), MapFlags::ANY)
-    }
-
-    /// Has the threads of `process` followed as those of `of`, in all their number; for the daemon, only its workers'.
-    pub fn follow(&self, process: u32, of: Process) -> libbpf_rs::Result<()> {
-        let Some(map) = self.map(PROCESSES) else { return Ok(()) };
-        map.update(&process.to_ne_bytes(), &of.bytes(), MapFlags::ANY)
-    }
-
-    /// The number at index 0 of the map `name`.
-    pub fn counter(&self, name: &str) -> Option<u64> {
-        let bytes = self.map(name)?.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).ok()??;
-        Some(u64::from_ne_bytes(bytes.try_into().ok()?))
-    }
-
-    pub fn map(&self, name: &str) -> Option<Map<'_>> {
-        self.object.maps().find(|map| map.name() == name)
+    /// Number of events that found no room.
+    pub fn lost(&self) -> u64 {
+        self.maps.lost.get(0_u32.to_ne_bytes()).map_or(0, u64::from_ne_bytes)
     }
 }
 

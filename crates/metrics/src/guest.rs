@@ -26,12 +26,14 @@ pub struct Guest {
     path: PathBuf,
     pub(crate) reader: Reader,
     pub(crate) facts: serde_json::Value,
+    /// The recorder's version of these facts.
+    facts_version: u64,
     cursors: Vec<Cursor>,
     bounds: [u64; BUCKETS_S.len()],
     clock: Clock,
-    /// `None` when the daemon does not measure times in the host kernel.
+    /// `None` when the daemon has not measured times in the host kernel.
     wakeups: Option<Wakeups>,
-    /// `None` when the daemon does not see interruptions.
+    /// `None` when the daemon has not seen interruptions.
     pub(crate) interrupted: Option<Interrupted>,
     pub(crate) directions: [DirectionHistograms; 2],
     pub(crate) lost: u64,
@@ -65,13 +67,13 @@ impl Guest {
     pub fn open(name: &str, path: &Path, clock: Clock) -> Result<Self, ReadError> {
         let reader = Reader::open(path)?;
         let rate = reader.ticks_per_second() as f64;
-        let facts: serde_json::Value = serde_json::from_str(&reader.facts()).unwrap_or_default();
-        Ok(Self {
+        let mut guest = Self {
             name: name.into(),
             path: path.into(),
-            wakeups: facts["kernel_stages"].is_object().then(Wakeups::default),
-            interrupted: sees_interruptions(&facts).then(Interrupted::default),
-            facts,
+            wakeups: None,
+            interrupted: None,
+            facts: serde_json::Value::Null,
+            facts_version: 0,
             clock,
             cursors: (0..reader.workers())
                 .map(|worker| reader.oldest_of_last_daemon(worker))
@@ -83,12 +85,26 @@ impl Guest {
             ],
             lost: 0,
             reader,
-        })
+        };
+        guest.read_facts();
+        Ok(guest)
+    }
+
+    /// Reads what the daemon measures. What it has measured stays.
+    fn read_facts(&mut self) {
+        self.facts_version = self.reader.facts_version();
+        self.facts = serde_json::from_str(&self.reader.facts()).unwrap_or_default();
+        if self.facts["kernel_stages"].is_object() {
+            self.wakeups.get_or_insert_default();
+        }
+        if sees_interruptions(&self.facts) {
+            self.interrupted.get_or_insert_default();
+        }
     }
 
     /// Whether the daemon sees exits of KVM.
     pub(crate) fn sees_exits(&self) -> bool {
-        self.facts["kernel_stages"]["kvm"] == "on"
+        self.facts["kernel_stages"]["kvm"].as_str().is_some_and(|state| state.starts_with("on"))
     }
 
     /// Reads the new records. Returns the fraction of the recorder that was written since the last call: 1 when the
@@ -99,6 +115,9 @@ impl Guest {
             && let Ok(new) = Self::open(&self.name, &self.path, self.clock)
         {
             *self = new;
+        }
+        if self.reader.facts_version() != self.facts_version {
+            self.read_facts();
         }
         let Self { reader, cursors, bounds, directions, wakeups, interrupted, lost, .. } = self;
         let mut most = 0;

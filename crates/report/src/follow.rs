@@ -41,6 +41,8 @@ pub struct Follower {
     slowest: Slowest,
     /// `None` when the daemon does not record them.
     interruptions: Option<Followed>,
+    /// The version of the facts that say so.
+    facts_version: u64,
     lost: u64,
     lost_before: u64,
     started: Instant,
@@ -137,19 +139,30 @@ impl Follower {
     pub fn new(reader: Reader) -> Self {
         let rate = TickRate::new(reader.ticks_per_second());
         let rings = u16::try_from(reader.queue_pairs() * 2).unwrap_or(u16::MAX);
-        let has_interruptions = Facts::parse(&reader.facts()).has_interruptions();
-        Self {
+        let mut follower = Self {
             rate,
             cursors: (0..reader.workers()).map(|worker| reader.newest(worker)).collect(),
             collector: Collector::new(rate),
             queues: (0..rings).map(|ring| Queue::new(&reader, ring)).collect(),
             drops: DIRECTIONS.map(|direction| drops_since_start(&reader, direction)),
             slowest: Slowest::new(OUTLIERS),
-            interruptions: has_interruptions.then(Followed::new),
+            interruptions: None,
+            facts_version: 0,
             lost: 0,
             lost_before: 0,
             started: Instant::now(),
             reader,
+        };
+        follower.read_facts();
+        follower
+    }
+
+    /// Reads whether the daemon records interruptions: it may do so for a time.
+    fn read_facts(&mut self) {
+        self.facts_version = self.reader.facts_version();
+        match Facts::parse(&self.reader.facts()).has_interruptions() {
+            true => _ = self.interruptions.get_or_insert_with(Followed::new),
+            false => self.interruptions = None,
         }
     }
 
@@ -161,6 +174,9 @@ impl Follower {
 
     /// Reads the new records. The more often, the fewer are overwritten unread.
     pub fn poll(&mut self) {
+        if self.reader.facts_version() != self.facts_version {
+            self.read_facts();
+        }
         let Self { reader, rate, cursors, collector, queues, slowest, interruptions, lost, .. } =
             self;
         for cursor in cursors {

@@ -167,7 +167,7 @@ fn kernel_notes(breakdown: &Breakdown, way: &DirectionBreakdown) -> String {
         text += "host-tx lies within egress: on a tap, the host works on a frame in the worker's own call\n";
     }
     let inject = way.stage("inject");
-    let is_on = |(stage, state): &(String, String)| stage == "inject" && state == "on";
+    let is_on = |(stage, state): &(String, String)| stage == "inject" && state.starts_with("on");
     if inject.is_some() && breakdown.facts.kernel_stages.iter().any(is_on) {
         text += match inject.and_then(|row| row.figures) {
             Some(_) => {

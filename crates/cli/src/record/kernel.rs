@@ -8,7 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
 use burst_trace::{Clock, Interruption, KernelSpan, Reader, Record};
-use kernel_stages::{Cost, Counting, Event, FrontEnds, KernelStages, NO_TAP, Scribe, Whose};
+use kernel_stages::{
+    Cost, Counting, Event, FrontEnds, KernelStages, NO_TAP, Scribe, Whose, is_on, tap_of,
+};
 use serde_json::{Map, Value};
 
 /// Why the kernel's times are not measured.
@@ -16,8 +18,8 @@ use serde_json::{Map, Value};
 pub enum Error {
     /// The daemon measures them already.
     #[error(
-        "the daemon measures the host kernel's times itself (ringscoped --kernel-stages), and they are in every \
-         recording: leave --kernel-stages out"
+        "the daemon measures the host kernel's times itself (ringscoped --kernel-stages, or ringscope ctl), and they are in \
+         every recording: leave --kernel-stages out"
     )]
     MeasuredAlready,
     /// A worker cannot be found among the host's threads.
@@ -74,7 +76,8 @@ impl Kernel {
     pub fn attach(recorder: &Reader, far_ends: &[u32]) -> Result<Self, Error> {
         let facts: Value = serde_json::from_str(&recorder.facts()).unwrap_or_default();
         // Then only the programs at the far end are left to follow.
-        let is_measured = !facts["kernel_stages"].is_null();
+        let states = facts["kernel_stages"].as_object().into_iter().flatten();
+        let is_measured = states.filter_map(|(_, state)| state.as_str()).any(is_on);
         if is_measured && far_ends.is_empty() {
             return Err(Error::MeasuredAlready);
         }
@@ -84,7 +87,7 @@ impl Kernel {
         if let Some(&gone) = far_ends.iter().find(is_gone) {
             return Err(Error::FarEnd(gone));
         }
-        let tap = facts["datapath"].as_str().and_then(tap).filter(|_| !is_measured);
+        let tap = facts["datapath"].as_str().and_then(tap_of).filter(|_| !is_measured);
         let (stages, attached) = KernelStages::attach(tap.is_some())?;
         for (number, thread) in (0..).zip(threads) {
             stages.add_worker(process, thread, number)?;
@@ -154,12 +157,12 @@ impl Kernel {
     }
 }
 
-/// The workers' threads, in the order of the workers' numbers. The writer of times in the host kernel is no worker and
-/// has none.
+/// The workers' threads, in the order of the workers' numbers. The writer of times in the host kernel, which comes last, is no
+/// worker and has none.
 fn threads(recorder: &Reader) -> Result<Vec<u32>, Error> {
     let process = recorder.pid();
-    let thread = |worker| {
-        let thread = recorder.thread(worker).unwrap_or(0);
+    let named = (0..recorder.workers()).map_while(|worker| recorder.thread(worker));
+    let checked = |thread| {
         let name = fs::read_to_string(format!("/proc/{process}/task/{thread}/comm"));
         let found = match name {
             Ok(name) if name.starts_with("worker-") => return Ok(thread),
@@ -168,12 +171,11 @@ fn threads(recorder: &Reader) -> Result<Vec<u32>, Error> {
         };
         Err(Error::Worker { process, thread, found })
     };
-    (0..recorder.workers()).map(thread).collect()
-}
-
-/// The name of the tap on which frames can be followed.
-fn tap(datapath: &str) -> Option<&str> {
-    datapath.strip_prefix("tap:")?.split(',').find_map(|option| option.strip_prefix("ifname="))
+    let threads: Vec<_> = named.map(checked).collect::<Result<_, _>>()?;
+    match threads.is_empty() {
+        true => checked(0).map(|thread| vec![thread]),
+        false => Ok(threads),
+    }
 }
 
 /// Converts what the programs tell to records until `stop` becomes readable.
@@ -206,17 +208,4 @@ fn measure(
         eprintln!("ringscope: times in the host kernel are not recorded any more: {error}");
     }
     Measured { lost: stages.lost(), cost: counting.ok().map(|_| stages.cost()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tap_is_found_in_what_the_recorder_says_of_the_datapath() {
-        assert_eq!(tap("tap:ifname=tap0"), Some("tap0"));
-        assert_eq!(tap("tap:napi=on,ifname=tap0,engine=uring"), Some("tap0"));
-        assert_eq!(tap("tap:fd=3"), None);
-        assert_eq!(tap("macvtap:ifname=mv0"), None);
-    }
 }

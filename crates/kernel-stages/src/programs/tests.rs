@@ -11,12 +11,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use burst_trace::InterruptionCause;
-use libbpf_rs::{RingBufferBuilder, TracepointCategory};
+use libbpf_rs::TracepointCategory;
 use rustix::process::{Pid, Uid, geteuid, getpgid, getpriority_pgrp, getpriority_user, getuid};
 
 use super::*;
 use crate::event::{Event, ThreadEvent, Whose};
 use crate::kvm::Field;
+use crate::sys::Rings;
 
 const TRACING: &str = "/sys/kernel/tracing";
 const NUMBER: u32 = 7;
@@ -79,9 +80,10 @@ fn attach() -> Programs {
     };
     let links = object.progs_mut().filter(|it| it.autoload()).map(attach);
     let links = links.collect::<libbpf_rs::Result<_>>().unwrap();
-    let programs =
-        Programs { _links: links, object, sees_threads: true, is_whole: false, kvm: Ok(()) };
-    programs.follow(process::id(), Process::FrontEnd(NUMBER)).unwrap();
+    let maps = Maps::of(&object).unwrap();
+    let attached = Links::Loaded(links, object);
+    let programs = Programs { attached, maps, sees_threads: true, is_whole: false, kvm: Ok(()) };
+    programs.maps.follow(process::id(), Process::FrontEnd(NUMBER)).unwrap();
     programs
 }
 
@@ -90,22 +92,17 @@ fn told(programs: &Programs, each: impl FnOnce()) -> Vec<ThreadEvent> {
     // From its next run on, the programs know whose thread this is.
     thread::sleep(Duration::from_millis(1));
     let events = RefCell::new(Vec::new());
-    let map = programs.map("events").unwrap();
-    let mut builder = RingBufferBuilder::new();
-    builder
-        .add(&map, |bytes| {
-            if let Some(Event::Thread(event)) = Event::read(bytes) {
-                events.borrow_mut().push(event);
-            }
-            0
-        })
-        .unwrap();
-    let buffer = builder.build().unwrap();
-    buffer.consume().unwrap();
+    let take = |bytes: &[u8]| {
+        if let Some(Event::Thread(event)) = Event::read(bytes) {
+            events.borrow_mut().push(event);
+        }
+    };
+    let mut rings = Rings::open(programs.maps.events.as_fd(), &[], take).unwrap();
+    rings.consume().unwrap();
     events.borrow_mut().clear();
     each();
-    buffer.consume().unwrap();
-    drop(buffer);
+    rings.consume().unwrap();
+    drop(rings);
     let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
     let mut events = events.into_inner();
     events.retain(|it| it.cause == InterruptionCause::KvmExit && it.thread == thread);
