@@ -89,6 +89,50 @@ fn no_thread_keeps_what_it_does_not_need_on_any_datapath() {
     }
 }
 
+/// The namespaces and the root directory of a thread.
+fn surroundings(task: &Path) -> ([String; 3], usize) {
+    let of = |name| fs::read_link(task.join("ns").join(name)).unwrap().display().to_string();
+    let files = fs::read_dir(task.join("root")).unwrap().count();
+    (["mnt", "net", "ipc"].map(of), files)
+}
+
+#[test]
+fn a_worker_is_where_no_file_and_no_interface_is() {
+    let cable = Cable::new();
+    let made = Cable::new();
+    let macvtap = format!("macvtap:ifname={},over={}", made.free_name(), made.interface());
+    let af_xdp = format!("af-xdp:ifname={}", cable.interface());
+    let in_place = format!("{af_xdp},umem=guest");
+    for datapath in ["reflect", &macvtap, &af_xdp, &in_place] {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("control");
+        let arguments = ["--datapath", datapath, "--control", socket.to_str().unwrap()];
+        let daemon = Daemon::start(directory.path(), "vm0", &arguments).unwrap();
+        let mut guest = Guest::connect(daemon.socket(), GuestOptions::default()).unwrap();
+        if datapath == "reflect" {
+            frames::come_back(&mut guest).unwrap();
+        }
+        let (host, files) = surroundings(Path::new("/proc/self"));
+        assert!(files > 0);
+        let mut seen = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().flatten() {
+            let task = task.path();
+            let name = fs::read_to_string(task.join("comm")).unwrap().trim_end().to_owned();
+            let (found, files) = surroundings(&task);
+            if !["worker-0", "capture"].contains(&name.as_str()) {
+                assert_eq!((&found, files > 0), (&host, true), "{name}");
+                continue;
+            }
+            seen += 1;
+            assert_eq!(files, 0, "{name}: files in its root directory");
+            let is_host = |at: usize| found[at] == host[at];
+            let sees_interfaces = datapath == in_place && name == "worker-0";
+            assert_eq!([0, 1, 2].map(is_host), [false, sees_interfaces, false], "{name}");
+        }
+        assert_eq!(seen, 2, "{datapath}: a worker, and a thread for captures");
+    }
+}
+
 #[test]
 fn without_a_sandbox_nothing_is_given_up_and_that_is_said() {
     let directory = tempfile::tempdir().unwrap();
@@ -98,6 +142,10 @@ fn without_a_sandbox_nothing_is_given_up_and_that_is_said() {
     for thread in threads(&daemon) {
         assert_eq!((thread["Seccomp"].as_str(), thread["NoNewPrivs"].as_str()), ("0", "0"));
         assert_ne!(thread["CapEff"], "0000000000000000");
+    }
+    let host = surroundings(Path::new("/proc/self"));
+    for task in fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().flatten() {
+        assert_eq!(surroundings(&task.path()), host);
     }
 }
 

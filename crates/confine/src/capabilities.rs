@@ -41,15 +41,19 @@ impl Role {
     }
 }
 
+/// The capabilities that this kernel knows.
+pub fn supported() -> CapsHashSet {
+    caps::runtime::procfs_all_supported(None).unwrap_or_else(|_| caps::all())
+}
+
 /// Leaves the calling thread with what `role` keeps, as far as it has it, and with nothing else. Nothing that it executes can
-/// get more.
-pub fn drop_all_but(role: Role) -> Result<(), CapsError> {
+/// get more. `supported`: see [`supported`].
+pub fn drop_all_but(role: Role, supported: &CapsHashSet) -> Result<(), CapsError> {
     let kept: CapsHashSet = role.keeps().iter().map(|(capability, _)| *capability).collect();
     let has = caps::read(None, CapSet::Permitted)?;
     if has.contains(&Capability::CAP_SETPCAP) {
         // Otherwise a program that is executed could get them. A helper is executed, and gets what is kept.
-        let all = caps::runtime::procfs_all_supported(None).unwrap_or_else(|_| caps::all());
-        for capability in all.difference(&kept).copied() {
+        for capability in supported.difference(&kept).copied() {
             caps::drop(None, CapSet::Bounding, capability)?;
         }
     }

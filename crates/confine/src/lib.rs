@@ -6,6 +6,7 @@
 //! - Each kind of thread is a [`Role`]. Its thread calls [`enter`] when its set-up is done. A thread that is started later
 //!   begins with what its parent has left, and enters its own role ([`narrow`]).
 //! - `capabilities`: which capabilities a role keeps. Most keep none.
+//! - `namespaces`: empty ones, for roles that need nothing of the host by a name.
 //! - `files`: which files a role reaches by their names.
 //! - `calls`: which system calls a role makes; `filter`: what comes of it; `violation`: what happens at another one; `names`:
 //!   their names.
@@ -20,6 +21,7 @@ mod capabilities;
 mod files;
 mod filter;
 mod names;
+mod namespaces;
 mod policy;
 mod role;
 #[cfg(test)]

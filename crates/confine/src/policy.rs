@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::capabilities::drop_all_but;
+use crate::capabilities::{drop_all_but, supported};
 use crate::files::{self, Places};
 use crate::filter::{self, FilterError, Seccomp};
+use crate::namespaces;
 use crate::role::Role;
 use crate::violation;
 
@@ -26,6 +27,9 @@ pub enum Error {
     /// Its capabilities stay.
     #[error("its capabilities cannot be given up: {0}")]
     Capabilities(String),
+    /// Namespaces.
+    #[error("it cannot join namespaces that are empty: {0}")]
+    Namespaces(io::Error),
     /// Files.
     #[error("what it may do with files cannot be restricted: {0}")]
     Files(#[from] landlock::RulesetError),
@@ -68,6 +72,7 @@ pub fn start(policy: Policy) -> Result<(), Error> {
         do_what_libraries_do_once();
         panic_without_backtrace();
     }
+    namespaces::prepare();
     let _ = POLICY.set(policy);
     Ok(())
 }
@@ -132,7 +137,10 @@ pub fn narrow(role: Role) {
 
 fn confine(policy: &Policy, role: Role) -> Result<(), Error> {
     violation::note(role);
-    drop_all_but(role).map_err(|error| Error::Capabilities(error.to_string()))?;
+    // It is in a file, which there is in no empty namespace.
+    let supported = supported();
+    namespaces::enter(role).map_err(Error::Namespaces)?;
+    drop_all_but(role, &supported).map_err(|error| Error::Capabilities(error.to_string()))?;
     rustix::thread::set_no_new_privs(true).map_err(|error| Error::Privileges(error.into()))?;
     files::enter(role, &policy.places)?;
     Ok(filter::enter(role, policy.seccomp)?)
