@@ -73,7 +73,7 @@ pub mod slow_wire;
 pub mod sniffer;
 mod sys;
 pub mod take_over;
-pub use sys::open_tap;
+pub use sys::{open_tap, packet_socket};
 pub mod trace;
 pub mod traffic;
 pub mod variants;

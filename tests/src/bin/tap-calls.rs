@@ -1,10 +1,13 @@
-//! How many frames a second one thread writes to a tap, by a bare loop or as a guest of ringscoped; and a guest that answers beside
-//! what it sends.
+//! How many frames a second one thread writes to a tap, by a bare loop or as a guest of ringscoped; how many a guest receives from a
+//! tap; and a guest that answers beside what it sends.
 //!
 //!     tap-calls write TAP BYTES SEGMENTS SECONDS [filtered]
 //!                                                    writes packets of this many datagrams, one `writev` each
 //!     tap-calls send SOCKET BYTES FLOWS SECONDS [tcp] [whole]
 //!                                                    is a guest that sends frames of this many flows in turn
+//!     tap-calls receive SOCKET TAP BYTES FLOWS SECONDS [tcp]
+//!                                                    is a guest that receives frames of this many flows in turn, and the host
+//!                                                    that sends them into the tap
 //!     tap-calls answer SOCKET BYTES WAITING SECONDS  is a guest that answers pings, and always has this many frames of one
 //!                                                    flow waiting to be sent
 //!
@@ -18,9 +21,11 @@ use std::io::{IoSlice, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use frontend::{Guest, GuestOptions};
+use frontend::{Frame, Guest, GuestOptions};
 use ringscope_tests::flows::{Flow, Sent};
-use ringscope_tests::open_tap;
+use ringscope_tests::{open_tap, packet_socket};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use rustix::time::{ClockId, clock_gettime};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
@@ -35,8 +40,8 @@ const NET_HEADER: usize = 10;
 /// Where an ICMP message begins, and its types (RFC 792).
 const ICMP: usize = 34;
 const ECHO: u8 = 8;
-const USAGE: &str = "tap-calls: expected `write TAP BYTES SEGMENTS SECONDS [filtered]`, `send SOCKET BYTES FLOWS SECONDS [tcp] [whole]` \
-                     or `answer SOCKET BYTES WAITING SECONDS`";
+const USAGE: &str = "tap-calls: expected `write TAP BYTES SEGMENTS SECONDS [filtered]`, `send SOCKET BYTES FLOWS SECONDS [tcp] [whole]`, \
+                     `receive SOCKET TAP BYTES FLOWS SECONDS [tcp]` or `answer SOCKET BYTES WAITING SECONDS`";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -51,6 +56,11 @@ fn main() -> ExitCode {
             let is_whole = kind.contains(&"whole");
             numbers([bytes, flows, seconds])
                 .and_then(|numbers| send(socket, numbers, is_tcp, is_whole))
+        }
+        ["receive", socket, tap, bytes, flows, seconds, ref kind @ ..] => {
+            let is_tcp = kind.contains(&"tcp");
+            numbers([bytes, flows, seconds])
+                .and_then(|numbers| receive(socket, tap, numbers, is_tcp))
         }
         ["answer", socket, bytes, waiting, seconds] => {
             numbers([bytes, waiting, seconds]).and_then(|numbers| answer(socket, numbers))
@@ -127,19 +137,9 @@ fn send(
     let options = GuestOptions::default().queue_size(1024).packed(true).in_order(true).offloads();
     let mut guest = Guest::connect(socket, options)?;
     let pair = guest.pair(0);
-    let kind = if is_tcp { Flow::tcp } else { Flow::udp };
-    let number = |n: usize| u8::try_from(n);
-    let flows: std::result::Result<Vec<_>, _> = (0..flows)
-        .map(|n| Ok::<_, Box<dyn Error>>(Flow { is_atomic: true, ..kind(number(n)?) }))
-        .collect();
-    let mut flows = flows?;
-    let payload = vec![7; bytes];
-    let frames: Vec<_> = (0..TOGETHER)
-        .map(|n| {
-            let count = flows.len();
-            let Sent { header, bytes, .. } = flows[n % count].next(&payload, !is_whole);
-            [&header[..], &bytes].concat()
-        })
+    let frames: Vec<_> = frames(bytes, flows, is_tcp, !is_whole)?
+        .into_iter()
+        .map(|Sent { header, bytes, .. }| [&header[..], &bytes].concat())
         .collect();
     count(seconds, || {
         let mut sent = 0;
@@ -152,6 +152,46 @@ fn send(
         }
         pair.flush()?;
         Ok(sent)
+    })
+}
+
+/// Frames of as many flows in turn. `is_partial`: the checksum is left to the device.
+fn frames(bytes: usize, flows: usize, is_tcp: bool, is_partial: bool) -> Result<Vec<Sent>> {
+    let kind = if is_tcp { Flow::tcp } else { Flow::udp };
+    let flow = |n: usize| Ok(Flow { is_atomic: true, ..kind(u8::try_from(n)?) });
+    let mut flows = (0..flows).map(flow).collect::<Result<Vec<_>>>()?;
+    let (payload, count) = (vec![7; bytes], flows.len());
+    Ok((0..TOGETHER).map(|n| flows[n % count].next(&payload, is_partial)).collect())
+}
+
+/// One thread is the host and the guest: it sends some frames, then takes what has come.
+fn receive(
+    socket: &str,
+    tap: &str,
+    [bytes, flows, seconds]: [usize; 3],
+    is_tcp: bool,
+) -> Result<[f64; 3]> {
+    let options = GuestOptions::default().queue_size(1024).packed(true).offloads();
+    let mut guest = Guest::connect(socket, options)?;
+    let index = std::fs::read_to_string(format!("/sys/class/net/{tap}/ifindex"))?;
+    // It sends only: this filter takes nothing (`BPF_RET | BPF_K` of 0).
+    let nothing = libc::sock_filter { code: 6, jt: 0, jf: 0, k: 0 };
+    let host = packet_socket(index.trim().parse()?, &[nothing])?;
+    let frames = frames(bytes, flows, is_tcp, false)?;
+    let headers = frames[0].bytes.len() - bytes;
+    let (pair, mut came) = (guest.pair(0), Frame::default());
+    count(seconds, || {
+        for frame in &frames {
+            match rustix::net::send(&host, &frame.bytes, SendFlags::empty()) {
+                Ok(_) | Err(Errno::NOBUFS) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut received = 0;
+        while pair.receive_into(&mut came)? {
+            received += came.bytes.len().saturating_sub(headers) / bytes;
+        }
+        Ok(received)
     })
 }
 
