@@ -157,3 +157,20 @@ impl Sent {
         frame
     }
 }
+
+/// The flow of a frame, as a receiver tells them apart: protocol, addresses and ports of TCP and UDP. `None` if it may be of any, such as
+/// a fragment or a frame with a VLAN tag.
+#[must_use]
+pub fn flow_of(frame: &[u8]) -> Option<Vec<u8>> {
+    let is_known = |protocol: u8| [6, 17].contains(&protocol);
+    match frame.get(12..15)? {
+        [0x08, 0x00, 0x45] if frame.len() >= 38 && is_known(frame[23]) => {
+            let is_fragment = frame[20] & 0x3f != 0 || frame[21] != 0;
+            (!is_fragment).then(|| [&frame[23..24], &frame[26..38]].concat())
+        }
+        [0x86, 0xdd, _] if frame.len() >= 58 && is_known(frame[20]) => {
+            Some([&frame[20..21], &frame[22..58]].concat())
+        }
+        _ => None,
+    }
+}

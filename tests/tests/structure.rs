@@ -127,8 +127,8 @@ const EDGES: &[(&str, &[&str])] = &[
 const DEV_EDGES: &[(&str, &[&str])] = &[
     // Their build scripts compile BPF programs.
     ("kernel-stages", &["bpf-object"]),
-    ("datapath", &["bpf-object"]),
-    // With the feature `driver`: the guest's side of the rings.
+    // Also with the feature `driver`, as the next ones: the guest's side of the rings.
+    ("datapath", &["bpf-object", "virtqueue"]),
     ("virtqueue", &["virtqueue"]),
     ("virtio-net", &["virtqueue"]),
     ("worker", &["virtqueue"]),

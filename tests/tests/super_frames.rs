@@ -1,5 +1,5 @@
 //! Frames that a guest sends in one burst go to the kernel together (GRO), and a receiver that takes single frames only gets
-//! them byte for byte as they were sent: the kernel segments what was joined.
+//! them byte for byte as they were sent, in the order of each flow: the kernel segments what was joined.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use frontend::{Guest, GuestOptions};
 use lab::outside::Outside;
 use ringscope_tests::daemon::Daemon;
 use ringscope_tests::eventually::{eventually, when};
-use ringscope_tests::flows::{Flow, Sent};
+use ringscope_tests::flows::{Flow, Sent, flow_of};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -70,22 +70,35 @@ impl Way {
         pair.flush().unwrap();
     }
 
-    /// Sends a burst, and expects it at the other end.
+    /// Sends a burst, and expects it at the other end. A frame may only pass those of other flows.
     fn carries(&mut self, frames: &[Sent]) {
         self.send(frames);
-        for (n, frame) in frames.iter().enumerate() {
+        let mut left: Vec<&Sent> = frames.iter().collect();
+        while !left.is_empty() {
             let came = eventually(SOON, "a frame", || {
                 let came = self.to.pair(0).receive().unwrap();
-                came.filter(|came| came.bytes != self.hello.bytes).ok_or(n)
+                came.filter(|came| came.bytes != self.hello.bytes).ok_or(left.len())
             });
-            let (came, wanted) = (frame.comparable(&came.bytes), frame.comparable(&frame.whole));
-            assert!(
-                came == wanted,
-                "frame {n} of {}: {:02x?}\ncame as {:02x?}",
-                frames.len(),
-                &wanted[..wanted.len().min(100)],
-                &came[..came.len().min(100)]
-            );
+            let is_it = |sent: &&Sent| sent.comparable(&came.bytes) == sent.comparable(&sent.whole);
+            let at = left.iter().position(is_it).unwrap_or_else(|| {
+                let (came, wanted) = (&came.bytes, &left[0].whole);
+                panic!(
+                    "{} of {}: {:02x?}\ncame as {:02x?}",
+                    left.len(),
+                    frames.len(),
+                    &wanted[..wanted.len().min(100)],
+                    &came[..came.len().min(100)]
+                )
+            });
+            let sent = left.remove(at);
+            let own = flow_of(&sent.whole);
+            for passed in &left[..at] {
+                let other = flow_of(&passed.whole);
+                assert!(
+                    own.is_some() && other.is_some() && own != other,
+                    "{own:02x?} {other:02x?}"
+                );
+            }
         }
     }
 
@@ -125,6 +138,29 @@ fn every_kind_of_flow_is_joined_and_comes_as_it_was_sent() {
         }
         let totals = way.near.reader().unwrap().totals(TX);
         assert!(totals.packets > 40 * 27 && totals.bytes > 39 * 27 * 1000, "{totals:?}");
+    }
+}
+
+#[test]
+fn flows_in_turn_are_joined_each_by_itself() {
+    for (keys, joins) in
+        [("", true), (",napi=on", true), ("macvtap", true), (",engine=uring", false)]
+    {
+        let mut way = Way::new("turns", keys);
+        for is_v6 in [false, true] {
+            let before = way.joined();
+            let of = |n| Flow { is_v6, is_atomic: true, ..Flow::udp(n) };
+            let mut flows = [of(1), of(2), Flow { is_v6, ..Flow::tcp(3) }, of(4)];
+            let burst: Vec<_> =
+                (0..40).map(|n| flows[n % 4].next(&[n as u8; 1000], n % 8 < 4)).collect();
+            way.carries(&burst);
+            eventually(SOON, "the count", || {
+                let now = way.joined();
+                let joined = (now.0 - before.0, now.1 - before.1);
+                let expected = if joins { (4, 40) } else { (0, 0) };
+                when(joined == expected, format!("{joined:?}{keys}"))
+            });
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `gro`: frames of one flow as one packet.
 
+mod flows;
 mod gro;
 
 use burst_trace::{DropCause, DropCounts};
@@ -173,6 +174,15 @@ impl<'b, 'm> Frames<'b, 'm> {
     pub fn take(self, count: usize) -> Self {
         let count = count.min(self.count);
         Self { end: self.chain_of(count), count, ..self }
+    }
+
+    /// Frame number `n`.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, n: usize) -> Option<Frame<'b, 'm>> {
+        let chain = (n < self.count).then(|| self.chains.all().get(self.chain_of(n)))??;
+        let slices = self.chains.buffers(chain);
+        Some(Frame { slices, len: chain.len as usize, header_len: self.header_len })
     }
 
     /// The chain of frame number `n`; after the last frame, the end.

@@ -10,6 +10,9 @@ use crate::{Look, Transmitted};
 
 /// Writes frames to the kernel and reads them from it.
 pub trait Engine: Send + 'static {
+    /// Whether each frame is a call of its own.
+    const IS_BY_FRAME: bool;
+
     /// Writes frames, in order.
     fn transmit(&mut self, file: &File, frames: Frames<'_, '_>) -> Transmitted;
 

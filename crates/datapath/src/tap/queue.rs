@@ -28,6 +28,8 @@ pub const RECEIVE_BURST: usize = 32;
 pub struct Readv;
 
 impl Engine for Readv {
+    const IS_BY_FRAME: bool = true;
+
     #[inline]
     fn transmit(&mut self, file: &File, frames: Frames<'_, '_>) -> Transmitted {
         let mut done = Transmitted::default();

@@ -123,6 +123,8 @@ fn spread(list: &[GuestSlice<'_>], bytes: &[u8]) -> usize {
 }
 
 impl Engine for Uring {
+    const IS_BY_FRAME: bool = false;
+
     fn take_read(&mut self) -> Vec<Vec<u8>> {
         let waiting = self.read.drain(..).skip(std::mem::take(&mut self.placed));
         waiting.map(|(slot, len)| self.slots[slot][..len].to_vec()).collect()

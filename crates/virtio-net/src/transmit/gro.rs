@@ -4,12 +4,15 @@
 //! memory. A full checksum is verified against the payload as it is then; if the guest changes the payload later, the
 //! receiver gets the changed one with a right checksum, as from any sender that changes its mind before it sends.
 //!
-//! Nothing waits for a frame, and no frame passes another one.
+//! Where frames of several flows come in turn, those of each flow are taken together, out of their order ([`flows`]). Nothing waits
+//! for a frame, and no frame passes another one of its flow.
 
 use arrayvec::ArrayVec;
 use guest_memory::{GuestSlice, Spare};
 
+use super::flows::{self, Lanes};
 use super::{Frame, Frames};
+use crate::BURST_MAX;
 use crate::arrival::FRONT;
 use crate::features::{HEADER_LEN, Offloads};
 use crate::gro::{GroPacket, RIGHT, Segment};
@@ -38,10 +41,10 @@ impl TransmitGro {
     }
 
     /// A burst in steps. `mtu`: largest payload of a link frame, bytes. Longer frames go alone, because a segment's length is
-    /// not checked on the way.
+    /// not checked on the way. `sorts`: whether flows may pass each other.
     #[inline]
     #[must_use]
-    pub fn burst<'b>(&'b self, frames: Frames<'b, 'b>, mtu: u16) -> GroBurst<'b> {
+    pub fn burst<'b>(&'b self, frames: Frames<'b, 'b>, mtu: u16, sorts: bool) -> GroBurst<'b> {
         let is_off = !self.offloads.checksum;
         GroBurst {
             gro: self,
@@ -50,6 +53,10 @@ impl TransmitGro {
             found: 0,
             len: 0,
             buffers: ArrayVec::new(),
+            lanes: Lanes::new(),
+            sorts,
+            has_group: false,
+            group: frames.take(0),
             is_off,
         }
     }
@@ -62,6 +69,8 @@ pub enum GroStep {
     Alone(usize),
     /// This number of frames goes as one packet, which [`GroBurst::packet`] returns.
     Together(usize),
+    /// This number of frames goes by their flows, as [`GroBurst::next_of_group`] says.
+    Sorted(usize),
 }
 
 /// A burst whose frames are joined where they can be.
@@ -77,6 +86,14 @@ pub struct GroBurst<'b> {
     len: usize,
     /// The packet: its headers, and the payloads of its frames.
     buffers: ArrayVec<GuestSlice<'b>, BUFFERS_MAX>,
+    /// The frames of a group by their flows.
+    lanes: Lanes,
+    /// Whether groups are made.
+    sorts: bool,
+    /// Whether the first of the rest are a group.
+    has_group: bool,
+    /// The group of the last step.
+    group: Frames<'b, 'b>,
     /// No frames are joined any more. A flood of frames with wrong checksums must not cost a sum for each of them.
     is_off: bool,
 }
@@ -85,15 +102,36 @@ impl<'b> GroBurst<'b> {
     /// The next step; `None` after the last frame.
     #[inline]
     pub fn next_step(&mut self) -> Option<GroStep> {
+        if self.found == 0 && !self.has_group {
+            let alone = self.find();
+            if alone > 0 {
+                self.rest = self.rest.skip(alone);
+                return Some(GroStep::Alone(alone));
+            }
+        }
         if self.found > 0 {
             return Some(self.together());
         }
-        let alone = self.find();
-        if self.found > 0 && alone == 0 {
-            return Some(self.together());
+        if !std::mem::take(&mut self.has_group) {
+            return None;
         }
-        self.rest = self.rest.skip(alone);
-        (alone > 0).then_some(GroStep::Alone(alone))
+        let count = self.lanes.len();
+        self.group = self.rest.take(count);
+        self.rest = self.rest.skip(count);
+        Some(GroStep::Sorted(count))
+    }
+
+    /// The next frames of a group, by their numbers in it: several that go as one packet, which [`packet`](Self::packet) returns, or
+    /// one that goes alone; none after the last.
+    pub fn next_of_group(&mut self) -> ArrayVec<u8, BURST_MAX> {
+        let mut places = self.lanes.first();
+        if places.len() > 1 && !self.is_off {
+            let group = self.group;
+            self.join(places.iter().filter_map(|at| group.get((*at).into())));
+        }
+        places.truncate(std::mem::take(&mut self.found).max(1));
+        self.lanes.advance(places.len());
+        places
     }
 
     fn together(&mut self) -> GroStep {
@@ -124,28 +162,41 @@ impl<'b> GroBurst<'b> {
             return count;
         }
         let mut front: Option<Front> = None;
+        self.lanes.clear();
         for (n, frame) in self.rest.iter().enumerate() {
             let next = Front::of(&frame);
             if let (Some(front), Some(next)) = (&front, &next)
+                && !self.lanes.is_mixed()
                 && front.is_flow_of(next)
             {
-                self.join(self.rest.skip(n - 1));
+                self.join(self.rest.skip(n - 1).iter());
                 if self.found > 0 {
                     return n - 1;
                 }
                 if self.is_off {
-                    break;
+                    return count;
+                }
+            }
+            if self.sorts {
+                let flow = next.and_then(|next| flows::flow_of(&next.bytes(), &frame));
+                if flow.is_none_or(|flow| !self.lanes.take(flow)) {
+                    if self.lanes.is_mixed() {
+                        self.has_group = true;
+                        return n - self.lanes.len();
+                    }
+                    self.lanes.clear();
+                    flow.map(|flow| self.lanes.take(flow));
                 }
             }
             front = next;
         }
-        count
+        self.has_group = self.lanes.is_mixed();
+        if self.has_group { count - self.lanes.len() } else { count }
     }
 
     /// Joins the first of `frames` with those that continue it. `found` is then their number, or stays 0.
     #[inline(never)]
-    fn join(&mut self, frames: Frames<'b, 'b>) {
-        let mut frames = frames.iter();
+    fn join(&mut self, mut frames: impl Iterator<Item = Frame<'b, 'b>>) {
         self.buffers.clear();
         self.buffers.push(self.gro.headers.slice());
         let Some(first) = frames.next() else { return };
@@ -269,6 +320,14 @@ impl Front {
         let bytes = frame.front::<{ Self::LEN }>()?;
         let (words, _) = bytes.as_chunks::<8>();
         Some(Self(std::array::from_fn(|n| u64::from_ne_bytes(words[n]))))
+    }
+
+    #[inline]
+    fn bytes(&self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        let (words, _) = bytes.as_chunks_mut::<8>();
+        words.iter_mut().zip(self.0).for_each(|(bytes, word)| *bytes = word.to_ne_bytes());
+        bytes
     }
 
     /// Byte number `at`.

@@ -10,3 +10,4 @@ mod place;
 mod runs;
 mod sent;
 mod software;
+mod turns;

@@ -4,57 +4,88 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use virtio_net::features::BASE;
 use virtio_net::header::{GSO_TCPV4, NEEDS_CSUM};
-use virtio_net::{GroStep, NetHeader, Offloads, TransmitGro};
+use virtio_net::{GroBurst, GroStep, NetHeader, Offloads, TransmitGro};
 
 use crate::packets::{Checksum, FIN, PSH, Shape, payload, right_again, tcp4, udp};
 use crate::place::with_frames;
 use crate::software::offloaded;
+use crate::turns::assert_in_order;
 
 const ACK: u8 = 0x10;
 const ECE: u8 = 0x40;
-const MTU: u16 = 1500;
+pub const MTU: u16 = 1500;
 /// `VIRTIO_F_VERSION_1`, `VIRTIO_NET_F_MRG_RXBUF`: without both, a net header has 10 bytes.
 const LONG_HEADER: u64 = 1 << 32 | 1 << 15;
 
-type Sent = (NetHeader, Vec<u8>);
+pub type Sent = (NetHeader, Vec<u8>);
 
-/// What is written: the number of the guest's frames in it, its net header and its bytes.
-type Written = Vec<(usize, NetHeader, Vec<u8>)>;
+/// What is written: the numbers of the guest's frames in it, its net header and its bytes.
+pub type Written = Vec<(Vec<usize>, NetHeader, Vec<u8>)>;
 
 fn written(offloads: Offloads, mtu: u16, features: u64, cuts: &[usize], sent: &[Sent]) -> Written {
+    written_by(true, offloads, mtu, features, cuts, sent)
+}
+
+/// `sorts`: flows may pass each other.
+pub fn written_by(
+    sorts: bool,
+    offloads: Offloads,
+    mtu: u16,
+    features: u64,
+    cuts: &[usize],
+    sent: &[Sent],
+) -> Written {
     let gro = TransmitGro::new(offloads);
     with_frames(features, sent, cuts, |frames| {
-        let mut written = Vec::new();
+        let mut written: Written = Vec::new();
         let mut done = 0;
-        let mut burst = gro.burst(frames, mtu);
+        let mut burst = gro.burst(frames, mtu, sorts);
+        let alone = |written: &mut Written, at: usize| {
+            let frame = frames.get(at).unwrap();
+            let mut bytes = vec![0; frame.len()];
+            frame.copy_to(&mut bytes);
+            written.push((vec![at], NetHeader { num_buffers: 1, ..frame.header() }, bytes));
+        };
+        let together = |written: &mut Written, burst: &GroBurst<'_>, places: Vec<usize>| {
+            assert!(places.len() > 1 && burst.packet().len() <= 256);
+            let mut bytes = Vec::new();
+            for slice in burst.packet() {
+                let at = bytes.len();
+                bytes.resize(at + slice.len(), 0);
+                slice.read(0, &mut bytes[at..]);
+            }
+            let frame = bytes.split_off(frames.header_len());
+            bytes.resize(12, 0);
+            let header = NetHeader::from_bytes(&bytes.try_into().unwrap());
+            let sum: usize = places.iter().map(|at| frames.get(*at).unwrap().len()).sum();
+            assert_eq!(burst.bytes(), sum);
+            written.push((places, NetHeader { num_buffers: 1, ..header }, frame));
+        };
         while let Some(step) = burst.next_step() {
+            let (GroStep::Alone(count) | GroStep::Together(count) | GroStep::Sorted(count)) = step;
             match step {
-                GroStep::Alone(count) => {
-                    for frame in frames.skip(done).take(count).iter() {
-                        let mut bytes = vec![0; frame.len()];
-                        frame.copy_to(&mut bytes);
-                        written.push((1, NetHeader { num_buffers: 1, ..frame.header() }, bytes));
-                    }
-                    done += count;
+                GroStep::Alone(_) => (done..done + count).for_each(|at| alone(&mut written, at)),
+                GroStep::Together(_) => {
+                    together(&mut written, &burst, (done..done + count).collect());
                 }
-                GroStep::Together(count) => {
-                    assert!(count > 1 && burst.packet().len() <= 256);
-                    let mut bytes = Vec::new();
-                    for slice in burst.packet() {
-                        let at = bytes.len();
-                        bytes.resize(at + slice.len(), 0);
-                        slice.read(0, &mut bytes[at..]);
+                GroStep::Sorted(_) => {
+                    assert!(sorts);
+                    let before: usize = written.iter().map(|(places, ..)| places.len()).sum();
+                    loop {
+                        let places = burst.next_of_group();
+                        let places: Vec<_> =
+                            places.iter().map(|at| done + usize::from(*at)).collect();
+                        match places[..] {
+                            [] => break,
+                            [at] => alone(&mut written, at),
+                            _ => together(&mut written, &burst, places),
+                        }
                     }
-                    let frame = bytes.split_off(frames.header_len());
-                    bytes.resize(12, 0);
-                    let header = NetHeader::from_bytes(&bytes.try_into().unwrap());
-                    let sum: usize =
-                        frames.skip(done).take(count).iter().map(|frame| frame.len()).sum();
-                    assert_eq!(burst.bytes(), sum);
-                    written.push((count, NetHeader { num_buffers: 1, ..header }, frame));
-                    done += count;
+                    let now: usize = written.iter().map(|(places, ..)| places.len()).sum();
+                    assert_eq!(now - before, count, "each frame of the group once");
                 }
             }
+            done += count;
         }
         assert_eq!(done, frames.len());
         written
@@ -62,12 +93,12 @@ fn written(offloads: Offloads, mtu: u16, features: u64, cuts: &[usize], sent: &[
 }
 
 /// Written for a datapath that takes everything.
-fn joined(sent: &[Sent]) -> Written {
+pub fn joined(sent: &[Sent]) -> Written {
     written(Offloads::ALL, MTU, BASE, &[100_000], sent)
 }
 
-fn counts(written: &[(usize, NetHeader, Vec<u8>)]) -> Vec<usize> {
-    written.iter().map(|(count, ..)| *count).collect()
+pub fn counts(written: &Written) -> Vec<usize> {
+    written.iter().map(|(places, ..)| places.len()).collect()
 }
 
 /// What a receiver that segments gets.
@@ -77,18 +108,17 @@ fn received(header: &NetHeader, bytes: &[u8]) -> Vec<Vec<u8>> {
 
 /// Asserts that a receiver gets what was sent, in order, byte for byte. Two things may differ: the identification of IPv4
 /// packets that must not be fragmented, and a TCP checksum of zero: 0 and 0xffff mean the same.
-fn assert_as_sent(written: &Written, sent: &[Sent]) {
-    let mut left = sent;
-    for (count, header, bytes) in written {
-        let (these, rest) = left.split_at(*count);
-        left = rest;
-        if *count == 1 {
+pub fn assert_as_sent(written: &Written, sent: &[Sent]) {
+    assert_in_order(written, sent);
+    for (places, header, bytes) in written {
+        let these: Vec<&Sent> = places.iter().map(|at| &sent[*at]).collect();
+        if these.len() == 1 {
             assert!((header, bytes) == (&these[0].0, &these[0].1), "alone, it goes as it is");
             continue;
         }
         assert!(bytes.len() <= 0xffff && header.flags == NEEDS_CSUM);
         let segments = received(header, bytes);
-        assert_eq!(segments.len(), *count);
+        assert_eq!(segments.len(), places.len());
         for (segment, (header, frame)) in segments.iter().zip(these) {
             let alone = received(header, frame);
             let [expected] = &alone[..] else { panic!("one frame") };
@@ -101,7 +131,7 @@ fn assert_as_sent(written: &Written, sent: &[Sent]) {
         }
     }
     // A burst ends early if its frames have very many buffers.
-    assert!(left.len() < sent.len());
+    assert!(!written.is_empty());
 }
 
 fn comparable(frame: &[u8], header: &NetHeader) -> Vec<u8> {
@@ -123,7 +153,7 @@ fn comparable(frame: &[u8], header: &NetHeader) -> Vec<u8> {
 }
 
 /// Sent by a driver that leaves no checksum to the device.
-fn complete(frames: Vec<Vec<u8>>) -> Vec<Sent> {
+pub fn complete(frames: Vec<Vec<u8>>) -> Vec<Sent> {
     frames.into_iter().map(|frame| (NetHeader::PLAIN, frame)).collect()
 }
 
@@ -253,8 +283,12 @@ proptest! {
         if !has_long_header {
             features = BASE & !(1 << 34 | LONG_HEADER);
         }
-        let written = written(Offloads::ALL, MTU, features, &cuts, &sent);
-        assert_as_sent(&written, &sent);
+        for sorts in [false, true] {
+            let written = written_by(sorts, Offloads::ALL, MTU, features, &cuts, &sent);
+            assert_as_sent(&written, &sent);
+            let order: Vec<usize> = written.iter().flat_map(|(places, ..)| places.clone()).collect();
+            prop_assert!(sorts || order.is_sorted());
+        }
     }
 
     #[test]
@@ -413,7 +447,9 @@ fn frames_that_segmentation_would_change_go_alone() {
         frames[1][at] ^= change;
         right_again(&shape, &mut frames[1]);
         let sent = complete(frames);
-        assert_eq!(counts(&joined(&sent)), [1; 3], "{what}");
+        let written = joined(&sent);
+        assert_eq!(counts(&written), [1; 3], "{what}");
+        assert_in_order(&written, &sent);
     }
     // Segmentation would give them a checksum, or one written in another way.
     for (field, value) in [(transport_at + 6, [0, 0]), (network_at + 10, [0xff, 0xff])] {
@@ -449,6 +485,6 @@ fn buffers_in_small_pieces_end_a_packet() {
         &sent,
     );
     assert_as_sent(&written, &sent);
-    assert!(written.iter().all(|(count, ..)| *count <= 13), "{:?}", counts(&written));
-    assert!(written.iter().any(|(count, ..)| *count > 10), "{:?}", counts(&written));
+    assert!(counts(&written).iter().all(|count| *count <= 13), "{:?}", counts(&written));
+    assert!(counts(&written).iter().any(|count| *count > 10), "{:?}", counts(&written));
 }

@@ -1,5 +1,5 @@
 //! GRO from a guest to the wire: target `joined`. What a receiver that segments gets must be the frames that were sent, in
-//! the same order; a frame that goes alone must be as it was sent.
+//! the same order, or in that of each flow; a frame that goes alone must be as it was sent.
 
 use arbitrary::Arbitrary;
 use virtio_net::features::BASE;
@@ -30,6 +30,7 @@ pub struct Story {
     tso4: bool,
     tso6: bool,
     uso: bool,
+    sorts: bool,
 }
 
 /// Plays `story`.
@@ -57,17 +58,53 @@ pub fn play(story: &Story) {
     // If the ring is given up, nothing more is expected of it.
     let _ = sender.with_sent(|frames| {
         let mut left = &sent[..];
-        let mut burst = gro.burst(frames, mtu);
+        let mut burst = gro.burst(frames, mtu, story.sorts);
         while let Some(step) = burst.next_step() {
-            let (GroStep::Alone(count) | GroStep::Together(count)) = step;
+            let (GroStep::Alone(count) | GroStep::Together(count) | GroStep::Sorted(count)) = step;
             let (these, rest) = left.split_at(count);
-            if let GroStep::Together(_) = step {
-                check(&burst, frames.header_len(), these);
+            match step {
+                GroStep::Alone(_) => {}
+                GroStep::Together(_) => check(&burst, frames.header_len(), these),
+                GroStep::Sorted(_) => check_group(&mut burst, frames.header_len(), these),
             }
             left = rest;
         }
         assert_eq!(sent.len() - left.len(), frames.len());
     });
+}
+
+/// Checks that each of these frames goes once, and passes none of its flow.
+fn check_group(burst: &mut GroBurst<'_>, header_len: usize, these: &[(NetHeader, Vec<u8>)]) {
+    let mut order: Vec<usize> = Vec::new();
+    loop {
+        let places = burst.next_of_group();
+        let places = places.iter().map(|at| usize::from(*at));
+        let packet: Vec<_> = places.clone().map(|at| these[at].clone()).collect();
+        match packet.len() {
+            0 => break,
+            1 => {}
+            _ => check(burst, header_len, &packet),
+        }
+        order.extend(places);
+    }
+    for (n, &later) in order.iter().enumerate() {
+        let passed = order[..n].iter().filter(|earlier| **earlier > later);
+        let [own, mut others] = [vec![later], passed.copied().collect()]
+            .map(|all| all.into_iter().map(|at| flow_of(&these[at].1)));
+        let own = own.last().expect("one");
+        assert!(others.all(|other| other != own), "{order:?}");
+    }
+    order.sort_unstable();
+    assert!(order.iter().copied().eq(0..these.len()), "{order:?}");
+}
+
+/// Protocol, addresses and ports of a frame that may be passed.
+fn flow_of(frame: &[u8]) -> Vec<u8> {
+    match frame[12..15] {
+        [0x08, 0x00, 0x45] => [&frame[23..24], &frame[26..38]].concat(),
+        [0x86, 0xdd, _] => [&frame[20..21], &frame[22..58]].concat(),
+        _ => panic!("nothing passes such a frame"),
+    }
 }
 
 /// Checks a packet made of the frames `these`.
