@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::sleep;
+use std::thread::{Builder, sleep};
 use std::time::{Duration, Instant};
 
 use burst_trace::{Before, Participants, Reader, Recorder, location};
@@ -131,7 +131,9 @@ impl Served<'_> {
                     before.wait_for_the_end();
                     workers.iter().for_each(|worker| worker.go_on(true));
                 }
-                scope.spawn(move || copy_records(&records, stop));
+                let copy = move || copy_records(&records, stop);
+                // Without it, they are copied at the end.
+                let _ = Builder::new().name("records".into()).spawn_scoped(scope, copy);
                 let services = is_taking.then(watch);
                 if let Some(manager) = manager {
                     manager.ready(count);

@@ -1,5 +1,7 @@
 //! The capabilities of a role.
 
+use std::sync::OnceLock;
+
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
 
@@ -41,19 +43,20 @@ impl Role {
     }
 }
 
-/// The capabilities that this kernel knows.
-pub fn supported() -> CapsHashSet {
-    caps::runtime::procfs_all_supported(None).unwrap_or_else(|_| caps::all())
+/// The capabilities that this kernel knows, as they were found at the first call.
+pub fn supported() -> &'static CapsHashSet {
+    static FOUND: OnceLock<CapsHashSet> = OnceLock::new();
+    FOUND.get_or_init(|| caps::runtime::procfs_all_supported(None).unwrap_or_else(|_| caps::all()))
 }
 
 /// Leaves the calling thread with what `role` keeps, as far as it has it, and with nothing else. Nothing that it executes can
-/// get more. `supported`: see [`supported`].
-pub fn drop_all_but(role: Role, supported: &CapsHashSet) -> Result<(), CapsError> {
+/// get more.
+pub fn drop_all_but(role: Role) -> Result<(), CapsError> {
     let kept: CapsHashSet = role.keeps().iter().map(|(capability, _)| *capability).collect();
     let has = caps::read(None, CapSet::Permitted)?;
     if has.contains(&Capability::CAP_SETPCAP) {
         // Otherwise a program that is executed could get them. A helper is executed, and gets what is kept.
-        for capability in supported.difference(&kept).copied() {
+        for capability in supported().difference(&kept).copied() {
             caps::drop(None, CapSet::Bounding, capability)?;
         }
     }

@@ -32,6 +32,7 @@ mod violation;
 pub use caps::Capability;
 pub use files::{Places, directory_of};
 pub use filter::{FilterError, Seccomp};
+pub use namespaces::wait as wait_for_namespaces;
 pub use policy::{Error, Policy, enter, narrow, start};
 pub use role::{Role, Wire};
 pub use user::{Account, AccountError, group, take_group, user};

@@ -1,7 +1,7 @@
 //! Namespaces in which nothing is (`namespaces(7)`): no file, no interface, no object of System V IPC.
 //!
-//! They are made once, if this process has `CAP_SYS_ADMIN`, by a thread that ends then. Threads that need nothing of the host by a name
-//! join them. What is open already goes on: a tap or a socket belongs to the network namespace in which it was made.
+//! They are made once, if this process has the capabilities for it, by a thread that ends then. Threads that need nothing of the host by a
+//! name join them. What is open already goes on: a tap or a socket belongs to the network namespace in which it was made.
 
 use std::fs::File;
 use std::io;
@@ -26,16 +26,25 @@ struct Empty {
 static MAKING: Mutex<Option<JoinHandle<io::Result<Empty>>>> = Mutex::new(None);
 static EMPTY: OnceLock<Option<Empty>> = OnceLock::new();
 
+/// What is needed to make them and to join them (`setns(2)`).
+const NEEDED: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_SYS_CHROOT];
+
 /// Begins to make them, which takes some milliseconds.
 pub fn prepare() {
-    if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap_or(false) {
+    let has = |needed| caps::has_cap(None, CapSet::Effective, needed).unwrap_or(false);
+    if !NEEDED.into_iter().all(has) {
         return;
     }
     let making = Builder::new().name("namespaces".into()).spawn(Empty::make).ok();
     *MAKING.lock().unwrap_or_else(PoisonError::into_inner) = making;
 }
 
-/// Has the calling thread join those that `role` can do with, if they were made. No parent of such a thread has entered a role.
+/// Waits until they are made, if they will be.
+pub fn wait() {
+    let _ = EMPTY.get_or_init(made);
+}
+
+/// Has the calling thread join those in which `role` can work, if they were made. No parent of such a thread has entered a role.
 ///
 /// # Errors
 /// When it cannot.
@@ -55,11 +64,13 @@ pub fn enter(role: Role) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until they are made.
 fn made() -> Option<Empty> {
     let making = MAKING.lock().unwrap_or_else(PoisonError::into_inner).take()?;
     let made = making.join().ok()?;
-    made.inspect_err(|error| log::debug!("there are no namespaces for workers: {error}")).ok()
+    made.inspect_err(|error| {
+        log::info!("workers are in the host's namespaces, as others cannot be made: {error}")
+    })
+    .ok()
 }
 
 impl Empty {
@@ -78,6 +89,8 @@ impl Empty {
         // The root before is on top of the new one, and goes (`pivot_root(2)`).
         pivot_root(".", ".")?;
         umount2(".", MntFlags::MNT_DETACH)?;
+        // It is in them already: this shows whether a thread may join them.
+        setns(&empty.mount, CloneFlags::CLONE_NEWNS)?;
         Ok(empty)
     }
 }

@@ -72,6 +72,8 @@ pub fn start(policy: Policy) -> Result<(), Error> {
         do_what_libraries_do_once();
         panic_without_backtrace();
     }
+    // It is in a file, which there is in no empty namespace.
+    let _ = supported();
     namespaces::prepare();
     let _ = POLICY.set(policy);
     Ok(())
@@ -109,17 +111,25 @@ fn panic_without_backtrace() {
 pub fn enter(role: Role) {
     let Some(policy) = POLICY.get() else { return };
     let until = Instant::now() + PATIENCE;
+    // Once, because the capability for it is given up next.
+    if let Err(error) = namespaces::enter(role) {
+        give_up(role, &Error::Namespaces(error));
+    }
     while let Err(error) = confine(policy, role) {
         // Front ends may have used up the descriptors. Until there is one, the thread does nothing.
         if error.is_shortage() && Instant::now() < until {
             sleep(PAUSE);
             continue;
         }
-        log::error!(
-            "the thread '{role}' cannot be confined, so the daemon ends: {error}; --sandbox none runs without"
-        );
-        std::process::exit(1);
+        give_up(role, &error);
     }
+}
+
+fn give_up(role: Role, error: &Error) -> ! {
+    log::error!(
+        "the thread '{role}' cannot be confined, so the daemon ends: {error}; --sandbox none runs without"
+    );
+    std::process::exit(1);
 }
 
 /// As [`enter`], for a thread whose parent has entered a role. Without a free descriptor it keeps what its parent has kept: it
@@ -137,10 +147,7 @@ pub fn narrow(role: Role) {
 
 fn confine(policy: &Policy, role: Role) -> Result<(), Error> {
     violation::note(role);
-    // It is in a file, which there is in no empty namespace.
-    let supported = supported();
-    namespaces::enter(role).map_err(Error::Namespaces)?;
-    drop_all_but(role, &supported).map_err(|error| Error::Capabilities(error.to_string()))?;
+    drop_all_but(role).map_err(|error| Error::Capabilities(error.to_string()))?;
     rustix::thread::set_no_new_privs(true).map_err(|error| Error::Privileges(error.into()))?;
     files::enter(role, &policy.places)?;
     Ok(filter::enter(role, policy.seccomp)?)
