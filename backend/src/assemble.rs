@@ -27,7 +27,7 @@ use crate::error::Error;
 use crate::facts::facts;
 use crate::guest::{Front, GuestRecorder, Noted, Served, meet};
 use crate::journal;
-use crate::kernel::{Enrolled, FollowError, Following, Kernel, OnRequest, Whose};
+use crate::kernel::{Enrolled, FollowError, Following, Kernel, Measurable, OnRequest};
 use crate::limits::{Limits, limits_of};
 use crate::manager::Manager;
 use crate::moved;
@@ -52,7 +52,7 @@ type StartWorker<D> =
 /// less with a busy one.
 const RECORDS: usize = 1 << 16;
 
-/// Who learn of a guest's front ends.
+/// What is told of a guest's front ends as they come and go.
 type Witnesses = Vec<Box<dyn Witness>>;
 
 /// Runs the daemon until `stop`.
@@ -375,14 +375,14 @@ impl Daemon {
             kernel.record(&guest, threads, writer(), self.clock)?;
             witnesses.push(Box::new(guest.witness));
         } else if self.control_at.is_some() {
-            let whose = Whose {
+            let guest = Measurable {
                 plan: plan.clone(),
                 threads: threads.to_vec(),
                 writer: (writer(), self.clock),
                 participants: recorder.file.participants(),
                 control_at: self.control_at.clone(),
             };
-            let on_request = OnRequest::start(whose, log).map_err(FollowError::Thread)?;
+            let on_request = OnRequest::start(guest, log).map_err(FollowError::Thread)?;
             witnesses.push(Box::new(on_request.witness().clone()));
             return Ok((witnesses, Some(Arc::new(on_request))));
         }
@@ -401,7 +401,11 @@ impl Daemon {
             workers: plan.workers.len() + usize::from(has_kernel_writer),
             queue_pairs: plan.queue_pairs.into(),
             capacity: RECORDS,
-            facts: facts(plan, enrolled.map(|guest| &guest.facts), self.control_at.as_deref()),
+            facts: facts(
+                plan,
+                (enrolled.map(|guest| &guest.facts), None),
+                self.control_at.as_deref(),
+            ),
         };
         let before = Reader::open(&plan.recorder).map_or(0, |reader| reader.features_ever());
         let lock = self.handed.inherited(&plan.name).and_then(|inherited| inherited.lock.take());
@@ -446,6 +450,8 @@ impl Daemon {
             self.wires.entry(guest.name.clone()).or_insert_with(wire);
         }
         let door = if taking.is_none() { open_door(plan) } else { None };
+        // No guest waits for that.
+        confine::wait_for_namespaces();
         let guests = plan.guests.iter().map(|guest| (guest, &self.wires[&guest.name])).collect();
         let (fronts, clock, ways) = (std::mem::take(&mut self.fronts), self.clock, &self.ways);
         for path in self.handed.spare() {

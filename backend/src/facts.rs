@@ -6,9 +6,16 @@ use serde_json::Value;
 
 use crate::plan::GuestPlan;
 
-/// The facts of this run for reports, as JSON. `kernel`: the kernel stages that are measured; `control`: the control socket,
-/// where `ringscope ctl` finds it.
-pub fn facts(plan: &GuestPlan, kernel: Option<&Value>, control: Option<&Path>) -> String {
+/// Begin and end of a measurement, ticks; no end yet.
+pub type Window = (u64, Option<u64>);
+
+/// The facts of this run for reports, as JSON. `kernel`: the kernel stages that are measured, and when they were, ticks, if that was for
+/// a time; `control`: the control socket, where `ringscope ctl` finds it.
+pub fn facts(
+    plan: &GuestPlan,
+    (kernel, windows): (Option<&Value>, Option<&[Window]>),
+    control: Option<&Path>,
+) -> String {
     let cpus: Vec<_> = plan.workers.iter().filter_map(|worker| worker.cpu).collect();
     let probes: Vec<_> = plan.probes.iter().map(ToString::to_string).collect();
     serde_json::json!({
@@ -26,6 +33,7 @@ pub fn facts(plan: &GuestPlan, kernel: Option<&Value>, control: Option<&Path>) -
         "limit_rx": plan.limits[0].map(|limit| limit.to_string()),
         "trace_probe": probes,
         "kernel_stages": kernel,
+        "kernel_windows": windows,
         // Text in any case: a recorder goes on although another socket is chosen.
         "control": control.map(|path| path.to_string_lossy()).unwrap_or_default(),
     })

@@ -26,7 +26,7 @@ use crate::spec::{DatapathSpec, Port};
 use records::Records;
 
 pub use front_end::FrontEnd;
-pub use on_request::{OnRequest, Whose};
+pub use on_request::{Measurable, OnRequest};
 
 /// The BPF programs, attached once for all guests, and the records of what they measure.
 pub struct Kernel {
@@ -65,7 +65,13 @@ impl Kernel {
         let number = self.records.add_guest();
         let index = u32::try_from(number).unwrap_or(u32::MAX);
         let followed = follow_tap(&self.stages, plan, index);
-        let facts = states(plan, &self.stages, &self.attached, &followed).into();
+        let facts = states(&self.stages, &self.attached, &followed);
+        for (stage, result) in kernel_stages::for_guest(&self.attached, &followed) {
+            if let Some(reason) = result.err().filter(|_| tap(plan).is_some()) {
+                log::warn!("{}{} is not measured: {reason}", plan.log_prefix, stage.name());
+            }
+        }
+        let facts = facts.into();
         let witness = FrontEnd::new(index, log);
         witness.follow(self.stages.front_ends());
         Some(Enrolled { number, facts, witness })
@@ -98,15 +104,15 @@ impl Kernel {
         let name = "kernel-stages".to_owned();
         let thread = Builder::new().name(name).spawn(move || {
             confine::enter(Role::KernelStages);
-            drain(&self.stages, &stop, &mut self.records);
+            drain(&self.stages, &stop, || {}, &mut self.records);
         })?;
         Ok(Following { alive: Some(alive), thread: Some(thread) })
     }
 }
 
-/// Records what the programs tell until `stop` becomes readable.
-fn drain(stages: &KernelStages, stop: &PipeReader, records: &mut Records) {
-    if let Err(error) = stages.drain(stop.as_fd(), |event| records.write(event)) {
+/// Records what the programs tell until `stop` becomes readable. Calls `begun` when nothing is missed any more.
+fn drain(stages: &KernelStages, stop: &PipeReader, begun: impl FnOnce(), records: &mut Records) {
+    if let Err(error) = stages.drain(stop.as_fd(), begun, |event| records.write(event)) {
         log::error!("kernel stages are no longer recorded: {error}");
     }
     let lost = stages.lost();
@@ -127,16 +133,12 @@ fn follow_tap(stages: &KernelStages, plan: &GuestPlan, number: u32) -> Result<()
 
 /// What is measured of a guest, or why not, by name; for its recorder's facts.
 fn states(
-    plan: &GuestPlan,
     stages: &KernelStages,
     attached: &[Attached],
     followed: &Result<(), String>,
 ) -> Map<String, Value> {
     let mut states = Map::new();
     for (stage, result) in kernel_stages::for_guest(attached, followed) {
-        if let Some(reason) = result.err().filter(|_| tap(plan).is_some()) {
-            log::warn!("{}{} is not measured: {reason}", plan.log_prefix, stage.name());
-        }
         states.insert(stage.name().into(), kernel_stages::in_words(result).into());
     }
     for (name, state) in stages.interruptions() {

@@ -218,10 +218,9 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
         let answer = client.ask_with(r#"{"command":"status"}"#, &[a.as_fd(), b.as_fd(), c.as_fd()]);
         assert!(answer["ok"].is_object(), "{answer}");
     }
-    // Those of one request are kept until they are needed.
     eventually(SOON, "descriptors that are closed", || {
         let now = rig.daemon.descriptors();
-        when(now <= descriptors + 3, format!("{now} of {descriptors}"))
+        when(now <= descriptors, format!("{now} of {descriptors}"))
     });
     assert_eq!(fs::read(rig.file("full")).unwrap(), b"precious");
 

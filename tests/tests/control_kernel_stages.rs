@@ -12,7 +12,9 @@ use burst_trace::Reader;
 use frontend::{Guest, GuestOptions};
 use kernel_stages::KernelStages;
 use lab::outside::Outside;
-use ringscope_tests::control::Controlled;
+use libbpf_rs::libbpf_sys::bpf_map_create_opts;
+use libbpf_rs::{MapHandle, MapType};
+use ringscope_tests::control::{Client, Controlled};
 use ringscope_tests::daemon::program;
 use ringscope_tests::eventually::{eventually, when};
 use ringscope_tests::frames;
@@ -28,8 +30,6 @@ fn ping(guest: &mut Guest, pinger: &mut Pinger) {
         sleep(Duration::from_millis(1));
         assert!(pinger.ping(guest.pair(0), 100 + n, SOON), "ping {n} is lost");
     }
-    // The thread that writes the kernel's times down reads them some milliseconds later.
-    sleep(Duration::from_millis(50));
 }
 
 /// Number of times of a stage in the recorder.
@@ -81,16 +81,17 @@ fn every_stage_has_figures_from_on_to_off() {
         assert_eq!((&states(&rig), &settings()), (&on["kernel-stages"], &on["kernel-stages"]));
         assert!(programs(&rig) > 10, "{}", programs(&rig));
         ping(&mut guest, &mut pinger);
+        let refused = rig.refused(&["kernel-stages", "on"]);
+        assert!(refused.contains("found that they are measured"), "{refused}");
+        // What the programs have told is in the recorder then.
+        assert_eq!(rig.asked(&["kernel-stages", "off"]), json!({ "kernel-stages": "off" }));
+        assert_eq!((programs(&rig), settings()), (0, json!("off")));
         let now = counts(&rig);
         for ((stage, now), before) in STAGES.iter().zip(now).zip(before) {
             let least = if stage.1 == "inject" { PINGS / 4 } else { PINGS * 9 / 10 };
             assert!(now - before >= least as u64, "round {round}: {now} {stage:?} after {before}");
         }
-        let refused = rig.refused(&["kernel-stages", "on"]);
-        assert!(refused.contains("found that they are measured"), "{refused}");
-        assert_eq!(rig.asked(&["kernel-stages", "off"]), json!({ "kernel-stages": "off" }));
-        assert_eq!((programs(&rig), settings()), (0, json!("off")));
-        before = counts(&rig);
+        before = now;
         ping(&mut guest, &mut pinger);
         let [wakeup, others @ ..] = counts(&rig);
         // One that was seen before is of the first burst after it.
@@ -112,6 +113,7 @@ fn every_stage_has_figures_from_on_to_off() {
     let mut pinger = Pinger::new(guest.pair(0), Pinger::MAC);
     let before = count(&rig, "rx", "inject");
     ping(&mut guest, &mut pinger);
+    rig.asked(&["kernel-stages", "off"]);
     assert!(count(&rig, "rx", "inject") >= before + PINGS as u64 / 4);
 }
 
@@ -145,6 +147,26 @@ fn a_recording_measures_by_itself_only_while_the_daemon_does_not() {
     assert!(is_done, "{said}");
 }
 
+/// A request to measure by these programs.
+fn on(programs: &Value) -> String {
+    json!({"command": "kernel-stages", "value": "on", "programs": programs}).to_string()
+}
+
+/// Asks with these descriptors, and expects a refusal.
+fn refused(client: &mut Client, request: &str, files: &[BorrowedFd<'_>], part: &str) {
+    let answer = client.ask_with(request, files);
+    let why = answer["error"].as_str().unwrap_or_else(|| panic!("{request}: {answer}"));
+    assert!(why.contains(part), "{request}: {why}");
+}
+
+/// Waits until the daemon has no more descriptors than that.
+fn expect_descriptors(rig: &Controlled, most: usize) {
+    eventually(SOON, "descriptors that are closed", || {
+        let now = rig.daemon.descriptors();
+        when(now <= most, format!("{now} of {most}"))
+    });
+}
+
 #[test]
 fn what_cannot_be_is_refused_and_leaves_nothing() {
     let rig = Controlled::new("reflect", &[]);
@@ -153,65 +175,75 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     let mut client = rig.client();
     client.ask(r#"{"command":"status"}"#);
     let descriptors = rig.daemon.descriptors();
-    let on = |programs: Value| {
-        json!({"command": "kernel-stages", "value": "on", "programs": programs}).to_string()
-    };
     let group =
         |links| json!({"links": links, "sees_threads": true, "is_whole": true, "no_kvm": null});
     let handed = |stage: &str, why: Option<&str>, links| {
-        on(json!({"stages": [[stage, why]], "groups": [group(links)]}))
+        on(&json!({"stages": [[stage, why]], "groups": [group(links)]}))
     };
+    let twice = on(&json!({"stages": [["inject", null], ["inject", null]], "groups": [group(0)]}));
+    let none = r#"{"command":"kernel-stages","value":"on"}"#.to_owned();
     let (reader, writer) = pipe().unwrap();
     let file = File::open("/dev/null").unwrap();
     let others: Vec<_> = [reader.as_fd(), writer.as_fd(), file.as_fd()].repeat(25);
-    let mut refused = |request: &str, files: &[BorrowedFd<'_>], part: &str| {
-        let answer = client.ask_with(request, files);
-        let why = answer["error"].as_str().unwrap_or_else(|| panic!("{request}: {answer}"));
-        assert!(why.contains(part), "{request}: {why}");
-    };
-    refused(
-        r#"{"command":"kernel-stages","value":"on"}"#,
-        &others[..5],
-        "ctl NAME kernel-stages on",
-    );
-    refused(&on(json!(7)), &others[..5], "expected a JSON object");
-    refused(&handed("wakeup", None, 3), &others[..5], "expected 8 descriptors");
-    refused(&handed("wakeup", None, usize::MAX), &others[..5], "found 5");
-    refused(&handed("lunch", None, 0), &others[..5], "expected a stage of the kernel");
-    refused(&handed("wakeup", Some("a\nb"), 0), &others[..5], "without control characters");
-    refused(&handed("wakeup", Some(&"x".repeat(600)), 0), &others[..5], "at most 512 bytes");
-    refused(&handed("wakeup", None, 0), &others[..5], "cannot be used");
+    for (request, part) in [
+        (none, "ctl NAME kernel-stages on"),
+        (on(&json!(7)), "expected a JSON object"),
+        (handed("wakeup", None, 3), "expected 8 descriptors"),
+        (handed("wakeup", None, usize::MAX), "found 5"),
+        (handed("lunch", None, 0), "expected a stage of the kernel"),
+        (handed("wakeup", Some("a\nb"), 0), "without control characters"),
+        (handed("wakeup", Some(&"x".repeat(300)), 0), "at most 200 bytes"),
+        (twice, "expected each stage once"),
+        (handed("wakeup", None, 0), "cannot be used"),
+    ] {
+        refused(&mut client, &request, &others[..5], part);
+    }
     // The kernel closes what is more than any request needs.
-    refused(&handed("wakeup", None, 70), &others, "expected 75 descriptors");
-
-    // Programs that are loaded, in another order than they are said to be.
-    let (stages, attached) = KernelStages::attach(false).unwrap();
-    let (words, mut files) = stages.hand_over(&attached);
-    let words = on(json!(words));
-    files.reverse();
-    refused(&words, &files, "cannot be used");
-    files.reverse();
-    files[0] = files[1];
-    refused(&words, &files, "expected a ring buffer");
-    files[0] = stages.hand_over(&attached).1[0];
-    let answer = client.ask_with(&words, &files);
-    assert!(answer["ok"].is_object(), "{answer}");
-    assert_eq!(rig.asked(&["kernel-stages", "off"]), json!({ "kernel-stages": "off" }));
-    rig.asked(&["trace", "off"]);
-    assert!(rig.refused(&["kernel-stages", "on"]).contains("expected trace on, found off"));
-    client.ask_with(r#"{"command":"status"}"#, &[file.as_fd()]);
-    eventually(SOON, "descriptors that are closed", || {
-        let now = rig.daemon.descriptors();
-        when(now <= descriptors + 1, format!("{now} of {descriptors}"))
-    });
-    let mut guest = rig.guest(GuestOptions::default());
-    frames::come_back(&mut guest).unwrap();
+    refused(&mut client, &handed("wakeup", None, 70), &others, "expected 75 descriptors");
+    expect_descriptors(&rig, descriptors);
 
     let from_the_start = Controlled::new("reflect", &["--kernel-stages"]);
     for value in ["on", "off"] {
         let said = from_the_start.refused(&["kernel-stages", value]);
         assert!(said.contains("measured from the start on"), "{said}");
     }
+}
+
+#[test]
+fn programs_that_are_not_what_they_are_said_to_be_are_refused() {
+    let rig = Controlled::new("reflect", &[]);
+    let mut client = rig.client();
+    client.ask(r#"{"command":"status"}"#);
+    let descriptors = rig.daemon.descriptors();
+    let (stages, attached) = KernelStages::attach(false).unwrap();
+    let (words, files) = stages.hand_over(&attached);
+    let words = on(&json!(words));
+    let reversed: Vec<_> = files.iter().rev().copied().collect();
+    refused(&mut client, &words, &reversed, "cannot be used");
+    let mut others = files.clone();
+    others[0] = files[1];
+    refused(&mut client, &words, &others, "expected a ring buffer");
+    // Of such a map the kernel gives a value for each CPU.
+    let sz = size_of::<bpf_map_create_opts>() as u64;
+    let options = bpf_map_create_opts { sz, ..Default::default() };
+    let each_cpu =
+        MapHandle::create(MapType::PercpuArray, Some("lost"), 4, 8, 1, &options).unwrap();
+    let mut others = files.clone();
+    others[1] = each_cpu.as_fd();
+    refused(&mut client, &words, &others, "expected a table");
+    let file = File::open("/dev/null").unwrap();
+    let mut others = files.clone();
+    others[5] = file.as_fd();
+    refused(&mut client, &words, &others, "expected links of programs");
+    let answer = client.ask_with(&words, &files);
+    assert!(answer["ok"].is_object(), "{answer}");
+    assert!(rig.refused(&["trace", "off"]).contains("kernel stages add to the records"));
+    assert_eq!(rig.asked(&["kernel-stages", "off"]), json!({ "kernel-stages": "off" }));
+    rig.asked(&["trace", "off"]);
+    assert!(rig.refused(&["kernel-stages", "on"]).contains("expected trace on, found off"));
+    expect_descriptors(&rig, descriptors);
+    let mut guest = rig.guest(GuestOptions::default());
+    frames::come_back(&mut guest).unwrap();
 }
 
 #[test]

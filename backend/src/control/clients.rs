@@ -1,7 +1,7 @@
 //! The clients of the control socket: lines come in, answers go out.
 //!
-//! Descriptors may come with a request. They are kept until one needs them, or until others come: a client may send several requests
-//! at once.
+//! Descriptors may come with a request. They are kept until one needs them, until others come, or until all requests that are there are
+//! answered: a client may send several at once.
 //!
 //! Nothing here waits for a client. A client that does not read its answer is not read either, and is closed after
 //! [`PATIENCE`].
@@ -153,6 +153,9 @@ impl Client {
         };
         let line: Vec<u8> = self.input.drain(..=end).collect();
         let answer = operator.answer(line.trim_ascii(), &mut self.files);
+        if self.input.is_empty() {
+            self.files.clear();
+        }
         self.answer(&answer);
         self.flush()?;
         Ok(true)

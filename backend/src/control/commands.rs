@@ -247,6 +247,9 @@ fn trace(value: &str, subject: &Subject) -> Result<bool, String> {
         "off" if subject.standings()?.iter().any(|standing| standing.capture.is_some()) => {
             Err("expected trace on, because the capture needs the time stamps, found off".into())
         }
+        "off" if subject.way.kernel.as_ref().is_some_and(|kernel| kernel.states().is_some()) => {
+            Err("expected trace on, because kernel stages add to the records of bursts, found off; kernel-stages off ends them".into())
+        }
         "off" => Ok(false),
         other => Err(format!("expected trace on or trace off, found '{other}'")),
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, SystemTime};
 
+use burst_trace::file::FACTS_BYTES_MAX;
 use burst_trace::{Clock, Participants, Writer};
 use confine::Role;
 use kernel_stages::{Attached, KernelStages, is_on};
@@ -18,11 +19,13 @@ use serde_json::{Map, Value};
 use super::front_end::FrontEnd;
 use super::records::Records;
 use super::{drain, follow_tap, states};
-use crate::facts::facts;
+use crate::facts::{Window, facts};
 use crate::plan::GuestPlan;
 
-/// Longest wait for the end of a measurement. It takes a few milliseconds.
-const END_TIME: Duration = Duration::from_secs(1);
+/// Longest wait for the begin or the end of a measurement. It takes a few milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Most measurements whose begin and end are known.
+const WINDOWS_MAX: usize = 16;
 
 /// A guest whose kernel stages can be measured for a time, and the thread that records them.
 #[derive(Debug)]
@@ -32,34 +35,50 @@ pub struct OnRequest {
     threads: Vec<u32>,
     front_end: FrontEnd,
     participants: Participants,
+    clock: Clock,
     control_at: Option<PathBuf>,
-    running: Mutex<Option<Running>>,
+    state: Mutex<State>,
     /// The thread ends when this is closed.
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: Option<Running>,
+    /// When it was measured, as far as that is still known.
+    windows: Vec<Window>,
 }
 
 /// A measurement that was begun.
 #[derive(Debug)]
 struct Running {
     /// It ends when this is closed.
-    alive: PipeWriter,
+    alive: Option<PipeWriter>,
     /// Closed when it has ended.
     ended: Receiver<()>,
     /// What is measured.
     states: Map<String, Value>,
 }
 
+impl Running {
+    fn has_ended(&self) -> bool {
+        self.ended.try_recv() == Err(TryRecvError::Disconnected)
+    }
+}
+
 /// A measurement for the thread.
 struct Job {
     stages: KernelStages,
     stop: PipeReader,
+    /// Gets a word when nothing is missed any more.
+    begun: Sender<()>,
     /// Closed when the programs are gone.
     ended: Sender<()>,
 }
 
-/// What the measurements of a guest need.
-pub struct Whose {
+/// A guest that can be measured.
+pub struct Measurable {
     /// Its plan.
     pub plan: GuestPlan,
     /// Its workers' threads, in their order.
@@ -77,8 +96,8 @@ impl OnRequest {
     ///
     /// # Errors
     /// When the system refuses it.
-    pub fn start(whose: Whose, log: &Arc<LogLimit>) -> io::Result<Self> {
-        let Whose { plan, threads, writer: (writer, clock), participants, control_at } = whose;
+    pub fn start(guest: Measurable, log: &Arc<LogLimit>) -> io::Result<Self> {
+        let Measurable { plan, threads, writer: (writer, clock), participants, control_at } = guest;
         let mut records = Records::default();
         let guest = records.add_guest();
         records.set_writer(guest, writer, clock);
@@ -88,8 +107,8 @@ impl OnRequest {
         let (jobs, receiver) = channel();
         let run = move || {
             confine::enter(Role::KernelStages);
-            for Job { stages, stop, ended } in receiver {
-                drain(&stages, &stop, &mut records);
+            for Job { stages, stop, begun, ended } in receiver {
+                drain(&stages, &stop, || _ = begun.send(()), &mut records);
                 drop(stages);
                 drop(ended);
             }
@@ -100,8 +119,9 @@ impl OnRequest {
             threads,
             front_end: FrontEnd::new(0, log),
             participants,
+            clock,
             control_at,
-            running: Mutex::new(None),
+            state: Mutex::default(),
             jobs: Some(jobs),
             thread: Some(thread),
         })
@@ -117,8 +137,8 @@ impl OnRequest {
     /// # Errors
     /// Why not.
     pub fn begin(&self, stages: KernelStages, attached: &[Attached]) -> Result<Value, String> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.as_ref().is_some_and(|it| it.ended.try_recv() == Err(TryRecvError::Empty)) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.running.as_ref().is_some_and(|it| !it.has_ended()) {
             return Err("expected no kernel stages, found that they are measured; \
                         kernel-stages off ends that"
                 .into());
@@ -128,18 +148,31 @@ impl OnRequest {
             added.map_err(|why| why.to_string())?;
         }
         let followed = follow_tap(&stages, &self.plan, 0);
-        let states = states(&self.plan, &stages, attached, &followed);
+        let states = states(&stages, attached, &followed);
+        let mut windows = state.windows.clone();
+        windows.drain(..windows.len().saturating_sub(WINDOWS_MAX - 1));
+        windows.push((self.clock.now(), None));
+        let facts = self.facts(&states, &windows);
+        if facts.len() > FACTS_BYTES_MAX {
+            let found = facts.len();
+            return Err(format!(
+                "expected facts of at most {FACTS_BYTES_MAX} bytes, found {found}"
+            ));
+        }
         let (stop, alive) = io::pipe().map_err(|why| why.to_string())?;
+        let (begins, begun) = channel();
         let (ends, ended) = channel();
         self.front_end.follow(stages.front_ends());
-        let sent = self.jobs.as_ref().map(|jobs| jobs.send(Job { stages, stop, ended: ends }));
-        if sent.is_none_or(|sent| sent.is_err()) {
+        let job = Job { stages, stop, begun: begins, ended: ends };
+        let is_sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
+        if !is_sent || begun.recv_timeout(PATIENCE).is_err() {
             self.front_end.follow(None);
-            return Err("the thread that records kernel stages is gone; see the log".into());
+            return Err("the thread that records kernel stages cannot begin; see the log".into());
         }
-        self.note(&states);
+        self.participants.set_facts(&facts);
         let answer = states.clone().into();
-        *running = Some(Running { alive, ended, states });
+        let running = Some(Running { alive: Some(alive), ended, states });
+        *state = State { running, windows };
         Ok(answer)
     }
 
@@ -148,33 +181,40 @@ impl OnRequest {
     /// # Errors
     /// When it does not end.
     pub fn end(&self) -> Result<(), String> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Running { alive, ended, states }) = running else { return Ok(()) };
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { running, windows } = &mut *state;
+        let Some(it) = running else { return Ok(()) };
         self.front_end.follow(None);
-        drop(alive);
-        let is_late = ended.recv_timeout(END_TIME) == Err(RecvTimeoutError::Timeout);
+        it.alive = None;
+        let is_late = it.ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
         let until = format!("on until {}", time_of_day());
-        let now = |state: Value| match state.as_str() {
+        let now = |state: &Value| match state.as_str() {
             Some(state) if is_on(state) => state.replacen("on", &until, 1).into(),
-            _ => state,
+            _ => state.clone(),
         };
-        self.note(&states.into_iter().map(|(name, state)| (name, now(state))).collect());
-        match is_late {
-            true => Err(format!("kernel stages were told to end, and did not within {END_TIME:?}")),
-            false => Ok(()),
+        let states = it.states.iter().map(|(name, state)| (name.clone(), now(state))).collect();
+        if let Some((_, end)) = windows.last_mut() {
+            end.get_or_insert(self.clock.now());
         }
+        self.participants.set_facts(&self.facts(&states, windows));
+        if is_late {
+            return Err(format!("kernel stages were told to end, and did not within {PATIENCE:?}"));
+        }
+        *running = None;
+        Ok(())
     }
 
     /// What is measured now.
     pub fn states(&self) -> Option<Value> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.as_ref().map(|it| it.states.clone().into())
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = state.running.as_ref().filter(|it| !it.has_ended());
+        running.map(|it| it.states.clone().into())
     }
 
-    /// Stores in the recorder what is measured.
-    fn note(&self, states: &Map<String, Value>) {
+    /// The facts for the recorder, with what is measured.
+    fn facts(&self, states: &Map<String, Value>, windows: &[Window]) -> String {
         let states = states.clone().into();
-        self.participants.set_facts(&facts(&self.plan, Some(&states), self.control_at.as_deref()));
+        facts(&self.plan, (Some(&states), Some(windows)), self.control_at.as_deref())
     }
 }
 

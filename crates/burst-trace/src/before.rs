@@ -1,7 +1,8 @@
 //! The recorder that a daemon before this one left under the same name.
 //!
 //! The new recorder is another file, with the records of the old one. Readers that have the old file open see that its
-//! daemon is gone and that the name leads to another file. Both files have the same sizes, and the daemons ran in the same
+//! daemon is gone and that the name leads to another file. Both files have the same sizes, but for a writer for times in the host kernel, whose
+//! records only go on where both have one. The daemons ran in the same
 //! boot of the host, because its clock starts again with it. Counters begin at 0: they are the daemon's. Sequence numbers go
 //! on, and so do the counters of restarts.
 //!
@@ -194,9 +195,9 @@ impl Old {
         Some(restarting::Left { at, ending, process })
     }
 
-    /// Whether it has no records.
-    pub(crate) fn is_empty(&self) -> bool {
-        (0..self.reader.workers()).all(|worker| self.reader.held(worker) == 0)
+    /// Whether it has no records for a file of this layout.
+    pub(crate) fn is_empty(&self, layout: &Layout) -> bool {
+        (0..self.reader.workers().min(layout.workers)).all(|worker| self.reader.held(worker) == 0)
     }
 
     /// Counts on in the new file `to`.
@@ -294,12 +295,17 @@ fn left(path: &Path) -> io::Result<Option<Left>> {
     }
 }
 
-/// The facts of a daemon but its version, its control socket, and what of the host kernel is measured for a time: they are its flags.
-/// A newer daemon goes on with the records of an older one.
+/// The facts of a daemon but its version, its control socket, and what of the host kernel it measured for a time: they are its flags. A
+/// newer daemon goes on with the records of an older one.
 fn comparable(facts: &str) -> String {
-    ["version", "control", "kernel_stages"].iter().fold(facts.to_owned(), |facts, key| {
+    let mut left_out = vec!["version", "control", "kernel_windows"];
+    if facts.contains(r#""kernel_windows":["#) || facts.contains(r#""kernel_stages":null"#) {
+        left_out.push("kernel_stages");
+    }
+    left_out.iter().fold(facts.to_owned(), |facts, key| {
         let cut = facts.split_once(&format!(r#""{key}":"#));
         let cut = cut.and_then(|(before, rest)| Some((before, &rest[value_len(rest)?..])));
+        let cut = cut.map(|(before, after)| (before, after.strip_prefix(',').unwrap_or(after)));
         cut.map_or_else(|| facts.clone(), |(before, after)| format!("{before}{after}"))
     })
 }

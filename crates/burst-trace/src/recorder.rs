@@ -192,7 +192,7 @@ impl Recorder {
         let done = match &*before {
             Predecessor::Done(before) => before.clone(),
             Predecessor::Serving(_) => return Before::Nothing,
-            Predecessor::Waiting(old) if old.is_empty() => Before::Nothing,
+            Predecessor::Waiting(old) if old.is_empty(&self.layout) => Before::Nothing,
             Predecessor::Waiting(old) => {
                 self.copy(old).map_or_else(Before::Unfit, Before::Continued)
             }

@@ -64,10 +64,11 @@ and guests whose daemon has ended are marked.
   window_s      the interval's length, seconds
   tx, rx        as in `ringscope stats --json`
   queues        kicks and calls of each queue in the interval
-  outliers      the five slowest bursts, slowest first; times in ns. With
-                `ringscoped --kernel-stages`, not_running_ns is the time in
-                which the worker did not run, and interrupted says what took
-                most of it; both are null without
+  outliers      the five slowest bursts, slowest first; times in ns. While
+                the host kernel is measured (`ringscoped --kernel-stages`, or
+                `ringscope ctl NAME kernel-stages on`), not_running_ns is the
+                time in which the worker did not run, and interrupted says
+                what took most of it; otherwise both are null
   lost_records  records overwritten before they were read";
 
 /// The flags of `ringscope top`.

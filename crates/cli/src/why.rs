@@ -39,7 +39,8 @@ Where everybody ran, the stage that took longest is named: no-buffers,
 behind-datapath, guest, far-end, datapath, queue, unknown.
 
 Who took a CPU is known if interruptions are measured: ringscoped
---kernel-stages, or ringscope record --kernel-stages.";
+--kernel-stages, ringscope record --kernel-stages, or ringscope ctl NAME
+kernel-stages on.";
 
 /// The flags of `ringscope why`.
 #[derive(Debug, clap::Args)]

@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::object::{is_in_own_pid_namespace, log_messages};
 use crate::programs::{Links, Maps, Programs};
+use crate::sys::is_link;
 use crate::{Attached, KernelStages};
 
 /// Most descriptors that go along: twice as many as there are today.
 pub const DESCRIPTORS_MAX: usize = 64;
 /// Longest reason, bytes.
-const REASON_MAX: usize = 512;
+const REASON_MAX: usize = 200;
 
 /// What the descriptors are.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -52,8 +53,18 @@ pub enum HandedError {
         found: String,
     },
     /// A descriptor is something else.
-    #[error("a map of the kernel's programs cannot be used: {0}")]
+    #[error("a map of the kernel's programs cannot be used: {0}{hint}", hint = hint(.0))]
     Map(#[from] io::Error),
+}
+
+/// What a refusal of the kernel comes from.
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; that needs Linux 5.19, or kernel.unprivileged_bpf_disabled=0"
+        }
+        _ => "",
+    }
 }
 
 impl KernelStages {
@@ -116,6 +127,12 @@ impl KernelStages {
                 format!("{odd:?}"),
             ));
         }
+        let mut names: Vec<_> = handed.stages.iter().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.len() != handed.stages.len() {
+            return Err(other("each stage once".into(), format!("{} stages", handed.stages.len())));
+        }
         let each = handed.groups.iter().map(|group| group.links.saturating_add(Maps::COUNT));
         let expected = each.fold(0_usize, usize::saturating_add);
         if expected != descriptors.len() {
@@ -133,7 +150,10 @@ impl KernelStages {
         let mut groups = Vec::new();
         for Group { links, sees_threads, is_whole, no_kvm } in handed.groups {
             let maps = Maps::new(|_| Ok(descriptors.next().expect("they were counted")))?;
-            let links = descriptors.by_ref().take(links).collect();
+            let links: Vec<_> = descriptors.by_ref().take(links).collect();
+            if !links.iter().all(|link| is_link(link.as_fd())) {
+                return Err(other("links of programs".into(), "another descriptor".into()));
+            }
             let (attached, kvm) = (Links::Handed(links), no_kvm.map_or(Ok(()), Err));
             groups.push(Programs { attached, maps, sees_threads, is_whole, kvm });
         }

@@ -257,14 +257,20 @@ impl KernelStages {
         group.maps.processes.try_clone().ok().map(FrontEnds)
     }
 
-    /// Passes every event to `each` until `stop` becomes readable. Sleeps while there are none.
+    /// Calls `begun` when it can read, and passes every event to `each` until `stop` becomes readable. Sleeps while there are none.
     ///
     /// # Errors
     /// When the ring buffer cannot be read, or `poll(2)` fails.
-    pub fn drain(&self, stop: BorrowedFd<'_>, mut each: impl FnMut(Event)) -> io::Result<()> {
+    pub fn drain(
+        &self,
+        stop: BorrowedFd<'_>,
+        begun: impl FnOnce(),
+        mut each: impl FnMut(Event),
+    ) -> io::Result<()> {
         let count = Cell::new(0);
         let maps: Vec<_> = self.groups.iter().map(|group| group.maps.events.as_fd()).collect();
         let Some((&first, others)) = maps.split_first() else {
+            begun();
             return wait(&[stop], None).map(|_| ());
         };
         let mut rings = Rings::open(first, others, |bytes| {
@@ -273,6 +279,7 @@ impl KernelStages {
                 each(event);
             }
         })?;
+        begun();
         loop {
             // While events come, nothing has to wake this thread up for the first of them.
             let mut is_over = count.get() == 0 && wait(&[stop, rings.readable()], None)?;

@@ -13,9 +13,15 @@ pub struct Table<const KEY: usize, const VALUE: usize>(OwnedFd);
 
 impl<const KEY: usize, const VALUE: usize> Table<KEY, VALUE> {
     /// # Errors
-    /// When it is no map, or one of other sizes.
+    /// When it is no map, one of another kind, or one of other sizes.
     pub fn new(map: OwnedFd) -> io::Result<Self> {
         let info = info(map.as_fd())?;
+        // In those of other kinds the kernel may have a value for each CPU.
+        let kinds = [libbpf_sys::BPF_MAP_TYPE_HASH, libbpf_sys::BPF_MAP_TYPE_ARRAY];
+        if !kinds.contains(&info.type_) {
+            let found = info.type_;
+            return Err(io::Error::other(format!("expected a table, found a map of type {found}")));
+        }
         let sizes = (info.key_size as usize, info.value_size as usize);
         if sizes != (KEY, VALUE) {
             let expected = (KEY, VALUE);
@@ -33,7 +39,7 @@ impl<const KEY: usize, const VALUE: usize> Table<KEY, VALUE> {
     /// When the map has no room for more.
     pub fn set(&self, key: [u8; KEY], value: [u8; VALUE]) -> io::Result<()> {
         let (key, value) = (key.as_ptr().cast(), value.as_ptr().cast());
-        // SAFETY: they have as many bytes as the map's keys and values, which were looked at.
+        // SAFETY: they have as many bytes as the map's keys and values: sizes and kind of the map were looked at.
         check(unsafe { libbpf_sys::bpf_map_update_elem(self.0.as_raw_fd(), key, value, 0) })
     }
 
@@ -72,6 +78,9 @@ impl<const KEY: usize, const VALUE: usize> AsFd for Table<KEY, VALUE> {
         self.0.as_fd()
     }
 }
+
+/// Longest record that is read, bytes: longer than any that the programs write.
+const RECORD_MAX: usize = 128;
 
 type Each<'e> = Box<dyn FnMut(&[u8]) + 'e>;
 
@@ -147,10 +156,11 @@ impl Drop for Rings<'_> {
 }
 
 unsafe extern "C" fn pass(each: *mut c_void, record: *mut c_void, len: c_ulong) -> c_int {
-    // SAFETY: `each` is what `open` gave, and is used by nobody else while records are read. The record is whole while it is passed.
-    let (each, record) = unsafe {
-        (&mut *each.cast::<Each<'_>>(), slice::from_raw_parts(record.cast(), len as usize))
-    };
+    let len = RECORD_MAX.min(len as usize);
+    // SAFETY: `each` is what `open` gave, and is used by nobody else while records are read. The record stays while it is passed; what
+    // libbpf has mapped goes on behind its ring for as much as a ring again, so also for this many bytes.
+    let (each, record) =
+        unsafe { (&mut *each.cast::<Each<'_>>(), slice::from_raw_parts(record.cast(), len)) };
     each(record);
     0
 }
@@ -166,6 +176,22 @@ pub fn ring_buffer(map: OwnedFd) -> io::Result<OwnedFd> {
             Err(io::Error::other(format!("expected a ring buffer, found a map of type {other}")))
         }
     }
+}
+
+/// Whether this is a link of a program.
+pub fn is_link(link: BorrowedFd<'_>) -> bool {
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut len = size_of_val(&info) as u32;
+    // SAFETY: both point to values of their types, and the second says how long the first is.
+    let status = unsafe {
+        libbpf_sys::bpf_link_get_info_by_fd(link.as_raw_fd(), &raw mut info, &raw mut len)
+    };
+    let kinds = [
+        libbpf_sys::BPF_LINK_TYPE_TRACING,
+        libbpf_sys::BPF_LINK_TYPE_RAW_TRACEPOINT,
+        libbpf_sys::BPF_LINK_TYPE_PERF_EVENT,
+    ];
+    status == 0 && kinds.contains(&info.type_)
 }
 
 fn info(map: BorrowedFd<'_>) -> io::Result<libbpf_sys::bpf_map_info> {

@@ -98,11 +98,15 @@ fn reported_while<T>(each: impl FnOnce(&KernelStages) -> T) -> (Vec<ThreadEvent>
     let (stop, alive) = pipe().unwrap();
     let result = thread::scope(|scope| {
         scope.spawn(|| {
-            stages.drain(stop.as_fd(), |event| {
-                if let Event::Thread(event) = event {
-                    told.lock().unwrap().push(event);
-                }
-            })
+            stages.drain(
+                stop.as_fd(),
+                || {},
+                |event| {
+                    if let Event::Thread(event) = event {
+                        told.lock().unwrap().push(event);
+                    }
+                },
+            )
         });
         let _alive = alive;
         each(&stages)

@@ -283,7 +283,7 @@ fn moves(guest: &Guest) -> u64 {
 /// Nothing where it is not measured.
 fn interrupted(guest: &Guest) -> Vec<(Labels, f64)> {
     let rate = guest.reader.ticks_per_second() as f64;
-    let times = guest.interrupted.iter().flat_map(|it| it.times(guest.sees_exits()));
+    let times = guest.interrupted.iter().flat_map(|it| it.times(guest.sees_exits));
     let of = |(cause, subject, ticks): (InterruptionCause, &str, u64)| {
         let mut labels = of_guest(guest);
         labels.extend([("cause", cause.name().into()), ("subject", subject.into())]);

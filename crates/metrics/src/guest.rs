@@ -26,6 +26,8 @@ pub struct Guest {
     path: PathBuf,
     pub(crate) reader: Reader,
     pub(crate) facts: serde_json::Value,
+    /// Whether the daemon has seen exits of KVM.
+    pub(crate) sees_exits: bool,
     /// The recorder's version of these facts.
     facts_version: u64,
     cursors: Vec<Cursor>,
@@ -73,6 +75,7 @@ impl Guest {
             wakeups: None,
             interrupted: None,
             facts: serde_json::Value::Null,
+            sees_exits: false,
             facts_version: 0,
             clock,
             cursors: (0..reader.workers())
@@ -97,14 +100,10 @@ impl Guest {
         if self.facts["kernel_stages"].is_object() {
             self.wakeups.get_or_insert_default();
         }
-        if sees_interruptions(&self.facts) {
+        self.sees_exits |= is_or_was_on(&self.facts, "kvm");
+        if is_or_was_on(&self.facts, "interruptions") {
             self.interrupted.get_or_insert_default();
         }
-    }
-
-    /// Whether the daemon sees exits of KVM.
-    pub(crate) fn sees_exits(&self) -> bool {
-        self.facts["kernel_stages"]["kvm"].as_str().is_some_and(|state| state.starts_with("on"))
     }
 
     /// Reads the new records. Returns the fraction of the recorder that was written since the last call: 1 when the
@@ -172,9 +171,9 @@ impl Guest {
     }
 }
 
-/// Whether the daemon records when threads did not run, all causes or some.
-fn sees_interruptions(facts: &serde_json::Value) -> bool {
-    facts["kernel_stages"]["interruptions"].as_str().is_some_and(|state| state.starts_with("on"))
+/// Whether the daemon measures it, or has: `interruptions` of all causes or some, or `kvm`.
+fn is_or_was_on(facts: &serde_json::Value, name: &str) -> bool {
+    facts["kernel_stages"][name].as_str().is_some_and(|state| state.starts_with("on"))
 }
 
 impl DirectionHistograms {

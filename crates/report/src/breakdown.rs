@@ -138,7 +138,7 @@ impl Breakdown {
             Window::Last(time) => time.as_secs_f64(),
         };
         let not_running = (has_interruptions || facts.has_interruptions())
-            .then(|| NotRunning::read(source, bounds.from, bounds.to));
+            .then(|| NotRunning::read(source, bounds.from, bounds.to, &facts.measured));
         let direction = |direction| {
             let mut part = collector.breakdown(direction);
             if let Some(not_running) = &not_running {

@@ -15,8 +15,10 @@ pub struct Facts {
     pub poll: Option<String>,
     /// The daemon's version.
     pub version: Option<String>,
-    /// What was asked for in the host kernel: stages by their name, and `on` or why not. Empty when nothing was.
+    /// What was asked for in the host kernel: stages by their name, and `on`, until when it was on, or why not. Empty when nothing was.
     pub kernel_stages: Vec<(String, String)>,
+    /// When that was measured.
+    pub measured: Measured,
     /// Whether the host is a virtual machine; `None` where nobody has looked, as in the facts of a daemon that runs.
     pub is_virtual: Option<bool>,
     /// The layer-2 frames with a counter that are recorded, by the numbers in their records.
@@ -40,6 +42,7 @@ impl Facts {
             poll: fact("poll"),
             version: fact("version"),
             kernel_stages: kernel_stages(facts.get("kernel_stages")),
+            measured: Measured::read(&facts["kernel_windows"]),
             is_virtual: facts["host"]["is_virtual"].as_bool(),
             cyclic: cyclic(facts.get("trace_probe")),
         }
@@ -51,12 +54,32 @@ impl Facts {
         self.kernel_state("interruptions").is_some_and(|state| state.starts_with("on"))
     }
 
-    /// Whether something was measured in the host kernel, `on` or why not; `None` if nobody asked for it. `name`: of a stage,
+    /// Whether something was measured in the host kernel, `on`, until when it was on, or why not; `None` if nobody asked for it. `name`: of a stage,
     /// `interruptions`, or `kvm` for the exits of KVM among them.
     #[must_use]
     pub fn kernel_state(&self, name: &str) -> Option<&str> {
         let mut states = self.kernel_stages.iter();
         states.find(|(stage, _)| stage == name).map(|(_, state)| state.as_str())
+    }
+}
+
+/// When the host kernel was measured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Measured(Option<Vec<[u64; 2]>>);
+
+impl Measured {
+    /// From a list of begins and ends, ticks, of which the last end may be missing. Anything else: all the time.
+    fn read(facts: &Value) -> Self {
+        let window =
+            |window: &Value| Some([window[0].as_u64()?, window[1].as_u64().unwrap_or(u64::MAX)]);
+        Self(facts.as_array().map(|all| all.iter().filter_map(window).collect()))
+    }
+
+    /// Whether it was measured at `ticks`, if it was measured at all.
+    #[must_use]
+    pub fn covers(&self, ticks: u64) -> bool {
+        let is_in = |[from, to]: &[u64; 2]| (*from..=*to).contains(&ticks);
+        self.0.as_ref().is_none_or(|windows| windows.iter().any(is_in))
     }
 }
 
@@ -111,6 +134,20 @@ mod tests {
         for text in ["", "{", "[1]", "7"] {
             assert_eq!(Facts::parse(text), Facts::default(), "{text}");
         }
+    }
+
+    #[test]
+    fn it_is_known_when_the_kernel_was_measured() {
+        let at = |facts: &str| {
+            let measured = Facts::parse(facts).measured;
+            [5, 10, 15, 25, u64::MAX].map(|ticks| measured.covers(ticks))
+        };
+        assert_eq!(at("{}"), [true; 5]);
+        assert_eq!(at(r#"{"kernel_windows":null}"#), [true; 5]);
+        assert_eq!(at(r#"{"kernel_windows":[]}"#), [false; 5]);
+        let some = at(r#"{"kernel_windows":[[10,15],[20,null],"x",[1]]}"#);
+        assert_eq!(some, [true, true, true, true, true]);
+        assert_eq!(at(r#"{"kernel_windows":[[10,15]]}"#), [false, true, true, false, false]);
     }
 
     #[test]

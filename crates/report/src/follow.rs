@@ -13,7 +13,7 @@ use burst_trace::{
 };
 
 use crate::collect::{Collector, DirectionBreakdown, drops_since_start};
-use crate::facts::Facts;
+use crate::facts::{Facts, Measured};
 use crate::figures::{Distribution, Figures, TickRate};
 use crate::slowest::Slowest;
 use crate::when::When;
@@ -41,7 +41,8 @@ pub struct Follower {
     slowest: Slowest,
     /// `None` when the daemon does not record them.
     interruptions: Option<Followed>,
-    /// The version of the facts that say so.
+    /// When that is, and the version of the facts that say so.
+    measured: Measured,
     facts_version: u64,
     lost: u64,
     lost_before: u64,
@@ -147,6 +148,7 @@ impl Follower {
             drops: DIRECTIONS.map(|direction| drops_since_start(&reader, direction)),
             slowest: Slowest::new(OUTLIERS),
             interruptions: None,
+            measured: Measured::default(),
             facts_version: 0,
             lost: 0,
             lost_before: 0,
@@ -160,7 +162,9 @@ impl Follower {
     /// Reads whether the daemon records interruptions: it may do so for a time.
     fn read_facts(&mut self) {
         self.facts_version = self.reader.facts_version();
-        match Facts::parse(&self.reader.facts()).has_interruptions() {
+        let facts = Facts::parse(&self.reader.facts());
+        self.measured = facts.measured.clone();
+        match facts.has_interruptions() {
             true => _ = self.interruptions.get_or_insert_with(Followed::new),
             false => self.interruptions = None,
         }
@@ -214,11 +218,13 @@ impl Follower {
         let slowest = self.slowest.take();
         let followed = self.interruptions.as_mut();
         let known = followed.map(|followed| followed.take(&slowest));
+        let measured = &self.measured;
         let outliers = slowest.into_iter().enumerate().map(|(n, record)| Outlier {
             record,
             rate,
             start_ns: when.realtime_ns(record.first),
-            interrupted: known.as_ref().and_then(|known| known.get(n).copied()),
+            interrupted: (known.as_ref().and_then(|known| known.get(n).copied()))
+                .filter(|_| measured.covers(record.first)),
         });
         let interval = Interval {
             seconds: self.started.elapsed().as_secs_f64(),

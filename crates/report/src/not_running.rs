@@ -11,6 +11,7 @@ use burst_trace::{
 };
 
 use crate::collect::{DirectionBreakdown, WAITING_S};
+use crate::facts::Measured;
 use crate::figures::TickRate;
 use crate::interruption::{InterruptionRow, InterruptionSums};
 
@@ -40,6 +41,7 @@ type Key = (Subject, u64, u64, InterruptionCause);
 
 struct Reading<'i> {
     interruptions: &'i Interruptions,
+    measured: &'i Measured,
     rate: TickRate,
     directions: [Sums; 2],
     wakeups: Wakeups,
@@ -49,13 +51,14 @@ struct Reading<'i> {
 }
 
 impl NotRunning {
-    /// Reads the source twice: its interruptions, and the bursts that ended from `from` to `to`, ticks.
+    /// Reads the source twice: its interruptions, and the bursts that ended from `from` to `to`, ticks, while they were `measured`.
     #[must_use]
-    pub fn read(source: &Source, from: u64, to: u64) -> Self {
+    pub fn read(source: &Source, from: u64, to: u64, measured: &Measured) -> Self {
         let rate = TickRate::new(source.ticks_per_second());
         let interruptions = Interruptions::read(source);
         let mut reading = Reading {
             interruptions: &interruptions,
+            measured,
             rate,
             directions: [Sums::default(), Sums::default()],
             wakeups: Wakeups::default(),
@@ -112,6 +115,9 @@ impl Reading<'_> {
             let BurstRecord { ring, packets, first, .. } = *burst;
             let ticks = ticks.into();
             self.add_wakeups([Wakeup { direction, ring, packets, worker, first, ticks }]);
+        }
+        if !self.measured.covers(burst.first) {
+            return;
         }
         let stages = direction.stages().len();
         let ticks = self.find(worker, times.first, times.boundary(stages));

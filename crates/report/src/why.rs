@@ -164,7 +164,8 @@ impl Why {
         let units = Units::read(source, limit, rate);
         // Only where interruptions are seen is it known that nothing on this kernel ran in a worker's place.
         let are_seen = facts.has_interruptions();
-        let judge = Judge::new(&units, are_seen && facts.is_virtual.unwrap_or(is_virtual));
+        let is_virtual = are_seen && facts.is_virtual.unwrap_or(is_virtual);
+        let judge = Judge::new(&units, is_virtual.then_some(&facts.measured));
         let mut groups: HashMap<Key, Group> = HashMap::new();
         let (mut slow, mut slow_ticks) = (0, 0_u64);
         units.each_slow(source, |unit| {

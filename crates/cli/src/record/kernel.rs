@@ -204,7 +204,7 @@ fn measure(
         // If an error has ended the recording, nobody receives this.
         let _ = records.send(record);
     };
-    if let Err(error) = stages.drain(stop.as_fd(), write) {
+    if let Err(error) = stages.drain(stop.as_fd(), || {}, write) {
         eprintln!("ringscope: times in the host kernel are not recorded any more: {error}");
     }
     Measured { lost: stages.lost(), cost: counting.ok().map(|_| stages.cost()) }

@@ -12,6 +12,7 @@ use burst_trace::{
 
 use super::Cause;
 use super::units::{Kind, Slow, Units};
+use crate::facts::Measured;
 
 /// The part of the time above the median from which on an interruption is the cause: one in this many.
 const GOOD_PART: u64 = 3;
@@ -22,7 +23,8 @@ const BUSY_MAX: usize = 1000;
 /// Finds causes.
 pub struct Judge<'u> {
     units: &'u Units,
-    is_virtual: bool,
+    /// On a virtual machine: when interruptions were seen, so that what is left is the hypervisor's.
+    seen: Option<&'u Measured>,
 }
 
 /// Why a unit was slow.
@@ -55,8 +57,8 @@ impl Sum {
 }
 
 impl<'u> Judge<'u> {
-    pub const fn new(units: &'u Units, is_virtual: bool) -> Self {
-        Self { units, is_virtual }
+    pub const fn new(units: &'u Units, seen: Option<&'u Measured>) -> Self {
+        Self { units, seen }
     }
 
     /// The cause; `None` for a frame in the host that is slow because its worker was interrupted, which its burst shows.
@@ -233,7 +235,9 @@ impl<'u> Judge<'u> {
             }
             Stage::Egress | Stage::Complete => Cause::Datapath,
             // The kernel hands frames over in a call of the worker's.
-            Stage::Place if direction == Direction::Rx && !self.is_virtual => Cause::Datapath,
+            Stage::Place if direction == Direction::Rx && !self.may_be_stolen(unit) => {
+                Cause::Datapath
+            }
             _ => self.unaccounted(unit),
         };
         (cause, stage.name())
@@ -263,9 +267,13 @@ impl<'u> Judge<'u> {
         during.into_iter().any(|it| it.cause == InterruptionCause::Printk)
     }
 
+    fn may_be_stolen(&self, unit: &Slow) -> bool {
+        self.seen.is_some_and(|seen| seen.covers(unit.from))
+    }
+
     /// A worker did not get on, and nothing on this kernel ran in its place.
-    const fn unaccounted(&self, unit: &Slow) -> Cause {
-        match self.is_virtual {
+    fn unaccounted(&self, unit: &Slow) -> Cause {
+        match self.may_be_stolen(unit) {
             true => Cause::Interrupted(InterruptionCause::Hypervisor, unit.worker),
             false => Cause::Unknown,
         }
