@@ -146,7 +146,9 @@ impl Daemon {
     /// # Errors
     /// When it is not built.
     pub fn start_as_client(directory: &Path, name: &str, arguments: &[&str]) -> io::Result<Self> {
-        Self::spawn(directory, name, &[&["--client"], arguments].concat(), None, ALL_LINES)
+        // The recorder is then its own, and not that of one before.
+        Self::spawn(directory, name, &[&["--client"], arguments].concat(), None, ALL_LINES)?
+            .started("ringscoped to record", |daemon| daemon.log().contains("recording to"))
     }
 
     /// Starts the daemon with a file of several guests, its log and its run directory in `directory`, and waits

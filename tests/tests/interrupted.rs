@@ -48,7 +48,7 @@ fn a_program_that_takes_the_workers_cpu_is_named_and_its_time_counts() {
 }
 
 #[test]
-fn so_it_is_when_the_operator_begins_to_measure() {
+fn it_is_named_when_the_operator_begins_to_measure() {
     expect_named(&[], |rig| {
         let states = rig.asked(&["kernel-stages", "on"]);
         assert_eq!(states["kernel-stages"]["interruptions"], "on", "{states}");
