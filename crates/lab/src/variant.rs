@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use burst_trace::location::recorder_path;
+use burst_trace::{Header, Reader};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::command::{CommandError, Stop, run};
@@ -261,6 +263,14 @@ impl Built {
         self.recorder.as_deref().map(|name| (self.undo.dir.as_path(), name))
     }
 
+    /// Frames of guests that ringscoped has made parts of others on their way to the wire (GRO) so far: behind it they count no
+    /// longer.
+    #[must_use]
+    pub fn joined(&self) -> u64 {
+        let open = |(dir, name)| Reader::open(&recorder_path(dir, name)).ok();
+        self.recorder().and_then(open).map_or(0, |reader| joined(&reader))
+    }
+
     /// The directory of its state. All its processes have it in their environment.
     #[must_use]
     pub fn directory(&self) -> &Path {
@@ -297,6 +307,11 @@ impl Drop for Undo {
         }
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+fn joined(header: &Header) -> u64 {
+    let gro = (0..header.queue_pairs() * 2).map(|ring| header.gro(ring));
+    gro.map(|gro| gro.segments.saturating_sub(gro.frames)).sum()
 }
 
 /// The script's own sentence says what is missing.
@@ -353,6 +368,8 @@ fn script() -> Result<Command, VariantError> {
 
 #[cfg(test)]
 mod tests {
+    use burst_trace::{Clock, Recorder, RecorderOptions};
+
     use super::*;
 
     #[test]
@@ -386,6 +403,20 @@ mod tests {
         ] {
             assert_eq!(has_option(variant, option).unwrap(), has, "{variant}, {option}");
         }
+    }
+
+    #[test]
+    fn of_frames_that_are_one_packet_one_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm0.trace");
+        let (workers, queue_pairs, capacity, facts) = (1, 2, 64, "{}".into());
+        let options = RecorderOptions { path, workers, queue_pairs, capacity, facts };
+        let clock = Clock::new();
+        let recorder = Recorder::create(&options, &clock).unwrap();
+        let mut writer = recorder.writer(0, clock);
+        writer.count_gro(1, 1, 4);
+        writer.count_gro(3, 2, 5);
+        assert_eq!(joined(&Reader::open(recorder.path()).unwrap()), 6);
     }
 
     #[test]
