@@ -163,11 +163,11 @@ impl Follower {
     fn read_facts(&mut self) {
         self.facts_version = self.reader.facts_version();
         let facts = Facts::parse(&self.reader.facts());
-        self.measured = facts.measured.clone();
         match facts.has_interruptions() {
             true => _ = self.interruptions.get_or_insert_with(Followed::new),
             false => self.interruptions = None,
         }
+        self.measured = facts.measured;
     }
 
     /// The recorder.

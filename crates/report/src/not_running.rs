@@ -111,13 +111,14 @@ impl Reading<'_> {
     fn add_burst(&mut self, burst: &BurstRecord) {
         let (worker, direction, times) = (burst.worker.into(), burst.direction(), burst.times());
         self.wakeups.add_burst(&times, burst.packets);
+        // Its wake-up may be known all the same: AF_XDP stamps it.
+        if !self.measured.covers(burst.first) {
+            return;
+        }
         if let Some(ticks) = burst.wakeup {
             let BurstRecord { ring, packets, first, .. } = *burst;
             let ticks = ticks.into();
             self.add_wakeups([Wakeup { direction, ring, packets, worker, first, ticks }]);
-        }
-        if !self.measured.covers(burst.first) {
-            return;
         }
         let stages = direction.stages().len();
         let ticks = self.find(worker, times.first, times.boundary(stages));

@@ -221,6 +221,25 @@ fn measured_and_none_is_zero_and_not_measured_has_its_reason() {
 }
 
 #[test]
+fn what_came_while_nobody_measured_has_no_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let known = Known::new(directory.path(), "{}");
+    let found = |windows: &str| {
+        let states = r#"{"interruptions":"on until 14:03:07 UTC"}"#;
+        let facts = format!(r#"{{"kernel_stages":{states},"kernel_windows":{windows}}}"#);
+        known.recorder.participants().set_facts(&facts);
+        let source = Source::open(known.recorder.path()).unwrap();
+        let Breakdown { tx, rx, .. } = Breakdown::read(&source, "vm0", Window::Held);
+        [tx, rx].map(|way| way.total.not_running_mean_ns)
+    };
+    let first = format!("[[{},{}]]", known.at(0), known.at(9000));
+    assert_eq!(found(&first), [Some(0.0), None]);
+    assert_eq!(found(&format!("[[{},null]]", known.at(9000))), [None, Some(0.0)]);
+    assert_eq!(found("[]"), [None; 2]);
+    assert_eq!(found("null"), [Some(0.0); 2]);
+}
+
+#[test]
 fn without_exits_of_kvm_the_table_and_the_object_say_why() {
     let directory = tempfile::tempdir().unwrap();
     let facts = r#"{"kernel_stages":{"interruptions":"on","kvm":"n/a: this kernel has no KVM"}}"#;

@@ -224,6 +224,17 @@ fn a_burst_that_no_interruption_explains_is_explained_by_its_stage() {
 }
 
 #[test]
+fn nobody_is_blamed_for_a_time_that_was_not_measured() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut story = Story::new(directory.path());
+    story.burst(1, Some((Stage::Gather, 2000)));
+    let states = r#"{"interruptions":"on until 14:03:07 UTC"}"#;
+    let facts = format!(r#"{{"kernel_stages":{states},"kernel_windows":[]}}"#);
+    story.recorder.participants().set_facts(&facts);
+    assert_eq!(first(&story.why(OVER, true)), ("unknown", "worker", 1, "gather"));
+}
+
+#[test]
 fn debug_messages_in_a_slow_call_are_its_cause() {
     let directory = tempfile::tempdir().unwrap();
     let mut story = Story::new(directory.path());
