@@ -52,7 +52,7 @@ type StartWorker<D> =
 /// less with a busy one.
 const RECORDS: usize = 1 << 16;
 
-/// What is told of a guest's front ends as they come and go.
+/// Those that are told when a guest's front end comes or goes.
 type Witnesses = Vec<Box<dyn Witness>>;
 
 /// Runs the daemon until `stop`.
@@ -450,7 +450,7 @@ impl Daemon {
             self.wires.entry(guest.name.clone()).or_insert_with(wire);
         }
         let door = if taking.is_none() { open_door(plan) } else { None };
-        // No guest waits for that.
+        // They are made by now, or soon; no guest is served before workers can join them.
         confine::wait_for_namespaces();
         let guests = plan.guests.iter().map(|guest| (guest, &self.wires[&guest.name])).collect();
         let (fronts, clock, ways) = (std::mem::take(&mut self.fronts), self.clock, &self.ways);

@@ -263,8 +263,8 @@ impl Built {
         self.recorder.as_deref().map(|name| (self.undo.dir.as_path(), name))
     }
 
-    /// Frames of guests that ringscoped has made parts of others on their way to the wire (GRO) so far: behind it they count no
-    /// longer.
+    /// How many frames of guests ringscoped has joined to the frame before them (GRO) so far. Counters behind ringscoped do not see
+    /// them.
     #[must_use]
     pub fn joined(&self) -> u64 {
         let open = |(dir, name)| Reader::open(&recorder_path(dir, name)).ok();

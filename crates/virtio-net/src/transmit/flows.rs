@@ -1,7 +1,7 @@
 //! The frames of a burst by their flows: those of one flow may pass those of others, and never each other.
 //!
-//! Flows are told apart coarsely. Frames of one TCP or UDP flow always are of one lane; two flows may be of one lane, too. A frame that
-//! may belong to any flow has no lane, such as a fragment: no other frame passes it.
+//! Each frame of TCP or UDP has a lane. All frames of a flow have the same lane; two flows may share one, which costs nothing but calls. A
+//! fragment, or another frame whose flow is not known, has no lane: no other frame passes it.
 
 use arrayvec::ArrayVec;
 
@@ -15,7 +15,7 @@ const PROTOCOLS: [u8; 2] = [6, 17];
 /// Multiplied with it, bits come to the top (the golden ratio).
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The lane of a frame, as a number that other flows hardly have; `None` if it has none. `front`: the frame's first bytes.
+/// The lane of a frame, as a number that frames of other flows hardly ever have; `None` if it has none. `front`: the frame's first bytes.
 #[inline]
 pub(super) fn flow_of<const N: usize>(front: &[u8; N], frame: &Frame<'_, '_>) -> Option<u64> {
     const {
@@ -79,7 +79,7 @@ impl Lanes {
         self.len
     }
 
-    /// Whether a frame came after one of another lane that came after one of its own.
+    /// Whether the frames of a lane are not all neighbours.
     pub(super) const fn is_mixed(&self) -> bool {
         self.is_mixed
     }
